@@ -13,10 +13,10 @@ def order_of(*goals, **arguments):
     return AshaPruner(**arguments).order(goals or [ACCURACY])
 
 
-def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
-    """A slot whose trial has reported these values, one after each `stride` epochs."""
+def standing(slot, state, *values, order=None, exempt=False, apart=1, **costs):
+    """A slot whose trial has reported these values, one after each `apart` epochs."""
     order = order or order_of()
-    steps = [stride * (position + 1) for position in range(len(values))]
+    steps = [apart * (position + 1) for position in range(len(values))]
     last = steps[-1] if steps else None
     reports = {}
     for rung in order.rungs(last or 0):

@@ -47,7 +47,7 @@ class Bare:
     """A study definition of six numbers, whose training is ten epochs of a batch of four."""
 
     space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
-    baseline, seed, in_turn, keeps_state = None, 0, False, ()
+    baseline, seed, keeps_state = None, 0, ()
 
     def provenance_sections(self, point: Any) -> None:
         return None

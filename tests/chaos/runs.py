@@ -188,7 +188,7 @@ class Run:
         def at_work(stored):
             held = {slot.trial_id for slot in stored.ledger.held() if is_alive(holder(slot))}
             begun = [trial for trial in stored.trials() if trial.intermediate_values]
-            # Jobs in turn tell of their end alone: they have saved two epochs by then.
+            # A loop with several folds reports only their ends: by then it has saved two epochs.
             saved = len([*self.folder.glob("checkpoints/*.previous")])
             at_work = sum(trial._trial_id in held for trial in begun)
             return max(at_work, min(saved, len(held))) >= self.at_once

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import Never
 
-from studyloom.definition.loop import STRIDE, Loop, LoopObjective
+from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.rule import parse_limits
 from studyloom.definition.run import LoopJob
 from studyloom.errors import Stopped, UndefinedMetric
@@ -116,8 +116,11 @@ def test_a_loop_ended_after_any_report_goes_on_from_its_checkpoint_to_the_same(
 def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
     objective, steps = objective_of(walk, (5, 6)), []
     value = run_of(objective, steps.append)
-    ends = [step for step in steps if step.number % objective.stride == 0]
-    assert [step.number for step in ends] == [STRIDE, 2 * STRIDE]
+    compared = [objective.compared_number(step) for step in steps]
+    assert compared == [None, None, None, 1, None, None, None, 2]
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [objective.is_new(step, 1) for step in steps] == 4 * [False] + 4 * [True]
+    ends = [step for step in steps if step.ends_job]
     assert value == fmean(step.value for step in ends)
     assert objective.standard_error() == stdev(step.value for step in ends) / 2**0.5
     assert timeless(objective)["number"] == [1, 2, 3]
@@ -129,12 +132,13 @@ def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
 def test_what_was_done_after_the_pruners_answer_is_forgotten():
     objective = objective_of(walk, (5, 6, 7))
     run_of(objective)
-    objective.cut(STRIDE)
+    first, second, _ = (step.number for step in objective.steps() if step.ends_job)
+    objective.cut(first)
     assert timeless(objective)["number"] == [1, 2, 3]
-    assert objective.steps()[-1].number == STRIDE
+    assert objective.steps()[-1].number == first
     assert objective.standard_error() is None
-    objective.cut(2 * STRIDE)
-    two = [step.value for step in objective.steps() if step.number % STRIDE == 0]
+    objective.cut(second)
+    two = [step.value for step in objective.steps() if step.ends_job]
     assert objective.standard_error() == stdev(two) / 2**0.5
 
 

@@ -7,7 +7,6 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.definition.objective import (
     NetworkObjective,
-    group_by_epoch,
     mean_epoch,
     run_epochs,
 )
@@ -23,27 +22,12 @@ def definition():
     return ask(*TINY, "train.epochs=4")
 
 
-def reports(steps, stride=1):
-    """What a worker reports of the steps of an objective."""
-    return {step.number // stride: step.value for step in steps if step.number % stride == 0}
-
-
-def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(definition):
+def test_the_learning_curve_is_the_mean_over_jobs_at_each_epoch(definition):
     jobs = definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0)
-    trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]
-    curves = []
-    for training in trainings:
-        steps = list(run_epochs(training, Never()))
-        means = map(mean_epoch, training.history)
-        assert steps == [replace(epoch, number=n) for n, epoch in enumerate(means, 1)]
-        curves.append(
-            [
-                [(e.number, e.train_loss, e.value) for e in epochs]
-                for epochs in group_by_epoch(training.history)
-            ]
-        )
-    assert curves[0] == curves[1]
-    assert [len(epochs) for epochs in group_by_epoch(trainings[1].history[:6])] == [2, 2, 1, 1]
+    training = Training(jobs, SPLIT)
+    steps = list(run_epochs(training, Never()))
+    assert steps == [*map(mean_epoch, training.history)]
+    assert [step.number for step in steps] == [1, 2, 3, 4]
 
 
 def test_a_second_signal_that_comes_while_a_stopped_training_is_closed_counts(
@@ -77,9 +61,8 @@ class Script:
         return Metric("script", "maximize", lambda outputs, targets: next(self.values))
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("weights", ["last", "best"])
-def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights, in_turn):
+def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights):
     scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
     jobs = [
         replace(job, patience=2, weights=weights, metric=Script(*script).metric())
@@ -87,19 +70,14 @@ def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights, in_tu
             definition.jobs(definition.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
         )
     ]
-    objective = NetworkObjective(Training(jobs, SPLIT, in_turn=in_turn))
+    objective = NetworkObjective(Training(jobs, SPLIT))
     steps = []
     value = objective.run(steps.append, Never())
-    reported = reports(steps, objective.stride)
     kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[weights]
     assert value == pytest.approx(sum(kept) / 2)
     assert objective.standard_error() == pytest.approx(abs(kept[0] - kept[1]) / 2)
-    if in_turn:
-        assert reported == {1: kept[0], 2: kept[1]}
-        assert [step.number for step in objective.steps()] == [1, 2, 3, 4, 5, 6, 8]
-    else:
-        stand_in = kept[1]
-        expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
-        assert reported == pytest.approx(expected)
+    stand_in = kept[1]
+    expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
+    assert {step.number: step.value for step in steps} == pytest.approx(expected)
     objective.cut(2)
     assert len(objective.history) == 2

@@ -343,7 +343,6 @@ BOUNDS = {
     ("storage.deadline=-1",): "storage.deadline must be at least 0; got -1",
     ("cost.per_hour=-1",): "cost.per_hour must be at least 0, or null; got -1",
     ("cost.limit=-1", "cost.per_hour=1"): "cost.limit must be a positive number, or null; got -1.0",
-    ("study.epochs=50", "pruner=wilcoxon", "objective.folds=3"): "and study.epochs counts epochs",
 }
 BOUNDED = (
     STOP,
@@ -416,7 +415,6 @@ def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
         ("checkpoints.dir=null",): "checkpoints.dir=null",
         ("train.epochs=2",): "train.epochs must be at least 3",
         ("pruner.brackets=2",): "pruner.brackets=2; got 3",
-        ("+pruner.steps=jobs", "objective.folds=2"): "pruner.steps=jobs",
         (*LOOP, "objective.folds=2"): "objective.folds or objective.seeds",
         (*COMMAND, "objective.direction=maximize"): "which this objective lacks",
     }.items():

@@ -194,7 +194,7 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
     split = Embedded().train()
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("data: {root: null}\n")
-    made = Provenance({}, 1, 7, split.digest, False, "cpu", 1, {})
+    made = Provenance({}, 1, 7, split.digest, "cpu", 1, {})
     loaded = load_data(cfg, made, tmp_path)
     assert loaded.digest == split.digest
     assert torch.equal(loaded.folds[0][1], make_folds(split.targets, 1, 800, derive(7))[0][1])

@@ -34,7 +34,6 @@ def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_med
     for other in (
         pruner_of("checkpoints.dir=null"),
         pruner_of("train.epochs=2"),
-        pruner_of("+pruner.steps=jobs", "objective.folds=2"),
         pruner_of(began=0),
     ):
         assert isinstance(other, MedianPruner)
@@ -191,7 +190,7 @@ def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
 
 def test_who_reports_every_fifth_epoch_is_compared_at_the_first_report_after_a_rung():
     order = order_of()
-    slots = [standing(slot, OPEN, 0.1 * slot, stride=5) for slot in range(3)]
+    slots = [standing(slot, OPEN, 0.1 * slot, apart=5) for slot in range(3)]
     assert {*slots[0].reports} == {1, 3}
     assert order.promotable(slots) == [2]
     assert order.pauses_at(0, -1, 5)

@@ -8,7 +8,7 @@ import pytest
 from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 from toy_worker import RANDOM, SPLIT, Killed, LockedDatabase, fresh, outcomes, work
-from toys import ask, toy_folds
+from toys import LOOP, ask, toy_folds
 
 from studyloom.definition import objective
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
@@ -73,14 +73,14 @@ class Witness(BasePruner):
 WITNESS = "pruner._target_=test_reporter.Witness"
 
 
-@pytest.mark.parametrize(("steps", "reports"), [("epochs", 4), ("jobs", 3)])
+@pytest.mark.parametrize(("kind", "reports"), [((), 4), (LOOP, 3)])
 def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_baseline(
-    sqlite_url, monkeypatch, steps, reports
+    sqlite_url, monkeypatch, kind, reports
 ):
-    """A report is an epoch of all jobs, or the end of one job if they are trained in turn."""
+    """A report is an epoch of all folds, or of a loop the end of its call for a fold."""
     monkeypatch.setattr(Witness, "shown", [])
     folds = toy_folds(SPLIT, 3)
-    definition = ask(*RANDOM, WITNESS, f"+pruner.steps={steps}", "train.epochs=4")
+    definition = ask(*RANDOM, *kind, WITNESS, "train.epochs=4", "objective.folds=3")
     stored = fresh(sqlite_url, definition, 2)
     work(definition, stored, 2, folds=folds)
     baseline, trial = stored.trials()
@@ -89,7 +89,7 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
     assert Witness.shown == [dict(values[:count]) for count in range(1, reports)]
     record = TrialRecord(trial)
     assert (record.steps_done, record.steps_planned) == (reports, reports)
-    assert record.epoch_count == (12 if steps == "jobs" else 4), "in turn, those of all folds"
+    assert record.epoch_count == (12 if kind else 4), "of a loop those of all folds"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,6 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, monkeypatch
     def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
             training.history.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
-            training.numbers.append(number)
             yield training.history[-1][0]
 
     monkeypatch.setattr(objective, "run_epochs", measure)

@@ -172,7 +172,7 @@ def test_an_epoch_draws_its_examples_anew_without_replacement():
 # Randomness
 
 
-def test_a_job_alone_is_a_job_among_others_together_or_in_turn():
+def test_a_job_alone_is_a_job_among_others():
     jobs = [
         toy_job(seed=2, model=partial(CNN, channels=4, dropout=0.3)),
         toy_job(),
@@ -182,10 +182,6 @@ def test_a_job_alone_is_a_job_among_others_together_or_in_turn():
     alone = [curve(job) for job in jobs]
     together = [[numbers_of(epoch) for epoch in each] for each in Training(jobs, SPLIT)]
     assert together == [[*each] for each in zip(*alone, strict=True)]
-    training = Training(jobs, SPLIT, in_turn=True)
-    in_turn = [[numbers_of(epoch) for epoch in each] for each in training]
-    assert in_turn == [[one] for each in alone for one in each]
-    assert (training.epochs, training.stride, len(training.history)) == (12, 3, 12)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -351,13 +347,13 @@ def check_resuming(job, data, *, exactly=True):
             assert equal(found, [*map(timeless, states[stop:])])
 
 
-@pytest.mark.parametrize(("names", "in_turn"), [(LOCKSTEP, True), (WAYS, False)])
-def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names, in_turn):
-    never_stopped = states_of(Training(lockstep(names), SPLIT, in_turn=in_turn))
-    assert len(never_stopped) == (13 if in_turn else 4)
-    state = Training(lockstep(names), SPLIT, in_turn=in_turn).state()
+@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
+def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names):
+    never_stopped = states_of(Training(lockstep(names), SPLIT))
+    assert len(never_stopped) == 4
+    state = Training(lockstep(names), SPLIT).state()
     for expected in never_stopped[1:]:
-        training = Training(lockstep(names), SPLIT, in_turn=in_turn)
+        training = Training(lockstep(names), SPLIT)
         training.restore(through_a_file(state))
         next(iter(training))
         state = training.state()
@@ -365,18 +361,13 @@ def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names, in_turn
     assert list(training) == []
 
 
-def test_a_job_that_diverges_is_named_with_its_own_epoch_together_or_in_turn():
+def test_a_job_that_diverges_is_named_with_its_epoch():
     lost = toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))
     with pytest.raises(Diverged) as caught:
         list(epochs([toy_job(), lost], SPLIT))
     error = caught.value
     assert (error.job, error.epoch, error.epochs, error.part) == (1, 1, 3, "train")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    training = Training([toy_job(), lost, toy_job()], SPLIT, in_turn=True)
-    with pytest.raises(Diverged, match="at epoch 1 of 3") as caught:
-        list(training)
-    assert caught.value.job == 1
-    assert len(training.history) == 3
 
 
 def test_a_state_is_a_snapshot_and_is_not_trained_on():

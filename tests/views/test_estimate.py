@@ -59,7 +59,7 @@ def test_before_a_trial_has_ended_those_that_run_say_how_long_it_takes():
     assert (later.each, later.share, later.pace) == (10.0, 0.0, None)
 
 
-def test_of_jobs_in_turn_those_that_have_ended_are_counted_and_not_the_epochs_of_their_curve():
+def test_the_calls_of_a_loop_that_ended_are_counted_and_not_their_epochs():
     """Three jobs of twenty epochs take a minute, of which one job is left."""
     curve = {"number": [*range(20)], "value": [0.5] * 20, attributes.JOBS: [3] * 20}
     jobs = {attributes.PLANNED_JOBS: 3}

@@ -55,9 +55,9 @@ def test_the_best_stands_above_the_last_five_by_number_and_those_that_run_are_am
 def test_one_that_runs_has_its_last_value_and_the_epochs_of_all():
     trials = [a_trial(0, RUNNING, 0.75, epochs=2, **{PLANNED_EPOCHS: 9}), a_trial(1, RUNNING)]
     trials[1].intermediate_values = {}
-    in_turn = a_trial(2, epochs=19, **{PLANNED_JOBS: 2})
-    in_turn.intermediate_values = {1: 0.9, 2: 0.9}
-    table = last_trials(progress_of([*trials, in_turn]), 80)
+    of_loop = a_trial(2, epochs=19, **{PLANNED_JOBS: 2})
+    of_loop.intermediate_values = {1: 0.9, 2: 0.9}
+    table = last_trials(progress_of([*trials, of_loop]), 80)
     assert column(table, "epochs") == ["3/9", "0", "2/2"]
     assert column(table, "value") == ["0.7500", "", "0.9000"]
 

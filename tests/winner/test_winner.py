@@ -169,8 +169,6 @@ def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
     curve = {"value": [0.1, 0.5, 0.5, 0.2]}
     assert kept_epoch(curve, "best", ACCURACY.sign) == 2
     assert kept_epoch(curve, "last", ACCURACY.sign) == 4
-    in_turn = {"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}
-    assert kept_epoch(in_turn, "best", ACCURACY.sign) == 2
     assert kept_epoch({}, "best", ACCURACY.sign) is None
 
 

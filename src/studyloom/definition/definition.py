@@ -258,20 +258,6 @@ class Definition:
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
         return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
 
-    @functools.cached_property
-    def steps(self) -> str:
-        """The steps of a trial that the pruner sees.
-
-        It is `epochs` for the mean over jobs at each epoch, or `jobs` for the end of each job if
-        they are trained in turn.
-        """
-        return str(self.config.pruner.get("steps", "epochs"))
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether the jobs of a trial are trained one after the other."""
-        return self.steps == "jobs"
-
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the definition, by key.
 
@@ -288,8 +274,6 @@ class Definition:
             "data.digest": digest,
             "study.seed": self.config.study.seed,
             "study.direction": self.metric.direction,
-            # A pruner cannot compare trials whose reports mean different things.
-            "pruner.steps": self.steps,
         }
         if (study := self.config.study).deterministic:
             flat |= {"study.deterministic": True, "study.round": study.round}

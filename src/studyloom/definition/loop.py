@@ -27,6 +27,7 @@ from studyloom.definition.objective import (
     Attempt,
     Objective,
     Report,
+    Step,
     Stopping,
     Tell,
     spread_over_jobs,
@@ -42,8 +43,6 @@ from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 
-# The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
-STRIDE = 1_000_000
 # The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
 REFUSED = {
     "stop": "other workers search too; set study.epochs or study.stop=improvement",
@@ -291,7 +290,7 @@ class Loop:
 
 @dataclass
 class LoopObjective(Objective):
-    """Calls a loop for each job in turn: each of its reports is a step.
+    """Calls a loop for one job after the other: each of its reports is a step.
 
     The value is the mean of what the calls return. With several jobs, the pruner compares trials
     at the end of each job. A loop that keeps its state resumes after its last complete epoch; any
@@ -314,14 +313,31 @@ class LoopObjective(Objective):
     _warnings: list[str] = field(default_factory=list)
 
     @property
-    def stride(self) -> int:
-        return 1 if len(self.jobs) == 1 else STRIDE
+    def compared_jobs(self) -> int | None:
+        return len(self.jobs) if len(self.jobs) > 1 else None
+
+    def compared_number(self, step: Step) -> int | None:
+        if self.compared_jobs is None:
+            return step.number
+        assert isinstance(step, Report)
+        return step.job + 1 if step.ends_job else None
+
+    def is_new(self, step: Step, reported: int) -> bool:
+        if self.compared_jobs is None:
+            return step.number > reported
+        assert isinstance(step, Report)
+        return step.job >= reported
 
     @property
     def epochs(self) -> int | None:
-        if len(self.jobs) > 1:
-            return len(self.jobs) * STRIDE
-        return None if self._run is None else self._run.count
+        if self.compared_jobs is None:
+            return None if self._run is None else self._run.count
+        has_ended = len(self._values) == len(self.jobs)
+        return self._steps_before(len(self.jobs)) if has_ended else None
+
+    def _steps_before(self, position: int) -> int:
+        """Returns the number of steps of the jobs before one: their reports and their ends."""
+        return sum(len(reports) + 1 for reports in self._reports[:position])
 
     @property
     def keeps_files(self) -> bool:
@@ -392,8 +408,10 @@ class LoopObjective(Objective):
                 loop.check_kept(run)
                 with uncut():
                     seconds, began = time.perf_counter() - began, time.perf_counter()
-                    number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
-                    reports.append(Report(number, value, seconds, step, further))
+                    number = step
+                    if self.compared_jobs is not None:
+                        number = self._steps_before(position) + len(reports) + 1
+                    reports.append(Report(number, value, seconds, step, further, position))
                     tell(reports[-1])
 
             interruptible.enter_context(stopping.interruptible())
@@ -443,8 +461,14 @@ class LoopObjective(Objective):
         return value
 
     def _end_of(self, position: int) -> Report:
-        value = self._values[position]
-        return Report((position + 1) * STRIDE, value, 0.0, len(self._reports[position]))
+        return Report(
+            number=self._steps_before(position + 1),
+            value=self._values[position],
+            seconds=0.0,
+            step=len(self._reports[position]),
+            job=position,
+            ends_job=True,
+        )
 
     def costs(self) -> list[Cost]:
         """Returns the costs that the loop has reported, as means over jobs."""
@@ -490,8 +514,12 @@ class LoopObjective(Objective):
         return columns | spread_over_jobs(rows) if rows else {}
 
     def standard_error(self) -> float | None:
-        jobs = None if self._cut is None else self._cut // STRIDE  # before the cut
-        return standard_error_of(self._values[:jobs])
+        values = [
+            value
+            for position, value in enumerate(self._values)
+            if self._cut is None or self._steps_before(position + 1) <= self._cut
+        ]
+        return standard_error_of(values)
 
     def state(self) -> dict[str, Any] | None:
         now = None if self._run is None else self._run.state()

@@ -54,8 +54,7 @@ class NetworkDefinition(Definition):
         else:
             assert fold is not None
             jobs = [self.job(point, fold, seed)]
-        in_turn = self.in_turn and seed is None
-        return NetworkObjective(Training(jobs, data.split, in_turn=in_turn))
+        return NetworkObjective(Training(jobs, data.split))
 
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
         if not values or not steps_on_value(self.at(point)):

@@ -1,14 +1,13 @@
 """The interface of every training: an objective runs step by step and returns a value.
 
 The value of networks is the mean of their jobs' metric, each on its validation set. It is reported
-after each epoch, or after each job if the jobs are trained in turn.
+after each epoch.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -41,11 +40,14 @@ class Stopping(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """A report of a loop; the pruner compares trials by reports of the same number.
+    """A report of a loop, or the end of one of its jobs if it has several.
 
     Args:
+        number: grows with each report; the pruner compares trials by it if there is one job.
         seconds: since the previous report, or since the call.
         step: the number that the loop gave.
+        job: the position of the job, from 0.
+        ends_job: whether it is the end of one of several jobs, with the value of that job.
     """
 
     number: int
@@ -53,6 +55,8 @@ class Report:
     seconds: float
     step: int
     further: Mapping[str, float] = field(default_factory=dict)
+    job: int = 0
+    ends_job: bool = False
 
 
 Step = Epoch | Report  # what an objective reports after a step, with a growing number
@@ -97,12 +101,17 @@ class Objective:
         return None
 
     @property
-    def stride(self) -> int:
-        """How many steps lie between two that can be compared with those of other trials.
+    def compared_jobs(self) -> int | None:
+        """How many jobs the pruner compares, each at its end; None if it compares each step."""
+        return None
 
-        Only every `stride`-th is shown to the pruner.
-        """
-        return 1
+    def compared_number(self, step: Step) -> int | None:
+        """Returns the number by which the pruner compares a step; None if it does not."""
+        return step.number
+
+    def is_new(self, step: Step, reported: int) -> bool:
+        """Whether a step comes after the one whose compared number was reported last."""
+        return step.number > reported
 
     @property
     def evaluating(self) -> float:
@@ -201,7 +210,7 @@ class Objective:
 
 
 class NetworkObjective(Objective):
-    """Trains networks: a step is an epoch of all jobs, or in turn of one job."""
+    """Trains networks: a step is an epoch of all jobs."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -212,18 +221,13 @@ class NetworkObjective(Objective):
         return self.training.epochs
 
     @property
-    def stride(self) -> int:
-        return self.training.stride
-
-    @property
     def evaluating(self) -> float:
         return self.training.evaluating
 
     @property
     def history(self) -> list[list[Epoch]]:
-        """The epochs of each step so far, one for each job that was trained in it."""
-        numbered = zip(self.training.numbers, self.training.history, strict=True)
-        return [epochs for number, epochs in numbered if self._cut is None or number <= self._cut]
+        """The epochs of each step so far, one for each job."""
+        return self.training.history[: self._cut]
 
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Trains to the end; the value is the mean of that of each job: of its last epoch, or best.
@@ -236,7 +240,7 @@ class NetworkObjective(Objective):
         return mean_epoch(self.training.kept()).value
 
     def steps(self) -> list[Epoch]:
-        return [step_at(self.training, position) for position in range(len(self.history))]
+        return [mean_epoch(epochs) for epochs in self.history]
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.
@@ -244,16 +248,14 @@ class NetworkObjective(Objective):
         Numbers keep all their digits: a replay of the trial compares them one by one. Several jobs
         add the standard error, and how many jobs it is of.
         """
-        curve = group_by_epoch(self.history)
-        rows = [asdict(mean_epoch(epochs)) for epochs in curve]
+        rows = [asdict(step) for step in self.steps()]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-        return columns | spread_over_jobs(curve)
+        return columns | spread_over_jobs(self.history)
 
     def standard_error(self) -> float | None:
         if self.training.ended and self._cut is None:
             return _error_of(self.training.kept())
-        curve = group_by_epoch(self.history)
-        return _error_of(curve[-1]) if curve else None
+        return _error_of(self.history[-1]) if self.history else None
 
     def state(self) -> dict[str, Any]:
         return self.training.state()
@@ -293,36 +295,14 @@ class StoredObjective(Objective):
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains, and yields the mean over jobs after each epoch; see `step_at`."""
+    """Trains, and yields the mean over jobs after each epoch."""
     iterations = iter(training)
     while True:
         with stopping.interruptible():
             epochs = next(iterations, None)
         if epochs is None:
             return
-        yield step_at(training, -1)
-
-
-def step_at(training: Training, position: int) -> Epoch:
-    """Returns an iteration of a training as a step: the mean over its jobs, numbered as there.
-
-    The end of a job in turn has the value of the epoch that is kept of it: that is compared.
-    """
-    number, epochs = training.numbers[position], training.history[position]
-    step = replace(mean_epoch(epochs), number=number)
-    if training.stride > 1 and number % training.stride == 0:
-        kept = training.kept()[number // training.stride - 1]
-        step = replace(step, value=kept.value)
-    return step
-
-
-def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
-    """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn."""
-    by_number = defaultdict[int, list[Epoch]](list)
-    for epochs in history:
-        for epoch in epochs:
-            by_number[epoch.number].append(epoch)
-    return [by_number[number] for number in sorted(by_number)]
+        yield mean_epoch(epochs)
 
 
 def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:

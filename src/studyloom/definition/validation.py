@@ -80,7 +80,7 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
 
 def _rules(definition: Definition) -> Iterator[str]:
     """Yields values that exclude each other, with a fix."""
-    config, choices = definition.config, definition.composer.choices
+    config = definition.config
     study = config.study
     objective = config.objective
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
@@ -95,33 +95,14 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield "objective.network is for a custom loop; name the network in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
-    single = objective.folds == objective.seeds == 1
-    grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
-    for asked, needs, way_out, refusals in (
-        (
-            study.stop is not None,
-            "study.stop=improvement estimates what further trials gain in one value",
-            "set study.stop=null, and bound the search by study.trials or study.epochs",
-            {
-                "objective.metric names more than one": several,
-                "sampler=grid tries each configuration of a list": grid,
-            },
-        ),
-        (
-            definition.in_turn,
-            f"pruner={choices.get('pruner')} compares trials fold by fold and seed by seed",
-            "choose another pruner, such as pruner=median",
-            {
-                "objective.folds=1 and objective.seeds=1 are one of each": single,
-                "study.epochs counts epochs": study.epochs is not None,
-            },
-        ),
-    ):
-        yield from (
-            f"{needs}, and {why}; {way_out}" for why, no in refusals.items() if asked and no
-        )
-    if definition.steps not in ("epochs", "jobs"):
-        yield f"pruner.steps must be epochs or jobs; got {definition.steps!r}"
+    if study.stop is None:
+        return
+    estimates = "study.stop=improvement estimates what further trials gain in one value, and"
+    way_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
+    if several:
+        yield f"{estimates} objective.metric names more than one; {way_out}"
+    if str(config.sampler.get("_target_")).endswith(".GridSampler"):
+        yield f"{estimates} sampler=grid tries each configuration of a list; {way_out}"
 
 
 def _check_goals(definition: Definition) -> Iterator[str]:

@@ -142,13 +142,11 @@ class AshaPruner(BasePruner):
                 f"checkpoints; name a folder, {ways}"
             )
         several = config.objective.folds > 1 or config.objective.seeds > 1
-        if definition.in_turn or (several and not definition.trains_networks):
-            what = (
-                "pruner.steps=jobs" if definition.in_turn else "objective.folds or objective.seeds"
-            )
+        if several and not definition.trains_networks:
             errors.append(
-                f"{what}: pruner=asha compares trials epoch by epoch, and these train their "
-                f"folds and seeds one after the other; take one of each, {ways}"
+                "objective.folds or objective.seeds: pruner=asha compares trials epoch by epoch, "
+                "and a loop trains its folds and seeds one after the other; take one of each, "
+                f"{ways}"
             )
         if not definition.resumes:
             errors.append(

@@ -37,7 +37,6 @@ class Provenance:
     seed: int
     study_seed: int
     data: str
-    in_turn: bool
     device: str
     claims: int
     environment: dict[str, Any]

@@ -85,17 +85,18 @@ class Reporter:
         objective, trial, watch = self.objective, self.held.trial, self.held.watch
         self._restore()
         self._evaluated = objective.evaluating
-        if objective.epochs is not None:  # written with the first report
-            planned = PLANNED_EPOCHS if objective.stride == 1 else PLANNED_JOBS
-            trial.set_user_attr(planned, objective.epochs // objective.stride)
-        stored = self._stored * objective.stride
+        if objective.compared_jobs is not None:  # written with the first report
+            trial.set_user_attr(PLANNED_JOBS, objective.compared_jobs)
+        elif objective.epochs is not None:
+            trial.set_user_attr(PLANNED_EPOCHS, objective.epochs)
+        stored = self._stored
         with self._outbox:
             try:
                 with self._recording_raised(), watch("storage"):
                     self._note_death()
                     # Steps of the checkpoint that were saved while the database was away.
                     for step in objective.steps():
-                        if step.number > stored:
+                        if objective.is_new(step, stored):
                             at_rung = self._comes_to_rung(step)
                             self._outbox.send(PendingReport(step, at_rung))
                             self._pause_at_rung(at_rung)
@@ -221,7 +222,7 @@ class Reporter:
 
         The value of a trial is that of its last step; the best of all would owe most to chance.
         """
-        held, step, stride = self.held, report.step, self.objective.stride
+        held, step = self.held, report.step
         if step is None:
             held.commit()
             return
@@ -234,22 +235,22 @@ class Reporter:
         streams = self.objective.streams()
         if streams and STREAMS not in trial.user_attrs:
             trial.set_user_attr(STREAMS, streams)
-        # Of jobs that are trained in turn the end of each is reported. (`Trial.report` refuses
-        # several objectives, whose curves are kept all the same.)
-        number, rest = divmod(step.number, stride)
-        if not rest and number > self._stored:
+        # `Trial.report` refuses several objectives, whose curves are kept all the same.
+        number = self.objective.compared_number(step)
+        if number is not None and number > self._stored:
             buffer.set_trial_intermediate_value(trial_id, number, float(step.value))
         held.commit()
         pruner = held.stored.optuna.pruner
         # The last step is the value. At the report that is stored already the worker before may
         # have died before it consulted the pruner.
         prunable = self.comparable and step.number != self.objective.epochs
-        if not rest and prunable and number >= self._stored and not isinstance(pruner, NopPruner):
+        compared = number is not None and number >= self._stored
+        if compared and prunable and not isinstance(pruner, NopPruner):
             # One read of the other trials, however often the pruner needs them.
             buffer.refresh(held.stored.ledger.study_id)
             if pruner.prune(trial.study, buffer.get_trial(trial_id)):
                 raise optuna.TrialPruned(step)
-        held.progress |= step.number > self._stored * stride
+        held.progress |= self.objective.is_new(step, self._stored)
 
     def _pause_at_rung(self, at_rung: bool) -> None:
         """Raises Paused at a rung once all is stored, unless the trial is the next to promote."""

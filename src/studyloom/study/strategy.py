@@ -27,7 +27,6 @@ from studyloom.space.samplers import GridSampler
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
-STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
@@ -97,7 +96,7 @@ class Strategy:
         """Makes the pruner of the section `pruner`."""
         definition = self.definition
         section = plain(definition.config.pruner)
-        own = {name: each for name, each in section.items() if name not in (STEPS, KEEPS_STATE)}
+        own = {name: each for name, each in section.items() if name != KEEPS_STATE}
         offered = {"definition": definition, "epochs": definition.epochs, "began": self.began}
         pruner: BasePruner = _build(own, "pruner", **offered)
         return pruner

@@ -50,7 +50,7 @@ class TrialRecord(TrialAttributes):
         """The learning curve by column, of which `number` and `value` are two.
 
         Until the trial has ended or reached a rung these are the steps that it reported, and that
-        Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn.
+        Optuna's pruners and dashboard read; then those of each epoch.
         Empty if it has reported nothing.
         """
         columns, reports = self.columns, self.trial.intermediate_values
@@ -70,7 +70,7 @@ class TrialRecord(TrialAttributes):
 
     @property
     def epoch_count(self) -> int:
-        """How many epochs it has trained; of folds and seeds in turn, all of each once it ended."""
+        """How many epochs it has trained; of several calls of a loop, all once it ended."""
         count = len(self.curve.get("value", ()))
         if self.planned_jobs is not None:
             count = sum(jobs or 0 for jobs in self.columns.get(JOBS, [1] * count))
@@ -78,13 +78,13 @@ class TrialRecord(TrialAttributes):
 
     @property
     def steps_done(self) -> int:
-        """How many of its `steps_planned` are done: epochs, or jobs that are trained in turn."""
+        """How many of its `steps_planned` are done."""
         jobs = self.trial.intermediate_values
         return self.epoch_count if self.planned_jobs is None else len(jobs)
 
     @property
     def steps_planned(self) -> int | None:
-        """How many epochs it has, or jobs that are trained in turn; None if unknown."""
+        """How many epochs it has, or several calls of a loop; None if unknown."""
         return self.planned_epochs if self.planned_jobs is None else self.planned_jobs
 
     @property

@@ -273,7 +273,6 @@ class Worker:
                 seed=derive(source.seed, number),
                 study_seed=source.seed,
                 data=self.data.digest,
-                in_turn=source.in_turn,
                 device=device.type,
                 claims=held.claim.token,
                 environment=current_environment(device),

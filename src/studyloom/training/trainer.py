@@ -396,47 +396,28 @@ def evaluate_network(
 
 
 class Training:
-    """Jobs in training, to be iterated over; each new iteration resumes after the last epoch.
+    """Jobs in training, to be iterated over: an iteration is one epoch of all of them.
 
-    Early stopping (`patience`) may end a job. In lockstep its kept epoch then represents it until
-    the others end; in turn the next job begins.
+    Each new iteration resumes after the last epoch. Early stopping (`patience`) may end a job; its
+    kept epoch then represents it until the others end.
 
     Args:
         jobs: all with the same number of epochs.
-        in_turn: whether each job is trained to its end before the next one begins, an iteration
-            being one epoch of one job. If not, all jobs are trained in lockstep, an iteration
-            being one epoch of all.
         threads: of the processor; None for as many as the steps are worth.
 
     Attributes:
-        stride: the number of iterations from one comparable value to the next: 1 in lockstep, those
-            of a whole job in turn.
         history: what each iteration so far has yielded, those before a restore included.
-        numbers: the number of each of these iterations, from 1. In turn the last of a job is always
-            a multiple of the stride, so that numbers are left out after one that patience ended.
         evaluating: the seconds spent on evaluation so far, in this process.
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        split: Part,
-        *,
-        in_turn: bool = False,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], split: Part, *, threads: int | None = None) -> None:
         assert len({job.last for job in jobs}) == 1, "jobs of one training have as many epochs"
-        # Groups are trained one after the other, the jobs of a group in lockstep.
-        self._groups = [[job] for job in jobs] if in_turn else [jobs]
-        self._group_epochs = jobs[0].last
+        self._jobs = jobs
         self._split = split
-        self.stride = self._group_epochs if in_turn else 1
         self.history: list[list[Epoch]] = []
-        self.numbers: list[int] = []
         self.evaluating = 0.0
         self.ended = False
-        self._group = 0
-        self._runs = self._begin(0)
+        self._runs = self._begin()
         self._whole = True
         self.threads = threads or torch.get_num_threads()
         if threads is None and split.in_memory:  # to load an example may take processes
@@ -448,14 +429,10 @@ class Training:
     @property
     def epochs(self) -> int:
         """The number of the last iteration; early stopping makes it smaller."""
-        return self.numbers[-1] if self.ended else self._group_epochs * len(self._groups)
+        return len(self.history) if self.ended else self._jobs[0].last
 
-    @property
-    def _group_ended(self) -> bool:
-        return all(run.ended for run in self._runs)
-
-    def _begin(self, group: int) -> list[JobRun]:
-        return [JobRun(job, self._split) for job in self._groups[group]]
+    def _begin(self) -> list[JobRun]:
+        return [JobRun(job, self._split) for job in self._jobs]
 
     def close(self) -> None:
         """Ends the processes that load its batches, if there are any.
@@ -471,11 +448,6 @@ class Training:
             if self.ended:
                 return self.close()
             self._whole = False
-            if self._group_ended:
-                self.close()
-                self._runs.clear()  # before the next job takes its memory
-                self._runs = self._begin(self._group + 1)
-                self._group += 1
             going = [run for run in self._runs if not run.ended]
             with on_threads(self.threads):
                 results = [
@@ -483,52 +455,33 @@ class Training:
                     for at, run in enumerate(self._runs)
                 ]
             self.evaluating += sum(run.evaluating for run in going)
-            for job, epoch in enumerate(results, self._group):
+            for job, epoch in enumerate(results):
                 for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):
                     if not math.isfinite(loss):
-                        raise Diverged(job, epoch.number, self._group_epochs, part, loss)
+                        raise Diverged(job, epoch.number, self._jobs[0].last, part, loss)
             self.history.append(results)
-            self.numbers = self._number_all()
             self.ended = self._has_ended()  # last: a thread that reports reads it
             self._whole = True
             yield results
 
     def _has_ended(self) -> bool:
-        return self._group == len(self._groups) - 1 and self._group_ended
+        return all(run.ended for run in self._runs)
 
     def _stand_in(self, position: int) -> Epoch:
         """Returns the epoch that represents a job which has ended before the others."""
         kept = self._runs[position].job.kept([epochs[position] for epochs in self.history])
         return replace(kept, number=len(self.history) + 1, seconds=0.0)
 
-    def _number_all(self) -> list[int]:
-        numbers: list[int] = []
-        group = 0
-        for epochs in self.history:
-            if numbers and epochs[0].number == 1:  # the next group begins
-                group += 1
-                numbers[-1] = group * self._group_epochs
-            numbers.append(group * self._group_epochs + epochs[0].number)
-        if numbers and len(self._groups) > 1 and self._group_ended:
-            numbers[-1] = (group + 1) * self._group_epochs
-        return numbers
-
     def kept(self) -> list[Epoch]:
         """Returns the epoch of each job so far whose value is that of the job."""
-        columns: list[list[Epoch]] = []
-        for epochs in self.history:
-            if epochs[0].number == 1:  # a group begins
-                columns += [[] for _ in epochs]
-            for column, epoch in zip(columns[-len(epochs) :], epochs, strict=True):
-                column.append(epoch)
-        jobs = [job for group in self._groups for job in group]
-        return [job.kept(column) for job, column in zip(jobs, columns, strict=False)]
+        columns = zip(*self.history, strict=True)
+        return [job.kept(column) for job, column in zip(self._jobs, columns, strict=False)]
 
     def state(self) -> dict[str, Any]:
         """Returns a snapshot of all that the training needs to resume after this epoch.
 
         torch.load(weights_only=True) reads it. It holds the state_dict of model and optimizer, and
-        not what a custom class keeps outside of it; of jobs in turn, the current one.
+        not what a custom class keeps outside of it.
 
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.
@@ -546,9 +499,7 @@ class Training:
         try:
             saved_jobs = state["jobs"]
             history = [[Epoch(*numbers) for numbers in epochs] for epochs in state["history"]]
-            starts = [at for at, epochs in enumerate(history) if epochs[0].number == 1]
-            group = max(0, len(starts) - 1)  # the last that has begun
-            runs = self._begin(group)
+            runs = self._begin()
             if len(saved_jobs) != len(runs):
                 raise ValueError(f"{len(saved_jobs)} jobs in the state, {len(runs)} here")
             for run, saved in zip(runs, saved_jobs, strict=True):
@@ -558,8 +509,8 @@ class Training:
             raise ValueError(
                 f"the state does not fit these jobs: {textwrap.shorten(reason, 300)}"
             ) from error
-        self._runs, self._group, self.history, self._whole = runs, group, history, True
-        self.numbers, self.ended = self._number_all(), self._has_ended()
+        self._runs, self.history, self._whole = runs, history, True
+        self.ended = self._has_ended()
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Returns the state dict that is kept of each job's network: its own tensors, not a copy.

@@ -52,7 +52,7 @@ FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaP
 class Work:
     """The work of one stage in epochs; a trial that reports none counts as one epoch.
 
-    A job counts as one epoch if the jobs of a trial are trained in turn.
+    A call of a loop counts as one epoch if a trial has several, for its folds and seeds.
 
     Args:
         done: the epochs that its trials have trained.

@@ -53,8 +53,8 @@ class WorkerStatus:
     Args:
         trial: the number of the trial; None before it begins.
         epoch: the last epoch that the trial reported, with its value; None before the first.
-        epochs: the number of epochs of the trial; None if unknown. If jobs are trained in turn,
-            both count jobs.
+        epochs: the number of epochs of the trial; None if unknown. If a loop is called several
+            times, for folds and seeds, both count its calls.
         held: the seconds since the worker claimed its slot.
         lease: the seconds left of its lease; negative after it has expired.
     """

@@ -23,7 +23,6 @@ from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Point, Space
-from studyloom.storage.attributes import JOBS
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
@@ -130,9 +129,7 @@ def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, sign: int) -> i
     values = curves.get("value", ())
     if not values or keep == "last":
         return len(values) or None
-    jobs = curves.get(JOBS, [1] * len(values))  # in turn, fewer come to the later epochs
-    complete = [at for at, count in enumerate(jobs) if count == jobs[0]]
-    return 1 + max(complete, key=lambda at: sign * values[at])
+    return 1 + max(range(len(values)), key=lambda at: sign * values[at])
 
 
 Training = tuple[Origin, int]  # a candidate, and the number of a seed
@@ -179,7 +176,6 @@ class CandidateTrainings:
     whole: bool = False
     earlier: Mapping[Training, EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
-    in_turn: bool = False
 
     @cached_property
     def space(self) -> Space:

@@ -22,5 +22,5 @@ def make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) 
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs, threads = build_jobs(cfg, data.folds, provenance.seed), torch.get_num_threads()
-    training = Training(jobs, data.split, in_turn=provenance.in_turn, threads=threads)
+    training = Training(jobs, data.split, threads=threads)
     return NetworkObjective(training)

@@ -50,8 +50,8 @@ def replay(
         cfg = rebuild(provenance, run_dir, trusted)
         loop, objective = is_loop(cfg), cfg.objective
         expected = Course.read(trial, stored.metric, loop=loop)
-        in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
-        if in_turn and not record.columns:
+        several_calls = loop and objective.folds * objective.seeds > 1
+        if several_calls and not record.columns:
             raise ValueError("its workers died, and it reported only the end of each fold or seed")
     except ConfigError:
         raise
@@ -59,7 +59,7 @@ def replay(
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     data = load_data(cfg, provenance, run_dir)
     to_the_end = loop and (expected.value is not None or expected.failed_inside)
-    last = (expected.jobs if in_turn else expected.epochs) + expected.failed_inside
+    last = (expected.jobs if several_calls else expected.epochs) + expected.failed_inside
     if not last and not to_the_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
@@ -103,8 +103,8 @@ def train_again(
     """Trains the first epochs of a trial again.
 
     Args:
-        until: how many epochs to train; if the jobs are trained in turn, those of each job count.
-            None to train to the end.
+        until: how many epochs to train; those of each call of a loop count. None to train to the
+            end.
         report: called with each epoch, and how many there are with it.
     """
     value, failure, count = None, None, 0
@@ -112,8 +112,8 @@ def train_again(
     def take(step: Step | None) -> None:
         nonlocal count
         assert step is not None  # nothing is stored
-        if isinstance(step, Report) and objective.stride > 1 and not step.number % objective.stride:
-            return  # the end of a job
+        if isinstance(step, Report) and step.ends_job:
+            return
         count += 1
         report(count, step)
         if count == until:
