@@ -323,7 +323,8 @@ def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_
         assert idle_share(times) == pytest.approx(share)
     trials = numbered(a_trial(0), a_trial(1, TrialState.RUNNING))
     left, worked = (
-        points_of(mark_of(timeline(trials, alive), "running"))[-1][0] for alive in ((), (1,))
+        points_of(mark_of(timeline(trials, alive), state))[-1][0]
+        for alive, state in (((), "interrupted"), ((1,), "running"))
     )
     assert left == 11
     since = (datetime.now() - trials[1].datetime_start).total_seconds()

@@ -80,7 +80,7 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
         assert words in text_of(page)
     rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)"[^>]*>(.*?)</tr>', page, re.DOTALL)
     assert [int(number) for number, *_ in rows] == [*range(40)]
-    assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "running"}
+    assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "interrupted"}
     assert "complete, <b>best</b>" in rows[37][2]
     assert "<td>cnn</td>" in rows[1][2]
     figures = re.findall(r'class="plot"[^>]* aria-label="Figure: ', page)
@@ -426,7 +426,7 @@ def test_a_browser_draws_all_figures_tells_each_point_and_asks_for_nothing(searc
     for key, said in (
         ("End", "test\naccuracy 0.9612"),
         ("ArrowLeft", "re-evaluation\naccuracy 0.96"),
-        ("ArrowLeft", "trial 39: running"),
+        ("ArrowLeft", "trial 39: interrupted"),
     ):
         page.keyboard.press(key)
         assert page.locator(".tip").inner_text().startswith(said)

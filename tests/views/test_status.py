@@ -17,8 +17,9 @@ from studyloom.cli import main
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
+from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.terminal import render_status, watch, watch_json
+from studyloom.views.terminal import print_trials, render_status, watch, watch_json
 
 
 def shown(stands, width=80):
@@ -59,10 +60,29 @@ def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
     """The sampler of a worker takes them for pruned ones."""
     half_done.storage.set_trial_user_attr(half_done.trials()[4]._trial_id, PAUSED, 2)
     own = begin(half_done)
+    half_done.ledger.claim("host:5", 8, 60, lambda *_: own._trial_id)
     half_done.storage.load(half_done.ledger.study_id, own._trial_id)
     progress = ProgressReader(half_done).read()
     assert progress.stage_words == "search: 4 of 8 trials, 1 pruned, 1 paused"
     assert "2 complete, 1 pruned, 1 failed" in progress.search.headline
+
+
+def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done, tmp_path):
+    with half_done.ledger.storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE studyloom_slots SET state = 'free' WHERE state = 'held'")
+    status = ProgressReader(half_done).status()
+    text = shown(status)
+    assert "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 1 interrupted\n" in text
+    assert re.search("4 +interrupted +2 +0.2000", text)
+    console = Console(file=io.StringIO(), width=80)
+    print_trials(half_done, console)
+    assert "    4  interrupted, resumes at epoch 3" in console.file.getvalue()
+    page = write_report(half_done, tmp_path).read_text()
+    assert 'id="trial-4" data-state="interrupted"' in page
+    assert "It is interrupted, resumes at epoch 3: it has trained 2 epochs, at 0.2000." in page
+    figures = re.findall("</i>(interrupted|running)</li>", page)
+    assert len(figures) == 3
+    assert {*figures} == {"interrupted"}
 
 
 def test_counts_have_a_comma_from_a_thousand_on():

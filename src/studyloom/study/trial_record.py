@@ -3,11 +3,11 @@
 Importing this module imports no torch: `studyloom status` uses it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import JOBS, TrialAttributes
 from studyloom.text import mask_passwords
@@ -100,3 +100,28 @@ class TrialRecord(TrialAttributes):
             return round(sum(spent), 4)
         duration = self.trial.duration
         return None if duration is None else duration.total_seconds()
+
+
+INTERRUPTED = "interrupted"  # the state, as shown, of a running trial that no living worker holds
+
+
+def shown_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str:
+    """Returns the state of a trial as people see it: its outcome, or that it is interrupted.
+
+    Args:
+        alive: the numbers of the trials that living workers hold; None if no lease says so, as in
+            a study of another program.
+    """
+    outcome = TrialRecord(trial).outcome
+    if outcome == "running" and alive is not None and trial.number not in alive:
+        return INTERRUPTED
+    return outcome
+
+
+def describe_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str:
+    """Returns the state of a trial as people see it, and where it resumes if it is interrupted."""
+    state = shown_state(trial, alive)
+    record = TrialRecord(trial)
+    if state == INTERRUPTED and record.planned_jobs is None:
+        return f"{state}, resumes at epoch {record.steps_done + 1}"
+    return state

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
 from studyloom.study.stored_study import StoredStudy, quantities, value_of
-from studyloom.study.trial_record import TrialRecord
+from studyloom.study.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -414,8 +414,9 @@ NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complet
 NOTHING_COMPLETE = "No trial is complete yet."
 NO_VALUE = "No trial has a value yet."
 # The width of a trial's mark in the history, by its outcome: small ones are squares, of trials that
-# ended early or are paused. The last are on top.
-HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, "running": 9}
+# ended early, are paused or interrupted. The last are on top.
+HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, INTERRUPTED: 7, "running": 9}
+COLORS = {INTERRUPTED: "running"}  # of a state that has none of its own
 MANY = 400  # trials, whose marks are smaller
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
@@ -535,7 +536,11 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
 
 
 def history(
-    trials: Sequence[FrozenTrial], marked: Marked, axis: Axis, winner: Result | None = None
+    trials: Sequence[FrozenTrial],
+    marked: Marked,
+    axis: Axis,
+    winner: Result | None = None,
+    alive: Collection[int] | None = None,
 ) -> Chart | str:
     """Draws each trial at its last value, the best so far, and the winner's values on new seeds.
 
@@ -544,7 +549,7 @@ def history(
     values, height = last_values(trials), 320
     if not values:
         return NO_VALUE
-    kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
+    kinds = {trial.number: shown_state(trial, alive) for trial in trials}
     later = {} if winner is None else winner.new_values(axis.metric)
     ends = [end for found in later.values() for end in found.mean_and_error]
     y = axis.scale_of([*axis.near(values.values()), *ends], height)
@@ -564,8 +569,9 @@ def history(
         own = {n: (n, heights.get(n, bottom)) for n, its in kinds.items() if its == kind}
         shown = {n: place for n, place in own.items() if n in near}
         strokes = {n: place for n, place in own.items() if n not in near}
-        marks.append(points(kind, kind, shown, size, shape=shape))
-        marks.append(points("" if shown else kind, kind, strokes, 2, shape="rug"))
+        color = COLORS.get(kind, kind)
+        marks.append(points(kind, color, shown, size, shape=shape))
+        marks.append(points("" if shown else kind, color, strokes, 2, shape="rug"))
     steps = best_so_far(complete_trials(trials), axis.sign)
     line = [(trial.number, heights[trial.number]) for trial in steps if trial.number in near]
     ended = [[*line, (last, line[-1][1])]] if line else []
@@ -599,7 +605,12 @@ def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     return {n: c for n, c in every.items() if c and all(_is_finite(value) for _, value in c)}
 
 
-def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
+def curves(
+    trials: Sequence[FrozenTrial],
+    marked: Marked,
+    axis: Axis,
+    alive: Collection[int] | None = None,
+) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
     height, every = 360, finite_curves(trials)
     if not every:
@@ -609,21 +620,29 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     chosen = {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
     known = {number: curve for number, curve in every.items() if number in chosen}
     heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
-    kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
+    kinds = {trial.number: shown_state(trial, alive) for trial in trials}
 
     def lines(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
         parts = [heights[number] for number in numbers]
+        color = COLORS.get(name, name)
         if all(len(part) == 1 for part in parts):  # a single epoch needs some width
-            return Mark(name, name, "dot", parts, numbers, 7, style)
-        return Mark(name, name, "line", parts, numbers, width, style)
+            return Mark(name, color, "dot", parts, numbers, 7, style)
+        return Mark(name, color, "line", parts, numbers, width, style)
 
     marks = []
-    for kind in ("failed", "pruned", "paused", "running", "complete"):  # the last is on top
+    for kind in (
+        "failed",
+        "pruned",
+        "paused",
+        INTERRUPTED,
+        "running",
+        "complete",
+    ):  # the last is on top
         own = [n for n in heights if kinds[n] == kind and n not in special]
         marks.append(lines(kind, own, 1.3, ("faint",)))
-        if kind in ("failed", "pruned", "paused"):
+        if kind in ("failed", "pruned", "paused", INTERRUPTED):
             ends = {number: heights[number][-1] for number in own}
-            marks.append(points("", kind, ends, 5, shape="square"))
+            marks.append(points("", COLORS.get(kind, kind), ends, 5, shape="square"))
     for name, trial in marked.items():
         own = [trial.number] if trial is not None and trial.number in heights else []
         marks.append(lines(name, own, 3))
@@ -943,14 +962,15 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
         return (moment - first).total_seconds()
 
     marks = []
-    for kind in ("complete", "pruned", "failed", "paused", "running"):
+    for kind in ("complete", "pruned", "failed", "paused", INTERRUPTED, "running"):
         bars = {
             trial.number: [(at(start), row), (at(end), row)]
             for row, name in enumerate(names)
             for trial, start, end in rows[name]
-            if TrialRecord(trial).outcome == kind
+            if shown_state(trial, alive) == kind
         }
-        marks.append(Mark(kind, kind, "bar", [*bars.values()], [*bars], BAR))
+        color = COLORS.get(kind, kind)
+        marks.append(Mark(kind, color, "bar", [*bars.values()], [*bars], BAR))
     notes, table = list[Note](), list[tuple[object, ...]]()
     for row, name in enumerate(names):
         spans = [(start, end) for _, start, end in rows[name]]

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.study.early_end import ended_at
 from studyloom.study.stored_study import SEARCH
-from studyloom.study.trial_record import TrialRecord
+from studyloom.study.trial_record import TrialRecord, shown_state
 from studyloom.text import format_value, one_line
 from studyloom.views.progress import Progress
 from studyloom.views.snapshot import format_trial_values, join_lists
@@ -36,7 +36,7 @@ def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
     for trial in [*filter(None, [best]), *sorted(begun[-LAST:], key=lambda trial: trial.number)]:
         source = repeated.get(trial.params.get("candidate"), trial)
         seed = {} if source is trial else {"seed": trial.params.get("seed")}
-        rows.append(("best" if trial is best else "", str(source.number), *_cells(trial)))
+        rows.append(("best" if trial is best else "", str(source.number), *_cells(trial, progress)))
         params.append(join_lists(seed | source.params))
     heads = ("", "trial", "state", "epochs", progress.search.metric)
     columns, room = list[Sequence[str]](), width + 2  # two spaces stand between columns
@@ -50,13 +50,14 @@ def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
     return [*zip(*columns, strict=True)]
 
 
-def _cells(trial: FrozenTrial) -> tuple[str, ...]:
+def _cells(trial: FrozenTrial, progress: Progress) -> tuple[str, ...]:
     """Formats state, epochs and value; of a trial without a value, the last that it reported."""
     record, step = TrialRecord(trial), trial.last_step
     of = "" if record.steps_planned is None else f"/{record.steps_planned}"
     value = "" if step is None else format_value(trial.intermediate_values[step])
     value = format_trial_values(trial) if trial.values else value
-    return record.outcome, f"{record.steps_done}{of}", value
+    state = shown_state(trial, progress.current.alive)
+    return state, f"{record.steps_done}{of}", value
 
 
 def _columns(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,7 @@ add a section, yield it in `read_report`, and add its words to assets/report/sec
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from studyloom.plugins import load_plugin
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.failures import NO_REASON, count_failures, resumed_words
 from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
-from studyloom.study.trial_record import TrialRecord
+from studyloom.study.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -396,10 +396,10 @@ def search_sections(
         figure = drawn(figures.front, stored, {"winner": won} | marked, axis, table)
         yield section("front", [figure], rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history, trials, marked, axis, winner)
+    figure = drawn(figures.history, trials, marked, axis, winner, snapshot.alive)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
-    yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
+    yield section("curves", [drawn(figures.curves, trials, marked, axis, snapshot.alive)], **most)
     losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
     which = ""
     if (shown := won or best) is not None:
@@ -492,8 +492,9 @@ def trials_section(
         marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        more = trial_details(trials[trial], logs.get(trial, ""))
-        table.append(page.Row(trial, columns["state"][row], cells, mark, more))
+        state = shown_state(trials[trial], snapshot.alive)
+        more = trial_details(trials[trial], logs.get(trial, ""), snapshot.alive)
+        table.append(page.Row(trial, state, cells, mark, more))
     full = {name: name.removeprefix("params.") for name in asked}
     titles = SHOWN | {name: name.removeprefix("values.") for name in values}
     titles |= {"value": snapshot.metric}
@@ -533,12 +534,14 @@ WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the
 LATE = timedelta(seconds=10)  # a log may report an end so much later than the database
 
 
-def trial_details(trial: FrozenTrial, log: str) -> dict[str, Any]:
-    """Returns what a report shows of a trial, without empty values."""
+def trial_details(
+    trial: FrozenTrial, log: str, alive: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Returns what a report shows of a trial, without empty values; `alive` as in `shown_state`."""
     record, began = TrialRecord(trial), trial.datetime_start
     spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
     details = {
-        "end": ending(trial),
+        "end": ending(trial, alive),
         "facts": {
             "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
             "worker": str(record.worker or ""),
@@ -551,10 +554,10 @@ def trial_details(trial: FrozenTrial, log: str) -> dict[str, Any]:
     return {name: value for name, value in details.items() if value}
 
 
-def ending(trial: FrozenTrial) -> str:
+def ending(trial: FrozenTrial, alive: Collection[int] | None = None) -> str:
     """Says how a trial ended and why, or how far it has come."""
     record = TrialRecord(trial)
-    kind, done, planned = record.outcome, record.steps_done, record.steps_planned
+    kind, done, planned = shown_state(trial, alive), record.steps_done, record.steps_planned
     epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
     if record.planned_jobs is not None:
         epochs = f"{done} of {planned} folds and seeds"
@@ -566,6 +569,7 @@ def ending(trial: FrozenTrial) -> str:
         "pruned": f"It was pruned after {epochs}{rung}.",
         "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
         "running": f"It runs, and has trained {epochs}.",
+        INTERRUPTED: f"It is {describe_state(trial, alive)}: it has trained {epochs}.",
         "waiting": "No worker has begun it yet.",
     }.get(kind, f"It is complete, after {epochs}.")
     if record.reused is not None:
@@ -674,7 +678,9 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
 def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
     """Renders the timeline of the workers, and the failures."""
     trials = stored.trials()
-    alive = {worker.trial for worker in snapshot.workers if worker.alive}
+    alive = snapshot.alive
+    if alive is None:
+        alive = frozenset()
     latest = f" These are the latest {MOST} of {len(trials)} trials." if len(trials) > MOST else ""
     yield section("workers", [drawn(figures.timeline, trials[-MOST:], alive)], latest=latest)
     yield section("failures", [*failures(trials)] or [Absent("No trial has failed.")])

@@ -20,7 +20,7 @@ from studyloom.storage.ledger import HeldSlot
 from studyloom.storage.optuna_internals import ped_anova
 from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trial_record import TrialRecord
+from studyloom.study.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -100,6 +100,7 @@ class Snapshot:
         foreign: the number of trials that another program has added.
         aside: the number of trials that another trial has replaced in their slot.
         trials: all that fill slots, from which the counts follow.
+        alive: the numbers of the trials that living workers hold; None for an Optuna study.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Snapshot:
     aside: int = 0
     outlook: Outlook = field(default_factory=Outlook)
     trials: Sequence[FrozenTrial] = field(default=(), compare=False, repr=False)
+    alive: frozenset[int] | None = None
 
     @property
     def left(self) -> int:
@@ -141,9 +143,11 @@ class Snapshot:
 
     @property
     def uncounted_words(self) -> list[str]:
-        """How many trials are paused at a rung, or kept but not counted; only counts above 0."""
+        """How many trials are paused, interrupted, or kept but not counted; only counts above 0."""
+        states = [shown_state(trial, self.alive) for trial in self.trials]
         counts = {
             "paused": self.outcomes.get("paused"),
+            INTERRUPTED: states.count(INTERRUPTED),
             "foreign": self.foreign,
             "set aside": self.aside,
         }
@@ -154,7 +158,8 @@ class Snapshot:
         """How many trials are complete, pruned, failed, running or not counted."""
         outcomes = self.outcomes
         counts = [f"{outcomes.get(kind, 0):,} {kind}" for kind in ("complete", "pruned", "failed")]
-        running = [f"{len(self.workers)} running"] if self.workers else []
+        count = sum(worker.alive for worker in self.workers)
+        running = [f"{count} running"] if count else []
         return [*counts, *running, *self.uncounted_words]
 
     @property
@@ -214,14 +219,19 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     Raises:
         StorageError: the database cannot be read.
     """
+    held_before = stored.ledger.held()
     trials = stored.trials(whole=True)
     ended = {trial._trial_id for trial in trials if trial.state.is_finished()}
     held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended]
+    # The trial of a slot that is claimed or released between the reads is not interrupted.
+    living = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     foreign, aside = stored.uncounted()
     rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
     slots = _as_slots(trials)
+    alive = None
     if stored.ours:
+        alive = frozenset(trial.number for trial in trials if trial._trial_id in living)
         slots = _count_slots(stored, len(held), len(ended))
     return Snapshot(
         name=stored.name,
@@ -238,6 +248,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         aside=len(aside),
         outlook=look_ahead(stored),
         trials=trials,
+        alive=alive,
     )
 
 

@@ -32,7 +32,7 @@ from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH, StoredStudy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.study.trial_record import TrialRecord, describe_state
 from studyloom.text import (
     format_duration,
     format_error,
@@ -41,7 +41,13 @@ from studyloom.text import (
 )
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
-from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
+from studyloom.views.snapshot import (
+    Snapshot,
+    format_parameters,
+    format_trial_values,
+    take_snapshot,
+    trial_values,
+)
 from studyloom.winner.result import Result, short_words
 
 if TYPE_CHECKING:
@@ -253,14 +259,16 @@ def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
 
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
-    """Prints a line for each trial: number, outcome, values, time, hyperparameters or reason."""
+    """Prints a line for each trial: number, state, values, time, hyperparameters or reason."""
     head = ("trial", "state", ", ".join(g.name for g in stored.goals), "time", "hyperparameters")
     rows = [head]
-    for trial in stored.trials():
+    snapshot = take_snapshot(stored)
+    for trial in snapshot.trials:
         record = TrialRecord(trial)
         spent = "" if record.seconds is None else format_duration(record.seconds)
         about = one_line(record.reason or format_parameters(trial.params)) + proposer_words(trial)
-        rows.append((str(trial.number), record.outcome, format_trial_values(trial), spent, about))
+        state = describe_state(trial, snapshot.alive)
+        rows.append((str(trial.number), state, format_trial_values(trial), spent, about))
     say(console, "\n".join(aligned(rows, words=(1, 4))))
 
 
