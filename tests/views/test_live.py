@@ -60,7 +60,7 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
         until(lambda: "0.9500" in console.file.getvalue())
     text = console.file.getvalue()
     assert told[-1].search.best.value == 0.95
-    assert "search: 4 of 8 trials" in text
+    assert "search: 5 of 8 trials" in text
     assert ("\x1b" in text) is (kind == "terminal")
 
 

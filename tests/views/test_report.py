@@ -111,7 +111,7 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         top, sections = read_report(searched, RunFiles(result))
         assert len(top.facts) == 4
         tried, best, won, took = top.facts
-        assert tried.value == "0 of 40", "no slot is done: their trials were only stored"
+        assert tried.value == "39 of 40", "one runs"
         assert tried.explanation.startswith("4 hyperparameters; 24 complete, 8 pruned, 7 failed")
         assert (best.value, best.explanation) == ("0.9370", "trial 37; the baseline has 0.9000")
         assert won.value == facts[0]

@@ -140,7 +140,7 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
     assert take_snapshot(stored).sentence == (
         "A CNN with 16 channels, AdamW at 0.0033: 95.0% in the search, the best after "
-        "0 of 40 trials; the baseline has 90.0%"
+        "2 of 40 trials; the baseline has 90.0%"
     )
     empty = take_snapshot(study_of(name="empty")).sentence
     assert empty == "No trial is complete yet, after 0 of 40 trials"
