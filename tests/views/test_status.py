@@ -36,11 +36,17 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         "baseline  accuracy 0.8000  trial 0",
         "best      accuracy 0.9000  trial 1",
         "worker host:4: trial 4 for 0 s, expires in 1 min 0 s",
-        "      4      running   2       0.2000",
+        "\n4      running   2       0.2000",
         "worker host:9: trial – for ",
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):
         assert words in text, text
+
+
+def test_the_best_trial_is_named_once(half_done):
+    text = shown(ProgressReader(half_done).status())
+    assert re.findall("^best.*", text, re.MULTILINE) == re.findall(".*0.9000.*", text)
+    assert len(re.findall(r"\bbest\b", text)) == 1
 
 
 def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypatch):

@@ -17,12 +17,15 @@ LAST = 5  # trials of the current stage, next to the best
 LEAST = 7  # columns of a hyperparameter, such as 0.00082: fewer would change from look to look
 
 
-def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
+def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> list[Sequence[str]]:
     """Returns the header of the table, the best trial, and the last of the current stage by number.
 
     The last are those that run, then those that ended or paused last. A training of a later stage
     is shown as the trial that it repeats. Columns that do not fit are left out, first those of
     unimportant hyperparameters, or of those that few trials have.
+
+    Args:
+        with_best: whether the best trial has a row, and the rows a column that marks it.
     """
     search, best = progress.trials.get(SEARCH, ()), progress.search.best
     own, repeated = progress.trials.get(progress.title, search), dict[Any, FrozenTrial]()
@@ -32,8 +35,11 @@ def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
     elif best is not None:
         begun = [trial for trial in begun if trial.number != best.number]
     begun.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", ended_at(trial)))
+    shown = sorted(begun[-LAST:], key=lambda trial: trial.number)
+    if with_best and best is not None:
+        shown.insert(0, best)
     rows, params = [], []
-    for trial in [*filter(None, [best]), *sorted(begun[-LAST:], key=lambda trial: trial.number)]:
+    for trial in shown:
         source = repeated.get(trial.params.get("candidate"), trial)
         seed = {} if source is trial else {"seed": trial.params.get("seed")}
         rows.append(("best" if trial is best else "", str(source.number), *_cells(trial, progress)))
@@ -43,7 +49,10 @@ def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
     counts = Counter(name for trial in search for name in trial.params)
     frequent = [name for name, _ in counts.most_common()]
     order = join_lists(dict.fromkeys(["seed", *progress.importances, *frequent]))
-    for column in [*zip(heads, *rows, strict=True), *_columns(params, order)]:
+    own_columns = [*zip(heads, *rows, strict=True)]
+    if not with_best:
+        del own_columns[0]
+    for column in [*own_columns, *_columns(params, order)]:
         if (size := max(map(len, column)) + 2) <= room:
             columns.append(column)
             room -= size

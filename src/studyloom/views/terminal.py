@@ -386,7 +386,9 @@ def render_status(status: Status, width: int) -> RenderableType:
     for worker in progress.current.workers:
         trial, _, _, age, lease = worker.cells
         line(f"worker {one_line(worker.owner)}: trial {trial} for {age}, {lease}")
-    parts.append(render_rows(last_trials(progress, width), range(width)))
+    table = last_trials(progress, width, with_best=False)  # the line "best" below names it
+    if len(table) > 1:
+        parts.append(render_rows(table, range(width)))
     line("\n".join(failure_lines(status.failures)))
     if status.importances:
         line("what matters", "dim")
