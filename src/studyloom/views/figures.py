@@ -416,7 +416,7 @@ NO_VALUE = "No trial has a value yet."
 # The width of a trial's mark in the history, by its outcome: small ones are squares, of trials that
 # ended early, are paused or interrupted. The last are on top.
 HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, INTERRUPTED: 7, "running": 9}
-COLORS = {INTERRUPTED: "running"}  # of a state that has none of its own
+COLORS = {INTERRUPTED: "running"}  # of a state that shares the color of another
 MANY = 400  # trials, whose marks are smaller
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
