@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from optuna_dashboard._importance import param_importance_cache
 from results import document_of
 from serving import ask, served
-from toys import fill
+from toys import begin, fill
 
 from studyloom.files import mark_own
-from studyloom.storage.attributes import FAILURE, PROPOSED, REASON
+from studyloom.storage.attributes import BASELINE, FAILURE, PAUSED, PROPOSED, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.redo import redo_failed
 from studyloom.study.stopping import read_control, set_control
@@ -360,6 +360,32 @@ def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_pa
         assert page.seen == ["Stop the study? The command that runs it resumes it."]
         assert read_control(half_done) is None
         page.seen.clear()
+    assert page.seen == []
+
+
+@pytest.mark.browser
+def test_a_phone_shows_the_whole_history_while_trials_run(page, sqlite_url, tmp_path):
+    """The history has trials of all kinds, and the sentence and facts above it are long."""
+    stored = create_study(sqlite_url, "digits", {"asks": "nothing"}, trials=4000)
+    choices = CategoricalDistribution(["convolutional", "feed-forward"])
+    names = ("model", "optimizer", "train.batch_size")
+    params = dict.fromkeys(names, ("convolutional", choices))
+    fill(stored, a_trial(0, accuracy=0.8, params=params, **{BASELINE: True}))
+    for number in range(1, 60):
+        state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 3]
+        fill(stored, a_trial(number, state, 0.8 + number / 1000, params=params))
+    fill(stored, a_trial(60, TrialState.RUNNING, 0.5, params=params, **{PAUSED: 3}))
+    for number in range(40):
+        trial = begin(stored)
+        stored.ledger.claim(f"host:{number}", 4000, 60, lambda *_, trial=trial: trial._trial_id)
+        trial.report(0.5, 1)
+    page.set_viewport_size({"width": 390, "height": 844})
+    with served(guarded(own(stored, tmp_path))) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        assert "40 running" in page.locator(".numbers").inner_text()
+        assert page.locator("#search .legend li").count() == 8
+        axis_title = page.locator("#search .under").bounding_box()
+        assert axis_title["y"] + axis_title["height"] <= 844
     assert page.seen == []
 
 
