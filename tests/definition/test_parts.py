@@ -153,6 +153,13 @@ def test_an_optimizer_that_cannot_train_the_network_is_named_before_trial_0():
     check(*of_rows, *optimizer("SparseAdam"))
 
 
+def test_a_setting_that_an_optimizer_lacks_is_named_with_how_to_leave_it_out():
+    lines = errors_of("optimizer._target_=torch.optim.SparseAdam")
+    for name, line in zip(("weight_decay", "fused"), lines, strict=True):
+        assert line.startswith(f"optimizer.{name}: torch.optim.SparseAdam has no parameter {name}")
+        assert line.endswith(f"leave it out with '~optimizer.{name}'")
+
+
 # Steps of one's own
 
 

@@ -7,7 +7,7 @@ section. If a section cannot be built, they raise ConfigError, which lists every
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,12 +115,7 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     without_effect = {key for key, value in NEUTRAL.items() if section.get(key) == value}
     accepted = inspect.signature(target).parameters
     settings = {k: v for k, v in section.items() if k in accepted or k not in without_effect}
-    errors = [
-        f"loss.{name}: {section['_target_']} has no parameter {name}; it has "
-        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~loss.{name}'"
-        for name in settings
-        if name not in accepted and not name.startswith("_")
-    ]
+    errors = _unknown_settings("loss", section["_target_"], settings, accepted)
     if settings.get("reduction", "mean") != "mean":
         errors.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
@@ -131,6 +126,20 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
     made = build(settings | tensors, "loss")
     return OneHot(made) if isinstance(made, OF_NUMBERS) else made
+
+
+def _unknown_settings(
+    key: str, target: str, settings: Iterable[str], accepted: Mapping[str, inspect.Parameter]
+) -> list[str]:
+    """Returns a line for each setting of a section that its target has no parameter for."""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return []
+    return [
+        f"{key}.{name}: {target} has no parameter {name}; it has "
+        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~{key}.{name}'"
+        for name in settings
+        if name not in accepted and not name.startswith("_")
+    ]
 
 
 def build_schedule(
@@ -173,6 +182,8 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
 def build_optimizer(section: Section) -> Callable[..., Any]:
     """Builds the optimizer, which waits for the parameters."""
     own = {name: value for name, value in plain(section).items() if name != GROUPS}
+    accepted = inspect.signature(find_target(own, "optimizer")).parameters
+    refuse(_unknown_settings("optimizer", own["_target_"], own, accepted))
     make: Callable[..., Any] = build(own, "optimizer")
     return make
 
