@@ -52,8 +52,6 @@ class HeldTrial:
         in_rounds: whether failures in a row are counted by segment, see `rounds`.
         provenance: what is needed to train the trial again; None if that is impossible.
         progress: whether a step was reported that no earlier worker had reached.
-        raised: the exception that a report raised last. The objective may catch it or raise another
-            one; so an exception of ours differs from one of the same type that user code raises.
         longest: the seconds of its longest step so far.
         began: when this worker began with it, on the monotonic clock.
     """
@@ -68,7 +66,6 @@ class HeldTrial:
     in_rounds: bool = False
     provenance: Provenance | None = field(default=None, init=False)
     progress: bool = field(default=False, init=False)
-    raised: BaseException | None = field(default=None, init=False)
     longest: float = field(default=0.0, init=False)
     began: float = field(default_factory=time.monotonic, init=False)
 

@@ -38,6 +38,22 @@ POLL = 0.02  # seconds between looks whether the database is away
 T = TypeVar("T")
 
 
+class ReportRejected(Exception):
+    """A report has ended a trial, or the work on it.
+
+    The objective may catch the exception that its report raised, or raise another one. So what a
+    report raised is known by this class, and not by the type of the exception that comes out of the
+    objective, which the user's code may raise too.
+
+    Args:
+        cause: the exception that the report raised last.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 @dataclass(frozen=True)
 class PendingReport:
     """A step that is to be stored, or else only what is new of the trial.
@@ -73,6 +89,7 @@ class Reporter:
     interval: float = 0.0
 
     def __post_init__(self) -> None:
+        self._rejected: BaseException | None = None  # the exception that a report raised last
         self._saved = time.monotonic()  # when the last checkpoint was
         self._evaluated = 0.0  # seconds of evaluation at the last step
         self._finds_files = self.objective.finds_files  # before it makes its folder
@@ -81,7 +98,19 @@ class Reporter:
         self._outbox = Outbox[PendingReport](self.post, lambda: self.held.stored.retry.away)
 
     def run(self, stopping: Stopping) -> float:
-        """Runs the objective from its last checkpoint on, and returns its value."""
+        """Runs the objective from its last checkpoint on, and returns its value.
+
+        Raises:
+            ReportRejected: a report has ended the trial, whatever the objective did then.
+        """
+        try:
+            return self._run(stopping)
+        except BaseException:
+            if self._rejected is None:
+                raise
+            raise ReportRejected(self._rejected) from None
+
+    def _run(self, stopping: Stopping) -> float:
         objective, trial, watch = self.objective, self.held.trial, self.held.watch
         self._restore()
         self._evaluated = objective.evaluating
@@ -92,7 +121,7 @@ class Reporter:
         stored = self._stored
         with self._outbox:
             try:
-                with self._recording_raised(), watch("storage"):
+                with self._recording_rejection(), watch("storage"):
                     self._note_death()
                     # Steps of the checkpoint that were saved while the database was away.
                     for step in objective.steps():
@@ -104,10 +133,10 @@ class Reporter:
             except Exception:
                 # What was sent before came first: a trial that pruning ends at step 3 is pruned,
                 # even if it has diverged at step 5 meanwhile.
-                with self._recording_raised():
+                with self._recording_rejection():
                     self._outbox.flush()
                 raise
-            with self._recording_raised(), watch("storage"):
+            with self._recording_rejection(), watch("storage"):
                 self._outbox.flush()
             return value
 
@@ -154,7 +183,7 @@ class Reporter:
             ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
         """
         watch = self.held.watch
-        with self._recording_raised():
+        with self._recording_rejection():
             if step is None:
                 with watch("storage"):
                     self._outbox.send(PendingReport())
@@ -181,12 +210,12 @@ class Reporter:
                 raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
     @contextlib.contextmanager
-    def _recording_raised(self) -> Iterator[None]:
-        """Records the body's exception in `HeldTrial.raised`."""
+    def _recording_rejection(self) -> Iterator[None]:
+        """Records the exception with which the body rejects a report."""
         try:
             yield
         except BaseException as error:
-            self.held.raised = error
+            self._rejected = error
             raise
 
     def _comes_to_rung(self, step: Step) -> bool:

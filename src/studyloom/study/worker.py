@@ -29,7 +29,7 @@ from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.reporter import Reporter
+from studyloom.study.reporter import Reporter, ReportRejected
 from studyloom.study.slots import SlotQueue
 from studyloom.study.stage import Stage, TrialFiles
 from studyloom.study.stored_study import StoredStudy
@@ -40,6 +40,31 @@ WAIT, LONGEST_WAIT = 0.25, 5.0
 ROUND_WAITS = 0.05, 0.5  # the same in rounds: there are few workers, which often wait briefly
 NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training has ended: with a value, pruned, or failed.
+
+    Args:
+        value: None unless the trial is complete.
+        failure: why it has failed; None if it has not.
+        broken_by: which error has left this process unable to use its GPU; None if none has.
+    """
+
+    state: TrialState
+    value: float | None = None
+    failure: failures.Failure | None = None
+    broken_by: str | None = None
+
+    @classmethod
+    def failed(cls, error: BaseException) -> "Outcome":
+        """Explains a training that an error has ended."""
+        return cls(
+            TrialState.FAIL,
+            failure=failures.explain(error),
+            broken_by=failures.broken_by(error),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,10 +232,14 @@ class Worker:
 
         Returns:
             Which error has left this process unable to use its GPU; None if none has.
+
+        Raises:
+            Stopped: the worker is to release the trial; so is Interrupted, by a second signal.
+            Paused: the trial waits at a rung, and is released.
+            ClaimLost: another worker has the trial.
+            StorageLost: the database stays away.
         """
-        broken_by: str | None = None
-        state, value, suggests = TrialState.COMPLETE, None, point.trial is not None
-        failure: failures.Failure | None = None
+        suggests = point.trial is not None
         objective: Objective | None = None
         try:
             if not suggests:  # else once the hyperparameters are known
@@ -236,32 +265,46 @@ class Worker:
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
-        except BaseException as caught:  # whatever the user's code raises costs only this trial
-            error = held.raised or caught
-            ours = error is held.raised
-            if ours and isinstance(error, Paused):
-                held.pause()
-            theirs = isinstance(error, Stopped | Interrupted)
-            if theirs or (ours and isinstance(error, StorageLost | ClaimLost | Paused)):
-                raise error from None
-            broken_by = failures.broken_by(error)
-            if not isinstance(error, optuna.TrialPruned):
-                failure = failures.explain(error)
-                if ours and isinstance(error, StorageError):  # what the database cannot hold
-                    self.stored.storage.mark_written()
-            else:
-                state = TrialState.PRUNED
-                if objective is not None and ours:
-                    # Later epochs ran while the database was away.
-                    objective.cut(error.args[0].number)
+            outcome = Outcome(TrialState.COMPLETE, value)
+        except ReportRejected as rejected:
+            assert objective is not None
+            outcome = self.end_by_report(rejected.cause, held, objective)
+        except (Stopped, Interrupted):
+            raise
+        except optuna.TrialPruned as pruned:
+            outcome = Outcome(TrialState.PRUNED, broken_by=failures.broken_by(pruned))
+        except BaseException as error:  # whatever the user's code raises costs only this trial
+            outcome = Outcome.failed(error)
         if suggests:
             self.describe(held, self.stage.source.space.at(held.trial.params))
         held.store(objective)
-        if failure is not None:
-            held.fail(failure)
+        if outcome.failure is not None:
+            held.fail(outcome.failure)
         else:
-            held.tell(value, state)
-        return broken_by
+            held.tell(outcome.value, outcome.state)
+        return outcome.broken_by
+
+    def end_by_report(
+        self, cause: BaseException, held: HeldTrial, objective: Objective
+    ) -> "Outcome":
+        """Returns how a report has ended a trial; raises its cause if another worker continues.
+
+        Args:
+            cause: the exception that the report raised.
+        """
+        match cause:
+            case Paused():
+                held.pause()
+                raise cause from None
+            case Stopped() | Interrupted() | ClaimLost() | StorageLost():
+                raise cause from None
+            case optuna.TrialPruned():
+                # Later epochs ran while the database was away.
+                objective.cut(cause.args[0].number)
+                return Outcome(TrialState.PRUNED)
+            case StorageError():  # the database cannot hold what was reported
+                self.stored.storage.mark_written()
+        return Outcome.failed(cause)
 
     def describe(self, held: HeldTrial, point: Point) -> None:
         """Sets the record from which the trial can be trained again, if this is the search."""
