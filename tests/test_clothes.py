@@ -11,9 +11,10 @@ from studies import clothes
 from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.extras.predict.predicting import predict
 from studyloom.files import GALLERY
 from studyloom.winner.inputs import InputFormat
-from studyloom.winner.predictor import Network, predict
+from studyloom.winner.predictor import Network
 from studyloom.winner.result import DataFacts
 
 EMPTY = "no text: answered by the table, or a guess if the winner reads none"

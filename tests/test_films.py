@@ -15,8 +15,9 @@ from studies import films, movielens
 from studies.films import COLUMNS, PLACE, RatingFile, Ratings, Recommender, inputs_of, tables
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.extras.predict.predicting import predict
 from studyloom.winner.inputs import InputFormat
-from studyloom.winner.predictor import Network, predict
+from studyloom.winner.predictor import Network
 from studyloom.winner.result import DataFacts
 
 COUNT, PEOPLE, REELS = 600, 30, 40

@@ -11,8 +11,9 @@ from studies import posts
 from studies.posts import LONGEST, PostFile, PostNet, Posts
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.extras.predict.predicting import predict
 from studyloom.winner.inputs import InputFormat
-from studyloom.winner.predictor import Network, predict
+from studyloom.winner.predictor import Network
 from studyloom.winner.result import DataFacts
 
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}

@@ -20,6 +20,7 @@ PLUGINS = {
     "gpu_checks": ("gpu", "show"),
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
+    "predict": ("predict.predicting", "predict"),
     "propose": ("proposals.asking", "print_proposed"),
     "replay": ("replay.replay", "replay"),
     "track_trials": ("trackers.projection", "track_trials"),

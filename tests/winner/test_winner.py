@@ -35,6 +35,7 @@ from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Rule
 from studyloom.errors import Diverged, NoWinner
+from studyloom.extras.predict.predicting import predict
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.attributes import EPOCHS
 from studyloom.study.opening import create_study, open_study
@@ -51,7 +52,7 @@ from studyloom.winner.candidates import (
     kept_epoch,
 )
 from studyloom.winner.evaluation import is_result_of
-from studyloom.winner.predictor import load_network, predict
+from studyloom.winner.predictor import load_network
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
 

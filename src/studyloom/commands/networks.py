@@ -166,15 +166,16 @@ def compress(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Prints the winner's predictions for inputs, and how they differ from the training data."""
     from studyloom.config.trust import code_of_study
-    from studyloom.winner.predictor import load_network, predict
+    from studyloom.winner.predictor import load_network
 
     collect_as_usual()
     names_code = bool(arguments.trust or arguments.network)
     with code_of_study(arguments.run_dir, arguments.code, wanted=names_code):
         network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
+    predictions = load_plugin("predict")(network, arguments.files)
     if arguments.json:
-        return print_results(predict(network, arguments.files))
-    for prediction in predict(network, arguments.files):
+        return print_results(predictions)
+    for prediction in predictions:
         print(indented(str(prediction)))
     return 0
 

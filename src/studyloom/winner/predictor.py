@@ -1,11 +1,11 @@
-"""Predictions of a winner, for files and for tensors.
+"""Predictions of a winner for arrays and tensors; `extras/predict` reads files.
 
 winner.yaml describes the network, winner.pt holds its weights, and winner.json records how the
 study's data source turns the content of a file into an input. Nothing in these files is executed.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.training.states import load_state
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import InputFormat
-from studyloom.winner.result import DataFacts, InputPrediction, Result
+from studyloom.winner.result import DataFacts, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
@@ -242,61 +242,6 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     if isinstance(transform, Image):
         return transform.completed(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
-
-
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction]:
-    """Predicts for each input of each file, in their order.
-
-    Files that cannot be read in full are skipped; one error at the end lists them all.
-
-    Raises:
-        PredictError: after all predictions; some files cannot be read, or do not fit the network.
-    """
-    errors = []
-    for path in paths:
-        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-        try:
-            inputs, notes = network.form.read(path)
-            outputs, classifies = network(inputs)
-        # OSError: of the file; RuntimeError: torch's, also of memory; TypeError: of the network.
-        except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            errors.append(f"{name}: {one_line(reason)[:200]}")
-            continue
-        if not outputs.ndim:
-            outputs = outputs[None]
-        if len(notes) != len(outputs):  # a row may stand for a node or a time, and not for an input
-            notes = [""] * len(outputs)
-        for position, (row, note) in enumerate(zip(outputs, notes, strict=True)):
-            single = name if len(outputs) == 1 else f"{name}[{position}]"
-            if classifies:
-                yield describe_class(single, row, note, network.form.facts.names)
-            else:
-                yield describe_numbers(single, row, note)
-    if errors:
-        raise PredictError(errors)
-
-
-def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> InputPrediction:
-    """Describes the class of an input, or the class at each place of a map.
-
-    Args:
-        row: probabilities (classes, …).
-        names: of the classes; may be empty.
-    """
-    if row.ndim > 1:
-        classes = row.argmax(0)
-        labels = tuple(classes.flatten().tolist())
-        return InputPrediction(name, labels=labels, shape=tuple(classes.shape), note=note)
-    label = int(row.argmax())
-    word = names[label] if label < len(names) else ""
-    return InputPrediction(name, label, float(row[label]), word=word, note=note)
-
-
-def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:
-    """Describes the numbers (…) for an input."""
-    shape = tuple(row.shape) if row.ndim > 1 else ()
-    return InputPrediction(name, values=tuple(row.flatten().tolist()), shape=shape, note=note)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from studyloom.data import Reader
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
+from studyloom.extras.predict import input_files
+from studyloom.extras.predict.input_files import InputFiles
+from studyloom.extras.predict.predicting import predict
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
-from studyloom.winner import inputs
-from studyloom.winner.predictor import Predictor, load_network, predict
+from studyloom.winner.predictor import Predictor, load_network
 
 IMAGE = {"_target_": "studyloom.data.Image"}
 FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081, "transform": IMAGE}
@@ -209,7 +211,7 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
         "utf16.csv": "must be a .npy file or a CSV file",
         "large.csv": "must have at most 1 MiB; divide it",
     }
-    monkeypatch.setattr(inputs, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(input_files, "MOST_BYTES", 2**20)
     with pytest.raises(PredictError) as caught:
         list(predict(load_network(tabular), [tmp_path / name for name in words]))
     for (name, said), mistake in zip(words.items(), caught.value.errors, strict=True):
@@ -355,7 +357,7 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
         load_network(folder)
     network = load_network(folder, [__name__])
     assert isinstance(network.form.transform, functools.partial)
-    (made,), _ = network.form.read(tmp_path / "seven.png")
+    (made,), _ = InputFiles(network.form).read(tmp_path / "seven.png")
     pixels = torch.from_numpy(np.array(seven(56)))[None]
     assert torch.equal(made, halve(pixels, divisor=255))
 
@@ -365,12 +367,12 @@ def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wr
     levels = torch.arange(784, dtype=torch.uint8).reshape(1, 28, 28)
     for dtype, factor in ((np.uint8, 1), (np.int16, 1), (np.uint16, 257)):
         np.save(tmp_path / "pixels.npy", levels.numpy().astype(dtype) * factor)
-        rows, _ = network.form.read(tmp_path / "pixels.npy")
+        rows, _ = InputFiles(network.form).read(tmp_path / "pixels.npy")
         assert torch.equal(rows[0], halve(levels, 255))
     for level in (-1, 256):
         np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
         with pytest.raises(PredictError, match=f"from 0 to 255, .* uint16; got {level} to {level}"):
-            network.form.read(tmp_path / "none.npy")
+            InputFiles(network.form).read(tmp_path / "none.npy")
 
 
 # What a class of the user's own reads
