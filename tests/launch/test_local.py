@@ -15,7 +15,7 @@ from studyloom.errors import ConfigError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
-from studyloom.launch.local import Local, visible_gpus
+from studyloom.launch.local import Local, build_launcher, visible_gpus
 from studyloom.launch.process import launcher_class
 from studyloom.launch.task import Task
 from studyloom.study.failures import Limits
@@ -268,7 +268,13 @@ class MyLocal(Local):
 def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
     section = target and {"_target_": target}
     found = launcher_class(OmegaConf.create({"launcher": section}))
-    assert getattr(found, "may_fork", False) == may_fork
+    assert (found is not None and found.may_fork) == may_fork
+
+
+def test_a_launcher_is_a_subclass_of_launcher():
+    config = OmegaConf.create({"launcher": {"_target_": "collections.Counter"}})
+    with pytest.raises(ConfigError, match=r"collections\.Counter: must be a subclass of study"):
+        build_launcher(config)
 
 
 def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):

@@ -78,8 +78,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int | N
         verb = "resumes" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
-        works_here = getattr(prepared.launcher, "works_here", None)
-        where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
+        where = "" if prepared.launcher.works_here(task, todo) else f", logs in {task.logs}"
         notes.append(f"{stored.name} {verb}: {many} to do{where}")
         follow = launch(task, stop, outputs, notes)
         if stop.alone is not None:  # another process continues

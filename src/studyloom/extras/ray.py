@@ -20,7 +20,7 @@ from studyloom.files import PACKAGE
 from studyloom.installation import pip_install
 from studyloom.launch.local import check_count, visible_gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import Task
+from studyloom.launch.task import Launcher, Task
 from studyloom.processes import cores, host_id
 from studyloom.study.stopping import Stop
 
@@ -31,7 +31,7 @@ INHERITED = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
 
 
 @dataclass
-class Ray:
+class Ray(Launcher):
     """Ray actors, each with one worker; Ray restarts the actor of a lost node on another one.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from studyloom.errors import BrokenProcess, LaunchError
 from studyloom.launch.local import check_count
 from studyloom.launch.supervisor import RESTARTS
-from studyloom.launch.task import Task
+from studyloom.launch.task import Launcher, Task
 from studyloom.study.stopping import Stop
 
 WARNING = 120  # seconds before the time limit at which a worker must release its trial
@@ -49,7 +49,7 @@ exit "$code"
 
 
 @dataclass(frozen=True)
-class Slurm:
+class Slurm(Launcher):
     """A job array, submitted with `sbatch`; each of its tasks is one worker.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "Join",
+    "Launcher",
     "Local",
     "forks",
     "line",
@@ -21,8 +22,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a launcher that a config names when it is used, since it needs torch."""
-    if name not in ("Join", "Local"):
+    if name not in ("Join", "Launcher", "Local"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from studyloom.launch.local import Join, Local
+    from studyloom.launch.task import Launcher
 
-    return {"Join": Join, "Local": Local}[name]
+    return {"Join": Join, "Launcher": Launcher, "Local": Local}[name]

@@ -12,12 +12,13 @@ from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from studyloom.launch.line import Line
+from studyloom.launch.task import Launcher
 from studyloom.processes import LINUX, adopt_orphans
 from studyloom.storage.database import import_lazy_modules
 
@@ -77,10 +78,10 @@ class ForkServer:
 
 
 def fork_workers(
-    launcher: Any, worker: Callable[[Line], object], ending: ExitStack
+    launcher: type[Launcher] | None, worker: Callable[[Line], object], ending: ExitStack
 ) -> ForkServer | None:
     """Makes the fork server of the workers, if this process and the launcher's class may fork."""
-    if not can_fork() or not getattr(launcher, "may_fork", False):
+    if not can_fork() or launcher is None or not launcher.may_fork:
         return None
     return ending.enter_context(closing(ForkServer(worker)))
 

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import psutil
 import torch
+from omegaconf import DictConfig
 
+from studyloom.config.build import build
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, WORKER
-from studyloom.errors import BrokenProcess, LaunchError
+from studyloom.errors import BrokenProcess, ConfigError, LaunchError
 from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import Task, renewing_leases
+from studyloom.launch.task import Launcher, Task, renewing_leases
 from studyloom.pickled import can_pass_on, passed_to_child
 from studyloom.processes import cores, host_id, worker_id
 from studyloom.study import failures
@@ -30,10 +32,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Join:
+class Join(Launcher):
     """One worker in this process; a thread renews its lease, and the worker after each epoch."""
-
-    leaves_host = False
 
     def count(self, slots: int) -> int:
         return min(1, slots)
@@ -58,7 +58,7 @@ class Join:
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Launcher):
     """Workers on this host, each in its own process; a single worker runs in this process.
 
     Args:
@@ -71,7 +71,6 @@ class Local:
     workers: int | str = "auto"
     gpus: int = 1
     per_gpu: int = 1
-    leaves_host = False
     may_fork = True
 
     def __post_init__(self) -> None:
@@ -185,6 +184,17 @@ def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
     """Returns an error that says how to do the rest where no worker process can be started."""
     kind = task.command.kind
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
+
+
+def build_launcher(config: DictConfig) -> Launcher:
+    """Builds the launcher of a config. Raises ConfigError if it is not a `Launcher`."""
+    launcher = build(config.launcher)
+    if not isinstance(launcher, Launcher):
+        raise ConfigError(
+            f"launcher._target_={config.launcher['_target_']}: must be a subclass of "
+            "studyloom.launch.Launcher"
+        )
+    return launcher
 
 
 def visible_gpus() -> list[str]:

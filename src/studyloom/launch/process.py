@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from omegaconf import DictConfig
 
@@ -32,7 +32,7 @@ from studyloom.errors import (
 from studyloom.launch.forks import fork_workers
 from studyloom.launch.line import Line
 from studyloom.launch.search import MakeStages, open_search, prepare
-from studyloom.launch.task import Command, StudyTask, make_task
+from studyloom.launch.task import Command, Launcher, StudyTask, make_task
 from studyloom.pickled import receive
 from studyloom.study.stopping import Stop, following
 
@@ -152,10 +152,16 @@ def run_worker(
     run_process(cfg, command, line, work, make_stages=make_stages, reporting=silent)
 
 
-def launcher_class(cfg: DictConfig) -> Any:
-    """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
-    with suppress(ConfigError):
-        return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
+def launcher_class(cfg: DictConfig) -> type[Launcher] | None:
+    """Returns the class of a config's launcher; None if it is wrong, as `prepare` reports."""
+    if not isinstance(cfg.launcher, DictConfig):
+        return None
+    try:
+        named = find_target(cfg.launcher)
+    except ConfigError:
+        return None
+    if isinstance(named, type) and issubclass(named, Launcher):
+        return named
     return None
 
 

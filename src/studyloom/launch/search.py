@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from studyloom.config.build import ErrorCollector, build
+from studyloom.config.build import ErrorCollector
 from studyloom.definition.prepare import define, load_data, preflight
-from studyloom.launch.local import Join
+from studyloom.launch.local import Join, build_launcher
 from studyloom.launch.task import Prepared
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
@@ -40,7 +40,7 @@ def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
     """
     attempt = ErrorCollector()
     definition = attempt(lambda: define(cfg))
-    launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
+    launcher: Any = Join() if joins else attempt(lambda: build_launcher(cfg))
     attempt(check_device)
     url = attempt(lambda: required_url(cfg))
     trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
@@ -89,9 +89,8 @@ def open_search(
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
         # A cluster is started before it may fail a new study.
-        start = getattr(prepared.launcher, "start", None)
-        if start is not None and may_be_new(definition, url):
-            start(trials, run_dir)
+        if may_be_new(definition, url):
+            prepared.launcher.start(trials, run_dir)
         stored = begin_search(strategy, digest, url, prepared.starts, stop)
     else:
         stored = join_search(definition, url, stop)

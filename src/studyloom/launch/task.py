@@ -3,11 +3,12 @@
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import psutil
 
@@ -209,24 +210,37 @@ def make_task(
     )
 
 
-class Launcher(Protocol):
-    """Starts the workers of a task.
-
-    Its method `start(slots, run_dir)`, if it has one, is called before a study is made, and raises
-    LaunchError if no worker could run. If its `works_here(task, slots)` is true, workers have no
-    logs.
+class Launcher(ABC):
+    """Starts the workers of a task. A launcher of your own is a subclass.
 
     Attributes:
-        leaves_host: whether workers may run on other hosts, which see no file of this one.
-        may_fork: if true, a worker may be a fork of this process.
+        may_fork: whether a worker may be a fork of this process.
     """
 
-    @property
-    def leaves_host(self) -> bool: ...
+    may_fork: ClassVar[bool] = False
 
+    @property
+    def leaves_host(self) -> bool:
+        """Whether workers may run on other hosts, which see no file of this one."""
+        return False
+
+    @abstractmethod
     def count(self, slots: int) -> int:
         """Returns how many workers the launcher starts for a number of open slots."""
 
+    def start(self, slots: int, run_dir: Path) -> Any:
+        """Prepares what workers need, such as a cluster, before a study is made.
+
+        Raises:
+            LaunchError: no worker could run.
+        """
+        return None
+
+    def works_here(self, task: Task, slots: int) -> bool:
+        """Whether this process is the only worker for open slots, and writes no log."""
+        return False
+
+    @abstractmethod
     def launch(self, task: Task, stop: Stop) -> str | None:
         """Works on the task until its budget is spent or `stop` is true.
 
