@@ -254,7 +254,7 @@ if __name__ == "__main__":
     try:
         study = call("study.trials=2", "train.epochs=100000")
     except KeyboardInterrupt as interrupt:
-        print("interrupted:", interrupt, flush=True)
+        print("KeyboardInterrupt:", interrupt, flush=True)
         sys.exit(7)
 """
 
@@ -284,7 +284,7 @@ def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, numbe
     process.send_signal(number)
     shown, _ = process.communicate(timeout=30)
     assert process.returncode == (7 if number == signal.SIGINT else -signal.SIGTERM), shown
-    assert ("interrupted" in shown) == (number == signal.SIGINT)
+    assert ("KeyboardInterrupt" in shown) == (number == signal.SIGINT)
     stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist")
     assert stored.ledger.counts()["held"] == 0
     stored.close()
