@@ -211,7 +211,7 @@ def make_task(
 
 
 class Launcher(ABC):
-    """Starts the workers of a task. A launcher of your own is a subclass.
+    """Starts the workers of a task. A custom launcher is a subclass.
 
     Attributes:
         may_fork: whether a worker may be a fork of this process.
