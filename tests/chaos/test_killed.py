@@ -94,7 +94,6 @@ def curves(run):
     [
         "processes that load",
         pytest.param("everything at once", marks=pytest.mark.nightly),
-        pytest.param("a small search", marks=pytest.mark.nightly),
         pytest.param("a loop over folds and seeds", marks=pytest.mark.nightly),
     ],
 )

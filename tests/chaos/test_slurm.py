@@ -55,7 +55,7 @@ class Job(Run):
     def at_work(self, **given):
         return super().at_work(starter=self.submit, **given)
 
-    def _until(self, condition):
+    def until_stored(self, condition):
         """Waits for a condition. The command has ended by then, and the tables exist."""
         until(lambda: condition(self.stored()), 120, pause=0.05)
 

@@ -155,8 +155,8 @@ def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
 
     def second():
         def say(words):
-            assert "waiting for it" in words
-            waits.set()
+            if "waiting for it" in words:
+                waits.set()
 
         results.append(compress_winner(stages, settings, say, Stop()))
 
