@@ -387,7 +387,7 @@ def test_an_open_trial_follows_the_study(page, study_of):
     live.interval = 0.05
     with served(guarded(live)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/#trial-1")
-        assert "It runs" in page.locator("#trial").inner_text()
+        assert "It is interrupted" in page.locator("#trial").inner_text()  # it has no worker
         stored.optuna.tell(1, 0.875)
         page.locator("#trial", has_text="It is complete").wait_for()
         assert "0.8750" in page.locator("#trial").inner_text()
