@@ -542,8 +542,7 @@ def _to_pass_on(
     launcher = prepared.launcher
     workers = launcher.count(2)
     # With a time limit for trials, or several GPUs, a single worker is a process too.
-    sees_several_gpus = cfg.launcher.get("gpus", 1) > 1
-    needed = workers > 1 or sees_several_gpus or cfg.study.trial_timeout is not None
+    needed = workers > 1 or launcher.gpus > 1 or cfg.study.trial_timeout is not None
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
     if not named:

@@ -215,9 +215,11 @@ class Launcher(ABC):
 
     Attributes:
         may_fork: whether a worker may be a fork of this process.
+        gpus: how many GPUs a worker sees, if the launcher gives it several.
     """
 
     may_fork: ClassVar[bool] = False
+    gpus: int = 1
 
     @property
     def leaves_host(self) -> bool:

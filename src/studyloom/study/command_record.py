@@ -22,7 +22,7 @@ class CommandRecord:
     Args:
         reevaluated: whether re-evaluation with new seeds chooses the winner.
         tested: whether final training and test follow, of winner and baseline.
-        top: how many trials, and neighbors of the best one, are re-evaluated with the baseline.
+        top: how many trials are re-evaluated with the baseline.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
         began: in UTC, as ISO 8601, as is `at`, the time of the end.
         ended: the exit code with which nothing was left to do; None while something is.
