@@ -19,13 +19,20 @@ from studyloom.text import (
 )
 
 
-def test_values_are_told_with_four_digits_and_small_ones_not_as_zero():
-    words = {0.9725: "0.9725", 0.0: "0.0000", 1523.4: "1523.4", 0.000379485: "0.000379"}
-    for value, word in (words | {2.1e-05: "2.1e-05", -0.5: "-0.5000"}).items():
-        assert format_value(value) == word
+def test_values_have_four_digits_and_small_ones_are_not_zero():
+    formatted = {
+        0.9725: "0.9725",
+        0.0: "0.0000",
+        1523.4: "1523.4",
+        0.000379485: "0.000379",
+        2.1e-05: "2.1e-05",
+        -0.5: "-0.5000",
+    }
+    for value, text in formatted.items():
+        assert format_value(value) == text
 
 
-def test_passwords_are_masked_and_the_rest_stays():
+def test_only_passwords_are_masked():
     for text in (
         *("postgresql://u:hunter2@h/d", "postgresql://u:hun:ter@2@h/d", "PASSWORD: 'hunter2'"),
         *("postgresql://u@h/d?sslpassword=hunter2&x=1", "oauth_client_secret=hunter2"),
@@ -36,7 +43,7 @@ def test_passwords_are_masked_and_the_rest_stays():
         assert mask_passwords(text) == text
 
 
-def test_no_character_is_left_that_is_obeyed_and_not_shown():
+def test_printable_text_has_no_character_that_is_obeyed():
     planes = (range(0x3000), range(0xD800, 0x10000), range(0xE0000, 0xE0200))
     everything = "".join(chr(code) for plane in planes for code in plane)
     shown = printable(everything)
@@ -49,43 +56,43 @@ def test_no_character_is_left_that_is_obeyed_and_not_shown():
     shown.encode()
 
 
-def test_a_harmless_text_stays_as_it_is():
+def test_printable_leaves_harmless_text_unchanged():
     for text in ("Größe × 2 – „ok“ … ±", "日本語", "עברית", "👨\u200d👩\u200d👧", "a\tb\nc"):
         assert printable(text) == text
 
 
-def test_what_is_hidden_is_shown():
+def test_printable_shows_control_characters():
     assert printable("\x00\x1b[2J\r\x7f\x9b\ud800\u202e") == "␀␛[2J␍␡���"
 
 
-def test_no_line_of_a_text_begins_at_the_margin_but_its_first():
+def test_only_the_first_line_of_a_text_begins_at_the_margin():
     assert one_line(" a \n\t error: b\r\nc") == "a error: b␍ c"
     assert indented("a\nerror: b\n  c\n") == "a\n  error: b\n  c\n"
 
 
-def test_a_text_that_a_spreadsheet_would_run_is_none_and_numbers_stay():
+def test_a_formula_becomes_text_and_numbers_stay_numbers():
     for formula in ("=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\r=1"):
         assert without_formula(formula) == f"'{formula}"
     for cells, safe in (("a;=1", "a;'=1"), ("a\t-b", "a\t'-b"), ("a\r\n@b", "a\r\n'@b")):
-        assert without_formula(cells) == safe  # where it begins depends on the user's language
+        assert without_formula(cells) == safe  # the separator of cells depends on the language
     for harmless in ("-2", "+0.5", "-1e-5", "a=1", "", "-inf", 7, -2.5, None, True):
         assert without_formula(harmless) is harmless
 
 
-def test_what_is_a_text_in_markdown_stays_one():
+def test_markdown_shows_any_text_literally():
     """Rendered by the library of TensorBoard, which is as lenient as those of others."""
     markdown = pytest.importorskip("markdown")
     for text in ("<img src=x>", "![a](http://b)", "a\n\n# b", "a | b", "`a`", "**a**", "&lt;"):
-        for made in (in_markdown(text), code_in_markdown(text).replace("\\|", "|")):
-            shown = markdown.markdown(f"name: {made}")
-            assert {*re.findall("</?([a-z0-9]+)", shown)} <= {"p", "code"}
-            plain = html.unescape(re.sub("</?(p|code)>", "", shown))
+        for escaped in (in_markdown(text), code_in_markdown(text).replace("\\|", "|")):
+            page = markdown.markdown(f"name: {escaped}")
+            assert {*re.findall("</?([a-z0-9]+)", page)} <= {"p", "code"}
+            plain = html.unescape(re.sub("</?(p|code)>", "", page))
             assert plain.removeprefix("name: ").replace("\\", "") == " ".join(text.split())
-            assert "\n" not in made
+            assert "\n" not in escaped
         assert re.search(r"(?<!\\)\|", in_markdown(text) + code_in_markdown(text)) is None
 
 
-def test_a_shortened_name_is_told_from_all_others_and_says_which_list_an_item_is_of():
+def test_shortened_names_are_unique_and_items_name_their_list():
     names = ["optimizer.adamw.lr", "optimizer.adamw.weight_decay", "model", "model.hidden.0"]
     assert [*shorten_names(names).values()] == ["lr", "weight_decay", "model", "hidden.0"]
     assert shorten_names(["a.sgd.lr", "a.adamw.lr", "lr"]) == {

@@ -11,23 +11,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from html import escape
-from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
 
-# What a terminal or browser does not show but obeys: control characters of both sets, marks that
-# change the direction of writing, line breaks that only some programs know, characters of no width;
-# and halves of surrogate pairs, which cannot be encoded.
+# Characters that a terminal or browser obeys instead of showing them: both sets of control
+# characters, marks that change the direction of writing, line breaks that only some programs know,
+# and characters of no width. Halves of surrogate pairs are here too: they cannot be encoded.
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# What is shown instead, by character code; of all others U+FFFD.
-SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
+# The visible character for a control character, by its code. U+FFFD stands for all others.
+VISIBLE = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 
-ITEM = re.compile(r"(\d+|length)(\.|\Z)")  # of a list, with which a shortened name does not begin
+# The name of a list's item, such as 0 in hidden.0, or of its length: a shortened name does not
+# begin with it, since it says nothing without the name of the list.
+LIST_ITEM = re.compile(r"(\d+|length)(\.|\Z)")
 
-# What begins a formula, where a cell of a spreadsheet begins.
+# The beginning of a formula, where a cell of a spreadsheet may begin.
 FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
 
 
@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
     Control characters are replaced by visible ones: ␛ for an escape.
     """
-    return UNPRINTABLE.sub(lambda match: SHOWN.get(ord(match[0]), "\ufffd"), text)
+    return UNPRINTABLE.sub(lambda match: VISIBLE.get(ord(match[0]), "\ufffd"), text)
 
 
 def one_line(text: str) -> str:
@@ -45,9 +45,9 @@ def one_line(text: str) -> str:
 
 
 def indented(text: str) -> str:
-    """Makes a text of any origin safe to show; all lines but the first are indented.
+    """Makes a text of any origin safe to show, and indents all lines but the first.
 
-    So no text can imitate the next message.
+    Without the indent, a line of the text could look like the next message.
     """
     return re.sub(r"\n(?=[^\s])", "\n  ", printable(text))
 
@@ -55,16 +55,20 @@ def indented(text: str) -> str:
 def in_markdown(text: str) -> str:
     """Makes a text of any origin safe within a line of Markdown: no HTML, link, image or cell.
 
-    HTML's characters are escaped as entities: not all renderers accept a backslash.
+    HTML's characters become entities, since not all renderers accept a backslash before them.
     """
     return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(one_line(text), quote=False))
 
 
 def code_in_markdown(text: str) -> str:
     """Returns a text of any origin as code within a line of Markdown, also in a table."""
-    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    space = " " * ("`" in text)
-    return f"{fence}{space}{one_line(text)}{space}{fence}".replace("|", "\\|")
+    # A fence must be longer than each run of backticks in the text, and apart from them.
+    longest_run = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest_run + 1)
+    code = one_line(text)
+    if longest_run > 0:
+        code = f" {code} "
+    return f"{fence}{code}{fence}".replace("|", "\\|")
 
 
 class PrintableFormatter(logging.Formatter):
@@ -83,26 +87,37 @@ def format_value(value: float, sign: str = "") -> str:
     size = abs(value)
     if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value):
         return format(value, sign + ".4f")
-    return format(value, sign + (".3g" if size < 1 else ".6g"))
+    if size < 1:
+        return format(value, sign + ".3g")
+    return format(value, sign + ".6g")
 
 
 def format_error(error: float, mean: str) -> str:
-    """Formats the error after ±, with as many decimals as its mean if they suffice."""
+    """Formats the standard error that follows ±.
+
+    Args:
+        mean: the formatted mean before ±. The error gets as many decimals, unless it would be 0.
+    """
     _, point, decimals = mean.partition(".")
-    alike = format(error, f".{len(decimals)}f") if "e" not in mean else ""
-    return alike if point and float(alike or 0) else format_value(error)
+    if point and "e" not in mean:
+        rounded = format(error, f".{len(decimals)}f")
+        if float(rounded) != 0:
+            return rounded
+    return format_value(error)
 
 
 def format_cost(value: float) -> str:
-    """Formats what a network costs, in the digits that a rule accepts: 50_890, 0.0412."""
-    return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"
+    """Formats a cost of a network in the digits that a constraint accepts: 50_890, 0.0412."""
+    if value >= 100:
+        return f"{value:_.0f}"
+    return f"{value:.4g}"
 
 
-def without_formula(value: Any) -> Any:
-    """Returns a cell of a CSV file: a text that a spreadsheet would run gets an apostrophe.
+def without_formula(value: object) -> object:
+    """Returns a cell of a CSV file; a text that a spreadsheet would run gets an apostrophe.
 
-    That is what begins with =, +, - or @, also behind a semicolon, a tab or a line break, where a
-    cell begins in some languages. What reads as a number stays.
+    A spreadsheet runs a text that begins with =, +, - or @. It also runs one that follows a
+    semicolon, a tab or a line break, where a cell begins in some languages. Numbers stay unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -127,16 +142,16 @@ def name_error(error: BaseException, length: int | None = None) -> str:
     Args:
         length: the most characters of the text; None for all.
     """
-    words = " ".join(error_text(error).split())[:length]
-    return f"{type(error).__name__}: {words}".removesuffix(": ")
+    text = " ".join(error_text(error).split())[:length]
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether YAML writes the value as one word: a string, a number, true, false or null."""
+def is_scalar(value: object) -> bool:
+    """Returns whether YAML writes a value as one word: a string, number, true, false or null."""
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """Names the kind of a YAML value with its article: "an integer", "a list", "null"."""
     names = {
         bool: "true or false",
@@ -145,63 +160,98 @@ def kind_of(value: Any) -> str:
         str: "a string",
         type(None): "null",
     }
-    return names.get(type(value), "a list" if isinstance(value, Sequence) else "a mapping")
+    if type(value) in names:
+        return names[type(value)]
+    if isinstance(value, Sequence):
+        return "a list"
+    return "a mapping"
 
 
-def as_yaml(value: Any) -> str:
+def as_yaml(value: object) -> str:
     """Writes a value as YAML does: true, null, 0.1."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
-def nearest(name: Any, names: Sequence[Any]) -> str:
+def nearest(name: object, names: Iterable[object]) -> str:
     """Returns "; did you mean NAME?" for a misspelt name, or "" if none of the names is close."""
-    close = get_close_matches(str(name), [as_yaml(other) for other in names], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    candidates = [as_yaml(candidate) for candidate in names]
+    close_names = get_close_matches(str(name), candidates, n=1, cutoff=0.5)
+    if not close_names:
+        return ""
+    return f"; did you mean {close_names[0]}?"
 
 
-def no_such_key(key: str, known: Sequence[str]) -> str:
-    """Says that a config has no key such as model.hiden, and which keys its section has."""
-    above, _, name = key.rpartition(".")
-    holder = f"{above} has" if above else "there are"
-    return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"
+def no_such_key(key: str, keys: Sequence[str]) -> str:
+    """Says that a config has no key such as model.hiden, and which keys its section has.
+
+    Args:
+        key: the dotted name that the config lacks.
+        keys: the names of the keys in its section.
+    """
+    section, _, name = key.rpartition(".")
+    subject = f"{section} has" if section else "there are"
+    names = ", ".join(keys) or "no keys"
+    return f"{key}: no such key; {subject} {names}{nearest(name, keys)}"
 
 
 def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
-    """Says which line adds a missing key to a file of the user's."""
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    where = f"to {f'{section} in ' * bool(section)}{shown}"
-    return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
+    """Says which line adds a missing key to a file of the user's.
+
+    Args:
+        name: the missing key.
+        value: the value that the line gives it.
+        file: the absolute path of the file; the message has it relative to the working directory.
+        section: the section of the file for the line; "" for the top level.
+    """
+    place = str(file)
+    if file.is_relative_to(Path.cwd()):
+        place = str(file.relative_to(Path.cwd()))
+    if section:
+        place = f"{section} in {place}"
+    return f"; to have it, add `{name}: {value}` to {place}, with the value to start from"
 
 
-PLUS = "\xa0±\xa0"  # a value and its error stay in one line
+UNBROKEN_PLUS_MINUS = "\xa0±\xa0"  # keeps a value and its error in one line
 
 
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Returns a table for a notebook, without columns that are empty.
 
     Args:
         columns: the heads of the columns; all empty for a table without a head.
-        rows: their cells, which are shown as text and never as HTML; None for an empty one.
+        rows: the cells of each row, which are shown as text and never as HTML; None is empty.
     """
-    cells = [
-        ["" if cell is None else escape(printable(str(cell))).replace(" ± ", PLUS) for cell in row]
-        for row in (columns, *rows)
-    ]
-    kept = [column for column in zip(*cells, strict=True) if any(column[1:])]
-    head, *body = zip(*kept, strict=True) if kept else ((),)
-    lines = [("th", head)] * any(head) + [("td", line) for line in body]
-    html = (
-        "".join(f'<{tag} style="text-align:left">{cell}</{tag}>' for cell in line)
-        for tag, line in lines
-    )
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in html)}</table>"
+    head = [_html_text(name) for name in columns]
+    body = [list(map(_html_text, row)) for row in rows]
+    filled = [index for index in range(len(head)) if any(row[index] for row in body)]
+    lines = []
+    if any(head[index] for index in filled):
+        lines.append(_html_row("th", [head[index] for index in filled]))
+    for row in body if filled else ():
+        lines.append(_html_row("td", [row[index] for index in filled]))
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _html_text(value: object) -> str:
+    """Returns a value of any origin as HTML that shows its text; "" for None."""
+    if value is None:
+        return ""
+    return escape(printable(str(value))).replace(" ± ", UNBROKEN_PLUS_MINUS)
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    """Returns a row of a table; its tag is th for a head and td for a body."""
+    html = [f'<{tag} style="text-align:left">{cell}</{tag}>' for cell in cells]
+    return f"<tr>{''.join(html)}</tr>"
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending integers as ranges: 0-3, 5, 7-8."""
-    runs: list[list[int]] = []
+    runs: list[list[int]] = []  # of each run its first and last number, or its only one
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1][1:] = [number]
@@ -215,23 +265,26 @@ def format_shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def format_parameter(value: Any) -> str:
-    """Formats the value of a trial's parameter in one line; floats have four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
+def format_parameter(value: object) -> str:
+    """Formats the value of a hyperparameter in one line; floats have four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return one_line(str(value))
 
 
 def format_duration(duration: float) -> str:
     """Formats a duration in seconds: 8 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(duration)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    seconds = round(duration)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-# In a URL the password ends at the last @ of the word, or else at the first @ of the line; the
-# second form is password=…, or password: …; libpq has sslpassword and oauth_client_secret too.
+# Passwords have two forms. In a URL the password ends at the last @ of the word, or else at the
+# first @ of the line. The other form is password=… or password: …; libpq, the client library of
+# PostgreSQL, has sslpassword and oauth_client_secret too.
 PASSWORDS = re.compile(
     r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|"""
     r"""(?P<key>(?:password|client_secret)["']?[ \t]*[=:][ \t]*)"""
@@ -240,37 +293,53 @@ PASSWORDS = re.compile(
 )
 
 
-def mask_passwords(words: str) -> str:
+def mask_passwords(text: str) -> str:
     """Replaces the passwords of URLs and of `password=…` in a text by ***."""
-    return PASSWORDS.sub(lambda match: (match["url"] or match["key"]) + "***", words)
+    return PASSWORDS.sub(lambda match: (match["url"] or match["key"]) + "***", text)
 
 
 def shorten_end(text: str, length: int) -> str:
     """Replaces the end of a text by … if it has more than `length` characters."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 1]}…"
 
 
 def shorten(text: str, length: int) -> str:
     """Replaces the middle of a text by … if it has more than `length` characters."""
+    if len(text) <= length:
+        return text
     half = (length - 1) // 2
-    return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
+    return f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
 def shorten_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Shortens dotted names to as few of their last parts as tell them apart.
+    """Shortens dotted names to as few of their last parts as distinguish them.
 
-    Of optimizer.adamw.lr remains lr, or adamw.lr if there is an optimizer.sgd.lr too. An item of a
-    list, such as hidden.0 or hidden.length, keeps the name of the list.
+    The short name of optimizer.adamw.lr is lr, or adamw.lr if there is an optimizer.sgd.lr too. An
+    item of a list, such as hidden.0 or hidden.length, keeps the name of the list.
 
     Args:
-        taken: titles with which no name may be confused.
+        taken: titles with which no short name may be confused.
+
+    Returns:
+        The short name of each name.
     """
-    ends = {
-        name: [*accumulate(reversed(name.rsplit(".", 3)), lambda end, part: f"{part}.{end}")]
-        for name in names
-    }
-    count = Counter([*chain.from_iterable(ends.values()), *taken])
-    return {
-        name: next((end for end in own if count[end] == 1 and not ITEM.match(end)), name)
-        for name, own in ends.items()
-    }
+    endings = {name: _dotted_endings(name) for name in names}
+    uses = Counter(taken)
+    for candidates in endings.values():
+        uses.update(candidates)
+    short_names = {}
+    for name, candidates in endings.items():
+        short_names[name] = name
+        for ending in candidates:
+            if uses[ending] == 1 and not LIST_ITEM.match(ending):
+                short_names[name] = ending
+                break
+    return short_names
+
+
+def _dotted_endings(name: str) -> list[str]:
+    """Returns the last part of a dotted name, its last two parts and three, and the whole name."""
+    parts = name.rsplit(".", 3)
+    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
