@@ -70,7 +70,7 @@ def dead_pid():
     return process.pid
 
 
-def test_text_and_bytes_replace_what_was_there(path):
+def test_text_and_bytes_replace_the_old_content(path):
     for content, stored in (("ü\n", b"\xc3\xbc\n"), (b"\0\xff", b"\0\xff")):
         write_whole(path, content)
         assert path.read_bytes() == stored
@@ -89,7 +89,7 @@ def test_a_torn_write_leaves_the_old_content_and_no_temporary_file(path):
     assert names(path) == ["study.yaml"]
 
 
-def test_what_is_durable_is_synced_before_it_gets_its_name(path, monkeypatch):
+def test_durable_content_is_synced_before_it_is_renamed(path, monkeypatch):
     content_at_sync = []
     monkeypatch.setattr(files.os, "fsync", lambda _: content_at_sync.append(path.read_text()))
     write_whole(path, "quick")
@@ -99,7 +99,7 @@ def test_what_is_durable_is_synced_before_it_gets_its_name(path, monkeypatch):
     assert path.read_text() == "durable"
 
 
-def test_a_process_killed_in_mid_write_leaves_the_old_content_and_an_abandoned_file(path):
+def test_a_killed_write_leaves_the_old_content_and_an_abandoned_file(path):
     writer = subprocess.Popen(
         [sys.executable, "-c", HALF, str(path)], stdout=subprocess.PIPE, text=True
     )
@@ -113,13 +113,13 @@ def test_a_process_killed_in_mid_write_leaves_the_old_content_and_an_abandoned_f
     assert is_abandoned(temporary)
 
 
-def test_files_of_other_hosts_and_other_names_are_never_abandoned(tmp_path):
+def test_files_of_other_hosts_and_other_names_are_not_abandoned(tmp_path):
     assert is_abandoned(temporary_name(tmp_path / "x")), "an earlier process had our number"
     for name in ("study.yaml", "study.yaml.elsewhere-0000.{pid}.new.tmp"):
         assert not is_abandoned(tmp_path / name.format(host=host_id(), pid=dead_pid())), name
 
 
-def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
+def test_one_process_holds_a_lock_until_it_ends(tmp_path):
     path = tmp_path / "lock"
     command = [sys.executable, "-c", HOLD, str(path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -136,7 +136,7 @@ def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
             pass
 
 
-def test_file_systems_are_known_by_the_longest_mount_point(tmp_path):
+def test_a_file_system_is_that_of_the_deepest_mount_point(tmp_path):
     assert filesystem_of(Path("/proc/self")) == "proc"
     assert filesystem_of(tmp_path / "not" / "there") == filesystem_of(tmp_path) != "unknown"
     assert is_network_filesystem("nfs4")
@@ -144,9 +144,7 @@ def test_file_systems_are_known_by_the_longest_mount_point(tmp_path):
     assert not is_network_filesystem("ext4")
 
 
-def test_a_folder_is_ones_own_once_it_was_marked_where_it_is_and_by_this_user(
-    tmp_path, monkeypatch
-):
+def test_a_folder_is_trusted_once_this_user_has_marked_it_at_its_path(tmp_path, monkeypatch):
     (folder := tmp_path / "run").mkdir()
     assert not is_own(folder)
     mark_own(folder)
@@ -163,7 +161,7 @@ def test_a_folder_is_ones_own_once_it_was_marked_where_it_is_and_by_this_user(
 
 
 @pytest.mark.parametrize("write", ["write_whole", "passed_on", "checkpoint"])
-def test_a_full_disk_is_named_with_the_file_and_what_to_do(write, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_and_a_fix(write, tmp_path, monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {})
     with small_disk(tmp_path / "disk") as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))

@@ -10,15 +10,15 @@ from studyloom import installation
 from studyloom.installation import pip_install
 
 
-class Noted:
-    """What pip notes of an installation."""
+class Distribution:
+    """An installed package of which pip has recorded the origin, or not."""
 
-    def __init__(self, noted):
-        self.noted = noted
+    def __init__(self, origin):
+        self.origin = origin
 
     def read_text(self, name):
         assert name == "direct_url.json"
-        return self.noted and json.dumps(self.noted)
+        return self.origin and json.dumps(self.origin)
 
 
 CHECKOUT = {"url": "file:///srv/my%20code/studyloom", "dir_info": {"editable": True}}
@@ -26,7 +26,7 @@ WHEEL = {"url": "file:///tmp/studyloom-0.1.0-py3-none-any.whl", "archive_info": 
 
 
 @pytest.mark.parametrize(
-    ("noted", "command"),
+    ("origin", "command"),
     [
         (CHECKOUT, "pip install -e '/srv/my code/studyloom[ray]'"),
         (WHEEL, "pip install '/tmp/studyloom-0.1.0-py3-none-any.whl[ray]'"),
@@ -34,13 +34,13 @@ WHEEL = {"url": "file:///tmp/studyloom-0.1.0-py3-none-any.whl", "archive_info": 
     ],
     ids=["checkout", "wheel", "index"],
 )
-def test_an_extra_is_installed_from_where_studyloom_was(monkeypatch, noted, command):
-    monkeypatch.setattr(installation, "distribution", lambda name: Noted(noted))
+def test_an_extra_is_installed_from_the_origin_of_studyloom(monkeypatch, origin, command):
+    monkeypatch.setattr(installation, "distribution", lambda name: Distribution(origin))
     assert pip_install("ray") == command
     assert shlex.split(command)[-1].endswith("[ray]")
 
 
-def test_a_checkout_that_is_not_installed_names_the_package_index(monkeypatch):
+def test_without_an_installation_an_extra_is_of_the_package_index(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 

@@ -1,18 +1,18 @@
 """Means and standard deviations of finite values, however large they are.
 
-A diverged perplexity may be 1e217: its square is larger than any float. Large values are divided by
-a power of two first, which changes none of their digits.
+The perplexity of a diverged network may be 1e217, and its square is larger than any float. Large
+values are divided by a power of two first, which changes none of their digits.
 """
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-LARGE = 1e75  # whose fourth power is a float, as a squared variance is
+LARGE = 1e75  # the square of a variance, its fourth power, is still a float
 
 
 def scale_of(values: Sequence[float]) -> float:
-    """Returns the power of two by which values are divided before their powers; mostly 1."""
+    """Returns the power of two by which to divide values before they are squared; mostly 1."""
     largest = max(abs(value) for value in values)
     if largest < LARGE:
         return 1.0
@@ -21,6 +21,7 @@ def scale_of(values: Sequence[float]) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
+    """Returns the arithmetic mean."""
     scale = scale_of(values)
     return scale * fmean(value / scale for value in values)
 

@@ -1,7 +1,8 @@
 """The environment variables of studyloom, each with its meaning.
 
-A module that reads or sets one imports it from here, so that a name is written once. `--help` lists
-those that users set, and those that a command used as the objective reads.
+A module that reads or sets a variable imports it from here, so that its name is written once.
+`--help` lists the variables that users set, and those that studyloom sets for a command which is
+the objective.
 """
 
 import os
@@ -27,7 +28,7 @@ class Variable:
         return os.environ.pop(self.name, None)
 
 
-# Set by a person.
+# Variables that a person sets.
 STORAGE = Variable("STUDYLOOM_STORAGE", "the storage URL, instead of the file in run_dir")
 DATA = Variable(
     "STUDYLOOM_DATA", "a folder with any of mnist/ fashion-mnist/ 20newsgroups/ ml-100k/"
@@ -36,14 +37,14 @@ DEVICE = Variable("STUDYLOOM_DEVICE", "mps trains on the GPU of a Mac")
 PORTABLE = Variable("STUDYLOOM_PORTABLE", "1 takes the portable paths of other systems on Linux")
 TRACEBACKS = Variable("HYDRA_FULL_ERROR", "1 shows tracebacks")
 
-# Set from the command line, or by a person. What a command prints, and to whom, is no part of a
-# study: it goes to the environment, so that no config can ask for it and Hydra writes none of it to
-# files. A notify URL often holds a secret.
+# Variables that the command line sets, or a person: where a command prints, and in which form. They
+# are not in the config, since they are not part of a study. Hydra writes the config to files, and a
+# notify URL often holds a secret.
 EVENTS = Variable("STUDYLOOM_EVENTS", "as --events: a file of a line of JSON an event")
 NOTIFY = Variable("STUDYLOOM_NOTIFY", "as notify=: URLs or commands, a line each")
 JSON = Variable("STUDYLOOM_JSON", "1 as --json: one JSON object at the end")
 
-# Set for a command that is the objective.
+# Variables that are set for a command which is the objective.
 SEED = Variable("STUDYLOOM_SEED", "the seed of the trial that a command runs")
 TRIAL = Variable("STUDYLOOM_TRIAL", "the number of the trial that a command runs")
 CHECKPOINT_DIR = Variable("STUDYLOOM_CHECKPOINT_DIR", "a folder of the trial that a command runs")
@@ -53,7 +54,7 @@ PUBLIC = (
     *(PORTABLE, TRACEBACKS),
 )
 
-# Set for worker processes, and for what they start.
+# Variables that are set for worker processes, and for what they start.
 WORKER = Variable("STUDYLOOM_WORKER", "the age of a worker's launcher in seconds")
 LINE = Variable("STUDYLOOM_LINE", "the descriptor of a worker's line to its launcher")
 SHARED = Variable("STUDYLOOM_SHARED", "the key of the data that workers share, and their file")
@@ -66,5 +67,7 @@ GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --
 def variables_help() -> str:
     """Lists the variables that users may set, for a help of 80 columns."""
     wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent=" " * 28)
-    rows = (wrapper.fill(f"{each.name:<26}{each.meaning}") for each in PUBLIC)
-    return "\n".join(["environment variables:", *rows])
+    lines = ["environment variables:"]
+    for variable in PUBLIC:
+        lines.append(wrapper.fill(f"{variable.name:<26}{variable.meaning}"))
+    return "\n".join(lines)

@@ -1,4 +1,8 @@
-"""Files: written whole or not at all, locked, and folders known to be the user's own."""
+"""Files: written whole or not at all, locked, and in folders that are trusted or not.
+
+A folder is trusted if a command of this user has marked it with `mark_own`. Files of all other
+folders may have been written by somebody else, and are read within limits.
+"""
 
 import errno
 import hmac
@@ -19,9 +23,9 @@ from studyloom.text import printable
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
-GALLERY = PACKAGE.parent.parent / "studies" / "data"  # of a checkout; no wheel has it
-MOST_BYTES = 256_000  # of a text file of an untrusted folder
-MARK = "made-by"  # the file in a folder that says whose it is
+GALLERY = PACKAGE.parent.parent / "studies" / "data"  # the folder of a checkout; no wheel has it
+MOST_BYTES = 256_000  # the limit for a text file of an untrusted folder
+MARK = "made-by"  # the file in a folder that marks it as trusted
 NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"),
     *("glusterfs", "ocfs2", "gfs2", "orangefs", "pvfs2", "davfs", "wekafs", "sshfs", "s3fs"),
@@ -33,7 +37,7 @@ def asset_path(name: str) -> Path:
     """Finds a file that came with the package, or with the studies of its checkout.
 
     Raises:
-        DataError: neither has it.
+        DataError: neither the package nor the checkout has it.
     """
     for folder in (ASSETS, GALLERY):
         if (folder / name).is_file():
@@ -62,18 +66,24 @@ def asset(name: str) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             yield file
     except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise DataError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; it came with "
-            "studyloom, and is damaged; install studyloom again"
+            f"{path}: cannot be read: {reason}; it came with studyloom, and is damaged; install "
+            "studyloom again"
         ) from error
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Opens a regular file for reading; a FIFO could be waited for, and a device read, for ever.
+    """Opens a regular file for reading.
+
+    A FIFO is refused, since it could be waited for without end, and so is a device, which may have
+    no end.
 
     Raises:
-        ValueError: it is something else.
-        OSError: it cannot be opened.
+        ValueError: the path is not that of a regular file.
+        OSError: the file cannot be opened.
     """
     descriptor = _open_without_waiting(path)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -91,22 +101,23 @@ def read_text(path: Path, *, own: bool) -> str:
     """Reads a text file.
 
     Args:
-        own: whether a command of this user is known to have written it; if not, it must be a
-            regular file of at most 256 KB.
+        own: whether its folder is trusted. If not, it must be a regular file of at most 256 KB.
 
     Raises:
-        ValueError: it exceeds these limits, or is not UTF-8 text.
-        OSError: it cannot be opened.
+        ValueError: the file exceeds these limits, or is not UTF-8 text.
+        OSError: the file cannot be opened.
     """
-    opened = _open_without_waiting(path)
-    with open(opened, encoding="utf-8") as file:
-        status = os.fstat(opened)
-        if not own and (not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES):
+    descriptor = _open_without_waiting(path)
+    with open(descriptor, encoding="utf-8") as file:
+        if own:
+            return file.read()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise ValueError(
                 f"it is not a regular file of at most {MOST_BYTES // 1000} KB, and no command of "
                 "yours is known to have written it"
             )
-        return file.read(-1 if own else MOST_BYTES)
+        return file.read(MOST_BYTES)
 
 
 def check_output(path: Path, option: str, begins: bytes) -> None:
@@ -115,19 +126,21 @@ def check_output(path: Path, option: str, begins: bytes) -> None:
     A mistyped `--page study.db` would replace the database, also under the name of a link to it.
 
     Args:
+        path: the path that the user names; a link stands for the file that it leads to.
         option: the option that names the path, such as --page.
-        begins: the first bytes of each file that this option writes. A file that is there must be
-            empty or begin so.
+        begins: the first bytes of each file that this option writes. A file at the path must be
+            empty or begin with them.
 
     Raises:
-        FileError: it holds something else.
-        OSError: it cannot be read.
+        FileError: the file at the path begins with something else.
+        OSError: the file at the path cannot be read.
     """
-    if not path.is_file():  # of a link, the file that it leads to
+    if not path.is_file():
         return
     with path.open("rb") as file:
         start = file.read(len(begins))
-    if not begins.startswith(start):  # a killed command may have written only half of it
+    # A killed command may have written only some of the first bytes.
+    if not begins.startswith(start):
         raise FileError(
             f"{option} {printable(str(path))}: another file is there, which {option} has not "
             "written; it stays unchanged; name a new file"
@@ -149,7 +162,12 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> N
 
 
 def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
-    """Writes a file as `write_whole` does, with what a function writes to the open file."""
+    """Writes a file as `write_whole` does.
+
+    Args:
+        write: a function that writes the content to the file, which is open for writing bytes.
+        durable: whether the content must survive a power cut once this returns.
+    """
     temporary = temporary_name(path)
     try:
         with naming(path), temporary.open("wb") as file:
@@ -159,82 +177,92 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with suppress(OSError):  # on a read-only disk, which has no such file
+        with suppress(OSError):  # a read-only disk refuses this too, and would hide the first error
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names the file in an error of the body, which writes it, and says how to fix it."""
+    """Names a file in an OSError of the body, which writes that file, and says how to fix it."""
     try:
         yield
     except OSError as error:
-        words = error.strerror or str(error)
+        message = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            words += "; free some space on its disk, or choose another with run_dir or TMPDIR"
+            message += "; free some space on its disk, or choose another with run_dir or TMPDIR"
         if error.errno == errno.EROFS:
-            words += "; copy its folder to a disk that you can write to"
-        raise OSError(error.errno, words, str(path)) from error
+            message += "; copy its folder to a disk that you can write to"
+        raise OSError(error.errno, message, str(path)) from error
 
 
 def mark_own(folder: Path) -> None:
-    """Notes in a folder that a command of this user runs in it, or that they trust it.
+    """Marks a folder as trusted: a command of this user writes it, or the user says so.
 
-    The note is the path of the folder, signed with a key in the user's state folder: an untrusted
-    folder cannot bring one along. Where no key can be kept, no folder is known as the user's.
+    The mark is the path of the folder, signed with a key in the user's state folder, so that a
+    folder written by somebody else cannot bring a valid mark. Without a place for the key no folder
+    is trusted.
     """
-    with suppress(OSError, RuntimeError):  # a disk that is read only; no home
+    with suppress(OSError, RuntimeError):  # a read-only disk, or a user without a home
         write_whole(folder / MARK, _signature(folder))
 
 
 def is_own(folder: Path) -> bool:
-    """Whether `mark_own` has marked a folder for this user, at its present path."""
+    """Returns whether `mark_own` has marked a folder for this user, at its present path."""
     try:
-        noted = (folder / MARK).read_bytes()
-        return hmac.compare_digest(noted, _signature(folder).encode())
+        mark = (folder / MARK).read_bytes()
+        return hmac.compare_digest(mark, _signature(folder).encode())
     except (OSError, RuntimeError):
         return False
 
 
 def _signature(folder: Path) -> str:
+    """Signs the path of a folder with the user's key, which it makes if there is none."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     key = state / "studyloom" / "key"
     if not key.exists():
         key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(key.with_name("key.lock")):
-            if not key.exists():
-                new = key.with_name("key.new")
-                with open(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            if not key.exists():  # no other process has made it while this one waited for the lock
+                new_key = key.with_name("key.new")
+                with open(os.open(new_key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                     file.write(secrets.token_bytes(32))
-                new.replace(key)
+                new_key.replace(key)
     return hmac.new(key.read_bytes(), os.fsencode(folder.resolve()), "sha256").hexdigest()
 
 
 def temporary_name(path: Path, kind: str = "new") -> Path:
     """Returns a name in the folder of `path` that no other process uses, here or on another host.
 
+    The name has the host's id as well as the process's, since processes of two hosts, or of two
+    containers, may have the same number.
+
     Args:
         kind: a word that distinguishes the temporary files which one process has for one path.
     """
-    # Processes of two hosts, or of two containers, may have the same number.
     return path.with_name(f"{path.name}.{host_id()}.{os.getpid()}.{kind}.tmp")
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether the process that made a temporary file, see `temporary_name`, has ended.
+    """Returns whether the process that made a temporary file (see `temporary_name`) has ended.
 
-    False for a file of another host, whose processes cannot be seen from here.
+    It is False for a file of another host, whose processes cannot be seen from here.
     """
     pattern = rf"\.{re.escape(host_id())}\.(\d{{1,9}})\.\w+\.tmp$"
-    if (writer := re.search(pattern, temporary.name)) is None:
+    match = re.search(pattern, temporary.name)
+    if match is None:
         return False
-    # An earlier process may have had the number of this one.
-    return int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))
+    writer = int(match[1])
+    if writer == os.getpid():
+        return True  # an earlier process had the number that this one has now
+    return not is_alive(writer)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file in the body, where the disk has locks; it goes with the process."""
+    """Holds the lock of a file in the body, if the disk has locks.
+
+    The system releases the lock of a process that is killed.
+    """
     from filelock import FileLock  # here: looking at a study takes no lock
 
     lock = FileLock(path)
@@ -247,7 +275,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the renames in a folder durable, where the file system can; some network ones cannot.
+    """Makes the renames in a folder durable: they survive a power cut.
+
+    Some network file systems cannot do so; it does nothing on them.
 
     Raises:
         OSError: the folder cannot be opened, or its disk fails.
@@ -263,28 +293,41 @@ def sync_folder(folder: Path) -> None:
 
 
 def filesystem_of(path: Path) -> str:
-    """Returns the kind of file system that a path is on, or would be: ext4, nfs4, or unknown."""
+    """Returns the kind of file system that a path is on, or would be: ext4, nfs4, or unknown.
+
+    It is the one that is mounted at the deepest folder above the path. If two are mounted at that
+    folder, the later one hides the earlier one.
+    """
     import psutil
 
-    path, kind, longest = path.resolve(), "unknown", -1
+    path = path.resolve()
+    kind = "unknown"
+    depth = -1
     for mount in psutil.disk_partitions(all=True):
-        point = Path(mount.mountpoint)
-        # Of two at one mount point, the one mounted last lies on top.
-        if len(point.parts) >= longest and path.is_relative_to(point):
-            kind, longest = mount.fstype, len(point.parts)
+        folder = Path(mount.mountpoint)
+        if len(folder.parts) >= depth and path.is_relative_to(folder):
+            kind = mount.fstype
+            depth = len(folder.parts)
     return kind
 
 
 def is_network_filesystem(kind: str) -> bool:
-    """Whether several hosts may share a file system of this kind, as `filesystem_of` names it.
+    """Returns whether several hosts may share a file system of a kind.
 
-    SQLite is not safe on one: its WAL mode keeps the index in the memory of a single host.
+    SQLite is not safe on such a file system: its WAL mode keeps the index in the memory of a single
+    host.
+
+    Args:
+        kind: the name that `filesystem_of` returns.
     """
     return kind.removeprefix("fuse.") in NETWORK_FILESYSTEMS
 
 
 def is_newer(path: Path, other: Path) -> bool:
-    """Whether a file was written after another one; False if one is missing."""
+    """Returns whether a file was written at the time of another one or later.
+
+    It is False if one of the files is missing.
+    """
     try:
         return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
     except FileNotFoundError:

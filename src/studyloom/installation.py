@@ -10,13 +10,17 @@ from urllib.parse import unquote, urlsplit
 def pip_install(extra: str) -> str:
     """Returns the command that installs an extra, for bash and zsh.
 
-    It names the checkout or the file from which studyloom was installed, as pip has noted it
-    (PEP 610, direct_url.json), or else the package index.
+    It names the checkout or the file from which studyloom was installed, or else its name in the
+    package index. pip records the origin of a package in direct_url.json (PEP 610).
     """
-    source, editable = "studyloom", ""
-    with suppress(PackageNotFoundError):  # a checkout on PYTHONPATH
-        noted = json.loads(distribution("studyloom").read_text("direct_url.json") or "{}")
-        if (address := urlsplit(noted.get("url", ""))).scheme == "file":
-            source = unquote(address.path)
-            editable = "-e " * noted.get("dir_info", {}).get("editable", False)
-    return f"pip install {editable}{shlex.quote(f'{source}[{extra}]')}"
+    source = "studyloom"
+    option = ""
+    with suppress(PackageNotFoundError):  # a checkout on PYTHONPATH is not installed
+        origin = json.loads(distribution("studyloom").read_text("direct_url.json") or "{}")
+        url = urlsplit(origin.get("url", ""))
+        if url.scheme == "file":
+            source = unquote(url.path)
+            if origin.get("dir_info", {}).get("editable", False):
+                option = "-e "
+    requirement = shlex.quote(f"{source}[{extra}]")
+    return f"pip install {option}{requirement}"
