@@ -4,26 +4,25 @@ import logging
 from datetime import datetime, timedelta
 
 from studyloom.text import PrintableFormatter
-from studyloom.worker_log import LINE, end_message, read_end
+from studyloom.worker_log import LINE, format_trial_end, read_trial_end
 
 
 def line_of(message):
     return PrintableFormatter(LINE).format(logging.makeLogRecord({"msg": message}))
 
 
-def test_the_end_of_a_trial_is_read_as_it_is_written():
+def test_the_written_end_of_a_trial_is_read_again():
     for state, value in (("COMPLETE", 0.97), ("PRUNED", None), ("FAIL", None)):
-        found = read_end(line_of(end_message(7, state, value)))
-        assert found is not None
-        number, ended = found
-        assert number == 7
-        assert abs(datetime.now() - ended) < timedelta(minutes=1)
+        end = read_trial_end(line_of(format_trial_end(7, state, value)))
+        assert end is not None
+        assert end.trial == 7
+        assert abs(datetime.now() - end.time) < timedelta(minutes=1)
 
 
-def test_no_other_line_is_the_end_of_a_trial():
+def test_other_lines_are_not_the_end_of_a_trial():
     lines = (
         "trial 7: complete",
         line_of("trial 7: running"),
         "9999-99-99 99:99:99,999 trial 0: fail",
     )
-    assert [read_end(line) for line in lines] == [None] * 3
+    assert [read_trial_end(line) for line in lines] == [None] * 3

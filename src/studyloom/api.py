@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
-from studyloom.error_display import shown_at_call
+from studyloom.error_display import shorten_tracebacks
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.storage.urls import serve
@@ -281,7 +281,7 @@ def _frame(rows: Rows) -> Any:
     return pandas.DataFrame.from_records(list(rows.cells), columns=list(rows.columns))
 
 
-@shown_at_call
+@shorten_tracebacks
 def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """Opens an existing study to read it, even while it is running.
 
@@ -339,7 +339,7 @@ def _run(
     return invocation.call(overrides, conduct)
 
 
-@shown_at_call
+@shorten_tracebacks
 def search(
     subject: Callable[..., Any],
     *,

@@ -29,10 +29,10 @@ def exit_with(error: Exception, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Ends the traceback of an error of the Python API where the user's code calls the function.
+def shorten_tracebacks(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a function of the Python API: tracebacks of its errors end where it is called.
 
-    It leaves out studyloom's own frames, and what caused the error, unless HYDRA_FULL_ERROR=1.
+    They have no frames of studyloom and no cause of the error, unless HYDRA_FULL_ERROR=1.
     """
 
     @functools.wraps(function)
@@ -42,11 +42,11 @@ def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
         except (StudyloomError, KeyboardInterrupt) as error:
             if wants_tracebacks():
                 raise
-            raise error.with_traceback(None) from None  # HYDRA_FULL_ERROR=1 shows all
+            raise error.with_traceback(None) from None
 
     return call
 
 
 def wants_tracebacks() -> bool:
-    """Whether HYDRA_FULL_ERROR=1 requests tracebacks."""
+    """Returns whether HYDRA_FULL_ERROR=1 requests tracebacks."""
     return TRACEBACKS.get() == "1"

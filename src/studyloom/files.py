@@ -1,7 +1,7 @@
 """Files: written whole or not at all, locked, and in folders that are trusted or not.
 
 A folder is trusted if a command of this user has marked it with `mark_own`. Files of all other
-folders may have been written by somebody else, and are read within limits.
+folders may have another author, and are read within limits.
 """
 
 import errno
@@ -199,7 +199,7 @@ def mark_own(folder: Path) -> None:
     """Marks a folder as trusted: a command of this user writes it, or the user says so.
 
     The mark is the path of the folder, signed with a key in the user's state folder, so that a
-    folder written by somebody else cannot bring a valid mark. Without a place for the key no folder
+    folder of another author cannot bring a valid mark. Without a place for the key no folder
     is trusted.
     """
     with suppress(OSError, RuntimeError):  # a read-only disk, or a user without a home

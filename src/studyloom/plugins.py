@@ -1,4 +1,4 @@
-"""Loads optional parts by the names that commands have for them; nothing imports `extras/`.
+"""Plugins: optional parts below `extras/`, which commands load by name; nothing imports `extras/`.
 
 Example:
     >>> load_plugin("explain")  # doctest: +SKIP
@@ -8,7 +8,7 @@ Example:
 from importlib import import_module
 from typing import Any
 
-# A name, and where it is below `studyloom.extras`: the module and its member.
+# The name of each plugin, and its place below `studyloom.extras`: the module and its member.
 PLUGINS = {
     "adopt": ("adopt.pages", "adopt"),
     "ask": ("proposals.asking", "print_asked"),

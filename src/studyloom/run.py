@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studyloom.error_display import shown_at_call
+from studyloom.error_display import shorten_tracebacks
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from studyloom.api import Study
 
 
-@shown_at_call
+@shorten_tracebacks
 def run(
     source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> "Study":

@@ -35,7 +35,7 @@ from studyloom.study.provenance import Provenance
 from studyloom.study.redo import replace_trial
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
-from studyloom.worker_log import end_message
+from studyloom.worker_log import format_trial_end
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class HeldTrial:
         end = partial(self._finish_and_queue, ended) if again else self.stored.ledger.finish
         self._end_claim(end)
         self.on_end(ended)
-        log.info(end_message(self.trial.number, state.name, value))
+        log.info(format_trial_end(self.trial.number, state.name, value))
 
     def _finish_and_queue(self, failed: FrozenTrial, claim: Claim, write: WriteRows) -> bool:
         """Ends the claim of a failed trial, sets it aside, and queues another one in its slot."""

@@ -37,7 +37,7 @@ from studyloom.views.page import Absent, Section, Words, drawn, number, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
 from studyloom.winner.result import Fact, Result, RunFiles, Wrong, plural
-from studyloom.worker_log import read_end
+from studyloom.worker_log import read_trial_end
 
 MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
 BEST = 100  # trials shown for their value
@@ -612,13 +612,15 @@ def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int
         lines: list[str] = []
         for line in _tail(path):
             lines.append(line)
-            if (end := read_end(line)) is None:
+            end = read_trial_end(line)
+            if end is None:
                 continue
-            (trial, said), own_lines, lines = end, lines, []
-            ended = ends.get(trial)
+            trial_lines = lines
+            lines = []
+            ended = ends.get(end.trial)
             # Another stage has a trial of this number too. A line with only its end adds nothing.
-            if ended is not None and abs(said - ended) < LATE and len(own_lines) > 1:
-                yield trial, own_lines
+            if ended is not None and abs(end.time - ended) < LATE and len(trial_lines) > 1:
+                yield end.trial, trial_lines
     for path in files:
         if path.name in own and (lines := _tail(path)):
             yield own[path.name], lines
