@@ -28,8 +28,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from playwright.sync_api import Browser, CDPSession, Page
 
 from studyloom.storage import attributes
-from studyloom.study.opening import create_study
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.opening import create_study
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.views.dashboard import application, bind
 from studyloom.views.report import write_report
 

@@ -41,7 +41,7 @@ PARTS = {
     "studyloom.training.checkpoint:Checkpoint.save": "checkpoint: written",
     "studyloom.training.checkpoint:Checkpoint.remove": "checkpoint: removed",
     "optuna.pruners:PercentilePruner.prune": "pruner",
-    "studyloom.study.reporter:Outbox._wait": WAIT,
+    "studyloom.worker.reporter:Outbox._wait": WAIT,
     "sqlalchemy.engine.default:DefaultDialect.do_commit": "storage: commit",
 }
 # The kinds of time that a worker measures itself; of training and evaluation there is more above.
@@ -129,8 +129,8 @@ def put_clocks(clock: Clock) -> list[Any]:
     from sqlalchemy.engine.default import DefaultDialect
 
     from studyloom.processes import Stopwatch
-    from studyloom.study.reporter import Outbox
     from studyloom.training import trainer
+    from studyloom.worker.reporter import Outbox
 
     for place, label in PARTS.items():
         module, _, path = place.partition(":")
@@ -208,7 +208,7 @@ def profile_here(study: str, target: str, *overrides: str) -> None:
 
     It is written at the end of the worker's loop, which is in a child of this process.
     """
-    from studyloom.study.worker import Worker
+    from studyloom.worker.worker import Worker
 
     began, clock = time.time(), Clock()
     runs, run = put_clocks(clock), Worker.run

@@ -25,7 +25,7 @@ from browsers import start_chromium
 from PIL import Image
 from playwright.sync_api import Browser
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 from studyloom.views.dashboard import application, bind
 
 ROOT = Path(__file__).resolve().parent.parent

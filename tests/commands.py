@@ -166,7 +166,7 @@ def study_here(*overrides: str, page: str = "mnist") -> subprocess.CompletedProc
     """Runs a command that starts no worker within this process: `studyloom run conf/PAGE.yaml`."""
     from studyloom.cli import main
     from studyloom.commands import run_study
-    from studyloom.launch import forks
+    from studyloom.worker import forks
 
     out, err = io.StringIO(), io.StringIO()
     before, arguments, path = dict(os.environ), sys.argv[:], sys.path[:]

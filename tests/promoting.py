@@ -2,9 +2,9 @@
 
 import random
 
+from studyloom.decisions.asha import AshaPruner
 from studyloom.metrics import ACCURACY
 from studyloom.storage.ledger import DONE, HELD, OPEN, UNCLAIMED, RungReport, Standing
-from studyloom.study.asha import AshaPruner
 
 EPOCHS = 27
 

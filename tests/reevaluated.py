@@ -9,18 +9,18 @@ from omegaconf import OmegaConf
 from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.objective import Attempt
-from studyloom.definition.run import LoopJob, Run, RunContext
-from studyloom.launch.task import Prepared
-from studyloom.study.opening import create_study
-from studyloom.study.stage import Stage
-from studyloom.study.strategy import Strategy
-from studyloom.study.warm_start import WarmStarts
-from studyloom.study.worker import Worker
+from studyloom.decisions.strategy import Strategy
+from studyloom.decisions.warm_start import WarmStarts
+from studyloom.objectives.loop_run import LoopJob, Run, RunContext
+from studyloom.objectives.objective import Attempt
+from studyloom.storage.opening import create_study
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.winner import evaluation
 from studyloom.winner.stages import ResultStages
+from studyloom.worker.stage import Stage
+from studyloom.worker.task import Prepared
+from studyloom.worker.worker import Worker
 
 SPLIT = toy_split()
 SPACE = (

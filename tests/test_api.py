@@ -30,8 +30,8 @@ import studyloom as api
 from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stored_study import Rows, as_json, curve_rows
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import Rows, as_json, curve_rows
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")

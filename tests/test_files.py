@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from studyloom import files, pickled
+from studyloom import files
 from studyloom.files import (
     filesystem_of,
     is_abandoned,
@@ -23,9 +23,10 @@ from studyloom.files import (
     write_whole,
     write_with,
 )
-from studyloom.pickled import passed_on
 from studyloom.processes import host_id
 from studyloom.training.checkpoint import Checkpoint
+from studyloom.user_code.importing import pickled
+from studyloom.user_code.pickled import passed_on
 
 # Writes half of a file, reports so, and waits to be killed.
 HALF = """

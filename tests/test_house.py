@@ -23,8 +23,9 @@ SRC = ROOT / "src" / "studyloom"
 GROUND, EXTRAS, TOP = "ground", "extras", "top"  # the first and the last are files in no folder
 # From the bottom up. A layer imports from layers below it, and never from one above.
 FLOORS = (
-    *(GROUND, "data", "training", "space", "config", "storage", "definition", "study", "launch"),
-    *("winner", "views", "commands", EXTRAS, TOP),
+    *(GROUND, "user_code", "data", "training", "space", "config", "storage"),
+    *("objectives", "definition", "decisions", "worker", "winner", "views", "commands"),
+    *(EXTRAS, TOP),
 )
 KERNEL = FLOORS[: FLOORS.index("winner")]  # it searches and stores alone
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
@@ -67,7 +68,7 @@ LAYOUT = {  # tokens of which a line of code may have none
 
 
 def module_of(path: Path) -> str:
-    """`launch.local` for launch/local.py, and `launch` for launch/__init__.py."""
+    """`worker.local` for worker/local.py, and `launch` for launch/__init__.py."""
     name = ".".join(path.relative_to(SRC).with_suffix("").parts)
     return name.removesuffix("__init__").removesuffix(".")
 
@@ -95,7 +96,7 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 
 def own(names: set[str]) -> set[str]:
-    """The modules of ours among imported names: `launch.local` for studyloom.launch.local.Local."""
+    """The modules of ours among imported names: `worker.local` for studyloom.worker.local.Local."""
     modules = set()
     for name in names:
         first, *path = name.split(".")
@@ -186,6 +187,11 @@ def test_coupling_never_rises():
     assert 1000 * names / lines <= NAMES_OF_1000_LINES
 
 
+def test_a_file_name_occurs_once():
+    names = [path.name for path in FILES.values() if path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_imports_make_no_cycle():
     TopologicalSorter(OWN).prepare()  # raises CycleError, with the cycle
 
@@ -253,7 +259,7 @@ def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
     linux = re.compile(r"/proc/|/dev/|prctl|memfd|fcntl|flock|sched_|O_TMPFILE|pidfd|import ctypes")
     texts = {module: path.read_text() for module, path in FILES.items()}
     assert [module for module, text in texts.items() if linux.search(text)] == ["processes"]
-    assert [module for module, text in texts.items() if "os.fork(" in text] == ["launch.forks"]
+    assert [module for module, text in texts.items() if "os.fork(" in text] == ["worker.forks"]
 
 
 def test_environment_variables_are_those_of_one_list():
@@ -284,7 +290,7 @@ def test_the_package_does_not_know_its_studies_and_their_pages_know_what_runs_th
 def test_importing_imports_nothing_that_takes_time():
     heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
     assert modules_after("import studyloom, studyloom.cli") & heavy == set()
-    looking = ("storage.ledger", "launch", "views.terminal", "extras.proposals.asking")
+    looking = ("storage.ledger", "worker", "views.terminal", "extras.proposals.asking")
     after = modules_after("; ".join(f"import studyloom.{module}" for module in looking))
     assert "torch" not in after
 

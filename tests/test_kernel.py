@@ -27,7 +27,7 @@ class Blocked:
 
 
 sys.meta_path.insert(0, Blocked())
-from studyloom.launch.process import run_search
+from studyloom.worker.process import run_search
 
 run_search(sys.argv[1], sys.argv[2:])
 '''

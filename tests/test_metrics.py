@@ -8,9 +8,9 @@ from toys import TINY, ask, compose, toy_folds, toy_split, validate_search
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.jobs import build_metric
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
+from studyloom.objectives.jobs import build_metric
 from studyloom.training.batches import EVALUATION_BATCH
 from studyloom.training.trainer import Training
 

@@ -14,7 +14,7 @@ from commands import environment
 from live_processes import until
 
 import studyloom
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 from studyloom.views import terminal
 
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")

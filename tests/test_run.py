@@ -15,10 +15,10 @@ from commands import CANARY, QUICK, ROOT, environment, start, study, study_here,
 from optuna.trial import TrialState
 
 from studyloom.errors import ConfigError
-from studyloom.launch.local import Join, Local
 from studyloom.storage import reach
+from studyloom.storage.opening import open_study
 from studyloom.storage.reach import check_connections, check_database_reach
-from studyloom.study.opening import open_study
+from studyloom.worker.local import Join, Local
 
 
 def trials_of(run_dir, name="mnist"):

@@ -15,9 +15,9 @@ from scripts.search.simulator import define, replay
 from scripts.search.statistics import describe, interval
 from scripts.search.surrogates import SPACE, Surrogate
 from scripts.search.tables import Task
+from studyloom.decisions.asha import AshaOrder
 from studyloom.metrics import Goal
 from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED, RungReport, Standing
-from studyloom.study.asha import AshaOrder
 
 EPOCHS, TRIALS = 9, 12
 VALUES = np.random.default_rng(0).random((100, 1, EPOCHS)).cumsum(2).astype(np.float32)

@@ -25,15 +25,15 @@ from studyloom.config.compose import Composer
 from studyloom.data.sources import ASSET, Embedded, read_csv
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.jobs import build_jobs
+from studyloom.decisions.samplers import GridSampler
+from studyloom.decisions.strategy import Strategy
 from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import DataError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
-from studyloom.launch.local import Join, Local
-from studyloom.space.samplers import GridSampler
+from studyloom.objectives.jobs import build_jobs
 from studyloom.storage.urls import folder_of, parse_url
-from studyloom.study.strategy import Strategy
+from studyloom.worker.local import Join, Local
 
 ROOT = Path(CONF).parent
 MODULES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")

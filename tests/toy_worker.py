@@ -8,13 +8,13 @@ from pathlib import Path
 from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.definition.definition import Definition
 from studyloom.errors import Interrupted
-from studyloom.study.failures import Limits
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stage import Stage
-from studyloom.study.strategy import Strategy
-from studyloom.study.worker import Worker
+from studyloom.storage.failures import Limits
+from studyloom.storage.opening import create_study, open_study
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 SPLIT = toy_split()
 FOLDS = toy_folds(SPLIT)

@@ -22,19 +22,19 @@ from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.definition.definition import Definition
-from studyloom.definition.jobs import build_jobs, build_network, build_optimizer
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.prepare import kind_of
-from studyloom.definition.run import Run
 from studyloom.definition.validation import validate
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
+from studyloom.objectives.jobs import build_jobs, build_network, build_optimizer
+from studyloom.objectives.loop_run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
-from studyloom.study.opening import create_study
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.strategy import Strategy
+from studyloom.storage.opening import create_study
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.trainer import Training
 
 # Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.

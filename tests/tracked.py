@@ -23,8 +23,8 @@ import pytest
 
 from studyloom.extras.trackers import projection
 from studyloom.extras.trackers.projection import TrackedTrial, curve
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
 
 
 class Seen(NamedTuple):

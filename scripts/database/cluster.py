@@ -30,17 +30,17 @@ import torch
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.objective import Objective
+from studyloom.objectives.objective import Objective
 from studyloom.processes import is_alive
 from studyloom.space.tree import Point
 from studyloom.storage import urls
 from studyloom.storage.ledger import Ledger
-from studyloom.study import worker as worker_module
-from studyloom.study.held_trial import HeldTrial
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Reporter
-from studyloom.study.stage import Stage
-from studyloom.study.worker import Worker
+from studyloom.storage.opening import create_study, open_study
+from studyloom.worker import worker as worker_module
+from studyloom.worker.held_trial import HeldTrial
+from studyloom.worker.reporter import Reporter
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 from .pooling import pooled
 from .toy import Bare

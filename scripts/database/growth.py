@@ -13,9 +13,9 @@ import optuna
 import torch
 
 from studyloom.storage.ledger import Ledger
-from studyloom.study.held_trial import HeldTrial
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Reporter
+from studyloom.storage.opening import create_study, open_study
+from studyloom.worker.held_trial import HeldTrial
+from studyloom.worker.reporter import Reporter
 
 from .toy import Bare, fill, postgres, show, work
 
@@ -29,7 +29,7 @@ import sys, time, resource
 from pathlib import Path
 url, folder = sys.argv[1:]
 began = time.perf_counter()
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 study = open_study(url, "bench")
 {look}
 print(time.perf_counter() - began)

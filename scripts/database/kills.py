@@ -10,7 +10,7 @@ import time
 
 from training.commands import ROOT
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 
 def kills(trials: int) -> None:

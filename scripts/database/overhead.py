@@ -8,7 +8,7 @@ import optuna
 import torch
 
 from studyloom.storage.attributes import TIMES
-from studyloom.study.opening import create_study, open_study
+from studyloom.storage.opening import create_study, open_study
 
 from .toy import Bare, fill, postgres, show, work
 

@@ -16,16 +16,16 @@ from torch import nn
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.objective import NetworkObjective
+from studyloom.objectives.objective import NetworkObjective
 from studyloom.space.language import parse_space
 from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
-from studyloom.study.stage import Stage
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.worker import Worker
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
+from studyloom.worker.stage import Stage
+from studyloom.worker.stopping import Stop
+from studyloom.worker.worker import Worker
 
 COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 

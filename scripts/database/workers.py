@@ -13,9 +13,9 @@ from training.commands import run_search
 
 from database.toy import Bare, Tiny, postgres, show, work
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.objective import NetworkObjective
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stored_study import StoredStudy
+from studyloom.objectives.objective import NetworkObjective
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 

@@ -25,13 +25,13 @@ from torch import nn
 import studyloom
 from studyloom import Float, Int
 from studyloom.commands import search as command
-from studyloom.definition.objective import Attempt
-from studyloom.launch.task import StudyTask
-from studyloom.study.stopping import Stop
+from studyloom.objectives.objective import Attempt
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictions import network_outputs
 from studyloom.winner.result import Candidate, Result
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import StudyTask
 
 KINDS = {"synthetic": 260, "tables": 140, "real": 40}  # studies of each
 TRIALS, EPOCHS, FRESH, SEEDS = 12, 8, 20_000, 10

@@ -4,16 +4,16 @@ The rules are an end without an improvement above `study.min_improvement` in 10 
 after the share of the budget that `study.stop=improvement` used in the mean. The cost of an end is
 by how much the best trial is worse than that of the whole budget: in accuracy, and on HPOLib, whose
 losses have no common scale, in the distance from the median configuration to the best. The
-constants of `studyloom.study.early_end` were chosen on HPOLib only. Of a search of 100 trials by
-TPE the first ones are the shorter search; trial 0 is in the middle of the space, where the default
-configuration would be.
+constants of `studyloom.decisions.early_end` were chosen on HPOLib only. The first
+trials of a search of 100 trials by TPE are the shorter search; trial 0 is in the middle of the
+space, where the default configuration would be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studyloom.study.early_end import Bounds, Outcome, gain_of
+from studyloom.decisions.early_end import Bounds, Outcome, gain_of
 
 from .methods import Run
 from .simulator import Tape, replay

@@ -21,7 +21,7 @@ from statistics import fmean
 import numpy as np
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.rule import Cost
+from studyloom.space.rule import Cost
 from studyloom.space.tree import Point
 
 from .simulator import Clock, ReplayedDefinition, Tape, define, folder, run_workers

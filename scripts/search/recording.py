@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from optuna.trial import TrialState
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 from .tables import CURVES, RECORDED
 

@@ -27,22 +27,22 @@ import studyloom
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.placement import place_point
+from studyloom.decisions.strategy import Strategy
+from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
-from studyloom.definition.objective import Attempt, Objective, Step
 from studyloom.definition.prepare import kind_of
-from studyloom.definition.rule import Cost
+from studyloom.objectives.objective import Attempt, Objective, Step
 from studyloom.space.language import parse_space
+from studyloom.space.rule import Cost
 from studyloom.space.tree import Point
-from studyloom.study import reporter, worker
-from studyloom.study.failures import Limits
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.placement import place_point
-from studyloom.study.stage import Stage
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.strategy import Strategy
-from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
-from studyloom.study.worker import Worker
+from studyloom.storage.failures import Limits
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.worker import reporter, worker
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 from .surrogates import BRANCHES, Surrogate
 from .tables import Results, Task

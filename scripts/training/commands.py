@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from studyloom.data.sources import SOURCES
-from studyloom.study.opening import open_study
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.opening import open_study
+from studyloom.storage.stored_study import StoredStudy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

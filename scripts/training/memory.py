@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from database.toy import show
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 from training.commands import ROOT
 
 SHAPE, WORKERS = (3, 32, 32), 4

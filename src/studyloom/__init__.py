@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from studyloom.api import Winner as Winner
     from studyloom.api import open_study as open_study
     from studyloom.api import search as search
-    from studyloom.definition.run import Run as Run
+    from studyloom.objectives.loop_run import Run as Run
     from studyloom.space.ranges import Choice as Choice
     from studyloom.space.ranges import Float as Float
     from studyloom.space.ranges import Int as Int
@@ -74,7 +74,7 @@ SOURCES = {
         ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
     ),
     **dict.fromkeys(["Choice", "Float", "Int", "List"], "studyloom.space.ranges"),
-    "Run": "studyloom.definition.run",
+    "Run": "studyloom.objectives.loop_run",
 }
 
 

@@ -19,13 +19,13 @@ from optuna.trial import FrozenTrial
 from studyloom.config.runs import read_run
 from studyloom.error_display import shorten_tracebacks
 from studyloom.errors import ConfigError
-from studyloom.pickled import MAIN, OWN, passed_on
+from studyloom.storage import opening
+from studyloom.storage.stored_study import Rows, StoredStudy, curve_rows, trial_rows
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import serve
-from studyloom.study import opening
-from studyloom.study.stored_study import Rows, StoredStudy, curve_rows, trial_rows
-from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text
-from studyloom.user_code import note_script
+from studyloom.user_code.importing import note_script
+from studyloom.user_code.pickled import MAIN, OWN, passed_on
 from studyloom.views.snapshot import format_parameters, take_snapshot
 from studyloom.winner.result import Result, from_document
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does
     from torch.nn import Module
 
     from studyloom.config.main import Invocation
-    from studyloom.launch.task import Command, Prepared
     from studyloom.winner.predictor import Prediction, Predictor
+    from studyloom.worker.task import Command, Prepared
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away, when a study is read
 
@@ -325,7 +325,7 @@ def _run(
     is_call: bool = False,
     notes: Sequence[str] = (),
 ) -> Study:
-    from studyloom.launch.task import Command
+    from studyloom.worker.task import Command
 
     began = time.monotonic()
 
@@ -479,11 +479,11 @@ def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[s
     """Runs the study of a config in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
-    from studyloom.launch.process import exit_code
-    from studyloom.launch.search import open_search, prepare
-    from studyloom.launch.task import make_task
-    from studyloom.study.stopping import Stop, following
     from studyloom.winner.stages import ResultStages
+    from studyloom.worker.prepare_search import open_search, prepare
+    from studyloom.worker.process import exit_code
+    from studyloom.worker.stopping import Stop, following
+    from studyloom.worker.task import make_task
 
     if cfg.study.dry_run:
         raise ConfigError(
@@ -537,7 +537,7 @@ def _to_pass_on(
     Raises:
         ConfigError: the workers are on other hosts, which cannot get these objects.
     """
-    from studyloom.definition.sources import CODE, main_globals, targets
+    from studyloom.user_code.digests import CODE, main_globals, targets
 
     launcher = prepared.launcher
     workers = launcher.count(2)

@@ -1,7 +1,7 @@
 """Hosts and processes: their ids, signs of life, signals and threads, and where time goes.
 
 Only this module checks for Linux; each function has a fallback for other systems. Forks are
-in `launch/forks.py`, and are used only where this module allows it.
+in `worker/forks.py`, and are used only where this module allows it.
 """
 
 import contextlib

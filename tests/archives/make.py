@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from studyloom.study.opening import FORMAT_NUMBER
+from studyloom.storage.opening import FORMAT_NUMBER
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

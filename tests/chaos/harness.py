@@ -15,17 +15,17 @@ from optuna.trial import FrozenTrial, TrialState
 from toys import Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.space.tree import Space
+from studyloom.storage.failures import Limits
 from studyloom.storage.ledger import Ledger
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.failures import Limits
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stage import Stage
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.strategy import Strategy
-from studyloom.study.worker import Worker
 from studyloom.training import checkpoint
 from studyloom.training.checkpoint import Checkpoint
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds

@@ -17,8 +17,8 @@ from live_processes import until
 from studyloom.errors import StorageError
 from studyloom.processes import is_alive
 from studyloom.storage.ledger import HeldSlot
-from studyloom.study.opening import open_study
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.opening import open_study
+from studyloom.storage.stored_study import StoredStudy
 
 TRIALS = 8
 EPOCHS = 12

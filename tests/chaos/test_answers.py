@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import QUICK, study, studyloom
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 pytestmark = pytest.mark.chaos
 

@@ -8,8 +8,8 @@ from harness import EPOCHS, NAME, check, kill_at, outcomes, prepare, run, start
 from live_processes import until
 from optuna.trial import TrialState
 
-from studyloom.study.opening import open_study
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.opening import open_study
+from studyloom.storage.trial_record import TrialRecord
 
 pytestmark = pytest.mark.chaos
 ASHA = ("pruner=asha",)

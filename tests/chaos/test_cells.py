@@ -13,7 +13,7 @@ from runs import Run, holder, kill
 from test_readme import blocks
 
 from studyloom.processes import is_alive
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 pytestmark = [pytest.mark.chaos, linux]
 

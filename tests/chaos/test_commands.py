@@ -26,7 +26,7 @@ def run(tmp_path):
 
 
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
-    """tests/launch has Ctrl-C."""
+    """tests/worker has Ctrl-C."""
 
     def send(number):
         run.latest.send_signal(number)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import QUICK, study, studyloom
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 pytestmark = pytest.mark.nightly
 for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):

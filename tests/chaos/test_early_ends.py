@@ -8,7 +8,7 @@ from harness import outcomes
 from live_processes import linux
 from runs import STUDY, Run, kill
 
-from studyloom.study.early_end import ending
+from studyloom.decisions.early_end import ending
 
 pytestmark = [pytest.mark.nightly, linux]
 TRIALS = 20

@@ -1,6 +1,6 @@
 """Objectives that end their process, or leave something behind: it costs their trial alone.
 
-What they raise is in tests/study.
+What they raise is in tests/worker.
 """
 
 import os

@@ -12,7 +12,7 @@ from servers import OwnServer, Pair
 
 from scripts.database.pooling import pooled
 from studyloom.storage.database import LEAST_TRY
-from studyloom.study.stopping import POLL
+from studyloom.worker.stopping import POLL
 
 pytestmark = pytest.mark.nightly
 

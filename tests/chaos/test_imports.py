@@ -128,8 +128,8 @@ def test_a_script_with_arguments_of_its_own_is_searched_by_workers_that_import_i
         "omegaconf",
         "hydra.core.override_parser.overrides_visitor",
         "torch",
-        "studyloom.study.worker",
-        "studyloom.launch.forks",
+        "studyloom.worker.worker",
+        "studyloom.worker.forks",
     ],
 )
 def test_an_interrupt_while_libraries_are_imported_ends_with_one_line_and_130(module, tmp_path):

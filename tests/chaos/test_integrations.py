@@ -19,10 +19,10 @@ from runs import Run, kill
 from toys import Never
 
 from studyloom import load_winner
-from studyloom.definition.loop import Loop, LoopObjective
-from studyloom.definition.objective import Attempt
-from studyloom.definition.run import LoopJob
 from studyloom.metrics import Goal
+from studyloom.objectives.loop import Loop, LoopObjective
+from studyloom.objectives.loop_run import LoopJob
+from studyloom.objectives.objective import Attempt
 from studyloom.seeds import derive
 
 pytestmark = [

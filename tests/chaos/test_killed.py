@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from runs import Run, holder, kill
 from test_readme import PAPERS, SITE, blocks
 
-from studyloom.study.opening import open_study
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.opening import open_study
+from studyloom.storage.trial_record import TrialRecord
 
 pytestmark = pytest.mark.chaos
 SMALL = (

@@ -13,7 +13,7 @@ from commands import QUICK, ROOT, environment, study, studyloom
 from optuna.trial import TrialState
 
 from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WORKER
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.text import printable
 
 pytestmark = pytest.mark.chaos

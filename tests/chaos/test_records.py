@@ -20,8 +20,8 @@ from runs import NEVER, TRIALS, Run, kill
 from studyloom.storage.database import plain_engine
 from studyloom.storage.ledger import TEST_SLOT
 from studyloom.storage.optuna_internals import TABLES
+from studyloom.storage.redo import redo_failed
 from studyloom.storage.urls import parse_url
-from studyloom.study.redo import redo_failed
 
 pytestmark = pytest.mark.chaos
 SMALL = (*QUICK, "sampler=tpe", "pruner=median", "launcher.workers=1")

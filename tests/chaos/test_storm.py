@@ -18,7 +18,7 @@ import optuna
 import pytest
 from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 WINNER = (
     *(override for override in STUDY if override != "winner.enabled=false"),

@@ -13,7 +13,7 @@ import time
 import pytest
 from commands import QUICK, ROOT, environment
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 from studyloom.text import format_parameter
 
 pytestmark = pytest.mark.chaos

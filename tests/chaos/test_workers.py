@@ -9,7 +9,7 @@ from commands import FORKS
 from harness import NAME, PHASES, check, kill_at, prepare, run, start
 from live_processes import until
 
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 pytestmark = pytest.mark.chaos
 

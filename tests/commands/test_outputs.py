@@ -13,7 +13,7 @@ from studyloom.commands import outputs
 from studyloom.commands.looking import check
 from studyloom.commands.outputs import EventFile
 from studyloom.errors import ConfigError, FileError
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 

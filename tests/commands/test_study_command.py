@@ -18,8 +18,8 @@ from studyloom.errors import (
     StorageError,
     StorageLost,
 )
-from studyloom.launch.process import exit_code, reporting_end
-from studyloom.study.stopping import Stop
+from studyloom.worker.process import exit_code, reporting_end
+from studyloom.worker.stopping import Stop
 
 
 class Told(Outputs):

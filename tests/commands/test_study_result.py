@@ -14,13 +14,13 @@ from toys import LOOP
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import result
+from studyloom.commands import write_result as result
+from studyloom.decisions.early_end import look_ahead
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import RESULT
-from studyloom.study.command_record import StoredCommand
-from studyloom.study.early_end import look_ahead
-from studyloom.study.redo import redo_failed
+from studyloom.storage.command_record import StoredCommand
+from studyloom.storage.redo import redo_failed
 from studyloom.views import report
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.result import Result

@@ -5,8 +5,8 @@ from toys import compose
 
 from studyloom.config.build import build
 from studyloom.config.values import describe_error
-from studyloom.definition.jobs import build_jobs, build_network
 from studyloom.errors import ConfigError
+from studyloom.objectives.jobs import build_jobs, build_network
 
 
 class Part:

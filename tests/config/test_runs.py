@@ -116,5 +116,5 @@ def test_a_command_composed_again_keeps_no_override_of_the_keys_that_replace_the
     typed = ("~launcher.per_gpu", "++launcher.workers=2", "+params.margin=0.1", "train.epochs=3")
     strange(*typed, "params={}")
     with recompose(tmp_path / "run", "launcher=join", "params=null", trusted=True) as cfg:
-        assert cfg.launcher["_target_"] == "studyloom.launch.Join"
+        assert cfg.launcher["_target_"] == "studyloom.worker.Join"
         assert (cfg.params, cfg.train.epochs) == (None, 3)

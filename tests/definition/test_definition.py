@@ -6,7 +6,7 @@ import pytest
 from toys import ask
 
 from studies import CONF
-from studyloom.study.strategy import Strategy
+from studyloom.decisions.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 NONE = ("space=none",)  # and then what a test searches, with +space.…

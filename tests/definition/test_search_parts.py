@@ -4,7 +4,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask
 
-from studyloom.study.strategy import Strategy
+from studyloom.decisions.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 

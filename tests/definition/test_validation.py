@@ -12,13 +12,13 @@ from studies import CONF
 from studyloom.config.scaffold import write_study
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.prepare import kind_of
 from studyloom.definition.validation import check_sections
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
-from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")

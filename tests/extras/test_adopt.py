@@ -21,14 +21,14 @@ from toys import ask
 
 from studyloom.cli import main
 from studyloom.config.compose import register
+from studyloom.decisions.placement import place_point
+from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.errors import DataError, StorageError
 from studyloom.extras.adopt import csv_file
 from studyloom.extras.adopt.findings import estimate_luck, find, repeats, replay_asha, stale_trials
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import parse_url
-from studyloom.study.placement import place_point
-from studyloom.study.trial_record import TrialRecord
-from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
 
 RANGE, EPOCHS = FloatDistribution(0.0, 1.0), 9
 LONG_AGO = datetime(2026, 1, 1, 12)

@@ -5,7 +5,7 @@ import torch
 
 from studyloom.cli import main
 from studyloom.extras import gpu
-from studyloom.launch.local import visible_gpus
+from studyloom.worker.local import visible_gpus
 
 
 @pytest.fixture(scope="module")

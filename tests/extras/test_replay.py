@@ -21,8 +21,8 @@ from studyloom.extras.replay import replay
 from studyloom.extras.replay.stored_trial import load_data
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, PROVENANCE, REASON
-from studyloom.study.opening import open_study
-from studyloom.study.provenance import Provenance
+from studyloom.storage.opening import open_study
+from studyloom.worker.provenance import Provenance
 
 RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, and a rate
 

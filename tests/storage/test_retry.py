@@ -15,12 +15,12 @@ from reevaluated import SPACE, stages_of, test_part, work
 from servers import Server
 from toys import ask
 
-from studyloom.commands.result import print_winner
+from studyloom.commands.write_result import print_winner
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import database, ledger
 from studyloom.storage.database import POSTGRES, connect, exclusive, libpq_arguments
+from studyloom.storage.opening import open_study
 from studyloom.storage.urls import parse_url
-from studyloom.study.opening import open_study
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import Result
 

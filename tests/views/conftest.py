@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from toys import begin, fill
 
 from studyloom.storage.attributes import BASELINE, FAILURE, REASON, TIMES
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from studyloom.cli import main
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
 
 

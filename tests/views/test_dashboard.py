@@ -19,12 +19,12 @@ from toys import begin, fill
 
 from studyloom.files import mark_own
 from studyloom.storage.attributes import BASELINE, FAILURE, PAUSED, PROPOSED, REASON
-from studyloom.study.opening import create_study
-from studyloom.study.redo import redo_failed
-from studyloom.study.stopping import read_control, set_control
+from studyloom.storage.opening import create_study
+from studyloom.storage.redo import redo_failed
 from studyloom.views.dashboard import LivePage, application, bind, guarded, quiet_importances
 from studyloom.views.progress import Progress
 from studyloom.views.report import write_report
+from studyloom.worker.stopping import read_control, set_control
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script>"
 QUICK = 0.05  # seconds between two looks

@@ -5,10 +5,10 @@ import pytest
 from rich.console import Console
 from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
-from studyloom.study.stopping import Stop
 from studyloom.views import terminal as live
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Work
 from studyloom.views.terminal import Display, LinePrinter
+from studyloom.worker.stopping import Stop
 
 
 def progress_of(snapshot, **more):

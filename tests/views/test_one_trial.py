@@ -23,7 +23,7 @@ from studyloom.storage.attributes import (
     TIMES,
     TRACEBACK,
 )
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.views import figures, report
 from studyloom.views.dashboard import LivePage, guarded
 from studyloom.views.report import ending, read_logs, trial_details, write_report

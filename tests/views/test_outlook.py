@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from snapshots import joined, shown
 from toys import fill, two_sided
 
-from studyloom.study.early_end import Bounds, ending, set_bounds
+from studyloom.decisions.early_end import Bounds, ending, set_bounds
 from studyloom.views.page import Facts
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report

@@ -9,21 +9,21 @@ from results import result_of as make_result
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, PROVENANCE, TIMES
-from studyloom.study.command_record import (
+from studyloom.storage.command_record import (
     CommandRecord,
     begin_command,
     end_command,
     store_result,
     store_stage,
 )
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stopping import set_control
-from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
     ProgressReader,
 )
 from studyloom.views.report import time_fact, winner_fact
 from studyloom.winner.result import short_words
+from studyloom.worker.stopping import set_control
 
 RECORD = CommandRecord(trials=4, reevaluated=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}

@@ -11,9 +11,9 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
-from studyloom.study.stopping import set_control
 from studyloom.views.progress import Event, History, ProgressReader, write_event
 from studyloom.views.terminal import Resumptions
+from studyloom.worker.stopping import set_control
 
 PAGE = (ROOT / ".github/site/docs/reference/events.md").read_text()
 EVENTS = PAGE.partition("## Events")[2].partition("## Documents")[0]

@@ -16,8 +16,8 @@ from toys import fill, two_sided
 from studyloom.errors import UndrawnReport
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
-from studyloom.study.opening import create_study
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.opening import create_study
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import page as pages
 from studyloom.views import report
 from studyloom.views.report import decided, read_report, write_report

@@ -8,7 +8,7 @@ from toys import fill
 
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, PROVENANCE
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.views.snapshot import result_sentence, take_snapshot
 
 CNN = {

@@ -21,8 +21,8 @@ from studyloom.storage.attributes import (
     WARNINGS,
     fits,
 )
-from studyloom.study.opening import open_study
-from studyloom.study.stored_study import as_csv, trial_rows
+from studyloom.storage.opening import open_study
+from studyloom.storage.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import read_studies, render
 from studyloom.views.doctor import agreement, database

@@ -14,7 +14,7 @@ from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
 from studyloom.definition import network as network_module
 from studyloom.storage.attributes import REUSED
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.terminal import winner_lines

@@ -33,14 +33,14 @@ from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.rule import Rule
+from studyloom.decisions.strategy import Strategy
 from studyloom.errors import Diverged, NoWinner
 from studyloom.extras.predict.predicting import predict
 from studyloom.metrics import ACCURACY, Goal
+from studyloom.space.rule import Rule
 from studyloom.storage.attributes import EPOCHS
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.strategy import Strategy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines

@@ -8,9 +8,9 @@ Hyperparameters are named by their path, such as optimizer.lr. Times are in seco
 from typing import Any, Literal, NotRequired, TypedDict
 
 from studyloom.commands import outputs
-from studyloom.study.stopping import Request
 from studyloom.views import comparison, progress
 from studyloom.winner import result
+from studyloom.worker.stopping import Request
 
 
 class New(TypedDict):

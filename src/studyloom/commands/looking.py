@@ -31,9 +31,9 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
-    from studyloom.study.stopping import Request
-    from studyloom.study.stored_study import StoredStudy
+    from studyloom.storage.stored_study import StoredStudy
     from studyloom.views.progress import Progress, ProgressReader
+    from studyloom.worker.stopping import Request
 
 PAGE, ADOPTED = "compare.html", "adopt.html"
 STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
@@ -107,7 +107,7 @@ def check(progress: "Progress", stored: "StoredStudy") -> int:
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and hyperparameters."""
-    from studyloom.study.stored_study import as_csv, as_json, curve_rows, trial_rows
+    from studyloom.storage.stored_study import as_csv, as_json, curve_rows, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     if arguments.curves and not arguments.csv:
@@ -274,7 +274,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     machine; other machines reach it through an SSH tunnel. That of your run directory has
     buttons to pause, resume and stop the study.
     """
-    from studyloom.study.opening import open_only_study
+    from studyloom.storage.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve
     from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
@@ -307,8 +307,8 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
-    from studyloom.study.stopping import read_control, set_control
     from studyloom.views.progress import ProgressReader
+    from studyloom.worker.stopping import read_control, set_control
 
     stored = open_run(arguments, DEADLINE)
     reader, before = ProgressReader(stored), read_control(stored)
@@ -397,7 +397,7 @@ def redo(arguments: argparse.Namespace) -> None:
     """Opens the slots of failed trials, once the cause is fixed: the command that runs the study
     trains their configurations again. The failed trials are kept, but no longer counted.
     """
-    from studyloom.study.redo import redo_failed
+    from studyloom.storage.redo import redo_failed
 
     stored = open_run(arguments, DEADLINE)
     numbers = redo_failed(stored)

@@ -126,9 +126,9 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
-    from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console
     from studyloom.winner.result import to_document
+    from studyloom.worker.stopping import Stop
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     if arguments.trust_server:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from studyloom.study.stored_study import StoredStudy
+    from studyloom.storage.stored_study import StoredStudy
 
 Argument = Callable[[Any], object]  # adds itself to a parser, or to a group of one
 Act = Callable[[argparse.Namespace], int | None]
@@ -150,7 +150,7 @@ def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStu
     Raises:
         ValueError: no study has run there, or its database cannot be used.
     """
-    from studyloom.study.opening import open_study
+    from studyloom.storage.opening import open_study
 
     url, name = locate_study(arguments)
     return open_study(url, name, deadline=deadline)

@@ -23,7 +23,7 @@ from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import check_output
 from studyloom.plugins import load_plugin
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
     BestTrial,

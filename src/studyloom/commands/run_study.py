@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
 from studyloom.commands.search import search_and_report
 from studyloom.environment import WORKER
-from studyloom.launch.forks import can_fork
-from studyloom.launch.line import Line
-from studyloom.launch.process import Reporting, run_process, run_worker
-from studyloom.launch.task import Command
 from studyloom.views.terminal import print_dry_run
 from studyloom.winner.stages import ResultStages
+from studyloom.worker.forks import can_fork
+from studyloom.worker.line import Line
+from studyloom.worker.process import Reporting, run_process, run_worker
+from studyloom.worker.task import Command
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:

@@ -10,21 +10,26 @@ import optuna
 from omegaconf import DictConfig
 from rich.console import Console
 
-from studyloom.commands import result
+from studyloom.commands import write_result as result
 from studyloom.commands.outputs import Outputs
 from studyloom.errors import ConfigError, Interrupted, NoWinner
-from studyloom.launch.search import open_search, prepare
-from studyloom.launch.task import Command, Prepared, StudyTask, make_task
 from studyloom.plugins import load_plugin
-from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
-from studyloom.study.failures import count_failures
-from studyloom.study.opening import check_definition
-from studyloom.study.stopping import Stop, read_control
+from studyloom.storage.command_record import (
+    StoredCommand,
+    begin_command,
+    end_command,
+    recording_end,
+)
+from studyloom.storage.failures import count_failures
+from studyloom.storage.opening import check_definition
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.result import Result
 from studyloom.winner.stages import ResultStages
+from studyloom.worker.prepare_search import open_search, prepare
+from studyloom.worker.stopping import Stop, read_control
+from studyloom.worker.task import Command, Prepared, StudyTask, make_task
 
 
 def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:

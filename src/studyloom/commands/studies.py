@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         with importing():  # it takes seconds, and `starting` is printed before
             from studyloom.commands.run_study import run_study
-            from studyloom.launch.task import Command
+            from studyloom.worker.task import Command
 
         # The arguments as hydra_main left them.
         run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))

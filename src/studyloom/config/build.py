@@ -13,9 +13,9 @@ from studyloom.config.trust import check_section
 from studyloom.config.values import describe_error
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError, Interrupted, messages_of, refuse
-from studyloom.pickled import MAIN
 from studyloom.text import nearest
-from studyloom.user_code import ELSEWHERE, find_member
+from studyloom.user_code.importing import ELSEWHERE, find_member
+from studyloom.user_code.pickled import MAIN
 
 Section = DictConfig | Mapping[str, Any]
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them

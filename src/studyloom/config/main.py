@@ -55,7 +55,7 @@ from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
-from studyloom.user_code import end_import, importing_module, seeding_imports
+from studyloom.user_code.importing import end_import, importing_module, seeding_imports
 
 T = TypeVar("T")
 Task = Callable[[DictConfig], None]

@@ -24,21 +24,21 @@ from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
 from studyloom.files import is_own, read_text
 from studyloom.moved import MOVED
-from studyloom.pickled import MAIN
 from studyloom.text import name_error, nearest, no_such_key
-from studyloom.user_code import ELSEWHERE, find_member, script_as_main, seeding_imports
+from studyloom.user_code.importing import ELSEWHERE, find_member, script_as_main, seeding_imports
+from studyloom.user_code.pickled import MAIN
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
-    *("studyloom.study.gaussian_process", "studyloom.study.asha", "studyloom.optimizers"),
+    *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.decisions.samplers"),
+    *("studyloom.decisions.gaussian_process", "studyloom.decisions.asha", "studyloom.optimizers"),
     # Only these two launchers: others run commands from the config, or code on other machines.
-    *("studyloom.launch.Join", "studyloom.launch.local.Join"),
-    *("studyloom.launch.Local", "studyloom.launch.local.Local"),
+    *("studyloom.worker.Join", "studyloom.worker.local.Join"),
+    *("studyloom.worker.Local", "studyloom.worker.local.Local"),
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = (
-    *("studyloom.schedules", "studyloom.study.asha.default_pruner"),
+    *("studyloom.schedules", "studyloom.decisions.asha.default_pruner"),
     *("torch.nn.functional", "torch.nn.init"),
 )
 # To be trusted as a package, since its classes are defined in modules of it.

@@ -19,7 +19,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
-from studyloom.user_code import find_member
+from studyloom.user_code.importing import find_member
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0}
 FITS = {

@@ -19,10 +19,11 @@ from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
-from studyloom.definition.loop import Loop, LoopObjective
-from studyloom.definition.objective import Attempt
-from studyloom.definition.run import loop_jobs
-from studyloom.definition.user_functions import (
+from studyloom.errors import ConfigError, refuse
+from studyloom.objectives.loop import Loop, LoopObjective
+from studyloom.objectives.loop_run import loop_jobs
+from studyloom.objectives.objective import Attempt
+from studyloom.objectives.user_functions import (
     PARAMS,
     UserFunction,
     build_function,
@@ -33,7 +34,6 @@ from studyloom.definition.user_functions import (
     loop_limits,
     sources_of,
 )
-from studyloom.errors import ConfigError, refuse
 from studyloom.space.tree import Open, Point
 from studyloom.text import as_yaml, is_scalar, nearest
 from studyloom.training.device import training_device

@@ -26,14 +26,14 @@ from studyloom.data.datasets import location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.defaults import with_defaults
-from studyloom.definition.objective import Attempt, Objective
-from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, read_space
-from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
+from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
+from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
 from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space
 from studyloom.training.job import Job
+from studyloom.user_code.digests import code_digests, sources_of_main
 
 # The sections whose objects are made for each trial.
 OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")

@@ -13,10 +13,10 @@ from torch import nn
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import FIRST, Definition
-from studyloom.definition.jobs import RECORDED, build_jobs, network_goals, steps_on_value
-from studyloom.definition.objective import Attempt, NetworkObjective
 from studyloom.definition.preflight import try_networks
-from studyloom.definition.rule import Condition, Cost
+from studyloom.objectives.jobs import RECORDED, build_jobs, network_goals, steps_on_value
+from studyloom.objectives.objective import Attempt, NetworkObjective
+from studyloom.space.rule import Condition, Cost
 from studyloom.space.tree import Point
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job

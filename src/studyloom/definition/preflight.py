@@ -18,7 +18,6 @@ from studyloom.data.examples import Examples
 from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import Definition
-from studyloom.definition.jobs import build_jobs
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,
     DataError,
@@ -27,6 +26,7 @@ from studyloom.errors import (
     or_train_it_yourself,
 )
 from studyloom.metrics import METRICS, Metric
+from studyloom.objectives.jobs import build_jobs
 from studyloom.text import as_yaml
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule

@@ -14,10 +14,10 @@ from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
-from studyloom.definition.sources import digest_of_source
 from studyloom.definition.validation import CheckedStrategy, check_sections, validate
 from studyloom.errors import DataError
 from studyloom.seeds import derive
+from studyloom.user_code.digests import digest_of_source
 
 log = logging.getLogger(__name__)
 

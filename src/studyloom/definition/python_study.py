@@ -31,13 +31,13 @@ from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data import Datasets, Loaded
 from studyloom.data.split import make_folds
-from studyloom.definition.sources import check_readable
-from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import MAIN, OWN, forget_objects, register_object
+from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code import end_import, find_member, noted_script
+from studyloom.user_code.digests import check_readable
+from studyloom.user_code.importing import end_import, find_member, noted_script
+from studyloom.user_code.pickled import MAIN, OWN, forget_objects, register_object
 
 SHARE = 5  # one example of so many is for validation, and for the test if no test set is given
 READ_ARRAYS = "studyloom.data.read_arrays"

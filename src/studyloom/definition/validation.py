@@ -19,7 +19,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal
-from studyloom.space.samplers import DRAWS, any_point
+from studyloom.space.drawing_points import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, default_of, end_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 

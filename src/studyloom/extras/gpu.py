@@ -26,20 +26,20 @@ from torch import Tensor, nn
 from studyloom.data.split import Split
 from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
 from studyloom.errors import ConfigError
-from studyloom.launch.local import visible_gpus
 from studyloom.processes import driver_of_nvidia
-from studyloom.study.opening import open_study
-from studyloom.study.stored_study import trial_rows
+from studyloom.storage.opening import open_study
+from studyloom.storage.stored_study import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 from studyloom.views.doctor import devices, versions
+from studyloom.worker.local import visible_gpus
 
 CPU = torch.device("cpu")
 LONGEST = 300.0  # seconds that a command, or a process that waits for others, may take
 NO_WINNER = "winner.enabled=false"
 STAND_IN = (
-    "import sys; from studyloom.cli import main; from studyloom.launch import local; "
+    "import sys; from studyloom.cli import main; from studyloom.worker import local; "
     "local.visible_gpus = lambda: {}; sys.exit(main())"
 )
 STUDY = (

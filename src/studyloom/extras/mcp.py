@@ -18,7 +18,7 @@ from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras.proposals import asking, queue
 from studyloom.installation import pip_install
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
 from studyloom.views.comparison import document, read_studies

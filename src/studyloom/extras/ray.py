@@ -18,11 +18,11 @@ from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
 from studyloom.installation import pip_install
-from studyloom.launch.local import check_count, visible_gpus
-from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import Launcher, Task
 from studyloom.processes import cores, host_id
-from studyloom.study.stopping import Stop
+from studyloom.worker.local import check_count, visible_gpus
+from studyloom.worker.stopping import Stop
+from studyloom.worker.supervisor import Supervisor, WorkerExit
+from studyloom.worker.task import Launcher, Task
 
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the reply of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there

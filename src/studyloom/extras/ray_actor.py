@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from studyloom.environment import LINE
-from studyloom.launch.line import Listener
 from studyloom.processes import worker_id
+from studyloom.worker.line import Listener
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one reply

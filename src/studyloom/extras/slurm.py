@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studyloom.errors import BrokenProcess, LaunchError
-from studyloom.launch.local import check_count
-from studyloom.launch.supervisor import RESTARTS
-from studyloom.launch.task import Launcher, Task
-from studyloom.study.stopping import Stop
+from studyloom.worker.local import check_count
+from studyloom.worker.stopping import Stop
+from studyloom.worker.supervisor import RESTARTS
+from studyloom.worker.task import Launcher, Task
 
 WARNING = 120  # seconds before the time limit at which a worker must release its trial
 BODY = """\

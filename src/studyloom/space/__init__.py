@@ -1,7 +1,8 @@
 """The search space: a tree in which nesting is the condition, its language, and its grid.
 
-A hyperparameter's name is its path in the tree. Optuna's distributions are used here; whether the
-keys of a space exist in the config is checked in `definition`.
+A hyperparameter's name is its path in the tree. `rule` has the language of relations between
+hyperparameters, limits of costs and the rule of the winner. Optuna's distributions are used here;
+whether the keys of a space exist in the config is checked in `definition`.
 """
 
-__all__ = ["language", "outline", "ranges", "samplers", "tree"]
+__all__ = ["drawing_points", "language", "outline", "ranges", "rule", "tree"]

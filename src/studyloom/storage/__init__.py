@@ -7,11 +7,17 @@ URL. SQLAlchemy and Optuna's private parts are imported only in this layer; torc
 
 __all__ = [
     "attributes",
+    "command_record",
     "database",
+    "failures",
     "ledger",
+    "opening",
     "optuna_internals",
     "reach",
+    "redo",
     "sql",
+    "stored_study",
     "trial_buffer",
+    "trial_record",
     "urls",
 ]

@@ -27,7 +27,7 @@ from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, end_with, signals_deferred
 from studyloom.text import name_error
 from studyloom.training.job import Job
-from studyloom.user_code import importing_module
+from studyloom.user_code.importing import importing_module
 
 # On a CPU a convolution's outputs should stay in the cache: 2,000 images a call take up to twice as
 # long as 256.

@@ -15,8 +15,8 @@ from rich.text import Text
 from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
-from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.stored_study import StoredStudy, value_of
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures, page
 from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds

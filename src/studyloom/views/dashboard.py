@@ -28,13 +28,13 @@ from markupsafe import Markup
 
 from studyloom.errors import StudyloomError
 from studyloom.files import is_own
-from studyloom.study.stopping import Request, set_control
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.winner.result import RunFiles
+from studyloom.worker.stopping import Request, set_control
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

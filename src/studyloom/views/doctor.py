@@ -18,13 +18,13 @@ from studyloom._version import __version__
 from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
-from studyloom.launch.local import Local, visible_gpus
 from studyloom.processes import cores
 from studyloom.storage.database import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger
+from studyloom.storage.opening import open_ledgers
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line
+from studyloom.worker.local import Local, visible_gpus
 
 SMALL = 10**9  # bytes free
 OK, WARNING, TODO = "ok", "warning", "to do"  # "to do" must be fixed before a study can run

@@ -17,8 +17,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
-from studyloom.study.stored_study import StoredStudy, quantities, value_of
-from studyloom.study.trial_record import INTERRUPTED, TrialRecord, shown_state
+from studyloom.storage.stored_study import StoredStudy, quantities, value_of
+from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,

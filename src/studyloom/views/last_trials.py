@@ -6,9 +6,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.study.early_end import ended_at
-from studyloom.study.stored_study import SEARCH
-from studyloom.study.trial_record import TrialRecord, shown_state
+from studyloom.decisions.early_end import ended_at
+from studyloom.storage.stored_study import SEARCH
+from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import format_value, one_line
 from studyloom.views.progress import Progress
 from studyloom.views.snapshot import format_trial_values, join_lists

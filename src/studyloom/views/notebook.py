@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import html_table
 from studyloom.views import snapshot as snapshots
 from studyloom.views.drawing import svg

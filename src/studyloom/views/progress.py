@@ -18,12 +18,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 
+from studyloom.decisions.early_end import Hours, hours_of
 from studyloom.errors import StorageError
-from studyloom.study.command_record import CommandRecord, StoredCommand
-from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.failures import FailureCount, count_failures
-from studyloom.study.stopping import Request, read_control
-from studyloom.study.stored_study import (
+from studyloom.storage.command_record import CommandRecord, StoredCommand
+from studyloom.storage.failures import FailureCount, count_failures
+from studyloom.storage.stored_study import (
     ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
@@ -32,7 +31,7 @@ from studyloom.study.stored_study import (
     open_beside,
     value_of,
 )
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import (
     Snapshot,
@@ -42,6 +41,7 @@ from studyloom.views.snapshot import (
     take_snapshot,
 )
 from studyloom.winner.result import ShortResult, short_words
+from studyloom.worker.stopping import Request, read_control
 
 WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
 MOST_IMPORTANT = 5  # hyperparameters whose importance a status has

@@ -19,9 +19,9 @@ from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.storage.attributes import BASELINE
-from studyloom.study.failures import NO_REASON, count_failures, resumed_words
-from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
-from studyloom.study.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
+from studyloom.storage.failures import NO_REASON, count_failures, resumed_words
+from studyloom.storage.stored_study import StoredStudy, column_of, trial_rows, value_of
+from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,

@@ -15,12 +15,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studyloom.decisions.early_end import Outlook, look_ahead
 from studyloom.metrics import METRICS
 from studyloom.storage.ledger import HeldSlot
 from studyloom.storage.optuna_internals import ped_anova
-from studyloom.study.early_end import Outlook, look_ahead
-from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trial_record import INTERRUPTED, TrialRecord, shown_state
+from studyloom.storage.stored_study import StoredStudy, value_of
+from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.text import (
     format_cost,
     format_duration,

@@ -24,21 +24,20 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.config.values import plain_sections
-from studyloom.definition.sources import CODE
 from studyloom.processes import discard_output
+from studyloom.space.drawing_points import any_point
 from studyloom.space.outline import outline
-from studyloom.space.samplers import any_point
+from studyloom.storage.failures import FailureCount, count_failures, resumed_words
+from studyloom.storage.stored_study import SEARCH, StoredStudy
+from studyloom.storage.trial_record import TrialRecord, describe_state
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.failures import FailureCount, count_failures, resumed_words
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import SEARCH, StoredStudy
-from studyloom.study.trial_record import TrialRecord, describe_state
 from studyloom.text import (
     format_duration,
     format_error,
     one_line,
     printable,
 )
+from studyloom.user_code.digests import CODE
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
 from studyloom.views.snapshot import (
@@ -49,11 +48,12 @@ from studyloom.views.snapshot import (
     trial_values,
 )
 from studyloom.winner.result import Result, short_words
+from studyloom.worker.stopping import Stop
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
-    from studyloom.launch.task import Command
     from studyloom.winner.stages import ResultStages
+    from studyloom.worker.task import Command
 
 WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
 

@@ -16,15 +16,15 @@ from optuna.trial import FrozenTrial
 
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.samplers import GridSampler
 from studyloom.definition.definition import FIRST, Definition
-from studyloom.definition.objective import Attempt, Objective, StoredObjective
-from studyloom.definition.rule import Cost, Rule
+from studyloom.objectives.objective import Attempt, Objective, StoredObjective
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
-from studyloom.space.samplers import GridSampler
+from studyloom.space.rule import Cost, Rule
 from studyloom.space.tree import Point, Space
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 

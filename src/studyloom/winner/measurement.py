@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from studyloom.config.values import describe_error
-from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS
+from studyloom.objectives.user_functions import kept_name, weights_of
 from studyloom.storage.ledger import Store
-from studyloom.study.provenance import current_environment
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.data_facts import describe_data
 from studyloom.winner.predictions import network_outputs, show
@@ -21,6 +20,7 @@ from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
 from studyloom.winner.stored_trainings import CandidateStage
+from studyloom.worker.provenance import current_environment
 
 NO_TEST = "there is no objective.test, so nothing was tested"
 OWN_TEST = "your test function measured it, so there are no predictions to show"

@@ -19,16 +19,16 @@ from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml, seeding_as
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.transform import Image, Transform
-from studyloom.definition.jobs import build_network
-from studyloom.definition.user_functions import (
+from studyloom.errors import PredictError
+from studyloom.metrics import METRICS
+from studyloom.objectives.jobs import build_network
+from studyloom.objectives.user_functions import (
     NETWORK,
     build_named,
     kept_name,
     network_of,
     weights_of,
 )
-from studyloom.errors import PredictError
-from studyloom.metrics import METRICS
 from studyloom.text import format_shape, html_table, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.states import load_state

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from studyloom.averages import mean, standard_deviation
-from studyloom.definition.rule import Rule
-from studyloom.study.stored_study import StoredStudy
+from studyloom.space.rule import Rule
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.winner.candidates import Candidates, Origin
 from studyloom.winner.statistics import difference
 

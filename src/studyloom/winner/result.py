@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from studyloom.definition.rule import Rule
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import Goal
-from studyloom.study.stored_study import StoredStudy
+from studyloom.space.rule import Rule
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import (
     format_cost,
     format_error,

@@ -21,15 +21,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from studyloom.config.schema import WinnerSection
-from studyloom.definition.rule import Rule
+from studyloom.decisions.early_end import ending
 from studyloom.errors import DefinitionError
-from studyloom.launch.task import Prepared
+from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
-from studyloom.study.command_record import CommandRecord, StoredCommand, store_stage
-from studyloom.study.early_end import ending
-from studyloom.study.opening import create_study
-from studyloom.study.stage import Stage
-from studyloom.study.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
+from studyloom.storage.command_record import CommandRecord, StoredCommand, store_stage
+from studyloom.storage.opening import create_study
+from studyloom.storage.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
 from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import (
     Candidates,
@@ -40,6 +38,8 @@ from studyloom.winner.candidates import (
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Ablation
 from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings, networks_folder
+from studyloom.worker.stage import Stage
+from studyloom.worker.task import Prepared
 
 WITH_SIMPLE = "with the simple configuration"  # in the name of a final training
 

@@ -13,13 +13,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.definition.objective import Attempt
 from studyloom.errors import NoWinner
+from studyloom.objectives.objective import Attempt
 from studyloom.storage.attributes import TESTED
 from studyloom.storage.ledger import Store
-from studyloom.study.stage import Stage
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import (
+from studyloom.storage.stored_study import (
     ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
@@ -27,10 +25,12 @@ from studyloom.study.stored_study import (
     StoredStudy,
     open_beside,
 )
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.candidates import CandidateTrainings, EarlierTraining, Origin, Training
 from studyloom.winner.result import Tested, from_document, to_document
+from studyloom.worker.stage import Stage
+from studyloom.worker.stopping import Stop
 
 
 @dataclass(frozen=True)

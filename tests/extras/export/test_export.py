@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from studyloom.extras.export import onnx
-from studyloom.extras.export.errors import CompressError
+from studyloom.extras.export.export_errors import CompressError
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, check_installed
 from studyloom.installation import pip_install
 

@@ -5,8 +5,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from studyloom.extras.export.errors import CompressError
-from studyloom.extras.export.networks import count_parameters, distillation, narrow, prune
+from studyloom.extras.export.export_errors import CompressError
+from studyloom.extras.export.exported_network import count_parameters, distillation, narrow, prune
 from studyloom.models import CNN, MLP, Transformer
 
 CALLED = "studyloom.models."

@@ -13,16 +13,17 @@ from torch import nn
 from toys import LOOP, ask
 
 from studyloom.errors import ConfigError, Stopped
-from studyloom.extras.export import compressor, networks, onnx, variants
+from studyloom.extras.export import compressor, onnx, variants
+from studyloom.extras.export import exported_network as networks
 from studyloom.extras.export.compression import compress, compress_winner
 from studyloom.extras.export.compressor import LOCK
-from studyloom.extras.export.errors import CompressError
-from studyloom.extras.export.networks import Original
+from studyloom.extras.export.export_errors import CompressError
+from studyloom.extras.export.exported_network import Original
 from studyloom.extras.export.settings import Settings
-from studyloom.study.command_record import store_result
-from studyloom.study.stopping import Stop
+from studyloom.storage.command_record import store_result
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
+from studyloom.worker.stopping import Stop
 
 pytestmark = pytest.mark.nightly
 

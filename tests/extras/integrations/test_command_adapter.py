@@ -13,6 +13,7 @@ from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import Never, Signal, compose, validate_search
 
 from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.prepare import load_data
 from studyloom.errors import CommandFailed, ConfigError
@@ -21,10 +22,9 @@ from studyloom.extras.integrations.command import Command
 from studyloom.processes import is_alive
 from studyloom.space.language import parse_space
 from studyloom.storage.attributes import RESUMED
-from studyloom.study.opening import create_study
-from studyloom.study.stage import Stage
-from studyloom.study.strategy import Strategy
-from studyloom.study.worker import Worker
+from studyloom.storage.opening import create_study
+from studyloom.worker.stage import Stage
+from studyloom.worker.worker import Worker
 
 STUDY = f"""
 defaults:

@@ -11,9 +11,9 @@ from toys import compose, validate_search
 from studyloom.config.compose import isolated_hydra
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
-from studyloom.definition.user_functions import build_function
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.extras.integrations.hydra import pick
+from studyloom.objectives.user_functions import build_function
 
 STUDY = """
 defaults:

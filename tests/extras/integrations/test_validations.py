@@ -8,11 +8,11 @@ from importlib import import_module
 import pytest
 import torch
 
-from studyloom.definition.objective import Attempt
-from studyloom.definition.run import LoopJob, Run, RunContext
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations import Validations
 from studyloom.installation import pip_install
+from studyloom.objectives.loop_run import LoopJob, Run, RunContext
+from studyloom.objectives.objective import Attempt
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tracked import first_line, in_database, seen_of
 
 from studyloom.extras.trackers import projection
 from studyloom.extras.trackers.projection import TrackedResult, project, track_study, track_trials
-from studyloom.study.opening import open_study
+from studyloom.storage.opening import open_study
 
 
 class Memory:

@@ -24,7 +24,7 @@ from studyloom.extras.trackers.projection import (
 )
 from studyloom.extras.trackers.wandb import SERVICE
 from studyloom.installation import pip_install
-from studyloom.study.opening import create_study
+from studyloom.storage.opening import create_study
 
 UUID = "ab" * 16
 pytestmark = [

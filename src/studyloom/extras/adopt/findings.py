@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from studyloom.decisions.asha import AshaOrder, AshaPruner
 from studyloom.extras.adopt.reading import AdoptedStudy
 from studyloom.metrics import Goal
 from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
-from studyloom.study.asha import AshaOrder, AshaPruner
 from studyloom.text import format_ranges, format_value, one_line, shorten_end
 from studyloom.views.snapshot import format_parameters
 

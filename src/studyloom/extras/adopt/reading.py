@@ -19,8 +19,8 @@ from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
 from studyloom.storage import sql
 from studyloom.storage.database import read_only, untrusted
 from studyloom.storage.optuna_internals import METRIC_NAMES
+from studyloom.storage.stored_study import goals_of
 from studyloom.storage.urls import parse_url, sqlite_url, without_password
-from studyloom.study.stored_study import goals_of
 from studyloom.text import name_error, one_line, shorten
 
 MOST_SECONDS = 120.0  # for reading a database

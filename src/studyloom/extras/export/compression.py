@@ -15,16 +15,16 @@ from rich.text import Text
 
 from studyloom.errors import StudyloomError
 from studyloom.extras.export.compressor import Compressor
-from studyloom.extras.export.errors import CompressError
+from studyloom.extras.export.export_errors import CompressError
 from studyloom.extras.export.onnx import check_installed
 from studyloom.extras.export.record import CHOSEN, Compressed
 from studyloom.extras.export.settings import Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
-from studyloom.study.stopping import Stop
 from studyloom.views.terminal import WHOLE, render_rows, say
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.result import Result
 from studyloom.winner.stages import ResultStages
+from studyloom.worker.stopping import Stop
 
 
 def compress(

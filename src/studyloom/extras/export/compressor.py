@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 from filelock import FileLock, Timeout
 
-from studyloom.definition.rule import Rule
 from studyloom.errors import Stopped
-from studyloom.extras.export.errors import CompressError
-from studyloom.extras.export.networks import (
+from studyloom.extras.export.export_errors import CompressError
+from studyloom.extras.export.exported_network import (
     Original,
     count_parameters,
 )
@@ -24,10 +23,11 @@ from studyloom.extras.export.variants import (
     export,
 )
 from studyloom.files import write_whole
+from studyloom.space.rule import Rule
 from studyloom.storage.ledger import Store
-from studyloom.study.stopping import Stop
 from studyloom.winner.result import Result, digest_of, from_document, to_document, write_json
 from studyloom.winner.stages import ResultStages
+from studyloom.worker.stopping import Stop
 
 LOCK = "compress.lock"  # below the run directory
 # The attribute of the study with what the test set gave, by the digest of winner.onnx.

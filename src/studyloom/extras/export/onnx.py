@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studyloom.extras.export.errors import CompressError
+from studyloom.extras.export.export_errors import CompressError
 from studyloom.installation import pip_install
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch_pruning")

@@ -7,9 +7,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from studyloom.definition.definition import Definition
-from studyloom.definition.rule import Rule
 from studyloom.errors import ConfigError
 from studyloom.metrics import METRICS, Goal, Metric
+from studyloom.space.rule import Rule
 from studyloom.text import no_such_key
 
 # What a rule may name besides the metric: how much worse a variant is than the original, the upper

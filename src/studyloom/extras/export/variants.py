@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
-from studyloom.definition.rule import Condition, Rule
 from studyloom.errors import ConfigError, StudyloomError
-from studyloom.extras.export.networks import Original, count_parameters
+from studyloom.extras.export.exported_network import Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.record import Latency, VariantFacts
 from studyloom.extras.export.settings import Settings
 from studyloom.metrics import Goal, Metric
-from studyloom.study.stopping import Stop
+from studyloom.space.rule import Condition, Rule
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.result import DataFacts, Summary, to_document
 from studyloom.winner.statistics import Outputs, compare, resample
+from studyloom.worker.stopping import Stop
 
 BATCHES = (1, 64)
 WARM = 3  # calls before the first that counts

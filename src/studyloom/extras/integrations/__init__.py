@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from studyloom.definition.run import Run
 from studyloom.errors import UndefinedMetric
+from studyloom.objectives.loop_run import Run
 from studyloom.storage.attributes import COLUMNS
 
 __all__ = ["Validations", "accelerate", "command", "hydra", "lightning", "transformers"]

@@ -7,8 +7,8 @@ them; accelerate reads only tensors and plain values.
 from collections.abc import Iterator
 from typing import Any
 
-from studyloom.definition.run import Run
 from studyloom.installation import pip_install
+from studyloom.objectives.loop_run import Run
 
 try:
     from accelerate import Accelerator

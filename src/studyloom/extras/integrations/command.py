@@ -19,16 +19,16 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
-from studyloom.definition.sources import CODE, digest_of_source
 from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
-from studyloom.launch.local import visible_gpus
-from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import leading_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
+from studyloom.user_code.digests import CODE, digest_of_source
+from studyloom.worker.local import visible_gpus
+from studyloom.worker.supervisor import WorkerExit
 
 KEPT = "work"  # in the run directory: the working folders that are kept
 OURS = ("seed", "trial", "checkpoint_dir", "gpus")

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.compose import application, find_config, isolated_hydra
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
-from studyloom.definition.sources import code_digests
 from studyloom.errors import UndefinedMetric
 from studyloom.space.tree import Space
 from studyloom.text import nearest
-from studyloom.user_code import find_member
+from studyloom.user_code.digests import code_digests
+from studyloom.user_code.importing import find_member
 
 
 @dataclass

@@ -5,9 +5,9 @@ Lightning unpickles its checkpoints; `run.checkpoint` makes sure that this study
 
 from typing import Any
 
-from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
 from studyloom.installation import pip_install
+from studyloom.objectives.loop_run import Run
 
 try:
     from lightning.pytorch.callbacks import Checkpoint

@@ -6,9 +6,9 @@
 from pathlib import Path
 from typing import Any
 
-from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
 from studyloom.installation import pip_install
+from studyloom.objectives.loop_run import Run
 
 try:
     from transformers import TrainerCallback, set_seed

@@ -8,13 +8,13 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from studyloom.commands.options import open_run, print_json
+from studyloom.decisions.early_end import read_bounds
+from studyloom.decisions.extrapolation import extrapolate
 from studyloom.extras.proposals.queue import count_free_slots, propose, why_closed
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.space.outline import outline
-from studyloom.study.early_end import read_bounds
-from studyloom.study.extrapolation import extrapolate
-from studyloom.study.stored_study import StoredStudy, trial_rows
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.stored_study import StoredStudy, trial_rows
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.views.report import data_words
 from studyloom.views.snapshot import describe, take_snapshot

@@ -5,17 +5,17 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from studyloom.decisions.early_end import look_ahead, read_bounds
+from studyloom.decisions.placement import place_point
+from studyloom.decisions.warm_start import AS_COMPOSED
 from studyloom.errors import ConfigError
 from studyloom.extras.proposals.stored_space import read_space
-from studyloom.space.samplers import identify
+from studyloom.space.drawing_points import identify
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import PROPOSED
 from studyloom.storage.database import Connection
-from studyloom.study.early_end import look_ahead, read_bounds
-from studyloom.study.placement import place_point
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_record import TrialRecord
-from studyloom.study.warm_start import AS_COMPOSED
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters

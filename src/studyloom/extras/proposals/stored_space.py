@@ -9,11 +9,11 @@ import msgspec
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studyloom.definition.rule import read_space as read_tree
 from studyloom.errors import ConfigError
+from studyloom.space.rule import read_space as read_tree
 from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, describe
 from studyloom.storage.attributes import SPACE
-from studyloom.study.stored_study import StoredStudy
+from studyloom.storage.stored_study import StoredStudy
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.definition.objective import Objective, Report, Step
-from studyloom.definition.sources import code_digests
 from studyloom.errors import ConfigError
-from studyloom.extras.replay.comparison import Course, Tolerance
-from studyloom.extras.replay.objective import make_objective
+from studyloom.extras.replay.course_comparison import Course, Tolerance
+from studyloom.extras.replay.replayed_objective import make_objective
 from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
-from studyloom.study import failures
-from studyloom.study.opening import differences, name_of_change
-from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.objectives.objective import Objective, Report, Step
+from studyloom.storage.opening import differences, name_of_change
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value, one_line
 from studyloom.training.steps import on_threads
+from studyloom.user_code.digests import code_digests
+from studyloom.worker.failure_causes import explain
+from studyloom.worker.provenance import Provenance, current_environment
+from studyloom.worker.stopping import Stop
 
 MOST_THREADS = 1024  # a greater number in a database is ignored
 # The parts of an environment that change the order in which numbers are added.
@@ -126,7 +126,7 @@ def train_again(
     except (_Enough, TrialPruned):
         pass
     except Exception as error:  # as in the trial
-        failure = failures.explain(error)
+        failure = explain(error)
     columns = objective.curves()
     return Course({metric: columns.get("value", ()), **columns}, failure, value)
 

@@ -20,9 +20,9 @@ from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.prepare import names_data
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
-from studyloom.study.provenance import Provenance
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_ranges
+from studyloom.worker.provenance import Provenance
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:

@@ -27,8 +27,8 @@ from studyloom.config.build import build
 from studyloom.errors import ConfigError, StorageError, refuse
 from studyloom.installation import pip_install
 from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
-from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_record import TrialRecord
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords, one_line, shorten
 from studyloom.winner.result import Result
 

@@ -1,0 +1,13 @@
+"""Objectives: what a trial executes.
+
+An objective runs epoch by epoch and returns a value: it trains networks of PyTorch, or calls a
+custom training loop or an Optuna objective.
+"""
+
+__all__ = [
+    "jobs",
+    "loop",
+    "loop_run",
+    "objective",
+    "user_functions",
+]

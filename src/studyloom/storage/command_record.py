@@ -1,0 +1,111 @@
+"""The record of a running command, for views that have no config: its settings and how far it is.
+
+It is stored with the study, next to the study definition: what the last command has to do and when
+it began and ended, which studies have the trainings of its later stages, and its result in short.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from studyloom.errors import Halted, NoWinner, StorageLost, UserError
+from studyloom.storage.attributes import COMMAND, RESULT, STAGES, parse
+from studyloom.storage.stored_study import StageName, StoredStudy
+
+
+@dataclass(frozen=True)
+class CommandRecord:
+    """The settings of a command that the study definition does not have.
+
+    Args:
+        reevaluated: whether re-evaluation with new seeds chooses the winner.
+        tested: whether final training and test follow, of winner and baseline.
+        top: how many trials are re-evaluated with the baseline.
+        per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
+        began: in UTC, as ISO 8601, as is `at`, the time of the end.
+        ended: the exit code with which nothing was left to do; None while something is.
+    """
+
+    trials: int
+    reevaluated: bool = False
+    tested: bool = False
+    top: int = 0
+    seeds: int = 0
+    per_hour: float | None = None
+    began: str | None = None
+    ended: int | None = None
+    at: str | None = None
+
+    def stage_of(self, name: str, title: str) -> str:
+        """Returns the start of the name of a later stage's study."""
+        return str(StageName(name, title, self.trials, self.top, self.seeds))
+
+
+@dataclass(frozen=True)
+class StoredCommand:
+    """What a study stores of its last command.
+
+    Args:
+        stages: the studies of its later stages, by title.
+        result: a summary, from `Result.in_short`.
+    """
+
+    record: CommandRecord | None
+    stages: dict[str, str]
+    result: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, stored: StoredStudy) -> "StoredCommand":
+        """Reads what a study currently stores of its last command."""
+        record, stages, result = stored.attributes(COMMAND, STAGES, RESULT)
+        titles = {title: str(name) for title, name in (stages or {}).items()}
+        return cls(parse(record, CommandRecord), titles, result)
+
+
+def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> None:
+    """Stores the record of a command that began `age` seconds ago."""
+    began = datetime.now(UTC) - timedelta(seconds=age)
+    record = replace(record, began=began.isoformat(timespec="seconds"))
+    stored.optuna.set_user_attr(COMMAND, asdict(record))
+
+
+def end_command(stored: StoredStudy, code: int) -> None:
+    """Stores that the command has ended, and with which exit code."""
+    record = StoredCommand.read(stored).record
+    if record is not None and record.ended is None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=code, at=at)))
+
+
+def reopen_command(stored: StoredStudy) -> None:
+    """Stores that there is work again for a command that has ended; when it ended is kept."""
+    record = StoredCommand.read(stored).record
+    if record is not None and record.ended is not None:
+        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=None)))
+
+
+@contextmanager
+def recording_end(stored: StoredStudy) -> Iterator[None]:
+    """Stores that the command has ended if the body raises an error that says so."""
+    try:
+        yield
+    except StorageLost:
+        raise  # nothing can be stored
+    except (Halted, NoWinner, UserError) as error:
+        end_command(stored, error.exit_code)
+        raise
+
+
+def store_stage(stored: StoredStudy, title: str, name: str) -> None:
+    """Stores which study has the trainings of a later stage."""
+    names = StoredCommand.read(stored).stages
+    if names.get(title) != name:
+        stored.optuna.set_user_attr(STAGES, {**names, title: name})
+
+
+def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
+    """Stores `Result.in_short`, for views that have the database but no run directory."""
+    if StoredCommand.read(stored).result != short:
+        stored.optuna.set_user_attr(RESULT, short)

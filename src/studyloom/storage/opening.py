@@ -1,0 +1,259 @@
+"""Creates a study in its database, and opens one that is there.
+
+A study is identified by its definition: the same name with another definition is refused.
+"""
+
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+
+from studyloom._version import __version__
+from studyloom.errors import DefinitionError, StorageError
+from studyloom.metrics import ACCURACY, Goal
+from studyloom.moved import MOVED
+from studyloom.storage.attributes import (
+    CODE_CHANGES,
+    DEFINITION,
+    FORMAT,
+    HALTED,
+    RUNG,
+    UUID,
+    VERSION,
+)
+from studyloom.storage.database import (
+    RetryingStorage,
+    closed_on_error,
+    connect,
+    exclusive,
+    is_empty,
+    is_sqlite,
+)
+from studyloom.storage.ledger import Ledger, NoLedger, add_study, check_table
+from studyloom.storage.stored_study import StoredStudy, owner_of
+from studyloom.storage.trial_buffer import TrialBuffer
+from studyloom.storage.urls import parse_url
+from studyloom.user_code.digests import CODE, DATA, code_of, name_of_source
+from studyloom.user_code.pickled import MAIN
+
+FORMAT_NUMBER = 1  # of what a study stores; another one is not read
+
+
+def check_definition(
+    name: str,
+    was: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    *,
+    accept_code_change: bool = False,
+) -> Mapping[str, Any]:
+    """Checks that a study has a definition, and returns what to store of it.
+
+    Args:
+        accept_code_change: whether the user's code may have changed.
+
+    Raises:
+        DefinitionError: the study has another definition, or another program has made it.
+    """
+    if was is None:
+        raise DefinitionError(
+            f"study.name: the study {name!r} was not made by studyloom, but by another program "
+            "that uses Optuna; it stays unchanged; give this one another name: study.name=…"
+        )
+    accepted = dict(was)
+    if accept_code_change:
+        accepted = {key: was[key] for key in was.keys() - code_of(was)} | code_of(now)
+    if changes := differences(accepted, now):
+        raise _another_definition(name, changes)
+    return accepted
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns `key: was → is` for each key whose value differs, by key.
+
+    A `_target_` that has moved since counts as equal; see `studyloom.moved`.
+    """
+    was, now = _as_moved(was), _as_moved(now)
+    return [
+        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
+        for key in sorted({*was, *now})
+        if was.get(key, "(absent)") != now.get(key, "(absent)")
+    ]
+
+
+def _as_moved(value: Any, key: str = "") -> Any:
+    """Returns a part of a definition with each `_target_` at its present path."""
+    if isinstance(value, Mapping):
+        return {name: _as_moved(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_moved(item) for item in value]
+    if key.endswith("_target_") and isinstance(value, str):
+        module, dot, name = value.rpartition(".")
+        return MOVED.get(value, MOVED.get(module, module) + dot + name)
+    return value
+
+
+def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
+    """Makes the error that shows how the definition of a study differs from the present one."""
+    lines = [change for change in changes if not change.startswith(CODE)]
+    # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
+    code = [change for change in changes if change not in lines]
+    code = [change for change in code if not lines or "(absent)" not in change]
+    edited = [name_of_change(change) for change in code]
+    seeds = ""
+    if any(DATA in change for change in code):
+        seeds = "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
+    if not lines:
+        names, has = ", ".join(edited), "has" if len(edited) == 1 else "have"
+        return DefinitionError(
+            f"study.name: {names} {has} changed since the study {name!r} began, so its trials are "
+            "not comparable; restore the code to resume the study, continue with the new code by "
+            f"study.accept_code_change=true, or start a new study with study.name=…{seeds}"
+        )
+    lines += [f"{each} has changed" for each in edited]
+    return DefinitionError(
+        f"study.name: the study {name!r} already exists with a different definition, so its "
+        "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
+        f"these values to resume it, or start a new study with study.name=…{seeds}"
+    )
+
+
+def name_of_change(change: str) -> str:
+    """Returns what has changed by a line of `differences`: a source, or data such as `split`."""
+    key, _, values = change.partition(": ")
+    if DATA in values:
+        return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
+    return name_of_source(key)
+
+
+def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
+    """Opens an existing study; raises StorageError if it is missing."""
+    with closed_on_error(connect(url, deadline=deadline)) as backend:
+        stored = _load(backend, name)
+        if stored.ours and not check_table(backend):
+            raise StorageError(
+                f"study.name: the table studyloom_slots, the budget of {name!r}, is gone; the "
+                "command that runs the study makes it again"
+            )
+    return stored
+
+
+def _load(backend: RetryingStorage, name: str) -> StoredStudy:
+    storage = TrialBuffer(backend)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
+        raise StorageError(
+            f"study.name must name a study that exists; the database holds no study {name!r}; "
+            f"it holds {names}"
+        ) from None
+    _check_format(name, study.user_attrs)
+    ledger = Ledger if DEFINITION in study.user_attrs else NoLedger
+    return StoredStudy(name, storage, study, ledger.of(backend, study._study_id, study.user_attrs))
+
+
+def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
+    """Raises StorageError if another version of studyloom has stored a study in another format."""
+    version = attributes.get(VERSION)
+    if DEFINITION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
+        made = f"studyloom {version}" if version else "a studyloom from before the first release"
+        raise StorageError(
+            f"study.name: the study {name!r} is stored in another format, by {made}; this version, "
+            f"{__version__}, reads format {FORMAT_NUMBER} only; install that one, or give this "
+            "study another name: study.name=…"
+        )
+
+
+def study_names(url: str, deadline: float) -> list[str]:
+    """Returns the names of the studies of a database, without the later stages of studies."""
+    with closing(connect(url, deadline=deadline)) as backend:
+        names = [study.study_name for study in backend.get_all_studies()]
+    return [name for name in names if owner_of(name) is None]
+
+
+def open_only_study(url: str, name: str | None, deadline: float, message: str) -> StoredStudy:
+    """Opens the study of a name, or without one the only study of a database.
+
+    Args:
+        message: the error message if there is no study, or several.
+    """
+    if not name:
+        names = study_names(url, deadline)
+        if len(names) != 1:
+            held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
+            raise StorageError(f"{message}; the database holds {held}")
+        name = names[0]
+    return open_study(url, name, deadline)
+
+
+def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
+    """Returns the ledgers of all studies that studyloom has made in a database, by study.
+
+    An empty database of a server is allowed.
+
+    Raises:
+        StorageError: The database cannot be used, or has a study of another format.
+    """
+    try:
+        backend = connect(url, deadline=deadline)
+    except StorageError:
+        if is_sqlite(parse_url(url)) or not is_empty(url):
+            raise
+        return {}
+    check_table(backend)
+    studies = [study for study in backend.get_all_studies() if DEFINITION in study.user_attrs]
+    for study in studies:
+        _check_format(study.study_name, study.user_attrs)
+    return {
+        study.study_name: Ledger.of(backend, study._study_id, study.user_attrs) for study in studies
+    }
+
+
+def create_study(
+    url: str,
+    name: str,
+    definition: Mapping[str, Any],
+    trials: int,
+    deadline: float = 300.0,
+    *,
+    goals: Sequence[Goal] = (ACCURACY,),
+    rung: int = 0,
+    wait: bool = False,
+    accept_code_change: bool = False,
+) -> StoredStudy:
+    """Opens a study, and creates the database, the tables and the study if they are missing.
+
+    Args:
+        rung: the epoch of the lowest rung of a new study; 0 without rungs.
+        wait: whether to wait even if the database is away at the first call, as in the midst of a
+            run. By default a mistyped host is reported at once.
+    """
+    lock = exclusive(url, deadline=deadline if wait else 0.0)
+    with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
+        if name not in {study.study_name for study in backend.get_all_studies()}:
+            attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
+            attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
+            directions = [StudyDirection[goal.direction.upper()] for goal in goals]
+            add_study(backend, name, directions, attributes)
+        stored = _load(backend, name)
+        was = stored.definition()
+        accepted = check_definition(name, was, definition, accept_code_change=accept_code_change)
+        if stored.optuna.metric_names is None:  # optuna-dashboard shows them
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                stored.optuna.set_metric_names([goal.name for goal in goals])
+        stored.reconcile(trials)
+        if accepted != was:
+            change = code_of(was or {}).items() ^ code_of(accepted).items()
+            changed = sorted({key for key, _ in change})
+            changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
+            stored.optuna.set_user_attr(CODE_CHANGES, changes)
+            stored.optuna.set_user_attr(DEFINITION, dict(accepted))
+        if stored.halted() is not None:  # a person who starts it again has removed the reason
+            stored.optuna.set_user_attr(HALTED, None)
+    return stored

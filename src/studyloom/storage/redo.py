@@ -1,0 +1,84 @@
+"""Failed trials, trained again in their slots, so that the budget stays N trials.
+
+A trial that is replaced is set aside: it is kept, but no longer counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from studyloom.space.tree import Point
+from studyloom.storage import sql
+from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED
+from studyloom.storage.command_record import reopen_command
+from studyloom.storage.database import Connection
+from studyloom.storage.failures import TEACHES, count_failures
+from studyloom.storage.ledger import Ledger, SlotEntry
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.storage.trial_record import TrialRecord
+
+
+def redo_failed(stored: StoredStudy) -> list[int]:
+    """Opens the slots of all failed trials for new trials of the same configurations.
+
+    A trial that failed before it had a configuration is replaced by one that the sampler chooses.
+
+    Returns:
+        The numbers of the failed trials.
+    """
+    ledger = stored.ledger
+
+    def redo(connection: Connection) -> list[int]:
+        failed = _failed(stored.lock_trials(connection))
+        for trial in failed:
+            marks = (BASELINE, ENQUEUED, PROPOSED)
+            kept = {key: trial.user_attrs[key] for key in marks if key in trial.user_attrs}
+            replace_trial(ledger, connection, trial, kept)
+        return [trial.number for trial in failed]
+
+    numbers = ledger.storage.execute(redo)
+    stored.storage.forget(ledger.study_id)
+    if numbers:
+        reopen_command(stored)
+    return numbers
+
+
+def replace_trial(
+    ledger: Ledger, connection: Connection, trial: FrozenTrial, attributes: Mapping[str, Any]
+) -> None:
+    """Sets a trial aside, and opens its slot for a new one of the same configuration.
+
+    Args:
+        connection: in a transaction that has locked the study.
+        attributes: of the new trial.
+    """
+    slot = TrialRecord(trial).slot
+    assert slot is not None  # only trials with slots are counted
+    sql.write(connection, [(sql.SET_ASIDE, {"id": trial._trial_id})])
+    params = trial.system_attrs.get(sql.GIVEN, {}) | trial.params
+    if params or attributes:
+        point = Point(params=params, distributions=trial.distributions)
+        ledger.queue(connection, slot, point, attributes)
+    else:
+        ledger.enter(connection, [SlotEntry(slot, "free", None)])
+
+
+def missing_baseline(stored: StoredStudy) -> str | None:
+    """Says how to repeat a baseline that failed by a bug; None if there is nothing to do.
+
+    One whose training diverged, or whose network was too large, would only do so again.
+    """
+    failed = [trial for trial in _failed(stored.trials()) if TrialRecord(trial).is_baseline]
+    for failure in count_failures(failed):
+        if failure.kind not in TEACHES:
+            return (
+                f"the baseline, trial {failure.trials[0].number}, has failed "
+                f"({failure.first_reason}), so that nothing is compared with it; once the cause is "
+                "fixed, studyloom redo --failed opens its slot again"
+            )
+    return None
+
+
+def _failed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if TrialRecord(trial).outcome == "failed"]

@@ -1,0 +1,111 @@
+"""A search from its config: prepared and checked, then opened in its database with its stages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from studyloom.config.build import ErrorCollector
+from studyloom.decisions.strategy import Strategy
+from studyloom.decisions.warm_start import WarmStarts
+from studyloom.definition.prepare import define, load_data, preflight
+from studyloom.plugins import load_plugin
+from studyloom.processes import collect_as_usual
+from studyloom.storage.reach import check_connections, check_database_reach, required_url
+from studyloom.storage.stored_study import SEARCH
+from studyloom.storage.urls import serve
+from studyloom.training.device import check_device, training_device
+from studyloom.worker.begin_search import (
+    as_begun,
+    begin_search,
+    find_starts,
+    join_search,
+    may_be_new,
+)
+from studyloom.worker.local import Join, build_launcher
+from studyloom.worker.stage import SearchOnly, Stage, Stages
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Prepared
+
+# Makes the stages of a run from its search, which is the first of them.
+MakeStages = Callable[[Prepared, Stage], Stages]
+
+
+def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
+    """Turns the config of a command into objects, and checks all of it.
+
+    Args:
+        joins: whether this process works on a study that exists already: its networks have been
+            tried by the command that began the study, and there is no warm start.
+
+    Raises:
+        ConfigError: lists every error.
+    """
+    attempt = ErrorCollector()
+    definition = attempt(lambda: define(cfg))
+    launcher: Any = Join() if joins else attempt(lambda: build_launcher(cfg))
+    attempt(check_device)
+    url = attempt(lambda: required_url(cfg))
+    trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
+    several = launcher is not None and launcher.count(2) > 1
+    data = attempt(lambda: load_data(cfg, shared=joins or several))
+    starts: Any = WarmStarts()
+    if definition is not None and not joins:
+        preflight(attempt, definition, Strategy(definition), data, launcher)
+        # Not after an error: configurations of a wrong space would be wrong too.
+        if url is not None and not attempt.errors:
+            starts = attempt(lambda: find_starts(definition, url))
+    if url is not None and launcher is not None:
+        away = launcher.leaves_host
+        attempt.errors += check_database_reach(url, several=several, leaves_host=away)
+    attempt.check()
+    # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
+    # read it.
+    if definition.trains_networks and (device := training_device()).type != "cpu":
+        data = data.to(device)
+    strategy = Strategy(definition)
+    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+
+
+@contextmanager
+def open_search(
+    prepared: Prepared, stop: Stop, make_stages: MakeStages | None = None, *, create: bool
+) -> Iterator[tuple[Prepared, Any]]:
+    """Opens the study of a search in its database, and closes its stages after the body.
+
+    Args:
+        stop: whether to wait no longer for the database.
+        make_stages: makes all stages, the search first; None for only the search.
+        create: whether to make a missing study and to store its settings from the config.
+
+    Yields:
+        What was prepared, with the URL of a server that runs; and the stages.
+
+    Raises:
+        ValueError: the database cannot be used, or its study has another definition.
+        OSError: the run directory cannot be made.
+        LaunchError: the cluster of a new study does not start.
+    """
+    url, run_dir, definition = serve(prepared.url, own=True), prepared.run_dir, prepared.definition
+    strategy, digest = prepared.strategy, prepared.data.digest
+    trials = strategy.trials
+    if create:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # A cluster is started before it may fail a new study.
+        if may_be_new(definition, url):
+            prepared.launcher.start(trials, run_dir)
+        stored = begin_search(strategy, digest, url, prepared.starts, stop)
+    else:
+        stored = join_search(definition, url, stop)
+    strategy = as_begun(strategy, stored)
+    prepared = replace(prepared, url=url, strategy=strategy)
+    search = Stage(SEARCH, stored, definition, strategy, trials)
+    stages = SearchOnly(search) if make_stages is None else make_stages(prepared, search)
+    with closing(stages):
+        if create:
+            check_connections(url, prepared.launcher.count(stages.todo()))
+        collect_as_usual()  # trials come next
+        yield prepared, stages

@@ -1,0 +1,209 @@
+"""Supervises workers: renews their leases, replaces those that die, and stops them in time."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from studyloom.errors import LaunchError, StorageLost
+from studyloom.worker.line import GRACE
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Task, renewing_leases
+
+STOPS = {signal.Signals(number).name for number in Stop.SIGNALS}
+RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not started again
+# Restarts of a worker that a signal from outside kills while it starts: from an administrator, or
+# from a daemon that frees memory.
+RESTARTS_AFTER_SIGNAL = 30
+POLL = 0.1  # seconds between looks at the workers
+LOG_LINES = 12  # of a worker that died, in the error message
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How a worker ended.
+
+    Args:
+        code: its exit code, negative for a signal; None if unknown, and `words` say more.
+    """
+
+    code: int | None
+    words: str = ""
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return self.words
+        return f"exit code {self.code}" if self.signal is None else f"signal {self.signal}"
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that ended it; None if none did."""
+        if self.code is None or self.code >= 0:
+            return None
+        try:
+            return signal.Signals(-self.code).name
+        except ValueError:  # one without a name, such as SIGRTMIN+1
+            return str(-self.code)
+
+
+class WorkerHandle(Protocol):
+    """Starts, watches and ends one worker at a time, on some device of some host.
+
+    Attributes:
+        failures: how many workers in a row died before they claimed a slot.
+        said: what the worker has said on its line; see `launch.line`.
+        active: whether there is a worker, or one is being started.
+        worker_id: in the ledger; None while there is no worker yet.
+    """
+
+    log: Path
+    failures: int
+    said: dict[str, str]
+
+    @property
+    def active(self) -> bool: ...
+    @property
+    def worker_id(self) -> str | None: ...
+
+    def start(self) -> None:
+        """Starts a worker; there must be none."""
+
+    def poll(self) -> WorkerExit | None:
+        """Returns how the worker ended; None if it has not."""
+
+    def stop(self) -> None:
+        """Requests that the worker releases its trial and ends."""
+
+    def kill(self) -> str | None:
+        """Ends the worker and everything it started, and returns its id in the ledger."""
+
+
+class Supervisor:
+    """Supervises the workers of a task from this process."""
+
+    def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
+        self.task = task
+        self.workers = list(workers)
+        self._stopped: float | None = None  # when the workers were requested to stop
+        self._checked = time.monotonic()  # when the things were checked that take a query
+        task.logs.mkdir(parents=True, exist_ok=True)
+
+    def run(self, stop: Stop) -> None:
+        """Starts all workers, and replaces those that die, until nothing is left to do.
+
+        When it returns or raises, no worker is left.
+
+        Raises:
+            LaunchError: workers die before they claim a trial.
+            StorageLost: the database stays away; the workers were requested to stop.
+        """
+        try:
+            for worker in self.workers:
+                worker.start()
+            with renewing_leases(self.task, self._by_id):
+                self._supervise(stop)
+        except StorageLost:
+            self._stop_all()
+            while self._active() and not self._grace_is_over():
+                for worker in self._active():
+                    if worker.poll() is not None:
+                        worker.kill()
+                time.sleep(POLL)
+            raise
+        finally:
+            self.kill_all()
+        if self._stopped is None and self.task.todo():
+            raise LaunchError(self._last_log_lines())
+
+    def kill_all(self) -> None:
+        """Ends every worker that is still there, and releases the trials that they hold."""
+        ended = [worker.kill() for worker in self._active()]
+        with contextlib.suppress(StorageLost):  # then their leases will end
+            for worker_id in filter(None, ended):
+                self.task.ledger.record_death(worker_id, "it did not stop when it was requested to")
+
+    def _active(self) -> list[WorkerHandle]:
+        return [worker for worker in self.workers if worker.active]
+
+    def _by_id(self) -> dict[str, WorkerHandle]:
+        """Returns the running workers by their ids in the ledger."""
+        known = {worker.worker_id: worker for worker in self.workers}
+        return {worker_id: worker for worker_id, worker in known.items() if worker_id is not None}
+
+    def _supervise(self, stop: Stop) -> None:
+        """Watches the workers until all have ended, or have had their time to stop."""
+        while workers := self._active():
+            for worker in workers:
+                if (worker_exit := worker.poll()) is not None:
+                    self._handle_exit(worker, worker_exit)
+            if time.monotonic() > self._checked + 1.0:
+                self._checked = time.monotonic()
+                self._kill_timed_out()
+                if not self._by_id() and not self.task.todo():
+                    return  # the workers that are being started are no longer needed
+            if stop():
+                self._stop_all()
+            if self._grace_is_over():
+                return
+            time.sleep(POLL)
+
+    def _grace_is_over(self) -> bool:
+        return self._stopped is not None and time.monotonic() > self._stopped + GRACE
+
+    def _kill_timed_out(self) -> None:
+        """Kills the workers whose trials take longer than study.trial_timeout, and starts others.
+
+        Allows a second more than the worker itself, which checks only after each epoch.
+        """
+        limit = self.task.limits.trial_timeout
+        if limit is None:
+            return
+        death = f"the trial took longer than study.trial_timeout={limit:g} s"
+        workers = self._by_id()
+        # Queried again after each kill, which may take seconds: the other workers may have ended
+        # their trials meanwhile and have begun new ones.
+        while overdue := self.task.ledger.overdue([*workers], limit + 1.0):
+            worker = workers.pop(overdue[0].owner)
+            worker.kill()
+            self.task.ledger.record_death(overdue[0].owner, death, overdue=overdue[0])
+            worker.start()
+
+    def _stop_all(self) -> None:
+        """Requests that the workers release their trials and end."""
+        if self._stopped is None:
+            self._stopped = time.monotonic()
+            for worker in self._active():
+                worker.stop()
+
+    def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
+        """Kills what a worker left behind, and starts another if the database has work left."""
+        said, held = worker.said, 0
+        released = int(said.get("ended", 0)) > 128
+        death = said.get("died", f"the worker ended with {worker_exit}")
+        # Before the kill, which takes seconds if its host is gone: others may end the study then.
+        if self._stopped is None and not self.task.halted() and self.task.todo():
+            end = "the worker ended with a signal, and released its trial" if released else death
+            log.warning("%s; its log: %s", end.replace("the worker", "a worker"), worker.log)
+        if (worker_id := worker.kill()) is not None:
+            held = self.task.ledger.record_death(worker_id, death)
+        if self._stopped is None and self.task.halted():
+            self._stop_all()
+        if self._stopped is not None or not self.task.todo():
+            return
+        worker.failures = 0 if held or "claimed" in said else worker.failures + 1
+        refused = "claimed" not in said and said.get("ended") == "2"  # so would the next one
+        limit = RESTARTS_AFTER_SIGNAL if released or worker_exit.signal in STOPS else RESTARTS
+        if not refused and worker.failures <= limit:
+            worker.start()
+
+    def _last_log_lines(self) -> str:
+        """Returns an error message with the last log lines of the worker that died most often."""
+        worker = max(self.workers, key=lambda worker: worker.failures)
+        lines = worker.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        head = f"workers die before they claim a trial; the end of {worker.log}:"
+        return "\n".join([head, *lines])

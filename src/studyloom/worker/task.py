@@ -1,0 +1,270 @@
+"""What every launcher gets: the task of its workers, their command, and the renewal of leases."""
+
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+
+from studyloom.config.overrides import Override
+from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
+from studyloom.decisions.warm_start import WarmStarts
+from studyloom.definition.definition import Definition
+from studyloom.environment import WORKER
+from studyloom.errors import StorageLost
+from studyloom.plugins import load_plugin
+from studyloom.processes import Stopwatch, running_beside
+from studyloom.storage.failures import Limits
+from studyloom.storage.ledger import Ledger
+from studyloom.training.steps import on_threads
+from studyloom.worker.stage import Stages
+from studyloom.worker.stopping import Stop
+from studyloom.worker.worker import Worker
+
+RENEWALS = 4  # how often a lease is renewed in the time that it lasts
+
+
+def process_age() -> float:
+    """Returns the seconds since this process began; for a worker, since its launcher did."""
+    return float(WORKER.get() or 0) + time.time() - psutil.Process().create_time()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs a study: the running one, or the equivalent of a call from Python.
+
+    Args:
+        program: Python's arguments before the overrides, such as ("-m", "studies.mnist").
+        age: returns the seconds for which the command has run.
+        is_call: whether the user called a function instead.
+        kind: what the user repeats to resume the study: a command, call or cell.
+        is_worker: whether a launcher has started this process as a worker.
+    """
+
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
+    age: Callable[[], float] = process_age
+    is_call: bool = False
+    kind: str = "command"
+    is_worker: bool = False
+
+    @classmethod
+    def of_this_process(cls) -> "Command":
+        """Returns the command that the user typed to start this process."""
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        program = ("-m", spec.name) if spec is not None else (sys.argv[0],)
+        return cls(program, tuple(sys.argv[1:]))
+
+    @property
+    def as_typed(self) -> list[str]:
+        """The command line without its arguments, as the user types it."""
+        return ["python", *self.program]
+
+    @property
+    def again(self) -> str:
+        """Says what a user does to run the study again."""
+        return "run the cell again" if self.kind == "cell" else f"the same {self.kind}"
+
+    @property
+    def resumes(self) -> str:
+        """Says what resumes the study."""
+        return f"{self.again} {'to resume' if self.kind == 'cell' else 'resumes'}"
+
+    def without(self, *keys: str) -> list[str]:
+        """Returns the arguments without the overrides of some keys, and of all below them."""
+        return [each for each in self.arguments if not Override.parse(each).is_within(*keys)]
+
+    def worker(self) -> list[str]:
+        """Returns the arguments with which Python runs a worker of this command."""
+        return [*self.program, *self.without("launcher"), "launcher=join"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The work that a launcher gets.
+
+    Args:
+        work: works in this process until nothing is left or a stop is requested.
+        todo: returns the number of open slots, at most.
+        fork_server: a `launch.forks.ForkServer`; None if each worker is started as a command.
+        halted: returns whether the study has stopped itself.
+    """
+
+    work: Callable[[Stop], None]
+    todo: Callable[[], int]
+    ledger: Ledger
+    run_dir: Path
+    limits: Limits
+    name: str
+    fork_server: Any = None
+    command: Command = field(default_factory=Command.of_this_process)
+    halted: Callable[[], bool] = lambda: False
+
+    @property
+    def logs(self) -> Path:
+        return self.run_dir / "logs"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The objects that a config describes; `data` is on this process's device.
+
+    Args:
+        starts: the configurations that are tried first.
+        trackers: of the section `track`, by name.
+    """
+
+    definition: Definition
+    strategy: Strategy
+    launcher: "Launcher"
+    data: TrainingData
+    url: str
+    run_dir: Path
+    starts: WarmStarts
+    trackers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTask(Task):
+    """The work on an opened study: the open trials of all its stages."""
+
+    prepared: Prepared
+    stages: Any
+
+
+def make_task(
+    prepared: Prepared,
+    stages: Stages,
+    command: Command,
+    *,
+    on_claim: Callable[[], None] = lambda: None,
+    fork_server: Any = None,
+) -> StudyTask:
+    """Makes the task of a launcher: the open trials of all stages.
+
+    Args:
+        on_claim: called when this process has claimed a slot.
+    """
+    config, stored = prepared.definition.config, stages.search.stored
+    limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
+
+    def work(stop: Stop) -> None:
+        stopwatch = Stopwatch.since(command.age())
+        work_through_stages(stop, stopwatch)
+        # `studyloom redo` may have opened trials of a stage that had ended.
+        while not stop() and stages.todo():
+            work_through_stages(stop, stopwatch)
+
+    def work_through_stages(stop: Stop, stopwatch: Stopwatch) -> None:
+        for stage in stages:
+            search, checkpoints = stage.is_search, None
+            if config.checkpoints.dir is not None:
+                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
+                checkpoints.mkdir(parents=True, exist_ok=True)
+            tracking: Any = nullcontext(lambda trial: None)
+            if search and prepared.trackers:
+                track = load_plugin("track_trials")
+                tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
+            with tracking as on_end:
+                worker = Worker(
+                    stage=stage,
+                    data=prepared.data,
+                    stopping=stop,
+                    checkpoints=checkpoints,
+                    limits=limits,
+                    watch=stopwatch,
+                    on_claim=on_claim,
+                    pausing=lambda: stop.paused,
+                    on_end=on_end,
+                    interval=config.checkpoints.interval,
+                )
+                # The number of threads, which decides the last bits, is that of any workers.
+                with on_threads(1) if config.study.deterministic else nullcontext():
+                    worker.run()
+            if stop():
+                return
+
+    def halted() -> bool:
+        *_, stage = stages
+        return stage.stored.halted() is not None
+
+    return StudyTask(
+        prepared=prepared,
+        stages=stages,
+        work=work,
+        todo=stages.todo,
+        ledger=stored.ledger,
+        run_dir=prepared.run_dir,
+        limits=limits,
+        name=stored.name,
+        fork_server=fork_server,
+        command=command,
+        halted=halted,
+    )
+
+
+class Launcher(ABC):
+    """Starts the workers of a task. A custom launcher is a subclass.
+
+    Attributes:
+        may_fork: whether a worker may be a fork of this process.
+        gpus: how many GPUs a worker sees, if the launcher gives it several.
+    """
+
+    may_fork: ClassVar[bool] = False
+    gpus: int = 1
+
+    @property
+    def leaves_host(self) -> bool:
+        """Whether workers may run on other hosts, which see no file of this one."""
+        return False
+
+    @abstractmethod
+    def count(self, slots: int) -> int:
+        """Returns how many workers the launcher starts for a number of open slots."""
+
+    def start(self, slots: int, run_dir: Path) -> Any:
+        """Prepares what workers need, such as a cluster, before a study is made.
+
+        Raises:
+            LaunchError: no worker could run.
+        """
+        return None
+
+    def works_here(self, task: Task, slots: int) -> bool:
+        """Whether this process is the only worker for open slots, and writes no log."""
+        return False
+
+    @abstractmethod
+    def launch(self, task: Task, stop: Stop) -> str | None:
+        """Works on the task until its budget is spent or `stop` is true.
+
+        Returns:
+            What to print, if workers continue after this command has ended; else None.
+
+        Raises:
+            LaunchError: workers die before they claim a trial.
+            StorageLost: the database stays away.
+        """
+
+
+@contextmanager
+def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Renews the leases of the workers that live now, in a thread, while the body runs."""
+
+    def renew(end: threading.Event) -> None:
+        while not end.wait(task.limits.lease / RENEWALS):
+            # A lock may keep only this from being written. If the database stays away, it is for
+            # the body to say so.
+            with suppress(StorageLost):
+                task.ledger.renew_for([*worker_ids()], task.limits.lease)
+
+    with running_beside(renew):
+        yield

@@ -1,0 +1,102 @@
+"""Promotion with several goals: the first fronts go on, and nobody is told too early."""
+
+import itertools
+import math
+import random
+
+import pytest
+from test_asha import TWO, order_of, standing
+
+from studyloom.decisions.asha import dominance, rank_points
+from studyloom.metrics import ACCURACY
+from studyloom.storage.ledger import HELD, OPEN, UNCLAIMED, Next
+
+
+def fronts_of(points):
+    """The fronts by their definition: positions, front by front."""
+    left, fronts = [*range(len(points))], []
+
+    def beats(one, other):
+        better = any(a < b for a, b in zip(one, other, strict=True))
+        return better and all(a <= b for a, b in zip(one, other, strict=True))
+
+    while left:
+        front = [k for k in left if not any(beats(points[j], points[k]) for j in left)]
+        fronts.append(front)
+        left = [k for k in left if k not in front]
+    return fronts
+
+
+@pytest.mark.parametrize("goals", [1, 2, 3])
+def test_no_point_is_ranked_before_one_of_an_earlier_front(goals):
+    fate = random.Random(goals)
+    points = [tuple(fate.randrange(8) for _ in range(goals)) for _ in range(30)]
+    order = rank_points(tuple(points))
+    assert sorted(order) == [*range(30)]
+    for front in fronts_of(points):
+        assert {*order[: len(front)]} == {*front}
+        order = order[len(front) :]
+
+
+def test_within_a_front_the_best_by_the_first_goal_leads_and_then_the_farthest():
+    line = tuple((k, 10**-k) for k in range(9))
+    assert rank_points(line)[:5] == (0, 8, 4, 2, 6)
+    stretched = tuple((k, 1e6 * 10 ** (-2.0 * k)) for k in range(9))
+    assert rank_points(stretched) == rank_points(line), "distances are of ranks"
+
+
+def test_of_equal_points_the_earlier_one_comes_first_and_neither_dominates():
+    assert rank_points(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
+    assert not dominance([(1, 1), (1, 1)]).any()
+
+
+def waiting(*pairs):
+    """Trials that wait at the first rung, each with its value and its parameters."""
+    return [standing(k, OPEN, value, parameters=cost) for k, (value, cost) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("cost", [math.nan, None])
+def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
+    costs = {} if cost is None else {"parameters": cost}
+    slots = [
+        standing(0, OPEN, 0.9, **costs),
+        standing(1, OPEN, math.nan, parameters=1),
+        *[standing(2 + k, OPEN, 0.1, parameters=100) for k in range(4)],
+    ]
+    order = order_of(*TWO)
+    assert order.promotable(slots) == [2, 3]
+    fresh = [standing(6 + k, UNCLAIMED) for k in range(30)]
+    assert order.unpromotable([*slots, *fresh]) == {0, 1}
+
+
+@pytest.mark.parametrize(("goals", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
+def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor):
+    """All that may come to a rung, on a grid; of two goals a rule by present ranks fails."""
+    order = order_of(*goals, reduction_factor=factor)
+    fate, told, wrong = random.Random(factor), 0, 0
+    grid = [*itertools.product((0.5, 1.5, 2.5), (1, 2, 3) if len(goals) > 1 else (1,))]
+    for _ in range(12):
+        pairs = [(fate.randrange(4), fate.choice((0.5, 1.5, 2.5, 3.5))) for _ in range(6)]
+        coming = fate.choice((1, 2))
+        hopeless = order.unpromotable(
+            [*waiting(*pairs), *(standing(6 + k, UNCLAIMED) for k in range(coming))]
+        )
+        able = set()
+        for count in range(coming + 1):
+            for further in itertools.product(grid, repeat=count):
+                able |= {*order.promotable(waiting(*pairs, *further))}
+        assert hopeless.isdisjoint(able)
+        told += len(hopeless)
+        wrong += len(order.unpromotable(waiting(*pairs)) & able)
+    assert told > 10
+    assert wrong > 0 or factor == 3
+
+
+def test_when_none_is_to_come_all_who_are_not_among_the_best_are_told():
+    order = order_of(*TWO)
+    line = waiting(*((k / 10, 10**k) for k in range(9)))  # none dominates another
+    assert order.unpromotable([*line, standing(9, HELD)]) == set()
+    best = order.promotable(line)
+    assert best == [8, 0, 4]
+    assert order.unpromotable(line) == {*range(9)} - {*best}
+    assert order.choose(line) == Next(1, ends_pruned=True)

@@ -1,0 +1,341 @@
+"""The samplers gp and auto: where a Gaussian process chooses, and where TPE does."""
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from toy_worker import fresh, work
+from toys import TINY, TWO, Signal, ask
+
+from studyloom.decisions import gaussian_process
+from studyloom.decisions.gaussian_process import (
+    LATEST,
+    AutoSampler,
+    GaussianProcess,
+    GaussianProcessSampler,
+)
+from studyloom.decisions.strategy import Strategy
+from studyloom.space.language import parse_space
+from studyloom.space.tree import Open, middle_of
+from studyloom.storage.attributes import SAMPLER, TIMES
+from studyloom.storage.opening import open_study
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+FLAT = parse_space(
+    {
+        "x": {"float": [0.0, 1.0]},
+        "rate": {"float": [1e-4, 1.0], "log": True},
+        "n": {"int": [1, 500], "log": True},
+        "few": {"int": [1, 3]},
+        "wide": {"int": [0, 300], "step": 7},
+        "part": {"float": [0.0, 1.0], "step": 0.01},
+        "kind": {"choice": ["a", "b", "c"]},
+        "fixed": {"int": [4, 4]},
+    },
+    lambda group: (),
+)
+TREE = parse_space(
+    {
+        "model": {
+            "mlp": {"hidden": {"list": {"int": [4, 128]}, "length": {"int": [1, 2]}}},
+            "cnn": {"channels": {"float": [0.0, 1.0]}},
+        },
+        "lr": {"float": [0.0, 1.0]},
+    },
+    lambda group: ("mlp", "cnn") if group == "model" else (),
+)
+
+
+def value_of(params):
+    return -abs(params.get("lr", params.get("x")) - 0.3) + 0.5 * (params.get("model") == "cnn")
+
+
+def search(space, make, trials, study=None, **attributes):
+    """Searches a space with a sampler made for each trial; returns the study."""
+    study = study or optuna.create_study(direction="maximize")
+    for number in range(trials):
+        study.sampler = make(number)
+        trial = study.ask()
+        params = space.suggest(trial).params
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, value_of(params))
+    return study
+
+
+@pytest.fixture
+def proposals(monkeypatch):
+    """What the process has proposed, and the spaces that it was given."""
+    made = []
+    before = GaussianProcess.propose
+
+    def propose(self, study, results, running, space, branches):
+        found = before(self, study, results, running, space, branches)
+        made.append((found, space, results))
+        return made[-1][0]
+
+    monkeypatch.setattr(GaussianProcess, "propose", propose)
+    return made
+
+
+def params(study):
+    return [trial.params for trial in study.trials]
+
+
+def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_process(proposals):
+    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 14)
+    plain = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, again=True), 14)
+    assert params(study)[:10] == params(plain)[:10]
+    assert params(study)[10] != params(plain)[10]
+    assert len(proposals) == 4
+    for chosen, (made, space, results) in zip(params(study)[10:], proposals, strict=True):
+        assert {name: chosen[name] for name in made} == made
+        assert space.keys() == FLAT.at(chosen).params.keys() - {"fixed"}
+        assert len(results) >= 10
+    assert min(abs(chosen["x"] - 0.3) for chosen in params(study)[10:]) < 0.1
+
+
+def test_every_value_is_one_of_its_range(proposals):
+    search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, n_startup_trials=2), 12)
+    assert len(proposals) == 10
+    for made, space, _ in proposals:
+        for name, value in made.items():
+            stored = space[name].to_internal_repr(value)
+            assert space[name]._contains(stored), (name, value)
+            assert type(value) is type(space[name].to_external_repr(stored))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "low", "high"),
+    [
+        (IntDistribution(1, 500, log=True), 1, 500),
+        (IntDistribution(0, 294, step=7), 0, 294),
+        (FloatDistribution(0.0, 1.0, step=0.01), 0.0, 1.0),
+    ],
+)
+def test_a_wide_range_is_searched_smoothly_and_rounded(distribution, low, high):
+    smooth = gaussian_process._smooth(distribution)
+    assert isinstance(smooth, FloatDistribution)
+    assert smooth.step is None
+    assert smooth.log == distribution.log
+    assert gaussian_process._rounded(distribution, smooth.low) == low
+    assert gaussian_process._rounded(distribution, smooth.high) == pytest.approx(high)
+
+
+@pytest.mark.parametrize(
+    "distribution", [IntDistribution(1, 3), FloatDistribution(0, 1), CategoricalDistribution("ab")]
+)
+def test_a_narrow_or_smooth_one_stays(distribution):
+    assert gaussian_process._smooth(distribution) is distribution
+
+
+def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(proposals):
+    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 24)
+    names = {"model", "lr", "model.cnn.channels", "model.mlp.hidden.length"}
+    names |= {"model.mlp.hidden.0", "model.mlp.hidden.1"}
+    for made, space, results in proposals[5:]:
+        assert made.keys() == space.keys() == names
+        assert {trial.params["model"] for trial in results} == {"mlp", "cnn"}
+    for made, _, _ in proposals:
+        lacking = space.keys() - TREE.at(made).params.keys()
+        assert all(made[name] == middle_of(space[name]) for name in lacking)
+    later = [each["model"] for each in params(study)[12:]]
+    assert later.count("cnn") > 8, "it is better by .5"
+    assert {frozenset(TREE.at(each).params) for each in params(study)} == {
+        *map(frozenset, params(study))
+    }
+
+
+def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
+    study = optuna.create_study(direction="maximize")
+
+    def add(state, reports, **given):
+        point = TREE.at(given)
+        trial = create_trial(
+            state=state,
+            params=point.params,
+            distributions=point.distributions,
+            intermediate_values=reports,
+        )
+        study.add_trial(trial)
+
+    add(TrialState.RUNNING, {1: 0.9, 2: 0.92}, lr=0.3, model="cnn", **{"model.cnn.channels": 0.5})
+    for n in range(12):
+        hidden = {"model.mlp.hidden.length": 1, "model.mlp.hidden.0": 4 + n}
+        add(TrialState.PRUNED, {1: 0.5 + 0.01 * n}, lr=n / 12, model="mlp", **hidden)
+    for seed in range(4):
+        study.sampler = GaussianProcessSampler(TREE, seed)
+        TREE.suggest(study.ask())
+    assert {made["model"] for made, _, _ in proposals} == {"mlp"}
+
+
+def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
+    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 10)
+    other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}
+    lacking = {name: ranges[name] for name in other}
+    wider = lacking | {"lr": FloatDistribution(0.0, 9.0)}
+    for distributions in (lacking, wider):
+        study.add_trial(create_trial(value=9.0, params=other, distributions=distributions))
+    search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 1, study)
+    ((_, _, results),) = proposals
+    assert {trial.number for trial in results} == {*range(10)}
+
+
+def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
+    study = optuna.create_study(direction="maximize")
+    for number in range(13):
+        study.sampler = GaussianProcessSampler(Open(), number)
+        trial = study.ask()
+        x = trial.suggest_float("x", 0, 1)
+        y = trial.suggest_float("y", 0, 1) if number % 2 else 0.0
+        study.tell(trial, y - x)
+    assert [{*space} for _, space, _ in proposals] == 3 * [{"x"}]
+
+
+def test_the_same_seed_proposes_the_same_whatever_the_threads(proposals):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        first = params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13))
+        torch.set_num_threads(2)
+        assert params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13)) == first
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_running_trials_of_other_workers_are_known(proposals):
+    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 10)
+    study.sampler = GaussianProcessSampler(FLAT, 10)
+    alone = FLAT.suggest(study.ask()).params  # and stays running
+    study.sampler = GaussianProcessSampler(FLAT, 10)
+    assert FLAT.suggest(study.ask()).params != alone
+
+
+def test_a_constant_and_repeated_configurations_do_no_harm():
+    study = optuna.create_study()
+    distributions = FLAT.stand_in({}).distributions
+    for number in range(12):
+        point = FLAT.stand_in({}, -(number % 2)).params
+        study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
+    study.sampler = GaussianProcessSampler(FLAT, 1)
+    FLAT.suggest(study.ask())
+
+
+# What sampler=auto stands for
+
+
+@pytest.mark.parametrize(("seconds", "results", "chosen"), [(0.5, LATEST, "tpe"), (3.0, 10, "gp")])
+def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, results, chosen):
+    times = {TIMES: {"training": seconds, "sampling": 99.0, "start-up": 99.0}}
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), results, **times)
+    assert SAMPLER not in study.user_attrs
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **times)
+    assert study.user_attrs[SAMPLER] == chosen
+    slow = {TIMES: {"training": 1000.0 - seconds}}
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **slow)
+    assert study.user_attrs[SAMPLER] == chosen
+    assert len(proposals) == 4 * (chosen == "gp")
+
+
+def test_auto_becomes_the_process_once_trials_train_longer(proposals):
+    """As with many workers, whose first trials have all come to their first rung only."""
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), 12, **{TIMES: {"training": 1.0}})
+    assert SAMPLER not in study.user_attrs
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 6, study, **{TIMES: {"training": 9.0}})
+    assert study.user_attrs[SAMPLER] == "gp"
+    assert proposals
+
+
+def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train(proposals):
+    times = {TIMES: {"training": 0.001}}
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed, deterministic=True), 12, **times)
+    assert study.user_attrs[SAMPLER] == "gp"
+    assert len(proposals) == 2
+    deterministic = ask(*TINY, "sampler=auto", "pruner=none", "study.deterministic=true")
+    (note,) = Strategy(deterministic).notes()
+    assert note.endswith("then a Gaussian process, since study.deterministic=true ignores times")
+
+
+def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
+    times = {TIMES: {"training": 9.0}}
+    monkeypatch.setattr(AutoSampler, "most_results", 11)
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 14, **times)
+    assert len(proposals) == 2
+    monkeypatch.setattr(AutoSampler, "most_dimensions", 6)
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 11, **times)
+    assert len(proposals) == 2
+    several = search(FLAT, lambda seed: AutoSampler(FLAT, seed, objectives=2), 11, **times)
+    assert SAMPLER not in several.user_attrs
+    assert len(proposals) == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [(None, "TPE, then"), ("gp", "a Gaussian process"), ("tpe", "TPE, since")],
+)
+def test_what_auto_stands_for_is_said_at_the_start(chosen, words):
+    (note,) = Strategy(ask(*TWO, "sampler=auto", "pruner=none"), chosen=chosen).notes()
+    assert note == "sampler=auto: TPE, since objective.metric names several"
+    (note,) = Strategy(ask(*TINY, "sampler=auto", "pruner=none"), chosen=chosen).notes()
+    assert note.startswith(f"sampler=auto: {words}")
+    assert Strategy(ask(*TINY, "sampler=tpe", "pruner=none")).notes() == []
+
+
+# With workers
+
+DECAY = "optimizer.weight_decay.choice=[0.01,0.1,0.5,1.0]"
+SEARCHED = (*TINY[:-1], "space=lr", "train.epochs=5", "study.trials=14", "study.baseline=false")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("pruner", ["asha", "median"])
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga2"])
+def test_under_a_pruner_it_learns_from_trials_that_stopped(
+    url, checkpoints, sampler, pruner, proposals
+):
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes", reason="the extra samplers is missing")
+    second = "+space.optimizer.weight_decay.float=[0,1]"
+    more = ["sampler.population_size=5"] if sampler == "nsga2" else []
+    definition = ask(*SEARCHED, second, f"sampler={sampler}", f"pruner={pruner}", *more)
+    stored = fresh(url, definition, 14)
+    work(definition, stored, 14)
+    trials = stored.trials()
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    complete = sum(t.state == TrialState.COMPLETE for t in trials)
+    assert complete < 10 or pruner == "median"
+    if sampler == "gp":
+        assert len(proposals) == 4
+    else:
+        name = {"cmaes": "cma:generation", "nsga2": "NSGAIISampler:generation"}[sampler]
+        assert max(t.system_attrs.get(name, 0) for t in trials) > 0
+
+
+@pytest.mark.chaos
+def test_a_search_by_the_process_that_is_interrupted_is_the_same(url, checkpoints, proposals):
+    definition = ask(*SEARCHED, "sampler=gp", "pruner=asha")
+    stored = fresh(url, definition, 14)
+    work(definition, stored, 14)
+    whole = [(t.params, t.intermediate_values) for t in stored.trials()]
+    assert proposals
+    again = fresh(url, definition, 14, "again")
+    for interrupted in range(3, 60, 4):
+        work(definition, again, 14, Signal(interrupted))
+        again = open_study(url, "again")
+    work(definition, again, 14)
+    assert [(t.params, t.intermediate_values) for t in again.trials()] == whole
+
+
+@pytest.mark.chaos
+def test_what_the_process_repeats_is_drawn_again_by_tpe(url, checkpoints, proposals):
+    choices = [f"+space.{name}" for name in ("train.batch_size.choice=[16,32,64]", DECAY)]
+    definition = ask(
+        *TINY[:-1], "space=none", *choices, "sampler=gp", "pruner=none", "study.trials=12"
+    )
+    stored = fresh(url, definition, 12)
+    work(definition, stored, 12, repeats=False)
+    assert proposals
+    assert len({tuple(trial.params.items()) for trial in stored.trials()}) == 12

@@ -1,0 +1,149 @@
+import math
+import time
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.trial import create_trial
+
+from studyloom.decisions.samplers import LARGEST_GRID, GridSampler
+from studyloom.errors import ConfigError
+from studyloom.space.drawing_points import any_point, identify
+from studyloom.space.language import parse_space
+from studyloom.space.outline import outline
+from studyloom.space.rule import parse_relations
+from studyloom.space.tree import Space
+
+GROUPS = {"model": ["mlp", "cnn"]}
+NUMBERS = ("model.cnn.channels", "optimizer.momentum")
+CONDITIONAL = {
+    "model": {
+        "mlp": {"hidden": {"list": {"choice": [8, 16]}, "length": {"int": [1, 2]}}},
+        "cnn": {"channels": {"choice": [8, 16, 32]}},
+    },
+    "optimizer": {"momentum": {"float": [0.0, 0.3], "step": 0.1}},
+}
+
+
+def space_of(tree: dict) -> Space:
+    return parse_space(tree, lambda group: GROUPS.get(group, []))
+
+
+@pytest.fixture
+def space():
+    return space_of(CONDITIONAL)
+
+
+@pytest.fixture
+def baseline(space):
+    config = {"model.hidden": [16, 8], "optimizer.momentum": 0.3}
+    return space.default({"model": "mlp"}, config.__getitem__)
+
+
+def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
+    """Runs a study with the sampler, and returns the parameters of its trials."""
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(trials):
+        trial = study.ask()
+        point = space.suggest(trial)
+        assert trial.params == point.params
+        study.tell(trial, 0.0)
+    return [trial.params for trial in study.trials]
+
+
+def test_each_trial_of_a_conditional_space_gets_another_point_and_together_they_get_all(space):
+    visited = run(GridSampler(space, seed=3), space, trials=(6 + 3) * 4)
+    assert len(visited) == space.size()
+    for point in space.points():
+        assert visited.count(point.params) == 1
+
+
+def test_the_baseline_comes_first_and_only_once(space, baseline):
+    sampler = GridSampler(space, seed=3, baseline=baseline)
+    assert sampler.points[0] == baseline
+    assert len(sampler.points) == space.size()
+    assert [point.params for point in sampler.points].count(baseline.params) == 1
+
+
+def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
+    workers = [GridSampler(space_of(CONDITIONAL), seed=5, baseline=baseline) for _ in range(4)]
+    study = optuna.create_study()
+    drawn = []
+    for number in range(int(space.size())):
+        trial = create_trial(state=optuna.trial.TrialState.RUNNING)
+        trial.number = number
+        worker = workers[number % 4]
+        drawn.append(
+            worker.sample_relative(study, trial, worker.infer_relative_search_space(study, trial))
+        )
+    assert all(drawn.count(point.params) == 1 for point in space.points())
+
+
+def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
+    space = space_of(
+        {
+            "model": {"mlp": None, "cnn": {"dropout": {"float": [0.0, 0.5]}}},
+            "optimizer": {
+                "lr": {"float": [0.1, 1.0], "log": True},
+                "momentum": {"float": [0.0, 0.9], "step": 0.1},
+            },
+            "train": {"weights": {"list": {"float": [0.0, 1.0]}, "length": 2}},
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        GridSampler(space)
+    errors = caught.value.errors
+    assert [line.partition(":")[0] for line in errors] == [
+        "space.optimizer.lr",
+        "space.train.weights",
+        "space.model.cnn.dropout",
+    ]
+    assert all("give it a step, or a choice" in line for line in errors)
+
+
+def test_a_space_of_too_many_points_is_refused_without_going_through_them():
+    space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
+    started = time.perf_counter()
+    with pytest.raises(ConfigError, match=f"configurations; at most {LARGEST_GRID}"):
+        GridSampler(space)
+    assert time.perf_counter() - started < 0.1
+
+
+def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
+    relation = parse_relations(["model.cnn.channels <= 100 * optimizer.momentum"], NUMBERS)
+    related = replace(space, relations=relation)
+    kept = [point.params for point in space.points() if relation[0].holds(point.params)]
+    assert [point.params for point in related.points()] == kept
+    assert related.size() == len(kept) == 24 + 5
+    points = GridSampler(related, seed=3).points
+    assert sorted(map(kept.index, (point.params for point in points))) == [*range(29)]
+    assert "where model.cnn.channels <= 100 * optimizer.momentum" in str(
+        outline(related).children[-1].label
+    )
+
+
+def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(space):
+    related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
+    taken = set()
+    while (point := any_point(related, len(taken), taken)) is not None:
+        assert related.breach(point.params) is None
+        taken.add(identify(point))
+    assert len(taken) == related.size() == 18
+    wide = space_of({"optimizer": {"lr": {"float": [0, 1]}, "width": {"int": [1, 9]}}})
+    for text, found in (("optimizer.lr * optimizer.width < .5", True), ("optimizer.lr > 1", False)):
+        tight = replace(
+            wide, relations=parse_relations([text], ["optimizer.lr", "optimizer.width"])
+        )
+        assert tight.size() == math.inf
+        point = any_point(tight, 3)
+        assert (point is not None) == found
+        assert not found or point == any_point(tight, 3)
+
+
+def test_a_step_is_one_point_however_it_was_added_up(space):
+    one, other = (
+        space.at({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
+        for momentum in (0.3, 0.1 + 0.2)
+    )
+    assert one != other
+    assert identify(one) == identify(other)

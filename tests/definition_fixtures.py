@@ -1,0 +1,52 @@
+"""Questions that several tests ask, composed once for all tests of a module."""
+
+from dataclasses import replace
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from toys import ask, compose, toy_split
+
+from studies import CONF
+from studyloom.config.values import with_values
+from studyloom.data.split import make_folds
+from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
+
+
+@pytest.fixture
+def composing(clean_hydra):
+    """Starts Hydra for each test: the questions of a module live longer than a test."""
+    GlobalHydra.instance().clear()
+    hydra.initialize_config_dir(CONF, version_base=None)
+
+
+@pytest.fixture(scope="module")
+def folds():
+    return make_folds(toy_split(500).targets, 1, 100, 0)
+
+
+@pytest.fixture(scope="module")
+def main():
+    return ask()
+
+
+@pytest.fixture(scope="module")
+def composed():
+    return compose("space=none")
+
+
+@pytest.fixture
+def asking(composed):
+    """Asks with values set by key, as if they had been composed, and with `key=range` searched."""
+
+    def ask_with(*searches: str, **values: object) -> Definition:
+        cfg, composer = composed
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(searches)))
+        cfg = with_values(
+            cfg, {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
+        )
+        return NetworkDefinition.from_config(cfg, replace(composer, _cache={}))
+
+    return ask_with

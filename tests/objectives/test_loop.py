@@ -1,0 +1,357 @@
+"""The objective that calls a loop for each fold and seed, on loops of some lines."""
+
+import copy
+from contextlib import suppress
+from statistics import fmean, stdev
+
+import optuna
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from toys import Never
+
+from studyloom.errors import Stopped, UndefinedMetric
+from studyloom.metrics import Goal
+from studyloom.objectives.loop import Loop, LoopObjective
+from studyloom.objectives.loop_run import LoopJob
+from studyloom.space.rule import parse_limits
+from studyloom.training.checkpoint import Checkpoint
+
+GOALS = (Goal("accuracy", "maximize"),)
+TWO = (*GOALS, Goal("parameters", "minimize"))
+EPOCHS = 3
+
+
+class Walk:
+    """A state that each epoch draws on, in place of a network."""
+
+    def __init__(self):
+        self.place = torch.zeros(2)
+
+    def step(self):
+        self.place += torch.randn(2)
+        return float(self.place.sum())
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        if state["place"].shape != self.place.shape:
+            raise RuntimeError("size mismatch")
+        self.place.copy_(state["place"])
+
+
+def walk(config, run):
+    walk = Walk()
+    run.keep(walk=walk)
+    for _ in run.epochs(EPOCHS):
+        run.report(loss=run.seed, accuracy=walk.step())
+    return run.value + config.seed
+
+
+def forgetful(config, run):
+    """Keeps nothing."""
+    walk = Walk()
+    for _ in run.epochs(EPOCHS):
+        run.report(accuracy=walk.step())
+    return run.value
+
+
+def objective_of(function, seeds=(5,), goals=GOALS, limits=None, **loop):
+    config = OmegaConf.create({"params": {}})
+    limits = parse_limits(limits, None)
+    jobs = [LoopJob(fold, seed) for fold, seed in enumerate(seeds)]
+    return LoopObjective(Loop(function, config, goals, limits, **loop), jobs)
+
+
+def run_of(objective, report=lambda step: None):
+    return objective.run(report, Never())
+
+
+def timeless(objective):
+    columns = objective.curves()
+    columns.pop("seconds")
+    return columns
+
+
+def outcome(objective, value):
+    steps = [(step.number, step.value) for step in objective.steps()]
+    weights = {name: state["place"].tolist() for name, state in (objective.weights() or {}).items()}
+    return value, steps, timeless(objective), objective.standard_error(), weights
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("function", [walk, forgetful])
+@pytest.mark.parametrize(("seeds", "after"), [((5,), 1), ((5,), 2), ((5, 6), 4), ((5, 6), 6)])
+def test_a_loop_ended_after_any_report_goes_on_from_its_checkpoint_to_the_same(
+    function, seeds, after, tmp_path
+):
+    """It is handed over there, as the worker does: the state is saved after each report."""
+    undisturbed = objective_of(function, seeds)
+    expected = outcome(undisturbed, run_of(undisturbed))
+    file = Checkpoint(tmp_path / "c.pt", "it")
+    objective, reports = objective_of(function, seeds), []
+
+    def report(step):
+        reports.append(step.number)
+        if step.number != objective.epochs and (state := objective.state()) is not None:
+            file.save(state)
+        if len(reports) == after:
+            raise Stopped
+
+    with suppress(Stopped):
+        run_of(objective, report)
+    again, rest = objective_of(function, seeds), []
+    if state := file.load():
+        again.restore(state)
+        restored = [step.number for step in again.steps()]
+        assert restored == reports[: len(restored)]
+        assert len(restored) >= len(reports) - (1 if function is walk else EPOCHS + 1)
+    assert outcome(again, run_of(again, lambda step: rest.append(step.number))) == expected
+
+
+def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
+    objective, steps = objective_of(walk, (5, 6)), []
+    value = run_of(objective, steps.append)
+    compared = [objective.compared_number(step) for step in steps]
+    assert compared == [None, None, None, 1, None, None, None, 2]
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [objective.is_new(step, 1) for step in steps] == 4 * [False] + 4 * [True]
+    ends = [step for step in steps if step.ends_job]
+    assert value == fmean(step.value for step in ends)
+    assert objective.standard_error() == stdev(step.value for step in ends) / 2**0.5
+    assert timeless(objective)["number"] == [1, 2, 3]
+    assert timeless(objective)["loss"] == [5.5, 5.5, 5.5]
+    assert timeless(objective)["jobs"] == [2, 2, 2]
+    assert steps[-1].number == objective.epochs
+
+
+def test_what_was_done_after_the_pruners_answer_is_forgotten():
+    objective = objective_of(walk, (5, 6, 7))
+    run_of(objective)
+    first, second, _ = (step.number for step in objective.steps() if step.ends_job)
+    objective.cut(first)
+    assert timeless(objective)["number"] == [1, 2, 3]
+    assert objective.steps()[-1].number == first
+    assert objective.standard_error() is None
+    objective.cut(second)
+    two = [step.value for step in objective.steps() if step.ends_job]
+    assert objective.standard_error() == stdev(two) / 2**0.5
+
+
+def test_a_checkpoint_of_another_architecture_is_left_and_the_job_begins_anew_with_a_line(caplog):
+    """Also where the loop catches what `run.keep` raises: half of it may be restored."""
+
+    def careless(config, run):
+        walk = Walk()
+        with suppress(Exception):
+            run.keep(walk=walk)
+        for _ in run.epochs(EPOCHS):
+            run.report(accuracy=walk.step())
+        return run.value
+
+    states, undisturbed = [], objective_of(careless)
+    value = run_of(undisturbed, lambda step: states.append(copy.deepcopy(undisturbed.state())))
+    expected = outcome(undisturbed, value)
+    states[0]["now"]["kept"]["walk"]["place"] = torch.zeros(9)
+    objective, numbers = objective_of(careless), []
+    objective.restore(states[0])
+    assert outcome(objective, run_of(objective, lambda s: numbers.append(s.number))) == expected
+    assert numbers == [1, 2, 3]
+    assert "the checkpoint does not fit run.keep(walk=…): size mismatch; it starts" in caplog.text
+
+
+def test_a_state_of_another_objective_is_refused_and_nothing_has_changed():
+    objective = objective_of(walk)
+    for state in ({"seeds": [9]}, {"seeds": [5], "reports": 3}):
+        with pytest.raises(ValueError, match="the state does not fit this objective"):
+            objective.restore(state)
+        assert objective.steps() == []
+
+
+def test_what_has_a_state_and_is_not_kept_is_named():
+    def careless(config, run):
+        net, frozen = (
+            torch.nn.Linear(2, 1),
+            torch.nn.Linear(1, 1).requires_grad_(requires_grad=False),
+        )
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        wrapped, loss, empty = torch.nn.Sequential(net), torch.nn.MSELoss(), torch.nn.ReLU()
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(2):
+            run.report(accuracy=epoch)
+        assert all((frozen, schedule, wrapped, loss, empty))
+        return run.value
+
+    objective = objective_of(careless)
+    run_of(objective)
+    assert objective.not_kept() == ["schedule"]
+    whole = objective_of(walk)
+    run_of(whole)
+    assert whole.not_kept() == []
+
+
+def test_a_compiled_network_is_kept_restored_and_saved_under_plain_names():
+    def compiled(config, run):
+        network = torch.nn.Linear(1, 1)
+        run.keep(network=torch.compile(network, backend="eager"))
+        for epoch in run.epochs(2):
+            torch.nn.init.constant_(network.weight, epoch)
+            run.report(accuracy=network.weight.item())
+        return run.value
+
+    objective, states = objective_of(compiled), []
+    run_of(objective, lambda step: states.append(copy.deepcopy(objective.state())))
+    assert [*states[0]["now"]["kept"]["network"]] == ["weight", "bias"]
+    assert [*objective.weights()["network"]] == ["weight", "bias"]
+    earlier = states[0]["now"]["kept"]
+    earlier["network"] = {f"_orig_mod.{name}": t for name, t in earlier["network"].items()}
+    resumed, steps = objective_of(compiled), []
+    resumed.restore(states[0])
+    run_of(resumed, lambda step: steps.append(step.number))
+    assert steps == [2], "it did not start again"
+
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(8.0))
+
+
+def endless(loader):
+    while True:
+        yield from loader
+
+
+FIXED = DataLoader(TensorDataset(torch.arange(8.0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_stream"),
+    [
+        (lambda walk: Numbers(), True),
+        (lambda walk: DataLoader(Numbers()), True),
+        (lambda walk: iter(DataLoader(Numbers())), True),
+        (lambda walk: iter(FIXED), True),
+        (lambda walk: endless(FIXED), True),
+        (lambda walk: FIXED, False),
+        (lambda walk: (number for number in range(8)), False),
+        (lambda walk: walk, False),
+    ],
+)
+def test_a_stream_that_outlives_an_epoch_is_named_before_the_first(make, is_stream):
+    def streaming(config, run):
+        walk = Walk()
+        run.keep(walk=walk)
+        examples = make(walk)
+        for _ in run.epochs(2):
+            run.report(accuracy=walk.step())
+        assert examples is not None
+        return run.value
+
+    objective, streams = objective_of(streaming), []
+    run_of(objective, lambda step: streams.append(objective.streams()))
+    assert streams == [["examples"] if is_stream else []] * 2
+
+
+def test_a_stream_that_is_kept_or_made_in_each_epoch_is_not_named():
+    class Kept(Numbers, Walk):
+        """A stream that knows its position."""
+
+    def streaming(config, run):
+        numbers = Kept()
+        loader = DataLoader(numbers)
+        iterator = iter(loader)
+        run.keep(numbers=numbers)
+        for epoch in run.epochs(2):
+            in_epoch = iter(DataLoader(Numbers()))
+            next(in_epoch)
+            run.report(accuracy=epoch)
+        assert iterator is not None
+        return run.value
+
+    objective, streams = objective_of(streaming), []
+    run_of(objective, lambda step: streams.append(objective.streams()))
+    assert streams == [[], []]
+
+
+# What ends a loop
+
+
+def stubborn(config, run):
+    """Catches all."""
+    for epoch in range(1, 9):
+        with suppress(BaseException):
+            run(float(epoch), epoch)
+    return 3.0
+
+
+def obstinate(config, run):
+    with suppress(BaseException):
+        for epoch in run.epochs(9):
+            run.report(accuracy=epoch)
+    return 3.0
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [(stubborn, optuna.TrialPruned), (obstinate, Stopped)]
+)
+def test_what_a_report_raises_no_loop_can_swallow(function, error):
+    steps = []
+
+    def report(step):
+        steps.append(step.number)
+        if step.number == 2:
+            raise error
+
+    with pytest.raises(error):
+        run_of(objective_of(function), report)
+    assert steps == [1, 2]
+
+
+def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_report():
+    steps = []
+    with pytest.raises(ValueError, match=r"objective\.test .* call run\.keep\(net=…\)"):
+        run_of(objective_of(forgetful, keeps=True), steps.append)
+    assert steps == []
+    with pytest.raises(ValueError, match=r"objective\.test"):
+        run_of(objective_of(lambda config, run: 1.0, keeps=True))
+
+
+# What it returns
+
+
+def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_jobs():
+    for returned in ((0.5, 10), {"accuracy": 0.5, "parameters": 10}):
+        objective = objective_of(lambda config, run, it=returned: it, (5, 6), goals=TWO)
+        assert run_of(objective) == 0.5
+        assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
+
+
+def test_what_is_not_all_values_is_named():
+    for returned, goals, words in (
+        ((0.5, 1, 2), TWO, r"reported no parameters.*run\.cost\(parameters=…\)"),
+        ({"loss": 1}, GOALS, "returned loss: expected objective.metric=accuracy"),
+        ((0.5, float("nan")), TWO, "parameters=nan"),
+        (None, GOALS, r"returned None, and not run\.value: expected a finite number"),
+    ):
+        with pytest.raises(UndefinedMetric, match=words):
+            run_of(objective_of(lambda config, run, it=returned: it, goals=goals))
+
+
+def test_reports_without_the_metric_are_refused_with_the_names_that_were_reported():
+    def inside(config, run):
+        for _ in run.epochs(2):
+            run.report(loss=1.0)
+            run.report(accurate=0.5)
+
+    def outside(config, run):
+        run.report(loss=1.0, accurate=0.5)
+
+    for function in (inside, outside):
+        words = "reported loss, accurate, and not objective.metric=accuracy; did you mean accurate"
+        with pytest.raises(UndefinedMetric, match=words):
+            run_of(objective_of(function))

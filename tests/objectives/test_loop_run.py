@@ -1,0 +1,111 @@
+"""What a loop of one's own holds: reports, epochs, what it keeps, and what it tells."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from studyloom.errors import UndefinedMetric
+from studyloom.objectives.loop_run import LoopJob, Run, RunContext, UnfitState
+from studyloom.objectives.objective import Attempt
+from studyloom.space.rule import parse_limits
+
+
+class Sent(list):
+    """What a run has reported, and its state after each report."""
+
+    def __call__(self, step, value, further):
+        self.append((step, value, further))
+        self.states.append(self.run.state())
+
+
+def run_of(saved=None, limits=None):
+    sent = Sent()
+    at = RunContext(0, Attempt(), LoopJob(0, 7))
+    limits = {limit.name: limit for limit in parse_limits(limits, None)}
+    sent.run = Run(at, "accuracy", sent, limits, saved)
+    sent.states = []
+    return sent.run, sent
+
+
+class Plain:
+    """Keeps whatever it is given as its state."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+# Reports
+
+
+def test_within_epochs_a_report_is_told_when_the_body_has_ended():
+    run, sent = run_of()
+    for epoch in run.epochs(2):
+        run.report(loss=1 / epoch)
+        run.report(accuracy=epoch)
+        assert len(sent) == epoch - 1
+        assert run.value == epoch
+    assert sent == [(1, 1.0, {"loss": 1.0}), (2, 2.0, {"loss": 0.5})]
+
+
+def test_a_loop_may_report_by_hand_with_steps_of_its_own():
+    run, sent = run_of()
+    run(0.5, 10)
+    run.report(accuracy=0.6)
+    run.report(accuracy=0.7, step=20)
+    assert [step for step, *_ in sent] == [10, 11, 20]
+    with pytest.raises(UndefinedMetric, match="step 20: expected an integer from 21 to"):
+        run.report(accuracy=0.7, step=20)
+    run.report(accuracy=0.7, step=2**31 - 1)
+    for step in (2**31, None):  # on SQLite as on PostgreSQL, whose integers end there
+        with pytest.raises(UndefinedMetric, match="to 2147483647"):
+            run.report(accuracy=0.7, step=step)
+
+
+def test_a_loop_that_breaks_has_told_what_it_reported():
+    run, sent = run_of()
+    for epoch in run.epochs(10):
+        run.report(accuracy=epoch)
+        if epoch == 3:
+            break
+    run.report(accuracy=9)
+    assert [step for step, *_ in sent] == [1, 2, 3, 4]
+
+
+# What is kept
+
+
+def test_what_cannot_be_kept_is_named_before_the_first_epoch():
+    for part, words in (
+        (3, "must have state_dict and load_state_dict; int has no state_dict"),
+        (Plain({"a": object()}), r"run.keep\(it=…\)\['a'\].*got object"),
+        (Plain({"a": [np.ones(2)]}), "got ndarray"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            run_of()[0].keep(it=part)
+
+
+def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught():
+    """Half of it may be loaded already."""
+    more = {"network": nn.Linear(2, 1).state_dict(), "more": {}}
+    for kept, words in (
+        ({"network": {"weight": torch.ones(9)}}, "does not fit run.keep"),
+        ({"other": {}}, "there is no network in it"),
+        (more, "holds more, which run.keep"),
+    ):
+        run, sent = run_of({"kept": kept, "epoch": 1, "value": 1.0})
+        with suppress(UnfitState):
+            run.keep(network=nn.Linear(2, 1))
+            run.epochs(3)
+        for go_on in (lambda it=run: it.epochs(3), lambda it=run: it.report(accuracy=1)):
+            with pytest.raises(UnfitState, match=words):
+                go_on()
+        assert sent == []

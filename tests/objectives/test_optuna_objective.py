@@ -1,0 +1,394 @@
+"""An objective of Optuna's as it is, and a loop that gets its parameters by name."""
+
+import sys
+import time
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from test_function import work
+from torch import nn
+from toys import Never, Signal, compose, validate_search
+
+from studyloom.data.training_data import TrainingData
+from studyloom.decisions.warm_start import enqueue, find_warm_starts
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.errors import ConfigError, Halted, Interrupted
+from studyloom.storage.attributes import PROVENANCE, TIMES
+from studyloom.storage.opening import create_study, open_study
+from studyloom.storage.stored_study import trial_rows
+from studyloom.storage.trial_record import TrialRecord
+
+PAGE = """
+defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]
+study: {name: own, trials: 8}
+objective: {_target_: test_optuna_objective.called, metric: height, direction: maximize}
+"""
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(PAGE)
+
+    def ask(function, *overrides):
+        monkeypatch.setattr(sys.modules[__name__], "called", function)
+        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
+
+    return ask
+
+
+def called(trial):
+    """What the page names; each test puts its own in its place."""
+
+
+def hills(trial):
+    """As high as its layers are wide, by a way that depends on what was suggested."""
+    height = 0.0
+    for layer in range(trial.suggest_int("layers", 1, 3)):
+        height += trial.suggest_float(f"width.{layer}", 0, 1)
+        trial.report(height, layer)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return height
+
+
+def ways(stored):
+    return [(trial.number, trial.params, trial.value, trial.state) for trial in stored.trials()]
+
+
+def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_and_number(
+    ask, url, tmp_path
+):
+    definition = ask(hills)
+    validate_search(definition, TrainingData())
+    stored = work(definition, url, None, 8)
+    assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE] * 8
+    assert ways(stored) == ways(work(definition, f"sqlite:///{tmp_path}/other.db", None, 8))
+    for trial in stored.trials():
+        assert trial.params.keys() == {"layers", *(f"width.{n}" for n in trial.intermediate_values)}
+        assert trial.distributions["layers"] == IntDistribution(1, 3)
+        assert trial.user_attrs[PROVENANCE]["config"]["params"] == trial.params
+    assert len({len(trial.params) for trial in stored.trials()}) > 1
+
+
+def test_a_trial_that_is_begun_again_has_the_parameters_that_it_had_suggested(ask, url):
+    """Although the sampler would suggest others by now."""
+    seen = []
+
+    def dies(trial):
+        seen.append({**trial.params, "x": trial.suggest_float("x", 0, 1)})
+        if len(seen) == 1:
+            raise Interrupted
+        return trial.suggest_float("y", 0, 1)
+
+    with pytest.raises(Interrupted):
+        work(ask(dies), url, None, 1)
+    (trial,) = open_study(url, "own").trials()
+    assert (trial.params, trial.state) == ({"x": seen[0]["x"]}, TrialState.RUNNING)
+    (trial,) = work(ask(dies, "sampler=tpe", "+sampler.seed=7"), url, None, 1).trials()
+    assert seen[1] == seen[0]
+    assert trial.params == {**seen[0], "y": trial.value}
+
+
+def test_what_a_trial_suggests_after_a_death_is_what_it_would_have_suggested(
+    ask, sqlite_url, tmp_path
+):
+    deaths = [0]
+
+    def dies(trial):
+        x = trial.suggest_float("x", 0, 1)
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        if deaths:
+            deaths.pop()
+            raise Interrupted
+        return x + trial.suggest_float(f"y.{kind}", 0, 1)
+
+    with pytest.raises(Interrupted):
+        work(ask(dies), sqlite_url, None, 2)
+    again = work(ask(dies), sqlite_url, None, 2)
+    assert ways(again) == ways(work(ask(dies), f"sqlite:///{tmp_path}/other.db", None, 2))
+
+
+def test_the_time_in_which_a_trial_suggests_and_stores_is_not_training(ask, sqlite_url):
+    spent = []
+
+    def computes_nothing(trial):
+        began = time.perf_counter()
+        for name in "abcd":
+            trial.suggest_float(name, 0, 1)
+        trial.set_user_attr("note", "kept")
+        spent.append(time.perf_counter() - began)
+        trial.report(0.5, 1)
+        return 0.5
+
+    trials = work(ask(computes_nothing), sqlite_url, None, 4).trials()
+    trained = sum(trial.user_attrs[TIMES]["training"] for trial in trials)
+    assert 0 <= trained < sum(spent) / 3
+
+
+def test_the_pruner_of_the_study_is_asked_and_an_objective_that_does_not_ask_ends_all_the_same(
+    ask, sqlite_url
+):
+    asked = []
+
+    def runs_on(trial):
+        trial.suggest_float("x", 0, 1)
+        for step in range(4):
+            asked.append((trial.number, step))
+            trial.report(step / 2, step)
+            if trial.number and trial.should_prune():
+                raise optuna.TrialPruned
+        return 1.0
+
+    stored = work(ask(runs_on, *PRUNER), sqlite_url, None, 2)
+    assert [trial.state for trial in stored.trials()] == [TrialState.PRUNED] * 2
+    assert asked == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
+    assert [trial.value for trial in stored.trials()] == [1.0, 1.0]
+
+
+# Prunes what reports more than half.
+PRUNER = (
+    "~pruner",
+    "+pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.6}",
+)
+
+
+def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing(ask, sqlite_url):
+    given = []
+
+    def notes(trial):
+        given.append((trial.number, trial.user_attrs))
+        trial.set_user_attr("seen", 1)
+        height = hills(trial)
+        assert (isinstance(trial, optuna.Trial), trial.should_prune()) == (True, False)
+        return height
+
+    definition = ask(notes, *PRUNER)
+    trial = next(t for t in work(definition, sqlite_url, None, 8).trials() if t.value > 1)
+    point = definition.space.at(trial.params)
+    again = definition.make_objective(point, 70, TrainingData(), seed=3)
+    assert again.run(lambda step: None, Never()) == trial.value
+    assert [step.number for step in again.steps()] == [*trial.intermediate_values]
+    assert given[-1] == (70, {})
+    other = definition.make_objective(definition.space.at({"layers": 2}), 0, TrainingData(), seed=3)
+    with pytest.raises(ValueError, match=r"no hyperparameter width\.0, it has layers; suggest"):
+        other.run(lambda step: None, Never())
+
+
+def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
+    """A winner.yaml gives all parameters; so its only trial is the winner's once more."""
+    first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
+    definition = ask(hills, "+params={width.0: 0.5}", first)
+    for _ in range(2):  # the second command queues nothing again
+        stored = create_study(sqlite_url, "own", definition.identity(""), 8, goals=definition.goals)
+        enqueue(stored, find_warm_starts(definition, ()), 8, baseline=definition.baseline)
+    trials = work(definition, sqlite_url, None, 8).trials()
+    assert trials[0].params == {"layers": 2, "width.0": 0.5, "width.1": 0.25}
+    assert {trial.params["width.0"] for trial in trials} == {0.5}
+    assert len({trial.params["layers"] for trial in trials}) > 1
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical:UserWarning")
+def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_way_out(
+    ask, sqlite_url
+):
+    def other_choices(trial):
+        return float(trial.suggest_categorical("n", [1, 2] if trial.number else [1, 2, 3]))
+
+    def own_name(trial):
+        trial.set_user_attr("epochs", 3)
+
+    def own_name_of_the_study(trial):
+        trial.study.set_user_attr("defined", 3)
+
+    def other_range(trial):
+        return trial.suggest_float("x", 0, 1 + trial.number)
+
+    stored = work(ask(other_choices), sqlite_url, None, 2)
+    assert "Give another hyperparameter another name" in TrialRecord(stored.trials()[1]).reason
+    for number, (objective, words) in enumerate(
+        {
+            own_name: "trial.set_user_attr: epochs is reserved; choose another name",
+            own_name_of_the_study: "study.set_user_attr: defined is reserved",
+            lambda trial: trial.suggest_categorical("n", [(1, 2)]): "the choices of n must be",
+            lambda trial: trial.report(float("nan"), 0): "reported height=nan: expected a finite",
+            lambda trial: trial.study.tell(trial, 1.0): "trial.study.tell: studyloom ends each tri",
+            lambda trial: trial.study.add_trial(trial.study.trials[0]): "trial.study.add_trial: ",
+            lambda trial: trial.study.stop(): "study.stop: other workers search too",
+        }.items()
+    ):
+        with pytest.raises(Halted, match=words):
+            work(ask(objective), f"{sqlite_url}{number}", None, 1)
+    ranges = work(ask(other_range), f"{sqlite_url}-ranges", None, 3).trials()
+    assert [trial.distributions["x"].high for trial in ranges] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_later_attempt_is_a_retry_of_itself_to_optunas_retry_history(ask, sqlite_url):
+    histories = []
+
+    def resumes(trial):
+        histories.append(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+        trial.set_user_attr("artifact", len(histories))
+        trial.report(0.5, len(histories))
+        if len(histories) == 1:
+            raise Interrupted
+        return trial.study.trials[histories[-1][-1]].user_attrs["artifact"]
+
+    with pytest.raises(Interrupted):
+        work(ask(resumes), sqlite_url, None, 1)
+    (trial,) = work(ask(resumes), sqlite_url, None, 1).trials()
+    assert (histories, trial.intermediate_values) == ([[], [0]], {1: 0.5, 2: 0.5})
+
+
+def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_first(ask):
+    for override, words in {
+        "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
+        "sampler=grid": "narrow its ranges, or set sampler=tpe",
+        "pruner=asha": "which this objective lacks; call run.keep",
+        "+space={params: {x: {int: [1, 3]}}}": "suggests its own values; leave space out",
+        "objective.folds=2": "objective.folds=2: the function loads its data itself",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            validate_search(ask(hills, override), TrainingData())
+        assert words in str(caught.value)
+    definition = ask(hills)
+    (note,) = definition.notes(TrainingData())
+    assert "is an Optuna objective: a trial whose worker dies starts again" in note
+
+
+def test_the_time_limit_of_optunas_optimize_is_said_not_to_be_read(ask, monkeypatch):
+    source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
+    monkeypatch.setattr("studyloom.definition.custom_loop.sources_of", lambda _: ("", source))
+    *_, note = ask(hills).notes(TrainingData())
+    assert note.endswith(
+        "has timeout=600 for Optuna's optimize, which is not called; study.timeout=600 limits the "
+        "search"
+    )
+    assert len(ask(hills, "study.timeout=60").notes(TrainingData())) == 1
+
+
+def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
+    given = []
+
+    def notes(trial):
+        given.append((trial.number, trial.suggest_float("x", 0, 1)))
+        trial.report(1.0, 0)
+        return float(len(given))
+
+    trials = work(ask(notes, "objective.seeds=2"), sqlite_url, None, 2).trials()
+    assert given == [(t.number, t.params["x"]) for t in trials for _ in range(2)]
+    assert [trial.value for trial in trials] == [1.5, 3.5]
+
+
+def test_values_of_several_goals_are_returned_as_for_a_loop(ask, sqlite_url):
+    two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
+    stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
+    assert [trial.values[1] for trial in stored.trials()] == [2.0, 2.0]
+
+
+# A loop that gets its parameters by name
+
+
+def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
+    run(width * lr, depth)
+    return run.value
+
+
+def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
+    definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
+    validate_search(definition, TrainingData())
+    assert definition.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
+    assert definition.identity("")["params.width"] == 32
+    stored = work(definition, sqlite_url, None, 2)
+    trials = stored.trials()
+    assert [name for name in trial_rows(stored).columns if "width" in name] == ["params.width"]
+    assert [trial.params["params.width"] * 1e-3 for trial in trials] == [t.value for t in trials]
+    assert (trials[0].value, trials[0].intermediate_values) == (0.032, {3: 0.032})
+
+
+@pytest.mark.parametrize("function", [by_name, hills])
+def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_refused(
+    ask, function
+):
+    """However they are set."""
+    given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
+    with pytest.raises(ConfigError) as caught:
+        validate_search(ask(function, *given), TrainingData())
+    refused = [mistake.partition(":")[0] for mistake in caught.value.errors]
+    assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
+    words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
+    assert words in caught.value.errors[0]
+
+
+def keeps(run, *, steps=2):
+    run.keep(net=nn.Linear(1, 1))
+    for step in range(steps):
+        run.report(height=1.0, step=step)
+    return run.value
+
+
+def hands_on(run, *, steps=2):
+    run.keep(net=nn.Linear(1, 1))
+    return keeps(run, steps=steps)
+
+
+def test_a_loop_that_keeps_a_network_without_epochs_is_said_to_start_again_after_a_death(
+    ask, sqlite_url, tmp_path, caplog
+):
+    words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
+    assert words in ask(keeps).notes(TrainingData())[0]
+    assert not ask(hands_on).notes(TrainingData()), "what it calls may call run.epochs"
+    assert not ask(keeps, "objective._target_=looped.train").notes(TrainingData())
+    for stopping in (Signal(2), Never()):
+        stored = work(ask(keeps), sqlite_url, tmp_path, 1, stopping)
+    words = f"trial 0: its reports up to step 0 have no checkpoint in {tmp_path}; it starts again"
+    assert words in caplog.text
+    assert stored.trials()[0].value == 1.0
+
+
+def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):  # noqa: B006
+    return float(len(hidden))
+
+
+def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has_it(ask):
+    space = (
+        "+space.params.hidden={list:{int:[4,32]},length:{int:[1,3]}}",
+        "+space.params.drops={list:{float:[0,0.4]},length:hidden}",
+        "+space.params.widths={list:{int:[4,8]},length:{int:[1,3]}}",
+    )
+    params = {"hidden": [16], "drops": [0.1], "widths": [6, 6]}
+    assert ask(by_lists, *space, "+params.widths=[6,6]").config.params == params
+    for overrides, problem in {
+        (): "params.widths=[99] is outside its range [4, 8]",
+        ("+params.widths=[6,6]", "+params.hidden=[4,8]"): "[0.1] is not as long as params.hidden",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            validate_search(ask(by_lists, *space, *overrides), TrainingData())
+        (line,) = caught.value.errors
+        assert problem in line
+
+
+def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
+    def needs(run, width, *, lr=0.1):
+        return lr
+
+    with pytest.raises(ConfigError) as caught:
+        ask(
+            needs,
+            "+params={widht: 3}",
+            "+space={params: {l: {int: [1, 2]}}, train: {epochs: {int: [1, 2]}}}",
+        )
+    who = "objective._target_=test_optuna_objective.called"
+    assert caught.value.errors == [
+        f"params.width must be given: {who} has no default for it",
+        f"params.widht: {who} has no parameter widht; it has width, lr; did you mean width?",
+        f"space.params.l: {who} has no parameter l; it has width, lr; did you mean lr?",
+        f"space.train.epochs: {who} gets only the values of params",
+    ]
+    anything = ask(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
+    validate_search(anything, TrainingData())
+    run = anything.make_objective(anything.baseline, 0, TrainingData())
+    assert run.run(lambda step: None, Never()) == 3.0

@@ -1,0 +1,121 @@
+"""The line between a worker and its launcher, and what a worker is started with."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from live_processes import gone, linux, until
+
+from studyloom.environment import LINE
+from studyloom.worker import line as module
+from studyloom.worker import task
+from studyloom.worker.line import Line, Listener
+from studyloom.worker.task import Command
+
+
+@pytest.fixture
+def pair():
+    listener = Listener()
+    line = Line(listener.detach())
+    yield listener, line
+    listener.close()
+    line._socket.close()
+
+
+def test_a_launcher_hears_what_its_worker_says(pair):
+    listener, line = pair
+    assert listener.listen() == {}
+    line.say_claimed()
+    line.say_claimed()
+    line.say("died", "its loader ended with signal SIGKILL")
+    died = {"claimed": "", "died": "its loader ended with signal SIGKILL"}
+    assert listener.listen() == died
+
+
+def test_a_signal_counts_once_for_each_time_that_the_launcher_asks(pair, monkeypatch):
+    listener, line = pair
+    line.follow()
+    monkeypatch.setattr(module, "GRACE", 600.0)
+    monkeypatch.setattr(module, "PATIENCE", 60.0)
+    listener.ask(os.getpid(), 0)
+    assert line.is_asked()
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    assert not line.is_asked()  # a Ctrl-C comes from the terminal too
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(line.is_asked()))
+    try:
+        listener.close()  # the launcher has ended
+        until(lambda: heard)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [True]
+    assert Line().is_asked()  # without a launcher every signal counts
+
+
+WORKER = """
+import signal, subprocess, sys, threading, time
+from studyloom.worker import line as module
+from studyloom.worker.line import Line
+module.GRACE, module.LINGER = -0.9, 0.1
+line = Line.of_launcher()
+line.follow()
+if sys.argv[1] == "hang":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "600"])
+    print(child.pid, flush=True)
+    time.sleep(600)
+with line.ending():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def worker():
+    """A function that starts a worker, the leader of its group, with the listener of its line."""
+    started = []
+
+    def start(deed):
+        listener = Listener()
+        line = listener.detach()
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, deed],
+            env=os.environ | {LINE.name: str(line)},
+            pass_fds=[line],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        os.close(line)
+        started.append(process)
+        return listener, process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@linux
+def test_a_worker_that_hangs_does_not_outlive_its_launcher_with_what_it_has_started(worker):
+    listener, process = worker("hang")
+    child = int(process.stdout.readline())
+    listener.close()
+    assert process.wait(10) == -signal.SIGKILL
+    until(lambda: gone(child), 10)
+
+
+def test_a_thread_that_never_ends_does_not_keep_a_worker_from_its_end(worker):
+    listener, process = worker("end")
+    assert process.wait(10) == 3
+    assert listener.listen() == {"ended": "3"}
+    listener.close()
+
+
+def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
+    arguments = ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"]
+    monkeypatch.setattr(task.sys, "argv", arguments)
+    worker = Command.of_this_process().worker()
+    assert worker[-3:] == ["a.b=1", "launchers=2", "launcher=join"]

@@ -1,0 +1,347 @@
+"""Local workers as real processes, with real signals."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+from commands import BARE, QUICK, ROOT, start, study, study_here
+from live_processes import command_of, linux, processes_of, until
+from omegaconf import OmegaConf
+from optuna.trial import TrialState
+
+from studyloom.errors import ConfigError
+from studyloom.extras.ray import Ray
+from studyloom.extras.slurm import Slurm
+from studyloom.storage.failures import Limits
+from studyloom.storage.opening import open_study
+from studyloom.training.device import check_device, training_device
+from studyloom.worker import local
+from studyloom.worker.local import Local, build_launcher, visible_gpus
+from studyloom.worker.process import launcher_class
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Task
+
+# Trials of four epochs, whose workers can be met in the second.
+TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
+HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+def stored_study(run_dir):
+    return open_study(f"sqlite:///{run_dir}/study.db", "mnist")
+
+
+def pids(worker_ids):
+    return [int(worker_id.rpartition(":")[2]) for worker_id in worker_ids]
+
+
+def at_work(run_dir, **extra):
+    """Starts a command with two workers, which wait in the midst of a trial for a gate file.
+
+    Returns the process, and the ids of the workers in the ledger.
+    """
+    extra |= {"STUDYLOOM_TEST_GATE": str(run_dir / "gate"), **HERE}
+    process = start(*TWO, f"run_dir={run_dir}", **extra)
+
+    def working():
+        assert process.poll() is None, process.communicate()
+        if not (run_dir / "study.db").exists():
+            return None
+        try:
+            stored = stored_study(run_dir)
+        except ValueError:
+            return None  # it is being created
+        begun = {trial._trial_id for trial in stored.trials() if trial.intermediate_values}
+        ids = [slot.owner for slot in stored.ledger.held() if slot.trial_id in begun]
+        return ids if len(ids) == 2 else None
+
+    return process, until(working)
+
+
+def finish(run_dir):
+    done = study(*TWO, "launcher.workers=1", f"run_dir={run_dir}", **HERE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_complete(run_dir, trials=4):
+    stored = stored_study(run_dir)
+    assert [trial.number for trial in stored.trials()] == list(range(trials))
+    assert {trial.state for trial in stored.trials()} == {TrialState.COMPLETE}
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}
+
+
+@pytest.mark.chaos
+@linux
+def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
+    """tests/chaos has the other signals."""
+    process, _ = at_work(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped; the same command resumes here" in out
+    assert "Traceback" not in err
+    assert processes_of(tmp_path) == []
+    assert stored_study(tmp_path).ledger.counts()["held"] == 0
+    assert "resumes" in finish(tmp_path)
+    assert_complete(tmp_path)
+
+
+@linux
+@pytest.mark.chaos
+def test_a_second_stop_ends_at_once(tmp_path):
+    process, worker_ids = at_work(tmp_path)
+    os.kill(pids(worker_ids)[0], signal.SIGSTOP)  # it will not follow the first
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+    until(lambda: processes_of(tmp_path) == [], 10)
+    assert stored_study(tmp_path).ledger.counts()["held"] == 0
+
+
+# Without forks, as on other systems than Linux
+
+
+@pytest.mark.chaos
+@linux
+def test_workers_that_are_no_forks_do_not_outlive_a_launcher_that_is_killed(tmp_path):
+    process, worker_ids = at_work(tmp_path, STUDYLOOM_PORTABLE="1")
+    assert all(b"launcher=join" in command_of(pid) for pid in pids(worker_ids))
+    process.kill()
+    process.communicate()
+    until(lambda: processes_of(tmp_path) == [], 10)
+    finish(tmp_path)
+    assert_complete(tmp_path)
+
+
+@pytest.mark.chaos
+def test_a_study_comes_to_the_same_values_without_forks_bit_for_bit(tmp_path):
+    found = []
+    for portable in ("", "1"):
+        run_dir = tmp_path / f"portable{portable}" / "run"
+        # What takes a key of the launcher away is not for its workers, which have another one.
+        overrides = (*TWO, "~launcher.per_gpu", f"run_dir={run_dir}")
+        process = start(*overrides, STUDYLOOM_PORTABLE=portable, **HERE)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        trials = stored_study(run_dir).trials()
+        found.append([(trial.params, trial.intermediate_values, trial.value) for trial in trials])
+    assert found[0] == found[1]
+
+
+# Trials that end their workers
+
+DEADLY = """
+import os, signal, subprocess, time, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self, shape, classes, deed):
+        super().__init__(784, classes)
+        self.deed = deed
+
+    def forward(self, images):
+        if len(images) > 2:
+            print("last words", flush=True)
+            if self.deed == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.deed == "hang":
+                subprocess.Popen(["sleep", "600.25"])
+                time.sleep(600)
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path):
+    """A function that runs a command whose every trial does a deed to its worker."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    network = ["model._target_=deadly.Net", *BARE]
+    quick = [override for override in QUICK if not override.startswith("model.")]
+
+    def run(deed, *overrides):
+        own = (*quick, *network, f"+model.deed={deed}", *overrides, f"run_dir={tmp_path / 'run'}")
+        done = study(*own, **environment)
+        return done.returncode, done.stdout, done.stderr, stored_study(tmp_path / "run")
+
+    return run
+
+
+@pytest.mark.chaos
+def test_a_trial_that_always_kills_its_worker_is_given_up(deadly):
+    """With a time limit a single worker has a process too."""
+    two = ("study.max_attempts=2", "study.trial_timeout=300")
+    code, out, err, stored = deadly("die", "study.trials=1", "launcher.workers=1", *two)
+    assert code == 1  # no trial has a value
+    assert "crashed  1 × such as: 2 workers crashed in this trial" in out
+    assert "Traceback" not in err
+    (trial,) = stored.trials()
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+
+
+@pytest.mark.chaos
+@linux
+def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
+    code, out, err, stored = deadly(
+        "hang", "study.trials=1", "launcher.workers=1", "study.trial_timeout=1"
+    )
+    assert code == 1
+    assert "timeout  1 × such as: the trial took longer than study.trial_timeout=1 s" in out
+    assert "Traceback" not in err
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+    sleepers = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
+    assert "sleep 600.25" not in sleepers
+
+
+@pytest.mark.chaos
+def test_workers_that_die_before_they_claim_a_trial_end_the_command_with_the_end_of_their_log(
+    tmp_path,
+):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading\n"
+        "threading.active_count = lambda: 2\n"  # so that workers are commands
+        "if 'STUDYLOOM_WORKER' in os.environ:\n"
+        "    print('no such library', flush=True)\n"
+        "    os._exit(1)\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{HERE['PYTHONPATH']}"}
+    process = start(*TWO, f"run_dir={tmp_path / 'run'}", **environment)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "workers die before they claim a trial" in err
+    assert "no such library" in err
+    assert "Traceback" not in err
+
+
+# Placement
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that sets the GPUs of a machine with eight cores."""
+
+    def with_gpus(*names):
+        monkeypatch.setattr(local, "cores", lambda: 8)
+        monkeypatch.setattr(local, "visible_gpus", lambda: list(names))
+
+    return with_gpus
+
+
+def test_auto_is_one_worker_per_gpu_else_one_per_core_and_never_more_than_open_slots(machine):
+    machine()
+    assert Local().count(100) == 8
+    assert (Local(workers=5).count(2), Local().count(0)) == (2, 0)
+    machine("0", "1", "2")
+    assert Local().count(100) == 3
+    assert Local(per_gpu=2).count(100) == 6
+
+
+def test_no_worker_is_started_where_others_have_ended_the_last_trials(machine, tmp_path):
+    machine()
+    for launcher in (Local(workers=2), Local()):
+        limits = Limits(trial_timeout=9.0)
+        task = Task(lambda stop: None, lambda: 0, None, tmp_path, limits, "s")
+        launcher.launch(task, Stop())
+    assert [*tmp_path.iterdir()] == []
+
+
+class MyLocal(Local):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "may_fork"),
+    [
+        ("studyloom.worker.Local", True),
+        ("studyloom.worker.local.Local", True),
+        (f"{__name__}.MyLocal", True),
+        ("studyloom.worker.Join", False),
+        ("studyloom.extras.slurm.Slurm", False),
+        ("studyloom.worker.Lokal", False),  # reported elsewhere
+        (None, False),
+    ],
+)
+def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
+    section = target and {"_target_": target}
+    found = launcher_class(OmegaConf.create({"launcher": section}))
+    assert (found is not None and found.may_fork) == may_fork
+
+
+def test_a_launcher_is_a_subclass_of_launcher():
+    config = OmegaConf.create({"launcher": {"_target_": "collections.Counter"}})
+    with pytest.raises(ConfigError, match=r"collections\.Counter: must be a subclass of study"):
+        build_launcher(config)
+
+
+def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
+    machine("4", "7")
+    environments = Local(workers=4).environments(4)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "7", "4", "7"]
+    assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
+    machine("0", "1", "2", "3")
+    two = Local(gpus=2)
+    assert two.count(100) == 2
+    seen = [variables["CUDA_VISIBLE_DEVICES"] for variables in two.environments(3)]
+    assert seen == ["0,1", "2,3", "0,1"]
+    three = Local(gpus=3)
+    assert three.count(100) == 1
+    assert three.environments(1)[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    machine()
+    (first, *_) = Local(workers=16).environments(16)
+    assert first["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in first
+
+
+def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert visible_gpus() == ["3", "5"]
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
+    assert visible_gpus() == []
+
+
+def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkeypatch, tmp_path):
+    machine()
+    monkeypatch.setenv("STUDYLOOM_DEVICE", "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    done = study_here(*QUICK, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "STUDYLOOM_DEVICE=mps: PyTorch finds no GPU of a Mac here; unset it" in done.stderr
+    assert not (tmp_path / "run" / "study.db").exists()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    check_device()
+    assert training_device() == torch.device("mps")
+    assert Local(per_gpu=2).count(9) == 2
+    monkeypatch.setenv("STUDYLOOM_DEVICE", "tpu")
+    with pytest.raises(ConfigError, match="must be mps, or unset; got 'tpu'; unset it"):
+        check_device()
+
+
+def test_numbers_that_are_none_are_refused_by_name(machine):
+    machine("0", "1", "2", "3")
+    for launcher, name, value in (
+        (Local, "workers", "two"),
+        (Local, "per_gpu", 0),
+        (Local, "gpus", True),
+        (Slurm, "cpus", 0),
+        (Ray, "num_cpus", 0),
+    ):
+        with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
+            launcher(**{name: value})
+    with pytest.raises(ValueError, match=r"launcher\.gpus=5: this process sees 4 GPUs; choose"):
+        Local(gpus=5)
+    with pytest.raises(ValueError, match=r"got gpus=2 and per_gpu=3; leave one of them at 1"):
+        Local(gpus=2, per_gpu=3)
+
+
+def test_a_single_worker_that_sees_several_gpus_has_its_own_process(machine, tmp_path):
+    machine("0", "1")
+    task = Task(lambda stop: None, lambda: 1, None, tmp_path, Limits(), "s")
+    assert Local(workers=1).works_here(task, 1)
+    assert not Local(workers=1, gpus=2).works_here(task, 1)
