@@ -1,4 +1,4 @@
-"""Draws configurations of a space at random, and tells equal ones."""
+"""Draws configurations of a space at random, and recognizes equal ones."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

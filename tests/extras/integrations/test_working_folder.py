@@ -189,7 +189,7 @@ def test_a_folder_whose_making_was_cut_short_is_made_again(tmp_path):
 def test_two_trials_that_wrote_a_file_of_the_project_are_named(
     project, config, make_trial, monkeypatch
 ):
-    monkeypatch.setattr(shared_files, "SLACK", 0.01)
+    monkeypatch.setattr(shared_files, "SLACK", 0.0)  # the programs end within milliseconds
     runs = [make_trial(number) for number in range(3)]
     first, second, third = runs
     command(cwd="project")(config, first)
