@@ -1,5 +1,7 @@
-"""Worker ids, whether a process of this host still runs, and processes that end with their parent:
-by Linux's ways, and by the plain ones."""
+"""Worker ids, whether a process of this host still runs, and processes that end with their parent.
+
+Each is tested as on Linux and as on other systems.
+"""
 
 import os
 import socket
@@ -14,10 +16,10 @@ from live_processes import gone, until
 from studyloom import processes
 from studyloom.processes import host_id, is_alive, worker_id
 
-WAYS = [*(["Linux's"] if processes.LINUX else []), "plain"]
+SYSTEMS = ["linux", "other"] if processes.LINUX else ["other"]
 
 
-def test_a_process_is_alive_until_it_has_ended_though_nobody_has_waited_for_it():
+def test_a_zombie_is_not_alive():
     assert is_alive(os.getpid())
     assert is_alive(1)
     process = subprocess.Popen(["sleep", "60"])
@@ -29,12 +31,12 @@ def test_a_process_is_alive_until_it_has_ended_though_nobody_has_waited_for_it()
     assert not is_alive(process.pid)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_process_of_a_host_knows_it_by_the_same_id_and_containers_differ(way, monkeypatch):
-    monkeypatch.setattr(processes, "LINUX", way != "plain")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_processes_of_a_host_have_one_host_id_and_containers_differ(system, monkeypatch):
+    monkeypatch.setattr(processes, "LINUX", system == "linux")
     here = host_id.__wrapped__()
     code = "from studyloom.processes import worker_id; print(worker_id(4711))"
-    variables = environment(STUDYLOOM_PORTABLE="1" if way == "plain" else "")
+    variables = environment(STUDYLOOM_PORTABLE="1" if system == "other" else "")
     other = subprocess.check_output([sys.executable, "-c", code], text=True, env=variables)
     assert other == f"{here}:4711\n"
     monkeypatch.setattr(processes.os, "readlink", lambda path: "pid:[1]")
@@ -59,7 +61,7 @@ sys.exit(subprocess.call([sys.executable, "-c", "import sys; assert sys.stdout a
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_standard_stream_that_was_closed_is_no_file_that_is_opened_next(closed, tmp_path):
+def test_an_opened_file_does_not_take_the_number_of_a_closed_stream(closed, tmp_path):
     command = f'exec "$0" -c "$1" {closed}'
     variables = environment()
     done = subprocess.run(
@@ -69,29 +71,34 @@ def test_a_standard_stream_that_was_closed_is_no_file_that_is_opened_next(closed
     assert (tmp_path / "file").read_text() == ""
 
 
-CHILD = "import os, time; from studyloom.processes import *; end_with({parent}); time.sleep(600)"
+CHILD = """
+import time
+from studyloom.processes import end_with_parent
+end_with_parent({parent})
+time.sleep(600)
+"""
 PARENT = """
 import os, subprocess, sys, time
-from studyloom.processes import leading_group
+from studyloom.processes import running_process_group
 
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1].format(parent=os.getpid())])
-with leading_group(["sleep", "600"]) as ended:
+with running_process_group(["sleep", "600"]) as ended:
     ended.kill()
     ended.wait()
-with leading_group(["sleep", "600"]) as group:
+with running_process_group(["sleep", "600"]) as group:
     print(child.pid, ended.pid, group.pid, flush=True)
     time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_child_and_a_group_end_with_a_parent_that_is_killed(way):
-    variables = environment(STUDYLOOM_PORTABLE="1" if way == "plain" else "")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_child_and_a_process_group_end_with_a_killed_parent(system):
+    variables = environment(STUDYLOOM_PORTABLE="1" if system == "other" else "")
     command = [sys.executable, "-c", PARENT, CHILD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as parent:
         child, ended, group = map(int, parent.stdout.readline().split())
         assert (gone(ended), gone(group)) == (True, False)
-        guards = [each.pid for each in psutil.Process(parent.pid).children()]
+        children = [process.pid for process in psutil.Process(parent.pid).children()]
         parent.kill()
-    assert {child, group} <= {*guards}
-    until(lambda: all(map(gone, guards)), 10)
+    assert {child, group} <= {*children}
+    until(lambda: all(map(gone, children)), 10)

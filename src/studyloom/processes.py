@@ -1,4 +1,4 @@
-"""Hosts and processes: their ids, signs of life, signals and threads, and where time goes.
+"""Hosts and processes: their ids, whether they run, signals, threads, and where time is spent.
 
 Only this module checks for Linux; each function has a fallback for other systems. Forks are
 in `worker/forks.py`, and are used only where this module allows it.
@@ -27,13 +27,16 @@ from typing import Any, NoReturn
 
 from studyloom.environment import PORTABLE
 
-# Whether Linux's ways are taken; with STUDYLOOM_PORTABLE=1 Linux takes the plain ones too.
+# True: functions may use what only Linux has. STUDYLOOM_PORTABLE=1 tests their fallbacks on Linux.
 LINUX = sys.platform == "linux" and not PORTABLE.get()
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
-LOOK = 0.2  # seconds between looks at whether a parent lives
-USUAL = gc.get_threshold()
-USUAL_HANDLER = signal.default_int_handler
+# Options of prctl, in Linux's <sys/prctl.h>.
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+POLL_INTERVAL = 0.2  # seconds between checks of whether a parent process still runs
+DEFAULT_THRESHOLDS = gc.get_threshold()
+DEFAULT_HANDLER = signal.default_int_handler
 
 
 def worker_id(pid: int) -> str:
@@ -45,70 +48,85 @@ def worker_id(pid: int) -> str:
 def host_id() -> str:
     """Returns this host's name and four hexadecimal digits, such as host-1a2b.
 
-    The digits come from the boot and the process namespace, or from when the first process began:
-    several hosts may be called `localhost`, and containers on one host may share its name while
-    using the same process ids.
+    The name does not suffice: several hosts may be called `localhost`, and containers on one host
+    may share its name while using the same process ids. The digits distinguish them. They come from
+    the boot and the process namespace; outside Linux, from the time when the first process began.
     """
     if LINUX:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        known = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        identity = f"{boot} {os.readlink('/proc/self/ns/pid')}"
     else:
-        import psutil  # here: `import studyloom` needs none
+        import psutil  # here, since `import studyloom` does without it
 
-        known = str(psutil.Process(1).create_time())
-    return f"{socket.gethostname()}-{hashlib.sha256(known.encode()).hexdigest()[:4]}"
+        identity = str(psutil.Process(1).create_time())
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return f"{socket.gethostname()}-{digest[:4]}"
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    if LINUX:
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """Returns the model of the CPU; outside Linux its kind, such as arm64."""
-    text = ""
     if LINUX:
         with contextlib.suppress(OSError):
             text = Path("/proc/cpuinfo").read_text()
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1] if match else platform.machine()
+            match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+            if match:
+                return match[1]
+    return platform.machine()
 
 
-def driver_of_nvidia() -> str:
-    """Returns the version line of NVIDIA's driver."""
+def read_nvidia_driver() -> str:
+    """Returns the version line of NVIDIA's driver, or "driver unknown"."""
     file = Path("/proc/driver/nvidia/version")
-    known = file.read_text() if LINUX and file.exists() else "driver unknown"
-    return known.partition("\n")[0]
+    if not LINUX or not file.exists():
+        return "driver unknown"
+    return file.read_text().partition("\n")[0]
 
 
-def path_of(descriptor: int) -> str:
-    """Returns the path by which other processes open a file of this one; only Linux has it."""
+def descriptor_path(descriptor: int) -> str:
+    """Returns the path by which other processes open a file that this one holds open.
+
+    Only Linux has such paths.
+    """
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this host still runs; a zombie does not."""
+    """Returns whether a process of this host still runs; a zombie does not."""
     import psutil
 
     try:
-        ended: bool = psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        state = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return False
-    return not ended
+    return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 @contextlib.contextmanager
-def signals_deferred() -> Iterator[None]:
+def deferring_signals() -> Iterator[None]:
     """Calls the handlers of SIGINT, SIGTERM and SIGHUP only after the body.
 
-    So no exception of a handler cuts the body in two. It does nothing outside of the main thread.
+    Otherwise an exception of a handler could leave the work of the body half done. It does nothing
+    outside of the main thread, where Python calls no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pending: list[int] = []
-    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    handlers = {n: handler for n in numbers if n and callable(handler := signal.getsignal(n))}
+    handlers = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is None:
+            continue
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handlers[number] = handler
     try:
         for number in handlers:
             signal.signal(number, lambda number, _: pending.append(number))
@@ -122,7 +140,10 @@ def signals_deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_interrupt() -> Iterator[None]:
-    """Ends the process with a line and exit code 130 at a Ctrl-C before a study handles it."""
+    """Ends the process with a message and exit code 130 if Ctrl-C interrupts the body.
+
+    The body comes before the first trial; during trials a study handles Ctrl-C itself.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -135,25 +156,26 @@ def _print_stopped() -> None:
         os.write(2, b"stopped before the first trial\n")
 
 
-def end_at_interrupt() -> None:
-    """Ends a program at a Ctrl-C as `ending_at_interrupt` does, until `interrupt_as_usual`.
+def install_interrupt_handler() -> None:
+    """Makes Ctrl-C end the process at once, with the message of `ending_at_interrupt`.
 
-    It changes nothing in a notebook, nor where another handler than Python's is set.
+    Imports need it: a library that is being imported may turn a KeyboardInterrupt into any other
+    error. `restore_interrupt_handler` undoes it. It changes nothing in a notebook, nor where
+    another handler than Python's is set.
     """
     is_program = hasattr(sys.modules["__main__"], "__file__")
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if is_program and in_main_thread and signal.getsignal(signal.SIGINT) is USUAL_HANDLER:
+    if is_program and in_main_thread and signal.getsignal(signal.SIGINT) is DEFAULT_HANDLER:
         signal.signal(signal.SIGINT, _end_process)
 
 
-def interrupt_as_usual() -> None:
-    """Raises KeyboardInterrupt at a Ctrl-C, as before `end_at_interrupt`."""
+def restore_interrupt_handler() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt again, as before `install_interrupt_handler`."""
     if signal.getsignal(signal.SIGINT) is _end_process:
-        signal.signal(signal.SIGINT, USUAL_HANDLER)
+        signal.signal(signal.SIGINT, DEFAULT_HANDLER)
 
 
 def _end_process(*_: object) -> NoReturn:
-    # An exception would come out of a library that is being imported as any error.
     _print_stopped()
     os._exit(128 + signal.SIGINT)
 
@@ -161,22 +183,24 @@ def _end_process(*_: object) -> NoReturn:
 def open_streams() -> None:
     """Opens standard streams that were closed before this process started, as by `>&-`.
 
-    Without it the next file that is opened would get the number of standard output.
+    Without it the next file that is opened would get the number of standard output, and would
+    receive what is printed.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, "r+")  # noqa: SIM115  # the lowest free number is its own
+            # The lowest free number is that of the closed stream.
+            stream = open(os.devnull, "r+")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
 
 
 def discard_output(descriptor: int = 1) -> None:
-    """Discards what is still printed, since the reader of the pipe has gone."""
+    """Discards what is printed from now on, since the reader of the pipe has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def print_at_once(text: str) -> None:
-    """Prints a text; if the reader of the pipe has gone, discards it and what follows."""
+    """Prints a text and flushes it; if the reader of the pipe has gone, discards all output."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -184,12 +208,14 @@ def print_at_once(text: str) -> None:
 
 
 @contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Imports torch and what needs it in the body: a signal waits, and later collections skip it.
+def importing_torch() -> Iterator[None]:
+    """Imports PyTorch, and modules that need it, in the body.
 
-    A Ctrl-C in the midst comes out of the libraries as any error; collections take 0.8 s at exit.
+    Signals wait until the imports are done: a library may turn the KeyboardInterrupt of a Ctrl-C
+    into any other error. The garbage collector no longer looks at the imported objects, which would
+    take it 0.8 s when the process exits.
     """
-    with signals_deferred():
+    with deferring_signals():
         yield
     gc.freeze()
 
@@ -198,7 +224,7 @@ def importing() -> Iterator[None]:
 def importing_optuna() -> Iterator[None]:
     """Imports Optuna in the body, without a warning in a notebook that lacks ipywidgets.
 
-    Optuna imports tqdm, which wants them for progress bars that studyloom does not show.
+    Optuna imports tqdm, which needs ipywidgets for progress bars that studyloom does not show.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")
@@ -206,11 +232,13 @@ def importing_optuna() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+def running_in_thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """Calls a function in a thread while the body runs.
 
     Args:
-        work: the event that it is given is set when the body has ended; then it has a second.
+        work: the function. Its argument is an event that is set when the body has ended. The
+            function should then return within a second: a daemon thread that still runs when the
+            interpreter ends may abort the process.
     """
     end = threading.Event()
     thread = threading.Thread(target=work, args=(end,), daemon=True)
@@ -219,38 +247,47 @@ def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
+        thread.join(1.0)
 
 
 def collect_rarely() -> None:
-    """Collects garbage after 100,000 objects, while there is much to import and compose.
+    """Collects garbage only after 100,000 new objects, while modules are imported.
 
-    That makes half a million objects which stay. By default Python looks through them 580 times, as
-    long as they become more: 0.4 of the 2.0 s that the imports of a command take.
+    The imports of a command make half a million objects that are never garbage. By default Python
+    looks through them 580 times, which takes 0.4 of the 2.0 s of the imports.
     """
-    gc.set_threshold(100_000, *USUAL[1:])
+    gc.set_threshold(100_000, *DEFAULT_THRESHOLDS[1:])
 
 
 def collect_as_usual() -> None:
-    """Collects garbage as before `collect_rarely`, so that work does not wait for its memory."""
-    gc.set_threshold(*USUAL)
+    """Collects garbage as before `collect_rarely`, so that trials release their memory early."""
+    gc.set_threshold(*DEFAULT_THRESHOLDS)
 
 
 @dataclass
 class Stopwatch:
-    """Adds up the time of a worker by kind, such as training or storage."""
+    """Adds up the time of a worker by kind, such as training or storage.
+
+    Args:
+        seconds: the measured time of each kind since the last call of `take`.
+        last_take: the time of that call on the clock `time.perf_counter`.
+    """
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    taken: float = field(default_factory=time.perf_counter)
+    last_take: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def since(cls, start_up: float) -> "Stopwatch":
-        """Returns a stopwatch that has run for the seconds in which the process started."""
+        """Returns a stopwatch that counts the start of the process as time of kind "start-up".
+
+        Args:
+            start_up: the seconds that the process took to start.
+        """
         return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
-        """Measures the time of the body."""
+        """Adds the time of the body to that of its kind."""
         start = time.perf_counter()
         try:
             yield
@@ -258,12 +295,13 @@ class Stopwatch:
             self.seconds[kind] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """Returns the seconds by kind since the last call; what was not measured is `other`."""
+        """Returns the seconds by kind since the last call; unmeasured time is of kind "other"."""
         now = time.perf_counter()
-        taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
-        self.taken = now
+        unmeasured = now - self.last_take - sum(self.seconds.values())
+        times = {"other": max(0.0, unmeasured)} | self.seconds
+        self.last_take = now
         self.seconds.clear()
-        return taken
+        return times
 
 
 def prctl(option: int, value: int) -> bool:
@@ -272,27 +310,39 @@ def prctl(option: int, value: int) -> bool:
 
 
 def adopt_orphans() -> bool:
-    """Makes this process the parent of all orphans below it. Returns whether the system can."""
+    """Makes this process the parent of its descendants whose own parents end.
+
+    Returns:
+        Whether the system can do so.
+    """
     return LINUX and prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def end_with(parent: int) -> None:
-    """Ends this process with its parent: on Linux at once, on other systems by a polling thread."""
+def end_with_parent(parent: int) -> None:
+    """Makes this process end when its parent does; otherwise it would outlive a killed parent.
+
+    On Linux it ends at once, on other systems within POLL_INTERVAL.
+
+    Args:
+        parent: the process id of the parent.
+    """
     if LINUX:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent had ended before this call
         os._exit(1)
 
 
 def _end_after(parent: int) -> None:
+    """Waits for the end of the parent, and then ends this process."""
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
     os._exit(1)
 
 
-# Kills a process group once the parent has ended; ends when the group has.
+# A program that kills a process group once the parent has ended. It raises an error, and so ends,
+# when the group has ended first.
 GUARD = """
 import os, sys, time
 parent, group = map(int, sys.argv[1:])
@@ -304,27 +354,36 @@ os.killpg(group, 9)
 
 
 @contextlib.contextmanager
-def leading_group(words: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+def running_process_group(
+    command: Sequence[str], **options: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts a program as the leader of a process group, which does not outlive this process.
 
+    On Linux the program itself is made to end with this process. On other systems a second program
+    watches, and kills the group: see GUARD.
+
     Args:
-        options: of subprocess.Popen.
+        command: the program and its arguments.
+        options: further arguments of subprocess.Popen.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the program cannot be started.
     """
     if LINUX:
+        end_with_this_process = functools.partial(end_with_parent, os.getpid())
         with warnings.catch_warnings():
-            # Python 3.12 warns of forks while there are threads; the child does no more than prctl.
+            # Python 3.12 warns of a fork in a process with threads, which may hold locks. The child
+            # calls only prctl, and needs none of them.
             warnings.simplefilter("ignore", DeprecationWarning)
-            end = functools.partial(end_with, os.getpid())
-            process = subprocess.Popen(words, start_new_session=True, preexec_fn=end, **options)
+            process = subprocess.Popen(
+                command, start_new_session=True, preexec_fn=end_with_this_process, **options
+            )
         yield process
         return
-    process = subprocess.Popen(words, start_new_session=True, **options)
+    process = subprocess.Popen(command, start_new_session=True, **options)
     guard = [sys.executable, "-IS", "-c", GUARD, str(os.getpid()), str(process.pid)]
-    with subprocess.Popen(guard, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:
+    with subprocess.Popen(guard, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watcher:
         try:
             yield process
         finally:
-            watching.kill()
+            watcher.kill()

@@ -55,10 +55,10 @@ def run(
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.trust import active
-    from studyloom.processes import importing, importing_optuna
+    from studyloom.processes import importing_optuna, importing_torch
 
     if active() is not None and not isinstance(source, str | Path):
-        with importing():
+        with importing_torch():
             from studyloom.commands.run_study import run_study
 
         run_study(source)

@@ -225,7 +225,7 @@ def machine(monkeypatch):
     """A function that sets the GPUs of a machine with eight cores."""
 
     def with_gpus(*names):
-        monkeypatch.setattr(local, "cores", lambda: 8)
+        monkeypatch.setattr(local, "count_cores", lambda: 8)
         monkeypatch.setattr(local, "visible_gpus", lambda: list(names))
 
     return with_gpus

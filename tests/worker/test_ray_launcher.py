@@ -41,7 +41,7 @@ def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
 
 
 def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(monkeypatch):
-    monkeypatch.setattr(ray, "cores", lambda: 8)
+    monkeypatch.setattr(ray, "count_cores", lambda: 8)
     monkeypatch.setattr(ray, "visible_gpus", lambda: ["0", "1"])
     assert Ray(address="auto").leaves_host
     assert not Ray().leaves_host

@@ -99,9 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
     sys.argv[1:] = arguments.overrides
 
     def task(cfg: "DictConfig") -> None:
-        from studyloom.processes import importing
+        from studyloom.processes import importing_torch
 
-        with importing():  # it takes seconds, and `starting` is printed before
+        with importing_torch():  # it takes seconds, and `starting` is printed before
             from studyloom.commands.run_study import run_study
             from studyloom.worker.task import Command
 

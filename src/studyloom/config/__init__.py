@@ -31,9 +31,9 @@ def __getattr__(name: str) -> Any:
 
     # A study module imports the rest next, until it is decorated.
     processes.collect_rarely()
-    processes.end_at_interrupt()
+    processes.install_interrupt_handler()
     # A Ctrl-C in the middle would come out of the libraries as any error.
-    with processes.ending_at_interrupt(), processes.signals_deferred():
+    with processes.ending_at_interrupt(), processes.deferring_signals():
         from studyloom.config.main import hydra_main
 
     return hydra_main

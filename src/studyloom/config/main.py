@@ -77,7 +77,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     """
     register()
     processes.collect_as_usual()
-    processes.interrupt_as_usual()
+    processes.restore_interrupt_handler()
 
     def decorate(task: Task) -> Callable[[], None]:
         folder = folder_of_configs(task, config_path)

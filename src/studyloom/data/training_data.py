@@ -20,7 +20,7 @@ import torch
 from studyloom.data.examples import Examples
 from studyloom.data.split import Folds, Split, Tokens
 from studyloom.environment import SHARED
-from studyloom.processes import LINUX, path_of
+from studyloom.processes import LINUX, descriptor_path
 
 # Bytes from which on a part is shared. To load 64 MB again takes a worker 0.05 s.
 LARGE = 64 * 2**20
@@ -83,7 +83,7 @@ def share(split: Part, key: str) -> Part:
         with tempfile.TemporaryFile(prefix="studyloom-") as file:
             torch.save(replace(split, mapped=True), file)
             file.flush()
-            shared = _open(path_of(file.fileno()))
+            shared = _open(descriptor_path(file.fileno()))
             descriptor = os.dup(file.fileno())
     except FAILURES as error:
         log.warning(
@@ -111,7 +111,7 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
 def shared_variables() -> dict[str, str]:
     """Returns the variables by which a worker of this process finds the part that it has shared."""
     for key, descriptor in _held.items():
-        return {SHARED.name: f"{key}:{path_of(descriptor)}"}
+        return {SHARED.name: f"{key}:{descriptor_path(descriptor)}"}
     return {}
 
 

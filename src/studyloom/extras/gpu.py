@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from studyloom.data.split import Split
 from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
 from studyloom.errors import ConfigError
-from studyloom.processes import driver_of_nvidia
+from studyloom.processes import read_nvidia_driver
 from studyloom.storage.opening import open_study
 from studyloom.storage.stored_study import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
@@ -304,7 +304,9 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
         )
     rows = list[dict[str, Any]]()
     say: Callable[[str], object] = str if quiet else functools.partial(print, flush=True)
-    say(in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {driver_of_nvidia()}") + "\n")
+    say(
+        in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {read_nvidia_driver()}") + "\n"
+    )
     say(in_markdown(devices().words) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:

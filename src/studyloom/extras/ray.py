@@ -18,7 +18,7 @@ from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
 from studyloom.installation import pip_install
-from studyloom.processes import cores, host_id
+from studyloom.processes import count_cores, host_id
 from studyloom.worker.local import check_count, visible_gpus
 from studyloom.worker.stopping import Stop
 from studyloom.worker.supervisor import Supervisor, WorkerExit
@@ -79,7 +79,7 @@ class Ray(Launcher):
         if self.workers != "auto":
             return min(int(self.workers), slots)
         if self.address is None:
-            resources = [{"CPU": float(cores()), "GPU": float(len(visible_gpus()))}]
+            resources = [{"CPU": float(count_cores()), "GPU": float(len(visible_gpus()))}]
         else:
             resources = nodes(self.connect())
         return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
@@ -112,7 +112,7 @@ class Ray(Launcher):
             with ExitStack() as stack:
                 if self.address is None:
                     workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
-                    stack.enter_context(own_cluster(max(cores(), workers * self.num_cpus)))
+                    stack.enter_context(own_cluster(max(count_cores(), workers * self.num_cpus)))
                 else:
                     stack.callback(lambda: import_ray().shutdown())
                     self.connect(run_dir)

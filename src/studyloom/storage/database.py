@@ -45,7 +45,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost, StudyloomError
 from studyloom.installation import pip_install
-from studyloom.processes import running_beside
+from studyloom.processes import running_in_thread
 from studyloom.storage import sql
 from studyloom.storage.optuna_internals import (
     ALEMBIC,
@@ -950,7 +950,7 @@ def _server_lock(address: URL, waiting: str, deadline: float) -> Iterator[None]:
     with explained(address):
         connection = Retry(address, deadline).run(acquire)
     try:
-        with running_beside(renew):
+        with running_in_thread(renew):
             yield
     finally:
         # The lock goes with the connection, also if that was lost before.

@@ -30,7 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from studyloom.errors import ClaimLost, StorageError, StorageLost
-from studyloom.processes import host_id, is_alive, running_beside, worker_id
+from studyloom.processes import host_id, is_alive, running_in_thread, worker_id
 from studyloom.space.tree import Point
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
@@ -744,7 +744,7 @@ class Ledger:
                 )
 
         try:
-            with running_beside(renew):
+            with running_in_thread(renew):
                 yield store
         finally:
             with suppress(StorageError):  # what has ended the body counts

@@ -24,7 +24,7 @@ from studyloom.data.examples import Examples, Items, move
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError, LoaderDied
-from studyloom.processes import LINUX, end_with, signals_deferred
+from studyloom.processes import LINUX, deferring_signals, end_with_parent
 from studyloom.text import name_error
 from studyloom.training.job import Job
 from studyloom.user_code.importing import importing_module
@@ -203,7 +203,7 @@ class Loader:
         """Ends the processes that load, in whatever state they are."""
         running, self._running, self._loader = self._running, None, None
         if running is not None:
-            with signals_deferred():
+            with deferring_signals():
                 # PyTorch does it when the iterator is collected, and an exception may keep it.
                 running._shutdown_workers()
 
@@ -213,7 +213,7 @@ class Loader:
         before = signal.getsignal(signal.SIGCHLD)
         # An exception between two forks would leave processes that never end.
         # And a process that is no fork imports the Dataset's module, with this one's arguments.
-        with signals_deferred(), warnings.catch_warnings(), importing_module("data.num_workers"):
+        with deferring_signals(), warnings.catch_warnings(), importing_module("data.num_workers"):
             # Python 3.12 warns of forks where threads run. PyTorch's children use one thread.
             warnings.simplefilter("ignore", DeprecationWarning)
             # Where processes send batches from, and this one removes at its end. Else each makes
@@ -280,7 +280,7 @@ def _begin(parent: int, _: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.excepthook = _report_error
-    end_with(parent)
+    end_with_parent(parent)
 
 
 def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:

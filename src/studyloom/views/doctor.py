@@ -18,7 +18,7 @@ from studyloom._version import __version__
 from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
-from studyloom.processes import cores
+from studyloom.processes import count_cores
 from studyloom.storage.database import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.opening import open_ledgers
@@ -180,7 +180,7 @@ def workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
     count, found = (
         Local().count(sys.maxsize),
-        f"for {len(visible_gpus()) or 'no'} GPUs and {cores()} cores",
+        f"for {len(visible_gpus()) or 'no'} GPUs and {count_cores()} cores",
     )
     return Finding(OK, f"launcher.workers=auto starts {count}, {found}")
 

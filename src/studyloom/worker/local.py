@@ -18,7 +18,7 @@ from studyloom.config.build import build
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, WORKER
 from studyloom.errors import BrokenProcess, ConfigError, LaunchError
-from studyloom.processes import cores, host_id, worker_id
+from studyloom.processes import count_cores, host_id, worker_id
 from studyloom.training.device import training_device
 from studyloom.user_code.pickled import can_pass_on, passed_to_child
 from studyloom.worker.failure_causes import gpu_is_lost
@@ -135,7 +135,7 @@ class Local(Launcher):
             return min(available // self.gpus * self.per_gpu, slots)
         if training_device().type == "mps":
             return min(self.per_gpu, slots)
-        return min(cores(), slots)
+        return min(count_cores(), slots)
 
     def devices(self) -> list[str]:
         """Returns the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none without GPUs.
@@ -149,7 +149,7 @@ class Local(Launcher):
     def environments(self, count: int) -> list[dict[str, str]]:
         """Returns the variables of each worker: its devices, and its share of the cores."""
         devices = self.devices()
-        threads = str(max(1, cores() // count))
+        threads = str(max(1, count_cores() // count))
         common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         return [
             common | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})

@@ -19,7 +19,7 @@ import optuna
 import torch
 
 from studyloom._version import __version__
-from studyloom.processes import cpu_name
+from studyloom.processes import read_cpu_name
 from studyloom.storage.attributes import PROVENANCE
 
 
@@ -76,7 +76,7 @@ def current_environment(device: torch.device) -> dict[str, Any]:
 @functools.cache
 def processor() -> str:
     """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
-    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{read_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 from studyloom.errors import Interrupted, Stopped, StudyloomError
-from studyloom.processes import running_beside
+from studyloom.processes import running_in_thread
 from studyloom.storage import sql
 from studyloom.storage.attributes import CONTROL
 from studyloom.storage.database import Connection
@@ -244,5 +244,5 @@ def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterato
             if end.wait(POLL):
                 return
 
-    with running_beside(follow):
+    with running_in_thread(follow):
         yield

@@ -20,7 +20,7 @@ from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.errors import StorageLost
 from studyloom.plugins import load_plugin
-from studyloom.processes import Stopwatch, running_beside
+from studyloom.processes import Stopwatch, running_in_thread
 from studyloom.storage.failures import Limits
 from studyloom.storage.ledger import Ledger
 from studyloom.training.steps import on_threads
@@ -266,5 +266,5 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
             with suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
-    with running_beside(renew):
+    with running_in_thread(renew):
         yield

@@ -23,7 +23,7 @@ from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
-from studyloom.processes import leading_group
+from studyloom.processes import running_process_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 from studyloom.user_code.digests import CODE, digest_of_source
@@ -490,7 +490,7 @@ def started(
     with output.open("ab") as file:
         start = file.tell()
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        with leading_group(words, env=environment, cwd=folder, **pipes) as process:
+        with running_process_group(words, env=environment, cwd=folder, **pipes) as process:
             try:
                 yield process, _read_lines(output, start, lambda: process.poll() is not None)
             finally:
