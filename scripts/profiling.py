@@ -33,7 +33,7 @@ LOOP, WAIT, STORAGE = "the worker's loop", "handing over to the thread", "storag
 PARTS = {
     "studyloom.definition.network:NetworkDefinition.make_objective": "network and optimizer made",
     "studyloom.training.trainer:JobRun.run_epoch": "step: python",
-    "studyloom.training.batches:TensorBatches.at": "step: batch gathered",
+    "studyloom.training.batches:TensorBatches.load_batch": "step: batch gathered",
     "studyloom.training.steps:Steps.train": "step: forward and loss",
     "torch:Tensor.backward": "step: backward",
     "studyloom.training.trainer:JobRun.evaluate": "evaluation",
@@ -138,7 +138,7 @@ def put_clocks(clock: Clock) -> list[Any]:
         owner = functools.reduce(getattr, owners, importlib.import_module(module))
         setattr(owner, name, clock.timed(label, getattr(owner, name)))
 
-    step_of, measure, init = trainer.step_of, Stopwatch.__call__, Outbox.__init__
+    find_step, measure, init = trainer.find_step, Stopwatch.__call__, Outbox.__init__
     executes = {name: getattr(DefaultDialect, name) for name in ("do_execute", "do_executemany")}
     runs: list[Any] = []
     run_epoch = trainer.JobRun.run_epoch
@@ -171,7 +171,7 @@ def put_clocks(clock: Clock) -> list[Any]:
             parts.pop().__exit__(None, None, None)
 
     trainer.JobRun.run_epoch = keep_run  # type: ignore[method-assign]
-    trainer.step_of = lambda optimizer: clock.timed("step: optimizer", step_of(optimizer))
+    trainer.find_step = lambda optimizer: clock.timed("step: optimizer", find_step(optimizer))
     Stopwatch.__call__ = measured  # type: ignore[method-assign,assignment]
     Outbox.__init__ = make_outbox  # type: ignore[method-assign]
     for name, execute in executes.items():

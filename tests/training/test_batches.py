@@ -11,6 +11,7 @@ from torch import nn
 from studyloom.definition.network import measure_costs
 from studyloom.definition.preflight import try_out
 from studyloom.models import MLP
+from studyloom.training.batches import Batch, OptimizerStep
 from studyloom.training.trainer import JobRun, evaluate_network
 
 
@@ -48,7 +49,7 @@ def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(dtype):
     job = toy_job(model=Words)
     assert len(curve(job, whole)) == job.epochs
     kept = torch.int32 if dtype == torch.int32 else torch.int64
-    assert JobRun(job, whole).batches.at(torch.arange(3))[0].dtype == kept
+    assert JobRun(job, whole).batches.load_batch(torch.arange(3))[0].dtype == kept
     assert measure_costs(["parameters"], [], job, whole)[0].value > 0
     try_out(job, whole, {1})
 
@@ -83,7 +84,8 @@ def test_a_step_of_ones_own_gets_whole_numbers_as_loaded_and_bytes_as_floats():
 
     for dtype, expected in ((torch.uint8, torch.float32), (torch.int16, torch.int16)):
         run = JobRun(toy_job(step=step), stored_as(dtype)[0])
-        run.train_step(4, [(run.batches.at(torch.arange(4)), 4)])
+        batch = Batch(run.batches.load_batch(torch.arange(4)), 4)
+        run.train_step(OptimizerStep(4, [batch]))
         assert seen.pop() == expected
 
 

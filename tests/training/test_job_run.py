@@ -253,8 +253,10 @@ def test_patience_ends_a_training_and_best_keeps_its_weights_and_value():
         training = Training([toy_job(epochs=5, metric=metric, patience=2, weights=weights)], SPLIT)
         snapshots = [deepcopy(training._runs[0].model.state_dict()) for _ in training]
         assert [epoch.value for (epoch,) in training.history] == [0.3, 0.5, 0.5, 0.4]
-        assert (training.epochs, training.ended, len(training.history)) == (4, True, 4)
-        assert [(epoch.number, epoch.value) for epoch in training.kept()] == [(number, value)]
+        assert (training.epochs, training.has_ended, len(training.history)) == (4, True, 4)
+        assert [(epoch.number, epoch.value) for epoch in training.select_epochs()] == [
+            (number, value)
+        ]
         assert close(training.weights()[0], snapshots[number - 1], atol=0)
 
 
@@ -276,11 +278,11 @@ def test_each_job_has_its_own_patience_and_stands_in_until_the_others_end():
         states.append(training.state())
     assert values == [[0.5, 0.1], [0.4, 0.2], [0.3, 0.8], [0.5, 0.2], [0.5, 0.1]]
     assert training.epochs == 5
-    assert [epoch.value for epoch in training.kept()] == [0.5, 0.8]
+    assert [epoch.value for epoch in training.select_epochs()] == [0.5, 0.8]
     for stop, state in enumerate(states):
         resumed = Training(two_jobs(), SPLIT)
         resumed.restore(state)
-        assert (len(resumed.history), resumed.ended) == (stop, stop == len(values))
+        assert (len(resumed.history), resumed.has_ended) == (stop, stop == len(values))
     assert list(resumed) == []
 
 

@@ -105,9 +105,11 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
     seen = []
     for _ in range(2):
         trained = {
-            float(own) for _, step in batches.steps() for batch, _ in step for own in batch[0]
+            float(own) for _, step in batches.draw_steps() for batch, _ in step for own in batch[0]
         }
-        reevaluated = {float(own) for batch, _ in batches.part(batches.valid) for own in batch[0]}
+        reevaluated = {
+            float(own) for batch, _ in batches.load_batches(batches.valid) for own in batch[0]
+        }
         assert reevaluated <= trained
         assert (loaders() == []) == (loading is WORKERS)
         seen += trained
@@ -137,7 +139,7 @@ def test_weights_say_how_often_an_example_is_drawn():
     counts = torch.zeros(60)
     batches = make_batches(job, examples)
     for _ in range(30):
-        for _, group in batches.steps():
+        for _, group in batches.draw_steps():
             for (inputs, _), _ in group:
                 counts += inputs[:, 0, 0, 0].long().bincount(minlength=60)
     assert counts[:30].sum() == 0

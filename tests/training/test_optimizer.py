@@ -10,7 +10,7 @@ from torch import nn
 from studyloom.errors import ConfigError
 from studyloom.models import CNN, MLP, Recurrent, Transformer
 from studyloom.optimizers import Muon
-from studyloom.training.optimizer import ParameterGroup, freeze, make_optimizer, step_of
+from studyloom.training.optimizer import ParameterGroup, find_step, freeze, make_optimizer
 from studyloom.training.trainer import Training
 
 ADAM = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
@@ -79,7 +79,7 @@ def test_a_step_is_that_of_the_optimizer_bit_for_bit():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
         optimizer = make(model.parameters())
-        step = optimizer.step if plain else step_of(optimizer)
+        step = optimizer.step if plain else find_step(optimizer)
         for number in range(5):
             optimizer.zero_grad()
             model(torch.randn(8, 5)).square().mean().backward()
@@ -162,7 +162,7 @@ def test_steps_of_muon_are_those_of_its_two_optimizers_also_after_a_state_is_loa
             net.zero_grad()
             net(torch.randn(8, 1, 4, 4)).square().mean().backward()
             for each in one:
-                step_of(each)()
+                find_step(each)()
         return [weight.tolist() for weight in net.parameters()]
 
     assert train(1) == train(2) == train(1, saved=True)

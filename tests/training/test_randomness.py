@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studyloom.training.checkpoint import Checkpoint
-from studyloom.training.randomness import random_state, seeded, set_random_state
+from studyloom.training.randomness import get_random_state, seeded, set_random_state
 
 
 def draw():
@@ -22,7 +22,7 @@ def test_a_state_goes_on_where_it_was_also_through_a_checkpoint(tmp_path):
     with seeded(3):
         draw()  # one of two normal numbers is left over in each generator
         file = Checkpoint(tmp_path / "c.pt", "it")
-        file.save(random_state())
+        file.save(get_random_state())
         expected = [draw(), draw()]
     with seeded(4):
         set_random_state(file.load())

@@ -116,5 +116,10 @@ def measure_costs(
         freeze(model, job.groups)
         batches = make_batches(job, split)
         batches.fit(model)
-        example = next(batches.part(torch.zeros(1, dtype=torch.int64, device=split.device)))[0]
-        return [Cost(name, MEASURES[name](model, example), limit_of.get(name)) for name in names]
+        first_example = torch.zeros(1, dtype=torch.int64, device=split.device)
+        batch = next(batches.load_batches(first_example))
+        costs = []
+        for name in names:
+            value = MEASURES[name](model, batch.content)
+            costs.append(Cost(name, value, limit_of.get(name)))
+        return costs

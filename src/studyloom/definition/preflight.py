@@ -55,7 +55,7 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                 # The final training is on all examples.
                 later = [torch.arange(len(split)), *(train for train, _ in uneven)]
                 jobs_later = [replace(jobs[0], train=train) for train in later]
-                try_out(jobs[0], split, {job.last_batch for job in [*jobs, *jobs_later]})
+                try_out(jobs[0], split, {job.last_batch_size for job in [*jobs, *jobs_later]})
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
                 errors = messages_of(error, describe_error(error))
@@ -100,11 +100,11 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         model, batches, steps = run.model, run.batches, run.steps
         if not own:
             for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
-                batches.at(job.train[:size])
+                batches.load_batch(job.train[:size])
             sizes = {min(2, job.batch_size), *sizes} & {1, 2}
         with _explained("step", None, 2), torch.no_grad():
             if isinstance(split, Split) and job.evaluate is None:
-                outputs, targets = apply_network(model.eval(), batches.at(job.valid[:2]))
+                outputs, targets = apply_network(model.eval(), batches.load_batch(job.valid[:2]))
                 if tuple(outputs.shape) != (wanted := (len(targets), split.outputs)):
                     raise ValueError(
                         f"the outputs of the network must be {wanted} for {wanted[0]} examples; "
@@ -113,11 +113,11 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         for size in sorted(sizes, reverse=True):
             single = job.batch_size if size == 1 else None
             with _explained("step", job.step, size, single):
-                batch = batches.at(split.to_rehearse(job.train)[:size])
+                batch = batches.load_batch(split.to_rehearse(job.train)[:size])
                 steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
         with _explained("evaluate", job.evaluate, max(sizes)), torch.no_grad():
-            batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
-            evaluated = steps.evaluate(model.eval(), batch, count)[1:]
+            batch = next(iter(batches.load_batches(job.valid[: max(sizes)])))
+            evaluated = steps.evaluate(model.eval(), batch.content, batch.size)[1:]
         _try_step(run)  # last: a large learning rate may spoil the network
     if isinstance(split, Split) and job.evaluate is None:
         return  # the metric is tried on whole folds

@@ -31,7 +31,7 @@ from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.device import training_device
-from studyloom.training.randomness import random_state, set_random_state
+from studyloom.training.randomness import get_random_state, set_random_state
 from studyloom.training.states import load_state, plain_state
 from studyloom.user_code.importing import is_users_code
 
@@ -415,7 +415,7 @@ class Run:
             "epoch": self._epoch,
             "kept": _snapshots(self._kept),
             "files": self._files,
-            "random": random_state(),
+            "random": get_random_state(),
             "generator": self.generator.get_state(),
         }
 

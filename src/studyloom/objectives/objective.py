@@ -222,7 +222,7 @@ class NetworkObjective(Objective):
 
     @property
     def evaluating(self) -> float:
-        return self.training.evaluating
+        return self.training.evaluation_seconds
 
     @property
     def history(self) -> list[list[Epoch]]:
@@ -237,7 +237,7 @@ class NetworkObjective(Objective):
         with closing(self.training):
             for epoch in run_epochs(self.training, stopping):
                 report(epoch)
-        return mean_epoch(self.training.kept()).value
+        return mean_epoch(self.training.select_epochs()).value
 
     def steps(self) -> list[Epoch]:
         return [mean_epoch(epochs) for epochs in self.history]
@@ -253,8 +253,8 @@ class NetworkObjective(Objective):
         return columns | spread_over_jobs(self.history)
 
     def standard_error(self) -> float | None:
-        if self.training.ended and self._cut is None:
-            return _error_of(self.training.kept())
+        if self.training.has_ended and self._cut is None:
+            return _error_of(self.training.select_epochs())
         return _error_of(self.history[-1]) if self.history else None
 
     def state(self) -> dict[str, Any]:

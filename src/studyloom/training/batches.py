@@ -1,20 +1,23 @@
 """The batches of one job: from tensors in memory, or from a Dataset. Only this module knows which.
 
-Each batch of a Dataset brings its own seed, drawn from the job's generator, so that its content
-does not depend on `data.num_workers`, and a resumed training draws the same batches as without
-the interruption.
+An *optimizer step* trains on one batch, or with `train.accumulate` on several. A Dataset may draw
+random numbers, such as those of an augmentation. Each of its batches is loaded under its own seed,
+which is drawn from the job's generator: so the content of a batch does not depend on
+`data.num_workers`, and a resumed training draws the same batches as without the interruption.
 """
 
+import contextlib
 import functools
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from multiprocessing.util import get_temp_dir
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +36,44 @@ from studyloom.user_code.importing import importing_module
 # long as 256.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 4096, "mps": 4096}
 
-# Whether to train on the batch, its seed, and the indices of its examples.
-Request = tuple[bool, int, list[int]]
-Sized = tuple[Any, int]  # a batch, and the number of its examples
-# How many examples a step has, and its batches, all of which are to be taken before the next step.
-Step = tuple[int, Iterable[Sized]]
+
+class Batch(NamedTuple):
+    """A batch of examples.
+
+    Attributes:
+        content: whatever a collate function makes; for tensors in memory (inputs, targets).
+        size: the number of its examples.
+    """
+
+    content: Any
+    size: int
+
+
+class OptimizerStep(NamedTuple):
+    """The batches that one step of the optimizer trains on.
+
+    Attributes:
+        size: the number of examples in all its batches.
+        batches: all of which are to be taken before the next step.
+    """
+
+    size: int
+    batches: Iterable[Batch]
+
+
+class Request(NamedTuple):
+    """A batch of a Dataset that is to be loaded.
+
+    Attributes:
+        is_training: whether the training view of the examples is loaded, with augmentation, or the
+            evaluation view.
+        seed: of the random numbers that the Dataset draws for the batch.
+        indices: of the batch's examples.
+    """
+
+    is_training: bool
+    seed: int
+    indices: list[int]
 
 
 def make_batches(job: Job, split: Part) -> "Batches":
@@ -51,43 +87,50 @@ class TensorBatches:
     """Batches `(inputs, targets)` of a split, on its device.
 
     Attributes:
-        train: indices of the training examples, int64 (n,), on that device; compare `valid`.
-        evaluation_size: how many examples a batch to evaluate has.
-        dtype: of the inputs in a batch, whatever they are stored in; `fit` sets that which a
+        dtype: of the inputs in a batch, whatever they are stored in; `fit` sets the one that a
             network takes.
+        train: indices of the training examples on that device, int64 (n,).
+        valid: indices of the validation examples, likewise.
     """
 
     def __init__(self, job: Job, split: Split) -> None:
         self._job = job
         self._split = split
-        self.dtype = unseen_dtype(split)
+        self.dtype = default_input_dtype(split)
         self.train = job.train.to(split.device)
         self.valid = job.valid.to(split.device)
-        self.evaluation_size = EVALUATION_BATCH[split.device.type]
-        self._whole = job.accumulate == 1  # whether a step has one batch
+        self._evaluation_size = EVALUATION_BATCH[split.device.type]
 
-    def steps(self) -> Iterator[Step]:
-        """Draws the order of an epoch's examples, and returns what each step trains on.
+    def draw_steps(self) -> Iterator[OptimizerStep]:
+        """Draws the order of an epoch's examples, and returns its steps.
 
-        It is drawn from PyTorch's generator on the CPU: the same on every device. The last step and
-        the last batch may be smaller.
+        The order is drawn from PyTorch's generator on the CPU: it is the same on every device. The
+        last step and the last batch may be smaller.
         """
         job = self._job
-        order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
-        return map(self._step, torch.split(order, job.batch_size * job.accumulate))
+        order = torch.randperm(len(self.train))[: job.samples]
+        examples = self.train[order.to(self.train.device)]
+        return map(self._make_step, torch.split(examples, job.batch_size * job.accumulate))
 
-    def _step(self, indices: Tensor) -> Step:
-        if self._whole:
-            return len(indices), ((self.at(indices), len(indices)),)
-        parts = torch.split(indices, self._job.batch_size)
-        return len(indices), ((self.at(part), len(part)) for part in parts)
+    def _make_step(self, indices: Tensor) -> OptimizerStep:
+        batches: Iterable[Batch]
+        if self._job.accumulate == 1:
+            batches = (Batch(self.load_batch(indices), len(indices)),)
+        else:
+            batches = self._split_batches(indices, self._job.batch_size)
+        return OptimizerStep(len(indices), batches)
 
-    def part(self, indices: Tensor) -> Iterator[Sized]:
-        """Yields the batches to evaluate the examples at `indices`, in their order."""
-        for part in torch.split(indices, self.evaluation_size):
-            yield self.at(part), len(part)
+    def _split_batches(self, indices: Tensor, size: int) -> Iterator[Batch]:
+        """Yields the examples at indices in batches of a size; the last may be smaller."""
+        for part in torch.split(indices, size):
+            yield Batch(self.load_batch(part), len(part))
 
-    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def load_batches(self, indices: Tensor) -> Iterator[Batch]:
+        """Yields the batches to evaluate the examples at indices, int64 (n,), in their order."""
+        return self._split_batches(indices, self._evaluation_size)
+
+    def load_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the inputs (n, …) and targets of the examples at indices, int64 (n,)."""
         # index_select, a batch at a time: 54,000 images take 29 ms an epoch, [] 45 ms, one gather
         # per epoch 119 ms.
         split = self._split
@@ -97,7 +140,8 @@ class TensorBatches:
         return inputs, split.targets.index_select(0, indices)
 
     def fit(self, network: nn.Module) -> None:
-        self.dtype = batch_dtype(self._job, network, self._split)
+        """Sets the type of inputs that a network takes."""
+        self.dtype = find_input_dtype(self._job, network, self._split)
 
     def close(self) -> None:
         """Does nothing: no process loads."""
@@ -111,49 +155,62 @@ class ExampleBatches:
         self._examples = examples
         self.train = job.train.to(examples.device)
         self.valid = job.valid.to(examples.device)
-        self.evaluation_size = job.batch_size
         self._loader = Loader(examples)
 
-    def steps(self) -> Iterator[Step]:
-        parts = torch.split(self._draw(), self._job.batch_size)
-        seeds = torch.randint(2**62, (len(parts),))
-        return self._load_steps(parts, seeds.tolist())
+    def draw_steps(self) -> Iterator[OptimizerStep]:
+        """Draws the examples of an epoch and the seeds of its batches, and returns its steps."""
+        parts = torch.split(self._draw_examples(), self._job.batch_size)
+        seeds = torch.randint(2**62, (len(parts),)).tolist()
+        requests = []
+        for part, seed in zip(parts, seeds, strict=True):
+            requests.append(Request(True, seed, part.tolist()))
+        return self._load_steps(requests)
 
-    def _load_steps(self, parts: Sequence[Tensor], seeds: list[int]) -> Iterator[Step]:
-        batches = self._loader.load(
-            [(True, seed, part.tolist()) for seed, part in zip(seeds, parts, strict=True)]
-        )
-        for first in range(0, len(parts), self._job.accumulate):
-            sizes = [len(part) for part in parts[first : first + self._job.accumulate]]
-            loaded = ((next(batches), size) for size in sizes)
-            yield sum(sizes), loaded
-        next(batches, None)  # the processes that load are free for what comes next
+    def _load_steps(self, requests: Sequence[Request]) -> Iterator[OptimizerStep]:
+        """Yields the steps of an epoch; each batch is loaded when it is taken."""
+        contents = self._loader.load(requests)
+        for first in range(0, len(requests), self._job.accumulate):
+            sizes = []
+            for request in requests[first : first + self._job.accumulate]:
+                sizes.append(len(request.indices))
+            batches = (Batch(next(contents), size) for size in sizes)
+            yield OptimizerStep(sum(sizes), batches)
+        # Only the call that finds no further batch frees the processes for the evaluation.
+        next(contents, None)
 
-    def part(self, indices: Tensor) -> Iterator[Sized]:
-        # Seeds that are always the same: a Dataset that draws gives the same each time. An epoch
-        # ends with this, and so do the processes that have loaded it.
-        parts = torch.split(indices.cpu(), self.evaluation_size)
-        requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
-        for part, batch in zip(parts, self._loader.load(requests), strict=True):
-            yield batch, len(part)
-        self._loader.rest()
+    def load_batches(self, indices: Tensor) -> Iterator[Batch]:
+        """Yields the batches to evaluate the examples at indices, int64 (n,), in their order.
 
-    def at(self, indices: Tensor) -> Any:
-        return self._loader.load_here((True, 0, indices.tolist()))
+        The seeds are always the same, so that a Dataset that draws random numbers gives the same
+        examples each time. An epoch ends with this, and so do the processes that have loaded it.
+        """
+        parts = torch.split(indices.cpu(), self._job.batch_size)
+        requests = []
+        for number, part in enumerate(parts):
+            requests.append(Request(False, number, part.tolist()))
+        for request, content in zip(requests, self._loader.load(requests), strict=True):
+            yield Batch(content, len(request.indices))
+        self._loader.end_epoch()
+
+    def load_batch(self, indices: Tensor) -> Any:
+        """Returns the batch of the training examples at indices, loaded in this process."""
+        return self._loader.load_here(Request(True, 0, indices.tolist()))
 
     def fit(self, network: nn.Module) -> None:
         """Does nothing: a network gets what the Dataset gives."""
 
     def close(self) -> None:
-        """Ends the processes that load, also in the midst of an epoch; `steps` starts others."""
+        """Ends the processes that load, also during an epoch; the next epoch starts others."""
         self._loader.close()
 
-    def _draw(self) -> Tensor:
-        """Draws the examples of an epoch: in a new order, or by their weights."""
-        job, weights, train = self._job, self._examples.weights, self._job.train.cpu()
+    def _draw_examples(self) -> Tensor:
+        """Draws the examples of an epoch, int64 (n,): in a new order, or by their weights."""
+        weights = self._examples.weights
+        train = self._job.train.cpu()
+        samples = self._job.samples
         if weights is None:
-            return train[torch.randperm(len(train))[: job.samples]]
-        return train[torch.multinomial(weights[train], job.samples, replacement=True)]
+            return train[torch.randperm(len(train))[:samples]]
+        return train[torch.multinomial(weights[train], samples, replacement=True)]
 
 
 Batches = TensorBatches | ExampleBatches
@@ -162,26 +219,40 @@ Batches = TensorBatches | ExampleBatches
 class Loader:
     """Loads batches, in this process or in worker processes of a DataLoader.
 
-    These are forked for each epoch, unless they are to persist: two take 0.05 s and more, so the
-    evaluation uses those of the training. They ignore the signals that stop a study, since
-    this process ends them, and they do not outlive it.
+    The processes are forked for each epoch, unless they are persistent. Two take 0.05 s and more,
+    so those of the training load the evaluation of the epoch too: they are persistent to PyTorch in
+    any case, and `end_epoch` ends them. They ignore the signals that stop a study, since this
+    process ends them, and they do not outlive it.
     """
 
     def __init__(self, examples: Examples) -> None:
         self._views = {True: examples.training, False: examples.evaluation}
-        self._loading, self._device = examples.loading, examples.device
-        self._requests: list[Request] = []  # of the current pass
+        self._loading = examples.loading
+        self._device = examples.device
+        # The DataLoader iterates over this list, which holds the requests of the current pass.
+        self._requests: list[Request] = []
         self._loader: DataLoader[Any] | None = None
-        self._running: Any = None
+        self._iterator: Any = None  # the DataLoader's, which owns the processes
 
-    def load(self, requests: Iterable[Request]) -> Iterator[Any]:
-        """Yields the batch of each request. Raises DataError, and LoaderDied if a process dies."""
+    def load(self, requests: Sequence[Request]) -> Iterator[Any]:
+        """Yields the batch of each request.
+
+        Raises:
+            DataError: an example cannot be loaded.
+            LoaderDied: a process that loads has died.
+        """
         if not self._loading.num_workers:
-            yield from map(self.load_here, requests)
+            for request in requests:
+                yield self.load_here(request)
             return
         try:
-            self._explained(lambda: self._start(requests))
-            while (batch := self._explained(lambda: next(self._running, None))) is not None:
+            with self._explained_death():
+                self._start(requests)
+            while True:
+                with self._explained_death():
+                    batch = next(self._iterator, None)
+                if batch is None:
+                    return
                 if isinstance(batch, DataError):
                     raise batch
                 yield self._to_device(batch)
@@ -191,63 +262,72 @@ class Loader:
 
     def load_here(self, request: Request) -> Any:
         """Returns the batch of a request, loaded in this process."""
-        training, seed, indices = request
-        return self._to_device(self._views[training].fetch(indices, seed))
+        view = self._views[request.is_training]
+        return self._to_device(view.fetch(request.indices, request.seed))
 
-    def rest(self) -> None:
+    def end_epoch(self) -> None:
         """Ends the processes that load, unless they are persistent."""
         if not self._loading.persistent_workers:
             self.close()
 
     def close(self) -> None:
         """Ends the processes that load, in whatever state they are."""
-        running, self._running, self._loader = self._running, None, None
-        if running is not None:
+        iterator = self._iterator
+        self._iterator = None
+        self._loader = None
+        if iterator is not None:
             with deferring_signals():
-                # PyTorch does it when the iterator is collected, and an exception may keep it.
-                running._shutdown_workers()
+                # PyTorch would do it when the iterator is collected, and an exception that is kept
+                # would keep the iterator.
+                iterator._shutdown_workers()
 
-    def _start(self, requests: Iterable[Request]) -> None:
-        """Starts the processes, or gives persistent ones their next work."""
+    def _start(self, requests: Sequence[Request]) -> None:
+        """Starts the processes, or gives persistent ones their next requests."""
         self._requests[:] = requests
-        before = signal.getsignal(signal.SIGCHLD)
-        # An exception between two forks would leave processes that never end.
-        # And a process that is no fork imports the Dataset's module, with this one's arguments.
-        with deferring_signals(), warnings.catch_warnings(), importing_module("data.num_workers"):
-            # Python 3.12 warns of forks where threads run. PyTorch's children use one thread.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            # Where processes send batches from, and this one removes at its end. Else each makes
-            # a folder, and fails to remove it where one of its threads makes a socket meanwhile.
+        with contextlib.ExitStack() as stack:
+            # An exception between two forks would leave processes that never end.
+            stack.enter_context(deferring_signals())
+            # multiprocessing puts sockets into a folder, over which processes send batches. Each
+            # process would make its own, and fail to remove it at its end if one of its threads
+            # makes a socket at that moment. This process makes one that all of them use.
             get_temp_dir()
+            # Where processes are spawned, and not forked, each imports the module of the Dataset,
+            # which may read the command line: its own arguments are those of this process.
+            stack.enter_context(importing_module("data.num_workers"))
+            stack.enter_context(_fork_warnings_ignored())
+            stack.enter_context(_child_signals_unhandled())
             if self._loader is None:
                 self._loader = self._make_loader()
-            self._running = iter(self._loader)
-            # PyTorch's handler would raise the death of a loader in whatever the main thread does
-            # at that moment, such as a transaction. Without it `next` finds out within 5 s.
-            if threading.current_thread() is threading.main_thread() and before is not None:
-                signal.signal(signal.SIGCHLD, before)
+            self._iterator = iter(self._loader)
 
     def _make_loader(self) -> DataLoader[Any]:
         loading = self._loading
+        start_method = "spawn"
+        if LINUX:
+            start_method = "fork"
         return DataLoader(
-            Requested(self._views),
+            RequestedBatches(self._views),
             sampler=self._requests,
-            batch_size=None,
+            batch_size=None,  # since an item of the Dataset is a batch already
             num_workers=loading.num_workers,
-            collate_fn=_unchanged,
+            collate_fn=_return_unchanged,
             pin_memory=loading.pin_memory and self._device.type == "cuda",
             persistent_workers=True,
-            worker_init_fn=functools.partial(_begin, os.getpid()),
-            multiprocessing_context="fork" if LINUX else "spawn",
+            worker_init_fn=functools.partial(_prepare_process, os.getpid()),
+            multiprocessing_context=start_method,
             generator=torch.Generator(),  # else it would draw from the job's
         )
 
     def _to_device(self, batch: Any) -> Any:
-        return batch if self._device.type == "cpu" else move(batch, self._device)
+        if self._device.type == "cpu":
+            return batch
+        return move(batch, self._device)
 
-    def _explained(self, work: Callable[[], Any]) -> Any:
+    @contextlib.contextmanager
+    def _explained_death(self) -> Iterator[None]:
+        """Raises LoaderDied for the RuntimeError by which PyTorch reports that a process died."""
         try:
-            return work()
+            yield
         except RuntimeError as error:
             raise LoaderDied(
                 f"a process that loads batches (data.num_workers={self._loading.num_workers}) "
@@ -256,58 +336,99 @@ class Loader:
             ) from error
 
 
-class Requested(Dataset[Any]):
+@contextlib.contextmanager
+def _fork_warnings_ignored() -> Iterator[None]:
+    """Ignores Python 3.12's warning of forks where threads run: PyTorch's children use one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _child_signals_unhandled() -> Iterator[None]:
+    """Restores the handler of SIGCHLD that a DataLoader replaces when it starts its processes.
+
+    PyTorch's handler would raise the death of a process in whatever the main thread does at that
+    moment, such as a transaction. Without it `next` finds out within 5 s.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if is_main_thread and handler is not None:  # only the main thread may set one
+        signal.signal(signal.SIGCHLD, handler)
+
+
+class RequestedBatches(Dataset[Any]):
     """The Dataset of a DataLoader: the batches of requests, made in its processes."""
 
     def __init__(self, views: dict[bool, Items]) -> None:
         self._views = views
 
-    def __getitem__(self, request: Any) -> Any:
-        training, seed, indices = request
+    def __getitem__(self, request: Request) -> Any:
         try:
-            return self._views[training].fetch(indices, seed)
+            return self._views[request.is_training].fetch(request.indices, request.seed)
         except DataError as error:
             return error  # PyTorch would raise another one, without its notes
 
 
-def _unchanged(batch: Any) -> Any:
+def _return_unchanged(batch: Any) -> Any:
+    """Collates nothing: the Dataset gives whole batches. A process that is spawned imports it."""
     return batch
 
 
-def _begin(parent: int, _: int) -> None:
-    """Prepares a process that loads: it ends with its parent, and only that handles signals."""
+def _prepare_process(parent: int, worker: int) -> None:
+    """Prepares a process that loads: it ends with its parent, and only that handles signals.
+
+    Args:
+        parent: its process id.
+        worker: the number of the process among those of the DataLoader, which PyTorch passes.
+    """
     for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.excepthook = _report_error
     end_with_parent(parent)
 
 
-def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # A thread of multiprocessing hands over the memory of batches, and meets the end of the process
-    # that they are on their way to.
+def _report_error(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Prints an error that ends a process that loads, unless a connection broke.
+
+    A thread of multiprocessing hands over the memory of batches. It meets a broken connection if
+    the process that a batch is on its way to has ended, which is no error.
+    """
     if not issubclass(kind, ConnectionError):
-        sys.__excepthook__(kind, error, trace)
+        sys.__excepthook__(kind, error, traceback)
 
 
-def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
+def find_input_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     """Returns the type in which a network gets inputs; raises DataError if it takes none.
 
-    Of integers two examples show it: bytes, which are mostly pixels, are tried as float32
-    first, and then as int64; others first as integers, which an embedding needs, and then as
-    float32, which a linear layer needs. For a custom step it is `unseen_dtype`.
+    Integers may be numbers to compute with or positions in an embedding, so the network is tried on
+    two examples. Bytes are mostly pixels, and are tried as float32 first, and then as int64. Other
+    integers are tried as integers first, which an embedding needs, and then as float32, which a
+    linear layer needs. For a custom step nothing is tried, see `default_input_dtype`.
     """
     stored = split.inputs.dtype
     if stored.is_floating_point or job.step is not None or job.evaluate is not None:
-        return unseen_dtype(split)
-    whole = stored if stored in (torch.int32, torch.int64) else torch.int64
+        return default_input_dtype(split)
+    if stored == torch.uint8:
+        candidates = [torch.float32, torch.int64]
+    elif stored == torch.int32:
+        candidates = [torch.int32, torch.float32]
+    else:
+        candidates = [torch.int64, torch.float32]
     reasons = []
-    for dtype in (torch.float32, whole) if stored == torch.uint8 else (whole, torch.float32):
-        if (reason := _refusal(network, split, dtype)) is None:
+    for dtype in candidates:
+        reason = _find_refusal(network, split, dtype)
+        if reason is None:
             return dtype
         reasons.append(f"as {str(dtype).removeprefix('torch.')}: {reason}")
     greatest, least = split.inputs[split.extremes]
-    span = f"from {int(least.min())} to {int(greatest.max())}" if least.numel() else "none"
+    span = "none"
+    if least.numel():
+        span = f"from {int(least.min())} to {int(greatest.max())}"
     raise DataError(
         f"the inputs are {split.kind} {span}, and the network takes them neither "
         f"{' nor '.join(reasons)}; return floats from load, or begin the network with an "
@@ -315,17 +436,23 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     )
 
 
-def unseen_dtype(split: Split) -> torch.dtype:
+def default_input_dtype(split: Split) -> torch.dtype:
     """Returns the type of inputs if no network is tried: that of the split; bytes as float32."""
     stored = split.inputs.dtype
-    return torch.float32 if stored == torch.uint8 else stored
+    if stored == torch.uint8:
+        return torch.float32
+    return stored
 
 
-def _refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None:
+def _find_refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None:
     """Returns why a network does not take inputs of a type; None if it does."""
-    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    weight = next(network.parameters(), None)
+    device = torch.device("cpu")
+    if weight is not None:
+        device = weight.device
     inputs = torch.zeros(2, *split.shape, dtype=dtype, device=device)
-    if not dtype.is_floating_point:  # an embedding has a place for each number, or not
+    if not dtype.is_floating_point:
+        # An embedding takes only numbers that it has a place for, so the extremes are tried.
         inputs += split.inputs[split.extremes].to(inputs)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

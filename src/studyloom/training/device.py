@@ -7,9 +7,9 @@ from studyloom.errors import ConfigError
 
 
 def training_device() -> torch.device:
-    """Returns the first GPU of this process, or the CPU without GPUs.
+    """Returns the first GPU of this process, or the CPU if it has none.
 
-    A Mac's GPU is used only if the variable STUDYLOOM_DEVICE names it.
+    The GPU of a Mac is used only if the variable STUDYLOOM_DEVICE names it.
     """
     if DEVICE.get():
         return torch.device("mps")

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
 from studyloom.training.optimizer import ParameterGroup, Schedule
-from studyloom.training.steps import PRECISIONS, OwnStep
+from studyloom.training.steps import PRECISIONS, CustomStep
 
 WEIGHTS = ("last", "best")
 
@@ -19,26 +19,29 @@ class Job:
     """Everything that one training needs.
 
     Args:
-        model: called with shape= and outputs=; returns the network.
-        optimizer: called with the parameters. It holds the base learning rate, L2 (its own
-            weight_decay), and whether it is fused.
+        model: is called with shape= and outputs=, and returns the network.
+        optimizer: is called with the parameters, and returns the optimizer. It holds the base
+            learning rate and the weight decay.
         schedule: maps progress in [0, 1) to a factor on the base learning rate; or a scheduler of
             PyTorch.
-        train: indices of training examples in a Split, int64 (n,); as `valid` of validation.
-        l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
-        clip: the bound on the norm of the gradient.
-        precision: fp32, bf16 or fp16, whose gradients are scaled.
-        samples_per_epoch: how many examples are drawn again from `train` for each epoch, without
-            replacement; None for all of them.
-        step: computes the loss of a training batch; None for the network's outputs and `loss`.
-        evaluate: computes loss, outputs and targets of a batch to evaluate; None as for `step`.
+        train: indices of the training examples in a Split, int64 (n,).
+        valid: indices of the validation examples, likewise.
+        l1: the weight of the sum of |w| over all weight matrices and kernels; biases and norms are
+            left out.
+        clip: the bound on the norm of the gradient; None for no bound.
+        precision: fp32, bf16 or fp16; with fp16 gradients are scaled, so that small ones do not
+            become 0.
+        samples_per_epoch: the number of examples that are drawn from `train` for each epoch,
+            without replacement; None for all of them.
+        step: computes the loss of a training batch; None to call the network and then `loss`.
+        evaluate: computes loss, outputs and targets of a validation batch; None as for `step`.
         groups: parameters with their own settings; all others have those of the optimizer.
-        accumulate: the batches whose gradients make one step of the optimizer. The gradient is that
-            of one batch of all their examples.
-        drop_last: whether to leave out the last batch of an epoch if it is smaller.
+        accumulate: the number of batches whose gradients make one step of the optimizer. The
+            gradient is that of one batch with all their examples.
+        drop_last: whether the last batch of an epoch is left out if it is smaller.
         ema: the decay of an average of the weights, which is evaluated and kept instead of them.
-        patience: training ends after so many epochs in a row without a better value.
-        weights: `last`, or `best` for the epoch with the best value: its weights and its value are
+        patience: the training ends after this number of epochs in a row without a better value.
+        weights: `last`, or `best` for the epoch with the best value. Its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
 
@@ -60,8 +63,8 @@ class Job:
     precision: str = "fp32"
     samples_per_epoch: int | None = None
     metric: Metric = ACCURACY
-    step: OwnStep | None = None
-    evaluate: OwnStep | None = None
+    step: CustomStep | None = None
+    evaluate: CustomStep | None = None
     groups: Sequence[ParameterGroup] = ()
     accumulate: int = 1
     drop_last: bool = False
@@ -72,51 +75,68 @@ class Job:
 
     def __post_init__(self) -> None:
         available = len(self.train)
-        samples = available if self.samples_per_epoch is None else self.samples_per_epoch
         if not len(self.valid):
             raise ValueError(
                 "data.validation must leave at least one example to validate on; "
                 f"got none, and {available} to train on"
             )
-        clips = self.clip is None or 0 < self.clip < math.inf
-        checks = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "samples_per_epoch": (
-                1 <= samples <= available,
-                f"from 1 to {available}, the size of the training set",
-            ),
-            "batch_size": (1 <= self.batch_size <= samples, f"from 1 to {samples}, an epoch's"),
-            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "l1": (0 <= self.l1 < math.inf, "finite and at least 0 (off)"),
-            "clip": (clips, "finite and above 0, or null (off)"),
-            "accumulate": (self.accumulate >= 1, "at least 1 (off)"),
-            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null (off)"),
-            "patience": (self.patience is None or self.patience >= 1, "at least 1, or null (off)"),
-            "weights": (self.weights in WEIGHTS, " or ".join(WEIGHTS)),
-            "until": (1 <= self.last <= self.epochs, f"from 1 to {self.epochs}, or null (all)"),
-        }
-        for key, (fits, must) in checks.items():
-            if not fits:
-                raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
+        drawn = self.drawn_samples
+        self._require("epochs", self.epochs >= 1, "at least 1")
+        training_set = f"from 1 to {available}, the size of the training set"
+        self._require("samples_per_epoch", 1 <= drawn <= available, training_set)
+        self._require("batch_size", 1 <= self.batch_size <= drawn, f"from 1 to {drawn}, an epoch's")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._require("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)")
+        if self.clip is not None:
+            is_bound = 0 < self.clip < math.inf
+            self._require("clip", is_bound, "finite and above 0, or null (off)")
+        self._require("accumulate", self.accumulate >= 1, "at least 1 (off)")
+        if self.ema is not None:
+            self._require("ema", 0 < self.ema < 1, "between 0 and 1, or null (off)")
+        if self.patience is not None:
+            self._require("patience", self.patience >= 1, "at least 1, or null (off)")
+        self._require("weights", self.weights in WEIGHTS, " or ".join(WEIGHTS))
+        if self.until is not None:
+            in_range = 1 <= self.until <= self.epochs
+            self._require("until", in_range, f"from 1 to {self.epochs}, or null (all)")
+
+    def _require(self, key: str, is_satisfied: bool, requirement: str) -> None:
+        """Raises ValueError if a value of the section `train` does not satisfy a requirement."""
+        if not is_satisfied:
+            value = getattr(self, key)
+            raise ValueError(f"train.{key} must be {requirement}; got {value!r}")
+
+    @property
+    def drawn_samples(self) -> int:
+        """The number of examples that are drawn for an epoch."""
+        if self.samples_per_epoch is None:
+            return len(self.train)
+        return self.samples_per_epoch
 
     @property
     def samples(self) -> int:
-        """How many examples an epoch trains on."""
-        samples = len(self.train) if self.samples_per_epoch is None else self.samples_per_epoch
-        return samples // self.batch_size * self.batch_size if self.drop_last else samples
+        """The number of examples that an epoch trains on."""
+        if self.drop_last:
+            return self.drawn_samples // self.batch_size * self.batch_size
+        return self.drawn_samples
 
     @property
-    def last(self) -> int:
-        """The last epoch, if patience does not end the training before."""
-        return self.epochs if self.until is None else self.until
+    def last_epoch(self) -> int:
+        """The last epoch, unless patience ends the training before."""
+        if self.until is None:
+            return self.epochs
+        return self.until
 
     @property
-    def last_batch(self) -> int:
-        """How many examples the last batch of an epoch has."""
+    def last_batch_size(self) -> int:
+        """The number of examples in the last batch of an epoch."""
         return self.samples % self.batch_size or self.batch_size
 
-    def kept(self, epochs: "Sequence[Epoch]") -> "Epoch":
-        """Returns the epoch whose weights and value are kept: the last, or the first best one."""
+    def select_epoch(self, epochs: "Sequence[Epoch]") -> "Epoch":
+        """Returns the epoch whose weights and value are those of the training.
+
+        It is the last one, or with weights=best the first of those with the best value.
+        """
         if self.weights == "last":
             return epochs[-1]
         return max(epochs, key=lambda epoch: self.metric.sign * epoch.value)

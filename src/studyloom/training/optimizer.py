@@ -1,9 +1,14 @@
-"""The optimizer of a training: its groups of parameters, its learning rates and its steps."""
+"""The optimizer of a training: its groups of parameters, its learning rates and its steps.
+
+A *parameter group* is a part of a network that is trained with its own settings, or not at all. A
+*schedule* changes the learning rates during training: it is a function of progress, or a scheduler
+of PyTorch.
+"""
 
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim import optimizer as module
+from torch.optim import optimizer as optimizer_module
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from studyloom.errors import refuse
@@ -33,8 +39,8 @@ class ParameterGroup:
             all parameters in them.
         frozen: whether they keep their initial values: they get no gradient, and the optimizer does
             not see them. Buffers in these modules, such as the means of a BatchNorm, still move.
-        settings: of the optimizer, such as lr and weight_decay; what is missing is as for all
-            others.
+        settings: arguments of the optimizer, such as lr and weight_decay, for these parameters.
+            Other arguments are those of the optimizer.
     """
 
     name: str
@@ -43,81 +49,90 @@ class ParameterGroup:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, parameter: str) -> bool:
+        """Returns whether a parameter of this name is in the group."""
         return any(_matches(parameter, pattern) for pattern in self.match)
 
 
 def _matches(parameter: str, pattern: str) -> bool:
+    """Returns whether a pattern is that of a parameter, or of a module that it is in."""
     return fnmatchcase(parameter, pattern) or fnmatchcase(parameter, f"{pattern}.*")
 
 
 def freeze(network: nn.Module, groups: Sequence[ParameterGroup]) -> None:
     """Disables the gradients of parameters in frozen groups."""
+    frozen_groups = [group for group in groups if group.frozen]
     for name, parameter in network.named_parameters():
-        if any(group.frozen and group.matches(name) for group in groups):
+        if any(group.matches(name) for group in frozen_groups):
             parameter.requires_grad_(False)
 
 
 def make_optimizer(
-    make: Callable[[Iterable[Any]], Optimizer],
-    network: nn.Module,
-    groups: Sequence[ParameterGroup],
+    make: Callable[..., Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
 
-    An optimizer with an argument `network`, such as Muon, gets the network.
+    Args:
+        make: is called with the parameters, or with dicts of parameters and their settings. It gets
+            the network too if it has an argument `network`, as Muon does.
 
     Raises:
         ConfigError: all errors: a pattern that matches nothing, a parameter in two groups, a
             setting that the optimizer does not have, or nothing left to train.
     """
     _avoid_compiler_import()
-    bound: Any = make
     if "network" in inspect.signature(make).parameters:
-        bound = partial(bound, network=network)
-    return _make(bound, network, groups)
-
-
-def _make(
-    make: Callable[[Iterable[Any]], Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
-) -> Optimizer:
+        make = partial(make, network=network)
     if not groups:
         return make(network.parameters())
     freeze(network, groups)
-    parameters = dict(network.named_parameters())
-    errors = [*_wrong_patterns([*parameters], groups)]
-    others = [p for name, p in parameters.items() if not any(g.matches(name) for g in groups)]
-    sections = [
-        {"params": [p for name, p in parameters.items() if group.matches(name)], **group.settings}
-        for group in groups
-        if not group.frozen
-    ]
-    if not errors and not others and not sections:
+    names = [name for name, _ in network.named_parameters()]
+    errors = [*_find_wrong_patterns(names, groups)]
+    sections = _split_parameters(network, groups)
+    if not errors and not sections:
         errors.append("optimizer.groups freezes all parameters of the network: nothing is left")
     refuse(errors)
-    # PyTorch refuses an empty list of parameters, and takes unknown settings without a word.
-    optimizer = make([*([{"params": others}] if others else []), *sections])
-    refuse(
-        [
-            f"optimizer.groups.{group.name}.{setting}: {type(optimizer).__name__} has no such "
-            f"setting; it has {', '.join(optimizer.defaults)}"
-            f"{nearest(setting, [*optimizer.defaults])}"
-            for group in groups
-            for setting in group.settings
-            if setting not in optimizer.defaults
-        ]
-    )
+    optimizer = make(sections)
+    # PyTorch takes settings that it does not know without an error.
+    refuse([*_find_unknown_settings(optimizer, groups)])
     return optimizer
 
 
-def _wrong_patterns(names: Sequence[str], groups: Sequence[ParameterGroup]) -> Iterable[str]:
-    """Yields patterns that match no parameter, and parameters that several groups match."""
-    listed = shorten(", ".join(names), 300)
+def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+    """Returns the sections of parameters that an optimizer trains, as PyTorch takes them.
+
+    First come the parameters that are in no group, and then each group that is not frozen, with its
+    settings.
+    """
+    ungrouped: list[Parameter] = []
+    members: dict[str, list[Parameter]] = {group.name: [] for group in groups}
+    for name, parameter in network.named_parameters():
+        matching = [group for group in groups if group.matches(name)]
+        for group in matching:
+            members[group.name].append(parameter)
+        if not matching:
+            ungrouped.append(parameter)
+    sections: list[dict[str, Any]] = []
+    if ungrouped:  # PyTorch refuses an empty list
+        sections.append({"params": ungrouped})
+    for group in groups:
+        if not group.frozen:
+            sections.append({"params": members[group.name], **group.settings})
+    return sections
+
+
+def _find_wrong_patterns(names: Sequence[str], groups: Sequence[ParameterGroup]) -> Iterator[str]:
+    """Yields patterns that match no parameter, and parameters that several groups match.
+
+    Args:
+        names: of all parameters.
+    """
+    names_text = shorten(", ".join(names), 300)
     for group in groups:
         for pattern in group.match:
             if not any(_matches(name, pattern) for name in names):
                 yield (
                     f"optimizer.groups.{group.name}.match: {pattern!r} matches no parameter of the "
-                    f"network, which has {listed}{nearest(pattern, names)}"
+                    f"network, which has {names_text}{nearest(pattern, names)}"
                 )
     for name in names:
         owners = [group.name for group in groups if group.matches(name)]
@@ -128,40 +143,65 @@ def _wrong_patterns(names: Sequence[str], groups: Sequence[ParameterGroup]) -> I
             )
 
 
+def _find_unknown_settings(optimizer: Optimizer, groups: Sequence[ParameterGroup]) -> Iterator[str]:
+    """Yields settings of groups that an optimizer does not have."""
+    known_settings = [*optimizer.defaults]
+    for group in groups:
+        for setting in group.settings:
+            if setting not in known_settings:
+                yield (
+                    f"optimizer.groups.{group.name}.{setting}: {type(optimizer).__name__} has no "
+                    f"such setting; it has {', '.join(known_settings)}"
+                    f"{nearest(setting, known_settings)}"
+                )
+
+
 def _avoid_compiler_import() -> None:
     """Keeps PyTorch from importing its compiler: 1.0 s in each process that makes an optimizer.
 
-    The first call of an optimizer imports it only to mark these methods as not to be compiled. Does
-    nothing if the compiler is imported already, or if a release of PyTorch keeps its mark in
+    PyTorch wraps these methods so that their first call imports the compiler, and marks the wrapped
+    method as not to be compiled. A method that has the mark already is called without the import.
+    Does nothing if the compiler is imported already, or if a release of PyTorch keeps its mark in
     another place.
     """
-    if "torch._dynamo" not in sys.modules:
-        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-            if (method := getattr(getattr(Optimizer, name), "__wrapped__", None)) is not None:
-                method.__dynamo_disable = method
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(Optimizer, name)
+        if hasattr(method, "__wrapped__"):
+            method.__wrapped__.__dynamo_disable = method.__wrapped__
 
 
-def step_of(optimizer: Optimizer) -> Callable[[], object]:
-    """Returns the function that makes one step of an optimizer.
+def find_step(optimizer: Optimizer) -> Callable[[], object]:
+    """Returns the function that makes one step of an optimizer, as fast as it can be made.
 
-    For PyTorch's own classes it is their step without its wrapper, which would import the compiler
-    and takes 0.02 ms of 0.09 ms for Adam. With hooks it is `optimizer.step`.
+    PyTorch wraps the step of every optimizer. The wrapper calls hooks, imports the compiler, and
+    takes 0.02 ms of 0.09 ms for Adam. The step of PyTorch's own classes, and of ours, is returned
+    without it, unless there are hooks. A custom class may rely on the wrapper.
     """
     kind = type(optimizer)
-    hooks = [
-        *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
-        *(module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks),
-    ]
-    foreign = not kind.__module__.startswith(("torch.optim.", "studyloom.optimizers"))
-    if foreign or optimizer.defaults.get("differentiable") or any(hooks):
+    is_custom = not kind.__module__.startswith(("torch.optim.", "studyloom.optimizers"))
+    # A differentiable step needs gradients, which `step_without_gradients` turns off.
+    is_differentiable = bool(optimizer.defaults.get("differentiable"))
+    if is_custom or is_differentiable or _has_hooks(optimizer):
         return optimizer.step
-    unwrapped = inspect.unwrap(kind.step)
+    unwrapped_step = inspect.unwrap(kind.step)
 
-    def step() -> None:
+    def step_without_gradients() -> None:
         with torch.no_grad():
-            unwrapped(optimizer)
+            unwrapped_step(optimizer)
 
-    return step
+    return step_without_gradients
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    """Returns whether functions are to be called with each step of this or of any optimizer."""
+    own_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    global_hooks = (
+        optimizer_module._global_optimizer_pre_hooks
+        or optimizer_module._global_optimizer_post_hooks
+    )
+    return bool(own_hooks or global_hooks)
 
 
 @dataclass(frozen=True)
@@ -169,13 +209,13 @@ class TorchSchedule:
     """A scheduler of PyTorch, waiting for the optimizer.
 
     Args:
-        settings: its arguments. `schedulers`, of schedulers that are made of others, holds
-            TorchSchedules. What is missing and known here is filled in: `total_steps` and `T_max`
-            are the length of the training, in steps or epochs as `interval` says, and `mode` is
-            that of the metric.
-        interval: how often it steps: after each `epoch`, or each `step` of the optimizer; None for
-            what PyTorch documents, which is `step` for OneCycleLR and CyclicLR, else `epoch`.
-            ReduceLROnPlateau steps on the validation value, after each epoch.
+        settings: the scheduler's arguments. `schedulers`, an argument of schedulers that are made
+            of others, holds TorchSchedules. Three arguments are filled in if they are missing:
+            `total_steps` and `T_max` are the length of the training, in steps or epochs as
+            `interval` says, and `mode` is that of the metric.
+        interval: how often the scheduler steps: after each `epoch`, or each `step` of the
+            optimizer; None for what PyTorch documents, which is `step` for OneCycleLR and CyclicLR,
+            else `epoch`. ReduceLROnPlateau steps on the validation value, after each epoch.
         recorded: the values that ReduceLROnPlateau steps on, one for each epoch, instead of those
             of the training, as in a final training, which has no validation set.
 
@@ -202,63 +242,84 @@ class TorchSchedule:
 
     @property
     def steps_on_value(self) -> bool:
-        """Whether it steps on the validation value."""
+        """True if the scheduler steps on the validation value."""
         return issubclass(self.kind, ReduceLROnPlateau)
 
     @property
-    def every_step(self) -> bool:
-        """Whether it steps with the optimizer, and not after each epoch."""
+    def steps_with_optimizer(self) -> bool:
+        """True if the scheduler steps with the optimizer, and not after each epoch."""
         if self.interval is None:
             return issubclass(self.kind, EVERY_STEP)
         return self.interval == "step"
 
     def make(
-        self,
-        optimizer: Optimizer,
-        epochs: int,
-        steps_per_epoch: int,
-        metric: Metric,
-        outer: "TorchSchedule | None" = None,
+        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int, metric: Metric
     ) -> LRScheduler:
-        """Makes the scheduler of an optimizer; `outer` steps it if it is one of several.
+        """Makes the scheduler of an optimizer.
 
         Raises:
-            ValueError: `mode` contradicts the metric, `interval` the outer scheduler, or PyTorch
-                refuses a setting.
+            ValueError: `mode` contradicts the metric, `interval` the scheduler that steps this one,
+                or PyTorch refuses a setting.
         """
-        every_step = self.every_step if outer is None else outer.every_step
-        if self.interval not in (None, INTERVALS[every_step]):
+        interval = "epoch"
+        length = epochs
+        if self.steps_with_optimizer:
+            interval = "step"
+            length = epochs * steps_per_epoch
+        return self._make(optimizer, interval, length, metric)
+
+    def _make(
+        self, optimizer: Optimizer, interval: str, length: int, metric: Metric
+    ) -> LRScheduler:
+        """Makes the scheduler, and those that it is made of, which it steps at its own interval.
+
+        Args:
+            interval: of the outermost scheduler.
+            length: of the training, in these intervals.
+        """
+        if self.interval not in (None, interval):
             raise ValueError(
-                f"scheduler.schedulers: interval must be {INTERVALS[every_step]}, as that of the "
+                f"scheduler.schedulers: interval must be {interval}, as that of the "
                 f"scheduler that steps them, or be left out; got {self.interval}"
             )
-        length = epochs * steps_per_epoch if every_step else epochs
-        offered: dict[str, Any] = {"total_steps": length, "T_max": length}
+        defaults: dict[str, Any] = {"total_steps": length, "T_max": length}
+        if "epochs" in self.settings:  # of OneCycleLR, which then computes its steps from them
+            del defaults["total_steps"]
         if self.steps_on_value:
-            offered["mode"] = mode = metric.direction[:3]
-            if self.settings.get("mode", mode) != mode:
-                better = "more" if metric.sign > 0 else "less"
-                raise ValueError(
-                    f"scheduler.mode must be {mode}, since {better} {metric.name} is better, or be "
-                    f"left out; got {self.settings['mode']}"
-                )
-        if "epochs" in self.settings:
-            offered.pop("total_steps")
+            defaults["mode"] = self._find_mode(metric)
         accepted = inspect.signature(self.kind).parameters
-        settings = {k: v for k, v in offered.items() if k in accepted} | deepcopy(self.settings)
+        settings = {name: value for name, value in defaults.items() if name in accepted}
+        settings |= deepcopy(self.settings)
         if "schedulers" in settings:
+            inner_schedules: list[TorchSchedule] = settings["schedulers"]
             settings["schedulers"] = [
-                inner.make(optimizer, epochs, steps_per_epoch, metric, outer or self)
-                for inner in settings["schedulers"]
+                inner._make(optimizer, interval, length, metric) for inner in inner_schedules
             ]
         return self.kind(optimizer=optimizer, **settings)
+
+    def _find_mode(self, metric: Metric) -> str:
+        """Returns min or max for ReduceLROnPlateau; ValueError if the settings say otherwise."""
+        mode = metric.direction[:3]
+        if self.settings.get("mode", mode) != mode:
+            better = "less"
+            if metric.sign > 0:
+                better = "more"
+            raise ValueError(
+                f"scheduler.mode must be {mode}, since {better} {metric.name} is better, or be "
+                f"left out; got {self.settings['mode']}"
+            )
+        return mode
 
 
 Schedule = Callable[[float], float] | TorchSchedule
 
 
 class Rates:
-    """Sets the learning rates of one training's optimizer."""
+    """Sets the learning rates of one training's optimizer.
+
+    With a function of progress it sets them before each step. With a scheduler of PyTorch it steps
+    the scheduler after each step or epoch.
+    """
 
     def __init__(
         self,
@@ -268,66 +329,85 @@ class Rates:
         steps_per_epoch: int,
         metric: Metric,
     ) -> None:
-        self._schedule, self._optimizer = schedule, optimizer
-        self._base = [group["lr"] for group in optimizer.param_groups]
+        self._schedule = schedule
+        self._optimizer = optimizer
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         self._scheduler: LRScheduler | None = None
+        self._steps_with_optimizer = False
         if isinstance(schedule, TorchSchedule):
             self._scheduler = schedule.make(optimizer, epochs, steps_per_epoch, metric)
-        self._every_step = isinstance(schedule, TorchSchedule) and schedule.every_step
+            self._steps_with_optimizer = schedule.steps_with_optimizer
 
     def before_step(self, progress: float) -> None:
-        """Sets the rates of a step."""
-        if not isinstance(self._schedule, TorchSchedule):
-            # A float, since NumPy's scalars cannot be saved.
-            factor = float(self._schedule(progress))
-            for group, rate in zip(self._optimizer.param_groups, self._base, strict=True):
-                group["lr"] = rate * factor
+        """Sets the rates of a step by a function of progress, in [0, 1)."""
+        if isinstance(self._schedule, TorchSchedule):
+            return
+        # A float, since NumPy's scalars cannot be saved.
+        factor = float(self._schedule(progress))
+        for group, base_rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base_rate * factor
 
     def after_step(self) -> None:
-        if self._every_step:
-            self._step()
+        """Steps a scheduler that steps with the optimizer."""
+        if self._steps_with_optimizer:
+            self._step_scheduler()
 
     def after_epoch(self, value: float) -> None:
-        """Steps an epoch's scheduler, given the validation value of the epoch that has ended."""
+        """Steps a scheduler that steps after each epoch.
+
+        Args:
+            value: the validation value of the epoch that has ended.
+        """
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert isinstance(self._schedule, TorchSchedule)
             if self._schedule.recorded:
                 value = self._schedule.recorded[self._scheduler.last_epoch]
             self._scheduler.step(value)
-        elif not self._every_step:
-            self._step()
+        elif not self._steps_with_optimizer:
+            self._step_scheduler()
 
-    def _step(self) -> None:
+    def _step_scheduler(self) -> None:
         if self._scheduler is not None:
-            # Our steps pass by the method that PyTorch watches, and without this it would warn that
-            # there were none.
+            # PyTorch warns if a scheduler steps before the optimizer. It notes steps in a wrapper
+            # of the optimizer's method, which `find_step` bypasses, so the note is made here.
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
             self._scheduler.step()
 
     def state(self) -> dict[str, Any] | None:
-        return None if self._scheduler is None else dict(self._scheduler.state_dict())
+        """Returns the scheduler's state dict; None without a scheduler."""
+        if self._scheduler is None:
+            return None
+        return dict(self._scheduler.state_dict())
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        if self._scheduler is not None:
-            if state is None:
-                raise ValueError("it holds no state of a scheduler")
-            self._scheduler.load_state_dict(deepcopy(state))
+        """Resumes from a state; raises ValueError if it lacks that of the scheduler."""
+        if self._scheduler is None:
+            return
+        if state is None:
+            raise ValueError("it holds no state of a scheduler")
+        self._scheduler.load_state_dict(deepcopy(state))
 
 
 def check_schedule(schedule: Schedule) -> None:
     """Raises ValueError unless a function maps progress to a factor, at the start of training."""
     if isinstance(schedule, TorchSchedule):
         return
+    problem = _find_problem(schedule)
+    if problem is not None:
+        raise ValueError(
+            f"scheduler: {problem}; a schedule is a function of progress from 0 to 1 to a factor "
+            "on the rate, with _partial_: true, or a class of torch.optim.lr_scheduler"
+        )
+
+
+def _find_problem(schedule: Callable[[float], Any]) -> str | None:
+    """Returns what is wrong with a function's factor for progress 0; None if nothing is."""
     try:
-        factor: Any = schedule(0.0)
-        usable = hasattr(factor, "__float__") and 0 <= float(factor) < math.inf
-        wrong = None if usable else f"got {factor!r} for progress 0"
+        factor = schedule(0.0)
+        if hasattr(factor, "__float__") and 0 <= float(factor) < math.inf:
+            return None
     except ValueError:  # which says what is wrong
         raise
     except Exception as error:
-        wrong = name_error(error)
-    if wrong is not None:
-        raise ValueError(
-            f"scheduler: {wrong}; a schedule is a function of progress from 0 to 1 to a factor on "
-            "the rate, with _partial_: true, or a class of torch.optim.lr_scheduler"
-        )
+        return name_error(error)
+    return f"got {factor!r} for progress 0"

@@ -1,4 +1,8 @@
-"""The random state of Python, NumPy and PyTorch as plain values, and code with its own seed."""
+"""The random state of Python, NumPy and PyTorch as plain values, and code with its own seed.
+
+A state is a dict of tensors and plain values, which a checkpoint can hold. The generators of Python
+and NumPy are the *host* generators here: they have no device.
+"""
 
 import random
 from collections.abc import Iterator
@@ -10,43 +14,59 @@ import torch
 
 from studyloom.data import examples
 
-
-def host_state(seed: int | None = None) -> dict[str, Any]:
-    """Returns the state of Python's and NumPy's generators: now, or as a seed sets it."""
-    python: Any = random if seed is None else random.Random(seed)
-    numpy: Any = np.random if seed is None else np.random.RandomState(seed % 2**32)
-    kind, keys, *rest = numpy.get_state(legacy=True)
-    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return {"python": python.getstate(), "numpy": (kind, words, *rest)}
+RandomState = dict[str, Any]  # `torch.load(weights_only=True)` can read it
 
 
-def set_host_state(state: dict[str, Any]) -> None:
-    """Sets Python's and NumPy's generators to a state."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
+def get_host_state() -> RandomState:
+    """Returns the current state of Python's and NumPy's global generators."""
+    return _pack_host_state(random.getstate(), np.random.get_state(legacy=True))
 
 
-def random_state() -> dict[str, Any]:
-    """Returns the state of all generators, as `torch.load(weights_only=True)` can read it."""
-    return {
-        **host_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
-    }
+def make_host_state(seed: int) -> RandomState:
+    """Returns the state of Python's and NumPy's generators after they were seeded."""
+    python = random.Random(seed)
+    numpy = np.random.RandomState(seed % 2**32)  # NumPy takes seeds of 32 bits
+    return _pack_host_state(python.getstate(), numpy.get_state(legacy=True))
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Sets all generators to a state, but for GPUs that are not here."""
+def _pack_host_state(python_state: tuple[Any, ...], numpy_state: Any) -> RandomState:
+    """Returns both states as one dict; NumPy's array of keys becomes a tensor."""
+    kind, keys, *rest = numpy_state
+    keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    return {"python": python_state, "numpy": (kind, keys, *rest)}
+
+
+def set_host_state(state: RandomState) -> None:
+    """Sets Python's and NumPy's global generators to a state."""
+    version, python_keys, gauss = state["python"]
+    random.setstate((version, tuple(python_keys), gauss))
+    kind, numpy_keys, *rest = state["numpy"]
+    np.random.set_state((kind, numpy_keys.numpy().astype(np.uint32), *rest))
+
+
+def get_random_state() -> RandomState:
+    """Returns the current state of all generators, those of every GPU included."""
+    state = get_host_state()
+    state["torch"] = torch.get_rng_state()
+    state["cuda"] = []
+    state["mps"] = []
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = [torch.mps.get_rng_state()]
+    return state
+
+
+def set_random_state(state: RandomState) -> None:
+    """Sets all generators to a state; the state of a GPU that this host lacks is ignored."""
     set_host_state(state)
     torch.set_rng_state(state["torch"])
-    for device, of_device in enumerate(state["cuda"]):
-        if device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(of_device, device)
-    for of_device in state.get("mps", []) if torch.backends.mps.is_available() else []:
-        torch.mps.set_rng_state(of_device)
+    device_count = torch.cuda.device_count()
+    for device, device_state in enumerate(state["cuda"][:device_count]):
+        torch.cuda.set_rng_state(device_state, device)
+    if torch.backends.mps.is_available():
+        for device_state in state.get("mps", []):  # an earlier version saved no such state
+            torch.mps.set_rng_state(device_state)
 
 
 @contextmanager

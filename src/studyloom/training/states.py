@@ -1,90 +1,150 @@
 """States of networks under plain names, whatever wraps their modules.
 
-`torch.compile` and DistributedDataParallel hold the network that they wrap as `_orig_mod` and
-`module`, so that the names in its state begin with these. A state is saved without them, and is
-loaded into a network with or without a wrapper.
+`torch.compile` and DistributedDataParallel put a network into a *wrapper*: a module that holds the
+network as its child `_orig_mod` or `module`. In the wrapper's state dict each name begins with the
+child's, such as `_orig_mod.layer.weight`. A *plain* name is the name without wrappers:
+`layer.weight`. States are saved under plain names, so that they can be loaded into the network with
+or without a wrapper.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 COMPILED = "_orig_mod"  # the child of a compiled module; to name its class imports the compiler
-PARALLEL = "module"  # the child of these
+PARALLEL = "module"  # the child of the classes below
 PARALLEL_CLASSES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
+@dataclass(frozen=True)
+class Wrapper:
+    """A wrapper within a network, by the beginning of the names of what it wraps.
+
+    Attributes:
+        prefix: with the wrapper: "encoder._orig_mod.".
+        plain_prefix: without it: "encoder.".
+    """
+
+    prefix: str
+    plain_prefix: str
+
+
 def plain_state(part: Any) -> Any:
-    """Returns the state dict of an object; if it is a network, without the names of wrappers."""
+    """Returns the state dict of an object; that of a network has plain names.
+
+    Args:
+        part: a network, an optimizer, or anything else with a method `state_dict`.
+    """
     state = part.state_dict()
     if not isinstance(part, nn.Module):
         return state
-    wrappers = _wrappers(part)
+    wrappers = _find_wrappers(part)
     if not wrappers:
         return state
-    return _renamed(state, lambda name: _plain_name(name, wrappers))
+    return _rename_state(state, lambda name: _plain_name(name, wrappers))
 
 
 def load_state(part: Any, state: Mapping[str, Any], **options: Any) -> None:
-    """Loads a state dict of `plain_state`, or one that holds the names of wrappers.
+    """Loads a state dict into an object; into a network also one with the names of wrappers.
 
     Args:
+        part: a network, an optimizer, or anything else with a method `load_state_dict`.
         options: further arguments of `load_state_dict`.
     """
     if isinstance(part, nn.Module):
-        state = _named_as_in(part, state)
+        state = _match_names(state, part)
     part.load_state_dict(state, **options)
 
 
-def _named_as_in(network: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a state with the names that a network has in its own."""
-    names = network.state_dict().keys()
-    if state.keys() == names:
+def _match_names(state: Mapping[str, Any], network: nn.Module) -> Mapping[str, Any]:
+    """Returns a state with the names that the network's own state has, wrappers included.
+
+    A name that the network lacks stays, so that PyTorch can refuse it.
+    """
+    network_names = network.state_dict().keys()
+    if state.keys() == network_names:
         return state
-    wrappers = _wrappers(network)
-    own_names = {_plain_name(name, wrappers): name for name in names}
-    plain = _renamed(state, lambda name: name.replace(f"{COMPILED}.", ""))
-    if plain.keys().isdisjoint(own_names):
-        plain = _renamed(plain, lambda name: name.removeprefix(f"{PARALLEL}."))
-    named = OrderedDict((own_names.get(name, name), value) for name, value in plain.items())
-    versions: Mapping[str, Any] = getattr(plain, "_metadata", {})
-    metadata = OrderedDict[str, Any]()
+    wrappers = _find_wrappers(network)
+    names_by_plain_name = {_plain_name(name, wrappers): name for name in network_names}
+    plain = _remove_wrappers(state, names_by_plain_name)
+
+    matched = OrderedDict[str, Any]()
+    for name, value in plain.items():
+        matched[names_by_plain_name.get(name, name)] = value
+
+    plain_versions = _module_versions(plain)
+    versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
         plain_path = _plain_name(f"{path}.", wrappers)[:-1]
-        if plain_path in versions:
-            metadata[path] = versions[plain_path]
-    named._metadata = metadata  # type: ignore[attr-defined]
-    return named
+        if plain_path in plain_versions:
+            versions[path] = plain_versions[plain_path]
+    matched._metadata = versions  # type: ignore[attr-defined]
+    return matched
 
 
-def _wrappers(network: nn.Module) -> list[tuple[str, str]]:
-    """Returns where a network has wrappers: what names begin with, and without the wrapper.
+def _remove_wrappers(
+    state: Mapping[str, Any], plain_names: Mapping[str, str]
+) -> OrderedDict[str, Any]:
+    """Returns a state without the names of wrappers, which the network it came from had.
 
-    The innermost come first.
+    `module` is also what users call a part of their network. It is taken for a wrapper only if no
+    name fits the network otherwise.
     """
+    plain = _rename_state(state, lambda name: name.replace(f"{COMPILED}.", ""))
+    if plain.keys().isdisjoint(plain_names):
+        plain = _rename_state(plain, lambda name: name.removeprefix(f"{PARALLEL}."))
+    return plain
+
+
+def _find_wrappers(network: nn.Module) -> list[Wrapper]:
+    """Returns the wrappers within a network, the innermost first."""
     wrappers = []
     for path, module in network.named_modules(remove_duplicate=False):
-        outer = f"{path}." if path else ""
+        plain_prefix = ""
+        if path:
+            plain_prefix = f"{path}."
         if COMPILED in module._modules:
-            wrappers.append((f"{outer}{COMPILED}.", outer))
+            wrappers.append(Wrapper(f"{plain_prefix}{COMPILED}.", plain_prefix))
         elif isinstance(module, PARALLEL_CLASSES):
-            wrappers.append((f"{outer}{PARALLEL}.", outer))
-    return wrappers[::-1]
+            wrappers.append(Wrapper(f"{plain_prefix}{PARALLEL}.", plain_prefix))
+    wrappers.reverse()
+    return wrappers
 
 
-def _plain_name(name: str, wrappers: list[tuple[str, str]]) -> str:
-    for inner, outer in wrappers:
-        if name.startswith(inner):
-            name = outer + name.removeprefix(inner)
+def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
+    """Returns a name without wrappers.
+
+    The prefix of an inner wrapper holds the names of those around it, so inner ones go first.
+    """
+    for wrapper in wrappers:
+        if name.startswith(wrapper.prefix):
+            name = wrapper.plain_prefix + name.removeprefix(wrapper.prefix)
     return name
 
 
-def _renamed(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
-    """Renames the tensors of a state, and the modules whose versions it holds."""
-    renamed = OrderedDict((rename(name), value) for name, value in state.items())
-    versions: Mapping[str, Any] = getattr(state, "_metadata", {})
-    metadata = OrderedDict((rename(f"{path}.")[:-1], version) for path, version in versions.items())
-    renamed._metadata = metadata  # type: ignore[attr-defined]
+def _rename_state(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
+    """Returns a state whose tensors, and the modules whose versions it holds, have new names."""
+    renamed = OrderedDict[str, Any]()
+    for name, value in state.items():
+        renamed[rename(name)] = value
+    versions = OrderedDict[str, Any]()
+    for path, version in _module_versions(state).items():
+        # A module's path gets the dot that ends it in names of tensors, and loses it again.
+        versions[rename(f"{path}.")[:-1]] = version
+    renamed._metadata = versions  # type: ignore[attr-defined]
     return renamed
+
+
+def _module_versions(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the version of each module's state by the module's path.
+
+    PyTorch attaches them to the state dict of a network, and reads them when it loads an old state.
+    A dict of another origin has none.
+    """
+    if not hasattr(state, "_metadata"):
+        return {}
+    versions: Mapping[str, Any] = state._metadata
+    return versions

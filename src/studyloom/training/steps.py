@@ -1,10 +1,12 @@
 """The computation on a batch: its loss, outputs and targets, by the built-in step or a custom one.
 
-A custom step is called as `step(network, batch)`, and with `loss=` if it has a parameter
-of that name: the loss of the job, which is that of the section `loss`. For tensors in memory a
-batch is `(inputs, targets)`, on the device of the network: inputs (n, …), and targets (n,) of
-classes or (n, outputs) of numbers. It runs in autocast if the precision is not fp32, and draws its
-random numbers from PyTorch's own generators, which are the job's while it runs.
+The *built-in step* calls the network with the inputs of a batch, and the loss of the section `loss`
+with outputs and targets. A *custom step* is a function of the user. It is called as
+`step(network, batch)`, and with `loss=` if it has a parameter of that name, which is then the loss
+of the section `loss`. For tensors in memory a batch is `(inputs, targets)`, on the device of the
+network: inputs (n, …), and targets (n,) of classes or (n, outputs) of numbers. A custom step runs
+in autocast if the precision is not fp32, and draws its random numbers from PyTorch's own
+generators, which are the job's while it runs.
 
 Small steps are made on one thread of the processor. On two quiet cores a second one made a step of
 a perceptron, below 25 million operations, 1.05 to 1.15 times as fast, and took 1.3 to 1.6 times the
@@ -19,7 +21,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +31,28 @@ from torch.nn.parameter import is_lazy
 from studyloom.data.examples import name_of
 from studyloom.errors import TRAIN_IT_YOURSELF
 
-# What autocast computes in, by the name of the precision.
+# The type that autocast computes in, by precision.
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = tuple(DTYPES)
 
-WORTH = 50e6  # operations of a batch's forward pass, from which on it gets all threads
+WORTHWHILE = 50e6  # operations of a batch's forward pass from which on it gets all threads
 
-OwnStep = Callable[..., Any]
-Outcome = tuple[Tensor, Tensor, Tensor]  # the mean loss (), outputs (n, …), targets (n, …)
+Loss = Callable[[Tensor, Tensor], Tensor]
+CustomStep = Callable[..., Any]
+
+
+class BatchResult(NamedTuple):
+    """The result of a batch of n examples.
+
+    Attributes:
+        loss: the mean over the examples, a scalar ().
+        outputs: (n, …).
+        targets: (n, …).
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    targets: Tensor
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
@@ -53,47 +69,55 @@ class Steps:
 
     Args:
         step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
-            loss is used; None for the network's outputs and `loss`.
-        evaluate: for batches to evaluate: returns (loss, outputs, targets); None for the same.
+            loss is used; None for the built-in step.
+        evaluate: for batches to evaluate: returns (loss, outputs, targets); None for the built-in
+            step.
     """
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         device: torch.device,
         precision: str = "fp32",
-        step: OwnStep | None = None,
-        evaluate: OwnStep | None = None,
+        step: CustomStep | None = None,
+        evaluate: CustomStep | None = None,
     ) -> None:
         check_precision(precision, device)
-        self._loss, self._device, self._precision = loss, device, precision
-        self._step = None if step is None else give_loss(step, loss)
-        self._evaluate = None if evaluate is None else give_loss(evaluate, loss)
+        self._loss = loss
+        self._device = device
+        self._precision = precision
+        self._step: CustomStep | None = None
+        self._evaluate: CustomStep | None = None
+        if step is not None:
+            self._step = bind_loss(step, loss)
+        if evaluate is not None:
+            self._evaluate = bind_loss(evaluate, loss)
 
     def train(self, network: nn.Module, batch: Any) -> Tensor:
-        """Returns the mean loss of a training batch; ValueError if a step returns no such loss."""
+        """Returns the mean loss of a training batch, a scalar ().
+
+        Raises:
+            ValueError: a custom step returns something else, or the loss has no gradient.
+        """
         if self._step is None:
-            loss = self._forward(network, batch)[0]
+            loss = self._run_built_in(network, batch).loss
         else:
-            with autocast(self._device, self._precision):
-                result = self._step(network, batch)
-            if not isinstance(result, Tensor) and not _is_outcome(result):
-                raise ValueError(
-                    "train.step must return a loss, or (loss, outputs, targets); "
-                    f"{name_of(self._step)} returned {_describe(result)}"
-                )
-            loss = result if isinstance(result, Tensor) else result[0]
+            loss = self._run_custom(self._step, network, batch)
         if loss.ndim or not loss.requires_grad:
             _refuse_loss(loss, "train.step", self._step)
-        return loss if self._step is None else loss.float()
+        return loss
 
-    def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
-        """Returns the mean loss of a batch of `count` examples, its outputs and its targets."""
+    def evaluate(self, network: nn.Module, batch: Any, count: int) -> BatchResult:
+        """Returns the result of a batch of `count` examples.
+
+        Raises:
+            ValueError: a custom evaluation returns something else.
+        """
         if self._evaluate is None:
-            return self._forward(network, batch)
+            return self._run_built_in(network, batch)
         with autocast(self._device, self._precision):
             result = self._evaluate(network, batch)
-        if not _is_outcome(result):
+        if not _has_three_tensors(result):
             raise ValueError(
                 "train.evaluate must return (loss, outputs, targets), by which objective.metric "
                 f"is computed; {name_of(self._evaluate)} returned {_describe(result)}"
@@ -109,20 +133,39 @@ class Steps:
                 )
         if outputs.is_floating_point():
             outputs = outputs.float()
-        return loss.float(), outputs, targets
+        return BatchResult(loss.float(), outputs, targets)
 
-    def _forward(self, network: nn.Module, batch: Any) -> Outcome:
+    def _run_built_in(self, network: nn.Module, batch: Any) -> BatchResult:
         with autocast(self._device, self._precision):
             outputs, targets = apply_network(network, batch)
         if self._precision != "fp32":
             outputs = outputs.float()
-        return self._loss(outputs, targets), outputs, targets
+        return BatchResult(self._loss(outputs, targets), outputs, targets)
+
+    def _run_custom(self, step: CustomStep, network: nn.Module, batch: Any) -> Tensor:
+        """Returns the loss of a custom step."""
+        with autocast(self._device, self._precision):
+            result = step(network, batch)
+        if isinstance(result, Tensor):
+            return result.float()
+        if _has_three_tensors(result):
+            return result[0].float()
+        raise ValueError(
+            "train.step must return a loss, or (loss, outputs, targets); "
+            f"{name_of(step)} returned {_describe(result)}"
+        )
 
 
-def _refuse_loss(loss: Tensor, key: str, function: OwnStep | None) -> NoReturn:
-    """Raises ValueError for a loss without a gradient or with more than one value."""
-    of_function = function is not None
-    source = f"that {key} ({name_of(function)}) returns" if of_function else "of the section loss"
+def _refuse_loss(loss: Tensor, key: str, function: CustomStep | None) -> NoReturn:
+    """Raises ValueError for a loss with more than one value, or without a gradient.
+
+    Args:
+        key: of the custom step in the config.
+        function: the custom step that returned the loss; None for the built-in step.
+    """
+    source = "of the section loss"
+    if function is not None:
+        source = f"that {key} ({name_of(function)}) returns"
     if loss.ndim:
         raise ValueError(
             f"the loss {source} must be a scalar, the mean over the batch; got {_describe(loss)}; "
@@ -146,44 +189,66 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int) -> int:
-    """Returns how many threads a training uses; `read` gives a batch of one example.
+def choose_threads(network: nn.Module, load_example: Callable[[], Any], batch_size: int) -> int:
+    """Returns how many threads a training uses: one if its steps are small, else all.
 
-    It is one for small steps, else all that the process has. It depends only on network and
-    batch, since the number of threads decides the last bits of a result.
+    It depends only on network and batch, and not on the load of the machine: the number of threads
+    decides the last bits of a result.
+
+    Args:
+        load_example: returns a batch of one example.
+        batch_size: of the training.
     """
-    available, weights = torch.get_num_threads(), list(network.parameters())
-    if available == 1 or any(weight.device.type != "cpu" for weight in weights):
+    available = torch.get_num_threads()
+    weights = list(network.parameters())
+    is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
+    if available == 1 or not is_on_cpu:
         return available
-    known = sum(weight.numel() for weight in weights if not is_lazy(weight))
-    if 2 * batch_size * known >= WORTH:
-        return available  # without a copy of what may be large
+    # A forward pass takes at least two operations for each weight. A network that is large by that
+    # measure is not copied to count its operations. The size of lazy weights is not yet known.
+    weight_count = sum(weight.numel() for weight in weights if not is_lazy(weight))
+    if 2 * batch_size * weight_count >= WORTHWHILE:
+        return available
     try:
         with torch.random.fork_rng(devices=[]):
-            operations = count_operations(deepcopy(network).eval(), read())
-    except Exception:  # it cannot be copied, or takes something else: its training says what
+            operations = count_operations(deepcopy(network).eval(), load_example())
+    except Exception:  # it cannot be copied, or takes other inputs: its training says which
         return available
-    return available if batch_size * operations >= WORTH else 1
+    if batch_size * operations >= WORTHWHILE:
+        return available
+    return 1
 
 
 def count_operations(network: nn.Module, batch: Any) -> int:
     """Counts the multiplications and additions of a forward pass, nearly; adds hooks.
 
-    PyTorch's own FlopCounterMode imports the compiler, which takes longer than a small trial.
+    A module multiplies each of its weights with one number of the inputs for each position of its
+    output, such as a pixel or a token. Biases and activations are not counted. PyTorch's own
+    FlopCounterMode imports the compiler, which takes longer than a small trial.
     """
     total = 0
 
-    def count(module: nn.Module, _: Any, result: Any) -> None:
+    def count_module(module: nn.Module, inputs: object, result: object) -> None:
         nonlocal total
-        output = result[0] if isinstance(result, tuple) else result
-        if isinstance(output, Tensor) and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            own = module.parameters(recurse=False)
-            weights = sum(weight.numel() for weight in own if weight.dim() > 1)
-            channels = output.shape[1 if isinstance(module, _ConvNd) else -1]
-            total += 2 * weights * (output.numel() // channels)
+        output = result
+        if isinstance(result, tuple):
+            output = result[0]
+        if not isinstance(output, Tensor):
+            return
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # which looks its weights up
+            return
+        weight_count = 0
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() > 1:
+                weight_count += parameter.numel()
+        channels = output.shape[-1]
+        if isinstance(module, _ConvNd):
+            channels = output.shape[1]
+        positions = output.numel() // channels
+        total += 2 * weight_count * positions
 
     for module in network.modules():
-        module.register_forward_hook(count)
+        module.register_forward_hook(count_module)
     apply_network(network, batch)
     return total
 
@@ -194,38 +259,51 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
     that are a mapping, list or tuple are several arguments too.
     """
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+    is_sequence = isinstance(batch, tuple | list)
+    if not is_sequence or len(batch) < 2:
+        description = f"a {type(batch).__name__}"
+        if is_sequence:
+            description = f"{len(batch)}"
         raise ValueError(
             "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
-            f"got {made}; compute its loss in a custom step, train.step and train.evaluate, "
+            f"got {description}; compute its loss in a custom step, train.step and train.evaluate, "
             f"{TRAIN_IT_YOURSELF}"
         )
     *inputs, targets = batch
     if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
         inputs = inputs[0]
-    outputs = call_network(network, inputs)
-    outputs = getattr(outputs, "logits", outputs)  # as networks of Hugging Face have them
-    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
+    outputs = select_logits(call_network(network, inputs))
+    if isinstance(targets, Tensor) and targets.dtype == torch.float64:
+        # Python's numbers become float64, and a loss of float64 would not fit the network.
         targets = targets.to(outputs.dtype)
     return outputs, targets
 
 
 def call_network(network: nn.Module, inputs: Sequence[Any]) -> Any:
     """Calls a network with its arguments, or with the single mapping that holds them by name."""
-    named = len(inputs) == 1 and isinstance(inputs[0], Mapping)
-    return network(**inputs[0]) if named else network(*inputs)
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        return network(**inputs[0])
+    return network(*inputs)
 
 
-def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
-    """Binds a loss to a function that has an unbound parameter `loss`."""
+def select_logits(outputs: Any) -> Any:
+    """Returns the logits of a network of Hugging Face; other outputs are returned unchanged."""
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    return outputs
+
+
+def bind_loss(function: CustomStep, loss: Loss) -> CustomStep:
+    """Binds a loss to a custom step that has an unbound parameter `loss`."""
     try:
         # A Module is called as (*args, **kwargs), which it passes on to its forward.
-        called = function.forward if isinstance(function, nn.Module) else function
-        parameters = inspect.signature(called).parameters
+        signed = function.forward if isinstance(function, nn.Module) else function
+        parameters = inspect.signature(signed).parameters
     except ValueError:  # a function written in C has no signature
         return function
-    if "loss" not in parameters or "loss" in getattr(function, "keywords", {}):
+    if "loss" not in parameters:
+        return function
+    if isinstance(function, functools.partial) and "loss" in function.keywords:
         return function
     return functools.partial(function, loss=loss)
 
@@ -251,17 +329,19 @@ def check_precision(precision: str, device: torch.device) -> None:
         ) from None
 
 
-def _is_outcome(result: Any) -> bool:
-    return (
-        isinstance(result, tuple)
-        and len(result) == 3
-        and all(isinstance(part, Tensor) for part in result)
-    )
+def _has_three_tensors(result: object) -> TypeGuard[tuple[Tensor, Tensor, Tensor]]:
+    """Returns whether the result of a custom step is (loss, outputs, targets)."""
+    if not isinstance(result, tuple) or len(result) != 3:
+        return False
+    return all(isinstance(part, Tensor) for part in result)
 
 
-def _describe(result: Any) -> str:
+def _describe(result: object) -> str:
+    """Describes the result of a custom step for an error."""
+    if result is None:
+        return "None"
     if isinstance(result, Tensor):
         return f"a tensor of the shape {tuple(result.shape)}"
     if isinstance(result, tuple):
         return f"({', '.join(type(part).__name__ for part in result)})"
-    return "None" if result is None else f"a {type(result).__name__}"
+    return f"a {type(result).__name__}"

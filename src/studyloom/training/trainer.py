@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import reduce
 from inspect import isroutine
 from time import perf_counter
@@ -21,28 +21,42 @@ from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
-from studyloom.training.batches import Batches, Sized, make_batches
+from studyloom.training.batches import Batches, OptimizerStep, make_batches
 from studyloom.training.job import Epoch, Job
-from studyloom.training.optimizer import Rates, make_optimizer, step_of
-from studyloom.training.randomness import host_state, set_host_state
+from studyloom.training.optimizer import Rates, find_step, make_optimizer
+from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
 from studyloom.training.states import load_state, plain_state
-from studyloom.training.steps import Steps, call_network, choose_threads, on_threads
+from studyloom.training.steps import (
+    Steps,
+    call_network,
+    choose_threads,
+    on_threads,
+    select_logits,
+)
 
 
-def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
+def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) -> None:
     """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
 
-    Their results, such as means for standardizing or class weights, are in buffers, and so in
-    checkpoints and winner.pt. They see no example of the validation or test set.
+    Such a module computes something of the data and keeps it in buffers, such as means for
+    standardizing or class weights; so it is in checkpoints and in winner.pt. It sees no example of
+    the validation or test set.
+
+    Args:
+        loss: a module, or any function, which adapts to nothing.
+        train: indices of the training examples, int64 (n,).
     """
     for name, part in (("network", network), ("loss", loss)):
-        if modules := _learners(part):
-            split.show(modules, train, name)
+        adapting = _find_adapting_modules(part)
+        if adapting:
+            split.show(adapting, train, name)
 
 
-def _learners(part: Any) -> list[Any]:
+def _find_adapting_modules(part: object) -> list[nn.Module]:
+    """Returns the modules in a network or loss that have a method `adapt`."""
     if not isinstance(part, nn.Module):
         return []
+    # A layer that a user has named `adapt` is an attribute too, and no routine.
     return [module for module in part.modules() if isroutine(getattr(module, "adapt", None))]
 
 
@@ -68,20 +82,38 @@ class Average:
         torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
     @torch.no_grad()
-    def take_buffers(self) -> None:
+    def copy_buffers(self) -> None:
         """Copies the network's buffers, before the average is evaluated."""
         for average, buffer in self._buffers:
             average.copy_(buffer)
 
 
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch of a job with the best value so far.
+
+    Attributes:
+        weights: the state dict after it; None unless the job keeps its best weights.
+    """
+
+    number: int
+    value: float
+    weights: dict[str, Tensor] | None
+
+
 class JobRun:
     """A job in training, whose state is complete between epochs.
 
+    A job has its own random state: the states of the generators that it draws from. They replace
+    the caller's while the job trains.
+
     Attributes:
         epoch: the number of epochs so far.
-        evaluating: the seconds of the last epoch that were spent on evaluation.
-        best: the epoch with the best value so far, its value and its weights, which are None
-            unless they are to be kept.
+        step: the number of optimizer steps so far.
+        evaluation_seconds: the time of the last epoch that was spent on evaluation.
+        best: the best epoch so far; None before the first.
+        random: the states of PyTorch's `generators`, and last that of Python's and NumPy's.
+        weights: the parameters that the optimizer trains.
     """
 
     def __init__(self, job: Job, split: Part) -> None:
@@ -90,25 +122,20 @@ class JobRun:
         self.batches: Batches = make_batches(job, split)
         self.epoch = 0
         self.step = 0
-        self.evaluating = 0.0
-        self.best: tuple[int, float, dict[str, Tensor] | None] | None = None
-        self.generators = [torch.default_generator]
-        if self.device.type == "cuda":
-            self.generators.append(torch.cuda.default_generators[self.device.index])
-        elif self.device.type == "mps":
-            self.generators.append(torch.mps._get_default_mps_generator())
-        self.random: list[Any] = [
-            torch.Generator(g.device).manual_seed(job.seed).get_state() for g in self.generators
-        ]
-        self.random.append(host_state(job.seed))
-        with self.own_randomness():
+        self.evaluation_seconds = 0.0
+        self.best: BestEpoch | None = None
+        self.generators = _find_generators(self.device)
+        self.random: list[Any] = _seed_states(self.generators, job.seed)
+        with self.exchange_random_state():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
         self.batches.fit(self.model)
-        # Jobs may share one loss; if it adapts to the data, each job needs its own.
-        self.loss = deepcopy(job.loss) if _learners(job.loss) else job.loss
+        self.loss = job.loss
+        if _find_adapting_modules(job.loss):
+            # Jobs may share one loss, and each job adapts it to its own training set.
+            self.loss = deepcopy(job.loss)
         adapt_to_data(self.model, self.loss, split, self.batches.train)
-        with self.own_randomness():
+        with self.exchange_random_state():
             for part in (self.model, self.loss, job.step, job.evaluate):
                 if isinstance(part, nn.Module):
                     part.to(self.device)
@@ -120,43 +147,55 @@ class JobRun:
         self.rates = Rates(
             job.schedule, self.optimizer, job.epochs, self.steps_per_epoch, job.metric
         )
-        self.optimizer_step = step_of(self.optimizer)
-        self.weights = [
-            weight for group in self.optimizer.param_groups for weight in group["params"]
-        ]
-        fp16 = job.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
-        self.average = None if job.ema is None else Average(self.model, job.ema)
+        self.optimizer_step = find_step(self.optimizer)
+        self.weights: list[Tensor] = []
+        for group in self.optimizer.param_groups:
+            self.weights += group["params"]
+        self.scaler: torch.amp.GradScaler | None = None
+        if job.precision == "fp16":
+            self.scaler = torch.amp.GradScaler(self.device.type)
+        self.average: Average | None = None
+        if job.ema is not None:
+            self.average = Average(self.model, job.ema)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated: that of the average, if there is one."""
-        return self.model if self.average is None else self.average.network
+        """The network that is evaluated: the average, if there is one."""
+        if self.average is None:
+            return self.model
+        return self.average.network
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether training has ended: after the last epoch, or by early stopping."""
-        best, patience = self.best, self.job.patience
-        spent = best is not None and patience is not None and self.epoch - best[0] >= patience
-        return spent or self.epoch >= self.job.last
+        if self.epoch >= self.job.last_epoch:
+            return True
+        if self.best is None or self.job.patience is None:
+            return False
+        return self.epoch - self.best.number >= self.job.patience
 
-    def kept_weights(self) -> dict[str, Tensor]:
-        """Returns the state dict that is kept: its own tensors, not a copy."""
-        kept = None if self.best is None else self.best[2]
-        return plain_state(self.evaluated) if kept is None else kept
+    def select_weights(self) -> dict[str, Tensor]:
+        """Returns the state dict of the network that the job results in: its tensors, no copy."""
+        if self.best is not None and self.best.weights is not None:
+            return self.best.weights
+        weights: dict[str, Tensor] = plain_state(self.evaluated)
+        return weights
 
     def signature(self) -> dict[str, Any]:
         """Returns the plain values of the job, so that an error can say what differs."""
-        values = vars(self.job).items()
-        return {name: value for name, value in values if isinstance(value, (int, float, str))} | {
-            "device": self.device.type,
-            "images": len(self.batches.train),
-            "optimizer": type(self.optimizer).__name__,
-            "learning rates": self.base_rates,
-        }
+        signature: dict[str, Any] = {}
+        for name, value in vars(self.job).items():
+            if isinstance(value, (int, float, str)):
+                signature[name] = value
+        signature["device"] = self.device.type
+        signature["images"] = len(self.batches.train)
+        signature["optimizer"] = type(self.optimizer).__name__
+        signature["learning rates"] = self.base_rates
+        return signature
 
     def state(self) -> dict[str, Any]:
-        state = {
+        """Returns a copy of all that the job needs to resume after its last epoch."""
+        state: dict[str, Any] = {
             "signature": self.signature(),
             "model": plain_state(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -164,18 +203,32 @@ class JobRun:
             "step": self.step,
             "random": self.random,
             "rates": self.rates.state(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "average": None if self.average is None else plain_state(self.average.network),
-            "best": self.best,
+            "scaler": None,
+            "average": None,
+            "best": None,
         }
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        if self.average is not None:
+            state["average"] = plain_state(self.average.network)
+        if self.best is not None:
+            # A tuple, since a checkpoint may hold plain values only.
+            state["best"] = (self.best.number, self.best.value, self.best.weights)
         return deepcopy(state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores a state; that of another job raises various exceptions, and is half restored."""
-        here, there = self.signature(), state["signature"]
-        for name in sorted({*here, *there}):
-            if there.get(name) != here.get(name):
-                raise ValueError(f"{name} is {there.get(name)} in the state, {here.get(name)} here")
+        """Resumes from a state.
+
+        The state of another job raises one of several exceptions, and leaves a job that is half
+        restored and cannot be used.
+        """
+        signature = self.signature()
+        saved_signature = state["signature"]
+        for name in sorted({*signature, *saved_signature}):
+            value = signature.get(name)
+            saved_value = saved_signature.get(name)
+            if saved_value != value:
+                raise ValueError(f"{name} is {saved_value} in the state, {value} here")
         load_state(self.model, state["model"])
         # A copy, since the optimizer would train the state's own tensors.
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
@@ -187,65 +240,79 @@ class JobRun:
         self.best = None
         if state["best"] is not None:
             number, value, weights = state["best"]
-            self.best = int(number), float(value), deepcopy(weights)
-        self.epoch, self.step = state["epoch"], state["step"]
-        saved = deepcopy(state["random"])
-        self.random[: len(saved)] = saved  # an earlier version saved only PyTorch's
+            self.best = BestEpoch(int(number), float(value), deepcopy(weights))
+        self.epoch = state["epoch"]
+        self.step = state["step"]
+        # An earlier version saved only PyTorch's states, which come first.
+        saved_random = deepcopy(state["random"])
+        self.random[: len(saved_random)] = saved_random
 
     @contextlib.contextmanager
-    def own_randomness(self) -> Iterator[None]:
+    def exchange_random_state(self) -> Iterator[None]:
         """Sets the job's random state for the body, and restores the caller's afterwards.
 
-        Layers draw from the global generators of PyTorch, NumPy and Python, which is why their
-        state is exchanged.
+        Layers and data sets draw from the global generators of PyTorch, NumPy and Python, and take
+        no generator as an argument. So the states of the global ones are exchanged.
         """
-        callers = self._get_random()
+        callers_state = self._get_random()
         try:
             self._set_random(self.random)
             yield
             self.random = self._get_random()
         finally:
-            self._set_random(callers)
+            self._set_random(callers_state)
 
     def _get_random(self) -> list[Any]:
-        return [*(generator.get_state() for generator in self.generators), host_state()]
+        states: list[Any] = [generator.get_state() for generator in self.generators]
+        states.append(get_host_state())
+        return states
 
     def _set_random(self, states: Sequence[Any]) -> None:
-        *of_torch, of_host = states
-        for generator, state in zip(self.generators, of_torch, strict=True):
+        *torch_states, host_state = states
+        for generator, state in zip(self.generators, torch_states, strict=True):
             generator.set_state(state)
-        set_host_state(of_host)
+        set_host_state(host_state)
 
     def run_epoch(self) -> Epoch:
         """Trains for one epoch and evaluates the validation set."""
         start = perf_counter()
-        with self.own_randomness():
-            steps = self.batches.steps()
-            total = torch.zeros((), device=self.device)
-            # If a signal cuts `no_grad` short as it ends, this one turns gradients on again.
+        with self.exchange_random_state():
+            total_loss = torch.zeros((), device=self.device)
+            # A signal may have ended the last evaluation before it turned gradients on again.
             with torch.enable_grad():
+                # The epoch's order is drawn before the network draws anything, such as dropout.
+                steps = self.batches.draw_steps()
                 self.model.train()
-                for count, batches in steps:
-                    total += self.train_step(count, batches)
-                train_loss = float(total) / self.job.samples
-                trained = perf_counter()
+                for step in steps:
+                    total_loss += self.train_step(step)
+                train_loss = float(total_loss) / self.job.samples
+                training_end = perf_counter()
                 valid_loss, value = self.evaluate(self.batches.valid)
         self.epoch += 1
         self.rates.after_epoch(value)
-        job = self.job
-        if self.best is None or job.metric.sign * value > job.metric.sign * self.best[1]:
-            weights = deepcopy(plain_state(self.evaluated)) if job.weights == "best" else None
-            self.best = self.epoch, value, weights
-        rate, ended = job.samples / (trained - start), perf_counter()
-        self.evaluating = ended - trained
-        return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
+        self._note_best(value)
+        end = perf_counter()
+        self.evaluation_seconds = end - training_end
+        samples_per_second = self.job.samples / (training_end - start)
+        return Epoch(self.epoch, train_loss, valid_loss, value, end - start, samples_per_second)
 
-    def train_step(self, count: int, batches: Iterable[Sized]) -> Tensor:
-        """Makes one step of the optimizer, and returns the sum of its examples' losses."""
+    def _note_best(self, value: float) -> None:
+        """Makes the epoch that has ended the best one if its value is better than all before."""
+        sign = self.job.metric.sign
+        is_best = self.best is None or sign * value > sign * self.best.value
+        if not is_best:  # a value that is NaN is never the best
+            return
+        weights = None
+        if self.job.weights == "best":
+            weights = deepcopy(plain_state(self.evaluated))
+        self.best = BestEpoch(self.epoch, value, weights)
+
+    def train_step(self, step: OptimizerStep) -> Tensor:
+        """Makes one step of the optimizer, and returns the sum of its examples' losses, ()."""
         self.rates.before_step(self.step / self.total_steps)
         for weight in self.weights:
             weight.grad = None  # as zero_grad does, which takes 0.02 ms for it
-        total = self._backward(count, batches)
+        total_loss = self._backward(step)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.job.l1:
@@ -255,24 +322,27 @@ class JobRun:
         if self.scaler is None:
             self.optimizer_step()
         else:
-            self.scaler.step(self.optimizer)  # unless a gradient is not finite
+            self.scaler.step(self.optimizer)  # makes no step if a gradient is not finite
             self.scaler.update()
         self.rates.after_step()
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
-        return total
+        return total_loss
 
-    def _backward(self, count: int, batches: Iterable[Sized]) -> Tensor:
-        """Adds the gradients of batches to those of the weights; returns the sum of the losses."""
+    def _backward(self, step: OptimizerStep) -> Tensor:
+        """Adds the gradients of a step's batches to the weights; returns the sum of the losses."""
         losses = []
-        for batch, size in batches:
-            loss = self.steps.train(self.model, batch)
-            # Gradients add up to that of the mean over all examples of the step.
-            share = loss if size == count else loss * (size / count)
-            scaled = share if self.scaler is None else self.scaler.scale(share)
-            scaled.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach() * size)
+        for batch in step.batches:
+            loss = self.steps.train(self.model, batch.content)
+            share = loss
+            if batch.size != step.size:
+                # The gradients of the batches add up to that of the mean over the whole step.
+                share = loss * (batch.size / step.size)
+            if self.scaler is not None:
+                share = self.scaler.scale(share)
+            share.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach() * batch.size)
         return reduce(torch.add, losses)
 
     @torch.no_grad()
@@ -289,34 +359,71 @@ class JobRun:
     def evaluate(self, indices: Tensor) -> tuple[float, float]:
         """Returns the mean loss and the metric on examples; NaN if the loss is not finite."""
         if self.average is not None:
-            self.average.take_buffers()
-        loss, outputs, targets = evaluate_part(self.evaluated, self.steps, self.batches, indices)
-        if not math.isfinite(loss):
-            return loss, math.nan
-        return loss, self.job.metric(outputs, targets)
+            self.average.copy_buffers()
+        evaluation = evaluate_examples(self.evaluated, self.steps, self.batches, indices)
+        if not math.isfinite(evaluation.loss):
+            return evaluation.loss, math.nan
+        return evaluation.loss, self.job.metric(evaluation.outputs, evaluation.targets)
 
 
-def evaluate_part(
-    network: nn.Module, steps: Steps, batches: Batches, indices: Tensor
-) -> tuple[float, Tensor, Tensor]:
-    """Evaluates a network in eval mode: returns its mean loss, outputs (n, …) and targets (n, …).
+def _find_generators(device: torch.device) -> list[torch.Generator]:
+    """Returns PyTorch's global generators that a training on a device draws from."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    return generators
 
-    Its callers turn gradients off, and not by inference mode: a network may keep what it computes
-    here, such as a mask, and train with it.
+
+def _seed_states(generators: Sequence[torch.Generator], seed: int) -> list[Any]:
+    """Returns the states that a seed gives these generators, and last Python's and NumPy's."""
+    states: list[Any] = []
+    for generator in generators:
+        seeded_generator = torch.Generator(generator.device).manual_seed(seed)
+        states.append(seeded_generator.get_state())
+    states.append(make_host_state(seed))
+    return states
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network's results on some examples, in their order.
+
+    Attributes:
+        loss: the mean over the examples.
+        outputs: (n, …).
+        targets: (n, …).
     """
-    total = torch.zeros((), device=indices.device)
+
+    loss: float
+    outputs: Tensor
+    targets: Tensor
+
+
+def evaluate_examples(
+    network: nn.Module, steps: Steps, batches: Batches, indices: Tensor
+) -> Evaluation:
+    """Evaluates a network in eval mode on the examples at indices, int64 (n,).
+
+    Its callers turn gradients off with `no_grad`. Inference mode would be faster, but a network may
+    keep what it computes here, such as a mask, and train with it.
+    """
+    total_loss = torch.zeros((), device=indices.device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     network.eval()
-    for batch, count in batches.part(indices):
-        loss, predicted, wanted = steps.evaluate(network, batch, count)
-        total += loss * count
-        outputs.append(predicted)
-        targets.append(wanted)
-    return float(total) / len(indices), _joined("outputs", outputs), _joined("targets", targets)
+    for batch in batches.load_batches(indices):
+        result = steps.evaluate(network, batch.content, batch.size)
+        total_loss += result.loss * batch.size
+        outputs.append(result.outputs)
+        targets.append(result.targets)
+    mean_loss = float(total_loss) / len(indices)
+    return Evaluation(mean_loss, _join("outputs", outputs), _join("targets", targets))
 
 
-def _joined(name: str, batches: list[Tensor]) -> Tensor:
+def _join(name: str, batches: list[Tensor]) -> Tensor:
+    """Joins the outputs or targets of all batches to one tensor (n, …)."""
     try:
         return torch.cat(batches)
     except RuntimeError as error:
@@ -329,43 +436,91 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
         ) from error
 
 
+Inputs = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+
+
 @torch.inference_mode()
 def predict_outputs(
-    model: nn.Module, inputs: Any, size: int | None = None, output: str | int | None = None
+    model: nn.Module, inputs: Inputs, size: int | None = None, output: str | int | None = None
 ) -> Tensor:
     """Runs a network in eval mode on inputs, on the CPU.
 
     Args:
-        inputs: a tensor, or several in a mapping or a tuple, for a network of several arguments.
+        inputs: a tensor (n, …), or several in a mapping or a tuple, for a network of several
+            arguments.
         size: how many entries of the first dimension of each are a batch; None for one call.
         output: the name or position of one of several outputs; None for `logits`, or the first.
 
     Returns:
-        The output: float32, or float64 of a network in float64.
+        The output (n, …): float32, or float64 of a network in float64.
     """
-    names = [*inputs] if isinstance(inputs, Mapping) else []
-    parts = [inputs] if isinstance(inputs, Tensor) else [*(inputs.values() if names else inputs)]
-    split = (torch.split(part, size) for part in parts) if size else ()
-    batches: Iterable[Any] = zip(*split, strict=True) if size else [parts]
-    calls = ([dict(zip(names, each, strict=True))] if names else each for each in batches)
     model = model.cpu().eval()
-    outputs = [_select_output(call_network(model, call), output) for call in calls]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    outputs = []
+    for arguments in _split_inputs(inputs, size):
+        batch_outputs = call_network(model, arguments)
+        outputs.append(_select_output(batch_outputs, output))
+    if len(outputs) == 1:
+        return outputs[0]
+    return torch.cat(outputs)
+
+
+def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
+    """Yields the arguments of each call of a network: tensors, or one mapping of tensors by name.
+
+    Args:
+        size: how many examples a call has; None for all.
+    """
+    names: list[str] | None = None
+    tensors: Sequence[Tensor]
+    if isinstance(inputs, Tensor):
+        tensors = [inputs]
+    elif isinstance(inputs, Mapping):
+        names = [*inputs]
+        tensors = [*inputs.values()]
+    else:
+        tensors = [*inputs]
+    calls: Iterable[Sequence[Tensor]] = [tensors]
+    if size:
+        calls = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+    for arguments in calls:
+        if names is None:
+            yield arguments
+        else:
+            yield [dict(zip(names, arguments, strict=True))]
 
 
 def _select_output(outputs: Any, name: str | int | None) -> Tensor:
-    """Returns one of several outputs: of a mapping, a tuple or a list."""
+    """Returns one output of a network, as `predict_outputs` describes.
+
+    A network may return a tensor, a mapping, a tuple or a list, and these may be nested: without a
+    name the first output is selected at every depth, and a name selects at the outermost.
+    """
     if name is None:
-        outputs = getattr(outputs, "logits", outputs)  # as networks of Hugging Face have them
+        outputs = select_logits(outputs)
     while isinstance(outputs, tuple | list | Mapping):
-        several = dict(outputs if isinstance(outputs, Mapping) else enumerate(outputs))
-        if name is not None and name not in several:
-            raise ValueError(f"output={name!r}: the outputs are {', '.join(map(str, several))}")
-        outputs, name = several[next(iter(several)) if name is None else name], None
+        if isinstance(outputs, Mapping):
+            outputs_by_name = dict(outputs)
+        else:
+            outputs_by_name = dict(enumerate(outputs))
+        if name is None:
+            name = next(iter(outputs_by_name))
+        elif name not in outputs_by_name:
+            raise ValueError(
+                f"output={name!r}: the outputs are {', '.join(map(str, outputs_by_name))}"
+            )
+        outputs = outputs_by_name[name]
+        name = None
     if name is not None:
         raise ValueError(f"output={name!r}: the network gives one output, which has no name")
-    result: Tensor = outputs if outputs.dtype == torch.float64 else outputs.float()
-    return result
+    result: Tensor = outputs
+    if result.dtype == torch.float64:
+        return result
+    return result.float()
+
+
+def _return_no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns a loss of 0, a scalar (), where none is needed."""
+    return torch.zeros((), device=outputs.device)
 
 
 def evaluate_network(
@@ -373,65 +528,79 @@ def evaluate_network(
 ) -> tuple[Tensor, Tensor]:
     """Runs a network on examples of a split as the job evaluates them, on the split's device.
 
-    Returns the outputs and the targets, both (n, …).
+    Args:
+        indices: the positions of the examples, int64 (n,); None for all of the split.
+
+    Returns:
+        The outputs and the targets, both (n, …).
     """
-
-    def no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.zeros((), device=outputs.device)
-
     device = split.device
     for part in (job.loss, job.evaluate):
         if isinstance(part, nn.Module):
             part.to(device)
-    # The loss of the job may have to adapt to data before it can be called.
-    loss = no_loss if job.evaluate is None else job.loss
+    loss = job.loss
+    if job.evaluate is None:
+        # Only a custom evaluation may need the loss for its outputs. The job's own loss is not
+        # called otherwise: it may have to adapt to the training set before it can be.
+        loss = _return_no_loss
     steps = Steps(loss, device, job.precision, evaluate=job.evaluate)
-    everything = (torch.arange(len(split)) if indices is None else indices).to(device)
-    # The training set stays: a batch of it may have more examples than are evaluated here.
-    batches = make_batches(replace(job, valid=everything), split)
+    if indices is None:
+        indices = torch.arange(len(split))
+    indices = indices.to(device)
+    # A job evaluates its validation set, so these examples become it. The training set stays: a
+    # batch of the job may have more examples than are evaluated here, and would be refused.
+    batches = make_batches(replace(job, valid=indices), split)
     model = model.to(device)
     batches.fit(model)
     with contextlib.closing(batches), torch.no_grad():
-        return evaluate_part(model, steps, batches, everything)[1:]
+        evaluation = evaluate_examples(model, steps, batches, indices)
+    return evaluation.outputs, evaluation.targets
 
 
 class Training:
     """Jobs in training, to be iterated over: an iteration is one epoch of all of them.
 
-    Each new iteration resumes after the last epoch. Early stopping (`patience`) may end a job; its
-    kept epoch then represents it until the others end.
+    Each new iteration resumes after the last epoch. Early stopping (`patience`) may end a job
+    before the others; until they end, the epoch that it has selected represents it.
 
     Args:
         jobs: all with the same number of epochs.
-        threads: of the processor; None for as many as the steps are worth.
+        threads: of the processor; None to choose by the size of a step, see `choose_threads`.
 
     Attributes:
         history: what each iteration so far has yielded, those before a restore included.
-        evaluating: the seconds spent on evaluation so far, in this process.
+        evaluation_seconds: the time spent on evaluation so far, in this process.
+        has_ended: whether the last epoch is over, or early stopping has ended all jobs.
     """
 
     def __init__(self, jobs: Sequence[Job], split: Part, *, threads: int | None = None) -> None:
-        assert len({job.last for job in jobs}) == 1, "jobs of one training have as many epochs"
+        last_epochs = {job.last_epoch for job in jobs}
+        assert len(last_epochs) == 1, "jobs of one training have as many epochs"
         self._jobs = jobs
         self._split = split
         self.history: list[list[Epoch]] = []
-        self.evaluating = 0.0
-        self.ended = False
-        self._runs = self._begin()
-        self._whole = True
+        self.evaluation_seconds = 0.0
+        self.has_ended = False
+        self._runs = self._make_runs()
+        # False while an epoch runs, and after an exception in it: the jobs have then no state that
+        # a training could resume from.
+        self._is_between_epochs = True
         self.threads = threads or torch.get_num_threads()
         if threads is None and split.in_memory:  # to load an example may take processes
-            first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
+            run = self._runs[0]
+            first_example = torch.zeros(1, dtype=torch.int64)
             self.threads = choose_threads(
-                run.model, lambda: run.batches.at(first), jobs[0].batch_size
+                run.model, lambda: run.batches.load_batch(first_example), jobs[0].batch_size
             )
 
     @property
     def epochs(self) -> int:
         """The number of the last iteration; early stopping makes it smaller."""
-        return len(self.history) if self.ended else self._jobs[0].last
+        if self.has_ended:
+            return len(self.history)
+        return self._jobs[0].last_epoch
 
-    def _begin(self) -> list[JobRun]:
+    def _make_runs(self) -> list[JobRun]:
         return [JobRun(job, self._split) for job in self._jobs]
 
     def close(self) -> None:
@@ -444,38 +613,59 @@ class Training:
 
     def __iter__(self) -> Iterator[list[Epoch]]:
         while True:
-            self._check_whole()
-            if self.ended:
-                return self.close()
-            self._whole = False
-            going = [run for run in self._runs if not run.ended]
-            with on_threads(self.threads):
-                results = [
-                    run.run_epoch() if run in going else self._stand_in(at)
-                    for at, run in enumerate(self._runs)
-                ]
-            self.evaluating += sum(run.evaluating for run in going)
-            for job, epoch in enumerate(results):
-                for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):
-                    if not math.isfinite(loss):
-                        raise Diverged(job, epoch.number, self._jobs[0].last, part, loss)
-            self.history.append(results)
-            self.ended = self._has_ended()  # last: a thread that reports reads it
-            self._whole = True
-            yield results
+            self._check_between_epochs()
+            if self.has_ended:
+                self.close()
+                return
+            self._is_between_epochs = False
+            epochs = self._run_epochs()
+            self._check_losses(epochs)
+            self.history.append(epochs)
+            # Another thread reads it, and then expects the epoch in the history.
+            self.has_ended = self._have_runs_ended()
+            self._is_between_epochs = True
+            yield epochs
 
-    def _has_ended(self) -> bool:
-        return all(run.ended for run in self._runs)
+    def _run_epochs(self) -> list[Epoch]:
+        """Trains each job that has not ended for one epoch; returns the epoch of every job."""
+        epochs = []
+        with on_threads(self.threads):
+            for job, run in enumerate(self._runs):
+                if run.has_ended:
+                    epochs.append(self._represent(job))
+                else:
+                    epochs.append(run.run_epoch())
+                    self.evaluation_seconds += run.evaluation_seconds
+        return epochs
 
-    def _stand_in(self, position: int) -> Epoch:
-        """Returns the epoch that represents a job which has ended before the others."""
-        kept = self._runs[position].job.kept([epochs[position] for epochs in self.history])
-        return replace(kept, number=len(self.history) + 1, seconds=0.0)
+    def _check_losses(self, epochs: Sequence[Epoch]) -> None:
+        """Raises Diverged for the first job whose loss is not finite."""
+        for job, epoch in enumerate(epochs):
+            losses = {"train": epoch.train_loss, "valid": epoch.valid_loss}
+            for part, loss in losses.items():
+                if not math.isfinite(loss):
+                    raise Diverged(job, epoch.number, self._jobs[0].last_epoch, part, loss)
 
-    def kept(self) -> list[Epoch]:
-        """Returns the epoch of each job so far whose value is that of the job."""
-        columns = zip(*self.history, strict=True)
-        return [job.kept(column) for job, column in zip(self._jobs, columns, strict=False)]
+    def _have_runs_ended(self) -> bool:
+        return all(run.has_ended for run in self._runs)
+
+    def _represent(self, position: int) -> Epoch:
+        """Returns the epoch that represents a job which has ended before the others.
+
+        Args:
+            position: of the job among all, from 0.
+        """
+        job_history = [epochs[position] for epochs in self.history]
+        selected = self._jobs[position].select_epoch(job_history)
+        return replace(selected, number=len(self.history) + 1, seconds=0.0)
+
+    def select_epochs(self) -> list[Epoch]:
+        """Returns for each job the epoch so far whose value is that of the job."""
+        job_histories = zip(*self.history, strict=True)
+        selected = []
+        for job, job_history in zip(self._jobs, job_histories, strict=False):
+            selected.append(job.select_epoch(job_history))
+        return selected
 
     def state(self) -> dict[str, Any]:
         """Returns a snapshot of all that the training needs to resume after this epoch.
@@ -486,8 +676,10 @@ class Training:
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.
         """
-        self._check_whole()
-        history = [[list(astuple(epoch)) for epoch in epochs] for epochs in self.history]
+        self._check_between_epochs()
+        history = []
+        for epochs in self.history:
+            history.append([list(astuple(epoch)) for epoch in epochs])
         return {"jobs": [run.state() for run in self._runs], "history": history}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -497,28 +689,42 @@ class Training:
             ValueError: the state is of other jobs; nothing has changed.
         """
         try:
-            saved_jobs = state["jobs"]
-            history = [[Epoch(*numbers) for numbers in epochs] for epochs in state["history"]]
-            runs = self._begin()
-            if len(saved_jobs) != len(runs):
-                raise ValueError(f"{len(saved_jobs)} jobs in the state, {len(runs)} here")
-            for run, saved in zip(runs, saved_jobs, strict=True):
-                run.restore(saved)
+            job_states = state["jobs"]
+            history = [_unpack_epochs(rows) for rows in state["history"]]
+            runs = self._restore_runs(job_states)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            reason = str(error)
+            if isinstance(error, KeyError):
+                reason = f"{error} is missing"
             raise ValueError(
                 f"the state does not fit these jobs: {textwrap.shorten(reason, 300)}"
             ) from error
-        self._runs, self.history, self._whole = runs, history, True
-        self.ended = self._has_ended()
+        self._runs = runs
+        self.history = history
+        self._is_between_epochs = True
+        self.has_ended = self._have_runs_ended()
+
+    def _restore_runs(self, job_states: Sequence[dict[str, Any]]) -> list[JobRun]:
+        """Returns new runs of the jobs in these states; raises ValueError for another number."""
+        runs = self._make_runs()
+        if len(job_states) != len(runs):
+            raise ValueError(f"{len(job_states)} jobs in the state, {len(runs)} here")
+        for run, job_state in zip(runs, job_states, strict=True):
+            run.restore(job_state)
+        return runs
 
     def weights(self) -> list[dict[str, Tensor]]:
-        """Returns the state dict that is kept of each job's network: its own tensors, not a copy.
+        """Returns the state dict that each job results in: its network's tensors, not a copy.
 
-        It is that of the average, if there is one, and of the best epoch, if that is kept.
+        It is that of the average, if there is one, and of the best epoch, if the job keeps that.
         """
-        return [run.kept_weights() for run in self._runs]
+        return [run.select_weights() for run in self._runs]
 
-    def _check_whole(self) -> None:
-        if not self._whole:
+    def _check_between_epochs(self) -> None:
+        if not self._is_between_epochs:
             raise RuntimeError("the last epoch was left unfinished; restore an earlier state")
+
+
+def _unpack_epochs(rows: Sequence[Sequence[Any]]) -> list[Epoch]:
+    """Returns the epochs of one iteration from their stored numbers."""
+    return [Epoch(*numbers) for numbers in rows]

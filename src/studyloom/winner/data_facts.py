@@ -6,7 +6,7 @@ from studyloom.config.values import value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
-from studyloom.training.batches import batch_dtype
+from studyloom.training.batches import find_input_dtype
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.result import DataFacts, RangeFacts
 
@@ -21,7 +21,7 @@ def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | No
     dtype: Any = "float32"  # in which the network takes inputs
     if isinstance(split, Split) and not split.inputs.is_floating_point():
         network = job.model(shape=split.shape, outputs=split.outputs)
-        dtype = str(batch_dtype(job, network, split)).removeprefix("torch.")
+        dtype = str(find_input_dtype(job, network, split)).removeprefix("torch.")
     return DataFacts(
         digest=split.digest,
         test_digest="" if test is None else test.digest,

@@ -173,7 +173,7 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
         test=replace(scores, examples=len(test), references=references),
         data=describe_data(trainings, winner, test),
         seeds=tuple(trainings.job(winner, each).seed for each in range(trainings.seeds)),
-        epochs=job.last,
+        epochs=job.last_epoch,
         environment=current_environment(test.device),
         **shown,
     )

@@ -24,7 +24,7 @@ from studyloom.objectives.objective import Attempt
 from studyloom.objectives.user_functions import kept_name, weights_of
 from studyloom.seeds import derive
 from studyloom.storage.stored_study import FINAL_TRAINING
-from studyloom.training.batches import batch_dtype
+from studyloom.training.batches import find_input_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
@@ -100,7 +100,7 @@ class Original:
     def dtype(self) -> torch.dtype:
         """In which the network takes inputs."""
         if isinstance(self.part, Split):
-            return batch_dtype(self.job, self.network, self.part)
+            return find_input_dtype(self.job, self.network, self.part)
         whole = str(self.part.kind).startswith("int")
         return torch.int64 if whole else torch.float32
 
