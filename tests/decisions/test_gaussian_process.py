@@ -15,6 +15,7 @@ from studyloom.decisions.gaussian_process import (
     GaussianProcess,
     GaussianProcessSampler,
 )
+from studyloom.decisions.samplers import SamplerContext
 from studyloom.decisions.strategy import Strategy
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Open, middle_of
@@ -85,8 +86,10 @@ def params(study):
 
 
 def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_process(proposals):
-    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 14)
-    plain = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, again=True), 14)
+    study = search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 14)
+    plain = search(
+        FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT, redraws=True), seed), 14
+    )
     assert params(study)[:10] == params(plain)[:10]
     assert params(study)[10] != params(plain)[10]
     assert len(proposals) == 4
@@ -98,7 +101,11 @@ def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_proce
 
 
 def test_every_value_is_one_of_its_range(proposals):
-    search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, n_startup_trials=2), 12)
+    search(
+        FLAT,
+        lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed, n_startup_trials=2),
+        12,
+    )
     assert len(proposals) == 10
     for made, space, _ in proposals:
         for name, value in made.items():
@@ -132,7 +139,7 @@ def test_a_narrow_or_smooth_one_stays(distribution):
 
 
 def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(proposals):
-    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 24)
+    study = search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 24)
     names = {"model", "lr", "model.cnn.channels", "model.mlp.hidden.length"}
     names |= {"model.mlp.hidden.0", "model.mlp.hidden.1"}
     for made, space, results in proposals[5:]:
@@ -166,19 +173,19 @@ def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
         hidden = {"model.mlp.hidden.length": 1, "model.mlp.hidden.0": 4 + n}
         add(TrialState.PRUNED, {1: 0.5 + 0.01 * n}, lr=n / 12, model="mlp", **hidden)
     for seed in range(4):
-        study.sampler = GaussianProcessSampler(TREE, seed)
+        study.sampler = GaussianProcessSampler(SamplerContext(TREE), seed)
         TREE.suggest(study.ask())
     assert {made["model"] for made, _, _ in proposals} == {"mlp"}
 
 
 def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
-    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 10)
+    study = search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 10)
     other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}
     lacking = {name: ranges[name] for name in other}
     wider = lacking | {"lr": FloatDistribution(0.0, 9.0)}
     for distributions in (lacking, wider):
         study.add_trial(create_trial(value=9.0, params=other, distributions=distributions))
-    search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 1, study)
+    search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 1, study)
     ((_, _, results),) = proposals
     assert {trial.number for trial in results} == {*range(10)}
 
@@ -186,7 +193,7 @@ def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
 def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
     study = optuna.create_study(direction="maximize")
     for number in range(13):
-        study.sampler = GaussianProcessSampler(Open(), number)
+        study.sampler = GaussianProcessSampler(SamplerContext(Open()), number)
         trial = study.ask()
         x = trial.suggest_float("x", 0, 1)
         y = trial.suggest_float("y", 0, 1) if number % 2 else 0.0
@@ -198,19 +205,26 @@ def test_the_same_seed_proposes_the_same_whatever_the_threads(proposals):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        first = params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13))
+        first = params(
+            search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 13)
+        )
         torch.set_num_threads(2)
-        assert params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13)) == first
+        assert (
+            params(
+                search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 13)
+            )
+            == first
+        )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
 def test_running_trials_of_other_workers_are_known(proposals):
-    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 10)
-    study.sampler = GaussianProcessSampler(FLAT, 10)
+    study = search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 10)
+    study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 10)
     alone = FLAT.suggest(study.ask()).params  # and stays running
-    study.sampler = GaussianProcessSampler(FLAT, 10)
+    study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 10)
     assert FLAT.suggest(study.ask()).params != alone
 
 
@@ -220,7 +234,7 @@ def test_a_constant_and_repeated_configurations_do_no_harm():
     for number in range(12):
         point = FLAT.stand_in({}, -(number % 2)).params
         study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
-    study.sampler = GaussianProcessSampler(FLAT, 1)
+    study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 1)
     FLAT.suggest(study.ask())
 
 
@@ -230,28 +244,37 @@ def test_a_constant_and_repeated_configurations_do_no_harm():
 @pytest.mark.parametrize(("seconds", "results", "chosen"), [(0.5, LATEST, "tpe"), (3.0, 10, "gp")])
 def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, results, chosen):
     times = {TIMES: {"training": seconds, "sampling": 99.0, "start-up": 99.0}}
-    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), results, **times)
+    study = search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), results, **times)
     assert SAMPLER not in study.user_attrs
-    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **times)
+    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 2, study, **times)
     assert study.user_attrs[SAMPLER] == chosen
     slow = {TIMES: {"training": 1000.0 - seconds}}
-    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **slow)
+    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 2, study, **slow)
     assert study.user_attrs[SAMPLER] == chosen
     assert len(proposals) == 4 * (chosen == "gp")
 
 
 def test_auto_becomes_the_process_once_trials_train_longer(proposals):
     """As with many workers, whose first trials have all come to their first rung only."""
-    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), 12, **{TIMES: {"training": 1.0}})
+    study = search(
+        FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 12, **{TIMES: {"training": 1.0}}
+    )
     assert SAMPLER not in study.user_attrs
-    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 6, study, **{TIMES: {"training": 9.0}})
+    search(
+        FLAT,
+        lambda seed: AutoSampler(SamplerContext(FLAT), seed),
+        6,
+        study,
+        **{TIMES: {"training": 9.0}},
+    )
     assert study.user_attrs[SAMPLER] == "gp"
     assert proposals
 
 
 def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train(proposals):
     times = {TIMES: {"training": 0.001}}
-    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed, deterministic=True), 12, **times)
+    context = SamplerContext(FLAT, deterministic=True)
+    study = search(FLAT, lambda seed: AutoSampler(context, seed), 12, **times)
     assert study.user_attrs[SAMPLER] == "gp"
     assert len(proposals) == 2
     deterministic = ask(*TINY, "sampler=auto", "pruner=none", "study.deterministic=true")
@@ -262,12 +285,13 @@ def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train
 def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
     times = {TIMES: {"training": 9.0}}
     monkeypatch.setattr(AutoSampler, "most_results", 11)
-    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 14, **times)
+    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 14, **times)
     assert len(proposals) == 2
     monkeypatch.setattr(AutoSampler, "most_dimensions", 6)
-    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 11, **times)
+    search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), 11, **times)
     assert len(proposals) == 2
-    several = search(FLAT, lambda seed: AutoSampler(FLAT, seed, objectives=2), 11, **times)
+    context = SamplerContext(FLAT, objectives=2)
+    several = search(FLAT, lambda seed: AutoSampler(context, seed), 11, **times)
     assert SAMPLER not in several.user_attrs
     assert len(proposals) == 2
 
@@ -277,9 +301,9 @@ def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, mon
     [(None, "TPE, then"), ("gp", "a Gaussian process"), ("tpe", "TPE, since")],
 )
 def test_what_auto_stands_for_is_said_at_the_start(chosen, words):
-    (note,) = Strategy(ask(*TWO, "sampler=auto", "pruner=none"), chosen=chosen).notes()
+    (note,) = Strategy(ask(*TWO, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
     assert note == "sampler=auto: TPE, since objective.metric names several"
-    (note,) = Strategy(ask(*TINY, "sampler=auto", "pruner=none"), chosen=chosen).notes()
+    (note,) = Strategy(ask(*TINY, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
     assert note.startswith(f"sampler=auto: {words}")
     assert Strategy(ask(*TINY, "sampler=tpe", "pruner=none")).notes() == []
 

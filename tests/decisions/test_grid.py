@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
-from studyloom.decisions.samplers import LARGEST_GRID, GridSampler
+from studyloom.decisions.samplers import LARGEST_GRID, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
 from studyloom.space.drawing_points import any_point, identify
 from studyloom.space.language import parse_space
@@ -52,21 +52,22 @@ def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
 
 
 def test_each_trial_of_a_conditional_space_gets_another_point_and_together_they_get_all(space):
-    visited = run(GridSampler(space, seed=3), space, trials=(6 + 3) * 4)
+    visited = run(GridSampler(SamplerContext(space), seed=3), space, trials=(6 + 3) * 4)
     assert len(visited) == space.size()
     for point in space.points():
         assert visited.count(point.params) == 1
 
 
 def test_the_baseline_comes_first_and_only_once(space, baseline):
-    sampler = GridSampler(space, seed=3, baseline=baseline)
+    sampler = GridSampler(SamplerContext(space, baseline), seed=3)
     assert sampler.points[0] == baseline
     assert len(sampler.points) == space.size()
     assert [point.params for point in sampler.points].count(baseline.params) == 1
 
 
 def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
-    workers = [GridSampler(space_of(CONDITIONAL), seed=5, baseline=baseline) for _ in range(4)]
+    contexts = [SamplerContext(space_of(CONDITIONAL), baseline) for _ in range(4)]
+    workers = [GridSampler(context, seed=5) for context in contexts]
     study = optuna.create_study()
     drawn = []
     for number in range(int(space.size())):
@@ -91,7 +92,7 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
         }
     )
     with pytest.raises(ConfigError) as caught:
-        GridSampler(space)
+        GridSampler(SamplerContext(space))
     errors = caught.value.errors
     assert [line.partition(":")[0] for line in errors] == [
         "space.optimizer.lr",
@@ -105,7 +106,7 @@ def test_a_space_of_too_many_points_is_refused_without_going_through_them():
     space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
     started = time.perf_counter()
     with pytest.raises(ConfigError, match=f"configurations; at most {LARGEST_GRID}"):
-        GridSampler(space)
+        GridSampler(SamplerContext(space))
     assert time.perf_counter() - started < 0.1
 
 
@@ -115,7 +116,7 @@ def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
     kept = [point.params for point in space.points() if relation[0].holds(point.params)]
     assert [point.params for point in related.points()] == kept
     assert related.size() == len(kept) == 24 + 5
-    points = GridSampler(related, seed=3).points
+    points = GridSampler(SamplerContext(related), seed=3).points
     assert sorted(map(kept.index, (point.params for point in points))) == [*range(29)]
     assert "where model.cnn.channels <= 100 * optimizer.momentum" in str(
         outline(related).children[-1].label

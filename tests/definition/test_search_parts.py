@@ -1,10 +1,14 @@
 """The sampler and the pruner of a study: a seed for all trials, and state that is kept or lost."""
 
 import pytest
+from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from toys import TINY, ask
 
+from studyloom.decisions.asha import AshaPruner
+from studyloom.decisions.samplers import SamplerContext
 from studyloom.decisions.strategy import Strategy
+from studyloom.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("composing")
 
@@ -48,3 +52,40 @@ def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_se
     for definition in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
         assert Strategy(definition).keeps_state == ()
         assert [*Strategy(definition).check_workers(2)] == []
+
+
+class InContext(RandomSampler):
+    """A sampler that says what it needs of its study."""
+
+    def __init__(self, context, seed=None, scale=1.0):
+        super().__init__(seed)
+        self.context, self.scale = context, scale
+
+
+def test_a_sampler_gets_what_its_parameters_name_of_its_study_and_its_section():
+    definition = own(InContext, "study.deterministic=true", "+sampler.scale=2.0")
+    sampler = Strategy(definition).sampler(3, again=True)
+    assert sampler.context == SamplerContext(
+        definition.space, definition.baseline, redraws=True, deterministic=True
+    )
+    assert sampler.scale == 2.0
+
+
+class Raising(NopPruner):
+    def __init__(self):
+        raise RuntimeError("cannot be built")
+
+
+def test_errors_of_a_pruner_hide_no_later_check(monkeypatch):
+    timed = ("study.deterministic=true", "study.epochs=40", "train.epochs=9")
+    definition = ask(*TINY, "pruner=asha", *timed)
+    (message,) = Strategy(definition).check()
+    assert "study.epochs=40 depends on when trials run" in message
+
+    def refuse(pruner, definition):
+        raise ConfigError("objective: wrong")
+
+    monkeypatch.setattr(AshaPruner, "check", refuse)
+    assert [*Strategy(definition).check()] == [message]
+    broken = "pruner._target_=test_search_parts.Raising"
+    assert [*Strategy(ask(*TINY, "pruner=none", broken, *timed)).check()] == []

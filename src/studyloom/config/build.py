@@ -66,7 +66,11 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
     Raises:
         ConfigError: there is no such `_target_`, it is not trusted, or it raised an OSError.
     """
-    target = find_target(section, key)
+    return call_target(find_target(section, key), section, key, **offered)
+
+
+def call_target(target: Any, section: Section, key: str = "", **offered: Any) -> Any:
+    """Calls a target with the keys of a section that has named it, or one like it; see `build`."""
     if isinstance(section, DictConfig):
         key = key or section._get_full_key(None)
     values = plain(section)

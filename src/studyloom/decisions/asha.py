@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,12 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from studyloom.definition.definition import Definition
 from studyloom.metrics import Goal
 from studyloom.seeds import derive
 from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
+
+if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
+    from studyloom.definition.definition import Definition
 
 
 def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
@@ -100,8 +102,6 @@ class AshaPruner(BasePruner):
         began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
     """
 
-    pauses = True  # so that a study has its loops keep what they resume from
-
     def __init__(
         self,
         min_resource: int | Literal["auto"] = "auto",
@@ -132,7 +132,7 @@ class AshaPruner(BasePruner):
         """Returns the order in which slots are claimed in a study with these objectives."""
         return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
 
-    def check(self, definition: Definition) -> list[str]:
+    def check(self, definition: "Definition") -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
         config, errors = definition.config, []
         ways = "or choose another pruner, such as pruner=successive_halving"
@@ -177,7 +177,7 @@ def first_rung(epochs: int | None) -> int:
     return max(1, round((epochs or 1) / 13))
 
 
-def default_pruner(definition: Definition, epochs: int | None, began: int | None) -> BasePruner:
+def default_pruner(definition: "Definition", epochs: int | None, began: int | None) -> BasePruner:
     """Returns what `pruner=auto` stands for; see `AshaPruner` for the arguments.
 
     It is `AshaPruner` for networks whose trials can pause. Otherwise, for loops (which show only

@@ -23,7 +23,8 @@ from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.extrapolation import extrapolated
-from studyloom.space.tree import Parameter, Space, count_values, middle_of
+from studyloom.decisions.samplers import SamplerContext
+from studyloom.space.tree import Parameter, count_values, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.storage.trial_record import TrialRecord
 
@@ -39,22 +40,18 @@ log = logging.getLogger(__name__)
 class GaussianProcessSampler(TPESampler):
     """Chooses by a Gaussian process once there are results, and before by TPE.
 
+    TPE also draws again where a configuration was refused: the model would repeat it.
+
     Args:
-        space: the search space.
+        context: of which it takes the space.
         seed: of both.
         n_startup_trials: how many results the model needs.
-        again: whether a configuration was not accepted. TPE then draws another one: the model would
-            repeat it.
     """
 
     most_results = most_dimensions = math.inf  # that the model takes
 
     def __init__(
-        self,
-        space: Space,
-        seed: int | None = None,
-        n_startup_trials: int = 10,
-        again: bool = False,
+        self, context: SamplerContext, seed: int | None = None, n_startup_trials: int = 10
     ) -> None:
         super().__init__(
             seed=seed,
@@ -63,14 +60,16 @@ class GaussianProcessSampler(TPESampler):
             group=True,
             constant_liar=True,
         )
-        self._space, self._enough, self._seed = space, n_startup_trials, seed
-        self._again = again
+        self._context = context
+        self._space = context.space
+        self._enough = n_startup_trials
+        self._seed = seed
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         chosen = super().sample_relative(study, trial, search_space)
-        if self._again or not self._serves(study):
+        if self._context.redraws or not self._serves(study):
             return chosen
         trials = extrapolated(study).get_trials(deepcopy=False)
         results = [each for each in trials if each.state == TrialState.COMPLETE]
@@ -135,28 +134,19 @@ class AutoSampler(GaussianProcessSampler):
     long is decided between the tenth and the fiftieth result, and stored with the study.
 
     Args:
-        space: the search space.
+        context: of which it takes all; a deterministic study always gets a Gaussian process.
         seed: of both.
-        objectives: how many the study has.
-        chosen: what is stored; None before that.
-        again: whether a configuration was not accepted.
-        deterministic: whether it stands for a Gaussian process, however long trials train.
     """
 
     most_results, most_dimensions = 200, 20  # beyond them it takes more than a twentieth
 
-    def __init__(
-        self,
-        space: Space,
-        seed: int | None = None,
-        objectives: int = 1,
-        chosen: str | None = None,
-        again: bool = False,
-        deterministic: bool = False,
-    ) -> None:
-        super().__init__(space, seed, again=again)
-        self._several, self._chosen = objectives > 1, TPE if objectives > 1 else chosen
-        self._deterministic = deterministic
+    def __init__(self, context: SamplerContext, seed: int | None = None) -> None:
+        super().__init__(context, seed)
+        self._several = context.objectives > 1
+        self._deterministic = context.deterministic
+        self._chosen = context.auto_sampler
+        if self._several:
+            self._chosen = TPE
 
     @property
     def note(self) -> str:

@@ -1,6 +1,7 @@
-"""studyloom's samplers: a grid that tries each configuration once, and CMA-ES without pickles."""
+"""What a sampler is given of its study; a grid without repetitions, and CMA-ES without pickles."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,31 @@ from studyloom.space.tree import LARGEST_GRID, Point, Space
 from studyloom.storage.attributes import SLOT
 
 
+@dataclass(frozen=True)
+class SamplerContext:
+    """Describes the study and the trial that a sampler is made for.
+
+    A sampler whose class has a parameter `context` gets one, and a parameter `seed` gets the seed
+    of the trial.
+
+    Attributes:
+        space: the search space; it has no nodes if an Optuna objective suggests its values.
+        baseline: the configuration that the first trial runs; None without a baseline.
+        objectives: how many objectives the study has.
+        redraws: whether the sampler has drawn for this trial already, and its configuration was
+            refused.
+        deterministic: whether the trials must not depend on times, see `study.deterministic`.
+        auto_sampler: what `sampler=auto` stands for in this study; None until that is decided.
+    """
+
+    space: Space
+    baseline: Point | None = None
+    objectives: int = 1
+    redraws: bool = False
+    deterministic: bool = False
+    auto_sampler: str | None = None
+
+
 class GridSampler(BaseSampler):
     """Gives the trial of slot n the n-th configuration of the space.
 
@@ -24,11 +50,17 @@ class GridSampler(BaseSampler):
     Here the trial's slot is the number of its configuration: none is used twice, without a look
     at the storage.
 
+    Args:
+        context: of which it takes the space and the baseline.
+        seed: shuffles the configurations.
+
     Raises:
         ConfigError: the space has continuous ranges, or more than 100,000 configurations.
     """
 
-    def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
+    def __init__(self, context: SamplerContext, seed: int = 0) -> None:
+        space = context.space
+        baseline = context.baseline
         next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
         if (size := space.size()) > LARGEST_GRID:
             raise ConfigError(

@@ -3,26 +3,29 @@
 A strategy is not part of the study definition: it may change between runs of a study.
 """
 
-import contextlib
 import functools
-import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.trial import TrialState, create_trial
 
-from studyloom.config.build import build, find_target, plain
+from studyloom.config.build import build, call_target, find_target, plain
 from studyloom.config.values import describe_error, value_at
-from studyloom.decisions.samplers import GridSampler
+from studyloom.decisions.asha import AshaPruner, Unpruned
+from studyloom.decisions.extrapolation import Extrapolating
+from studyloom.decisions.gaussian_process import AutoSampler
+from studyloom.decisions.samplers import CmaEsSampler, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
+from studyloom.space.tree import Point
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -32,13 +35,19 @@ KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a 
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
 # These learn only from complete trials, of which a pruner leaves few.
 FROM_COMPLETE = (
-    *(optuna.samplers.GPSampler, optuna.samplers.CmaEsSampler),
-    *(optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler),
+    optuna.samplers.GPSampler,
+    optuna.samplers.CmaEsSampler,
+    optuna.samplers.NSGAIISampler,
+    optuna.samplers.NSGAIIISampler,
 )
 # Keys of limits that end trials or the search by what has happened so far, and such a cost.
 TIMED = (
-    *("study.timeout", "study.trial_timeout", "study.stop", "study.min_improvement"),
-    *("study.epochs", "cost.limit"),
+    "study.timeout",
+    "study.trial_timeout",
+    "study.stop",
+    "study.min_improvement",
+    "study.epochs",
+    "cost.limit",
 )
 
 
@@ -48,57 +57,69 @@ class Strategy:
 
     Args:
         began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
-        chosen: what `sampler=auto` stands for in the study; None before that is decided.
+        auto_sampler: what `sampler=auto` stands for in the study; None until that is decided.
     """
 
     definition: "Definition"
     began: int | None = None
-    chosen: str | None = None
+    auto_sampler: str | None = None
 
     def sampler(self, number: int, *, again: bool = False) -> BaseSampler:
         """Makes the sampler of a trial, seeded for it; `again` if its configuration is redrawn.
 
-        A `seed` in its section replaces the study's. Either is combined with the trial's number:
-        with one seed for all trials each would draw what the first drew, and workers drew only 4
-        distinct configurations of 16.
+        Its class may have the parameters `seed` and `context`, see `SamplerContext`. A `seed` in
+        its section replaces the study's. Either is combined with the trial's number: with one seed
+        for all trials each would draw what the first drew, and workers drew only 4 distinct
+        configurations of 16.
         """
         definition = self.definition
         section = plain(definition.config.sampler)
         section.pop(KEEPS_STATE, None)
-        target, given = find_target(section, "sampler"), section.get("seed")
-        seed = definition.seed if given is None else given
+        target = find_target(section, "sampler")
+        if target is optuna.samplers.CmaEsSampler:
+            target = CmaEsSampler  # reads no pickles from the database
+        seed = section.get("seed")
+        if seed is None:
+            seed = definition.seed
         if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
             seed = derive(seed, number, 1)
         if "seed" in section:
             section["seed"] = seed
-        if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
-            # Replaced by ours, which reads no pickles from the database.
-            section["_target_"] = "studyloom.decisions.samplers.CmaEsSampler"
-        offered = {
-            "seed": seed,
-            "space": definition.space,
-            "baseline": definition.baseline,
-            "objectives": len(definition.goals),
-            "chosen": self.chosen,
-            "again": again,
-            "deterministic": definition.config.study.deterministic,
-        }
-        sampler: BaseSampler = _build(section, "sampler", **offered)
-        if isinstance(sampler, FROM_COMPLETE):
-            section = {"_target_": "studyloom.decisions.extrapolation.Extrapolating"}
-            sampler = _build(section, "sampler", sampler=sampler)
-        if definition.suggests and (given := value_at(definition.config, "params")):
-            section = {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": given}
-            sampler = _build(section, "sampler", base_sampler=sampler)
+        context = SamplerContext(
+            space=definition.space,
+            baseline=definition.baseline,
+            objectives=len(definition.goals),
+            redraws=again,
+            deterministic=definition.config.study.deterministic,
+            auto_sampler=self.auto_sampler,
+        )
+        with _no_warnings_of_experiments():
+            sampler: BaseSampler = call_target(
+                target, section, "sampler", seed=seed, context=context
+            )
+            if isinstance(sampler, FROM_COMPLETE):
+                sampler = Extrapolating(sampler)
+            if definition.suggests and (fixed := value_at(definition.config, "params")):
+                sampler = PartialFixedSampler(fixed, sampler)
         return sampler
 
     def pruner(self) -> BasePruner:
-        """Makes the pruner of the section `pruner`."""
+        """Makes the pruner of the section `pruner`.
+
+        Its class may have the parameters `definition`; `epochs`, of a whole training, if they are
+        known; and `began`, see `Strategy`.
+        """
         definition = self.definition
         section = plain(definition.config.pruner)
-        own = {name: each for name, each in section.items() if name != KEEPS_STATE}
-        offered = {"definition": definition, "epochs": definition.epochs, "began": self.began}
-        pruner: BasePruner = _build(own, "pruner", **offered)
+        section.pop(KEEPS_STATE, None)
+        with _no_warnings_of_experiments():
+            pruner: BasePruner = build(
+                section,
+                "pruner",
+                definition=definition,
+                epochs=definition.epochs,
+                began=self.began,
+            )
         return pruner
 
     @functools.cached_property
@@ -107,47 +128,74 @@ class Strategy:
 
         The key `keeps_state` of a section says so, or the attribute of that name of its class.
         """
-        sections = {name: self.definition.config[name] for name in ("sampler", "pruner")}
-        return tuple(
-            name
-            for name, section in sections.items()
-            if section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False))
-        )
+        return tuple(name for name in ("sampler", "pruner") if self._keeps_state(name))
+
+    def _keeps_state(self, name: str) -> bool:
+        section = self.definition.config[name]
+        if KEEPS_STATE in section:
+            return bool(section[KEEPS_STATE])
+        # The class may be a user's, or Optuna's, which says nothing of it.
+        return bool(getattr(find_target(section), KEEPS_STATE, False))
 
     @property
-    def points(self) -> Any:
+    def points(self) -> list[Point] | None:
         """The configurations that the sampler tries in turn; None if it has no such list."""
-        return getattr(self.sampler(0), "points", None)
+        sampler = self.sampler(0)
+        return sampler.points if isinstance(sampler, GridSampler) else None
 
     @property
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer if the sampler has fewer configurations to give."""
-        config, points = self.definition.config, self.points
-        size = self.definition.space.size() if points is None else len(points)
-        ends = points is not None or size == 1 or not config.study.repeats
-        return int(min(config.study.trials, size) if ends else config.study.trials)
+        budget = int(self.definition.config.study.trials)
+        points = self.points
+        if points is not None:
+            return min(budget, len(points))
+        size = self.definition.space.size()
+        if size == 1 or not self.definition.config.study.repeats:
+            return int(min(budget, size))
+        return budget
 
     def notes(self) -> list[str]:
         """Returns notes of the sampler and the pruner that are printed before the first trial."""
-        notes = (getattr(part, "note", None) for part in (self.sampler(0), self.pruner()))
-        return [note for note in notes if note is not None]
+        notes = []
+        sampler = self.sampler(0)
+        if isinstance(sampler, AutoSampler):
+            notes.append(sampler.note)
+        pruner = self.pruner()
+        if isinstance(pruner, Unpruned):
+            notes.append(pruner.note)
+        return notes
 
     def check(self) -> Iterator[str]:
         """Yields errors if the pruner does not suit the definition; needs no data and no space."""
-        definition = self.definition
-        with contextlib.suppress(Exception):  # that it can be built is tried later
+        try:
             pruner = self.pruner()
-            pauses = getattr(pruner, "pauses", False)
-            with contextlib.suppress(Exception):  # `check_sections` reports wrong objectives
-                if len(definition.goals) > 1 and not (isinstance(pruner, NopPruner) or pauses):
-                    yield (
-                        f"pruner={definition.composer.choices.get('pruner')} compares by one "
-                        "value, and objective.metric names several; set pruner=asha or none, "
-                        "or name one"
-                    )
-            yield from getattr(pruner, "check", lambda _: ())(definition)
-            if definition.config.study.deterministic:
-                yield from self._check_deterministic(pruner)
+        except Exception:  # whatever a user's class raises; `try_out` reports it
+            return
+        compares_one_value = not isinstance(pruner, NopPruner | AshaPruner)
+        if compares_one_value and self._has_several_objectives():
+            yield (
+                f"pruner={self.definition.composer.choices.get('pruner')} compares by one "
+                "value, and objective.metric names several; set pruner=asha or none, "
+                "or name one"
+            )
+        if isinstance(pruner, AshaPruner):
+            yield from self._check_pauses(pruner)
+        if self.definition.config.study.deterministic:
+            yield from self._check_deterministic(pruner)
+
+    def _has_several_objectives(self) -> bool:
+        try:
+            return len(self.definition.goals) > 1
+        except ConfigError:  # `check_sections` reports wrong objectives
+            return False
+
+    def _check_pauses(self, pruner: AshaPruner) -> list[str]:
+        """Returns every reason why the trials of the definition cannot be paused."""
+        try:
+            return pruner.check(self.definition)
+        except ConfigError:  # `try_out` of the definition reports a wrong objective
+            return []
 
     def _check_deterministic(self, pruner: BasePruner) -> Iterator[str]:
         """Yields an error for each part that depends on time, or on what has run until then."""
@@ -158,7 +206,7 @@ class Strategy:
                     f"{study}: {name}={value} depends on when trials run; set {name}=null, and "
                     "bound the search by study.trials"
                 )
-        if not (isinstance(pruner, NopPruner) or getattr(pruner, "pauses", False)):
+        if not isinstance(pruner, NopPruner | AshaPruner):
             yield (
                 f"{study}: pruner={definition.composer.choices.get('pruner')} compares by "
                 f"{type(pruner).__name__} with what has been reported until then; set pruner=asha "
@@ -218,8 +266,9 @@ class Strategy:
         pruner.prune(study, study.trials[1])
 
 
-def _build(section: dict[str, Any], key: str, **offered: Any) -> Any:
-    """Builds a part of Optuna without warnings that it is experimental, as TPE with group=True."""
+@contextmanager
+def _no_warnings_of_experiments() -> Iterator[None]:
+    """Hides Optuna's warnings that a class or an argument is experimental, as group=True of TPE."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return build(section, key, **offered)
+        yield

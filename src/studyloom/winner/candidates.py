@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.decisions.samplers import GridSampler
+from studyloom.decisions.samplers import GridSampler, SamplerContext
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.objectives.objective import Attempt, Objective, StoredObjective
 from studyloom.seeds import derive
@@ -273,7 +273,7 @@ class CandidateTrainings:
         return ()
 
     def sampler(self, number: int, *, again: bool = False) -> GridSampler:
-        return GridSampler(self.space)
+        return GridSampler(SamplerContext(self.space))
 
     def pruner(self) -> BasePruner:
         return NopPruner()

@@ -100,7 +100,7 @@ def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
     """Returns a strategy with the lowest rung and the sampler that its study began with."""
     # A study of before this was stored has begun without rungs, or at epoch 1.
     known = stored.optuna.user_attrs
-    return replace(strategy, began=known.get(RUNG, 0), chosen=known.get(SAMPLER))
+    return replace(strategy, began=known.get(RUNG, 0), auto_sampler=known.get(SAMPLER))
 
 
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
