@@ -19,10 +19,10 @@ from studyloom.training import checkpoint as module
 from studyloom.training.checkpoint import (
     Checkpoint,
     _header,
-    digest_of,
+    copy_state,
+    hash_files,
     load_weights,
     save_weights,
-    snapshot,
 )
 
 BOTH = {"trial-1.pt", "trial-1.pt.previous"}
@@ -63,7 +63,7 @@ def lines(caplog) -> list[str]:
     return [stored.getMessage() for stored in caplog.records]
 
 
-def test_what_was_saved_last_is_loaded(checkpoint, caplog):
+def test_load_returns_the_state_that_was_saved_last(checkpoint, caplog):
     assert checkpoint.load() is None
     for number in range(4):
         checkpoint.save(state(number))
@@ -73,17 +73,17 @@ def test_what_was_saved_last_is_loaded(checkpoint, caplog):
     assert caplog.records == []
 
 
-def test_whatever_a_state_may_hold_is_read_back(checkpoint):
+def test_every_plain_value_of_a_state_is_read_back(checkpoint):
     for value in (
         *(b"", "ü", True, None, 10**40, float("inf"), 1 + 2j, [], (1,), {1, 2}, {b"": b""}),
         *(OrderedDict(a=1), torch.Size([]), torch.float32, torch.device("cuda:1")),
     ):
-        checkpoint.save({"value": snapshot(value, "it")})
+        checkpoint.save({"value": copy_state(value, "it")})
         read = checkpoint.load()["value"]
         assert (type(read), read) == (type(value), value)
 
 
-def test_what_is_removed_is_its_own_and_neighbours_are_left_alone(tmp_path):
+def test_remove_leaves_the_files_of_other_checkpoints(tmp_path):
     neighbours = {"trial-17.pt", "trial-17.pt.host.1.new.tmp", "trial-1.pt2"}
     for name in ("trial-1.pt", "trial-*.pt"):
         for neighbour in neighbours:
@@ -97,7 +97,7 @@ def test_what_is_removed_is_its_own_and_neighbours_are_left_alone(tmp_path):
         checkpoint.remove()
 
 
-def test_a_damaged_file_is_refused_with_a_line_and_the_one_before_or_the_start_is_used(two, caplog):
+def test_a_damaged_file_is_logged_and_the_previous_state_is_loaded(two, caplog):
     content, previous = two.path.read_bytes(), two.previous.read_bytes()
     line = f"checkpoint {two.path} {DAMAGED}; resuming from the"
     for damaged in (b"", content[:-1], content.replace(b"checkpoint 1", b"checkpoint 2")):
@@ -125,9 +125,9 @@ def test_a_damaged_file_is_refused_with_a_line_and_the_one_before_or_the_start_i
     assert caplog.records == []
 
 
-def test_another_identity_is_foreign(two, caplog):
+def test_a_state_with_another_identity_is_not_loaded(two, caplog):
     other = Checkpoint(two.path, "study, 1, lr=0.2")
-    assert (other.is_foreign(), two.is_foreign()) == (True, False)
+    assert (other.is_of_another_training(), two.is_of_another_training()) == (True, False)
     assert other.load() is None
     wrong = "belongs to another training, not to study, 1, lr=0.2"
     assert lines(caplog) == [
@@ -139,11 +139,11 @@ def test_another_identity_is_foreign(two, caplog):
     assert number_of(two.load()) == 2, "the one before is still the first one's"
 
 
-def test_the_same_training_of_another_study_is_foreign_and_a_file_that_names_none_is_not(two):
+def test_a_state_of_another_study_is_not_loaded(two):
     one, other = (replace(two, study=study) for study in ("one", "other"))
     assert number_of(one.load()) == 2, "an earlier version saved it"
     one.save(state(3))
-    assert (other.is_foreign(), one.is_foreign()) == (True, False)
+    assert (other.is_of_another_training(), one.is_of_another_training()) == (True, False)
     assert number_of(other.load()) == 2
     assert number_of(one.load()) == 3
 
@@ -156,7 +156,7 @@ class Evil:
         return os.mkdir, (str(self.canary),)
 
 
-def test_a_malicious_file_with_a_right_digest_is_not_executed(two, caplog, tmp_path):
+def test_a_malicious_file_with_a_valid_digest_is_not_executed(two, caplog, tmp_path):
     canary = tmp_path / "canary"
     for zipped in (True, False):
         file = BytesIO()
@@ -175,18 +175,18 @@ def test_a_malicious_file_with_a_right_digest_is_not_executed(two, caplog, tmp_p
         caplog.clear()
 
 
-def test_weights_are_read_as_they_were_saved_and_nothing_else_is(tmp_path):
+def test_load_weights_reads_weights_and_refuses_other_content(tmp_path):
     path = tmp_path / "a" / "weights.pt"
     save_weights(path, {"0.weight": torch.full((2, 3), 5.0)})
     assert load_weights(path)["0.weight"].tolist() == [[5.0] * 3] * 2
-    before = digest_of(path.parent, durable=True)
+    before = hash_files(path.parent, durable=True)
     torch.save([1], path)
-    assert digest_of(path.parent) != before
+    assert hash_files(path.parent) != before
     with pytest.raises(ValueError, match="must hold weights, a dict of tensors"):
         load_weights(path)
 
 
-def test_a_pytorch_that_prepared_weights_can_trick_reads_ones_own_alone(tmp_path, monkeypatch):
+def test_an_unsafe_pytorch_does_not_read_untrusted_weights(tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     save_weights(path, {"0.weight": torch.zeros(3)})
     monkeypatch.setattr(module, "SAFE", False)
@@ -240,7 +240,7 @@ def dead_process() -> int:
         return process.pid
 
 
-def test_temporary_files_of_the_dead_are_removed_and_others_are_not(two):
+def test_a_save_removes_temporary_files_of_dead_processes_only(two):
     def temporary(host, number, kind="new"):
         path = two.path.with_name(f"trial-1.pt.{host}.{number}.{kind}.tmp")
         path.write_bytes(two.previous.read_bytes())

@@ -29,7 +29,7 @@ from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
-from studyloom.training.checkpoint import digest_of, snapshot
+from studyloom.training.checkpoint import copy_state, hash_files
 from studyloom.training.device import training_device
 from studyloom.training.randomness import get_random_state, set_random_state
 from studyloom.training.states import load_state, plain_state
@@ -241,7 +241,7 @@ class Run:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
         for name, part in parts.items():
             _check_part("keep", name, part)
-            snapshot(plain_state(part), f"run.keep({name}=…)")  # else known after an epoch
+            copy_state(plain_state(part), f"run.keep({name}=…)")  # else known after an epoch
             if self._saved is not None:
                 self._restore(name, part)
             self._kept[name] = part
@@ -275,7 +275,7 @@ class Run:
         """
         name = str(path.relative_to(self.dir))
         try:
-            digest = digest_of(path, durable=True)
+            digest = hash_files(path, durable=True)
         except OSError as error:
             log.warning("%s; a crash would now cost the epochs since the last checkpoint", error)
         else:
@@ -289,7 +289,7 @@ class Run:
             return None
         path: Path = self.dir / files["name"]
         with suppress(OSError):
-            if digest_of(path) == files["digest"]:
+            if hash_files(path) == files["digest"]:
                 return path
         raise self._unfit(f"the files {path} are not those of the checkpoint")
 
@@ -481,7 +481,7 @@ class Run:
         try:
             if name not in self._saved["kept"]:
                 raise UnfitState(f"there is no {name} in it")
-            load_state(part, snapshot(self._saved["kept"][name], name))
+            load_state(part, copy_state(self._saved["kept"][name], name))
         except Exception as error:
             words = " ".join(error_text(error).split())[:300]
             raise self._unfit(f"the checkpoint does not fit run.keep({name}=…): {words}") from error
@@ -591,5 +591,5 @@ def _tensors(part: Any) -> Iterator[Tensor]:
 
 def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: snapshot(plain_state(part), f"run.keep({name}=…)") for name, part in parts.items()
+        name: copy_state(plain_state(part), f"run.keep({name}=…)") for name, part in parts.items()
     }

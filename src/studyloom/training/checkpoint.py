@@ -1,4 +1,8 @@
-"""A training's state in a file that survives crashes, is checked when read, and never executed."""
+"""A training's state in a file that survives crashes, is checked when read, and never executed.
+
+A *state* is a dict of tensors and plain values: what a training needs to resume. A checkpoint file
+holds a state and the *identity* of the training that it belongs to.
+"""
 
 import glob
 import hashlib
@@ -10,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,6 +22,9 @@ from torch import Tensor
 
 from studyloom.files import is_abandoned, naming, sync_folder, temporary_name, write_with
 
+State = dict[str, Any]
+
+# What may be in a state besides tensors, and mappings, lists, tuples and sets of such values.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 # In earlier ones `weights_only` can be tricked into executing code, CVE-2026-24747.
 SAFE = torch.__version__ >= "2.10"
@@ -44,7 +51,7 @@ class Checkpoint:
     def previous(self) -> Path:
         return self.path.with_name(f"{self.path.name}.previous")
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: State) -> None:
         """Saves a state that torch.load(weights_only=True) reads, and that survives a power cut.
 
         Raises:
@@ -53,101 +60,131 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, "study": self.study, "state": state}, buffer)
         payload = buffer.getvalue()
-        new, old = (temporary_name(self.path, kind) for kind in ("new", "old"))
+        new = temporary_name(self.path, "new")
+        old = temporary_name(self.path, "old")
         try:
             with naming(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _remove(path for path in self._temporary() if is_abandoned(path))
+                _remove(path for path in self._temporary_files() if is_abandoned(path))
                 with open(new, "wb") as file:
                     file.write(_header(payload) + b"\n")
                     file.write(payload)
                     file.flush()
                     os.fsync(file.fileno())
-                # The previous file is replaced last, so that at every moment one of the two is
-                # whole, even if the current one is damaged.
-                with suppress(FileNotFoundError):
-                    try:
-                        os.link(self.path, old)
-                    except OSError:
-                        # Without hard links there is only the previous file for a moment.
-                        os.replace(self.path, self.previous)
-                os.replace(new, self.path)
-                with suppress(FileNotFoundError):
-                    os.replace(old, self.previous)
-                sync_folder(self.path.parent)
+                self._replace_files(new, old)
         finally:
             with suppress(OSError):
                 _remove((new, old))
 
-    def load(self) -> dict[str, Any] | None:
+    def _replace_files(self, new: Path, old: Path) -> None:
+        """Makes the new file the current one, and the current file the previous one.
+
+        The previous file is replaced last, so that at every moment one of the two is whole, even if
+        the current one is damaged. Until then the current file is kept under a second name.
+
+        Args:
+            new: a temporary file, which is complete.
+            old: the second name, which no file has.
+        """
+        with suppress(FileNotFoundError):  # the first save finds no current file
+            try:
+                os.link(self.path, old)
+            except OSError:
+                # Without hard links there is only the previous file for a moment.
+                os.replace(self.path, self.previous)
+        os.replace(new, self.path)
+        with suppress(FileNotFoundError):  # nothing has the second name
+            os.replace(old, self.previous)
+        sync_folder(self.path.parent)
+
+    def load(self) -> State | None:
         """Reads the newest valid state of this training to the CPU; None if no file has one.
 
         A line is logged for each file that is damaged or belongs to another training.
         """
-        for path, older in ((self.path, self.previous), (self.previous, None)):
+        for path in (self.path, self.previous):
             try:
                 return self._read(path)
             except FileNotFoundError:
-                pass
-            except (OSError, ValueError) as error:
-                wrong = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-                instead = (
-                    "the one before" if older is not None and os.path.exists(older) else "the start"
-                )
-                log.warning("checkpoint %s %s; resuming from %s", path, wrong, instead)
+                continue
+            except OSError as error:
+                problem = f"cannot be read: {error.strerror}"
+            except ValueError as error:
+                problem = str(error)
+            fallback = "the start"
+            if path == self.path and os.path.exists(self.previous):
+                fallback = "the one before"
+            log.warning("checkpoint %s %s; resuming from %s", path, problem, fallback)
         return None
 
-    def is_foreign(self) -> bool:
-        """Whether the newest file can be read and belongs to something else."""
+    def is_of_another_training(self) -> bool:
+        """Returns whether the newest file can be read and belongs to another training."""
         try:
-            content = _unpack(io.BytesIO(self.path.read_bytes().partition(b"\n")[2]))
+            payload = self.path.read_bytes().partition(b"\n")[2]
+            content = _unpack(io.BytesIO(payload))
         except Exception:  # it does not exist, or is damaged
             return False
-        return self._own_state(content) is None
+        return self._find_state(content) is None
 
     def remove(self) -> None:
         """Removes all files, if there are any.
 
         The newest goes last: a crash halfway must not leave an older state to resume from.
         """
-        _remove((*self._temporary(), self.previous, self.path))
+        _remove((*self._temporary_files(), self.previous, self.path))
 
-    def _temporary(self) -> list[Path]:
+    def _temporary_files(self) -> list[Path]:
         return list(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"))
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path) -> State:
+        """Reads the state in a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is damaged, or belongs to another training.
+        """
         header, _, payload = path.read_bytes().partition(b"\n")
         if header != _header(payload):
             raise ValueError("is damaged: its content differs from what was saved")
         try:
             content = _unpack(io.BytesIO(payload))
-        # torch's own message advises to do without weights_only.
-        except Exception as error:
+        except Exception as error:  # its message advises to do without weights_only
             raise ValueError(
                 f"cannot be read as tensors and plain values ({type(error).__name__})"
             ) from error
-        if (state := self._own_state(content)) is None:
+        state = self._find_state(content)
+        if state is None:
             raise ValueError(f"belongs to another training, not to {self.identity}")
         return state
 
-    def _own_state(self, content: Any) -> dict[str, Any] | None:
+    def _find_state(self, content: Any) -> State | None:
         """Returns the state in the content of a file; None if it is of another training."""
         match content:
             case {"identity": self.identity, "state": dict(state)}:
-                return state if content.get("study", "") in ("", self.study) else None
+                study = content.get("study", "")
+                if study in ("", self.study):
+                    return state
         return None
 
 
-def snapshot(value: Any, where: str) -> Any:
-    """Copies a state to the CPU; raises TypeError unless it holds tensors and plain values."""
-    return _rebuilt(value, _copied, where)
+def copy_state(value: object, where: str) -> Any:
+    """Copies a state to the CPU.
+
+    Args:
+        where: names the state in an error.
+
+    Raises:
+        TypeError: the state holds something other than tensors and plain values.
+    """
+    return _rebuild(value, _copy_value, where)
 
 
-def _copied(value: Any, where: str) -> Any:
+def _copy_value(value: object, where: str) -> object:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)  # no second copy on a GPU
     if isinstance(value, np.generic):
         return value.item()
+    # An instance of a subclass with attributes, such as a str of a library, is no plain value.
     if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
         return value
     raise TypeError(
@@ -156,19 +193,34 @@ def _copied(value: Any, where: str) -> Any:
     )
 
 
-def _rebuilt(value: Any, leaf: Callable[[Any, str], Any], where: str = "") -> Any:
-    """Rebuilds mappings, lists, tuples and sets; `leaf` gets any other value, and where it is."""
+def _rebuild(value: object, convert: Callable[[object, str], object], where: str = "") -> object:
+    """Rebuilds mappings, lists, tuples and sets at any depth from converted values.
+
+    Args:
+        convert: is called with each value that is none of these, and where it is.
+        where: the path to the value, such as "optimizer['state'][0]".
+    """
     if isinstance(value, Mapping):
-        rebuilt: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, inner in value.items():
-            rebuilt[_rebuilt(key, leaf, where)] = _rebuilt(inner, leaf, f"{where}[{key!r}]")
-        if isinstance(rebuilt, OrderedDict) and hasattr(value, "_metadata"):  # of a module
-            versions = _rebuilt(value._metadata, leaf, where)
-            rebuilt._metadata = versions  # type: ignore[attr-defined]
-        return rebuilt
-    if type(value) in (list, tuple, set):
-        return type(value)(_rebuilt(inner, leaf, where) for inner in value)
-    return leaf(value, where)
+        return _rebuild_mapping(value, convert, where)
+    # An instance of a subclass, such as a named tuple, cannot be rebuilt from its items in general.
+    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
+        return type(value)(_rebuild(item, convert, where) for item in value)
+    return convert(value, where)
+
+
+def _rebuild_mapping(
+    mapping: Mapping[Any, object], convert: Callable[[object, str], object], where: str
+) -> dict[Any, object]:
+    rebuilt: dict[Any, object] = {}
+    if isinstance(mapping, OrderedDict):
+        rebuilt = OrderedDict()
+    for key, value in mapping.items():
+        rebuilt[_rebuild(key, convert, where)] = _rebuild(value, convert, f"{where}[{key!r}]")
+    if isinstance(rebuilt, OrderedDict) and hasattr(mapping, "_metadata"):
+        # The state dict of a network: the versions of its modules, see `states`.
+        versions = _rebuild(mapping._metadata, convert, where)
+        rebuilt._metadata = versions  # type: ignore[attr-defined]
+    return rebuilt
 
 
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
@@ -179,13 +231,16 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
 
 def pack_weights(weights: Mapping[str, Any]) -> bytes:
     """Returns the bytes that `save_weights` writes."""
-
-    def on_cpu(value: Any, where: str) -> Any:
-        return value.cpu() if isinstance(value, Tensor) else value
-
+    cpu_weights = {name: _rebuild(value, _move_to_cpu) for name, value in weights.items()}
     buffer = io.BytesIO()
-    torch.save({name: _rebuilt(value, on_cpu) for name, value in weights.items()}, buffer)
+    torch.save(cpu_weights, buffer)
     return buffer.getvalue()
+
+
+def _move_to_cpu(value: object, where: str) -> object:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    return value
 
 
 def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
@@ -208,28 +263,40 @@ def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
             weights = _unpack(file)
     except OSError:
         raise
-    # torch's own message advises to do without weights_only.
-    except Exception as error:
+    except Exception as error:  # its message advises to do without weights_only
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(tensor, Tensor | dict) for tensor in weights.values()
-    ):
+    if not _are_weights(weights):
         raise ValueError(f"{path}: must hold weights, a dict of tensors; got something else")
     return weights
 
 
-def digest_of(path: Path, *, durable: bool = False) -> str:
-    """Returns the digest of a file or folder; `durable` also makes it survive a power cut."""
+def _are_weights(content: object) -> TypeGuard[dict[str, Any]]:
+    """Returns whether the content of a file is a state dict, or several by name."""
+    if not isinstance(content, dict):
+        return False
+    return all(isinstance(value, Tensor | dict) for value in content.values())
+
+
+def hash_files(path: Path, *, durable: bool = False) -> str:
+    """Returns the digest of a file, or of all files in a folder with their names.
+
+    Args:
+        durable: whether to make them survive a power cut too.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
-        with open(file, "rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        with open(file, "rb") as opened_file:
+            content_digest = hashlib.file_digest(opened_file, "sha256").hexdigest()
             if durable:
-                os.fsync(opened.fileno())
-        digest.update(f"{file.relative_to(path.parent).as_posix()} {content}\n".encode())
+                os.fsync(opened_file.fileno())
+        name = file.relative_to(path.parent).as_posix()
+        digest.update(f"{name} {content_digest}\n".encode())
     if durable:
-        for folder in {path.parent, *(file.parent for file in files)}:
+        folders = {path.parent, *(file.parent for file in files)}
+        for folder in folders:
             sync_folder(folder)
     return digest.hexdigest()
 
@@ -237,17 +304,19 @@ def digest_of(path: Path, *, durable: bool = False) -> str:
 def _unpack(file: IO[bytes]) -> Any:
     """Reads a file of torch.save, on the CPU, and executes nothing."""
     # pickle writes b"" as a call of bytes, which is not among what torch allows.
-    torch.serialization.add_safe_globals([(_no_bytes, "builtins.bytes")])
+    torch.serialization.add_safe_globals([(_make_empty_bytes, "builtins.bytes")])
     return torch.load(file, weights_only=True, map_location="cpu")
 
 
-def _no_bytes() -> bytes:
+def _make_empty_bytes() -> bytes:
     return b""
 
 
 def _header(payload: bytes) -> bytes:
-    """Returns the first line of a checkpoint. It is in one file with the payload that it describes,
-    so that no crash can separate them."""
+    """Returns the first line of a checkpoint file: the digest of the payload that follows.
+
+    It is in one file with the payload, so that no crash can separate them.
+    """
     return f"studyloom checkpoint 1 sha256 {hashlib.sha256(payload).hexdigest()}".encode()
 
 

@@ -168,7 +168,7 @@ class TrialFiles:
                     point = self.stage.source.space.at(trial.params)
                     checkpoint = self.checkpoint(trial.number, point)
                     # Another study may have its files in the same folder.
-                    if checkpoint is not None and not checkpoint.is_foreign():
+                    if checkpoint is not None and not checkpoint.is_of_another_training():
                         self.remove(trial.number, point)
 
     def keep_weights(self, trial: Trial, objective: Objective) -> None:
