@@ -34,7 +34,7 @@ def stored_as(dtype, scale=50):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_a_network_that_needs_floats_is_trained_as_on_floats_bit_for_bit(dtype):
+def test_integer_inputs_train_a_network_of_floats_like_float_inputs(dtype):
     whole, floats = stored_as(dtype)
     job = toy_job(model=partial(MLP, hidden=(8,), standardize=True))
     assert curve(job, whole) == curve(job, floats)
@@ -44,7 +44,7 @@ def test_a_network_that_needs_floats_is_trained_as_on_floats_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
-def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(dtype):
+def test_a_network_that_begins_with_an_embedding_gets_integers(dtype):
     whole, _ = stored_as(dtype)
     job = toy_job(model=Words)
     assert len(curve(job, whole)) == job.epochs
@@ -54,7 +54,7 @@ def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(dtype):
     try_out(job, whole, {1})
 
 
-def test_the_last_word_is_that_of_the_network_and_nothing_of_it_changes():
+def test_trying_input_types_neither_runs_nor_changes_the_trained_network():
     whole, floats = stored_as(torch.int64)
 
     class Counting(nn.Module):
@@ -75,7 +75,7 @@ def test_the_last_word_is_that_of_the_network_and_nothing_of_it_changes():
     assert torch.equal(*(run.random[0] for run in runs))
 
 
-def test_a_step_of_ones_own_gets_whole_numbers_as_loaded_and_bytes_as_floats():
+def test_a_custom_step_gets_integers_unchanged_and_bytes_as_floats():
     seen = []
 
     def step(network, batch, loss):
@@ -89,7 +89,7 @@ def test_a_step_of_ones_own_gets_whole_numbers_as_loaded_and_bytes_as_floats():
         assert seen.pop() == expected
 
 
-def test_a_network_that_takes_neither_is_named_with_both_reasons_and_the_way_out():
+def test_an_error_says_why_a_network_takes_neither_integers_nor_floats():
     class Neither(nn.Module):
         def __init__(self, shape, outputs):
             super().__init__()
@@ -106,7 +106,7 @@ def test_a_network_that_takes_neither_is_named_with_both_reasons_and_the_way_out
 
 
 @pytest.mark.parametrize(("number", "own"), [(256, False), (-1, True)])
-def test_a_number_that_an_embedding_has_no_place_for_is_named_before_the_first_trial(number, own):
+def test_a_number_outside_an_embedding_is_an_error_before_the_first_trial(number, own):
     """Wherever it is: here in an example that no first batch has."""
     whole, _ = stored_as(torch.int64)
     whole.inputs[37].view(-1)[3] = number

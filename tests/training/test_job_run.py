@@ -36,7 +36,7 @@ def plain(network, batch, loss):
     return loss(outputs, targets), outputs, targets
 
 
-def test_a_step_that_does_what_ours_does_changes_no_bit():
+def test_a_custom_step_like_the_built_in_one_changes_no_bit():
     expected = curve(toy_job())
     assert curve(toy_job(step=plain, evaluate=plain)) == expected
     assert curve(toy_job(step=mixed)) != expected
@@ -47,7 +47,7 @@ def test_a_step_that_does_what_ours_does_changes_no_bit():
     assert curve(toy_job(step=own)) == expected
 
 
-def test_an_evaluation_of_ones_own_is_what_the_metric_judges_also_on_the_test_part():
+def test_the_metric_measures_what_a_custom_evaluation_returns():
     def flipped(network, batch, loss):
         value, outputs, targets = plain(network, batch, loss)
         return value, -outputs, targets
@@ -63,7 +63,7 @@ def test_an_evaluation_of_ones_own_is_what_the_metric_judges_also_on_the_test_pa
     assert torch.equal(targets, SPLIT.targets)
 
 
-def test_what_an_evaluation_leaves_behind_can_be_trained_with():
+def test_a_network_can_train_with_what_it_kept_in_an_evaluation():
     """Such as the tables of rotary embeddings, which a network computes once and keeps."""
     kept = {}
 
@@ -82,7 +82,7 @@ def test_what_an_evaluation_leaves_behind_can_be_trained_with():
     run.run_epoch()
 
 
-def test_a_step_or_evaluation_that_returns_something_else_is_named():
+def test_an_error_names_a_custom_step_that_returns_something_else():
     def few(network, batch):
         outputs = network(batch[0])
         return outputs.mean(), outputs[:3], batch[1]
@@ -102,7 +102,7 @@ def test_a_step_or_evaluation_that_returns_something_else_is_named():
 # Accumulation, precision, the average of the weights
 
 
-def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included():
+def test_accumulated_batches_equal_one_large_batch():
     make = partial(toy_job, clip=0.05, schedule=lambda progress: 1 - progress, **PLAIN)
     job, whole = make(batch_size=20), make(batch_size=21)
     parts = make(batch_size=7, accumulate=3)
@@ -112,7 +112,7 @@ def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included():
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():
+def test_fp16_follows_fp32_closely_and_skips_steps_that_overflow():
     job = toy_job(epochs=5, model=partial(MLP, hidden=(8,)))
     exact, rough = curve(job), curve(toy_job(epochs=5, precision="fp16", model=job.model))
     assert exact != rough
@@ -130,7 +130,7 @@ def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():
     assert close(training.weights()[0], before, atol=0)
 
 
-def test_the_average_is_that_of_the_formula_and_is_what_is_evaluated_and_kept():
+def test_the_average_of_weights_is_evaluated_and_returned():
     raw, averaged = toy_job(**PLAIN), toy_job(ema=0.6, **PLAIN)
     training = Training([averaged], SPLIT)
     (run,) = training._runs
@@ -218,7 +218,7 @@ def test_a_plateau_steps_on_the_metric_in_its_direction(metric, mode):
         curve(toy_job(schedule=wrong, metric=METRICS[metric]))
 
 
-def test_a_plateau_steps_on_recorded_values_instead_also_when_resumed():
+def test_a_plateau_steps_on_recorded_values_also_when_resumed():
     settings = {"patience": 0, "threshold": 0.0, "factor": 0.5}
     recorded = (0.3, 0.5, 0.4, 0.6, 0.6)
     job = toy_job(
@@ -247,7 +247,7 @@ def scripted(*values):
     )
 
 
-def test_patience_ends_a_training_and_best_keeps_its_weights_and_value():
+def test_patience_ends_a_training_and_best_selects_weights_and_value():
     for weights, number, value in (("best", 2, 0.5), ("last", 4, 0.4)):
         metric = scripted(0.3, 0.5, 0.5, 0.4, 0.9)
         training = Training([toy_job(epochs=5, metric=metric, patience=2, weights=weights)], SPLIT)
@@ -270,7 +270,7 @@ def two_jobs():
     ]
 
 
-def test_each_job_has_its_own_patience_and_stands_in_until_the_others_end():
+def test_a_job_that_patience_ends_counts_until_the_other_jobs_end():
     training = Training(two_jobs(), SPLIT)
     values, states = [], [training.state()]
     for epochs in training:

@@ -63,7 +63,7 @@ def test_stop_and_resume_equals_never_stopped_after_any_epoch():
     ("loading", "weights"),
     [(PERSISTENT, torch.arange(60)), pytest.param(WORKERS, None, marks=pytest.mark.chaos)],
 )
-def test_what_is_drawn_does_not_depend_on_who_loads_and_resumes_the_same(loading, weights):
+def test_random_numbers_do_not_depend_on_the_process_that_loads(loading, weights):
     job = toy_job(**RESUMABLE["everything at once"])
     alone = states_of(Training([job], drawn(weights=weights)))
     examples = drawn(**loading, weights=weights)
@@ -75,7 +75,7 @@ def test_what_is_drawn_does_not_depend_on_who_loads_and_resumes_the_same(loading
     assert equal(states_of(resumed), alone[1:])
 
 
-def test_every_epoch_draws_anew_and_evaluation_draws_the_same():
+def test_each_epoch_draws_new_numbers_and_each_evaluation_the_same():
     seen = []
 
     class Recorder(nn.CrossEntropyLoss):
@@ -117,7 +117,7 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
     assert len({*seen}) == kinds
 
 
-def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
+def test_a_dataset_of_tensors_trains_like_the_tensors():
     dataset = TensorDataset(SPLIT.inputs, SPLIT.targets)
     examples = Datasets(train=dataset, validation=15).train()
     changes = {"accumulate": 2, "batch_size": 7, "drop_last": True}
@@ -127,7 +127,7 @@ def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_weights_say_how_often_an_example_is_drawn():
+def test_weights_decide_how_often_an_example_is_drawn():
     weights = [0.0] * 30 + [1.0] * 15 + [3.0] * 15
 
     class Numbered(Drawn):
@@ -183,7 +183,7 @@ def ragged(items):
     return ids, ids > 0, torch.tensor([target for _, target in items])
 
 
-def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs_and_dicts_need_a_step():
+def test_a_collate_function_may_return_several_inputs():
     parts = {"train": torch.arange(15), "valid": torch.arange(15, 20), "batch_size": 4}
     job = toy_job(model=lambda **sizes: Masked(), **parts)
     items = [([1 + k % 8] * (1 + k % 4), k % 2) for k in range(20)]
@@ -207,7 +207,7 @@ def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs_and_dicts_need
 
 
 @pytest.mark.parametrize("loading", [{}, WORKERS])
-def test_an_item_that_raises_is_named_by_its_index_and_its_exception(loading):
+def test_an_error_names_the_item_that_raised_and_its_exception(loading):
     items = [(torch.zeros(1, 4, 4), k % 3) for k in range(60)]
     items[37] = KeyError("no such label")
     examples = Datasets(train=Listed(*items), validation=15, outputs=3, **loading).train()
@@ -228,7 +228,7 @@ class Fatal(Drawn):
 
 
 @pytest.mark.chaos
-def test_a_loader_that_dies_is_an_error_of_the_training_in_words():
+def test_an_error_explains_that_a_loading_process_died():
     examples = drawn(train=Fatal(), evaluate=None, **WORKERS)
     before = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(LoaderDied, match=r"data.num_workers=2\) failed.*data.num_workers=0"):
@@ -239,7 +239,7 @@ def test_a_loader_that_dies_is_an_error_of_the_training_in_words():
 @pytest.mark.parametrize(
     ("loading", "moment"), [(PERSISTENT, "pruned"), (PERSISTENT, "raised"), (WORKERS, "a signal")]
 )
-def test_no_loader_outlives_its_training(loading, moment):
+def test_no_loading_process_outlives_its_training(loading, moment):
     """It is ended at once, and not when the exception's traceback is collected."""
     examples, raised = drawn(**loading), None
     bomb = {"left": 2}
@@ -276,7 +276,7 @@ class Slow(Drawn):
 
 
 @pytest.mark.chaos
-def test_a_signal_ends_a_training_that_waits_for_a_dataset_that_hangs():
+def test_a_signal_ends_a_training_that_waits_for_a_dataset():
     def handle(*_):
         raise Interrupt
 

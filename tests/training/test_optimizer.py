@@ -20,7 +20,7 @@ def network():
     return MLP((1, 4, 4), 3, hidden=(8,))  # parameters of 1, and of 4, the last layer
 
 
-def test_settings_go_to_what_a_pattern_matches_and_all_others_have_those_of_the_optimizer():
+def test_a_group_has_its_settings_and_other_parameters_the_optimizers():
     net = network()
     biases = ParameterGroup("biases", ("*.bias",), settings={"weight_decay": 0.0})
     head = ParameterGroup("head", ("4.weight",), settings={"lr": 1.0})
@@ -46,7 +46,7 @@ def test_frozen_parameters_keep_their_values_and_have_no_gradient():
     assert all(parameter.grad is None for parameter in run.model[1].parameters())
 
 
-def test_every_mistake_in_groups_is_named():
+def test_every_error_in_groups_is_listed():
     for groups, words in (
         ([ParameterGroup("a", ("haed.*",))], ["groups.a.match: 'haed.*' matches no", "1.weight"]),
         (
@@ -74,7 +74,7 @@ def hooked(weights):
     return optimizer
 
 
-def test_a_step_is_that_of_the_optimizer_bit_for_bit():
+def test_a_step_without_pytorchs_wrapper_changes_no_bit():
     def train(make, plain):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -133,7 +133,7 @@ class Tied(nn.Module):
         ),
     ],
 )
-def test_muon_trains_the_matrices_of_hidden_layers_and_adamw_all_else(net, expected):
+def test_muon_trains_matrices_of_hidden_layers_and_adamw_the_others(net, expected):
     optimizer = make_optimizer(partial(Muon, lr=0.1, adamw_lr=0.2), net, [])
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: rates.pop(id(parameter)) for name, parameter in net.named_parameters()}
@@ -142,7 +142,7 @@ def test_muon_trains_the_matrices_of_hidden_layers_and_adamw_all_else(net, expec
 
 
 @needs_muon
-def test_steps_of_muon_are_those_of_its_two_optimizers_also_after_a_state_is_loaded():
+def test_muon_steps_like_its_two_optimizers_also_when_resumed():
     def train(steps, saved=False):
         torch.manual_seed(0)
         net = network()
@@ -178,7 +178,7 @@ def test_groups_of_muon_have_both_learning_rates():
     assert [each["lr"] for each in optimizer.param_groups] == [0.3, 1e-3, 0.3]
 
 
-def test_without_muon_in_pytorch_the_error_says_what_to_do(monkeypatch):
+def test_an_error_says_how_to_get_a_pytorch_with_muon(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match=r"needs PyTorch 2\.9 or later.*choose optimizer=adamw"):
         make_optimizer(Muon, network(), [])

@@ -18,7 +18,7 @@ def draw():
     )
 
 
-def test_a_state_goes_on_where_it_was_also_through_a_checkpoint(tmp_path):
+def test_a_random_state_resumes_from_a_checkpoint(tmp_path):
     with seeded(3):
         draw()  # one of two normal numbers is left over in each generator
         file = Checkpoint(tmp_path / "c.pt", "it")
@@ -29,7 +29,7 @@ def test_a_state_goes_on_where_it_was_also_through_a_checkpoint(tmp_path):
         assert [draw(), draw()] == expected
 
 
-def test_code_with_a_seed_of_its_own_leaves_the_callers_numbers_alone():
+def test_code_with_its_own_seed_does_not_change_the_callers_state():
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     expected = draw()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)

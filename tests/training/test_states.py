@@ -50,7 +50,7 @@ def trained():
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_the_state_of_a_wrapped_network_is_that_of_the_plain_one(trained, wrapper):
+def test_a_wrapped_network_has_the_state_of_the_plain_one(trained, wrapper):
     state = trained.state_dict()
     saved = plain_state(WRAPPERS[wrapper](trained))
     assert [*saved] == [*state]
@@ -77,12 +77,12 @@ def test_a_state_loads_whatever_wraps_the_network(trained, saved_from, saved_by,
     assert [metadata["version"] for metadata in received] == [nn.BatchNorm1d._version]
 
 
-def test_what_is_missing_or_unknown_is_named_as_pytorch_does():
+def test_missing_and_unknown_names_are_errors_of_pytorch():
     with pytest.raises(RuntimeError, match=r'(?s)Missing key.*"weight".*Unexpected key.*"other"'):
         load_state(nn.Linear(1, 1, bias=False), {"_orig_mod.other": torch.zeros(1)})
 
 
-def test_a_compiled_network_trains_resumes_and_is_kept_under_plain_names():
+def test_a_compiled_network_resumes_and_is_saved_under_plain_names():
     def model(**known):
         return compiled(MLP(**known, hidden=(8,)))
 

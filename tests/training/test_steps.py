@@ -21,7 +21,7 @@ IMAGE = (1, 28, 28)
         (Transformer(IMAGE, 10), 0.5),  # its attention, and the layer after it, call no module
     ],
 )
-def test_operations_are_those_of_pytorchs_own_counter(network, least):
+def test_operations_are_counted_as_by_pytorchs_counter(network, least):
     read = torch.zeros(1, 3, dtype=torch.int64) if type(network) is nn.Sequential else None
     batch = (torch.randn(1, *IMAGE) if read is None else read, torch.zeros(1))
     network.eval()

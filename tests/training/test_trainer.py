@@ -155,7 +155,7 @@ class Recorder(nn.CrossEntropyLoss):
         return super().forward(outputs, labels)
 
 
-def test_an_epoch_draws_its_examples_anew_without_replacement():
+def test_each_epoch_draws_other_examples_without_replacement():
     split = Split(torch.randn(12, 1, 2, 2), torch.arange(12), 12, "toy")
     part = {"train": torch.arange(10), "valid": torch.arange(10, 12)}
     for samples, batch_size, sizes in ((None, 4, [4, 4, 2]), (5, 5, [5])):
@@ -172,7 +172,7 @@ def test_an_epoch_draws_its_examples_anew_without_replacement():
 # Randomness
 
 
-def test_a_job_alone_is_a_job_among_others():
+def test_a_job_trains_alike_with_and_without_other_jobs():
     jobs = [
         toy_job(seed=2, model=partial(CNN, channels=4, dropout=0.3)),
         toy_job(),
@@ -361,7 +361,7 @@ def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names):
     assert list(training) == []
 
 
-def test_a_job_that_diverges_is_named_with_its_epoch():
+def test_an_error_names_the_job_and_epoch_that_diverged():
     lost = toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))
     with pytest.raises(Diverged) as caught:
         list(epochs([toy_job(), lost], SPLIT))
@@ -370,7 +370,7 @@ def test_a_job_that_diverges_is_named_with_its_epoch():
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_state_is_a_snapshot_and_is_not_trained_on():
+def test_a_state_is_a_copy_that_training_does_not_change():
     training = Training(lockstep(("batch norm and dropout", "everything at once")), SPLIT)
     next(iter(training))
     state = training.state()
@@ -383,7 +383,7 @@ def test_a_state_is_a_snapshot_and_is_not_trained_on():
     assert equal(*ends)
 
 
-def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_was():
+def test_a_state_of_other_jobs_is_refused_and_changes_nothing():
     training = Training([toy_job()], SPLIT)
     next(iter(training))
     before = timeless(training.state())
@@ -403,7 +403,7 @@ def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_w
     assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job())[1:]
 
 
-def test_a_state_of_an_earlier_version_lacks_the_generators_of_python_and_numpy():
+def test_a_state_of_an_earlier_version_without_host_state_is_restored():
     state, expected = all_states(Training([toy_job()], SPLIT))[1], curve(toy_job())
     del state["jobs"][0]["random"][-1]
     training = Training([toy_job()], SPLIT)
@@ -415,7 +415,7 @@ class Interrupt(BaseException):
     """What the signal handler raises."""
 
 
-def test_a_signal_in_the_midst_of_an_epoch_leaves_no_half_of_it():
+def test_a_signal_during_an_epoch_leaves_no_half_of_it():
     """Its handler raises at each call of the loss in turn."""
     expected = states_of(Training([toy_job()], SPLIT))
     for moment in range(7):  # five steps and an evaluation for an epoch
@@ -468,7 +468,7 @@ def test_a_job_that_cannot_be_trained_is_refused():
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 1), (2, 2)])
-def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected):
+def test_a_training_sets_its_threads_and_restores_the_callers(threads, expected):
     used = []
 
     class Watching(nn.Linear):
@@ -488,7 +488,7 @@ def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected
     assert training.threads == expected
 
 
-def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
+def test_a_module_adapts_to_the_training_set_of_its_fold_only():
     model, loss = partial(MLP, standardize=True), CrossEntropy("balanced")
     folds = make_folds(SPLIT.targets, 3, 0, 0)
     jobs = [toy_job(model=model, loss=loss, train=train, valid=valid) for train, valid in folds]
@@ -499,7 +499,7 @@ def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else
     assert loss.weight is None
 
 
-def test_a_layer_that_is_called_adapt_is_no_method_that_adapts():
+def test_a_layer_named_adapt_is_not_called():
     class Adapting(MLP):
         def __init__(self, shape, outputs):
             super().__init__(shape, outputs)
