@@ -33,7 +33,7 @@ TRACKED = ROOT / ".github"
 TERMINAL = """<body style="margin:0;background:#16181d"><pre style="margin:0;padding:16px 20px;\
 display:inline-block;color:#d8dbe2;font:14px/1.45 'DejaVu Sans Mono',monospace">{text}</pre></body>
 """
-# The section of each study's report that says most of it, shown below its result.
+# The section or part of each study's report that says most of it, shown below its result.
 GALLERY = {
     "mnist": "misled",
     "rows": "curves",
@@ -51,11 +51,13 @@ GALLERY = {
     "cartpole": "search",
     "fashion": "search",
 }
-# What such an image shows of the report: the result, four facts, one section, and of a section with
-# several parts the first two, of a long table the first rows.
+# What such an image shows of the report: the result, four facts, one section or part of one, and of
+# what has several parts the first two, of a long table the first rows.
 ALONE = """
-nav, footer, #image, .skip, .behind, main > section:not(#{key}), section > h3:nth-of-type(n+3),
-section > h3:nth-of-type(n+3) ~ *, tbody > tr:nth-child(n+13) {{ display: none }}
+nav, footer, #image, .skip, .behind, main > section:not(#{key}, :has(#{key})),
+section:has(#{key}) > .part:not(#{key}), section > h3:nth-of-type(n+3),
+section > h3:nth-of-type(n+3) ~ *, #{key} > h4:nth-of-type(n+3), #{key} > h4:nth-of-type(n+3) ~ *,
+tbody > tr:nth-child(n+13) {{ display: none }}
 body {{ padding: 20px }} section {{ margin-top: 16px }}
 """
 WIDTH, TALLEST = 800, 1000  # pixels of an image of the gallery

@@ -202,6 +202,10 @@ def test_nobody_imports_extras():
             assert EXTRAS not in {layer_of(other) for other in others}, module
 
 
+def test_the_winner_is_told_which_extras_to_use():
+    assert [m for m, others in OWN.items() if layer_of(m) == "winner" and "plugins" in others] == []
+
+
 def test_no_folder_imports_its_parent():
     for module, others in OWN.items():
         folder = FILES[module].parent

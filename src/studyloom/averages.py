@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+Interval = tuple[float, float]
 LARGE = 1e75  # the square of a variance, its fourth power, is still a float
 
 

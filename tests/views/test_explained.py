@@ -1,16 +1,18 @@
-"""The sections that explain the winner, from whatever winner.json holds."""
+"""The section that explains the winner, from whatever winner.json holds."""
 
 from results import result_of
 
+from studyloom.views.explanations import explanation_sections
 from studyloom.views.page import section_html
-from studyloom.views.report import explained_sections
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 BIN = {"low": 0.9, "high": 1.0, "count": 9, "confidence": 0.97, "accuracy": 0.9}
 WINNER = {
     "metric": {"name": "accuracy", "direction": "maximize"},
-    "wrong": [{"index": 7, "label": 4, "predicted": 9, "confidence": 0.9}],
-    "occlusions": [{"index": 7, "image": PIXEL, "most": 0.42}],
+    "classes": ["praise", "blame"],
+}
+EXPLANATIONS = {
+    "occlusions": [{"index": 7, "label": 4, "predicted": 9, "image": PIXEL, "most": 0.42}],
     "calibration": {
         "error": 0.07,
         "confidence": 0.97,
@@ -22,7 +24,6 @@ WINNER = {
         "left": 3,
         "rows": [{"name": "theo", "count": 50, "value": 0.9, "interval": [0.8, 0.95]}],
     },
-    "classes": ["praise", "blame"],
     "texts": [
         {
             "index": 3,
@@ -39,13 +40,20 @@ WINNER = {
 }
 
 
-def test_each_part_of_the_answer_has_its_section():
-    sections = {section.key: section for section in explained_sections(result_of(**WINNER))}
-    assert [*sections] == ["misled", "words", "calibration", "groups", "columns"]
-    (images,) = sections["misled"].blocks
+def parts_of(explanations):
+    """The parts of the only section, by their key."""
+    result = result_of(**WINNER, explanations=explanations)
+    (section,) = explanation_sections(result)
+    return {part.key: part for part in section.blocks}
+
+
+def test_each_explanation_is_a_part_of_one_section():
+    parts = parts_of(EXPLANATIONS)
+    assert [*parts] == ["misled", "words", "calibration", "groups", "columns"]
+    _, images = parts["misled"].blocks
     (image,) = images.items
     assert (image.words + image.strong, image.remark) == ("4 → 9", "0.4200")
-    (text,) = sections["words"].blocks
+    _, text = parts["words"].blocks
     assert text.title == "blame → praise"
     assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"
     shaded, listed = text.blocks
@@ -55,19 +63,26 @@ def test_each_part_of_the_answer_has_its_section():
         "for blame: not −0.40",
         "4 further words were not tested",
     ]
-    assert "expected calibration error 0.0700" in sections["calibration"].caption
-    (table,) = sections["groups"].blocks
+    caption, _ = parts["calibration"].blocks
+    assert "expected calibration error 0.0700" in caption.text
+    assert parts["groups"].title == "Group by group"
+    _, table = parts["groups"].blocks
     assert table.rows == [("theo", 50, "0.9000", "0.8000 to 0.9500")]
     assert table.note.startswith("3 further")
-    (table,) = sections["columns"].blocks
+    _, table = parts["columns"].blocks
     assert table.rows == [("age", "0.1000", "0.0500 to 0.1500")]
+
+
+def test_a_result_without_explanations_has_no_section_of_them():
+    assert [*explanation_sections(result_of(**WINNER))] == []
+    assert [*explanation_sections(result_of(**WINNER, explanations={}))] == []
 
 
 def test_a_word_is_marked_by_more_than_its_color_and_a_hostile_one_is_not_obeyed():
     words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
-    text = WINNER["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
-    sections = explained_sections(result_of(**WINNER | {"texts": [text]}))
-    page = str(section_html(next(each for each in sections if each.key == "words")))
+    text = EXPLANATIONS["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
+    (section,) = explanation_sections(result_of(**WINNER, explanations={"texts": [text]}))
+    page = str(section_html(section))
     assert '<mark class="off" style="--s:1.00">&lt;img src=x&gt;</mark>' in page
     assert '<mark class="right" style="--s:0.50">bad</mark>' in page
     assert "<mark>and" not in page

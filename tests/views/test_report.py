@@ -329,8 +329,9 @@ def test_only_embedded_images_are_shown(study_of):
         (f"{PIXEL}\n", 0),
     ):
         wrong = WINNER["wrong"][0] | {"image": image}
-        misled = {"index": wrong["index"], "image": image, "most": 0.4}
-        page = render(stored, WINNER | {"wrong": [wrong], "occlusions": [misled]}, "")
+        misled = {"index": 3, "label": 4, "predicted": 9, "image": image, "most": 0.4}
+        explained = {"wrong": [wrong], "explanations": {"occlusions": [misled]}}
+        page = render(stored, WINNER | explained, "")
         assert page.count("<img ") == page.count(f'src="{PIXEL}"') == count, image
 
 

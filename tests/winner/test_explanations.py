@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,14 +18,15 @@ from studyloom.extras.explain import explain
 from studyloom.extras.explain.explain import (
     by_group,
     calibrate,
-    explain_errors,
+    explain_images,
     occlude,
     permute_columns,
 )
 from studyloom.metrics import METRICS, Metric
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.predictions import show
+from studyloom.winner.explanation_values import Explanations
+from studyloom.winner.predictions import MeasuredNetwork, describe_predictions
 from studyloom.winner.statistics import Outputs
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
@@ -60,10 +62,11 @@ def test_each_class_has_the_share_that_is_right_of_it():
 @pytest.mark.parametrize(("columns", "labels"), [(1, [0, 1]), (2, [0, 2]), (2, [-1, 1])])
 def test_outputs_without_a_column_for_each_label_are_not_shown_as_classes(columns, labels):
     part = split_of(torch.zeros(2, 1), torch.tensor(labels), 2)
-    found, network = Outputs(torch.randn(2, columns), part.targets), Corner()
+    outputs, network = Outputs(torch.randn(2, columns), part.targets), Corner()
     own = Metric("right", "maximize", lambda outputs, targets: 0.5)
-    assert show(job(), network.state_dict(), own, found, part) == {}
-    assert explain(job(), network, ACCURACY, found, part, []) == {}
+    measured = MeasuredNetwork(job(), network, own, outputs, part)
+    assert describe_predictions(measured, None) == {}
+    assert explain(replace(measured, metric=ACCURACY)) is None
 
 
 def test_groups_come_before_classes_and_numbers_have_them_too():
@@ -118,8 +121,9 @@ def test_what_a_network_looks_at_is_what_it_owes_its_answer_to_and_is_drawn_red(
         assert change[0, 0] == change.max() > 0
         assert change[-1, -1] == pytest.approx(0.0, abs=1e-6)
     part = split_of(image[None], torch.tensor([0]), 2)
-    (told,) = explain_errors(lambda given: bright_corner(given.inputs), part, [0])
-    assert told.index == 0
+    outputs = Outputs(bright_corner(part.inputs), part.targets)
+    (told,) = explain_images(lambda given: bright_corner(given.inputs), part, outputs, [0])
+    assert (told.index, told.label, told.predicted) == (0, 0, 1)
     assert 0 < told.most <= 1
     kind, _, content = told.image.partition(",")
     assert kind == "data:image/png;base64"
@@ -172,10 +176,11 @@ def test_covered_images_come_to_the_network_as_those_of_the_test_do(caplog):
     """
     data, network = Images(), Corner()
     sealed = Datasets(data, test=data, validation=1, outputs=2, collate=scaled).test()
-    found = Outputs(*evaluate_network(job(), network, sealed))
-    told = explain(job(), network, ACCURACY, found, sealed, [0, 1])
-    assert [one.index for one in told["occlusions"]] == [0, 1]
-    assert told["occlusions"][0].most > 0.1
+    outputs = Outputs(*evaluate_network(job(), network, sealed))
+    measured = MeasuredNetwork(job(), network, ACCURACY, outputs, sealed)
+    told = explain(measured)
+    assert sorted(one.index for one in told.occlusions) == [0, 1, 2]
+    assert told.occlusions[0].most > 0.1
     assert max(size for size, _ in network.seen) == 2
     assert max(brightest for _, brightest in network.seen) == 1.0
 
@@ -183,6 +188,8 @@ def test_covered_images_come_to_the_network_as_those_of_the_test_do(caplog):
         raise RuntimeError("out of memory")
 
     network.forward = fails
-    told = explain(job(), network, ACCURACY, found, sealed, [0])
-    assert {*told} == {"calibration", "groups"}
+    told = explain(measured)
+    assert told == Explanations(calibration=told.calibration, groups=told.groups)
+    assert told.calibration is not None
+    assert told.groups is not None
     assert "the report lacks the winner's occlusions: RuntimeError: out of memory" in caplog.text

@@ -15,6 +15,7 @@ from toys import LOOP, ask
 
 from studyloom import ConfigError, LoopWinner, PredictError, load_winner
 from studyloom.cli import main
+from studyloom.extras.explain import explain
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
@@ -31,7 +32,8 @@ def ended(tmp_path_factory):
     assert definition.identity("x") == ask(*MIXED, *LOOP).identity("x")
     stages = stages_of(definition, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
     work(stages)
-    evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.mnist"])
+    command = ["python", "-m", "studies.mnist"]
+    evaluate_winner(stages, CountedTest(), command, explain=explain)
     yield folder
     stages.close()
 
@@ -66,8 +68,8 @@ def test_what_explains_a_network_explains_it(ended):
     assert (answer.note, answer.is_of_loop) == (None, True)
     assert answer.data.shape == SPLIT.shape
     assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
-    assert answer.calibration is not None
-    assert [row.name for row in answer.groups.rows] == [*map(str, range(10))]
+    assert answer.explanations.calibration is not None
+    assert [row.name for row in answer.explanations.groups.rows] == [*map(str, range(10))]
 
 
 # A loop whose data are its own

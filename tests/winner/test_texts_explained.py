@@ -1,6 +1,7 @@
 """Which words misled a network: on one whose reasons are known, wherever a text is in its input."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from studyloom.extras.explain.explain import WORDS as READ
 from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner.predictions import MeasuredNetwork
 from studyloom.winner.result import to_document
 from studyloom.winner.statistics import Outputs
 
@@ -118,12 +120,13 @@ def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
 
 def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
     part = part_of("in memory")
-    found, accuracy = Outputs(Judge()(part.inputs).detach(), part.targets), METRICS["accuracy"]
-    told = explain(job(), Judge(), accuracy, found, part, [0, 1])
-    assert [text.index for text in told["texts"]] == [0, 1]
+    outputs = Outputs(Judge()(part.inputs).detach(), part.targets)
+    measured = MeasuredNetwork(job(), Judge(), METRICS["accuracy"], outputs, part)
+    told = explain(measured)
+    assert [text.index for text in told.texts] == [1, 0], "the most confident error first"
     json.dumps(to_document(told), allow_nan=False)
     silent = Split(part.inputs, part.targets, 2, "toy")
-    assert "texts" not in explain(job(), Judge(), accuracy, found, silent, [0])
+    assert explain(replace(measured, test=silent)).texts == ()
 
 
 def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():

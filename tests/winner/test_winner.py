@@ -283,7 +283,7 @@ def test_what_only_the_report_shows_does_not_cost_the_test(
 ):
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(stages)
-    monkeypatch.setattr(measurement, "show", lambda *_: {}["gone"])
+    monkeypatch.setattr(measurement, "describe_predictions", lambda *_: {}["gone"])
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert (result.test.uses, result.test.examples, result.confusion) == (1, 200, None)
     assert "the report lacks the winner's predictions: KeyError: 'gone'" in caplog.text

@@ -9,6 +9,7 @@ from studyloom.config.values import as_yaml, without_transform
 from studyloom.error_display import print_errors
 from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
+from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
 from studyloom.views.snapshot import result_sentence
@@ -68,7 +69,8 @@ def print_winner(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
-            result = evaluate_winner(plan, command, store, repeat=known)
+            explain = load_plugin("explain")
+            result = evaluate_winner(plan, command, store, repeat=known, explain=explain)
     store_result(plan.search.stored, result.in_short())
     stored = plan.search.stored
     best = next((trial.number for trial in stored.ranked(plan.rule)), None)

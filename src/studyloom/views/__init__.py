@@ -8,6 +8,7 @@ __all__ = [
     "comparison",
     "dashboard",
     "doctor",
+    "explanations",
     "figures",
     "notebook",
     "page",

@@ -26,7 +26,7 @@ from studyloom.text import (
     format_value,
     shorten,
 )
-from studyloom.winner.result import Ablation, Bin, Predictions, Result
+from studyloom.winner.result import Ablation, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
@@ -1075,28 +1075,3 @@ def ablation(found: Ablation) -> Chart | str:
     behind = PageTable(head, [*found.cells()], words=(0, 4, 5))
     label = "how much worse the winner is without each change"
     return Chart(label, ROW * len(known) + 30, x, y, _drawn(marks), behind, notes)
-
-
-def calibration(bins: Sequence[Bin]) -> Chart | str:
-    """Draws the accuracy of each bin of confidence, with its interval and the diagonal."""
-    if not bins:
-        return "winner.json holds no calibration."
-    height = 320
-    at = [(each.confidence, each.accuracy) for each in bins]
-    intervals = [[(each.confidence, end) for end in each.interval] for each in bins]
-    marks = [
-        dotted("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
-        Mark("", "best", "line", intervals, width=2),
-        Mark("accuracy", "best", "dot", [[point] for point in at], width=9),
-    ]
-    rows = []
-    for each in bins:
-        means = format_value(each.confidence), format_value(each.accuracy)
-        interval = "{:.3f} to {:.3f}".format(*each.interval)
-        rows.append((f"{each.low:.1f} to {each.high:.1f}", each.count, *means, interval))
-    head = ("confidence", "examples", "mean confidence", "accuracy", "95% interval")
-    ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
-    x = ChartScale(-0.03, 1.03, ticks, "confidence")
-    y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)
-    label = f"the accuracy of {len(bins)} bins of confidence"
-    return Chart(label, height, x, y, marks, PageTable(head, rows, words=(0,)))

@@ -45,7 +45,11 @@ class Absent(Block):
 
 @dataclass(frozen=True)
 class Words(Block):
-    """A paragraph; its kind is `bad`, `quiet` or `parameters`, or empty for plain text."""
+    """A paragraph.
+
+    Args:
+        kind: `bad`, `caption`, `quiet` or `parameters`; empty for plain text.
+    """
 
     text: str
     kind: str = ""
@@ -76,11 +80,16 @@ class Folded(Block):
 
 @dataclass(frozen=True)
 class Part(Block):
-    """Blocks below a subheading, with a quiet remark next to it."""
+    """Blocks below a subheading, with a quiet remark next to it.
+
+    Args:
+        key: its permanent id; empty without one.
+    """
 
     title: str
     blocks: Sequence[Block]
     remark: str = ""
+    key: str = ""
 
 
 class Bars(ItemsBlock[tuple[str, float]]):
@@ -222,6 +231,12 @@ def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
     known = SECTIONS[name]
     title, caption = (str(known.get(key, "")).format(**words) for key in ("title", "caption"))
     return Section(known.get("key", name), title, blocks, caption)
+
+
+def part(name: str, blocks: Sequence[Block], **words: object) -> Part:
+    """Makes a part of a section from an entry of sections.toml, with its caption first."""
+    known = section(name, blocks, **words)
+    return Part(known.title, [Words(known.caption, "caption"), *blocks], key=known.key)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from studyloom.text import (
     shorten_names,
 )
 from studyloom.views import drawing, figures, page
+from studyloom.views.explanations import explanation_sections
 from studyloom.views.page import Absent, Section, Words, drawn, number, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
@@ -306,73 +307,6 @@ def image(source: str, label: str, error: Wrong, remark: float) -> page.Captione
     """Renders an image that the winner misclassifies."""
     predicted = str(error.predicted)
     return page.CaptionedImage(source, label, f"{error.label} → ", predicted, number(remark))
-
-
-STRONGEST = 6  # words listed for each class
-
-
-def explained_sections(winner: Result) -> Iterator[Section]:
-    """Renders explanations of the winner's predictions."""
-    errors = {error.index: error for error in winner.wrong or ()}
-    label = "what misled the winner on test image"
-    images = [
-        image(item.image, f"{label} {item.index}", errors[item.index], item.most)
-        for item in winner.occlusions or ()
-        if page.is_embedded(item.image) and item.index in errors
-    ]
-    if images:
-        yield section("misled", [page.Images(images)])
-    if texts := [*_texts(winner)]:
-        yield section("words", texts)
-    if known := winner.calibration:
-        numbers = {key: number(getattr(known, key)) for key in ("confidence", "accuracy", "error")}
-        yield section("calibration", [drawn(figures.calibration, known.bins)], **numbers)
-    if groups := winner.groups:
-        kind = groups.of
-        head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95% interval")
-        rows = [
-            (row.name, row.count, number(row.value), " to ".join(map(number, row.interval)))
-            for row in groups.rows
-        ]
-        left = f"{groups.left} further ones with fewer examples are left out."
-        table = figures.PageTable(head, rows, words=(0,), note=left if groups.left else "")
-        yield section("groups", [table], kind=kind, Kind=kind.capitalize())
-    if winner.columns:
-        head = ("column", f"{winner.metric.name} worse by", "5% to 95%")
-        needs = [
-            (row.name, number(row.worse), " to ".join(map(number, row.interval)))
-            for row in winner.columns
-        ]
-        yield section("columns", [figures.PageTable(head, needs, words=(0,))])
-
-
-def _texts(winner: Result) -> Iterator[page.Part]:
-    """Yields the misclassified texts, with their words shaded and the strongest ones listed."""
-    classes = dict(enumerate(winner.classes or ()))
-    for item in winner.texts or ():
-        pairs = [*zip(item.words, item.changes, strict=False)]
-        most = max((abs(change) for _, change in pairs), default=0.0)
-        if not most:
-            continue
-        truth, predicted = (classes.get(n, str(n)) for n in (item.label, item.predicted))
-        sure = " and ".join(map(number, item.probabilities))
-        remark = f"test text {item.index}, probabilities {sure}, in all {number(item.margin, '+')}"
-        lines = [
-            f"for {name}: {', '.join(said)}"
-            for name, said in ((predicted, _strongest(pairs, 1)), (truth, _strongest(pairs, -1)))
-            if said
-        ]
-        lines += [f"{item.left} further words were not tested"] if item.left else []
-        shaded = page.Shaded([(word, change / most) for word, change in pairs])
-        yield page.Part(f"{truth} → {predicted}", [shaded, page.Lines(lines)], remark)
-
-
-def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:
-    """Returns the distinct words with the strongest evidence for one class, and their weights."""
-    least = page.FAINT * max(abs(change) for _, change in pairs)
-    strong = {word: change for word, change in pairs if sign * change >= least}
-    first = sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]
-    return [f"{word} {'+' if sign > 0 else '−'}{abs(strong[word]):.2f}" for word in first]
 
 
 STRETCHED = {
@@ -751,7 +685,7 @@ def read_report(
         yield details_section(stored, snapshot, winner)
         if winner is not None:
             yield from winner_sections(winner)
-            yield from explained_sections(winner)
+            yield from explanation_sections(winner)
         yield from search[first:]
         yield from proposer_sections(stored, winner)
         names, shares = what_matters(shown)

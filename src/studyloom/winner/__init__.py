@@ -8,6 +8,7 @@ winner.pt and model_card.md.
 __all__ = [
     "candidates",
     "evaluation",
+    "explanation_values",
     "inputs",
     "measurement",
     "model_card",

@@ -16,6 +16,7 @@ from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
+from studyloom.winner.predictions import Explain
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result
 from studyloom.winner.stages import ResultStages
@@ -28,6 +29,7 @@ def evaluate_winner(
     store: Store,
     *,
     repeat: bool = False,
+    explain: Explain | None = None,
 ) -> Result:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
@@ -39,6 +41,8 @@ def evaluate_winner(
         stages: the stages, all of which have ended.
         store: the connection of the command that holds the lease, see `Ledger.testing`.
         repeat: whether to test again.
+        explain: explains the winner's predictions on the test set; None for a result without
+            explanations.
 
     Raises:
         NoWinner: a final training or the test has failed.
@@ -48,7 +52,7 @@ def evaluate_winner(
     definition, search = stages.definition, stages.search.stored
     found, last, split = stages.reevaluated, stages.last, stages.data.split
     if definition.tested:
-        tested, kept = measure_winner(last, found, store, repeat=repeat)
+        tested, kept = measure_winner(last, found, store, repeat=repeat, explain=explain)
     else:
         first = min(found.values_by_seed(found.winner))
         kept = last.load_or_train(found.winner, first)

@@ -15,7 +15,13 @@ from studyloom.objectives.user_functions import kept_name, weights_of
 from studyloom.storage.ledger import Store
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.data_facts import describe_data
-from studyloom.winner.predictions import network_outputs, show
+from studyloom.winner.predictions import (
+    Explain,
+    MeasuredNetwork,
+    describe_predictions,
+    make_network,
+    network_outputs,
+)
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
@@ -32,7 +38,12 @@ Kept = dict[Origin, list[dict[str, Any]]]
 
 
 def measure_winner(
-    stage: CandidateStage, found: Reevaluated, store: Store, *, repeat: bool
+    stage: CandidateStage,
+    found: Reevaluated,
+    store: Store,
+    *,
+    repeat: bool,
+    explain: Explain | None,
 ) -> tuple[Tested, dict[str, Any] | None]:
     """Measures winner and baseline, unless the same networks were tested before.
 
@@ -41,6 +52,7 @@ def measure_winner(
     Args:
         stage: the final training.
         repeat: whether to test networks again that were tested before.
+        explain: explains the predictions of the winner.
 
     Returns:
         The findings, and what the winner's first training kept.
@@ -62,7 +74,7 @@ def measure_winner(
         found.search.count_test_use(store)  # before it, should this be killed
         measure = _measure if stage.source.definition.trains_networks else _call_test
         try:
-            tested = measure(stage.source, found, kept)
+            tested = measure(stage.source, found, kept, explain)
         except UndefinedMetric as error:
             raise NoWinner(f"no value on the test set: {error}; fix the test data") from error
         stage.store_test(tested, store)
@@ -80,7 +92,9 @@ def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
     return Tested(seeds=trainings.new_seeds, note=note, environment=environment, data=data)
 
 
-def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
+def _call_test(
+    trainings: CandidateTrainings, found: Reevaluated, kept: Kept, explain: Explain | None
+) -> Tested:
     """Calls `objective.test`, which measures the states of loops on the test set, for each seed.
 
     Raises:
@@ -105,8 +119,14 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
         with _reporting():
             name, job = kept_name(definition.config.objective.network), trainings.job(winner, 0)
             weights = weights_of(kept[winner][0], name)
-            outputs = network_outputs(job, weights, test)
-            shown = show(job, weights, METRICS.get(metric.name, metric), outputs, test)
+            measured_network = MeasuredNetwork(
+                job=job,
+                network=make_network(job, weights, test),
+                metric=METRICS.get(metric.name, metric),
+                outputs=network_outputs(job, weights, test),
+                test=test,
+            )
+            shown = describe_predictions(measured_network, explain)
         shown["data"] = describe_data(trainings, winner, test)
     examples = None if test is None else len(test)
     return Tested(
@@ -144,7 +164,9 @@ def _predicts(trainings: CandidateTrainings) -> bool:
     return trainings.data.split is not None and objective.network is not None
 
 
-def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
+def _measure(
+    trainings: CandidateTrainings, found: Reevaluated, kept: Kept, explain: Explain | None
+) -> Tested:
     """Measures networks on the test set.
 
     Raises:
@@ -167,7 +189,9 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
             for rule, predicted in test.references.items()
         }
         with _reporting():
-            shown = show(job, kept[winner][0], metric, first, test)
+            network = make_network(job, kept[winner][0], test)
+            measured = MeasuredNetwork(job, network, metric, first, test)
+            shown = describe_predictions(measured, explain)
     scores = _compare(found, values, sampled=sampled, bounds=metric.bounds)
     return Tested(
         test=replace(scores, examples=len(test), references=references),

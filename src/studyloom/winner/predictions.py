@@ -3,7 +3,8 @@
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +12,35 @@ from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
 from studyloom.metrics import Metric
-from studyloom.plugins import load_plugin
 from studyloom.training.job import Job
 from studyloom.training.states import load_state
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner.explanation_values import Explanations
 from studyloom.winner.result import Predictions, Wrong
 from studyloom.winner.statistics import Outputs
 
 WRONG = 20  # wrong predictions that are kept, the most confident ones
 POINTS = 1000  # predictions of numbers that are kept, at most
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """The network of a winner that was measured on the test set.
+
+    Args:
+        job: whose network it is; evaluates it as studyloom does.
+        metric: what it was measured by.
+        outputs: its outputs on the test set, with the targets.
+    """
+
+    job: Job
+    network: nn.Module
+    metric: Metric
+    outputs: Outputs
+    test: Part
+
+
+Explain = Callable[[MeasuredNetwork], Explanations | None]
 
 
 def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Module:
@@ -35,53 +56,80 @@ def network_outputs(job: Job, weights: Mapping[str, Tensor], part: Part) -> Outp
     return Outputs(outputs.cpu(), targets.cpu())
 
 
-def show(
-    job: Job, weights: Mapping[str, Tensor], metric: Metric, found: Outputs, test: Part
-) -> dict[str, Any]:
-    """Returns what a report shows of a network on the test set, as fields of `Tested`."""
-    shown = _show_predictions(found, test)
-    errors = [each.index for each in shown.get("wrong", ())]
-    network = make_network(job, weights, test)
-    shown |= load_plugin("explain")(job, network, metric, found, test, errors)
-    return shown
+def describe_predictions(measured: MeasuredNetwork, explain: Explain | None) -> dict[str, Any]:
+    """Returns what a report shows of a network on the test set, as fields of `Tested`.
+
+    Args:
+        explain: explains the predictions; None for a result without explanations.
+    """
+    described = _describe_outputs(measured.outputs, measured.test)
+    if explain is not None:
+        described["explanations"] = explain(measured)
+    return described
 
 
-def scores_classes(found: Outputs, test: Part) -> bool:
+def scores_classes(outputs: Outputs, test: Part) -> bool:
     """Whether outputs (n, classes) have a column for each label, and at least two columns.
 
     A softmax over the single logit of a binary network would be 1 for every input.
     """
-    outputs, labels = found.outputs, found.targets
-    if not test.classifies or outputs.ndim != 2 or labels.ndim != 1 or outputs.shape[1] < 2:
+    scores, labels = outputs.outputs, outputs.targets
+    if not test.classifies or scores.ndim != 2 or labels.ndim != 1 or scores.shape[1] < 2:
         return False
-    return bool(((labels >= 0) & (labels < outputs.shape[1])).all())
+    return bool(((labels >= 0) & (labels < scores.shape[1])).all())
 
 
-def _show_predictions(found: Outputs, test: Part) -> dict[str, Any]:
+def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
+    """Returns the indices of the most confident wrong predictions, the most confident first.
+
+    Args:
+        probabilities: (n, classes), on the CPU.
+        labels: (n,), on the CPU.
+    """
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().flatten()
+    order = confidence[wrong].argsort(descending=True)
+    indices: list[int] = wrong[order][:WRONG].tolist()
+    return indices
+
+
+def _describe_outputs(outputs: Outputs, test: Part) -> dict[str, Any]:
     """Returns the wrong predictions, most confident first, or numbers next to their targets.
 
     Other targets, such as a class for each pixel, are not shown.
     """
-    outputs, targets = found.outputs, found.targets
-    if scores_classes(found, test):
-        return _show_errors(outputs.softmax(1), targets, test)
-    if test.classifies or outputs.ndim != 2 or targets.shape != outputs.shape:
+    predicted, targets = outputs.outputs, outputs.targets
+    if scores_classes(outputs, test):
+        return _describe_errors(predicted.softmax(1), targets, test)
+    if test.classifies or predicted.ndim != 2 or targets.shape != predicted.shape:
         return {}
-    every = math.ceil(len(test) / POINTS)
-    predicted, actual = (tuple(map(tuple, t[::every].tolist())) for t in (outputs, targets))
-    return {"predictions": Predictions(predicted, actual, test.ordered)}
+    stride = math.ceil(len(test) / POINTS)
+    predictions = Predictions(
+        predicted=_as_rows(predicted[::stride]),
+        targets=_as_rows(targets[::stride]),
+        ordered=test.ordered,
+    )
+    return {"predictions": predictions}
 
 
-def _show_errors(probabilities: Tensor, labels: Tensor, test: Part) -> dict[str, Any]:
+def _as_rows(numbers: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in numbers.tolist())
+
+
+def _describe_errors(probabilities: Tensor, labels: Tensor, test: Part) -> dict[str, Any]:
     classes = probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
-    wrong = (predicted != labels).nonzero().flatten()
     errors = []
-    for index in wrong[confidence[wrong].argsort(descending=True)][:WRONG].tolist():
-        label, taken = int(labels[index]), int(predicted[index])
-        image = _image(test.input_at(index))
-        errors.append(Wrong(index, label, taken, float(confidence[index]), image))
+    for index in confident_errors(probabilities, labels):
+        error = Wrong(
+            index=index,
+            label=int(labels[index]),
+            predicted=int(predicted[index]),
+            confidence=float(confidence[index]),
+            image=_image(test.input_at(index)),
+        )
+        errors.append(error)
     return {
         "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
         "classes": tuple(test.names) or tuple(map(str, range(classes))),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
+from studyloom.averages import Interval
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import Goal
@@ -28,12 +29,12 @@ from studyloom.text import (
     format_value,
     one_line,
 )
+from studyloom.winner.explanation_values import Explanations
 
 CARD = "model_card.md"
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 SIMPLE = "winner.simple.yaml"
 RESULT_FILES = ("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", SIMPLE)
-Interval = tuple[float, float]
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
 FOLLOW_SEED = (
@@ -378,84 +379,6 @@ class InputPrediction:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The predictions within a range of confidence; `interval` is that of their accuracy."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The confidence of a classifier, and its accuracy."""
-
-    error: float
-    confidence: float
-    accuracy: float
-    bins: tuple[Bin, ...]
-
-
-@dataclass(frozen=True)
-class GroupMean:
-    """The mean of the metric over the examples of a group or class."""
-
-    name: str
-    count: int
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The metric on each group of examples, or class; `left` is how many are left out."""
-
-    of: str
-    left: int
-    rows: tuple[GroupMean, ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    """How much worse the metric gets when one column is shuffled, over several shuffles."""
-
-    name: str
-    worse: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class Occlusion:
-    """An image with what misled the network in red; `most` is the largest loss of confidence."""
-
-    index: int
-    image: str
-    most: float
-
-
-@dataclass(frozen=True)
-class ExplainedText:
-    """A misclassified text of the test set.
-
-    Attributes:
-        margin: the log of the ratio of the predicted class's probability to the true class's.
-        left: how many further words were not examined.
-    """
-
-    index: int
-    label: int
-    predicted: int
-    probabilities: tuple[float, float]
-    margin: float
-    words: tuple[str, ...]
-    changes: tuple[float, ...]
-    left: int = 0
-
-
-@dataclass(frozen=True)
 class AblationRow:
     """A hyperparameter of the winner that was put back to its default.
 
@@ -531,11 +454,7 @@ class Tested:
     classes: tuple[str, ...] | None = None
     wrong: tuple[Wrong, ...] | None = None
     predictions: Predictions | None = None
-    calibration: Calibration | None = None
-    groups: Groups | None = None
-    columns: tuple[Column, ...] | None = None
-    occlusions: tuple[Occlusion, ...] | None = None
-    texts: tuple[ExplainedText, ...] | None = None
+    explanations: Explanations | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from studyloom.averages import mean, scale_of, standard_deviation
+from studyloom.averages import Interval, mean, scale_of, standard_deviation
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import ANYTHING, Metric, example_scores
-from studyloom.winner.result import Interval, Scores, Summary
+from studyloom.winner.result import Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,15 +1,16 @@
-"""Explanations of a network on the test set, as fields of the result."""
+"""Explanations of a network on the test set."""
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from studyloom.averages import Interval
 from studyloom.config.values import describe_error
 from studyloom.data.examples import Examples, Items, Loading
 from studyloom.data.split import Split, Tokens
@@ -17,18 +18,22 @@ from studyloom.data.training_data import Part
 from studyloom.data.transform import is_image
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores
-from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.predictions import png, scores_classes
-from studyloom.winner.result import (
+from studyloom.winner.explanation_values import (
     Bin,
     Calibration,
     Column,
     ExplainedText,
+    Explanations,
     GroupMean,
     Groups,
-    Interval,
     Occlusion,
+)
+from studyloom.winner.predictions import (
+    MeasuredNetwork,
+    confident_errors,
+    png,
+    scores_classes,
 )
 from studyloom.winner.statistics import NORMAL, Outputs
 
@@ -41,57 +46,44 @@ PATCHES = 7  # along a side of an image; they overlap by half
 WORDS = 120  # of a text that are looked at and shown, its first ones
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 Ask = Callable[[Part], Tensor]  # returns the outputs of the network for a part, on the CPU
 
 
-def explain(
-    job: Job,
-    network: nn.Module,
-    metric: Metric,
-    found: Outputs,
-    test: Part,
-    errors: list[int],
-) -> dict[str, Any]:
-    """Explains what a network predicts on the test set.
-
-    Args:
-        job: whose network it is, evaluated as studyloom does.
-        network: with the weights of the winner.
-        found: the outputs of the network on the test set.
-        errors: the indices of the most confident wrong predictions, the most confident first.
-
-    Returns:
-        fields of `winner.result.Tested`: calibration and groups of classes, columns of a table,
-        occlusions of images, and texts with their words, where they apply. What fails
-        is left out with a warning.
-    """
-    explanations: dict[str, Any] = {}
-    outputs, targets = found.outputs, found.targets
-    classifies = scores_classes(found, test)
-    some = errors[:MOST_ERRORS]
+def explain(measured: MeasuredNetwork) -> Explanations | None:
+    """Explains what a network predicts on the test set; None where nothing applies to its data."""
+    metric, outputs, test = measured.metric, measured.outputs, measured.test
+    explanations = Explanations(groups=attempt("groups", by_group, metric, outputs, test))
 
     def ask(part: Part) -> Tensor:
-        return evaluate_network(job, network, part)[0].cpu()
+        return evaluate_network(measured.job, measured.network, part)[0].cpu()
 
-    def add(name: str, explanation: Callable[[], Any]) -> None:
-        try:
-            explained = explanation()
-        except Exception as error:  # of the user's code; the test has been made
-            log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
-            return
-        if explained:
-            explanations[name] = explained
-
-    if classifies:
-        add("calibration", lambda: calibrate(outputs.softmax(1), targets))
-    add("groups", lambda: by_group(metric, found, test))
     if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
-        add("columns", lambda: permute_columns(metric, ask, found, test, job.seed))
-    if classifies and test.shape is not None and is_image(test.shape):
-        add("occlusions", lambda: explain_errors(ask, test, some))
-    if classifies and (tokens := test.tokens) is not None:
-        add("texts", lambda: explain_texts(ask, test, tokens, targets, some))
-    return explanations
+        seed = measured.job.seed
+        columns = attempt("columns", permute_columns, metric, ask, outputs, test, seed)
+        explanations = replace(explanations, columns=columns or ())
+    if scores_classes(outputs, test):
+        probabilities, labels = outputs.outputs.softmax(1), outputs.targets
+        errors = confident_errors(probabilities, labels)[:MOST_ERRORS]
+        calibration = attempt("calibration", calibrate, probabilities, labels)
+        explanations = replace(explanations, calibration=calibration)
+        if test.shape is not None and is_image(test.shape):
+            occlusions = attempt("occlusions", explain_images, ask, test, outputs, errors)
+            explanations = replace(explanations, occlusions=occlusions or ())
+        if test.tokens is not None:
+            texts = attempt("texts", explain_texts, ask, test, test.tokens, labels, errors)
+            explanations = replace(explanations, texts=texts or ())
+    return None if explanations == Explanations() else explanations
+
+
+def attempt(name: str, explain_part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Returns a part of the explanations; None with a warning if the user's code fails in it."""
+    try:
+        return explain_part(*args, **kwargs)
+    except Exception as error:  # the test has been made
+        log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
+        return None
 
 
 def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
@@ -197,7 +189,9 @@ def permute_columns(
     return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
 
 
-def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusion, ...]:
+def explain_images(
+    ask: Ask, test: Part, outputs: Outputs, errors: Sequence[int]
+) -> tuple[Occlusion, ...]:
     """Covers one patch after the other, and measures the confidence left in a wrong prediction.
 
     Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the image's own mean.
@@ -205,6 +199,7 @@ def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusi
 
     Args:
         test: the test set, of images (channels, height, width).
+        outputs: those of the network on the test set.
         errors: the indices of wrong predictions.
     """
     explained = []
@@ -219,7 +214,14 @@ def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusi
         change = occlude(ask_in_place, image)
         most = float(change.abs().max())
         drawn = overlay(image.float().cpu(), change / most if most else change)
-        explained.append(Occlusion(index, png(drawn), most))
+        occlusion = Occlusion(
+            index=index,
+            label=int(outputs.targets[index]),
+            predicted=int(outputs.outputs[index].argmax()),
+            image=png(drawn),
+            most=most,
+        )
+        explained.append(occlusion)
     return tuple(explained)
 
 

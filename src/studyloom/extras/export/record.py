@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studyloom.averages import Interval
 from studyloom.metrics import Goal
 from studyloom.text import format_value
 from studyloom.winner.result import (
-    Interval,
     Result,
     digest_of,
     format_uses,
