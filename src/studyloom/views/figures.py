@@ -4,16 +4,20 @@ A chart contains no HTML. `page` draws it as SVG that stretches to its width, wi
 network or images of several sizes. The function of a figure returns a chart, or a sentence that
 says why there is nothing to draw yet. `trials` are those of a study, by number; `marked` ones are
 highlighted.
+
+A value becomes a *coordinate* on its axis (`Axis.height`, `setting_scale`), and a coordinate
+becomes a *place* in the drawing, from 0 to SIZE (`ChartScale.place`). An *outcome* is how a trial
+stands, as the table of trials calls it: complete, pruned, paused, failed, interrupted or running.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from statistics import median
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
@@ -29,8 +33,10 @@ from studyloom.text import (
 from studyloom.winner.result import Ablation, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
-NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
-LETTER, GAP = 7.2, 8  # pixels of a label's letter, and between two labels
+NARROW = 280  # pixels of a horizontal axis on a phone
+ROOMY = 860  # pixels of a horizontal axis on a wide screen
+LETTER = 7.2  # pixels of a label's letter
+GAP = 8  # pixels between two labels
 LINE = 22  # pixels between the labels of a vertical axis
 ROUNDING = 1e-6  # of a value; numbers that are closer differ by rounding, also in single precision
 
@@ -58,7 +64,12 @@ class PageTable(Block):
 
 @dataclass(frozen=True)
 class Tick:
-    """A label of an axis; `when` is `narrow` or `roomy` for those screens, empty for both."""
+    """A label of an axis.
+
+    Args:
+        at: its coordinate.
+        when: `narrow` or `roomy` if it is only for a phone or only for a wide screen; else empty.
+    """
 
     at: float
     label: str
@@ -85,7 +96,9 @@ class ChartScale:
     def place(self, at: float) -> float:
         """Returns where a coordinate is drawn, from 0 to SIZE."""
         span = self.high - self.low
-        return SIZE * (at - self.low) / span if span else SIZE / 2
+        if span == 0:
+            return SIZE / 2
+        return SIZE * (at - self.low) / span
 
     def share(self, at: float) -> str:
         """Returns where a coordinate is drawn, in percent."""
@@ -93,16 +106,27 @@ class ChartScale:
 
     def edge(self, tick: Tick) -> str:
         """Returns the class of a long label at an end of the axis, which must not stick out."""
-        place = self.place(tick.at) / SIZE
-        if len(tick.label) < 5 or 0.04 < place < 0.96:
+        share = self.place(tick.at) / SIZE
+        if len(tick.label) < 5 or 0.04 < share < 0.96:
             return ""
-        return " first" if place < 0.5 else " last"
+        if share < 0.5:
+            return " first"
+        return " last"
+
+    def clip(self, at: float) -> float:
+        """Returns a coordinate, or the nearer end of the axis if it lies beyond."""
+        return min(max(at, self.low), self.high)
 
     @property
     def reading(self) -> Mapping[str, object]:
         """The data from which the script computes values on the scale."""
-        ends = {"low": self.low, "high": self.high, "title": self.title}
-        return ends | {"reads": self.reads, "words": self.words}
+        return {
+            "low": self.low,
+            "high": self.high,
+            "title": self.title,
+            "reads": self.reads,
+            "words": self.words,
+        }
 
 
 @dataclass(frozen=True)
@@ -130,10 +154,12 @@ def points(
     name: str, color: str, places: Mapping[int, Point], width: float = 8, shape: str = "dot"
 ) -> Mark:
     """Returns a dot for each trial, by the trial's number."""
-    return Mark(name, color, shape, [[at] for at in places.values()], [*places], width)
+    parts = [[point] for point in places.values()]
+    return Mark(name, color, shape, parts, [*places], width)
 
 
 def dotted(name: str, color: str, ends: Part, width: float = 1) -> Mark:
+    """Returns a dotted line between two ends."""
     return Mark(name, color, "line", [ends], width=width, style=("dotted",))
 
 
@@ -167,36 +193,47 @@ class Chart(Block):
     def gutter(self) -> int:
         """The pixels that the labels of its vertical axis take."""
         longest = max((len(tick.label) for tick in self.y.ticks), default=0)
-        return round(LETTER * longest + 8) if longest else 2
+        if longest == 0:
+            return 2
+        return round(LETTER * longest + 8)
 
     def is_read(self, mark: Mark) -> bool:
         """Whether the pointer reads the values of a mark."""
-        still = {"dotted", "stepped"}
-        return bool(mark.trials or (mark.name and not still & {*mark.style}))
+        if mark.trials:
+            return True
+        is_guide = "dotted" in mark.style or "stepped" in mark.style
+        return bool(mark.name) and not is_guide
 
     def path(self, mark: Mark, wide: float = SIZE, high: float = SIZE) -> str:
         """Returns a mark as the data of an SVG path, in an area so wide and high."""
         return "".join(self._part(mark, part, wide, high) for part in mark.parts)
 
     def _part(self, mark: Mark, part: Part, wide: float, high: float) -> str:
-        places = [
-            (wide * self.x.place(x) / SIZE, high * (1 - self.y.place(y) / SIZE)) for x, y in part
-        ]
-        (x, y), *others = places
+        """Returns one line or dot as the data of an SVG path, in which y grows downwards."""
+        places = []
+        for x, y in part:
+            from_left = wide * self.x.place(x) / SIZE
+            from_top = high * (1 - self.y.place(y) / SIZE)
+            places.append((from_left, from_top))
+        x, y = places[0]
         start = f"M{_digits(x)} {_digits(y)}"
         if mark.shape == "bar":
-            length = _digits(max(others[0][0] - x, 0.6))  # a bar of no duration is visible too
+            end, _ = places[1]
+            length = _digits(max(end - x, 0.6))  # a bar of no duration is visible too
             height = _digits(mark.width * high / (self.y.high - self.y.low))
             return f"{start}h{length}v-{height}h-{length}z"
         if mark.shape == "rug":
             return f"M{_digits(x)} {_digits(y - 0.016 * high)}v{_digits(0.032 * high)}"
-        if mark.shape != "line" or not others:  # a curve of one epoch is a dot
+        if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a dot
             return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
-        corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
-        return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in others)
+        corner = "L{} {}"
+        if "stepped" in mark.style:
+            corner = "H{}V{}"
+        return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in places[1:])
 
 
 def _digits(number: float) -> str:
+    """Formats a number of an SVG path, with at most one digit after the point."""
     return f"{number:.1f}".removesuffix(".0")
 
 
@@ -210,17 +247,23 @@ class Multiples(Block):
 def spaced(
     ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
 ) -> Sequence[Tick]:
-    """Drops labels, which have ascending coordinates, until no two overlap."""
+    """Drops labels, which have ascending coordinates, until no two overlap.
+
+    Every label is tried first, then every second one and so on, and at last only the outer two.
+    """
     scale = pixels / ((high - low) or 1)
 
     def is_clear(left: Tick, right: Tick) -> bool:
-        width = LETTER * (len(left.label) + len(right.label)) / 2 + GAP
-        return (right.at - left.at) * scale >= (LINE if upright else width)
+        distance = (right.at - left.at) * scale
+        if upright:
+            return distance >= LINE
+        return distance >= LETTER * (len(left.label) + len(right.label)) / 2 + GAP
 
-    ends = ticks[:: max(1, len(ticks) - 1)]
-    for kept in (*(ticks[::every] for every in range(1, len(ticks))), ends):
-        if all(itertools.starmap(is_clear, itertools.pairwise(kept))):
-            return kept
+    selections = [ticks[::stride] for stride in range(1, len(ticks))]
+    outer_two = ticks[:: max(1, len(ticks) - 1)]
+    for selection in (*selections, outer_two):
+        if all(itertools.starmap(is_clear, itertools.pairwise(selection))):
+            return selection
     return ticks[:1]
 
 
@@ -234,10 +277,17 @@ def responsive(
     """
     if pixels is not None:
         return spaced(ticks, low, high, pixels)
-    narrow, roomy = (spaced(ticks, low, high, pixels) for pixels in (NARROW, ROOMY))
-    whens = {(True, True): "", (True, False): "narrow", (False, True): "roomy"}
-    shown = [(tick, (tick in narrow, tick in roomy)) for tick in ticks]
-    return [replace(tick, when=whens[on]) for tick, on in shown if any(on)]
+    on_phone = spaced(ticks, low, high, NARROW)
+    on_wide_screen = spaced(ticks, low, high, ROOMY)
+    labels = []
+    for tick in ticks:
+        if tick in on_phone and tick in on_wide_screen:
+            labels.append(replace(tick, when=""))
+        elif tick in on_phone:
+            labels.append(replace(tick, when="narrow"))
+        elif tick in on_wide_screen:
+            labels.append(replace(tick, when="roomy"))
+    return labels
 
 
 def is_one_value(low: float, high: float) -> bool:
@@ -246,7 +296,7 @@ def is_one_value(low: float, high: float) -> bool:
 
 
 def tick_labels(marks: Sequence[float], digits: int) -> list[str]:
-    """Returns a label for each mark, with at least so many digits, and as many as differ."""
+    """Returns a label for each mark, with at least so many digits, and more until they differ."""
     labels: list[str] = []
     for count in range(digits, 17):
         labels = [f"{mark:.{count}g}" for mark in marks]
@@ -258,12 +308,19 @@ def tick_labels(marks: Sequence[float], digits: int) -> list[str]:
 def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
     """Returns a horizontal axis of integers, with integer labels."""
     margin = 0.03 * (high - low) + 0.3
-    ends = low - margin, high + margin
-    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
-    step = next(step for step in steps if (high - low) / step <= 12)
+    start = low - margin
+    end = high + margin
+    step = next(step for step in _round_steps() if (high - low) / step <= 12)
     first = math.ceil(low / step) * step
-    ticks = [Tick(at, str(at)) for at in range(first, math.floor(high) + 1, step)]
-    return ChartScale(*ends, responsive(ticks, *ends), title, "whole")
+    ticks = [Tick(mark, str(mark)) for mark in range(first, math.floor(high) + 1, step)]
+    return ChartScale(start, end, responsive(ticks, start, end), title, "whole")
+
+
+def _round_steps() -> Iterator[int]:
+    """Yields 1, 2, 5, 10, 20, 50, 100 and so on."""
+    for power in itertools.count():
+        for factor in (1, 2, 5):
+            yield factor * 10**power
 
 
 def round_marks(low: float, high: float, count: int = 5) -> list[float]:
@@ -273,25 +330,31 @@ def round_marks(low: float, high: float, count: int = 5) -> list[float]:
     exponent = math.floor(math.log10((high - low) / count))
     power = 10.0**exponent
     step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
-    found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    if len(found) < 2:  # one number on an axis gives no measure
+    # The ends may be multiples of the step up to rounding, such as 0.3 = 3 * 0.1.
+    multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    if len(multiples) < 2:  # one number on an axis gives no measure
         return round_marks(low, high, count + 1)
-    return [round(n * step, -exponent) for n in found]
+    return [round(multiple * step, -exponent) for multiple in multiples]
 
 
 def plain_scale(
     values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
 ) -> ChartScale:
     """Returns an axis of numbers, at least one, with round labels."""
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     margin = 0.05 * (high - low)
     if is_one_value(low, high):
         margin = 0.05 * max(1.0, abs(high))
-    ends = low - margin, high + margin
-    marks = round_marks(*ends, 6)
-    ticks = [*map(Tick, marks, tick_labels(marks, 4))]
-    shown = spaced(ticks, *ends, height, upright=True) if upright else responsive(ticks, *ends)
-    return ChartScale(*ends, shown, title)
+    start = low - margin
+    end = high + margin
+    marks = round_marks(start, end, 6)
+    ticks: Sequence[Tick] = [*map(Tick, marks, tick_labels(marks, 4))]
+    if upright:
+        ticks = spaced(ticks, start, end, height, upright=True)
+    else:
+        ticks = responsive(ticks, start, end)
+    return ChartScale(start, end, ticks, title)
 
 
 def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> ChartScale:
@@ -300,24 +363,34 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     Args:
         pixels: its length, if it is the same on all screens.
     """
-    single = is_one_value(min(values), max(values))
+    is_single = is_one_value(min(values), max(values))
     low = math.log10(min(values))
     high = math.log10(max(values))
-    margin = 0.1 if single else 0.05 * (high - low)
-    ends = low - margin, high + margin
-    ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
-    shown = responsive(ticks, *ends, pixels)
-    if len(shown) < 2 and not single:  # the range lies between two round numbers
-        shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
-    return ChartScale(*ends, shown, title, "tens")
+    margin = 0.05 * (high - low)
+    if is_single:
+        margin = 0.1
+    start = low - margin
+    end = high + margin
+    marks = log_marks(min(values), max(values))
+    ticks = responsive(
+        [Tick(math.log10(mark), f"{mark:.3g}") for mark in marks], start, end, pixels
+    )
+    if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
+        ticks = [Tick(power, f"{10**power:.2g}") for power in (low, high)]
+    return ChartScale(start, end, ticks, title, "tens")
 
 
 def log_marks(low: float, high: float) -> list[float]:
     """Returns two to four round numbers between two values, powers of ten first; else the two."""
-    digits = (1,) if high >= 100 * low else (1, 3)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    marks = [float(f"{digit * 10.0**power:.10g}") for power in powers for digit in digits]
-    marks = [mark for mark in marks if low <= mark <= high]
+    digits = [1, 3]
+    if high >= 100 * low:
+        digits = [1]
+    marks = []
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        for digit in digits:
+            mark = float(f"{digit * 10.0**power:.10g}")
+            if low <= mark <= high:
+                marks.append(mark)
     if len(marks) < 2:
         marks = round_marks(low, high, 4)
     if len(marks) < 2:
@@ -350,9 +423,10 @@ class Axis:
         differ by more than a factor of ten; otherwise it is `plain`. A metric is unknown if the
         known one of its name cannot have all of its values.
         """
-        known, scale = METRICS.get(metric), "plain"
-        if known is not None and known.sign == sign and all(map(known.can_be, values)):
-            scale = known.scale
+        scale = "plain"
+        standard = METRICS.get(metric)
+        if standard is not None and standard.sign == sign and all(map(standard.can_be, values)):
+            scale = standard.scale
         if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
             scale = "factors"
         return cls(metric, scale, sign)
@@ -361,9 +435,9 @@ class Axis:
         """Returns the coordinate at which a value is drawn."""
         if self.scale == "plain":
             return value
-        rest = 1.0 - value if self.scale == "unit" else value
-        tens = math.log10(max(rest, LEAST[self.scale]))
-        return -tens if self.scale == "unit" else tens
+        if self.scale == "unit":
+            return -math.log10(max(1.0 - value, LEAST["unit"]))
+        return math.log10(max(value, LEAST["factors"]))
 
     def near(self, values: Collection[float]) -> list[float]:
         """Returns the values, without those far worse than the best nine tenths.
@@ -376,7 +450,7 @@ class Axis:
         most = 3 * abs(self.height(last) - self.height(best))
 
         def is_near(value: float) -> bool:
-            if is_one_value(*sorted((value, best))):
+            if is_one_value(min(value, best), max(value, best)):
                 return True
             return abs(self.height(value) - self.height(best)) <= most
 
@@ -386,25 +460,44 @@ class Axis:
         """Returns some round values between `low` and `high`, or only `low` without any."""
         marks: list[float] = []
         if self.scale == "unit":
-            digits = [digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1)]
-            marks = [mark for rest in digits if low <= (mark := round(1 - rest, 10)) <= high]
+            marks = _marks_below_one(low, high)
         elif self.scale == "factors" and low > 0:
             marks = log_marks(low, high)
-        return marks if len(marks) >= 3 else round_marks(low, high, 8)
+        if len(marks) < 3:
+            marks = round_marks(low, high, 8)
+        return marks
 
     def scale_of(self, values: Collection[float], height: int) -> ChartScale:
-        """Returns the vertical axis for some values."""
-        low, high = min(values), max(values)
-        bottom, top = self.height(low), self.height(high)
+        """Returns the vertical axis for some values.
+
+        Args:
+            height: its length in pixels.
+        """
+        low = min(values)
+        high = max(values)
+        bottom = self.height(low)
+        top = self.height(high)
         margin = 0.06 * (top - bottom)
         if bottom == top or is_one_value(low, high):
             margin = 0.05 * max(1.0, abs(top))
-        ends = bottom - margin, top + margin
+        start = bottom - margin
+        end = top + margin
         marks = self.marks(low, high)
         ticks = [*map(Tick, map(self.height, marks), tick_labels(marks, 6))]
-        shown = spaced(ticks, *ends, height, upright=True)
         reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
-        return ChartScale(*ends, shown, self.metric, reads)
+        labels = spaced(ticks, start, end, height, upright=True)
+        return ChartScale(start, end, labels, self.metric, reads)
+
+
+def _marks_below_one(low: float, high: float) -> list[float]:
+    """Returns the numbers between two whose distance to 1 is round, such as 0.5, 0.9 and 0.98."""
+    marks = []
+    for power in range(5):
+        for digit in (5, 3, 2, 1):
+            mark = round(1 - digit * 10.0**-power, 10)
+            if low <= mark <= high:
+                marks.append(mark)
+    return marks
 
 
 # The figures of a study
@@ -416,6 +509,10 @@ NO_VALUE = "No trial has a value yet."
 # The width of a trial's mark in the history, by its outcome: small ones are squares, of trials that
 # ended early, are paused or interrupted. The last are on top.
 HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, INTERRUPTED: 7, "running": 9}
+# The outcomes in the order in which their curves are drawn: the last are on top.
+CURVES = ("failed", "pruned", "paused", INTERRUPTED, "running", "complete")
+BARS = ("complete", "pruned", "failed", "paused", INTERRUPTED, "running")  # order of the timeline
+UNFINISHED = ("failed", "pruned", "paused", INTERRUPTED)  # their curves end in a square
 COLORS = {INTERRUPTED: "running"}  # of a state that shares the color of another
 MANY = 400  # trials, whose marks are smaller
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
@@ -423,18 +520,27 @@ LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of fur
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colors
 MOST_STUDIES = len(STUDIES)  # more lines cannot be distinguished
-MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
-CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
+MOST_BEST = 100  # best curves that are drawn; more are one stain
+MOST_LATEST = 200  # latest curves that are drawn
+CURVE_ROWS = 60  # of the table behind the curves
+EXAMPLE_ROWS = 40  # of the table behind the predictions
+IMPROVEMENT_ROWS = 12  # of each study, in the table behind a comparison
+PAIR_ROWS = 20  # of the table behind two hyperparameters
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_CHOICES = 5  # of a number, each has a label
 SHADES = 5  # of a ramp from gray to blue
-SMALL, PAIR_HEIGHT = 170, 360  # pixels
+SMALL = 170  # pixels of the height of a small chart
+PAIR_HEIGHT = 360  # pixels
 PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # in the labels of all choices together, on a small chart
-ROW, BAR = 44, 0.32  # pixels of a worker's bar with its label above it, and the bar's share of them
+ROW = 44  # pixels of a row: a bar or dot with its label above it
+BAR = 0.32  # the share of a row that a worker's bar takes
+# Multiples of these, modulo 1, are spread evenly over 0 to 1, however many there are. Two axes
+# take different ones; with the same, dots of two choices would lie on a diagonal.
+GOLDEN = 0.618034
+PLASTIC = 0.754878
 
 Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop may begin at 0
-Span = tuple[FrozenTrial, datetime, datetime]  # a trial, its start and its end
 Marked = Mapping[str, FrozenTrial | None]  # `baseline`, `best` and, of a front, `winner`
 
 
@@ -443,27 +549,30 @@ def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE and math.isfinite(value_of(trial) or 0.0)
+        if trial.state == TrialState.COMPLETE and math.isfinite(_value(trial))
     ]
 
 
 def last_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     """Returns the value of each complete trial, and the last finite one that others reported."""
-    known = {trial.number: _value(trial) for trial in complete_trials(trials)}
+    values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     for trial in trials:
-        values = [value for _, value in learning_curve(trial) if _is_finite(value)]
-        if values and trial.state != TrialState.COMPLETE:
-            known[trial.number] = values[-1]
-    return known
+        if trial.state != TrialState.COMPLETE:
+            reported = [value for _, value in learning_curve(trial) if _is_finite(value)]
+            if reported:
+                values[trial.number] = reported[-1]
+    return values
 
 
 def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
     """Returns the last value of each trial that was pruned or is paused, by outcome and number."""
-    values, known = last_values(trials), dict[str, dict[int, float]](pruned={}, paused={})
+    values = last_values(trials)
+    early: dict[str, dict[int, float]] = {"pruned": {}, "paused": {}}
     for trial in trials:
-        if trial.number in values and (kind := TrialRecord(trial).outcome) in known:
-            known[kind][trial.number] = values[trial.number]
-    return known
+        outcome = TrialRecord(trial).outcome
+        if outcome in early and trial.number in values:
+            early[outcome][trial.number] = values[trial.number]
+    return early
 
 
 def learning_curve(trial: FrozenTrial) -> Curve:
@@ -476,8 +585,9 @@ def best_so_far(complete: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]
     """Returns the trials that were better than all feasible trials before them."""
     steps: list[FrozenTrial] = []
     for trial in complete:
-        feasible = all(broken <= 0 for broken in (trial.constraints or {}).values())
-        if feasible and (not steps or sign * _value(trial) > sign * _value(steps[-1])):
+        constraints = trial.constraints or {}
+        is_feasible = all(excess <= 0 for excess in constraints.values())
+        if is_feasible and (not steps or sign * _value(trial) > sign * _value(steps[-1])):
             steps.append(trial)
     return steps
 
@@ -505,29 +615,52 @@ def _order(setting: object) -> tuple[str, float, str]:
     return type(setting).__name__, 0.0, str(setting)
 
 
-def _drawn(marks: Sequence[Mark]) -> list[Mark]:
+def _select(places: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
+    """Returns the places of some trials, by number."""
+    return {number: place for number, place in places.items() if number in numbers}
+
+
+def _remove(places: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
+    """Returns the places of all trials but some, by number."""
+    return {number: place for number, place in places.items() if number not in numbers}
+
+
+def _without_empty(marks: Sequence[Mark]) -> list[Mark]:
+    """Returns the marks that have something to draw."""
     return [mark for mark in marks if mark.parts]
 
 
-def _left_out(rows: Sequence[object], of: int, what: str) -> str:
-    left = of - len(rows)
-    return f"{left} further {what} are left out." if left else ""
+def _color(outcome: str) -> str:
+    """Returns the color of an outcome, or that of the outcome whose color it shares."""
+    return COLORS.get(outcome, outcome)
+
+
+def _count_left_out(rows: Sequence[object], total: int, what: str) -> str:
+    """Returns a note on how many trials or examples have no row; empty if all have one."""
+    count = total - len(rows)
+    if count == 0:
+        return ""
+    return f"{count} further {what} are left out."
 
 
 def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
-    """Returns the values of complete trials by their setting of a hyperparameter."""
+    """Returns the values of complete trials by their setting of a hyperparameter.
+
+    Many different numbers are divided into four ranges with as many trials each.
+    """
     ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
-    distinct = list(dict.fromkeys(trial.params[name] for trial in ordered))
+    settings = list(dict.fromkeys(trial.params[name] for trial in ordered))
     groups: list[tuple[str, list[FrozenTrial]]] = []
-    if len(distinct) <= 2 * BINS or not all(map(_is_number, distinct)):
-        for setting in distinct:
+    if len(settings) <= 2 * BINS or not all(map(_is_number, settings)):
+        for setting in settings:
             members = [trial for trial in trials if trial.params[name] == setting]
             groups.append((_label(setting, 60), members))
     else:
         ends = [len(ordered) * part // BINS for part in range(BINS + 1)]
-        for low, high in itertools.pairwise(ends):
-            first, last = (_label(ordered[at].params[name]) for at in (low, high - 1))
-            groups.append((f"{first} to {last}", ordered[low:high]))
+        for start, end in itertools.pairwise(ends):
+            first = _label(ordered[start].params[name])
+            last = _label(ordered[end - 1].params[name])
+            groups.append((f"{first} to {last}", ordered[start:end]))
     rows = []
     for label, members in groups:
         values = sorted(map(_value, members), key=lambda value: -sign * value)
@@ -546,63 +679,112 @@ def history(
 
     A stroke at the edge is a trial far worse than the others, one at the bottom has no value.
     """
-    values, height = last_values(trials), 320
+    height = 320
+    values = last_values(trials)
     if not values:
         return NO_VALUE
-    kinds = {trial.number: shown_state(trial, alive) for trial in trials}
-    later = {} if winner is None else winner.new_values(axis.metric)
-    ends = [end for found in later.values() for end in found.mean_and_error]
-    y = axis.scale_of([*axis.near(values.values()), *ends], height)
-    heights = {n: min(max(axis.height(value), y.low), y.high) for n, value in values.items()}
-    near = {n for n, value in values.items() if heights[n] == axis.height(value)}
-    bottom, last = y.low - 0.05 * (y.high - y.low), max(kinds)
-    if any(number not in values and kind in HISTORY for number, kind in kinds.items()):
-        y = replace(y, low=2 * bottom - y.low)
-    x = whole_scale(0, last, "trial")
-    edge, step = x.high, 0.035 * (x.high - x.low)
-    x = replace(x, high=edge + step * len(later))
-
-    marks = []
-    for kind, width in HISTORY.items():
-        size = width if len(kinds) <= MANY else 0.6 * width
-        shape = "square" if width < 8 else "dot"
-        own = {n: (n, heights.get(n, bottom)) for n, its in kinds.items() if its == kind}
-        shown = {n: place for n, place in own.items() if n in near}
-        strokes = {n: place for n, place in own.items() if n not in near}
-        color = COLORS.get(kind, kind)
-        marks.append(points(kind, color, shown, size, shape=shape))
-        marks.append(points("" if shown else kind, color, strokes, 2, shape="rug"))
-    steps = best_so_far(complete_trials(trials), axis.sign)
-    line = [(trial.number, heights[trial.number]) for trial in steps if trial.number in near]
-    ended = [[*line, (last, line[-1][1])]] if line else []
-    marks.append(Mark("best so far", "best", "line", ended, width=2, style=("stepped",)))
-    start = value_of(marked["baseline"])
-    if start is not None and y.low <= axis.height(start) <= y.high:
-        across = [(at, axis.height(start)) for at in (x.low, x.high)]
-        marks.append(dotted("baseline", "baseline", across, 1.5))
-    name, best = "best", marked["best"]
-    ringed = None if best is None else best.number
+    new_values = {}
     if winner is not None:
-        name, ringed = "winner", winner.winner.trial
+        new_values = winner.new_values(axis.metric)
+    ends_of_new_values: list[float] = []
+    for summary_of_seeds in new_values.values():
+        ends_of_new_values += summary_of_seeds.mean_and_error
+
+    y = axis.scale_of([*axis.near(values.values()), *ends_of_new_values], height)
+    heights = {number: y.clip(axis.height(value)) for number, value in values.items()}
+    near = {number for number, value in values.items() if heights[number] == axis.height(value)}
+    margin = 0.05 * (y.high - y.low)
+    bottom = y.low - margin
+    outcomes = {trial.number: shown_state(trial, alive) for trial in trials}
+    places = {}
+    for number, outcome in outcomes.items():
+        if outcome in HISTORY:
+            places[number] = (number, heights.get(number, bottom))
+    if any(number not in values for number in places):
+        y = replace(y, low=bottom - margin)
+    last_number = max(outcomes)
+    x = whole_scale(0, last_number, "trial")
+    right_edge = x.high
+    step = 0.035 * (x.high - x.low)  # between the new values, to the right of the trials
+    x = replace(x, high=right_edge + step * len(new_values))
+
+    marks = _outcome_marks(places, outcomes, near)
+    steps = best_so_far(complete_trials(trials), axis.sign)
+    line: list[Point] = []
+    for trial in steps:
+        if trial.number in near:
+            line.append((trial.number, heights[trial.number]))
+    lines = []
+    if line:
+        _, best_height = line[-1]
+        lines.append([*line, (last_number, best_height)])
+    marks.append(Mark("best so far", "best", "line", lines, width=2, style=("stepped",)))
+    baseline = value_of(marked["baseline"])
+    if baseline is not None and y.low <= axis.height(baseline) <= y.high:
+        baseline_height = axis.height(baseline)
+        ends = [(x.low, baseline_height), (x.high, baseline_height)]
+        marks.append(dotted("baseline", "baseline", ends, 1.5))
+    name = "best"
+    ringed = None
+    if winner is not None:
+        name = "winner"
+        ringed = winner.winner.trial
+    elif marked["best"] is not None:
+        ringed = marked["best"].number
     if ringed is not None and ringed in near:
-        marks.append(points(name, name, {ringed: (ringed, heights[ringed])}, 13, shape="ring"))
-    for place, (name, found) in enumerate(later.items()):  # to the right of the trials
-        at = edge + step * place
-        bar = [(at, axis.height(end)) for end in found.mean_and_error]
+        ring = {ringed: (ringed, heights[ringed])}
+        marks.append(points(name, name, ring, 13, shape="ring"))
+    for position, (name, summary_of_seeds) in enumerate(new_values.items()):
+        at = right_edge + step * position
+        bar = [(at, axis.height(end)) for end in summary_of_seeds.mean_and_error]
         marks.append(Mark("", "winner", "line", [bar], width=2))
-        shape = "square" if name == "test" else "dot"
-        marks.append(Mark(name, "winner", shape, [[(at, axis.height(found.mean))]]))
+        shape = "dot"
+        if name == "test":
+            shape = "square"
+        mean = (at, axis.height(summary_of_seeds.mean))
+        marks.append(Mark(name, "winner", shape, [[mean]]))
+
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
-    note = "" if start is None else f"The baseline has {format_value(start)}."
+    note = ""
+    if baseline is not None:
+        note = f"The baseline has {format_value(baseline)}."
     table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(values)} trials, in the order in which they began"
-    return Chart(label, height, x, y, _drawn(marks), table)
+    return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _outcome_marks(
+    places: Mapping[int, Point], outcomes: Mapping[int, str], near: Collection[int]
+) -> list[Mark]:
+    """Returns the dots or squares of the trials of each outcome; strokes for those not `near`."""
+    marks = []
+    for outcome, width in HISTORY.items():
+        size: float = width
+        if len(outcomes) > MANY:
+            size = 0.6 * width
+        shape = "dot"
+        if width < 8:
+            shape = "square"
+        members = {number for number in places if outcomes[number] == outcome}
+        member_places = _select(places, members)
+        shown = _select(member_places, near)
+        strokes = _remove(member_places, near)
+        name_of_strokes = outcome
+        if shown:
+            name_of_strokes = ""  # the legend names the outcome once
+        marks.append(points(outcome, _color(outcome), shown, size, shape=shape))
+        marks.append(points(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
+    return marks
 
 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     """Returns the learning curves whose values are finite numbers, by trial."""
-    every = {trial.number: learning_curve(trial) for trial in trials}
-    return {n: c for n, c in every.items() if c and all(_is_finite(value) for _, value in c)}
+    by_number = {}
+    for trial in trials:
+        curve = learning_curve(trial)
+        if curve and all(_is_finite(value) for _, value in curve):
+            by_number[trial.number] = curve
+    return by_number
 
 
 def curves(
@@ -612,61 +794,72 @@ def curves(
     alive: Collection[int] | None = None,
 ) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
-    height, every = 360, finite_curves(trials)
-    if not every:
+    height = 360
+    all_curves = finite_curves(trials)
+    if not all_curves:
         return "No trial has ended an epoch yet."
-    special = {trial.number for trial in marked.values() if trial is not None}
-    ranked = sorted(every, key=lambda number: -axis.sign * every[number][-1][1])
-    chosen = {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
-    known = {number: curve for number, curve in every.items() if number in chosen}
-    heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
-    kinds = {trial.number: shown_state(trial, alive) for trial in trials}
+    highlighted = {trial.number for trial in marked.values() if trial is not None}
+    ranked = sorted(all_curves, key=lambda number: -axis.sign * all_curves[number][-1][1])
+    latest = list(all_curves)[-MOST_LATEST:]
+    drawn = {*ranked[:MOST_BEST], *latest, *highlighted}
+    lines: dict[int, list[Point]] = {}
+    values = []
+    epochs = []
+    for number, curve in all_curves.items():
+        if number in drawn:
+            lines[number] = [(epoch, axis.height(value)) for epoch, value in curve]
+            values += [value for _, value in curve]
+            epochs += [epoch for epoch, _ in curve]
 
-    def lines(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
-        parts = [heights[number] for number in numbers]
-        color = COLORS.get(name, name)
+    def mark_of(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
+        parts = [lines[number] for number in numbers]
         if all(len(part) == 1 for part in parts):  # a single epoch needs some width
-            return Mark(name, color, "dot", parts, numbers, 7, style)
-        return Mark(name, color, "line", parts, numbers, width, style)
+            return Mark(name, _color(name), "dot", parts, numbers, 7, style)
+        return Mark(name, _color(name), "line", parts, numbers, width, style)
 
+    outcomes = {trial.number: shown_state(trial, alive) for trial in trials}
     marks = []
-    for kind in (
-        "failed",
-        "pruned",
-        "paused",
-        INTERRUPTED,
-        "running",
-        "complete",
-    ):  # the last is on top
-        own = [n for n in heights if kinds[n] == kind and n not in special]
-        marks.append(lines(kind, own, 1.3, ("faint",)))
-        if kind in ("failed", "pruned", "paused", INTERRUPTED):
-            ends = {number: heights[number][-1] for number in own}
-            marks.append(points("", COLORS.get(kind, kind), ends, 5, shape="square"))
+    for outcome in CURVES:
+        members = []
+        for number in lines:
+            if outcomes[number] == outcome and number not in highlighted:
+                members.append(number)
+        marks.append(mark_of(outcome, members, 1.3, ("faint",)))
+        if outcome in UNFINISHED:
+            ends = {number: lines[number][-1] for number in members}
+            marks.append(points("", _color(outcome), ends, 5, shape="square"))
     for name, trial in marked.items():
-        own = [trial.number] if trial is not None and trial.number in heights else []
-        marks.append(lines(name, own, 3))
-    y = axis.scale_of([value for curve in known.values() for _, value in curve], height)
-    epochs = [epoch for curve in known.values() for epoch, _ in curve]
+        members = []
+        if trial is not None and trial.number in lines:
+            members = [trial.number]
+        marks.append(mark_of(name, members, 3))
+    y = axis.scale_of(values, height)
     x = whole_scale(min(1, *epochs), max(epochs), "epoch")
-    for rung in sorted({rung for trial in trials for rung in TrialRecord(trial).rungs}):
+    rungs = set[int]()
+    for trial in trials:
+        rungs.update(TrialRecord(trial).rungs)
+    for rung in sorted(rungs):
         marks.append(dotted("", "paused", [(rung, y.low), (rung, y.high)]))
+
     rows = []
     for number in ranked[:CURVE_ROWS]:
-        values = [value for _, value in every[number]]
-        top = max(values, key=lambda value: axis.sign * value)
-        shown = (format_value(value) for value in (values[0], top, values[-1]))
-        rows.append((number, kinds[number], len(values), *shown))
+        curve_values = [value for _, value in all_curves[number]]
+        first = format_value(curve_values[0])
+        best = format_value(max(curve_values, key=lambda value: axis.sign * value))
+        last = format_value(curve_values[-1])
+        rows.append((number, outcomes[number], len(curve_values), first, best, last))
     head = ("trial", "state", "epochs", "first", "best", "last")
-    table = PageTable(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
-    label = f"{axis.metric} after each epoch, of {len(known)} of {len(every)} trials"
-    return Chart(label, height, x, y, _drawn(marks), table)
+    note = _count_left_out(rows, len(ranked), "trials")
+    table = PageTable(head, rows, words=(1,), note=note)
+    label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
+    return Chart(label, height, x, y, _without_empty(marks), table)
 
 
 def losses_section(trial: FrozenTrial | None) -> str:
     """Names the section of the figure that `losses` draws."""
-    further = trial is not None and {*quantities([trial])} - {*LOSSES}
-    return "quantities" if further else "losses"
+    if trial is not None and {*quantities([trial])} - {*LOSSES}:
+        return "quantities"
+    return "losses"
 
 
 def losses(trial: FrozenTrial) -> Chart | str:
@@ -674,84 +867,126 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
     For a custom training loop it draws all that the loop reported next to the value.
     """
-    epochs, height = TrialRecord(trial).curve, 280
-    numbers, names = epochs.get("number") or [], quantities([trial])
-    columns = {
-        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
-        for name in names
-    }
-    values = [value for column in columns.values() for _, value in column]
-    if not values or any(len(epochs[name]) != len(numbers) for name in names):
+    height = 280
+    columns = TrialRecord(trial).curve
+    epochs = columns.get("number") or []
+    names = quantities([trial])
+    lines: dict[str, list[Point]] = {}
+    values: list[float] = []
+    for name in names:
+        line = []
+        for epoch, value in zip(epochs, columns[name], strict=False):
+            if _is_finite(value):  # a loop may report a quantity only in some epochs
+                line.append((epoch, value))
+        lines[name] = line
+        values += [value for _, value in line]
+    if not values or any(len(columns[name]) != len(epochs) for name in names):
         return f"Trial {trial.number} stored no losses."
-    marks, notes = [], []
-    for position, (name, column) in enumerate(columns.items()):
-        color = "best" if name in LOSSES else LINES[position % len(LINES)]
-        style = ("dotted",) if name == "train_loss" else ()
-        shape, width = ("line", 2.5) if len(column) > 1 else ("dot", 8)
-        parts = [column] if column else []
-        marks.append(Mark(LOSSES.get(name, name), color, shape, parts, (), width, style))
+    marks = [_quantity_mark(name, line, index) for index, (name, line) in enumerate(lines.items())]
     y = plain_scale([0.0, *values], upright=True, height=height)
-    title = "loss" if {*names} <= {*LOSSES} else ""
-    y = replace(y, low=min(0.0, y.low if min(values) < 0 else 0.0), title=title)
-    x = whole_scale(numbers[0], numbers[-1], "epoch")
-    if {*names} == {*LOSSES} and len(columns["valid_loss"]) > 1:
-        epoch, _ = min(columns["valid_loss"], key=lambda pair: pair[1])
-        marks.append(dotted("", "pruned", [(epoch, y.low), (epoch, y.high)]))
-        side = "left" if epoch > (numbers[0] + numbers[-1]) / 2 else "right"
-        notes.append(Note(epoch, y.high, f"lowest at epoch {epoch}", side))
-    rows = [
-        (number, *(format_value(v) if _is_finite(v) else "" for v in row))
-        for number, *row in zip(numbers, *(epochs[name] for name in names), strict=True)
-    ]
-    called = [LOSSES.get(name, name) for name in names]
-    label = f"{', '.join(called)} of trial {trial.number} by epoch"
-    return Chart(label, height, x, y, _drawn(marks), PageTable(("epoch", *called), rows), notes)
+    bottom = 0.0
+    if min(values) < 0:
+        bottom = min(0.0, y.low)
+    title = ""
+    if {*names} <= {*LOSSES}:
+        title = "loss"
+    y = replace(y, low=bottom, title=title)
+    x = whole_scale(epochs[0], epochs[-1], "epoch")
+    notes = []
+    if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
+        lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
+        marks.append(dotted("", "pruned", [(lowest, y.low), (lowest, y.high)]))
+        side = "right"
+        if lowest > (epochs[0] + epochs[-1]) / 2:
+            side = "left"
+        notes.append(Note(lowest, y.high, f"lowest at epoch {lowest}", side))
+    rows = []
+    for position, epoch in enumerate(epochs):
+        cells = []
+        for name in names:
+            value = columns[name][position]
+            cells.append(format_value(value) if _is_finite(value) else "")
+        rows.append((epoch, *cells))
+    titles = [LOSSES.get(name, name) for name in names]
+    label = f"{', '.join(titles)} of trial {trial.number} by epoch"
+    table = PageTable(("epoch", *titles), rows)
+    return Chart(label, height, x, y, _without_empty(marks), table, notes)
+
+
+def _quantity_mark(name: str, line: Part, index: int) -> Mark:
+    """Returns the line of a quantity, or a dot if it was reported in one epoch.
+
+    Args:
+        index: the position of the quantity among all, which decides its color.
+    """
+    color = LINES[index % len(LINES)]
+    if name in LOSSES:
+        color = "best"
+    style: Sequence[str] = ()
+    if name == "train_loss":
+        style = ["dotted"]
+    title = LOSSES.get(name, name)
+    if len(line) > 1:
+        return Mark(title, color, "line", [line], width=2.5, style=style)
+    parts = []
+    if line:
+        parts.append(line)
+    return Mark(title, color, "dot", parts, width=8, style=style)
 
 
 def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> Chart | str:
     """Draws each complete trial by cost and value, including those that violate a constraint.
 
     Args:
-        table: of the trials on the front.
+        table: that of the trials on the front.
     """
+    height = 340
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
-    cost, height, costs = stored.goals[1], 340, [trial.values[1] for trial in trials]
-    title = f"{cost.name}, {'more' if cost.sign > 0 else 'less'} is better"
-    logarithmic = 0 < SPREAD * min(costs) < max(costs)
-    x = (log_scale if logarithmic else plain_scale)(costs, title)
-    # With the digits that a rule accepts.
-    ticks = [
-        replace(tick, label=format_cost(10**tick.at if logarithmic else tick.at), when="")
-        for tick in x.ticks
-    ]
+    cost = stored.goals[1]
+    costs = [trial.values[1] for trial in trials]
+    is_logarithmic = 0 < SPREAD * min(costs) < max(costs)
+    better = "less"
+    if cost.sign > 0:
+        better = "more"
+    title = f"{cost.name}, {better} is better"
+    x = log_scale(costs, title) if is_logarithmic else plain_scale(costs, title)
+    ticks = []
+    for tick in x.ticks:
+        amount = 10**tick.at if is_logarithmic else tick.at
+        # `format_cost` writes the digits that a rule of the winner accepts.
+        ticks.append(Tick(tick.at, format_cost(amount)))
     x = replace(x, ticks=responsive(ticks, x.low, x.high))
 
-    def at(trial: FrozenTrial) -> Point:
-        value, spent = trial.values[:2]
-        return (math.log10(spent) if logarithmic else spent), axis.height(value)
-
-    places = {trial.number: at(trial) for trial in trials}
+    places: dict[int, Point] = {}
+    for trial in trials:
+        value, amount = trial.values[:2]
+        across = math.log10(amount) if is_logarithmic else amount
+        places[trial.number] = (across, axis.height(value))
     feasible = {trial.number for trial in stored.feasible()}
-    ahead = {trial.number for trial in stored.front()}
-    beaten = {n: place for n, place in places.items() if n in feasible - ahead}
-    infeasible = {n: place for n, place in places.items() if n not in feasible}
-    front = {n: place for n, place in places.items() if n in ahead}
-    steps, size = [sorted(front.values())], 8 if len(trials) <= MANY else 4.8
+    on_front = {trial.number for trial in stored.front()}
+    front_places = _select(places, on_front)
+    size = 8.0
+    if len(trials) > MANY:
+        size = 4.8
+    staircase = [sorted(front_places.values())]
     marks = [
-        Mark("staircase", "best", "line", steps, width=1.5, style=("stepped", "quiet")),
-        points("infeasible", "failed", infeasible, shape="square"),
-        points("beaten", "complete", beaten, size),
-        points("front", "best", front),
+        Mark("staircase", "best", "line", staircase, width=1.5, style=("stepped", "quiet")),
+        points("infeasible", "failed", _remove(places, feasible), shape="square"),
+        points("beaten", "complete", _select(places, feasible - on_front), size),
+        points("front", "best", front_places),
     ]
-    for name, trial in marked.items():
-        if trial is not None and trial.values:
-            wide = 20 if name == "winner" else 14  # the winner may be the best: around its ring
-            marks.append(points(name, name, {trial.number: at(trial)}, wide, shape="ring"))
+    for name, marked_trial in marked.items():
+        if marked_trial is not None and marked_trial.values:
+            width = 14
+            if name == "winner":
+                width = 20  # it may be the best trial too, and then is a ring around that ring
+            place = _select(places, [marked_trial.number])
+            marks.append(points(name, name, place, width, shape="ring"))
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    return Chart(label, height, x, y, _drawn(marks), table)
+    return Chart(label, height, x, y, _without_empty(marks), table)
 
 
 def setting_scale(
@@ -763,42 +998,73 @@ def setting_scale(
         trials: at least one; all have the hyperparameter.
         pixels: the length of the axis, if it is the same on all screens.
     """
-    settings, asked = [trial.params[name] for trial in trials], trials[0].distributions[name]
+    settings = [trial.params[name] for trial in trials]
+    distribution = trials[0].distributions[name]
     choices = list(dict.fromkeys(sorted(settings, key=_order)))
-    if isinstance(asked, CategoricalDistribution) or not all(map(_is_number, settings)):
-        letters = (LETTERS if pixels is not None else 4 * LETTERS) // len(choices) - 1
-        ticks = [Tick(at, _label(choice, max(3, letters))) for at, choice in enumerate(choices)]
-        ends = -0.5, len(choices) - 0.5
-        shown = responsive(ticks, *ends, pixels)
-        scale = ChartScale(*ends, shown, name, "words", [*map(_label, choices)])
-        places = {choice: float(at) for at, choice in enumerate(choices)}
-        return scale, [places[setting] for setting in settings]
-    whole = all(isinstance(setting, int) for setting in settings)
-    few = len(choices) <= MOST_CHOICES and (whole or getattr(asked, "step", None) is not None)
-    logarithmic = getattr(asked, "log", False) and min(settings) > 0
-    place: Callable[[float], float] = math.log10 if logarithmic else float
-    scale = log_scale(settings, name, pixels) if logarithmic else plain_scale(settings, name)
-    marks = choices if few else []
-    if not logarithmic and not few and (whole or pixels is not None):
-        marks = round_marks(min(settings), max(settings), 5 if pixels is None else 3)
-        marks = [at for at in marks if not whole or at == int(at)]
+    if isinstance(distribution, CategoricalDistribution) or not all(map(_is_number, settings)):
+        positions = {choice: float(position) for position, choice in enumerate(choices)}
+        scale = _choice_scale(choices, name, pixels)
+        return scale, [positions[setting] for setting in settings]
+    is_logarithmic = False
+    has_step = False
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        is_logarithmic = distribution.log and min(settings) > 0
+        has_step = distribution.step is not None
+    place: Callable[[float], float]
+    if is_logarithmic:
+        place = math.log10
+        scale = log_scale(settings, name, pixels)
+    else:
+        place = float
+        scale = plain_scale(settings, name)
+
+    is_whole = all(isinstance(setting, int) for setting in settings)
+    marks: Sequence[float] = []
+    if len(choices) <= MOST_CHOICES and (is_whole or has_step):
+        marks = choices
+    elif not is_logarithmic and (is_whole or pixels is not None):
+        count = 5 if pixels is None else 3
+        marks = round_marks(min(settings), max(settings), count)
+        if is_whole:
+            marks = [mark for mark in marks if mark == int(mark)]
     if marks:
-        digits = ".0f" if whole and pixels is None else ".4g"
-        ticks = [Tick(place(at), format(at, digits)) for at in marks]
+        digits = ".4g"
+        if is_whole and pixels is None:
+            digits = ".0f"
+        ticks = [Tick(place(mark), format(mark, digits)) for mark in marks]
         scale = replace(scale, ticks=responsive(ticks, scale.low, scale.high, pixels))
-    if whole and not logarithmic:
+    if is_whole and not is_logarithmic:
         scale = replace(scale, reads="whole")
-    return scale, [*map(place, settings)]
+    return scale, [place(setting) for setting in settings]
+
+
+def _choice_scale(choices: Sequence[object], name: str, pixels: float | None) -> ChartScale:
+    """Returns the axis of choices at 0, 1, …; the more choices, the shorter their labels."""
+    letters = 4 * LETTERS
+    if pixels is not None:
+        letters = LETTERS
+    length = max(3, letters // len(choices) - 1)
+    ticks = [Tick(position, _label(choice, length)) for position, choice in enumerate(choices)]
+    low = -0.5
+    high = len(choices) - 0.5
+    labels = responsive(ticks, low, high, pixels)
+    return ChartScale(low, high, labels, name, "words", [_label(choice) for choice in choices])
 
 
 def _scattered(
     places: Sequence[float], trials: Sequence[FrozenTrial], step: float, width: float
 ) -> list[float]:
-    """Spreads trials of one choice next to each other, so that they can be counted."""
-    return [
-        at + width * (step * trial.number % 1 - 0.5)
-        for at, trial in zip(places, trials, strict=True)
-    ]
+    """Spreads trials of one choice next to each other, so that they can be counted.
+
+    Args:
+        step: the shift from each trial to the next, as a share of `width` and modulo it.
+        width: the width of the space that a choice has.
+    """
+    scattered = []
+    for place, trial in zip(places, trials, strict=True):
+        share = step * trial.number % 1
+        scattered.append(place + width * (share - 0.5))
+    return scattered
 
 
 def slices(
@@ -811,60 +1077,114 @@ def slices(
     """
     if not names:
         return NO_PARAMETERS
-    complete, early = complete_trials(trials), ended_early(trials)
+    complete = complete_trials(trials)
     values = {trial.number: _value(trial) for trial in complete}
-    bottom, top = (axis.height(end(values.values())) for end in (min, max))
+    bottom = axis.height(min(values.values()))
+    top = axis.height(max(values.values()))
     reach = top - bottom or math.inf
-    for known in early.values():
-        values |= known
-    near = {n for n, v in values.items() if bottom - reach <= axis.height(v) <= top + reach}
+    early = ended_early(trials)
+    for last_values_of_outcome in early.values():
+        values |= last_values_of_outcome
+    near = set()
+    for number, value in values.items():
+        if bottom - reach <= axis.height(value) <= top + reach:
+            near.add(number)
     y = axis.scale_of([values[number] for number in near], SMALL)
-    heights = {n: min(max(axis.height(v), y.low), y.high) for n, v in values.items()}
-    charts, end = {}, max(1, trials[-1].number) + 1
+    heights = {number: y.clip(axis.height(value)) for number, value in values.items()}
+    end = max(1, trials[-1].number) + 1
+    charts = {}
     for name in names:
-        own = [trial for trial in trials if trial.number in values and name in trial.params]
-        x, places = setting_scale(own, name, PHONE)
+        members = [trial for trial in trials if trial.number in values and name in trial.params]
+        x, across = setting_scale(members, name, PHONE)
         if x.reads == "words":
-            places = _scattered(places, own, 0.618034, 0.5)
-        at = {t.number: (p, heights[t.number]) for p, t in zip(places, own, strict=True)}
-        marks = _early_marks(at, early, near)
-        done = {n: place for n, place in at.items() if not any(n in e for e in early.values())}
-        marks += _shaded(done, {n: min(SHADES - 1, SHADES * n // end) for n in done}, 7)
-        if best is not None and best.number in at:
-            marks.append(points("", "best", {best.number: at[best.number]}, 12, shape="ring"))
+            across = _scattered(across, members, GOLDEN, 0.5)
+        places: dict[int, Point] = {}
+        for trial, position in zip(members, across, strict=True):
+            places[trial.number] = (position, heights[trial.number])
+        marks = _early_marks(places, early, near)
+        done = _remove(places, {number for numbers in early.values() for number in numbers})
+        # The later a trial began, the bluer its dot.
+        shades = {number: min(SHADES - 1, SHADES * number // end) for number in done}
+        marks += _shaded(done, shades, 7)
+        if best is not None and best.number in places:
+            ring = _select(places, [best.number])
+            marks.append(points("", "best", ring, 12, shape="ring"))
         label = f"{axis.metric} over {name}, of {len(done)} complete trials"
-        label += f" and {len(at) - len(done)} that ended early" if len(at) > len(done) else ""
-        common = [trial for trial in complete if name in trial.params]
-        charts[name] = Chart(label, SMALL, x, y, marks, summary(common, name, axis.sign))
+        if len(places) > len(done):
+            label += f" and {len(places) - len(done)} that ended early"
+        complete_members = [trial for trial in complete if name in trial.params]
+        table = summary(complete_members, name, axis.sign)
+        charts[name] = Chart(label, SMALL, x, y, marks, table)
     return Multiples(charts)
 
 
 def _early_marks(
-    at: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
+    places: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
 ) -> list[Mark]:
     """Returns a square for each trial that ended early, or a stroke if it is not `near`."""
     marks = []
-    for kind, numbers in early.items():
-        own = {n: place for n, place in at.items() if n in numbers}
-        squares, strokes = (
-            {n: p for n, p in own.items() if (n in near) is so} for so in (True, False)
-        )
-        marks.append(points("", kind, squares, 5, shape="square"))
-        marks.append(points("", kind, strokes, 2, shape="rug"))
-    return _drawn(marks)
+    for outcome, numbers in early.items():
+        members = _select(places, numbers)
+        marks.append(points("", outcome, _select(members, near), 5, shape="square"))
+        marks.append(points("", outcome, _remove(members, near), 2, shape="rug"))
+    return _without_empty(marks)
 
 
 def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float) -> list[Mark]:
     """Returns a mark of dots for each shade of the ramp, with trials by number."""
     marks = []
     for shade in range(SHADES):
-        own = {number: place for number, place in places.items() if shades[number] == shade}
-        marks.append(points("", f"ramp-{shade}", own, width))
-    return _drawn(marks)
+        members = {number for number in places if shades[number] == shade}
+        marks.append(points("", f"ramp-{shade}", _select(places, members), width))
+    return _without_empty(marks)
 
 
-def _cell(trial: FrozenTrial, name: str) -> str:
-    return format_parameter(trial.params[name]) if name in trial.params else "–"
+@dataclass(frozen=True)
+class _Pair:
+    """Two hyperparameters, and the complete trials that have both."""
+
+    first: str
+    second: str
+    trials: list[FrozenTrial]
+
+    @property
+    def choices(self) -> int:
+        """How many of the two are choices, and not numbers."""
+        settings = self.trials[0].params
+        return sum(isinstance(settings[name], str | bool) for name in (self.first, self.second))
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether enough trials have both, with different values of each."""
+        if len(self.trials) < ENOUGH:
+            return False
+        for name in (self.first, self.second):
+            if len({str(trial.params[name]) for trial in self.trials}) == 1:
+                return False
+        return True
+
+
+def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair | None:
+    """Chooses two hyperparameters that vary together; None if there are none.
+
+    Args:
+        names: the most important hyperparameter first.
+    """
+    chosen: _Pair | None = None
+    for first, second in itertools.combinations(names, 2):
+        trials = [trial for trial in complete if first in trial.params and second in trial.params]
+        pair = _Pair(first, second, trials)
+        if pair.is_varied and (chosen is None or pair.choices < chosen.choices):
+            chosen = pair
+            if pair.choices == 0:  # no later pair is preferred to it
+                break
+    return chosen
+
+
+def _format_setting(trial: FrozenTrial, name: str) -> str:
+    if name not in trial.params:
+        return "–"
+    return format_parameter(trial.params[name])
 
 
 def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
@@ -872,41 +1192,41 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
 
     Prefers two numbers to a number and a choice, and these to two choices.
     """
-    pairs: list[tuple[int, int, str, str, list[FrozenTrial]]] = []
-    complete = complete_trials(trials)
-    for first, second in itertools.combinations(names, 2):
-        own = [trial for trial in complete if first in trial.params and second in trial.params]
-        varied = all(len({str(t.params[n]) for t in own}) > 1 for n in (first, second))
-        if len(own) >= ENOUGH and varied:
-            words = sum(isinstance(own[0].params[n], str | bool) for n in (first, second))
-            pairs.append((words, len(pairs), first, second, own))
-            if not words:  # no later pair comes before it
-                break
-    if not pairs:
+    pair = _choose_pair(complete_trials(trials), names)
+    if pair is None:
         return "No two hyperparameters have been varied together in enough trials yet."
-    _, _, first, second, common = min(pairs, key=lambda pair: pair[:2])
+    first = pair.first
+    second = pair.second
     early = ended_early(trials)
-    numbers = {trial.number for trial in common}.union(*early.values())
-    own = [t for t in trials if t.number in numbers and first in t.params and second in t.params]
-    (x, left), (y, up) = (setting_scale(own, name) for name in (first, second))
+    numbers = {trial.number for trial in pair.trials}.union(*early.values())
+    members = []
+    for trial in trials:
+        if trial.number in numbers and first in trial.params and second in trial.params:
+            members.append(trial)
+    x, across = setting_scale(members, first)
+    y, up = setting_scale(members, second)
     ticks = [tick for tick in y.ticks if tick.when != "narrow"]
     y = replace(y, ticks=spaced(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
     if x.reads == "words":
-        left = _scattered(left, own, 0.618034, 0.4)
+        across = _scattered(across, members, GOLDEN, 0.4)
     if y.reads == "words":
-        up = _scattered(up, own, 0.754878, 0.4)
-    ranked = sorted(common, key=lambda trial: axis.sign * _value(trial))
-    shades = {trial.number: SHADES * rank // len(common) for rank, trial in enumerate(ranked)}
-    places = {t.number: (at, high) for t, at, high in zip(own, left, up, strict=True)}
-    done = {trial.number: places[trial.number] for trial in common}
-    marks = [*_early_marks(places, early, places), *_shaded(done, shades, 10)]
-    rows = [
-        (t.number, _cell(t, first), _cell(t, second), format_value(_value(t)))
-        for t in ranked[::-1][:20]
-    ]
-    note = f"The best {len(rows)} of {len(common)}."
+        up = _scattered(up, members, PLASTIC, 0.4)
+    places: dict[int, Point] = {}
+    for trial, place_across, place_up in zip(members, across, up, strict=True):
+        places[trial.number] = (place_across, place_up)
+    worst_first = sorted(pair.trials, key=lambda trial: axis.sign * _value(trial))
+    shades = {}
+    for rank, trial in enumerate(worst_first):
+        shades[trial.number] = SHADES * rank // len(worst_first)
+    marks = _early_marks(places, early, places)
+    marks += _shaded(_select(places, shades), shades, 10)
+    rows = []
+    for trial in worst_first[::-1][:PAIR_ROWS]:
+        settings = (_format_setting(trial, first), _format_setting(trial, second))
+        rows.append((trial.number, *settings, format_value(_value(trial))))
+    note = f"The best {len(rows)} of {len(pair.trials)}."
     table = PageTable(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
-    label = f"{len(common)} complete trials over {first} and {second}, the better the bluer"
+    label = f"{len(pair.trials)} complete trials over {first} and {second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
 
 
@@ -918,30 +1238,55 @@ def best_lines(
     Args:
         lines: when each study improved and when it ended, by label.
     """
-    points = [point for line in lines.values() for point in line]
-    if not points:
+    height = 340
+    values = []
+    positions = []
+    for line in lines.values():
+        for position, value in line:
+            positions.append(position)
+            values.append(value)
+    if not values:
         return NOTHING_COMPLETE
-    axis, marks, height = Axis.of(metric, sign, [value for _, value in points]), [], 340
-    for place, (label, line) in enumerate(lines.items()):
+    axis = Axis.of(metric, sign, values)
+    marks = []
+    for index, (label, line) in enumerate(lines.items()):
         if line:
-            steps = [line[0]]
-            for (_, before), (at, value) in itertools.pairwise(line):  # the earlier one holds
-                steps += [(at, before), (at, value)] if value != before else [(at, value)]
-            part = [(at, axis.height(value)) for at, value in steps]
-            width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
-            marks.append(Mark(label, STUDIES[place], "line", [part], width=width))
-    y = axis.scale_of([value for _, value in points], height)
-    furthest = max(x for x, _ in points)
-    title = "seconds of workers" if over_time else "trials"
-    x = plain_scale([0.0, furthest], title) if over_time else whole_scale(1, int(furthest), title)
-    rows = [
-        (label, f"{at:.0f}", format_value(value))
-        for label, line in lines.items()
-        for at, value in line[-12:]
-    ]
+            part = [(position, axis.height(value)) for position, value in _staircase(line)]
+            width = 2 + 1.5 * (len(lines) - 1 - index)  # where lines meet, both are seen
+            marks.append(Mark(label, STUDIES[index], "line", [part], width=width))
+    y = axis.scale_of(values, height)
+    if over_time:
+        title = "seconds of workers"
+        x = plain_scale([0.0, max(positions)], title)
+    else:
+        title = "trials"
+        x = whole_scale(1, int(max(positions)), title)
+    rows = []
+    for label, line in lines.items():
+        for position, value in line[-IMPROVEMENT_ROWS:]:
+            rows.append((label, f"{position:.0f}", format_value(value)))
     table = PageTable(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
     label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
     return Chart(label, height, x, y, marks, table)
+
+
+def _staircase(line: Part) -> list[Point]:
+    """Returns the corners of a line on which each value holds until the next one."""
+    corners = [line[0]]
+    for (_, previous), (position, value) in itertools.pairwise(line):
+        if value != previous:
+            corners.append((position, previous))
+        corners.append((position, value))
+    return corners
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The time that a worker trained a trial."""
+
+    trial: FrozenTrial
+    start: datetime
+    end: datetime
 
 
 def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
@@ -951,85 +1296,111 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
         alive: the numbers of the trials that a worker trains now. Their bars end now; those of
             other unfinished trials end at the latest time stored with any trial.
     """
-    rows = _spans_by_worker(trials, alive)
-    if not rows:
+    spans_by_worker = _spans_by_worker(trials, alive)
+    if not spans_by_worker:
         return "No trial has begun yet."
-    names = sorted(rows, reverse=True)  # rows are drawn from the bottom up
-    first = min(start for row in rows.values() for _, start, _ in row)
-    last = max(end for row in rows.values() for *_, end in row)
+    workers = sorted(spans_by_worker, reverse=True)  # rows are drawn from the bottom up
+    all_spans = list(itertools.chain.from_iterable(spans_by_worker.values()))
+    first = min(span.start for span in all_spans)
+    last = max(span.end for span in all_spans)
 
-    def at(moment: datetime) -> float:
+    def seconds_of(moment: datetime) -> float:
         return (moment - first).total_seconds()
 
+    bars: dict[str, dict[int, Part]] = {outcome: {} for outcome in BARS}
+    notes = []
+    rows: list[tuple[object, ...]] = []
+    for row, worker in enumerate(workers):
+        spans = spans_by_worker[worker]
+        for span in spans:
+            outcome = shown_state(span.trial, alive)
+            if outcome in bars:
+                corners = [(seconds_of(span.start), row), (seconds_of(span.end), row)]
+                bars[outcome][span.trial.number] = corners
+        idle = f"{100 * idle_share([(span.start, span.end) for span in spans]):.1f}%"
+        notes.append(Note(0, row + BAR + 0.02, f"{shorten(worker, 32)} · {idle} idle", "above"))
+        trained = format_duration(sum((span.end - span.start).total_seconds() for span in spans))
+        rows.insert(0, (worker, len(spans), trained, idle))
     marks = []
-    for kind in ("complete", "pruned", "failed", "paused", INTERRUPTED, "running"):
-        bars = {
-            trial.number: [(at(start), row), (at(end), row)]
-            for row, name in enumerate(names)
-            for trial, start, end in rows[name]
-            if shown_state(trial, alive) == kind
-        }
-        color = COLORS.get(kind, kind)
-        marks.append(Mark(kind, color, "bar", [*bars.values()], [*bars], BAR))
-    notes, table = list[Note](), list[tuple[object, ...]]()
-    for row, name in enumerate(names):
-        spans = [(start, end) for _, start, end in rows[name]]
-        idle = f"{100 * idle_share(spans):.1f}%"
-        notes.append(Note(0, row + BAR + 0.02, f"{shorten(name, 32)} · {idle} idle", "above"))
-        trained = format_duration(sum((end - start).total_seconds() for start, end in spans))
-        table.insert(0, (name, len(spans), trained, idle))
-    length = max(at(last), 1.0)
-    pattern = "%H:%M:%S" if length < 600 else "%H:%M" if length < 86400 else "%d %b %H:%M"
-    marked = [length * part / 5 for part in range(6)]
-    ticks = [Tick(t, (first + timedelta(seconds=t)).strftime(pattern)) for t in marked]
-    x = ChartScale(0.0, length, responsive(ticks, 0.0, length), "", "none")
-    y = ChartScale(-0.12, len(names) - 0.12, reads="none")
-    label = f"when each of {len(names)} workers trained which trial"
-    behind = PageTable(("worker", "trials", "trained for", "idle"), table, words=(0,))
-    return Chart(label, ROW * len(names) + 8, x, y, _drawn(marks), behind, notes)
+    for outcome, parts in bars.items():
+        marks.append(Mark(outcome, _color(outcome), "bar", [*parts.values()], [*parts], BAR))
+    length = max(seconds_of(last), 1.0)
+    x = _clock_scale(first, length)
+    y = ChartScale(-0.12, len(workers) - 0.12, reads="none")
+    label = f"when each of {len(workers)} workers trained which trial"
+    table = PageTable(("worker", "trials", "trained for", "idle"), rows, words=(0,))
+    return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
+
+
+def _clock_scale(first: datetime, length: float) -> ChartScale:
+    """Returns a horizontal axis of seconds since a moment, with labels of the clock."""
+    pattern = "%d %b %H:%M"
+    if length < 600:
+        pattern = "%H:%M:%S"
+    elif length < 86400:
+        pattern = "%H:%M"
+    ticks = []
+    for part in range(6):
+        seconds = length * part / 5
+        ticks.append(Tick(seconds, (first + timedelta(seconds=seconds)).strftime(pattern)))
+    return ChartScale(0.0, length, responsive(ticks, 0.0, length), "", "none")
 
 
 def _spans_by_worker(
     trials: Sequence[FrozenTrial], alive: Collection[int | None]
-) -> dict[str, list[Span]]:
+) -> dict[str, list[_Span]]:
+    """Returns when each worker trained its trials, in the order of their numbers."""
     started = [trial for trial in trials if trial.datetime_start is not None]
-    moments = [moment for t in started for moment in (t.datetime_start, t.datetime_complete)]
-    latest = max((moment for moment in moments if moment is not None), default=datetime.min)
-    rows: dict[str, list[Span]] = {}
+    moments = []
+    for trial in started:
+        for moment in (trial.datetime_start, trial.datetime_complete):
+            if moment is not None:
+                moments.append(moment)
+    latest = max(moments, default=datetime.min)
+    spans: dict[str, list[_Span]] = {}
     for trial in started:
         start = trial.datetime_start or latest
-        now = max(datetime.now(), start) if trial.number in alive else latest
-        end = trial.datetime_complete or now
+        end = trial.datetime_complete
+        if end is None and trial.number in alive:
+            end = max(datetime.now(), start)
+        elif end is None:
+            end = latest
         record = TrialRecord(trial)
-        if record.rungs:  # without its pauses
-            worked = timedelta(seconds=sum(record.times.values()))
-            end = min(end, start + worked) if worked else end
+        if record.rungs:  # its pauses are left out
+            trained = timedelta(seconds=sum(record.times.values()))
+            if trained:
+                end = min(end, start + trained)
         worker = str(record.worker or "unknown worker")
-        rows.setdefault(worker, []).append((trial, start, end))
-    return rows
+        spans.setdefault(worker, []).append(_Span(trial, start, end))
+    return spans
 
 
 def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
     """Computes the share of time without a trial between the first start and the last end."""
-    first = until = min(start for start, _ in spans)
+    first = min(start for start, _ in spans)
+    until = first  # the end of all spans that were counted
     busy = 0.0
     for start, end in sorted(spans):
         busy += max(0.0, (end - max(start, until)).total_seconds())
         until = max(until, end)
     total = (until - first).total_seconds()
-    return 1 - busy / total if total else 0.0
+    if total == 0:
+        return 0.0
+    return 1 - busy / total
 
 
 def predictions(stored: Predictions) -> Chart | str:
     """Draws predicted and true numbers: over time if they are in that order, else as pairs."""
-    predicted, targets = (
-        [each[0] for each in series] for series in (stored.predicted, stored.targets)
-    )
+    predicted = [numbers[0] for numbers in stored.predicted]
+    targets = [numbers[0] for numbers in stored.targets]
     if not predicted:
         return "winner.json holds no predictions."
-    pairs, numbers = [*zip(targets, predicted, strict=True)], [*targets, *predicted]
-    rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
-    note = _left_out(rows, len(pairs), "examples")
+    pairs = [*zip(targets, predicted, strict=True)]
+    all_numbers = [*targets, *predicted]
+    rows = []
+    for example, (target, prediction) in enumerate(pairs[:EXAMPLE_ROWS]):
+        rows.append((example, format_value(target), format_value(prediction)))
+    note = _count_left_out(rows, len(pairs), "examples")
     table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
         height = 280
@@ -1037,41 +1408,54 @@ def predictions(stored: Predictions) -> Chart | str:
             Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
             Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
         ]
-        x, title = whole_scale(0, max(1, len(pairs) - 1), "example"), ""
+        x = whole_scale(0, max(1, len(pairs) - 1), "example")
+        y = plain_scale(all_numbers, upright=True, height=height)
         label = f"predictions and true values of {len(pairs)} examples in the order of time"
     else:
-        height, ends = 360, [(end, end) for end in (min(numbers), max(numbers))]
+        height = 360
+        diagonal = [(end, end) for end in (min(all_numbers), max(all_numbers))]
         marks = [
-            dotted("prediction = true value", "pruned", ends),
+            dotted("prediction = true value", "pruned", diagonal),
             Mark("best", "best", "dot", [[pair] for pair in pairs], width=6),
         ]
-        x, title = plain_scale(numbers, "true value"), "prediction"
+        x = plain_scale(all_numbers, "true value")
+        y = plain_scale(all_numbers, "prediction", upright=True, height=height)
         label = f"predictions over true values of {len(pairs)} examples"
-    y = plain_scale(numbers, title, upright=True, height=height)
     return Chart(label, height, x, y, marks, table)
 
 
 MOST_ABLATED = 40  # rows of the figure; its table has all
 
 
-def ablation(found: Ablation) -> Chart | str:
-    """Draws how much worse the winner is without each of its changes, with intervals."""
-    known = [(row, row.loss) for row in found.rows if row.loss is not None][MOST_ABLATED - 1 :: -1]
-    error = found.error or 0.0
-    ends = [loss + way * error for _, loss in known for way in (-1, 1)]
-    if not known or not all(map(math.isfinite, ends)):
+def ablation(stored: Ablation) -> Chart | str:
+    """Draws how much worse the winner is without each of its changes, with intervals.
+
+    The change that is needed most is on top.
+    """
+    error = stored.error or 0.0
+    drawn = [(row, row.loss) for row in stored.rows if row.loss is not None][:MOST_ABLATED]
+    drawn.reverse()  # rows are drawn from the bottom up
+    ends = []
+    for _, loss in drawn:
+        ends += [loss - error, loss + error]
+    if not drawn or not all(map(math.isfinite, ends)):
         return "winner.json holds no losses."
     x = plain_scale([0.0, *ends], "worse by")
-    y = ChartScale(-0.5, len(known) - 0.3, reads="none")  # rows are drawn from the bottom up
-    marks = [dotted("", "pruned", [(0, -0.5), (0, len(known) - 0.5)])]
+    y = ChartScale(-0.5, len(drawn) - 0.3, reads="none")
+    marks = [dotted("", "pruned", [(0, -0.5), (0, len(drawn) - 0.5)])]
     for needed, name, color in ((True, "needed", "best"), (False, "not needed", "complete")):
-        dots = [(loss, at) for at, (row, loss) in enumerate(known) if row.needed is needed]
-        lines = [[(loss - error, at), (loss + error, at)] for loss, at in dots]
-        marks.append(Mark("", color, "line", lines, width=2))
-        marks.append(Mark(name, color, "dot", [[dot] for dot in dots], width=9))
-    names = [shorten(row.name, 32) for row, _ in known]
-    notes = [Note(x.low, at + 0.2, name, "above") for at, name in enumerate(names)]
+        dots: list[Part] = []
+        intervals: list[Part] = []
+        for height, (row, loss) in enumerate(drawn):
+            if row.needed is needed:
+                dots.append([(loss, height)])
+                intervals.append([(loss - error, height), (loss + error, height)])
+        marks.append(Mark("", color, "line", intervals, width=2))
+        marks.append(Mark(name, color, "dot", dots, width=9))
+    notes = []
+    for height, (row, _) in enumerate(drawn):
+        notes.append(Note(x.low, height + 0.2, shorten(row.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
-    behind = PageTable(head, [*found.cells()], words=(0, 4, 5))
+    table = PageTable(head, [*stored.cells()], words=(0, 4, 5))
     label = "how much worse the winner is without each change"
-    return Chart(label, ROW * len(known) + 30, x, y, _drawn(marks), behind, notes)
+    return Chart(label, ROW * len(drawn) + 30, x, y, _without_empty(marks), table, notes)
