@@ -1,13 +1,13 @@
 """`studyloom mcp`: a study for agents, over the Model Context Protocol on standard streams.
 
-Each tool is what the command of its name does, and only `propose` writes. No tool takes a path. As
-long as the search runs, no tool returns a value of the test set: configurations chosen by it would
-be tested on data that they were chosen by.
+Each tool does what the command of its name does, and only `propose` writes. No tool takes a path.
+As long as the search runs, no tool returns a value of the test set: an agent could choose
+configurations by such a value, and they would be tested on the data that they were chosen by.
 """
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,52 +41,64 @@ A hyperparameter search. `ask` returns the objective, the search space and the t
 proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
 LONGEST = 100_000  # characters of a report
-TEST_FIELDS = ("test", "std", "difference")  # what of a comparison is measured on the test set
+# The columns of a comparison that are measured on the test set.
+TEST_FIELDS = ("test", "std", "difference")
 
 
 def serve(arguments: Any) -> None:
     """Serves a study until standard input ends.
 
     Args:
-        arguments: of `studyloom mcp`.
+        arguments: those of `studyloom mcp`.
 
     Raises:
         ValueError: no study has run there, or its database cannot be used.
     """
+    # Open the study once before serving, so that an error is printed where the command was typed.
     open_in(arguments.run_dirs[0], arguments).close()
     make_server(arguments).run("stdio")
 
 
 def open_in(run_dir: Path, arguments: Any) -> StoredStudy:
     """Opens the study of a run directory, with the consent of the command line."""
-    own = copy.copy(arguments)
-    own.run_dir = run_dir
-    return open_run(own, asking.DEADLINE)
+    arguments_of_folder = copy.copy(arguments)
+    arguments_of_folder.run_dir = run_dir
+    return open_run(arguments_of_folder, asking.DEADLINE)
 
 
 def make_server(arguments: Any) -> MCPServer[Any]:
-    """Makes the server of the study of the first run directory; `compare` reads the others too."""
+    """Makes the server of the study of the first run directory; `compare` reads the others too.
+
+    The docstring of each tool is sent to the agent, as the description of the tool.
+    """
     server = MCPServer[Any](
         "studyloom", instructions=ABOUT, version=__version__, log_level="WARNING"
     )
-    reading, (own, *_) = ToolAnnotations(read_only_hint=True), arguments.run_dirs
+    read_only = ToolAnnotations(read_only_hint=True)
+    run_dir = arguments.run_dirs[0]
 
     @contextmanager
-    def opened(*run_dirs: Path) -> Iterator[list[StoredStudy]]:
+    def open_studies(run_dirs: Sequence[Path]) -> Iterator[list[StoredStudy]]:
+        """Opens studies for one call of a tool; an error is sent to the agent as text."""
         try:
             with ExitStack() as stack:
-                yield [stack.enter_context(closing(open_in(each, arguments))) for each in run_dirs]
+                studies = []
+                for folder in run_dirs:
+                    study = open_in(folder, arguments)
+                    studies.append(stack.enter_context(closing(study)))
+                yield studies
         except (StudyloomError, OSError, ValueError) as error:
             raise ToolError(mask_passwords(printable(str(error)))) from None
 
-    @server.tool(annotations=reading)
+    @server.tool(annotations=read_only)
     def ask(latest: int = 100) -> dict[str, Any]:
         """Returns the objective, the space as JSON Schema, how many proposals are left, and
         the latest trials.
         """
-        with opened(own) as [stored]:
-            asked = asking.ask(stored)
-        return plain(asked | {"trials": asked["trials"][-max(1, latest) :]})
+        with open_studies([run_dir]) as [stored]:
+            context = asking.ask(stored)
+        context["trials"] = context["trials"][-max(1, latest) :]
+        return plain(context)
 
     @server.tool()
     def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
@@ -94,17 +106,19 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
         Hyperparameters that `point` leaves out have their defaults. `why` is stored with the trial.
         """
-        with opened(own) as [stored]:
+        with open_studies([run_dir]) as [stored]:
             return {"trial": queue.propose(stored, point, arguments.by, why)}
 
-    @server.tool(annotations=reading)
+    @server.tool(annotations=read_only)
     def status() -> dict[str, Any]:
         """Returns how far the search is: trials by state, the best one, workers, the time left."""
-        with opened(own) as [stored]:
-            shown = asdict(ProgressReader(stored).status().document())
-            return plain(shown | ({"result": None} if hides_test(stored) else {}))
+        with open_studies([run_dir]) as [stored]:
+            state = asdict(ProgressReader(stored).status().document())
+            if hides_test(stored):
+                state["result"] = None
+            return plain(state)
 
-    @server.tool(annotations=reading)
+    @server.tool(annotations=read_only)
     def compare() -> dict[str, Any]:
         """Compares this study with the others of the server's run directories: what each found,
         and at what cost. The server must have been started with two to seven of them.
@@ -114,41 +128,53 @@ def make_server(arguments: Any) -> MCPServer[Any]:
                 "compare needs two run directories or more, and this server has one; start it as "
                 "studyloom mcp RUN_DIR OTHER_RUN_DIR"
             )
-        with opened(*arguments.run_dirs) as studies:
-            compared = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
-            for each in compared["studies"] if hides_test(studies[0]) else ():
-                each |= dict.fromkeys(TEST_FIELDS)
-            return plain(compared)
+        with open_studies(arguments.run_dirs) as studies:
+            folders_and_studies = [*zip(arguments.run_dirs, studies, strict=True)]
+            comparison = document(read_studies(folders_and_studies))
+            if hides_test(studies[0]):
+                for row in comparison["studies"]:
+                    row.update(dict.fromkeys(TEST_FIELDS))
+            return plain(comparison)
 
-    @server.tool(annotations=reading)
+    @server.tool(annotations=read_only)
     def report() -> str:
         """Returns the report as text: importances, the course of the search, proposals."""
-        with opened(own) as [stored]:
-            return shorten_end(str(page.shown("\n".join(report_lines(stored, own)))), LONGEST)
+        with open_studies([run_dir]) as [stored]:
+            text = "\n".join(report_lines(stored, run_dir))
+            return shorten_end(str(page.shown(text)), LONGEST)
 
     return server
 
 
-def plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns a document as `--json` prints it."""
-    document: dict[str, Any] = json.loads(to_json(found))
-    return document
+def plain(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns a document as `--json` prints it: of plain values, and numbers as JSON has them."""
+    plain_document: dict[str, Any] = json.loads(to_json(document))
+    return plain_document
 
 
 def hides_test(stored: StoredStudy) -> bool:
     """Whether trials of the search are still to come, so that no test value may be shown."""
-    return ProgressReader(stored).read().stages[0].left > 0
+    search = ProgressReader(stored).read().stages[0]
+    return search.left > 0
 
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` returns."""
-    files = RunFiles() if hides_test(stored) else RunFiles.read(stored, run_dir)
+    files = RunFiles()
+    if not hides_test(stored):
+        files = RunFiles.read(stored, run_dir)
     head, sections = read_report(stored, replace(files, configs=""))
-    yield from (head.name, head.sentence, *map(str, head.facts))
+    yield head.name
+    yield head.sentence
+    yield from map(str, head.facts)
     for block in head.blocks:
         yield from _lines(block)
-    for section in (each for each in sections if each.key != "trials"):
-        yield from ("", f"# {section.title}", section.caption)
+    for section in sections:
+        if section.key == "trials":
+            continue
+        yield ""
+        yield f"# {section.title}"
+        yield section.caption
         for block in section.blocks:
             yield from _lines(block)
 
@@ -161,17 +187,20 @@ def _lines(block: Block) -> Iterator[str]:
         case page.Lines(lines):
             yield from lines
         case page.Facts(rows):
-            yield from (f"{name}: {value}" for name, value in rows)
+            for name, value in rows:
+                yield f"{name}: {value}"
         case page.Bars(shares):
-            yield from (f"{name}: {share:.0%}" for name, share in shares)
+            for name, share in shares:
+                yield f"{name}: {share:.0%}"
         case page.Part(title, blocks, remark):
             yield f"{title} {remark}"
             for inner in blocks:
                 yield from _lines(inner)
-        case PageTable(head, rows, words):
-            yield from aligned(
-                [[one_line(str(cell)) for cell in row] for row in (head, *rows)], words
-            )
+        case PageTable(head, rows, text_columns):
+            cells = []
+            for row in (head, *rows):
+                cells.append([one_line(str(cell)) for cell in row])
+            yield from aligned(cells, text_columns)
         case Chart(label=label, table=table):
             yield label
             yield from _lines(table)

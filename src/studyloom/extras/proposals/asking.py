@@ -1,7 +1,12 @@
-"""What proposers ask of a study: `studyloom ask` and `studyloom propose`."""
+"""What proposers read and write: `studyloom ask` and `studyloom propose`.
+
+A proposer is a person, program or agent that chooses configurations for some trials of a running
+search. Its proposals are queued like any other configuration (`extras.proposals.queue`).
+"""
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -10,8 +15,8 @@ from rich.text import Text
 from studyloom.commands.options import open_run, print_json
 from studyloom.decisions.early_end import read_bounds
 from studyloom.decisions.extrapolation import extrapolate
-from studyloom.extras.proposals.queue import count_free_slots, propose, why_closed
-from studyloom.extras.proposals.stored_space import json_schema, read_space
+from studyloom.extras.proposals.queue import count_free_slots, count_proposed, propose, why_closed
+from studyloom.extras.proposals.stored_space import StoredSpace, json_schema, read_space
 from studyloom.space.outline import outline
 from studyloom.storage.stored_study import StoredStudy, trial_rows
 from studyloom.storage.trial_record import TrialRecord
@@ -21,43 +26,82 @@ from studyloom.views.snapshot import describe, take_snapshot
 from studyloom.views.terminal import make_console
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
-POINTS = 20  # at most, of a learning curve
-LEAST = 10  # trials with values, before there is a best region
-SHOWN = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
+MOST_POINTS = 20  # of a learning curve
+LEAST_TRIALS = 10  # trials with values that a best region needs
+COLUMNS = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 
 
 def ask(stored: StoredStudy) -> dict[str, Any]:
     """Returns what a proposer needs to know, as `commands.documents.ProposalContext` describes."""
-    known, snapshot, trials = read_space(stored), take_snapshot(stored), stored.trials()
-    budget, goal = read_bounds(stored).trials, stored.goals[0]
-    left, closed = count_free_slots(stored), why_closed(stored)
-    proposed = sum(TrialRecord(trial).proposed is not None for trial in trials)
-    free = left - (known.baseline and not trials)
-    about = [str((stored.definition() or {}).get("objective._target_") or "")]
-    about += [describe(trial, trial.params) for trial in trials[:1]]
-    baseline, rows = snapshot.baseline, trial_rows(stored).to_dicts()
-    more = {t.number: {"params": t.params, "curve": curve_points(t)} for t in trials}
+    space = read_space(stored)
+    trials = stored.trials()
+    budget = read_bounds(stored).trials
+    free_slots = count_free_slots(stored)
+    closed = why_closed(stored)
+    proposals_left = 0
+    if not closed:
+        proposals_left = _count_proposals_left(space, trials, budget, free_slots)
     return {
         "study": stored.name,
-        "definition": {
-            "metric": goal.name,
-            "direction": "maximize" if goal.sign > 0 else "minimize",
-            "rule": snapshot.rule,
-            "baseline": None if baseline is None else (baseline.values or [None])[0],
-            "about": "; ".join(filter(None, [*about, data_words(stored, None)])),
-        },
-        "space": json_schema(known),
+        "definition": _describe_definition(stored, trials),
+        "space": json_schema(space),
         "budget": budget,
-        "left": left,
-        "proposals_left": 0 if closed else max(0, min(free, known.most(budget) - proposed)),
+        "left": free_slots,
+        "proposals_left": proposals_left,
         "ended": closed,
         "best_region": best_region(stored, trials),
-        "trials": [
-            {name: row[name] for name in row if name in SHOWN or name.startswith("values.")}
-            | more[row["number"]]
-            for row in rows
-        ],
+        "trials": _describe_trials(stored, trials),
     }
+
+
+def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """Returns the objective of a study, the value of its baseline, and what it trains."""
+    snapshot = take_snapshot(stored)
+    objective = stored.goals[0]
+    direction = "minimize"
+    if objective.sign > 0:
+        direction = "maximize"
+    baseline = None
+    if snapshot.baseline is not None and snapshot.baseline.values:
+        baseline = snapshot.baseline.values[0]
+    definition = stored.definition() or {}
+    about = [str(definition.get("objective._target_") or "")]
+    if trials:
+        about.append(describe(trials[0], trials[0].params))
+    about.append(data_words(stored, None))
+    return {
+        "metric": objective.name,
+        "direction": direction,
+        "rule": snapshot.rule,
+        "baseline": baseline,
+        "about": "; ".join(part for part in about if part),
+    }
+
+
+def _count_proposals_left(
+    space: StoredSpace, trials: Sequence[FrozenTrial], budget: int, free_slots: int
+) -> int:
+    """Counts the configurations that may be proposed now to a study that takes proposals."""
+    if space.baseline and not trials:
+        free_slots -= 1  # trial 0 will be the default configuration
+    allowed = space.most_proposals(budget) - count_proposed(trials)
+    return max(0, min(free_slots, allowed))
+
+
+def _describe_trials(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """Returns the state, values, configuration and learning curve of each trial."""
+    by_number = {trial.number: trial for trial in trials}
+    descriptions = []
+    for row in trial_rows(stored).to_dicts():
+        description = {}
+        for name, value in row.items():
+            if name in COLUMNS or name.startswith("values."):
+                description[name] = value
+        trial = by_number[row["number"]]
+        description["params"] = trial.params
+        description["curve"] = curve_points(trial)
+        descriptions.append(description)
+    return descriptions
 
 
 def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
@@ -66,34 +110,43 @@ def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
     Values that are not finite are left out.
     """
     curve = TrialRecord(trial).curve
-    pairs = zip(curve.get("number", ()), curve.get("value", ()), strict=False)
-    points = [(at, value) for at, value in pairs if value is not None and math.isfinite(value)]
-    stride = -(-len(points) // POINTS) or 1
-    return points[::-stride][::-1]
+    points = []
+    for epoch, value in zip(curve.get("number", ()), curve.get("value", ()), strict=False):
+        if value is not None and math.isfinite(value):
+            points.append((epoch, value))
+    stride = max(1, math.ceil(len(points) / MOST_POINTS))
+    from_the_end = points[::-stride]
+    return from_the_end[::-1]
 
 
 def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any] | None:
     """Returns where the best trials are; None if fewer than ten have a value.
 
     These are the best tenth, from which TPE draws, but at least three. A trial that stopped early
-    counts with its value and what others gained from there, as samplers see it.
+    counts with the value that it is expected to reach, as samplers see it.
 
     Returns:
         By hyperparameter: `low` and `high` of a number, or how often each choice occurs.
     """
-    shown = extrapolate(trials, stored.optuna.directions, [goal.name for goal in stored.goals[1:]])
-    ended = [trial for trial in shown if trial.state == TrialState.COMPLETE]
-    if len(ended) < LEAST:
+    further_objectives = [goal.name for goal in stored.goals[1:]]
+    extrapolated = extrapolate(trials, stored.optuna.directions, further_objectives)
+    complete = [trial for trial in extrapolated if trial.state == TrialState.COMPLETE]
+    if len(complete) < LEAST_TRIALS:
         return None
-    ended.sort(key=lambda trial: (-stored.sign * trial.values[0], trial.number))
-    best = ended[: max(3, math.ceil(len(ended) / 10))]
-    region: dict[str, Any] = {}
-    for name in dict.fromkeys(name for trial in best for name in trial.params):
-        values = [trial.params[name] for trial in best if name in trial.params]
-        numbers = all(isinstance(value, int | float) for value in values)
-        ends = {"low": min(values), "high": max(values)} if numbers else None
-        region[name] = ends or dict(Counter(map(str, values)))
-    return region
+    complete.sort(key=lambda trial: (-stored.sign * trial.values[0], trial.number))
+    best = complete[: max(3, math.ceil(len(complete) / 10))]
+    values: dict[str, list[Any]] = {}
+    for trial in best:
+        for name, value in trial.params.items():
+            values.setdefault(name, []).append(value)
+    return {name: _summarize(settings) for name, settings in values.items()}
+
+
+def _summarize(settings: Sequence[Any]) -> dict[str, Any]:
+    """Returns the ends of numbers, or how often each choice occurs."""
+    if all(isinstance(setting, int | float) for setting in settings):
+        return {"low": min(settings), "high": max(settings)}
+    return dict(Counter(map(str, settings)))
 
 
 def print_proposed(arguments: Any) -> None:
@@ -109,15 +162,19 @@ def print_proposed(arguments: Any) -> None:
 def print_asked(arguments: Any) -> None:
     """Prints for `studyloom ask` what a proposer must know."""
     stored = open_run(arguments, DEADLINE)
-    facts, console = ask(stored), make_console()
+    facts = ask(stored)
     if arguments.json:
         print_json(facts)
         return
-    asked, left, of = facts["definition"], facts["left"], facts["budget"]
-    begun = f"{left} of {of} trials have not begun" if left else f"all {of} trials have begun"
-    for line in (
-        f"{facts['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",
-        facts["ended"] or f"{begun}; {facts['proposals_left']} may be proposed now",
-    ):
+    definition = facts["definition"]
+    objective = f"{definition['direction']} {definition['metric']}"
+    progress = facts["ended"]
+    if not progress:
+        begun = f"all {facts['budget']} trials have begun"
+        if facts["left"]:
+            begun = f"{facts['left']} of {facts['budget']} trials have not begun"
+        progress = f"{begun}; {facts['proposals_left']} may be proposed now"
+    console = make_console()
+    for line in (f"{facts['study']}: {objective}; {definition['about']}", progress):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))

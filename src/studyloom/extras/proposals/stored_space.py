@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from studyloom.errors import ConfigError
 from studyloom.space.rule import read_space as read_tree
@@ -21,6 +21,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 @dataclass(frozen=True)
 class StoredSpace:
     """The space that `warm_start.store_space` stored, against which proposals are checked.
+
+    Proposals are placed in it like configurations in a study definition (`placement.place_point`),
+    which reads `space` and `composer`.
 
     Args:
         tree: the space as configs write it.
@@ -44,6 +47,7 @@ class StoredSpace:
 
     @property
     def composer(self) -> "StoredSpace":
+        """The composer of default configurations, which is this object."""
         return self
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
@@ -53,16 +57,17 @@ class StoredSpace:
             OmegaConf.update(config, leaf.key, self.starts[leaf.name], merge=False)
         return config
 
-    def most(self, budget: int) -> int:
+    def most_proposals(self, budget: int) -> int:
         """Returns how many trials of a budget may be proposed."""
-        return min(budget, int(self.share * budget + 1e-9))  # 0.29 of 100 are 29
+        # 0.29 * 100 is 28.999… as a float; without the small number it would be cut to 28.
+        return min(budget, int(self.share * budget + 1e-9))
 
 
 def read_space(stored: StoredStudy) -> StoredSpace:
     """Returns what is stored of the space of a study; raises ConfigError if there is nothing."""
-    (known,) = stored.attributes(SPACE)
+    (attribute,) = stored.attributes(SPACE)
     try:
-        return msgspec.convert(known, StoredSpace)
+        return msgspec.convert(attribute, StoredSpace)
     except msgspec.ValidationError:
         raise ConfigError(
             f"{stored.name}: its space is not stored, so proposals cannot be checked; the "
@@ -71,49 +76,91 @@ def read_space(stored: StoredStudy) -> StoredSpace:
         ) from None
 
 
-def json_schema(known: StoredSpace) -> dict[str, Any]:
+def json_schema(stored_space: StoredSpace) -> dict[str, Any]:
     """Describes the configurations of a space in JSON Schema.
 
     A hyperparameter is a property of its name. A group is a `oneOf` of its options with what each
-    opens; a list is an array. What a proposal leaves out has its default.
+    opens; a list is an array. A hyperparameter that a proposal leaves out has its default.
     """
-    schema = {"$schema": DIALECT, "type": "object", **_open(known.space.nodes, known)}
-    if known.space.relations:
-        schema["description"] = f"where {' and '.join(map(str, known.space.relations))}"
-    return schema | {"unevaluatedProperties": False}
+    space = stored_space.space
+    schema = {"$schema": DIALECT, "type": "object", **_describe_nodes(space.nodes, stored_space)}
+    if space.relations:
+        schema["description"] = f"where {' and '.join(map(str, space.relations))}"
+    schema["unevaluatedProperties"] = False
+    return schema
 
 
-def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str, Any]:
-    """Describes the hyperparameters of a chosen option, or of the root."""
-    properties, groups = dict[str, Any](chosen), list[Any]()
+def _describe_nodes(
+    nodes: Sequence[Node], stored_space: StoredSpace, group: str = "", option: str = ""
+) -> dict[str, Any]:
+    """Describes the hyperparameters that one option of a group opens.
+
+    Args:
+        nodes: the nodes below the option, or the root nodes of the space.
+        group: the name of the group, and `option`: its option; empty for the root.
+    """
+    properties: dict[str, Any] = {}
+    if group:
+        properties[group] = {"const": option}
+    groups: list[dict[str, Any]] = []
     for node in nodes:
         match node:
-            case Group(name, _, options):
-                composed = known.choices.get(node.config_group)
-                default = composed if composed in options else next(iter(options))
-                branches = []
-                for option, inner in options.items():
-                    branch = _open(inner, known, **{name: {"const": option}})
-                    branches.append(branch | ({} if option == default else {"required": [name]}))
-                groups.append({"oneOf": branches})
+            case Group():
+                groups.append({"oneOf": _describe_options(node, stored_space)})
             case Leaf(name, _, distribution):
-                properties[name] = _values(distribution) | {"default": known.starts.get(name)}
-            case ListLeaf(name, _, item, length):
-                array = {"type": "array", "items": _values(item), "minItems": 1}
-                if isinstance(length, IntDistribution):
-                    array |= {"minItems": length.low, "maxItems": length.high}
-                else:
-                    array["description"] = f"as long as {length}"
-                properties[name] = array | {"default": known.starts.get(name)}
-    return {"properties": properties} | ({"allOf": groups} if groups else {})
+                properties[name] = _describe_values(distribution)
+                properties[name]["default"] = stored_space.starts.get(name)
+            case ListLeaf(name):
+                properties[name] = _describe_list(node)
+                properties[name]["default"] = stored_space.starts.get(name)
+    schema: dict[str, Any] = {"properties": properties}
+    if groups:
+        schema["allOf"] = groups
+    return schema
 
 
-def _values(distribution: Distribution) -> dict[str, Any]:
+def _describe_options(group: Group, stored_space: StoredSpace) -> list[dict[str, Any]]:
+    """Describes each option of a group with the hyperparameters that it opens.
+
+    A proposal must name its option, except the default one.
+    """
+    default = stored_space.choices.get(group.config_group)
+    if default not in group.options:
+        default = next(iter(group.options))
+    schemas = []
+    for option, nodes in group.options.items():
+        schema = _describe_nodes(nodes, stored_space, group.name, option)
+        if option != default:
+            schema["required"] = [group.name]
+        schemas.append(schema)
+    return schemas
+
+
+def _describe_list(node: ListLeaf) -> dict[str, Any]:
+    """Describes a list of values, whose length is searched or that of another list."""
+    array: dict[str, Any] = {
+        "type": "array",
+        "items": _describe_values(node.item),
+        "minItems": 1,
+    }
+    if isinstance(node.length, IntDistribution):
+        array["minItems"] = node.length.low
+        array["maxItems"] = node.length.high
+    else:
+        array["description"] = f"as long as {node.length}"
+    return array
+
+
+def _describe_values(distribution: Distribution) -> dict[str, Any]:
     """Describes the values of a distribution, with its step and whether it is logarithmic."""
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            return {"enum": [*choices]}
-        case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
-            kind = "integer" if isinstance(distribution, IntDistribution) else "number"
-            words = describe(distribution)
-            return {"type": kind, "minimum": low, "maximum": high, "description": words}
+    if isinstance(distribution, CategoricalDistribution):
+        return {"enum": [*distribution.choices]}
+    kind = "number"
+    if isinstance(distribution, IntDistribution):
+        kind = "integer"
+    return {
+        "type": kind,
+        "minimum": distribution.low,
+        "maximum": distribution.high,
+        "description": describe(distribution),
+    }
