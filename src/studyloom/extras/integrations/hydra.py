@@ -13,6 +13,7 @@ from studyloom.config.compose import application, find_config, isolated_hydra
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
 from studyloom.errors import UndefinedMetric
+from studyloom.objectives.loop_run import Run
 from studyloom.space.tree import Space
 from studyloom.text import nearest
 from studyloom.user_code.digests import code_digests
@@ -28,7 +29,7 @@ class Hydra:
         call: the function, such as `src.train.train`, which may be decorated with `hydra.main`. A
             parameter that is called `run` gets the run of the trial.
         value: the key of the value in the mapping that the function returns; None if it returns the
-            value itself. Of a tuple, the first counts.
+            value itself. If it returns a tuple, the first item counts.
         seed: the key of its config that gets the seed of the trial; None for none.
     """
 
@@ -45,12 +46,17 @@ class Hydra:
         """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
-            inspect.signature(function).bind(None, **self._arguments(function, None))
+            inspect.signature(function).bind(None, **_run_argument(function, None))
         except Exception as error:  # whatever the application raises when it is imported
-            near = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
-            return [f"objective.call={self.call}: {describe_error(error)}{near}"]
-        problem = None if self.seed is None else explain_key(self.seed, self.composed())
-        return [f"objective.seed={self.seed}: {problem}"] if problem else []
+            hint = ""
+            if isinstance(error, AttributeError):
+                hint = nearest(error.name, dir(error.obj))
+            return [f"objective.call={self.call}: {describe_error(error)}{hint}"]
+        if self.seed is not None:
+            problem = explain_key(self.seed, self.composed())
+            if problem:
+                return [f"objective.seed={self.seed}: {problem}"]
+        return []
 
     def code(self) -> dict[str, str]:
         """Returns the digest of the module of the function."""
@@ -63,49 +69,66 @@ class Hydra:
         with application(self.path, {}) as config:
             return config
 
-    def __call__(self, config: DictConfig, run: Any) -> Any:
+    def __call__(self, config: DictConfig, run: Run) -> Any:
         """Calls the function.
 
         Raises:
             UndefinedMetric: it did not return the value.
         """
-        function, values = self._function(), OmegaConf.create(value_at(config, "params") or {})
+        function = self._function()
+        values = OmegaConf.create(value_at(config, "params") or {})
         if self.seed is not None:
             OmegaConf.update(values, self.seed, run.seed)
-        with application(self.path, values, run.dir) as own:
-            result = function(own, **self._arguments(function, run))
+        with application(self.path, values, run.dir) as application_config:
+            result = function(application_config, **_run_argument(function, run))
         return pick(result, self.value, self.call)
 
     def _function(self) -> Callable[..., Any]:
+        """Imports the function, without the decorator `hydra.main`.
+
+        The decorated function would read a command line, and return nothing.
+        """
         with isolated_hydra():
             function: Any = find_member(self.call)
-        # The decorator would read a command line, and return nothing.
-        decorated = getattr(function, "__globals__", {}).get("__name__") == "hydra.main"
-        return function.__wrapped__ if decorated else function  # type: ignore[no-any-return]
+        # A decorated function was made in the module of the decorator.
+        module = getattr(function, "__globals__", {}).get("__name__")
+        if module == "hydra.main":
+            function = function.__wrapped__
+        return function  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _arguments(function: Callable[..., Any], run: Any) -> dict[str, Any]:
-        return {"run": run} if "run" in inspect.signature(function).parameters else {}
+
+def _run_argument(function: Callable[..., Any], run: Run | None) -> dict[str, Run | None]:
+    """Returns the run as an argument, if the function has a parameter `run`."""
+    if "run" in inspect.signature(function).parameters:
+        return {"run": run}
+    return {}
 
 
 def pick(result: Any, key: str | None, call: str) -> Any:
-    """Returns the value of what a function returned: that itself, or what a mapping has at a key.
+    """Returns the value in what a function returned: the result itself, or an item of a mapping.
 
     Args:
-        result: of a tuple, the first is meant.
-        key: None if it is the value itself.
+        result: what the function returned; only the first item of a tuple counts.
+        key: the key of the value in the mapping; None if the result is the value itself.
         call: the name of the function.
 
     Raises:
-        UndefinedMetric: it is no mapping with that key, although there is a key, or it is a mapping
-            although there is no key.
+        UndefinedMetric: there is a key, and the result is not a mapping with that key; or there is
+            no key, and the result is a mapping.
     """
-    first = result[0] if isinstance(result, tuple) and result else result
-    if key is None and not isinstance(first, Mapping):
-        return first
-    keys = [*map(str, first)] if isinstance(first, Mapping) else []
-    if key not in keys:
-        shown = f"a mapping with {', '.join(keys)}" if keys else repr(first)
-        where = "objective.value is not set" if key is None else f"objective.value={key}: not there"
-        raise UndefinedMetric(f"{where}; {call} returned {shown}{nearest(key, keys)}")
-    return first[key]
+    if isinstance(result, tuple) and result:
+        result = result[0]
+    keys = []
+    if isinstance(result, Mapping):
+        keys = [str(name) for name in result]
+    elif key is None:
+        return result
+    if key in keys:
+        return result[key]
+    problem = f"objective.value={key}: not there"
+    if key is None:
+        problem = "objective.value is not set"
+    returned = repr(result)
+    if keys:
+        returned = f"a mapping with {', '.join(keys)}"
+    raise UndefinedMetric(f"{problem}; {call} returned {returned}{nearest(key, keys)}")
