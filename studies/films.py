@@ -6,7 +6,7 @@ It is what the study `ratings` trains on and with; `studies.movielens` reads the
 """
 
 import studyloom
-from studyloom.data import Reader, Split
+from studyloom.data import DataSource, Reader, Split
 
 import csv
 import functools
@@ -153,7 +153,7 @@ def known_ids(inputs: Tensor, first: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Ratings:
+class Ratings(DataSource):
     """MovieLens 100k in time order, the last ratings of which are the test set.
 
     Args:

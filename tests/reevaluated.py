@@ -1,13 +1,13 @@
 """Result stages on toy data: they are worked on here, as a worker does, and then tested."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 import toys
 from omegaconf import OmegaConf
 from toys import TINY, Never, toy_folds, toy_split
 
+from studyloom.data import DataSource
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStarts
@@ -56,9 +56,22 @@ def test_part():
 test_part.__test__ = False
 
 
+class ToySource(DataSource):
+    """A source whose test set a test replaces."""
+
+    def __init__(self, validation):
+        self.validation = validation
+
+    def train(self):
+        return SPLIT
+
+    def test(self):
+        raise AssertionError("the test set is not loaded")
+
+
 def stages_of(definition, url, run_dir, trials, **settings):
     stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
-    data = TrainingData(SimpleNamespace(validation=40), SPLIT)
+    data = TrainingData(ToySource(40), SPLIT)
     return open_stages(stored, definition, data, url, run_dir, trials, **settings)
 
 
@@ -86,7 +99,7 @@ def work(stages):
 
 def evaluate_winner(stages, test, command, **more):
     """Tests the winner as a command does: as the one that holds the lease."""
-    if isinstance(stages.data.source, SimpleNamespace):
+    if isinstance(stages.data.source, ToySource):
         stages.data.source.test = test
     with stages.search.stored.ledger.testing() as store:
         return evaluation.evaluate_winner(stages, command, store, **more)

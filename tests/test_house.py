@@ -281,11 +281,14 @@ def test_what_configs_name_is_imported_by_nobody():
         assert [module for module, imported in OWN.items() if named in imported] == []
 
 
+# What data are, also texts, and how recordings and other files become inputs.
+DATA_NAMES = ("DataSource", "Sound", "Reader", "Split", "Tokens", "asset")
+
+
 def test_the_package_does_not_know_its_studies_and_their_pages_know_what_runs_them():
     assert [module for module, names in OUTSIDE.items() if names & {"studies", "tests"}] == []
     known = {"studyloom.config.hydra_main", "studyloom.run.run", "studyloom.Run"}
-    # What data are, also texts, and how recordings and other files become inputs.
-    known |= {f"studyloom.data.{n}" for n in ("Sound", "Reader", "Split", "Tokens", "asset")}
+    known |= {f"studyloom.data.{n}" for n in DATA_NAMES}
     for page in (ROOT / "studies").glob("*.py"):
         names = imports_of(ast.parse(page.read_text()))
         assert {name for name in names if name.startswith("studyloom.")} <= known, page

@@ -110,7 +110,7 @@ def flatten(image):
 
 def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
     split = Embedded().train()
-    assert describe_transform(Embedded(), None, split) == {
+    assert describe_transform(Embedded().transform, None, split) == {
         "_target_": "studyloom.data.Image",
         "background": "black",
         "fit": "ink",
@@ -120,15 +120,15 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
     assert Idx("fashion_mnist", 2).transform == SOURCES["fashion_mnist"].transform
     section = {"_target_": "studies.mine.flatten", "_partial_": True}
     own = Loaded(lambda part: None, 2, transform=functools.partial(flatten))
-    assert describe_transform(own, section, split) == section
+    assert describe_transform(own.transform, section, split) == section
     named = Loaded(lambda part: None, 2, transform=flatten)
-    assert describe_transform(named, None, split) == {
+    assert describe_transform(named.transform, None, split) == {
         "_target_": f"{__name__}.flatten",
         "_partial_": True,
     }
     unnamed = Loaded(lambda part: None, 2, transform=lambda image: image)
-    assert describe_transform(unnamed, None, split) is None
-    assert describe_transform(Loaded(lambda part: None, 2), None, split) is None
+    assert describe_transform(unnamed.transform, None, split) is None
+    assert describe_transform(None, None, split) is None
 
 
 # What is unlike the training data

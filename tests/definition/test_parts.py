@@ -7,6 +7,7 @@ from torch.optim import lr_scheduler
 from toys import ask, toy_folds, toy_split, validate_search
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.prepare import build_source
 from studyloom.errors import ConfigError
 from studyloom.space.tree import Point
 from studyloom.training.optimizer import TorchSchedule
@@ -242,3 +243,13 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
 def test_every_mistake_in_groups_is_named_before_trial_0():
     lines = errors_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
     assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "ab"]
+
+
+class NoSource:
+    """A class that is named as a source of data, and is none."""
+
+
+def test_data_that_are_no_source_are_refused_with_its_name():
+    config = definition_of("~data", "+data={_target_: test_parts.NoSource}").config
+    with pytest.raises(ConfigError, match="must be a subclass of studyloom"):
+        build_source(config.data)

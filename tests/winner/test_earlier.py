@@ -1,7 +1,6 @@
 """Trainings and tests of an earlier budget are reused, bit for bit."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,9 +90,8 @@ def test_a_final_training_that_would_repeat_the_reevaluation_is_not_trained(
     definition, sqlite_url, tmp_path, trained, monkeypatch
 ):
     stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
-    own = TrainingData(
-        SimpleNamespace(validation=None), Datasets(train=Drawn(), valid=Drawn()).train()
-    )
+    source = Datasets(train=Drawn(), valid=Drawn())
+    own = TrainingData(source, source.train())
     trainings = CandidateTrainings(definition, stages.data, {}, seeds=2)
     repeats = [replace(trainings, data=data).repeats for data in (TrainingData(), own)]
     assert [trainings.repeats, *repeats] == [False, True, True]

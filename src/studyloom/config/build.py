@@ -78,6 +78,7 @@ def call_target(target: Any, section: Section, key: str = "", **offered: Any) ->
     arguments = {
         name: value for name, value in offered.items() if name in accepted and name not in values
     }
+    # Any class or function may be a target, also a user's; only `data.Datasets` has the attribute.
     deferred = getattr(target, "DEFERRED", ())
     recursive = values.get("_recursive_", True)
     for name, value in values.items():

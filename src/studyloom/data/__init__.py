@@ -5,6 +5,7 @@ accident. A source says in its `transform` how what a file holds becomes an inpu
 The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """
 
+from studyloom.data.data_source import DataSource
 from studyloom.data.datasets import Datasets
 from studyloom.data.sound import Sound
 from studyloom.data.sources import Embedded, Idx, Loaded, Series, Table, read_arrays
@@ -13,6 +14,7 @@ from studyloom.data.transform import Image, Reader
 from studyloom.files import asset
 
 __all__ = [
+    "DataSource",
     "Datasets",
     "Embedded",
     "Idx",
@@ -25,6 +27,7 @@ __all__ = [
     "Table",
     "Tokens",
     "asset",
+    "data_source",
     "datasets",
     "examples",
     "read_arrays",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from studyloom.data.data_source import DataSource
 from studyloom.data.examples import ALWAYS, Examples, Items, Loading, input_of, structure, target_of
 from studyloom.data.split import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
@@ -28,7 +29,7 @@ LOADERS = (*PARTS, "load")
 LOADING = ("num_workers", "pin_memory", "persistent_workers")
 
 
-class Datasets:
+class Datasets(DataSource):
     """Data as map-style Datasets of PyTorch: anything with `__len__` and `__getitem__`.
 
     An item is `(input, target)`. The target is a class, an integer from 0, or a tensor of numbers
@@ -111,7 +112,8 @@ class Datasets:
         self._weights, self._groups, self._targets = weights, groups, targets
         self._ordered, self._digest = ordered, digest
         self._outputs, self._shape = outputs, shape
-        self.validation, self.transform = validation, transform
+        self.validation = validation
+        self.transform = transform
 
     @property
     def has_test(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from studyloom.data.split import Fold, Folds, Tokens, make_folds
+from studyloom.data.split import Fold, Folds, Split, Tokens, make_folds
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 from studyloom.text import name_error
 
@@ -274,6 +274,10 @@ class Examples:
 
     def to_rehearse(self, train: Tensor) -> Tensor:
         return train
+
+
+# A part of a data set: in memory, or loaded example by example.
+Part = Split | Examples
 
 
 def input_of(item: Any) -> Tensor | None:

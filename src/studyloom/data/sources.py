@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from studyloom.data.data_source import DataSource
 from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds
 from studyloom.data.transform import Image, Transform
 from studyloom.environment import DATA
@@ -49,7 +50,7 @@ SOURCES = {
 }
 
 
-class _Images:
+class _Images(DataSource):
     """A source of images; `_split` reads the set "train" or "test"."""
 
     transform: Image | None
@@ -217,7 +218,7 @@ def _download(source: Source, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(DataSource):
     """Data in memory that your own function loads.
 
     The test set is loaded once. From 64 MB on, a command loads the training set once for all its
@@ -366,7 +367,7 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(DataSource):
     """A CSV file with a header; the network predicts one column from the others.
 
     The other columns must hold numbers; they are the inputs, float32 (n, columns), not scaled.
@@ -425,7 +426,7 @@ def _class_order(word: str) -> tuple[bool, Decimal, str]:
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(DataSource):
     """A time series, one column of a CSV file; the network predicts the next value.
 
     An example is a window of values (window, 1) and the value that follows (1,). No window of an

@@ -214,17 +214,20 @@ class Split:
         indices = indices.to(self.device)
         return TensorDataset(self.inputs[indices], self.targets[indices])
 
-    def folds(self, count: int, validation: int, seed: int) -> Folds:
+    def folds(self, count: int, validation: int | None, seed: int) -> Folds:
         """Divides the examples into training and validation sets, once for each fold.
 
         Args:
             count: the number of folds; 1: a single validation set.
-            validation: the number of examples of a single validation set.
+            validation: the number of examples of a single validation set; None: the source has
+                none.
             seed: seeds the draw.
 
         Returns:
             Training and validation indices, int64, for each fold.
         """
+        if validation is None:
+            validation = 0
         return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
 
     def whole(self) -> Fold:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from studyloom.data.examples import Examples
+from studyloom.data.data_source import DataSource
+from studyloom.data.examples import Part
 from studyloom.data.split import Folds, Split, Tokens
 from studyloom.environment import SHARED
 from studyloom.processes import LINUX, descriptor_path
@@ -28,9 +29,6 @@ LARGE = 64 * 2**20
 # What PyTorch raises for a full disk, a file that is gone, or values that it does not read.
 FAILURES = (OSError, RuntimeError, UnpicklingError)
 
-# A part of a data set: in memory, or loaded example by example.
-Part = Split | Examples
-
 log = logging.getLogger(__name__)
 
 _held: dict[str, int] = {}  # what this process shares: the key of the data, and its file
@@ -40,7 +38,7 @@ _held: dict[str, int] = {}  # what this process shares: the key of the data, and
 class TrainingData:
     """The data that networks are trained and validated on; empty if the objective is a function."""
 
-    source: Any = None  # what the config names under `data`, such as `Table`
+    source: DataSource | None = None  # what the config names under `data`, such as `Table`
     split: Part | None = None  # its training set
     folds: Folds = ()
 
@@ -58,9 +56,14 @@ class TrainingData:
     def device(self) -> torch.device:
         return torch.device("cpu") if self.split is None else self.split.device
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set, as far as is known without loading it."""
+        return self.source is not None and self.source.has_test
+
     def test(self) -> Part:
-        split: Part = self.source.test()
-        return split
+        assert self.source is not None
+        return self.source.test()
 
     def shared(self, key: str) -> "TrainingData":
         return self if self.split is None else replace(self, split=share(self.split, key))

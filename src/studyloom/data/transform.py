@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from studyloom.data.examples import Part
 from studyloom.data.sound import Sound
 from studyloom.data.split import Split
-from studyloom.data.training_data import Part
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
 from studyloom.user_code.importing import find_member
@@ -305,9 +305,10 @@ class Reader(ABC):
 Transform = Image | Sound | Reader | Callable[[Tensor], Any]
 
 
-def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
+def describe_transform(
+    transform: Transform | None, section: Any, split: Part
+) -> dict[str, Any] | None:
     """Describes the transform of a source as a section of a config; None if it has no name."""
-    transform = getattr(source, "transform", None)
     if isinstance(transform, Image):
         fields = asdict(transform.completed(split.mean, split.std))
         return {"_target_": "studyloom.data.Image", **fields}

@@ -130,8 +130,7 @@ class LoopDefinition(Definition):
 
     def notes(self, data: TrainingData) -> list[str]:
         """Returns notes that are printed before the first trial."""
-        has_test = data.split is not None and getattr(data.source, "has_test", True)
-        unused = has_test and self.config.winner.enabled and not self.tested
+        unused = data.has_test and self.config.winner.enabled and not self.tested
         notes = [*self._resumption_notes(), *self._time_notes()]
         if unused:
             notes.append(UNUSED_TEST)
@@ -279,12 +278,6 @@ class LoopDefinition(Definition):
                     build_loop_network(self.config, **data.network_kwargs)
         except ConfigError as error:
             yield from error.errors
-        if self.tested and data.split is not None and not hasattr(data.source, "test"):
-            yield (
-                "objective.test is given the test set of the data, and "
-                f"{type(data.source).__name__} has no method test; add one, or leave "
-                "objective.test out"
-            )
         if self.suggests:
             yield from self._check_suggesting(data)
         if data.split is None and objective.folds > 1:

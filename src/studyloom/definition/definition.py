@@ -233,6 +233,7 @@ class Definition:
         """
         if data.split is None:
             return None
+        assert data.source is not None
         count, seed_of_split = self.config.objective.folds, derive(self.seed, seed, 0, 1)
         return data.split.folds(count, data.source.validation, seed_of_split)[-1]
 

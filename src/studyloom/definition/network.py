@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from studyloom.data.examples import Part
 from studyloom.data.split import Fold, Folds
-from studyloom.data.training_data import Part, TrainingData
+from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.preflight import try_networks
 from studyloom.objectives.jobs import RECORDED, build_jobs, network_goals, steps_on_value

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 
 from studyloom.config.values import describe_error, value_at, with_values
-from studyloom.data.examples import Examples
+from studyloom.data.examples import Examples, Part
 from studyloom.data.split import Fold, Split
-from studyloom.data.training_data import Part, TrainingData
+from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,

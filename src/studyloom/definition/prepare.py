@@ -9,13 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.build import ErrorCollector, build
 from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
+from studyloom.data.data_source import DataSource
 from studyloom.data.datasets import NO_TEST, drawn_anew
-from studyloom.data.training_data import Part, TrainingData, load_shared
+from studyloom.data.training_data import TrainingData, load_shared
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.validation import CheckedStrategy, check_sections, validate
-from studyloom.errors import DataError
+from studyloom.errors import ConfigError, DataError
 from studyloom.seeds import derive
 from studyloom.user_code.digests import digest_of_source
 
@@ -44,17 +45,27 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
     kind = kind_of(cfg)
     if not (kind.trains_networks or names_data(cfg)):
         return TrainingData()
-    source = build(cfg.data)
-    if cfg.winner.enabled and kind.is_tested(cfg) and not getattr(source, "has_test", True):
+    source = build_source(cfg.data)
+    if cfg.winner.enabled and kind.is_tested(cfg) and not source.has_test:
         raise DataError(NO_TEST)
     # The training set follows from its section.
     key = digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
-    split: Part = load_shared(source.train, key)
+    split = load_shared(source.train, key)
     split.check()
     seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
     folds = split.folds(cfg.objective.folds, source.validation, seed)
     data = TrainingData(source, split, folds)
     return data.shared(key) if shared else data
+
+
+def build_source(section: DictConfig) -> DataSource:
+    """Builds the source of a section `data`. Raises ConfigError if it is not a `DataSource`."""
+    source = build(section)
+    if not isinstance(source, DataSource):
+        raise ConfigError(
+            f"data._target_={section['_target_']}: must be a subclass of studyloom.data.DataSource"
+        )
+    return source
 
 
 def names_data(cfg: DictConfig) -> bool:

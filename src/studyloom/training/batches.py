@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from studyloom.data.examples import Examples, Items, move
+from studyloom.data.examples import Examples, Items, Part, move
 from studyloom.data.split import Split
-from studyloom.data.training_data import Part
 from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, deferring_signals, end_with_parent
 from studyloom.text import name_error

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.training_data import Part
+from studyloom.data.examples import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.training.batches import Batches, OptimizerStep, make_batches
 from studyloom.training.job import Epoch, Job

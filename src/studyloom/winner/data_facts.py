@@ -3,8 +3,8 @@
 from typing import Any
 
 from studyloom.config.values import value_at
+from studyloom.data.examples import Part
 from studyloom.data.split import Split
-from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.training.batches import find_input_dtype
 from studyloom.winner.candidates import CandidateTrainings, Origin
@@ -16,6 +16,7 @@ def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | No
     data, job = trainings.data, trainings.job(winner, 0)
     assert data.split is not None
     split, shown = data.split, data.split if test is None else test
+    transform = None if data.source is None else data.source.transform
     section = value_at(trainings.definition.config, "data.transform")
     seen = InputRange.of(split)
     dtype: Any = "float32"  # in which the network takes inputs
@@ -36,6 +37,6 @@ def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | No
         inputs=None if seen is None else RangeFacts(**vars(seen)),
         loaded=not split.in_memory,
         kind=split.kind,
-        reads=isinstance(getattr(data.source, "transform", None), Reader),
-        transform=describe_transform(data.source, section, split),
+        reads=isinstance(transform, Reader),
+        transform=describe_transform(transform, section, split),
     )

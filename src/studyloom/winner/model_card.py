@@ -8,7 +8,7 @@ from studyloom.text import code_in_markdown, format_value, in_markdown, printabl
 from studyloom.winner.result import Result
 
 if TYPE_CHECKING:
-    from studyloom.data.training_data import Part
+    from studyloom.data.examples import Part
 
 
 def model_card(

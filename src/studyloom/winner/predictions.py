@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.training_data import Part
+from studyloom.data.examples import Part
 from studyloom.metrics import Metric
 from studyloom.training.job import Job
 from studyloom.training.states import load_state

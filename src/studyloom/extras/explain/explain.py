@@ -12,9 +12,8 @@ from torch import Tensor
 
 from studyloom.averages import Interval
 from studyloom.config.values import describe_error
-from studyloom.data.examples import Examples, Items, Loading
+from studyloom.data.examples import Examples, Items, Loading, Part
 from studyloom.data.split import Split, Tokens
-from studyloom.data.training_data import Part
 from studyloom.data.transform import is_image
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores

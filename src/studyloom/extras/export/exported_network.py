@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from studyloom.data import Split
-from studyloom.data.training_data import Part
+from studyloom.data.examples import Part
 from studyloom.extras.export.export_errors import CompressError
 from studyloom.objectives.jobs import build_network
 from studyloom.objectives.loop import Unstopped
@@ -62,6 +62,7 @@ class Original:
         data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
         point = stages.candidates[winner].point
         assert data.split is not None
+        assert data.source is not None
         # No other path of a study has this length and end; see CandidateTrainings.new_seed.
         seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
         fold = data.split.folds(count, data.source.validation, seed)[-1]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.training_data import Part
+from studyloom.data.examples import Part
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras.export.exported_network import Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize

@@ -11,13 +11,12 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial
 
 from studyloom.config import trust
-from studyloom.config.build import build
 from studyloom.config.runs import read_written
 from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.datasets import location_keys
-from studyloom.data.training_data import Part, TrainingData
-from studyloom.definition.prepare import names_data
+from studyloom.data.training_data import TrainingData
+from studyloom.definition.prepare import build_source, names_data
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.trial_record import TrialRecord
@@ -82,8 +81,8 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
         value = functools.reduce(operator.getitem, path, written)
         if isinstance(value, str | int):  # not a section, which could name untrusted code
             OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
-    source = build(cfg.data)
-    split: Part = source.train()
+    source = build_source(cfg.data)
+    split = source.train()
     if split.digest != provenance.data:
         raise ValueError(
             f"the trial was trained on data with the digest {provenance.data}, and the data here "
