@@ -64,7 +64,7 @@ def test_a_configuration_is_read_off_a_recorded_one_with_all_its_choices():
     rows = tables.load("curves", "rows")
     space = define(rows, ("sampler=random",), 0).space
     for params in rows.configurations[:40]:
-        point = space.at(params)
+        point = space.make_point(params)
         other = rows.configurations[rows.find(point)]
         choices = [n for n, d in point.distributions.items() if hasattr(d, "choices")]
         assert len(choices) > 1

@@ -18,7 +18,7 @@ from studyloom.decisions.gaussian_process import (
 from studyloom.decisions.samplers import SamplerContext
 from studyloom.decisions.strategy import Strategy
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Open, middle_of
+from studyloom.space.tree import SuggestedSpace, find_middle
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.storage.opening import open_study
 
@@ -95,7 +95,7 @@ def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_proce
     assert len(proposals) == 4
     for chosen, (made, space, results) in zip(params(study)[10:], proposals, strict=True):
         assert {name: chosen[name] for name in made} == made
-        assert space.keys() == FLAT.at(chosen).params.keys() - {"fixed"}
+        assert space.keys() == FLAT.make_point(chosen).params.keys() - {"fixed"}
         assert len(results) >= 10
     assert min(abs(chosen["x"] - 0.3) for chosen in params(study)[10:]) < 0.1
 
@@ -146,11 +146,11 @@ def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(pr
         assert made.keys() == space.keys() == names
         assert {trial.params["model"] for trial in results} == {"mlp", "cnn"}
     for made, _, _ in proposals:
-        lacking = space.keys() - TREE.at(made).params.keys()
-        assert all(made[name] == middle_of(space[name]) for name in lacking)
+        lacking = space.keys() - TREE.make_point(made).params.keys()
+        assert all(made[name] == find_middle(space[name]) for name in lacking)
     later = [each["model"] for each in params(study)[12:]]
     assert later.count("cnn") > 8, "it is better by .5"
-    assert {frozenset(TREE.at(each).params) for each in params(study)} == {
+    assert {frozenset(TREE.make_point(each).params) for each in params(study)} == {
         *map(frozenset, params(study))
     }
 
@@ -159,7 +159,7 @@ def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
     study = optuna.create_study(direction="maximize")
 
     def add(state, reports, **given):
-        point = TREE.at(given)
+        point = TREE.make_point(given)
         trial = create_trial(
             state=state,
             params=point.params,
@@ -180,7 +180,7 @@ def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
 
 def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
     study = search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 10)
-    other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}
+    other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.make_placeholder({}).distributions}
     lacking = {name: ranges[name] for name in other}
     wider = lacking | {"lr": FloatDistribution(0.0, 9.0)}
     for distributions in (lacking, wider):
@@ -193,7 +193,7 @@ def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
 def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
     study = optuna.create_study(direction="maximize")
     for number in range(13):
-        study.sampler = GaussianProcessSampler(SamplerContext(Open()), number)
+        study.sampler = GaussianProcessSampler(SamplerContext(SuggestedSpace()), number)
         trial = study.ask()
         x = trial.suggest_float("x", 0, 1)
         y = trial.suggest_float("y", 0, 1) if number % 2 else 0.0
@@ -230,9 +230,9 @@ def test_running_trials_of_other_workers_are_known(proposals):
 
 def test_a_constant_and_repeated_configurations_do_no_harm():
     study = optuna.create_study()
-    distributions = FLAT.stand_in({}).distributions
+    distributions = FLAT.make_placeholder({}).distributions
     for number in range(12):
-        point = FLAT.stand_in({}, -(number % 2)).params
+        point = FLAT.make_placeholder({}, -(number % 2)).params
         study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 1)
     FLAT.suggest(study.ask())

@@ -37,7 +37,7 @@ def space():
 @pytest.fixture
 def baseline(space):
     config = {"model.hidden": [16, 8], "optimizer.momentum": 0.3}
-    return space.default({"model": "mlp"}, config.__getitem__)
+    return space.read_default({"model": "mlp"}, config.__getitem__)
 
 
 def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
@@ -127,7 +127,7 @@ def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(spa
     related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
     taken = set()
     while (point := any_point(related, len(taken), taken)) is not None:
-        assert related.breach(point.params) is None
+        assert related.find_breach(point.params) is None
         taken.add(identify(point))
     assert len(taken) == related.size() == 18
     wide = space_of({"optimizer": {"lr": {"float": [0, 1]}, "width": {"int": [1, 9]}}})
@@ -143,7 +143,7 @@ def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(spa
 
 def test_a_step_is_one_point_however_it_was_added_up(space):
     one, other = (
-        space.at({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
+        space.make_point({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
         for momentum in (0.3, 0.1 + 0.2)
     )
     assert one != other

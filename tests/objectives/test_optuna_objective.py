@@ -167,12 +167,13 @@ def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing
 
     definition = ask(notes, *PRUNER)
     trial = next(t for t in work(definition, sqlite_url, None, 8).trials() if t.value > 1)
-    point = definition.space.at(trial.params)
+    point = definition.space.make_point(trial.params)
     again = definition.make_objective(point, 70, TrainingData(), seed=3)
     assert again.run(lambda step: None, Never()) == trial.value
     assert [step.number for step in again.steps()] == [*trial.intermediate_values]
     assert given[-1] == (70, {})
-    other = definition.make_objective(definition.space.at({"layers": 2}), 0, TrainingData(), seed=3)
+    two_layers = definition.space.make_point({"layers": 2})
+    other = definition.make_objective(two_layers, 0, TrainingData(), seed=3)
     with pytest.raises(ValueError, match=r"no hyperparameter width\.0, it has layers; suggest"):
         other.run(lambda step: None, Never())
 

@@ -2,7 +2,7 @@ import math
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studyloom.space.tree import count_values, why_not
+from studyloom.space.tree import count_values, find_misfit
 
 
 def test_a_distribution_is_counted():
@@ -48,7 +48,7 @@ CASES = (
 
 def test_a_value_that_a_distribution_cannot_give_is_told_why():
     for distribution, right, wrong in CASES:
-        assert [why_not(distribution, value) for value in right] == [None] * len(right)
+        assert [find_misfit(distribution, value) for value in right] == [None] * len(right)
         for value, words in wrong.items():
-            assert words in str(why_not(distribution, value))
-    assert "true or false" in str(why_not(IntDistribution(0, 1), True))
+            assert words in str(find_misfit(distribution, value))
+    assert "true or false" in str(find_misfit(IntDistribution(0, 1), True))

@@ -7,7 +7,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from spaces import GROUPS, LR, space_of
 
-from studyloom.space.tree import default_of, why_not
+from studyloom.space.tree import find_default, find_misfit
 
 
 def answers(distribution):
@@ -129,13 +129,13 @@ def test_the_default_of_a_config_at_a_point_is_that_point(mixed):
     study = optuna.create_study(sampler=RandomSampler(seed=2))
     for _ in range(20):
         point = mixed.suggest(study.ask())
-        assert mixed.default(point.choices, point.values.__getitem__) == point
+        assert mixed.read_default(point.choices, point.values.__getitem__) == point
 
 
 def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_another():
     space = space_of({"model": {"mlp": HIDDEN}})
     config = {"model.hidden": [8, 16], "model.dropout": 0.3}
-    assert space.default({"model": "mlp"}, config.__getitem__).values == {
+    assert space.read_default({"model": "mlp"}, config.__getitem__).values == {
         "model.hidden": [8, 16],
         "model.dropout": [0.3, 0.3],
     }
@@ -144,11 +144,11 @@ def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_anothe
 def test_a_default_that_equals_a_choice_is_that_choice():
     dropout = {"choice": [0, 0.2, 1.0]}
     space = space_of({"p": {"a": dropout, "b": {"list": dropout, "length": 2}}})
-    point = space.default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
+    point = space.read_default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
     assert str([*point.params.values()]) == "[0, 1.0, 0.2]"
     leaf, items = space.nodes
-    assert default_of(leaf, 0.0, len) == 0
-    assert default_of(items, [1, 0.0], len) == [1, 0]
+    assert find_default(leaf, 0.0, len) == 0
+    assert find_default(items, [1, 0.0], len) == [1, 0]
 
 
 def random_leaf(draw: random.Random) -> dict:
@@ -188,5 +188,5 @@ def test_a_finite_space_has_as_many_points_as_its_size_and_each_once(seed):
     for point in points[:50]:
         assert space.walk(lambda parameter, point=point: point.params[parameter.name]) == point
         for name, distribution in point.distributions.items():
-            assert why_not(distribution, point.params[name]) is None
+            assert find_misfit(distribution, point.params[name]) is None
             assert distribution._contains(distribution.to_internal_repr(point.params[name]))

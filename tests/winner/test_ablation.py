@@ -43,7 +43,7 @@ TRIALS, SEEDS = 3, 2
 
 def defaults_of(params, *overrides):
     definition = ask(*TINY[:1], *overrides)
-    return Defaults(definition, definition.space.at(params), [])
+    return Defaults(definition, definition.space.make_point(params), [])
 
 
 CNN = {
@@ -84,7 +84,7 @@ def test_what_is_at_its_default_is_not_put_back_and_all_changes_together_are_the
 def test_a_change_without_which_a_relation_breaks_is_not_put_back():
     where = "space.where=['optimizer.lr < 0.015']"
     definition = ask(*SPACE, f"+{where}")
-    point = definition.space.at(
+    point = definition.space.make_point(
         {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
     )
     changed = Defaults(definition, point, []).changed

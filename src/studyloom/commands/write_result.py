@@ -36,7 +36,7 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
 def write_best(plan: ResultStages, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
     definition = plan.definition
-    point = definition.space.at(best.params)
+    point = definition.space.make_point(best.params)
     sections = without_transform(definition.sections(point))
     sections["train"].pop("loss")
     values = ", ".join(

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.extrapolation import extrapolated
 from studyloom.decisions.samplers import SamplerContext
-from studyloom.space.tree import Parameter, count_values, middle_of
+from studyloom.space.tree import Hyperparameter, count_values, find_middle
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.storage.trial_record import TrialRecord
 
@@ -102,13 +102,13 @@ class GaussianProcessSampler(TPESampler):
         """
         if not self._space.nodes:
             return {} if known.keys() <= params.keys() else None
-        given = {name: middle_of(each) for name, each in known.items()}
+        given = {name: find_middle(each) for name, each in known.items()}
 
-        def decide(parameter: Parameter) -> Any:
+        def decide(parameter: Hyperparameter) -> Any:
             name, single = parameter.name, parameter.distribution.single()
             if not single and name not in known:
                 raise KeyError(name)
-            value = parameter.stand_in({}) if single else params[name]
+            value = parameter.make_placeholder({}) if single else params[name]
             if parameter.role in ("option", "length") and name in given:
                 given[name] = value
             else:
@@ -219,7 +219,7 @@ class GaussianProcess(GPSampler):
         """
         import torch  # not before it is needed
 
-        middle = {name: middle_of(each) for name, each in space.items()}
+        middle = {name: find_middle(each) for name, each in space.items()}
 
         def whole(trial: FrozenTrial) -> FrozenTrial:
             filled = copy.copy(trial)

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import FloatDistribution
 
 from studyloom.config.values import has_key, value_at
-from studyloom.space.tree import Parameter, Point, group_of, why_not
+from studyloom.space.tree import Hyperparameter, Point, config_group, find_misfit
 from studyloom.text import as_yaml, nearest
 
 ABSENT = object()
@@ -46,7 +46,7 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
     name_of = {key: name for name, key in key_of.items()}
     used = set[str]()
 
-    def look_up(parameter: Parameter) -> Any:
+    def look_up(parameter: Hyperparameter) -> Any:
         suffix = {"length": ".length", "item": f".{parameter.index}"}.get(parameter.role, "")
         name = parameter.name if parameter.name in flat else name_of.get(parameter.key + suffix)
         if name is None:
@@ -54,34 +54,37 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         used.add(name)
         return flat[name]
 
-    def choose(parameter: Parameter) -> Any:
+    def choose(parameter: Hyperparameter) -> Any:
         option = look_up(parameter) if parameter.role == "option" else ABSENT
-        if option is not ABSENT and why_not(parameter.distribution, option) is None:
+        if option is not ABSENT and find_misfit(parameter.distribution, option) is None:
             return option
-        return parameter.stand_in(definition.composer.choices)
+        return parameter.make_placeholder(definition.composer.choices)
 
     choices = definition.space.walk(choose).choices
     composed = definition.composer.compose(choices)
     placed = PlacedPoint()
 
-    def decide(parameter: Parameter) -> Any:
+    def decide(parameter: Hyperparameter) -> Any:
         value, name = look_up(parameter), parameter.name
         subject = f"{name}={as_yaml(value)}"
         if value is ABSENT:
-            value = parameter.composed(choices, partial(value_at, composed))
+            value = parameter.read_default(choices, partial(value_at, composed))
             placed.composed.append(name)
             subject = f"{name} is not given, and its default value {as_yaml(value)}"
-        if problem := why_not(parameter.distribution, value):
+        if problem := find_misfit(parameter.distribution, value):
             placed.wrong.append(f"{subject} {problem}")
-            return parameter.stand_in({})  # its low end
+            return parameter.make_placeholder({})  # its low end
         is_float = isinstance(parameter.distribution, FloatDistribution)
-        return float(value) if is_float else parameter.own(value)
+        return float(value) if is_float else parameter.match_choice(value)
 
     placed.point = definition.space.walk(decide)
     for name in [name for name in flat if name not in used]:
         _check_unasked(definition, placed, name, key_of[name], flat[name], composed)
-    if not placed.wrong and (words := definition.space.breach(placed.point.params)) is not None:
-        placed.breaks, placed.wrong = True, [words]
+    if not placed.wrong:
+        breach = definition.space.find_breach(placed.point.params)
+        if breach is not None:
+            placed.breaks = True
+            placed.wrong = [breach]
     return placed
 
 
@@ -90,13 +93,13 @@ def _check_unasked(
 ) -> None:
     """Checks a name that the configuration lacks: its value may agree with the config."""
     subject = f"{name}={as_yaml(value)}"
-    keys = {leaf.name: leaf.key for leaf in definition.space.leaves(placed.point.choices)}
+    keys = {leaf.name: leaf.key for leaf in definition.space.opened_nodes(placed.point.choices)}
     above = (each.removesuffix(".length") for each in (name, key))
     lists = [placed.point.values.get(keys.get(each, each)) for each in above]
     if any(isinstance(each, list) and len(each) == value for each in lists):
         return  # of a length that is not searched
     choices = {**definition.composer.choices, **placed.point.choices}
-    if (option := choices.get(group_of(key))) is not None:
+    if (option := choices.get(config_group(key))) is not None:
         if option != value:
             placed.wrong.append(f"{subject}, but here it is {option}")
         return

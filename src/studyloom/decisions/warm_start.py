@@ -266,7 +266,7 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     for group in space.groups():
         options[group.config_group] += group.options
     for choices, nodes in space.branches():
-        point = space.stand_in({**composer.choices, **choices})
+        point = space.make_placeholder({**composer.choices, **choices})
         config = composer.compose(point.choices)
         starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
     known = {

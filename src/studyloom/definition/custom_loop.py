@@ -34,7 +34,7 @@ from studyloom.objectives.user_functions import (
     loop_limits,
     sources_of,
 )
-from studyloom.space.tree import Open, Point
+from studyloom.space.tree import Point, SuggestedSpace
 from studyloom.text import as_yaml, is_scalar, nearest
 from studyloom.training.device import training_device
 from studyloom.training.job import Job
@@ -53,8 +53,8 @@ class LoopDefinition(Definition):
     """The definition of a study whose trials call a custom training loop; see `Definition`.
 
     A loop `(run, *, width=32, …)` gets the values of `params` by name; its default arguments are
-    part of them. An Optuna objective `(trial)` has an `Open` space: there, `params` holds fixed
-    values. See `UserFunction`.
+    part of them. An Optuna objective `(trial)` has a `SuggestedSpace`: there, `params` holds
+    fixed values. See `UserFunction`.
 
     The loop loads its data itself, or gets those of the section `data`. The section `objective` may
     build an adapter: an object that is called like a loop, and may have these methods:
@@ -101,7 +101,7 @@ class LoopDefinition(Definition):
             if value_at(cfg, "space"):
                 raise ConfigError(f"space: {who} suggests its own values; leave space out")
             composer.keep(cfg := with_values(cfg, {"study.baseline": False}))
-            return cls(cfg, composer, Open())
+            return cls(cfg, composer, SuggestedSpace())
         named, takes_any = function.params()
         defaults = {name: value for name, value in named.items() if _is_plain(value)}
         definition = super().from_config(cfg, composer)  # with the start of what is searched

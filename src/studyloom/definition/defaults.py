@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from studyloom.config.build import argument
 from studyloom.config.values import has_key, value_at, with_values
-from studyloom.space.tree import Space, default_of
+from studyloom.space.tree import Space, find_default
 
 
 def with_defaults(
@@ -30,7 +30,7 @@ def with_defaults(
         return len(value) if isinstance(value, list) else 1
 
     has_params = bool(value_at(config, "params"))
-    for node in space.leaves(choices):
+    for node in space.opened_nodes(choices):
         key = node.key
         section = key.partition(".")[0]
         parameter = None
@@ -43,7 +43,7 @@ def with_defaults(
         elif node.default is None or key in typed:
             continue
         declared = inspect.Parameter.empty if parameter is None else parameter.default
-        values[key] = default_of(node, declared, length_of)
+        values[key] = find_default(node, declared, length_of)
     if not values:
         return config
     return with_values(config, values)

@@ -31,7 +31,7 @@ from studyloom.metrics import Goal, Metric
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
-from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space
+from studyloom.space.tree import ListNode, Point, Space, SuggestedSpace, ValueNode
 from studyloom.training.job import Job
 from studyloom.user_code.digests import code_digests, sources_of_main
 
@@ -54,7 +54,7 @@ class Branch:
     """
 
     choices: Mapping[str, str]
-    nodes: tuple[Leaf | ListLeaf, ...]
+    nodes: tuple[ValueNode | ListNode, ...]
     config: DictConfig
     opened: Mapping[str, str]
 
@@ -70,12 +70,14 @@ class Branch:
         if not self.nodes:
             return
 
-        low, high = (Space(self.nodes).stand_in({}, end).values for end in (0, -1))
+        low, high = (Space(self.nodes).make_placeholder({}, end).values for end in (0, -1))
         yield from (low, high)
         for node in self.nodes:
-            if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
+            if isinstance(node, ValueNode) and isinstance(
+                node.distribution, CategoricalDistribution
+            ):
                 yield from ({node.key: choice} for choice in node.distribution.choices)
-            elif not isinstance(node, Leaf) and isinstance(node.item, CategoricalDistribution):
+            elif not isinstance(node, ValueNode) and isinstance(node.item, CategoricalDistribution):
                 for choice in node.item.choices:
                     yield low | {node.key: [choice] * len(low[node.key])}
 
@@ -182,7 +184,7 @@ class Definition:
     @property
     def suggests(self) -> bool:
         """Whether trials suggest their hyperparameters themselves, as Optuna objectives do."""
-        return isinstance(self.space, Open)
+        return isinstance(self.space, SuggestedSpace)
 
     @property
     def tested(self) -> bool:
@@ -211,7 +213,9 @@ class Definition:
         """The default configuration, or None if `study.baseline` is false."""
         if not self.config.study.baseline:
             return None
-        return self.space.default(self.composer.choices, lambda key: value_at(self.config, key))
+        return self.space.read_default(
+            self.composer.choices, lambda key: value_at(self.config, key)
+        )
 
     @functools.cached_property
     def seed(self) -> int:
@@ -306,7 +310,7 @@ class Definition:
         errors: list[str] = []
         for choices, nodes in self.space.branches():
             chosen = {**self.composer.choices, **choices}
-            point = self.space.stand_in(chosen)
+            point = self.space.make_placeholder(chosen)
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:

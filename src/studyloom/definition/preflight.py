@@ -48,8 +48,8 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
         for probe in branch.probes():
             try:
                 config = with_values(branch.config, probe)
-                point = definition.space.default(branch.opened, partial(value_at, config))
-                if definition.space.breach(point.params) is not None:
+                point = definition.space.read_default(branch.opened, partial(value_at, config))
+                if definition.space.find_breach(point.params) is not None:
                     continue
                 jobs = build_jobs(config, data.folds, seed=0)
                 # The final training is on all examples.

@@ -20,7 +20,14 @@ from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal
 from studyloom.space.drawing_points import DRAWS, any_point
-from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, default_of, end_of, why_not
+from studyloom.space.tree import (
+    LARGEST_GRID,
+    ListNode,
+    ValueNode,
+    find_default,
+    find_end,
+    find_misfit,
+)
 from studyloom.text import as_yaml, line_to_add, nearest
 
 SEARCHED = (*OF_NETWORKS, "train", "params")
@@ -166,7 +173,7 @@ def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
             yield from _check_default(branch, node)
 
 
-def _check_default(branch: Branch, node: Leaf | ListLeaf) -> Iterator[str]:
+def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
     """Yields why the default of a hyperparameter is not among its values."""
     default = value_at(branch.config, node.key)
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
@@ -178,7 +185,7 @@ def _check_default(branch: Branch, node: Leaf | ListLeaf) -> Iterator[str]:
         yield f"space.{node.name}: the default {node.key}={as_yaml(default)} {problem}; {way_out}"
 
 
-def _declaring(branch: Branch, node: Leaf | ListLeaf, default: Any) -> str:
+def _declaring(branch: Branch, node: ValueNode | ListNode, default: Any) -> str:
     """Returns the name of the class or function that declares a default, or ""."""
     section = section_of(branch.config, node.key)
     declared = argument(branch.config, node.key)
@@ -186,24 +193,24 @@ def _declaring(branch: Branch, node: Leaf | ListLeaf, default: Any) -> str:
         return ""
     if declared.default is inspect.Parameter.empty:
         return ""
-    is_same = default == default_of(node, declared.default, len)
+    is_same = default == find_default(node, declared.default, len)
     return str(section["_target_"]) if is_same else ""
 
 
-def _middle(branch: Branch, node: Leaf | ListLeaf) -> str:
+def _middle(branch: Branch, node: ValueNode | ListNode) -> str:
     """Returns the value in the middle of the range of a node without a default."""
 
     def length_of(key: str) -> int:
         other = value_at(branch.config, key)
         return len(other) if isinstance(other, list) else 1
 
-    return as_yaml(default_of(node, inspect.Parameter.empty, length_of))
+    return as_yaml(find_default(node, inspect.Parameter.empty, length_of))
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:
     """Yields relations that the baseline or every configuration breaks, and endless repeats."""
     space, baseline = definition.space, definition.baseline
-    if baseline is not None and (words := space.breach(baseline.params)) is not None:
+    if baseline is not None and (words := space.find_breach(baseline.params)) is not None:
         yield f"study.baseline: the baseline {words}; change it, or set study.baseline=false"
     elif space.relations and any_point(space, max(0, definition.seed)) is None:
         tried = "no" if space.size() <= LARGEST_GRID else f"none of {DRAWS:,} random"
@@ -214,7 +221,7 @@ def _check_relations(definition: Definition) -> Iterator[str]:
         yield f"study.repeats=false is for a space of finitely many configurations; {way_out}"
 
 
-def _to_add(definition: Definition, branch: Branch, node: Leaf | ListLeaf) -> str:
+def _to_add(definition: Definition, branch: Branch, node: ValueNode | ListNode) -> str:
     """Says which line to add to which of the user's files for a key, or returns ""."""
     section, _, name = node.key.partition(".")
     of_params = section == "params"
@@ -224,7 +231,7 @@ def _to_add(definition: Definition, branch: Branch, node: Leaf | ListLeaf) -> st
     file = definition.composer.file_of(section, branch.choices)
     if file is None or "." in name or not (of_params or section in definition.composer.choices):
         return ""
-    value = as_yaml(end_of(node.distribution, 0)) if isinstance(node, Leaf) else "[…]"
+    value = as_yaml(find_end(node.distribution, 0)) if isinstance(node, ValueNode) else "[…]"
     return line_to_add(name, value, file, "params" if of_params else "")
 
 
@@ -238,17 +245,17 @@ def _not_searched(name: str, key: str) -> Iterator[str]:
         )
 
 
-def _problems(node: Leaf | ListLeaf, default: Any, branch: Branch) -> Iterator[str]:
+def _problems(node: ValueNode | ListNode, default: Any, branch: Branch) -> Iterator[str]:
     """Yields why a default is not among the values of its node, each beginning with a verb."""
-    if isinstance(node, Leaf):
-        yield from filter(None, [why_not(node.distribution, default)])
+    if isinstance(node, ValueNode):
+        yield from filter(None, [find_misfit(node.distribution, default)])
         return
     items = default if isinstance(default, list) else [default]
-    yield from dict.fromkeys(filter(None, (why_not(node.item, item) for item in items)))
+    yield from dict.fromkeys(filter(None, (find_misfit(node.item, item) for item in items)))
     if isinstance(node.length, IntDistribution):
         if not isinstance(default, list):
             yield "is not a list"
-        elif problem := why_not(node.length, len(default)):
+        elif problem := find_misfit(node.length, len(default)):
             yield f"is a list whose length {len(default)} {problem}"
     elif isinstance(default, list) and len(default) != len(value_at(branch.config, node.length)):
         yield f"is not as long as {node.length}"

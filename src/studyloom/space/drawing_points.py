@@ -37,5 +37,5 @@ def any_point(space: Space, seed: int, taken: Collection[Any] = ()) -> Point | N
         draw: Any = RandomSampler(seed).sample_independent
         decide = lambda asked: draw(None, None, asked.name, asked.distribution)  # noqa: E731
         points = (space.walk(decide) for _ in range(DRAWS))
-    held = (point for point in points if space.breach(point.params) is None)
+    held = (point for point in points if space.find_breach(point.params) is None)
     return next((point for point in held if identify(point) not in taken), None)

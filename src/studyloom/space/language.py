@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studyloom.errors import ConfigError, refuse
-from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, group_of
+from studyloom.space.tree import Distribution, Group, ListNode, Node, Space, ValueNode, config_group
 from studyloom.text import is_scalar, nearest, shorten
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class _Parser:
     def parse_nodes(self, tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
         """Parses a mapping: the options of a group, hyperparameters, and nested mappings."""
         tree = {str(child): spec for child, spec in tree.items()}
-        group_options = self.options(group_of(key)) if key else []
+        group_options = self.options(config_group(key)) if key else []
         opened: dict[str, tuple[Node, ...]] = {}
         nodes: list[Node] = []
         lists: dict[str, Mapping[str, Any]] = {}
@@ -99,15 +99,15 @@ class _Parser:
 
     def _parse_leaf(
         self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
-    ) -> Leaf | ListLeaf | None:
-        if group_options := self.options(group_of(key)):
+    ) -> ValueNode | ListNode | None:
+        if group_options := self.options(config_group(key)):
             example = ", ".join(f"{option}: …" for option in group_options)
             raise ConfigError(
-                f"space.{name} must hold options of the config group {group_of(key)}, each with "
-                f"what it opens: {{{example}}}; got {dict(spec)!r}"
+                f"space.{name} must hold options of the config group {config_group(key)}, each "
+                f"with what it opens: {{{example}}}; got {dict(spec)!r}"
             )
         if "list" not in spec:
-            return Leaf(name, key, _parse_distribution(spec, name, DEFAULT), spec.get(DEFAULT))
+            return ValueNode(name, key, _parse_distribution(spec, name, DEFAULT), spec.get(DEFAULT))
         _check_keys(spec, name, DEFAULT)
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
@@ -121,7 +121,7 @@ class _Parser:
             return None
         if isinstance(length, str):
             length = ".".join([*key.split(".")[:-1], length])
-        return ListLeaf(name, key, distribution, length, spec.get(DEFAULT))
+        return ListNode(name, key, distribution, length, spec.get(DEFAULT))
 
 
 def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistribution | str:

@@ -7,13 +7,22 @@ from optuna.distributions import IntDistribution
 from rich.text import Text
 from rich.tree import Tree
 
-from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Open, Space, describe
+from studyloom.space.tree import (
+    LARGEST_GRID,
+    Group,
+    ListNode,
+    Node,
+    Space,
+    SuggestedSpace,
+    ValueNode,
+    describe,
+)
 
 
 def outline(space: Space) -> Tree:
     """Draws a space as a tree: its size, groups with options, hyperparameters with ranges."""
     size = space.size()
-    if isinstance(space, Open):
+    if isinstance(space, SuggestedSpace):
         title = "space: what the objective suggests"
     elif math.isfinite(size):
         most = "at most " if space.relations and size > LARGEST_GRID else ""
@@ -37,12 +46,12 @@ def _add_nodes(tree: Tree, nodes: Sequence[Node], prefix: str) -> None:
                 for option, children in options.items():
                     twig = branch.add(Text(option, style="cyan"))
                     _add_nodes(twig, children, f"{node.name}.{option}.")
-            case Leaf(distribution=distribution):
+            case ValueNode(distribution=distribution):
                 tree.add(Text(f"{name}: {describe(distribution)}"))
-            case ListLeaf(item=item, length=str(key)):
+            case ListNode(item=item, length=str(key)):
                 other = key.rpartition(".")[2]
                 tree.add(Text(f"{name}: list as long as {other}, each {describe(item)}"))
-            case ListLeaf(item=item, length=length):
+            case ListNode(item=item, length=length):
                 assert isinstance(length, IntDistribution)
                 long = f"of length {describe(length)}"
                 tree.add(Text(f"{name}: list {long}, each {describe(item)}"))

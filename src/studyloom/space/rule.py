@@ -212,7 +212,7 @@ def read_space(section: Any, options: Callable[[str], Sequence[str]], above: str
     space = parse_space(tree, options, above)
     known: dict[str, Any] = {}
     for choices, _ in space.branches() if where else ():
-        known |= space.stand_in(choices, end=-1).distributions
+        known |= space.make_placeholder(choices, end=-1).distributions
     numbers = [name for name in known if is_numeric(known[name])]
     return replace(space, relations=parse_relations(where, numbers))
 

@@ -9,8 +9,10 @@
       lr: {float: [1.0e-4, 1.0], log: true}       next to the options: searched with each of them
       sgd: {momentum: {float: [0.0, 0.99]}}
 
-A hyperparameter's name is its path in this tree (`optimizer.sgd.momentum`). Its config key is that
-path without the options (`optimizer.momentum`). A group with a single option is fixed.
+A hyperparameter's *name* is its path in this tree (`optimizer.sgd.momentum`). Its *config key* is
+that path without the options (`optimizer.momentum`). A *branch* is what one combination of options
+opens. A group with a single option is fixed. A *relation* is a rule of `space.where` that excludes
+combinations of values. The size of a space is the number of its configurations, its grid.
 """
 
 import functools
@@ -19,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from optuna.distributions import (
     BaseDistribution,
@@ -33,19 +35,24 @@ from studyloom.errors import refuse
 from studyloom.text import as_yaml, is_scalar, kind_of, nearest
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Scalar = str | int | float | bool | None  # a value of a hyperparameter
+Params = Mapping[str, Any]  # the value by hyperparameter name, as Optuna has it
+Choices = Mapping[str, str]  # the chosen option by Hydra group, such as `model/block`
+Lookup = Callable[[str], Any]  # returns the value of a config at a key
+
 LARGEST_GRID = 100_000  # configurations that are enumerated
 
 
 @dataclass(frozen=True)
-class Leaf:
+class ValueNode:
     """A node with one value, which is written to the config at `key`.
 
     `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one hyperparameter:
     `optimizer.sgd.momentum` with the key `optimizer.momentum`.
 
-    `name` is the path in the tree; `key` is the path without the options.
-
     Attributes:
+        name: the path in the tree.
+        key: the path without the options.
         default: the value of the baseline; None for that of the config.
     """
 
@@ -56,7 +63,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class ListLeaf:
+class ListNode:
     """A node with a list of values, which is written to the config at `key`.
 
     `model: {hidden: {list: {int: [16, 512]}, length: {int: [1, 3]}}}` has the hyperparameter
@@ -97,18 +104,31 @@ class Group:
 
     @property
     def config_group(self) -> str:
-        return group_of(self.key)
+        return config_group(self.key)
 
 
-Node = Leaf | ListLeaf | Group
+Node = ValueNode | ListNode | Group
+
+
+class SpaceBranch(NamedTuple):
+    """The hyperparameters that one combination of options opens.
+
+    Attributes:
+        choices: the options; empty at the root of the tree.
+        nodes: those next to or below the last of these options, and no deeper.
+    """
+
+    choices: dict[str, str]
+    nodes: tuple[ValueNode | ListNode, ...]
 
 
 @dataclass(frozen=True)
-class Parameter:
+class Hyperparameter:
     """A hyperparameter that a walk through the tree has to decide.
 
     Attributes:
         key: the config key at which it decides what `role` says.
+        role: whether it is a group's option, a value, a list's length, or an item of a list.
         index: the position of an item in its list, from 0.
     """
 
@@ -118,32 +138,37 @@ class Parameter:
     role: Literal["option", "value", "length", "item"]
     index: int = 0
 
-    def composed(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Any:
-        """Returns the value in a config, see `Space.default`.
+    def read_default(self, choices: Choices, lookup: Lookup) -> Any:
+        """Returns the value that a config has, see `Space.read_default`.
 
-        A scalar at the key of a list stands for each of its items, and the last item of a shorter
-        list for those that it lacks.
+        A scalar at the key of a list stands for each of its items. If the list of the config is
+        shorter, its last item stands for those that it lacks.
         """
         if self.role == "option":
-            return choices[group_of(self.key)]
+            return choices[config_group(self.key)]
         value = lookup(self.key)
-        if self.role == "length" and isinstance(value, list):
+        if isinstance(value, list) and self.role == "length":
             return len(value)
-        if self.role == "item" and isinstance(value, list) and value:
-            value = value[min(self.index, len(value) - 1)]
-        return self.own(value)
+        if isinstance(value, list) and self.role == "item" and value:
+            position = min(self.index, len(value) - 1)
+            value = value[position]
+        return self.match_choice(value)
 
-    def own(self, value: Any) -> Any:
-        """Returns the choice that a value is, such as 0 for 0.0; else the value."""
-        choices = getattr(self.distribution, "choices", ())
-        return next((choice for choice in choices if _is_same(choice, value)), value)
+    def match_choice(self, value: Any) -> Any:
+        """Returns the choice that a value equals, such as 0 for 0.0; else the value."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            for choice in self.distribution.choices:
+                if _is_same(choice, value):
+                    return choice
+        return value
 
-    def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Any:
-        """Returns the value where only groups are chosen, see `Space.stand_in`."""
-        option = choices.get(group_of(self.key)) if self.role == "option" else None
-        if option is not None and why_not(self.distribution, option) is None:
-            return option
-        return end_of(self.distribution, end)
+    def make_placeholder(self, choices: Choices, end: int = 0) -> Any:
+        """Returns the value where only options are chosen, see `Space.make_placeholder`."""
+        if self.role == "option":
+            option = choices.get(config_group(self.key))
+            if option is not None and find_misfit(self.distribution, option) is None:
+                return option
+        return find_end(self.distribution, end)
 
 
 @dataclass(frozen=True)
@@ -155,7 +180,7 @@ class Point:
         values: the value by config key.
         params: the value by hyperparameter name, as Optuna stores it.
         distributions: the distribution by hyperparameter name.
-        trial: Optuna's trial, whose objective suggests the values itself (`Open`); else None.
+        trial: Optuna's trial, if its objective suggests the values itself (`SuggestedSpace`).
     """
 
     choices: dict[str, str] = field(default_factory=dict)
@@ -165,12 +190,12 @@ class Point:
     trial: BaseTrial | None = field(default=None, compare=False)
 
 
-class Where(Protocol):
+class SpaceRelation(Protocol):
     """A relation between hyperparameters that must hold, as one of `space.where`."""
 
     @property
     def names(self) -> frozenset[str]: ...
-    def holds(self, params: Mapping[str, Any]) -> bool: ...
+    def holds(self, params: Params) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -183,21 +208,21 @@ class Space:
     """
 
     nodes: tuple[Node, ...]
-    relations: tuple[Where, ...] = ()
+    relations: tuple[SpaceRelation, ...] = ()
 
-    def breach(self, params: Mapping[str, Any]) -> str | None:
-        """Says which relation these hyperparameters break: "breaks …"; None if they break none."""
+    def find_breach(self, params: Params) -> str | None:
+        """Returns which relation these values break: "breaks …"; None if they break none."""
         for relation in self.relations:
             if not relation.holds(params):
-                values = ", ".join(f"{n}={as_yaml(params[n])}" for n in sorted(relation.names))
-                return f"breaks space.where '{relation}' with {values}"
+                values = [f"{name}={as_yaml(params[name])}" for name in sorted(relation.names)]
+                return f"breaks space.where '{relation}' with {', '.join(values)}"
         return None
 
-    def at(self, params: Mapping[str, Any]) -> Point:
+    def make_point(self, params: Params) -> Point:
         """Returns the configuration with these values; raises KeyError if one is missing."""
-        return self.walk(lambda parameter: params[parameter.name])
+        return self.walk(lambda hyperparameter: params[hyperparameter.name])
 
-    def walk(self, decide: Callable[[Parameter], Any]) -> Point:
+    def walk(self, decide: Callable[[Hyperparameter], Any]) -> Point:
         """Walks the tree from the root, and returns the configuration that was decided.
 
         Args:
@@ -206,34 +231,42 @@ class Space:
         """
         point = Point()
 
-        def assign(parameter: Parameter) -> Any:
-            value = decide(parameter)
-            point.params[parameter.name] = value
-            point.distributions[parameter.name] = parameter.distribution
+        def assign(hyperparameter: Hyperparameter) -> Any:
+            value = decide(hyperparameter)
+            point.params[hyperparameter.name] = value
+            point.distributions[hyperparameter.name] = hyperparameter.distribution
             return value
+
+        def visit_group(group: Group) -> None:
+            option = next(iter(group.options))
+            if len(group.options) > 1:
+                option = assign(Hyperparameter(group.name, group.distribution, group.key, "option"))
+            point.choices[group.config_group] = option
+            visit(group.options[option])
+
+        def visit_list(node: ListNode) -> None:
+            if isinstance(node.length, str):
+                length = len(point.values[node.length])
+            elif node.length.low == node.length.high:
+                length = node.length.low
+            else:
+                name = f"{node.name}.length"
+                length = assign(Hyperparameter(name, node.length, node.key, "length"))
+            items = []
+            for index in range(length):
+                name = f"{node.name}.{index}"
+                items.append(assign(Hyperparameter(name, node.item, node.key, "item", index)))
+            point.values[node.key] = items
 
         def visit(nodes: Sequence[Node]) -> None:
             for node in nodes:
                 match node:
-                    case Group(name, key, options):
-                        option = next(iter(options))
-                        if len(options) > 1:
-                            option = assign(Parameter(name, node.distribution, key, "option"))
-                        point.choices[node.config_group] = option
-                        visit(options[option])
-                    case Leaf(name=name, key=key, distribution=distribution):
-                        point.values[key] = assign(Parameter(name, distribution, key, "value"))
-                    case ListLeaf(name=name, key=key, item=item, length=length):
-                        if isinstance(length, str):
-                            count = len(point.values[length])
-                        elif length.low == length.high:
-                            count = length.low
-                        else:
-                            count = assign(Parameter(f"{name}.length", length, key, "length"))
-                        point.values[key] = [
-                            assign(Parameter(f"{name}.{i}", item, key, "item", i))
-                            for i in range(count)
-                        ]
+                    case Group():
+                        visit_group(node)
+                    case ValueNode(name=name, key=key, distribution=distribution):
+                        point.values[key] = assign(Hyperparameter(name, distribution, key, "value"))
+                    case ListNode():
+                        visit_list(node)
 
         visit(self.nodes)
         return point
@@ -241,24 +274,31 @@ class Space:
     def suggest(self, trial: BaseTrial) -> Point:
         """Returns the configuration that a trial's sampler suggests."""
         suggest: Any = trial._suggest  # type: ignore[attr-defined]
-        return self.walk(lambda parameter: suggest(parameter.name, parameter.distribution))
+        return self.walk(lambda hyper: suggest(hyper.name, hyper.distribution))
 
-    def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
-        """Returns the configuration in a config, whose value at a key `lookup` returns."""
-        return self.walk(lambda parameter: parameter.composed(choices, lookup))
+    def read_default(self, choices: Choices, lookup: Lookup) -> Point:
+        """Returns the configuration that a config has.
 
-    def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Point:
-        """Returns a configuration for which only the options of groups are chosen.
-
-        An option is as chosen if the space has it; other values are ends of ranges, see `end_of`.
+        Args:
+            choices: the options of the config's groups.
+            lookup: returns the value of the config at a key.
         """
-        return self.walk(lambda parameter: parameter.stand_in(choices, end))
+        return self.walk(lambda hyperparameter: hyperparameter.read_default(choices, lookup))
 
-    def leaves(self, choices: Mapping[str, str]) -> Iterator[Leaf | ListLeaf]:
-        """Yields the hyperparameters that certain choices open, in the order of the tree."""
-        for chosen, nodes in self.branches():
-            if chosen.items() <= choices.items():
-                yield from nodes
+    def make_placeholder(self, choices: Choices, end: int = 0) -> Point:
+        """Returns a configuration of a branch, where only its options matter.
+
+        Args:
+            choices: options, which are chosen if the space has them.
+            end: the end of their ranges that all other values are at, see `find_end`.
+        """
+        return self.walk(lambda hyperparameter: hyperparameter.make_placeholder(choices, end))
+
+    def opened_nodes(self, choices: Choices) -> Iterator[ValueNode | ListNode]:
+        """Yields the hyperparameters that some options open, in the order of the tree."""
+        for branch in self.branches():
+            if branch.choices.items() <= choices.items():
+                yield from branch.nodes
 
     def size(self) -> float:
         """Counts the configurations: infinity for a continuous range, or beyond all floats.
@@ -269,7 +309,9 @@ class Space:
             size = _count_points(self.nodes)
         except OverflowError:
             return math.inf
-        return len(self.grid) if self.relations and size <= LARGEST_GRID else size
+        if self.relations and size <= LARGEST_GRID:
+            return len(self.grid)
+        return size
 
     def points(self) -> Iterator[Point]:
         """Yields every configuration of a finite space that breaks no relation, depth first.
@@ -277,44 +319,41 @@ class Space:
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
         """
-        leaves = (node for _, nodes in self.branches() for node in nodes)
-        ranges = {n.name: n.distribution if isinstance(n, Leaf) else n.item for n in leaves}
-        continuous = [name for name, each in ranges.items() if math.isinf(count_values(each))]
-        way_out = "a grid cannot enumerate a continuous range; give it a step, or a choice"
-        refuse([f"space.{name}: {way_out}" for name in continuous])
-        trail: list[int] = []  # the index of the value at each depth of the current walk
-        while True:
-            widths: list[int] = []
-
-            def decide(parameter: Parameter, widths: list[int] = widths) -> Any:
-                depth = len(widths)
-                widths.append(int(count_values(parameter.distribution)))
-                if depth == len(trail):
-                    trail.append(0)
-                return nth_value(parameter.distribution, trail[depth])
-
-            point = self.walk(decide)
-            if self.breach(point.params) is None:
+        refuse([*self._find_continuous_ranges()])
+        odometer = _Odometer()
+        has_next = True
+        while has_next:
+            odometer.start_walk()
+            point = self.walk(odometer.decide)
+            if self.find_breach(point.params) is None:
                 yield point
-            while trail and trail[-1] + 1 == widths[len(trail) - 1]:
-                trail.pop()
-            if not trail:
-                return
-            trail[-1] += 1
+            has_next = odometer.advance()
+
+    def _find_continuous_ranges(self) -> Iterator[str]:
+        """Yields an error for each range that a grid cannot enumerate."""
+        for branch in self.branches():
+            for node in branch.nodes:
+                distribution = node.item if isinstance(node, ListNode) else node.distribution
+                if math.isinf(count_values(distribution)):
+                    yield (
+                        f"space.{node.name}: a grid cannot enumerate a continuous range; give it a "
+                        "step, or a choice"
+                    )
 
     @functools.cached_property  # each trial makes a sampler, and 10,000 take 0.2 s
     def grid(self) -> tuple[Point, ...]:
         """All configurations of a finite space."""
         return tuple(self.points())
 
-    def branches(self) -> Iterator[tuple[dict[str, str], tuple[Leaf | ListLeaf, ...]]]:
-        """Yields each branch, from the root on: its choices, and its hyperparameters."""
-        yield {}, tuple(node for node in self.nodes if not isinstance(node, Group))
+    def branches(self) -> Iterator[SpaceBranch]:
+        """Yields each branch, from the root on."""
+        yield SpaceBranch({}, tuple(node for node in self.nodes if not isinstance(node, Group)))
         for node in self.nodes:
             if isinstance(node, Group):
                 for option, opened in node.options.items():
-                    for choices, leaves in Space(opened).branches():
-                        yield {node.config_group: option, **choices}, leaves
+                    for inner in Space(opened).branches():
+                        choices = {node.config_group: option, **inner.choices}
+                        yield SpaceBranch(choices, inner.nodes)
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
@@ -326,12 +365,12 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Open(Space):
+class SuggestedSpace(Space):
     """The space of an objective that suggests its hyperparameters itself: no tree describes it."""
 
     nodes: tuple[Node, ...] = ()
 
-    def at(self, params: Mapping[str, Any]) -> Point:
+    def make_point(self, params: Params) -> Point:
         return Point(params={**params})
 
     def suggest(self, trial: BaseTrial) -> Point:
@@ -341,28 +380,71 @@ class Open(Space):
         return math.inf
 
 
-def group_of(key: str) -> str:
+class _Odometer:
+    """Decides a walk through the tree so that each walk gives the next configuration.
+
+    It works like the counter of a car: a digit for each hyperparameter, in the order of a walk,
+    which counts through the values of that hyperparameter. The last digit turns first. When an
+    earlier digit turns, the later ones are dropped and not set to 0: another option or length opens
+    other hyperparameters, and the next walk finds out which.
+    """
+
+    def __init__(self) -> None:
+        self._digits: list[int] = []  # the index of the value of each hyperparameter
+        self._sizes: list[int] = []  # the number of values of each in the current walk
+
+    def start_walk(self) -> None:
+        self._sizes = []
+
+    def decide(self, hyperparameter: Hyperparameter) -> Any:
+        """Returns the value of the next hyperparameter of the current walk."""
+        position = len(self._sizes)
+        self._sizes.append(int(count_values(hyperparameter.distribution)))
+        if position == len(self._digits):
+            self._digits.append(0)
+        return nth_value(hyperparameter.distribution, self._digits[position])
+
+    def advance(self) -> bool:
+        """Moves on to the next configuration; returns False if there is none."""
+        while self._digits:
+            last = len(self._digits) - 1
+            if self._digits[last] + 1 < self._sizes[last]:
+                self._digits[last] += 1
+                return True
+            self._digits.pop()
+        return False
+
+
+def config_group(key: str) -> str:
     """Returns the Hydra group of a config key: `model.block` is of the group `model/block`."""
     return key.replace(".", "/")
 
 
 def _count_points(nodes: Sequence[Node]) -> float:
+    """Returns the number of configurations of some nodes; infinity for a continuous range."""
     total = 1.0
     for node in nodes:
         match node:
             case Group(options=options):
-                total *= sum(_count_points(children) for children in options.values())
-            case Leaf(distribution=distribution):
+                total *= sum(_count_points(opened) for opened in options.values())
+            case ValueNode(distribution=distribution):
                 total *= count_values(distribution)
-            case ListLeaf(key=key, length=length) if not isinstance(length, str):
-                shared = [
-                    count_values(other.item)
-                    for other in nodes
-                    if isinstance(other, ListLeaf) and other.length == key
-                ]
-                each = math.prod([count_values(node.item), *shared])
-                total *= sum(each**n for n in range(length.low, length.high + 1, length.step))
+            case ListNode(length=IntDistribution()):
+                total *= _count_lists(node, nodes)
+            case ListNode():
+                pass  # it is counted with the list that it is as long as
     return total
+
+
+def _count_lists(node: ListNode, siblings: Sequence[Node]) -> float:
+    """Returns the number of configurations of a list, and of those that are as long as it."""
+    assert isinstance(node.length, IntDistribution)
+    values_per_position = count_values(node.item)
+    for other in siblings:
+        if isinstance(other, ListNode) and other.length == node.key:
+            values_per_position *= count_values(other.item)
+    lengths = range(node.length.low, node.length.high + 1, node.length.step)
+    return sum(values_per_position**length for length in lengths)
 
 
 def count_values(distribution: Distribution) -> float:
@@ -375,53 +457,68 @@ def count_values(distribution: Distribution) -> float:
         case FloatDistribution(low=low, high=high, step=step):
             if step is not None:
                 return round((high - low) / step) + 1
-            return 1 if low == high else math.inf
+            if low == high:
+                return 1
+            return math.inf
 
 
-def middle_of(distribution: Distribution) -> Any:
+def find_middle(distribution: Distribution) -> Any:
     """Returns the value in the middle of a range, on the scale on which it is drawn.
 
-    Of choices that are not ordered it is the first.
+    Choices without an order have no middle: the first stands for it.
     """
     match distribution:
         case CategoricalDistribution(choices=choices):
-            return choices[len(choices) // 2 if is_ordered(distribution) else 0]
+            if is_ordered(distribution):
+                return choices[len(choices) // 2]
+            return choices[0]
         case IntDistribution(low=low, high=high, log=log, step=step):
-            middle = math.sqrt(low) * math.sqrt(high) if log else (low + high) / 2
+            middle = (low + high) / 2
+            if log:
+                middle = math.sqrt(low) * math.sqrt(high)
             return low + round((middle - low) / step) * step
         case FloatDistribution(low=low, high=high, log=log, step=step):
             if step is not None:
                 return nth_value(distribution, int(count_values(distribution)) // 2)
-            middle = math.sqrt(low) * math.sqrt(high) if log else low / 2 + high / 2
-            return min(max(low, float(f"{middle:.4g}")), high)
+            middle = low / 2 + high / 2  # their sum could be beyond all floats
+            if log:
+                middle = math.sqrt(low) * math.sqrt(high)
+            rounded_middle = float(f"{middle:.4g}")
+            return min(max(low, rounded_middle), high)
 
 
-def default_of(node: Leaf | ListLeaf, declared: Any, length_of: Callable[[str], int]) -> Any:
+def find_default(
+    node: ValueNode | ListNode, declared: Any, find_length: Callable[[str], int]
+) -> Any:
     """Returns the default value of a node: its own, else the declared one, else the middle.
 
     A declared value outside the range is returned too, so that it can be refused.
 
     Args:
-        declared: the default of the argument that the node sets; empty of `inspect` without.
-        length_of: returns the length of another list by its key.
+        declared: the default of the argument that the node sets; `inspect.Parameter.empty` if the
+            argument has none.
+        find_length: returns the length of another list by its key.
     """
     if node.default is not None:
         return node.default
     if declared is not inspect.Parameter.empty:
-        return _in_config(declared)
-    if isinstance(node, Leaf):
-        return middle_of(node.distribution)
-    length = node.length
-    if isinstance(length, str):
-        length = IntDistribution(length_of(length), length_of(length))
-    return [middle_of(node.item)] * middle_of(length)
+        return _to_config_value(declared)
+    if isinstance(node, ValueNode):
+        return find_middle(node.distribution)
+    if isinstance(node.length, str):
+        length = find_length(node.length)
+    else:
+        length = find_middle(node.length)
+    return [find_middle(node.item)] * length
 
 
-def _in_config(value: Any) -> Any:
-    """Returns a value as a config can hold it; of an object, its text."""
+def _to_config_value(value: object) -> object:
+    """Returns a value as a config can hold it: lists and scalars; the text of another object."""
     if isinstance(value, list | tuple):
-        return [_in_config(item) for item in value]
-    return value if is_scalar(value) else str(value)
+        return [_to_config_value(item) for item in value]
+    if is_scalar(value):
+        return value
+    return str(value)
 
 
 def nth_value(distribution: Distribution, index: int) -> Any:
@@ -432,34 +529,47 @@ def nth_value(distribution: Distribution, index: int) -> Any:
         case IntDistribution(low=low, step=step):
             return low + index * step
         case FloatDistribution(low=low, step=step):
-            return low if step is None else float(Decimal(str(low)) + index * Decimal(str(step)))
+            if step is None:
+                return low
+            return float(Decimal(str(low)) + index * Decimal(str(step)))
 
 
-def _is_same(choice: Any, value: Any) -> bool:
-    """Whether a value is a choice: 0.0 is 0, but false is not."""
+def _is_same(choice: Scalar, value: object) -> bool:
+    """Returns whether a value is a choice: 0.0 is 0, but false is not."""
     return bool(choice == value) and isinstance(choice, bool) == isinstance(value, bool)
 
 
-def why_not(distribution: Distribution, value: Any) -> str | None:
-    """Explains why a distribution cannot give a value: "is outside …"; None if it can."""
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            if any(_is_same(choice, value) for choice in choices):
-                return None
-            return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
-        case (
-            IntDistribution(low=low, high=high, step=step)
-            | FloatDistribution(low=low, high=high, step=step)
-        ):
-            whole = isinstance(distribution, IntDistribution)
-            if type(value) is not int and (whole or type(value) is not float):
-                return f"is {kind_of(value)}, but must be {'an integer' if whole else 'a number'}"
-            if not low <= value <= high:
-                return f"is outside its range [{low:.15g}, {high:.15g}]"
-            steps = (value - low) / step if step else 0.0
-            if abs(steps - round(steps)) < 1e-8:
-                return None
-            return f"is not one of {low:.15g}, {low + (step or 0):.15g}, … {high:.15g}"
+def find_misfit(distribution: Distribution, value: object) -> str | None:
+    """Returns why a distribution cannot give a value: "is outside …"; None if it can."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices = distribution.choices
+        if any(_is_same(choice, value) for choice in choices):
+            return None
+        return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
+    if isinstance(distribution, IntDistribution):
+        if type(value) is not int:  # a bool is an instance of int too
+            return f"is {kind_of(value)}, but must be an integer"
+        return _find_range_misfit(distribution, value)
+    if type(value) is not int and type(value) is not float:
+        return f"is {kind_of(value)}, but must be a number"
+    return _find_range_misfit(distribution, value)
+
+
+def _find_range_misfit(
+    distribution: IntDistribution | FloatDistribution, value: float
+) -> str | None:
+    """Returns why a number is not in a range; None if it is."""
+    low = distribution.low
+    high = distribution.high
+    step = distribution.step
+    if not low <= value <= high:  # also if it is NaN
+        return f"is outside its range [{low:.15g}, {high:.15g}]"
+    if not step:
+        return None
+    steps = (value - low) / step
+    if abs(steps - round(steps)) < 1e-8:
+        return None
+    return f"is not one of {low:.15g}, {low + step:.15g}, … {high:.15g}"
 
 
 def describe(distribution: Distribution) -> str:
@@ -470,26 +580,44 @@ def describe(distribution: Distribution) -> str:
         case IntDistribution(low=low, high=high, step=step, log=log):
             if low == high:
                 return str(low)
-            return f"{low} … {high}" + (" log" if log else f" step {step}" if step > 1 else "")
+            if log:
+                return f"{low} … {high} log"
+            if step > 1:
+                return f"{low} … {high} step {step}"
+            return f"{low} … {high}"
         case FloatDistribution(low=low, high=high, step=step, log=log):
             if low == high:
                 return f"{low:g}"
-            return f"{low:g} … {high:g}" + (" log" if log else f" step {step:g}" if step else "")
+            if log:
+                return f"{low:g} … {high:g} log"
+            if step:
+                return f"{low:g} … {high:g} step {step:g}"
+            return f"{low:g} … {high:g}"
 
 
-def is_numeric(distribution: BaseDistribution) -> bool:
-    """Whether all values of a distribution are numbers."""
-    return all(type(choice) in (int, float) for choice in getattr(distribution, "choices", ()))
+def find_end(distribution: Distribution, end: int) -> Any:
+    """Returns an end of a distribution.
 
-
-def end_of(distribution: Distribution, end: int) -> Any:
-    """Returns the low end or first choice of a distribution for 0, the high or last for -1."""
+    Args:
+        end: 0 for the low end or the first choice, -1 for the high end or the last choice.
+    """
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[end]
     return (distribution.low, distribution.high)[end]
 
 
+def is_numeric(distribution: BaseDistribution) -> bool:
+    """Returns whether all values of a distribution are numbers."""
+    if isinstance(distribution, CategoricalDistribution):
+        return all(type(choice) in (int, float) for choice in distribution.choices)
+    return True
+
+
 def is_ordered(distribution: BaseDistribution) -> bool:
-    """Whether near values of a distribution are alike: numbers, or choices of rising numbers."""
-    choices = list(getattr(distribution, "choices", ()))
-    return is_numeric(distribution) and choices == sorted(choices)
+    """Returns whether near values are alike: they are numbers, or choices of rising numbers."""
+    if not is_numeric(distribution):
+        return False
+    if isinstance(distribution, CategoricalDistribution):
+        choices: list[Any] = [*distribution.choices]
+        return choices == sorted(choices)
+    return True

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from studyloom.averages import mean
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
-from studyloom.space.tree import Parameter, Point, group_of, middle_of, why_not
+from studyloom.space.tree import Hyperparameter, Point, config_group, find_middle, find_misfit
 from studyloom.winner.result import Ablation, AblationRow
 from studyloom.winner.statistics import difference, errors_of_differences
 
@@ -46,26 +46,26 @@ class Defaults:
         kept = {name: value for name, value in self.point.params.items() if name not in names}
         if self.definition.suggests:
             ranges: Any = [item for trial in self.trials for item in trial.distributions.items()]
-            return Point(params={name: middle_of(each) for name, each in ranges} | kept)
+            return Point(params={name: find_middle(each) for name, each in ranges} | kept)
         space, composer = self.definition.space, self.definition.composer
 
         def walk(choices: Mapping[str, str]) -> Point:
             config = composer.compose(choices)
 
-            def decide(parameter: Parameter) -> Any:
+            def decide(parameter: Hyperparameter) -> Any:
                 if parameter.name in kept:
                     return kept[parameter.name]
                 if parameter.role == "option":
-                    value: Any = composer.choices.get(group_of(parameter.key))
+                    value: Any = composer.choices.get(config_group(parameter.key))
                 else:
-                    value = parameter.composed(choices, lambda key: value_at(config, key))
-                fits = why_not(parameter.distribution, value) is None
-                return value if fits else middle_of(parameter.distribution)
+                    value = parameter.read_default(choices, lambda key: value_at(config, key))
+                fits = find_misfit(parameter.distribution, value) is None
+                return value if fits else find_middle(parameter.distribution)
 
             return space.walk(decide)
 
         found = walk(walk(composer.choices).choices)  # each option has other defaults
-        own, config = space.at(self.point.params).values, self.definition.at(found)
+        own, config = space.make_point(self.point.params).values, self.definition.at(found)
         # Epochs, sizes and a learning rate that the winner has besides its hyperparameters.
         others = {
             key: value
@@ -84,7 +84,7 @@ class Defaults:
 
     def is_possible(self, names: Names) -> bool:
         """Whether the space has the configuration with these hyperparameters put back."""
-        return self.definition.space.breach(self.put_back(names).params) is None
+        return self.definition.space.find_breach(self.put_back(names).params) is None
 
 
 @dataclass(frozen=True)

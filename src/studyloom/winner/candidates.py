@@ -115,7 +115,7 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     re-evaluation and final training, which has no validation set, keep it. The learning rate
     schedule remains that of all epochs.
     """
-    point = definition.space.at(trial.params)
+    point = definition.space.make_point(trial.params)
     train = definition.at(point).train if definition.trains_networks else None
     if train is None or (train.patience, train.weights) == (None, "last"):
         return point

@@ -171,7 +171,7 @@ class SlotQueue:
         while True:
             with held.watch("sampling"):
                 point = source.space.suggest(held.trial)
-            if given or source.space.breach(point.params) is None:
+            if given or source.space.find_breach(point.params) is None:
                 if segments := held.claim.segments:  # now others may decide the next one
                     begun = [(number, start or 0) for number, start in segments]
                     stored.storage.set_trial_user_attr(trial_id, SEGMENTS, begun)

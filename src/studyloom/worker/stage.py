@@ -165,7 +165,7 @@ class TrialFiles:
         for trial in self.stage.stored.trials() if numbers else ():
             if trial.number in numbers and trial.state.is_finished():
                 with contextlib.suppress(KeyError):
-                    point = self.stage.source.space.at(trial.params)
+                    point = self.stage.source.space.make_point(trial.params)
                     checkpoint = self.checkpoint(trial.number, point)
                     # Another study may have its files in the same folder.
                     if checkpoint is not None and not checkpoint.is_of_another_training():

@@ -212,7 +212,7 @@ class Worker:
         """
         claim, point = held.claim, None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
-            point = self.stage.source.space.at(frozen.params)
+            point = self.stage.source.space.make_point(frozen.params)
             if not claim.ends_pruned:
                 self.describe(held, point)
                 held.store(None)
@@ -277,7 +277,7 @@ class Worker:
         except BaseException as error:  # whatever the user's code raises costs only this trial
             outcome = Outcome.failed(error)
         if suggests:
-            self.describe(held, self.stage.source.space.at(held.trial.params))
+            self.describe(held, self.stage.source.space.make_point(held.trial.params))
         held.store(objective)
         if outcome.failure is not None:
             held.fail(outcome.failure)

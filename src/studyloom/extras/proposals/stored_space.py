@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from studyloom.errors import ConfigError
 from studyloom.space.rule import read_space as read_tree
-from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, describe
+from studyloom.space.tree import Distribution, Group, ListNode, Node, Space, ValueNode, describe
 from studyloom.storage.attributes import SPACE
 from studyloom.storage.stored_study import StoredStudy
 
@@ -53,7 +53,7 @@ class StoredSpace:
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
         """Returns the default values of the hyperparameters that some choices open."""
         config = OmegaConf.create()
-        for leaf in self.space.leaves(choices):
+        for leaf in self.space.opened_nodes(choices):
             OmegaConf.update(config, leaf.key, self.starts[leaf.name], merge=False)
         return config
 
@@ -107,10 +107,10 @@ def _describe_nodes(
         match node:
             case Group():
                 groups.append({"oneOf": _describe_options(node, stored_space)})
-            case Leaf(name, _, distribution):
+            case ValueNode(name, _, distribution):
                 properties[name] = _describe_values(distribution)
                 properties[name]["default"] = stored_space.starts.get(name)
-            case ListLeaf(name):
+            case ListNode(name):
                 properties[name] = _describe_list(node)
                 properties[name]["default"] = stored_space.starts.get(name)
     schema: dict[str, Any] = {"properties": properties}
@@ -136,7 +136,7 @@ def _describe_options(group: Group, stored_space: StoredSpace) -> list[dict[str,
     return schemas
 
 
-def _describe_list(node: ListLeaf) -> dict[str, Any]:
+def _describe_list(node: ListNode) -> dict[str, Any]:
     """Describes a list of values, whose length is searched or that of another list."""
     array: dict[str, Any] = {
         "type": "array",
