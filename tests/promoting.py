@@ -9,8 +9,8 @@ from studyloom.storage.ledger import DONE, HELD, OPEN, UNCLAIMED, RungReport, St
 EPOCHS = 27
 
 
-def order_of(*goals, **arguments):
-    return AshaPruner(**arguments).order(goals or [ACCURACY])
+def order_of(*objectives, **arguments):
+    return AshaPruner(**arguments).order(objectives or [ACCURACY])
 
 
 def standing(slot, state, *values, order=None, exempt=False, apart=1, **costs):

@@ -70,7 +70,9 @@ class ToySource(DataSource):
 
 
 def stages_of(definition, url, run_dir, trials, **settings):
-    stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
+    stored = create_study(
+        url, "s", definition.identity("toy"), trials, objectives=definition.objectives
+    )
     data = TrainingData(ToySource(40), SPLIT)
     return open_stages(stored, definition, data, url, run_dir, trials, **settings)
 

@@ -16,7 +16,7 @@ from scripts.search.statistics import describe, interval
 from scripts.search.surrogates import SPACE, Surrogate
 from scripts.search.tables import Task
 from studyloom.decisions.asha import AshaOrder
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED, RungReport, Standing
 
 EPOCHS, TRIALS = 9, 12
@@ -99,7 +99,7 @@ def test_the_digest_of_the_product_is_that_of_its_files(monkeypatch, tmp_path):
 
 def test_a_replay_trains_what_the_order_of_promotion_chooses():
     tape = replay(TOY.begin(0), RANDOM, 0, 60, trials=TRIALS)
-    order = AshaOrder(1, 3, 1, (Goal("accuracy", "maximize"),))
+    order = AshaOrder(1, 3, 1, (ObjectiveValue("accuracy", "maximize"),))
     rungs, reached = order.rungs(EPOCHS), dict[int, dict[int, float]]()
     for trial, epoch, value in zip(tape.trials, tape.epochs, tape.values, strict=True):
         before = reached.setdefault(trial, {})

@@ -45,7 +45,9 @@ def work_side_by_side(definition, url, trials, workers, **limits):
 
 def fresh(url, definition, trials, name="s"):
     """A new study of toy data."""
-    return create_study(url, name, definition.identity("toy"), trials, goals=definition.goals)
+    return create_study(
+        url, name, definition.identity("toy"), trials, objectives=definition.objectives
+    )
 
 
 def outcomes(stored):

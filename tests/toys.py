@@ -28,7 +28,7 @@ from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.prepare import kind_of
 from studyloom.definition.validation import validate
 from studyloom.errors import Stopped
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.objectives.jobs import build_jobs, build_network, build_optimizer
 from studyloom.objectives.loop_run import Run
 from studyloom.space.tree import Space
@@ -213,8 +213,10 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
         trials: the values of each, the first of which is the baseline; None is a failed trial.
         attributes: the user attributes of all trials.
     """
-    goals = (ACCURACY, Goal("parameters", "minimize"))
-    stored = create_study(url, "two", {"asks": "nothing"}, max(1, len(trials)), goals=goals)
+    objectives = (ACCURACY, ObjectiveValue("parameters", "minimize"))
+    stored = create_study(
+        url, "two", {"asks": "nothing"}, max(1, len(trials)), objectives=objectives
+    )
     for number, values in enumerate(trials):
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         baseline = {BASELINE: True} if number == 0 else {}

@@ -60,7 +60,13 @@ def in_database(stored: StoredStudy) -> dict[int, Seen]:
     for trial in stored.trials():
         points = curve(trial, stored.metric)
         curves = Counter((p.name, p.epoch, short(p.value)) for p in points)
-        values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
+        values = dict(
+            zip(
+                [objective.name for objective in stored.objectives],
+                trial.values or (),
+                strict=False,
+            )
+        )
         state = TrialRecord(trial).outcome if trial.state.is_finished() else "running"
         params = {name: str(value) for name, value in trial.params.items()}
         finals = {name: short(value) for name, value in values.items()}
@@ -72,8 +78,8 @@ def seen_of(trial: TrackedTrial) -> Seen:
     """A trial as a tracker of one's own was given it."""
     curves = Counter((p.name, p.epoch, short(p.value)) for p in trial.points)
     params = {name: str(value) for name, value in trial.params.items()}
-    goals = trial.study.goals
-    finals = {name: short(value) for name, value in trial.values.items() if name in goals}
+    objectives = trial.study.objectives
+    finals = {name: short(value) for name, value in trial.values.items() if name in objectives}
     return Seen(params, curves, trial.state, finals)
 
 

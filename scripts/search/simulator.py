@@ -382,7 +382,7 @@ def run_workers(
     defined, clock = definition.definition, definition.clock
     url, stop = f"sqlite:///{place}/study.db", Stop(definition.tape, clock, definition.epoch)
     with closing(
-        create_study(url, "replay", {"of": "a task"}, trials, goals=defined.goals)
+        create_study(url, "replay", {"of": "a task"}, trials, objectives=defined.objectives)
     ) as stored:
         begin = [WarmStart(place_point(defined, each).point, "first") for each in first]
         enqueue(stored, WarmStarts(begin), trials, baseline=None)

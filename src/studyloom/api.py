@@ -266,7 +266,7 @@ class Study:
     def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
         if frozen is None:
             return None
-        names = (goal.name for goal in self._stored.goals)
+        names = (objective.name for objective in self._stored.objectives)
         values = dict(zip(names, frozen.values or (), strict=False))
         record, value = TrialRecord(frozen), next(iter(values.values()), None)
         params = dict(frozen.params)

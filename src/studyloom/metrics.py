@@ -26,7 +26,7 @@ ANYTHING = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
-class Goal:
+class ObjectiveValue:
     """A value of a trial that the study optimizes, such as accuracy or parameters."""
 
     name: str
@@ -39,7 +39,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Metric(Goal):
+class Metric(ObjectiveValue):
     """A score of outputs against targets.
 
     Args:
@@ -227,9 +227,9 @@ METRICS = {
 ACCURACY = METRICS["accuracy"]
 
 
-def ideal_of(goal: Goal) -> float | None:
+def ideal_of(objective: ObjectiveValue) -> float | None:
     """Returns the best value that a metric can have, times its sign; None if it is not known."""
-    known = METRICS.get(goal.name)
-    if known is None or known.sign != goal.sign:
+    known = METRICS.get(objective.name)
+    if known is None or known.sign != objective.sign:
         return None
-    return max(goal.sign * bound for bound in known.bounds)
+    return max(objective.sign * bound for bound in known.bounds)

@@ -19,7 +19,7 @@ from runs import Run, kill
 from toys import Never
 
 from studyloom import load_winner
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import LoopJob
 from studyloom.objectives.objective import Attempt
@@ -73,7 +73,7 @@ class Killed(BaseException):
 
 def objective(own, folder, lr=0.03, seed=7):
     config = OmegaConf.create({"params": {"lr": lr, "epochs": EPOCHS}})
-    loop = Loop(own.train, config, [Goal("loss", "minimize")])
+    loop = Loop(own.train, config, [ObjectiveValue("loss", "minimize")])
     attempt = Attempt(1, "search", folder)
     return LoopObjective(loop, [LoopJob(0, seed)], trial=3, attempt=attempt)
 

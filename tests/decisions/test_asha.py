@@ -11,10 +11,10 @@ from toys import TINY, ask
 
 from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.strategy import Strategy
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
 
-TWO = (ACCURACY, Goal("parameters", "minimize"))
+TWO = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 
 
 def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_it_began():

@@ -10,7 +10,7 @@ from toys import Signal, ask, fill
 
 from studyloom.decisions.early_end import Bounds, ending, look_ahead, read_outcomes, set_bounds
 from studyloom.decisions.strategy import Strategy
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.space.rule import Rule
 from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
 from studyloom.storage.opening import create_study, open_study
@@ -95,8 +95,8 @@ def test_what_was_decided_stays_until_other_bounds_are_set(url, definition):
 
 
 def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_trials(url):
-    goals = [Goal("loss", "minimize")]
-    stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
+    objectives = [ObjectiveValue("loss", "minimize")]
+    stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, objectives=objectives)
     fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
     for attributes in ({}, {PAUSED: None}, {PAUSED: 2}):
         reports = {"intermediate_values": {1: 0.5, 2: 0.4}, "user_attrs": attributes}
@@ -110,14 +110,16 @@ def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_tria
     assert [o.ended for o in found] == [*[True] * 3, False, False, *[True] * 4]
     assert [o.epochs for o in found] == [*[0] * 3, *[2] * 6]
     assert [o.slot for o in found if o.complete] == [0, 1]
-    goals += [Goal("parameters", "minimize")]
-    stored.store_rule(Rule.parse("min loss where parameters < 9", goals))
+    objectives += [ObjectiveValue("parameters", "minimize")]
+    stored.store_rule(Rule.parse("min loss where parameters < 9", objectives))
     assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"
 
 
 def test_outcomes_come_in_the_order_in_which_trials_ended_pauses_left_out(url):
     """The first is pruned late, after an hour at a rung; the second trained for half an hour."""
-    stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, goals=[Goal("loss", "minimize")])
+    stored = create_study(
+        url, "s", {"asks": "nothing"}, TRIALS, objectives=[ObjectiveValue("loss", "minimize")]
+    )
     noon, hour = datetime(2026, 1, 1, 12), timedelta(hours=1)
     for state, begun, ended, worked in (
         (TrialState.PRUNED, noon, noon + 2 * hour, hour / 10),

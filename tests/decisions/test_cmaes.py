@@ -15,12 +15,12 @@ from toys import ask
 
 from studyloom.decisions.samplers import CmaEsSampler
 from studyloom.decisions.strategy import Strategy
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import PICKLED
 from studyloom.storage.opening import create_study
 
 pytest.importorskip("cmaes", reason="the extra samplers is missing")
-LOSS = (Goal("loss", "minimize"),)
+LOSS = (ObjectiveValue("loss", "minimize"),)
 
 
 class Canary:
@@ -64,7 +64,7 @@ def test_it_gives_the_points_that_optunas_own_gives(direction, options):
 
 
 def test_on_a_shared_database_it_learns_and_stores_no_pickle(sqlite_url):
-    study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, goals=LOSS).optuna
+    study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, objectives=LOSS).optuna
     assert points(CmaEsSampler, study, 25) == points(CmaEsSampler, optuna.create_study(), 25)
     assert not any(key.startswith(PICKLED) for t in study.trials for key in t.system_attrs)
 
@@ -75,7 +75,7 @@ def test_on_a_shared_database_it_learns_and_stores_no_pickle(sqlite_url):
 )
 def test_a_pickle_in_the_database_is_not_executed(sqlite_url, tmp_path, key, options):
     canary = tmp_path / "canary"
-    study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, goals=LOSS).optuna
+    study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, objectives=LOSS).optuna
     overrides = ["sampler=cmaes", "sampler._target_=optuna.samplers.CmaEsSampler"]
     overrides += [f"+sampler.{option}=true" for option in options]
     with warnings.catch_warnings():

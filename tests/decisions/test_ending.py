@@ -18,7 +18,7 @@ from studyloom.decisions.early_end import (
     gain_of,
     read_outcomes,
 )
-from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
+from studyloom.metrics import ACCURACY, METRICS, ObjectiveValue, ideal_of
 from studyloom.storage.attributes import PROVENANCE, TIMES, parse
 from studyloom.storage.ledger import OPEN, UNCLAIMED
 
@@ -167,7 +167,7 @@ def test_no_gain_is_expected_beyond_the_best_value_that_the_metric_can_have():
     losses = [value - 1 for value in spread]
     bounded = replace(hundred, ideal=ideal_of(METRICS["mse"]))
     assert gain_of(bounded, outcomes(losses)) == pytest.approx(-max(losses))
-    for unknown in (Goal("reward", "maximize"), Goal("accuracy", "minimize")):
+    for unknown in (ObjectiveValue("reward", "maximize"), ObjectiveValue("accuracy", "minimize")):
         assert ideal_of(unknown) is None
 
 

@@ -10,14 +10,14 @@ from promoting import standing
 from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.extrapolation import mark_worse_than_complete
 from studyloom.decisions.rounds import RoundOrder
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.seeds import derive
 from studyloom.storage.attributes import FAILURE, PAUSED, SEGMENTS
 from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Fault, Segment
 from studyloom.storage.trial_buffer import paused_as_pruned
 
 EPOCHS, TRIALS = 9, 14  # the last epoch is at a rung of the order
-COSTS = (ACCURACY, Goal("parameters", "minimize"))
+COSTS = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 
 
 @dataclass
@@ -165,10 +165,10 @@ class Told:
         return [trial.frozen(self.search.several) for trial in self.search.trials.values()]
 
 
-@pytest.mark.parametrize("goals", [(ACCURACY,), COSTS], ids=["one", "two"])
+@pytest.mark.parametrize("objectives", [(ACCURACY,), COSTS], ids=["one", "two"])
 @pytest.mark.parametrize("pruner", [AshaPruner(1), AshaPruner(2, brackets=2), AshaPruner(1000)])
-def test_the_trials_are_the_same_for_any_workers_in_any_order_and_through_kills(goals, pruner):
-    order, several = RoundOrder(pruner.order(goals), 4), len(goals) > 1
+def test_the_trials_are_the_same_for_any_workers_in_any_order_and_through_kills(objectives, pruner):
+    order, several = RoundOrder(pruner.order(objectives), 4), len(objectives) > 1
     expected = Rounds(order, 1, 0, several=several).run()
     assert {state for _, _, _, state, _, _ in expected} >= {TrialState.COMPLETE}
     for seed in range(3):

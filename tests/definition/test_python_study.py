@@ -324,8 +324,8 @@ def test_an_argument_of_a_wrong_kind_is_one_error_in_words(
     subject, wrong, words, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    goal = {} if "maximize" in wrong else {"minimize": "loss"}
-    others = {"data": pair(9)} if subject is Net else goal
+    objective = {} if "maximize" in wrong else {"minimize": "loss"}
+    others = {"data": pair(9)} if subject is Net else objective
     with pytest.raises(sl.ConfigError) as caught:
         sl.search(subject, **others | wrong)
     assert re.search(words, str(caught.value)), caught.value
@@ -384,8 +384,8 @@ def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
     assert of_name == {"_target_": "test_python_study.error", "k": 1} | waiting
     test = {"_target_": "test_python_study.measured"} | waiting
     for setting in ({"objective": {"test": measured}}, {"objective.test": measured}):
-        goal = {"objective.direction": "minimize"}
-        assert sections(loop, **setting, **goal)["objective"]["test"] == test
+        objective = {"objective.direction": "minimize"}
+        assert sections(loop, **setting, **objective)["objective"]["test"] == test
     numbers = sections(train={"l1": np.float64(1)})
     assert numbers["train"] == {"l1": 1.0}
     assert type(numbers["train"]["l1"]) is float

@@ -75,7 +75,9 @@ def objective(monkeypatch):
 
 
 def work(definition, url, folder, trials, stopping=None, **limits):
-    stored = create_study(url, "own", definition.identity(""), trials, goals=definition.goals)
+    stored = create_study(
+        url, "own", definition.identity(""), trials, objectives=definition.objectives
+    )
     stage = Stage("search", stored, definition, Strategy(definition), trials)
     Worker(stage, TrainingData(), stopping or Never(), folder, Limits(**limits)).run()
     return stored
@@ -152,7 +154,7 @@ def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
         calls.append(("function", stopping.within))
         return 1.0
 
-    loop = Loop(function, ask().config, ask().goals)
+    loop = Loop(function, ask().config, ask().objectives)
     LoopObjective(loop, [LoopJob(0, 0)]).run(
         lambda step: calls.append(("report", stopping.within)), stopping
     )

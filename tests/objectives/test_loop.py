@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import Never
 
 from studyloom.errors import Stopped, UndefinedMetric
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import LoopJob
 from studyloom.space.rule import parse_limits
 from studyloom.training.checkpoint import Checkpoint
 
-GOALS = (Goal("accuracy", "maximize"),)
-TWO = (*GOALS, Goal("parameters", "minimize"))
+OBJECTIVES = (ObjectiveValue("accuracy", "maximize"),)
+TWO = (*OBJECTIVES, ObjectiveValue("parameters", "minimize"))
 EPOCHS = 3
 
 
@@ -58,11 +58,11 @@ def forgetful(config, run):
     return run.value
 
 
-def objective_of(function, seeds=(5,), goals=GOALS, limits=None, **loop):
+def objective_of(function, seeds=(5,), objectives=OBJECTIVES, limits=None, **loop):
     config = OmegaConf.create({"params": {}})
     limits = parse_limits(limits, None)
     jobs = [LoopJob(fold, seed) for fold, seed in enumerate(seeds)]
-    return LoopObjective(Loop(function, config, goals, limits, **loop), jobs)
+    return LoopObjective(Loop(function, config, objectives, limits, **loop), jobs)
 
 
 def run_of(objective, report=lambda step: None):
@@ -326,20 +326,20 @@ def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_r
 
 def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_jobs():
     for returned in ((0.5, 10), {"accuracy": 0.5, "parameters": 10}):
-        objective = objective_of(lambda config, run, it=returned: it, (5, 6), goals=TWO)
+        objective = objective_of(lambda config, run, it=returned: it, (5, 6), objectives=TWO)
         assert run_of(objective) == 0.5
         assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
 
 
 def test_what_is_not_all_values_is_named():
-    for returned, goals, words in (
+    for returned, objectives, words in (
         ((0.5, 1, 2), TWO, r"reported no parameters.*run\.cost\(parameters=…\)"),
-        ({"loss": 1}, GOALS, "returned loss: expected objective.metric=accuracy"),
+        ({"loss": 1}, OBJECTIVES, "returned loss: expected objective.metric=accuracy"),
         ((0.5, float("nan")), TWO, "parameters=nan"),
-        (None, GOALS, r"returned None, and not run\.value: expected a finite number"),
+        (None, OBJECTIVES, r"returned None, and not run\.value: expected a finite number"),
     ):
         with pytest.raises(UndefinedMetric, match=words):
-            run_of(objective_of(lambda config, run, it=returned: it, goals=goals))
+            run_of(objective_of(lambda config, run, it=returned: it, objectives=objectives))
 
 
 def test_reports_without_the_metric_are_refused_with_the_names_that_were_reported():

@@ -183,7 +183,9 @@ def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
     first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
     definition = ask(hills, "+params={width.0: 0.5}", first)
     for _ in range(2):  # the second command queues nothing again
-        stored = create_study(sqlite_url, "own", definition.identity(""), 8, goals=definition.goals)
+        stored = create_study(
+            sqlite_url, "own", definition.identity(""), 8, objectives=definition.objectives
+        )
         enqueue(stored, find_warm_starts(definition, ()), 8, baseline=definition.baseline)
     trials = work(definition, sqlite_url, None, 8).trials()
     assert trials[0].params == {"layers": 2, "width.0": 0.5, "width.1": 0.25}
@@ -284,7 +286,7 @@ def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, s
     assert [trial.value for trial in trials] == [1.5, 3.5]
 
 
-def test_values_of_several_goals_are_returned_as_for_a_loop(ask, sqlite_url):
+def test_an_objective_may_return_several_values(ask, sqlite_url):
     two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
     stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
     assert [trial.values[1] for trial in stored.trials()] == [2.0, 2.0]

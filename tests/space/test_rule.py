@@ -5,11 +5,11 @@ import math
 import pytest
 
 from studyloom.errors import ConfigError
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.space.rule import LONGEST, Condition, Rule, parse_relations, read_space
 
-PARAMETERS = Goal("parameters", "minimize")
-KNOWN = (ACCURACY, PARAMETERS, Goal("flops", "minimize"))
+PARAMETERS = ObjectiveValue("parameters", "minimize")
+KNOWN = (ACCURACY, PARAMETERS, ObjectiveValue("flops", "minimize"))
 
 
 def errors_of(text, known=KNOWN):
@@ -21,7 +21,7 @@ def errors_of(text, known=KNOWN):
 def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
     bounds = (Condition("accuracy", ">=", 0.95), Condition("flops", "<=", -25))
     for text, rule in {
-        "max accuracy": Rule(Goal("accuracy", "maximize")),
+        "max accuracy": Rule(ObjectiveValue("accuracy", "maximize")),
         "  min parameters where accuracy>=.95 and flops <= -2.5E+1": Rule(PARAMETERS, bounds),
     }.items():
         assert Rule.parse(text, KNOWN) == rule

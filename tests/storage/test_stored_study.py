@@ -46,7 +46,7 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
 
 def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
-    stored.store_rule(Rule.parse("min parameters where accuracy > 0.91", stored.goals))
+    stored.store_rule(Rule.parse("min parameters where accuracy > 0.91", stored.objectives))
     elsewhere = open_study(url, "two")
     assert str(elsewhere.rule()) == "min parameters where accuracy > 0.91"
     assert [trial.number for trial in elsewhere.ranked()] == [2, 1]
@@ -57,7 +57,9 @@ def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
 def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in_views(sqlite_url):
     rule = "winner.rule='max accuracy where size < 3'"
     definition = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
-    stored = create_study(sqlite_url, "s", definition.identity("toy"), 3, goals=definition.goals)
+    stored = create_study(
+        sqlite_url, "s", definition.identity("toy"), 3, objectives=definition.objectives
+    )
     stored.store_rule(definition.rule)
     for accuracy, size in ((0.9, 3), (0.8, 2), (0.7, 1)):
         fill(stored, create_trial(value=accuracy, user_attrs={"size": size}))

@@ -10,7 +10,7 @@ from toys import fill
 
 from studyloom.cli import main
 from studyloom.errors import ConfigError
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
 from studyloom.storage.opening import create_study
 from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
@@ -20,7 +20,7 @@ from studyloom.views.comparison import best_so_far, curves, differing, read_stud
 def ran(tmp_path):
     """Returns a function that stores a study in a folder of its own, as a command leaves it."""
 
-    def make(folder, trials, sampler="tpe", goals=(ACCURACY,), result=None):
+    def make(folder, trials, sampler="tpe", objectives=(ACCURACY,), result=None):
         run_dir = tmp_path / folder
         (run_dir / ".hydra").mkdir(parents=True)
         config = {
@@ -29,7 +29,7 @@ def ran(tmp_path):
         }
         (run_dir / ".hydra" / "config.yaml").write_text(json.dumps(config))
         url = f"sqlite:///{run_dir / 'study.db'}"
-        stored = create_study(url, "toy", {"asks": "nothing"}, 40, goals=goals)
+        stored = create_study(url, "toy", {"asks": "nothing"}, 40, objectives=objectives)
         fill(stored, *trials)
         if result is not None:
             (run_dir / "winner.json").write_text(json.dumps(result))
@@ -79,7 +79,7 @@ def test_trials_that_were_replaced_or_are_foreign_take_no_place_on_the_axis_of_t
 
 def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran):
     first = ran("a", values(0.5))
-    second = ran("b", values(0.5), goals=(Goal("loss", "minimize"),))
+    second = ran("b", values(0.5), objectives=(ObjectiveValue("loss", "minimize"),))
     studies = read_studies([first, second])
     assert isinstance(curves(studies, over_time=False), str)
     assert "measure different things" in render(studies)

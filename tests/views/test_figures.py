@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from results import result_of
 from toys import fill, two_sided
 
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
 from studyloom.views.figures import (
@@ -231,7 +231,7 @@ def test_the_history_rings_the_winner_and_has_its_later_values_if_they_can_be_co
     bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
     ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
     assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.height, ends)])
-    other = replace(result, metric=Goal("loss", "minimize"))
+    other = replace(result, metric=ObjectiveValue("loss", "minimize"))
     assert not {"re-evaluation", "test"} & {*history([best], marked(), AXIS, other).names()}
 
 

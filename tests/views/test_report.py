@@ -14,7 +14,7 @@ from results import document_of, result_of
 from toys import fill, two_sided
 
 from studyloom.errors import UndrawnReport
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.storage.opening import create_study
 from studyloom.storage.stored_study import StoredStudy
@@ -135,8 +135,8 @@ def first_chart(stored, winner=None):
 def test_the_axis_of_a_loss_is_logarithmic_if_only_trials_that_ended_early_differ_by_factors(
     sqlite_url,
 ):
-    least = [Goal("distance", "minimize")]
-    stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=4, goals=least)
+    least = [ObjectiveValue("distance", "minimize")]
+    stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=4, objectives=least)
     fill(stored, a_trial(0, accuracy=0.2), a_trial(1, accuracy=0.5))
     assert first_chart(stored).y.reads == "plain"
     fill(stored, a_trial(2, TrialState.PRUNED, 3.0))
@@ -308,7 +308,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     huge = [
         a_trial(n, accuracy=(-1) ** n * 1.7e308, epochs=0, params=branching(n)) for n in range(30)
     ]
-    monkeypatch.setattr(StoredStudy, "goals", (Goal("score", "maximize"),))
+    monkeypatch.setattr(StoredStudy, "objectives", (ObjectiveValue("score", "maximize"),))
     text = text_of(render(study := study_of(huge), None, ""))
     assert "It cannot be drawn: OverflowError" in text
     assert "Hyperparameter importance" in text

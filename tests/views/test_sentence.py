@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from results import result_of
 from toys import fill
 
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, PROVENANCE
 from studyloom.storage.opening import create_study
 from studyloom.views.snapshot import result_sentence, take_snapshot
@@ -93,8 +93,8 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
 
 
 def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
-    goals = (Goal("perplexity", "minimize"),)
-    stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, 3, goals=goals)
+    objectives = (ObjectiveValue("perplexity", "minimize"),)
+    stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, 3, objectives=objectives)
     fill(stored, a_trial(0, accuracy=12.5, params={}))
     result = changed(
         winner__params={"params.lr": 0.00123, "params.width": 64},

@@ -115,7 +115,7 @@ def test_names_of_metrics_of_another_type_count_as_missing(names, half_done, sql
     stored = open_study(sqlite_url, "toy")
     for look in looks_at(tmp_path):
         look(stored)
-    assert [goal.name for goal in stored.goals] == ["value"]
+    assert [objective.name for objective in stored.objectives] == ["value"]
     stored.close()
 
 

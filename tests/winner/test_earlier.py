@@ -152,8 +152,10 @@ def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tm
     def of_code(digest):
         asked = replace(definition)
         vars(asked)["code"] = {"code.mine": digest}
-        identity, goals = asked.identity("toy"), asked.goals
-        create_study(sqlite_url, "s", identity, 4, goals=goals, accept_code_change=True).close()
+        identity, objectives = asked.identity("toy"), asked.objectives
+        create_study(
+            sqlite_url, "s", identity, 4, objectives=objectives, accept_code_change=True
+        ).close()
         return asked
 
     _, result, _ = reevaluated(of_code("a"), sqlite_url, tmp_path, 4)

@@ -36,7 +36,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.errors import Diverged, NoWinner
 from studyloom.extras.predict.predicting import predict
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.space.rule import Rule
 from studyloom.storage.attributes import EPOCHS
 from studyloom.storage.opening import create_study, open_study
@@ -395,7 +395,7 @@ def forecast(tmp_path_factory):
         *("sampler=random", "study.seed=3"),
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
-    stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
+    stored = create_study(url, "s", definition.identity("toy"), 5, objectives=definition.objectives)
     stages = open_stages(stored, definition, data, url, run_dir, 5, top=2, seeds=2)
     work(stages)
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
@@ -549,16 +549,16 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
 def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_errors(
     values, baseline, wins, direction
 ):
-    goal = Goal("value", direction)
+    objective = ObjectiveValue("value", direction)
     search = SimpleNamespace(
-        metric="value", sign=goal.sign, goals=[goal], values_by_name=lambda trial: {}
+        metric="value", sign=objective.sign, objectives=[objective], values_by_name=lambda trial: {}
     )
     means = {Origin(3): values, Origin(0): baseline}
-    means = {origin: [goal.sign * each for each in by] for origin, by in means.items()}
+    means = {origin: [objective.sign * each for each in by] for origin, by in means.items()}
     candidates = {
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 3)
     }
-    found = Reevaluated(search, Rule(goal), candidates, means)
+    found = Reevaluated(search, Rule(objective), candidates, means)
     assert found.winner == Origin(3 if wins else 0)
 
 
@@ -571,13 +571,13 @@ def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_e
     ],
 )
 def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partial, wins):
-    goal = Goal("loss", "minimize")
+    objective = ObjectiveValue("loss", "minimize")
     search = SimpleNamespace(
-        metric="loss", sign=-1, goals=[goal], values_by_name=lambda trial: {"loss": 1.0}
+        metric="loss", sign=-1, objectives=[objective], values_by_name=lambda trial: {"loss": 1.0}
     )
     candidates = {
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 1)
     }
     values = {Origin(1): [1.1745, 1.1585, 1.2125]}
-    found = Reevaluated(search, Rule(goal), candidates, values, {Origin(0): partial})
+    found = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
     assert found.winner == Origin(1 if wins else 0)

@@ -104,7 +104,7 @@ def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoin
 
 # Two objectives
 
-GOALS = (*TWO, "pruner=asha", "train.epochs=5")
+TWO_OBJECTIVES = (*TWO, "pruner=asha", "train.epochs=5")
 
 
 def costs_of(trial):
@@ -112,7 +112,7 @@ def costs_of(trial):
 
 
 def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
-    definition = ask(*GOALS, "sampler=tpe", "+sampler.n_startup_trials=3")
+    definition = ask(*TWO_OBJECTIVES, "sampler=tpe", "+sampler.n_startup_trials=3")
     stored = fresh(url, definition, 12)
     work(definition, stored, 12, Signal(14))
     assert "paused" in [TrialRecord(trial).outcome for trial in stored.trials()]
@@ -146,7 +146,7 @@ def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypa
         return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
 
     monkeypatch.setattr(NetworkDefinition, "measure_costs", drifting)
-    definition = ask(*GOALS)
+    definition = ask(*TWO_OBJECTIVES)
     stored = fresh(sqlite_url, definition, 12)
     work(definition, stored, 12)
     costs = [costs_of(trial) for trial in stored.trials()]
@@ -174,7 +174,7 @@ def tells_late(config, run):
 
 
 @pytest.mark.parametrize(
-    ("loop", "goals", "words"),
+    ("loop", "objectives", "words"),
     [
         ("keeps_nothing", ("objective.direction=maximize",), "call run.keep"),
         (
@@ -184,9 +184,11 @@ def tells_late(config, run):
         ),
     ],
 )
-def test_a_loop_that_cannot_be_paused_ends_the_study_in_trial_0(sqlite_url, loop, goals, words):
+def test_a_loop_that_cannot_be_paused_ends_the_study_in_trial_0(
+    sqlite_url, loop, objectives, words
+):
     target = f"objective._target_=test_asha_worker.{loop}"
-    definition = ask(*PROMOTED, target, *goals)
+    definition = ask(*PROMOTED, target, *objectives)
     stored = fresh(sqlite_url, definition, 3)
     with pytest.raises(Halted):
         work(definition, stored, 3)

@@ -40,7 +40,8 @@ def write_best(plan: ResultStages, best: FrozenTrial) -> None:
     sections = without_transform(definition.sections(point))
     sections["train"].pop("loss")
     values = ", ".join(
-        f"{goal.name} {value}" for goal, value in zip(definition.goals, best.values, strict=True)
+        f"{objective.name} {value}"
+        for objective, value in zip(definition.objectives, best.values, strict=True)
     )
     header = f"# {definition.config.study.name}, trial {best.number}: {values} in the search\n"
     write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))

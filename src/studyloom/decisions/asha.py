@@ -28,7 +28,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.seeds import derive
 from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
 
@@ -62,7 +62,7 @@ def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
     if not points:
         return ()
     at, dominates = np.asarray(points, float), dominance(points)
-    places = np.stack([np.unique(goal, return_inverse=True)[1] for goal in at.T], 1)
+    places = np.stack([np.unique(objective, return_inverse=True)[1] for objective in at.T], 1)
     places = places / np.maximum(places.max(0), 1)
     order: list[int] = []
     above = dominates.sum(0)  # how many that are not yet ranked dominate each
@@ -128,9 +128,9 @@ class AshaPruner(BasePruner):
         """Returns False: the order ends a trial once it can certainly not be promoted."""
         return False
 
-    def order(self, goals: Sequence[Goal]) -> "AshaOrder":
+    def order(self, objectives: Sequence[ObjectiveValue]) -> "AshaOrder":
         """Returns the order in which slots are claimed in a study with these objectives."""
-        return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
+        return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(objectives))
 
     def check(self, definition: "Definition") -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
@@ -188,7 +188,7 @@ def default_pruner(definition: "Definition", epochs: int | None, began: int | No
     if began != 0 and definition.trains_networks and not asha.check(definition):
         return asha
     median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-    return median if len(definition.goals) == 1 else Unpruned()
+    return median if len(definition.objectives) == 1 else Unpruned()
 
 
 class Unpruned(NopPruner):
@@ -213,12 +213,12 @@ class AshaOrder:
     min_resource: int
     reduction_factor: int
     brackets: int
-    goals: tuple[Goal, ...]
+    objectives: tuple[ObjectiveValue, ...]
     _brackets: dict[int, int] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def costs(self) -> list[str]:
-        return [goal.name for goal in self.goals[1:]]
+        return [objective.name for objective in self.objectives[1:]]
 
     def rungs(self, longest: int) -> list[int]:
         """Returns the steps of all rungs of all brackets, up to the longest step so far."""
@@ -347,14 +347,14 @@ class AshaOrder:
         members = sorted(members, key=lambda s: s.slot)
         able = [s for s in members if self._comparable(s, rung)]
         unable = [s for s in members if not self._comparable(s, rung)]
-        if len(self.goals) == 1:
+        if len(self.objectives) == 1:
             return [*sorted(able, key=lambda s: self._point(s, rung)), *unable]
         order = rank_points(tuple(self._point(s, rung) for s in able))
         return [*(able[position] for position in order), *unable]
 
     def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
         """Returns how many ranked members stay ahead of each, whatever trials still come."""
-        if len(self.goals) == 1:
+        if len(self.objectives) == 1:
             return [*range(len(members))]
         able = [self._point(s, rung) for s in members if self._comparable(s, rung)]
         counts = dominance(able).sum(0).tolist() if able else []
@@ -364,7 +364,10 @@ class AshaOrder:
         """Returns the value of a trial at a rung and its costs, of each of which less is better."""
         costs = (standing.costs.get(name, math.nan) for name in self.costs)
         values = (standing.reports[rung].value, *costs)
-        return tuple(-goal.sign * value for goal, value in zip(self.goals, values, strict=True))
+        return tuple(
+            -objective.sign * value
+            for objective, value in zip(self.objectives, values, strict=True)
+        )
 
     def _comparable(self, standing: Standing, rung: int) -> bool:
         return not any(map(math.isnan, self._point(standing, rung)))

@@ -223,7 +223,7 @@ class Outlook:
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored; none if no command did."""
     bounds = parse(stored.attributes(BOUNDS)[0], Bounds)
-    return replace(bounds or Bounds(), ideal=ideal_of(stored.goals[0]))
+    return replace(bounds or Bounds(), ideal=ideal_of(stored.objectives[0]))
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
@@ -272,7 +272,7 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     which the best is chosen. The last value of a pruned or paused trial counts if that rule has no
     conditions. With several objectives no value counts. A paused trial counts as ended.
     """
-    single, unconditional = len(stored.goals) == 1, not stored.rule().conditions
+    single, unconditional = len(stored.objectives) == 1, not stored.rule().conditions
     counted = {trial.number for trial in stored.ranked()} if single else set()
 
     def outcome(trial: FrozenTrial) -> Outcome:

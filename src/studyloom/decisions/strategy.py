@@ -88,7 +88,7 @@ class Strategy:
         context = SamplerContext(
             space=definition.space,
             baseline=definition.baseline,
-            objectives=len(definition.goals),
+            objectives=len(definition.objectives),
             redraws=again,
             deterministic=definition.config.study.deterministic,
             auto_sampler=self.auto_sampler,
@@ -186,7 +186,7 @@ class Strategy:
 
     def _has_several_objectives(self) -> bool:
         try:
-            return len(self.definition.goals) > 1
+            return len(self.definition.objectives) > 1
         except ConfigError:  # `check_sections` reports wrong objectives
             return False
 
@@ -249,7 +249,7 @@ class Strategy:
     def _try_sampler(self) -> None:
         """Makes the sampler of the first trial; some say only then that they take one objective."""
         sampler = self.sampler(0)
-        directions = [goal.direction for goal in self.definition.goals]
+        directions = [objective.direction for objective in self.definition.objectives]
         if len(directions) > 1:
             study = optuna.create_study(directions=directions)
             study.add_trial(create_trial(state=TrialState.RUNNING))

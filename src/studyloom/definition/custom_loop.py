@@ -30,8 +30,8 @@ from studyloom.objectives.user_functions import (
     build_loop_network,
     build_named,
     compose_adapter,
-    loop_goals,
     loop_limits,
+    loop_objectives,
     sources_of,
 )
 from studyloom.space.tree import Point, SuggestedSpace
@@ -70,7 +70,7 @@ class LoopDefinition(Definition):
     """
 
     trains_networks = False
-    read_goals, read_limits = staticmethod(loop_goals), staticmethod(loop_limits)
+    read_objectives, read_limits = staticmethod(loop_objectives), staticmethod(loop_limits)
 
     def job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
@@ -329,7 +329,7 @@ class LoopDefinition(Definition):
         """Returns the loop that is called with a configuration."""
         config = self.at(point)
         function = build_function(config.objective)
-        return Loop(function, config, self.goals, self.limits, self.tested)
+        return Loop(function, config, self.objectives, self.limits, self.tested)
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
         """Calls `objective.test` for a trained loop; see `Loop.test`."""

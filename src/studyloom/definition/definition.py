@@ -27,7 +27,7 @@ from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.defaults import with_defaults
 from studyloom.errors import ConfigError, refuse
-from studyloom.metrics import Goal, Metric
+from studyloom.metrics import Metric, ObjectiveValue
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
@@ -109,7 +109,7 @@ class Definition:
     # What each kind has its own of
 
     @staticmethod
-    def read_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+    def read_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
         """Returns the objectives of a config, the metric first."""
         raise NotImplementedError
 
@@ -244,12 +244,12 @@ class Definition:
     @functools.cached_property
     def metric(self) -> Metric:
         """The metric of `objective.metric`."""
-        return self.goals[0]
+        return self.objectives[0]
 
     @functools.cached_property
-    def goals(self) -> tuple[Metric, *tuple[Goal, ...]]:
+    def objectives(self) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
         """The objectives, one for each value of a trial, the metric first."""
-        return self.read_goals(self.config)
+        return self.read_objectives(self.config)
 
     @functools.cached_property
     def limits(self) -> list[Condition]:
@@ -260,7 +260,10 @@ class Definition:
     def rule(self) -> Rule | None:
         """The rule that chooses the winner, or None without a `winner.rule`."""
         rule = self.config.winner.rule
-        known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
+        known = [
+            *self.objectives,
+            *(ObjectiveValue(limit.name, "minimize") for limit in self.limits),
+        ]
         return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
 
     def identity(self, digest: str) -> dict[str, Any]:

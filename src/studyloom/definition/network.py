@@ -15,7 +15,7 @@ from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.preflight import try_networks
-from studyloom.objectives.jobs import RECORDED, build_jobs, network_goals, steps_on_value
+from studyloom.objectives.jobs import RECORDED, build_jobs, network_objectives, steps_on_value
 from studyloom.objectives.objective import Attempt, NetworkObjective
 from studyloom.space.rule import Condition, Cost
 from studyloom.space.tree import Point
@@ -31,7 +31,7 @@ class NetworkDefinition(Definition):
     """The definition of a study whose trials train networks; see `Definition`."""
 
     trains_networks = True
-    read_goals = staticmethod(network_goals)
+    read_objectives = staticmethod(network_objectives)
 
     def job(self, point: Point, fold: Fold, seed: int) -> Job:
         return build_jobs(self.at(point), [fold], seed)[0]
@@ -64,7 +64,7 @@ class NetworkDefinition(Definition):
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Measures the limited and minimized costs of a configuration's network."""
-        costs = [goal.name for goal in self.goals[1:]]
+        costs = [objective.name for objective in self.objectives[1:]]
         if not self.limits and not costs:
             return []
         assert data.split is not None

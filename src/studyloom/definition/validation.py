@@ -18,7 +18,7 @@ from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.space.drawing_points import DRAWS, any_point
 from studyloom.space.tree import (
     LARGEST_GRID,
@@ -81,7 +81,7 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
     yield from filter(None, [check_name(definition.config.study.name)])
     yield from out_of_range(definition.config)
     yield from _rules(definition)
-    yield from _check_goals(definition)
+    yield from _check_objectives(definition)
     yield from strategy.check()
 
 
@@ -112,12 +112,12 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield f"{estimates} sampler=grid tries each configuration of a list; {way_out}"
 
 
-def _check_goals(definition: Definition) -> Iterator[str]:
+def _check_objectives(definition: Definition) -> Iterator[str]:
     """Yields errors in the metric, the constraints and the rule."""
-    goals: tuple[Goal, ...] = ()
+    objectives: tuple[ObjectiveValue, ...] = ()
     rule = None
     try:
-        goals = definition.goals
+        objectives = definition.objectives
     except ConfigError as error:
         yield from error.errors
     except Exception as error:  # of a custom class
@@ -125,12 +125,12 @@ def _check_goals(definition: Definition) -> Iterator[str]:
     try:
         _ = definition.limits
         # With a wrong objective, a rule may name what is not known for that reason.
-        rule = definition.rule if goals else None
+        rule = definition.rule if objectives else None
     except ConfigError as error:
         yield from error.errors
     stop = definition.config.study.stop
-    if stop and rule is not None and rule.goal.name != goals[0].name:
-        chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
+    if stop and rule is not None and rule.objective.name != objectives[0].name:
+        chooses = f"winner.rule chooses by {rule.objective.name}, and not by {objectives[0].name}"
         yield f"study.stop={stop}: {chooses}; set study.stop=null, or another rule"
 
 

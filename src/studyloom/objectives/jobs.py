@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.data.split import Fold
 from studyloom.errors import ConfigError, refuse
-from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Goal, Metric
+from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric, ObjectiveValue
 from studyloom.seeds import derive
 from studyloom.text import as_yaml, nearest
 from studyloom.training.job import Job
@@ -216,10 +216,10 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
 # The section `objective`
 
 
-def network_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+def network_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the metric of a network, and a cost of it that is minimized too."""
     costs = split_metric(plain(cfg.objective))[1]
-    return build_metric(cfg.objective), *(Goal(cost, "minimize") for cost in costs)
+    return build_metric(cfg.objective), *(ObjectiveValue(cost, "minimize") for cost in costs)
 
 
 def build_metric(objective: Section) -> Metric:

@@ -24,7 +24,7 @@ from studyloom.averages import mean
 from studyloom.config.compose import isolated_hydra
 from studyloom.config.values import describe_error, keys_explained, with_values
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop_run import TEST, LoopJob, Run, RunContext, UnfitState, finite
 from studyloom.objectives.objective import (
     Attempt,
@@ -69,14 +69,16 @@ class ObjectiveTrial(optuna.Trial):
         self,
         trial: BaseTrial | None,
         known: Mapping[str, Any],
-        goals: Sequence[Goal],
+        objectives: Sequence[ObjectiveValue],
         run: Run,
         uncut: Callable[[], AbstractContextManager[None]],
         store: Callable[[], None],
     ) -> None:
         self._known = None if trial else known
         if trial is None:
-            study = optuna.create_study(directions=[goal.direction for goal in goals])
+            study = optuna.create_study(
+                directions=[objective.direction for objective in objectives]
+            )
             study.enqueue_trial(dict(known))
             trial = study.ask()
         vars(self).update(vars(trial))
@@ -177,14 +179,14 @@ class Loop:
 
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
-        goals: the objectives that it returns, the metric first.
+        objectives: the objectives that it returns, the metric first.
         keeps: whether it must keep something, since it is to be tested.
         resumes: whether it must be able to resume at each epoch, since the pruner pauses trials.
     """
 
     function: Callable[..., Any]
     config: DictConfig
-    goals: Sequence[Goal]
+    objectives: Sequence[ObjectiveValue]
     limits: Sequence[Condition] = ()
     keeps: bool = False
     resumes: bool = False
@@ -197,12 +199,12 @@ class Loop:
 
     @property
     def metric(self) -> str:
-        return self.goals[0].name
+        return self.objectives[0].name
 
     @property
     def further(self) -> list[str]:
         """The names of the objectives after the metric."""
-        return [goal.name for goal in self.goals[1:]]
+        return [objective.name for objective in self.objectives[1:]]
 
     @property
     def limit_of(self) -> dict[str, Condition]:
@@ -428,7 +430,7 @@ class LoopObjective(Objective):
                 make_trial = partial(
                     ObjectiveTrial,
                     self.suggesting,
-                    goals=loop.goals,
+                    objectives=loop.objectives,
                     run=run,
                     uncut=uncut,
                     store=tell,

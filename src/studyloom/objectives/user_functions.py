@@ -17,7 +17,7 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, flatten, value_at, with_values
 from studyloom.errors import ConfigError, PredictError, refuse
-from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Goal, Metric
+from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Metric, ObjectiveValue
 from studyloom.space.rule import Condition, parse_limits, read_space
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import OF_TRIALS
@@ -247,12 +247,12 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
 # The values that a loop returns
 
 
-def loop_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+def loop_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the values that a loop returns, under the names that `objective.metric` gives."""
-    (name, direction), *further = _named_goals(cfg.objective)
+    (name, direction), *further = _named_objectives(cfg.objective)
     bounds = METRICS[name].bounds if name in METRICS else ANYTHING
     metric = Metric(name, direction, _no_score, bounds=bounds)
-    return metric, *(Goal(name, direction) for name, direction in further)
+    return metric, *(ObjectiveValue(name, direction) for name, direction in further)
 
 
 def loop_limits(cfg: DictConfig) -> list[Condition]:
@@ -262,7 +262,7 @@ def loop_limits(cfg: DictConfig) -> list[Condition]:
     return limits
 
 
-def _named_goals(objective: Section) -> list[tuple[str, Any]]:
+def _named_objectives(objective: Section) -> list[tuple[str, Any]]:
     """Returns the names and directions of what a loop returns, the metric first."""
     objective = plain(objective)
     names, directions = (

@@ -24,7 +24,7 @@ from fractions import Fraction
 from typing import Any
 
 from studyloom.errors import ConfigError, refuse
-from studyloom.metrics import COSTS, Goal
+from studyloom.metrics import COSTS, ObjectiveValue
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Space, is_numeric
 from studyloom.text import nearest, shorten_end
@@ -114,12 +114,16 @@ class Cost:
 class Rule:
     """How to choose the winner: by an objective, among the trials that satisfy all conditions."""
 
-    goal: Goal
+    objective: ObjectiveValue
     conditions: tuple[Condition, ...] = ()
 
     @classmethod
     def parse(
-        cls, text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
+        cls,
+        text: str,
+        known: Sequence[ObjectiveValue],
+        key: str = "winner.rule",
+        hint: str = WHERE_COSTS,
     ) -> "Rule":
         """Parses the text of a rule.
 
@@ -130,7 +134,9 @@ class Rule:
         Raises:
             ConfigError: it is not a rule; or lists unknown names and a wrong direction.
         """
-        example = cls(known[0], tuple(Condition(goal.name, "<", 50_000) for goal in known[1:2]))
+        example = cls(
+            known[0], tuple(Condition(objective.name, "<", 50_000) for objective in known[1:2])
+        )
         rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
         conditions: list[Condition] = []
         try:
@@ -147,31 +153,40 @@ class Rule:
                 "number, and `and` stands between two"
             )
         # Without what a metric has beyond its name and direction: equal rules are equal.
-        goals, name = {goal.name: Goal(goal.name, goal.direction) for goal in known}, rule[2]
+        objectives, name = (
+            {
+                objective.name: ObjectiveValue(objective.name, objective.direction)
+                for objective in known
+            },
+            rule[2],
+        )
         errors = [
-            f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
-            f"{nearest(unknown, [*goals])}{hint}"
+            f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(objectives)}"
+            f"{nearest(unknown, [*objectives])}{hint}"
             for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
-            if unknown not in goals
+            if unknown not in objectives
         ]
-        if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
+        if (
+            name in objectives
+            and (word := "max" if objectives[name].sign > 0 else "min") != rule[1]
+        ):
             better = "more" if word == "max" else "less"
             errors.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
         refuse(errors)
-        return cls(goals[name], tuple(conditions))
+        return cls(objectives[name], tuple(conditions))
 
     def holds(self, known: Mapping[str, float]) -> bool:
         """Whether a trial with these values, by name, may win."""
-        return self.goal.name in known and all(each.holds(known) for each in self.conditions)
+        return self.objective.name in known and all(each.holds(known) for each in self.conditions)
 
     def rank(self, known: Mapping[str, float]) -> float:
         """Returns the rank of a trial that may win: less is better."""
-        return -self.goal.sign * known[self.goal.name]
+        return -self.objective.sign * known[self.objective.name]
 
     def __str__(self) -> str:
-        word = "max" if self.goal.sign > 0 else "min"
+        word = "max" if self.objective.sign > 0 else "min"
         where = f" where {' and '.join(map(str, self.conditions))}" if self.conditions else ""
-        return f"{word} {self.goal.name}{where}"
+        return f"{word} {self.objective.name}{where}"
 
 
 def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Condition]:

@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 
 from studyloom._version import __version__
 from studyloom.errors import DefinitionError, StorageError
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.moved import MOVED
 from studyloom.storage.attributes import (
     CODE_CHANGES,
@@ -221,7 +221,7 @@ def create_study(
     trials: int,
     deadline: float = 300.0,
     *,
-    goals: Sequence[Goal] = (ACCURACY,),
+    objectives: Sequence[ObjectiveValue] = (ACCURACY,),
     rung: int = 0,
     wait: bool = False,
     accept_code_change: bool = False,
@@ -238,7 +238,7 @@ def create_study(
         if name not in {study.study_name for study in backend.get_all_studies()}:
             attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
             attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
-            directions = [StudyDirection[goal.direction.upper()] for goal in goals]
+            directions = [StudyDirection[objective.direction.upper()] for objective in objectives]
             add_study(backend, name, directions, attributes)
         stored = _load(backend, name)
         was = stored.definition()
@@ -246,7 +246,7 @@ def create_study(
         if stored.optuna.metric_names is None:  # optuna-dashboard shows them
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                stored.optuna.set_metric_names([goal.name for goal in goals])
+                stored.optuna.set_metric_names([objective.name for objective in objectives])
         stored.reconcile(trials)
         if accepted != was:
             change = code_of(was or {}).items() ^ code_of(accepted).items()

@@ -18,7 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
-from studyloom.metrics import COSTS, Direction, Goal
+from studyloom.metrics import COSTS, Direction, ObjectiveValue
 from studyloom.space.rule import Condition, Rule
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
@@ -182,19 +182,19 @@ class StoredStudy:
             raise error(f"{prefix}{reason}")
 
     @cached_property
-    def goals(self) -> tuple[Goal, ...]:
+    def objectives(self) -> tuple[ObjectiveValue, ...]:
         """The objective for each value of a trial: the metric, then costs."""
-        return goals_of(self.optuna.metric_names, self.optuna.directions)
+        return read_objectives(self.optuna.metric_names, self.optuna.directions)
 
     @property
     def metric(self) -> str:
         """The name of a trial's value; of the first if it has several."""
-        return self.goals[0].name
+        return self.objectives[0].name
 
     @property
     def sign(self) -> int:
         """1 if more of the metric is better, else -1."""
-        return self.goals[0].sign
+        return self.objectives[0].sign
 
     def feasible(self) -> list[FrozenTrial]:
         """Returns the complete trials that break no constraint, by number."""
@@ -208,7 +208,8 @@ class StoredStudy:
     def costs(self, trial: FrozenTrial) -> tuple[float, ...]:
         """Returns the values of a complete trial, with signs such that less of each is better."""
         return tuple(
-            -goal.sign * value for goal, value in zip(self.goals, trial.values, strict=True)
+            -objective.sign * value
+            for objective, value in zip(self.objectives, trial.values, strict=True)
         )
 
     def front(self) -> list[FrozenTrial]:
@@ -243,7 +244,8 @@ class StoredStudy:
             name: float(cost) for name, cost in attributes.items() if isinstance(cost, int | float)
         }
         return costs | {
-            goal.name: value for goal, value in zip(self.goals, trial.values, strict=True)
+            objective.name: value
+            for objective, value in zip(self.objectives, trial.values, strict=True)
         }
 
     def default_rule(self) -> Rule:
@@ -256,11 +258,14 @@ class StoredStudy:
         """
         baselines = (each for each in self.feasible() if TrialRecord(each).is_baseline)
         baseline = next(baselines, None)
-        others = [] if baseline is None else zip(self.goals[1:], baseline.values[1:], strict=True)
-        conditions = (
-            Condition(goal.name, "<=" if goal.sign < 0 else ">=", value) for goal, value in others
+        others = (
+            [] if baseline is None else zip(self.objectives[1:], baseline.values[1:], strict=True)
         )
-        return Rule(self.goals[0], tuple(conditions))
+        conditions = (
+            Condition(objective.name, "<=" if objective.sign < 0 else ">=", value)
+            for objective, value in others
+        )
+        return Rule(self.objectives[0], tuple(conditions))
 
     def later_stages(self) -> Iterator[tuple[Any, StageName | None]]:
         """Yields Optuna's record of each later stage, and its name; None for another program's."""
@@ -304,8 +309,8 @@ class StoredStudy:
         if stated is not None:
             # What this program stores can be parsed; the database may be untrusted.
             with suppress(ConfigError):
-                costs = (Goal(name, "minimize") for name in self.cost_names)
-                return Rule.parse(stated, [*self.goals, *costs])
+                costs = (ObjectiveValue(name, "minimize") for name in self.cost_names)
+                return Rule.parse(stated, [*self.objectives, *costs])
         return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
@@ -323,7 +328,9 @@ class StoredStudy:
         return [trial for *_, trial in sorted(satisfying)]
 
 
-def goals_of(names: Sequence[str] | None, directions: Sequence[StudyDirection]) -> tuple[Goal, ...]:
+def read_objectives(
+    names: Sequence[str] | None, directions: Sequence[StudyDirection]
+) -> tuple[ObjectiveValue, ...]:
     """Returns the objectives of a study of any program.
 
     Args:
@@ -331,16 +338,18 @@ def goals_of(names: Sequence[str] | None, directions: Sequence[StudyDirection]) 
     """
     if names is None or len(names) != len(directions):
         names = [f"value {n}" if n else "value" for n in range(len(directions))]
-    goals = []
+    objectives = []
     for name, direction in zip(names, directions, strict=True):
         way: Direction = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
-        goals.append(Goal(one_line(name), way))  # another program may store line breaks
-    return tuple(goals)
+        objectives.append(
+            ObjectiveValue(one_line(name), way)
+        )  # another program may store line breaks
+    return tuple(objectives)
 
 
-def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
+def value_of(trial: FrozenTrial | None, objective: int = 0) -> float | None:
     """Returns the value of a trial for an objective; None without a trial, or without a value."""
-    return None if trial is None or trial.values is None else float(trial.values[goal])
+    return None if trial is None or trial.values is None else float(trial.values[objective])
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
@@ -398,9 +407,13 @@ def trial_rows(stored: StoredStudy) -> Rows:
     seconds, epochs, worker, baseline, proposed_by, failure and reason. If trials have several
     values, a column values.NAME for each replaces value.
     """
-    trials, goals = stored.trials(), stored.goals
+    trials, objectives = stored.trials(), stored.objectives
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
+    values = (
+        ["value"]
+        if len(objectives) == 1
+        else [f"values.{objective.name}" for objective in objectives]
+    )
     columns = ("number", "state", *values, *map(column_of, names))
     columns += ("standard_error", "started", "seconds", "epochs", "worker", "baseline")
     columns += ("proposed_by", "failure", "reason")
@@ -408,7 +421,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
         (
             record.trial.number,
             record.outcome,
-            *(record.trial.values or [None] * len(goals)),
+            *(record.trial.values or [None] * len(objectives)),
             *(record.trial.params.get(name) for name in names),
             record.standard_error,
             record.trial.datetime_start,

@@ -944,7 +944,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
-    cost = stored.goals[1]
+    cost = stored.objectives[1]
     costs = [trial.values[1] for trial in trials]
     is_logarithmic = 0 < SPREAD * min(costs) < max(costs)
     better = "less"

@@ -206,8 +206,10 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | No
         known = [*winner.facts()] if winner.test or winner.winner.reevaluation else []
     lines += [f"{fact.value[:1].upper()}{fact.value[1:]}." for fact in known if not fact.label]
     rows += [(fact.label, str(replace(fact, label=""))) for fact in known if fact.label]
-    goals = (f"{g.name}, {'more' if g.sign > 0 else 'less'} is better" for g in stored.goals)
-    rows.append(("values", ", and ".join(goals)))
+    objectives = (
+        f"{g.name}, {'more' if g.sign > 0 else 'less'} is better" for g in stored.objectives
+    )
+    rows.append(("values", ", and ".join(objectives)))
     if snapshot.rule is not None:
         rows.append(("the best by", snapshot.rule))
     label, _, gain = snapshot.outlook.words(snapshot.metric).partition(": ")
@@ -352,7 +354,7 @@ def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] 
     An objective without importances has a sentence that says why.
     """
     names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
-    found = [importances(stored, position) for position, _ in enumerate(stored.goals)]
+    found = [importances(stored, position) for position, _ in enumerate(stored.objectives)]
     shares = found[0] if isinstance(found[0], dict) else {}
     return sorted(names, key=lambda name: -shares.get(name, 0.0)), found
 
@@ -370,11 +372,11 @@ def parameter_sections(
         found: the importances for each objective, or a sentence that says why not.
     """
     trials = stored.trials()
-    for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
+    for position, (objective, shares) in enumerate(zip(stored.objectives, found, strict=True)):
         block = page.Bars([*shares.items()]) if isinstance(shares, dict) else Absent(shares)
         made = section("importances", [block])
         if len(found) > 1:
-            made = replace(made, title=f"What matters for {goal.name}")
+            made = replace(made, title=f"What matters for {objective.name}")
         yield replace(made, key=f"importances-{position}") if position else made
     most = names[:MOST_SLICES]
     yield section("slices", [drawn(figures.slices, trials, most, best, axis)])

@@ -227,7 +227,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     living = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     foreign, aside = stored.uncounted()
-    rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
+    rule, costs = stored.rule(), tuple(objective.name for objective in stored.objectives[1:])
     slots = _as_slots(trials)
     alive = None
     if stored.ours:
@@ -243,7 +243,9 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         metric=stored.metric,
         costs=costs,
         front=tuple(stored.front()) if costs else (),
-        rule=str(rule) if costs or rule.conditions or rule.goal.name != stored.metric else None,
+        rule=str(rule)
+        if costs or rule.conditions or rule.objective.name != stored.metric
+        else None,
         foreign=len(foreign),
         aside=len(aside),
         outlook=look_ahead(stored),
@@ -476,7 +478,7 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
     ]
     if len(trials) < ENOUGH:
         return TOO_FEW
-    sign = stored.goals[position].sign
+    sign = stored.objectives[position].sign
     with warnings.catch_warnings():  # that it minimizes, and that few trials have a hyperparameter
         warnings.simplefilter("ignore")
         found = ped_anova().evaluate(

@@ -260,7 +260,13 @@ def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
     """Prints a line for each trial: number, state, values, time, hyperparameters or reason."""
-    head = ("trial", "state", ", ".join(g.name for g in stored.goals), "time", "hyperparameters")
+    head = (
+        "trial",
+        "state",
+        ", ".join(g.name for g in stored.objectives),
+        "time",
+        "hyperparameters",
+    )
     rows = [head]
     snapshot = take_snapshot(stored)
     for trial in snapshot.trials:

@@ -70,7 +70,7 @@ def evaluate_winner(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=winner,
         candidates=rows,
-        metric=search.goals[0],
+        metric=search.objectives[0],
         rule=str(stages.rule),
         keeps=found.keeps_to_rule,
         ablation=stages.ablation,
@@ -105,7 +105,7 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
         bounds: the lowest and the highest value of the metric.
     """
     search, rows = found.search, dict[Origin, Candidate]()
-    names = [goal.name for goal in search.goals[1:]]
+    names = [objective.name for objective in search.objectives[1:]]
     for origin, source in found.candidates.items():
         value, *costs = source.trial.values
         row = Candidate(

@@ -83,7 +83,7 @@ class Reevaluated:
 
     def _is_no_better(self, origin: Origin, baseline: Origin) -> bool:
         """Whether chance explains that a candidate is better than the baseline, as far as known."""
-        if self.values is None or self.rule != Rule(self.search.goals[0]):
+        if self.values is None or self.rule != Rule(self.search.objectives[0]):
             return False
         if origin == baseline or not self.candidates[baseline].contends:
             return False

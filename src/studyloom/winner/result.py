@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from studyloom.averages import Interval
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.space.rule import Rule
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import (
@@ -474,7 +474,7 @@ class Result(Tested):
     trials: int
     winner: Candidate
     candidates: tuple[Candidate, ...]
-    metric: Goal
+    metric: ObjectiveValue
     rule: str
     study_trials: int | None = None
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -305,7 +305,7 @@ class ResultStages:
         """Names a stage by the settings that change its trainings."""
         search, settings = self.search.stored, self.settings
         name = StageName(search.name, title, self.search.trials, settings.top, settings.seeds)
-        if self.rule != Rule(search.goals[0]):
+        if self.rule != Rule(search.objectives[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
         if search.code_changes():  # other code, other trainings
             digest = hashlib.sha256(repr(sorted(search.code().items())).encode()).hexdigest()
@@ -335,7 +335,7 @@ class ResultStages:
             definition=definition,
             trials=len(trainings.trainings),
             deadline=self.definition.config.storage.deadline,
-            goals=[self.definition.metric],
+            objectives=[self.definition.metric],
             wait=True,
         )
         try:

@@ -68,7 +68,7 @@ def begin_search(
         definition.identity(digest),
         trials,
         config.storage.deadline,
-        goals=definition.goals,
+        objectives=definition.objectives,
         rung=pruner.min_resource if isinstance(pruner, AshaPruner) else 0,
         accept_code_change=config.study.accept_code_change,
     )

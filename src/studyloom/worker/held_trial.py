@@ -182,11 +182,11 @@ class HeldTrial:
         Args:
             again: whether to set it aside and to queue another one of its configuration.
         """
-        if state == TrialState.PRUNED and len(self.stored.goals) > 1:
+        if state == TrialState.PRUNED and len(self.stored.objectives) > 1:
             trial = self.stored.storage.get_trial(self.trial._trial_id)
             mark_worse_than_complete(trial, self.trial.set_constraint)
-        goals = self.stored.goals[1:] if value is not None else ()
-        costs = [self.trial.user_attrs[goal.name] for goal in goals]
+        objectives = self.stored.objectives[1:] if value is not None else ()
+        costs = [self.trial.user_attrs[objective.name] for objective in objectives]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
         ended = self.stored.storage.get_trial(self.trial._trial_id)
         end = partial(self._finish_and_queue, ended) if again else self.stored.ledger.finish

@@ -259,7 +259,7 @@ class Worker:
                 checkpoint,
                 frozen.last_step,
                 releasing=lambda: self.stopping() or self.pausing(),
-                comparable=prunable and len(self.stored.goals) == 1,
+                comparable=prunable and len(self.stored.objectives) == 1,
                 slots=slots if prunable else None,
                 interval=self.interval,
             )

@@ -231,7 +231,9 @@ def test_a_resumed_command_is_said_to_run_again_if_it_finds_its_files(
     """Without steps its files are removed, and it starts again from the beginning."""
     caplog.set_level("INFO")
     definition = ask() if finds_files else ask("objective.step=null")
-    stored = create_study(sqlite_url, "own", definition.identity(""), 1, goals=definition.goals)
+    stored = create_study(
+        sqlite_url, "own", definition.identity(""), 1, objectives=definition.objectives
+    )
     stage = Stage("search", stored, definition, Strategy(definition), 1)
 
     def work(stopping):

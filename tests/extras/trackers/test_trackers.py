@@ -173,7 +173,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
     from mlflow import MlflowClient
 
     definition, url = ask(), f"sqlite:///{tmp_path}/study.db"
-    stored = create_study(url, "s", definition.identity("toy"), 1, goals=definition.goals)
+    stored = create_study(url, "s", definition.identity("toy"), 1, objectives=definition.objectives)
     (tmp_path / "winner.json").write_text("{}")
     files = {"winner.json": tmp_path / "winner.json"}
     result = TrackedResult(track_study(stored, tmp_path), 0, {}, {}, files)

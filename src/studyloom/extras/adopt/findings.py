@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.asha import AshaOrder, AshaPruner
 from studyloom.extras.adopt.reading import AdoptedStudy
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
 from studyloom.text import format_ranges, format_value, one_line, shorten_end
 from studyloom.views.snapshot import format_parameters
@@ -210,8 +210,8 @@ def replay_asha(study: AdoptedStudy) -> Promotion | None:
     for trial, curve in zip(reported, curves, strict=True):
         if trial.state == TrialState.PRUNED:
             curve += curve[-1:] * (longest - len(curve))
-    goal = Goal(study.metric, "maximize" if study.sign > 0 else "minimize")
-    order = AshaPruner(epochs=longest).order([goal])
+    objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
+    order = AshaPruner(epochs=longest).order([objective])
     draw, many = np.random.default_rng(0), min(REPLAYED, len(curves))
     orders = [np.arange(len(curves)), *(draw.permutation(len(curves)) for _ in range(REPLAYS))]
     totals = [spend(order, [curves[at] for at in places[:many]]) for places in orders]

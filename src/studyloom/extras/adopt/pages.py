@@ -19,7 +19,7 @@ from studyloom.config.trust import SEARCHED
 from studyloom.errors import ConfigError
 from studyloom.extras.adopt.findings import LONGEST, find
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import figures, page
 from studyloom.views.page import Head, Section, drawn, section
@@ -188,11 +188,11 @@ def render(study: AdoptedStudy, found: Mapping[str, str], steps: Sequence[str]) 
 
 def _importances(study: AdoptedStudy) -> page.Bars | str:
     """Returns Optuna's importances of the hyperparameters, or a sentence that says why not."""
-    goal = Goal(study.metric, "maximize" if study.sign > 0 else "minimize")
-    rated = optuna.create_study(direction=goal.direction)
+    objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
+    rated = optuna.create_study(direction=objective.direction)
     for trial in study.complete[:: 1 + len(study.complete) // SHOWN]:
         named: Any = {"params": trial.params, "distributions": trial.distributions}
         rated.add_trial(create_trial(value=trial.values[0], **named))
-    stored: Any = SimpleNamespace(optuna=rated, goals=(goal,))
+    stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
     shares = importances(stored)
     return shares if isinstance(shares, str) else page.Bars([*shares.items()])

@@ -19,7 +19,7 @@ from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
 from studyloom.storage import sql
 from studyloom.storage.database import read_only, untrusted
 from studyloom.storage.optuna_internals import METRIC_NAMES
-from studyloom.storage.stored_study import goals_of
+from studyloom.storage.stored_study import read_objectives
 from studyloom.storage.urls import parse_url, sqlite_url, without_password
 from studyloom.text import name_error, one_line, shorten
 
@@ -104,11 +104,11 @@ def _read(storage: BaseStorage, name: str | None, label: str | None) -> AdoptedS
         raise StorageError(f"adopt: name the study with --study; the database holds: {held}")
     study = studies[name]
     sql.check_directions(study.directions)
-    goal = goals_of(study.system_attrs.get(METRIC_NAMES), study.directions)[0]
+    objective = read_objectives(study.system_attrs.get(METRIC_NAMES), study.directions)[0]
     stored = storage.get_all_trials(study._study_id, deepcopy=False)
     trials = [sql.without_reserved(trial) for trial in stored]
     source = None if label is None else f"{label}#{name}"
-    return AdoptedStudy(name, goal.name, goal.sign, trials, source)
+    return AdoptedStudy(name, objective.name, objective.sign, trials, source)
 
 
 def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> AdoptedStudy:

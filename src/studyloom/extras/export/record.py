@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.averages import Interval
-from studyloom.metrics import Goal
+from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_value
 from studyloom.winner.result import (
     Result,
@@ -87,7 +87,7 @@ class Compressed:
     winner: str
     digest: str
     settings: dict[str, Any]
-    metric: Goal
+    metric: ObjectiveValue
     threads: int
     rule: str
     margin: float

@@ -8,7 +8,7 @@ import yaml  # type: ignore[import-untyped]
 
 from studyloom.definition.definition import Definition
 from studyloom.errors import ConfigError
-from studyloom.metrics import METRICS, Goal, Metric
+from studyloom.metrics import METRICS, Metric, ObjectiveValue
 from studyloom.space.rule import Rule
 from studyloom.text import no_such_key
 
@@ -84,7 +84,7 @@ class Settings:
         """
         if self.rule is None:
             return None
-        known = [metric, *(Goal(name, "minimize") for name in COSTS)]
+        known = [metric, *(ObjectiveValue(name, "minimize") for name in COSTS)]
         return Rule.parse(self.rule, known, "rule", "")
 
     def document(self) -> dict[str, Any]:

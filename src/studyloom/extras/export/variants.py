@@ -16,7 +16,7 @@ from studyloom.extras.export.exported_network import Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.record import Latency, VariantFacts
 from studyloom.extras.export.settings import Settings
-from studyloom.metrics import Goal, Metric
+from studyloom.metrics import Metric, ObjectiveValue
 from studyloom.space.rule import Condition, Rule
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
@@ -118,7 +118,9 @@ class Evaluator:
 
     def default_rule(self) -> Rule:
         """Returns the rule for the smallest variant that surely loses no more than the margin."""
-        return Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", self.margin),))
+        return Rule(
+            ObjectiveValue("bytes", "minimize"), (Condition("drop_high", "<=", self.margin),)
+        )
 
     def recipes(self) -> list[Recipe]:
         """Returns the variants that are tried, but for their precision."""
@@ -176,7 +178,9 @@ class Evaluator:
         fitting = [pair for pair in known if rule.holds(pair[0])]
         if fitting:
             return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
-        names = dict.fromkeys([rule.goal.name, *(condition.name for condition in rule.conditions)])
+        names = dict.fromkeys(
+            [rule.objective.name, *(condition.name for condition in rule.conditions)]
+        )
         values = "; ".join(
             f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
             for its, each in known

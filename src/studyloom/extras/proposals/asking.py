@@ -57,7 +57,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
 def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     """Returns the objective of a study, the value of its baseline, and what it trains."""
     snapshot = take_snapshot(stored)
-    objective = stored.goals[0]
+    objective = stored.objectives[0]
     direction = "minimize"
     if objective.sign > 0:
         direction = "maximize"
@@ -128,7 +128,7 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any
     Returns:
         By hyperparameter: `low` and `high` of a number, or how often each choice occurs.
     """
-    further_objectives = [goal.name for goal in stored.goals[1:]]
+    further_objectives = [objective.name for objective in stored.objectives[1:]]
     extrapolated = extrapolate(trials, stored.optuna.directions, further_objectives)
     complete = [trial for trial in extrapolated if trial.state == TrialState.COMPLETE]
     if len(complete) < LEAST_TRIALS:

@@ -9,7 +9,7 @@ from studyloom.objectives.jobs import build_jobs
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import loop_jobs
 from studyloom.objectives.objective import NetworkObjective, Objective
-from studyloom.objectives.user_functions import build_function, loop_goals, loop_limits
+from studyloom.objectives.user_functions import build_function, loop_limits, loop_objectives
 from studyloom.training.trainer import Training
 from studyloom.worker.provenance import Provenance
 
@@ -18,7 +18,7 @@ def make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) 
     """Makes the objective of a trial's configuration, on as many threads as PyTorch has now."""
     if is_loop(cfg):
         calls = loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(build_function(cfg.objective), cfg, loop_goals(cfg), loop_limits(cfg))
+        loop = Loop(build_function(cfg.objective), cfg, loop_objectives(cfg), loop_limits(cfg))
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs, threads = build_jobs(cfg, data.folds, provenance.seed), torch.get_num_threads()

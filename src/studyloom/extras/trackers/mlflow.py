@@ -101,7 +101,7 @@ class MLflow:
         metrics = [Metric(key_of(name), value, now, 0) for name, value in result.values.items()]
         winner = "none" if result.trial is None else str(result.trial)
         directions = {
-            f"studyloom.direction.{key_of(n)}": way for n, way in result.study.goals.items()
+            f"studyloom.direction.{key_of(n)}": way for n, way in result.study.objectives.items()
         }
         tags = [RunTag(name, text) for name, text in {WINNER: winner, **directions}.items()]
         client.log_batch(parent, metrics, tags=tags)

@@ -56,12 +56,12 @@ class TrackedStudy:
 
     Attributes:
         uuid: 32 hexadecimal digits; another study of the same name has others.
-        goals: maximize or minimize, by the name of each value of a trial.
+        objectives: maximize or minimize, by the name of each value of a trial.
     """
 
     name: str
     uuid: str
-    goals: Mapping[str, str]
+    objectives: Mapping[str, str]
     run_dir: Path
 
 
@@ -295,7 +295,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     Raises:
         StorageError: its uuid is invalid; it would name files and be put into queries.
     """
-    goals = {goal.name: goal.direction for goal in stored.goals}
+    objectives = {objective.name: objective.direction for objective in stored.objectives}
     uuid = str(stored.ledger.uuid)
     if not re.fullmatch("[0-9a-f]{32}", uuid):
         raise StorageError(
@@ -303,13 +303,15 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
             f"hexadecimal digits, not {shorten(uuid, 80)!r}; studyloom did not write that; run it "
             "without trackers (track=[]), or start it again in another run_dir"
         )
-    return TrackedStudy(stored.name, uuid, goals, run_dir.absolute())
+    return TrackedStudy(stored.name, uuid, objectives, run_dir.absolute())
 
 
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
     """Makes the description of an ended trial for trackers."""
     record = TrialRecord(trial)
-    values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
+    values = dict(
+        zip([objective.name for objective in stored.objectives], trial.values or (), strict=False)
+    )
     for name in (*stored.cost_names, STANDARD_ERROR):
         if isinstance(value := trial.user_attrs.get(name), int | float):
             values[name] = float(value)
@@ -364,8 +366,8 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
         best = next(iter(stored.ranked()), None)
         number, found = None if best is None else best.number, {}
     chosen = next((trial for trial in trials if trial.number == number), None)
-    for goal, value in zip(stored.goals, (chosen and chosen.values) or (), strict=False):
-        values[f"search.{goal.name}"] = value
+    for objective, value in zip(stored.objectives, (chosen and chosen.values) or (), strict=False):
+        values[f"search.{objective.name}"] = value
     values |= {name: float(value) for name, value in found.items() if value is not None}
     paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
     params = dict(written.winner.params if written else chosen.params if chosen else {})

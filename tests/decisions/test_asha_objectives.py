@@ -1,4 +1,4 @@
-"""Promotion with several goals: the first fronts go on, and nobody is told too early."""
+"""Promotion with several objectives: the first fronts go on, and nobody is told too early."""
 
 import itertools
 import math
@@ -27,10 +27,10 @@ def fronts_of(points):
     return fronts
 
 
-@pytest.mark.parametrize("goals", [1, 2, 3])
-def test_no_point_is_ranked_before_one_of_an_earlier_front(goals):
-    fate = random.Random(goals)
-    points = [tuple(fate.randrange(8) for _ in range(goals)) for _ in range(30)]
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_no_point_is_ranked_before_one_of_an_earlier_front(objectives):
+    fate = random.Random(objectives)
+    points = [tuple(fate.randrange(8) for _ in range(objectives)) for _ in range(30)]
     order = rank_points(tuple(points))
     assert sorted(order) == [*range(30)]
     for front in fronts_of(points):
@@ -38,7 +38,7 @@ def test_no_point_is_ranked_before_one_of_an_earlier_front(goals):
         order = order[len(front) :]
 
 
-def test_within_a_front_the_best_by_the_first_goal_leads_and_then_the_farthest():
+def test_a_front_is_ordered_by_its_first_objective_and_then_by_distance():
     line = tuple((k, 10**-k) for k in range(9))
     assert rank_points(line)[:5] == (0, 8, 4, 2, 6)
     stretched = tuple((k, 1e6 * 10 ** (-2.0 * k)) for k in range(9))
@@ -69,12 +69,12 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     assert order.unpromotable([*slots, *fresh]) == {0, 1}
 
 
-@pytest.mark.parametrize(("goals", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
-def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor):
-    """All that may come to a rung, on a grid; of two goals a rule by present ranks fails."""
-    order = order_of(*goals, reduction_factor=factor)
+@pytest.mark.parametrize(("objectives", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
+def test_nobody_is_told_who_could_still_be_promoted_whatever_came(objectives, factor):
+    """All that may come to a rung, on a grid; of two objectives a rule by present ranks fails."""
+    order = order_of(*objectives, reduction_factor=factor)
     fate, told, wrong = random.Random(factor), 0, 0
-    grid = [*itertools.product((0.5, 1.5, 2.5), (1, 2, 3) if len(goals) > 1 else (1,))]
+    grid = [*itertools.product((0.5, 1.5, 2.5), (1, 2, 3) if len(objectives) > 1 else (1,))]
     for _ in range(12):
         pairs = [(fate.randrange(4), fate.choice((0.5, 1.5, 2.5, 3.5))) for _ in range(6)]
         coming = fate.choice((1, 2))
