@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from reevaluated import SPLIT
 from toys import Never, Signal, compose, validate_search
 
+from studyloom.data import Embedded
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
@@ -195,7 +196,7 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
 
 
 def test_a_loop_is_told_that_nothing_uses_the_test_set(ask):
-    data = TrainingData(split=SPLIT)
+    data = TrainingData(Embedded(), SPLIT)
     (words,) = ask().notes(data)
     assert words.startswith("data: the test set is not used; name a function")
     assert ask().notes(TrainingData()) == []

@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,8 @@ from studyloom.objectives.loop_run import loop_jobs
 from studyloom.objectives.objective import Attempt
 from studyloom.objectives.user_functions import (
     PARAMS,
+    Adapter,
+    ConfiguredAdapter,
     UserFunction,
     build_function,
     build_loop_network,
@@ -57,16 +59,7 @@ class LoopDefinition(Definition):
     fixed values. See `UserFunction`.
 
     The loop loads its data itself, or gets those of the section `data`. The section `objective` may
-    build an adapter: an object that is called like a loop, and may have these methods:
-
-    * `check(config, space)` returns a line for each error that can be found before trial 0;
-    * `notes(config)` returns lines that are printed before trial 0;
-    * `code()` returns digests of source files that decide a value, by `code.NAME`;
-    * `composed()` returns the adapter's own config. Names in the space are keys of that config, and
-      the section `params` holds what is set in it, by a trial or by the user.
-
-    Its attribute `undecisive` names keys of the section that change no value. If
-    `resumes_from_files` is true, a call may resume from files that an earlier one has left.
+    build an object that is called like a loop; see `Adapter`.
     """
 
     trains_networks = False
@@ -134,7 +127,7 @@ class LoopDefinition(Definition):
         notes = [*self._resumption_notes(), *self._time_notes()]
         if unused:
             notes.append(UNUSED_TEST)
-        return [*notes, *getattr(self.adapter, "notes", lambda _: ())(self.config)]
+        return [*notes, *self.adapter.notes(self.config)]
 
     def _resumption_notes(self) -> Iterator[str]:
         """Yields a line if a trial whose worker dies cannot resume."""
@@ -185,9 +178,18 @@ class LoopDefinition(Definition):
         return {**self._sections, PARAMS: {**self._sections.get(PARAMS, {}), **point.params}}
 
     @functools.cached_property
-    def adapter(self) -> Any:
+    def function(self) -> Callable[..., Any]:
         """The objective, built from the default configuration."""
         return build_function(self.config.objective)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What the objective says of itself; of a function, what holds for each loop."""
+        return self.function if isinstance(self.function, Adapter) else Adapter()
+
+    @property
+    def untested(self) -> str | None:
+        return self.adapter.untested
 
     @property
     def epochs(self) -> int | None:
@@ -196,12 +198,12 @@ class LoopDefinition(Definition):
 
     @property
     def resumes(self) -> bool:
-        return not self.suggests and getattr(self.adapter, "resumes", True)
+        return not self.suggests and self.adapter.resumes
 
     @functools.cached_property
     def reads_train(self) -> bool:
         """Whether the loop may read `config.train`: its module sets it, or its source names it."""
-        if not UserFunction(self.adapter).takes_config:
+        if not UserFunction(self.function).takes_config:
             return False
         if READS_TRAIN.search(sources_of(self.config.objective)[1]):
             return True
@@ -219,18 +221,17 @@ class LoopDefinition(Definition):
     @functools.cached_property
     def code(self) -> dict[str, str]:
         """The digests of the user's code, with those that the adapter returns."""
-        own: dict[str, str] = getattr(self.adapter, "code", dict)()
-        return {**super().code, **own}
+        return {**super().code, **self.adapter.code()}
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the definition; see `Definition.identity`."""
-        undecisive = [f"objective.{name}" for name in getattr(self.adapter, "undecisive", ())]
+        undecisive = [f"objective.{name}" for name in self.adapter.undecisive]
         values = super().identity(digest)
         values = {key: value for key, value in values.items() if key not in undecisive}
-        if not hasattr(self.adapter, "composed"):
+        if not isinstance(self.function, ConfiguredAdapter):
             return values
         # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
-        plain = OmegaConf.to_container(self.adapter.composed(), resolve=False)
+        plain = OmegaConf.to_container(self.function.composed(), resolve=False)
         own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
         return values | dict(own)
 
@@ -261,15 +262,14 @@ class LoopDefinition(Definition):
         objective = self.config.objective
         key = f"objective._target_={objective['_target_']}"
         try:
-            function = UserFunction(self.adapter)
+            function = UserFunction(self.function)
             if function.takes_config and (problem := function.problem(2)):
                 yield (
                     f"{key}: {problem}; it is called as (config, run) -> value, or with the values "
                     "of params if run is its first parameter, or as Optuna's objective(trial)"
                 )
             yield from self._unread()
-            check = getattr(self.adapter, "check", lambda *_: ())
-            yield from check(self.config, self.space)
+            yield from self.adapter.check(self.config, self.space)
             tests = UserFunction(build_named(objective.test)) if objective.test else None
             if tests is not None and (problem := tests.problem(3)):
                 yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
@@ -296,7 +296,7 @@ class LoopDefinition(Definition):
             for name, each, is_other, typed in self._train_settings()
             if is_other or typed
         ]
-        if not UserFunction(self.adapter).takes_config:  # else it may read these from its config
+        if not UserFunction(self.function).takes_config:  # else it may read these from its config
             unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
         for each in unread:
             yield (

@@ -175,6 +175,11 @@ class Definition:
         return True
 
     @property
+    def untested(self) -> str | None:
+        """Why the winner is not tested; None if the config decides it."""
+        return None
+
+    @property
     def reads_train(self) -> bool:
         """Whether a training reads the section `train`."""
         return True

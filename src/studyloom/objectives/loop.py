@@ -36,7 +36,7 @@ from studyloom.objectives.objective import (
     spread_over_jobs,
     standard_error_of,
 )
-from studyloom.objectives.user_functions import UserFunction
+from studyloom.objectives.user_functions import Adapter, UserFunction
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
@@ -348,8 +348,10 @@ class LoopObjective(Objective):
     @property
     def finds_files(self) -> bool:
         folder = self.attempt.folder
-        keeps = getattr(self.loop.function, "resumes_from_files", False)
-        return bool(keeps and folder is not None and folder.exists())
+        function = self.loop.function
+        if not isinstance(function, Adapter) or not function.resumes_from_files:
+            return False
+        return folder is not None and folder.exists()
 
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,57 @@ from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml
 
 NETWORK, PARAMS = "objective.network", "params"
+
+
+class Adapter:
+    """An object that is called like a custom training loop, and runs another program.
+
+    A custom adapter is a subclass with a method `__call__(config, run)`. Its arguments are keys of
+    the section `objective`. The other methods of this base class say what holds for a loop.
+
+    Attributes:
+        undecisive: the keys of the section that change no value, and so are not part of the
+            definition.
+        resumes: whether a trial may resume from what `run.keep` has saved.
+        untested: why the winner is not tested; None if the user decides it by `objective.test`.
+    """
+
+    undecisive: ClassVar[Sequence[str]] = ()
+    resumes: ClassVar[bool] = True
+    untested: ClassVar[str | None] = None
+
+    def __call__(self, config: DictConfig, run: Any) -> Any:
+        """Runs the program for a trial, and returns its value; see `objectives.loop_run.Run`."""
+        raise NotImplementedError
+
+    @property
+    def resumes_from_files(self) -> bool:
+        """Whether a call may resume from files that an earlier one has left."""
+        return False
+
+    def check(self, config: DictConfig, space: Space) -> Iterable[str]:
+        """Returns a line for each error that can be found before trial 0."""
+        return ()
+
+    def notes(self, config: DictConfig) -> Iterable[str]:
+        """Returns lines that are printed before trial 0."""
+        return ()
+
+    def code(self) -> Mapping[str, str]:
+        """Returns digests of source files that decide a value, by `code.NAME`."""
+        return {}
+
+
+class ConfiguredAdapter(Adapter, ABC):
+    """An adapter of a program that has a config.
+
+    Names in the space are keys of that config, and the section `params` holds what a trial or the
+    user sets in it.
+    """
+
+    @abstractmethod
+    def composed(self) -> DictConfig:
+        """Returns the config of the program, without the values of a trial."""
 
 
 @dataclass(frozen=True)
@@ -211,9 +263,7 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
 
 
 def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
-    """Returns the config and the space of an adapter that composes its own config.
-
-    Names in the space are keys of that config, and `params` gets the hyperparameters.
+    """Returns the config and the space of a `ConfiguredAdapter`.
 
     Returns:
         None for any other objective.
@@ -224,9 +274,11 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
     target = None
     with contextlib.suppress(ConfigError):  # `validate` reports it
         target = find_target(cfg.objective)
-    if not hasattr(target, "composed"):
+    if not (isinstance(target, type) and issubclass(target, ConfiguredAdapter)):
         return None
-    own: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
+    adapter = build_function(cfg.objective)
+    assert isinstance(adapter, ConfiguredAdapter)
+    own = adapter.composed()
     space = read_space(value_at(cfg, "space"), lambda group: [], PARAMS)
     params: Any = value_at(cfg, PARAMS) or {}
     searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]

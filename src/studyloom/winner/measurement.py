@@ -86,7 +86,7 @@ def measure_winner(
 
 def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
     """Describes the winner of a loop without `objective.test`."""
-    note = getattr(getattr(trainings.definition, "adapter", None), "untested", NO_TEST)
+    note = trainings.definition.untested or NO_TEST
     data = describe_data(trainings, winner, None) if _predicts(trainings) else None
     environment = current_environment(CPU)
     return Tested(seeds=trainings.new_seeds, note=note, environment=environment, data=data)

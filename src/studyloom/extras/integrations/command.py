@@ -23,6 +23,7 @@ from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
+from studyloom.objectives.user_functions import Adapter
 from studyloom.processes import running_process_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
@@ -46,7 +47,7 @@ GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release 
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Adapter):
     """Runs a command for each trial, and reads the value of the trial from its output.
 
     Args:
@@ -72,7 +73,7 @@ class Command:
     keep: bool = False
     inputs: Sequence[str] = ()
 
-    undecisive: ClassVar[tuple[str, ...]] = ("keep",)  # keys that change no value
+    undecisive: ClassVar[tuple[str, ...]] = ("keep",)
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
     untested: ClassVar[str] = (
         "a command returns no network to test; what it printed on new seeds is the result"

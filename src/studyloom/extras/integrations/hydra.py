@@ -14,6 +14,7 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
 from studyloom.errors import UndefinedMetric
 from studyloom.objectives.loop_run import Run
+from studyloom.objectives.user_functions import ConfiguredAdapter
 from studyloom.space.tree import Space
 from studyloom.text import nearest
 from studyloom.user_code.digests import code_digests
@@ -21,7 +22,7 @@ from studyloom.user_code.importing import find_member
 
 
 @dataclass
-class Hydra:
+class Hydra(ConfiguredAdapter):
     """Calls a function of an application with the application's config, in which values are set.
 
     Args:
