@@ -4,7 +4,7 @@ import random
 
 from studyloom.decisions.asha import AshaPruner
 from studyloom.metrics import ACCURACY
-from studyloom.storage.ledger import DONE, HELD, OPEN, UNCLAIMED, RungReport, Standing
+from studyloom.storage.standings import DONE, HELD, OPEN, UNCLAIMED, RungReport, Standing
 
 EPOCHS = 27
 

@@ -17,7 +17,7 @@ from scripts.search.surrogates import SPACE, Surrogate
 from scripts.search.tables import Task
 from studyloom.decisions.asha import AshaOrder
 from studyloom.metrics import ObjectiveValue
-from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED, RungReport, Standing
+from studyloom.storage.standings import DONE, OPEN, UNCLAIMED, RungReport, Standing
 
 EPOCHS, TRIALS = 9, 12
 VALUES = np.random.default_rng(0).random((100, 1, EPOCHS)).cumsum(2).astype(np.float32)

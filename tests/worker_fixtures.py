@@ -6,7 +6,7 @@ import pytest
 from toy_worker import FOLDER, RANDOM
 from toys import EACH_KIND, KINDS, ask
 
-from studyloom.storage import database
+from studyloom.storage import connections
 from studyloom.worker import worker
 
 
@@ -45,4 +45,4 @@ def threads_are_workers(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Makes SQLite report a lock at once, so that the waiting is ours."""
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.02)

@@ -11,7 +11,7 @@ from runs import Run, nap
 from servers import OwnServer, Pair
 
 from scripts.database.pooling import pooled
-from studyloom.storage.database import LEAST_TRY
+from studyloom.storage.connections import LEAST_TRY
 from studyloom.worker.stopping import POLL
 
 pytestmark = pytest.mark.nightly

@@ -17,7 +17,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from runs import NEVER, TRIALS, Run, kill
 
-from studyloom.storage.database import plain_engine
+from studyloom.storage.connections import plain_engine
 from studyloom.storage.ledger import TEST_SLOT
 from studyloom.storage.optuna_internals import TABLES
 from studyloom.storage.redo import redo_failed

@@ -12,7 +12,7 @@ from toys import TINY, ask
 from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.strategy import Strategy
 from studyloom.metrics import ACCURACY, ObjectiveValue
-from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
+from studyloom.storage.standings import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
 
 TWO = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 

@@ -9,7 +9,7 @@ from test_asha import TWO, order_of, standing
 
 from studyloom.decisions.asha import dominance, rank_points
 from studyloom.metrics import ACCURACY
-from studyloom.storage.ledger import HELD, OPEN, UNCLAIMED, Next
+from studyloom.storage.standings import HELD, OPEN, UNCLAIMED, Next
 
 
 def fronts_of(points):

@@ -28,7 +28,7 @@ def definition():
 def done(stored, count):
     """Ends the first trials of a study without training them."""
     fill(stored, *(complete(0.5 + n / 100) for n in range(count)))
-    stored.ledger.compare(mend=True)
+    stored.ledger.compare(repair=True)
 
 
 def complete(value, **constraints):

@@ -20,7 +20,7 @@ from studyloom.decisions.early_end import (
 )
 from studyloom.metrics import ACCURACY, METRICS, ObjectiveValue, ideal_of
 from studyloom.storage.attributes import PROVENANCE, TIMES, parse
-from studyloom.storage.ledger import OPEN, UNCLAIMED
+from studyloom.storage.standings import OPEN, UNCLAIMED
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
 BOUNDS = Bounds(min_improvement=0.01, trials=40)

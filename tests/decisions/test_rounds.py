@@ -13,8 +13,8 @@ from studyloom.decisions.rounds import RoundOrder
 from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.seeds import derive
 from studyloom.storage.attributes import FAILURE, PAUSED, SEGMENTS
-from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Fault, Segment
-from studyloom.storage.trial_buffer import paused_as_pruned
+from studyloom.storage.standings import DONE, HELD, OPEN, OWN, UNCLAIMED, Fault, Segment
+from studyloom.storage.trial_buffer import as_pruned
 
 EPOCHS, TRIALS = 9, 14  # the last epoch is at a rung of the order
 COSTS = (ACCURACY, ObjectiveValue("parameters", "minimize"))
@@ -55,7 +55,7 @@ class Trial:
             trial.set_constraint("diverged", 1.0)
         elif several and self.state == TrialState.PRUNED:
             mark_worse_than_complete(trial, trial.set_constraint)
-        return trial if several else paused_as_pruned(trial)
+        return trial if several else as_pruned(trial)
 
 
 class Rounds:

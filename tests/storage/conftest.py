@@ -4,7 +4,7 @@ import pytest
 from commands import CANARY
 from failures import Lines
 
-from studyloom.storage.database import log
+from studyloom.storage.retry import log
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
-from studyloom.storage.ledger import Ledger, create_table
+from studyloom.storage.ledger import Ledger
+from studyloom.storage.slot_table import create_table
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 

@@ -18,17 +18,12 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
 from studyloom.errors import StorageError, StorageLost
-from studyloom.storage import database
-from studyloom.storage.database import (
-    connect,
-    connections_left,
-    exclusive,
-    newest_version,
-    plain_engine,
-    read_only,
-    untrusted,
-    version_of,
-)
+from studyloom.storage import connections, creation_lock
+from studyloom.storage.connections import plain_engine, untrusted
+from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.database import connect, read_only
+from studyloom.storage.optuna_tables import newest_version, stored_version
+from studyloom.storage.reach import count_free_connections
 from studyloom.storage.urls import parse_url
 
 
@@ -126,9 +121,9 @@ def test_one_process_at_a_time_is_exclusive(url):
 
 
 def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
     told, order = threading.Event(), []
-    monkeypatch.setattr(database.log, "warning", lambda *_: told.set() or order.append(_[1]))
+    monkeypatch.setattr(creation_lock.log, "warning", lambda *_: told.set() or order.append(_[1]))
 
     def second():
         with exclusive(url):
@@ -148,13 +143,13 @@ def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog
 def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_that_works(
     postgres_url, monkeypatch
 ):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
-    hold = "from studyloom.storage import database; database.LEASE = 2\n"
-    hold += "with database.exclusive(sys.argv[1]): print('held', flush=True); input()"
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
+    hold = "from studyloom.storage import connections, creation_lock; connections.LEASE = 2\n"
+    hold += "with creation_lock.exclusive(sys.argv[1]): print('held', flush=True); input()"
     command = [sys.executable, "-c", f"import sys; {hold}", postgres_url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     told = threading.Semaphore(0)
-    monkeypatch.setattr(database.log, "warning", lambda *_: told.release())
+    monkeypatch.setattr(creation_lock.log, "warning", lambda *_: told.release())
     with subprocess.Popen(command, **pipes, stderr=subprocess.DEVNULL) as holder:
         assert holder.stdout.readline() == "held\n"
         tries = []
@@ -209,10 +204,10 @@ def test_what_a_database_cannot_hold_is_no_lost_database(postgres_url):
 
 
 def test_the_connections_left_are_those_that_others_have_not_taken(postgres_url, sqlite_url):
-    assert connections_left(sqlite_url) == math.inf
-    left = connections_left(postgres_url)
+    assert count_free_connections(sqlite_url) == math.inf
+    left = count_free_connections(postgres_url)
     with connect(postgres_url, create=True).engine.connect():
-        assert connections_left(parse_url(postgres_url)) < left
+        assert count_free_connections(parse_url(postgres_url)) < left
 
 
 # Optuna's tables, made here: those of plain Optuna, all or none, of its version.
@@ -282,7 +277,7 @@ def test_tables_of_another_version_are_refused_with_the_way_out(sqlite_url):
             with pytest.raises(StorageError, match=words):
                 connect(sqlite_url, create=create, deadline=0)
     with looking_at(sqlite_url) as connection:
-        assert version_of(connection) == "v99"
+        assert stored_version(connection) == "v99"
 
 
 def test_who_looks_at_a_database_in_the_making_writes_nothing_there(sqlite_url, monkeypatch):

@@ -14,11 +14,13 @@ from sqlalchemy import delete, event, insert, select, update
 
 from studyloom.errors import ClaimLost, StorageError, TrialDeleted
 from studyloom.processes import worker_id
+from studyloom.storage import connections, sql
 from studyloom.storage import ledger as module
-from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect
-from studyloom.storage.ledger import SLOTS, Ledger, RungReport, Standing, create_table
+from studyloom.storage.ledger import Ledger
+from studyloom.storage.slot_table import SLOTS, create_table
+from studyloom.storage.standings import RungReport, Standing
 
 LEASE = 60.0
 
@@ -325,7 +327,7 @@ def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_hi
     assert ledger.compare() is None
     pass_time(ledger, 2 * LEASE)
     ledger.renew(claims[1], LEASE)
-    assert ledger.compare(mend=True).startswith("slots 0: ")
+    assert ledger.compare(repair=True).startswith("slots 0: ")
     assert [ledger.renew(claim, LEASE) for claim in claims] == [False, True]
 
 
@@ -449,7 +451,7 @@ def test_a_command_that_lost_its_lease_stores_no_test(ledger, commands_are_threa
             taken.set()
 
     with ledger.testing() as store_late:
-        pass_time(ledger, ledger.storage.retry.deadline + module.LEASE + 1)
+        pass_time(ledger, ledger.storage.retry.deadline + connections.LEASE + 1)
         thread = threading.Thread(target=second)
         thread.start()
         assert taken.wait(60)

@@ -113,7 +113,7 @@ def test_a_trial_that_failed_before_it_had_a_configuration_is_drawn_again(sqlite
         "elsewhere:1",
         2,
         60.0,
-        lambda connection, slot: stored.storage.make(
+        lambda connection, slot: stored.storage.create(
             connection, stored.ledger.study_id, {"slot": slot}
         ),
     )

@@ -17,8 +17,10 @@ from toys import ask
 
 from studyloom.commands.write_result import print_winner
 from studyloom.errors import StorageError, StorageLost
-from studyloom.storage import database, ledger
-from studyloom.storage.database import POSTGRES, connect, exclusive, libpq_arguments
+from studyloom.storage import connections, creation_lock, ledger
+from studyloom.storage.connections import POSTGRES, libpq_arguments
+from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.database import connect
 from studyloom.storage.opening import open_study
 from studyloom.storage.urls import parse_url
 from studyloom.views.terminal import make_console
@@ -339,10 +341,10 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
     """A lock of the server goes to the command that waits; a lease does not."""
     opened, study_id, _ = served
     opened.delete_study(study_id)
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
     monkeypatch.setattr(ledger, "worker_id", lambda _: f"w:{threading.get_ident()}", raising=False)
     waits, tests, goes_on, again = (threading.Event() for _ in range(4))
-    monkeypatch.setattr(database.log, "warning", lambda *_: waits.set())
+    monkeypatch.setattr(creation_lock.log, "warning", lambda *_: waits.set())
     monkeypatch.setattr(ledger.log, "warning", lambda *_: waits.set())
     definition = ask(*SPACE, "storage.deadline=30")
 

@@ -12,8 +12,10 @@ from failures import MAXIMIZE, WRITES, check_shown, contents, in_background, mak
 from optuna.storages import RDBStorage
 
 from studyloom.errors import StorageLost
-from studyloom.storage import database as storage
-from studyloom.storage.database import Retry, RetryingStorage, call_state, connect
+from studyloom.storage import connections
+from studyloom.storage.call_state import call_state
+from studyloom.storage.database import RetryingStorage, connect
+from studyloom.storage.retry import Retry
 from studyloom.storage.urls import parse_url
 
 
@@ -34,7 +36,7 @@ def sqlite_url(new_database, tmp_path):
 @pytest.fixture
 def no_wait_in_sqlite(monkeypatch):
     """SQLite reports a lock at once, so that the waiting is ours."""
-    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -113,7 +115,8 @@ def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answe
 
 def test_a_server_that_was_given_up_is_left_alone_for_a_moment(monkeypatch):
     """Each try to connect takes seconds, and a command that ends makes several calls."""
-    monkeypatch.setattr("studyloom.storage.database.DELAYS", (0.01, 0.2))
+    monkeypatch.setattr("studyloom.storage.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("studyloom.storage.retry.LONGEST_PAUSE", 0.2)
     retry, tries = Retry(parse_url("postgresql://host/name"), 0.02), []
 
     def away():
@@ -138,7 +141,7 @@ def test_a_call_that_begins_while_another_one_waits_is_given_up_with_it(answered
     retry, ends = Retry(parse_url("postgresql://host/name"), 0.2), []
 
     def away():
-        ends.append(call_state.until)
+        ends.append(call_state.try_ends)
         if len(ends) == 2:  # this call waits, and another thread makes one
             if answered:
                 retry.run(lambda: None)

@@ -98,7 +98,7 @@ def test_what_optuna_writes_is_read(opened):
 def test_trials_that_are_read_in_several_blocks_are_the_same(opened, monkeypatch):
     for slot in range(5):
         write(opened, sql.report(begin(opened, slot=slot), 1, slot / 4))
-    monkeypatch.setattr(sql, "MOST_HEADS", 2)
+    monkeypatch.setattr(sql, "MOST_TRIALS_AT_ONCE", 2)
     trials = opened.get_all_trials(opened.study_id)
     assert trials == shipped(opened)
     assert [trial.intermediate_values for trial in trials] == [{1: n / 4} for n in range(5)]
@@ -111,8 +111,7 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
-    later = {"study": opened.study_id, "ids": "[]", "after": 1}
-    trials = opened.read(lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
+    trials = opened.read(lambda c: sql.read_some(c, opened.study_id, after=1, ids=[]))
     assert [trial.number for trial in trials] == [1]
 
 

@@ -175,7 +175,7 @@ def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backe
 
 def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
     def make(connection):
-        return buffer.make(connection, 1, {SLOT: 0, "worker": "w", "baseline": True})
+        return buffer.create(connection, 1, {SLOT: 0, "worker": "w", "baseline": True})
 
     trial_id = backend.execute(make)
     statements = Statements(backend.engine)
@@ -217,7 +217,7 @@ def test_of_trials_that_are_read_as_of_one_moment_none_is_missing_that_ends_mean
     backend.create_new_study([StudyDirection.MAXIMIZE], "s")
     own, *left = begin(backend), begin(backend, 1)
     buffer = TrialBuffer(backend)
-    buffer.whole = True
+    buffer.reads_snapshots = True
     buffer.load(1, own)
 
     @event.listens_for(backend.engine, "after_cursor_execute")

@@ -10,8 +10,9 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINITION
-from studyloom.storage.database import connect, plain_engine
-from studyloom.storage.ledger import create_table
+from studyloom.storage.connections import plain_engine
+from studyloom.storage.database import connect
+from studyloom.storage.slot_table import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.views import doctor
 from studyloom.views.doctor import examine, show, writable

@@ -10,7 +10,7 @@ from snapshots import snapshot_of
 
 from studyloom.storage import attributes
 from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RUNGS, TIMES
-from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED
+from studyloom.storage.standings import DONE, OPEN, UNCLAIMED
 from studyloom.views.progress import StageProgress, Work, estimate, work_of
 from studyloom.views.snapshot import WorkerStatus
 

@@ -27,7 +27,7 @@ WORDS = (
 def twelve(study_of):
     """A study of forty slots whose first twelve are done."""
     stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(VALUES))
-    stored.ledger.compare(mend=True)
+    stored.ledger.compare(repair=True)
     return stored
 
 
@@ -66,7 +66,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     assert f"The search {WORDS}." in [block.text for block in top.blocks]
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))
-    twelve.ledger.compare(mend=True)
+    twelve.ledger.compare(repair=True)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.outlook.under_way) == (1, 1), "it runs to its end"
 

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.metrics import ObjectiveValue
 from studyloom.seeds import derive
-from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
+from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition

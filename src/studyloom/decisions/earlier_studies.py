@@ -16,7 +16,7 @@ from studyloom.config.runs import read_run
 from studyloom.errors import StorageError, messages_of
 from studyloom.files import is_own
 from studyloom.storage import sql
-from studyloom.storage.database import untrusted
+from studyloom.storage.connections import untrusted
 from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import parse_url, serve, without_password

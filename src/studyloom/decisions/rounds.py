@@ -26,7 +26,7 @@ from optuna import Study
 from studyloom.decisions.asha import AshaOrder
 from studyloom.decisions.extrapolation import seen_in_rounds
 from studyloom.storage import failures
-from studyloom.storage.ledger import DONE, HELD, OPEN, Fault, Next, Segment, Standing
+from studyloom.storage.standings import DONE, HELD, OPEN, Fault, Next, Segment, Standing
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
 
     def queue(connection: Connection) -> int:
         before = stored.lock_trials(connection)
-        tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
+        tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in before]
         known = sql.study_attrs(connection, study_id, WARM_START)[0] or []
         points = [start for start in starts.points if start.earlier not in known]
         waiting: list[tuple[Point, dict[str, Any]]] = []

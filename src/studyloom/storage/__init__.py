@@ -7,7 +7,10 @@ URL. SQLAlchemy and Optuna's private parts are imported only in this layer; torc
 
 __all__ = [
     "attributes",
+    "cells",
     "command_record",
+    "connections",
+    "creation_lock",
     "database",
     "failures",
     "ledger",
@@ -15,7 +18,10 @@ __all__ = [
     "optuna_internals",
     "reach",
     "redo",
+    "retry",
+    "slot_table",
     "sql",
+    "standings",
     "stored_study",
     "trial_buffer",
     "trial_record",

@@ -26,15 +26,11 @@ from studyloom.storage.attributes import (
     UUID,
     VERSION,
 )
-from studyloom.storage.database import (
-    RetryingStorage,
-    closed_on_error,
-    connect,
-    exclusive,
-    is_empty,
-    is_sqlite,
-)
-from studyloom.storage.ledger import Ledger, NoLedger, add_study, check_table
+from studyloom.storage.connections import closed_on_error, has_no_tables, is_sqlite
+from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.database import RetryingStorage, connect
+from studyloom.storage.ledger import Ledger, NoLedger, add_study
+from studyloom.storage.slot_table import check_table
 from studyloom.storage.stored_study import StoredStudy, owner_of
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
@@ -202,7 +198,7 @@ def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     try:
         backend = connect(url, deadline=deadline)
     except StorageError:
-        if is_sqlite(parse_url(url)) or not is_empty(url):
+        if is_sqlite(parse_url(url)) or not has_no_tables(url):
             raise
         return {}
     check_table(backend)

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from studyloom.config.runs import storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import filesystem_of, is_network_filesystem
-from studyloom.storage.database import connections_left
+from studyloom.storage import connections
+from studyloom.storage.database_errors import explained
+from studyloom.storage.retry import Retry
 from studyloom.storage.urls import folder_of, parse_url
 
 
@@ -30,27 +33,42 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
     """Yields an error if workers cannot reach a database of files on this host.
 
     Args:
-        several: whether there is more than one worker.
-        leaves_host: whether workers may run on other hosts.
+        several: Whether there is more than one worker.
+        leaves_host: Whether workers may run on other hosts.
     """
-    embedded = folder_of(url)
-    address = parse_url(url) if embedded is None else None
-    if address is not None and address.get_backend_name() != "sqlite":
+    files = _files_of_database(url)
+    if files is None:
         return
-    files = embedded or Path(str(address and address.database)).absolute()
-    filesystem = filesystem_of(files.parent)
+    is_embedded = folder_of(url) is not None
     if leaves_host:
-        place = "a server on 127.0.0.1" if embedded else f"a file on this host ({files})"
+        place = f"a file on this host ({files})"
+        if is_embedded:
+            place = "a server on 127.0.0.1"
         yield (
             f"storage.url: {place} is out of reach for workers on other hosts; set storage=postgres"
             ", and STUDYLOOM_STORAGE to the URL of a PostgreSQL server"
         )
-    elif is_network_filesystem(filesystem) and (embedded or several):
-        users = "two hosts" if embedded else "several workers"
+        return
+    filesystem = filesystem_of(files.parent)
+    if is_network_filesystem(filesystem) and (is_embedded or several):
+        users = "several workers"
+        if is_embedded:
+            users = "two hosts"
         yield (
             f"storage.url: {files} lies on a network disk ({filesystem}), where {users} would "
             "damage the database; name a local disk with run_dir=…, or use a PostgreSQL server"
         )
+
+
+def _files_of_database(url: str) -> Path | None:
+    """Returns a SQLite file or the folder of an embedded server; None for any other server."""
+    folder = folder_of(url)
+    if folder is not None:
+        return folder
+    address = parse_url(url)
+    if connections.is_sqlite(address):
+        return connections.sqlite_path(address)
+    return None
 
 
 def check_connections(url: str, workers: int) -> None:
@@ -58,9 +76,45 @@ def check_connections(url: str, workers: int) -> None:
 
     A single worker runs in this process, which is connected already.
     """
-    left = connections_left(url) if workers > 1 else math.inf
-    if left < 2 * workers:
+    if workers <= 1:
+        return
+    free_connections = count_free_connections(url)
+    if free_connections < 2 * workers:
         raise ConfigError(
             f"storage.url: {workers} workers take {2 * workers} connections, and the server has "
-            f"{left:.0f} left (max_connections); set launcher.workers={max(1, left // 2):.0f}"
+            f"{free_connections:.0f} left (max_connections); set "
+            f"launcher.workers={max(1, free_connections // 2):.0f}"
         )
+
+
+FREE_CONNECTIONS = """
+    SELECT current_setting('max_connections')::int
+           - (SELECT sum(numbackends) FROM pg_stat_database)
+           - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+           + coalesce(current_setting('reserved_connections', true), '0')::int END
+    FROM pg_roles WHERE rolname = current_user"""
+
+
+def count_free_connections(url: str) -> float:
+    """Counts the further connections that a server would accept from this user now.
+
+    Infinity for SQLite, and for a connection pooler, which lets more clients wait than a server
+    takes.
+    """
+    address = parse_url(url)
+    if connections.is_sqlite(address):
+        return math.inf
+
+    def count() -> float:
+        with connections.plain_engine(address).connect() as connection:
+            server_pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            client: Any = connection.connection.driver_connection
+            is_pooled = client.info.backend_pid != server_pid
+            if is_pooled:
+                return math.inf
+            free = connection.exec_driver_sql(FREE_CONNECTIONS).scalar_one()
+            # This connection counts as used, and will be closed.
+            return float(free) + 1.0
+
+    with explained(address):
+        return Retry(address, 0.0).run(count)

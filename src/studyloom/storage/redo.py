@@ -56,7 +56,7 @@ def replace_trial(
     slot = TrialRecord(trial).slot
     assert slot is not None  # only trials with slots are counted
     sql.write(connection, [(sql.SET_ASIDE, {"id": trial._trial_id})])
-    params = trial.system_attrs.get(sql.GIVEN, {}) | trial.params
+    params = trial.system_attrs.get(sql.FIXED_PARAMS, {}) | trial.params
     if params or attributes:
         point = Point(params=params, distributions=trial.distributions)
         ledger.queue(connection, slot, point, attributes)

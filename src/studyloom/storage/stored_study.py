@@ -30,9 +30,10 @@ from studyloom.storage.attributes import (
     RULE,
     TEST_USES,
 )
-from studyloom.storage.database import Connection, Retry
+from studyloom.storage.database import Connection
 from studyloom.storage.failures import UNDEFINED
 from studyloom.storage.ledger import Ledger, Store
+from studyloom.storage.retry import Retry
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import html_table, mask_passwords, one_line, without_formula
@@ -121,7 +122,7 @@ class StoredStudy:
             whole: whether each has all its attributes, also while this worker has a trial.
         """
         if whole:
-            trials = self.storage.read_whole(self.ledger.study_id)
+            trials = self.storage.read_complete(self.ledger.study_id)
         else:
             trials = self.optuna.get_trials(deepcopy=False)
         return (
@@ -132,9 +133,8 @@ class StoredStudy:
         """Reads the trials that fill slots; until the commit no process makes another."""
         ledger = self.ledger
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
-        heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
-        trials = sql.read_light(connection, heads)
-        return [*filter(sql.fills_slot, trials)]
+        trials = sql.read_all_light(connection, ledger.study_id)
+        return [trial for trial in trials if sql.fills_slot(trial)]
 
     def reconcile(self, trials: int) -> bool:
         """Repairs and extends the ledger, see `ledger.reconcile`; returns whether it had to."""

@@ -1,8 +1,9 @@
-"""The trial buffer: a worker's own trial, whose changes are written to the database together.
+"""The trial buffer: Optuna's storage for a worker, whose own trial is written in few transactions.
 
 Optuna commits each hyperparameter, report and attribute separately, and reads all running trials
 for each call of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
-ever, and the worker decides when the others' trials are read and when its own is written.
+ever, but changes of the worker's own trial stay in memory until the worker writes them together,
+and the worker decides when the other trials of the study are read again.
 """
 
 import copy
@@ -11,6 +12,7 @@ import math
 import threading
 from bisect import insort
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -21,34 +23,39 @@ from sqlalchemy import Connection
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import PAUSED
-from studyloom.storage.database import Retry, RetryingStorage
+from studyloom.storage.database import RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
+from studyloom.storage.retry import Retry
 from studyloom.storage.sql import Write
 
-ENDED = tuple(state for state in TrialState if state.is_finished())
-# A query for only these is about trials that have ended; a paused trial may count as pruned.
-SETTLED = (TrialState.COMPLETE, TrialState.FAIL)
-NUMBER = attrgetter("number")
+FINISHED = tuple(state for state in TrialState if state.is_finished())
+# No unfinished trial is returned in one of these states; a paused one may be returned as pruned.
+NEVER_UNFINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+BY_NUMBER = attrgetter("number")
 
 
 class TrialBuffer(CachedStorage):
     """Optuna's storage with the finished trials cached, for one process with one trial at a time.
 
     While a trial is loaded, its changes stay here until they are written, and the other trials that
-    fill slots are as they were when they were first read since the last refresh. Without one
-    it is Optuna's storage as shipped: each call reads the database.
+    fill slots are as they were when they were first read since the last refresh. Without a loaded
+    trial it is Optuna's storage as shipped: each call reads the database.
+
+    Attributes:
+        reads_snapshots: Whether other trials are read as of one moment.
     """
 
     def __init__(self, backend: RetryingStorage) -> None:
         super().__init__(backend)
         self._backend: RetryingStorage = backend
+        self.reads_snapshots = False
+        # The worker's own trial, its study, and its changes that are not stored yet.
         self._own: FrozenTrial | None = None
-        self._study_id = -1  # of that trial
-        self._made: FrozenTrial | None = None
-        self._writes: list[Write] = []
-        self._sent = 0  # how many of them the last `write` has written
+        self._study_id = -1
+        self._pending: list[Write] = []
+        self._written = 0  # how many pending changes the last `write` has written
+        self._created: FrozenTrial | None = None  # a trial that `create` made for the next `load`
         self._others: OtherTrials | None = None
-        self.whole = False  # whether other trials are read as of one moment
 
     def close(self) -> None:
         """Closes all connections to the database."""
@@ -59,10 +66,10 @@ class TrialBuffer(CachedStorage):
         """Returns the object that repeats failed calls, and knows whether one is waiting."""
         return self._backend.retry
 
-    def make(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
+    def create(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
         """Creates a running trial, which `load` then need not read, and returns its id."""
-        self._made = sql.insert(connection, study_id, user_attrs)
-        return self._made._trial_id
+        self._created = sql.insert(connection, study_id, user_attrs)
+        return self._created._trial_id
 
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:
         """Loads a trial as the worker's own, and returns a copy of it.
@@ -71,48 +78,55 @@ class TrialBuffer(CachedStorage):
             TrialDeleted: It does not exist.
         """
         self.clear()
-        own, self._made = self._made, None
-        if own is None or own._trial_id != trial_id:
+        trial = self._created
+        self._created = None
+        if trial is None or trial._trial_id != trial_id:
             try:
-                own = self._backend.get_trial(trial_id)
+                trial = self._backend.get_trial(trial_id)
             except KeyError:
                 raise sql.trial_deleted() from None
         # TPE raises an exception at a pruned trial of several objectives.
-        as_pruned = len(self.get_study_directions(study_id)) == 1
+        paused_as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
                 self._others = OtherTrials(
-                    self._backend, study_id, as_pruned=as_pruned, whole=self.whole
+                    self._backend,
+                    study_id,
+                    paused_as_pruned=paused_as_pruned,
+                    snapshot=self.reads_snapshots,
                 )
-            self._own, self._study_id = own, study_id
+            self._own = trial
+            self._study_id = study_id
         self.refresh(study_id)
-        return _copied(own)
+        return _copy_trial(trial)
 
     def refresh(self, study_id: int) -> None:
         """Makes the next read of the study's other trials go to the database."""
         if self._others is not None and study_id == self._study_id:
             self._others.forget_changes()
 
-    def read_whole(self, study_id: int) -> list[FrozenTrial]:
+    def read_complete(self, study_id: int) -> list[FrozenTrial]:
         """Reads all trials with all attributes from the database, also while a trial is loaded."""
         return super().get_all_trials(study_id, deepcopy=False)
 
     def write(self, connection: Connection) -> None:
         """Writes the changes of the worker's own trial; `mark_written` follows the commit."""
         with self._lock:
-            self._sent = len(self._writes)
-            writes = self._writes[: self._sent]
+            writes = list(self._pending)
+            self._written = len(writes)
         sql.write(connection, writes)
 
     def mark_written(self) -> None:
         """Drops the pending changes that the last `write` has stored."""
         with self._lock:
-            self._writes, self._sent = self._writes[self._sent :], 0
+            self._pending = self._pending[self._written :]
+            self._written = 0
 
     def clear(self) -> None:
         """Drops the worker's own trial, and those of its changes that were not written."""
         with self._lock:
-            self._own, self._writes = None, []
+            self._own = None
+            self._pending = []
 
     def forget(self, study_id: int) -> None:
         """Drops the cached trials of a study, after ended trials have lost their slots."""
@@ -123,18 +137,23 @@ class TrialBuffer(CachedStorage):
     def _change(self, trial_id: int, writes: Sequence[Write], **fields: Any) -> bool:
         """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
 
-        A dict among the new values is merged into the present one. Returns False if the trial is
-        not the worker's own; then nothing has changed.
+        Args:
+            writes: The rows of the change.
+            fields: New values of the trial's attributes; a dict is merged into the present one.
+
+        Returns:
+            False if the trial is not the worker's own; then nothing has changed.
         """
         with self._lock:
             if self._own is None or self._own._trial_id != trial_id:
                 return False
             changed = copy.copy(self._own)
             for name, value in fields.items():
-                merged = getattr(changed, name) | value if isinstance(value, dict) else value
-                setattr(changed, name, merged)
+                if isinstance(value, dict):
+                    value = getattr(changed, name) | value
+                setattr(changed, name, value)
             self._own = changed
-            self._writes += writes
+            self._pending += writes
             return True
 
     # Methods of Optuna's storage. Reads come from the buffer while a trial is loaded, and from the
@@ -143,16 +162,19 @@ class TrialBuffer(CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        own, others = self._own, self._others
+        own = self._own
+        others = self._others
         if own is None or others is None or study_id != self._study_id:
             return super().get_all_trials(study_id, deepcopy, states)
         trials = others.trials(own, states)
-        return copy.deepcopy(trials) if deepcopy else trials
+        if deepcopy:
+            return copy.deepcopy(trials)
+        return trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._lock:
             if self._own is not None and self._own._trial_id == trial_id:
-                return _copied(self._own)
+                return _copy_trial(self._own)
         return super().get_trial(trial_id)
 
     def set_trial_param(
@@ -190,17 +212,17 @@ class TrialBuffer(CachedStorage):
     ) -> bool:
         now = datetime.now()
         if state == TrialState.RUNNING:
-            writes: list[Write] = [(sql.START, {"id": trial_id, "at": sql.utc()})]
+            writes = [sql.start(trial_id)]
             fields: dict[str, Any] = {"datetime_start": now}
         else:
             writes = sql.end(trial_id, state, values)
-            fields = {"values": values and [*values], "datetime_complete": now}
+            fields = {"values": list(values) if values else None, "datetime_complete": now}
         if self._change(trial_id, writes, state=state, **fields):
             return True
         return super().set_trial_state_values(trial_id, state, values)
 
 
-def _copied(trial: FrozenTrial) -> FrozenTrial:
+def _copy_trial(trial: FrozenTrial) -> FrozenTrial:
     """Copies a trial, so that hyperparameters, reports and attributes may be added."""
     new = copy.copy(trial)
     for name in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
@@ -208,92 +230,164 @@ def _copied(trial: FrozenTrial) -> FrozenTrial:
     return new
 
 
+@dataclass(frozen=True)
+class Changes:
+    """The result of one look at the other trials of a study.
+
+    Attributes:
+        finished: The trials that have ended since the previous look.
+        unfinished: The trials that have not ended, if they were requested.
+        unfinished_ids: The ids of all trials that have not ended, the worker's own included.
+    """
+
+    finished: list[FrozenTrial]
+    unfinished: list[FrozenTrial]
+    unfinished_ids: set[int]
+
+
 class OtherTrials:
     """Caches the trials of a study that fill slots, other than the worker's own.
 
     A trial that has ended is read once, without the attributes that only people look at. Trials
-    that have not ended are read again only for each call that needs them: with
-    1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
-    use none of them.
+    that have not ended are read again only for each call that needs them: with 1,000 workers the
+    median pruner would otherwise read 1,000 running trials after each epoch, and use none of them.
 
-    With `as_pruned`, paused trials are returned as pruned ones; see `paused_as_pruned`. Unless they
-    are read as of one moment (`whole`), one that ends meanwhile may be missing.
+    With `paused_as_pruned`, paused trials are returned as pruned ones; see `as_pruned`. Unless the
+    trials are read as of one moment (`snapshot`), one that ends meanwhile may be missing.
     """
 
     def __init__(
-        self, storage: RetryingStorage, study_id: int, *, as_pruned: bool, whole: bool = False
+        self,
+        storage: RetryingStorage,
+        study_id: int,
+        *,
+        paused_as_pruned: bool,
+        snapshot: bool = False,
     ) -> None:
-        self._storage, self._study_id, self._as_pruned = storage, study_id, as_pruned
-        self._whole = whole
+        self._storage = storage
+        self._study_id = study_id
+        self._paused_as_pruned = paused_as_pruned
+        self._snapshot = snapshot
         self._lock = threading.RLock()
-        self._latest = -1  # id of the latest trial that was seen
-        self._open: set[int] = set()  # ids of those that had not ended
-        # Those that have ended, in some states, by number: without a sort for each call.
-        self._ended: dict[tuple[TrialState, ...], list[FrozenTrial]] = {ENDED: []}
-        self._running: list[FrozenTrial] | None = None  # those that have not ended
-        self._fresh = False
+        self._latest_id = -1  # of the trials that were seen
+        self._unfinished_ids: set[int] = set()  # of the trials that had not ended when last seen
+        # The ended trials in some states, by number: a list for each requested combination of
+        # states, so that a call need not filter and sort.
+        self._finished: dict[tuple[TrialState, ...], list[FrozenTrial]] = {FINISHED: []}
+        # Since `forget_changes`: whether ended trials were read, and the unfinished ones if read.
+        self._knows_finished = False
+        self._unfinished: list[FrozenTrial] | None = None
 
     def forget_changes(self) -> None:
         """Makes the next read go to the database; later ones use its result until the next call."""
-        self._fresh, self._running = False, None
+        self._knows_finished = False
+        self._unfinished = None
 
     def trials(self, own: FrozenTrial, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """Lists the trials in some states, or in all, by number, the worker's own included."""
-        settled = states is not None and not any(
-            state in states for state in TrialState if state not in SETTLED
+        with_unfinished = states is None or any(
+            state in states for state in TrialState if state not in NEVER_UNFINISHED
         )
         with self._lock:
-            self._look(own._trial_id, running=not settled)
-            wanted = tuple(state for state in ENDED if states is None or state in states)
-            if wanted not in self._ended:
-                self._ended[wanted] = [t for t in self._ended[ENDED] if t.state in wanted]
-            trials = [*self._ended[wanted]]
-            for trial in [own] if settled else [*(self._running or ()), own]:
+            self._update(own._trial_id, with_unfinished=with_unfinished)
+            trials = list(self._finished_in(states))
+            candidates = [own]
+            if with_unfinished and self._unfinished is not None:
+                candidates += self._unfinished
+            for trial in candidates:
                 if states is None or trial.state in states:
-                    insort(trials, trial, key=NUMBER)
+                    insort(trials, trial, key=BY_NUMBER)
         return trials
 
-    def _look(self, own: int, *, running: bool) -> None:
-        """Reads how the other trials have changed since `forget_changes`."""
-        if self._fresh and (self._running is not None or not running):
+    def _finished_in(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
+        """Returns the cached list of the ended trials in some states, or in all."""
+        key = tuple(state for state in FINISHED if states is None or state in states)
+        if key not in self._finished:
+            self._finished[key] = [
+                trial for trial in self._finished[FINISHED] if trial.state in key
+            ]
+        return self._finished[key]
+
+    def _update(self, own_id: int, *, with_unfinished: bool) -> None:
+        """Reads what has changed since `forget_changes`, as far as no call has read it yet."""
+        knows_unfinished = self._unfinished is not None or not with_unfinished
+        if self._knows_finished and knows_unfinished:
             return
+        changes = self._storage.read(
+            lambda connection: self._read_changes(connection, own_id, with_unfinished),
+            snapshot=self._snapshot,
+        )
+        self._unfinished_ids = changes.unfinished_ids
+        finished_ids = {trial._trial_id for trial in changes.finished}
+        self._latest_id = max(self._latest_id, *self._unfinished_ids, *finished_ids)
+        for trial in changes.finished:
+            if sql.fills_slot(trial):
+                self._add_finished(trial)
+        self._knows_finished = True
+        if with_unfinished:
+            self._unfinished = self._countable(changes.unfinished)
 
-        opened = json.dumps([*self._open - {own}])
-        asked = {"study": self._study_id, "after": self._latest, "ids": opened}
+    def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
+        unfinished_ids = {own_id, *self._unfinished_ids}
+        finished_rows = []
+        if not self._knows_finished:
+            # The trials since the latest one that was seen, and those that have ended since.
+            parameters = {
+                "study": self._study_id,
+                "after": self._latest_id,
+                "ids": json.dumps(list(self._unfinished_ids - {own_id})),
+            }
+            for row in connection.execute(sql.CHANGED_ROWS, parameters):
+                if row.state.is_finished() and row.trial_id != own_id:
+                    finished_rows.append(row)
+                    unfinished_ids.discard(row.trial_id)
+                else:
+                    unfinished_ids.add(row.trial_id)
+        unfinished_rows: Sequence[Any] = []
+        if with_unfinished:
+            ids = json.dumps(list(unfinished_ids - {own_id}))
+            unfinished_rows = connection.execute(sql.ROWS_BY_ID, {"ids": ids}).all()
+        return Changes(
+            finished=sql.read_light(connection, finished_rows),
+            unfinished=sql.read_light(connection, unfinished_rows),
+            unfinished_ids=unfinished_ids,
+        )
 
-        def look(connection: Connection) -> tuple[set[int], list[FrozenTrial], list[FrozenTrial]]:
-            heads = [] if self._fresh else connection.execute(sql.CHANGED, asked).all()
-            ended = [head for head in heads if head.state.is_finished() and head.trial_id != own]
-            begun = {own, *self._open, *(head.trial_id for head in heads)}
-            left = begun - {head.trial_id for head in ended}
-            ids = json.dumps([*left - {own}] if running else [])
-            moving = connection.execute(sql.NAMED, {"ids": ids}).all() if running else []
-            return left, sql.read_light(connection, ended), sql.read_light(connection, moving)
+    def _add_finished(self, trial: FrozenTrial) -> None:
+        """Adds a trial to the cached lists in which its state belongs."""
+        for states, trials in self._finished.items():
+            if trial.state in states:
+                insort(trials, trial, key=BY_NUMBER)
 
-        self._open, ended, moving = self._storage.read(look, whole=self._whole)
-        self._latest = max(self._latest, *self._open, *(trial._trial_id for trial in ended))
-        for trial in filter(sql.fills_slot, ended):
-            for states, trials in self._ended.items():
-                if trial.state in states:
-                    insort(trials, trial, key=NUMBER)
-        self._fresh = True
-        if running:
-            # One may have ended between the two statements; it counts so the next time.
-            counted = [t for t in moving if sql.fills_slot(t) and t.state in sql.UNFINISHED]
-            self._running = [paused_as_pruned(t) for t in counted] if self._as_pruned else counted
+    def _countable(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Selects unfinished trials that fill slots, as samplers and pruners see them.
+
+        One may have ended between the two statements of a look; the next look counts it as ended.
+        """
+        countable = []
+        for trial in trials:
+            if sql.fills_slot(trial) and trial.state in sql.UNFINISHED:
+                if self._paused_as_pruned:
+                    trial = as_pruned(trial)
+                countable.append(trial)
+        return countable
 
 
-def paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
+def as_pruned(trial: FrozenTrial) -> FrozenTrial:
     """Returns a trial as samplers and pruners see it: a paused one as pruned at its rung.
 
     Optuna knows no paused trials. TPE would learn nothing from a running one: it models ended
     trials, and takes running ones for bad ones to keep parallel workers apart (constant liar).
     """
-    if trial.state != TrialState.RUNNING or trial.user_attrs.get(PAUSED) is None:
+    is_paused = trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
+    if not is_paused:
         return trial
-    shown = copy.copy(trial)
-    shown.state = TrialState.PRUNED
-    last = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
-    # As Optuna ends a pruned trial: with its last report, unless that is not a number.
-    shown.values = None if last is None or math.isnan(last) else [last]
-    return shown
+    pruned = copy.copy(trial)
+    pruned.state = TrialState.PRUNED
+    # Optuna ends a pruned trial with its last report, unless that is not a number.
+    pruned.values = None
+    if trial.last_step is not None:
+        last_value = trial.intermediate_values[trial.last_step]
+        if not math.isnan(last_value):
+            pruned.values = [last_value]
+    return pruned

@@ -19,7 +19,7 @@ from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.processes import count_cores
-from studyloom.storage.database import is_sqlite, sqlite_path
+from studyloom.storage.connections import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.opening import open_ledgers
 from studyloom.storage.urls import parse_url, without_password
@@ -126,7 +126,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
         print(indented(difference), flush=True)
     mended = bool(found) and confirm()
     for _, ledger, _ in found if mended else ():
-        ledger.compare(mend=True)
+        ledger.compare(repair=True)
     left = "nothing was changed; --yes fixes this"
     print("fixed" if mended else left if found else "the budget agrees with the trials")
     return differences, mended

@@ -17,7 +17,7 @@ from studyloom.decisions.warm_start import (
 from studyloom.definition.definition import Definition
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
-from studyloom.storage.database import closed_on_error
+from studyloom.storage.connections import closed_on_error
 from studyloom.storage.opening import check_definition, create_study, open_study, study_names
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import folder_of, serve

@@ -56,7 +56,7 @@ class SlotQueue:
         if order is not None and width:
             (halted_at,) = self.stored.attributes(HALTED_AT)
             self.order = RoundOrder(order, width, max_failures, halted_at or 0)
-        self.stored.storage.whole = self.in_rounds
+        self.stored.storage.reads_snapshots = self.in_rounds
 
     @property
     def in_rounds(self) -> bool:
@@ -86,7 +86,7 @@ class SlotQueue:
     def _make(self, connection: Connection, slot: int) -> int:
         first = {BASELINE: True} if slot == 0 and self.baseline is not None else {}
         attributes = {SLOT: slot, WORKER: self.owner, **first}
-        return self.stored.storage.make(connection, self.stored.ledger.study_id, attributes)
+        return self.stored.storage.create(connection, self.stored.ledger.study_id, attributes)
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Whether a trial may be pruned or paused; not the baseline, with which all compare.

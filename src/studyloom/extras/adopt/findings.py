@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.decisions.asha import AshaOrder, AshaPruner
 from studyloom.extras.adopt.reading import AdoptedStudy
 from studyloom.metrics import ObjectiveValue
-from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
+from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
 from studyloom.text import format_ranges, format_value, one_line, shorten_end
 from studyloom.views.snapshot import format_parameters
 

@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StorageError
 from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
-from studyloom.storage import sql
-from studyloom.storage.database import read_only, untrusted
+from studyloom.storage import cells, sql
+from studyloom.storage.connections import untrusted
+from studyloom.storage.database import read_only
 from studyloom.storage.optuna_internals import METRIC_NAMES
 from studyloom.storage.stored_study import read_objectives
 from studyloom.storage.urls import parse_url, sqlite_url, without_password
@@ -103,7 +104,7 @@ def _read(storage: BaseStorage, name: str | None, label: str | None) -> AdoptedS
         held = shorten(", ".join(map(one_line, studies)) or "none", 300)
         raise StorageError(f"adopt: name the study with --study; the database holds: {held}")
     study = studies[name]
-    sql.check_directions(study.directions)
+    cells.check_directions(study.directions)
     objective = read_objectives(study.system_attrs.get(METRIC_NAMES), study.directions)[0]
     stored = storage.get_all_trials(study._study_id, deepcopy=False)
     trials = [sql.without_reserved(trial) for trial in stored]

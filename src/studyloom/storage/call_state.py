@@ -1,0 +1,47 @@
+"""The state of the call that a thread makes on a database, which hooks of SQLAlchemy read and set.
+
+A call is tried until it succeeds; see `retry.Retry`. Hooks get no arguments of ours, so that what
+they need to know of the call is a variable of the thread.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class CallState(threading.local):
+    """The state of this thread's call.
+
+    Attributes:
+        writes: Whether its transactions write; on SQLite they then begin with the write lock.
+        committing: Whether the present try has come to a COMMIT.
+        uncertain: Whether an earlier try failed at a COMMIT: the database may have done it, and
+            only its reply was lost.
+        try_ends: When the present try must end, as time.monotonic; None without a limit.
+        untrusted_until: When the reading of an untrusted file must end, as time.monotonic; None
+            while the thread opens trusted files.
+    """
+
+    writes = False
+    committing = False
+    uncertain = False
+    try_ends: float | None = None
+    untrusted_until: float | None = None
+
+    @contextmanager
+    def begin_call(self) -> Iterator[None]:
+        """Begins a call with no commit so far; afterwards an outer call has its own state again."""
+        outer_committing = self.committing
+        outer_uncertain = self.uncertain
+        outer_try_ends = self.try_ends
+        self.committing = False
+        self.uncertain = False
+        try:
+            yield
+        finally:
+            self.committing = outer_committing
+            self.uncertain = outer_uncertain
+            self.try_ends = outer_try_ends
+
+
+call_state = CallState()

@@ -1,0 +1,113 @@
+"""Cells of Optuna's tables, read with a check of their types.
+
+SQLite stores any type in any column, and another program may have written anything. A cell that
+neither Optuna nor studyloom can have written is an error that names its table and trial.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.study import StudyDirection
+
+from studyloom.errors import StorageError
+from studyloom.storage.attributes import PICKLED
+from studyloom.storage.optuna_internals import (
+    CONSTRAINT,
+    METRIC_NAMES,
+    TrialIntermediateValueModel,
+    TrialValueModel,
+)
+from studyloom.text import one_line, shorten
+
+# The exceptions that are raised for a cell that neither Optuna nor studyloom can have written.
+CELL_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def unknown_cell(error: Exception, place: str = "") -> StorageError:
+    """Returns the error of a cell that neither Optuna nor studyloom can have written.
+
+    Args:
+        place: The table and the trial of the cell, if they are known.
+    """
+    reason = shorten(one_line(str(error) or "a number is missing"), 200)
+    if place:
+        reason = f"{place}: {reason}"
+    return StorageError(
+        f"storage.url: a cell of the database cannot be read: {reason}; another program has "
+        "written it; put back a copy of the database from before"
+    )
+
+
+def check_integer(value: object, column: str) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{column} must be an integer; got {value!r}")
+    return value
+
+
+def check_text(value: object, column: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{column} must be text; got {value!r}")
+    return value
+
+
+def check_directions(directions: Sequence[StudyDirection]) -> None:
+    """Checks the directions of a study; raises StorageError if it has none."""
+    if not directions or StudyDirection.NOT_SET in directions:
+        error = TypeError("the study has no direction, MINIMIZE or MAXIMIZE")
+        raise unknown_cell(error, "study_directions")
+
+
+def _check_constraints(values: object) -> None:
+    """Checks the constraints of a trial, of which Optuna compares each with 0."""
+    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        raise TypeError(f"constraints must be numbers; got {values!r}")
+
+
+# Each function below takes the cells of a row, and returns a key and its value.
+
+
+def read_value(objective: Any, stored: Any, kind: Any) -> tuple[int, float]:
+    value = TrialValueModel.stored_repr_to_value(stored, kind)
+    return check_integer(objective, "objective"), float(value)
+
+
+def read_report(step: Any, stored: Any, kind: Any) -> tuple[int, float]:
+    value = TrialIntermediateValueModel.stored_repr_to_intermediate_value(stored, kind)
+    return check_integer(step, "step"), float(value)
+
+
+def read_attribute(key: Any, stored: Any) -> tuple[str, Any]:
+    return check_text(key, "key"), json.loads(stored)
+
+
+def read_system_attribute(key: Any, stored: Any) -> tuple[str, Any]:
+    if check_text(key, "key").startswith(PICKLED):
+        return key, None
+    value = json.loads(stored)
+    if key == CONSTRAINT:
+        _check_constraints([] if value is None else value)
+    elif key.startswith(f"{CONSTRAINT}:"):
+        _check_constraints([value])
+    return key, value
+
+
+def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the system attributes of a study without names of metrics that are no list of text.
+
+    Another program has stored them; a value of another type counts as missing.
+    """
+    fitting = dict(attributes)
+    names = attributes.get(METRIC_NAMES)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_list:
+        fitting.pop(METRIC_NAMES, None)
+    return fitting
