@@ -27,17 +27,17 @@ from studyloom.views.report import write_report
 from studyloom.worker.stopping import read_control, set_control
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script>"
-QUICK = 0.05  # seconds between two looks
+QUICK = 0.05  # seconds between two reads of the study
 
 
-def other(environ, start_response):
-    """What lies behind the page."""
+def other_app(environ, start_response):
+    """The application behind the page."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"optuna"]
 
 
 def live(stored, run_dir=None):
-    page = LivePage(stored, run_dir, other)
+    page = LivePage(stored, run_dir, other_app)
     page.interval = QUICK
     return page
 
@@ -50,8 +50,8 @@ def changes(port, since):
     return json.loads(ask(port, f"/changes?since={since}")[2])
 
 
-def test_it_answers_under_names_of_loopback_alone_and_only_to_its_own_pages():
-    with served(guarded(other)) as server:
+def test_only_loopback_names_and_its_own_pages_get_an_answer():
+    with served(guarded(other_app)) as server:
         port = server.server_port
         host = f"localhost:{port}"
         for name in (host, f"127.0.0.1:{port}", f"LOCALHOST:{port}", "[::1]:1", "localhost"):
@@ -65,7 +65,7 @@ def test_it_answers_under_names_of_loopback_alone_and_only_to_its_own_pages():
         assert ask(port, "/", method="POST", Host=host, Origin=f"http://{host}")[0] == 200
 
 
-def test_a_taken_port_gives_way_to_the_next_free_one_and_no_port_is_named():
+def test_a_taken_port_gives_way_to_the_next_free_one():
     with bind(0) as taken, bind(taken.server_port) as server:
         assert server.server_port > taken.server_port
         assert server.server_address[0] == "127.0.0.1"
@@ -73,7 +73,7 @@ def test_a_taken_port_gives_way_to_the_next_free_one_and_no_port_is_named():
         bind(65536)
 
 
-def test_a_page_is_sent_what_has_changed_and_nothing_else(study_of):
+def test_a_page_gets_only_what_has_changed(study_of):
     stored = study_of([a_trial(n, accuracy=0.5 + n / 100) for n in range(6)])
     page = live(stored)
     page.interval = 0
@@ -82,71 +82,71 @@ def test_a_page_is_sent_what_has_changed_and_nothing_else(study_of):
         same = changes(server.server_port, version)
         assert (same["version"], same["parts"], same["rows"]) == (version, {}, {})
         fill(stored, a_trial(6, accuracy=0.9))
-        page.due = 0
+        page.next_refresh = 0
         message = changes(server.server_port, version)
-        assert {*message["rows"]} == {"trial-5", "trial-6"}  # trial 5 is the best no longer
+        assert {*message["rows"]} == {"trial-5", "trial-6"}  # trial 5 is no longer the best
         assert {"head", "search", "curves"} <= {*message["parts"]}
         assert {"environment", "failures", "trials", "nav"} & {*message["parts"]} == set()
         assert message["gone"] == []
         fill(stored, a_trial(7, TrialState.FAIL))
-        page.due = 0
+        page.next_refresh = 0
         assert {*changes(server.server_port, message["version"])["rows"]} == {"trial-7"}
         redo_failed(stored)
-        page.due = 0
+        page.next_refresh = 0
         later = changes(server.server_port, message["version"])
         assert ([*later["rows"]], later["gone"]) == (["trial-8"], ["trial-7"])
         assert changes(server.server_port, later["version"])["gone"] == []
         for since in ("", "nonsense", "0-0", "abcdef12-3", "-", "x" * 500):
             everything = changes(server.server_port, since)
             assert len(everything["rows"]) == 8
-            assert everything["gone"] is None, "what an earlier server has sent is unknown"
+            assert everything["gone"] is None, (
+                "the server does not know what an earlier one has sent"
+            )
             assert {*everything["order"]} | {"head", "nav", "progress"} == {*everything["parts"]}
 
 
-def test_a_database_that_is_away_is_told_and_its_return_too(study_of, monkeypatch):
+def test_the_page_shows_that_a_database_is_away_and_that_it_is_back(study_of, monkeypatch):
     page = live(study_of([a_trial(0)]))
     errors = iter([OSError("no answer from postgresql://me:secret@host/db\x1b[31m"), KeyError("k")])
-    read = page._read
+    render = page._render
 
-    def away():
+    def fail_twice():
         if (error := next(errors, None)) is not None:
             raise error
-        return read()
+        return render()
 
-    monkeypatch.setattr(page, "_read", away)
-    page.look()
-    why = page.since("")["trouble"]
-    assert why.startswith("the study cannot be read: no answer from postgresql://me:***@")
-    assert "\x1b" not in why
-    page.look()  # also what nobody thought of
-    assert page.since("")["trouble"] == "the study cannot be read: KeyError: 'k'"
-    page.look()
-    assert page.since("")["trouble"] == ""
+    monkeypatch.setattr(page, "_render", fail_twice)
+    page.refresh()
+    trouble = page.changes_since("")["trouble"]
+    assert trouble.startswith("the study cannot be read: no answer from postgresql://me:***@")
+    assert "\x1b" not in trouble
+    page.refresh()  # also an error that nobody expected
+    assert page.changes_since("")["trouble"] == "the study cannot be read: KeyError: 'k'"
+    page.refresh()
+    assert page.changes_since("")["trouble"] == ""
 
 
-def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answer(
-    half_done, tmp_path
-):
+def test_the_page_shows_progress_then_running_trials_then_the_result(half_done, tmp_path):
     page = live(half_done, tmp_path)
-    page.look()
-    now = page.since("")
-    assert now["order"][:2] == ["search", "running"]
-    assert "host:4" in now["parts"]["running"]
-    assert '<progress value="4" max="8"' in now["parts"]["progress"]
-    said = '<span class="roomy">search: 4 of 8 trials, 1 pruned · </span>ETA '
-    assert said in now["parts"]["progress"], "of which the facts below suffice on a phone"
+    page.refresh()
+    before = page.changes_since("")
+    assert before["order"][:2] == ["search", "running"]
+    assert "host:4" in before["parts"]["running"]
+    assert '<progress value="4" max="8"' in before["parts"]["progress"]
+    words = '<span class="roomy">search: 4 of 8 trials, 1 pruned · </span>ETA '
+    assert words in before["parts"]["progress"], "a phone has these words only in the facts below"
     trial = half_done.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
     result = document_of(winner=row | {"values": [0.5]})
     (tmp_path / "winner.json").write_text(json.dumps(result))
-    page.look()
-    after = page.since(now["version"])
+    page.refresh()
+    after = page.changes_since(before["version"])
     assert "50.0% ± 10.0 on 1 new seed," in after["parts"]["head"]
     assert after["order"][:4] == ["search", "running", "details", "candidates"]
 
 
-def test_the_first_address_is_the_page_and_optuna_dashboard_is_behind_it(study_of, tmp_path):
-    """A database that goes away is no end."""
+def test_the_first_address_is_the_page_with_optuna_dashboard_behind_it(study_of, tmp_path):
+    """A database that goes away does not end the server."""
     with served(application(study_of([a_trial(0)]), tmp_path)) as server:
         port = server.server_port
         status, headers, page = ask(port, "/")
@@ -166,15 +166,16 @@ def test_the_first_address_is_the_page_and_optuna_dashboard_is_behind_it(study_o
 BUTTONS = ("pause", "resume", "stop")
 
 
-def own(stored, folder):
-    """The live report of a study that has run in one's own folder."""
+def live_own(stored, folder):
+    """The live report of a study that has run in a folder of your own."""
     mark_own(folder)
     return live(stored, folder)
 
 
-def test_the_report_of_ones_own_study_stores_what_the_commands_store(half_done, tmp_path):
-    token = (own_page := own(half_done, tmp_path)).token
-    with served(guarded(own_page)) as server:
+def test_buttons_of_your_own_report_store_what_the_commands_store(half_done, tmp_path):
+    live_page = live_own(half_done, tmp_path)
+    token = live_page.token
+    with served(guarded(live_page)) as server:
         port = server.server_port
         page = ask(port, "/")[2]
         assert f'data-token="{token}"' in page
@@ -183,24 +184,26 @@ def test_the_report_of_ones_own_study_stores_what_the_commands_store(half_done, 
             ("resume", " disabled"),
             ("stop", ""),
         ]
-        known = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
+        headers = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
         for name, stored, useful in (
             *(("pause", "pause", ["resume", "stop"]), ("resume", None, ["pause", "stop"])),
             ("stop", "stop", []),
         ):
-            found = ask(port, f"/{name}", method="POST", **known)
-            assert (found[0], found[2]) == (200, f"{name} requested")
+            status, _, message = ask(port, f"/{name}", method="POST", **headers)
+            assert (status, message) == (200, f"{name} requested")
             assert read_control(half_done) == stored
             assert re.findall(r'data-request="(\w+)">', ask(port, "/")[2]) == useful
 
 
 def test_a_stale_report_cannot_withdraw_a_stop(half_done, tmp_path):
-    page = own(half_done, tmp_path)
+    page = live_own(half_done, tmp_path)
     set_control(half_done, "stop")  # as another report or terminal does
     with served(guarded(page)) as server:
         for name in ("resume", "pause"):
-            found = ask(server.server_port, f"/{name}", "POST", X_Report_Token=page.token)
-            assert (found[0], found[2]) == (
+            status, _, message = ask(
+                server.server_port, f"/{name}", "POST", X_Report_Token=page.token
+            )
+            assert (status, message) == (
                 409,
                 "refused: the study is stopped; the command that runs it resumes it",
             )
@@ -208,13 +211,13 @@ def test_a_stale_report_cannot_withdraw_a_stop(half_done, tmp_path):
 
 
 def test_without_token_or_from_another_page_nothing_is_stored(half_done, tmp_path):
-    page = own(half_done, tmp_path)
+    page = live_own(half_done, tmp_path)
     token = page.token
     elsewhere = {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "192.0.2.1"}
     assert page.control("stop", {**elsewhere, "HTTP_X_REPORT_TOKEN": token})[0][:3] == "403"
     with served(guarded(page)) as server:
         port = server.server_port
-        sent = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
+        headers = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
         refused = [
             {"X_Report_Token": ""},
             {"X_Report_Token": token[:-1]},
@@ -225,18 +228,18 @@ def test_without_token_or_from_another_page_nothing_is_stored(half_done, tmp_pat
             {"Origin": "null"},
             *({"method": method} for method in ("GET", "HEAD", "PUT", "OPTIONS")),
         ]
-        for asked, different in itertools.product(BUTTONS, refused):
-            before = "pause" if asked == "resume" else None
+        for button, different in itertools.product(BUTTONS, refused):
+            before = "pause" if button == "resume" else None
             set_control(half_done, before)
-            status, _, _ = ask(port, f"/{asked}", **{"method": "POST", **sent, **different})
-            assert (status, read_control(half_done)) == (403, before), (asked, different)
-        del sent["X_Report_Token"]
-        assert ask(port, "/stop", method="POST", **sent)[0] == 403
-        assert ask(port, f"/stop?token={token}", "POST", token, **sent)[0] == 403
+            status, _, _ = ask(port, f"/{button}", **{"method": "POST", **headers, **different})
+            assert (status, read_control(half_done)) == (403, before), (button, different)
+        del headers["X_Report_Token"]
+        assert ask(port, "/stop", method="POST", **headers)[0] == 403
+        assert ask(port, f"/stop?token={token}", "POST", token, **headers)[0] == 403
 
 
-def test_no_report_but_that_of_ones_own_running_study_has_buttons(half_done, tmp_path, monkeypatch):
-    """Neither without a folder, nor in an untrusted one, in report.html, or after the end."""
+def test_only_the_report_of_your_own_running_study_has_buttons(half_done, tmp_path, monkeypatch):
+    """There are none without a folder, in an untrusted one, in report.html, or after the end."""
     for folder in (None, tmp_path):
         page = live(half_done, folder)
         with served(guarded(page)) as server:
@@ -245,15 +248,15 @@ def test_no_report_but_that_of_ones_own_running_study_has_buttons(half_done, tmp
             assert "data-request=" not in ask(server.server_port, "/")[2]
     assert "data-request" not in write_report(half_done, tmp_path).read_text()
     monkeypatch.setattr(Progress, "ended", True)
-    page = own(half_done, tmp_path)
+    page = live_own(half_done, tmp_path)
     with served(guarded(page)) as server:
         assert "data-request=" not in ask(server.server_port, "/")[2]
-        found = ask(server.server_port, "/stop", "POST", X_Report_Token=page.token)
-        assert (found[0], found[2]) == (409, "the study has ended")
+        status, _, message = ask(server.server_port, "/stop", "POST", X_Report_Token=page.token)
+        assert (status, message) == (409, "the study has ended")
     assert read_control(half_done) is None
 
 
-def test_importances_of_few_trials_warn_nobody(study_of):
+def test_importances_of_few_trials_print_no_warning(study_of):
     fraction = FloatDistribution(0.0, 1.0)
     always = {"p": (0.5, fraction)}
     once = {"q": (0.5, fraction)}
@@ -279,7 +282,8 @@ def test_the_command_serves_a_run_and_ends_quietly(study_of, tmp_path):
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         lines = iter(process.stdout.readline, "")
-        url = next(found[0] for line in lines if (found := re.search(r"http://\S+/", line)))
+        matches = (re.search(r"http://\S+/", line) for line in lines)
+        url = next(match[0] for match in matches if match)
         assert "<h1>toy</h1>" in ask(urlsplit(url).port, "/")[2]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
@@ -303,7 +307,7 @@ def page(browser):
 
 
 @pytest.mark.browser
-def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of):
+def test_a_page_follows_the_study_and_keeps_filter_order_and_focus(page, study_of):
     choices = CategoricalDistribution(["plain", EVIL])
     stored = study_of(
         [a_trial(n, accuracy=0.5 + n / 100, params={"p": ("plain", choices)}) for n in range(4)]
@@ -346,16 +350,16 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
 
 @pytest.mark.browser
 def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_path):
-    own_page = own(half_done, tmp_path)
-    own_page.interval = 1.0  # seconds for which the page says that a request has arrived
-    with served(guarded(own_page)) as server:
+    live_page = live_own(half_done, tmp_path)
+    live_page.interval = 1.0  # seconds for which the page says that a request has arrived
+    with served(guarded(live_page)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
-        for name, stored, said in (("pause", "pause", "pausing: 2 trials"), ("resume", None, "")):
+        for name, stored, words in (("pause", "pause", "pausing: 2 trials"), ("resume", None, "")):
             page.get_by_role("button", name=name, exact=True).click()
             page.get_by_text(f"{name} requested").wait_for()
             assert read_control(half_done) == stored
-            if said:
-                page.locator("#progress").get_by_text(said).wait_for()
+            if words:
+                page.locator("#progress").get_by_text(words).wait_for()
         page.get_by_role("button", name="stop", exact=True).click()  # the fixture dismisses it
         assert page.seen == ["Stop the study? The command that runs it resumes it."]
         assert read_control(half_done) is None
@@ -380,7 +384,7 @@ def test_a_phone_shows_the_whole_history_while_trials_run(page, sqlite_url, tmp_
         stored.ledger.claim(f"host:{number}", 4000, 60, lambda *_, trial=trial: trial._trial_id)
         trial.report(0.5, 1)
     page.set_viewport_size({"width": 390, "height": 844})
-    with served(guarded(own(stored, tmp_path))) as server:
+    with served(guarded(live_own(stored, tmp_path))) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         assert "40 running" in page.locator(".numbers").inner_text()
         assert page.locator("#search .legend li").count() == 8
@@ -390,7 +394,7 @@ def test_a_phone_shows_the_whole_history_while_trials_run(page, sqlite_url, tmp_
 
 
 @pytest.mark.browser
-def test_what_is_said_of_a_mark_is_seen_beyond_the_end_of_its_section(page, study_of):
+def test_the_tip_of_a_mark_is_visible_beyond_the_end_of_its_section(page, study_of):
     params = {f"p{n}": (0.5, FloatDistribution(0, 1)) for n in range(12)}
     stored = study_of(a_trial(n, accuracy=0.5 + n / 100, params=params) for n in range(4))
     fill(stored, a_trial(4, TrialState.PRUNED, 0.1, params=params))
@@ -403,7 +407,7 @@ def test_what_is_said_of_a_mark_is_seen_beyond_the_end_of_its_section(page, stud
         page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.95 * box["height"])
         page.locator(".tip").wait_for()
         page.add_style_tag(content=".tip { pointer-events: auto !important }")
-        seen = """() => {
+        visible = """() => {
             const tip = document.querySelector(".tip"), at = tip.getBoundingClientRect();
             scrollTo(0, scrollY + at.bottom + 20 - innerHeight);
             const end = tip.getBoundingClientRect();
@@ -411,13 +415,13 @@ def test_what_is_said_of_a_mark_is_seen_beyond_the_end_of_its_section(page, stud
             return [end.bottom - section.bottom,
                 document.elementFromPoint(end.left + 20, end.bottom - 6) === tip];
         }"""
-        beyond, shown = page.evaluate(seen)
-        assert beyond > 20, "else it proves nothing"
-        assert shown
+        beyond, is_shown = page.evaluate(visible)
+        assert beyond > 20, "otherwise the test proves nothing"
+        assert is_shown
 
 
 @pytest.mark.browser
-def test_sections_come_and_go_in_their_place_and_a_server_that_ends_is_told(page, sqlite_url):
+def test_sections_come_and_go_in_order_and_a_missing_server_is_shown(page, sqlite_url):
     stored = create_study(sqlite_url, EVIL, {"asks": "nothing"}, trials=40)
     with served(live(stored)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from errno import EADDRINUSE
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -31,7 +31,7 @@ from studyloom.files import is_own
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
-from studyloom.views.progress import ProgressReader
+from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.report import read_report
 from studyloom.winner.result import RunFiles
 from studyloom.worker.stopping import Request, set_control
@@ -63,23 +63,29 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
     """
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        def start_safely(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             return start_response(status, [*headers, *SAFETY], *exc_info)
 
-        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
-        try:
-            known = urlsplit(f"//{host}").hostname in LOOPBACK
-        except ValueError:
-            known = False
-        if known and origin in (None, f"http://{host}", f"https://{host}"):
-            return app(environ, start)
-        why = "this dashboard accepts requests only to localhost, none from other websites\n"
-        return _respond(start, "403 Forbidden", "text/plain", why)
+        host = environ.get("HTTP_HOST", "")
+        origin = environ.get("HTTP_ORIGIN")
+        if _is_loopback(host) and origin in (None, f"http://{host}", f"https://{host}"):
+            return app(environ, start_safely)
+        reason = "this dashboard accepts requests only to localhost, none from other websites\n"
+        return _respond(start_safely, "403 Forbidden", "text/plain", reason)
 
     return respond
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header, with or without a port, names this machine."""
+    try:
+        return urlsplit(f"//{host}").hostname in LOOPBACK
+    except ValueError:  # such as an address whose bracket is not closed
+        return False
+
+
 def _respond(start_response: "StartResponse", status: str, kind: str, text: str) -> Iterable[bytes]:
+    """Sends a text, which no browser and no proxy may store."""
     content = text.encode(errors="replace")
     start_response(
         status,
@@ -92,47 +98,114 @@ def _respond(start_response: "StartResponse", status: str, kind: str, text: str)
     return [content]
 
 
+@dataclass(frozen=True)
+class VersionedHtml:
+    """The HTML of a part of the report, and the version of the report in which it changed last."""
+
+    html: str
+    version: int
+
+
+class ReportParts:
+    """The parts of a live report, by key, and the version of the report in which each changed.
+
+    A version counts how often anything has changed. Its name begins with a random text for each
+    server: a browser may still show the report of a server that has ended, whose versions mean
+    nothing to this one.
+    """
+
+    def __init__(self) -> None:
+        self.server = secrets.token_hex(4)
+        self.version = 0
+        self.parts: dict[str, VersionedHtml] = {}
+        self.removed: dict[str, int] = {}  # the version in which a part was removed, by its key
+
+    @property
+    def name(self) -> str:
+        """The name of the current version."""
+        return f"{self.server}-{self.version}"
+
+    def update(self, parts: Mapping[str, str]) -> None:
+        """Replaces the parts; those whose HTML is the same keep the version of their change."""
+        # The order counts too: it is that of the rows in the table.
+        if [*parts.items()] == [(key, part.html) for key, part in self.parts.items()]:
+            return
+        self.version += 1
+        for key in self.parts:
+            if key not in parts:
+                self.removed[key] = self.version
+        updated = {}
+        for key, html in parts.items():
+            self.removed.pop(key, None)
+            part = self.parts.get(key)
+            if part is None or part.html != html:
+                part = VersionedHtml(html, self.version)
+            updated[key] = part
+        self.parts = updated
+
+    def find_version(self, name: str) -> int | None:
+        """Returns the number of a version; None for one of another server, or none at all."""
+        match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", name)
+        if match is None:
+            return None
+        return int(match[1])
+
+    def changed_since(self, version: int) -> dict[str, str]:
+        """Returns the HTML of the parts that have changed since a version, by key."""
+        return {key: part.html for key, part in self.parts.items() if part.version > version}
+
+    def removed_since(self, version: int) -> list[str]:
+        """Returns the keys of the parts that were removed since a version."""
+        return [key for key, when in self.removed.items() if when > version]
+
+
 class LivePage:
     """A WSGI application: the live report at /, its changes at /changes, and another app.
 
     The report has parts: its head, its sections, and the rows of the table of trials. The browser
     polls for the parts that have changed since its version. The report of your run directory
     has buttons to pause, resume and stop the study; their requests hold the report's token.
+
+    Args:
+        app: the application that answers all other paths.
     """
 
     interval = INTERVAL
 
     def __init__(self, stored: StoredStudy, run_dir: Path | None, app: "WSGIApplication") -> None:
-        self.stored, self.run_dir, self.app = stored, run_dir, app
+        self.stored = stored
+        self.run_dir = run_dir
+        self.app = app
         self.reader = ProgressReader(stored)
-        own = run_dir is not None and is_own(run_dir) and stored.ours
-        self.token = secrets.token_urlsafe() if own else ""
-        self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
-        self.version = 0  # how often anything has changed
-        self.parts: dict[str, tuple[str, int]] = {}  # HTML, and since which version
-        self.gone: dict[str, int] = {}  # parts that were removed, and with which version
+        self.token = ""  # without a token no request is accepted, and the report has no buttons
+        if run_dir is not None and is_own(run_dir) and stored.ours:
+            self.token = secrets.token_urlsafe()
+        self.parts = ReportParts()
         self.sections: list[Section] = []
-        self.trouble = ""  # why the study could not be read at the last look
-        self.due = 0.0  # when the next look is, by time.monotonic()
-        self.looking = threading.Lock()
+        self.trouble = ""  # why the study could not be read the last time
+        self.next_refresh = 0.0  # by time.monotonic()
+        self.refreshing = threading.Lock()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
         if path[1:] in REQUESTS:
-            status, words = self.control(path[1:], environ)
-            return _respond(start_response, status, "text/plain", words)
+            status, message = self.control(path[1:], environ)
+            return _respond(start_response, status, "text/plain", message)
         if path not in ("", "/", "/changes") or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return self.app(environ, start_response)
-        with self.looking:
-            if time.monotonic() >= self.due:
-                self.look()
+        with self.refreshing:
+            if time.monotonic() >= self.next_refresh:
+                self.refresh()
             if path == "/changes":
-                given = parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
-                content, kind = json.dumps(self.since(given)), "application/json"
+                query = parse_qs(environ.get("QUERY_STRING", ""))
+                version = query.get("since", [""])[0]
+                content = json.dumps(self.changes_since(version))
+                kind = "application/json"
             else:
-                content, kind = self._page(), "text/html"
+                content = self._page()
+                kind = "text/html"
         return _respond(start_response, "200 OK", kind, content)
 
     def control(self, name: str, environ: "WSGIEnvironment") -> tuple[str, str]:
@@ -144,41 +217,58 @@ class LivePage:
         Returns:
             The status of the response, and what the report shows.
         """
-        sent = environ.get("HTTP_X_REPORT_TOKEN", "").encode()
-        known = self.token and secrets.compare_digest(sent, self.token.encode())
-        posted = environ["REQUEST_METHOD"] == "POST" and environ.get("REMOTE_ADDR") in LOOPBACK
-        if not known or not posted:
+        if not self._is_from_report(environ):
             return "403 Forbidden", "refused: only the report may ask for this; load it again"
         try:
-            with self.looking:
+            with self.refreshing:
                 if self.reader.read().ended:
                     return "409 Conflict", "the study has ended"
                 if not set_control(self.stored, REQUESTS[name]):
                     return "409 Conflict", f"refused: {STOPPED}"
         except (StudyloomError, OSError) as error:
             return "503 Service Unavailable", mask_passwords(one_line(f"not stored: {error}"))
-        self.due = 0.0
+        self.next_refresh = 0.0
         return "200 OK", f"{name} requested"
 
-    def since(self, given: str) -> dict[str, Any]:
-        """Returns the changes since a version; everything if another server made the version.
+    def _is_from_report(self, environ: "WSGIEnvironment") -> bool:
+        """Whether a request was posted on this machine, with the token of this server's report."""
+        if not self.token:
+            return False
+        token = environ.get("HTTP_X_REPORT_TOKEN", "").encode()
+        # Takes equally long for every wrong token, so that none can be guessed letter by letter.
+        if not secrets.compare_digest(token, self.token.encode()):
+            return False
+        return environ["REQUEST_METHOD"] == "POST" and environ.get("REMOTE_ADDR") in LOOPBACK
 
-        `gone` are the keys of removed rows and sections; None if no rows are left but `rows`.
+    def changes_since(self, name: str) -> dict[str, Any]:
+        """Returns what has changed since a version; the whole report if another server made it.
+
+        Returns:
+            The changed HTML by key, `parts` without and `rows` with those of the table of trials.
+            `gone` are the keys of removed parts; None tells the browser to remove every row that
+            is not among `rows`.
         """
-        match = re.fullmatch(rf"{self.boot}-(\d{{1,9}})", given)
-        version = int(match[1]) if match else 0
-        changed = {key: html for key, (html, at) in self.parts.items() if at > version}
-        rows = {key: changed.pop(key) for key in [*changed] if key.startswith(ROW)}
+        version = self.parts.find_version(name)
+        gone = None
+        if version is not None:
+            gone = self.parts.removed_since(version)
+        parts = {}
+        rows = {}
+        for key, html in self.parts.changed_since(version or 0).items():
+            if key.startswith(ROW):
+                rows[key] = html
+            else:
+                parts[key] = html
         return {
-            "version": f"{self.boot}-{self.version}",
-            "parts": changed,
+            "version": self.parts.name,
+            "parts": parts,
             "rows": rows,
-            "gone": [key for key, at in self.gone.items() if at > version] if match else None,
+            "gone": gone,
             "order": [section.key for section in self.sections],
             "trouble": self.trouble,
         }
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Renders the current state of the study.
 
         Rendering takes at most a fifth of the time, so that a study of a thousand trials leaves
@@ -186,65 +276,78 @@ class LivePage:
         """
         began = time.monotonic()
         try:
-            parts, sections = self._read()
-            self.trouble = ""
-        except Exception as error:  # whatever one look meets, the next one may succeed
-            known = isinstance(error, StudyloomError | OSError)
-            what = str(error) if known else name_error(error)
-            self.trouble = mask_passwords(one_line(f"the study cannot be read: {what}"))
+            parts, sections = self._render()
+        except (StudyloomError, OSError) as error:
+            self._note_trouble(str(error))
+        except Exception as error:  # whatever happens this time, the next time may succeed
+            self._note_trouble(name_error(error))
         else:
-            before = {key: html for key, (html, _) in self.parts.items()}
-            if [*parts.items()] != [*before.items()]:
-                self.version += 1
-                gone = self.gone | dict.fromkeys(before, self.version)
-                self.gone = {key: at for key, at in gone.items() if key not in parts}
-                self.parts = {
-                    key: self.parts[key] if before.get(key) == html else (html, self.version)
-                    for key, html in parts.items()
-                }
-                self.sections = sections
-        self.due = time.monotonic() + max(self.interval, 4 * (time.monotonic() - began))
+            self.trouble = ""
+            self.parts.update(parts)
+            self.sections = sections
+        duration = time.monotonic() - began
+        self.next_refresh = time.monotonic() + max(self.interval, 4 * duration)
 
-    def _read(self) -> tuple[dict[str, str], list[Section]]:
+    def _note_trouble(self, reason: str) -> None:
+        self.trouble = mask_passwords(one_line(f"the study cannot be read: {reason}"))
+
+    def _render(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the report by key, and its sections without the table's rows."""
-        folder, progress = self.run_dir, self.reader.read()
-        files = RunFiles() if folder is None else RunFiles.read(self.stored, folder)
-        head, sections = read_report(self.stored, files, progress, folder)
+        progress = self.reader.read()
+        files = RunFiles()
+        if self.run_dir is not None:
+            files = RunFiles.read(self.stored, self.run_dir)
+        head, sections = read_report(self.stored, files, progress, self.run_dir)
         rows: dict[str, str] = {}
-        bare = [_without_rows(section, rows) for section in sections]
-        done = {"done": progress.done, "budget": progress.budget, "words": progress.now_words()}
-        asked = progress.control
-        useful = {"pause": asked is None, "resume": asked == "pause", "stop": True}
-        buttons = useful if self.token and asked != "stop" and not progress.ended else {}
+        bare_sections = [_move_rows(section, rows) for section in sections]
         parts = {
-            "head": fill("head.html", head=head),
-            "nav": fill("nav.html", sections=[(section, "") for section in bare]),
-            "progress": fill(
-                "progress.html", **done, said=1 + bool(progress.later_words), buttons=buttons
-            ),
-            **{section.key: section_html(section) for section in bare},
+            "head": str(fill("head.html", head=head)),
+            "nav": str(fill("nav.html", sections=[(section, "") for section in bare_sections])),
+            "progress": self._render_progress(progress),
         }
-        return {key: str(html) for key, html in parts.items()} | rows, bare
+        for section in bare_sections:
+            parts[section.key] = str(section_html(section))
+        return parts | rows, bare_sections
+
+    def _render_progress(self, progress: Progress) -> str:
+        """Returns the line that shows how far the study is, with its buttons."""
+        buttons = {}  # whether each would change anything
+        if self.token and progress.control != "stop" and not progress.ended:
+            is_paused = progress.control == "pause"
+            buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
+        words_on_wide_screen = 1
+        if progress.later_words:
+            words_on_wide_screen = 2
+        html = fill(
+            "progress.html",
+            done=progress.done,
+            budget=progress.budget,
+            words=progress.now_words(),
+            said=words_on_wide_screen,
+            buttons=buttons,
+        )
+        return str(html)
 
     def _page(self) -> str:
         """Returns the HTML as last rendered."""
-        parts = {key: html for key, (html, _) in self.parts.items()}
+        parts = self.parts.changed_since(0)  # all of them: the first version is 1
         rows = "\n".join(html for key, html in parts.items() if key.startswith(ROW))
         if "trials" in parts:
             parts["trials"] = parts["trials"].replace("<tbody>", f"<tbody>{rows}")
         live = {
-            "version": f"{self.boot}-{self.version}",
+            "version": self.parts.name,
             "token": self.token,
             "interval": str(round(1000 * self.interval)),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",
         }
-        head, progress = (Markup(parts.get(key, "")) for key in ("head", "progress"))
+        head = Markup(parts.get("head", ""))
+        progress = Markup(parts.get("progress", ""))
         sections = [(section, Markup(parts[section.key])) for section in self.sections]
         return document(self.stored.name, head, sections, live, progress, self.run_dir)
 
 
-def _without_rows(section: Section, rows: dict[str, str]) -> Section:
-    """Returns a section without the rows of the table of trials, which are added to `rows`."""
+def _move_rows(section: Section, rows: dict[str, str]) -> Section:
+    """Moves the rows of the table of trials into `rows`, and returns the section without them."""
     blocks = []
     for block in section.blocks:
         if isinstance(block, Trials):
@@ -256,6 +359,8 @@ def _without_rows(section: Section, rows: dict[str, str]) -> Section:
 
 
 class Handler(WSGIRequestHandler):
+    """Handles one request."""
+
     def log_message(self, *_: Any) -> None:
         """Logs nothing: a line for each request would hide the address."""
 
@@ -308,28 +413,29 @@ def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
     # This storage is not an RDBStorage: with one, the dashboard would compare Optuna's table
     # versions on each request.
     page = LivePage(stored, run_dir, wsgi(stored.storage))
-    page.look()  # the first browser does not wait for it
+    page.refresh()  # the first browser does not wait for it
     return guarded(page)
 
 
 def serve(
-    stored: StoredStudy, run_dir: Path | None, port: int, tell: Callable[[str], None]
+    stored: StoredStudy, run_dir: Path | None, port: int, print_address: Callable[[str], None]
 ) -> None:
     """Serves the live report of a study until Ctrl-C or SIGTERM.
 
     Args:
-        tell: called with the address, once the server listens.
+        print_address: called with the address, once the server listens.
 
     Raises:
         ValueError: no port is free.
     """
     with bind(port) as server, quiet_importances():
-        # shutdown() waits for serve_forever() to return, so that it needs another thread.
+        # shutdown() waits for serve_forever() to return. A signal handler runs inside of
+        # serve_forever(), which it would wait for without end; another thread may wait.
         def stop(*_: object) -> None:
             threading.Thread(target=server.shutdown, daemon=True).start()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, stop)
         server.set_app(application(stored, run_dir))
-        tell(f"http://127.0.0.1:{server.server_port}/")
+        print_address(f"http://127.0.0.1:{server.server_port}/")
         server.serve_forever()
