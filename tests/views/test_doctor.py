@@ -15,7 +15,7 @@ from studyloom.storage.database import connect
 from studyloom.storage.slot_table import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.views import doctor
-from studyloom.views.doctor import examine, show, writable
+from studyloom.views.doctor import check_writable, examine, show
 
 
 @pytest.fixture
@@ -33,75 +33,81 @@ def study(sqlite_url):
 def findings_of(url, run_dir=None):
     """Findings by name."""
     findings = dict(examine(url, run_dir))
-    assert not any(CANARY in finding.words for finding in findings.values())
-    assert not any("\n" in finding.words for finding in findings.values())
+    assert not any(CANARY in finding.message for finding in findings.values())
+    assert not any("\n" in finding.message for finding in findings.values())
     return findings
 
 
-def unwell(url, run_dir=None):
+def problems_of(url, run_dir=None):
     """Findings that are not ok, except the space on the disk on which the tests run."""
     return {
         name: finding
         for name, finding in findings_of(url, run_dir).items()
-        if finding.state != doctor.OK and " GB free" not in finding.words
+        if finding.state != doctor.OK and " GB free" not in finding.message
     }
 
 
-def all_of(url):
+def contents_of(url):
     """The tables and rows of a database."""
     with plain_engine(parse_url(url)).connect() as connection:
         names = sorted(sqlalchemy.inspect(connection).get_table_names())
         rows = {name: connection.exec_driver_sql(f"SELECT * FROM {name}") for name in names}
-        return {name: sorted(map(str, found)) for name, found in rows.items()}
+        return {name: sorted(map(str, cells)) for name, cells in rows.items()}
 
 
 def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
-    before = all_of(study)
-    assert unwell(study, tmp_path) == {}
-    assert all_of(study) == before
+    before = contents_of(study)
+    assert problems_of(study, tmp_path) == {}
+    assert contents_of(study) == before
     assert all(path.name.startswith("study.db") for path in tmp_path.iterdir())
     findings = findings_of(study, tmp_path)
     assert {"database", "ledger", "run_dir", "gpus", "workers", "versions"} < {*findings}
-    assert "launcher.workers=auto starts" in findings["workers"].words
+    assert "launcher.workers=auto starts" in findings["workers"].message
 
 
 def test_the_database_is_opened_once(study, monkeypatch):
-    opened, open_ledgers = [], doctor.open_ledgers
-    monkeypatch.setattr(doctor, "open_ledgers", lambda *of: opened.append(of) or open_ledgers(*of))
+    urls = []
+    open_ledgers = doctor.open_ledgers
+
+    def open_and_count(url, patience):
+        urls.append(url)
+        return open_ledgers(url, patience)
+
+    monkeypatch.setattr(doctor, "open_ledgers", open_and_count)
     assert findings_of(study)["ledger"].state == doctor.OK
-    assert len(opened) == 1
+    assert urls == [study]
 
 
-def test_a_database_that_is_not_there_is_made_by_the_first_run_or_put_back(tmp_path, capsys):
-    assert unwell(f"sqlite:///{tmp_path}/new/study.db")["database"].state == doctor.WARNING
+def test_a_missing_database_is_made_by_the_first_run_or_put_back(tmp_path, capsys):
+    assert problems_of(f"sqlite:///{tmp_path}/new/study.db")["database"].state == doctor.WARNING
     assert list(tmp_path.iterdir()) == []
-    assert "to do" not in [each["state"] for each in show(f"sqlite:///{tmp_path}/study.db")]
+    assert "to do" not in [check["state"] for check in show(f"sqlite:///{tmp_path}/study.db")]
     assert "the first run of a study makes it" in capsys.readouterr().out
-    assert "to do" in [each["state"] for each in show(f"sqlite:///{tmp_path}/study.db", tmp_path)]
+    assert "to do" in [check["state"] for check in show(f"sqlite:///{tmp_path}/study.db", tmp_path)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("to do    database    there is no database")
     assert "put it back" in lines[0]
     assert all(line.split()[0] in {"ok", "warning", "to"} for line in lines)
 
 
-def test_a_server_that_does_not_answer_is_a_line():
-    findings = unwell(f"postgresql://user:{CANARY}@127.0.0.1:1/db")
+def test_a_server_that_does_not_answer_is_one_line():
+    findings = problems_of(f"postgresql://user:{CANARY}@127.0.0.1:1/db")
     assert {*findings} == {"database"}
-    assert "user:***@127.0.0.1:1/db: " in findings["database"].words
-    assert "refused" in findings["database"].words
+    assert "user:***@127.0.0.1:1/db: " in findings["database"].message
+    assert "refused" in findings["database"].message
 
 
-def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path):
+def test_a_damaged_file_is_one_line_and_stays_as_it_is(tmp_path):
     path = tmp_path / "study.db"
     connect(f"sqlite:///{path}", create=True).engine.dispose()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"letter to grandmother\n" * 400):
+    intact = path.read_bytes()
+    for content in (intact[: len(intact) // 2], b"letter to grandmother\n" * 400):
         path.write_bytes(content)
         finding = findings_of(f"sqlite:///{path}", tmp_path)["database"]
         assert finding.state == doctor.TODO
-        assert "damaged" in finding.words or "not a database" in finding.words
+        assert "damaged" in finding.message or "not a database" in finding.message
         assert path.read_bytes() == content
 
 
@@ -109,23 +115,21 @@ def test_a_study_of_another_format_is_to_do_and_is_not_repaired(study):
     connect(study).set_study_user_attr(1, DEFINITION, {})
     finding = findings_of(study)["database"]
     assert finding.state == doctor.TODO
-    assert "'s' is stored in another format" in finding.words
+    assert "'s' is stored in another format" in finding.message
     with pytest.raises(StorageError, match="'s' is stored in another format"):
         doctor.repair(study, "s", lambda: True)
 
 
-def test_a_disk_of_the_network_is_refused_a_nearly_full_one_a_warning_a_closed_one_to_do(
-    tmp_path, monkeypatch
-):
+def test_a_network_disk_or_read_only_folder_is_to_do_and_a_full_disk_warned(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "SMALL", 10**18)
-    finding = doctor.disk(tmp_path, wal=False)
-    assert (finding.state, "free some" in finding.words) == (doctor.WARNING, True)
+    finding = doctor.check_disk(tmp_path, wal=False)
+    assert (finding.state, "free some" in finding.message) == (doctor.WARNING, True)
     monkeypatch.setattr(doctor, "filesystem_of", lambda path: "nfs4")
     finding = dict(examine(f"sqlite:///{tmp_path}/study.db"))["file system"]
     assert finding.state == doctor.TODO
-    assert "local disk, or use PostgreSQL" in finding.words
-    refuses = Path("/sys/kernel")  # even root
-    if refuses.is_dir():
-        finding = writable(refuses)
+    assert "local disk, or use PostgreSQL" in finding.message
+    read_only = Path("/sys/kernel")  # also for root
+    if read_only.is_dir():
+        finding = check_writable(read_only)
         assert finding.state == doctor.TODO
-        assert "/sys/kernel cannot be written: " in finding.words
+        assert "/sys/kernel cannot be written: " in finding.message

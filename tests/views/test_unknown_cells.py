@@ -25,7 +25,7 @@ from studyloom.storage.opening import open_study
 from studyloom.storage.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import read_studies, render
-from studyloom.views.doctor import agreement, database
+from studyloom.views.doctor import check_agreement, check_database
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import write_report
 from studyloom.views.terminal import make_console, print_trials, render_status
@@ -140,8 +140,8 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
             look(open_study(sqlite_url, "toy"))
         assert "\n" not in str(told.value)
         assert len(str(told.value)) < 500
-    reached, ledgers = database(sqlite_url)
-    findings = reached, agreement(ledgers)
-    assert all("\n" not in finding.words for finding in findings)
+    connection, ledgers = check_database(sqlite_url)
+    findings = connection, check_agreement(ledgers)
+    assert all("\n" not in finding.message for finding in findings)
     if kind in ("state", "slot", "definition"):  # what the ledger needs
         assert doctor.TODO in {finding.state for finding in findings}

@@ -32,7 +32,7 @@ from studyloom.storage.stored_study import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
-from studyloom.views.doctor import devices, versions
+from studyloom.views.doctor import list_devices, list_versions
 from studyloom.worker.local import visible_gpus
 
 CPU = torch.device("cpu")
@@ -305,9 +305,10 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
     rows = list[dict[str, Any]]()
     say: Callable[[str], object] = str if quiet else functools.partial(print, flush=True)
     say(
-        in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {read_nvidia_driver()}") + "\n"
+        in_markdown(f"{list_versions().message}, CUDA {torch.version.cuda}, {read_nvidia_driver()}")
+        + "\n"
     )
-    say(in_markdown(devices().words) + "\n")
+    say(in_markdown(list_devices().message) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
         cards = Gpus(tuple(visible_gpus()), torch.device("cuda", 0), Path(folder))

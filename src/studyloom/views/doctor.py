@@ -27,15 +27,36 @@ from studyloom.text import indented, one_line
 from studyloom.worker.local import Local, visible_gpus
 
 SMALL = 10**9  # bytes free
-OK, WARNING, TODO = "ok", "warning", "to do"  # "to do" must be fixed before a study can run
+OK = "ok"
+WARNING = "warning"
+TODO = "to do"  # must be fixed before a study can run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what was found and what to do, in one line without passwords."""
+    """The result of a check.
+
+    Args:
+        state: OK, WARNING or TODO.
+        message: the cause and what to do, in one line without passwords.
+    """
 
     state: str
-    words: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A study whose ledger does not agree with its trials.
+
+    Args:
+        study: its name.
+        difference: how the two differ.
+    """
+
+    study: str
+    ledger: Ledger
+    difference: str
 
 
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
@@ -45,29 +66,33 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         StorageError: the URL is not that of a database.
     """
     address = parse_url(url)
-    path = sqlite_path(address) if is_sqlite(address) else None
+    path = None
+    if is_sqlite(address):
+        path = sqlite_path(address)
     if path is not None and not path.exists():
-        words = f"there is no database {path}; the first run of a study makes it"
-        lost = Finding(TODO, f"{words}; put it back if there was one")
-        yield "database", lost if run_dir else Finding(WARNING, words)
-        yield "permission", writable(existing(path.parent))
+        missing = f"there is no database {path}; the first run of a study makes it"
+        if run_dir is None:
+            yield "database", Finding(WARNING, missing)
+        else:
+            yield "database", Finding(TODO, f"{missing}; put it back if there was one")
+        yield "permission", check_writable(find_existing(path.parent))
     else:
-        reached, ledgers = database(url)
-        yield "database", reached
-        if reached.state == OK:
-            yield "ledger", agreement(ledgers)
+        connection, ledgers = check_database(url)
+        yield "database", connection
+        if connection.state == OK:
+            yield "ledger", check_agreement(ledgers)
     if path is not None:
-        yield "file system", disk(path.parent, wal=True)
+        yield "file system", check_disk(path.parent, wal=True)
     if run_dir is not None:
-        yield "run_dir", writable(run_dir)
+        yield "run_dir", check_writable(run_dir)
         if path is None or not path.is_relative_to(run_dir.absolute()):
-            yield "disk", disk(run_dir, wal=False)
-    yield "gpus", devices()
-    yield "workers", workers()
-    yield "versions", versions()
+            yield "disk", check_disk(run_dir, wal=False)
+    yield "gpus", list_devices()
+    yield "workers", count_workers()
+    yield "versions", list_versions()
 
 
-def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
+def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
     """Checks that the database can be reached, and has Optuna's tables in the installed version.
 
     Returns:
@@ -80,35 +105,37 @@ def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
     return Finding(OK, without_password(parse_url(url))), ledgers
 
 
-def disagreements(
+def find_disagreements(
     ledgers: Mapping[str, Ledger], name: str | None = None
-) -> list[tuple[str, Ledger, str]]:
+) -> list[Disagreement]:
     """Compares the ledgers of studies with their trials, and changes nothing.
 
-    Returns:
-        The name and the ledger of each study that differs, and how.
+    Args:
+        name: the study that is compared, with its later stages; None for all studies.
 
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    return [
-        (study, ledger, words)
-        for study, ledger in ledgers.items()
-        if name in (None, study, study.partition("/")[0])
-        if (words := ledger.compare()) is not None
-    ]
+    disagreements = []
+    for study, ledger in ledgers.items():
+        search = study.partition("/")[0]  # the later stages of a study are called NAME/STAGE
+        if name is None or name in (study, search):
+            difference = ledger.compare()
+            if difference is not None:
+                disagreements.append(Disagreement(study, ledger, difference))
+    return disagreements
 
 
-def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
+def check_agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     """Checks that ledger and trials agree in all studies."""
     try:
-        found = disagreements(ledgers)
+        disagreements = find_disagreements(ledgers)
     except StorageError as error:
         return Finding(TODO, str(error))
-    if not found:
+    if not disagreements:
         return Finding(OK, "agrees with the trials")
-    words = "; ".join(f"{study}: {words}" for study, _, words in found)
-    return Finding(WARNING, f"{words}; the next run of the study fixes this, or --repair")
+    differences = "; ".join(f"{one.study}: {one.difference}" for one in disagreements)
+    return Finding(WARNING, f"{differences}; the next run of the study fixes this, or --repair")
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
@@ -120,40 +147,49 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    found = disagreements(open_ledgers(url, 0.0), name)
-    differences = [f"{one_line(study)}: {words}" for study, _, words in found]
+    disagreements = find_disagreements(open_ledgers(url, 0.0), name)
+    if not disagreements:
+        print("the budget agrees with the trials")
+        return [], False
+    differences = [f"{one_line(one.study)}: {one.difference}" for one in disagreements]
     for difference in differences:
         print(indented(difference), flush=True)
-    mended = bool(found) and confirm()
-    for _, ledger, _ in found if mended else ():
-        ledger.compare(repair=True)
-    left = "nothing was changed; --yes fixes this"
-    print("fixed" if mended else left if found else "the budget agrees with the trials")
-    return differences, mended
+    if not confirm():
+        print("nothing was changed; --yes fixes this")
+        return differences, False
+    for disagreement in disagreements:
+        disagreement.ledger.compare(repair=True)
+    print("fixed")
+    return differences, True
 
 
-def disk(folder: Path, *, wal: bool) -> Finding:
-    """Checks the kind of a file system, and the space on it."""
-    folder = existing(folder)
-    kind, free = filesystem_of(folder), shutil.disk_usage(folder).free
-    words = f"{kind}, {free / 1e9:.1f} GB free"
+def check_disk(folder: Path, *, wal: bool) -> Finding:
+    """Checks the kind of a file system, and the space on it.
+
+    Args:
+        wal: whether SQLite writes there, whose log of changes needs memory that processes share.
+    """
+    folder = find_existing(folder)
+    kind = filesystem_of(folder)
+    free = shutil.disk_usage(folder).free
+    facts = f"{kind}, {free / 1e9:.1f} GB free"
     if wal and is_network_filesystem(kind):
-        way_out = "name a run_dir on a local disk, or use PostgreSQL"
-        return Finding(TODO, f"{words}; SQLite is not safe there: {way_out}")
+        fix = "name a run_dir on a local disk, or use PostgreSQL"
+        return Finding(TODO, f"{facts}; SQLite is not safe there: {fix}")
     if free < SMALL:
         return Finding(
             WARNING,
-            f"{words}; checkpoints may not fit: free some space, or name another run_dir",
+            f"{facts}; checkpoints may not fit: free some space, or name another run_dir",
         )
-    return Finding(OK, words)
+    return Finding(OK, facts)
 
 
-def existing(folder: Path) -> Path:
+def find_existing(folder: Path) -> Path:
     """Returns a folder, or the nearest one above that exists."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
 
 
-def writable(folder: Path) -> Finding:
+def check_writable(folder: Path) -> Finding:
     """Checks whether files can be written to a folder."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -163,7 +199,7 @@ def writable(folder: Path) -> Finding:
     return Finding(OK, f"{folder} can be written")
 
 
-def devices() -> Finding:
+def list_devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not visible_gpus():
         if torch.backends.mps.is_available():
@@ -171,24 +207,29 @@ def devices() -> Finding:
         return Finding(OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):
-        free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
-        names.append(f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free")
+        name = torch.cuda.get_device_name(index)
+        free, total = torch.cuda.mem_get_info(index)  # bytes
+        names.append(f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     return Finding(OK, "; ".join(names))
 
 
-def workers() -> Finding:
+def count_workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
-    count, found = (
-        Local().count(sys.maxsize),
-        f"for {len(visible_gpus()) or 'no'} GPUs and {count_cores()} cores",
-    )
-    return Finding(OK, f"launcher.workers=auto starts {count}, {found}")
+    count = Local().count(sys.maxsize)
+    gpus = len(visible_gpus()) or "no"
+    machine = f"for {gpus} GPUs and {count_cores()} cores"
+    return Finding(OK, f"launcher.workers=auto starts {count}, {machine}")
 
 
-def versions() -> Finding:
+def list_versions() -> Finding:
     """Lists the versions of what a training depends on."""
-    trained = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return Finding(OK, f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
+    versions = (
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        f"Optuna {optuna.__version__}",
+        f"studyloom {__version__}",
+    )
+    return Finding(OK, ", ".join(versions))
 
 
 def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[dict[str, str]]:
@@ -199,7 +240,7 @@ def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[
     """
     checks = []
     for name, finding in examine(url, run_dir):
-        checks.append({"name": name, "state": finding.state, "words": finding.words})
+        checks.append({"name": name, "state": finding.state, "words": finding.message})
         if not quiet:
-            print(f"{finding.state:<8} {name:<11} {indented(finding.words)}", flush=True)
+            print(f"{finding.state:<8} {name:<11} {indented(finding.message)}", flush=True)
     return checks
