@@ -1,4 +1,4 @@
-"""Figures as standalone SVG: whole, and of nothing but text and shapes."""
+"""Figures as standalone SVG: complete, with only text and shapes."""
 
 import io
 import sys
@@ -32,7 +32,7 @@ def chart(searched):
     return history(trials, {"best": trials[37], "baseline": trials[0]}, AXIS)
 
 
-def test_a_figure_is_wellformed_svg_of_shapes_and_text_with_all_its_labels(chart):
+def test_a_figure_is_wellformed_svg_of_shapes_and_all_its_labels(chart):
     root = ET.fromstring(svg(chart, width=800, height=300))
     assert (root.get("width"), root.get("height")) == ("800", "300")
     assert {element.tag.removeprefix(SVG) for element in root.iter()} == SHAPES
@@ -42,14 +42,14 @@ def test_a_figure_is_wellformed_svg_of_shapes_and_text_with_all_its_labels(chart
     assert "var(" not in ET.tostring(root, "unicode"), "it has no style sheet"
 
 
-def test_a_hostile_name_is_text_in_it_also_where_xml_has_no_such_character(chart):
+def test_a_hostile_name_is_text_also_with_characters_that_xml_lacks(chart):
     marks = [replace(mark, name=HOSTILE) for mark in chart.marks]
     y = replace(chart.y, title=HOSTILE)
     root = ET.fromstring(svg(replace(chart, marks=marks, y=y, label=HOSTILE)))
     assert {element.tag.removeprefix(SVG) for element in root.iter()} == SHAPES
-    shown = [text for text in texts_of(root) if "alert" in text]
-    assert len(shown) == len(marks) + 1
-    assert all("</text><script>" in text and "\x1b" not in text for text in shown)
+    hostile = [text for text in texts_of(root) if "alert" in text]
+    assert len(hostile) == len(marks) + 1
+    assert all("</text><script>" in text and "\x1b" not in text for text in hostile)
 
 
 def test_all_colors_of_marks_are_in_the_style_sheet(chart):
@@ -58,20 +58,21 @@ def test_all_colors_of_marks_are_in_the_style_sheet(chart):
         assert f"--{mark.color}: #" in style
 
 
-def test_the_image_to_share_has_name_sentence_facts_and_figure_and_is_1200_by_630(chart):
+def test_the_shared_image_has_name_sentence_facts_and_figure_at_1200_by_630(chart):
     facts = [Fact(HOSTILE, HOSTILE, HOSTILE)] * 4
-    for figure, said in ((chart, "accuracy"), (Absent("No trial has a value yet."), "No trial")):
+    absent = Absent("No trial has a value yet.")
+    for figure, text_of_figure in ((chart, "accuracy"), (absent, "No trial")):
         image = share(Head(HOSTILE, f"{HOSTILE} {'very ' * 60}long.", [], facts), figure)
         root = ET.fromstring(image)
         assert {element.tag.removeprefix(SVG) for element in root.iter()} <= SHAPES
-        assert any(text.startswith(said) for text in texts_of(root))
+        assert any(text.startswith(text_of_figure) for text in texts_of(root))
         assert sum("alert" in text for text in texts_of(root)) >= 2 + 4 * 3
-        drawn = Image.open(io.BytesIO(draw_png(image)))
-        assert (drawn.format, drawn.size) == ("PNG", (1200, 630))
-        assert len(drawn.convert("L").crop((56, 180, 300, 280)).getcolors()) > 9, "text is drawn"
+        png = Image.open(io.BytesIO(draw_png(image)))
+        assert (png.format, png.size) == ("PNG", (1200, 630))
+        assert len(png.convert("L").crop((56, 180, 300, 280)).getcolors()) > 9, "text is drawn"
 
 
-def test_a_report_is_also_an_image_where_resvg_is_installed(searched, tmp_path, monkeypatch):
+def test_a_report_is_also_an_image_if_resvg_is_installed(searched, tmp_path, monkeypatch):
     write_report(searched, tmp_path, image=True)
     with Image.open(tmp_path / "report.png") as image:
         assert image.size == (1200, 630)

@@ -21,8 +21,10 @@ def progress_of(trials, title="search", best=None, later=(), **more):
         trial.number = number
     snapshot = snapshot_of(best=None if best is None else trials[best])
     stages = tuple(StageProgress(name, 0, 1, snapshot) for name in dict.fromkeys(["search", title]))
-    found = {"search": trials} | ({title: later} if later else {})
-    return Progress(snapshot, stages, title, trials=found, **more)
+    trials_by_stage = {"search": trials}
+    if later:
+        trials_by_stage[title] = later
+    return Progress(snapshot, stages, title, trials=trials_by_stage, **more)
 
 
 def column(table, name):
@@ -38,8 +40,8 @@ def width_of(table):
     return sum(max(map(len, cells)) + 2 for cells in zip(*table, strict=True)) - 2
 
 
-def test_the_best_stands_above_the_last_five_by_number_and_those_that_run_are_among_them():
-    """A trial that runs since long ago is shown, and one that has paused when it paused."""
+def test_the_best_trial_is_above_the_last_five_with_those_that_run():
+    """A trial that began long ago is shown while it runs; a paused one by when it paused."""
     trials = [a_trial(0, RUNNING), a_trial(1, RUNNING, **{PAUSED: 4})]
     trials += [a_trial(n, PRUNED if n % 2 else TrialState.COMPLETE) for n in range(2, 12)]
     table = last_trials(progress_of(trials, best=4), 80)
@@ -52,7 +54,7 @@ def test_the_best_stands_above_the_last_five_by_number_and_those_that_run_are_am
     assert column(table, "state")[2] == "paused"
 
 
-def test_one_that_runs_has_its_last_value_and_the_epochs_of_all():
+def test_a_running_trial_has_its_last_value_and_planned_epochs():
     trials = [a_trial(0, RUNNING, 0.75, epochs=2, **{PLANNED_EPOCHS: 9}), a_trial(1, RUNNING)]
     trials[1].intermediate_values = {}
     of_loop = a_trial(2, epochs=19, **{PLANNED_JOBS: 2})
@@ -63,18 +65,18 @@ def test_one_that_runs_has_its_last_value_and_the_epochs_of_all():
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_columns_that_do_not_fit_are_left_out_and_no_cell_is_broken(width):
+def test_columns_that_do_not_fit_are_left_out_and_no_cell_is_cut(width):
     trials = [a_trial(n, params=branching(n)) for n in range(9)]
     trials[7].params = {**trials[7].params, "text": "long" * 60}
-    whole = last_trials(progress_of(trials, best=5), 1000)
+    full_table = last_trials(progress_of(trials, best=5), 1000)
     table = last_trials(progress_of(trials, best=5), width)
     assert width_of(table) <= width
     for name in names_of(table):
-        assert column(table, name) == column(whole, name)
+        assert column(table, name) == column(full_table, name)
     assert ("text" in names_of(table)) is (width == 400)
 
 
-def test_the_most_important_come_first_or_else_those_that_most_trials_have():
+def test_important_hyperparameters_come_first_then_frequent_ones():
     trials = [a_trial(n, params=branching(n)) for n in range(9)]
     names = names_of(last_trials(progress_of(trials), 200))
     assert names[5:] == ["model", "lr", "momentum", "channels"]
@@ -84,7 +86,7 @@ def test_the_most_important_come_first_or_else_those_that_most_trials_have():
     assert names_of(last_trials(progress, 48))[-1] == "momentum"
 
 
-def test_a_column_serves_the_optimizers_and_a_list_is_one_value():
+def test_optimizers_share_a_column_and_a_list_is_one_value():
     rates = ("sgd.lr", "adam.lr")
     sizes = {"hidden.length": (2, IntDistribution(1, 2)), "hidden.0": (8, IntDistribution(1, 64))}
     sizes["hidden.1"] = (16, IntDistribution(1, 64))
@@ -98,12 +100,13 @@ def test_a_column_serves_the_optimizers_and_a_list_is_one_value():
     assert column(table, "adam.lr") == ["0.25", "0.1"]
 
 
-def test_a_training_of_a_later_stage_is_shown_as_the_trial_that_it_repeats():
+def test_a_training_of_a_later_stage_is_shown_as_the_trial_it_repeats():
     trials = [a_trial(n, params={"model": ("cnn" if n else "mlp", MODEL)}) for n in range(3)]
-    known = {"candidate": CategoricalDistribution([0, 2]), "seed": IntDistribution(0, 1)}
+    candidates = CategoricalDistribution([0, 2])
+    seeds = IntDistribution(0, 1)
     later = [
-        a_trial(n, params={"candidate": (two, known["candidate"]), "seed": (seed, known["seed"])})
-        for n, (two, seed) in enumerate([(0, 0), (2, 1)])
+        a_trial(0, params={"candidate": (0, candidates), "seed": (0, seeds)}),
+        a_trial(1, params={"candidate": (2, candidates), "seed": (1, seeds)}),
     ]
     table = last_trials(progress_of(trials, "re-evaluation", best=2, later=later), 80)
     assert column(table, "trial") == ["2", "0", "2"]

@@ -4,10 +4,12 @@ They have the light colors of the report's style sheet, and need neither it nor 
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from studyloom.views.figures import LETTER, Block, Chart, Mark, spaced
-from studyloom.views.page import FOLDER, Head, fill
+from studyloom.views.page import FOLDER, Absent, Head, fill
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)
 COLORS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", LIGHT))
@@ -32,24 +34,60 @@ def share(head: Head, figure: Block) -> str:
     Args:
         figure: a chart, or a sentence that says why there is none.
     """
-    drawn = {"chart": None, "why": getattr(figure, "why", ""), "color": COLORS, "fonts": FONTS}
-    drawn |= layout(figure, 837, 248) if isinstance(figure, Chart) else {}
-    return fill("share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **drawn)
+    values: dict[str, Any] = {"chart": None, "why": "", "color": COLORS, "fonts": FONTS}
+    if isinstance(figure, Chart):
+        values |= layout(figure, 837, 248)
+    elif isinstance(figure, Absent):
+        values["why"] = figure.why
+    return fill("share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **values)
+
+
+@dataclass(frozen=True)
+class _LegendEntry:
+    """A mark in the legend; its sample and name begin at `x` and `y`, in pixels."""
+
+    x: float
+    y: int
+    mark: Mark
 
 
 def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
     """Returns the values of a chart's template: its sizes in pixels, and the labels that fit."""
-    legend, x, y = list[tuple[float, int, Mark]](), 0.0, 12
-    for mark in (mark for mark in chart.marks if mark.name):
-        length = 36 + LETTER * len(mark.name)
-        x, y = (x, y) if x + length <= width else (0.0, y + ROW)
-        legend.append((x, y, mark))
-        x += length
-    top = y + (38 if chart.y.title else 18)
-    sizes = {"width": width, "height": height, "wide": width - chart.gutter, "top": top}
-    sizes["high"] = high = height - top - UNDER
-    up = spaced(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True)
-    other = "narrow" if width >= 600 else "roomy"
-    across = [tick for tick in chart.x.ticks if tick.when != other]
-    labels = {"legend": legend, "up": up, "across": across}
-    return {"chart": chart, "color": COLORS, "fonts": FONTS, **sizes, **labels}
+    legend = _lay_out_legend(chart.marks, width)
+    top = 18  # pixels above the axes
+    if chart.y.title:
+        top = 38
+    top += max((entry.y for entry in legend), default=12)
+    high = height - top - UNDER
+    other_screen = "roomy"
+    if width >= 600:
+        other_screen = "narrow"
+    return {
+        "chart": chart,
+        "color": COLORS,
+        "fonts": FONTS,
+        "width": width,
+        "height": height,
+        "wide": width - chart.gutter,
+        "top": top,
+        "high": high,
+        "legend": legend,
+        "up": spaced(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
+        "across": [tick for tick in chart.x.ticks if tick.when != other_screen],
+    }
+
+
+def _lay_out_legend(marks: Sequence[Mark], width: int) -> list[_LegendEntry]:
+    """Places the named marks of a chart in rows, each mark after the one before it if it fits."""
+    entries = []
+    x = 0.0
+    y = 12
+    for mark in marks:
+        if mark.name:
+            length = 36 + LETTER * len(mark.name)
+            if x + length > width:
+                x = 0.0
+                y += ROW
+            entries.append(_LegendEntry(x, y, mark))
+            x += length
+    return entries

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
@@ -15,6 +15,20 @@ from studyloom.views.snapshot import format_trial_values, join_lists
 
 LAST = 5  # trials of the current stage, next to the best
 LEAST = 7  # columns of a hyperparameter, such as 0.00082: fewer would change from look to look
+GAP = 2  # spaces between two columns
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the table.
+
+    Args:
+        cells: the mark of the best trial, its number, state, epochs and value.
+        settings: the hyperparameters, formatted, by name.
+    """
+
+    cells: tuple[str, ...]
+    settings: Mapping[str, str]
 
 
 def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> list[Sequence[str]]:
@@ -27,61 +41,113 @@ def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> li
     Args:
         with_best: whether the best trial has a row, and the rows a column that marks it.
     """
-    search, best = progress.trials.get(SEARCH, ()), progress.search.best
-    own, repeated = progress.trials.get(progress.title, search), dict[Any, FrozenTrial]()
-    begun = [trial for trial in own if trial.datetime_start is not None]
-    if own is not search:
-        repeated = {trial.number: trial for trial in search}
-    elif best is not None:
-        begun = [trial for trial in begun if trial.number != best.number]
-    begun.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", ended_at(trial)))
-    shown = sorted(begun[-LAST:], key=lambda trial: trial.number)
+    trials = _select_last(progress)
+    best = progress.search.best
     if with_best and best is not None:
-        shown.insert(0, best)
-    rows, params = [], []
-    for trial in shown:
-        source = repeated.get(trial.params.get("candidate"), trial)
-        seed = {} if source is trial else {"seed": trial.params.get("seed")}
-        rows.append(("best" if trial is best else "", str(source.number), *_cells(trial, progress)))
-        params.append(join_lists(seed | source.params))
+        trials.insert(0, best)
+    rows = [_make_row(trial, progress) for trial in trials]
     heads = ("", "trial", "state", "epochs", progress.search.metric)
-    columns, room = list[Sequence[str]](), width + 2  # two spaces stand between columns
-    counts = Counter(name for trial in search for name in trial.params)
-    frequent = [name for name, _ in counts.most_common()]
-    order = join_lists(dict.fromkeys(["seed", *progress.importances, *frequent]))
-    own_columns = [*zip(heads, *rows, strict=True)]
+    columns: list[Sequence[str]] = [*zip(heads, *(row.cells for row in rows), strict=True)]
     if not with_best:
-        del own_columns[0]
-    for column in [*own_columns, *_columns(params, order)]:
-        if (size := max(map(len, column)) + 2) <= room:
-            columns.append(column)
+        del columns[0]
+    columns += _setting_columns([row.settings for row in rows], _order_settings(progress))
+    fitting = []
+    room = width + GAP  # no gap follows the last column
+    for column in columns:
+        size = max(map(len, column)) + GAP
+        if size <= room:
+            fitting.append(column)
             room -= size
-    return [*zip(*columns, strict=True)]
+    return [*zip(*fitting, strict=True)]
 
 
-def _cells(trial: FrozenTrial, progress: Progress) -> tuple[str, ...]:
-    """Formats state, epochs and value; of a trial without a value, the last that it reported."""
-    record, step = TrialRecord(trial), trial.last_step
-    of = "" if record.steps_planned is None else f"/{record.steps_planned}"
-    value = "" if step is None else format_value(trial.intermediate_values[step])
-    value = format_trial_values(trial) if trial.values else value
+def _select_last(progress: Progress) -> list[FrozenTrial]:
+    """Returns the last trainings of the current stage, by number, except the best trial."""
+    search = progress.trials.get(SEARCH, ())
+    trials = progress.trials.get(progress.title, search)
+    best = progress.search.best
+    started = []
+    for trial in trials:
+        is_best = trials is search and best is not None and trial.number == best.number
+        if trial.datetime_start is not None and not is_best:
+            started.append(trial)
+    started.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", ended_at(trial)))
+    return sorted(started[-LAST:], key=lambda trial: trial.number)
+
+
+def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
+    """Makes the row of a trial; a training of a later stage shows its seed and its candidate.
+
+    A candidate is the trial of the search whose configuration the training repeats.
+    """
+    search = progress.trials.get(SEARCH, ())
+    candidate = trial
+    settings = trial.params
+    if progress.title != SEARCH and progress.title in progress.trials:
+        for searched in search:
+            if searched.number == trial.params.get("candidate"):
+                candidate = searched
+                settings = {"seed": trial.params.get("seed"), **searched.params}
+    mark = ""
+    if trial is progress.search.best:
+        mark = "best"
+    record = TrialRecord(trial)
+    epochs = str(record.steps_done)
+    if record.steps_planned is not None:
+        epochs = f"{record.steps_done}/{record.steps_planned}"
     state = shown_state(trial, progress.current.alive)
-    return state, f"{record.steps_done}{of}", value
+    cells = (mark, str(candidate.number), state, epochs, _format_value(trial))
+    return _Row(cells, join_lists(settings))
 
 
-def _columns(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def _format_value(trial: FrozenTrial) -> str:
+    """Formats the value of a trial; without one, the last that it reported, or nothing."""
+    if trial.values:
+        return format_trial_values(trial)
+    step = trial.last_step
+    if step is None:
+        return ""
+    return format_value(trial.intermediate_values[step])
+
+
+def _order_settings(progress: Progress) -> Iterable[str]:
+    """Returns the names of columns: the seed, important hyperparameters, then frequent ones."""
+    counts = Counter[str]()
+    for trial in progress.trials.get(SEARCH, ()):
+        for name in trial.params:
+            counts[name] += 1
+    frequent = [name for name, _ in counts.most_common()]
+    return join_lists(dict.fromkeys(["seed", *progress.importances, *frequent]))
+
+
+def _setting_columns(
+    rows: Sequence[Mapping[str, str]], order: Iterable[str]
+) -> Iterator[tuple[str, ...]]:
     """Yields a column for each hyperparameter.
 
-    It has the last part of the name, and so serves several optimizers; if a trial has two such
-    hyperparameters, they have their whole names.
+    Its title is the last part of the name, so that one column `lr` serves several optimizers; if a
+    trial has two such hyperparameters, each has a column with its whole name.
 
     Args:
-        order: names of hyperparameters, which come first.
+        rows: the hyperparameters of each trial, by name.
+        order: names of hyperparameters, whose columns come first.
     """
-    last = {key: one_line(key).rpartition(".")[2] for keys in (order, *rows) for key in keys}
-    twice = {name for row in rows for name, n in Counter(last[key] for key in row).items() if n > 1}
-    short = {key: one_line(key) if name in twice else name for key, name in last.items()}
-    named = [{short[key]: value for key, value in row.items()} for row in rows]
-    for name in dict.fromkeys(short.values()):
-        if any(name in row for row in named):
-            yield f"{name:{LEAST}}", *(row.get(name, "") for row in named)
+    last_parts = {}
+    for names in (order, *rows):
+        for name in names:
+            last_parts[name] = one_line(name).rpartition(".")[2]
+    ambiguous = set[str]()
+    for row in rows:
+        counts = Counter(last_parts[name] for name in row)
+        ambiguous.update(part for part, count in counts.items() if count > 1)
+    titles = {}
+    for name, part in last_parts.items():
+        titles[name] = part
+        if part in ambiguous:
+            titles[name] = one_line(name)
+    titled_rows = []
+    for row in rows:
+        titled_rows.append({titles[name]: value for name, value in row.items()})
+    for title in dict.fromkeys(titles.values()):
+        if any(title in row for row in titled_rows):
+            yield f"{title:{LEAST}}", *(row.get(title, "") for row in titled_rows)
