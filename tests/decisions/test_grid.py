@@ -8,7 +8,7 @@ from optuna.trial import create_trial
 
 from studyloom.decisions.samplers import LARGEST_GRID, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
-from studyloom.space.drawing_points import any_point, identify
+from studyloom.space.drawing_points import draw_point, identify
 from studyloom.space.language import parse_space
 from studyloom.space.outline import outline
 from studyloom.space.rule import parse_relations
@@ -126,7 +126,7 @@ def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
 def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(space):
     related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
     taken = set()
-    while (point := any_point(related, len(taken), taken)) is not None:
+    while (point := draw_point(related, len(taken), taken)) is not None:
         assert related.find_breach(point.params) is None
         taken.add(identify(point))
     assert len(taken) == related.size() == 18
@@ -136,9 +136,9 @@ def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(spa
             wide, relations=parse_relations([text], ["optimizer.lr", "optimizer.width"])
         )
         assert tight.size() == math.inf
-        point = any_point(tight, 3)
+        point = draw_point(tight, 3)
         assert (point is not None) == found
-        assert not found or point == any_point(tight, 3)
+        assert not found or point == draw_point(tight, 3)
 
 
 def test_a_step_is_one_point_however_it_was_added_up(space):

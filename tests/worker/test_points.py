@@ -42,7 +42,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
     work(definition, stored, 3)
     assert {t.params["train.batch_size"] for t in stored.trials()} == {16}
     assert {t.params["model.hidden.0"] for t in stored.trials()} <= {4, 5}
-    monkeypatch.setattr(slots, "any_point", lambda *_: None)
+    monkeypatch.setattr(slots, "draw_point", lambda *_: None)
     monkeypatch.setattr(slots, "REDRAWS", 0)
     failing = fresh(url, definition, 1, name="failing")
     with pytest.raises(Halted, match=r"space\.where: no configuration was found"):

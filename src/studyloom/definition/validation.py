@@ -19,7 +19,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import ObjectiveValue
-from studyloom.space.drawing_points import DRAWS, any_point
+from studyloom.space.drawing_points import DRAWS, draw_point
 from studyloom.space.tree import (
     LARGEST_GRID,
     ListNode,
@@ -212,7 +212,7 @@ def _check_relations(definition: Definition) -> Iterator[str]:
     space, baseline = definition.space, definition.baseline
     if baseline is not None and (words := space.find_breach(baseline.params)) is not None:
         yield f"study.baseline: the baseline {words}; change it, or set study.baseline=false"
-    elif space.relations and any_point(space, max(0, definition.seed)) is None:
+    elif space.relations and draw_point(space, max(0, definition.seed)) is None:
         tried = "no" if space.size() <= LARGEST_GRID else f"none of {DRAWS:,} random"
         together = " and ".join(map(str, space.relations))
         yield f"space.where: {tried} configurations satisfy {together}; loosen it"

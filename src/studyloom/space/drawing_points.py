@@ -1,41 +1,59 @@
 """Draws configurations of a space at random, and recognizes equal ones."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
-from studyloom.space.tree import LARGEST_GRID, Point, Space
+from studyloom.space.tree import LARGEST_GRID, Hyperparameter, Point, Space
 
 DRAWS = 10_000  # of a space that is not enumerated, until a configuration is found
+PointKey = frozenset[tuple[str, Any]]  # equal for equal configurations
 
 
-def identify(point: Point | FrozenTrial) -> frozenset[tuple[str, Any]]:
-    """Returns a key that only equal configurations share; 0.1 + 2 × 0.1 equals the step 0.3."""
-    given: Any = point.distributions
-    stepped = [name for name in given if getattr(given[name], "step", None)]
-    steps = {n: round((point.params[n] - given[n].low) / given[n].step) for n in stepped}
-    return frozenset((point.params | steps).items())
+def identify(point: Point | FrozenTrial) -> PointKey:
+    """Returns a key that only equal configurations share.
+
+    A value of a range with a step is replaced by the number of its steps: 0.1 + 2 × 0.1 is not
+    0.3 to a computer, and both are two steps.
+    """
+    values = dict(point.params)
+    for name, distribution in point.distributions.items():
+        if isinstance(distribution, IntDistribution | FloatDistribution) and distribution.step:
+            values[name] = round((values[name] - distribution.low) / distribution.step)
+    return frozenset(values.items())
 
 
-def any_point(space: Space, seed: int, taken: Collection[Any] = ()) -> Point | None:
+def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -> Point | None:
     """Draws a random configuration that breaks no relation and is not taken.
 
     Args:
-        taken: the keys of those that are, from `identify`.
+        taken_keys: from `identify`.
 
     Returns:
         None if all are taken, or if DRAWS draws from a space too large to enumerate found none.
     """
-    points: Iterable[Point]
+    for point in _draw_points(space, seed):
+        breach = space.find_breach(point.params)
+        if breach is None and identify(point) not in taken_keys:
+            return point
+    return None
+
+
+def _draw_points(space: Space, seed: int) -> Iterator[Point]:
+    """Yields random configurations: each once if the space can be enumerated, else DRAWS."""
     if Space(space.nodes).size() <= LARGEST_GRID:
-        order = np.random.default_rng(seed).permutation(len(space.grid))
-        points = (space.grid[i] for i in order)
-    else:
-        draw: Any = RandomSampler(seed).sample_independent
-        decide = lambda asked: draw(None, None, asked.name, asked.distribution)  # noqa: E731
-        points = (space.walk(decide) for _ in range(DRAWS))
-    held = (point for point in points if space.find_breach(point.params) is None)
-    return next((point for point in held if identify(point) not in taken), None)
+        for position in np.random.default_rng(seed).permutation(len(space.grid)):
+            yield space.grid[position]
+        return
+    draw_value: Any = RandomSampler(seed).sample_independent
+
+    def decide(hyperparameter: Hyperparameter) -> Any:
+        # The sampler looks at neither the study nor the trial.
+        return draw_value(None, None, hyperparameter.name, hyperparameter.distribution)
+
+    for _ in range(DRAWS):
+        yield space.walk(decide)

@@ -1,19 +1,36 @@
-"""The language of `conf/space/*.yaml`: parses a tree of plain mappings into a Space."""
+"""The language of `conf/space/*.yaml`: parses a tree of plain mappings into a Space.
+
+A mapping in the tree is one of three things. A *range* gives a hyperparameter: it has one of the
+keys int, float, choice or list, its kind. A mapping at the key of a config group holds options of
+that group, each with what it opens. Any other mapping only leads to what is nested in it.
+"""
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studyloom.errors import ConfigError, refuse
-from studyloom.space.tree import Distribution, Group, ListNode, Node, Space, ValueNode, config_group
+from studyloom.space.tree import (
+    Distribution,
+    Group,
+    ListNode,
+    Node,
+    Space,
+    ValueNode,
+    config_group,
+)
 from studyloom.text import is_scalar, nearest, shorten
 
 T = TypeVar("T")
-# The kinds of hyperparameters, and the keys that each may have besides its own and `default`.
+Spec = Mapping[str, Any]  # the mapping of a range in the tree
+Options = Callable[[str], Sequence[str]]  # returns the options of a Hydra group; none for no group
+
+# The kinds of ranges, and the keys that each may have besides its own and `default`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
@@ -25,69 +42,84 @@ LONGEST_NAME = 500  # with `.length` a name has 512 in Optuna's tables on Postgr
 LARGEST = sys.float_info.max  # of a database column, also for integers
 
 
-def parse_space(
-    tree: Mapping[str, Any], options: Callable[[str], Sequence[str]], above: str = ""
-) -> Space:
+def parse_space(tree: Mapping[str, Any], options: Options, parent_key: str = "") -> Space:
     """Parses the tree of a search space.
 
     Args:
         options: returns the options of a Hydra group such as `model/block`; none for no group.
-        above: the config key below which the keys of the tree lie; empty for the root.
+        parent_key: the config key below which the keys of the tree lie; empty for the root.
 
     Raises:
         ConfigError: lists all errors in the tree; its keys are not looked up in the config.
     """
     parser = _Parser(options)
-    space = Space(tuple(parser.parse_nodes(tree, "", above)))
-    nodes = [*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)]
-    long_names = [
-        f"space.{shorten(node.name, 80)}: its name must have at most {LONGEST_NAME} characters, "
-        f"and has {len(node.name)}; shorten its keys"
-        for node in nodes
-        if len(node.name) > LONGEST_NAME
-    ]
-    refuse([*parser.errors, *long_names, *_find_conflicts(space)])
+    space = Space(tuple(parser.parse_nodes(tree, _Place("", parent_key))))
+    refuse([*parser.errors, *_find_long_names(space), *_find_conflicts(space)])
     return space
 
 
-class _Parser:
-    """Parses one tree, and collects the errors of its nodes.
+@dataclass(frozen=True)
+class _Place:
+    """The place of a mapping in the tree.
 
-    `name` is always the path in the tree, and `key` the config key.
+    Attributes:
+        name: its path in the tree; empty for the root.
+        key: its config key.
     """
 
-    def __init__(self, options: Callable[[str], Sequence[str]]) -> None:
+    name: str
+    key: str
+
+    def append(self, child: str) -> "_Place":
+        """Returns the place of a child that is a part of the config too."""
+        return _Place(_join(self.name, child), _join(self.key, child))
+
+    def append_option(self, option: str) -> "_Place":
+        """Returns the place of an option, below which config keys are those of its group."""
+        return _Place(_join(self.name, option), self.key)
+
+
+def _join(path: str, part: str) -> str:
+    if not path:
+        return part
+    return f"{path}.{part}"
+
+
+class _Parser:
+    """Parses one tree, and collects the errors of its nodes."""
+
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.errors: list[str] = []
 
-    def parse_nodes(self, tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
+    def parse_nodes(self, tree: Mapping[Any, Any], place: _Place) -> list[Node]:
         """Parses a mapping: the options of a group, hyperparameters, and nested mappings."""
         tree = {str(child): spec for child, spec in tree.items()}
-        group_options = self.options(config_group(key)) if key else []
+        group_options: Sequence[str] = ()
+        if place.key:
+            group_options = self.options(config_group(place.key))
         opened: dict[str, tuple[Node, ...]] = {}
         nodes: list[Node] = []
-        lists: dict[str, Mapping[str, Any]] = {}
+        lists: dict[str, Spec] = {}  # the lists so far, whose lengths later ones may share
         for child, spec in tree.items():
-            child_name = f"{name}.{child}" if name else child
-            child_key = f"{key}.{child}" if key else child
-            if child in group_options and (spec is None or isinstance(spec, Mapping)):
-                opened[child] = tuple(self.parse_nodes(spec or {}, child_name, key))
-            elif not isinstance(spec, Mapping) or (group_options and not spec):
-                opens = f", or what an option of {key} opens: {', '.join(group_options)}"
-                near = "" if child in group_options else nearest(child, group_options)
-                self.errors.append(
-                    f"space.{child_name} must be a range: {{int: [low, high]}}, {{float: [low, "
-                    "high]}, {choice: [a, b]} or {list: …, length: …}"
-                    f"{opens if group_options else ''}; got {spec!r}{near}"
-                )
+            child_place = place.append(child)
+            is_mapping = isinstance(spec, Mapping)
+            if child in group_options and (spec is None or is_mapping):
+                option_place = place.append_option(child)
+                opened[child] = tuple(self.parse_nodes(spec or {}, option_place))
+            elif not is_mapping or (group_options and not spec):
+                self.errors.append(_explain_non_range(spec, child, place, group_options))
             elif any(kind in spec for kind in KEYS):
-                if leaf := self._collect(self._parse_leaf, spec, child_name, child_key, lists):
-                    nodes.append(leaf)
+                node = self._collect(self._parse_range, spec, child_place, lists)
+                if node is not None:
+                    nodes.append(node)
                 if "list" in spec:
                     lists[child] = spec
             else:
-                nodes += self.parse_nodes(spec, child_name, child_key)
-        return [Group(name, key, opened), *nodes] if opened else nodes
+                nodes += self.parse_nodes(spec, child_place)
+        if opened:
+            return [Group(place.name, place.key, opened), *nodes]
+        return nodes
 
     def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
         """Parses a part; if it is invalid, collects its errors and returns None."""
@@ -97,35 +129,69 @@ class _Parser:
             self.errors += error.errors
             return None
 
-    def _parse_leaf(
-        self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
+    def _parse_range(
+        self, spec: Spec, place: _Place, lists: Mapping[str, Spec]
     ) -> ValueNode | ListNode | None:
-        if group_options := self.options(config_group(key)):
+        """Parses a range; None if it is a list of which errors were collected.
+
+        Args:
+            lists: the lists above it, by their keys.
+        """
+        group = config_group(place.key)
+        group_options = self.options(group)
+        if group_options:
             example = ", ".join(f"{option}: …" for option in group_options)
             raise ConfigError(
-                f"space.{name} must hold options of the config group {config_group(key)}, each "
-                f"with what it opens: {{{example}}}; got {dict(spec)!r}"
+                f"space.{place.name} must hold options of the config group {group}, each with "
+                f"what it opens: {{{example}}}; got {dict(spec)!r}"
             )
-        if "list" not in spec:
-            return ValueNode(name, key, _parse_distribution(spec, name, DEFAULT), spec.get(DEFAULT))
-        _check_keys(spec, name, DEFAULT)
+        if "list" in spec:
+            return self._parse_list(spec, place, lists)
+        distribution = _parse_distribution(spec, place.name, DEFAULT)
+        return ValueNode(place.name, place.key, distribution, spec.get(DEFAULT))
+
+    def _parse_list(self, spec: Spec, place: _Place, lists: Mapping[str, Spec]) -> ListNode | None:
+        _check_keys(spec, place.name, DEFAULT)
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
             raise ConfigError(
-                f"space.{name}.list must be a mapping with int, float or choice, such as "
+                f"space.{place.name}.list must be a mapping with int, float or choice, such as "
                 f"{{int: [low, high]}}; got {item!r}"
             )
-        distribution = self._collect(_parse_distribution, item, f"{name}.list")
-        length = self._collect(_parse_length, spec.get("length"), name, lists)
+        distribution = self._collect(_parse_distribution, item, f"{place.name}.list")
+        length = self._collect(_parse_length, spec.get("length"), place.name, lists)
         if distribution is None or length is None:
             return None
-        if isinstance(length, str):
-            length = ".".join([*key.split(".")[:-1], length])
-        return ListNode(name, key, distribution, length, spec.get(DEFAULT))
+        if isinstance(length, str):  # the key of a list next to this one
+            *parents, _ = place.key.split(".")
+            length = ".".join([*parents, length])
+        return ListNode(place.name, place.key, distribution, length, spec.get(DEFAULT))
 
 
-def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistribution | str:
-    """Parses a length: a number, a range, or the name of one of the `lists` above it."""
+def _explain_non_range(
+    spec: object, child: str, place: _Place, group_options: Sequence[str]
+) -> str:
+    """Returns the error of a child that is neither a range nor an option."""
+    options_text = ""
+    suggestion = ""
+    if group_options:
+        options_text = f", or what an option of {place.key} opens: {', '.join(group_options)}"
+    if child not in group_options:
+        suggestion = nearest(child, group_options)
+    return (
+        f"space.{place.append(child).name} must be a range: {{int: [low, high]}}, {{float: [low, "
+        "high]}, {choice: [a, b]} or {list: …, length: …}"
+        f"{options_text}; got {spec!r}{suggestion}"
+    )
+
+
+def _parse_length(length: Any, name: str, lists: Mapping[str, Spec]) -> IntDistribution | str:
+    """Parses the length of a list: an integer, a range, or the key of a list above it.
+
+    Args:
+        name: of the list.
+        lists: those above it, by their keys.
+    """
     where = f"space.{name}.length"
     if isinstance(length, str):
         if length in lists and not isinstance(lists[length].get("length"), str):
@@ -149,54 +215,89 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistri
     )
 
 
-def _check_keys(spec: Mapping[str, Any], name: str, *more: str) -> None:
-    """Raises ConfigError if a hyperparameter has other keys than those of its kind and `more`."""
-    kind, *others = [kind for kind in KEYS if kind in spec]
-    allowed = (kind, *KEYS[kind], *more)
+def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
+    """Raises ConfigError if a range has other keys than those of its kind and `further_keys`."""
+    kinds = [kind for kind in KEYS if kind in spec]
+    kind = kinds[0]
+    allowed = (kind, *KEYS[kind], *further_keys)
+    wrong_keys = kinds[1:]  # only these are reported, since the kind decides which others fit
+    if not wrong_keys:
+        wrong_keys = [key for key in spec if key not in allowed]
     refuse(
         [
             f"space.{name}.{key}: no such key; a range of kind {kind} has "
             f"{', '.join(allowed)}{nearest(key, allowed)}"
-            for key in others or [key for key in spec if key not in allowed]
+            for key in wrong_keys
         ]
     )
 
 
-def _parse_distribution(spec: Mapping[str, Any], name: str, *more: str) -> Distribution:
-    """Parses an int, a float or a choice, which may have more keys."""
-    _check_keys(spec, name, *more)
+def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distribution:
+    """Parses an int, a float or a choice, which may have further keys."""
+    _check_keys(spec, name, *further_keys)
     if "choice" in spec:
         return _parse_choice(spec["choice"], f"space.{name}.choice")
-    kind = "int" if "int" in spec else "float"
-    bounds, log, step = spec[kind], spec.get("log", False), spec.get("step")
+    if "int" in spec:
+        return _parse_numbers(spec, name, "int")
+    return _parse_numbers(spec, name, "float")
+
+
+def _parse_numbers(spec: Spec, name: str, kind: str) -> IntDistribution | FloatDistribution:
+    """Parses a range of kind int or float."""
+    bounds = spec[kind]
+    log = spec.get("log", False)
+    step = spec.get("step")
     where = f"space.{name}.{kind}"
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         raise ConfigError(f"{where} must be a range [low, high]; got {bounds!r}")
-    types, numbers = ((int,), "integers") if kind == "int" else ((int, float), "numbers")
+    types: tuple[type, ...] = (int, float)
+    types_text = "numbers"
+    if kind == "int":
+        types = (int,)
+        types_text = "integers"
+    numbers = [*bounds]
+    if step is not None:
+        numbers.append(step)
     errors = [
-        f"{where}: its ends and step must be finite {numbers}; got {value!r}"
-        for value in (*bounds, *([] if step is None else [step]))
-        if type(value) not in types or not abs(value) <= LARGEST
+        f"{where}: its ends and step must be finite {types_text}; got {number!r}"
+        for number in numbers
+        if type(number) not in types or not abs(number) <= LARGEST
     ]
     if type(log) is not bool:
         errors.append(f"space.{name}.log must be true or false; got {log!r}")
     refuse(errors)
     low, high = bounds
     if step is not None and step > 0:
-        # As written: 0.3 - 0.1 is 0.2.
-        first, last, width = (Decimal(str(each)) for each in (low, high, step))
-        if 0 < last - first < width:
-            raise ConfigError(
-                f"space.{name}.step must not be wider than the range [{low}, {high}]; got {step}"
-            )
-        # The highest value is the last step that is not above the high end.
-        high = (int if kind == "int" else float)(first + (last - first) // width * width)
+        high = _find_highest(low, high, step, name)
     try:
         if kind == "int":
-            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+            if step is None:
+                step = 1
+            return IntDistribution(int(low), int(high), log=log, step=step)
         return FloatDistribution(float(low), float(high), log=log, step=step)
     except ValueError as error:  # the ends, the step and `log` do not go together
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _find_highest(low: float, high: float, step: float, name: str) -> float:
+    """Returns the highest value of a range with a step: the last step that is not above its end.
+
+    It computes with the numbers as written: 0.3 - 0.1 is 0.2.
+
+    Raises:
+        ConfigError: the step is wider than the range.
+    """
+    first = Decimal(str(low))
+    last = Decimal(str(high))
+    width = Decimal(str(step))
+    if 0 < last - first < width:
+        raise ConfigError(
+            f"space.{name}.step must not be wider than the range [{low}, {high}]; got {step}"
+        )
+    highest = first + (last - first) // width * width
+    if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
+        return int(highest)  # a float would change integers of more than 53 bits
+    return float(highest)
 
 
 def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
@@ -219,18 +320,37 @@ def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
     return CategoricalDistribution(tuple(choices))
 
 
+def _find_long_names(space: Space) -> Iterator[str]:
+    """Yields an error for each name that a database cannot hold."""
+    names = [group.name for group in space.groups()]
+    for branch in space.branches():
+        names += [node.name for node in branch.nodes]
+    for name in names:
+        if len(name) > LONGEST_NAME:
+            yield (
+                f"space.{shorten(name, 80)}: its name must have at most {LONGEST_NAME} characters, "
+                f"and has {len(name)}; shorten its keys"
+            )
+
+
 def _find_conflicts(space: Space) -> Iterator[str]:
-    """Finds hyperparameters whose config key another one, in or outside their option, sets too."""
+    """Yields an error for each hyperparameter whose config key another one sets too.
+
+    The other one is in the same branch, or in one that this branch is nested in.
+    """
     branches = [*space.branches()]
-    for choices, leaves in branches:
-        above = [others for chosen, others in branches if chosen.items() < choices.items()]
-        outer = {leaf.key: leaf.name for others in above for leaf in others}
-        for key, count in Counter(leaf.key for leaf in leaves).items():
+    for branch in branches:
+        outer_names: dict[str, str] = {}
+        for other in branches:
+            if other.choices.items() < branch.choices.items():
+                for node in other.nodes:
+                    outer_names[node.key] = node.name
+        for key, count in Counter(node.key for node in branch.nodes).items():
             if count > 1:
                 yield f"space.{key} is given twice; keep one of them"
-        for leaf in leaves:
-            if leaf.key in outer:
+        for node in branch.nodes:
+            if node.key in outer_names:
                 yield (
-                    f"space.{leaf.name}: space.{outer[leaf.key]} decides {leaf.key} too, whichever "
-                    "option is chosen; keep one of them"
+                    f"space.{node.name}: space.{outer_names[node.key]} decides {node.key} too, "
+                    "whichever option is chosen; keep one of them"
                 )

@@ -21,37 +21,55 @@ from studyloom.space.tree import (
 
 def outline(space: Space) -> Tree:
     """Draws a space as a tree: its size, groups with options, hyperparameters with ranges."""
-    size = space.size()
-    if isinstance(space, SuggestedSpace):
-        title = "space: what the objective suggests"
-    elif math.isfinite(size):
-        most = "at most " if space.relations and size > LARGEST_GRID else ""
-        title = f"space: {most}{size:.0f} configuration{'' if size == 1 else 's'}"
-    else:
-        title = "space: infinitely many configurations"
-    tree = Tree(Text(title, style="bold"))
+    tree = Tree(Text(_describe_size(space), style="bold"))
     _add_nodes(tree, space.nodes, "")
     for relation in space.relations:
         tree.add(Text(f"where {relation}"))
     return tree
 
 
-def _add_nodes(tree: Tree, nodes: Sequence[Node], prefix: str) -> None:
+def _describe_size(space: Space) -> str:
+    """Returns the title of the tree: the number of configurations."""
+    if isinstance(space, SuggestedSpace):
+        return "space: what the objective suggests"
+    size = space.size()
+    if math.isinf(size):
+        return "space: infinitely many configurations"
+    at_most = ""
+    if space.relations and size > LARGEST_GRID:  # those that break relations are counted too
+        at_most = "at most "
+    noun = "configurations"
+    if size == 1:
+        noun = "configuration"
+    return f"space: {at_most}{size:.0f} {noun}"
+
+
+def _add_nodes(tree: Tree, nodes: Sequence[Node], parent: str) -> None:
+    """Adds nodes to a tree, under their names without that of the parent, which ends in a dot."""
     for node in nodes:
-        name = node.name.removeprefix(prefix)
+        name = node.name.removeprefix(parent)
         match node:
-            case Group(options=options):
-                title = name if len(options) > 1 else f"{name} (fixed)"
-                branch = tree.add(Text(title, style="bold"))
-                for option, children in options.items():
-                    twig = branch.add(Text(option, style="cyan"))
-                    _add_nodes(twig, children, f"{node.name}.{option}.")
+            case Group():
+                _add_group(tree, node, name)
             case ValueNode(distribution=distribution):
                 tree.add(Text(f"{name}: {describe(distribution)}"))
-            case ListNode(item=item, length=str(key)):
-                other = key.rpartition(".")[2]
-                tree.add(Text(f"{name}: list as long as {other}, each {describe(item)}"))
             case ListNode(item=item, length=length):
-                assert isinstance(length, IntDistribution)
-                long = f"of length {describe(length)}"
-                tree.add(Text(f"{name}: list {long}, each {describe(item)}"))
+                tree.add(Text(f"{name}: list {_describe_length(length)}, each {describe(item)}"))
+
+
+def _add_group(tree: Tree, group: Group, name: str) -> None:
+    title = name
+    if len(group.options) == 1:
+        title = f"{name} (fixed)"
+    group_tree = tree.add(Text(title, style="bold"))
+    for option, children in group.options.items():
+        option_tree = group_tree.add(Text(option, style="cyan"))
+        _add_nodes(option_tree, children, f"{group.name}.{option}.")
+
+
+def _describe_length(length: IntDistribution | str) -> str:
+    """Describes the length of a list: "of length 1 … 3", "as long as hidden"."""
+    if isinstance(length, str):
+        other_list = length.rpartition(".")[2]
+        return f"as long as {other_list}"
+    return f"of length {describe(length)}"

@@ -22,7 +22,7 @@ def Int(
         >>> Int(4, 256, log=True)
         {'int': [4, 256], 'log': True}
     """
-    return _range("int", [low, high], log, step, default)
+    return _make_range({"int": [low, high]}, log=log or None, step=step, default=default)
 
 
 def Float(
@@ -46,7 +46,7 @@ def Float(
         >>> Float(0.0, 0.5, default=0.1)
         {'float': [0.0, 0.5], 'default': 0.1}
     """
-    return _range("float", [low, high], log, step, default)
+    return _make_range({"float": [low, high]}, log=log or None, step=step, default=default)
 
 
 def Choice(*choices: Any, default: Any = None) -> Range:
@@ -62,7 +62,7 @@ def Choice(*choices: Any, default: Any = None) -> Range:
     """
     if len(choices) == 1 and isinstance(choices[0], list | tuple):
         choices = (*choices[0],)
-    return {"choice": [*choices]} | ({} if default is None else {"default": default})
+    return _make_range({"choice": [*choices]}, default=default)
 
 
 def List(item: Range, length: int | str | Range, *, default: Sequence[Any] | None = None) -> Range:
@@ -77,9 +77,13 @@ def List(item: Range, length: int | str | Range, *, default: Sequence[Any] | Non
         >>> List(Int(16, 512), length=Int(1, 3))
         {'list': {'int': [16, 512]}, 'length': {'int': [1, 3]}}
     """
-    return {"list": item, "length": length} | ({} if default is None else {"default": default})
+    return _make_range({"list": item, "length": length}, default=default)
 
 
-def _range(kind: str, ends: list[Any], log: bool, step: Any, default: Any) -> Range:
-    further = {"log": log or None, "step": step, "default": default}
-    return {kind: ends} | {key: value for key, value in further.items() if value is not None}
+def _make_range(required: Range, **optional: Any) -> Range:
+    """Returns a range with its required keys, and the optional ones that are not None."""
+    mapping = dict(required)
+    for key, value in optional.items():
+        if value is not None:
+            mapping[key] = value
+    return mapping

@@ -8,8 +8,8 @@ trials with several values. `space.where` has the relations that each configurat
     relation   = condition { "and" condition }
     condition  = sum ("<" | "<=" | ">" | ">=" | "==") sum
 
-Sums are of names and numbers, with + - * / % and parentheses. In a rule a condition compares the
-name of a value of each trial, the metric or a cost, with a number, and has no `==`, such as
+A *sum* is made of names and numbers, with + - * / % and parentheses. In a rule a condition compares
+the name of a value of each trial, the metric or a cost, with a number, and has no `==`, such as
 `max accuracy where parameters < 50_000`. In a relation names are those of hyperparameters, such as
 `model.width * model.depth <= 4096`.
 """
@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
+
+from optuna.distributions import BaseDistribution
 
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, ObjectiveValue
@@ -44,13 +46,13 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# The signs between two parts of a condition, the loosest first.
+# The signs between two parts of a condition, by how tightly they bind, the loosest first.
 OPERATIONS: Sequence[Mapping[str, Callable[[Any, Any], Any]]] = (
     SIGNS | {"==": operator.eq},
     {"+": operator.add, "-": operator.sub},
     {"*": operator.mul, "/": operator.truediv, "%": operator.mod},
 )
-CLOSE = Fraction(1, 10**12)  # values whose difference is such a share are equal
+CLOSE = Fraction(1, 10**12)  # values whose difference is at most this share of them are equal
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,21 @@ class Condition:
     sign: str
     bound: float
 
-    def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether values, by name, satisfy the condition; without the value they do not."""
-        return self.name in known and SIGNS[self.sign](known[self.name], self.bound)
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Returns whether the values of a trial, by name, satisfy it; a missing value does not."""
+        return self.name in values and SIGNS[self.sign](values[self.name], self.bound)
 
     def excess(self, value: float) -> float:
         """Returns how far a value is beyond the bound, as a share of the bound.
 
         It is at most 0 for a value that satisfies the limit, which is how Optuna reads constraints.
         """
-        beyond = value - self.bound if self.sign.startswith("<") else self.bound - value
-        return beyond / (abs(self.bound) or 1.0)
+        excess = self.bound - value
+        if self.sign.startswith("<"):
+            excess = value - self.bound
+        if self.bound == 0:
+            return excess
+        return excess / abs(self.bound)
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.bound:_.15g}"
@@ -86,8 +92,13 @@ class Relation:
     names: frozenset[str]
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        """Whether a configuration satisfies it, as one does that lacks a hyperparameter of it."""
-        return not params.keys() >= self.names or _compare(self.tokens, params)
+        """Returns whether a configuration satisfies it.
+
+        One that lacks a hyperparameter of the relation, since its branch has none, does.
+        """
+        if not params.keys() >= self.names:
+            return True
+        return _compare(self.tokens, params)
 
     def __str__(self) -> str:
         return self.text
@@ -103,8 +114,10 @@ class Cost:
 
     @property
     def excess(self) -> float:
-        """How far the value is beyond the limit, as a share of it; -1 without a limit."""
-        return -1.0 if self.limit is None else self.limit.excess(self.value)
+        """The distance of the value beyond the limit, as a share of it; -1 without a limit."""
+        if self.limit is None:
+            return -1.0
+        return self.limit.excess(self.value)
 
     def __str__(self) -> str:
         return f"{self.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
@@ -121,79 +134,104 @@ class Rule:
     def parse(
         cls,
         text: str,
-        known: Sequence[ObjectiveValue],
+        objectives: Sequence[ObjectiveValue],
         key: str = "winner.rule",
         hint: str = WHERE_COSTS,
     ) -> "Rule":
         """Parses the text of a rule.
 
         Args:
-            known: the values that are known of each trial, the metric first.
-            hint: how to get values that are not known, for messages.
+            objectives: the values that each trial has, the metric first.
+            key: of the rule in the config, for messages.
+            hint: how to get further values, for messages.
 
         Raises:
             ConfigError: it is not a rule; or lists unknown names and a wrong direction.
         """
-        example = cls(
-            known[0], tuple(Condition(objective.name, "<", 50_000) for objective in known[1:2])
-        )
-        rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
-        conditions: list[Condition] = []
-        try:
-            for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
-                name, sign, *bound = each.tokens
-                limit: Any = _compute(bound[::-1], {})
-                conditions.append(Condition(name, sign, float(limit)))
-        except (ValueError, LookupError, TypeError, OverflowError):
-            rule = None
-        if rule is None or not all(each.sign in SIGNS for each in conditions):
+        match = None
+        conditions: list[Condition] | None = []
+        if len(text) <= LONGEST:
+            match = RULE.fullmatch(text)
+        if match is not None and match[3] is not None:
+            conditions = _parse_bounds(match[3])
+        if match is None or conditions is None:
+            example_conditions = [
+                Condition(objective.name, "<", 50_000) for objective in objectives[1:2]
+            ]
+            example = cls(objectives[0], tuple(example_conditions))
             raise ConfigError(
                 f"{key}: {shorten_end(text, 80)!r} is not a rule of at most {LONGEST} characters; "
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
                 "number, and `and` stands between two"
             )
+        direction = match[1]
+        name = match[2]
         # Without what a metric has beyond its name and direction: equal rules are equal.
-        objectives, name = (
-            {
-                objective.name: ObjectiveValue(objective.name, objective.direction)
-                for objective in known
-            },
-            rule[2],
-        )
+        objective_by_name = {}
+        for objective in objectives:
+            stripped = ObjectiveValue(objective.name, objective.direction)
+            objective_by_name[objective.name] = stripped
+        names = dict.fromkeys([name, *(condition.name for condition in conditions)])
+        names_text = ", ".join(objective_by_name)
         errors = [
-            f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(objectives)}"
-            f"{nearest(unknown, [*objectives])}{hint}"
-            for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
-            if unknown not in objectives
+            f"{key}: {text!r}: {unknown} is not known of a trial; there are {names_text}"
+            f"{nearest(unknown, [*objective_by_name])}{hint}"
+            for unknown in names
+            if unknown not in objective_by_name
         ]
-        if (
-            name in objectives
-            and (word := "max" if objectives[name].sign > 0 else "min") != rule[1]
-        ):
-            better = "more" if word == "max" else "less"
-            errors.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
+        if name in objective_by_name and direction != _direction(objective_by_name[name]):
+            better = "less"
+            if objective_by_name[name].sign > 0:
+                better = "more"
+            expected = f"{_direction(objective_by_name[name])} {name}"
+            errors.append(f"{key}: {text!r}: {better} {name} is better; write {expected}")
         refuse(errors)
-        return cls(objectives[name], tuple(conditions))
+        return cls(objective_by_name[name], tuple(conditions))
 
-    def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether a trial with these values, by name, may win."""
-        return self.objective.name in known and all(each.holds(known) for each in self.conditions)
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Returns whether a trial with these values, by name, may win."""
+        if self.objective.name not in values:
+            return False
+        return all(condition.holds(values) for condition in self.conditions)
 
-    def rank(self, known: Mapping[str, float]) -> float:
+    def rank(self, values: Mapping[str, float]) -> float:
         """Returns the rank of a trial that may win: less is better."""
-        return -self.objective.sign * known[self.objective.name]
+        return -self.objective.sign * values[self.objective.name]
 
     def __str__(self) -> str:
-        word = "max" if self.objective.sign > 0 else "min"
-        where = f" where {' and '.join(map(str, self.conditions))}" if self.conditions else ""
-        return f"{word} {self.objective.name}{where}"
+        text = f"{_direction(self.objective)} {self.objective.name}"
+        if self.conditions:
+            text += f" where {' and '.join(map(str, self.conditions))}"
+        return text
 
 
-def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Condition]:
+def _direction(objective: ObjectiveValue) -> str:
+    """Returns the word of a rule for the direction of an objective."""
+    if objective.sign > 0:
+        return "max"
+    return "min"
+
+
+def _parse_bounds(text: str) -> list[Condition] | None:
+    """Parses the conditions of a rule; None if one is more than a name, a sign and a number."""
+    conditions = []
+    try:
+        for relation in _parse_conditions(text):
+            name, sign, *bound_tokens = relation.tokens
+            bound: Any = _compute(bound_tokens[::-1], {})
+            conditions.append(Condition(name, sign, float(bound)))
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return None
+    if any(condition.sign not in SIGNS for condition in conditions):
+        return None
+    return conditions
+
+
+def parse_limits(section: Any, quantities: Sequence[str] | None = COSTS) -> list[Condition]:
     """Parses `objective.constraints`, such as {parameters: "<= 100_000", flops: "<= 1e9"}.
 
     Args:
-        known: the quantities that can have a limit; None for any.
+        quantities: those that can have a limit; None for any.
 
     Raises:
         ConfigError: every value that is not a limit, and every unknown quantity.
@@ -203,120 +241,175 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
             "objective.constraints must be a mapping of quantities to limits, such as "
             f"{{parameters: '<= 100_000'}}; got {section!r}"
         )
-    errors, limits = [], []
+    errors = []
+    limits = []
     for quantity, expression in (section or {}).items():
         where = f"objective.constraints.{quantity}"
-        if known is not None and quantity not in known:
-            near = nearest(quantity, known)
-            errors.append(f"{where}: unknown quantity; there are {', '.join(known)}{near}")
+        if quantities is not None and quantity not in quantities:
+            suggestion = nearest(quantity, quantities)
+            errors.append(
+                f"{where}: unknown quantity; there are {', '.join(quantities)}{suggestion}"
+            )
             continue
-        if match := LIMIT.fullmatch(str(expression)):
-            limits.append(Condition(str(quantity), match[1], float(match[2])))
-        else:
+        match = LIMIT.fullmatch(str(expression))
+        if match is None:
             errors.append(
                 f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
             )
+            continue
+        limits.append(Condition(str(quantity), match[1], float(match[2])))
     refuse(errors)
     return limits
 
 
-def read_space(section: Any, options: Callable[[str], Sequence[str]], above: str = "") -> Space:
-    """Parses the section `space`: the tree, and its `where` unless that is a range; see there."""
+def read_space(
+    section: Any, options: Callable[[str], Sequence[str]], parent_key: str = ""
+) -> Space:
+    """Parses the section `space`: the tree, and its key `where`, which has the relations.
+
+    A mapping at the key `where` is not relations, but a hyperparameter of that name.
+
+    Args:
+        options: see `parse_space`, as for `parent_key`.
+    """
     tree = dict(section or {})
-    where = [] if isinstance(tree.get(WHERE), Mapping) else tree.pop(WHERE, None) or []
-    space = parse_space(tree, options, above)
-    known: dict[str, Any] = {}
-    for choices, _ in space.branches() if where else ():
-        known |= space.make_placeholder(choices, end=-1).distributions
-    numbers = [name for name in known if is_numeric(known[name])]
-    return replace(space, relations=parse_relations(where, numbers))
+    relations: Any = None
+    if not isinstance(tree.get(WHERE), Mapping):
+        relations = tree.pop(WHERE, None)
+    space = parse_space(tree, options, parent_key)
+    if not relations:
+        return space
+    distributions: dict[str, BaseDistribution] = {}
+    for branch in space.branches():
+        # The high ends of lengths open all items of lists.
+        distributions |= space.make_placeholder(branch.choices, end=-1).distributions
+    numeric_names = [name for name in distributions if is_numeric(distributions[name])]
+    return replace(space, relations=parse_relations(relations, numeric_names))
 
 
-def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
+def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
     """Parses `space.where`, such as ["model.width % model.heads == 0"].
 
     Args:
-        known: the numeric hyperparameters of the space.
+        names: the numeric hyperparameters of the space.
 
     Raises:
         ConfigError: every invalid relation, and every unknown name.
     """
-    errors, relations = [], list[Relation]()
-    for text in map(str, section if isinstance(section, list) else [section]):
+    errors = []
+    relations: list[Relation] = []
+    texts = [section]
+    if isinstance(section, list):
+        texts = section
+    for text in map(str, texts):
         where = f"space.where: {text[:LONGEST]!r}"
         try:
-            found = _parse_conditions(text)
+            conditions = _parse_conditions(text)
         except (ValueError, LookupError):
             errors.append(
                 f"{where} is not a relation of at most {LONGEST} characters; write names, numbers, "
                 f"+ - * / % ( ), and between two {', '.join(OPERATIONS[0])}, as in 'p.a * p.b < 9'"
             )
             continue
-        relations += found
-        for name in sorted({name for each in found for name in each.names}.difference(known)):
-            near = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
-            errors.append(f"{where}: {name} is not a numeric hyperparameter{near}")
+        relations += conditions
+        used_names = frozenset[str]().union(*(condition.names for condition in conditions))
+        for name in sorted(used_names.difference(names)):
+            hint = nearest(name, names) or f"; there are {', '.join(names) or 'none'}"
+            errors.append(f"{where}: {name} is not a numeric hyperparameter{hint}")
     refuse(errors)
     return tuple(relations)
 
 
 def _parse_conditions(text: str) -> list[Relation]:
     """Parses conditions joined by `and`; raises ValueError or LookupError for anything else."""
+    if len(text) > LONGEST:
+        raise ValueError
     relations = []
-    for part in re.split(r"\sand\s", text[: LONGEST + 1]):
+    for part in re.split(r"\sand\s", text):
         tokens = tuple(match[1] for match in TOKEN.finditer(part))
-        names = frozenset(filter(re.compile(NAME).match, tokens))
-        if len(text) > LONGEST or "".join(tokens) != "".join(part.split()):
+        if "".join(tokens) != "".join(part.split()):  # something is not a token
             raise ValueError
+        names = frozenset(token for token in tokens if re.match(NAME, token))
+        # Any values show whether the condition can be computed at all.
         _compare(tokens, dict.fromkeys(names, 1.0))
         relations.append(Relation(part.strip(), tokens, names))
     return relations
 
 
-def _compare(tokens: Sequence[str], known: Mapping[str, Any]) -> bool:
-    left_over = [*tokens[::-1]]
-    left, sign, right = _compute(left_over, known), left_over.pop(), _compute(left_over, known)
-    if left_over:
+def _compare(tokens: Sequence[str], values: Mapping[str, Any]) -> bool:
+    """Returns whether a condition holds; raises ValueError or LookupError if it is none.
+
+    Args:
+        values: by name.
+    """
+    remaining = [*reversed(tokens)]
+    left = _compute(remaining, values)
+    sign = remaining.pop()
+    right = _compute(remaining, values)
+    if remaining:
         raise ValueError
     compare = OPERATIONS[0][sign]
     if left is None or right is None:
         return False
-    alike = abs(left - right) <= CLOSE * max(abs(left), abs(right))
-    return bool(compare(left, left if alike else right))
+    if abs(left - right) <= CLOSE * max(abs(left), abs(right)):
+        right = left
+    return bool(compare(left, right))
 
 
-def _compute(tokens: list[str], known: Mapping[str, Any], level: int = 1) -> Fraction | None:
-    """Computes one side of a condition, whose tokens it takes from the end of a list.
+def _compute(remaining: list[str], values: Mapping[str, Any], level: int = 1) -> Fraction | None:
+    """Computes one side of a condition, or a part of it whose signs bind at least so tightly.
 
-    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0.
-    The result is None where it divides by 0, or a value is not finite.
+    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. The result is None
+    where it divides by 0, or a value is not finite.
+
+    Args:
+        remaining: the tokens from this side on, in reverse. Those of the part are removed.
+        values: by name.
+        level: the position in OPERATIONS of the loosest signs of the part. Its operands are parts
+            of the next level; beyond the last level they are numbers, names and parentheses.
     """
-    if level < len(OPERATIONS):
-        value = _compute(tokens, known, level + 1)
-        while tokens and tokens[-1] in OPERATIONS[level]:
-            sign, right = tokens.pop(), _compute(tokens, known, level + 1)
-            if value is None or right is None or (sign in "/%" and not right):
-                value = None
-            else:
-                value = OPERATIONS[level][sign](value, right)
-        return value
-    token = tokens.pop()
+    if level == len(OPERATIONS):
+        return _compute_operand(remaining, values)
+    result = _compute(remaining, values, level + 1)
+    while remaining and remaining[-1] in OPERATIONS[level]:
+        sign = remaining.pop()
+        operand = _compute(remaining, values, level + 1)
+        divides_by_zero = sign in "/%" and not operand
+        if result is None or operand is None or divides_by_zero:
+            result = None
+        else:
+            result = OPERATIONS[level][sign](result, operand)
+    return result
+
+
+def _compute_operand(remaining: list[str], values: Mapping[str, Any]) -> Fraction | None:
+    """Computes a number, a name, a sum in parentheses, or one of these after a sign."""
+    token = remaining.pop()
     if token in OPERATIONS[1]:  # a sign
-        value = _compute(tokens, known, level)
-        return -value if value is not None and token == "-" else value
+        operand = _compute_operand(remaining, values)
+        if operand is not None and token == "-":
+            return -operand
+        return operand
     if token == "(":
-        value = _compute(tokens, known)
-        if tokens.pop() != ")":
+        result = _compute(remaining, values)
+        if remaining.pop() != ")":
             raise ValueError
-        return value
-    return _read(known[token] if re.match(NAME, token) else token)
+        return result
+    if re.match(NAME, token):
+        return _to_fraction(values[token])
+    return _to_fraction(token)
 
 
-@functools.lru_cache(4096, typed=True)  # a space that is counted has 100,000 points
-def _read(value: float | str) -> Fraction | None:
-    """Reads a value, or a number that is typed; ValueError if that is beyond all floats."""
+@functools.lru_cache(4096, typed=True)  # a space that is counted has 100,000 configurations
+def _to_fraction(value: float | str) -> Fraction | None:
+    """Returns a value, or a number that is typed, as the decimal number that is written.
+
+    It is None for a value that is not finite, and raises ValueError for a typed one.
+    """
     if isinstance(value, str):
         return Fraction(str(float(value)))
     if not math.isfinite(value):
         return None
-    return Fraction(value if isinstance(value, int) else f"{value:.15g}")
+    if isinstance(value, int):
+        return Fraction(value)
+    return Fraction(f"{value:.15g}")

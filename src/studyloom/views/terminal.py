@@ -25,7 +25,7 @@ from rich.text import Text
 
 from studyloom.config.values import plain_sections
 from studyloom.processes import discard_output
-from studyloom.space.drawing_points import any_point
+from studyloom.space.drawing_points import draw_point
 from studyloom.space.outline import outline
 from studyloom.storage.failures import FailureCount, count_failures, resumed_words
 from studyloom.storage.stored_study import SEARCH, StoredStudy
@@ -342,7 +342,7 @@ def print_dry_run(definition: "Definition", console: Console) -> None:
     console.print(outline(definition.space))
     if definition.suggests:
         return
-    point = any_point(definition.space, definition.seed)
+    point = draw_point(definition.space, definition.seed)
     assert point is not None  # one was found when the definition was checked
     sample = definition.at(point)
     console.print(Text("\none configuration of it:", style="bold"))

@@ -12,7 +12,7 @@ from studyloom.decisions.rounds import RoundOrder
 from studyloom.decisions.strategy import KEEPS_STATE
 from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
-from studyloom.space.drawing_points import any_point, identify
+from studyloom.space.drawing_points import draw_point, identify
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
     BASELINE,
@@ -186,7 +186,7 @@ class SlotQueue:
             with held.watch("sampling"):
                 if again > REDRAWS:
                     seed = derive(source.seed, number, 1, again)
-                    if (found := any_point(source.space, seed, taken)) is None:
+                    if (found := draw_point(source.space, seed, taken)) is None:
                         return None
                     self._give(trial_id, found)
                 held.trial = self._ask(held.claim, trial_id, derive(number, again), again=True)
