@@ -17,14 +17,14 @@ from studyloom.storage.standings import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
 TWO = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 
 
-def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_it_began():
+def test_the_lowest_rung_is_that_of_the_study_as_it_began():
     lowest = {epochs: AshaPruner(epochs=epochs).min_resource for epochs in (None, 3, 12, 27, 50)}
     assert lowest == {None: 1, 3: 1, 12: 1, 27: 2, 50: 4}
     assert [AshaPruner(epochs=50, began=began).min_resource for began in (0, 1, 3)] == [1, 1, 3]
     assert AshaPruner(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
 
 
-def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_median_or_none():
+def test_the_default_pruner_promotes_networks_that_can_pause():
     def pruner_of(*overrides, **began):
         return Strategy(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
 
@@ -78,12 +78,12 @@ def by_the_paper(curves, eta=3):
         jobs.append(slot)
 
 
-def test_one_worker_does_the_jobs_of_the_paper_in_its_order():
+def test_one_worker_runs_the_jobs_of_the_paper_in_its_order():
     curves = random_curves(36)
     assert Search(curves, order_of()).run().log == by_the_paper(curves)
 
 
-def test_the_best_of_each_rung_go_on_and_all_others_are_pruned():
+def test_the_best_of_each_rung_are_promoted_and_the_others_pruned():
     """By four workers, in two brackets."""
     curves = random_curves(45, 5)
     order = order_of(brackets=2)
@@ -98,7 +98,7 @@ def test_the_best_of_each_rung_go_on_and_all_others_are_pruned():
             assert all(search.epochs[slot] > rung for slot in best)
 
 
-def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
+def test_no_rung_promotes_more_than_its_share_of_trials():
     """The bound of conf/pruner/asha.yaml, in the order that is worst for it."""
     curves = sorted(random_curves(45, 1), key=lambda curve: curve[-1])
     search, most = Search(curves, order_of(), workers=2, seed=1), 0
@@ -116,19 +116,19 @@ def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
     assert most <= 45 // 3
 
 
-def test_who_lost_its_worker_after_a_report_is_as_one_that_was_paused():
+def test_a_trial_whose_worker_died_at_a_rung_counts_as_paused():
     others = [standing(slot, OPEN, 0.1 * slot) for slot in range(5)]
     for state, able in ((OPEN, [5, 4]), (OWN, [5, 4]), (HELD, [4])):
         assert order_of().promotable([*others, standing(5, state, 0.9)]) == able
 
 
-def test_who_lost_its_worker_after_its_last_epoch_ends_as_usual_though_that_is_at_a_rung():
+def test_a_trial_whose_worker_died_after_its_last_epoch_completes():
     trained = replace(standing(0, OPEN, *[0.1] * 9), paused=3)
     others = [standing(slot, DONE, *[0.9] * 9) for slot in range(1, 4)]
     assert order_of().choose([trained, *others]) == Next(0)
 
 
-def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first():
+def test_the_best_trial_of_the_highest_rung_is_promoted_first():
     order = order_of()
     low = [standing(slot, OPEN, 0.1 * slot) for slot in range(6)]
     high = [standing(6 + k, OPEN, 0.0, 0.9, 0.1 * k) for k in range(3)]
@@ -145,7 +145,7 @@ def test_the_baseline_counts_at_its_rungs():
     assert order_of().promotable([standing(0, HELD, -1.0, exempt=True), *two]) == [2]
 
 
-def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end():
+def test_the_best_of_few_trials_completes():
     """Of 20 trials 6 come to epoch 3 and 2 to epoch 9, of which one of three would go on."""
     for count, workers in ((1, 1), (4, 3), (20, 1)):
         curves = random_curves(count, 7)
@@ -157,7 +157,7 @@ def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end():
         assert len(search.pruned) == count - len(complete)
 
 
-def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
+def test_no_trial_is_pruned_while_a_running_one_may_change_the_rung():
     order = order_of()
     two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
     assert order.choose([*two, standing(2, HELD)]) == Next(0, ends_pruned=True)  # 1 of 3 at most
@@ -166,14 +166,14 @@ def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
     assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
 
 
-def test_a_claim_whose_answer_was_lost_is_answered_again():
+def test_a_claim_whose_reply_was_lost_is_answered_again():
     order = order_of()
     slots = [standing(0, OWN, 0.1), standing(1, OPEN, 0.9), standing(2, OPEN, 0.5)]
     assert order.choose(slots) == Next(0, ends_pruned=True)
     assert order.choose([standing(0, OWN), *slots[1:]]) == Next(0)
 
 
-def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
+def test_after_the_end_of_a_search_no_trial_begins_or_is_promoted():
     order = order_of()
     slots = [standing(slot, OPEN, 0.1 * slot) for slot in range(3)]
     released = standing(3, OPEN, 0.5, 0.5)
@@ -188,7 +188,7 @@ def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
     assert order.choose(every, closed=True) is None
 
 
-def test_who_reports_every_fifth_epoch_is_compared_at_the_first_report_after_a_rung():
+def test_a_trial_is_compared_at_its_first_report_after_a_rung():
     order = order_of()
     slots = [standing(slot, OPEN, 0.1 * slot, apart=5) for slot in range(3)]
     assert {*slots[0].reports} == {1, 3}
@@ -198,7 +198,7 @@ def test_who_reports_every_fifth_epoch_is_compared_at_the_first_report_after_a_r
     assert order.pauses_at(0, 5, 10)
 
 
-def test_brackets_have_the_shares_of_hyperband_and_their_own_lowest_rung():
+def test_brackets_have_the_shares_of_hyperband_and_their_rungs():
     order = order_of(brackets=3)
     shares = Counter(order.bracket(slot) for slot in range(1700))
     assert [round(shares[b] / 100) for b in range(3)] == [9, 5, 3]

@@ -28,7 +28,7 @@ def fronts_of(points):
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])
-def test_no_point_is_ranked_before_one_of_an_earlier_front(objectives):
+def test_no_trial_is_ranked_before_one_of_an_earlier_front(objectives):
     fate = random.Random(objectives)
     points = [tuple(fate.randrange(8) for _ in range(objectives)) for _ in range(30)]
     order = rank_points(tuple(points))
@@ -45,7 +45,7 @@ def test_a_front_is_ordered_by_its_first_objective_and_then_by_distance():
     assert rank_points(stretched) == rank_points(line), "distances are of ranks"
 
 
-def test_of_equal_points_the_earlier_one_comes_first_and_neither_dominates():
+def test_the_earlier_of_equal_trials_is_ranked_first():
     assert rank_points(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
     assert not dominance([(1, 1), (1, 1)]).any()
 
@@ -56,7 +56,7 @@ def waiting(*pairs):
 
 
 @pytest.mark.parametrize("cost", [math.nan, None])
-def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
+def test_a_trial_with_a_nan_value_or_cost_is_never_promoted(cost):
     costs = {} if cost is None else {"parameters": cost}
     slots = [
         standing(0, OPEN, 0.9, **costs),
@@ -70,7 +70,7 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
 
 
 @pytest.mark.parametrize(("objectives", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
-def test_nobody_is_told_who_could_still_be_promoted_whatever_came(objectives, factor):
+def test_no_trial_is_pruned_that_could_still_be_promoted(objectives, factor):
     """All that may come to a rung, on a grid; of two objectives a rule by present ranks fails."""
     order = order_of(*objectives, reduction_factor=factor)
     fate, told, wrong = random.Random(factor), 0, 0
@@ -92,7 +92,7 @@ def test_nobody_is_told_who_could_still_be_promoted_whatever_came(objectives, fa
     assert wrong > 0 or factor == 3
 
 
-def test_when_none_is_to_come_all_who_are_not_among_the_best_are_told():
+def test_all_but_the_best_are_pruned_once_no_trial_can_come():
     order = order_of(*TWO)
     line = waiting(*((k / 10, 10**k) for k in range(9)))  # none dominates another
     assert order.unpromotable([*line, standing(9, HELD)]) == set()

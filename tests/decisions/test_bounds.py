@@ -54,7 +54,7 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     assert outcomes(stored) == before
 
 
-def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, definition):
+def test_an_interrupted_trial_completes_after_the_search_has_ended(url, definition):
     stored = fresh(url, definition, TRIALS)
     done(stored, 10)
     work(definition, stored, TRIALS, Signal(2))
@@ -67,7 +67,7 @@ def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, definition):
     assert look_ahead(stored).under_way == 0
 
 
-def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, definition):
+def test_only_other_bounds_continue_an_ended_search(url, definition):
     stored, more = fresh(url, definition, TRIALS), TRIALS + 6
     done(stored, 10)
     stored.ledger.extend(more)
@@ -79,7 +79,7 @@ def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, 
         assert (found and found.begun) == (end if min_improvement == REGRET else None)
 
 
-def test_what_was_decided_stays_until_other_bounds_are_set(url, definition):
+def test_a_decision_is_kept_until_other_bounds_are_set(url, definition):
     stored = fresh(url, definition, TRIALS)
     set_bounds(stored, Bounds(0.2, None, TRIALS))
     done(stored, 10)
@@ -94,7 +94,7 @@ def test_what_was_decided_stays_until_other_bounds_are_set(url, definition):
     assert ending(stored, TRIALS) is None
 
 
-def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_trials(url):
+def test_values_that_may_win_and_last_values_of_pruned_trials_count(url):
     objectives = [ObjectiveValue("loss", "minimize")]
     stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, objectives=objectives)
     fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
@@ -115,7 +115,7 @@ def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_tria
     assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"
 
 
-def test_outcomes_come_in_the_order_in_which_trials_ended_pauses_left_out(url):
+def test_outcomes_are_in_the_order_in_which_trials_ended(url):
     """The first is pruned late, after an hour at a rung; the second trained for half an hour."""
     stored = create_study(
         url, "s", {"asks": "nothing"}, TRIALS, objectives=[ObjectiveValue("loss", "minimize")]

@@ -53,7 +53,7 @@ def points(sampler, study, count, **options):
         ("maximize", {"with_margin": True}),
     ],
 )
-def test_it_gives_the_points_that_optunas_own_gives(direction, options):
+def test_cmaes_proposes_the_configurations_of_optunas_cmaes(direction, options):
     both = [
         points(sampler, optuna.create_study(direction=direction), 40, **options)
         for sampler in (CmaEsSampler, optuna.samplers.CmaEsSampler)
@@ -63,7 +63,7 @@ def test_it_gives_the_points_that_optunas_own_gives(direction, options):
     assert len({point["x"] for point in both[0]}) > 30
 
 
-def test_on_a_shared_database_it_learns_and_stores_no_pickle(sqlite_url):
+def test_cmaes_learns_from_a_shared_database_and_stores_no_pickle(sqlite_url):
     study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, objectives=LOSS).optuna
     assert points(CmaEsSampler, study, 25) == points(CmaEsSampler, optuna.create_study(), 25)
     assert not any(key.startswith(PICKLED) for t in study.trials for key in t.system_attrs)
@@ -95,7 +95,7 @@ def test_a_pickle_in_the_database_is_not_executed(sqlite_url, tmp_path, key, opt
     assert not canary.exists()
 
 
-def test_trials_of_another_program_do_no_harm():
+def test_cmaes_ignores_trials_of_another_program():
     space = {"x": FloatDistribution(-3, 3), "n": FloatDistribution(0, 1)}
     for generation, options in ((-1, {}), (10**9, {"with_margin": True}), ("0", {}), ([0], {})):
         study = optuna.create_study()
@@ -111,7 +111,7 @@ def test_trials_of_another_program_do_no_harm():
         assert -3 <= trial.suggest_float("x", -3, 3) <= 3
 
 
-def test_nothing_else_of_optuna_unpickles_what_a_database_holds():
+def test_no_other_part_of_optuna_unpickles_what_a_database_holds():
     folder = Path(inspect.getfile(optuna)).parent
     loads = re.compile(r"pickle\.loads?\(|\beval\(|\bexec\(|yaml\.(unsafe_)?load\(|marshal")
     unpickling = {

@@ -149,7 +149,7 @@ def die(*_):
 
 
 @pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
-def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_once(
+def test_earlier_configurations_are_queued_together_or_not_at_all(
     database, request, runs, monkeypatch
 ):
     """Although an earlier study has gone on, so that other trials are its best now."""

@@ -36,7 +36,7 @@ def end_of(bounds, values=VALUES):
     return next((n for n in counts if find_ending(bounds, outcomes(values[:n]))), None)
 
 
-def test_it_ends_at_the_first_estimate_below_the_regret():
+def test_a_search_ends_at_the_first_gain_below_min_improvement():
     asked = [gain_of(BOUNDS, outcomes(VALUES[:count])) for count in range(1, 41)]
     end = end_of(BOUNDS)
     assert 10 < end < 40
@@ -46,7 +46,7 @@ def test_it_ends_at_the_first_estimate_below_the_regret():
     assert found.gain == asked[end - 1]
 
 
-def test_whatever_trials_under_way_bring_what_was_decided_stays():
+def test_running_trials_do_not_change_a_decision():
     """Four workers: which of the slots under way ends next is drawn; it is asked at each claim."""
     fate, state, decided = random.Random(0), {}, None
     values = [*VALUES[:9], *(value + fate.random() * 0.05 for value in VALUES[9:])]
@@ -67,7 +67,7 @@ def test_whatever_trials_under_way_bring_what_was_decided_stays():
     assert find_ending(BOUNDS, outcomes(values[: len(state)]), decided).begun == len(state) < 40
 
 
-def test_a_decision_is_about_its_regret_and_no_larger_budget():
+def test_a_decision_holds_for_its_min_improvement_and_budget():
     decided = find_ending(BOUNDS, outcomes(VALUES[: end_of(BOUNDS)])).decision()
     spread = outcomes([0.1 * n for n in range(20)])  # which promises a lot
     assert find_ending(BOUNDS, spread) is None
@@ -77,7 +77,7 @@ def test_a_decision_is_about_its_regret_and_no_larger_budget():
     assert find_ending(replace(BOUNDS, min_improvement=0.009), spread, decided) is None
 
 
-def test_what_another_program_stores_is_no_bound_and_decides_nothing():
+def test_bounds_of_another_program_decide_nothing():
     assert (
         parse({"min_improvement": "x", "epochs": True, "trials": None, "further": 1}, Bounds)
         is None
@@ -88,7 +88,7 @@ def test_what_another_program_stores_is_no_bound_and_decides_nothing():
     assert find_ending(BOUNDS, outcomes(VALUES)) is None, "nor does a budget that is spent"
 
 
-def test_it_ends_when_its_trials_have_reported_the_epochs_those_under_way_too():
+def test_a_search_ends_when_its_trials_have_reported_its_epochs():
     bounds = Bounds(epochs=12, trials=40)
     three = outcomes([0.5, None, 0.7])
     assert find_ending(bounds, three) is None
@@ -97,14 +97,14 @@ def test_it_ends_when_its_trials_have_reported_the_epochs_those_under_way_too():
     assert found.words == "ended after 4 of 40 trials: 12 epochs of study.epochs=12 are spent"
 
 
-def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
+def test_running_trials_count_once_they_have_ended_or_paused():
     end = end_of(BOUNDS)
     waiting = [o._replace(value=None) if o.slot == 1 else o for o in outcomes(VALUES[:end])]
     running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
     assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
 
 
-def test_it_ends_when_its_trials_have_cost_the_limit_by_their_gpus_or_else_their_cores():
+def test_a_search_ends_when_its_trials_have_cost_the_limit():
     bounds = Bounds(trials=40, cost=3.0, per_hour=2.0)
     for spent in (Hours(cores=0.5), Hours(cores=4.0, gpus=0.5)):
         three = [outcome._replace(hours=spent) for outcome in outcomes([0.5, None, 0.7])]
@@ -121,7 +121,7 @@ def last(values, trials):
     return gain_of(Bounds(trials=trials), outcomes(values))
 
 
-def test_a_worker_that_has_a_trial_knows_the_cores_of_the_others(sqlite_url):
+def test_a_worker_with_a_trial_reads_the_cores_of_the_others(sqlite_url):
     stored = fresh(sqlite_url, ask("model=mlp"), 2)
     other, own = begin(stored), begin(stored)
     other.set_user_attr(TIMES, {"training": 3600.0})
@@ -132,7 +132,7 @@ def test_a_worker_that_has_a_trial_knows_the_cores_of_the_others(sqlite_url):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("exponential", 0.05), ("uniform", None)])
-def test_the_expected_gain_is_what_is_gained_or_more_if_values_are_bounded(kind, error):
+def test_the_expected_gain_is_near_what_is_gained(kind, error):
     """Over 1500 draws: the mean estimate after 40 of 80 trials against the mean of what came."""
     drawn = getattr(np.random.default_rng(0), kind)(size=(1500, 80))
     expected = np.mean([last(values[:40].tolist(), 80) for values in drawn])
@@ -140,7 +140,7 @@ def test_the_expected_gain_is_what_is_gained_or_more_if_values_are_bounded(kind,
     assert expected == pytest.approx(gained, rel=error) if error else expected > gained
 
 
-def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
+def test_a_trial_without_a_value_counts_as_not_among_the_best():
     """Over 1500 draws, of which the worse half fails: the mean estimate, and what came."""
     drawn = np.random.default_rng(0).exponential(size=(1500, 80))
     drawn = np.where(drawn > np.median(drawn), drawn, np.nan)
@@ -149,7 +149,7 @@ def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
     assert np.mean([last(half, 80) for half in halves]) == pytest.approx(gained, rel=0.1)
 
 
-def test_too_few_values_tell_nothing():
+def test_too_few_values_give_no_estimate():
     three = [0.1, 0.2, 0.3] + [None] * 20
     for values in ([], [0.5] * (FIRST - 1), [None] * 30, three):
         assert gain_of(Bounds(trials=100), outcomes(values)) is None
@@ -157,7 +157,7 @@ def test_too_few_values_tell_nothing():
     assert gain_of(Bounds(trials=100), none_complete) is None
 
 
-def test_no_gain_is_expected_beyond_the_best_value_that_the_metric_can_have():
+def test_no_gain_is_expected_beyond_the_ideal_of_the_metric():
     spread, hundred = [0.9 + 0.001 * n * n / 9 for n in range(30)], Bounds(trials=100)
     assert gain_of(hundred, outcomes(spread)) > 0.02
     bounded = replace(hundred, ideal=ideal_of(ACCURACY))
@@ -217,7 +217,7 @@ def accuracies(count, seed):
     return (curves + drawn.normal(0, 0.002, curves.shape)).tolist()
 
 
-def test_a_search_by_promotion_ends_early_and_loses_less_than_the_regret():
+def test_a_search_with_asha_ends_early_and_loses_little():
     """Of 80 trials about one of ten is complete; the others have the value at their last rung."""
     searches = [Promoted(accuracies(80, seed)).run() for seed in range(8)]
     assert all(20 < search.ended < 60 for search in searches)

@@ -74,24 +74,24 @@ def test_a_gain_of_a_single_trial_is_not_extrapolated():
     assert shown(trials)[1:] == [[0.2], [pytest.approx(0.3 + 0.2)]]
 
 
-def test_ties_and_a_constant_stay_so():
+def test_equal_values_stay_equal():
     same = [trial(COMPLETE, 0.5, 0.5, 0.5), *(trial(PRUNED, 0.5) for _ in range(3))]
     assert shown(same) == 4 * [[0.5]]
 
 
-def test_steps_that_differ_count_for_the_stop_before():
+def test_a_report_between_stops_counts_for_the_stop_before():
     loops = [trial(COMPLETE, 0.2, 0.6, steps=(2, 7)), trial(COMPLETE, 0.1, 0.3, steps=(2, 7))]
     assert shown([*loops, trial(PRUNED, 0.5, steps=(3,))])[2] == [pytest.approx(0.5 + 0.3)]
 
 
-def test_what_is_not_a_number_is_not_a_report():
+def test_a_nan_is_not_a_report():
     trials = [*LADDER, trial(PRUNED, 0.4, math.nan), trial(PRUNED, math.nan), trial(PRUNED)]
     ends = shown(trials)
     assert ends[2] == shown([*LADDER, trial(PRUNED, 0.4)])[2]
     assert ends[3:] == [PRUNED, PRUNED]
 
 
-def test_failed_configurations_are_the_worst_and_teach_no_gain():
+def test_failed_configurations_are_the_worst_and_show_no_gain():
     diverged = trial(PRUNED, 0.9, 0.99, constraints={"diverged": 1.0}, **{FAILURE: "diverged"})
     large = trial(PRUNED, constraints={"infeasible": 1.0}, **{FAILURE: "infeasible"})
     assert shown([*LADDER, diverged, large])[2:] == [[0.7], [0.7]]
@@ -99,7 +99,7 @@ def test_failed_configurations_are_the_worst_and_teach_no_gain():
     assert shown([diverged, large]) == [PRUNED, PRUNED], "nothing is known"
 
 
-def test_constraints_are_those_that_all_have():
+def test_extrapolated_trials_have_the_constraints_that_all_have():
     limited = [trial(COMPLETE, 0.2, constraints={"parameters": -5.0}) for _ in range(2)]
     large = {"parameters": 3.0, "infeasible": 1.0}
     trials = [*limited, trial(PRUNED, constraints=large, **{FAILURE: "infeasible"})]
@@ -109,7 +109,7 @@ def test_constraints_are_those_that_all_have():
     assert trials[2].constraints == large
 
 
-def test_of_several_objectives_the_others_are_costs():
+def test_costs_are_not_extrapolated():
     ways, costs = (*MAXIMIZE, *MINIMIZE), ("parameters",)
     complete = [trial(COMPLETE, 0.2, 0.5, 0.9), trial(COMPLETE, 0.1, 0.5, 0.7)]
     for each, size in zip(complete, (10.0, 30.0), strict=True):
@@ -131,7 +131,7 @@ def test_of_several_objectives_the_others_are_costs():
     ],
 )
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_a_sampler_of_complete_trials_is_asked(make, asked, options, monkeypatch):
+def test_samplers_of_complete_trials_see_extrapolated_ones(make, asked, options, monkeypatch):
     if make == "CmaEsSampler":
         pytest.importorskip("cmaes", reason="the extra samplers is missing")
     kind, calls = getattr(optuna.samplers, make), []

@@ -85,7 +85,7 @@ def params(study):
     return [trial.params for trial in study.trials]
 
 
-def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_process(proposals):
+def test_tpe_proposes_the_first_ten_trials_and_the_process_the_others(proposals):
     study = search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 14)
     plain = search(
         FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT, redraws=True), seed), 14
@@ -134,11 +134,11 @@ def test_a_wide_range_is_searched_smoothly_and_rounded(distribution, low, high):
 @pytest.mark.parametrize(
     "distribution", [IntDistribution(1, 3), FloatDistribution(0, 1), CategoricalDistribution("ab")]
 )
-def test_a_narrow_or_smooth_one_stays(distribution):
+def test_a_narrow_or_continuous_range_is_unchanged(distribution):
     assert gaussian_process._smooth(distribution) is distribution
 
 
-def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(proposals):
+def test_the_process_proposes_only_branches_that_trials_have_had(proposals):
     study = search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 24)
     names = {"model", "lr", "model.cnn.channels", "model.mlp.hidden.length"}
     names |= {"model.mlp.hidden.0", "model.mlp.hidden.1"}
@@ -178,7 +178,7 @@ def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
     assert {made["model"] for made, _, _ in proposals} == {"mlp"}
 
 
-def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
+def test_a_trial_without_a_value_or_with_another_range_is_left_out(proposals):
     study = search(TREE, lambda seed: GaussianProcessSampler(SamplerContext(TREE), seed), 10)
     other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.make_placeholder({}).distributions}
     lacking = {name: ranges[name] for name in other}
@@ -190,7 +190,7 @@ def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
     assert {trial.number for trial in results} == {*range(10)}
 
 
-def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
+def test_an_objective_that_suggests_is_modeled_by_what_all_trials_have(proposals):
     study = optuna.create_study(direction="maximize")
     for number in range(13):
         study.sampler = GaussianProcessSampler(SamplerContext(SuggestedSpace()), number)
@@ -201,7 +201,7 @@ def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
     assert [{*space} for _, space, _ in proposals] == 3 * [{"x"}]
 
 
-def test_the_same_seed_proposes_the_same_whatever_the_threads(proposals):
+def test_a_seed_proposes_the_same_for_any_number_of_threads(proposals):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -220,7 +220,7 @@ def test_the_same_seed_proposes_the_same_whatever_the_threads(proposals):
         torch.set_num_threads(threads)
 
 
-def test_running_trials_of_other_workers_are_known(proposals):
+def test_the_process_takes_running_trials_into_account(proposals):
     study = search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 10)
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 10)
     alone = FLAT.suggest(study.ask()).params  # and stays running
@@ -228,7 +228,7 @@ def test_running_trials_of_other_workers_are_known(proposals):
     assert FLAT.suggest(study.ask()).params != alone
 
 
-def test_a_constant_and_repeated_configurations_do_no_harm():
+def test_the_process_accepts_constants_and_repeated_configurations():
     study = optuna.create_study()
     distributions = FLAT.make_placeholder({}).distributions
     for number in range(12):
@@ -242,7 +242,9 @@ def test_a_constant_and_repeated_configurations_do_no_harm():
 
 
 @pytest.mark.parametrize(("seconds", "results", "chosen"), [(0.5, LATEST, "tpe"), (3.0, 10, "gp")])
-def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, results, chosen):
+def test_auto_decides_by_the_first_results_and_keeps_its_decision(
+    proposals, seconds, results, chosen
+):
     times = {TIMES: {"training": seconds, "sampling": 99.0, "start-up": 99.0}}
     study = search(FLAT, lambda seed: AutoSampler(SamplerContext(FLAT), seed), results, **times)
     assert SAMPLER not in study.user_attrs
@@ -271,7 +273,7 @@ def test_auto_becomes_the_process_once_trials_train_longer(proposals):
     assert proposals
 
 
-def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train(proposals):
+def test_auto_is_the_process_in_a_deterministic_search(proposals):
     times = {TIMES: {"training": 0.001}}
     context = SamplerContext(FLAT, deterministic=True)
     study = search(FLAT, lambda seed: AutoSampler(context, seed), 12, **times)
@@ -300,7 +302,7 @@ def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, mon
     ("chosen", "words"),
     [(None, "TPE, then"), ("gp", "a Gaussian process"), ("tpe", "TPE, since")],
 )
-def test_what_auto_stands_for_is_said_at_the_start(chosen, words):
+def test_the_note_says_what_auto_stands_for(chosen, words):
     (note,) = Strategy(ask(*TWO, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
     assert note == "sampler=auto: TPE, since objective.metric names several"
     (note,) = Strategy(ask(*TINY, "sampler=auto", "pruner=none"), auto_sampler=chosen).notes()
@@ -317,9 +319,7 @@ SEARCHED = (*TINY[:-1], "space=lr", "train.epochs=5", "study.trials=14", "study.
 @pytest.mark.chaos
 @pytest.mark.parametrize("pruner", ["asha", "median"])
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga2"])
-def test_under_a_pruner_it_learns_from_trials_that_stopped(
-    url, checkpoints, sampler, pruner, proposals
-):
+def test_the_process_learns_from_pruned_trials(url, checkpoints, sampler, pruner, proposals):
     if sampler == "cmaes":
         pytest.importorskip("cmaes", reason="the extra samplers is missing")
     second = "+space.optimizer.weight_decay.float=[0,1]"
@@ -339,7 +339,7 @@ def test_under_a_pruner_it_learns_from_trials_that_stopped(
 
 
 @pytest.mark.chaos
-def test_a_search_by_the_process_that_is_interrupted_is_the_same(url, checkpoints, proposals):
+def test_an_interrupted_search_by_the_process_proposes_the_same(url, checkpoints, proposals):
     definition = ask(*SEARCHED, "sampler=gp", "pruner=asha")
     stored = fresh(url, definition, 14)
     work(definition, stored, 14)
@@ -354,7 +354,7 @@ def test_a_search_by_the_process_that_is_interrupted_is_the_same(url, checkpoint
 
 
 @pytest.mark.chaos
-def test_what_the_process_repeats_is_drawn_again_by_tpe(url, checkpoints, proposals):
+def test_tpe_replaces_a_configuration_that_the_process_repeats(url, checkpoints, proposals):
     choices = [f"+space.{name}" for name in ("train.batch_size.choice=[16,32,64]", DECAY)]
     definition = ask(
         *TINY[:-1], "space=none", *choices, "sampler=gp", "pruner=none", "study.trials=12"

@@ -51,7 +51,7 @@ def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
     return [trial.params for trial in study.trials]
 
 
-def test_each_trial_of_a_conditional_space_gets_another_point_and_together_they_get_all(space):
+def test_the_trials_of_a_grid_have_each_configuration_once(space):
     visited = run(GridSampler(SamplerContext(space), seed=3), space, trials=(6 + 3) * 4)
     assert len(visited) == space.size()
     for point in space.points():
@@ -65,7 +65,7 @@ def test_the_baseline_comes_first_and_only_once(space, baseline):
     assert [point.params for point in sampler.points].count(baseline.params) == 1
 
 
-def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
+def test_samplers_of_several_processes_share_the_grid_by_trial_numbers(space, baseline):
     contexts = [SamplerContext(space_of(CONDITIONAL), baseline) for _ in range(4)]
     workers = [GridSampler(context, seed=5) for context in contexts]
     study = optuna.create_study()
@@ -80,7 +80,7 @@ def test_samplers_in_several_processes_share_the_points_out_by_the_trials_number
     assert all(drawn.count(point.params) == 1 for point in space.points())
 
 
-def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
+def test_every_continuous_range_is_refused_by_name():
     space = space_of(
         {
             "model": {"mlp": None, "cnn": {"dropout": {"float": [0.0, 0.5]}}},
@@ -102,7 +102,7 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
     assert all("give it a step, or a choice" in line for line in errors)
 
 
-def test_a_space_of_too_many_points_is_refused_without_going_through_them():
+def test_a_grid_that_is_too_large_is_refused_without_enumerating_it():
     space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
     started = time.perf_counter()
     with pytest.raises(ConfigError, match=f"configurations; at most {LARGEST_GRID}"):
@@ -110,7 +110,7 @@ def test_a_space_of_too_many_points_is_refused_without_going_through_them():
     assert time.perf_counter() - started < 0.1
 
 
-def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
+def test_configurations_that_break_a_relation_are_not_in_the_grid(space):
     relation = parse_relations(["model.cnn.channels <= 100 * optimizer.momentum"], NUMBERS)
     related = replace(space, relations=relation)
     kept = [point.params for point in space.points() if relation[0].holds(point.params)]
@@ -123,7 +123,7 @@ def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
     )
 
 
-def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(space):
+def test_a_drawn_configuration_breaks_no_relation_and_is_not_taken(space):
     related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
     taken = set()
     while (point := draw_point(related, len(taken), taken)) is not None:
@@ -141,7 +141,7 @@ def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(spa
         assert not found or point == draw_point(tight, 3)
 
 
-def test_a_step_is_one_point_however_it_was_added_up(space):
+def test_equal_steps_have_one_key_however_they_were_computed(space):
     one, other = (
         space.make_point({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
         for momentum in (0.3, 0.1 + 0.2)

@@ -167,7 +167,7 @@ class Told:
 
 @pytest.mark.parametrize("objectives", [(ACCURACY,), COSTS], ids=["one", "two"])
 @pytest.mark.parametrize("pruner", [AshaPruner(1), AshaPruner(2, brackets=2), AshaPruner(1000)])
-def test_the_trials_are_the_same_for_any_workers_in_any_order_and_through_kills(objectives, pruner):
+def test_trials_are_the_same_for_any_workers_order_and_kills(objectives, pruner):
     order, several = RoundOrder(pruner.order(objectives), 4), len(objectives) > 1
     expected = Rounds(order, 1, 0, several=several).run()
     assert {state for _, _, _, state, _, _ in expected} >= {TrialState.COMPLETE}
@@ -176,7 +176,7 @@ def test_the_trials_are_the_same_for_any_workers_in_any_order_and_through_kills(
             assert Rounds(order, workers, seed, deaths, several).run() == expected
 
 
-def test_whether_and_where_a_search_halts_is_the_same_for_any_workers(monkeypatch):
+def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch):
     monkeypatch.setattr(Rounds, "fails_above", 0.55)
     halted = set()
     for most in (1, 2, 3, 4):
@@ -192,7 +192,7 @@ def test_whether_and_where_a_search_halts_is_the_same_for_any_workers(monkeypatc
     assert halted == {True, False}
 
 
-def test_a_search_that_is_started_again_halts_only_with_a_later_failure():
+def test_a_resumed_search_halts_only_with_a_later_failure():
     faults = [Fault("error", "a bug")] * 4
     order = AshaPruner(1000).order((ACCURACY,))
     trials = [

@@ -50,7 +50,7 @@ def errors_of(*overrides):
 # Placing given parameters
 
 
-def test_what_is_not_given_stands_as_composed(definition):
+def test_a_missing_hyperparameter_has_its_default_value(definition):
     placed = place_point(definition, {"optimizer.adamw.lr": 0.005})
     assert placed.point.params == definition.baseline.params | {"optimizer.adamw.lr": 0.005}
     assert (placed.wrong, placed.unasked) == ([], {})
@@ -60,14 +60,14 @@ def test_what_is_not_given_stands_as_composed(definition):
     assert not other.wrong
 
 
-def test_a_given_number_that_equals_a_choice_is_that_choice():
+def test_a_number_that_equals_a_choice_is_that_choice():
     asked = ask(*TINY[:-1], "space=none", "+space.model.dropout.choice=[0.5,0]")
     for given in ({}, {"model.dropout": 0.0}):
         placed = place_point(asked, given)
         assert (str(placed.point.values["model.dropout"]), placed.wrong) == ("0", [])
 
 
-def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definition):
+def test_hyperparameters_may_be_named_by_path_config_key_or_tree(definition):
     for parameters in (
         {"model.mlp.hidden": [32, 64]},
         {"model.hidden": [32, 64]},
@@ -83,7 +83,7 @@ def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definiti
     assert place_point(definition, point.params).point == point
 
 
-def test_all_that_is_wrong_with_points_is_told_at_once():
+def test_all_errors_of_configurations_are_listed_at_once():
     errors = errors_of(
         "study.enqueue=[{model:rnn,train.batch_size:17},{optimizer.sgd.lr:0.1,model.mlp.hiden:[3]},"
         "{model.mlp.hidden:[8,8,8,8],optimizer.adamw.lr:fast},{model:cnn,model.mlp.dropout:0.1}]"
@@ -102,7 +102,7 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
         assert any(line.startswith(words) for line in errors), (words, errors)
 
 
-def test_a_start_that_cannot_be_is_refused():
+def test_a_warm_start_that_cannot_be_tried_is_refused():
     points = f"study.enqueue=[{CNN},{MLP}]"
     for overrides, words in (
         (["study.enqueue=[1]"], "study.enqueue must be a list of configurations, such as"),
@@ -115,7 +115,7 @@ def test_a_start_that_cannot_be_is_refused():
 
 
 @pytest.mark.usefixtures("threads_are_workers")
-def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_commands(url):
+def test_each_queued_configuration_has_one_owner(url):
     definition = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
     stored = begun(url, definition, 6)
     assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
@@ -142,7 +142,7 @@ def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_comm
     assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
 
 
-def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlite_url, definition):
+def test_configurations_added_to_a_running_study_are_tried_once(sqlite_url, definition):
     stored = begun(sqlite_url, definition, 3)
     work(definition, stored, 2)
     later = ask(*RANDOM, f"study.enqueue=[{CNN}]")
@@ -187,7 +187,7 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_ur
     assert find_warm_starts(definition, [str(earlier)]) == WarmStarts([], [str(earlier)], [])
 
 
-def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earlier):
+def test_the_note_says_why_an_earlier_trial_is_left_out(earlier):
     overrides = (*RANDOM, f"study.warm_start={earlier}", "~space.train")
     narrow = ask(*overrides, "space.model.mlp.hidden.length.int=[1,1]", "study.warm_start_top=6")
     starts = find_warm_starts(narrow, ())
@@ -202,7 +202,7 @@ def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earl
     assert note.startswith(f"{earlier}: none of its trials is taken: train.batch_size=")
 
 
-def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked):
+def test_a_trial_of_other_options_is_placed_by_shared_config_keys(earlier, ranked):
     other = ask(*TINY[:-1], f"study.warm_start={earlier}", "space=lr", "study.warm_start_top=6")
     rates = [
         trial.params["optimizer.adamw.lr"]
@@ -214,7 +214,7 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked)
     assert [start.point.params["optimizer.lr"] for start in starts.points] == rates
 
 
-def test_points_that_break_a_relation_are_left_out_with_a_line(tmp_path):
+def test_a_note_says_that_a_configuration_breaks_a_relation(tmp_path):
     tight = "+space.where=['optimizer.sgd.lr * optimizer.sgd.momentum < .01']"
     definition = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
     starts = find_warm_starts(definition, ())

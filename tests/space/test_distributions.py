@@ -5,7 +5,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from studyloom.space.tree import count_values, find_misfit
 
 
-def test_a_distribution_is_counted():
+def test_the_values_of_a_distribution_are_counted():
     for distribution, number in (
         (CategoricalDistribution((1, 2, 3)), 3),
         (IntDistribution(1, 9, step=4), 3),
@@ -46,7 +46,7 @@ CASES = (
 )
 
 
-def test_a_value_that_a_distribution_cannot_give_is_told_why():
+def test_a_misfit_says_why_a_distribution_cannot_give_a_value():
     for distribution, right, wrong in CASES:
         assert [find_misfit(distribution, value) for value in right] == [None] * len(right)
         for value, words in wrong.items():

@@ -47,14 +47,14 @@ WRONG = [
 ]
 
 
-def test_each_mistake_is_told_with_its_path_its_value_and_the_way_out():
+def test_each_error_names_the_path_the_value_and_a_fix():
     for tree, parts in WRONG:
         (line,) = errors_of(tree)
         assert all(part in line for part in parts), line
         assert "\n" not in line
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_errors_of_a_tree_are_listed_at_once():
     merged = {
         f"part{i}": tree
         for i, (tree, _) in enumerate(WRONG)
@@ -66,15 +66,15 @@ def test_all_mistakes_are_told_at_once():
         assert any(line.startswith(f"space.part{i}.") for line in errors)
 
 
-def test_several_mistakes_of_one_leaf_are_told_at_once():
+def test_several_errors_of_one_range_are_listed_at_once():
     assert len(errors_of({"a": {"int": [1.5, "b"]}})) == 2
 
 
-def test_a_section_whose_last_range_was_taken_out_opens_nothing():
+def test_a_section_without_ranges_opens_nothing():
     assert space_of({"train": {}, "a": {"int": [1, 2]}}) == space_of({"a": {"int": [1, 2]}})
 
 
-def test_a_step_that_misses_the_high_end_ends_below_it():
+def test_steps_that_miss_the_high_end_stop_below_it():
     for written, distribution, size in (
         ({"int": [1, 10], "step": 4}, IntDistribution(1, 9, step=4), 3),
         ({"float": [0.0, 1.0], "step": 0.3}, FloatDistribution(0.0, 0.9, step=0.3), 4),
@@ -85,7 +85,7 @@ def test_a_step_that_misses_the_high_end_ends_below_it():
         assert (space.nodes[0].distribution, space.size()) == (distribution, size)
 
 
-def test_a_step_may_be_as_wide_as_the_range_in_the_numbers_as_written():
+def test_a_step_may_be_as_wide_as_the_range_as_written():
     """0.3 - 0.1 is 0.19999999999999998 in binary."""
     space = space_of({"a": {"float": [0.1, 0.3], "step": 0.2}})
     assert space.nodes[0].distribution == FloatDistribution(0.1, 0.3, step=0.2)

@@ -18,7 +18,7 @@ def errors_of(text, known=KNOWN):
     return caught.value.errors
 
 
-def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
+def test_a_rule_is_the_same_after_it_is_written_and_parsed():
     bounds = (Condition("accuracy", ">=", 0.95), Condition("flops", "<=", -25))
     for text, rule in {
         "max accuracy": Rule(ObjectiveValue("accuracy", "maximize")),
@@ -28,7 +28,7 @@ def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
         assert Rule.parse(str(rule), KNOWN) == rule
 
 
-def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
+def test_a_trial_satisfies_a_rule_if_each_bound_holds():
     rule = Rule.parse("max accuracy where parameters < 50_000 and flops <= 2", KNOWN)
     known = {"accuracy": 0.9, "parameters": 49_999.0, "flops": 2.0}
     assert rule.holds(known)
@@ -42,7 +42,7 @@ def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
     assert Rule.parse("min parameters", KNOWN).rank({"parameters": 1.0}) < 2
 
 
-def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
+def test_unknown_names_and_a_wrong_direction_are_listed_at_once():
     errors = errors_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
     assert len(errors) == 3
     assert "there are accuracy, parameters, flops; did you mean parameters?" in errors[0]
@@ -51,7 +51,7 @@ def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
     assert errors[2].endswith("more accuracy is better; write max accuracy")
 
 
-def test_what_is_no_rule_is_told_with_an_example():
+def test_the_error_of_what_is_no_rule_has_an_example():
     for text in (
         *("", "max 5", "max accuracy where ", "max accuracy; import os"),
         *("max accuracy where parameters = 5", "max accuracy where parameters < nan"),
@@ -65,7 +65,7 @@ def test_what_is_no_rule_is_told_with_an_example():
         assert mistake.startswith(f"{no_rule}; {example}")
 
 
-def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
+def test_a_rule_of_a_million_words_is_refused_and_not_quoted():
     (mistake,) = errors_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
     assert f"is not a rule of at most {LONGEST} characters" in mistake
     assert len(mistake) < 300
@@ -74,7 +74,7 @@ def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
 RELATED = ("model.width", "model.depth", "model.hidden.1", "a", "b")
 
 
-def test_a_relation_is_arithmetic_of_parameters_and_says_nothing_where_one_is_missing():
+def test_a_relation_holds_where_one_of_its_hyperparameters_is_missing():
     for text, kept, broken in (
         ("model.width * model.depth <= 4_096", {"model.width": 64}, {"model.width": 65}),
         ("4096/model.depth >= model.width", {"model.width": 64}, {"model.width": 65}),
@@ -91,7 +91,7 @@ def test_a_relation_is_arithmetic_of_parameters_and_says_nothing_where_one_is_mi
         assert parse_relations([*map(str, relations)], RELATED) == relations
 
 
-def test_relations_are_computed_in_the_numbers_as_written():
+def test_relations_are_computed_with_numbers_as_written():
     """In binary 1 - 0.9 - 0.1 is -2.8e-17, and 0.6 % 0.2 is 0.19999999999999996."""
     tenths = {"float": [0, 1], "step": 0.1}
     for text, size in {
@@ -111,7 +111,7 @@ def test_relations_are_computed_in_the_numbers_as_written():
     assert not any(odd.holds({"a": value}) for value in (2**60, math.nan, math.inf))
 
 
-def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
+def test_all_errors_of_relations_are_listed_and_nothing_is_executed():
     wrong = [
         *(
             "a",

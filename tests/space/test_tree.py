@@ -18,7 +18,7 @@ def answers(distribution):
     return (distribution.low, distribution.high)
 
 
-def test_groups_nest_to_any_depth_and_open_only_what_was_chosen():
+def test_groups_nest_to_any_depth_and_open_only_the_chosen_option():
     space = space_of(
         {
             "model": {
@@ -58,7 +58,7 @@ def test_groups_nest_to_any_depth_and_open_only_what_was_chosen():
     ]
 
 
-def test_what_stands_beside_the_options_is_asked_whatever_is_chosen():
+def test_hyperparameters_next_to_options_are_searched_with_each_option():
     space = space_of(
         {"optimizer": {"lr": LR, "sgd": {"momentum": {"float": [0.0, 0.9]}}, "adam": None}}
     )
@@ -70,7 +70,7 @@ def test_what_stands_beside_the_options_is_asked_whatever_is_chosen():
         assert point.values["optimizer.lr"] == 0.5
 
 
-def test_a_group_with_one_option_is_fixed_and_no_parameter():
+def test_a_group_with_one_option_is_fixed():
     space = space_of({"model": {"cnn": {"channels": {"choice": [8, 16]}}}})
     point = space.walk(lambda parameter: answers(parameter.distribution)[0])
     assert point.choices == {"model": "cnn"}
@@ -112,7 +112,7 @@ def mixed():
     return space_of(MIXED)
 
 
-def test_what_a_trial_suggests_is_what_optuna_stores(mixed):
+def test_a_configuration_has_the_values_that_optuna_stores(mixed):
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     seen = set()
     for _ in range(40):
@@ -125,14 +125,14 @@ def test_what_a_trial_suggests_is_what_optuna_stores(mixed):
     assert len(seen) == 6
 
 
-def test_the_default_of_a_config_at_a_point_is_that_point(mixed):
+def test_the_default_of_a_config_is_the_configuration_in_it(mixed):
     study = optuna.create_study(sampler=RandomSampler(seed=2))
     for _ in range(20):
         point = mixed.suggest(study.ask())
         assert mixed.read_default(point.choices, point.values.__getitem__) == point
 
 
-def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_another():
+def test_one_number_is_the_default_of_every_item_of_a_list():
     space = space_of({"model": {"mlp": HIDDEN}})
     config = {"model.hidden": [8, 16], "model.dropout": 0.3}
     assert space.read_default({"model": "mlp"}, config.__getitem__).values == {
@@ -180,7 +180,7 @@ def random_tree(draw: random.Random, group: str = "") -> dict:
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_a_finite_space_has_as_many_points_as_its_size_and_each_once(seed):
+def test_a_finite_space_has_as_many_configurations_as_its_size(seed):
     space = space_of(random_tree(random.Random(seed)))
     points = list(itertools.islice(space.points(), 800))
     assert len(points) == min(space.size(), 800)
