@@ -245,7 +245,7 @@ class LivePage:
 
         Returns:
             The changed HTML by key, `parts` without and `rows` with those of the table of trials.
-            `gone` are the keys of removed parts; None tells the browser to remove every row that
+            `gone` are the keys of removed parts; None makes the browser remove every row that
             is not among `rows`.
         """
         version = self.parts.find_version(name)
