@@ -24,7 +24,7 @@ def metric_of(*overrides):
     return build_metric(compose(*overrides)[0].objective)
 
 
-def test_metrics_are_those_of_scikit_learn():
+def test_metrics_equal_those_of_scikit_learn():
     """Those that PyTorch computes here agree with scikit-learn's own computation too."""
     truth, guess = CLASSES.numpy(), OUTPUTS.argmax(1).numpy()
     sure = OUTPUTS.double().softmax(1).numpy()
@@ -51,7 +51,7 @@ def test_metrics_are_those_of_scikit_learn():
         assert metric.sign * better > metric.sign * value, name
 
 
-def test_targets_with_one_value_each_and_outputs_may_differ_by_a_dimension_of_one():
+def test_outputs_and_targets_may_differ_by_a_dimension_of_one():
     numbers, right = torch.tensor([1.0, 2.0, 3.0]), torch.eye(3)
     for name in ("mse", "rmse", "mae"):
         assert METRICS[name](numbers[:, None], numbers) == 0.0, name
@@ -64,7 +64,7 @@ def test_targets_with_one_value_each_and_outputs_may_differ_by_a_dimension_of_on
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
-def test_a_network_that_is_too_sure_for_probabilities_is_ranked_all_the_same(name):
+def test_outputs_with_probability_1_are_ranked_by_their_odds(name):
     """From a margin of 37 on they are all 1, and would be ties."""
     draw = torch.Generator().manual_seed(0)
     truth = torch.randint(2, (400,), generator=draw)
@@ -73,12 +73,12 @@ def test_a_network_that_is_too_sure_for_probabilities_is_ranked_all_the_same(nam
     assert METRICS[name](surer, truth) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_class_without_examples_has_no_recall_also_if_it_is_predicted():
+def test_a_class_without_examples_has_no_recall_even_if_predicted():
     truth, guess = torch.tensor([0, 0, 1, 1, 1]), torch.eye(3)[[0, 0, 1, 1, 2]]
     assert METRICS["balanced_accuracy"](guess, truth) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_what_is_no_finite_number_is_no_value():
+def test_a_metric_that_is_not_a_finite_number_is_an_error():
     for value in (float("inf"), "0.5", None, torch.tensor(float("nan"))):
         own = Metric("own", "maximize", lambda outputs, targets, value=value: value)
         with pytest.raises(UndefinedMetric, match=r"objective\.metric=own"):
@@ -88,7 +88,7 @@ def test_what_is_no_finite_number_is_no_value():
 # From the configuration
 
 
-def test_a_metric_that_cannot_be_is_refused_with_the_way_out():
+def test_an_invalid_metric_is_refused_with_a_fix():
     own = "objective.metric={_target_: test_metrics.%s%s}"
     for overrides, words in (
         (["objective.metric=f1_marco"], "=f1_marco: unknown metric; .*did you mean f1_macro"),
@@ -127,7 +127,7 @@ class Worst:
         return outputs.max()
 
 
-def test_a_metric_of_ones_own_has_options_and_says_its_direction_or_is_told():
+def test_a_custom_metric_has_options_and_a_direction():
     metric = metric_of(
         "objective.metric={_target_: test_metrics.margin, _partial_: true, floor: 2.0}",
         "objective.direction=minimize",
@@ -140,7 +140,7 @@ def test_a_metric_of_ones_own_has_options_and_says_its_direction_or_is_told():
 # In training
 
 
-def test_an_epoch_has_the_metric_of_the_whole_validation_part_and_not_a_mean_of_batches(
+def test_the_metric_of_an_epoch_is_not_a_mean_over_batches(
     monkeypatch,
 ):
     monkeypatch.setitem(EVALUATION_BATCH, "cpu", 7)
@@ -167,7 +167,7 @@ def check(split, folds, *overrides):
     validate_search(definition, TrainingData(None, split, folds))
 
 
-def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial():
+def test_a_metric_or_loss_unfit_for_the_data_fails_before_trial_0():
     own = ("objective.metric={_target_: test_metrics.nothing, _partial_: true}",)
     for overrides, split, words in (
         (
@@ -191,7 +191,7 @@ def nothing(outputs, targets):
     return float("nan")
 
 
-def test_a_validation_part_that_lacks_a_class_is_named_with_its_fold():
+def test_a_validation_set_that_lacks_a_class_is_named_with_its_fold():
     split = toy_split(100, classes=2)
     folds = [
         (torch.arange(0, 50), torch.arange(50, 100)),

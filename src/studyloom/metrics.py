@@ -1,8 +1,9 @@
-"""Metrics: how good outputs are against the targets, in one number, and which way it is better.
+"""Metrics: functions that measure how good outputs are for their targets, in one number.
 
-Those that PyTorch has are computed on the device. The others are scikit-learn's: torchmetrics
-would compute them on the device too, but it imports torchvision and PyTorch's compiler, which takes
-3 s of every worker's start where scikit-learn takes 0.7 s.
+A metric also has a direction: whether a larger or a smaller number is better. Metrics that PyTorch
+has are computed on the device. The others are scikit-learn's. torchmetrics would compute them on
+the device too, but it imports torchvision and PyTorch's compiler, which takes 3 s of every worker's
+start where scikit-learn takes 0.7 s.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from studyloom.errors import UndefinedMetric
 from studyloom.text import name_error
 
-if TYPE_CHECKING:  # torch is not imported only for names, as in `studyloom status`
+if TYPE_CHECKING:  # `studyloom status` needs the names of metrics, and would wait for these imports
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS = ("maximize", "minimize")
 Score = Callable[["Tensor", "Tensor"], Any]
-COSTS = ("parameters", "flops")  # of a network, known before its training: the less the better
-ANYTHING = (-math.inf, math.inf)
+ScoreOfClass = Callable[["NDArray[np.bool_]", "NDArray[np.float64]"], float]
+COSTS = ("parameters", "flops")  # costs of a network, which are minimized and need no training
+ANYTHING = (-math.inf, math.inf)  # the bounds of a metric that may have any value
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,10 @@ class ObjectiveValue:
 
     @property
     def sign(self) -> int:
-        """1 or -1: a value times this is the better the larger it is."""
-        return 1 if self.direction == "maximize" else -1
+        """The factor 1 or -1 by which values are multiplied, so that larger ones are better."""
+        if self.direction == "maximize":
+            return 1
+        return -1
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,10 @@ class Metric(ObjectiveValue):
     Args:
         function: maps raw outputs (n, k), and targets that are classes (n,) or numbers (n, k), to a
             number, or to a tensor of one number.
-        targets: "classes" or "numbers", which it is for; None for both.
-        scale: of the axis on which its values are plotted: "unit" by their distance to 1, "factors"
-            on a logarithmic axis, "plain" on a linear one.
-        bounds: the least and the greatest value that there can be.
+        targets: the targets that the metric is for, "classes" or "numbers"; None for both.
+        scale: the axis on which its values are plotted: "unit" by their distance to 1, "factors" on
+            a logarithmic axis, "plain" on a linear one.
+        bounds: the least and the greatest value that the metric can have.
     """
 
     function: Score
@@ -57,7 +63,7 @@ class Metric(ObjectiveValue):
     bounds: tuple[float, float] = ANYTHING
 
     def can_be(self, value: float) -> bool:
-        """Whether a value is within the bounds."""
+        """Returns whether a value is within the bounds."""
         return self.bounds[0] <= value <= self.bounds[1]
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
@@ -68,11 +74,15 @@ class Metric(ObjectiveValue):
                 ValueError.
         """
         name = f"objective.metric={self.name}"
-        if outputs.device.type == "mps":  # it has no float64
-            outputs, targets = outputs.cpu(), targets.cpu()
+        if outputs.device.type == "mps":  # a GPU of Apple has no float64
+            outputs = outputs.cpu()
+            targets = targets.cpu()
         try:
             value = self.function(outputs, targets)
-            number = float(value.item() if hasattr(value, "item") else value)
+            scalar = value
+            if hasattr(value, "item"):  # a tensor or an array of one number
+                scalar = value.item()
+            number = float(scalar)
         except UndefinedMetric as error:
             raise UndefinedMetric(f"{name}: {error}") from None
         except (TypeError, ValueError) as error:
@@ -86,8 +96,8 @@ class Metric(ObjectiveValue):
 
 def accuracy(outputs: Tensor, classes: Tensor) -> Tensor:
     """Returns the share of examples, or of pixels, whose largest output is that of their class."""
-    right = _is_right(outputs, classes)
-    return right.double().sum() / right.numel()
+    correct = _is_correct(outputs, classes)
+    return correct.double().sum() / correct.numel()
 
 
 def cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
@@ -116,120 +126,155 @@ def mae(outputs: Tensor, numbers: Tensor) -> Tensor:
     return functional.l1_loss(outputs.reshape(numbers.shape), numbers)
 
 
-def r2(outputs: Tensor, numbers: Tensor) -> Any:
+def r2(outputs: Tensor, numbers: Tensor) -> float:
     """Returns the share of the targets' variance that is explained, as a mean over outputs."""
     from sklearn.metrics import r2_score  # type: ignore[import-untyped]  # 0.7 s to import
 
-    return r2_score(numbers.cpu().numpy(), outputs.cpu().numpy())
+    return float(r2_score(numbers.cpu().numpy(), outputs.cpu().numpy()))
 
 
-def balanced_accuracy(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the recall of each class that has examples, as a mean over classes."""
+def balanced_accuracy(outputs: Tensor, classes: Tensor) -> float:
+    """Returns the recall of each class that has examples, as a mean over classes.
+
+    A class without examples has no recall. It is left out even if it is predicted.
+    """
     from sklearn.metrics import recall_score
 
-    # Of the classes that there are: one that is absent has no recall, also if it is predicted.
-    truth, predicted = _predictions(outputs, classes)
-    return recall_score(truth, predicted, labels=[*{*truth.tolist()}], average="macro")
+    truth = classes.cpu().numpy()
+    predicted = outputs.argmax(1).cpu().numpy()
+    present = list(set(truth.tolist()))
+    return float(recall_score(truth, predicted, labels=present, average="macro"))
 
 
-def f1_macro(outputs: Tensor, classes: Tensor) -> Any:
+def f1_macro(outputs: Tensor, classes: Tensor) -> float:
     """Returns the harmonic mean of precision and recall, as a mean over classes."""
     from sklearn.metrics import f1_score
 
-    return f1_score(*_predictions(outputs, classes), average="macro", zero_division=0.0)
+    truth = classes.cpu().numpy()
+    predicted = outputs.argmax(1).cpu().numpy()
+    return float(f1_score(truth, predicted, average="macro", zero_division=0.0))
 
 
-def roc_auc(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the area under the ROC curve; of several classes the mean, each against the rest."""
+def roc_auc(outputs: Tensor, classes: Tensor) -> float:
+    """Returns the area under the ROC curve of class 1.
+
+    If there are more than two classes, it is the mean of the areas of each against the others.
+    """
     from sklearn.metrics import roc_auc_score
 
     return _mean_over_classes(roc_auc_score, outputs, classes)
 
 
-def average_precision(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the area under the curve of precision over recall of class 1, or the mean of all."""
+def average_precision(outputs: Tensor, classes: Tensor) -> float:
+    """Returns the area under the curve of precision over recall of class 1.
+
+    If there are more than two classes, it is the mean of the areas of each against the others.
+    """
     from sklearn.metrics import average_precision_score
 
     return _mean_over_classes(average_precision_score, outputs, classes)
 
 
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Returns the contribution of each example, (n,) in float64; None if the metric is no mean."""
+    """Returns the contribution of each example to a metric that is a mean over examples.
+
+    Returns:
+        Float64 (n,), whose mean is the value of the metric; None for a metric that is not a mean.
+    """
     from torch.nn import functional
 
     if metric.function is accuracy:
-        each = _is_right(outputs, targets)
+        scores = _is_correct(outputs, targets)
     elif metric.function is cross_entropy:
-        each = functional.cross_entropy(outputs, targets, reduction="none")
+        scores = functional.cross_entropy(outputs, targets, reduction="none")
     elif metric.function is mse:
-        each = (outputs.reshape(targets.shape) - targets).double().square()
+        scores = (outputs.reshape(targets.shape) - targets).double().square()
     elif metric.function is mae:
-        each = (outputs.reshape(targets.shape) - targets).double().abs()
+        scores = (outputs.reshape(targets.shape) - targets).double().abs()
     else:
         return None
-    return each.double().reshape(len(targets), -1).mean(1)
+    return scores.double().reshape(len(targets), -1).mean(1)
 
 
-def _is_right(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Whether the largest output is that of the class, which may be (n,) or (n, 1)."""
-    guess = outputs.argmax(1)
-    return guess == classes.reshape(guess.shape)
+def _is_correct(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Returns for each example whether its largest output is that of its class, (n,) or (n, 1)."""
+    predicted = outputs.argmax(1)
+    return predicted == classes.reshape(predicted.shape)
 
 
-def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
-    """Returns the classes and the predicted classes, as NumPy arrays."""
-    return classes.cpu().numpy(), outputs.argmax(1).cpu().numpy()
+def _mean_over_classes(score: ScoreOfClass, outputs: Tensor, classes: Tensor) -> float:
+    """Returns the mean score of the classes, each against all others; of two, that of class 1.
 
-
-def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the mean of each class's score against the rest; of two classes, that of class 1.
+    Args:
+        score: maps whether each example is of a class, (n,), and how much speaks for the class,
+            (n,), to a number. Only the order of the latter matters.
+        outputs: raw outputs, (n, k).
+        classes: (n,).
 
     Raises:
         UndefinedMetric: there is no example of a class.
     """
     counts = classes.bincount(minlength=outputs.shape[1])
-    if absent := (counts == 0).nonzero().flatten().tolist():
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if absent:
         raise UndefinedMetric(
             f"needs examples of every class; of {len(classes)} none is of class {absent[0]}"
         )
-    # The log-odds are in the order of the probabilities, which are all 1 from a margin of 37 on.
-    outputs = outputs.double()
+    truth = classes.cpu().numpy()
+    odds = _log_odds(outputs.double()).cpu().numpy()
+    if odds.shape[1] == 2:
+        return float(score(truth == 1, odds[:, 1]))
+    labels = range(odds.shape[1])
+    return float(sum(score(truth == label, odds[:, label]) for label in labels) / len(labels))
+
+
+def _log_odds(outputs: Tensor) -> Tensor:
+    """Returns the log-odds, log(p / (1 - p)), of each class's probability p.
+
+    They have the order of the probabilities. The probabilities themselves would not do: from a
+    margin of 37 between two outputs on, they are rounded to 1, and lose their order.
+
+    Args:
+        outputs: raw outputs, float64 (n, k).
+    """
     if outputs.shape[1] == 2:
-        odds = outputs - outputs.flip(1)
-    else:
-        logs = outputs.log_softmax(1)
-        top = outputs.argmax(1, keepdim=True)
-        others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
-        # Of all but the likeliest, which may be as good as certain, 1 - p is at least a half.
-        odds = (logs - logs.exp().neg().log1p()).scatter(1, top, outputs.gather(1, top) - others)
-    truth, scores = classes.cpu().numpy(), odds.cpu().numpy()
-    found = [1] if odds.shape[1] == 2 else range(odds.shape[1])
-    return sum(score(truth == label, scores[:, label]) for label in found) / len(found)
+        return outputs - outputs.flip(1)
+    # The likeliest class may have p = 1 after rounding. Its odds are computed from the outputs.
+    top = outputs.argmax(1, keepdim=True)
+    others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
+    odds_of_top = outputs.gather(1, top) - others
+    # For all other classes 1 - p is at least a half, and log1p is exact.
+    logs = outputs.log_softmax(1)
+    odds = logs - logs.exp().neg().log1p()
+    return odds.scatter(1, top, odds_of_top)
 
 
-def _metrics(
-    direction: Direction, targets: str, scale: str, low: float, high: float, *functions: Any
-) -> list[Metric]:
-    bounds = (low, high)
-    return [Metric(each.__name__, direction, each, targets, scale, bounds) for each in functions]
-
-
-_OF_CLASSES = (accuracy, balanced_accuracy, f1_macro, roc_auc, average_precision)
+UNIT = (0.0, 1.0)
+NOT_NEGATIVE = (0.0, math.inf)
 METRICS = {
     metric.name: metric
     for metric in (
-        *_metrics("maximize", "classes", "unit", 0.0, 1.0, *_OF_CLASSES),
-        *_metrics("minimize", "classes", "factors", 0.0, math.inf, cross_entropy),
-        *_metrics("minimize", "numbers", "factors", 0.0, math.inf, rmse, mse, mae),
-        *_metrics("maximize", "numbers", "unit", -math.inf, 1.0, r2),
+        Metric("accuracy", "maximize", accuracy, "classes", "unit", UNIT),
+        Metric("balanced_accuracy", "maximize", balanced_accuracy, "classes", "unit", UNIT),
+        Metric("f1_macro", "maximize", f1_macro, "classes", "unit", UNIT),
+        Metric("roc_auc", "maximize", roc_auc, "classes", "unit", UNIT),
+        Metric("average_precision", "maximize", average_precision, "classes", "unit", UNIT),
+        Metric("cross_entropy", "minimize", cross_entropy, "classes", "factors", NOT_NEGATIVE),
+        Metric("rmse", "minimize", rmse, "numbers", "factors", NOT_NEGATIVE),
+        Metric("mse", "minimize", mse, "numbers", "factors", NOT_NEGATIVE),
+        Metric("mae", "minimize", mae, "numbers", "factors", NOT_NEGATIVE),
+        Metric("r2", "maximize", r2, "numbers", "unit", (-math.inf, 1.0)),
     )
 }
 ACCURACY = METRICS["accuracy"]
 
 
 def ideal_of(objective: ObjectiveValue) -> float | None:
-    """Returns the best value that a metric can have, times its sign; None if it is not known."""
-    known = METRICS.get(objective.name)
-    if known is None or known.sign != objective.sign:
+    """Returns the best value that an objective can have, times its sign.
+
+    It is None for an objective that is not one of METRICS, or that has another direction.
+    """
+    metric = METRICS.get(objective.name)
+    if metric is None or metric.sign != objective.sign:
         return None
-    return max(objective.sign * bound for bound in known.bounds)
+    return max(objective.sign * bound for bound in metric.bounds)
