@@ -1,11 +1,11 @@
 """Optimizers that PyTorch does not have as one class; configs name them by `_target_`."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 # Layers whose two-dimensional weights map one hidden state to the next.
@@ -13,20 +13,22 @@ HIDDEN = (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 class Muon(Optimizer):
-    """Trains the matrices of hidden layers by `torch.optim.Muon`, and all else by AdamW.
+    """Trains the matrices of hidden layers by `torch.optim.Muon`, and all other weights by AdamW.
 
-    All else is embeddings, the last linear layer, convolutions, biases, norms, and weights that are
-    in no layer. Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); steps are scaled
-    as in Liu et al. 2025 (arXiv:2502.16982), so that learning rates of AdamW suit the matrices.
+    The others are embeddings, the last linear layer, convolutions, biases, norms, and weights that
+    are in no layer. Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); steps are
+    scaled as in Liu et al. 2025 (arXiv:2502.16982), so that learning rates of AdamW suit the
+    matrices.
 
     Args:
-        params: parameters, or groups of them with their own settings.
-        network: where the parameters are from; studyloom gives it. None: each two-dimensional
-            parameter counts as a matrix of a hidden layer.
+        params: parameters, or groups of them with their own settings. A group with an `lr` and
+            without an `adamw_lr` has the `lr` for both.
+        network: the network whose parameters they are; studyloom passes it. None: each
+            two-dimensional parameter counts as a matrix of a hidden layer.
         lr: the learning rate of the matrices.
-        adamw_lr: the learning rate of all else; of a group without it, the group's own `lr`.
-        weight_decay: decoupled, as in AdamW.
-        momentum: of the matrices.
+        adamw_lr: the learning rate of the other weights.
+        weight_decay: the decoupled weight decay, as in AdamW.
+        momentum: the momentum of the matrices.
         fused: whether AdamW is fused.
 
     Raises:
@@ -35,7 +37,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor | dict[str, Any]],
         network: nn.Module | None = None,
         lr: float = 1e-3,
         adamw_lr: float = 1e-3,
@@ -43,42 +45,50 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         fused: bool = False,
     ) -> None:
-        kind: Any = getattr(torch.optim, "Muon", None)
-        if kind is None:
+        if not hasattr(torch.optim, "Muon"):
             raise ValueError(
                 f"optimizer=muon needs PyTorch 2.9 or later, and this is {torch.__version__}; "
                 "install it, or choose optimizer=adamw"
             )
-        params = [
-            {"adamw_lr": each["lr"], **each} if isinstance(each, dict) and "lr" in each else each
-            for each in params
-        ]
-        rates = {"lr": lr, "adamw_lr": adamw_lr}
-        super().__init__(params, rates | {"weight_decay": weight_decay, "momentum": momentum})
+        defaults = {
+            "lr": lr,
+            "adamw_lr": adamw_lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+        }
+        super().__init__(map(_complete_group, params), defaults)
         hidden = None if network is None else _hidden_matrices(network)
-        matrices, others = list[dict[str, Any]](), list[dict[str, Any]]()
+        muon_groups = []
+        adamw_groups = []
         for group in self.param_groups:
-            split: tuple[list[Any], list[Any]] = [], []
+            matrices = []
+            other_weights = []
             for weight in group["params"]:
-                split[weight.ndim == 2 and (hidden is None or id(weight) in hidden)].append(weight)
-            rest, own = split
-            matrices += [{**group, "params": own, "muon": True}] if own else []
-            other = {**group, "params": rest, "muon": False, "lr": group["adamw_lr"]}
-            others += [other] if rest else []
-        self._parts: dict[bool, Optimizer] = {}
-        if matrices:
-            self._parts[True] = kind(matrices, adjust_lr_fn="match_rms_adamw")
-        if others:
-            self._parts[False] = AdamW(others, fused=fused)
-        # The parts fill the same groups with their own settings.
-        self.param_groups = [*matrices, *others]
+                if weight.ndim == 2 and (hidden is None or id(weight) in hidden):
+                    matrices.append(weight)
+                else:
+                    other_weights.append(weight)
+            if matrices:
+                muon_groups.append({**group, "params": matrices, "muon": True})
+            if other_weights:
+                settings = {"params": other_weights, "muon": False, "lr": group["adamw_lr"]}
+                adamw_groups.append({**group, **settings})
+        # The optimizer for the groups whose "muon" is True, and the one for all others. Both add
+        # their own settings to these groups, which are those of this optimizer too.
+        self._optimizers: dict[bool, Optimizer] = {}
+        if muon_groups:
+            muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
+            self._optimizers[True] = muon
+        if adamw_groups:
+            self._optimizers[False] = AdamW(adamw_groups, fused=fused)
+        self.param_groups = [*muon_groups, *adamw_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step of both.
+        """Makes one step of Muon and one of AdamW.
 
         Args:
-            closure: evaluates the model again, and returns the loss; called before the step.
+            closure: evaluates the model again, and returns the loss; called before the steps.
 
         Returns:
             The loss that `closure` returns, or None.
@@ -87,20 +97,38 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for muon, part in self._parts.items():
-            # `load_state_dict` replaces both.
-            part.state = self.state
-            part.param_groups = [group for group in self.param_groups if group["muon"] is muon]
-            # The wrapper of PyTorch's own step would import its compiler.
-            inspect.unwrap(type(part).step)(part)
+        for is_muon, optimizer in self._optimizers.items():
+            # `load_state_dict` has perhaps replaced the state and the groups of this optimizer,
+            # and does not know those of the two.
+            optimizer.state = self.state
+            optimizer.param_groups = [
+                group for group in self.param_groups if group["muon"] is is_muon
+            ]
+            # PyTorch wraps the method `step`. The wrapper would import its compiler.
+            inspect.unwrap(type(optimizer).step)(optimizer)
         return loss
+
+
+def _complete_group(group: Tensor | Mapping[str, Any]) -> Any:
+    """Returns a group of parameters that has an `adamw_lr` if it has an `lr`.
+
+    A parameter that is not in a group stays unchanged.
+    """
+    if isinstance(group, dict) and "lr" in group:
+        return {"adamw_lr": group["lr"], **group}
+    return group
 
 
 def _hidden_matrices(network: nn.Module) -> set[int]:
     """Returns the ids of the weights that belong to layers between an embedding and the output."""
-    layers = [*network.modules()]
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    outside = {id(linear[-1].weight)} if linear else set()
-    outside |= {id(each.weight) for each in layers if isinstance(each, nn.Embedding)}
-    inside = [layer for layer in layers if isinstance(layer, HIDDEN)]
-    return {id(w) for layer in inside for w in layer.parameters(recurse=False)} - outside
+    hidden = set()
+    embeddings = set()
+    output = set()
+    for layer in network.modules():
+        if isinstance(layer, HIDDEN):
+            hidden |= set(map(id, layer.parameters(recurse=False)))
+        if isinstance(layer, nn.Embedding):
+            embeddings.add(id(layer.weight))
+        if isinstance(layer, nn.Linear):
+            output = {id(layer.weight)}  # the last linear layer replaces those before it
+    return hidden - embeddings - output
