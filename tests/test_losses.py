@@ -10,24 +10,24 @@ OUTPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=to
 LABELS = torch.tensor([0, 1, 2, 3, 3, 0])
 
 
-def test_mse_is_the_mean_of_squares_as_written():
+def test_mse_equals_the_mean_of_squares():
     for smoothing in (0.0, 0.3, 1.0):
         targets = nn.functional.one_hot(LABELS, 4) * (1 - smoothing) + smoothing / 4
         expected = ((OUTPUTS - targets) ** 2).mean()
         torch.testing.assert_close(MSE(smoothing)(OUTPUTS, LABELS), expected)
 
 
-def test_a_smoothing_out_of_range_is_refused():
+def test_a_label_smoothing_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"loss\.label_smoothing must be .* 0 to 1; got nan"):
         MSE(float("nan"))
 
 
-def test_cross_entropy_without_weights_is_that_of_pytorch():
+def test_cross_entropy_without_weights_equals_pytorch():
     expected = nn.CrossEntropyLoss(label_smoothing=0.1)(OUTPUTS, LABELS)
     assert torch.equal(CrossEntropy(label_smoothing=0.1)(OUTPUTS, LABELS), expected)
 
 
-def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part():
+def test_balanced_classes_have_equal_shares_in_the_training_loss():
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     loss = CrossEntropy("balanced")
     loss.adapt(torch.zeros(100, 1), labels)
@@ -39,7 +39,7 @@ def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part()
     torch.testing.assert_close(torch.stack(shares), torch.full((3,), math.log(3) / 3))
 
 
-def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
+def test_a_weighted_loss_is_a_mean_over_examples_for_any_batches():
     loss = CrossEntropy([1.0, 2.0, 3.0, 4.0]).double()
     each = torch.stack([loss(OUTPUTS[i : i + 1], LABELS[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(loss(OUTPUTS, LABELS), each.mean())
@@ -48,7 +48,7 @@ def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_a_weighted_loss_leaves_out_ignored_labels_as_pytorch_does(smoothing):
+def test_a_weighted_loss_leaves_out_ignored_labels_as_pytorch(smoothing):
     labels = torch.tensor([0, -100, 2, 3, -100, 0])
     kept = labels != -100
     ones = CrossEntropy([1.0] * 4, smoothing).double()
@@ -70,7 +70,7 @@ def test_ignored_labels_do_not_count_in_balanced_weights():
     assert torch.equal(balanced.weight, expected.weight)
 
 
-def test_weights_that_cannot_be_are_refused():
+def test_invalid_weights_are_refused():
     for weights in ("equal", [], [1.0, 0.0]):
         with pytest.raises(ValueError, match=r"^loss\.weights must be "):
             CrossEntropy(weights)

@@ -40,7 +40,7 @@ def test_initial_weights_have_the_spread_of_their_source(model, init):
         assert (layer.bias == 0).all().item() is (init != "default")
 
 
-def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
+def test_an_error_names_the_key_and_the_allowed_values():
     for model, options, message in (
         (MLP, {"activation": "rellu"}, "got 'rellu'; did you mean relu?"),
         (MLP, {"hidden": [8, -3]}, "model.hidden[1] must be an integer of at least 1; got -3"),
@@ -94,7 +94,7 @@ def test_an_image_is_read_row_by_row(model):
     torch.testing.assert_close(network(inputs), network(inputs[:, 0]))
 
 
-def test_inputs_are_standardized_by_what_was_shown_and_a_constant_feature_stays_finite():
+def test_inputs_are_standardized_and_a_constant_feature_stays_finite():
     layer, inputs = Standardize(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
     layer.adapt(inputs, torch.zeros(50))
     scaled = layer(inputs)
@@ -104,7 +104,7 @@ def test_inputs_are_standardized_by_what_was_shown_and_a_constant_feature_stays_
     )
 
 
-def test_numbers_come_back_in_the_units_of_the_targets_and_classes_stay_as_they_are():
+def test_predicted_numbers_have_the_units_of_the_targets():
     layer, numbers = Restore(1), torch.tensor([[10.0], [30.0]])
     layer.adapt(torch.zeros(2, 1), numbers)
     assert layer(torch.tensor([[0.0], [1.0]])).flatten().tolist() == [20.0, 30.0]

@@ -32,7 +32,7 @@ def torch_rates(make, lr: float) -> list[float]:
     return rates
 
 
-def test_a_factor_lies_between_0_and_1_reaches_1_and_does_not_jump():
+def test_factors_are_continuous_from_0_to_1_and_reach_1():
     rise = [cosine(progress, warmup=0.5) for progress in PROGRESS[:51]]
     assert rise == pytest.approx([step / 50 for step in range(51)])
     for schedule in SCHEDULES:
@@ -42,12 +42,12 @@ def test_a_factor_lies_between_0_and_1_reaches_1_and_does_not_jump():
         assert all(abs(after - before) < 0.16 for before, after in pairwise(factors))
 
 
-def test_cosine_is_torchs():
+def test_cosine_equals_pytorch():
     expected = torch_rates(partial(CosineAnnealingLR, T_max=STEPS - 1, eta_min=0.1), lr=1.0)
     assert [cosine(progress, final=0.1) for progress in PROGRESS] == pytest.approx(expected)
 
 
-def test_one_cycle_is_torchs():
+def test_one_cycle_equals_pytorch():
     make = partial(
         OneCycleLR,
         max_lr=1.0,

@@ -13,8 +13,9 @@ from torch.nn import functional
 class CrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy of raw outputs (batch, classes, …) and labels (batch, …): a scalar.
 
-    A weight multiplies the loss of a label; the mean is over labels, whatever their weights. Labels
-    of -100 (`ignore_index`) are left out, as in PyTorch.
+    Each class may have a weight that multiplies the losses of its labels. Unlike in PyTorch, their
+    sum is divided by the number of labels, and not by the sum of their weights. Labels of -100
+    (`ignore_index`) are left out, as in PyTorch.
 
     Args:
         weights: none; or balanced, which gives each class the same share in the loss of the
@@ -24,7 +25,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
     Raises:
         ValueError: an argument is out of its range; or, when it is called, the targets are
-            numbers, or the weights are not as many as the classes.
+            numbers, or the weights and the classes differ in number.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class CrossEntropy(nn.CrossEntropyLoss):
             fixed = torch.tensor([float(weight) for weight in weights])
         super().__init__(weight=fixed, label_smoothing=label_smoothing)
         self.balanced = weights == "balanced"
-        if self.balanced:  # only what has this method is shown the training set: 0.06 s
+        if self.balanced:
+            # Training calls the method `adapt` of modules that have one with the training set,
+            # which takes 0.06 s. Other losses do without.
             self.adapt = self._balance
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -63,11 +66,11 @@ class CrossEntropy(nn.CrossEntropyLoss):
             raise ValueError(
                 f"loss.weights must have a number for each of {classes} classes; got {len(weight)}"
             )
-        smooth = self.label_smoothing
         total = functional.cross_entropy(
-            outputs, labels, weight, reduction="sum", label_smoothing=smooth
+            outputs, labels, weight, reduction="sum", label_smoothing=self.label_smoothing
         )
-        return total / (labels != self.ignore_index).sum()  # masks have one for each pixel
+        count = (labels != self.ignore_index).sum()
+        return total / count
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
         """Sets the weights by the classes of the training set, (n,); ignores the inputs."""
@@ -79,8 +82,8 @@ class CrossEntropy(nn.CrossEntropyLoss):
 class MSE(nn.Module):
     """Mean squared error of raw outputs (batch, outputs), to numbers of that shape or to classes.
 
-    Labels (batch,) of classes are made one-hot, and smoothed as in `CrossEntropy`. Hui and Belkin
-    2021 (arXiv:2006.07322) find it as good as cross entropy for classification.
+    Labels (batch,) of classes become one-hot, and are smoothed as in `CrossEntropy`. Hui and Belkin
+    2021 (arXiv:2006.07322) find this loss as good as cross entropy for classification.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -91,13 +94,13 @@ class MSE(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return functional.mse_loss(outputs, labels)
-        share = self.label_smoothing / outputs.shape[1]
-        targets = torch.full_like(outputs, share).scatter_(
-            1, labels[:, None], 1 - self.label_smoothing + share
-        )
+        low = self.label_smoothing / outputs.shape[1]
+        high = 1 - self.label_smoothing + low
+        targets = torch.full_like(outputs, low).scatter_(1, labels[:, None], high)
         return functional.mse_loss(outputs, targets)
 
 
 def _check_smoothing(value: float) -> None:
+    """Raises ValueError unless a label smoothing is a share."""
     if not 0 <= value <= 1:
         raise ValueError(f"loss.label_smoothing must be a number from 0 to 1; got {value!r}")
