@@ -20,7 +20,7 @@ from studyloom.errors import (
 )
 
 
-def test_a_command_that_is_wrong_shows_how_it_is_used(capsys):
+def test_an_invalid_command_shows_its_usage(capsys):
     for arguments in ([], ["replay", "runs/x"], ["doctor"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -28,7 +28,7 @@ def test_a_command_that_is_wrong_shows_how_it_is_used(capsys):
         assert "usage: studyloom" in capsys.readouterr().err
 
 
-def test_no_option_is_ignored_in_silence(capsys):
+def test_no_option_is_silently_ignored(capsys):
     for words, said in (
         (
             ["compare", "runs/x", "--json", "--page", "x"],
@@ -44,14 +44,14 @@ def test_no_option_is_ignored_in_silence(capsys):
         assert (code, said in capsys.readouterr().err) == (2, True), words
 
 
-def test_settings_may_stand_before_and_behind_an_option():
+def test_settings_may_precede_or_follow_an_option():
     words = ["compress", "runs/x", "margin=0.01", "--json", "ratios=[0.5]"]
     found = make_parser().parse_args(words)
     assert (found.run_dir, found.json) == (Path("runs/x"), True)
     assert found.settings == ["margin=0.01", "ratios=[0.5]"]
 
 
-def test_what_is_misspelt_or_left_over_is_a_mistake_with_its_suggestion(capsys):
+def test_a_misspelt_argument_is_an_error_with_a_suggestion(capsys):
     for words, said in (
         (["statsu"], "did you mean status?"),
         (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
@@ -64,7 +64,7 @@ def test_what_is_misspelt_or_left_over_is_a_mistake_with_its_suggestion(capsys):
         assert said in capsys.readouterr().err
 
 
-def test_a_folder_in_which_no_study_ran_is_named(tmp_path, capsys):
+def test_a_folder_without_a_study_is_named(tmp_path, capsys):
     (tmp_path / "mnist" / ".hydra").mkdir(parents=True)
     for command in (["status"], ["report"], ["doctor"], ["dashboard"], ["replay", "--trial", "0"]):
         assert main([*command, str(tmp_path / "mnsit")]) == 2
@@ -73,7 +73,7 @@ def test_a_folder_in_which_no_study_ran_is_named(tmp_path, capsys):
         assert f"did you mean {tmp_path / 'mnist'}?" in err
 
 
-def test_doctor_and_report_look_at_a_run(tmp_path, capsys):
+def test_doctor_and_report_read_a_run_directory(tmp_path, capsys):
     done = study_here(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert main(["doctor", str(tmp_path)]) == 0
@@ -102,7 +102,7 @@ def test_doctor_shows_no_password(postgres_url, capsys):
     assert CANARY not in err
 
 
-def test_an_error_of_ours_is_a_sentence_and_its_exit_code(monkeypatch, capsys):
+def test_an_error_of_studyloom_is_a_line_and_an_exit_code(monkeypatch, capsys):
     def act(arguments):
         raise error
 

@@ -1,7 +1,7 @@
-"""The `studyloom` command: writes, runs and shows studies, and works with what they have found.
+"""The `studyloom` command: writes, runs and shows studies, and works with their results.
 
-A study's own module runs it too: `python -m studies.mnist`. What each command does is in the layer
-`commands`.
+A study's own module runs it too: `python -m studies.mnist`. The layer `commands` has what each
+command does.
 """
 
 import json
@@ -22,26 +22,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command of `studyloom`.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None: those of the process.
 
     Returns:
         The exit code: 0; 1 if a replay differs, or a training or test has failed; 2 after another
-        error; each error with a line that says what is wrong; 130 after Ctrl-C; what
-        `status --check`, `stop` and `pause` return.
+        error, each with a line that says what is wrong; 130 after Ctrl-C. `status --check`, `stop`
+        and `pause` return further codes.
     """
     open_streams()
     replace_unencodable()
     collect_rarely()
-    last_resort = logging.lastResort  # writes what no handler takes
+    last_resort = logging.lastResort  # the handler of records for which there is no other one
     if last_resort is not None:
         last_resort.setFormatter(PrintableFormatter())
     arguments = make_parser().parse_args(argv)
+    options = vars(arguments)
     try:
         code = arguments.act(arguments) or 0
-        sys.stdout.flush()  # here, where an error of a full disk is printed
+        sys.stdout.flush()  # an error of a full disk comes here, where it is printed, not at exit
         return code
     except KeyboardInterrupt:
-        return 0 if getattr(arguments, "watch", False) else 130
+        if options.get("watch"):  # Ctrl-C is how one ends `--watch`
+            return 0
+        return 130
     except BrokenPipeError:  # the reader of the pipe has gone
         discard_output()
         return 0
@@ -49,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 2
         if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
             code = error.exit_code
-        if getattr(arguments, "json", False):
-            errors = messages_of(error, str(error))
-            document = {"errors": [*map(mask_passwords, errors)], "exit_code": code}
+        if options.get("json"):
+            messages = [mask_passwords(message) for message in messages_of(error, str(error))]
+            document = {"errors": messages, "exit_code": code}
             with suppress(OSError):
                 print(json.dumps(document), flush=True)
         print_errors(error)

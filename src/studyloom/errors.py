@@ -36,7 +36,7 @@ end with its `exit_code`; `cli.main` and `commands.run_study` say which end with
 from collections.abc import Sequence
 from typing import ClassVar
 
-# How the errors about shapes and types of data, networks and losses end.
+# The end of errors about shapes and types of data, networks and losses.
 TRAIN_IT_YOURSELF = "or train it yourself: studyloom new NAME --kind loop"
 
 
@@ -65,8 +65,10 @@ class ConfigError(UserError):
 
 
 def messages_of(error: BaseException, otherwise: str) -> list[str]:
-    """Returns the messages of an error that the user can fix; of another one, only `otherwise`."""
-    return error.errors if isinstance(error, UserError) else [otherwise]
+    """Returns the messages of an error that the user can fix, or `otherwise` for another error."""
+    if isinstance(error, UserError):
+        return error.errors
+    return [otherwise]
 
 
 def refuse(errors: Sequence[str]) -> None:
@@ -80,14 +82,14 @@ class DataError(UserError):
 
 
 class UnfitData(DataError):
-    """Data has shapes or types that networks are not trained on; the message says how to fix it."""
+    """Networks are not trained on data of these shapes or types; the message says how to fix it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(or_train_it_yourself(message))
 
 
 class FileError(UserError):
-    """A file is not written: its place is wrong, or another file is there that would be lost."""
+    """A file is not written: its path is wrong, or another file at the path would be lost."""
 
 
 class ScaffoldError(UserError):
@@ -99,7 +101,7 @@ class PredictError(UserError):
 
 
 class DefinitionError(UserError):
-    """The stored study of that name has another definition."""
+    """The stored study of the same name has another definition."""
 
 
 class UndefinedMetric(UserError):
@@ -134,7 +136,9 @@ class StorageLost(StorageError):
         waited: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.passing, self.broken, self.waited = passing, broken, waited
+        self.passing = passing
+        self.broken = broken
+        self.waited = waited
 
 
 class Halted(StudyloomError, RuntimeError):
@@ -152,9 +156,9 @@ class LaunchError(StudyloomError, RuntimeError):
 
 
 class BrokenProcess(LaunchError):
-    """A trial has left this process unable to use its GPU; another process can continue.
+    """A trial, which has ended, has left this process unable to use its GPU.
 
-    That trial has ended.
+    Another process can continue the study.
     """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: another try may succeed
@@ -165,7 +169,7 @@ class NoWinner(StudyloomError, RuntimeError):
 
 
 class ClaimLost(StudyloomError):
-    """Another worker holds this worker's slot by now."""
+    """Another worker holds the slot that this worker held before."""
 
 
 class TrialDeleted(ClaimLost):
@@ -204,13 +208,17 @@ class Diverged(StudyloomError, ArithmeticError):
         job: the position in the list of jobs, from 0.
         epoch: the epoch of the loss, from 1.
         epochs: the number of epochs of the job.
-        part: train or valid.
+        part: train or valid, the set of the loss.
         loss: the value.
     """
 
     def __init__(self, job: int, epoch: int, epochs: int, part: str, loss: float) -> None:
         super().__init__(job, epoch, epochs, part, loss)
-        self.job, self.epoch, self.epochs, self.part, self.loss = job, epoch, epochs, part, loss
+        self.job = job
+        self.epoch = epoch
+        self.epochs = epochs
+        self.part = part
+        self.loss = loss
 
     def __str__(self) -> str:
         return (
@@ -235,17 +243,19 @@ class Stopped(BaseException):
 class Paused(BaseException):
     """A trial has reached a rung and waits there, its state saved, until it is promoted.
 
-    As `Stopped` it passes `except Exception` in a user's code.
+    It is not an Exception, for the same reason as `Stopped`.
     """
 
 
 class Interrupted(KeyboardInterrupt):
     """A second signal came: the worker stops at once.
 
-    Any other KeyboardInterrupt was raised by the user's code.
+    The class distinguishes it from a KeyboardInterrupt that the user's code raises.
     """
 
 
 def or_train_it_yourself(message: str) -> str:
-    """Adds to a message that any training can be a custom loop, if it does not say so."""
-    return message if TRAIN_IT_YOURSELF in message else f"{message}; {TRAIN_IT_YOURSELF}"
+    """Adds to a message that any training can be a custom loop, unless it says so already."""
+    if TRAIN_IT_YOURSELF in message:
+        return message
+    return f"{message}; {TRAIN_IT_YOURSELF}"
