@@ -8,11 +8,17 @@ from toys import ask
 from tracked import first_line, in_database, seen_of
 
 from studyloom.extras.trackers import projection
-from studyloom.extras.trackers.projection import TrackedResult, project, track_study, track_trials
+from studyloom.extras.trackers.projection import (
+    TrackedResult,
+    Tracker,
+    project,
+    track_study,
+    track_trials,
+)
 from studyloom.storage.opening import open_study
 
 
-class Memory:
+class Memory(Tracker):
     """A tracker that keeps what it is told, and refuses while it is away."""
 
     def __init__(self):

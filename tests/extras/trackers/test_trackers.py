@@ -18,6 +18,7 @@ from studyloom.extras.trackers.projection import (
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
+    Tracker,
     build_trackers,
     project,
     track_study,
@@ -240,7 +241,11 @@ def test_a_command_line_chooses_trackers_by_name():
     assert [type(each) for each in built.values()] == [TensorBoard, MLflow, WandB]
 
 
-class Half:
+class Other:
+    """It is no tracker."""
+
+
+class Half(Tracker):
     """It lacks a method."""
 
     def write_trial(self, trial): ...
@@ -260,6 +265,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     section = {
         "board": {"_target_": "studyloom.extras.trackers.TensorBoard", "dir": "x"},
         "a": 3,
+        "other": {"_target_": f"{__name__}.Other"},
         "half": {"_target_": f"{__name__}.Half"},
         "hasty": {"_target_": f"{__name__}.Hasty", "patience": 0},
     }
@@ -269,7 +275,8 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     for words in (
         pip_install("tensorboard"),
         "track.a must be a section with a _target_, not 3",
-        "write_result(result); Half has not",
+        "track.other: a tracker is a subclass of studyloom.extras.trackers.Tracker; Other is not",
+        "write_result",
         "track.hasty.patience must be a positive number of seconds, not 0",
     ):
         assert words in told

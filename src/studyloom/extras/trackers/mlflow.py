@@ -22,6 +22,7 @@ from studyloom.extras.trackers.projection import (
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
+    Tracker,
     require,
 )
 from studyloom.text import one_line, shorten
@@ -48,7 +49,7 @@ CLIENT = {
 }
 
 
-class MLflow:
+class MLflow(Tracker):
     """Logs to a server of MLflow, or to a database of MLflow's below the run directory.
 
     A trial that was pruned has the status KILLED, since MLflow has no status for it; the tag

@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
+from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError, StorageError, refuse
 from studyloom.installation import pip_install
 from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
@@ -35,7 +37,7 @@ from studyloom.winner.result import Result
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
-PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
+PATIENCE = 300.0  # the same at the end of a command, for each tracker that gives no `patience`
 UNSEEN = 2.0  # seconds of it that need no word
 log = logging.getLogger(__name__)
 
@@ -115,29 +117,31 @@ class TrackedResult:
     files: Mapping[str, Path]
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """A tracker, of a section of `track`. Its methods are called from a thread, and may raise.
+class Tracker(ABC):
+    """A tracker, of a section of `track`; a custom one is a subclass.
 
-    It may have an attribute `patience`: the seconds that a command waits for it at its end.
+    Its methods are called from a thread, and may raise.
+
+    Attributes:
+        patience: the seconds that a command waits for it at its end.
     """
 
+    patience: float = PATIENCE
+
+    @abstractmethod
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes the run of a trial; a second write leaves the same content."""
-        ...
 
+    @abstractmethod
     def write_result(self, result: TrackedResult) -> None:
         """Writes the result of a study, instead of an earlier one."""
-        ...
-
-
-@runtime_checkable
-class Listing(Tracker, Protocol):
-    """A tracker that lists what it has, so that a command writes only what is missing."""
 
     def written(self, study: TrackedStudy) -> Collection[int]:
-        """Returns the numbers of the trials of which it has the whole run."""
-        ...
+        """Returns the numbers of the trials of which it has the whole run, as far as it knows.
+
+        A command writes all others at its end.
+        """
+        return ()
 
 
 def build_trackers(section: Any) -> dict[str, Tracker]:
@@ -162,12 +166,16 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
         except ConfigError as error:
             errors += error.errors
             continue
+        except Exception as error:  # whatever a user's class raises, and a missing method
+            errors.append(f"track.{name}: {describe_error(error)}")
+            continue
         if not isinstance(tracker, Tracker):
             errors.append(
-                f"track.{name}: a tracker has write_trial(trial) and write_result(result); "
-                f"{type(tracker).__name__} has not"
+                f"track.{name}: a tracker is a subclass of studyloom.extras.trackers.Tracker; "
+                f"{type(tracker).__name__} is not"
             )
-        seconds = getattr(tracker, "patience", PATIENCE)
+            continue
+        seconds: object = tracker.patience  # which a section may give
         if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
             errors.append(
                 f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
@@ -250,7 +258,7 @@ def project(
         missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [result])]
         feed = Feed(f"track.{name}", "")
         feed.put(partial(_write, tracker, study, missing))
-        feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
+        feeds.append((feed, missing, tracker.patience))
     for feed, missing, patience in feeds:
         if not feed.close(min(UNSEEN, patience)) and missing:
             most = f"waiting {patience:g} s at most ({feed.name}.patience)"
@@ -266,7 +274,7 @@ def _write(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
     """Writes what is missing, and removes from the list what the tracker has."""
-    written = tracker.written(study) if isinstance(tracker, Listing) else ()
+    written = tracker.written(study)
     refused: Exception | None = None
     for each in [*missing]:
         try:

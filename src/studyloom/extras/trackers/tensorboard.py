@@ -8,14 +8,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from studyloom.extras.trackers.projection import TrackedResult, TrackedStudy, TrackedTrial, require
+from studyloom.extras.trackers.projection import (
+    TrackedResult,
+    TrackedStudy,
+    TrackedTrial,
+    Tracker,
+    require,
+)
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Writes DIR/STUDY-UUID/trial-N for each trial, and DIR/STUDY-UUID/result.
 
     Args:

@@ -16,6 +16,7 @@ from studyloom.extras.trackers.projection import (
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
+    Tracker,
     require,
 )
 from studyloom.text import one_line
@@ -24,7 +25,7 @@ EPOCH = "epoch"
 SERVICE = "WANDB_SERVICE"  # the variable with which W&B hands its service on to child processes
 
 
-class WandB:
+class WandB(Tracker):
     """Writes a run for each trial, whose id is made of the study's uuid and the trial's number.
 
     Args:
