@@ -1,6 +1,6 @@
 """Result stages on toy data: they are worked on here, as a worker does, and then tested."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import toys
@@ -17,9 +17,10 @@ from studyloom.storage.opening import create_study
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.winner import evaluation
-from studyloom.winner.stages import ResultStages
+from studyloom.winner.read_evaluation import next_stage, read_evaluation
+from studyloom.winner.stages import StagePlanner
+from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.stage import Stage
-from studyloom.worker.task import Prepared
 from studyloom.worker.worker import Worker
 
 SPLIT = toy_split()
@@ -82,7 +83,58 @@ def open_stages(stored, definition, data, url, run_dir, trials, **settings):
     definition = replace(definition, config=config)
     strategy = Strategy(definition)
     prepared = Prepared(definition, strategy, None, data, url, run_dir, WarmStarts())
-    return ResultStages(prepared, Stage("search", stored, definition, strategy, trials))
+    return ToyStudy(OpenStudy(prepared, Stage("search", stored, definition, strategy, trials)))
+
+
+@dataclass(frozen=True)
+class ToyStudy:
+    """An open study, what is known of its winner, and its stages by name: read again each time."""
+
+    study: OpenStudy
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        owner = self.study if hasattr(self.study, name) else self.evaluation
+        return getattr(owner, name)
+
+    @property
+    def evaluation(self):
+        return read_evaluation(self.study)
+
+    def __iter__(self):
+        """Yields the stages up to the first that has work."""
+        count = 0
+        while True:
+            evaluation = self.evaluation
+            known, following = evaluation.stages, next_stage(evaluation)
+            if evaluation.planned is not None:
+                known.append(following)
+            if count == len(known):
+                return
+            yield known[count]
+            count += 1
+
+    def stage(self, title):
+        return next(stage for stage in self if stage.title == title)
+
+    @property
+    def reevaluation(self):
+        """The re-evaluation, also where a single candidate needs none."""
+        evaluation = self.evaluation
+        plan = StagePlanner(self.study, evaluation.rule).reevaluation(evaluation.candidates)
+        return plan.find() or plan.begin()
+
+    @property
+    def final_training(self):
+        return self.stage("final-training")
+
+    def todo(self):
+        stage = next_stage(self.evaluation)
+        return 0 if stage is None else stage.todo() + stage.following
+
+    def is_done(self):
+        return self.evaluation.trained is not None
 
 
 def train(stage, split, trials, folder=None):
@@ -104,7 +156,7 @@ def evaluate_winner(stages, test, command, **more):
     if isinstance(stages.data.source, ToySource):
         stages.data.source.test = test
     with stages.search.stored.ledger.testing() as store:
-        return evaluation.evaluate_winner(stages, command, store, **more)
+        return evaluation.evaluate_winner(stages.evaluation, command, store, **more)
 
 
 def train_plainly(stage, candidate, seed):

@@ -24,14 +24,14 @@ from torch import nn
 
 import studyloom
 from studyloom import Float, Int
-from studyloom.commands import search as command
+from studyloom.commands.run_call import CallReporting
 from studyloom.objectives.objective import Attempt
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictions import network_outputs
+from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
-from studyloom.worker.task import StudyTask
 
 KINDS = {"synthetic": 260, "tables": 140, "real": 40}  # studies of each
 TRIALS, EPOCHS, FRESH, SEEDS = 12, 8, 20_000, 10
@@ -229,22 +229,23 @@ def conduct(
     """
     outcomes: list[Outcome] = []
 
-    def measure(task: StudyTask, stop: Stop, outputs: Any) -> int:
-        task.prepared.launcher.launch(task, stop)
-        stages = task.stages
-        with stages.search.stored.ledger.testing() as store:
-            result = evaluate_winner(stages, (), store)
-        trials = [stage.stored.trials() for stage in stages]
+    def measure(reporting: CallReporting, evaluation: Evaluation, stop: Stop) -> int:
+        search = evaluation.study.stored
+        assert evaluation.trained is not None
+        assert evaluation.candidates is not None
+        with search.ledger.testing() as store:
+            result = evaluate_winner(evaluation, (), store)
+        trials = [stage.stored.trials() for stage in evaluation.stages]
         lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
-        last: CandidateTrainings = stages.last.source
-        sources = {o: source.point for o, source in stages.candidates.items()}
+        last: CandidateTrainings = evaluation.trained.source
+        sources = {o: source.point for o, source in evaluation.candidates.items()}
         trainings = replace(last, candidates=sources, seeds=last.seeds)
 
         @cache
         def truth(number: int) -> Truth:
             return value(trainings, Origin(number))
 
-        searched = stages.search.stored.ranked()[0]
+        searched = search.ranked()[0]
         outcomes.append(
             describe(kind, result, truth, searched.number, (lengths[0], sum(lengths[1:])))
         )
@@ -252,7 +253,7 @@ def conduct(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(command, "search_and_report", measure),
+        patch.object(CallReporting, "report", measure),
     ):
         studyloom.search(
             subject,

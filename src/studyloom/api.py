@@ -1,10 +1,8 @@
 """The Python API: run a study and read it. Importing this module does not import torch."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
@@ -23,9 +21,6 @@ from studyloom.storage import opening
 from studyloom.storage.stored_study import Rows, StoredStudy, curve_rows, trial_rows
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import serve
-from studyloom.text import error_text
-from studyloom.user_code.importing import note_script
-from studyloom.user_code.pickled import MAIN, OWN, passed_on
 from studyloom.views.snapshot import format_parameters, take_snapshot
 from studyloom.winner.result import Result, from_document
 
@@ -34,7 +29,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does
 
     from studyloom.config.main import Invocation
     from studyloom.winner.predictor import Prediction, Predictor
-    from studyloom.worker.task import Command, Prepared
+    from studyloom.worker.task import Command
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away, when a study is read
 
@@ -477,81 +472,8 @@ def _names(value: Any) -> list[Any]:
 
 def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
     """Runs the study of a config in this process, unless its launcher starts workers."""
-    from studyloom.commands.outputs import Outputs, take_environment
-    from studyloom.commands.search import search_and_report
-    from studyloom.winner.stages import ResultStages
-    from studyloom.worker.prepare_search import open_search, prepare
-    from studyloom.worker.process import exit_code
-    from studyloom.worker.stopping import Stop, following
-    from studyloom.worker.task import make_task
+    from studyloom.commands.run_call import run_call
 
-    if cfg.study.dry_run:
-        raise ConfigError(
-            "study.dry_run is for a shell: python -m studies.NAME --dry-run; leave it out"
-        )
-    error: Exception | None = None
-    with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
-        passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        outputs = Outputs(take_environment())
-        outputs.console.quiet, outputs.console.lasting, outputs.notes = quiet, False, notes
-        code, reason = 2, None  # until the study is open, as of the command
-        try:
-            outputs.open()
-            prepared = prepare(cfg)
-            named, digests, used, needed = _to_pass_on(cfg, prepared)
-            passed = passed_on(named, known=digests, used=used, needed=needed)
-            passing.enter_context(passed)
-            search = open_search(prepared, stop, ResultStages, create=True)
-            prepared, plan = passing.enter_context(search)
-            if f": {MAIN}" in OmegaConf.to_yaml(cfg):
-                note_script(prepared.run_dir)
-            code = 1
-            # No fork server: a fork would hang if this process has run OpenMP's threads before.
-            task = make_task(prepared, plan, command)
-            with following(plan.search.stored, stop):
-                code = search_and_report(task, stop, outputs)
-        except Exception as caught:
-            reason = error_text(caught)
-            if stop.signal is None:
-                raise
-            error = caught
-        finally:
-            outputs.finish(exit_code(code, stop), reason)
-    if stop.signal is not None:
-        with suppress(KeyboardInterrupt):  # of Python's own handler, which has no words
-            signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
-        words = f"the study was stopped; {command.resumes} it"
-        raise KeyboardInterrupt(words) from error
-    stored = opening.open_study(prepared.url, str(cfg.study.name), DEADLINE)
-    return Study(stored, prepared.run_dir.absolute())
-
-
-def _to_pass_on(
-    cfg: DictConfig, prepared: "Prepared"
-) -> tuple[list[str], dict[str, str], list[str], bool]:
-    """Returns the names that only this program defines, digests of their sources, and globals.
-
-    Also whether there will be another process; else there is one only if this one loses its GPU.
-
-    Raises:
-        ConfigError: the workers are on other hosts, which cannot get these objects.
-    """
-    from studyloom.user_code.digests import CODE, main_globals, targets
-
-    launcher = prepared.launcher
-    workers = launcher.count(2)
-    # With a time limit for trials, or several GPUs, a single worker is a process too.
-    needed = workers > 1 or launcher.gpus > 1 or cfg.study.trial_timeout is not None
-    plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
-    if not named:
-        return [], {}, [], needed
-    if launcher.leaves_host and needed:
-        raise ConfigError(
-            f"{', '.join(named)}: is defined only in this program, and the launcher starts workers "
-            "on other hosts, which cannot import it; move it into a module that they have"
-        )
-    digests = {key.removeprefix(CODE): each for key, each in prepared.definition.code.items()}
-    digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
-    return named, digests, [*main_globals(named)], needed
+    study = run_call(cfg, command, quiet=quiet, notes=notes)
+    stored = opening.open_study(study.prepared.url, study.stored.name, DEADLINE)
+    return Study(stored, study.run_dir.absolute())

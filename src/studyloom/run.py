@@ -59,9 +59,9 @@ def run(
 
     if active() is not None and not isinstance(source, str | Path):
         with importing_torch():
-            from studyloom.commands.run_study import run_study
+            from studyloom.commands.run_study import run_command
 
-        run_study(source)
+        run_command(source)
     with importing_optuna():
         from studyloom.api import run_from_python
 

@@ -8,7 +8,6 @@ import pytest
 from commands import ROOT, study
 from snapshots import snapshot_of
 
-from studyloom.commands.outputs import Outputs
 from studyloom.commands.search import end_of_search
 from studyloom.errors import (
     DataError,
@@ -18,26 +17,28 @@ from studyloom.errors import (
     StorageError,
     StorageLost,
 )
-from studyloom.worker.process import exit_code, reporting_end
+from studyloom.worker.process import ProcessReporting, ending_by_errors, exit_code
 from studyloom.worker.stopping import Stop
 
 
-class Told(Outputs):
-    """Keeps how it was told the command ends."""
+class Told(ProcessReporting):
+    """Keeps how it was told the command of an open study ends."""
+
+    study = object()
 
     def __init__(self):
-        super().__init__()
         self.told = []
 
-    def finish(self, code, reason=None):
+    def end(self, code, reason):
         self.told.append((code, reason))
 
 
 def test_a_second_ctrl_c_is_answered(capfd):
     stop, outputs = Stop(), Told()
     stop.signal = 2
-    with reporting_end(stop, outputs.finish):
+    with pytest.raises(SystemExit) as caught, ending_by_errors(stop, outputs):
         raise Interrupted
+    assert caught.value.code == 130
     assert "stopped at once; the same command resumes here" in capfd.readouterr().err
     assert outputs.told == [(130, "stopped at once")]
 
@@ -49,7 +50,7 @@ def test_an_error_ends_the_command_and_is_told(capsys):
         (StorageLost("away"), 1),
     ):
         outputs = Told()
-        with pytest.raises(SystemExit) as caught, reporting_end(Stop(), outputs.finish):
+        with pytest.raises(SystemExit) as caught, ending_by_errors(Stop(), outputs):
             raise error
         assert caught.value.code == code
         assert outputs.told == [(code, str(error))]
@@ -68,11 +69,11 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
 def test_the_end_of_a_search_says_what_its_counts_do_not_say():
     none_keeps = replace(snapshot_of(complete=2), rule="max accuracy where parameters < 9")
     words = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
-    assert end_of_search(none_keeps, 5, 0).startswith(words)
+    assert end_of_search(none_keeps, 5, worked=False).startswith(words)
     all_failed = replace(snapshot_of(failed=5), rule="max accuracy")  # of two objectives
-    assert end_of_search(all_failed, 5, 0) == "the budget of 5 trials is spent"
-    assert end_of_search(snapshot_of(), 5, 0) == "the budget of 5 trials is spent"
-    assert end_of_search(snapshot_of(), 5, 3) == ""
+    assert end_of_search(all_failed, 5, worked=False) == "the budget of 5 trials is spent"
+    assert end_of_search(snapshot_of(), 5, worked=False) == "the budget of 5 trials is spent"
+    assert end_of_search(snapshot_of(), 5, worked=True) == ""
 
 
 @pytest.mark.chaos

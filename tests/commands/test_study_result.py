@@ -22,9 +22,10 @@ from studyloom.storage.attributes import RESULT
 from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.redo import redo_failed
 from studyloom.views import report
+from studyloom.winner import read_evaluation
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.result import Result
-from studyloom.winner.stages import ResultStages
+from studyloom.worker import driver
 
 CONF = Path(__file__).parents[2] / "conf"
 REEVALUATED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
@@ -173,12 +174,12 @@ def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
         raise StorageError("the database is inconsistent")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResultStages, "reconcile", contradict)
+        patch.setattr(driver, "reconcile", contradict)
         with pytest.raises(StorageError, match="inconsistent"):
             search(searched)
     assert ended(searched, capsys) == 2
     # A smaller budget has only trials that failed; a later one of the study is complete.
-    monkeypatch.setattr(ResultStages, "candidates", {})
+    monkeypatch.setattr(read_evaluation, "choose_candidates", lambda *_: {})
     with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
         search(searched)
 
@@ -234,7 +235,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
     def refuse(*_):
         raise ConfigError("another study definition")
 
-    monkeypatch.setattr("studyloom.commands.search.check_definition", refuse)
+    monkeypatch.setattr("studyloom.commands.choose_winner.check_definition", refuse)
     assert main(["winner", str(searched)]) == 2
     assert "another study definition" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")]
@@ -247,9 +248,9 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
     """No other command uses the test set meanwhile."""
     evaluate = result.evaluate_winner
 
-    def evaluate_and_stop(stages, *given, **more):
-        assert stages.search.stored.ledger.held(testing=True)
-        written = evaluate(stages, *given, **more)
+    def evaluate_and_stop(evaluation, *given, **more):
+        assert evaluation.study.stored.ledger.held(testing=True)
+        written = evaluate(evaluation, *given, **more)
         signal.raise_signal(signal.SIGINT)
         return written
 

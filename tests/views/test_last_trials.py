@@ -105,8 +105,8 @@ def test_a_training_of_a_later_stage_is_shown_as_the_trial_it_repeats():
     candidates = CategoricalDistribution([0, 2])
     seeds = IntDistribution(0, 1)
     later = [
-        a_trial(0, params={"candidate": (0, candidates), "seed": (0, seeds)}),
-        a_trial(1, params={"candidate": (2, candidates), "seed": (1, seeds)}),
+        a_trial(0, params={"trial": (0, candidates), "seed": (0, seeds)}),
+        a_trial(1, params={"trial": (2, candidates), "seed": (1, seeds)}),
     ]
     table = last_trials(progress_of(trials, "re-evaluation", best=2, later=later), 80)
     assert column(table, "trial") == ["2", "0", "2"]

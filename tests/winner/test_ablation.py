@@ -180,11 +180,11 @@ def test_each_value_is_that_of_a_plain_training_on_the_seeds_of_the_re_evaluatio
     titles = dict.fromkeys(stage.title for stage in stages)
     assert [*titles] == ["search", "re-evaluation", "ablation", "final-training"]
     assert stages.is_done()
-    first = next(stages.ablations())
+    first = stages.stage("ablation")
     assert first.source.new_seeds == stages.reevaluation.source.new_seeds
     for row in result.ablation.rows:
         origin = Origin(result.winner.trial, defaults=(row.name,))
-        assert Origin.of(origin.number) == origin
+        assert Origin.read(origin.columns) == origin
         for seed, value in enumerate(row.values):
             assert train_plainly(first, origin, seed)[0] == value
         assert len(row.values) == SEEDS
@@ -192,7 +192,7 @@ def test_each_value_is_that_of_a_plain_training_on_the_seeds_of_the_re_evaluatio
         assert row.loss == pytest.approx(means)
     assert len(result.ablation.rows) >= 2
     assert Result.read(stages.run_dir) == result
-    assert is_result_of(result, stages)
+    assert is_result_of(result, stages.evaluation)
 
 
 def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_set(ablated):
@@ -249,7 +249,7 @@ def test_a_command_without_the_key_keeps_what_was_tested_with_it(definition, tmp
     result = evaluate_winner(first, CountedTest(), ["x"])
     first.close()
     stages = open_stages(definition, tmp_path, margin=0.5)
-    assert is_result_of(result, stages)
+    assert is_result_of(result, stages.evaluation)
     assert stages.final_training.stored.name == result.stage
 
 

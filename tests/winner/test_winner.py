@@ -365,7 +365,7 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     assert shown in lines
     winner = stages.reevaluated.winner
     assert f"trial {winner.trial}" in lines
-    assert is_result_of(result, stages)
+    assert is_result_of(result, stages.evaluation)
     json.dumps(result.document(), allow_nan=False)
     written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
     assert written["optimizer"]["lr"] == result.winner.params["optimizer.lr"]

@@ -4,4 +4,4 @@ Each command is a function with its arguments; a module holds a group of them. S
 only when a command runs: `--help` does not import torch, Optuna or Hydra.
 """
 
-__all__ = ["documents", "options", "outputs", "parser", "run_study", "search"]
+__all__ = ["documents", "options", "outputs", "parser", "run_call", "run_study"]

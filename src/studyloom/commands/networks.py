@@ -41,13 +41,13 @@ Named = str | dict[str, str]  # a value of the option `--network`
 def reevaluate(
     arguments: argparse.Namespace, *more: str, repeat: bool, network: Named | None = None
 ) -> tuple[str, Any]:
-    """Runs the stages after the search; see `commands.search.reevaluate`.
+    """Runs the stages after the search; see `commands.choose_winner`.
 
     Args:
         more: overrides of the study's command.
         network: what makes the network of a loop, if the user names it now.
     """
-    from studyloom.commands.search import reevaluate
+    from studyloom.commands.choose_winner import choose_winner
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
@@ -60,7 +60,7 @@ def reevaluate(
         if network is not None and (arguments.run_dir / "winner.json").exists():
             load_network(arguments.run_dir, named=network)  # nothing is written if it cannot be
         out = sys.stderr if arguments.json else sys.stdout
-        return reevaluate(cfg, make_console(out), repeat=repeat)
+        return choose_winner(cfg, make_console(out), repeat=repeat)
 
 
 @command(
@@ -122,11 +122,12 @@ def compress(arguments: argparse.Namespace) -> None:
     """Compresses the winner: exports it to ONNX, prunes, distills and quantizes it to int8. Prints
     the cost of each variant, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.search import open_ended
+    from studyloom.commands.choose_winner import open_ended
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
     from studyloom.views.terminal import make_console
+    from studyloom.winner.read_evaluation import read_evaluation
     from studyloom.winner.result import to_document
     from studyloom.worker.stopping import Stop
 
@@ -139,10 +140,10 @@ def compress(arguments: argparse.Namespace) -> None:
         ExitStack() as opened,
     ):
         with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
-            _, plan = opened.enter_context(open_ended(cfg, stop))
+            study = opened.enter_context(open_ended(cfg, stop))
         if stop():
             raise Interrupted
-        record = load_plugin("compress")(plan, arguments.settings, stop, console)
+        record = load_plugin("compress")(read_evaluation(study), arguments.settings, stop, console)
     if arguments.json:
         print_json(to_document(record))
     else:

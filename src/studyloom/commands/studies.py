@@ -102,11 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
         from studyloom.processes import importing_torch
 
         with importing_torch():  # it takes seconds, and `starting` is printed before
-            from studyloom.commands.run_study import run_study
+            from studyloom.commands.run_study import run_command
             from studyloom.worker.task import Command
 
         # The arguments as hydra_main left them.
-        run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
+        run_command(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
 
     source = arguments.source
     task.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"

@@ -31,7 +31,7 @@ from studyloom.storage.creation_lock import exclusive
 from studyloom.storage.database import RetryingStorage, connect
 from studyloom.storage.ledger import Ledger, NoLedger, add_study
 from studyloom.storage.slot_table import check_table
-from studyloom.storage.stored_study import StoredStudy, owner_of
+from studyloom.storage.stored_study import StoredStudy, open_beside, owner_of
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
 from studyloom.user_code.digests import CODE, DATA, code_of, name_of_source
@@ -219,37 +219,86 @@ def create_study(
     *,
     objectives: Sequence[ObjectiveValue] = (ACCURACY,),
     rung: int = 0,
-    wait: bool = False,
     accept_code_change: bool = False,
 ) -> StoredStudy:
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
         rung: the epoch of the lowest rung of a new study; 0 without rungs.
-        wait: whether to wait even if the database is away at the first call, as in the midst of a
-            run. By default a mistyped host is reported at once.
     """
-    lock = exclusive(url, deadline=deadline if wait else 0.0)
+    lock = exclusive(url)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
-            attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
-            attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
-            directions = [StudyDirection[objective.direction.upper()] for objective in objectives]
-            add_study(backend, name, directions, attributes)
+            _add_study(backend, name, definition, objectives, rung)
         stored = _load(backend, name)
-        was = stored.definition()
-        accepted = check_definition(name, was, definition, accept_code_change=accept_code_change)
-        if stored.optuna.metric_names is None:  # optuna-dashboard shows them
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                stored.optuna.set_metric_names([objective.name for objective in objectives])
-        stored.reconcile(trials)
-        if accepted != was:
-            change = code_of(was or {}).items() ^ code_of(accepted).items()
-            changed = sorted({key for key, _ in change})
-            changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
-            stored.optuna.set_user_attr(CODE_CHANGES, changes)
-            stored.optuna.set_user_attr(DEFINITION, dict(accepted))
-        if stored.halted() is not None:  # a person who starts it again has removed the reason
-            stored.optuna.set_user_attr(HALTED, None)
+        _take_up(stored, definition, trials, objectives, accept_code_change=accept_code_change)
     return stored
+
+
+def create_beside(
+    stored: StoredStudy,
+    name: str,
+    definition: Mapping[str, Any],
+    trials: int,
+    objectives: Sequence[ObjectiveValue],
+) -> StoredStudy:
+    """Opens another study of the same database, on its connections; creates it if it is missing.
+
+    Waits if the database is away.
+
+    Raises:
+        DefinitionError: the study of that name has another definition.
+    """
+    backend = stored.ledger.storage
+    with exclusive(backend.retry.address, deadline=backend.retry.deadline):
+        opened = open_beside(stored, name)
+        if opened is None:
+            _add_study(backend, name, definition, objectives, rung=0)
+            opened = open_beside(stored, name)
+        assert opened is not None
+        _take_up(opened, definition, trials, objectives)
+    return opened
+
+
+def _add_study(
+    backend: RetryingStorage,
+    name: str,
+    definition: Mapping[str, Any],
+    objectives: Sequence[ObjectiveValue],
+    rung: int,
+) -> None:
+    attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
+    attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
+    directions = [StudyDirection[objective.direction.upper()] for objective in objectives]
+    add_study(backend, name, directions, attributes)
+
+
+def _take_up(
+    stored: StoredStudy,
+    definition: Mapping[str, Any],
+    trials: int,
+    objectives: Sequence[ObjectiveValue],
+    *,
+    accept_code_change: bool = False,
+) -> None:
+    """Checks the definition of a stored study, and repairs it before it is worked on."""
+    was = stored.definition()
+    accepted = check_definition(stored.name, was, definition, accept_code_change=accept_code_change)
+    if stored.optuna.metric_names is None:  # optuna-dashboard shows them
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            stored.optuna.set_metric_names([objective.name for objective in objectives])
+    stored.reconcile(trials)
+    if accepted != was:
+        change = code_of(was or {}).items() ^ code_of(accepted).items()
+        changed = sorted({key for key, _ in change})
+        changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
+        stored.optuna.set_user_attr(CODE_CHANGES, changes)
+        stored.optuna.set_user_attr(DEFINITION, dict(accepted))
+    forget_halt(stored)
+
+
+def forget_halt(stored: StoredStudy) -> None:
+    """Lets a study that has halted run again: the person who starts it has removed the reason."""
+    if stored.halted() is not None:
+        stored.optuna.set_user_attr(HALTED, None)

@@ -85,7 +85,7 @@ def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
     settings = trial.params
     if progress.title != SEARCH and progress.title in progress.trials:
         for searched in search:
-            if searched.number == trial.params.get("candidate"):
+            if searched.number == trial.params.get("trial"):
                 candidate = searched
                 settings = {"seed": trial.params.get("seed"), **searched.params}
     mark = ""

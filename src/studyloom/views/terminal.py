@@ -52,7 +52,7 @@ from studyloom.worker.stopping import Stop
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
-    from studyloom.winner.stages import ResultStages
+    from studyloom.winner.read_evaluation import Evaluation
     from studyloom.worker.task import Command
 
 WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
@@ -165,13 +165,13 @@ def proposer_words(trial: FrozenTrial) -> str:
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
-def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
+def more_trials(snapshot: Snapshot, definition: "Definition") -> str:
     """Returns the override that continues a search that has ended; empty if it has not."""
-    study, ended = plan.definition.config.study, snapshot.outlook.ending
+    study, ended = definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
         return f"study.min_improvement={study.min_improvement / 2:g}"
     if ended is not None and ended.spent is not None:
-        return f"cost.limit={2 * plan.definition.config.cost.limit:g}"
+        return f"cost.limit={2 * definition.config.cost.limit:g}"
     if ended is not None:
         return f"study.epochs={2 * ended.epochs}"
     spent = snapshot.done == snapshot.budget == study.trials
@@ -297,32 +297,32 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
 
 
 def print_next_steps(
-    plan: "ResultStages",
+    evaluation: "Evaluation",
     command: "Command",
     snapshot: Snapshot,
     console: Console,
     began: datetime,
 ) -> None:
     """Prints the paths of the results, and the next commands."""
-    stored = plan.search.stored
+    study, stored = evaluation.study, evaluation.study.stored
     if not console.is_jupyter:
         curves = (TrialRecord(trial).curve for trial in stored.trials())
         if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
             console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-        trials = [trial for stage in plan for trial in stage.stored.trials()]
+        trials = [trial for stage in evaluation.stages for trial in stage.stored.trials()]
         say(console, ", ".join(format_times(trials, began)))
-    lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
+    lines = [f"study  {without_password(parse_url(study.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
-        f"{what:6} {plan.run_dir / name}"
+        f"{what:6} {study.run_dir / name}"
         for what, name in files.items()
-        if (plan.run_dir / name).exists()
+        if (study.run_dir / name).exists()
     ]
     if console.is_jupyter:  # `study` and `study.winner` show the rest
         lines = [line for line in lines if line.startswith("report")]
     say(console, "\n".join(lines))
-    nexts = [["studyloom", verb, str(plan.run_dir)] for verb in ("status", "dashboard")]
-    if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
+    nexts = [["studyloom", verb, str(study.run_dir)] for verb in ("status", "dashboard")]
+    if study.definition.space.size() > 1 and (more := more_trials(snapshot, study.definition)):
         key = more.partition("=")[0]
         called = f"{command.again} with {more.removeprefix('study.')}".split()
         again = [*command.as_typed, *command.without(key), more]

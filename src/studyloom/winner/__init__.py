@@ -1,8 +1,8 @@
 """The winner: the best trials re-evaluated with new seeds, one of them chosen, and tested once.
 
-`winner.stages` describes how the result is made, from `candidates` by way of `stored_trainings` to
-`measurement` and `evaluation`, which writes it below the run directory as winner.json, winner.yaml,
-winner.pt and model_card.md.
+`winner.read_evaluation` describes how the result is made, from `candidates` by way of `stages` and
+`stored_trainings` to `measurement` and `evaluation`, which writes it below the run directory as
+winner.json, winner.yaml, winner.pt and model_card.md.
 """
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "model_card",
     "predictions",
     "predictor",
+    "read_evaluation",
     "result",
     "stages",
     "statistics",

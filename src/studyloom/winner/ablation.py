@@ -16,6 +16,7 @@ from studyloom.averages import mean
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
 from studyloom.space.tree import Hyperparameter, Point, config_group, find_middle, find_misfit
+from studyloom.winner.candidates import Origin
 from studyloom.winner.result import Ablation, AblationRow
 from studyloom.winner.statistics import difference, errors_of_differences
 
@@ -102,6 +103,11 @@ class Losses:
     values: Mapping[Names, Sequence[float]]
     sign: int
     margin: float | None = None
+
+    def with_values(self, values: Mapping[Origin, Sequence[float]]) -> "Losses":
+        """Returns the losses with the values of further configurations."""
+        further = {origin.defaults: series for origin, series in values.items()}
+        return replace(self, values={**self.values, **further})
 
     def loss(self, *names: str) -> float | None:
         """Returns how much worse the mean is than the winner's; None without values."""

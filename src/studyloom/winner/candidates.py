@@ -4,11 +4,11 @@ Every choice is a pure function of the stored trials, so that each process comes
 """
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from optuna.pruners import BasePruner, NopPruner
@@ -41,22 +41,18 @@ class Origin:
     defaults: tuple[str, ...] = ()
 
     @property
-    def number(self) -> int | str:
-        """The candidate in stored rows: its trial.
-
-        With hyperparameters at their defaults it is a JSON list of the trial and their names.
-        """
+    def columns(self) -> dict[str, int | str]:
+        """The candidate as hyperparameters of a stored training."""
+        columns: dict[str, int | str] = {"trial": self.trial}
         if self.defaults:
-            return json.dumps([self.trial, *self.defaults])
-        return self.trial
+            columns["defaults"] = ", ".join(self.defaults)
+        return columns
 
     @classmethod
-    def of(cls, number: int | str) -> "Origin":
-        """Reads the number of a candidate in stored rows."""
-        if isinstance(number, str):
-            trial, *names = json.loads(number)
-            return cls(trial, tuple(names))
-        return cls(number)
+    def read(cls, columns: Mapping[str, Any]) -> "Origin":
+        """Reads the candidate from the hyperparameters of a stored training."""
+        defaults = columns.get("defaults")
+        return cls(columns["trial"], tuple(defaults.split(", ")) if defaults else ())
 
 
 @dataclass(frozen=True)
@@ -159,6 +155,17 @@ class EarlierTraining:
 
 
 @dataclass(frozen=True)
+class IsCandidate:
+    """A relation of `Space`: leaves out combinations of columns that are no candidate."""
+
+    candidates: frozenset[Origin]
+    names = frozenset({"trial", "defaults"})
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        return Origin.read(params) in self.candidates
+
+
+@dataclass(frozen=True)
 class CandidateTrainings:
     """Gives workers each candidate with each seed to train, as a search gives them trials.
 
@@ -167,6 +174,7 @@ class CandidateTrainings:
     Args:
         seeds: the number of seeds for each candidate.
         whole: whether to train on all training data, as final trainings do.
+        find_earlier: finds the trainings of other stages that this one reuses.
     """
 
     definition: Definition
@@ -174,14 +182,25 @@ class CandidateTrainings:
     candidates: Mapping[Origin, Point]
     seeds: int
     whole: bool = False
-    earlier: Mapping[Training, EarlierTraining] = field(default_factory=dict)
+    find_earlier: Callable[[], Mapping[Training, EarlierTraining]] = dict
     baseline: Point | None = None
 
     @cached_property
     def space(self) -> Space:
-        numbers = [origin.number for origin in self.candidates]
-        tree = {"candidate": {"choice": numbers}, "seed": {"int": [0, self.seeds - 1]}}
-        return parse_space(tree, lambda group: ())
+        """The trainings as a grid: trial, hyperparameters at their defaults, and seed."""
+        rows = [origin.columns for origin in self.candidates]
+        relations: tuple[IsCandidate, ...] = ()
+        tree: dict[str, Any] = {"trial": {"choice": _distinct(rows, "trial")}}
+        if any("defaults" in row for row in rows):
+            tree["defaults"] = {"choice": _distinct(rows, "defaults")}
+            relations = (IsCandidate(frozenset(self.candidates)),)
+        tree["seed"] = {"int": [0, self.seeds - 1]}
+        return replace(parse_space(tree, lambda group: ()), relations=relations)
+
+    @cached_property
+    def earlier(self) -> Mapping[Training, EarlierTraining]:
+        """The trainings of other stages that this one reuses."""
+        return self.find_earlier()
 
     @property
     def seed(self) -> int:
@@ -235,7 +254,7 @@ class CandidateTrainings:
 
         Reuses the result of an earlier stage that has trained it.
         """
-        training = Origin.of(point.values["candidate"]), point.values["seed"]
+        training = Origin.read(point.values), point.values["seed"]
         earlier = self.earlier.get(training)
         if earlier is not None and (stored := earlier.objective()) is not None:
             return stored
@@ -277,3 +296,8 @@ class CandidateTrainings:
 
     def pruner(self) -> BasePruner:
         return NopPruner()
+
+
+def _distinct(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    """Returns the distinct values of a column; "" where a row lacks it."""
+    return list(dict.fromkeys(row.get(column, "") for row in rows))

@@ -17,14 +17,14 @@ from studyloom.winner.candidates import Origin
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
 from studyloom.winner.predictions import Explain
+from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result
-from studyloom.winner.stages import ResultStages
 from studyloom.winner.statistics import difference, summarize
 
 
 def evaluate_winner(
-    stages: ResultStages,
+    evaluation: Evaluation,
     command: Sequence[str],
     store: Store,
     *,
@@ -38,7 +38,7 @@ def evaluate_winner(
     in the re-evaluation.
 
     Args:
-        stages: the stages, all of which have ended.
+        evaluation: of a study whose stages have all ended, with a winner.
         store: the connection of the command that holds the lease, see `Ledger.testing`.
         repeat: whether to test again.
         explain: explains the winner's predictions on the test set; None for a result without
@@ -49,10 +49,13 @@ def evaluate_winner(
         StorageError: another command has taken over the lease.
         OSError: a file cannot be written.
     """
-    definition, search = stages.definition, stages.search.stored
-    found, last, split = stages.reevaluated, stages.last, stages.data.split
+    study, found = evaluation.study, evaluation.reevaluated
+    last = evaluation.trained
+    assert found is not None
+    assert last is not None
+    definition, search, run_dir = study.definition, study.stored, study.run_dir
     if definition.tested:
-        tested, kept = measure_winner(last, found, store, repeat=repeat, explain=explain)
+        tested, kept = measure_winner(evaluation, store, repeat=repeat, explain=explain)
     else:
         first = min(found.values_by_seed(found.winner))
         kept = last.load_or_train(found.winner, first)
@@ -64,19 +67,19 @@ def evaluate_winner(
         **vars(tested),
         study=search.name,
         stage=last.stored.name,
-        trials=stages.trials,
+        trials=evaluation.trials,
         study_trials=sum(search.ledger.counts().values()),
-        reused={stage.title: stage.reused() for stage in stages.later if stage.title in STAGES},
+        reused={stage.title: stage.reused() for stage in evaluation.later if stage.title in STAGES},
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=winner,
         candidates=rows,
         metric=search.objectives[0],
-        rule=str(stages.rule),
+        rule=str(evaluation.rule),
         keeps=found.keeps_to_rule,
-        ablation=stages.ablation,
+        ablation=evaluation.ablation,
         command=tuple(command),
     )
-    again = (*command, "--config-dir", str(stages.run_dir), "--config-name", "winner")
+    again = (*command, "--config-dir", str(run_dir), "--config-name", "winner")
     (defined,) = search.attributes(DEFINED)
     sources = {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
     title = f"The winner of {search.name}, {winner.name}"
@@ -87,15 +90,19 @@ def evaluate_winner(
     )
     head = "".join(f"# {one_line(line)}\n" for line in lines)
     files = {"winner.yaml": (head + as_yaml(winner_config(definition, point))).encode()}
-    if result.ablation is not None and (names := result.ablation.simple) is not None:
-        simple = winner_config(definition, stages.defaults.put_back(names))
+    if (
+        evaluation.defaults is not None
+        and result.ablation is not None
+        and (names := result.ablation.simple) is not None
+    ):
+        simple = winner_config(definition, evaluation.defaults.put_back(names))
         about = one_line(f"{title}, with the defaults of {', '.join(names)}: {result.simple_words}")
         files[SIMPLE] = f"# {about}\n{as_yaml(simple)}".encode()
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
     if result.test is not None:
-        files[CARD] = model_card(result, stages.run_dir, split, sources).encode()
-    return result.write(stages.run_dir, files)
+        files[CARD] = model_card(result, run_dir, study.data.split, sources).encode()
+    return result.write(run_dir, files)
 
 
 def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
@@ -130,24 +137,26 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
     return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
 
 
-def is_result_of(result: Result, stages: ResultStages) -> bool:
-    """Whether a result comes from the last of these stages.
+def is_result_of(result: Result, evaluation: Evaluation) -> bool:
+    """Whether a result comes from the last stage of an evaluation.
 
     Compares the name of the stage, which contains budget and rule, the candidates with their
     seeds, and what makes the network of a loop, which `predict` needs.
     """
-    found = stages.reevaluated
-    network = value_at(stages.definition.config, "objective.network")
+    study, found, last = evaluation.study, evaluation.reevaluated, evaluation.trained
+    if found is None or last is None:
+        return False
+    network = value_at(study.definition.config, "objective.network")
     return (
-        result.stage == stages.last.stored.name
-        and result.belongs_to(stages.search.stored)
-        and result.trials == stages.trials  # else the search had ended, and was extended since
-        and (result.ablation is not None or not stages.ablates)
+        result.stage == last.stored.name
+        and result.belongs_to(study.stored)
+        and result.trials == evaluation.trials  # else the search had ended, and was extended since
+        and (result.ablation is not None or evaluation.ablation is None)
         and all(
             [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
             for row in result.candidates
         )
-        and (network is None or network == result.named_network(stages.run_dir))
+        and (network is None or network == result.named_network(study.run_dir))
     )
 
 

@@ -22,10 +22,10 @@ from studyloom.winner.predictions import (
     make_network,
     network_outputs,
 )
+from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
-from studyloom.winner.stored_trainings import CandidateStage
 from studyloom.worker.provenance import current_environment
 
 NO_TEST = "there is no objective.test, so nothing was tested"
@@ -38,8 +38,7 @@ Kept = dict[Origin, list[dict[str, Any]]]
 
 
 def measure_winner(
-    stage: CandidateStage,
-    found: Reevaluated,
+    evaluation: Evaluation,
     store: Store,
     *,
     repeat: bool,
@@ -50,7 +49,7 @@ def measure_winner(
     Stores the result in the database at once.
 
     Args:
-        stage: the final training.
+        evaluation: of a study whose final training has ended.
         repeat: whether to test networks again that were tested before.
         explain: explains the predictions of the winner.
 
@@ -60,9 +59,12 @@ def measure_winner(
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test set.
     """
-    known = None if repeat else stage.earlier_test(found.search)
-    if known is not None:
-        tested, earlier = known
+    found, stage = evaluation.reevaluated, evaluation.trained
+    assert found is not None
+    assert stage is not None
+    tested = None if repeat else evaluation.test
+    earlier = tested is not None and evaluation.is_earlier_test
+    if tested is not None:
         first = stage.load_or_train(found.winner, 0)
         if tested.data is None and _predicts(stage.source):  # its network was named after the test
             data = describe_data(stage.source, found.winner, None)
@@ -78,7 +80,7 @@ def measure_winner(
         except UndefinedMetric as error:
             raise NoWinner(f"no value on the test set: {error}; fix the test data") from error
         stage.store_test(tested, store)
-        earlier, first = False, kept[found.winner][0]
+        first = kept[found.winner][0]
     assert tested.test is not None
     scores = replace(tested.test, uses=found.search.test_uses(), earlier=earlier)
     return replace(tested, test=scores), first

@@ -73,7 +73,7 @@ class Reevaluated:
         def rank(origin: Origin) -> tuple[float, ...]:
             values = known[origin]
             by_rule = self.rule.rank(values) if satisfying else 0.0
-            return by_rule, -sign * values[metric], int(origin.number)
+            return by_rule, -sign * values[metric], origin.trial
 
         chosen = min(satisfying or known, key=rank)
         baseline = self.baseline

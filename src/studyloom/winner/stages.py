@@ -1,310 +1,213 @@
-"""The stages that lead to the result of a study: re-evaluation and final training.
+"""The stages after the search: what each trains, and the study in which it is stored.
 
-The best of 40 trials is partly luck: its value is a maximum over noise. So the result is made in
-four steps, each computed from what the ones before have stored:
-
-1. Candidates: the best few trials of the search, and the baseline to compare with.
-2. Re-evaluated: each candidate is trained on the same new seeds and validation sets. The drop from
-   the value in the search to the mean on new seeds is the selection gap. The candidate with the
-   best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation` the
-   winner is trained there without each of its changes to the default configuration as well.
-3. Trained: winner and baseline, on the full training set.
-4. Tested: both, once, on the test set.
-
-The trainings of each stage are stored as another study in the same database. Workers share them,
-and they survive crashes as the search does.
+The trainings of a stage are another study in the database of the search. Workers share them, and
+they survive crashes as the search does.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from studyloom.config.schema import WinnerSection
-from studyloom.decisions.early_end import ending
 from studyloom.errors import DefinitionError
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
-from studyloom.storage.command_record import CommandRecord, StoredCommand, store_stage
-from studyloom.storage.opening import create_study
-from studyloom.storage.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
-from studyloom.winner.ablation import Defaults, Losses, Names
-from studyloom.winner.candidates import (
-    Candidates,
-    CandidateTrainings,
-    Origin,
-    choose_candidates,
+from studyloom.storage.command_record import StoredCommand, store_stage
+from studyloom.storage.opening import create_beside, differences
+from studyloom.storage.stored_study import (
+    ABLATION,
+    FINAL_TRAINING,
+    REEVALUATION,
+    StageName,
+    StoredStudy,
+    open_beside,
 )
-from studyloom.winner.reevaluation import Reevaluated
-from studyloom.winner.result import Ablation
+from studyloom.winner.ablation import Defaults, Names
+from studyloom.winner.candidates import Candidates, CandidateTrainings, Origin
 from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings, networks_folder
-from studyloom.worker.stage import Stage
-from studyloom.worker.task import Prepared
+from studyloom.worker.open_study import OpenStudy
 
 WITH_SIMPLE = "with the simple configuration"  # in the name of a final training
 
 
-@dataclass
-class ResultStages:
-    """Opens the stages of a study, each once those before it have ended, and closes them.
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage after the search, which may not be stored yet.
 
-    The outcome of a stage is computed from its stored study each time. The candidates are cached,
-    since their configurations take a while to compose.
+    Args:
+        name: of its stored study, by all that its trainings depend on but the candidates.
+        repeats: whether it would repeat trainings of the re-evaluation or the ablation.
+        keeps: whether the networks are kept.
+        following: how many trainings follow in later stages, at most.
     """
 
-    prepared: Prepared
-    search: Stage
-    _opened: list[CandidateStage] = field(default_factory=list)  # after the search
-    _ablations: dict[Names, CandidateStage] = field(default_factory=dict)  # by what is put back
-
-    def __post_init__(self) -> None:
-        self.definition, self.data = self.prepared.definition, self.prepared.data
-        self.run_dir = self.prepared.run_dir
-        self.settings = WinnerSection(**self.definition.config.winner)
-
-    def __iter__(self) -> Iterator[Stage]:
-        """Yields the stages up to the first that has not ended yet.
-
-        A search that had ended may have trials again, as after `studyloom redo`: then the stages
-        after it are known again only once these have ended.
-        """
-        yield self.search
-        if self.search.todo():
-            if "candidates" in vars(self):
-                self._forget_outcomes()
-            return
-        if not self.settings.enabled or not self.candidates:
-            return
-        if self.reevaluates:
-            yield self.reevaluation
-            if self.reevaluation.todo() or not self.reevaluated.eligible:
-                return
-        if self.ablates:
-            for stage in self.ablations():
-                yield stage
-                if stage.todo():
-                    return
-        if self.definition.tested:
-            yield self.final_training
-
-    @property
-    def later(self) -> list[CandidateStage]:
-        """The stages after the search that are known."""
-        return [stage for stage in self if isinstance(stage, CandidateStage)]
-
-    @property
-    def current(self) -> Stage:
-        """The first stage that has not ended, or the last that is known."""
-        *_, stage = self
-        return stage
-
-    def todo(self) -> int:
-        """Returns how many trainings are left at most, in this stage and those to come."""
-        stage = self.current
-        trials = stage.todo()
-        if not trials:
-            return 0
-        ends = not self.settings.enabled or self._is_last(stage)
-        return trials if ends else trials + (self.settings.top + 3) * self.settings.seeds
-
-    def is_done(self) -> bool:
-        """Whether all stages have ended and there is a winner, to be tested if that is possible."""
-        stage = self.current
-        return self._is_last(stage) and not stage.todo() and bool(self.reevaluated.eligible)
-
-    def _is_last(self, stage: Stage) -> bool:
-        """Whether the winner is known once a stage has ended.
-
-        By the title: `last` needs the winner, which is chosen once all are re-evaluated.
-        """
-        return stage.title == FINAL_TRAINING if self.definition.tested else not stage.is_search
-
-    def reconcile(self) -> bool:
-        """Corrects what another program changed in ledgers or trials; returns whether it did.
-
-        Raises:
-            StorageError: A person must decide how.
-        """
-        stages = (self.search, *self._opened)
-        found = [stage.stored.reconcile(stage.trials) for stage in stages]
-        if not any(found):
-            return False
-        self._forget_outcomes()
-        return True
-
-    def _forget_outcomes(self) -> None:
-        """Forgets the trials, and what was computed from them; both are read again when needed."""
-        for stage in (self.search, *self._opened):
-            stage.stored.storage.forget(stage.stored.ledger.study_id)
-        for name in ("rule", "candidates", "reevaluation", "defaults", "ablates", "final_training"):
-            self.__dict__.pop(name, None)
-        self._ablations.clear()
-
-    def close(self) -> None:
-        """Closes the connections; the last one of a SQLite file removes its two side files."""
-        for stage in (self.search, *self._opened):
-            stage.stored.close()
-
-    def command_record(self) -> CommandRecord:
-        """Returns the record of a command that works on these stages."""
-        settings, definition = self.settings, self.definition
-        per_hour = definition.config.cost.per_hour
-        return CommandRecord(
-            trials=self.search.trials,
-            reevaluated=settings.enabled,
-            tested=bool(definition.tested),
-            top=settings.top,
-            seeds=settings.seeds,
-            per_hour=None if per_hour is None else float(per_hour),
-        )
+    study: OpenStudy
+    title: str
+    name: StageName
+    trainings: CandidateTrainings
+    repeats: bool
+    keeps: bool
+    following: int
 
     @property
     def trials(self) -> int:
-        """How many trials the winner is chosen from: fewer than the budget if the search ended."""
-        ended = ending(self.search.stored, self.search.trials)
-        return self.search.trials if ended is None else ended.begun
-
-    # The outcomes of the stages
-
-    @cached_property
-    def rule(self) -> Rule:
-        """The rule that chooses the winner: the config's, or else the study's default."""
-        return self.definition.rule or self.search.stored.default_rule()
-
-    @cached_property
-    def candidates(self) -> Candidates:
-        """The best trials of the search, and the baseline."""
-        search, trials = self.search.stored, self.search.trials
-        return choose_candidates(self.definition, search, self.rule, trials, self.settings.top)
+        """The number of trainings."""
+        return len(self.trainings.trainings)
 
     @property
-    def reevaluates(self) -> bool:
-        """Whether there is a re-evaluation; not for a single candidate that will be tested."""
-        return not self.definition.tested or len(self.candidates) > 1 or self.ablates
+    def identity(self) -> dict[str, Any]:
+        """The definition of the stored study."""
+        candidates = [
+            {"trial": origin.trial, "defaults": [*origin.defaults]}
+            for origin in self.trainings.candidates
+        ]
+        code = self.study.stored.code()
+        return {"candidates": candidates, "seeds": self.trainings.seeds, **code}
 
     @property
-    def reevaluated(self) -> Reevaluated:
-        """The candidates with their values on new seeds."""
-        search = self.search.stored
-        if not self.reevaluates:
-            return Reevaluated(search, self.rule, self.candidates, None)
-        stage = self.reevaluation
-        values, partial = stage.values(), stage.partial_values()
-        return Reevaluated(search, self.rule, self.candidates, values, partial)
+    def names(self) -> tuple[str, str]:
+        """The names under which the study may be stored.
 
-    # The ablation
-
-    @cached_property
-    def ablates(self) -> bool:
-        """Whether there is an ablation: also if the stored final training includes its outcome."""
-        return self.settings.ablation or bool(self._begun_with_simple)
-
-    @cached_property
-    def defaults(self) -> Defaults:
-        """Puts hyperparameters of the winner back to their defaults."""
-        point = self.candidates[self.reevaluated.winner].point
-        return Defaults(self.definition, point, self.search.stored.trials())
-
-    def ablations(self) -> Iterator[CandidateStage]:
-        """Yields the stages of the ablation: each change put back, then several together."""
-        if self.defaults.changed:
-            yield self._ablation()
-            for names in self._attempts():
-                yield self._ablation(names)
-                if self._losses.is_within_margin(names):
-                    return
-
-    @property
-    def ablation(self) -> Ablation | None:
-        """The finished ablation; None if there is none."""
-        return self._losses.describe(self.defaults, self.simple) if self.ablates else None
-
-    @property
-    def simple(self) -> Names | None:
-        """What the simple configuration puts back, after the ablation; None without one."""
-        tuple(self.ablations())  # opens the stages, if this process has not
-        return next(filter(self._losses.is_within_margin, self._attempts()), None)
-
-    def _attempts(self) -> Iterator[Names]:
-        """Yields what a simple configuration may put back: all that is not needed, then fewer.
-
-        There is none with limits of costs, which are known only of trials of the search.
+        The second one is used if the first has other candidates, as after a trial was deleted, or
+        the baseline was trained again.
         """
-        if not self.rule.conditions and not self.definition.limits:
-            yield from filter(self.defaults.is_possible, self._losses.attempts())
+        candidates = repr(self.identity["candidates"])
+        digest = hashlib.sha256(candidates.encode()).hexdigest()[:8]
+        return str(self.name), str(self.name.with_detail(digest))
+
+    def find(self) -> CandidateStage | None:
+        """Returns the stage with its stored study; None if no worker has begun it."""
+        for name in self.names:
+            stored = open_beside(self.study.stored, name)
+            if stored is None:
+                return None
+            if not differences(stored.definition() or {}, self.identity):
+                return self._stored_in(stored)
+        return None
+
+    def begin(self) -> CandidateStage:
+        """Makes the stored study, unless another worker has, and returns the stage with it."""
+        first, second = self.names
+        try:
+            stored = self._create(first)
+        except DefinitionError:  # it has other candidates
+            stored = self._create(second)
+        store_stage(self.study.stored, self.title, stored.name)
+        return self._stored_in(stored)
+
+    def _create(self, name: str) -> StoredStudy:
+        objectives = [self.study.definition.metric]
+        return create_beside(self.study.stored, name, self.identity, self.trials, objectives)
+
+    def _stored_in(self, stored: StoredStudy) -> CandidateStage:
+        folder = self.study.run_dir / "winner" if self.keeps else None
+        find_earlier = partial(
+            earlier_trainings,
+            self.study.stored,
+            self.title,
+            stored.name,
+            self.identity,
+            folder,
+            repeats=self.repeats and self.title == FINAL_TRAINING,
+        )
+        trainings = replace(self.trainings, find_earlier=find_earlier)
+        return CandidateStage(
+            title=self.title,
+            stored=stored,
+            source=trainings,
+            strategy=trainings,
+            trials=self.trials,
+            weights=None if folder is None else networks_folder(folder, stored.name),
+            following=self.following,
+        )
+
+
+@dataclass(frozen=True)
+class StagePlanner:
+    """Plans the stages after the search of a study.
+
+    Args:
+        rule: chooses the candidates, and the winner among them.
+    """
+
+    study: OpenStudy
+    rule: Rule
 
     @property
-    def _losses(self) -> Losses:
-        """The losses that are known so far."""
-        found, known = self.reevaluated, dict[Origin, list[float]]()
-        for stage in self._ablations.values():
-            known |= stage.values()
-        values = {origin.defaults: each for origin, each in known.items()}
-        winner = (found.values or {}).get(found.winner, ())
-        return Losses(winner, values, self.search.stored.sign, self.settings.margin)
+    def settings(self) -> WinnerSection:
+        return winner_settings(self.study)
 
-    def _point(self, origin: Origin) -> Point:
-        known = self.candidates.get(origin)
-        return known.point if known else self.defaults.put_back(origin.defaults)
+    def reevaluation(self, candidates: Candidates) -> PlannedStage:
+        """Plans the re-evaluation: every candidate on new seeds and validation sets."""
+        points = {origin: source.point for origin, source in candidates.items()}
+        return self._plan(REEVALUATION, points)
 
-    def _with_recorded_values(self, points: Mapping[Origin, Point]) -> dict[Origin, Point]:
-        """Has each ReduceLROnPlateau step on the values of the candidate's trial in the search.
+    def ablation(
+        self, winner: Origin, defaults: Defaults, put_back: Iterable[Names]
+    ) -> PlannedStage:
+        """Plans an ablation: the winner with hyperparameters at their defaults.
 
-        A final training has no validation set: on examples that it trains on, the metric reaches
-        its plateau later than in the search, or never.
+        Args:
+            put_back: the names of the hyperparameters that each training has at their defaults.
         """
+        points = {replace(winner, defaults=names): defaults.put_back(names) for names in put_back}
+        together = max(len(origin.defaults) for origin in points)
+        return self._plan(ABLATION, points, f"{together} together" if together > 1 else "")
+
+    def final_training(
+        self, candidates: Candidates, points: Mapping[Origin, Point]
+    ) -> PlannedStage:
+        """Plans the final training: on all training data.
+
+        Each ReduceLROnPlateau steps on the values of the candidate's trial in the search: on
+        examples that it trains on, the metric reaches its plateau later, or never.
+
+        Args:
+            points: the configurations to train; with hyperparameters at their defaults that of the
+                simple configuration.
+        """
+        simple = any(origin.defaults for origin in points)
+        plan = self._plan(FINAL_TRAINING, points, WITH_SIMPLE if simple else "")
+        if plan.repeats:
+            return plan
         recorded = {}
         for origin, point in points.items():
-            values = self.candidates[Origin(origin.trial)].recorded_values
-            recorded[origin] = self.definition.with_recorded_values(point, values)
-        return recorded
+            values = candidates[Origin(origin.trial)].recorded_values
+            recorded[origin] = self.study.definition.with_recorded_values(point, values)
+        return replace(plan, trainings=replace(plan.trainings, candidates=recorded))
 
-    def _ablation(self, names: Names = ()) -> CandidateStage:
-        """Opens the stage in which hyperparameters are put back together; () for one by one."""
-        names = names if len(names) > 1 else ()
-        if names not in self._ablations:
-            winner, put_back = self.reevaluated.winner, [names] if names else self.defaults.changed
-            origins = [replace(winner, defaults=each) for each in put_back]
-            detail = f"{len(names)} together" if names else ""
-            self._ablations[names] = self._open(ABLATION, origins, detail)
-        return self._ablations[names]
-
-    # The studies of the later stages
-
-    @property
-    def last(self) -> CandidateStage:
-        """The stage after which there is a winner."""
-        return self.final_training if self.definition.tested else self.reevaluation
-
-    @cached_property
-    def reevaluation(self) -> CandidateStage:
-        """Every candidate on new seeds and validation sets of the size used in the search."""
-        return self._open(REEVALUATION, self.candidates)
-
-    @cached_property
-    def final_training(self) -> CandidateStage:
-        """The final training: winner and baseline on all training data.
-
-        With the simple configuration, unless the winner was trained for its test before.
-        """
-        found = self.reevaluated
-        last = [origin for origin in self.candidates if origin in (found.winner, found.baseline)]
-        if self.ablates and self._begun_with_simple is not False and (names := self.simple):
-            simple = replace(found.winner, defaults=names)
-            return self._open(FINAL_TRAINING, [*last, simple], WITH_SIMPLE)
-        return self._open(FINAL_TRAINING, last)
-
-    @property
-    def _begun_with_simple(self) -> bool | None:
+    def has_simple(self) -> bool | None:
         """Whether the stored final training has the simple configuration; None without one."""
-        begun = StoredCommand.read(self.search.stored).stages.get(FINAL_TRAINING, "")
-        is_ours = f"{begun} ".startswith(f"{self._name(FINAL_TRAINING)} ")
-        return WITH_SIMPLE in begun if is_ours else None
+        begun = StoredCommand.read(self.study.stored).stages.get(FINAL_TRAINING, "")
+        if not f"{begun} ".startswith(f"{self._name(FINAL_TRAINING)} "):
+            return None  # it belongs to another budget or rule
+        return WITH_SIMPLE in begun
+
+    def _plan(self, title: str, points: Mapping[Origin, Point], detail: str = "") -> PlannedStage:
+        definition = self.study.definition
+        final = title == FINAL_TRAINING
+        trainings = CandidateTrainings(
+            definition, self.study.data, points, self.settings.seeds, whole=final
+        )
+        repeats = trainings.repeats
+        return PlannedStage(
+            study=self.study,
+            title=title,
+            name=self._name(title).with_detail(detail),
+            trainings=trainings,
+            repeats=repeats,
+            # Without a final training, or if it only repeats this, the result has these networks.
+            keeps=final or repeats or not definition.tested,
+            following=0 if final or not definition.tested else trainings_after(self.study),
+        )
 
     def _name(self, title: str) -> StageName:
         """Names a stage by the settings that change its trainings."""
-        search, settings = self.search.stored, self.settings
-        name = StageName(search.name, title, self.search.trials, settings.top, settings.seeds)
+        search, settings = self.study.stored, self.settings
+        trials = self.study.search.trials
+        name = StageName(search.name, title, trials, settings.top, settings.seeds)
         if self.rule != Rule(search.objectives[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
         if search.code_changes():  # other code, other trainings
@@ -312,47 +215,13 @@ class ResultStages:
             name = name.with_detail(f"code {digest[:8]}")
         return name
 
-    def _open(self, title: str, candidates: Iterable[Origin], detail: str = "") -> CandidateStage:
-        """Opens the study of a stage, or makes it."""
-        search, settings, final = self.search.stored, self.settings, title == FINAL_TRAINING
-        points = {origin: self._point(origin) for origin in candidates}
-        name, numbers = self._name(title).with_detail(detail), [each.number for each in points]
-        definition = {"candidates": numbers, "seeds": settings.seeds, **search.code()}
-        trainings = CandidateTrainings(
-            self.definition, self.data, points, settings.seeds, whole=final
-        )
-        repeats = trainings.repeats
-        if final and not repeats:
-            trainings = replace(trainings, candidates=self._with_recorded_values(points))
-        # Without a final training, or if it only repeats this, the result has these networks.
-        keeps = final or repeats or not self.definition.tested
-        folder = self.run_dir / "winner" if keeps else None
-        earlier = earlier_trainings(search, name, definition, folder, repeats=final and repeats)
-        trainings = replace(trainings, earlier=earlier)
-        make = partial(
-            create_study,
-            self.prepared.url,
-            definition=definition,
-            trials=len(trainings.trainings),
-            deadline=self.definition.config.storage.deadline,
-            objectives=[self.definition.metric],
-            wait=True,
-        )
-        try:
-            stored = make(str(name))
-        except DefinitionError:  # it has other candidates: a trial was deleted, or trial 0 redone
-            name = name.with_detail(hashlib.sha256(repr(numbers).encode()).hexdigest()[:8])
-            stored = make(str(name))
-        stored.retry.stopping = search.retry.stopping
-        store_stage(search, title, stored.name)
-        weights = None if folder is None else networks_folder(folder, stored.name)
-        stage = CandidateStage(
-            title=title,
-            stored=stored,
-            source=trainings,
-            strategy=trainings,
-            trials=len(trainings.trainings),
-            weights=weights,
-        )
-        self._opened.append(stage)
-        return stage
+
+def winner_settings(study: OpenStudy) -> WinnerSection:
+    """Returns the section `winner` of a study's config."""
+    return WinnerSection(**study.definition.config.winner)
+
+
+def trainings_after(study: OpenStudy) -> int:
+    """Returns how many trainings follow a stage that is not the last, at most."""
+    settings = winner_settings(study)
+    return (settings.top + 3) * settings.seeds

@@ -21,7 +21,6 @@ from studyloom.storage.stored_study import (
     ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
-    StageName,
     StoredStudy,
     open_beside,
 )
@@ -118,9 +117,9 @@ class CandidateStage(Stage):
 def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
     """Returns trials of later stages by candidate and seed; the last one of several."""
     return {
-        (Origin.of(trial.params["candidate"]), trial.params["seed"]): trial
+        (Origin.read(trial.params), trial.params["seed"]): trial
         for trial in trials
-        if {"candidate", "seed"} <= {*trial.params}
+        if {"trial", "seed"} <= {*trial.params}
     }
 
 
@@ -147,7 +146,8 @@ def _conditions(definition: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def earlier_trainings(
     search: StoredStudy,
-    name: StageName,
+    title: str,
+    name: str,
     definition: Mapping[str, Any],
     folder: Path | None,
     *,
@@ -156,22 +156,28 @@ def earlier_trainings(
     """Finds the trainings of other stages that a stage reuses.
 
     Args:
+        name: of the stored study of the stage.
         definition: of the stage.
         folder: the folder of the networks of all stages; None if they are not needed.
         repeats: whether the stage would repeat the trainings of a re-evaluation or ablation.
     """
     known: dict[Training, EarlierTraining] = {}
-    titles = dict.fromkeys((name.title, *((REEVALUATION, ABLATION) if repeats else ())))
-    for stage in (
-        each for title in titles for each in earlier_stages(search, title, str(name), definition)
-    ):
+    titles = [title]
+    if repeats:
+        titles += [REEVALUATION, ABLATION]
+    stages = [
+        stage
+        for stage_title in titles
+        for stage in earlier_stages(search, stage_title, name, definition)
+    ]
+    for stage in stages:
         weights = None if folder is None else networks_folder(folder, stage.name)
         complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
         for training, trial in by_training(complete).items():
             record = TrialRecord(trial)
             source = record.reused or f"{stage.name}, trial {trial.number}"
             # A loop may have kept nothing; and the networks of older studies are not marked.
-            kept = name.title == FINAL_TRAINING or record.is_kept
+            kept = title == FINAL_TRAINING or record.is_kept
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
             known.setdefault(training, EarlierTraining(trial, source, file))
     return known

@@ -50,7 +50,11 @@ class Join(Launcher):
             LaunchError: work is left; as BrokenProcess, since this process can do no more.
         """
         if task.command.is_worker:  # the launcher renews the lease
-            task.work(stop)
+            try:
+                task.work(stop)
+            except BrokenProcess as error:
+                task.command.line.say("died", error)
+                raise
             return
         broken = work_here(task, stop)
         if broken is not None:
@@ -111,8 +115,9 @@ class Local(Launcher):
         common = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
+        fork_server = task.command.fork_server
         workers = [
-            LocalWorker(command, common | own, task.logs / f"{prefix}{n}.log", task.fork_server)
+            LocalWorker(command, common | own, task.logs / f"{prefix}{n}.log", fork_server)
             for n, own in enumerate(self.environments(count), 1)
         ]
         Supervisor(task, workers).run(stop)

@@ -1,6 +1,6 @@
 """A search from its config: prepared and checked, then opened in its database with its stages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.storage.reach import check_connections, check_database_reach, required_url
+from studyloom.storage.reach import check_database_reach, required_url
 from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.urls import serve
 from studyloom.training.device import check_device, training_device
@@ -26,12 +26,9 @@ from studyloom.worker.begin_search import (
     may_be_new,
 )
 from studyloom.worker.local import Join, build_launcher
-from studyloom.worker.stage import SearchOnly, Stage, Stages
+from studyloom.worker.open_study import OpenStudy, Prepared
+from studyloom.worker.stage import Stage
 from studyloom.worker.stopping import Stop
-from studyloom.worker.task import Prepared
-
-# Makes the stages of a run from its search, which is the first of them.
-MakeStages = Callable[[Prepared, Stage], Stages]
 
 
 def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
@@ -71,18 +68,12 @@ def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
 
 
 @contextmanager
-def open_search(
-    prepared: Prepared, stop: Stop, make_stages: MakeStages | None = None, *, create: bool
-) -> Iterator[tuple[Prepared, Any]]:
-    """Opens the study of a search in its database, and closes its stages after the body.
+def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[OpenStudy]:
+    """Opens the study of a search in its database, and closes it after the body.
 
     Args:
         stop: whether to wait no longer for the database.
-        make_stages: makes all stages, the search first; None for only the search.
         create: whether to make a missing study and to store its settings from the config.
-
-    Yields:
-        What was prepared, with the URL of a server that runs; and the stages.
 
     Raises:
         ValueError: the database cannot be used, or its study has another definition.
@@ -103,9 +94,6 @@ def open_search(
     strategy = as_begun(strategy, stored)
     prepared = replace(prepared, url=url, strategy=strategy)
     search = Stage(SEARCH, stored, definition, strategy, trials)
-    stages = SearchOnly(search) if make_stages is None else make_stages(prepared, search)
-    with closing(stages):
-        if create:
-            check_connections(url, prepared.launcher.count(stages.todo()))
+    with closing(OpenStudy(prepared, search)) as study:
         collect_as_usual()  # trials come next
-        yield prepared, stages
+        yield study

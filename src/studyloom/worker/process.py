@@ -1,15 +1,15 @@
 """The processes of a study: the one that runs it, its workers, and how they end.
 
 `run_search` needs only the kernel: it searches, and raises errors. `run_process` runs a whole
-process and returns its exit code: a worker, or the command of a study, which passes the stages
-after the search and what to report.
+process to its exit code: a worker, or the command of a study, which passes the stages after the
+search and what to report.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -18,23 +18,16 @@ from omegaconf import DictConfig
 
 from studyloom.config.build import find_target
 from studyloom.config.main import invocation_of
-from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
-from studyloom.errors import (
-    BrokenProcess,
-    ConfigError,
-    Halted,
-    Interrupted,
-    LaunchError,
-    StudyloomError,
-)
+from studyloom.errors import ConfigError, Halted, Interrupted, LaunchError, StudyloomError
 from studyloom.user_code.pickled import receive
+from studyloom.worker.driver import SEARCH_ONLY, Reporting, run_study
 from studyloom.worker.forks import fork_workers
 from studyloom.worker.line import Line
-from studyloom.worker.prepare_search import MakeStages, open_search, prepare
-from studyloom.worker.stopping import Stop, following
-from studyloom.worker.task import Command, Launcher, StudyTask, make_task
+from studyloom.worker.open_study import Stages
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Command, Launcher
 
 STOPPED = 3  # the exit code of a process that `studyloom stop` has stopped
 
@@ -58,98 +51,61 @@ def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -
     """
     invocation = invocation_of(source, overrides)
 
-    def search(cfg: DictConfig, arguments: tuple[str, ...]) -> None:
+    def search(config: DictConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)
-        with ExitStack() as ending, Stop(cfg.study.timeout) as stop:
-            worker = partial(run_worker, cfg, command)
-            server = fork_workers(launcher_class(cfg), worker, ending)
-            opened = open_search(prepare(cfg), stop, create=True)
-            prepared, stages = ending.enter_context(opened)
-            with following(next(iter(stages)).stored, stop):
-                task = make_task(prepared, stages, command, fork_server=server)
-                prepared.launcher.launch(task, stop)
+        with ExitStack() as ending, Stop(config.study.timeout) as stop:
+            server = fork_workers(
+                launcher_class(config), partial(run_worker, config, command), ending
+            )
+            run_study(config, replace(command, fork_server=server), Reporting(), stop)
 
     invocation.call(overrides, search)
 
 
-@dataclass(frozen=True)
-class Reporting:
-    """What a process reports; a worker reports nothing.
+class ProcessReporting(Reporting):
+    """Reports on the study of a whole process: here nothing, as a worker."""
 
-    Args:
-        begin: called before the study is prepared.
-        show: called with the definition of a dry run, which ends then.
-        finish: called with the exit code, and why it is not 0.
-    """
+    def open(self) -> None:
+        """Prepares to report, before the study is prepared."""
 
-    begin: Callable[[], None] = lambda: None
-    show: Callable[[Definition], None] = lambda definition: None
-    finish: Callable[[int, str | None], None] = lambda code, reason: None
+    def end(self, code: int, reason: str | None) -> None:
+        """Reports the exit code of the process, and why it is not 0."""
 
 
 def run_process(
-    cfg: DictConfig,
+    config: DictConfig,
     command: Command,
-    line: Line,
-    work: Callable[[StudyTask, Stop], int],
-    *,
-    make_stages: MakeStages | None,
-    reporting: Reporting,
+    reporting: ProcessReporting,
+    stages: Stages = SEARCH_ONLY,
     worker: Callable[[Line], object] | None = None,
 ) -> NoReturn:
     """Runs a study in this process, from its config to the exit code.
 
     Args:
-        line: to the launcher that has started this process, if one has.
-        work: works on the task, and returns the exit code.
         worker: what a fork of this process does as a worker; None without forks.
     """
     WORKER.take()  # a command that a trial starts is no worker
-    joins, finish = command.is_worker, reporting.finish
-    with (
-        ExitStack() as ending,
-        line.ending(),
-        Stop(cfg.study.timeout, line.is_asked) as stop,
-        ExitStack() as opened,
-    ):
-        launcher, server = launcher_class(cfg), None
-        if worker is not None and not cfg.study.dry_run:
-            server = fork_workers(launcher, worker, ending)
-        with reporting_errors(stop, finish):
+    line = command.line
+    with ExitStack() as ending, line.ending(), Stop(config.study.timeout, line.is_asked) as stop:
+        if worker is not None and not config.study.dry_run:
+            server = fork_workers(launcher_class(config), worker, ending)
+            command = replace(command, fork_server=server)
+        with ending_by_errors(stop, reporting):
             receive()
             line.follow()
-            reporting.begin()
-            prepared = prepare(cfg, joins=joins)
-            if cfg.study.dry_run:
-                reporting.show(prepared.definition)
-                finish(0, None)
-                sys.exit()
-            search = open_search(prepared, stop, make_stages, create=not joins)
-            prepared, stages = opened.enter_context(search)
-        task = make_task(prepared, stages, command, on_claim=line.say_claimed, fork_server=server)
-        stops = not (joins and line.is_connected)  # else the launcher stops its workers
-        code, stored = 0, next(iter(stages)).stored
-        with reporting_end(stop, finish), following(stored, stop, stops=stops):
-            code = work(task, stop)
-            finish(exit_code(code, stop), stop.ended_by if stop() else None)
-        sys.exit(exit_code(code, stop))
+            reporting.open()
+            code = run_study(config, command, reporting, stop, stages)
+            code = exit_code(code, stop)
+            reporting.end(code, stop.ended_by if stop() else None)
+        sys.exit(code)
 
 
 def run_worker(
-    cfg: DictConfig, command: Command, line: Line, make_stages: MakeStages | None = None
+    config: DictConfig, command: Command, line: Line, stages: Stages = SEARCH_ONLY
 ) -> NoReturn:
     """Works in this process on the stages of a study, as a worker that a launcher has started."""
-
-    def work(task: StudyTask, stop: Stop) -> int:
-        try:
-            task.prepared.launcher.launch(task, stop)
-        except BrokenProcess as broken:
-            line.say("died", broken)
-            raise
-        return 0
-
-    command, silent = replace(command, is_worker=True), Reporting()
-    run_process(cfg, command, line, work, make_stages=make_stages, reporting=silent)
+    command = replace(command, begins=False, is_worker=True, line=line)
+    run_process(config, command, ProcessReporting(), stages)
 
 
 def launcher_class(cfg: DictConfig) -> type[Launcher] | None:
@@ -173,35 +129,41 @@ def exit_code(code: int, stop: Stop) -> int:
 
 
 @contextmanager
-def reporting_errors(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
-    """Ends the process with an exit code if the body, which opens a study, raises an error."""
-    try:
-        yield
-    except (ValueError, OSError, LaunchError) as error:
-        finish(2, str(error))
-        exit_with(error, 2)
-    except Interrupted:  # the second signal; no trial is held yet
-        finish(128 + (stop.signal or 2), "stopped at once")
-        sys.exit(128 + (stop.signal or 2))
-
-
-@contextmanager
-def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
-    """Ends the process with an exit code if the body raises an error; always reports the end."""
+def ending_by_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]:
+    """Ends the process with an exit code if the body raises an error, and reports that end."""
     try:
         yield
     except Interrupted:  # the second signal; the trials have been released
-        finish(128 + (stop.signal or 2), "stopped at once")
-        with suppress(OSError):
-            os.write(2, b"stopped at once; the same command resumes here\n")
-    except (StudyloomError, OSError) as error:
+        code = 128 + (stop.signal or 2)
+        reporting.end(code, "stopped at once")
+        if reporting.study is not None:
+            with suppress(OSError):
+                os.write(2, b"stopped at once; the same command resumes here\n")
+        sys.exit(code)
+    except BaseException as error:
+        if reporting.study is None:
+            end_unopened(error, reporting)
+        else:
+            end_opened(error, stop, reporting)
+        raise
+
+
+def end_unopened(error: BaseException, reporting: ProcessReporting) -> None:
+    """Ends the process by an error that keeps the study from being opened, if it is such a one."""
+    if isinstance(error, ValueError | OSError | LaunchError):
+        reporting.end(2, str(error))
+        exit_with(error, 2)
+
+
+def end_opened(error: BaseException, stop: Stop, reporting: ProcessReporting) -> None:
+    """Ends the process by an error in an open study; returns if its traceback is to be printed."""
+    if isinstance(error, StudyloomError | OSError):
         # The search is done, and what remains can be done later.
         code = 1 if isinstance(error, OSError) else error.exit_code
-        code = code if isinstance(error, Halted) else exit_code(code, stop)
-        finish(code, str(error))
+        if not isinstance(error, Halted):
+            code = exit_code(code, stop)
+        reporting.end(code, str(error))
         exit_with(error, code)
-    except BaseException as error:
-        finish(1, type(error).__name__)
-        if isinstance(error, Exception):
-            raise
+    reporting.end(1, type(error).__name__)
+    if not isinstance(error, Exception):
         exit_with(LaunchError(f"your code ended the command: {error!r}"), 1)

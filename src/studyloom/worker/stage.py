@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +59,7 @@ class Stage:
 
     Args:
         weights: the folder for the network of each complete trial; None to keep none.
+        following: how many trials follow in later stages, at most.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Stage:
     strategy: TrialStrategy
     trials: int
     weights: Path | None = None
+    following: int = 0
 
     @property
     def is_search(self) -> bool:
@@ -85,37 +86,6 @@ class Stage:
         """Removes the files in a folder of trials whose worker died after their end."""
         if folder is not None:
             TrialFiles(self, Path(folder)).remove_left()
-
-
-class Stages(Protocol):
-    """The stages of a run; each is known once those before it have ended."""
-
-    @property
-    def search(self) -> Stage: ...
-    def __iter__(self) -> Iterator[Stage]:
-        """Yields the stages up to the first that has not ended yet."""
-
-    def todo(self) -> int:
-        """Returns how many trials are left at most, in all stages."""
-
-    def close(self) -> None:
-        """Closes the connections to the database."""
-
-
-@dataclass(frozen=True)
-class SearchOnly:
-    """The stages of a run that ends with its search."""
-
-    search: Stage
-
-    def __iter__(self) -> Iterator[Stage]:
-        yield self.search
-
-    def todo(self) -> int:
-        return self.search.todo()
-
-    def close(self) -> None:
-        self.search.stored.close()
 
 
 @dataclass(frozen=True)

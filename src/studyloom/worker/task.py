@@ -4,8 +4,8 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,20 +13,13 @@ from typing import Any, ClassVar
 import psutil
 
 from studyloom.config.overrides import Override
-from studyloom.data.training_data import TrainingData
-from studyloom.decisions.strategy import Strategy
-from studyloom.decisions.warm_start import WarmStarts
-from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.errors import StorageLost
-from studyloom.plugins import load_plugin
-from studyloom.processes import Stopwatch, running_in_thread
+from studyloom.processes import running_in_thread
 from studyloom.storage.failures import Limits
 from studyloom.storage.ledger import Ledger
-from studyloom.training.steps import on_threads
-from studyloom.worker.stage import Stages
+from studyloom.worker.line import Line
 from studyloom.worker.stopping import Stop
-from studyloom.worker.worker import Worker
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
@@ -45,7 +38,10 @@ class Command:
         age: returns the seconds for which the command has run.
         is_call: whether the user called a function instead.
         kind: what the user repeats to resume the study: a command, call or cell.
+        begins: whether it may begin a study; else it works on one that exists.
         is_worker: whether a launcher has started this process as a worker.
+        line: to the launcher that has started this process, if one has.
+        fork_server: forks workers; None if each worker is started as a command.
     """
 
     program: tuple[str, ...]
@@ -53,7 +49,10 @@ class Command:
     age: Callable[[], float] = process_age
     is_call: bool = False
     kind: str = "command"
+    begins: bool = True
     is_worker: bool = False
+    line: Line = field(default_factory=Line)
+    fork_server: Any = None  # a `ForkServer`, whose module imports this one
 
     @classmethod
     def of_this_process(cls) -> "Command":
@@ -103,111 +102,12 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
-    fork_server: Any = None
     command: Command = field(default_factory=Command.of_this_process)
     halted: Callable[[], bool] = lambda: False
 
     @property
     def logs(self) -> Path:
         return self.run_dir / "logs"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The objects that a config describes; `data` is on this process's device.
-
-    Args:
-        starts: the configurations that are tried first.
-        trackers: of the section `track`, by name.
-    """
-
-    definition: Definition
-    strategy: Strategy
-    launcher: "Launcher"
-    data: TrainingData
-    url: str
-    run_dir: Path
-    starts: WarmStarts
-    trackers: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyTask(Task):
-    """The work on an opened study: the open trials of all its stages."""
-
-    prepared: Prepared
-    stages: Any
-
-
-def make_task(
-    prepared: Prepared,
-    stages: Stages,
-    command: Command,
-    *,
-    on_claim: Callable[[], None] = lambda: None,
-    fork_server: Any = None,
-) -> StudyTask:
-    """Makes the task of a launcher: the open trials of all stages.
-
-    Args:
-        on_claim: called when this process has claimed a slot.
-    """
-    config, stored = prepared.definition.config, stages.search.stored
-    limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
-
-    def work(stop: Stop) -> None:
-        stopwatch = Stopwatch.since(command.age())
-        work_through_stages(stop, stopwatch)
-        # `studyloom redo` may have opened trials of a stage that had ended.
-        while not stop() and stages.todo():
-            work_through_stages(stop, stopwatch)
-
-    def work_through_stages(stop: Stop, stopwatch: Stopwatch) -> None:
-        for stage in stages:
-            search, checkpoints = stage.is_search, None
-            if config.checkpoints.dir is not None:
-                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
-                checkpoints.mkdir(parents=True, exist_ok=True)
-            tracking: Any = nullcontext(lambda trial: None)
-            if search and prepared.trackers:
-                track = load_plugin("track_trials")
-                tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
-            with tracking as on_end:
-                worker = Worker(
-                    stage=stage,
-                    data=prepared.data,
-                    stopping=stop,
-                    checkpoints=checkpoints,
-                    limits=limits,
-                    watch=stopwatch,
-                    on_claim=on_claim,
-                    pausing=lambda: stop.paused,
-                    on_end=on_end,
-                    interval=config.checkpoints.interval,
-                )
-                # The number of threads, which decides the last bits, is that of any workers.
-                with on_threads(1) if config.study.deterministic else nullcontext():
-                    worker.run()
-            if stop():
-                return
-
-    def halted() -> bool:
-        *_, stage = stages
-        return stage.stored.halted() is not None
-
-    return StudyTask(
-        prepared=prepared,
-        stages=stages,
-        work=work,
-        todo=stages.todo,
-        ledger=stored.ledger,
-        run_dir=prepared.run_dir,
-        limits=limits,
-        name=stored.name,
-        fork_server=fork_server,
-        command=command,
-        halted=halted,
-    )
 
 
 class Launcher(ABC):

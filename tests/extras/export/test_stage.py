@@ -90,7 +90,7 @@ def made(monkeypatch):
 def small(ended, settings=SMALL):
     stages, _ = ended
     told = []
-    record = compress_winner(stages, settings, told.append, Stop())
+    record = compress_winner(stages.evaluation, settings, told.append, Stop())
     return record, told
 
 
@@ -123,7 +123,8 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
-    bare = replace(stages, prepared=replace(stages.prepared, definition=ask(*MIXED, *LOOP)))
+    prepared = replace(stages.prepared, definition=ask(*MIXED, *LOOP))
+    bare = replace(stages, study=replace(stages.study, prepared=prepared))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
     stages.close()
@@ -144,7 +145,7 @@ def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it
 
             steps.clear()
             with pytest.raises(Stopped):
-                compress_winner(stages, replace(SMALL, calibration=9), say, stop)
+                compress_winner(stages.evaluation, replace(SMALL, calibration=9), say, stop)
         assert len(steps) == step + 1
         assert (stages.run_dir / "winner.onnx.json").read_bytes() == record
     assert test.loaded == loaded
@@ -159,7 +160,7 @@ def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
             if "waiting for it" in words:
                 waits.set()
 
-        results.append(compress_winner(stages, settings, say, Stop()))
+        results.append(compress_winner(stages.evaluation, settings, say, Stop()))
 
     thread = threading.Thread(target=second)
     with FileLock(stages.run_dir / LOCK):
@@ -167,7 +168,7 @@ def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
         assert waits.wait(30)
         with pytest.MonkeyPatch.context() as patch:  # this one has the lock
             patch.setattr(compressor, "LOCK", "another.lock")
-            first = compress_winner(stages, settings, lambda words: None, Stop())
+            first = compress_winner(stages.evaluation, settings, lambda words: None, Stop())
     thread.join()
     assert [record.digest for record in results] == [first.digest]
     assert results[0].test.earlier, "the test set was used once"
@@ -180,14 +181,16 @@ def test_an_error_of_a_library_is_named_by_its_class(ended, made, monkeypatch):
     stages, _ = ended
     monkeypatch.setattr(Original, "retrained", fails)
     with pytest.raises(CompressError, match="RuntimeError: out of memory"):
-        compress(stages, ["rule=min bytes", "ratios=[]"], Stop(), make_console(quiet=True))
+        compress(
+            stages.evaluation, ["rule=min bytes", "ratios=[]"], Stop(), make_console(quiet=True)
+        )
 
 
 def test_a_rule_that_no_variant_satisfies_is_refused(ended, made):
     stages, _ = ended
     words = ["rule=min bytes where bytes < 9", "ratios=[]", "widths=[]", "repeats=1"]
     with pytest.raises(ConfigError, match="rule: no variant satisfies min bytes"):
-        compress(stages, words, Stop(), make_console(quiet=True))
+        compress(stages.evaluation, words, Stop(), make_console(quiet=True))
 
 
 # Who teaches
@@ -201,7 +204,7 @@ def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_c
     monkeypatch.setattr(
         networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
-    original = Original.retrained(stages, 16)
+    original = Original.retrained(stages.evaluation, 16)
     original.student(0.5)
     assert len(jobs) == 2
     for job in jobs:

@@ -22,13 +22,13 @@ from studyloom.extras.export.settings import Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
 from studyloom.views.terminal import WHOLE, render_rows, say
 from studyloom.winner.evaluation import is_result_of
+from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.result import Result
-from studyloom.winner.stages import ResultStages
 from studyloom.worker.stopping import Stop
 
 
 def compress(
-    stages: ResultStages, words: Sequence[str], stop: Stop, console: Console
+    evaluation: Evaluation, words: Sequence[str], stop: Stop, console: Console
 ) -> Compressed:
     """Compresses the winner of a study that has ended, as words KEY=VALUE say.
 
@@ -43,14 +43,14 @@ def compress(
         console.print(Text(words), soft_wrap=True)
 
     try:
-        return compress_winner(stages, Settings.parse(words), say_step, stop)
+        return compress_winner(evaluation, Settings.parse(words), say_step, stop)
     except StudyloomError:
         raise
     except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
         raise CompressError(f"{type(error).__name__}: {error}") from error
 
 
-def compress_winner(stages: ResultStages, settings: Settings, say: Say, stop: Stop) -> Compressed:
+def compress_winner(evaluation: Evaluation, settings: Settings, say: Say, stop: Stop) -> Compressed:
     """Compresses the winner of a run, tests it, and writes winner.onnx and winner.onnx.json.
 
     One command at a time does it in a run directory; another one waits.
@@ -68,31 +68,31 @@ def compress_winner(stages: ResultStages, settings: Settings, say: Say, stop: St
         OSError: a file cannot be read or written.
     """
     check_installed()
-    rule = settings.parse_rule(metric_of(stages.definition))
-    check_result(stages, Result.load(stages.run_dir))
-    compressor = Compressor(stages, settings, say, stop)
+    rule = settings.parse_rule(metric_of(evaluation.study.definition))
+    check_result(evaluation, Result.load(evaluation.study.run_dir))
+    compressor = Compressor(evaluation, settings, say, stop)
     with compressor.lock():
-        result = Result.load(stages.run_dir)
-        check_result(stages, result)
+        result = Result.load(evaluation.study.run_dir)
+        check_result(evaluation, result)
         return compressor.make(result, rule)
 
 
-def check_result(stages: ResultStages, result: Result) -> None:
-    """Checks that a result is that of the stages, and of a network that can be compressed.
+def check_result(evaluation: Evaluation, result: Result) -> None:
+    """Checks that a result is that of an evaluation, and of a network that can be compressed.
 
     Raises:
         CompressError: it is not, or it is of a loop.
         PredictError: its files are not whole.
     """
-    run_dir = stages.run_dir
-    part = stages.data.split
-    errors = [*loop_errors(stages.definition)]
+    run_dir = evaluation.study.run_dir
+    part = evaluation.study.data.split
+    errors = [*loop_errors(evaluation.study.definition)]
     if part is None or result.data is None:
         errors.append("the winner's loop loads its data itself; name it in the section data")
     if errors:
         raise CompressError(f"{run_dir}: {'; '.join(errors)}")
     result.check_whole(run_dir)
-    if not stages.is_done() or not is_result_of(result, stages):
+    if not is_result_of(result, evaluation):
         raise CompressError(
             f"{run_dir}: winner.json is not the result of this study in its present state; run the "
             "study's command again"

@@ -25,8 +25,8 @@ from studyloom.extras.export.variants import (
 from studyloom.files import write_whole
 from studyloom.space.rule import Rule
 from studyloom.storage.ledger import Store
+from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.result import Result, digest_of, from_document, to_document, write_json
-from studyloom.winner.stages import ResultStages
 from studyloom.worker.stopping import Stop
 
 LOCK = "compress.lock"  # below the run directory
@@ -41,23 +41,23 @@ class Compressor:
     """Compresses the winner of one run.
 
     Args:
-        stages: all of which have ended, with a winner.
+        evaluation: of a study with a winner.
         say: is given what is being done, in words.
     """
 
-    stages: ResultStages
+    evaluation: Evaluation
     settings: Settings
     say: Say
     stop: Stop
 
     def make(self, result: Result, rule: Rule | None) -> Compressed:
         """Makes the variants and the one that a rule chooses, tests it and writes its files."""
-        settings, definition, facts = self.settings, self.stages.definition, result.data
-        run_dir = self.stages.run_dir
+        settings, definition, facts = self.settings, self.evaluation.study.definition, result.data
+        run_dir = self.evaluation.study.run_dir
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # meanwhile nothing polls the database
-            original = Original.retrained(self.stages, settings.calibration)
+            original = Original.retrained(self.evaluation, settings.calibration)
         evaluator = Evaluator(metric_of(definition), settings, original, facts)
         tried = evaluator.recipes()
         if not definition.trains_networks:
@@ -68,7 +68,7 @@ class Compressor:
         chosen = evaluator.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
         with self.stop.interruptible():
-            winner = Original.of_winner(self.stages, settings.calibration)
+            winner = Original.of_winner(self.evaluation, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
         with self.writing(result) as store:
@@ -112,13 +112,13 @@ class Compressor:
 
         The result is stored in the database at once.
         """
-        key, search, metric = digest_of(content), self.stages.search.stored, evaluator.metric
+        key, search, metric = digest_of(content), self.evaluation.study.stored, evaluator.metric
         before = search.optuna.user_attrs.get(TESTED) or {}
         if key in before:
             scores = replace(from_document(before[key], Scores), earlier=True)
         else:
             search.count_test_use(store)  # before it, should this be killed
-            test = self.stages.data.test()
+            test = self.evaluation.study.data.test()
             ours, theirs = (
                 evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
             )
@@ -142,7 +142,7 @@ class Compressor:
         Raises:
             Stopped: a stop was requested while it waited.
         """
-        lock = FileLock(self.stages.run_dir / LOCK)
+        lock = FileLock(self.evaluation.study.run_dir / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -171,8 +171,8 @@ class Compressor:
         Raises:
             CompressError: it is another winner by now.
         """
-        run_dir = self.stages.run_dir
-        with self.stages.search.stored.ledger.testing() as store:
+        run_dir = self.evaluation.study.run_dir
+        with self.evaluation.study.stored.ledger.testing() as store:
             current = Result.load(run_dir)
             current.check_whole(run_dir)
             if current.files["winner.pt"] != result.files["winner.pt"]:

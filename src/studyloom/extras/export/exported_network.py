@@ -29,7 +29,7 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 from studyloom.winner.predictions import make_network
-from studyloom.winner.stages import ResultStages
+from studyloom.winner.read_evaluation import Evaluation
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
@@ -57,10 +57,13 @@ class Original:
     calibration: int
 
     @classmethod
-    def retrained(cls, stages: ResultStages, calibration: int) -> "Original":
+    def retrained(cls, evaluation: Evaluation, calibration: int) -> "Original":
         """Trains the winner's configuration without a validation set, always the same one."""
-        data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
-        point = stages.candidates[winner].point
+        data, definition = evaluation.study.data, evaluation.study.definition
+        winner = evaluation.winner
+        assert winner is not None
+        assert evaluation.candidates is not None
+        point = evaluation.candidates[winner].point
         assert data.split is not None
         assert data.source is not None
         # No other path of a study has this length and end; see CandidateTrainings.new_seed.
@@ -71,19 +74,22 @@ class Original:
             network = train_network(job, data.split)
         else:
             attempt = Attempt(stage=FINAL_TRAINING)
-            made = definition.make_objective(point, int(winner.number), data, attempt, seed, fold)
+            made = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
             made.run(lambda step: None, Unstopped())
-            network = _network_of(made.weights() or {}, job, stages)
+            network = _network_of(made.weights() or {}, job, evaluation)
         section = definition.at(point).get("model")
         return cls(network, job, data.split, section, seed, calibration)
 
     @classmethod
-    def of_winner(cls, stages: ResultStages, calibration: int) -> "Original":
+    def of_winner(cls, evaluation: Evaluation, calibration: int) -> "Original":
         """Loads the winner, with the job that trained it on all training data."""
-        trainings, winner, part = stages.last.source, stages.reevaluated.winner, stages.data.split
+        study, winner, part = evaluation.study, evaluation.winner, evaluation.study.data.split
+        assert winner is not None
+        assert evaluation.trained is not None
         assert part is not None
-        job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
-        network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
+        trainings = evaluation.trained.source
+        job, config = trainings.job(winner, 0), study.definition.at(trainings.candidates[winner])
+        network = _network_of(load_weights(study.run_dir / "winner.pt"), job, evaluation)
         seed = trainings.new_seed(0)
         return cls(network, job, part, config.get("model"), seed, calibration)
 
@@ -128,9 +134,9 @@ class Original:
         return self.train(lambda: build(section))
 
 
-def _network_of(kept: dict[str, Any], job: Job, stages: ResultStages) -> nn.Module:
+def _network_of(kept: dict[str, Any], job: Job, evaluation: Evaluation) -> nn.Module:
     """Makes the network of a job with what its training has kept, in eval mode."""
-    definition, part = stages.definition, stages.data.split
+    definition, part = evaluation.study.definition, evaluation.study.data.split
     assert part is not None
     if not definition.trains_networks:
         kept = weights_of(kept, kept_name(definition.config.objective.network))

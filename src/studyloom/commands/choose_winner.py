@@ -1,0 +1,132 @@
+"""`studyloom winner` and what else works on a search that has ended."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+
+from studyloom.commands import write_result
+from studyloom.commands.outputs import Outputs
+from studyloom.commands.recording import begin_recording, find_no_winner
+from studyloom.errors import ConfigError, Interrupted
+from studyloom.storage.command_record import StoredCommand, end_command, recording_end
+from studyloom.storage.opening import check_definition
+from studyloom.views import terminal
+from studyloom.winner.read_evaluation import WinnerStages, read_evaluation
+from studyloom.winner.result import Result
+from studyloom.worker.driver import Reporting, run_study
+from studyloom.worker.open_study import OpenStudy
+from studyloom.worker.prepare_search import open_search, prepare
+from studyloom.worker.stopping import Stop
+from studyloom.worker.task import Command, Task
+
+
+class WinnerReporting(Reporting):
+    """Reports on the winner of a search that has ended, which it tests.
+
+    Args:
+        command: the command of `studyloom`.
+        repeat: whether to test the winner again if it was tested before.
+    """
+
+    def __init__(self, command: Command, console: terminal.SafeConsole, *, repeat: bool) -> None:
+        self.command, self.console, self.repeats_test = command, console, repeat
+        self.outputs = Outputs()
+        self.outputs.console = console
+        self.result: Any = None
+
+    @contextmanager
+    def attached(self, study: OpenStudy) -> Iterator[None]:
+        check_ended(study)
+        with super().attached(study), recording_end(study.stored):
+            begin_recording(study, self.command)
+            self.outputs.attach(study.stored, study.run_dir)
+            yield
+            self.result = StoredCommand.read(study.stored).result
+
+    @contextmanager
+    def watch(self, task: Task, stop: Stop) -> Iterator[None]:
+        with terminal.Display(self.outputs.read, self.console, stop):
+            yield
+
+    def finish(self, stop: Stop, follow: str | None) -> int:
+        study = self.study
+        assert study is not None
+        evaluation = read_evaluation(study)
+        if stop() and evaluation.trained is None:
+            folder = shlex.quote(str(study.run_dir))
+            verb = "winner" if self.repeats_test else "ablate"
+            resumes = f"studyloom {verb} {folder} resumes here"
+            terminal.say(self.console, f"{stop.ended_by}; {resumes}")
+            raise Interrupted
+        missing = find_no_winner(evaluation)
+        if missing is not None:
+            raise missing
+        former = Result.read(study.run_dir)
+        typed = self.command.as_typed if former is None else former.command
+        write_result.print_winner(evaluation, typed, self.console, repeat=self.repeats_test)
+        if not read_evaluation(study).left:
+            end_command(study.stored, 0)
+        return 0
+
+    def continues(self, left: int) -> bool:
+        opened = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
+        terminal.say(self.console, f"{left} {opened}")
+        return False
+
+
+def choose_winner(
+    config: DictConfig, console: terminal.SafeConsole, *, repeat: bool = True
+) -> tuple[str, Any]:
+    """Chooses and tests the winner of a search that has ended.
+
+    Args:
+        repeat: whether to test it again if it was tested before.
+
+    Returns:
+        The name of the study, and a summary of its result.
+
+    Raises:
+        ValueError: the search has not ended, or the config or the database cannot be used.
+        LaunchError: trainings are left, and no worker runs them.
+        NoWinner: every candidate has lost a training, or a final training or the test has failed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    command = replace(Command.of_this_process(), begins=False)
+    reporting = WinnerReporting(command, console, repeat=repeat)
+    with Stop() as stop:
+        run_study(config, command, reporting, stop, WinnerStages())
+    return str(config.study.name), reporting.result
+
+
+@contextmanager
+def open_ended(config: DictConfig, stop: Stop) -> Iterator[OpenStudy]:
+    """Opens the config's study, whose search must have ended, and closes it afterwards.
+
+    Raises:
+        ValueError: the search has not ended, or the config or the database cannot be used.
+    """
+    prepared = prepare(config, joins=True)
+    with open_search(prepared, stop, create=False) as study:
+        check_ended(study)
+        yield study
+
+
+def check_ended(study: OpenStudy) -> None:
+    """Checks that a study has the definition of its config, and that its search has ended.
+
+    Raises:
+        ConfigError: the search has not ended.
+        DefinitionError: the study has another definition.
+    """
+    stored = study.stored
+    check_definition(stored.name, stored.definition(), study.definition.identity(study.data.digest))
+    trials_left = study.search.todo()
+    if trials_left:
+        remedy = "run the study to its end, or with a smaller study.trials"
+        open_trials = f"{trials_left} of {study.search.trials} trials are open"
+        raise ConfigError(f"{study.run_dir}: {open_trials}; {remedy}")

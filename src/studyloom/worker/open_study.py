@@ -1,0 +1,73 @@
+"""A study that is prepared from its config, and one that is open in its database."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from studyloom.data.training_data import TrainingData
+from studyloom.decisions.strategy import Strategy
+from studyloom.decisions.warm_start import WarmStarts
+from studyloom.definition.definition import Definition
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.worker.stage import Stage
+from studyloom.worker.task import Launcher
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The objects that a config describes; `data` is on this process's device.
+
+    Args:
+        starts: the configurations that are tried first.
+        trackers: of the section `track`, by name.
+    """
+
+    definition: Definition
+    strategy: Strategy
+    launcher: Launcher
+    data: TrainingData
+    url: str
+    run_dir: Path
+    starts: WarmStarts
+    trackers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study that is open in its database: what its config describes, and its search."""
+
+    prepared: Prepared
+    search: Stage
+
+    @property
+    def stored(self) -> StoredStudy:
+        return self.search.stored
+
+    @property
+    def definition(self) -> Definition:
+        return self.prepared.definition
+
+    @property
+    def data(self) -> TrainingData:
+        return self.prepared.data
+
+    @property
+    def run_dir(self) -> Path:
+        return self.prepared.run_dir
+
+    def close(self) -> None:
+        """Closes the connections; the last one of a SQLite file removes its two side files."""
+        self.stored.close()
+
+
+class Stages:
+    """The stages of a study: here only its search; `winner` adds those that follow it."""
+
+    def next(self, study: OpenStudy) -> Stage | None:
+        """Returns the first stage that has work; None if none has."""
+        return study.search if study.search.todo() else None
+
+    def begun(self, study: OpenStudy) -> list[Stage]:
+        """Returns the stages that have begun, in their order."""
+        return [study.search]
