@@ -10,7 +10,7 @@ EPOCHS = 27
 
 
 def order_of(*objectives, **arguments):
-    return AshaPruner(**arguments).order(objectives or [ACCURACY])
+    return AshaPruner(**arguments).make_order(objectives or [ACCURACY])
 
 
 def standing(slot, state, *values, order=None, exempt=False, apart=1, **costs):

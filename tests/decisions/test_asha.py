@@ -91,7 +91,7 @@ def test_the_best_of_each_rung_are_promoted_and_the_others_pruned():
     assert {*search.state.values()} == {DONE}
     assert sorted([*search.complete(), *search.pruned]) == [*range(45)]
     for bracket in range(2):
-        slots = [slot for slot in range(45) if order.bracket(slot) == bracket]
+        slots = [slot for slot in range(45) if order.find_bracket(slot) == bracket]
         for rung in order.rungs(EPOCHS - 1)[bracket:]:
             there = [slot for slot in slots if search.epochs[slot] >= rung]
             best = sorted(there, key=lambda s, r=rung: -curves[s][r - 1])[: len(there) // 3]
@@ -106,7 +106,7 @@ def test_no_rung_promotes_more_than_its_share_of_trials():
 
     def counted(at_work):
         nonlocal most
-        claimed, over = claim(at_work), search.order.unpromotable(search.standings())
+        claimed, over = claim(at_work), search.order.find_unpromotable(search.standings())
         kept = [slot for slot, state in search.state.items() if state == OPEN and slot not in over]
         most = max(most, *Counter(search.epochs[slot] for slot in kept).values(), 0)
         return claimed
@@ -119,7 +119,7 @@ def test_no_rung_promotes_more_than_its_share_of_trials():
 def test_a_trial_whose_worker_died_at_a_rung_counts_as_paused():
     others = [standing(slot, OPEN, 0.1 * slot) for slot in range(5)]
     for state, able in ((OPEN, [5, 4]), (OWN, [5, 4]), (HELD, [4])):
-        assert order_of().promotable([*others, standing(5, state, 0.9)]) == able
+        assert order_of().find_promotable([*others, standing(5, state, 0.9)]) == able
 
 
 def test_a_trial_whose_worker_died_after_its_last_epoch_completes():
@@ -132,7 +132,7 @@ def test_the_best_trial_of_the_highest_rung_is_promoted_first():
     order = order_of()
     low = [standing(slot, OPEN, 0.1 * slot) for slot in range(6)]
     high = [standing(6 + k, OPEN, 0.0, 0.9, 0.1 * k) for k in range(3)]
-    assert order.promotable([*low, *high]) == [8, 5, 4, 3]
+    assert order.find_promotable([*low, *high]) == [8, 5, 4, 3]
     fresh = [standing(9 + k, UNCLAIMED) for k in range(18)]
     assert order.choose([*low, *high, *fresh]) == Next(8)
     assert order.is_next([*low, *high], 8)
@@ -141,8 +141,8 @@ def test_the_best_trial_of_the_highest_rung_is_promoted_first():
 
 def test_the_baseline_counts_at_its_rungs():
     two = [standing(1, OPEN, 0.1), standing(2, OPEN, 0.2)]
-    assert order_of().promotable([standing(0, HELD, exempt=True), *two]) == []
-    assert order_of().promotable([standing(0, HELD, -1.0, exempt=True), *two]) == [2]
+    assert order_of().find_promotable([standing(0, HELD, exempt=True), *two]) == []
+    assert order_of().find_promotable([standing(0, HELD, -1.0, exempt=True), *two]) == [2]
 
 
 def test_the_best_of_few_trials_completes():
@@ -192,7 +192,7 @@ def test_a_trial_is_compared_at_its_first_report_after_a_rung():
     order = order_of()
     slots = [standing(slot, OPEN, 0.1 * slot, apart=5) for slot in range(3)]
     assert {*slots[0].reports} == {1, 3}
-    assert order.promotable(slots) == [2]
+    assert order.find_promotable(slots) == [2]
     assert order.pauses_at(0, -1, 5)
     assert not order.pauses_at(0, 5, 8)
     assert order.pauses_at(0, 5, 10)
@@ -200,9 +200,9 @@ def test_a_trial_is_compared_at_its_first_report_after_a_rung():
 
 def test_brackets_have_the_shares_of_hyperband_and_their_rungs():
     order = order_of(brackets=3)
-    shares = Counter(order.bracket(slot) for slot in range(1700))
+    shares = Counter(order.find_bracket(slot) for slot in range(1700))
     assert [round(shares[b] / 100) for b in range(3)] == [9, 5, 3]
-    assert order_of(brackets=3).bracket(7) == order.bracket(7)
+    assert order_of(brackets=3).find_bracket(7) == order.find_bracket(7)
     for slot in range(20):
         first = next(step for step in range(1, 28) if order.pauses_at(slot, step - 1, step))
-        assert first == 3 ** order.bracket(slot)
+        assert first == 3 ** order.find_bracket(slot)

@@ -7,7 +7,7 @@ import random
 import pytest
 from test_asha import TWO, order_of, standing
 
-from studyloom.decisions.asha import dominance, rank_points
+from studyloom.decisions.asha import compute_dominance, rank_by_fronts
 from studyloom.metrics import ACCURACY
 from studyloom.storage.standings import HELD, OPEN, UNCLAIMED, Next
 
@@ -31,7 +31,7 @@ def fronts_of(points):
 def test_no_trial_is_ranked_before_one_of_an_earlier_front(objectives):
     fate = random.Random(objectives)
     points = [tuple(fate.randrange(8) for _ in range(objectives)) for _ in range(30)]
-    order = rank_points(tuple(points))
+    order = rank_by_fronts(tuple(points))
     assert sorted(order) == [*range(30)]
     for front in fronts_of(points):
         assert {*order[: len(front)]} == {*front}
@@ -40,14 +40,14 @@ def test_no_trial_is_ranked_before_one_of_an_earlier_front(objectives):
 
 def test_a_front_is_ordered_by_its_first_objective_and_then_by_distance():
     line = tuple((k, 10**-k) for k in range(9))
-    assert rank_points(line)[:5] == (0, 8, 4, 2, 6)
+    assert rank_by_fronts(line)[:5] == (0, 8, 4, 2, 6)
     stretched = tuple((k, 1e6 * 10 ** (-2.0 * k)) for k in range(9))
-    assert rank_points(stretched) == rank_points(line), "distances are of ranks"
+    assert rank_by_fronts(stretched) == rank_by_fronts(line), "distances are of ranks"
 
 
 def test_the_earlier_of_equal_trials_is_ranked_first():
-    assert rank_points(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
-    assert not dominance([(1, 1), (1, 1)]).any()
+    assert rank_by_fronts(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
+    assert not compute_dominance([(1, 1), (1, 1)]).any()
 
 
 def waiting(*pairs):
@@ -64,9 +64,9 @@ def test_a_trial_with_a_nan_value_or_cost_is_never_promoted(cost):
         *[standing(2 + k, OPEN, 0.1, parameters=100) for k in range(4)],
     ]
     order = order_of(*TWO)
-    assert order.promotable(slots) == [2, 3]
+    assert order.find_promotable(slots) == [2, 3]
     fresh = [standing(6 + k, UNCLAIMED) for k in range(30)]
-    assert order.unpromotable([*slots, *fresh]) == {0, 1}
+    assert order.find_unpromotable([*slots, *fresh]) == {0, 1}
 
 
 @pytest.mark.parametrize(("objectives", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
@@ -78,16 +78,16 @@ def test_no_trial_is_pruned_that_could_still_be_promoted(objectives, factor):
     for _ in range(12):
         pairs = [(fate.randrange(4), fate.choice((0.5, 1.5, 2.5, 3.5))) for _ in range(6)]
         coming = fate.choice((1, 2))
-        hopeless = order.unpromotable(
+        hopeless = order.find_unpromotable(
             [*waiting(*pairs), *(standing(6 + k, UNCLAIMED) for k in range(coming))]
         )
         able = set()
         for count in range(coming + 1):
             for further in itertools.product(grid, repeat=count):
-                able |= {*order.promotable(waiting(*pairs, *further))}
+                able |= {*order.find_promotable(waiting(*pairs, *further))}
         assert hopeless.isdisjoint(able)
         told += len(hopeless)
-        wrong += len(order.unpromotable(waiting(*pairs)) & able)
+        wrong += len(order.find_unpromotable(waiting(*pairs)) & able)
     assert told > 10
     assert wrong > 0 or factor == 3
 
@@ -95,8 +95,8 @@ def test_no_trial_is_pruned_that_could_still_be_promoted(objectives, factor):
 def test_all_but_the_best_are_pruned_once_no_trial_can_come():
     order = order_of(*TWO)
     line = waiting(*((k / 10, 10**k) for k in range(9)))  # none dominates another
-    assert order.unpromotable([*line, standing(9, HELD)]) == set()
-    best = order.promotable(line)
+    assert order.find_unpromotable([*line, standing(9, HELD)]) == set()
+    best = order.find_promotable(line)
     assert best == [8, 0, 4]
-    assert order.unpromotable(line) == {*range(9)} - {*best}
+    assert order.find_unpromotable(line) == {*range(9)} - {*best}
     assert order.choose(line) == Next(1, ends_pruned=True)

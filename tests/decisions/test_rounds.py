@@ -168,7 +168,7 @@ class Told:
 @pytest.mark.parametrize("objectives", [(ACCURACY,), COSTS], ids=["one", "two"])
 @pytest.mark.parametrize("pruner", [AshaPruner(1), AshaPruner(2, brackets=2), AshaPruner(1000)])
 def test_trials_are_the_same_for_any_workers_order_and_kills(objectives, pruner):
-    order, several = RoundOrder(pruner.order(objectives), 4), len(objectives) > 1
+    order, several = RoundOrder(pruner.make_order(objectives), 4), len(objectives) > 1
     expected = Rounds(order, 1, 0, several=several).run()
     assert {state for _, _, _, state, _, _ in expected} >= {TrialState.COMPLETE}
     for seed in range(3):
@@ -180,7 +180,7 @@ def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch):
     monkeypatch.setattr(Rounds, "fails_above", 0.55)
     halted = set()
     for most in (1, 2, 3, 4):
-        order = RoundOrder(AshaPruner(1000).order((ACCURACY,)), 2, most)
+        order = RoundOrder(AshaPruner(1000).make_order((ACCURACY,)), 2, most)
         first = Rounds(order, 1, 0)
         expected = first.run()
         halted.add(first.halted)
@@ -194,7 +194,7 @@ def test_where_a_search_halts_is_the_same_for_any_workers(monkeypatch):
 
 def test_a_resumed_search_halts_only_with_a_later_failure():
     faults = [Fault("error", "a bug")] * 4
-    order = AshaPruner(1000).order((ACCURACY,))
+    order = AshaPruner(1000).make_order((ACCURACY,))
     trials = [
         replace(standing(slot, DONE, 0.1, order=order), segments=[Segment(slot, 0)], failure=fault)
         for slot, fault in enumerate(faults)

@@ -1,11 +1,16 @@
 """ASHA with promotion: a trial waits at each rung until it is among the best there.
 
-A trial that reaches a rung is paused with a checkpoint, and its worker takes another. Of n trials
-that have reached a rung, the best n / reduction_factor are promoted: they resume towards the next
-rung. Of fewer than reduction_factor trials the best one is promoted once no other can reach the
-rung, so that some trials complete. So a trial is compared with later trials too, and no worker
-waits for another while there are trials to begin. With several objectives (the metric, and costs
-that are known before the first rung) the best are those of the first fronts; see `fronts`.
+A *rung* is a step at which trials are compared. A trial that reaches a rung is paused with a
+checkpoint, and its worker takes another. Of n trials that have reached a rung, the best
+n / reduction_factor are *promoted*: they resume towards the next rung. Of fewer than
+reduction_factor trials the best one is promoted once no other can reach the rung, so that some
+trials complete. So a trial is compared with later trials too, and no worker waits for another while
+there are trials to begin. With several objectives (the metric, and costs that are known before the
+first rung) the best are those of the first fronts; see `rank_by_fronts`.
+
+A *bracket* is a share of the trials that has its own lowest rung, and in which they are compared. A
+trial is known by its *slot*, its row of the budget, and by its *standing*: its state and what it
+has reported (`storage.standings`). A search is *closed* once it begins and promotes no more trials.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
@@ -17,10 +22,10 @@ import itertools
 import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,52 +41,74 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
 
-def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+Values = tuple[float, ...]  # of a trial, one for each objective; less is better
+
+
+def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     """Computes which trials dominate which: as good in all objectives, and better in one.
 
-    Of each value less is better.
+    Args:
+        values: of each trial, one for each objective; less is better.
 
     Returns:
         bool (trials, trials): whether the trial of the row dominates that of the column.
     """
-    at = np.asarray(points, float)
-    no_worse: NDArray[np.bool_] = np.all(at[:, None] <= at[None, :], 2)
-    dominates: NDArray[np.bool_] = no_worse & ~no_worse.T
+    array = np.asarray(values, float)
+    is_no_worse: NDArray[np.bool_] = np.all(array[:, None] <= array[None, :], 2)
+    dominates: NDArray[np.bool_] = is_no_worse & ~is_no_worse.T
     return dominates
 
 
 @lru_cache(256)  # at most claims nothing has changed at most rungs
-def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
+def rank_by_fronts(values: tuple[Values, ...]) -> tuple[int, ...]:
     """Ranks trials by fronts: first those that no other dominates, then those that only they do, …
 
     A front begins with the trial that is best by the first objective. Next is always the one that
     is farthest from all before it (the paper's epsilon-net), so that even a few lie all along the
-    front. Distances are those of ranks among all trials, since costs of networks differ by orders
-    of magnitude. Of equal trials the earlier one comes first.
+    front. Of equal trials the earlier one comes first.
+
+    Args:
+        values: of each trial.
+
+    Returns:
+        The positions of the trials in `values`, the best first.
     """
-    if not points:
+    if not values:
         return ()
-    at, dominates = np.asarray(points, float), dominance(points)
-    places = np.stack([np.unique(objective, return_inverse=True)[1] for objective in at.T], 1)
-    places = places / np.maximum(places.max(0), 1)
+    array = np.asarray(values, float)
+    places = _scale_to_places(array)
+    dominates = compute_dominance(values)
+    dominators = dominates.sum(0)  # the number of trials without a rank that dominate each
     order: list[int] = []
-    above = dominates.sum(0)  # how many that are not yet ranked dominate each
-    while len(order) < len(at):
-        front = np.flatnonzero(above == 0)
-        above = above - dominates[front].sum(0)
-        above[front] = -1
-        order += [int(front[k]) for k in _spread(places[front], int(np.argmin(at[front, 0])))]
+    while len(order) < len(array):
+        front = np.flatnonzero(dominators == 0)
+        dominators = dominators - dominates[front].sum(0)
+        dominators[front] = -1  # they have a rank now
+        best = int(np.argmin(array[front, 0]))
+        order += [int(front[position]) for position in _spread_out(places[front], best)]
     return tuple(order)
 
 
-def _spread(places: NDArray[np.float64], first: int) -> list[int]:
-    """Returns positions from a first one on, each the farthest from all before it."""
-    order, away = [first], np.full(len(places), np.inf)
+def _scale_to_places(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the rank of each trial by each objective, scaled to [0, 1], (trials, objectives).
+
+    Distances between trials are those of ranks, since costs of networks differ by orders of
+    magnitude.
+    """
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in values.T], 1)
+    places: NDArray[np.float64] = ranks / np.maximum(ranks.max(0), 1)
+    return places
+
+
+def _spread_out(places: NDArray[np.float64], first: int) -> list[int]:
+    """Returns all positions from a first one on, each the farthest from all before it."""
+    order = [first]
+    distances = np.full(len(places), np.inf)  # squared, to the nearest of those in the order
     while len(order) < len(places):
         steps = places - places[order[-1]]
-        away = np.minimum(away, (steps * steps).sum(1))
-        away[order] = -1.0
-        order.append(int(np.argmax(away)))
+        distances = np.minimum(distances, (steps * steps).sum(1))
+        distances[order] = -1.0
+        order.append(int(np.argmax(distances)))
     return order
 
 
@@ -89,17 +116,18 @@ class AshaPruner(BasePruner):
     """Pauses trials at rungs and promotes the best; see the module.
 
     The rungs of bracket b are at the steps min_resource × reduction_factor^(b + i), i = 0, 1, ….
-    Trials are compared within their bracket. Which one a trial belongs to follows from its slot, in
-    the shares of Hyperband, whose brackets cost about as much each (Li, Jamieson, DeSalvo,
-    Rostamizadeh and Talwalkar, JMLR 2018, arXiv:1603.06560).
+    The bracket of a trial follows from its slot. Brackets have the shares of Hyperband, by which
+    they cost about as much each (Li, Jamieson, DeSalvo, Rostamizadeh and Talwalkar, JMLR 2018,
+    arXiv:1603.06560).
 
     Args:
         min_resource: the epoch of the lowest rung; auto: that of the study as it began, or else
             `first_rung`.
-        reduction_factor: one of so many trials at a rung is promoted.
+        reduction_factor: one of this number of trials at a rung is promoted.
         brackets: a single one is ASHA as published.
         epochs: of a whole training, if they are known.
-        began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
+        began: the epoch of the lowest rung as the study began, 0 without rungs; None for a new
+            study.
     """
 
     def __init__(
@@ -111,65 +139,69 @@ class AshaPruner(BasePruner):
         epochs: int | None = None,
         began: int | None = None,
     ) -> None:
-        at_least = {"min_resource": 1, "reduction_factor": 2, "brackets": 1}
-        lowest: Any = min_resource
-        if lowest == "auto":
-            lowest = first_rung(epochs) if began is None else max(1, began)
-        given = (lowest, reduction_factor, brackets)
-        for (name, low), value in zip(at_least.items(), given, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(
-                    f"pruner.{name} must be an integer of at least {low}; got {value!r}"
-                )
-        self.min_resource: int = lowest
-        self.reduction_factor, self.brackets = reduction_factor, brackets
+        if min_resource == "auto":
+            min_resource = first_rung(epochs)
+            if began is not None:
+                min_resource = max(1, began)
+        self.min_resource = _check_integer("min_resource", min_resource, 1)
+        self.reduction_factor = _check_integer("reduction_factor", reduction_factor, 2)
+        self.brackets = _check_integer("brackets", brackets, 1)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Returns False: the order ends a trial once it can certainly not be promoted."""
         return False
 
-    def order(self, objectives: Sequence[ObjectiveValue]) -> "AshaOrder":
+    def make_order(self, objectives: Sequence[ObjectiveValue]) -> "AshaOrder":
         """Returns the order in which slots are claimed in a study with these objectives."""
         return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(objectives))
 
     def check(self, definition: "Definition") -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
-        config, errors = definition.config, []
-        ways = "or choose another pruner, such as pruner=successive_halving"
+        config = definition.config
+        errors = []
+        fix = "or choose another pruner, such as pruner=successive_halving"
         if config.checkpoints.dir is None:
             errors.append(
                 "checkpoints.dir=null: pruner=asha pauses trials, which resume from their "
-                f"checkpoints; name a folder, {ways}"
+                f"checkpoints; name a folder, {fix}"
             )
-        several = config.objective.folds > 1 or config.objective.seeds > 1
-        if several and not definition.trains_networks:
+        has_several_trainings = config.objective.folds > 1 or config.objective.seeds > 1
+        if has_several_trainings and not definition.trains_networks:
             errors.append(
                 "objective.folds or objective.seeds: pruner=asha compares trials epoch by epoch, "
                 "and a loop trains its folds and seeds one after the other; take one of each, "
-                f"{ways}"
+                f"{fix}"
             )
         if not definition.resumes:
             errors.append(
                 f"objective._target_={config.objective['_target_']}: pruner=asha resumes "
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
-                f"loop over run.epochs(…), {ways}"
+                f"loop over run.epochs(…), {fix}"
             )
-        needed = self.min_resource * self.reduction_factor**self.brackets
-        if definition.trains_networks and (epochs := config.train.epochs) < needed:
+        needed_epochs = self.min_resource * self.reduction_factor**self.brackets
+        if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(
-                f"train.epochs must be at least {needed} with pruner=asha, which is "
+                f"train.epochs must be at least {needed_epochs} with pruner=asha, which is "
                 f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
                 f"{self.reduction_factor}, once for each of pruner.brackets={self.brackets}; got "
-                f"{epochs}; lower these, {ways}"
+                f"{config.train.epochs}; lower these, {fix}"
             )
         return errors
+
+
+def _check_integer(name: str, value: object, least: int) -> int:
+    """Returns a setting of the pruner; ValueError unless it is an integer from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"pruner.{name} must be an integer of at least {least}; got {value!r}")
+    return value
 
 
 def first_rung(epochs: int | None) -> int:
     """Returns the epoch of the lowest rung: a thirteenth of all, so that three rungs fit.
 
-    Of 27 epochs the first ranks trials as the last does with a correlation of .28, the second with
-    .45 (recorded curves of `studies.rows`). `bench.py search --training-epochs` measures others.
+    In trainings of 27 epochs the ranks of trials after the first epoch correlate with the last
+    ones by .28, and after the second epoch by .45 (recorded curves of `studies.rows`).
+    `bench.py search --training-epochs` measures others.
 
     Args:
         epochs: of a whole training; None if that is not known.
@@ -187,8 +219,9 @@ def default_pruner(definition: "Definition", epochs: int | None, began: int | No
     asha = AshaPruner(epochs=epochs, began=began)
     if began != 0 and definition.trains_networks and not asha.check(definition):
         return asha
-    median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-    return median if len(definition.objectives) == 1 else Unpruned()
+    if len(definition.objectives) > 1:
+        return Unpruned()
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
 
 
 class Unpruned(NopPruner):
@@ -201,186 +234,267 @@ class Unpruned(NopPruner):
 
 
 @dataclass(frozen=True)
+class RungRanking:
+    """The trials of a bracket that have reported at one of its rungs.
+
+    Attributes:
+        step: of the rung.
+        members: the standings of these trials, the best first.
+    """
+
+    step: int
+    bracket: int
+    members: Sequence[Standing]
+
+
+@dataclass(frozen=True)
 class AshaOrder:
     """The order in which slots are claimed, from what the stored trials have reported.
 
     First comes a trial that can no longer be promoted, to be ended; then the best to promote, the
-    highest rung first; then a trial that a worker has released, and then a new one. Trials are
-    identified by slot: of equal values that of the earlier slot is better. A trial with a value or
-    cost that is NaN or unknown is never promoted.
+    highest rung first; then a trial that a worker has released, and then a new one. Of equal trials
+    that of the earlier slot is better. A trial with a value or cost that is NaN or unknown cannot
+    be compared, and is never promoted.
     """
 
     min_resource: int
     reduction_factor: int
     brackets: int
     objectives: tuple[ObjectiveValue, ...]
-    _brackets: dict[int, int] = field(default_factory=dict, init=False, compare=False)
+    _bracket_by_slot: dict[int, int] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def costs(self) -> list[str]:
+        """The names of the objectives after the first, which are costs."""
         return [objective.name for objective in self.objectives[1:]]
 
     def rungs(self, longest: int) -> list[int]:
         """Returns the steps of all rungs of all brackets, up to the longest step so far."""
-        steps = (self.min_resource * self.reduction_factor**n for n in itertools.count())
-        return list(itertools.takewhile(lambda step: step <= longest, steps))
+        rungs = []
+        step = self.min_resource
+        while step <= longest:
+            rungs.append(step)
+            step *= self.reduction_factor
+        return rungs
 
-    def bracket(self, slot: int) -> int:
+    def find_bracket(self, slot: int) -> int:
         """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest."""
-        if slot not in self._brackets:
-            place = derive(slot, self.brackets) % self._shares[-1]
-            self._brackets[slot] = bisect_right(self._shares, place)
-        return self._brackets[slot]
+        if slot not in self._bracket_by_slot:
+            place = derive(slot, self.brackets) % self._cumulative_shares[-1]
+            self._bracket_by_slot[slot] = bisect_right(self._cumulative_shares, place)
+        return self._bracket_by_slot[slot]
 
     @cached_property
-    def _shares(self) -> list[int]:
+    def _cumulative_shares(self) -> list[int]:
         """The shares of the brackets, added up: Hyperband's number of trials in each."""
-        most = self.brackets - 1
-        trials = (
-            math.ceil(self.brackets * self.reduction_factor ** (most - b) / (most - b + 1))
-            for b in range(self.brackets)
-        )
-        return list(itertools.accumulate(trials))
+        shares = []
+        for bracket in range(self.brackets):
+            rounds = self.brackets - bracket
+            trials = self.brackets * self.reduction_factor ** (rounds - 1) / rounds
+            shares.append(math.ceil(trials))
+        return list(itertools.accumulate(shares))
 
-    def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether the trial of a slot has reached a rung with a report.
+    def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
+        """Returns whether the trial of a slot has reached a rung with a report.
 
         Args:
-            before: the step of its previous report; 0 or less for its first.
+            previous_step: of its previous report; 0 or less for its first.
+            step: of its report.
         """
-        rungs = self.rungs(step)[self.bracket(slot) :]
-        return bool(rungs) and rungs[-1] > before
+        bracket = self.find_bracket(slot)
+        reached_rungs = self.rungs(step)[bracket:]
+        return bool(reached_rungs) and reached_rungs[-1] > previous_step
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.ledger.Order`."""
-        over = self.unpromotable(standings, closed=closed)
-        if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
-            return Next(own, own in over)
-        if over:
-            return Next(min(over), ends_pruned=True)
-        if promotable := [] if closed else self.promotable(standings):
-            return Next(promotable[0])
-        for state in (OPEN,) if closed else (OPEN, UNCLAIMED):
-            ready = (s.slot for s in standings if s.state == state and self._waits_at(s) is None)
-            if (slot := min(ready, default=None)) is not None:
-                return Next(slot)
+        """Returns the slot to claim; see `storage.standings.Order`."""
+        unpromotable = self.find_unpromotable(standings, closed=closed)
+        for standing in standings:
+            # A worker holds a trial already if the reply to its claim was lost.
+            if standing.state == OWN:
+                return Next(standing.slot, standing.slot in unpromotable)
+        if unpromotable:
+            return Next(min(unpromotable), ends_pruned=True)
+        if not closed:
+            promotable = self.find_promotable(standings)
+            if promotable:
+                return Next(promotable[0])
+        slot = self._find_first(standings, OPEN)
+        if slot is None and not closed:
+            slot = self._find_first(standings, UNCLAIMED)
+        if slot is None:
+            return None
+        return Next(slot)
+
+    def _find_first(self, standings: Sequence[Standing], state: str) -> int | None:
+        """Returns the first slot in a state whose trial does not wait at a rung."""
+        for standing in sorted(standings, key=lambda standing: standing.slot):
+            if standing.state == state and self._waits_at(standing) is None:
+                return standing.slot
         return None
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Whether a trial that has reached a rung is the next to promote, and so is not paused.
+        """Returns whether a trial that has reached a rung is the next to promote.
 
-        Its standing is OWN.
+        It is not paused then. Its standing is OWN.
         """
-        return not closed and self.promotable(standings)[:1] == [slot]
+        if closed:
+            return False
+        return self.find_promotable(standings)[:1] == [slot]
 
-    def promotable(self, standings: Sequence[Standing]) -> list[int]:
+    def find_promotable(self, standings: Sequence[Standing]) -> list[int]:
         """Returns the slots of the trials that may be promoted now.
 
-        Of the n trials that have reported at a rung these are the best n / reduction_factor, and at
-        least one once no other can reach it, except those that were promoted already or have ended.
+        The best n / reduction_factor of the n trials that have reported at a rung may be; if that
+        is none, the best one may be once no other can reach the rung. A trial among them that was
+        promoted already, or has ended, is left out: its place at the rung is taken.
 
         Returns:
             Those at higher rungs first, and at each the best first.
         """
-        found, going = [], self._going(standings)
-        for (rung, bracket), members in self._rankings(standings).items():
-            places = len(members) // self.reduction_factor
-            if not places and not self._to_come(going[bracket], members):
+        candidates = []
+        open_counts = self._count_open(standings)
+        for ranking in self._rank_rungs(standings):
+            places = len(ranking.members) // self.reduction_factor
+            if places == 0 and _count_coming(open_counts, ranking) == 0:
                 places = 1
-            found += [
-                (-rung, rank, s.slot)
-                for rank, s in enumerate(members[:places])
-                if self._waits_at(s) == rung and self._comparable(s, rung)
-            ]
-        return [slot for *_, slot in sorted(found)]
+            for rank, standing in enumerate(ranking.members[:places]):
+                waits_here = self._waits_at(standing) == ranking.step
+                if waits_here and self._is_comparable(standing, ranking.step):
+                    candidates.append((-ranking.step, rank, standing.slot))
+        candidates.sort()
+        return [slot for _, _, slot in candidates]
 
-    def unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
+    def find_unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
         """Returns the slots of paused trials that can no longer be promoted.
 
         A rung will have at most the trials that have reported there and those that may still reach
-        it; a trial behind the best 1 / reduction_factor of all these stays behind. With several
-        objectives a later trial may move others behind a third one, and so bring that one forward:
-        as long as any may come, only trials that dominate it certainly stay ahead.
+        it; a trial behind the best 1 / reduction_factor of all these stays behind. The rungs are
+        visited from the lowest: a trial that can no longer be promoted at one cannot reach the
+        next.
 
         Once the search is closed, no trial is promoted.
         """
-        over: set[int] = set()
-        going = self._going(standings, closed=closed)
-        for (rung, bracket), members in self._rankings(standings).items():
-            to_come = self._to_come(going[bracket], members)
-            places = max(1, (len(members) + to_come) // self.reduction_factor)
-            places = 0 if closed else places
-            before = self._before_for_good(members, rung) if to_come else range(len(members))
-            late = {
-                s.slot
-                for count, s in zip(before, members, strict=True)
-                if (count >= places or not self._comparable(s, rung)) and self._waits_at(s) == rung
-            }
-            over |= late
-            going[bracket] -= len(late)
-        return over
+        unpromotable: set[int] = set()
+        open_counts = self._count_open(standings, closed=closed)
+        for ranking in self._rank_rungs(standings):
+            coming = _count_coming(open_counts, ranking)
+            places = max(1, (len(ranking.members) + coming) // self.reduction_factor)
+            if closed:
+                places = 0
+            numbers_ahead: Sequence[int] = range(len(ranking.members))
+            if coming:
+                numbers_ahead = self._count_certainly_ahead(ranking)
+            for number_ahead, standing in zip(numbers_ahead, ranking.members, strict=True):
+                if self._waits_at(standing) != ranking.step:
+                    continue
+                if number_ahead >= places or not self._is_comparable(standing, ranking.step):
+                    unpromotable.add(standing.slot)
+                    open_counts[ranking.bracket] -= 1
+        return unpromotable
 
-    def _going(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
+    def _count_open(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
         """Returns how many trials of each bracket still run or wait, or may yet begin."""
-        ended = (DONE, UNCLAIMED) if closed else (DONE,)
-        return Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
+        counts = Counter[int]()
+        for standing in standings:
+            has_ended = standing.state == DONE
+            cannot_begin = closed and standing.state == UNCLAIMED
+            if not has_ended and not cannot_begin:
+                counts[self.find_bracket(standing.slot)] += 1
+        return counts
 
-    @staticmethod
-    def _to_come(going: int, members: Sequence[Standing]) -> int:
-        """Returns how many of a bracket's open trials may yet reach a rung.
-
-        Members of a rung have reached it, and so all rungs below it.
-        """
-        return going - sum(s.state != DONE for s in members)
-
-    def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:
-        """Returns who has reported, by step and bracket, the lowest rungs and the best first."""
+    def _rank_rungs(self, standings: Sequence[Standing]) -> list[RungRanking]:
+        """Returns the ranking of each rung that trials have reached, the lowest first."""
         members = defaultdict[tuple[int, int], list[Standing]](list)
         for standing in standings:
-            bracket = self.bracket(standing.slot)
-            for rung in standing.reports:
-                if rung >= self._lowest(bracket):
-                    members[rung, bracket].append(standing)
-        return {(rung, b): self._ranked(members[rung, b], rung) for rung, b in sorted(members)}
+            bracket = self.find_bracket(standing.slot)
+            lowest = self._lowest_rung(bracket)
+            for step in standing.reports:
+                if step >= lowest:
+                    members[step, bracket].append(standing)
+        rankings = []
+        for step, bracket in sorted(members):
+            ranked = self._rank_members(members[step, bracket], step)
+            rankings.append(RungRanking(step, bracket, ranked))
+        return rankings
 
-    def _ranked(self, members: Sequence[Standing], rung: int) -> list[Standing]:
-        members = sorted(members, key=lambda s: s.slot)
-        able = [s for s in members if self._comparable(s, rung)]
-        unable = [s for s in members if not self._comparable(s, rung)]
+    def _rank_members(self, members: Sequence[Standing], rung: int) -> list[Standing]:
+        """Returns the trials at a rung, the best first; those that cannot be compared are last."""
+        comparable = []
+        incomparable = []
+        for standing in sorted(members, key=lambda standing: standing.slot):
+            if self._is_comparable(standing, rung):
+                comparable.append(standing)
+            else:
+                incomparable.append(standing)
+        values = [self._values(standing, rung) for standing in comparable]
         if len(self.objectives) == 1:
-            return [*sorted(able, key=lambda s: self._point(s, rung)), *unable]
-        order = rank_points(tuple(self._point(s, rung) for s in able))
-        return [*(able[position] for position in order), *unable]
+            order: Sequence[int] = sorted(range(len(values)), key=values.__getitem__)
+        else:
+            order = rank_by_fronts(tuple(values))
+        return [*(comparable[position] for position in order), *incomparable]
 
-    def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
-        """Returns how many ranked members stay ahead of each, whatever trials still come."""
+    def _count_certainly_ahead(self, ranking: RungRanking) -> list[int]:
+        """Returns how many other trials stay ahead of each at a rung, whatever trials still come.
+
+        With one objective these are all that are ahead now. With several, a later trial may push
+        others into later fronts, behind a third one, which so moves forward. Only the trials that
+        dominate a trial certainly stay ahead of it.
+        """
+        members = ranking.members
         if len(self.objectives) == 1:
             return [*range(len(members))]
-        able = [self._point(s, rung) for s in members if self._comparable(s, rung)]
-        counts = dominance(able).sum(0).tolist() if able else []
-        return [*counts, *range(len(able), len(members))]
+        comparable_values = [
+            self._values(standing, ranking.step)
+            for standing in members
+            if self._is_comparable(standing, ranking.step)
+        ]
+        counts: list[int] = []
+        if comparable_values:
+            counts = compute_dominance(comparable_values).sum(0).tolist()
+        return [*counts, *range(len(comparable_values), len(members))]
 
-    def _point(self, standing: Standing, rung: int) -> tuple[float, ...]:
-        """Returns the value of a trial at a rung and its costs, of each of which less is better."""
-        costs = (standing.costs.get(name, math.nan) for name in self.costs)
-        values = (standing.reports[rung].value, *costs)
-        return tuple(
-            -objective.sign * value
-            for objective, value in zip(self.objectives, values, strict=True)
-        )
+    def _values(self, standing: Standing, rung: int) -> Values:
+        """Returns the value of a trial at a rung and its costs, with signs by which less is better.
 
-    def _comparable(self, standing: Standing, rung: int) -> bool:
-        return not any(map(math.isnan, self._point(standing, rung)))
+        A cost that is not known is NaN.
+        """
+        values = [standing.reports[rung].value]
+        for name in self.costs:
+            values.append(standing.costs.get(name, math.nan))
+        signed_values = []
+        for objective, value in zip(self.objectives, values, strict=True):
+            signed_values.append(-objective.sign * value)
+        return tuple(signed_values)
 
-    def _lowest(self, bracket: int) -> int:
+    def _is_comparable(self, standing: Standing, rung: int) -> bool:
+        return not any(math.isnan(value) for value in self._values(standing, rung))
+
+    def _lowest_rung(self, bracket: int) -> int:
         lowest: int = self.min_resource * self.reduction_factor**bracket
         return lowest
 
     def _waits_at(self, standing: Standing) -> int | None:
-        """Returns the rung at which a trial waits: it was paused at its last report, and no worker
-        has it. None if it does not wait, as after its last epoch, which may be at a rung too."""
+        """Returns the rung at which a trial waits: it was paused there, and no other worker has it.
+
+        It is None for a trial that does not wait. One that has reported its last epoch was not
+        paused, although that epoch may be a rung too.
+        """
         if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
             return None
         rung = max(standing.reports)
-        at_rung = standing.reports[rung].step == standing.last == standing.paused
-        return rung if at_rung and rung >= self._lowest(self.bracket(standing.slot)) else None
+        was_paused = standing.reports[rung].step == standing.last == standing.paused
+        if was_paused and rung >= self._lowest_rung(self.find_bracket(standing.slot)):
+            return rung
+        return None
+
+
+def _count_coming(open_counts: Mapping[int, int], ranking: RungRanking) -> int:
+    """Returns how many open trials of a bracket may yet reach a rung.
+
+    The members of the rung have reached it, and so all rungs below it.
+
+    Args:
+        open_counts: the number of open trials by bracket.
+    """
+    open_members = sum(standing.state != DONE for standing in ranking.members)
+    return open_counts[ranking.bracket] - open_members

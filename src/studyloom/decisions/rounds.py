@@ -144,7 +144,7 @@ class RoundOrder:
         Those that can then no longer be promoted are done.
         """
         seen = [_as_known(standing, known) for standing in standings]
-        while over := self.order.unpromotable(seen):
+        while over := self.order.find_unpromotable(seen):
             seen = [replace(s, state=DONE) if s.slot in over else s for s in seen]
         return seen
 

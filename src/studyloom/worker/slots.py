@@ -51,7 +51,7 @@ class SlotQueue:
         width = (self.stored.definition() or {}).get("study.round")
         if not isinstance(pruner, AshaPruner):
             pruner = AshaPruner(sys.maxsize)  # without rungs
-        order = pruner.order(self.stored.objectives) if self.pauses or width else None
+        order = pruner.make_order(self.stored.objectives) if self.pauses or width else None
         self.order: AshaOrder | RoundOrder | None = order
         if order is not None and width:
             (halted_at,) = self.stored.attributes(HALTED_AT)

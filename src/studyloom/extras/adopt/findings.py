@@ -211,7 +211,7 @@ def replay_asha(study: AdoptedStudy) -> Promotion | None:
         if trial.state == TrialState.PRUNED:
             curve += curve[-1:] * (longest - len(curve))
     objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
-    order = AshaPruner(epochs=longest).order([objective])
+    order = AshaPruner(epochs=longest).make_order([objective])
     draw, many = np.random.default_rng(0), min(REPLAYED, len(curves))
     orders = [np.arange(len(curves)), *(draw.permutation(len(curves)) for _ in range(REPLAYS))]
     totals = [spend(order, [curves[at] for at in places[:many]]) for places in orders]
