@@ -1,8 +1,12 @@
 """Reports of a running trial: each is stored, and may end or pause the trial.
 
-An objective calls `Reporter.report` after each epoch. A thread posts the report: it commits the
-value and the renewal of the lease together, and then consults the pruner. So training continues
-while the database is away or slow, and learns later that the trial should have ended.
+An objective calls `Reporter.report` after each step. The report goes through the *outbox*, a thread
+that posts one report after the other: it commits the value and the renewal of the lease together,
+and then consults the pruner. So training continues while the database is away or slow, and learns
+later that the trial should have ended.
+
+A *rung* is a step at which trials are compared. A trial that comes to one saves its state, reports,
+and waits there as *paused* until it is promoted, unless it is the next to promote at once.
 """
 
 import contextlib
@@ -45,8 +49,8 @@ class ReportRejected(Exception):
     report raised is known by this class, and not by the type of the exception that comes out of the
     objective, which the user's code may raise too.
 
-    Args:
-        cause: the exception that the report raised last.
+    Attributes:
+        cause: The exception that the report raised last.
     """
 
     def __init__(self, cause: BaseException) -> None:
@@ -56,10 +60,11 @@ class ReportRejected(Exception):
 
 @dataclass(frozen=True)
 class PendingReport:
-    """A step that is to be stored, or else only what is new of the trial.
+    """A report in the outbox. Each stores all that is new of the trial.
 
-    Args:
-        at_rung: whether the trial has reached a rung with the step.
+    Attributes:
+        step: The step to store; None to store only what is new otherwise.
+        at_rung: Whether the trial has reached a rung with the step.
     """
 
     step: Step | None = None
@@ -70,13 +75,15 @@ class PendingReport:
 class Reporter:
     """Runs the objective of a trial, and stores what it reports.
 
-    Args:
-        checkpoint: where the objective's state is saved; None to save none.
-        reported: the last step that is stored already; None for none.
-        releasing: returns whether the worker should release the trial.
-        comparable: whether the study's pruner may end the trial.
-        slots: decide at which rungs the trial is paused; None if it never is.
-        interval: the least seconds between two checkpoints, unless the trial pauses or stops.
+    Attributes:
+        held: The trial and its claim.
+        objective: The training.
+        checkpoint: The file of the objective's state; None to save none.
+        reported: The last step that earlier workers have stored; None for none.
+        releasing: Whether the worker should release the trial.
+        comparable: Whether the study's pruner may end the trial.
+        slots: Decides at which rungs the trial is paused; None if it never is.
+        interval: The least seconds between two checkpoints, unless the trial pauses or stops.
     """
 
     held: HeldTrial
@@ -89,50 +96,49 @@ class Reporter:
     interval: float = 0.0
 
     def __post_init__(self) -> None:
-        self._rejected: BaseException | None = None  # the exception that a report raised last
-        self._saved = time.monotonic()  # when the last checkpoint was
-        self._evaluated = 0.0  # seconds of evaluation at the last step
-        self._finds_files = self.objective.finds_files  # before it makes its folder
-        # The last step that is stored, and the last that has come.
-        self._stored = self._latest = -1 if self.reported is None else self.reported
-        self._outbox = Outbox[PendingReport](self.post, lambda: self.held.stored.retry.away)
+        self._rejection: BaseException | None = None  # the exception that a report raised last
+        self._last_save = time.monotonic()
+        self._evaluation_seconds = 0.0  # spent on evaluation until the last step
+        # Whether files of an earlier attempt are there. Now, before the objective makes its folder.
+        self._finds_files = self.objective.finds_files
+        self._last_stored = -1  # the last step that earlier workers have stored
+        if self.reported is not None:
+            self._last_stored = self.reported
+        self._last_step = self._last_stored  # of all attempts
+        self._outbox = Outbox[PendingReport](self.post, self._is_away)
+
+    def _is_away(self) -> bool:
+        """Whether the database is away."""
+        return self.held.stored.retry.away
 
     def run(self, stopping: Stopping) -> float:
         """Runs the objective from its last checkpoint on, and returns its value.
 
         Raises:
-            ReportRejected: a report has ended the trial, whatever the objective did then.
+            ReportRejected: A report has ended the trial, whatever the objective did then.
         """
         try:
             return self._run(stopping)
         except BaseException:
-            if self._rejected is None:
+            if self._rejection is None:
                 raise
-            raise ReportRejected(self._rejected) from None
+            raise ReportRejected(self._rejection) from None
 
     def _run(self, stopping: Stopping) -> float:
-        objective, trial, watch = self.objective, self.held.trial, self.held.watch
+        objective = self.objective
+        watch = self.held.watch
         self._restore()
-        self._evaluated = objective.evaluating
-        if objective.compared_jobs is not None:  # written with the first report
-            trial.set_user_attr(PLANNED_JOBS, objective.compared_jobs)
-        elif objective.epochs is not None:
-            trial.set_user_attr(PLANNED_EPOCHS, objective.epochs)
-        stored = self._stored
+        self._evaluation_seconds = objective.evaluating
+        self._store_plan()
         with self._outbox:
             try:
                 with self._recording_rejection(), watch("storage"):
-                    self._note_death()
-                    # Steps of the checkpoint that were saved while the database was away.
-                    for step in objective.steps():
-                        if objective.is_new(step, stored):
-                            at_rung = self._comes_to_rung(step)
-                            self._outbox.send(PendingReport(step, at_rung))
-                            self._pause_at_rung(at_rung)
+                    self._store_death()
+                    self._send_steps_of_checkpoint()
                 value = objective.run(self.report, stopping)
             except Exception:
-                # What was sent before came first: a trial that pruning ends at step 3 is pruned,
-                # even if it has diverged at step 5 meanwhile.
+                # Reports that were sent before the exception came first: a trial that pruning ends
+                # at step 3 is pruned, even if it has diverged at step 5 meanwhile.
                 with self._recording_rejection():
                     self._outbox.flush()
                 raise
@@ -140,36 +146,89 @@ class Reporter:
                 self._outbox.flush()
             return value
 
+    @contextlib.contextmanager
+    def _recording_rejection(self) -> Iterator[None]:
+        """Records the exception with which the body rejects a report."""
+        try:
+            yield
+        except BaseException as error:
+            self._rejection = error
+            raise
+
+    # Before training
+
     def _restore(self) -> None:
         """Restores the objective from its checkpoint, if there is one that it can use."""
-        path = self.checkpoint and self.checkpoint.path
-        with self.held.watch("checkpoints"):
-            state = None if self.checkpoint is None else self.checkpoint.load()
+        state = None
+        path = None
+        if self.checkpoint is not None:
+            path = self.checkpoint.path
+            with self.held.watch("checkpoints"):
+                state = self.checkpoint.load()
         if state is not None:
             try:
                 self.objective.restore(state)
             except ValueError as error:
                 log.warning("%s: %s; the trial starts again from the beginning", path, error)
-        elif self._finds_files:
-            pass  # it resumes by itself, or prints again what is known
-        elif self.reported is not None:
-            folder, number = path and path.parent, self.held.trial.number
-            lacks = f"its reports up to step {self.reported} have no checkpoint in {folder}"
-            log.warning("trial %d: %s; it starts again from the beginning", number, lacks)
+        elif self.reported is not None and not self._finds_files:
+            # With files of an earlier attempt the objective resumes by itself.
+            folder = None
+            if path is not None:
+                folder = path.parent
+            log.warning(
+                "trial %d: its reports up to step %s have no checkpoint in %s; it starts again "
+                "from the beginning",
+                self.held.trial.number,
+                self.reported,
+                folder,
+            )
 
-    def _note_death(self) -> None:
+    def _store_plan(self) -> None:
+        """Adds the planned number of steps to the first commit."""
+        objective = self.objective
+        if objective.compared_jobs is not None:
+            self.held.trial.set_user_attr(PLANNED_JOBS, objective.compared_jobs)
+        elif objective.epochs is not None:
+            self.held.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs)
+
+    def _store_death(self) -> None:
         """Stores that a worker of the trial has died, and the epoch that its checkpoint has."""
-        claim, trial = self.held.claim, self.held.trial
-        if claim.deaths > trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
-            last = next(reversed(self.objective.steps()), None)
-            epoch = last.step if isinstance(last, Report) else last and last.number
-            resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
-            if self._finds_files:
-                resumed["files"] = True
-            trial.set_user_attr(RESUMED, resumed)
-            streams = trial.user_attrs.get(STREAMS, ())
-            log.info("%s", resumed_words(trial.number, resumed, streams))
-            self._outbox.send(PendingReport())
+        claim = self.held.claim
+        trial = self.held.trial
+        stored_deaths = trial.user_attrs.get(RESUMED, {}).get("deaths", 0)
+        if claim.deaths <= stored_deaths:
+            return
+        resumed = {
+            "epoch": self._epoch_of_checkpoint(),
+            "deaths": claim.deaths,
+            "death": claim.death,
+        }
+        if self._finds_files:
+            resumed["files"] = True
+        trial.set_user_attr(RESUMED, resumed)
+        streams = trial.user_attrs.get(STREAMS, ())
+        log.info("%s", resumed_words(trial.number, resumed, streams))
+        self._outbox.send(PendingReport())
+
+    def _epoch_of_checkpoint(self) -> int | None:
+        """Returns the last epoch of the restored state, as the user counts; None without one."""
+        steps = self.objective.steps()
+        if not steps:
+            return None
+        last = steps[-1]
+        if isinstance(last, Report):
+            return last.step
+        return last.number
+
+    def _send_steps_of_checkpoint(self) -> None:
+        """Sends the steps of the restored state that were trained while the database was away."""
+        for step in self.objective.steps():
+            if self.objective.is_new(step, self._last_stored):
+                at_rung = self._comes_to_rung(step)
+                self._outbox.send(PendingReport(step, at_rung))
+                self._pause_at_rung(at_rung)
+
+    # While the objective trains
 
     def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
@@ -177,10 +236,10 @@ class Reporter:
         Without a step it only stores what is new of the trial.
 
         Raises:
-            Stopped: the worker is to stop; the trial is released.
-            TimedOut: the trial has taken longer than study.trial_timeout.
-            Paused: the trial has reached a rung, and waits there.
-            ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
+            Stopped: The worker is to stop; the trial is released.
+            TimedOut: The trial has taken longer than study.trial_timeout.
+            Paused: The trial has reached a rung, and waits there.
+            ClaimLost, TrialPruned, StorageLost: This report or an earlier one was posted.
         """
         watch = self.held.watch
         with self._recording_rejection():
@@ -188,35 +247,35 @@ class Reporter:
                 with watch("storage"):
                     self._outbox.send(PendingReport())
                 return
-            evaluating = self.objective.evaluating
-            evaluation, self._evaluated = evaluating - self._evaluated, evaluating
-            watch.seconds["training"] += step.seconds - evaluation
-            watch.seconds["evaluation"] += evaluation
-            last, at_rung = step.number == self.objective.epochs, self._comes_to_rung(step)
-            # Before the report at a rung, after which the trial may have to end.
+            self._count_seconds(step)
+            is_last = step.number == self.objective.epochs
+            at_rung = self._comes_to_rung(step)
             if at_rung:
+                # The state is saved before the report, after which the trial may have to end.
                 self._save()
             with watch("storage"):
                 self._outbox.send(PendingReport(step, at_rung))
-            stops = self.releasing() and not last
-            if not last and not at_rung and (stops or self._is_due()):
+            must_stop = self.releasing() and not is_last
+            if not is_last and not at_rung and (must_stop or self._is_save_due()):
                 self._save()
-            if stops:
+            if must_stop:
                 raise Stopped
             with watch("storage"):
                 self._pause_at_rung(at_rung)
-            limit = self.held.limits.trial_timeout
-            if limit is not None and time.monotonic() - self.held.began > limit:
-                raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+            self._check_timeout()
 
-    @contextlib.contextmanager
-    def _recording_rejection(self) -> Iterator[None]:
-        """Records the exception with which the body rejects a report."""
-        try:
-            yield
-        except BaseException as error:
-            self._rejected = error
-            raise
+    def _count_seconds(self, step: Step) -> None:
+        """Counts the seconds of a step as training or evaluation."""
+        total = self.objective.evaluating
+        evaluation = total - self._evaluation_seconds
+        self._evaluation_seconds = total
+        self.held.watch.seconds["training"] += step.seconds - evaluation
+        self.held.watch.seconds["evaluation"] += evaluation
+
+    def _check_timeout(self) -> None:
+        limit = self.held.limits.trial_timeout
+        if limit is not None and time.monotonic() - self.held.began > limit:
+            raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
     def _comes_to_rung(self, step: Step) -> bool:
         """Whether a step is the first of all attempts at or beyond a rung.
@@ -224,62 +283,11 @@ class Reporter:
         Without a checkpoint a promoted trial repeats steps that are stored already; these reach no
         rung.
         """
-        before, self._latest = self._latest, max(self._latest, step.number)
+        before = self._last_step
+        self._last_step = max(before, step.number)
         if self.slots is None or step.number <= before or step.number == self.objective.epochs:
             return False
         return self.slots.pauses_at(self.held.claim.slot, before, step.number)
-
-    def _is_due(self) -> bool:
-        """Whether the state is saved now; each one that names files, which are soon removed."""
-        return self.objective.keeps_files or time.monotonic() - self._saved >= self.interval
-
-    def _save(self) -> None:
-        """Saves the state; an error of the disk does not end the trial."""
-        if self.checkpoint is None:
-            return
-        with self.held.watch("checkpoints"):
-            if (state := self.objective.state()) is None:
-                return
-            try:
-                self.checkpoint.save(state)
-            except OSError as error:
-                log.warning("%s; a crash would now cost this trial's epochs so far", error)
-        self._saved = time.monotonic()
-
-    def post(self, report: PendingReport) -> None:
-        """Stores a step and renews the lease, in one commit; then consults the pruner.
-
-        The value of a trial is that of its last step; the best of all would owe most to chance.
-        """
-        held, step = self.held, report.step
-        if step is None:
-            held.commit()
-            return
-        trial, buffer, trial_id = held.trial, held.stored.storage, held.trial._trial_id
-        held.longest = max(held.longest, step.seconds)
-        if report.at_rung:
-            trial.set_user_attr(RUNGS, [*trial.user_attrs.get(RUNGS, []), step.number])
-            trial.set_user_attr(PAUSED, step.number)
-            held.store(self.objective)  # another worker may end it here, which has no weights
-        streams = self.objective.streams()
-        if streams and STREAMS not in trial.user_attrs:
-            trial.set_user_attr(STREAMS, streams)
-        # `Trial.report` refuses several objectives, whose curves are kept all the same.
-        number = self.objective.compared_number(step)
-        if number is not None and number > self._stored:
-            buffer.set_trial_intermediate_value(trial_id, number, float(step.value))
-        held.commit()
-        pruner = held.stored.optuna.pruner
-        # The last step is the value. At the report that is stored already the worker before may
-        # have died before it consulted the pruner.
-        prunable = self.comparable and step.number != self.objective.epochs
-        compared = number is not None and number >= self._stored
-        if compared and prunable and not isinstance(pruner, NopPruner):
-            # One read of the other trials, however often the pruner needs them.
-            buffer.refresh(held.stored.ledger.study_id)
-            if pruner.prune(trial.study, buffer.get_trial(trial_id)):
-                raise optuna.TrialPruned(step)
-        held.progress |= self.objective.is_new(step, self._stored)
 
     def _pause_at_rung(self, at_rung: bool) -> None:
         """Raises Paused at a rung once all is stored, unless the trial is the next to promote."""
@@ -291,6 +299,79 @@ class Reporter:
         self.held.trial.set_user_attr(PAUSED, None)
         self.held.commit()
 
+    def _is_save_due(self) -> bool:
+        """Whether the state is saved now; each state that names files, which are soon removed."""
+        if self.objective.keeps_files:
+            return True
+        return time.monotonic() - self._last_save >= self.interval
+
+    def _save(self) -> None:
+        """Saves the state; an error of the disk does not end the trial."""
+        if self.checkpoint is None:
+            return
+        with self.held.watch("checkpoints"):
+            state = self.objective.state()
+            if state is None:
+                return
+            try:
+                self.checkpoint.save(state)
+            except OSError as error:
+                log.warning("%s; a crash would now cost this trial's epochs so far", error)
+        self._last_save = time.monotonic()
+
+    # In the thread of the outbox
+
+    def post(self, report: PendingReport) -> None:
+        """Stores a report and renews the lease, in one commit; then consults the pruner.
+
+        The value of a trial is that of its last step; the best of all would owe most to chance.
+        """
+        held = self.held
+        step = report.step
+        if step is None:
+            held.commit()
+            return
+        held.longest = max(held.longest, step.seconds)
+        if report.at_rung:
+            rungs = held.trial.user_attrs.get(RUNGS, [])
+            held.trial.set_user_attr(RUNGS, [*rungs, step.number])
+            held.trial.set_user_attr(PAUSED, step.number)
+            # Another worker, which has no weights, may end the trial here.
+            held.store(self.objective)
+        streams = self.objective.streams()
+        if streams and STREAMS not in held.trial.user_attrs:
+            held.trial.set_user_attr(STREAMS, streams)
+        compared_number = self.objective.compared_number(step)
+        if compared_number is not None and compared_number > self._last_stored:
+            # `Trial.report` refuses several objectives, whose curves are kept all the same.
+            held.stored.storage.set_trial_intermediate_value(
+                held.trial._trial_id, compared_number, float(step.value)
+            )
+        held.commit()
+        self._consult_pruner(step, compared_number)
+        held.progress |= self.objective.is_new(step, self._last_stored)
+
+    def _consult_pruner(self, step: Step, compared_number: int | None) -> None:
+        """Raises TrialPruned if the study's pruner ends the trial at a step.
+
+        It is consulted again for the step that is stored already: the worker before may have died
+        after its commit and before it consulted the pruner. The last step has the value, with which
+        the trial is complete.
+        """
+        held = self.held
+        pruner = held.stored.optuna.pruner
+        if not self.comparable or isinstance(pruner, NopPruner):
+            return
+        if compared_number is None or compared_number < self._last_stored:
+            return
+        if step.number == self.objective.epochs:
+            return
+        # One read of the other trials, however often the pruner needs them.
+        buffer = held.stored.storage
+        buffer.refresh(held.stored.ledger.study_id)
+        if pruner.prune(held.trial.study, buffer.get_trial(held.trial._trial_id)):
+            raise optuna.TrialPruned(step)
+
 
 class Outbox(Generic[T]):
     """Posts items one after the other, from a thread that lives as long as the body of a `with`.
@@ -301,7 +382,8 @@ class Outbox(Generic[T]):
     """
 
     def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:
-        self._post, self._is_away = post, is_away
+        self._post = post
+        self._is_away = is_away
         self._queue: Queue[T | None] = Queue()  # None at its end
         self._error: BaseException | None = None
         self._closed = False
@@ -313,7 +395,7 @@ class Outbox(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        hangs = self._queue.unfinished_tasks and self._error is None
+        hangs = self._queue.unfinished_tasks > 0 and self._error is None
         self._closed = True
         self._queue.put(None)
         # A daemon that still runs when the interpreter ends may abort the process.
@@ -324,21 +406,34 @@ class Outbox(Generic[T]):
         """Adds an item, and waits until it is posted or the database turns out to be away."""
         self._queue.put(item)
         end = time.monotonic() + SEND_TIMEOUT
-        self._wait(lambda: self._is_away() or time.monotonic() > end)
+
+        def gives_up() -> bool:
+            return self._is_away() or time.monotonic() > end
+
+        self._wait(gives_up)
 
     def flush(self) -> None:
         """Waits until everything is posted, also while the database is away."""
-        self._wait(lambda: False)
 
-    def _wait(self, goes_on: Callable[[], bool]) -> None:
+        def gives_up() -> bool:
+            return False
+
+        self._wait(gives_up)
+
+    def _wait(self, gives_up: Callable[[], bool]) -> None:
+        """Waits until everything is posted, or the condition holds; raises a failure of a post."""
         with self._queue.all_tasks_done:
-            while self._queue.unfinished_tasks and self._error is None and not goes_on():
+            while self._queue.unfinished_tasks and self._error is None and not gives_up():
                 self._queue.all_tasks_done.wait(POLL)
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
+        """Posts the items of the queue until its end."""
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
             if self._error is None and not self._closed:
                 try:
                     self._post(item)

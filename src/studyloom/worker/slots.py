@@ -1,8 +1,13 @@
-"""The slots of a stage: which one a worker claims next, and the configuration of its trial."""
+"""The slots of a stage: which one a worker claims next, and the configuration of its trial.
+
+A sampler or pruner that *keeps state* remembers trials in its process, and not only in the
+database; a study with one is worked on by one process.
+"""
 
 import copy
 import logging
 import sys
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -30,6 +35,7 @@ from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.stage import Stage
 
 REDRAWS = 10  # by the sampler, if a configuration is not accepted, before chance decides
+PointKey = frozenset[tuple[str, Any]]  # from `identify`: equal for equal configurations
 log = logging.getLogger(__name__)
 
 
@@ -38,36 +44,71 @@ class SlotQueue:
 
     Once the search has ended by its bounds, only the trials that have begun are left to do.
 
-    Args:
-        owner: the id of the worker.
-        max_failures: of `failures.Limits`, which a search in rounds counts by segment.
+    Attributes:
+        stage: The stage.
+        stored: Its study.
+        owner: The id of the worker.
+        baseline: The configuration of trial 0; None if the stage has no baseline.
+        pauses: Whether the pruner pauses trials at rungs.
+        order: Decides which slot is claimed next; None for the first, one with a trial before
+            others.
     """
 
     def __init__(self, stage: Stage, owner: str, max_failures: int) -> None:
-        self.stage, self.stored, self.owner = stage, stage.stored, owner
+        """Prepares the order of the slots.
+
+        Args:
+            max_failures: The limit of `failures.Limits`, which a search in rounds counts by
+                segment.
+        """
+        self.stage = stage
+        self.stored = stage.stored
+        self.owner = owner
         self.baseline = stage.source.baseline
-        pruner = self.stored.optuna.pruner
-        self.pauses = isinstance(pruner, AshaPruner)
-        width = (self.stored.definition() or {}).get("study.round")
-        if not isinstance(pruner, AshaPruner):
-            pruner = AshaPruner(sys.maxsize)  # without rungs
-        order = pruner.make_order(self.stored.objectives) if self.pauses or width else None
-        self.order: AshaOrder | RoundOrder | None = order
-        if order is not None and width:
-            (halted_at,) = self.stored.attributes(HALTED_AT)
-            self.order = RoundOrder(order, width, max_failures, halted_at or 0)
+        self.pauses = isinstance(self.stored.optuna.pruner, AshaPruner)
+        self.order = self._make_order(max_failures)
         self.stored.storage.reads_snapshots = self.in_rounds
+
+    def _make_order(self, max_failures: int) -> AshaOrder | RoundOrder | None:
+        pruner = self.stored.optuna.pruner
+        definition = self.stored.definition() or {}
+        round_width = definition.get("study.round")
+        if isinstance(pruner, AshaPruner):
+            order = pruner.make_order(self.stored.objectives)
+        elif round_width:
+            without_rungs = AshaPruner(sys.maxsize)
+            order = without_rungs.make_order(self.stored.objectives)
+        else:
+            return None
+        if not round_width:
+            return order
+        (halted_at,) = self.stored.attributes(HALTED_AT)
+        return RoundOrder(order, round_width, max_failures, halted_at or 0)
 
     @property
     def in_rounds(self) -> bool:
         """Whether the trials do not depend on the number of workers."""
         return isinstance(self.order, RoundOrder)
 
+    # Claim
+
     def claim(self, lease: float, *, ended: bool) -> Claim | None:
-        """Claims a slot, and makes a running trial for a new one; None if no slot is free."""
+        """Claims a slot, and makes a running trial for a new one; None if no slot is free.
+
+        Args:
+            lease: Seconds until the claim ends unless it is renewed.
+            ended: Whether the search has ended, so that only trials that have begun are left.
+        """
         return self.stored.ledger.claim(
-            self.owner, self.stage.trials, lease, self._make, begun=ended, order=self.order
+            self.owner, self.stage.trials, lease, self._create_trial, begun=ended, order=self.order
         )
+
+    def _create_trial(self, connection: Connection, slot: int) -> int:
+        """Creates the trial of a slot in the transaction of its claim, and returns its id."""
+        attributes = {SLOT: slot, WORKER: self.owner}
+        if slot == 0 and self.baseline is not None:
+            attributes[BASELINE] = True
+        return self.stored.storage.create(connection, self.stored.ledger.study_id, attributes)
 
     def halt(self) -> None:
         """Halts a search in rounds whose segments fail, once it can neither begin nor end one.
@@ -78,22 +119,24 @@ class SlotQueue:
             return
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         reason = self.order.halting(standings)
-        if reason is not None:
-            segments = [segment.number for s in standings for segment in s.segments]
-            self.stored.optuna.set_user_attr(HALTED_AT, max(segments) + 1)
-            self.stored.optuna.set_user_attr(HALTED, reason)
+        if reason is None:
+            return
+        numbers = []
+        for standing in standings:
+            numbers += [segment.number for segment in standing.segments]
+        self.stored.optuna.set_user_attr(HALTED_AT, max(numbers) + 1)
+        self.stored.optuna.set_user_attr(HALTED, reason)
 
-    def _make(self, connection: Connection, slot: int) -> int:
-        first = {BASELINE: True} if slot == 0 and self.baseline is not None else {}
-        attributes = {SLOT: slot, WORKER: self.owner, **first}
-        return self.stored.storage.create(connection, self.stored.ledger.study_id, attributes)
+    # Pauses
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Whether a trial may be pruned or paused; not the baseline, with which all compare.
 
         In rounds, which wait for each other, it is paused too.
         """
-        return self.in_rounds or self.baseline is None or not TrialRecord(trial).is_baseline
+        if self.in_rounds or self.baseline is None:
+            return True
+        return not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
         """Whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
@@ -105,6 +148,8 @@ class SlotQueue:
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
 
+    # Samplers and pruners that keep state
+
     def begin_state(self, claim: Claim, lease: float) -> None:
         """Checks that no other process works on a study whose sampler or pruner keeps state.
 
@@ -112,9 +157,11 @@ class SlotQueue:
         not both continue. The sampler is made here, once for all trials of this process.
 
         Raises:
-            LaunchError: another process works on the study; the claim was released.
+            LaunchError: Another process works on the study; the claim was released.
         """
-        stored, ledger, strategy = self.stored, self.stored.ledger, self.stage.strategy
+        stored = self.stored
+        ledger = stored.ledger
+        strategy = self.stage.strategy
         parts = " and ".join(strategy.keeps_state)
         ledger.record_gone()
         others = [held.owner for held in ledger.held() if held.owner != self.owner]
@@ -136,67 +183,113 @@ class SlotQueue:
         if "sampler" in strategy.keeps_state:
             stored.optuna.sampler = strategy.sampler(number)
 
+    # Draw
+
     def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
-        record, buffer, trial_id = TrialRecord(frozen), self.stored.storage, frozen._trial_id
+        record = TrialRecord(frozen)
+        buffer = self.stored.storage
+        trial_id = frozen._trial_id
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, self.owner)
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
         if record.paused is not None:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
         if record.is_baseline and self.baseline is not None and not frozen.params:
-            self._give(trial_id, self.baseline)
-        return self._ask(claim, trial_id, frozen.number)
+            self._set_params(trial_id, self.baseline)
+        return self._make_trial(claim, trial_id, frozen.number)
 
     def draw(self, held: HeldTrial) -> Point | None:
-        """Draws a trial's configuration and stores it, unless it is given or stored already.
+        """Draws a trial's configuration and stores it, unless the trial has one already.
 
         The sampler draws again, with other seeds, if the configuration breaks a relation, or
         repeats another although `limits.repeats` is false; then chance decides. Returns None if
         that finds nothing.
         """
-        stored, source = self.stored, self.stage.source
-        number, trial_id = held.trial.number, held.trial._trial_id
-        given, again = bool(held.trial.params), 0
-        new = not given and not held.limits.repeats
-        # The worker of trial 0 may not have stored its configuration yet.
-        taken = {identify(each) for each in (self.baseline,) if new and each is not None}
+        space = self.stage.source.space
+        trial_id = held.trial._trial_id
+        # Set in the config or by a user, or stored by an earlier worker.
+        has_point = bool(held.trial.params)
+        must_differ = not has_point and not held.limits.repeats
+        taken: set[PointKey] = set()  # the configurations that the trial must not repeat
+        if must_differ and self.baseline is not None:
+            # The worker of trial 0 may not have stored its configuration yet.
+            taken.add(identify(self.baseline))
+        redraws = 0
+        while True:
+            with held.watch("sampling"):
+                point = space.suggest(held.trial)
+            is_allowed = has_point or space.find_breach(point.params) is None
+            if is_allowed and self._try_to_store(held, point, taken, must_differ=must_differ):
+                return point
+            redraws += 1
+            # Drops the configuration, which is not stored.
+            self.stored.storage.load(self.stored.ledger.study_id, trial_id)
+            with held.watch("sampling"):
+                if redraws > REDRAWS and not self._draw_by_chance(held, redraws, taken):
+                    return None
+                seed = derive(held.trial.number, redraws)
+                held.trial = self._make_trial(held.claim, trial_id, seed, again=True)
+
+    def _try_to_store(
+        self, held: HeldTrial, point: Point, taken: set[PointKey], *, must_differ: bool
+    ) -> bool:
+        """Stores a trial's configuration, unless another trial has it; returns whether it did.
+
+        Looking at the other trials and storing are one transaction that has locked the study, so
+        that two workers cannot store the same configuration.
+
+        Args:
+            taken: The configurations of other trials, which are added if `must_differ`.
+        """
+        stored = self.stored
 
         def write(connection: Connection) -> None:
-            others = stored.lock_trials(connection) if new else []
-            taken.update(identify(each) for each in others if each.number != number)
+            if must_differ:
+                for trial in stored.lock_trials(connection):
+                    if trial.number != held.trial.number:
+                        taken.add(identify(trial))
             if identify(point) not in taken:
                 stored.storage.write(connection)
 
-        while True:
-            with held.watch("sampling"):
-                point = source.space.suggest(held.trial)
-            if given or source.space.find_breach(point.params) is None:
-                if segments := held.claim.segments:  # now others may decide the next one
-                    begun = [(number, start or 0) for number, start in segments]
-                    stored.storage.set_trial_user_attr(trial_id, SEGMENTS, begun)
-                with held.watch("storage"):
-                    if not stored.ledger.renew(held.claim, held.limits.lease, write):
-                        raise ClaimLost
-                if identify(point) not in taken:
-                    stored.storage.mark_written()
-                    return point
-            stored.storage.load(stored.ledger.study_id, trial_id)  # without the configuration
-            again += 1
-            with held.watch("sampling"):
-                if again > REDRAWS:
-                    seed = derive(source.seed, number, 1, again)
-                    if (found := draw_point(source.space, seed, taken)) is None:
-                        return None
-                    self._give(trial_id, found)
-                held.trial = self._ask(held.claim, trial_id, derive(number, again), again=True)
+        self._store_segments(held)
+        with held.watch("storage"):
+            if not stored.ledger.renew(held.claim, held.limits.lease, write):
+                raise ClaimLost
+        if identify(point) in taken:
+            return False
+        stored.storage.mark_written()
+        return True
 
-    def _ask(
-        self, claim: Claim, trial_id: int, number: int, *, again: bool = False
+    def _store_segments(self, held: HeldTrial) -> None:
+        """Adds to the next commit that the segment begins, after which others may decide theirs."""
+        if not held.claim.segments:
+            return
+        begun = [(segment.number, segment.start or 0) for segment in held.claim.segments]
+        self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun)
+
+    def _draw_by_chance(self, held: HeldTrial, redraws: int, taken: set[PointKey]) -> bool:
+        """Sets a random configuration that is allowed and not taken; False if there is none."""
+        source = self.stage.source
+        seed = derive(source.seed, held.trial.number, 1, redraws)
+        point = draw_point(source.space, seed, taken)
+        if point is None:
+            return False
+        self._set_params(held.trial._trial_id, point)
+        return True
+
+    def _make_trial(
+        self, claim: Claim, trial_id: int, seed: int, *, again: bool = False
     ) -> optuna.Trial:
-        """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
-        if "sampler" not in self.stage.strategy.keeps_state:
-            self.stored.optuna.sampler = self.stage.strategy.sampler(number, again=again)
+        """Makes the Optuna trial of the trial in the buffer.
+
+        Args:
+            seed: The seed of its sampler, with the seed of the study.
+            again: Whether an earlier configuration was not accepted.
+        """
+        strategy = self.stage.strategy
+        if "sampler" not in strategy.keeps_state:
+            self.stored.optuna.sampler = strategy.sampler(seed, again=again)
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until `tell` ends a trial, and a paused one is not ended.
         study = copy.copy(self.stored.optuna)
@@ -204,8 +297,8 @@ class SlotQueue:
             study = self.order.seen(study, claim.segments[-1])
         return optuna.Trial(study, trial_id)
 
-    def _give(self, trial_id: int, point: Point) -> None:
-        """Gives the trial in the buffer the hyperparameters of a configuration."""
+    def _set_params(self, trial_id: int, point: Point) -> None:
+        """Sets the hyperparameters of the trial in the buffer."""
         for name, value in point.params.items():
             distribution = point.distributions[name]
             internal = distribution.to_internal_repr(value)

@@ -1,4 +1,11 @@
-"""The worker loop: claim a slot, run its trial, record how it ended."""
+"""The life of a trial in a worker, in order: claim, draw, train, report, end.
+
+`Worker.run` is the loop of a worker process. It *claims* a slot, which gives it a trial for as long
+as it renews the lease (`SlotQueue.claim`). The sampler *draws* a configuration, unless the trial
+has one already (`SlotQueue.draw`). The worker *trains*: it runs the objective, which *reports*
+after each step (`Reporter`). A report may end the trial or pause it at a rung. Last, the trial
+*ends* together with its claim (`HeldTrial.end`), or it is released, and another worker resumes it.
+"""
 
 import contextlib
 import logging
@@ -37,20 +44,35 @@ from studyloom.worker.stage import Stage, TrialFiles
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1,000 workers that looked twice a second would keep their server busy.
-WAIT, LONGEST_WAIT = 0.25, 5.0
-ROUND_WAITS = 0.05, 0.5  # the same in rounds: there are few workers, which often wait briefly
+WAIT = 0.25
+LONGEST_WAIT = 5.0
+# In rounds there are few workers, which often wait briefly.
+WAIT_IN_ROUNDS = 0.05
+LONGEST_WAIT_IN_ROUNDS = 0.5
 NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
+
+
+def do_nothing() -> None:
+    pass
+
+
+def ignore_trial(_: FrozenTrial) -> None:
+    pass
+
+
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a training has ended: with a value, pruned, or failed.
 
-    Args:
+    Attributes:
         value: None unless the trial is complete.
-        failure: why it has failed; None if it has not.
-        broken_by: which error has left this process unable to use its GPU; None if none has.
+        failure: Why it has failed; None if it has not.
+        broken_by: The error that has left this process unable to use its GPU; None if none has.
     """
 
     state: TrialState
@@ -61,21 +83,24 @@ class Outcome:
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
         """Explains a training that an error has ended."""
-        return cls(
-            TrialState.FAIL,
-            failure=explain(error),
-            broken_by=broken_by(error),
-        )
+        return cls(TrialState.FAIL, failure=explain(error), broken_by=broken_by(error))
 
 
 @dataclass(frozen=True)
 class Worker:
     """Works on a stage in this process, one slot after the other.
 
-    Args:
-        checkpoints: the folder for the states of running trials; None for none.
-        interval: the least seconds between two states of a trial that neither pauses nor stops.
-        pausing: returns whether to release the trial and to claim none for now.
+    Attributes:
+        stage: The search, or trainings that follow it.
+        data: The data to train on.
+        stopping: Whether to release the trial and to end.
+        checkpoints: The folder for the states of running trials; None for none.
+        limits: The limits of a trial and of the study.
+        watch: Counts where the time of the worker goes.
+        on_claim: Called after each claim of a slot.
+        pausing: Whether to release the trial, and to claim none for now.
+        on_end: Called with each trial that has ended.
+        interval: The least seconds between two states of a trial that neither pauses nor stops.
     """
 
     stage: Stage
@@ -84,9 +109,9 @@ class Worker:
     checkpoints: Path | None
     limits: failures.Limits = field(default_factory=failures.Limits)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    on_claim: Callable[[], None] = lambda: None
-    pausing: Callable[[], bool] = lambda: False
-    on_end: Callable[[FrozenTrial], None] = lambda trial: None
+    on_claim: Callable[[], None] = do_nothing
+    pausing: Callable[[], bool] = never
+    on_end: Callable[[FrozenTrial], None] = ignore_trial
     interval: float = 0.0
 
     @property
@@ -97,6 +122,8 @@ class Worker:
     def files(self) -> TrialFiles:
         return TrialFiles(self.stage, self.checkpoints)
 
+    # Claim
+
     def run(self) -> None:
         """Works on the slots of the stage until all are done or a stop is requested.
 
@@ -104,33 +131,38 @@ class Worker:
         Waits while others hold slots, because their leases may end.
 
         Raises:
-            Halted: the study's trials all fail for the same reason.
-            BrokenProcess: a trial has left this process unable to use its GPU, and has ended.
-            LaunchError: the sampler or pruner keeps state, and another process is at work.
-            StorageLost: the database failed, or stayed away for longer than its deadline.
+            Halted: The study's trials all fail for the same reason.
+            BrokenProcess: A trial has left this process unable to use its GPU, and has ended.
+            LaunchError: The sampler or pruner keeps state, and another process is at work.
+            StorageLost: The database failed, or stayed away for longer than its deadline.
         """
-        stage, ledger, lease = self.stage, self.stored.ledger, self.limits.lease
-        begins = bool(stage.strategy.keeps_state)
+        stage = self.stage
+        ledger = self.stored.ledger
         self.stored.optuna.pruner = stage.strategy.pruner()
         slots = SlotQueue(stage, worker_id(os.getpid()), self.limits.max_failures)
-        first, longest = ROUND_WAITS if slots.in_rounds else (WAIT, LONGEST_WAIT)
-        wait = first
+        must_begin_state = bool(stage.strategy.keeps_state)
+        first_wait, longest_wait = WAIT, LONGEST_WAIT
+        if slots.in_rounds:
+            first_wait, longest_wait = WAIT_IN_ROUNDS, LONGEST_WAIT_IN_ROUNDS
+        wait = first_wait
         while not self.stopping():
+            claim = None
             with self.watch("storage"):
                 self.stored.check_halted()
                 ended = stage.has_ended()
-                claim = None if self.pausing() else slots.claim(lease, ended=ended)
+                if not self.pausing():
+                    claim = slots.claim(self.limits.lease, ended=ended)
             if claim is not None:
                 self.on_claim()
-                if begins:
-                    slots.begin_state(claim, lease)
-                    begins = False
+                if must_begin_state:
+                    slots.begin_state(claim, self.limits.lease)
+                    must_begin_state = False
                 self.finish_claim(claim, slots)
-                wait = first
+                wait = first_wait
             elif ledger.todo(stage.trials, begun=ended):
                 slots.halt()
                 self.idle(wait)
-                wait = min(1.5 * wait, longest)
+                wait = min(1.5 * wait, longest_wait)
                 ledger.record_gone()
             else:
                 self.files.remove_left()
@@ -147,23 +179,33 @@ class Worker:
         """Runs the trial of a claimed slot to its end or rung, or releases it to stop."""
         ledger = self.stored.ledger
         try:
-            with contextlib.suppress(Paused):
-                self.run_trial(claim, slots)
-        except (Stopped, Interrupted) as stop:
+            self.run_trial(claim, slots)
+        except Paused:  # the slot was released with the trial
+            pass
+        except Stopped:
             ledger.release(claim)
-            if isinstance(stop, Interrupted):
-                raise
+        except Interrupted:
+            ledger.release(claim)
+            raise
         except ClaimLost as lost:
-            words = str(lost) or "silent too long: another worker resumed the trial"
-            log.warning("slot %d: %s", claim.slot, words)
-            # Releases the slot if another program ended or deleted the trial; the next claim of the
-            # slot handles it.
+            reason = str(lost) or "silent too long: another worker resumed the trial"
+            log.warning("slot %d: %s", claim.slot, reason)
+            # If another program has ended or deleted the trial, the claim still holds. The slot is
+            # released, and its next claim handles the change.
             ledger.release(claim)
         finally:
             self.stored.storage.clear()
 
+    # Draw
+
     def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claim from its present state to its end, or to a rung (Paused)."""
+        """Runs the trial of a claim from its present state to its end.
+
+        Raises:
+            Paused: The trial waits at a rung, and is released.
+            Stopped: The worker is to release the trial; so is Interrupted, by a second signal.
+            BrokenProcess: The trial has left this process unable to use its GPU, and has ended.
+        """
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
@@ -185,24 +227,31 @@ class Worker:
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
             return
-        if (point := slots.draw(held)) is None:
+        point = slots.draw(held)
+        if point is None:
             held.fail(failures.Failure(failures.ERROR, NO_POINT))
             return
         try:
-            broken_by = self.train(point, frozen, held, slots)
+            gpu_error = self.train(point, frozen, held, slots)
         except Stopped:
-            # A trial that ends its own process would come back for ever; one that others end, such
-            # as a daemon that wants memory back, has mostly got further each time.
-            if self.stopping.alone is not None and not held.progress:
-                death = f"the worker got {self.stopping.alone}"
-                self.stored.ledger.record_death(slots.owner, death)
+            self._record_lone_signal(held, slots)
             raise
         self.files.remove(frozen.number, point)
-        if broken_by is not None:  # every further trial of this process would fail like this one
+        if gpu_error is not None:  # every further trial of this process would fail like this one
             self.stored.check_halted()
             raise BrokenProcess(
-                f"trial {frozen.number} has left this process unable to use its GPU: {broken_by}"
+                f"trial {frozen.number} has left this process unable to use its GPU: {gpu_error}"
             )
+
+    def _record_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> None:
+        """Counts a signal to this process only as a death, if the trial got no further before it.
+
+        A trial that ends its own process would come back forever. One that others end, such as a
+        daemon that wants memory back, has mostly got further each time.
+        """
+        if self.stopping.alone is not None and not held.progress:
+            death = f"the worker got {self.stopping.alone}"
+            self.stored.ledger.record_death(slots.owner, death)
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
         """Ends a trial that no worker will resume.
@@ -210,57 +259,64 @@ class Worker:
         It fails if it has crashed too many workers. If it was paused and can no longer be promoted,
         it is pruned at its last report.
         """
-        claim, point = held.claim, None
-        with contextlib.suppress(KeyError):  # they died before all parameters were suggested
+        claim = held.claim
+        point = None
+        # Its workers may have died before all hyperparameters were suggested.
+        with contextlib.suppress(KeyError):
             point = self.stage.source.space.make_point(frozen.params)
-            if not claim.ends_pruned:
-                self.describe(held, point)
-                held.store(None)
+        if point is not None and not claim.ends_pruned:
+            self.describe(held, point)
+            held.store(None)
         if claim.ends_pruned:
-            held.tell(None, TrialState.PRUNED)
+            held.end(None, TrialState.PRUNED)
         elif claim.fatal:
             held.fail(failures.Failure(failures.TIMEOUT, str(claim.death)))
         else:
-            words = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
-            held.fail(failures.Failure(failures.CRASHED, words))
+            reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
+            held.fail(failures.Failure(failures.CRASHED, reason))
         if point is not None:
             self.files.remove(frozen.number, point)
+
+    # Train and report
 
     def train(
         self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue
     ) -> str | None:
-        """Evaluates a configuration, and records its value, or why it has no value.
+        """Evaluates a configuration, and ends its trial with the value, or the reason for none.
 
         Returns:
-            Which error has left this process unable to use its GPU; None if none has.
+            The error that has left this process unable to use its GPU; None if none has.
 
         Raises:
-            Stopped: the worker is to release the trial; so is Interrupted, by a second signal.
-            Paused: the trial waits at a rung, and is released.
-            ClaimLost: another worker has the trial.
-            StorageLost: the database stays away.
+            Stopped: The worker is to release the trial; so is Interrupted, by a second signal.
+            Paused: The trial waits at a rung, and is released.
+            ClaimLost: Another worker has the trial.
+            StorageLost: The database stays away.
         """
-        suggests = point.trial is not None
+        # An objective that draws its hyperparameters itself is described once it has done so.
+        draws_itself = point.trial is not None
         objective: Objective | None = None
         try:
-            if not suggests:  # else once the hyperparameters are known
+            if not draws_itself:
                 self.describe(held, point)
             held.constrain(self.stage.source.measure_costs(point, self.data))
             checkpoint = self.files.checkpoint(frozen.number, point)
-            folder = None if checkpoint is None else self.files.folder_of(checkpoint)
+            folder = None
+            if checkpoint is not None:
+                folder = self.files.folder_of(checkpoint)
             attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=slots.pauses)
             objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
             # With several objectives no pruner of Optuna's is used, because those compare one
             # value; trials are paused all the same.
-            prunable = slots.may_stop(frozen)
+            may_stop = slots.may_stop(frozen)
             reporter = Reporter(
                 held,
                 objective,
                 checkpoint,
                 frozen.last_step,
-                releasing=lambda: self.stopping() or self.pausing(),
-                comparable=prunable and len(self.stored.objectives) == 1,
-                slots=slots if prunable else None,
+                releasing=self._must_release,
+                comparable=may_stop and len(self.stored.objectives) == 1,
+                slots=slots if may_stop else None,
                 interval=self.interval,
             )
             value = reporter.run(self.stopping)
@@ -269,29 +325,28 @@ class Worker:
             outcome = Outcome(TrialState.COMPLETE, value)
         except ReportRejected as rejected:
             assert objective is not None
-            outcome = self.end_by_report(rejected.cause, held, objective)
+            outcome = self._outcome_of_report(rejected.cause, held, objective)
         except (Stopped, Interrupted):
             raise
         except optuna.TrialPruned as pruned:
             outcome = Outcome(TrialState.PRUNED, broken_by=broken_by(pruned))
         except BaseException as error:  # whatever the user's code raises costs only this trial
             outcome = Outcome.failed(error)
-        if suggests:
+        if draws_itself:
             self.describe(held, self.stage.source.space.make_point(held.trial.params))
-        held.store(objective)
-        if outcome.failure is not None:
-            held.fail(outcome.failure)
-        else:
-            held.tell(outcome.value, outcome.state)
+        self._end(held, objective, outcome)
         return outcome.broken_by
 
-    def end_by_report(
+    def _must_release(self) -> bool:
+        return self.stopping() or self.pausing()
+
+    def _outcome_of_report(
         self, cause: BaseException, held: HeldTrial, objective: Objective
-    ) -> "Outcome":
+    ) -> Outcome:
         """Returns how a report has ended a trial; raises its cause if another worker continues.
 
         Args:
-            cause: the exception that the report raised.
+            cause: The exception that the report raised.
         """
         match cause:
             case Paused():
@@ -300,24 +355,39 @@ class Worker:
             case Stopped() | Interrupted() | ClaimLost() | StorageLost():
                 raise cause from None
             case optuna.TrialPruned():
-                # Later epochs ran while the database was away.
-                objective.cut(cause.args[0].number)
+                # The training may have continued while the database was away; its learning curve
+                # ends with the step at which it was pruned.
+                pruned_step = cause.args[0]
+                objective.cut(pruned_step.number)
                 return Outcome(TrialState.PRUNED)
-            case StorageError():  # the database cannot hold what was reported
+            case StorageError():
+                # The database cannot hold what was reported, so it is not written again.
                 self.stored.storage.mark_written()
         return Outcome.failed(cause)
 
+    # End
+
+    def _end(self, held: HeldTrial, objective: Objective | None, outcome: Outcome) -> None:
+        """Stores what is known of a training, and ends its trial and claim."""
+        held.store(objective)
+        if outcome.failure is not None:
+            held.fail(outcome.failure)
+        else:
+            held.end(outcome.value, outcome.state)
+
     def describe(self, held: HeldTrial, point: Point) -> None:
         """Sets the record from which the trial can be trained again, if this is the search."""
-        source, number = self.stage.source, held.trial.number
-        if (sections := source.provenance_sections(point)) is not None:
-            device = source.trains_on(self.data)
-            held.provenance = Provenance(
-                config=sections,
-                seed=derive(source.seed, number),
-                study_seed=source.seed,
-                data=self.data.digest,
-                device=device.type,
-                claims=held.claim.token,
-                environment=current_environment(device),
-            )
+        source = self.stage.source
+        sections = source.provenance_sections(point)
+        if sections is None:
+            return
+        device = source.trains_on(self.data)
+        held.provenance = Provenance(
+            config=sections,
+            seed=derive(source.seed, held.trial.number),
+            study_seed=source.seed,
+            data=self.data.digest,
+            device=device.type,
+            claims=held.claim.token,
+            environment=current_environment(device),
+        )
