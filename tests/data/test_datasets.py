@@ -83,7 +83,7 @@ def test_a_validation_part_of_its_own_is_never_trained_on():
     examples = drawn(valid=Drawn(9, noise=0.0), validation=None)
     ((train, valid),) = examples.folds(1, None, 0)
     assert (train.tolist(), valid.tolist()) == ([*range(60)], [*range(60, 69)])
-    everything, seen = examples.whole()
+    everything, seen = examples.whole_fold()
     assert (len(everything), seen.tolist()) == (60, [*range(60, 69)])
     batch = examples.evaluation.fetch([59, 60, 68], 0)
     assert torch.equal(batch[0][1], Drawn(9, noise=0.0)[0][0])

@@ -16,18 +16,18 @@ def test_folds_partition_the_examples_with_classes_in_proportion():
     for targets in (LABELED, NUMBERS):
         total = len(targets)
         for count, validation in ((1, 1), (1, total - 1), (10, 0), (total, 0)):
-            parts = make_folds(targets, count, validation, seed=3)
-            assert len(parts) == count
-            for train, valid in parts:
+            folds = make_folds(targets, count, validation, seed=3)
+            assert len(folds) == count
+            for train, valid in folds:
                 assert train.dtype == valid.dtype == torch.int64
                 assert torch.cat([train, valid]).sort().values.tolist() == [*range(total)]
                 if targets is LABELED:
                     share = validation / total if count == 1 else 1 / count
                     expected = targets.bincount() * share
-                    found = targets[valid].bincount(minlength=len(expected))
-                    assert (found - expected).abs().max() <= 1
-            sizes = [len(valid) for _, valid in parts]
-            validated = torch.cat([valid for _, valid in parts]).sort().values.tolist()
+                    counts = targets[valid].bincount(minlength=len(expected))
+                    assert (counts - expected).abs().max() <= 1
+            sizes = [len(fold.validation) for fold in folds]
+            validated = torch.cat([fold.validation for fold in folds]).sort().values.tolist()
             if count == 1:
                 assert sizes == [validation]
             else:
@@ -35,27 +35,27 @@ def test_folds_partition_the_examples_with_classes_in_proportion():
                 assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_seed_alone_decides_the_folds():
+def test_only_the_seed_determines_the_folds():
     for targets in (LABELED, NUMBERS):
         for count in (1, 3):
             once, again, other = (make_folds(targets, count, 20, seed) for seed in (3, 3, 4))
-            assert [part.tolist() for fold in once for part in fold] == [
-                part.tolist() for fold in again for part in fold
-            ]
-            assert not torch.equal(once[0][1], other[0][1])
+            for fold, same in zip(once, again, strict=True):
+                assert torch.equal(fold.training, same.training)
+                assert torch.equal(fold.validation, same.validation)
+            assert not torch.equal(once[0].validation, other[0].validation)
 
 
-def test_in_the_order_of_time_no_training_index_comes_after_a_validation_index():
+def test_in_time_order_training_precedes_validation():
     for count, validation in ((1, 20), (1, 102), (2, 0), (5, 0), (102, 0)):
-        parts = make_folds(NUMBERS, count, validation, seed=3, ordered=True)
-        assert len(parts) == count
-        for train, valid in parts:
+        folds = make_folds(NUMBERS, count, validation, seed=3, ordered=True)
+        assert len(folds) == count
+        for train, valid in folds:
             assert len(train)
             assert len(valid)
             before = len(train) + len(valid)
             assert torch.cat([train, valid]).tolist() == [*range(before)], "all that came before"
-        assert len({len(valid) for _, valid in parts}) == 1
-        validated = torch.cat([valid for _, valid in parts]).tolist()
+        assert len({len(fold.validation) for fold in folds}) == 1
+        validated = torch.cat([fold.validation for fold in folds]).tolist()
         assert validated == [*range(103 - len(validated), 103)], "each once, up to the last"
         assert count > 1 or len(validated) == validation
 

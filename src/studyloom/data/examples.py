@@ -190,10 +190,19 @@ class Examples:
     def to(self, device: torch.device | str) -> "Examples":
         return replace(self, device=torch.device(device))
 
-    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> Subset[Any]:
-        """Returns some examples, or all, as a Dataset, as one evaluates or trains on them."""
-        items: Any = self.training if to_train else self.evaluation
-        return Subset(items, range(len(self)) if indices is None else indices.tolist())
+    def as_dataset(self, indices: Tensor | None = None, *, to_train: bool = False) -> Subset[Any]:
+        """Returns some examples as a Dataset.
+
+        Args:
+            indices: int64 (m,); None: all training examples.
+            to_train: True: the view for training; False: the view for evaluation.
+        """
+        items: Any = self.evaluation
+        if to_train:
+            items = self.training
+        if indices is None:
+            return Subset(items, range(len(self)))
+        return Subset(items, indices.tolist())
 
     def folds(self, count: int, validation: int | None, seed: int) -> Folds:
         """Divides the examples, or returns the given validation set as the only fold."""
@@ -203,7 +212,7 @@ class Examples:
                     f"objective.folds must be 1 where the data has its own validation set; "
                     f"got {count}; or leave out data.valid"
                 )
-            return [(torch.arange(len(self)), self._own)]
+            return [Fold(torch.arange(len(self)), self._own)]
         if validation is None:
             if count == 1:
                 raise DataError(
@@ -214,16 +223,21 @@ class Examples:
         known = self.targets if self.targets is not None else torch.zeros(len(self))
         return make_folds(known, count, validation, seed, ordered=self.ordered, groups=self.groups)
 
-    def whole(self) -> Fold:
-        """Returns all examples to train on, and those to look at; compare `Split.whole`."""
-        everything, own = torch.arange(len(self)), self._own
-        return everything, everything[: max(1, len(self) // 5)] if own is None else own
+    def whole_fold(self) -> Fold:
+        """Returns a fold that trains on all examples; see `Split.whole_fold`.
+
+        It evaluates the separate validation set, if there is one, and else a fifth of the examples.
+        """
+        indices = torch.arange(len(self))
+        if self._own is not None:
+            return Fold(indices, self._own)
+        return Fold(indices, indices[: max(1, len(self) // 5)])
 
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example in evaluation; None if it is not one tensor."""
         return input_of(self.evaluation.at(index))
 
-    def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
+    def adapt_modules(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
         """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes."""
         if part == "network" or self.targets is None:
             raise DataError(
@@ -272,7 +286,7 @@ class Examples:
             device=torch.device("cpu"),
         )
 
-    def to_rehearse(self, train: Tensor) -> Tensor:
+    def order_for_preflight(self, train: Tensor) -> Tensor:
         return train
 
 

@@ -1,11 +1,15 @@
-"""A training or test set in memory, as tensors, and how training examples are divided."""
+"""A training or test set in memory, as tensors, and how training examples are divided.
+
+A fold divides the examples of the training set into those to train on and those to validate on. Two
+or more folds are a cross-validation: each example is validated in one of them.
+"""
 
 import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +19,17 @@ from torch.utils.data import TensorDataset
 from studyloom.errors import DataError, UnfitData
 from studyloom.text import shorten_end
 
-PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
-LONGEST = 40  # letters of a word that the report shows
+PART = 2**20  # the most numbers of a tensor that are converted at once: 4 MB as float32
+LONGEST = 40  # the most letters of a word in the report
 
-# Training and validation indices, int64 (n,).
-Fold = tuple[Tensor, Tensor]
+
+class Fold(NamedTuple):
+    """The indices of the training examples and of the validation examples, int64 (n,) each."""
+
+    training: Tensor
+    validation: Tensor
+
+
 Folds = Sequence[Fold]
 
 
@@ -32,11 +42,11 @@ class Tokens:
 
     Args:
         names: the word of each number, from 0.
-        first: the place in the row, from 0, at which the text begins, after numbers of another
+        first: the position in the row, from 0, at which the text begins, after numbers of another
             kind.
         path: the positions and keys that lead to the row in an item of a Dataset: (0,) in
             `(row, target)`, (0, "text") in `({"text": row, …}, target)`. In a `Split` each input
-            is such a row.
+            is a row.
         nothing: the number that pads a row.
 
     Examples:
@@ -69,17 +79,20 @@ class Tokens:
                 item = item[step]
         except (LookupError, TypeError):
             return None
-        row = torch.from_numpy(item) if isinstance(item, np.ndarray) else item
-        return row if isinstance(row, Tensor) and self.fits(row) else None
+        if isinstance(item, np.ndarray):
+            item = torch.from_numpy(item)
+        if isinstance(item, Tensor) and self.fits(item):
+            return item
+        return None
 
     def fits(self, row: Tensor) -> bool:
-        """Whether a tensor is a row of integers that is long enough for a text.
+        """Returns whether a tensor is a row of integers that is long enough for a text.
 
         Args:
             row: a tensor of any shape and type.
         """
-        whole = not row.is_floating_point() and not row.is_complex()
-        return whole and row.ndim == 1 and len(row) > self.first
+        has_integers = not row.is_floating_point() and not row.is_complex()
+        return has_integers and row.ndim == 1 and len(row) > self.first
 
     def numbers_of(self, row: Tensor) -> list[int]:
         """Returns the numbers of the text in a row, without padding.
@@ -90,16 +103,16 @@ class Tokens:
         return [number for number in row[self.first :].tolist() if number != self.nothing]
 
     def without(self, row: Tensor, number: int) -> Tensor:
-        """Returns the row without a number in its text; later numbers move up, padding follows.
+        """Returns a row without a number in its text; padding keeps the row's length.
 
         Args:
             row: an integer tensor (length,).
             number: the number to remove, everywhere in the text.
         """
         text = row[self.first :]
-        kept = text[text != number]
-        end = text.new_full((len(text) - len(kept),), self.nothing)
-        return torch.cat([row[: self.first], kept, end])
+        shortened = text[text != number]
+        padding = text.new_full((len(text) - len(shortened),), self.nothing)
+        return torch.cat([row[: self.first], shortened, padding])
 
     def word(self, number: int) -> str:
         """Returns the word of a number, at most 40 letters; "#7" for a 7 without a word.
@@ -107,8 +120,9 @@ class Tokens:
         Args:
             number: an integer from 0.
         """
-        known = 0 <= number < len(self.names)
-        return shorten_end(self.names[number], LONGEST) if known else f"#{number}"
+        if 0 <= number < len(self.names):
+            return shorten_end(self.names[number], LONGEST)
+        return f"#{number}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +132,13 @@ class Split:
     Your own data source returns it from `train()` and `test()`.
 
     Args:
-        inputs: (n, …). Integers keep their type; a batch has them as the network takes them.
+        inputs: (n, …). Integers keep their type; a batch converts them to the network's type.
         targets: classes, int64 (n,), from 0 to outputs - 1; or numbers to predict, float32
             (n, outputs).
         outputs: the number of outputs of the network: one for each class or predicted number.
         digest: a string that identifies the data, such as the sha256 of its bytes and shapes.
-        mean: what was subtracted from pixels on the scale 0 to 1.
-        std: what the pixels were divided by after that.
+        mean: the number that was subtracted from pixels on the scale 0 to 1.
+        std: the number by which they were divided after that.
         ordered: True: the examples are in time order, and the last ones are held out.
         names: the names of the classes, or of the numbers to predict; empty if they have none.
         columns: the names of the inputs, for a table; empty otherwise.
@@ -176,7 +190,7 @@ class Split:
 
     @property
     def classifies(self) -> bool:
-        """Whether the targets are classes; otherwise they are numbers."""
+        """True if the targets are classes, False if they are numbers."""
         return not self.targets.is_floating_point()
 
     @property
@@ -202,7 +216,7 @@ class Split:
         """
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
-    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> TensorDataset:
+    def as_dataset(self, indices: Tensor | None = None, *, to_train: bool = False) -> TensorDataset:
         """Returns some examples as a Dataset of pairs `(input, target)`.
 
         Args:
@@ -224,16 +238,19 @@ class Split:
             seed: seeds the draw.
 
         Returns:
-            Training and validation indices, int64, for each fold.
+            The folds, each with training and validation indices.
         """
         if validation is None:
             validation = 0
         return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
 
-    def whole(self) -> Fold:
-        """Returns the indices of all examples to train on, and of a fifth of them to evaluate."""
-        everything = torch.arange(len(self))
-        return everything, everything[: max(1, len(self) // 5)]
+    def whole_fold(self) -> Fold:
+        """Returns a fold that trains on all examples, and evaluates a fifth of them.
+
+        The evaluation shows that the training works; it does not validate it.
+        """
+        indices = torch.arange(len(self))
+        return Fold(indices, indices[: max(1, len(self) // 5)])
 
     def input_at(self, index: int) -> Tensor:
         """Returns one input.
@@ -243,32 +260,37 @@ class Split:
         """
         return self.inputs[index]
 
-    def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
+    def adapt_modules(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
         """Calls `adapt(inputs, targets)` of modules with training examples, inputs as floats.
 
         Args:
             modules: modules with a method `adapt`.
             train: the indices of the training examples, int64.
-            part: the name of the set, for errors; unused here.
+            part: "network" or "loss", of which the modules are part, for errors; unused here.
         """
         inputs = self.inputs[train]
-        inputs = inputs if inputs.is_floating_point() else inputs.float()
+        if not inputs.is_floating_point():
+            inputs = inputs.float()
         for module in modules:
             module.adapt(inputs, self.targets[train])
 
     def check(self) -> None:
         """Raises DataError if an input or a target is not finite, or a class has no output."""
         for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
-            # A value that is not finite makes a sum that is not: 0.02 s for 60,000 images, and
-            # 0.2 s to look at each number.
-            suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
-            if suspect and not bool(torch.isfinite(tensor).all()):
+            if not tensor.is_floating_point():
+                continue
+            # The sum of finite numbers is finite, unless it is very large. It takes 0.02 s for
+            # 60,000 images, and a look at each number 0.2 s.
+            if bool(torch.isfinite(tensor.sum())):
+                continue
+            if not bool(torch.isfinite(tensor).all()):
                 example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
                 raise DataError(
                     f"data must have finite {name}; those of example {example} hold NaN or infinity"
                 )
         if self.classifies:
-            low, high = int(self.targets.min()), int(self.targets.max())
+            low = int(self.targets.min())
+            high = int(self.targets.max())
             if low < 0 or high >= self.outputs:
                 raise DataError(
                     f"data must have classes from 0 to {self.outputs - 1}, one for each output; "
@@ -279,14 +301,17 @@ class Split:
         """Returns the data for a check before the first trial: these tensors."""
         return self
 
-    def to_rehearse(self, train: Tensor) -> Tensor:
+    def order_for_preflight(self, train: Tensor) -> Tensor:
         """Puts the examples with the greatest and the least integer before others.
+
+        The check before the first trial takes the first examples. An embedding that is too small
+        fails with the greatest integer, and would pass with others.
 
         Args:
             train: the indices of the training examples, int64.
 
         Returns:
-            The indices, int64; those of floats are unchanged.
+            The indices, int64; they are unchanged if the inputs are floats.
         """
         if self.inputs.is_floating_point():
             return train
@@ -295,7 +320,7 @@ class Split:
     @functools.cached_property
     def extremes(self) -> Tensor:
         """The indices of the examples with the greatest and the least number, int64 (2,)."""
-        rows = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
+        rows = self.inputs[:, None].flatten(1)
         if not rows.numel():
             return torch.zeros(2, dtype=torch.int64, device=self.device)
         return torch.stack([rows.amax(1).argmax(), rows.amin(1).argmin()])
@@ -316,11 +341,12 @@ def make_folds(
     class in two validation sets differ by at most one.
 
     In time order nothing is drawn. A single validation set is the last block. Several move forward
-    (rolling origin; Tashman 2000): the rows are divided into count + 1 blocks, the first a little
-    longer if they do not divide evenly. Each later block is the validation set of all before it.
+    (rolling origin; Tashman 2000): the examples are divided into count + 1 blocks, the first a
+    little longer if they do not divide evenly. Each later block is the validation set of a fold,
+    whose training set is all examples before the block.
 
-    A group lies in one set as a whole, whatever its classes. Sizes may differ by a group: a single
-    validation set has at most `validation` examples, or one group.
+    A group lies in one set as a whole, whatever its classes. So the sizes of validation sets may
+    differ by a group: a single one has at most `validation` examples, or one group.
 
     Args:
         targets: (n, …); integers are classes.
@@ -346,41 +372,54 @@ def make_folds(
         )
     if ordered:
         size = validation if count == 1 else total // (count + 1)
-        everything = torch.arange(total, device=targets.device)
-        starts = [total - size * (count - k) for k in range(count)]
-        return [(everything[:start], everything[start : start + size]) for start in starts]
+        indices = torch.arange(total, device=targets.device)
+        first_start = total - size * count
+        starts = range(first_start, total, size)
+        return [Fold(indices[:start], indices[start : start + size]) for start in starts]
     if groups is None:
-        fold_of = _draw(targets, count, validation, seed)
+        fold_numbers = _draw_fold_numbers(targets, count, validation, seed)
     else:
-        fold_of = _draw_groups(groups, count, validation, seed)
-    fold_of = fold_of.to(targets.device)
-    return [
-        ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
-        for k in range(count)
-    ]
+        fold_numbers = _draw_fold_numbers_by_group(groups, count, validation, seed)
+    fold_numbers = fold_numbers.to(targets.device)
+    folds = []
+    for number in range(count):
+        is_validated = fold_numbers == number
+        folds.append(Fold((~is_validated).nonzero().flatten(), is_validated.nonzero().flatten()))
+    return folds
 
 
-def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
-    """Draws the fold of each example, int64 (n,) on the CPU; of a single fold, 1 is to train."""
+def _draw_fold_numbers(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws for each example the number of the fold that validates on it, int64 (n,) on the CPU.
+
+    With a single fold, 0 is to validate and 1 is to train. The examples are shuffled, and then
+    sorted by class without changing the order within a class. Examples at equal distances in this
+    order are a random sample that has each class in proportion.
+    """
     total = len(targets)
-    # Shuffled, then sorted stably by class: every k-th is a random sample with each class in
-    # proportion.
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     if not targets.is_floating_point():
         order = order[targets.cpu()[order].argsort(stable=True)]
     position = torch.arange(total)
-    fold_of = torch.empty(total, dtype=torch.int64)
+    fold_numbers = torch.empty(total, dtype=torch.int64)
     if count == 1:
-        # One in total/validation: where the running total of validation/total passes an integer.
-        passed = (position + 1) * validation // total - position * validation // total
-        fold_of[order] = 1 - passed
+        # An example validates where the running sum of the share validation/total reaches another
+        # integer: so exactly `validation` of them do, at distances as equal as possible.
+        reaches = (position + 1) * validation // total - position * validation // total
+        fold_numbers[order] = 1 - reaches
     else:
-        fold_of[order] = position % count
-    return fold_of
+        fold_numbers[order] = position % count
+    return fold_numbers
 
 
-def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
-    """Draws the fold of each example as `_draw` does, the same for all examples of a group."""
+def _draw_fold_numbers_by_group(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws the numbers of `_draw_fold_numbers`, the same for all examples of a group.
+
+    Args:
+        groups: the group of each example, (n,).
+        count: the number of folds.
+        validation: the most examples of a single validation set, unless one group is larger.
+        seed: seeds the draw.
+    """
     _, group_of, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
     if len(sizes) < max(2, count):
         raise ValueError(
@@ -388,45 +427,58 @@ def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tens
             f"got {len(sizes)}"
         )
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
-    fold_of_group = torch.ones(len(sizes), dtype=torch.int64)
+    numbers = torch.ones(len(sizes), dtype=torch.int64)
     if count == 1:
-        left = validation
+        remaining = validation
         for group in order:
-            if sizes[group] <= left:
-                fold_of_group[group] = 0
-                left -= int(sizes[group])
-        if left == validation:  # all are larger
-            fold_of_group[min(order, key=lambda group: int(sizes[group]))] = 0
+            if sizes[group] <= remaining:
+                numbers[group] = 0
+                remaining -= int(sizes[group])
+        if remaining == validation:  # each group is larger: the smallest one validates
+            smallest = min(order, key=lambda group: int(sizes[group]))
+            numbers[smallest] = 0
     else:
-        filled = [0] * count
-        for group in order:  # each into the smallest fold so far
-            fold = min(range(count), key=filled.__getitem__)
-            fold_of_group[group] = fold
-            filled[fold] += int(sizes[group])
-    return fold_of_group[group_of]
+        fold_sizes = [0] * count
+        for group in order:  # each group joins the fold that is the smallest so far
+            fold = fold_sizes.index(min(fold_sizes))
+            numbers[group] = fold
+            fold_sizes[fold] += int(sizes[group])
+    return numbers[group_of]
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
-    """Returns the sha256 of two tensors on the CPU; inputs are read as float32, of any type."""
-    digest = hashlib.sha256(
-        f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
-    )
-    for part in parts_of(inputs):
-        part = part if part.is_floating_point() else part.float()
+    """Returns the sha256 of the inputs, converted to float32, and the targets, both on the CPU."""
+    shapes = f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}"
+    digest = hashlib.sha256(shapes.encode())
+    for part in _split_rows(inputs):
+        if not part.is_floating_point():
+            part = part.float()
         digest.update(part.contiguous().numpy().data)
-    for part in parts_of(targets):
+    for part in _split_rows(targets):
         digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def parts_of(tensor: Tensor) -> Sequence[Tensor]:
-    """Returns a tensor in parts along its first dimension, of a size to compute with at once."""
+def _split_rows(tensor: Tensor) -> Sequence[Tensor]:
+    """Splits a tensor along its first dimension into parts of at most PART numbers, or one row.
+
+    To convert all of a large tensor at once would take as much memory again.
+    """
+    if not tensor.ndim:
+        return (tensor,)
     rows = PART // max(1, math.prod(tensor.shape[1:]))
-    return torch.split(tensor, max(1, rows)) if tensor.ndim else (tensor,)
+    return torch.split(tensor, max(1, rows))
 
 
 def check_sizes(inputs: Tensor, targets: Tensor, must: str) -> str:
-    """Raises UnfitData unless there are as many inputs as targets; else returns their sizes."""
+    """Checks that there are as many inputs as targets, and returns their sizes for messages.
+
+    Args:
+        must: the beginning of the error's message, such as "data must have".
+
+    Raises:
+        UnfitData: the numbers of inputs and targets differ, or are 0.
+    """
     sizes = f"inputs {format_sizes(inputs.shape)} and targets {format_sizes(targets.shape)}"
     if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
         raise UnfitData(f"{must} as many targets as inputs, and at least one; got {sizes}")
@@ -434,4 +486,5 @@ def check_sizes(inputs: Tensor, targets: Tensor, must: str) -> str:
 
 
 def format_sizes(shape: Sequence[int]) -> str:
+    """Formats a shape in parentheses: (28, 28), (10)."""
     return f"({', '.join(map(str, shape))})"

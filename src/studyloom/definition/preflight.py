@@ -113,7 +113,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         for size in sorted(sizes, reverse=True):
             single = job.batch_size if size == 1 else None
             with _explained("step", job.step, size, single):
-                batch = batches.load_batch(split.to_rehearse(job.train)[:size])
+                batch = batches.load_batch(split.order_for_preflight(job.train)[:size])
                 steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
         with _explained("evaluate", job.evaluate, max(sizes)), torch.no_grad():
             batch = next(iter(batches.load_batches(job.valid[: max(sizes)])))

@@ -100,7 +100,9 @@ def _loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -
         return LoopJob(position, seed)
     split, (training, validation) = data.split, fold
     return LoopJob(
-        position, seed, lambda: (split.part(training, to_train=True), split.part(validation))
+        position,
+        seed,
+        lambda: (split.as_dataset(training, to_train=True), split.as_dataset(validation)),
     )
 
 

@@ -49,7 +49,7 @@ def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) 
     for name, part in (("network", network), ("loss", loss)):
         adapting = _find_adapting_modules(part)
         if adapting:
-            split.show(adapting, train, name)
+            split.adapt_modules(adapting, train, name)
 
 
 def _find_adapting_modules(part: object) -> list[nn.Module]:

@@ -225,7 +225,7 @@ class CandidateTrainings:
         A separate validation set, `data.valid`, is used unchanged.
         """
         if self.whole and self.data.split is not None:
-            return self.data.split.whole()
+            return self.data.split.whole_fold()
         return self.new_fold(seed)
 
     def new_fold(self, seed: int) -> Fold | None:

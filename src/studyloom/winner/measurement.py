@@ -109,7 +109,7 @@ def _call_test(
     def measure(candidate: Origin) -> list[dict[str, float]]:
         point = trainings.candidates[candidate]
         return [
-            definition.test(point, seed, states, None if test is None else test.part())
+            definition.test(point, seed, states, None if test is None else test.as_dataset())
             for seed, states in zip(seeds, kept[candidate], strict=True)
         ]
 
