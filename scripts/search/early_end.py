@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studyloom.decisions.early_end import Bounds, Outcome, gain_of
+from studyloom.decisions.early_end import Bounds, Outcome, estimate_gain
 
 from .methods import Run
 from .simulator import Tape, replay
@@ -48,7 +48,7 @@ def as_run(results: Recorded, tried: Sequence[int]) -> Run:
 def by_regret(values: list[float], budget: int) -> int:
     outcomes = [Outcome(slot, True, value, 1) for slot, value in enumerate(values)]
     for count in range(1, len(outcomes) + 1):
-        gain = gain_of(Bounds(trials=budget), outcomes[:count])
+        gain = estimate_gain(Bounds(trials=budget), outcomes[:count])
         if gain is not None and gain < REGRET:
             return count
     return budget

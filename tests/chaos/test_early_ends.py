@@ -8,7 +8,7 @@ from harness import outcomes
 from live_processes import linux
 from runs import STUDY, Run, kill
 
-from studyloom.decisions.early_end import ending
+from studyloom.decisions.early_end import decide_early_end
 
 pytestmark = [pytest.mark.nightly, linux]
 TRIALS = 20
@@ -24,9 +24,9 @@ class Early(Run):
 
     def check_success(self, printed: str) -> None:
         trials, counts = self.stored().trials(), self.stored().ledger.counts()
-        found = ending(self.stored(), TRIALS)
+        found = decide_early_end(self.stored(), TRIALS)
         assert found is not None, printed
-        assert f"the search {found.words}" in printed
+        assert f"the search {found.reason}" in printed
         assert f"{found.begun} of {TRIALS} trials" in printed
         assert counts == {"free": TRIALS - found.begun, "held": 0, "done": found.begun}, "I9"
         assert all(trial.state.is_finished() for trial in trials), "I9: a trial runs for ever"
@@ -58,16 +58,16 @@ def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed)
     process.communicate()
     printed = run.end(run.start(), 0)
     assert f"expected to gain less than study.min_improvement={REGRET}" in printed
-    found = ending(run.stored(), TRIALS)
+    found = decide_early_end(run.stored(), TRIALS)
     assert found.gain < REGRET
     before = outcomes(run.stored())
     assert before <= undisturbed
     again = study(*run.overrides, **run.environment)
     assert "goes on" not in run.ended(again.returncode, again.stdout, again.stderr, 0)
     assert outcomes(run.stored()) == before
-    assert ending(run.stored(), TRIALS) == found
+    assert decide_early_end(run.stored(), TRIALS) == found
     shown = studyloom("status", run.folder, "--json", **run.environment)
-    assert json.loads(shown.stdout)["ended"] == ending(run.stored(), TRIALS).words
+    assert json.loads(shown.stdout)["ended"] == decide_early_end(run.stored(), TRIALS).words
     watched = studyloom("status", run.folder, "--watch", **run.environment)  # and does not wait
     assert (watched.returncode, watched.stdout.count("ended after")) == (0, 1)
     whole = study(

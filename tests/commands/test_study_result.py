@@ -15,7 +15,7 @@ from toys import LOOP
 import studyloom as api
 from studyloom.cli import main
 from studyloom.commands import write_result as result
-from studyloom.decisions.early_end import look_ahead
+from studyloom.decisions.early_end import read_forecast
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import RESULT
@@ -217,7 +217,7 @@ def test_a_search_whose_money_is_spent_has_a_winner_and_goes_on_with_a_higher_li
         with search(tmp_path / "run", *priced) as study:
             assert len(study.trials) == trials
             assert study.winner is not None
-            ended = look_ahead(study._stored).ending
+            ended = read_forecast(study._stored).ending
     assert ended is None
 
 

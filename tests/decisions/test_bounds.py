@@ -8,7 +8,13 @@ from optuna.trial import TrialState, create_trial
 from toy_worker import RANDOM, fresh, outcomes, work, work_side_by_side
 from toys import Signal, ask, fill
 
-from studyloom.decisions.early_end import Bounds, ending, look_ahead, read_outcomes, set_bounds
+from studyloom.decisions.early_end import (
+    Bounds,
+    decide_early_end,
+    read_forecast,
+    read_outcomes,
+    set_bounds,
+)
 from studyloom.decisions.strategy import Strategy
 from studyloom.metrics import ObjectiveValue
 from studyloom.space.rule import Rule
@@ -46,7 +52,7 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     count = stored.ledger.counts()["done"]
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
-    assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
+    assert decide_early_end(open_study(url, "s"), TRIALS) == decide_early_end(stored, TRIALS)
     assert Stage("search", stored, definition, Strategy(definition), TRIALS).todo() == 0
     before = outcomes(stored)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
@@ -60,11 +66,11 @@ def test_an_interrupted_trial_completes_after_the_search_has_ended(url, definiti
     work(definition, stored, TRIALS, Signal(2))
     assert stored.trials()[-1].state == TrialState.RUNNING
     set_bounds(stored, Bounds(REGRET, None, TRIALS))
-    assert (ending(stored, TRIALS).begun, look_ahead(stored).under_way) == (11, 1)
+    assert (decide_early_end(stored, TRIALS).begun, read_forecast(stored).running) == (11, 1)
     work(definition, stored, TRIALS)
     assert stored.ledger.counts() == {"free": 13, "held": 0, "done": 11}
     assert all(trial.state.is_finished() for trial in stored.trials())
-    assert look_ahead(stored).under_way == 0
+    assert read_forecast(stored).running == 0
 
 
 def test_only_other_bounds_continue_an_ended_search(url, definition):
@@ -75,7 +81,7 @@ def test_only_other_bounds_continue_an_ended_search(url, definition):
         set_bounds(stored, Bounds(min_improvement, None, more))
         work(definition, stored, end)
         assert stored.ledger.counts()["done"] == end
-        found = ending(stored, more)
+        found = decide_early_end(stored, more)
         assert (found and found.begun) == (end if min_improvement == REGRET else None)
 
 
@@ -83,15 +89,15 @@ def test_a_decision_is_kept_until_other_bounds_are_set(url, definition):
     stored = fresh(url, definition, TRIALS)
     set_bounds(stored, Bounds(0.2, None, TRIALS))
     done(stored, 10)
-    assert look_ahead(stored).ending is None  # it only looks
-    decided = ending(stored, TRIALS)
-    assert look_ahead(stored).ending == decided
+    assert read_forecast(stored).ending is None  # it only looks
+    decided = decide_early_end(stored, TRIALS)
+    assert read_forecast(stored).ending == decided
     fill(stored, complete(5.0), complete(1.0))  # which were under way
-    assert look_ahead(stored).gain > 0.2
+    assert read_forecast(stored).gain > 0.2
     set_bounds(stored, Bounds(0.2, None, TRIALS))
-    assert ending(stored, TRIALS).decision() == decided.decision()
+    assert decide_early_end(stored, TRIALS).decision() == decided.decision()
     set_bounds(stored, Bounds(0.2, 1000, TRIALS))
-    assert ending(stored, TRIALS) is None
+    assert decide_early_end(stored, TRIALS) is None
 
 
 def test_values_that_may_win_and_last_values_of_pruned_trials_count(url):
@@ -107,9 +113,9 @@ def test_values_that_may_win_and_last_values_of_pruned_trials_count(url):
     fill(stored, create_trial(**reports, user_attrs={FAILURE: "diverged"}))
     found = sorted(read_outcomes(stored))
     assert [o.value for o in found] == [-0.8, None, None, None, None, -0.4, -0.3, None, None]
-    assert [o.ended for o in found] == [*[True] * 3, False, False, *[True] * 4]
+    assert [o.has_ended for o in found] == [*[True] * 3, False, False, *[True] * 4]
     assert [o.epochs for o in found] == [*[0] * 3, *[2] * 6]
-    assert [o.slot for o in found if o.complete] == [0, 1]
+    assert [o.slot for o in found if o.is_complete] == [0, 1]
     objectives += [ObjectiveValue("parameters", "minimize")]
     stored.store_rule(Rule.parse("min loss where parameters < 9", objectives))
     assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"

@@ -10,12 +10,12 @@ from toy_worker import fresh
 from toys import ask, begin
 
 from studyloom.decisions.early_end import (
-    FIRST,
+    FEWEST_TRIALS,
     Bounds,
     Hours,
     Outcome,
+    estimate_gain,
     find_ending,
-    gain_of,
     read_outcomes,
 )
 from studyloom.metrics import ACCURACY, METRICS, ObjectiveValue, ideal_of
@@ -37,7 +37,7 @@ def end_of(bounds, values=VALUES):
 
 
 def test_a_search_ends_at_the_first_gain_below_min_improvement():
-    asked = [gain_of(BOUNDS, outcomes(VALUES[:count])) for count in range(1, 41)]
+    asked = [estimate_gain(BOUNDS, outcomes(VALUES[:count])) for count in range(1, 41)]
     end = end_of(BOUNDS)
     assert 10 < end < 40
     assert asked[end - 1] < 0.01
@@ -55,7 +55,7 @@ def test_running_trials_do_not_change_a_decision():
         fate.shuffle(known)
         found = find_ending(BOUNDS, known, decided)
         if found is not None and decided is None:
-            assert found.gain == gain_of(BOUNDS, [o for o in known if o.ended]) < 0.01
+            assert found.gain == estimate_gain(BOUNDS, [o for o in known if o.has_ended]) < 0.01
             decided = found.decision()
         assert (found is not None) == (decided is not None)
         assert found is None or found.decision() == decided
@@ -94,14 +94,14 @@ def test_a_search_ends_when_its_trials_have_reported_its_epochs():
     assert find_ending(bounds, three) is None
     found = find_ending(bounds, [*three, Outcome(3, False, None, 3)])
     assert (found.begun, found.gain, found.epochs) == (4, None, 12)
-    assert found.words == "ended after 4 of 40 trials: 12 epochs of study.epochs=12 are spent"
+    assert found.reason == "ended after 4 of 40 trials: 12 epochs of study.epochs=12 are spent"
 
 
 def test_running_trials_count_once_they_have_ended_or_paused():
     end = end_of(BOUNDS)
     waiting = [o._replace(value=None) if o.slot == 1 else o for o in outcomes(VALUES[:end])]
-    running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
-    assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
+    running = [o._replace(has_ended=False) if o.slot == 1 else o for o in waiting]
+    assert estimate_gain(BOUNDS, waiting) < estimate_gain(BOUNDS, running)
 
 
 def test_a_search_ends_when_its_trials_have_cost_the_limit():
@@ -110,7 +110,7 @@ def test_a_search_ends_when_its_trials_have_cost_the_limit():
         three = [outcome._replace(hours=spent) for outcome in outcomes([0.5, None, 0.7])]
         assert find_ending(bounds, three[:2]) is None
         found = find_ending(bounds, three)
-        assert found.words == "ended after 3 of 40 trials: 3.00 of cost.limit=3 are spent"
+        assert found.reason == "ended after 3 of 40 trials: 3.00 of cost.limit=3 are spent"
         assert find_ending(replace(bounds, cost=3.5), three) is None, "a limit may be raised"
 
 
@@ -118,7 +118,7 @@ def test_a_search_ends_when_its_trials_have_cost_the_limit():
 
 
 def last(values, trials):
-    return gain_of(Bounds(trials=trials), outcomes(values))
+    return estimate_gain(Bounds(trials=trials), outcomes(values))
 
 
 def test_a_worker_with_a_trial_reads_the_cores_of_the_others(sqlite_url):
@@ -151,22 +151,22 @@ def test_a_trial_without_a_value_counts_as_not_among_the_best():
 
 def test_too_few_values_give_no_estimate():
     three = [0.1, 0.2, 0.3] + [None] * 20
-    for values in ([], [0.5] * (FIRST - 1), [None] * 30, three):
-        assert gain_of(Bounds(trials=100), outcomes(values)) is None
-    none_complete = [o._replace(complete=False) for o in outcomes([0.1 * n for n in range(30)])]
-    assert gain_of(Bounds(trials=100), none_complete) is None
+    for values in ([], [0.5] * (FEWEST_TRIALS - 1), [None] * 30, three):
+        assert estimate_gain(Bounds(trials=100), outcomes(values)) is None
+    none_complete = [o._replace(is_complete=False) for o in outcomes([0.1 * n for n in range(30)])]
+    assert estimate_gain(Bounds(trials=100), none_complete) is None
 
 
 def test_no_gain_is_expected_beyond_the_ideal_of_the_metric():
     spread, hundred = [0.9 + 0.001 * n * n / 9 for n in range(30)], Bounds(trials=100)
-    assert gain_of(hundred, outcomes(spread)) > 0.02
+    assert estimate_gain(hundred, outcomes(spread)) > 0.02
     bounded = replace(hundred, ideal=ideal_of(ACCURACY))
-    assert gain_of(bounded, outcomes(spread)) == pytest.approx(1 - max(spread))
+    assert estimate_gain(bounded, outcomes(spread)) == pytest.approx(1 - max(spread))
     percents = outcomes([100 * value for value in spread])  # another metric of that name
-    assert gain_of(bounded, percents) == gain_of(hundred, percents)
+    assert estimate_gain(bounded, percents) == estimate_gain(hundred, percents)
     losses = [value - 1 for value in spread]
     bounded = replace(hundred, ideal=ideal_of(METRICS["mse"]))
-    assert gain_of(bounded, outcomes(losses)) == pytest.approx(-max(losses))
+    assert estimate_gain(bounded, outcomes(losses)) == pytest.approx(-max(losses))
     for unknown in (ObjectiveValue("reward", "maximize"), ObjectiveValue("accuracy", "minimize")):
         assert ideal_of(unknown) is None
 
@@ -184,7 +184,7 @@ class Promoted(Search):
 
     def claim(self, at_work):
         fresh = [*self.state.values()].count(UNCLAIMED)
-        found, best = gain_of(self.bounds, self.outcomes()), self.best_so_far()
+        found, best = estimate_gain(self.bounds, self.outcomes()), self.best_so_far()
         claimed = super().claim(at_work)
         if [*self.state.values()].count(UNCLAIMED) < fresh:
             self.expected.append(found)
@@ -193,7 +193,7 @@ class Promoted(Search):
 
     def outcomes(self):
         return [
-            Outcome(slot, True, self.curves[slot][n - 1], n, complete=n == EPOCHS)
+            Outcome(slot, True, self.curves[slot][n - 1], n, is_complete=n == EPOCHS)
             for slot, n in self.epochs.items()
             if n and (self.state[slot] == OPEN or n == EPOCHS or slot in self.pruned)
         ]

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from snapshots import joined, shown
 from toys import fill, two_sided
 
-from studyloom.decisions.early_end import Bounds, ending, set_bounds
+from studyloom.decisions.early_end import Bounds, decide_early_end, set_bounds
 from studyloom.views.page import Facts
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
@@ -35,8 +35,8 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     """In numbers and in words, on a terminal and in the report."""
     set_bounds(twelve, Bounds(0.0005, None, 40))
     snapshot = take_snapshot(twelve)
-    gain = snapshot.outlook.gain
-    assert (snapshot.left, snapshot.outlook.ending) == (28, None)
+    gain = snapshot.forecast.gain
+    assert (snapshot.left, snapshot.forecast.ending) == (28, None)
     assert 0.0005 < gain < 0.02
     status = ProgressReader(twelve).status()
     printed = shown(render_status(status, 100), width=100)
@@ -53,7 +53,7 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
 
 def test_one_that_has_ended_says_so_in_all_views(twelve):
     set_bounds(twelve, Bounds(0.1, None, 40))
-    ending(twelve, 40)
+    decide_early_end(twelve, 40)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
     status = ProgressReader(twelve).status()
@@ -68,7 +68,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     fill(twelve, a_trial(12, TrialState.RUNNING))
     twelve.ledger.compare(repair=True)
     snapshot = take_snapshot(twelve)
-    assert (snapshot.left, snapshot.outlook.under_way) == (1, 1), "it runs to its end"
+    assert (snapshot.left, snapshot.forecast.running) == (1, 1), "it runs to its end"
 
 
 def test_with_several_objectives_nothing_is_said_of_further_trials(sqlite_url):

@@ -187,6 +187,6 @@ def end_of_search(snapshot: Snapshot, trials: int, *, worked: bool) -> str:
     complete = snapshot.outcomes.get("complete")
     if complete and snapshot.best is None and snapshot.rule is not None:
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
-    if snapshot.outlook.ending is not None:
-        return f"the search {snapshot.outlook.ending.words}"
+    if snapshot.forecast.ending is not None:
+        return f"the search {snapshot.forecast.ending.reason}"
     return "" if worked else f"the budget of {trials} trials is spent"

@@ -4,8 +4,9 @@ The decision is a pure function of the stored trials and of the bounds stored wi
 worker is the master. It is stored: trials that still run, and run to their end, may change the
 estimate of what further trials gain, but not the decision.
 
-The values so far predict the rest. The best of n exponential values grows by σ·(1/(n+1) + … + 1/N)
-on the way to N, and σ is the mean distance of the best j values from the next one (A. Rényi, "On
+The values so far predict the gain of further trials. Let a search have drawn n trials, and let
+their values have an exponential distribution. The best value grows by σ·(1/(n+1) + … + 1/N) on the
+way to N trials, and σ is the mean distance of the best j values from the next one (A. Rényi, "On
 the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest of other values
 behave alike if their tail is that of an exponential or normal distribution; shorter tails gain less
 (I. Weissman, JASA 73, 1978). j is a fifth of the complete trials: with a pruner few are complete,
@@ -30,9 +31,9 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 
-SHARE = 0.2  # of the complete trials: the largest that saves 30% on HPOLib with 40 trials
-FEWEST = 3  # of the best, since two may be alike by chance
-FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
+BEST_SHARE = 0.2  # of the complete trials: the largest that saves 30% on HPOLib with 40 trials
+FEWEST_BEST = 3  # trials, since two may be alike by chance
+FEWEST_TRIALS = 10  # before any estimate; Optuna's TPE has drawn these at random
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,31 @@ class Hours:
 
     def cost(self, per_hour: float | None) -> float | None:
         """Returns their cost at a price of an hour of a GPU, or of a core without a GPU."""
-        return None if per_hour is None else per_hour * (self.gpus or self.cores)
+        if per_hour is None:
+            return None
+        return per_hour * (self.gpus or self.cores)
 
 
-def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
+def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
     """Adds up what workers spent on trials that have ended or were paused, also before they died.
 
     A trial that ran on the CPU counts for each thread of its worker.
     Without a stored environment it counts as one core.
     """
-    cores = gpus = 0.0
+    cores = 0.0
+    gpus = 0.0
     for trial in trials:
-        hours, provenance = _worked(trial), TrialRecord(trial).provenance
+        hours = _worked_hours(trial)
+        provenance = TrialRecord(trial).provenance
         environment = provenance.get("environment") or {}
-        cores += hours * (environment.get("threads") or 1)
+        threads = environment.get("threads") or 1
+        cores += hours * threads
         if provenance.get("device") in ("cuda", "mps"):
             gpus += hours
     return Hours(cores, gpus)
 
 
-def _worked(trial: FrozenTrial) -> float:
+def _worked_hours(trial: FrozenTrial) -> float:
     """Returns the hours that workers spent on a trial."""
     return float(sum(TrialRecord(trial).times.values())) / 3600
 
@@ -75,6 +81,7 @@ class Bounds:
     Args:
         min_improvement: the smallest gain expected of further trials, in units of the metric.
         epochs: the most epochs that all trials together may report.
+        trials: the budget.
         cost: the most that the hours of all trials may cost, at a price of `per_hour`.
         ideal: the best value that the metric can have, times its sign; not stored, see `ideal_of`.
     """
@@ -88,14 +95,21 @@ class Bounds:
 
 
 class Outcome(NamedTuple):
-    """The outcome of a trial, as a search sees it."""
+    """The outcome of a trial so far, as the decision sees it.
+
+    Attributes:
+        has_ended: whether it has ended, or waits to be promoted.
+        value: a finite number, the more the better; None if it does not count.
+        epochs: that it has reported.
+        is_complete: whether its value is that of a complete trial, and not of its last epoch.
+    """
 
     slot: int
-    ended: bool  # or it waits to be promoted
-    value: float | None  # finite, the more the better; None if it does not count
+    has_ended: bool
+    value: float | None
     epochs: int
     hours: Hours = Hours()
-    complete: bool = True  # else its value is that of its last epoch
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,8 @@ class Ending:
     """Why a search has ended.
 
     Args:
+        begun: the number of trials that had begun.
+        epochs: that these had reported.
         gain: what the further trials were expected to gain; None if epochs or money are spent.
         spent: what the trials have cost; None if that does not decide.
     """
@@ -114,7 +130,7 @@ class Ending:
     spent: float | None = None
 
     @property
-    def words(self) -> str:
+    def reason(self) -> str:
         """The reason, in one line."""
         trials = self.bounds.trials
         after = f"ended after {self.begun} of {trials} trials"
@@ -122,57 +138,70 @@ class Ending:
             return f"{after}: {self.spent:.2f} of cost.limit={self.bounds.cost:g} are spent"
         if self.gain is None:
             return f"{after}: {self.epochs} epochs of study.epochs={self.bounds.epochs} are spent"
-        left = trials - self.begun
-        further = "a further trial is" if left == 1 else f"the {left} further trials are"
+        remaining = trials - self.begun
+        further = f"the {remaining} further trials are"
+        if remaining == 1:
+            further = "a further trial is"
         least = f"study.min_improvement={self.bounds.min_improvement:g}"
         return f"{after}: {further} expected to gain less than {least}"
 
     def decision(self) -> dict[str, Any]:
-        """Returns the stored decision, for `find_ending`."""
-        least = self.bounds.min_improvement
-        return {"min_improvement": least, "trials": self.bounds.trials, "gain": self.gain}
+        """Returns the plain values of the decision, which are stored for `find_ending`."""
+        return {
+            "min_improvement": self.bounds.min_improvement,
+            "trials": self.bounds.trials,
+            "gain": self.gain,
+        }
 
 
 def find_ending(
-    bounds: Bounds, outcomes: Iterable[Outcome], decided: Any = None, *, decide: bool = True
+    bounds: Bounds, outcomes: Iterable[Outcome], decision: Any = None, *, estimates: bool = True
 ) -> Ending | None:
     """Returns why a search has ended; None if it continues.
 
     Args:
-        decide: whether to estimate from the trials if further ones gain too little; otherwise only
-            a stored decision counts.
+        decision: the stored one, see `Ending.decision`; None if none is stored.
+        estimates: whether to estimate from the trials if further ones gain too little; otherwise
+            only a stored decision counts.
     """
-    first = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
-    begun, epochs = len(first), sum(outcome.epochs for outcome in first)
+    counted = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
+    begun = len(counted)
     if begun >= bounds.trials:
         return None  # its budget is what ends it
+    epochs = sum(outcome.epochs for outcome in counted)
     if bounds.epochs is not None and epochs >= bounds.epochs:
         return Ending(begun, bounds, epochs)
-    hours = Hours(sum(one.hours.cores for one in first), sum(one.hours.gpus for one in first))
-    spent = hours.cost(bounds.per_hour)
+    cores = sum(outcome.hours.cores for outcome in counted)
+    gpus = sum(outcome.hours.gpus for outcome in counted)
+    spent = Hours(cores, gpus).cost(bounds.per_hour)
     if bounds.cost is not None and spent is not None and spent >= bounds.cost:
         return Ending(begun, bounds, epochs, spent=spent)
     if bounds.min_improvement is None:
         return None
-    if _holds(decided, bounds):
-        return Ending(begun, bounds, epochs, float(decided["gain"]))
-    gain = gain_of(bounds, first) if decide else None
+    if _is_decided(decision, bounds):
+        return Ending(begun, bounds, epochs, float(decision["gain"]))
+    if not estimates:
+        return None
+    gain = estimate_gain(bounds, counted)
     if gain is None or gain >= bounds.min_improvement:
         return None
     return Ending(begun, bounds, epochs, gain)
 
 
-def _holds(decided: Any, bounds: Bounds) -> bool:
-    """Whether a stored decision is about this improvement, and this budget or a larger one."""
-    if not isinstance(decided, Mapping) or not isinstance(decided.get("gain"), int | float):
+def _is_decided(decision: object, bounds: Bounds) -> bool:
+    """Returns whether a stored decision is for this improvement, and this budget or a larger one.
+
+    Another program may have stored anything.
+    """
+    if not isinstance(decision, Mapping) or not isinstance(decision.get("gain"), int | float):
         return False
-    trials = decided.get("trials")
-    return decided.get("min_improvement") == bounds.min_improvement and (
-        isinstance(trials, int) and trials >= bounds.trials
-    )
+    if decision.get("min_improvement") != bounds.min_improvement:
+        return False
+    trials = decision.get("trials")
+    return isinstance(trials, int) and trials >= bounds.trials
 
 
-def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
+def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     """Returns what the rest of a budget is expected to gain, in units of the values.
 
     Args:
@@ -182,87 +211,108 @@ def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     Returns:
         The expected gain of the best value; None if too few trials have a value.
     """
-    ended = [outcome for outcome in outcomes if outcome.ended and outcome.slot < bounds.trials]
-    known = sorted((o.value, o.complete) for o in ended if o.value is not None)
-    values = [value for value, _ in known]
-    complete = [value for value, is_complete in known if is_complete]
-    count, best = len(ended), max(FEWEST, math.ceil(SHARE * len(complete)))
-    if count < FIRST or not complete or len(values) <= best:
+    count = 0  # of the trials that have ended: n in the module's formula
+    values = []
+    complete_values = []
+    for outcome in outcomes:
+        if not outcome.has_ended or outcome.slot >= bounds.trials:
+            continue
+        count += 1
+        if outcome.value is not None:
+            values.append(outcome.value)
+            if outcome.is_complete:
+                complete_values.append(outcome.value)
+    values.sort()
+    best_count = max(FEWEST_BEST, math.ceil(BEST_SHARE * len(complete_values)))  # the formula's j
+    if count < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
         return None
-    scale = sum(values[-best:]) / best - values[-best - 1]
-    # Not below 0 by rounding; and with equal values nothing is gained.
+    mean_of_best = sum(values[-best_count:]) / best_count
+    scale = mean_of_best - values[-best_count - 1]  # the formula's σ
+    # Not below 0 by rounding. The sum of 1/(n+1) to 1/N is nearly log(N/n).
     gain = max(0.0, scale) * math.log(max(bounds.trials, count) / count)
-    if bounds.ideal is None or complete[-1] > bounds.ideal:  # another metric has that name
+    best_value = max(complete_values)
+    if bounds.ideal is None or best_value > bounds.ideal:  # another metric has that name
         return gain
-    return min(gain, bounds.ideal - complete[-1])
+    return min(gain, bounds.ideal - best_value)
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """The rest of a search.
+class Forecast:
+    """What is still to come of a search.
 
     Args:
-        under_way: once it has ended, how many of its trials have not.
-        gain: what its further trials are expected to gain together, in units of the metric.
+        ending: why it has ended; None if it continues.
+        running: once it has ended, the number of its trials that have not.
+        gain: what its further trials are expected to gain together, in units of the metric; None
+            after too few trials.
     """
 
     ending: Ending | None = None
-    under_way: int = 0
+    running: int = 0
     gain: float | None = None
     bounds: Bounds = field(default_factory=Bounds)
 
-    def words(self, metric: str) -> str:
-        """Formats what further trials are expected to gain; empty without any, or after too few."""
+    def describe_gain(self, metric: str) -> str:
+        """Describes what further trials are expected to gain; empty if nothing is known of it."""
         if not self.gain or self.ending is not None:
             return ""
-        least = self.bounds.min_improvement
-        below = "" if least is None else f"; the search ends below {least:g}"
-        return f"expected gain of further trials: {format_value(self.gain)} {metric}{below}"
+        threshold = ""
+        if self.bounds.min_improvement is not None:
+            threshold = f"; the search ends below {self.bounds.min_improvement:g}"
+        return f"expected gain of further trials: {format_value(self.gain)} {metric}{threshold}"
 
 
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored; none if no command did."""
-    bounds = parse(stored.attributes(BOUNDS)[0], Bounds)
-    return replace(bounds or Bounds(), ideal=ideal_of(stored.objectives[0]))
+    (stored_bounds,) = stored.attributes(BOUNDS)
+    bounds = parse(stored_bounds, Bounds) or Bounds()
+    return replace(bounds, ideal=ideal_of(stored.objectives[0]))
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
     """Stores the bounds that end the search from now on; new ones discard a decision."""
-    if bounds != replace(read_bounds(stored), ideal=None):
+    stored_bounds = replace(read_bounds(stored), ideal=None)
+    if bounds != stored_bounds:
         stored.optuna.set_user_attr(EARLY_END, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
 
-def ending(stored: StoredStudy, trials: int) -> Ending | None:
+def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
     """Returns why a search has ended before its budget is spent; None if it continues.
 
     The first worker that expects too little of further trials stores this decision. If it is killed
     before, the next one decides the same.
+
+    Args:
+        trials: the budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
     if bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None:
-        return None  # without a look at the trials
-    (decided,) = stored.attributes(EARLY_END)
-    found = find_ending(bounds, read_outcomes(stored), decided)
-    if found is not None and found.gain is not None and found.decision() != decided:
-        stored.optuna.set_user_attr(EARLY_END, found.decision())
-    return found
+        return None  # without reading the trials
+    (decision,) = stored.attributes(EARLY_END)
+    ending = find_ending(bounds, read_outcomes(stored), decision)
+    if ending is not None and ending.gain is not None and ending.decision() != decision:
+        stored.optuna.set_user_attr(EARLY_END, ending.decision())
+    return ending
 
 
-def look_ahead(stored: StoredStudy) -> Outlook:
-    """Returns the outlook of a search; nothing of the later stages of a study.
+def read_forecast(stored: StoredStudy) -> Forecast:
+    """Returns what is still to come of a search; nothing of the later stages of a study.
 
     It stores no decision: viewing a study does not change it.
     """
     if stored.is_stage:
-        return Outlook()
+        return Forecast()
     bounds = read_bounds(stored)
     if not bounds.trials:  # another program has made the study
         bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
     outcomes = read_outcomes(stored)
-    ended = find_ending(bounds, outcomes, *stored.attributes(EARLY_END), decide=False)
-    under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
-    return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds)
+    (decision,) = stored.attributes(EARLY_END)
+    ending = find_ending(bounds, outcomes, decision, estimates=False)
+    running = 0
+    if ending is not None:
+        running = stored.ledger.todo(bounds.trials, begun=True)
+    return Forecast(ending, running, estimate_gain(bounds, outcomes), bounds)
 
 
 def read_outcomes(stored: StoredStudy) -> list[Outcome]:
@@ -272,27 +322,49 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     which the best is chosen. The last value of a pruned or paused trial counts if that rule has no
     conditions. With several objectives no value counts. A paused trial counts as ended.
     """
-    single, unconditional = len(stored.objectives) == 1, not stored.rule().conditions
-    counted = {trial.number for trial in stored.ranked()} if single else set()
-
-    def outcome(trial: FrozenTrial) -> Outcome:
+    eligible_numbers: set[int] = set()
+    last_values_count = False
+    if len(stored.objectives) == 1:
+        eligible_numbers = {trial.number for trial in stored.ranked()}
+        last_values_count = not stored.rule().conditions
+    outcomes = []
+    for trial in sorted(stored.trials(whole=True), key=find_end_time):
         record = TrialRecord(trial)
-        slot, kind = trial.number if record.slot is None else record.slot, record.outcome
-        value, reports = None, trial.intermediate_values
-        if trial.number in counted:
+        value = None
+        if trial.number in eligible_numbers:
             value = trial.values[0]
-        elif single and unconditional and reports and kind in ("pruned", "paused"):
-            value = reports[max(reports)]
-        value = stored.sign * value if value is not None and math.isfinite(value) else None
-        ended = trial.state.is_finished() or kind == "paused"
-        return Outcome(slot, ended, value, len(reports), hours_of([trial]), kind == "complete")
+        elif last_values_count and record.outcome in ("pruned", "paused"):
+            value = _last_value(trial)
+        if value is not None:
+            value = stored.sign * value if math.isfinite(value) else None
+        outcome = Outcome(
+            slot=trial.number if record.slot is None else record.slot,
+            has_ended=trial.state.is_finished() or record.outcome == "paused",
+            value=value,
+            epochs=len(trial.intermediate_values),
+            hours=sum_hours([trial]),
+            is_complete=record.outcome == "complete",
+        )
+        outcomes.append(outcome)
+    return outcomes
 
-    return [outcome(trial) for trial in sorted(stored.trials(whole=True), key=ended_at)]
+
+def _last_value(trial: FrozenTrial) -> float | None:
+    """Returns the value that a trial has reported last; None if it has reported none."""
+    reports = trial.intermediate_values
+    if not reports:
+        return None
+    return reports[max(reports)]
 
 
-def ended_at(trial: FrozenTrial) -> datetime:
-    """Returns when a trial ended; of one that is not complete, without the time that it waited."""
-    start, end = trial.datetime_start, trial.datetime_complete or datetime.max
+def find_end_time(trial: FrozenTrial) -> datetime:
+    """Returns the end time of a trial; the latest possible time if it has not ended.
+
+    The time that a trial waited at a rung is not counted if it is not complete: the end of a pruned
+    trial is its start and the time that workers spent on it.
+    """
+    start = trial.datetime_start
+    end = trial.datetime_complete or datetime.max
     if start is None or trial.state == TrialState.COMPLETE:
         return end
-    return min(end, start + timedelta(hours=_worked(trial)))
+    return min(end, start + timedelta(hours=_worked_hours(trial)))

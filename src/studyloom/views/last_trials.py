@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
-from studyloom.decisions.early_end import ended_at
+from studyloom.decisions.early_end import find_end_time
 from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import format_value, one_line
@@ -71,7 +71,7 @@ def _select_last(progress: Progress) -> list[FrozenTrial]:
         is_best = trials is search and best is not None and trial.number == best.number
         if trial.datetime_start is not None and not is_best:
             started.append(trial)
-    started.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", ended_at(trial)))
+    started.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", find_end_time(trial)))
     return sorted(started[-LAST:], key=lambda trial: trial.number)
 
 

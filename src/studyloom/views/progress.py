@@ -18,7 +18,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 
-from studyloom.decisions.early_end import Hours, hours_of
+from studyloom.decisions.early_end import Hours, sum_hours
 from studyloom.errors import StorageError
 from studyloom.storage.command_record import CommandRecord, StoredCommand
 from studyloom.storage.failures import FailureCount, count_failures
@@ -345,8 +345,8 @@ class Progress:
         if running := len(self.current.workers):
             parts.append(f"{running} running")
         parts.append(self.control_words)
-        if search.outlook.ending is not None and self.title in (SEARCH, DONE):
-            parts.append(search.outlook.ending.words)
+        if search.forecast.ending is not None and self.title in (SEARCH, DONE):
+            parts.append(search.forecast.ending.reason)
         return "  ".join(filter(None, parts))
 
 
@@ -419,7 +419,7 @@ class ProgressReader:
         last = stages[-1].snapshot
         if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
-        hours = hours_of(trial for stored in studies.values() for trial in stored.worked_on())
+        hours = sum_hours(trial for stored in studies.values() for trial in stored.worked_on())
         works = [Work()]
         for stage in stages:
             works.append(work_of(stage, trials.get(stage.title, ()), works[-1]))
@@ -832,7 +832,7 @@ class Status:
         """Makes the document of the status."""
         progress, snapshot = self.progress, self.progress.search
         result: Any = progress.result
-        ended, outcomes = snapshot.outlook.ending, snapshot.outcomes
+        ended, outcomes = snapshot.forecast.ending, snapshot.outcomes
         return StatusDocument(
             study=snapshot.name,
             metric=snapshot.metric,
@@ -850,8 +850,8 @@ class Status:
             halted=progress.halted,
             eta=progress.eta,
             foreign=snapshot.foreign,
-            ended=None if ended is None else ended.words,
-            gain=snapshot.outlook.gain,
+            ended=None if ended is None else ended.reason,
+            gain=snapshot.forecast.gain,
             stage=progress.title,
             stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
             elapsed=progress.elapsed,

@@ -125,8 +125,8 @@ def head(
     if (halted := stored.halted()) is not None:
         why = f"The study stopped itself, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
-    if (ended := snapshot.outlook.ending) is not None:
-        blocks.append(Words(f"The search {ended.words}."))
+    if (ended := snapshot.forecast.ending) is not None:
+        blocks.append(Words(f"The search {ended.reason}."))
     facts = (
         trials_fact(stored, snapshot),
         best_fact(snapshot),
@@ -212,7 +212,7 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | No
     rows.append(("values", ", and ".join(objectives)))
     if snapshot.rule is not None:
         rows.append(("the best by", snapshot.rule))
-    label, _, gain = snapshot.outlook.words(snapshot.metric).partition(": ")
+    label, _, gain = snapshot.forecast.describe_gain(snapshot.metric).partition(": ")
     if gain:
         rows.append((label, gain))
     if data := data_words(stored, winner):

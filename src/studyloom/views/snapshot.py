@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.decisions.early_end import Outlook, look_ahead
+from studyloom.decisions.early_end import Forecast, read_forecast
 from studyloom.metrics import METRICS
 from studyloom.storage.ledger import HeldSlot
 from studyloom.storage.optuna_internals import ped_anova
@@ -115,14 +115,14 @@ class Snapshot:
     rule: str | None = None
     foreign: int = 0
     aside: int = 0
-    outlook: Outlook = field(default_factory=Outlook)
+    forecast: Forecast = field(default_factory=Forecast)
     trials: Sequence[FrozenTrial] = field(default=(), compare=False, repr=False)
     alive: frozenset[int] | None = None
 
     @property
     def left(self) -> int:
         """The number of trials still to be done."""
-        return self.budget - self.done if self.outlook.ending is None else self.outlook.under_way
+        return self.budget - self.done if self.forecast.ending is None else self.forecast.running
 
     @property
     def budget(self) -> int:
@@ -248,7 +248,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         else None,
         foreign=len(foreign),
         aside=len(aside),
-        outlook=look_ahead(stored),
+        forecast=read_forecast(stored),
         trials=trials,
         alive=alive,
     )

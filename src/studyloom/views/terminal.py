@@ -167,7 +167,7 @@ def proposer_words(trial: FrozenTrial) -> str:
 
 def more_trials(snapshot: Snapshot, definition: "Definition") -> str:
     """Returns the override that continues a search that has ended; empty if it has not."""
-    study, ended = definition.config.study, snapshot.outlook.ending
+    study, ended = definition.config.study, snapshot.forecast.ending
     if ended is not None and ended.gain is not None:
         return f"study.min_improvement={study.min_improvement / 2:g}"
     if ended is not None and ended.spent is not None:
@@ -367,7 +367,7 @@ BAR_WIDTH = 20  # columns
 def render_status(status: Status, width: int) -> RenderableType:
     """Renders the whole status, no wider than `width`; the least important lines come last."""
     progress, snapshot = status.progress, status.progress.search
-    ended = snapshot.outlook.ending
+    ended = snapshot.forecast.ending
     parts: list[RenderableType] = []
 
     def line(words: str, style: str = "") -> None:
@@ -378,14 +378,14 @@ def render_status(status: Status, width: int) -> RenderableType:
     if progress.result is not None:
         line(short_words(progress.result), "bold green")
     if ended is not None:
-        line(ended.words)
+        line(ended.reason)
     else:
         left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
         line(f"budget left: {left:,} trial{'' if left == 1 else 's'}")
     now = progress.now_words()  # the headline has the progress of the search
     line("\n".join(wrap(now[1:] if progress.title == SEARCH else now, width)))
     if ended is None:
-        line(snapshot.outlook.words(snapshot.metric) or "")
+        line(snapshot.forecast.describe_gain(snapshot.metric) or "")
     if progress.halted is not None:
         why = "the study stopped itself, since its trials fail with this"
         line(f"{why}: {one_line(progress.halted)}", "bold red")

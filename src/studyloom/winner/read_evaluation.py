@@ -17,7 +17,7 @@ same evaluation, also after trials were opened again.
 
 from dataclasses import dataclass, field, replace
 
-from studyloom.decisions.early_end import ending
+from studyloom.decisions.early_end import decide_early_end
 from studyloom.definition.definition import Definition
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
@@ -93,7 +93,7 @@ class Evaluation:
     def trials(self) -> int:
         """How many trials the winner is chosen from: fewer than the budget if the search ended."""
         search = self.study.search
-        end = ending(search.stored, search.trials)
+        end = decide_early_end(search.stored, search.trials)
         return search.trials if end is None else end.begun
 
     @property

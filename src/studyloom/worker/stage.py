@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from studyloom.data.training_data import TrainingData
-from studyloom.decisions.early_end import ending
+from studyloom.decisions.early_end import decide_early_end
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.space.rule import Cost
 from studyloom.space.tree import Point, Space
@@ -76,7 +76,7 @@ class Stage:
 
     def has_ended(self) -> bool:
         """Whether it has ended by its bounds, so that no further trial begins."""
-        return ending(self.stored, self.trials) is not None
+        return decide_early_end(self.stored, self.trials) is not None
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""

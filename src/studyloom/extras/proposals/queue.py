@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.decisions.early_end import look_ahead, read_bounds
+from studyloom.decisions.early_end import read_bounds, read_forecast
 from studyloom.decisions.placement import place_point
 from studyloom.decisions.warm_start import AS_COMPOSED
 from studyloom.errors import ConfigError
@@ -102,7 +102,7 @@ def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def count_free_slots(stored: StoredStudy) -> int:
     """Counts the slots whose trials have not begun; none is free once the search has ended."""
-    if look_ahead(stored).ending is not None:
+    if read_forecast(stored).ending is not None:
         return 0
     ledger = stored.ledger
     budget = read_bounds(stored).trials
@@ -120,10 +120,10 @@ def why_closed(stored: StoredStudy) -> str | None:
             f"the test set of {stored.name} has been used, and its result could bias a proposal; "
             "only the sampler chooses further trials"
         )
-    ending = look_ahead(stored).ending
+    ending = read_forecast(stored).ending
     if ending is None:
         return None
-    return f"the search of {stored.name} {ending.words}; a proposal comes too late"
+    return f"the search of {stored.name} {ending.reason}; a proposal comes too late"
 
 
 def _fill_slot(stored: StoredStudy, proposal: Proposal, most: int, baseline: Point | None) -> int:
