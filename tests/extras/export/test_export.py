@@ -1,4 +1,4 @@
-"""Laws of what cannot become an ONNX file, or does not run as one; exports are in `chaos/`."""
+"""Laws of networks that ONNX or onnxruntime refuses; exports are tested in `chaos/`."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_an_operator_that_does_not_exist_is_named():
         OnnxNetwork(content)
 
 
-def test_what_onnxruntime_cannot_run_is_an_error_of_the_variant_alone():
+def test_what_onnxruntime_cannot_run_is_an_error_of_one_variant():
     """Its own exceptions derive from Exception, and would end all the other variants."""
     network = OnnxNetwork(file_of("Relu", 1, 2))
     assert network(torch.ones(1, 2)).tolist() == [[1, 1]]
@@ -49,8 +49,8 @@ def test_what_onnxruntime_cannot_run_is_an_error_of_the_variant_alone():
 
 
 def test_outputs_are_equal_up_to_the_stated_share_of_the_largest():
-    ours = torch.tensor([[100.0, 0.0]])
-    assert check_equal(ours, ours + 0.005) == pytest.approx(5e-5, rel=0.01)
-    for theirs in (ours + 0.02, ours * torch.nan):
+    outputs = torch.tensor([[100.0, 0.0]])
+    assert check_equal(outputs, outputs + 0.005) == pytest.approx(5e-5, rel=0.01)
+    for outputs_of_file in (outputs + 0.02, outputs * torch.nan):
         with pytest.raises(CompressError, match="and PyTorch predict differently"):
-            check_equal(ours, theirs)
+            check_equal(outputs, outputs_of_file)

@@ -1,4 +1,4 @@
-"""Laws of what one may say to `studyloom compress`."""
+"""Laws of the settings of `studyloom compress`."""
 
 import pytest
 
@@ -13,11 +13,11 @@ def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
     assert Settings.parse([]) == Settings()
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     words = ["margn=1", "ratios=[1.5]", "threads=0", "margin=-1", "small", "rule=3", "widths=0.5"]
     with pytest.raises(ConfigError) as caught:
         Settings.parse(words)
-    said = caught.value.errors
-    assert len(said) == len(words)
-    assert any("did you mean margin?" in line for line in said)
-    assert any(line.startswith("ratios must be a list of numbers above 0") for line in said)
+    errors = caught.value.errors
+    assert len(errors) == len(words)
+    assert any("did you mean margin?" in line for line in errors)
+    assert any(line.startswith("ratios must be a list of numbers above 0") for line in errors)

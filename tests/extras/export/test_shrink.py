@@ -1,4 +1,4 @@
-"""Laws of smaller networks: whole channels go, widths are found, a student learns its teacher."""
+"""Laws of smaller networks: pruning removes channels, widths shrink, a student learns."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CALLED = "studyloom.models."
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
-def test_pruning_takes_whole_channels_and_leaves_the_outputs_and_the_original(norm):
+def test_pruning_removes_channels_but_no_outputs_and_not_the_original(norm):
     pytest.importorskip("torch_pruning")
     network, inputs = CNN((1, 8, 8), 3, 16, norm=norm).eval(), torch.randn(2, 1, 8, 8)
     before, count = network(inputs), count_parameters(network)
@@ -24,7 +24,7 @@ def test_pruning_takes_whole_channels_and_leaves_the_outputs_and_the_original(no
     assert torch.equal(network(inputs), before)
 
 
-def test_what_has_no_channels_is_not_pruned():
+def test_a_network_without_channels_is_not_pruned():
     pytest.importorskip("torch_pruning")
     with pytest.raises(CompressError, match="no layer whose channels"):
         prune(nn.Flatten(), torch.zeros(2, 3), 0.5)
@@ -37,14 +37,17 @@ def widths(section, make):
 
 def test_a_width_is_an_argument_whose_half_gives_fewer_parameters():
     mlp = {"_target_": f"{CALLED}MLP", "hidden": [64, 32], "dropout": 0.0}
-    narrower, changed = widths(mlp, lambda **own: MLP((5,), 2, **own))
+    narrower, changed = widths(mlp, lambda **arguments: MLP((5,), 2, **arguments))
     assert (list(narrower.hidden), changed) == ([16, 8], ["hidden=[16, 8]"])
-    # Of eight heads half would do too, with as many parameters: they are no width.
+    # Four heads are possible too, but have as many parameters: heads are not a width.
     wide = {"_target_": f"{CALLED}Transformer", "width": 64, "heads": 8, "layers": 1}
-    narrower, _ = widths(wide, lambda **own: Transformer((4, 4), 2, **own))
+    narrower, _ = widths(wide, lambda **arguments: Transformer((4, 4), 2, **arguments))
     assert (narrower.width, narrower.heads, narrower.layers) == (16, 8, 1)
     with pytest.raises(CompressError, match="no argument of model is a width"):
-        widths({"_target_": f"{CALLED}MLP", "hidden": []}, lambda **own: MLP((5,), 2, **own))
+        widths(
+            {"_target_": f"{CALLED}MLP", "hidden": []},
+            lambda **arguments: MLP((5,), 2, **arguments),
+        )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_a_width_is_an_argument_whose_half_gives_fewer_parameters():
         ("numbers", nn.functional.mse_loss, torch.ones(16, 3)),
     ],
 )
-def test_who_says_what_the_teacher_says_learns_from_the_targets_alone(meaning, loss, targets):
+def test_a_student_equal_to_its_teacher_learns_only_from_the_targets(meaning, loss, targets):
     teacher, inputs = MLP((5,), 3, (8,)), torch.randn(16, 5)
     step = distillation(teacher, torch.float32, meaning)
     weights = [*teacher.parameters()]

@@ -1,4 +1,4 @@
-"""Laws of `studyloom compress`: one command at a time, stopped at any step, honest."""
+"""Laws of `studyloom compress`: one command at a time, stopped at any step, a fair test."""
 
 import signal
 import threading
@@ -27,7 +27,7 @@ from studyloom.worker.stopping import Stop
 
 pytestmark = pytest.mark.nightly
 
-# By bytes alone, so that no latency has a say in what is chosen.
+# The rule is only about bytes, so that latencies of this machine do not decide.
 SMALL = Settings(rule="min bytes", ratios=(), widths=(), repeats=2)
 PAGE = ["python", "-m", "studies.mnist"]
 
@@ -48,7 +48,7 @@ def ended(tmp_path_factory):
 
 
 class File(nn.Module):
-    """What stands for a network of onnxruntime: `chaos/` has the real ones, which take seconds."""
+    """A fake of onnxruntime: `chaos/` tests the real one, which takes seconds."""
 
     networks: ClassVar = {}
 
@@ -75,7 +75,7 @@ class File(nn.Module):
 
 
 @pytest.fixture
-def made(monkeypatch):
+def calls(monkeypatch):
     """Counts how often variants are made."""
     calls, make = [], variants.Evaluator.make
     monkeypatch.setattr(variants.Evaluator, "make", lambda *args: calls.append(args) or make(*args))
@@ -89,14 +89,12 @@ def made(monkeypatch):
 
 def small(ended, settings=SMALL):
     stages, _ = ended
-    told = []
-    record = compress_winner(stages.evaluation, settings, told.append, Stop())
-    return record, told
+    steps = []
+    record = compress_winner(stages.evaluation, settings, steps.append, Stop())
+    return record, steps
 
 
-def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_measured(
-    ended, made, monkeypatch
-):
+def test_a_variant_that_cannot_run_is_a_note_and_others_are_measured(ended, calls, monkeypatch):
     run = File.run
 
     def run_several(self, inputs):
@@ -112,26 +110,26 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
     assert {row.name for row in record.variants} > {"unchanged, fp32", "unchanged, int8"}
 
 
-def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatch):
+def test_the_network_of_a_loop_is_quantized_unchanged(tmp_path, calls, monkeypatch):
     definition = ask(*MIXED, *LOOP, "objective.network=toys.make_network")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
     work(stages)
     evaluate_winner(stages, test := CountedTest(), PAGE)
-    record, told = small((stages, test), replace(SMALL, ratios=(0.5,)))
+    record, steps = small((stages, test), replace(SMALL, ratios=(0.5,)))
     assert [row.name for row in record.variants] == ["unchanged, fp32", "unchanged, int8"]
-    assert any("no smaller network can be trained" in words for words in told)
+    assert any("no smaller network can be trained" in words for words in steps)
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
-    made.clear()
+    calls.clear()
     prepared = replace(stages.prepared, definition=ask(*MIXED, *LOOP))
     bare = replace(stages, study=replace(stages.study, prepared=prepared))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
     stages.close()
-    assert not made
+    assert not calls
 
 
-def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
+def test_a_ctrl_c_at_any_step_leaves_the_earlier_files(ended, calls):
     stages, test = ended
     small(ended)
     record, loaded, steps = (stages.run_dir / "winner.onnx.json").read_bytes(), test.loaded, []
@@ -151,7 +149,7 @@ def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it
     assert test.loaded == loaded
 
 
-def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
+def test_the_second_of_two_commands_waits_for_the_first(ended, calls):
     stages, _ = ended
     settings, results, waits = replace(SMALL, margin=0.125), [], threading.Event()
 
@@ -174,7 +172,7 @@ def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
     assert results[0].test.earlier, "the test set was used once"
 
 
-def test_an_error_of_a_library_is_named_by_its_class(ended, made, monkeypatch):
+def test_an_error_of_a_library_is_named_by_its_class(ended, calls, monkeypatch):
     def fails(*_):
         raise RuntimeError("out of memory")
 
@@ -186,19 +184,17 @@ def test_an_error_of_a_library_is_named_by_its_class(ended, made, monkeypatch):
         )
 
 
-def test_a_rule_that_no_variant_satisfies_is_refused(ended, made):
+def test_a_rule_that_no_variant_satisfies_is_refused(ended, calls):
     stages, _ = ended
     words = ["rule=min bytes where bytes < 9", "ratios=[]", "widths=[]", "repeats=1"]
     with pytest.raises(ConfigError, match="rule: no variant satisfies min bytes"):
         compress(stages.evaluation, words, Stop(), make_console(quiet=True))
 
 
-# Who teaches
+# Students and their teacher
 
 
-def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_compared(
-    ended, monkeypatch
-):
+def test_original_and_student_have_not_seen_the_compared_examples(ended, monkeypatch):
     stages, _ = ended
     jobs, train = [], networks.train_network
     monkeypatch.setattr(

@@ -2,10 +2,10 @@
 
 1. The winner's configuration is trained once more without a validation set. The winner itself has
    seen all training data, which therefore cannot measure what is lost.
-2. Variants are made of that network: pruned, or narrower students, which both learn from it; and of
-   each an int8 one. They are compared by value, bytes and latency.
-3. A rule chooses. What it chose is made once more, from the winner and all training data.
-4. The test set is used once, for that and the winner.
+2. Variants are made of that network: pruned, or narrower students, which both learn from it; and an
+   int8 variant of each. They are compared by value, bytes and latency.
+3. A rule chooses a variant, which is made once more, from the winner and all training data.
+4. The test set is used once, for the file of this variant and the winner together.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ def compress(
         OSError: a file cannot be read or written.
     """
 
-    def say_step(words: str) -> None:
-        console.print(Text(words), soft_wrap=True)
+    def print_step(step: str) -> None:
+        console.print(Text(step), soft_wrap=True)
 
     try:
-        return compress_winner(evaluation, Settings.parse(words), say_step, stop)
+        return compress_winner(evaluation, Settings.parse(words), print_step, stop)
     except StudyloomError:
         raise
-    except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
+    except (RuntimeError, ValueError) as error:  # from PyTorch or the user's code
         raise CompressError(f"{type(error).__name__}: {error}") from error
 
 
@@ -81,8 +81,8 @@ def check_result(evaluation: Evaluation, result: Result) -> None:
     """Checks that a result is that of an evaluation, and of a network that can be compressed.
 
     Raises:
-        CompressError: it is not, or it is of a loop.
-        PredictError: its files are not whole.
+        CompressError: it is not, or a loop trained it that cannot be compressed.
+        PredictError: its files are incomplete.
     """
     run_dir = evaluation.study.run_dir
     part = evaluation.study.data.split

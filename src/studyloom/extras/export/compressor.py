@@ -30,7 +30,7 @@ from studyloom.winner.result import Result, digest_of, from_document, to_documen
 from studyloom.worker.stopping import Stop
 
 LOCK = "compress.lock"  # below the run directory
-# The attribute of the study with what the test set gave, by the digest of winner.onnx.
+# The attribute of the study that holds the results on the test set, by the digest of winner.onnx.
 TESTED = "compressed"
 OWN_LOOP = "a custom loop trains it, so no smaller network can be trained: it is tried unchanged"
 EXACT = 1e-9  # rounding of means of shares such as 5 of 1,000
@@ -41,8 +41,8 @@ class Compressor:
     """Compresses the winner of one run.
 
     Args:
-        evaluation: of a study with a winner.
-        say: is given what is being done, in words.
+        evaluation: that of a study with a winner.
+        say: called with a description of each step.
     """
 
     evaluation: Evaluation
@@ -52,18 +52,19 @@ class Compressor:
 
     def make(self, result: Result, rule: Rule | None) -> Compressed:
         """Makes the variants and the one that a rule chooses, tests it and writes its files."""
-        settings, definition, facts = self.settings, self.evaluation.study.definition, result.data
-        run_dir = self.evaluation.study.run_dir
+        settings = self.settings
+        definition = self.evaluation.study.definition
+        facts = result.data
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # meanwhile nothing polls the database
             original = Original.retrained(self.evaluation, settings.calibration)
         evaluator = Evaluator(metric_of(definition), settings, original, facts)
-        tried = evaluator.recipes()
+        recipes = evaluator.recipes()
         if not definition.trains_networks:
-            tried = tried[:1]
+            recipes = recipes[:1]
             self._begin(OWN_LOOP)
-        variants, failed = evaluator.make(tried, self._begin, self.stop)
+        variants, failed = evaluator.make(recipes, self._begin, self.stop)
         rule = rule or evaluator.default_rule()
         chosen = evaluator.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
@@ -71,8 +72,11 @@ class Compressor:
             winner = Original.of_winner(self.evaluation, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
+        medians = {}
+        for batch, latency in chosen.facts.latency.items():
+            medians[batch] = (latency.median, evaluator.original_facts.latency[batch].median)
+        run_dir = self.evaluation.study.run_dir
         with self.writing(result) as store:
-            theirs = evaluator.original_facts.latency
             record = Compressed(
                 winner=result.files["winner.pt"],
                 digest=digest_of(content),
@@ -82,21 +86,18 @@ class Compressor:
                 rule=str(rule),
                 margin=evaluator.margin,
                 original=evaluator.original_facts,
-                variants=(*(each.facts for each in variants), *failed),
+                variants=(*(variant.facts for variant in variants), *failed),
                 bytes_of_winner=(run_dir / "winner.pt").stat().st_size,
                 chosen=Chosen(
                     chosen.facts.name,
                     len(content),
                     count_parameters(network),
-                    {
-                        batch: (each.median, theirs[batch].median)
-                        for batch, each in chosen.facts.latency.items()
-                    },
+                    medians,
                 ),
                 test=self._test(evaluator, winner, content, store),
             )
-            # The record has the digest of the network, so that a network which a killed command
-            # has not written is missed.
+            # The record comes first, with the digest of the network: if the command is killed
+            # before it writes the network, readers see that the two do not belong together.
             write_json(run_dir / RECORD, record)
             write_whole(run_dir / NETWORK, content, durable=True)
         return record
@@ -112,28 +113,31 @@ class Compressor:
 
         The result is stored in the database at once.
         """
-        key, search, metric = digest_of(content), self.evaluation.study.stored, evaluator.metric
-        before = search.optuna.user_attrs.get(TESTED) or {}
-        if key in before:
-            scores = replace(from_document(before[key], Scores), earlier=True)
+        digest = digest_of(content)
+        search = self.evaluation.study.stored
+        metric = evaluator.metric
+        earlier_results = search.optuna.user_attrs.get(TESTED) or {}
+        if digest in earlier_results:
+            scores = replace(from_document(earlier_results[digest], Scores), earlier=True)
         else:
-            search.count_test_use(store)  # before it, should this be killed
+            search.count_test_use(store)  # first, so that a test is counted if this is killed
             test = self.evaluation.study.data.test()
-            ours, theirs = (
-                evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
-            )
-            difference = differ(metric, winner, ours, theirs)
+            outputs_of_winner = evaluate(winner, winner.network, test)
+            outputs_of_file = evaluate(winner, OnnxNetwork(content), test)
+            difference = differ(metric, winner, outputs_of_winner, outputs_of_file)
             scores = Scores(
-                value=theirs.score(metric),
-                original=ours.score(metric),
+                value=outputs_of_file.score(metric),
+                original=outputs_of_winner.score(metric),
                 difference=difference.mean,
                 interval=difference.interval or (difference.mean, difference.mean),
                 covers=difference.interval is not None,
                 examples=len(test),
             )
-            store(search.ledger.study_id, TESTED, {**before, key: to_document(scores)})
-        within = min(metric.sign * end for end in scores.interval) >= -evaluator.margin - EXACT
-        return replace(scores, within=within, uses=search.test_uses())
+            results = {**earlier_results, digest: to_document(scores)}
+            store(search.ledger.study_id, TESTED, results)
+        worst_change = min(metric.sign * end for end in scores.interval)
+        is_within = worst_change >= -evaluator.margin - EXACT
+        return replace(scores, within=is_within, uses=search.test_uses())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -163,13 +167,16 @@ class Compressor:
 
     @contextmanager
     def writing(self, result: Result) -> Iterator[Store]:
-        """Lets no other command write a result; yields what stores attributes under the lease.
+        """Holds the lease of the test set, so that no other command writes a result meanwhile.
 
         Args:
-            result: what it held before.
+            result: the result that was compressed.
+
+        Yields:
+            The function that stores attributes of a study while the lease is held.
 
         Raises:
-            CompressError: it is another winner by now.
+            CompressError: the study has another winner by now.
         """
         run_dir = self.evaluation.study.run_dir
         with self.evaluation.study.stored.ledger.testing() as store:

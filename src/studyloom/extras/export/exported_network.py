@@ -1,6 +1,7 @@
 """The network that variants are made of, with the job that trained it.
 
-Smaller networks are pruned, or built narrower; both are taught by the original.
+Smaller networks are pruned, or built narrower; both then learn from the original, as students from
+their teacher.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,22 +32,23 @@ from studyloom.training.trainer import Training
 from studyloom.winner.predictions import make_network
 from studyloom.winner.read_evaluation import Evaluation
 
-TEMPERATURE = 4.0  # of the softened outputs
-SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
-OF_LABELS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+TEMPERATURE = 4.0  # by which outputs are divided, which softens their probabilities
+SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest
+LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
 
 
 @dataclass(frozen=True)
 class Original:
-    """A trained network, and what others are made of it with.
+    """A trained network, with all that is needed to make smaller ones of it.
 
     Attributes:
         network: on the CPU.
-        job: that trained it.
+        job: the job that trained it.
         part: the examples, on the device to train on.
-        section: `model` of the config.
-        seed: of the examples that set the ranges of int8, `calibration` in number.
+        section: the section `model` of its configuration.
+        seed: draws the examples that set the ranges of int8.
+        calibration: the number of these examples.
     """
 
     network: nn.Module
@@ -59,60 +61,69 @@ class Original:
     @classmethod
     def retrained(cls, evaluation: Evaluation, calibration: int) -> "Original":
         """Trains the winner's configuration without a validation set, always the same one."""
-        data, definition = evaluation.study.data, evaluation.study.definition
+        data = evaluation.study.data
+        definition = evaluation.study.definition
         winner = evaluation.winner
         assert winner is not None
         assert evaluation.candidates is not None
         point = evaluation.candidates[winner].point
         assert data.split is not None
         assert data.source is not None
-        # No other path of a study has this length and end; see CandidateTrainings.new_seed.
-        seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
-        fold = data.split.folds(count, data.source.validation, seed)[-1]
+        # No other seed of a study is derived from three numbers that end in 2: see
+        # CandidateTrainings.new_seed.
+        seed = derive(definition.seed, 0, 0, 2)
+        folds = data.split.folds(definition.config.objective.folds, data.source.validation, seed)
+        fold = folds[-1]
         job = definition.job(point, fold, seed)
         if definition.trains_networks:
             network = train_network(job, data.split)
         else:
             attempt = Attempt(stage=FINAL_TRAINING)
-            made = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
-            made.run(lambda step: None, Unstopped())
-            network = _network_of(made.weights() or {}, job, evaluation)
+            objective = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
+            objective.run(lambda step: None, Unstopped())
+            network = _load_network(objective.weights() or {}, job, evaluation)
         section = definition.at(point).get("model")
         return cls(network, job, data.split, section, seed, calibration)
 
     @classmethod
     def of_winner(cls, evaluation: Evaluation, calibration: int) -> "Original":
         """Loads the winner, with the job that trained it on all training data."""
-        study, winner, part = evaluation.study, evaluation.winner, evaluation.study.data.split
+        study = evaluation.study
+        winner = evaluation.winner
+        part = study.data.split
         assert winner is not None
         assert evaluation.trained is not None
         assert part is not None
         trainings = evaluation.trained.source
-        job, config = trainings.job(winner, 0), study.definition.at(trainings.candidates[winner])
-        network = _network_of(load_weights(study.run_dir / "winner.pt"), job, evaluation)
+        job = trainings.job(winner, 0)
+        config = study.definition.at(trainings.candidates[winner])
+        network = _load_network(load_weights(study.run_dir / "winner.pt"), job, evaluation)
         seed = trainings.new_seed(0)
         return cls(network, job, part, config.get("model"), seed, calibration)
 
     @cached_property
     def inputs(self) -> Tensor:
         """Training examples, in the type that the network takes."""
-        count = min(self.calibration, len(self.job.train))
-        drawn = torch.randperm(
-            len(self.job.train), generator=torch.Generator().manual_seed(self.seed)
-        )[: max(2, count)]
-        rows = [self.part.input_at(int(self.job.train[at])) for at in drawn]
-        return torch.stack([row for row in rows if row is not None]).cpu().to(self.dtype)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(self.job.train), generator=generator)
+        rows = []
+        for position in order[: max(2, self.calibration)]:  # an export needs two examples
+            row = self.part.input_at(int(self.job.train[position]))
+            if row is not None:
+                rows.append(row)
+        return torch.stack(rows).cpu().to(self.dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """In which the network takes inputs."""
+        """The type in which the network takes inputs."""
         if isinstance(self.part, Split):
             return find_input_dtype(self.job, self.network, self.part)
-        whole = str(self.part.kind).startswith("int")
-        return torch.int64 if whole else torch.float32
+        if str(self.part.kind).startswith("int"):
+            return torch.int64
+        return torch.float32
 
     def train(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Trains a network as the original was, also to imitate the original's outputs.
+        """Trains a network like the original, but to imitate the original's outputs too.
 
         The schedule starts again, which is as good as any other (Renda et al. 2020,
         arXiv:2003.02389).
@@ -125,29 +136,37 @@ class Original:
         return train_network(job, self.part)
 
     def pruned(self, ratio: float) -> nn.Module:
+        """Returns the network without a share of its channels and units, trained again."""
         smaller = prune(self.network, self.inputs[:2], ratio)
         return self.train(lambda: deepcopy(smaller))
 
     def student(self, width: float) -> nn.Module:
+        """Returns a trained network whose widths are a share of the original's."""
         build = partial(build_network, shape=self.part.shape, outputs=self.part.outputs)
         section, _ = narrow(self.section, width, build)
         return self.train(lambda: build(section))
 
 
-def _network_of(kept: dict[str, Any], job: Job, evaluation: Evaluation) -> nn.Module:
-    """Makes the network of a job with what its training has kept, in eval mode."""
-    definition, part = evaluation.study.definition, evaluation.study.data.split
+def _load_network(weights: dict[str, Any], job: Job, evaluation: Evaluation) -> nn.Module:
+    """Makes the network of a job with the weights of its training, in eval mode.
+
+    Args:
+        weights: as `winner.pt` holds them; those of a custom loop are named.
+    """
+    definition = evaluation.study.definition
+    part = evaluation.study.data.split
     assert part is not None
     if not definition.trains_networks:
-        kept = weights_of(kept, kept_name(definition.config.objective.network))
-    return make_network(job, kept, part).eval()
+        name = kept_name(definition.config.objective.network)
+        weights = weights_of(weights, name)
+    return make_network(job, weights, part).eval()
 
 
 def train_network(job: Job, part: Part) -> nn.Module:
     """Trains a job to its end.
 
     Returns:
-        the network in eval mode, on the CPU.
+        The network in eval mode, on the CPU.
 
     Raises:
         Diverged: its loss is not finite.
@@ -162,13 +181,14 @@ def train_network(job: Job, part: Part) -> nn.Module:
 def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     """Returns a network without a share of its channels and units, those with the smallest norm.
 
-    Whole channels go, in every layer the same share, and with them what reads them: zeros among the
-    weights would leave file and latency unchanged. Source: Li et al. 2017 (arXiv:1608.08710), by
-    the dependencies of Fang et al. 2023 (arXiv:2301.12900), which `torch-pruning` finds.
+    Whole channels are removed, the same share in every layer, and with them the weights that read
+    them: zeros among the weights would leave file and latency unchanged. Source: Li et al. 2017
+    (arXiv:1608.08710), by the dependencies between layers of Fang et al. 2023 (arXiv:2301.12900),
+    which `torch-pruning` finds.
 
     Args:
         network: on the CPU; it is not changed.
-        inputs: some examples, in the type that it takes.
+        inputs: some examples, in the type that the network takes.
         ratio: the share, above 0 and below 1.
 
     Raises:
@@ -177,7 +197,8 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     import torch_pruning
 
     pruned = deepcopy(network).eval()
-    layers = [m for m in pruned.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    prunable = nn.Linear | nn.modules.conv._ConvNd
+    layers = [module for module in pruned.modules() if isinstance(module, prunable)]
     if not layers:
         raise CompressError("it has no layer whose channels can be pruned")
     before = count_parameters(pruned)
@@ -187,10 +208,10 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
             inputs,
             importance=torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=ratio,
-            ignored_layers=layers[-1:],  # whose channels are the outputs
+            ignored_layers=layers[-1:],  # its channels are the outputs of the network
         ).step()
         pruned(inputs)
-    except Exception as error:  # what the library raises of a layer that it does not know
+    except Exception as error:  # the library raises any for a layer that it does not know
         raise CompressError(f"it cannot be pruned: {type(error).__name__}: {error}") from error
     if count_parameters(pruned) == before:
         raise CompressError(f"nothing of it can be pruned at a ratio of {ratio:g}")
@@ -203,55 +224,67 @@ def narrow(
     """Returns the section of a narrower network, and which of its arguments are smaller.
 
     An argument is a width if it is an integer of at least 8, or a list of such, and half of it
-    gives a network with fewer parameters.
+    gives a network with fewer parameters. Half as many heads of attention, for example, give as
+    many parameters, so that the number of heads is not a width.
 
     Args:
-        width: the share of each width that is left.
+        width: the share to which each width is reduced.
         build: builds the network of a section.
 
     Raises:
         CompressError: no argument is a width.
     """
-    whole = count_parameters(build(section))
-    narrower, changed = section.copy(), []
-    for key, value in _widths(section):
-        trial = section.copy()
-        trial[key] = _scaled(value, 0.5)
-        try:
-            is_width = count_parameters(build(trial)) < whole
-        except Exception:  # half of it is refused, so it is not a width
-            is_width = False
-        if is_width:
-            narrower[key] = _scaled(value, width)
+    parameters = count_parameters(build(section))
+    narrower = section.copy()
+    changed = []
+    for key, value in _possible_widths(section):
+        halved = section.copy()
+        halved[key] = _scale(value, 0.5)
+        if _has_fewer_parameters(halved, parameters, build):
+            narrower[key] = _scale(value, width)
             changed.append(f"{key}={narrower[key]}")
     if not changed:
         raise CompressError("no argument of model is a width, so that there is no narrower student")
     return narrower, changed
 
 
-def _widths(section: DictConfig) -> Iterator[tuple[str, Any]]:
+def _possible_widths(section: DictConfig) -> Iterator[tuple[str, int | ListConfig]]:
+    """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
-        values = list(value) if isinstance(value, ListConfig) else [value]
-        if values and all(type(each) is int and each >= LEAST for each in values):
+        numbers = [value]
+        if isinstance(value, ListConfig):
+            numbers = list(value)
+        if numbers and all(type(number) is int and number >= LEAST for number in numbers):
             yield str(key), value
 
 
-def _scaled(value: Any, share: float) -> Any:
+def _has_fewer_parameters(
+    section: DictConfig, parameters: int, build: Callable[[DictConfig], nn.Module]
+) -> bool:
+    """Whether the network of a section can be built and has fewer parameters than another one."""
+    try:
+        return count_parameters(build(section)) < parameters
+    except Exception:  # the network refuses its arguments
+        return False
+
+
+def _scale(value: int | ListConfig, share: float) -> int | list[int]:
+    """Returns a share of a width, or of each width in a list; at least 1."""
     if isinstance(value, int):
         return max(1, round(value * share))
-    return [max(1, round(each * share)) for each in value]
+    return [max(1, round(number * share)) for number in value]
 
 
 def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callable[..., Any]:
-    """Returns a step that learns from the targets and from what a network says of the inputs.
+    """Returns a training step that learns from the targets and from the outputs of a teacher.
 
-    Source: Hinton et al. 2015 (arXiv:1503.02531), whose softened outputs of classes these are.
-    Labels, as probabilities, and numbers are learned by the loss of the study.
+    Outputs of classes are softened before they are compared, as in Hinton et al. 2015
+    (arXiv:1503.02531). Labels, as probabilities, and numbers are learned by the loss of the study.
 
     Args:
-        teacher: the original; a copy of it goes to the device of the inputs.
-        dtype: in which the networks take the inputs.
-        meaning: of the outputs, as `meaning_of` returns it.
+        teacher: the original; a copy of it is moved to the device of the inputs.
+        dtype: the type in which the networks take the inputs.
+        meaning: the meaning of the outputs, as `meaning_of` returns it.
     """
     teacher = deepcopy(teacher).eval().requires_grad_(False)
 
@@ -259,25 +292,41 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
         inputs, targets = batch
         inputs = inputs.to(dtype)
         with torch.no_grad():
-            taught = teacher.to(inputs.device)(inputs).float()
+            outputs_of_teacher = teacher.to(inputs.device)(inputs).float()
         outputs = network(inputs).float()
         if meaning == "classes":
-            soft, hard = (o.div(TEMPERATURE).log_softmax(1) for o in (taught, outputs))
-            distance = functional.kl_div(hard, soft, log_target=True, reduction="batchmean")
-            learnt = distance * TEMPERATURE**2
+            loss_to_teacher = _softened_distance(outputs, outputs_of_teacher)
+        elif meaning == "labels":
+            loss_to_teacher = loss(outputs, outputs_of_teacher.sigmoid())
         else:
-            learnt = loss(outputs, taught.sigmoid() if meaning == "labels" else taught)
-        return SHARE * learnt + (1 - SHARE) * loss(outputs, targets)
+            loss_to_teacher = loss(outputs, outputs_of_teacher)
+        return SHARE * loss_to_teacher + (1 - SHARE) * loss(outputs, targets)
 
     return step
+
+
+def _softened_distance(outputs: Tensor, outputs_of_teacher: Tensor) -> Tensor:
+    """Returns the divergence between the softened probabilities of classes of two networks.
+
+    Its gradients shrink with the square of the temperature, by which it is multiplied so that the
+    share of the targets in the whole loss does not depend on the temperature.
+    """
+    predicted = outputs.div(TEMPERATURE).log_softmax(1)
+    taught = outputs_of_teacher.div(TEMPERATURE).log_softmax(1)
+    divergence = functional.kl_div(predicted, taught, log_target=True, reduction="batchmean")
+    return divergence * TEMPERATURE**2
 
 
 def meaning_of(job: Job, part: Part) -> str:
     """Returns the meaning of the outputs of a job's network: classes, labels or numbers."""
     if part.classifies:
         return "classes"
-    return "labels" if isinstance(getattr(job.loss, "loss", None), OF_LABELS) else "numbers"
+    loss = getattr(job.loss, "loss", None)  # the module within a loss of `studyloom.losses`
+    if isinstance(loss, LABEL_LOSSES):
+        return "labels"
+    return "numbers"
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Counts the trainable and other parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,7 +1,7 @@
 """Networks as ONNX: exported from PyTorch, quantized, and run by onnxruntime.
 
-The extra `export` brings the libraries, which take seconds to import, so that each function imports
-what it needs.
+The extra `export` brings the libraries. They take seconds to import, so that each function imports
+the ones that it needs.
 """
 
 import importlib.util
@@ -22,10 +22,11 @@ from studyloom.extras.export.export_errors import CompressError
 from studyloom.installation import pip_install
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch_pruning")
-INPUTS, OUTPUTS = "inputs", "outputs"  # the names in the file
+INPUTS = "inputs"  # the name in the file, as is the next one
+OUTPUTS = "outputs"
 # How far outputs of the ONNX file may be from PyTorch's: as a share of the largest output of all.
 TOLERANCE = 1e-4
-CALIBRATION_BATCH = 64
+CALIBRATION_BATCH = 64  # training examples that set the ranges of int8 at once
 
 
 def check_installed() -> None:
@@ -39,8 +40,8 @@ class OnnxNetwork(nn.Module):
     """An ONNX file as a network: it takes inputs as the file does, on the CPU.
 
     Args:
-        content: of the file.
-        threads: of onnxruntime; 0 for one for each core.
+        content: the content of the file.
+        threads: the threads of onnxruntime; 0 for one for each core.
 
     Raises:
         CompressError: onnxruntime does not load it, such as for an operator that it lacks.
@@ -51,13 +52,16 @@ class OnnxNetwork(nn.Module):
 
         super().__init__()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4  # what is wrong is raised
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # logs nothing but crashes: errors are raised
         providers = ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception as error:  # which derive directly from Exception
-            raise CompressError(f"onnxruntime does not load the network: {_short(error)}") from None
+        except Exception as error:  # its exceptions derive directly from Exception
+            raise CompressError(
+                f"onnxruntime does not load the network: {_format_cause(error)}"
+            ) from None
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.from_numpy(self.run(inputs.numpy()))
@@ -70,8 +74,10 @@ class OnnxNetwork(nn.Module):
         """
         try:
             return self.session.run(None, {INPUTS: inputs})[0]
-        except Exception as error:  # which derive directly from Exception
-            raise CompressError(f"onnxruntime cannot run the network: {_short(error)}") from error
+        except Exception as error:  # its exceptions derive directly from Exception
+            raise CompressError(
+                f"onnxruntime cannot run the network: {_format_cause(error)}"
+            ) from error
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
         return self  # it has no state
@@ -83,32 +89,34 @@ def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any])
     Args:
         network: on the CPU.
         inputs: at least two examples, in the type that the network takes.
-        facts: what who uses the file must know of its inputs; stored in it as JSON, as `studyloom`.
+        facts: what a user of the file must know about its inputs; stored in the file as JSON, in
+            the property `studyloom`.
 
     Returns:
-        the content of the file.
+        The content of the file.
 
     Raises:
         CompressError: the network has no form in ONNX.
     """
     import onnx
 
-    batch = ({0: torch.export.Dim.DYNAMIC},)
+    any_batch_size = {0: torch.export.Dim.DYNAMIC}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 network.eval(),
                 (inputs,),
                 dynamo=True,
-                dynamic_shapes=batch,
+                dynamic_shapes=(any_batch_size,),
                 input_names=[INPUTS],
                 output_names=[OUTPUTS],
                 verbose=False,
             )
     except Exception as error:  # any error of the user's network while it is traced
+        name = type(network).__name__
         raise CompressError(
-            f"{type(network).__name__} cannot be exported to ONNX: {_short(error)}; ONNX has no "
-            "form for an operator or a branch of it; write it with others, or deploy winner.pt"
+            f"{name} cannot be exported to ONNX: {_format_cause(error)}; ONNX has no form for an "
+            "operator or a branch of it; write it with others, or deploy winner.pt"
         ) from error
     assert program is not None
     model = program.model_proto
@@ -120,14 +128,15 @@ def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any])
 def quantize(content: bytes, inputs: Tensor) -> bytes:
     """Quantizes a network to int8: weights per channel, activations by their range on examples.
 
-    Activations are static, as QDQ pairs: dynamic ones make a CNN four times slower.
+    The ranges of activations are static, as pairs of nodes that quantize and dequantize (QDQ);
+    ranges that are measured for each input make a CNN four times slower.
 
     Args:
-        content: of an ONNX file.
+        content: the content of an ONNX file.
         inputs: training examples that set the ranges, (n, …).
 
     Returns:
-        the content of the quantized file.
+        The content of the quantized file.
 
     Raises:
         CompressError: it cannot be quantized.
@@ -138,16 +147,21 @@ def quantize(content: bytes, inputs: Tensor) -> bytes:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Hands the training examples to onnxruntime in batches."""
+
         def __init__(self) -> None:
             self.batches = iter(torch.split(inputs, CALIBRATION_BATCH))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {INPUTS: batch.numpy()}
+            if batch is None:
+                return None
+            return {INPUTS: batch.numpy()}
 
     with tempfile.TemporaryDirectory(prefix="studyloom-") as folder, _quiet():
-        paths = [str(Path(folder) / f"{name}.onnx") for name in ("exported", "prepared", "int8")]
-        exported, prepared, quantized = paths
+        exported = str(Path(folder) / "exported.onnx")
+        prepared = str(Path(folder) / "prepared.onnx")
+        quantized = str(Path(folder) / "int8.onnx")
         Path(exported).write_bytes(content)
         try:
             quant_pre_process(exported, prepared, skip_symbolic_shape=True)
@@ -161,30 +175,28 @@ def quantize(content: bytes, inputs: Tensor) -> bytes:
                 weight_type=QuantType.QInt8,
             )
             model = onnx.load(quantized)
-        except Exception as error:  # of onnx, onnxruntime and NumPy
-            raise CompressError(f"onnxruntime cannot quantize it: {_short(error)}") from error
+        except Exception as error:  # from onnx, onnxruntime or NumPy
+            raise CompressError(
+                f"onnxruntime cannot quantize it: {_format_cause(error)}"
+            ) from error
     _strip(model)
-    known = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-    onnx.helper.set_model_props(model, known)
+    properties = onnx.load_from_string(content).metadata_props
+    onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
     return bytes(model.SerializeToString())
 
 
-def check_equal(ours: Tensor, theirs: Tensor) -> float:
-    """Compares what PyTorch and the ONNX file return for the same inputs.
-
-    Args:
-        ours: PyTorch's outputs, (n, …).
-        theirs: those of the file.
+def check_equal(outputs_of_network: Tensor, outputs_of_file: Tensor) -> float:
+    """Compares what PyTorch and the ONNX file return for the same inputs, both (n, …).
 
     Returns:
-        the largest distance, as a share of PyTorch's largest output.
+        The largest distance, as a share of PyTorch's largest output.
 
     Raises:
         CompressError: it is above TOLERANCE.
     """
-    scale = max(float(ours.abs().max()), float(np.finfo(np.float32).tiny))
-    distance = float((ours - theirs).abs().max()) / scale
-    if not distance <= TOLERANCE:  # or NaN
+    scale = max(float(outputs_of_network.abs().max()), float(np.finfo(np.float32).tiny))
+    distance = float((outputs_of_network - outputs_of_file).abs().max()) / scale
+    if not distance <= TOLERANCE:  # true for NaN too
         raise CompressError(
             f"the ONNX file and PyTorch predict differently: outputs differ by {distance:.2g} of "
             f"the largest one; at most {TOLERANCE:g} is allowed"
@@ -193,34 +205,46 @@ def check_equal(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _strip(model: Any) -> None:
-    """Removes what no runtime needs: shapes within, and which line of code a node is of."""
+    """Removes what no runtime needs: the shapes between nodes, and each node's line of code."""
     graph = model.graph
-    del graph.value_info[:], model.functions[:]
+    del graph.value_info[:]
+    del model.functions[:]
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    if not any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+    if not _has_subgraphs(graph):  # they refer to the names of the outer graph
         _shorten_names(graph)
+
+
+def _has_subgraphs(graph: Any) -> bool:
+    """Whether a node holds a graph of its own, such as the branches of an `if`."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                return True
+    return False
 
 
 def _shorten_names(graph: Any) -> None:
     """Gives the nodes of a graph numbers for names, which take 1.6 of 25.5 KB of a small file."""
-    kept = {INPUTS, OUTPUTS, ""}
-    short: dict[str, str] = {}
+    unchanged = {INPUTS, OUTPUTS, ""}
+    numbers: dict[str, str] = {}
 
-    def name_of(name: str) -> str:
-        return name if name in kept else short.setdefault(name, str(len(short)))
+    def shorten_name(name: str) -> str:
+        if name in unchanged:
+            return name
+        return numbers.setdefault(name, str(len(numbers)))
 
     for tensor in graph.initializer:
-        tensor.name = name_of(tensor.name)
+        tensor.name = shorten_name(tensor.name)
     for node in graph.node:
         node.ClearField("name")
-        node.input[:] = [name_of(name) for name in node.input]
-        node.output[:] = [name_of(name) for name in node.output]
+        node.input[:] = map(shorten_name, node.input)
+        node.output[:] = map(shorten_name, node.output)
 
 
-def _short(error: BaseException) -> str:
-    """Returns the first cause of an error, in a line."""
+def _format_cause(error: BaseException) -> str:
+    """Formats the first cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -229,11 +253,11 @@ def _short(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the advice of the libraries, which is for their own developers."""
-    before = logging.root.manager.disable
+    previous_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous_level)

@@ -1,4 +1,4 @@
-"""The document winner.onnx.json: what `studyloom compress` has made of a winner, and its words."""
+"""The document winner.onnx.json, which describes a compressed winner, and its lines of text."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from studyloom.winner.result import (
 
 NETWORK = "winner.onnx"  # below the run directory, as is its record
 RECORD = "winner.onnx.json"
-CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
+CHOSEN = "chosen"  # stands in the last column of the chosen variant's row
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """A compressed variant of the winner, with its measurements; `note` says why it failed."""
+    """A compressed variant of the winner, with its measurements.
+
+    Attributes:
+        note: why the variant could not be made; None if it was.
+        drop: how much worse its value is than the original's, and `drop_interval` the 95% interval.
+        latency: by the size of the batch.
+    """
 
     name: str
     note: str | None = None
@@ -61,8 +67,10 @@ class Scores:
     """The chosen variant compared with the original on the test set.
 
     Attributes:
-        covers: whether the interval of the difference covers examples.
-        within: whether it shows that the loss is at most the margin.
+        covers: whether the interval of the difference covers the choice of test examples.
+        within: whether the interval shows that the loss is at most the margin.
+        uses: how often the test set has been used in the study.
+        earlier: whether an earlier command has tested this very file.
     """
 
     value: float
@@ -102,10 +110,12 @@ class Compressed:
         """Reads winner.onnx.json; None if it is missing, or belongs to another winner."""
         try:
             record = from_document(json.loads((run_dir / RECORD).read_bytes()), cls)
-            whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
+            digest = digest_of((run_dir / NETWORK).read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return record if whole and record.winner == result.files.get("winner.pt") else None
+        if record.digest != digest or record.winner != result.files.get("winner.pt"):
+            return None
+        return record
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yields the header of the table of variants, and then a row for each."""
@@ -115,32 +125,56 @@ class Compressed:
             if row.note is not None:
                 yield row.name, *["–"] * 5, row.note
                 continue
-            low, high = (format_value(end, "+") for end in row.drop_interval)
-            lost = "" if row is self.original else f"{low} to {high}"
-            latencies = (row.latency[batch] for batch in ("1", "64"))
-            times = [f"{each.median:.3g} ({each.low:.3g}–{each.high:.3g})" for each in latencies]
-            mark = CHOSEN if row.name == self.chosen.name else ""
-            yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
+            drop = ""
+            if row is not self.original:
+                drop = _format_interval(row.drop_interval)
+            mark = ""
+            if row.name == self.chosen.name:
+                mark = CHOSEN
+            yield (
+                row.name,
+                format_value(row.value),
+                drop,
+                f"{row.bytes:_}",
+                _format_latency(row.latency["1"]),
+                _format_latency(row.latency["64"]),
+                mark,
+            )
 
     def lines(self) -> list[str]:
         """Returns the lines about the chosen variant."""
-        chosen, test = self.chosen, self.test
-        faster = ", ".join(
-            f"{theirs / ours:.2f}× as fast at batch {batch}"
-            for batch, (ours, theirs) in chosen.medians.items()
-        )
-        low, high = (format_value(end, "+") for end in test.interval)
-        interval = f", 95% interval {low} to {high} over examples" if test.covers else ""
-        verdict = "within" if test.within else "not shown to be within"
+        chosen = self.chosen
+        test = self.test
+        speedups = []
+        for batch, (median, median_of_original) in chosen.medians.items():
+            speedups.append(f"{median_of_original / median:.2f}× as fast at batch {batch}")
+        threads = plural(self.threads, "thread")
+        interval = ""
+        if test.covers:
+            interval = f", 95% interval {_format_interval(test.interval)} over examples"
+        verdict = "not shown to be within"
+        if test.within:
+            verdict = "within"
+        earlier = ""
+        if test.earlier:
+            earlier = ", for this very file by an earlier command"
         return [
             f"chosen {chosen.name} by {self.rule}",
             f"{self.bytes_of_winner / chosen.bytes:.2f}× smaller: {chosen.bytes:_} bytes, "
             f"winner.pt has {self.bytes_of_winner:_}",
-            f"{faster}, against PyTorch eager on {plural(self.threads, 'thread')}: medians",
+            f"{', '.join(speedups)}, against PyTorch eager on {threads}: medians",
             f"test {self.metric.name} {format_value(test.value)}, the original has "
             f"{format_value(test.original)}, on {test.examples:,} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "
             f"{verdict} the margin of {format_value(self.margin)}",
-            f"the test set was {format_uses(test.uses)} in this study"
-            f"{', for this very file by an earlier command' if test.earlier else ''}",
+            f"the test set was {format_uses(test.uses)} in this study{earlier}",
         ]
+
+
+def _format_interval(interval: Interval) -> str:
+    low, high = interval
+    return f"{format_value(low, '+')} to {format_value(high, '+')}"
+
+
+def _format_latency(latency: Latency) -> str:
+    return f"{latency.median:.3g} ({latency.low:.3g}–{latency.high:.3g})"

@@ -1,8 +1,8 @@
-"""How the winner is compressed: words KEY=VALUE, and their errors."""
+"""The settings of a compression: words KEY=VALUE of a command line, and their errors."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeGuard
 
 import yaml  # type: ignore[import-untyped]
 
@@ -12,8 +12,8 @@ from studyloom.metrics import METRICS, Metric, ObjectiveValue
 from studyloom.space.rule import Rule
 from studyloom.text import no_such_key
 
-# What a rule may name besides the metric: how much worse a variant is than the original, the upper
-# end of the interval of that, and what it costs.
+# The values that a rule may name besides the metric: how much worse a variant is than the original,
+# the upper end of the 95% interval of that difference, and what the variant costs.
 COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameters")
 
 
@@ -24,8 +24,8 @@ class Settings:
     Attributes:
         rule: which variant is chosen, in the language of `winner.rule`; None for the smallest whose
             value is not worse than the original's by more than `margin`, by the 95% interval.
-        margin: what may be lost: in the unit of a metric that ends at 1, such as accuracy; of
-            others as a share of the original's value.
+        margin: how much of the value may be lost: in the unit of a metric that ends at 1, such as
+            accuracy; for other metrics as a share of the original's value.
         ratios: the shares of channels and units that are pruned, a variant for each.
         widths: the widths of students as shares of the winner's, a variant for each.
         calibration: how many training examples set the ranges of int8.
@@ -51,7 +51,8 @@ class Settings:
         Raises:
             ConfigError: all errors found.
         """
-        given: dict[str, object] = {}
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
         errors = []
         for word in words:
             key, equals, text = word.partition("=")
@@ -59,22 +60,22 @@ class Settings:
                 errors.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
                 continue
             try:
-                given[key] = yaml.safe_load(text)
+                value = yaml.safe_load(text)
             except yaml.YAMLError:
                 errors.append(f"{key}={text}: cannot be read as a YAML value")
-        return cls()._changed(given, errors)
-
-    def _changed(self, given: Mapping[str, object], errors: list[str]) -> "Settings":
-        known = [field.name for field in fields(self)]
-        for key, value in given.items():
-            if key not in known:
-                errors.append(no_such_key(key, known))
-            elif (wanted := _wanted(key, value)) is not None:
-                errors.append(f"{key} must be {wanted}; got {value!r}")
+                continue
+            if key not in names:
+                errors.append(no_such_key(key, names))
+                continue
+            requirement = _violated_requirement(key, value)
+            if requirement is not None:
+                errors.append(f"{key} must be {requirement}; got {value!r}")
+            if isinstance(value, list):
+                value = tuple(value)
+            values[key] = value
         if errors:
             raise ConfigError(errors)
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return replace(self, **plain)  # type: ignore[arg-type]
+        return cls(**values)
 
     def parse_rule(self, metric: Metric) -> Rule | None:
         """Parses the rule; None if no rule is set.
@@ -84,38 +85,47 @@ class Settings:
         """
         if self.rule is None:
             return None
-        known = [metric, *(ObjectiveValue(name, "minimize") for name in COSTS)]
-        return Rule.parse(self.rule, known, "rule", "")
+        costs = [ObjectiveValue(name, "minimize") for name in COSTS]
+        return Rule.parse(self.rule, [metric, *costs], "rule", "")
 
     def document(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""
-        return {
-            key: [*value] if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        document = {}
+        for key, value in asdict(self).items():
+            if isinstance(value, tuple):
+                value = [*value]
+            document[key] = value
+        return document
 
 
-def _wanted(key: str, value: Any) -> str | None:
-    """Returns the requirement that the value of a key misses; None if it is right."""
+def _violated_requirement(key: str, value: object) -> str | None:
+    """Returns what the value of a key must be; None if it is that."""
+    requirement = "an integer of at least 1"
+    is_valid = type(value) is int and value >= 1
+    if key == "rule":
+        requirement = "a rule, or null"
+        is_valid = isinstance(value, str | None)
+    elif key == "margin":
+        requirement = "a number of at least 0"
+        is_valid = _is_number(value) and value >= 0
+    elif key in ("ratios", "widths"):
+        requirement = "a list of numbers above 0 and below 1, such as [0.5]"
+        is_valid = isinstance(value, list) and all(map(_is_share, value))
+    if is_valid:
+        return None
+    return requirement
 
-    def is_number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
 
-    match key:
-        case "rule":
-            fits, must_be = isinstance(value, str | None), "a rule, or null"
-        case "margin":
-            fits, must_be = is_number(value) and value >= 0, "a number of at least 0"
-        case "ratios" | "widths":
-            fits = isinstance(value, list) and all(is_number(v) and 0 < v < 1 for v in value)
-            must_be = "a list of numbers above 0 and below 1, such as [0.5]"
-        case _:
-            fits, must_be = type(value) is int and value >= 1, "an integer of at least 1"
-    return None if fits else must_be
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 < value < 1
 
 
 def metric_of(definition: Definition) -> Metric:
-    """Returns the metric by which variants are compared: of a loop, ours of that name."""
+    """Returns the metric by which variants are compared; for a loop, the built-in of that name."""
     return METRICS.get(definition.metric.name, definition.metric)
 
 

@@ -1,4 +1,8 @@
-"""The variants of a winner: how each is made, and what it is compared by."""
+"""The variants of a winner: how each is made, evaluated, measured and chosen.
+
+A recipe makes the network of a variant from an original network, which it prunes or teaches a
+narrower student. Each network becomes two variants, one in fp32 and one in int8.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +25,14 @@ from studyloom.space.rule import Condition, Rule
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.result import DataFacts, Summary, to_document
+from studyloom.winner.result import DataFacts, Summary, plural, to_document
 from studyloom.winner.statistics import Outputs, compare, resample
 from studyloom.worker.stopping import Stop
 
 BATCHES = (1, 64)
 WARM = 3  # calls before the first that counts
 LONGEST = 5.0  # seconds of calls of each network; slow ones are measured less often
-# What of winner.json's `data` who runs the file must know; stored in the file as JSON.
+# The fields of winner.json's `data` that a user of the file needs; stored in the file as JSON.
 NEEDED = ("shape", "mean", "std", "transform", "names", "columns")
 Say = Callable[[str], object]
 
@@ -54,36 +58,42 @@ class Variant:
 def evaluate(original: Original, network: nn.Module, part: Part | None = None) -> Outputs:
     """Evaluates a network on the CPU: on a part, or else on the original's validation set."""
     job = replace(original.job, precision="fp32")
-    where = job.valid.cpu() if part is None else None
-    return Outputs(*evaluate_network(job, network, (part or original.part).to("cpu"), where))
+    if part is None:
+        examples = original.part.to("cpu")
+        return Outputs(*evaluate_network(job, network, examples, job.valid.cpu()))
+    return Outputs(*evaluate_network(job, network, part.to("cpu")))
 
 
 def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
     """Exports a network, checks that the file predicts the same, and quantizes it if `quantized`.
 
     Args:
-        original: with whose examples both is done.
+        original: the network whose examples are used to trace, check and quantize.
         network: on the CPU.
 
     Raises:
         CompressError: it has no form in ONNX, or the file predicts something else.
     """
-    known = to_document(facts)
-    needed = {name: known[name] for name in NEEDED}
+    document = to_document(facts)
+    needed = {name: document[name] for name in NEEDED}
     content = export_network(network, original.inputs[:2], needed)
-    check_equal(*(evaluate(original, e).outputs for e in (network, OnnxNetwork(content))))
-    return quantize(content, original.inputs) if quantized else content
+    outputs_of_network = evaluate(original, network).outputs
+    outputs_of_file = evaluate(original, OnnxNetwork(content)).outputs
+    check_equal(outputs_of_network, outputs_of_file)
+    if quantized:
+        return quantize(content, original.inputs)
+    return content
 
 
 def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) -> Summary:
     """Compares what two networks predict for the same examples.
 
     Returns:
-        the difference, after minus before; without an interval if it is not known over examples.
+        The difference, after minus before; without an interval if it is not known over examples.
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
     sampled = None
-    if original.job.evaluate is None:  # outputs of a custom one may mean anything
+    if original.job.evaluate is None:  # a custom evaluation may return outputs of any meaning
         outputs = {"before": [before], "after": [after]}
         sampled = resample(metric, outputs, len(before.targets), original.seed)
     difference = compare(values, "after", "before", sampled).difference
@@ -96,24 +106,26 @@ class Evaluator:
 
     Args:
         original: trained without the validation set.
-        facts: what winner.json says of the data.
+        facts: the description of the data in winner.json.
     """
 
     def __init__(
         self, metric: Metric, settings: Settings, original: Original, facts: DataFacts
     ) -> None:
-        self.metric, self.settings, self.original, self.facts = metric, settings, original, facts
+        self.metric = metric
+        self.settings = settings
+        self.original = original
+        self.facts = facts
         self.outputs = evaluate(original, original.network)
         size = len(pack_weights(original.network.state_dict()))
         self.original_facts = self._facts("PyTorch, eager", original.network, size, self.outputs)
 
     @property
     def margin(self) -> float:
-        """What may be lost of the metric.
-
-        That is a share of 1 for what ends at 1, such as accuracy; of an error one of its value.
-        """
-        unit = 1.0 if self.metric.scale == "unit" else abs(self.original_facts.value)
+        """How much of the metric may be lost: a share of 1 if it ends at 1, else of its value."""
+        unit = abs(self.original_facts.value)
+        if self.metric.scale == "unit":
+            unit = 1.0
         return self.settings.margin * unit
 
     def default_rule(self) -> Rule:
@@ -123,87 +135,99 @@ class Evaluator:
         )
 
     def recipes(self) -> list[Recipe]:
-        """Returns the variants that are tried, but for their precision."""
-        settings = self.settings
-        pruned = [
-            Recipe(f"pruned by {ratio:g}", partial(Original.pruned, ratio=ratio))
-            for ratio in settings.ratios
-        ]
-        students = [
-            Recipe(f"student of {width:g}", partial(Original.student, width=width))
-            for width in settings.widths
-        ]
-        return [Recipe("unchanged", lambda original: original.network), *pruned, *students]
+        """Returns the recipes of the variants that are tried; the first is the original itself."""
+        recipes = [Recipe("unchanged", lambda original: original.network)]
+        for ratio in self.settings.ratios:
+            make_pruned = partial(Original.pruned, ratio=ratio)
+            recipes.append(Recipe(f"pruned by {ratio:g}", make_pruned))
+        for width in self.settings.widths:
+            make_student = partial(Original.student, width=width)
+            recipes.append(Recipe(f"student of {width:g}", make_student))
+        return recipes
 
     def make(
-        self, wanted: Sequence[Recipe], say: Say, stop: Stop
+        self, recipes: Sequence[Recipe], say: Say, stop: Stop
     ) -> tuple[list[Variant], list[VariantFacts]]:
         """Makes the variants of recipes, evaluates them and measures their latencies.
 
         Args:
-            wanted: the first is the original itself.
-            say: is given what is being done, in words.
+            recipes: the first is the original itself.
+            say: called with a description of each step.
             stop: whether to stop.
 
         Returns:
-            the variants; and those that could not be made, with a note that says why.
+            The variants; and those that could not be made, with a note that says why.
 
         Raises:
             CompressError: the original itself cannot be exported.
             Stopped: a signal or command requested a stop.
         """
-        made: list[Variant] = []
+        variants: list[Variant] = []
         failed: list[VariantFacts] = []
-        for recipe in wanted:
+        for recipe in recipes:
             say(f"{recipe.name}: made, exported, quantized")
             try:
                 with stop.interruptible():
-                    made += self._make(recipe)
+                    variants += self._make(recipe)
             except (StudyloomError, RuntimeError, ValueError) as error:
-                if not made:  # if the original has no form in ONNX, nothing else has
+                if not variants:  # if the original has no form in ONNX, nothing else has
                     raise
                 failed.append(VariantFacts(recipe.name, note=" ".join(str(error).split())[:200]))
-        threads = self.settings.threads
-        say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
+        say(f"measuring latencies on {plural(self.settings.threads, 'thread')}")
         with stop.interruptible():
-            return self._measure(made), failed
+            return self._measure(variants), failed
 
     def choose(self, rule: Rule, variants: Sequence[Variant]) -> Variant:
-        """Chooses a variant by a rule; of equal ones that of fewer bytes.
+        """Chooses a variant by a rule; among equal variants the one of fewer bytes.
 
         Raises:
             ConfigError: none satisfies the rule.
         """
-        known = [(self._known(each.facts), each) for each in variants]
-        fitting = [pair for pair in known if rule.holds(pair[0])]
-        if fitting:
-            return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
-        names = dict.fromkeys(
-            [rule.objective.name, *(condition.name for condition in rule.conditions)]
-        )
-        values = "; ".join(
-            f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
-            for its, each in known
-        )
-        ways = "loosen it, or have more variants with ratios and widths"
-        raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
+        fitting = [variant for variant in variants if rule.holds(self._values(variant.facts))]
+        if not fitting:
+            descriptions = "; ".join(self._describe(variant, rule) for variant in variants)
+            fix = "loosen it, or have more variants with ratios and widths"
+            raise ConfigError(
+                [f"rule: no variant satisfies {rule}; {fix}; there are {descriptions}"]
+            )
+
+        def rank(variant: Variant) -> tuple[Any, int]:
+            return rule.rank(self._values(variant.facts)), variant.facts.bytes
+
+        return min(fitting, key=rank)
+
+    def _describe(self, variant: Variant, rule: Rule) -> str:
+        """Returns the values of a variant that a rule names."""
+        values = self._values(variant.facts)
+        names = [rule.objective.name]
+        names += [condition.name for condition in rule.conditions]
+        parts = [f"{name} {values[name]:.4g}" for name in dict.fromkeys(names)]
+        return f"{variant.facts.name}: {', '.join(parts)}"
 
     def _make(self, recipe: Recipe) -> list[Variant]:
         """Returns the variants of a recipe, in fp32 and in int8."""
         network = recipe.make(self.original)
         content = export(self.original, network, self.facts, quantized=False)
-        made = [self._evaluate(recipe, network, content, quantized=False)]
-        content = quantize(content, self.original.inputs)
-        return [*made, self._evaluate(recipe, network, content, quantized=True)]
+        quantized_content = quantize(content, self.original.inputs)
+        return [
+            self._evaluate(recipe, network, content, quantized=False),
+            self._evaluate(recipe, network, quantized_content, quantized=True),
+        ]
 
     def _evaluate(
         self, recipe: Recipe, network: nn.Module, content: bytes, *, quantized: bool
     ) -> Variant:
+        """Evaluates the file of a variant, and tries it for each size of batch.
+
+        A file that cannot run a batch fails here, where the error becomes a note of this variant;
+        if it failed when latencies are measured, the error would end all variants.
+        """
         session = OnnxNetwork(content)
         outputs = evaluate(self.original, session)
-        for batch in BATCHES:  # here, where what fails is a note of this variant
+        for batch in BATCHES:
             session.run(self._examples(batch).numpy())
-        name = f"{recipe.name}, {'int8' if quantized else 'fp32'}"
+        precision = "int8" if quantized else "fp32"
+        name = f"{recipe.name}, {precision}"
         facts = self._facts(name, network, len(content), outputs)
         return Variant(recipe, quantized, content, facts)
 
@@ -213,9 +237,10 @@ class Evaluator:
         return examples[torch.arange(count) % len(examples)]
 
     def _facts(self, name: str, network: nn.Module, size: int, outputs: Outputs) -> VariantFacts:
+        """Compares the outputs of a variant with those of the original; a drop is a loss."""
         difference = differ(self.metric, self.original, self.outputs, outputs)
         ends = difference.interval or (difference.mean, difference.mean)
-        # Plus 0.0, so that it is not -0.0.
+        # Adding 0.0 turns -0.0, which would be printed with its sign, into 0.0.
         low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
         return VariantFacts(
             name,
@@ -226,27 +251,29 @@ class Evaluator:
             parameters=count_parameters(network),
         )
 
-    def _measure(self, made: Sequence[Variant]) -> list[Variant]:
+    def _measure(self, variants: Sequence[Variant]) -> list[Variant]:
         """Measures latencies, also of PyTorch eager, and returns the variants with theirs."""
-        network, threads = self.original.network.eval(), self.settings.threads
-        sessions = [OnnxNetwork(each.content, threads) for each in made]
-        latencies: list[dict[str, Latency]] = [{} for _ in range(1 + len(made))]
+        network = self.original.network.eval()
+        threads = self.settings.threads
+        sessions = [OnnxNetwork(variant.content, threads) for variant in variants]
+        # The latencies by batch size, of the original and then of each variant.
+        latencies: list[dict[str, Latency]] = [{} for _ in range(1 + len(variants))]
         with on_threads(threads), torch.inference_mode():
             for batch in BATCHES:
                 inputs = self._examples(batch)
                 calls: list[Callable[[], object]] = [partial(network, inputs)]
                 calls += [partial(session.run, inputs.numpy()) for session in sessions]
-                for each, known in zip(
-                    measure_latencies(calls, self.settings.repeats), latencies, strict=True
-                ):
-                    known[str(batch)] = each
+                measured = measure_latencies(calls, self.settings.repeats)
+                for by_batch, latency in zip(latencies, measured, strict=True):
+                    by_batch[str(batch)] = latency
         self.original_facts = replace(self.original_facts, latency=latencies[0])
-        return [
-            replace(each, facts=replace(each.facts, latency=known))
-            for each, known in zip(made, latencies[1:], strict=True)
-        ]
+        measured_variants = []
+        for variant, by_batch in zip(variants, latencies[1:], strict=True):
+            facts = replace(variant.facts, latency=by_batch)
+            measured_variants.append(replace(variant, facts=facts))
+        return measured_variants
 
-    def _known(self, facts: VariantFacts) -> Mapping[str, float]:
+    def _values(self, facts: VariantFacts) -> Mapping[str, float]:
         """Returns the values of a variant by name, for the rule."""
         return {
             self.metric.name: facts.value,
@@ -260,7 +287,9 @@ class Evaluator:
 
 
 def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> list[Latency]:
-    """Measures calls in turns, so that what else the machine does falls on all of them alike.
+    """Measures calls one after the other, again and again.
+
+    In this order, other work of the machine slows all calls alike.
 
     Args:
         repeats: how often each is measured at most.
@@ -268,17 +297,17 @@ def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> li
     for call in calls:
         for _ in range(WARM):
             call()
-    seconds: list[list[float]] = [[] for _ in calls]
+    seconds_of_calls: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
-        for call, each in zip(calls, seconds, strict=True):
-            if sum(each) > LONGEST:
+        for call, seconds in zip(calls, seconds_of_calls, strict=True):
+            if sum(seconds) > LONGEST:
                 continue
-            call()  # so that its weights are in the cache again, after the others
+            call()  # loads its weights into the cache, from which the other calls removed them
             began = time.perf_counter()
             call()
-            each.append(time.perf_counter() - began)
-    milliseconds: Any = [np.percentile(each, (50, 10, 90)) * 1e3 for each in seconds]
-    return [
-        Latency(float(median), float(low), float(high), len(measured))
-        for (median, low, high), measured in zip(milliseconds, seconds, strict=True)
-    ]
+            seconds.append(time.perf_counter() - began)
+    latencies = []
+    for seconds in seconds_of_calls:
+        median, low, high = (float(end) * 1e3 for end in np.percentile(seconds, (50, 10, 90)))
+        latencies.append(Latency(median, low, high, len(seconds)))
+    return latencies
