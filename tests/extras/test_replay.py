@@ -29,13 +29,13 @@ RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, an
 
 @pytest.fixture(params=EACH_KIND)
 def kind(request):
-    """Overrides that ask for a kind of training: networks of ours, or a loop of one's own."""
+    """Overrides for a kind of training: networks of studyloom, or a custom loop."""
     return KINDS[request.param]
 
 
 @pytest.fixture
 def work(sqlite_url, tmp_path, monkeypatch):
-    """A function that works on a toy study, and returns it as stored."""
+    """A function that runs the trials of a toy study, and returns the stored study."""
 
     monkeypatch.setitem(FOLDER, "checkpoints", tmp_path)
 
@@ -87,7 +87,7 @@ def curve_of(stored, number=0):
 # Replays
 
 
-def test_trials_come_out_the_same_bit_for_bit_also_one_that_was_handed_over(work, again, kind):
+def test_replayed_trials_are_equal_bit_for_bit_also_after_a_resume(work, again, kind):
     work(*RANDOM, *kind, stopping=Signal(2))
     stored = work(*RANDOM, *kind)
     assert [stored_provenance(stored, number)["claims"] for number in (0, 1)] == [2, 1]
@@ -99,7 +99,7 @@ def test_trials_come_out_the_same_bit_for_bit_also_one_that_was_handed_over(work
     assert "epoch 2/2" in text
 
 
-def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, kind, monkeypatch):
+def test_a_pruned_trial_is_replayed_up_to_its_last_epoch(work, again, kind, monkeypatch):
     pruner = optuna.pruners.MedianPruner
     monkeypatch.setattr(pruner, "prune", lambda self, study, trial: trial.number == 1)
     stored = work(*TINY, "sampler=random", "pruner=median", *kind, "train.epochs=4")
@@ -125,21 +125,23 @@ def test_a_trial_that_diverged_diverges_again(work, again):
 def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
     stored = work(*RATES)
     curve = curve_of(stored)
-    was = curve["valid_loss"][1]
+    correct = curve["valid_loss"][1]
     curve["valid_loss"][1] += 1e-12
     code, text = again(tampered(stored, **{EPOCHS: curve}))
-    words, now = " ".join(text.split()), curve["valid_loss"][1]
+    words = " ".join(text.split())
+    tampered_loss = curve["valid_loss"][1]
     assert code == 1
-    assert f"different from epoch 2, valid_loss: stored {now}, now {was}" in words
+    assert f"different from epoch 2, valid_loss: stored {tampered_loss}, now {correct}" in words
     assert "nothing differs in code, versions, device, threads and commit" in words
 
 
 def test_another_environment_has_a_tolerance_and_is_named(work, again):
     stored = work(*RATES)
-    made, curve = stored_provenance(stored), curve_of(stored)
-    made["environment"] |= {"torch": "1.0", "commit": "abc"}
+    provenance = stored_provenance(stored)
+    curve = curve_of(stored)
+    provenance["environment"] |= {"torch": "1.0", "commit": "abc"}
     curve["train_loss"][0] *= 1.01
-    code, text = again(tampered(stored, **{PROVENANCE: made, EPOCHS: curve}))
+    code, text = again(tampered(stored, **{PROVENANCE: provenance, EPOCHS: curve}))
     assert code == 0
     words = "equal within tolerance: losses within 5%, accuracies within 1 of 40 validation"
     for line in (words, f"torch: 1.0 → {torch.__version__}", "commit: abc →"):
@@ -154,7 +156,7 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
 # What cannot be replayed
 
 
-def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_did(work, again):
+def test_a_missing_or_empty_trial_is_named_with_those_that_can_be_replayed(work, again):
     stored = work(*RATES, trials=3)
     begin(stored)
     for number, words in ((17, "17 does not exist"), (3, "3 has not stored")):
@@ -162,9 +164,11 @@ def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_di
             again(stored, number)
 
 
-def test_a_trial_that_somebody_has_changed_is_reported_and_calls_nothing(work, again, tmp_path):
+def test_a_tampered_trial_is_reported_and_calls_nothing(work, again, tmp_path):
     stored = work(*RATES, trials=1)
-    made, curve, canary = stored_provenance(stored), curve_of(stored), tmp_path / "canary"
+    provenance = stored_provenance(stored)
+    curve = curve_of(stored)
+    canary = tmp_path / "canary"
     interpolated = {"model": {"_target_": "torch.nn.Linear", "x": "${oc.env:PATH}"}}
     for change, words in (
         ({"seed": None}, "trial 0 cannot be replayed: .*seed"),
@@ -173,18 +177,22 @@ def test_a_trial_that_somebody_has_changed_is_reported_and_calls_nothing(work, a
         ({"config": interpolated}, "interpolation"),
     ):
         with pytest.raises(ValueError, match=words):
-            again(tampered(stored, **{PROVENANCE: made | change}))
+            again(tampered(stored, **{PROVENANCE: provenance | change}))
     evil = {"_target_": "os.system", "command": f"touch {canary}", "_partial_": False}
     for section in ("model", "optimizer", "scheduler", "data", "objective", "loss"):
-        config = json.loads(json.dumps(made["config"]))
+        config = json.loads(json.dumps(provenance["config"]))
         (config["train"] if section == "loss" else config)[section] = evil
         with pytest.raises(ConfigError, match=r"os\.system .*--trust os"):
-            again(tampered(stored, **{PROVENANCE: made | {"config": config}}))
+            again(tampered(stored, **{PROVENANCE: provenance | {"config": config}}))
     assert not canary.exists()
-    tampered(stored, **{PROVENANCE: made})
+    tampered(stored, **{PROVENANCE: provenance})
     with pytest.raises(ValueError, match="trial 0 cannot be replayed"):
         again(tampered(stored, **{EPOCHS: {"value": [0.1]}}))
-    for wrong in (curve | {"value": ["a", "b"]}, [1, 2], {"value": 3}):  # its reports are left
+    for wrong in (
+        curve | {"value": ["a", "b"]},
+        [1, 2],
+        {"value": 3},
+    ):  # its reported values remain
         code, _ = again(tampered(stored, **{EPOCHS: wrong}))
         assert code == 0
 
@@ -194,9 +202,9 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
     split = Embedded().train()
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("data: {root: null}\n")
-    made = Provenance({}, 1, 7, split.digest, "cpu", 1, {})
-    loaded = load_data(cfg, made, tmp_path)
+    provenance = Provenance({}, 1, 7, split.digest, "cpu", 1, {})
+    loaded = load_data(cfg, provenance, tmp_path)
     assert loaded.digest == split.digest
     assert torch.equal(loaded.folds[0][1], make_folds(split.targets, 1, 800, derive(7))[0][1])
     with pytest.raises(ValueError, match=f"digest other.*{split.digest}.*data.root"):
-        load_data(cfg, Provenance(**asdict(made) | {"data": "other"}), tmp_path)
+        load_data(cfg, Provenance(**asdict(provenance) | {"data": "other"}), tmp_path)

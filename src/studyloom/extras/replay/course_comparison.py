@@ -1,9 +1,11 @@
-"""Compares two courses of one training: as a trial stored it, and as a replay repeated it."""
+"""Compares two courses of one training: as a trial stored it, and as a replay repeated it.
+
+A course is a number for each epoch and quantity, the value at the end of a loop, and the failure.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -11,7 +13,7 @@ from studyloom.storage import failures
 from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS
 from studyloom.storage.trial_record import TrialRecord
 
-QUANTITIES = ("value", "train_loss", "valid_loss")
+FURTHER_QUANTITIES = ("train_loss", "valid_loss")  # of a network that studyloom trains
 # Another number of threads, processor or release adds in another order. Between one and two
 # threads, six epochs on MNIST-5k were at most 0.9% apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
@@ -19,7 +21,7 @@ QUANTITIES = ("value", "train_loss", "valid_loss")
 LOSS = 0.05  # relative
 COUNTED = 0.01  # of the validation examples, and at least one
 OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
-# Failures whose reason holds what was computed; the words of the others may change.
+# Failures whose reason holds computed numbers; the wording of other reasons may change.
 WITH_NUMBERS = (failures.DIVERGED, failures.INFEASIBLE)
 
 
@@ -30,8 +32,8 @@ class Course:
     Args:
         curve: by quantity, a number for each epoch from 1 on; None where a loop reported none. The
             value is called by the name of the metric, and is the first.
-        value: that a loop returned at its end; None if it did not come so far.
-        jobs: epochs that were trained in all, those of each job counted.
+        value: the value that a loop returned at its end; None if it did not come so far.
+        jobs: the epochs that were trained in all jobs together, such as those of each fold.
     """
 
     curve: Mapping[str, Sequence[float | None]]
@@ -41,7 +43,13 @@ class Course:
 
     @property
     def epochs(self) -> int:
-        return len(next(iter(self.curve.values()), ()))
+        """The number of epochs of the curve."""
+        return len(self.curve[self.metric])
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric, the first quantity of the curve."""
+        return next(iter(self.curve))
 
     @property
     def failed_inside(self) -> bool:
@@ -49,97 +57,124 @@ class Course:
         return self.failure is not None and self.failure.kind not in OUTSIDE
 
     @classmethod
-    def read(cls, trial: FrozenTrial, metric: str, *, loop: bool) -> "Course":
+    def read(cls, trial: FrozenTrial, metric: str, *, is_loop: bool) -> "Course":
         """Reads the course of a trial; if its workers died, as far as they had reported it.
 
         Args:
-            loop: whether it called a custom loop, which names its curves itself.
+            is_loop: whether it called a custom loop, which names its curves itself.
         """
-        reported = [value for _, value in sorted(trial.intermediate_values.items())]
-        stored = TrialRecord(trial).columns
-        columns = stored or {"value": reported}
-        further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
-        curve = {metric: columns.get("value", [])}
-        if stored:
-            curve |= {name: columns.get(name, []) for name in further}
-        if len({*map(len, curve.values())}) > 1:
+        columns = TrialRecord(trial).columns
+        if columns:
+            names: Sequence[str] = FURTHER_QUANTITIES
+            if is_loop:
+                names = [name for name in columns if name not in COLUMNS]
+            curve = {metric: columns.get("value", [])}
+            curve |= {name: columns.get(name, []) for name in names}
+        else:
+            curve = {metric: [value for _, value in sorted(trial.intermediate_values.items())]}
+        if len({len(numbers) for numbers in curve.values()}) > 1:
             raise ValueError(
                 f"its attribute `{EPOCHS}` must have a number for each epoch and quantity"
             )
-        jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
+        counts = (columns or {}).get(JOBS, [1] * len(curve[metric]))
+        jobs = sum(int(count or 0) for count in counts)
         failure = failures.Failure.read(trial)
-        # Optuna gives a pruned trial the value of its last report.
-        returned = loop and failure is None and trial.state != TrialState.PRUNED
-        value = trial.values[0] if returned and trial.values else None
+        value = None
+        # Optuna gives a pruned trial the value of its last report, which no loop has returned.
+        has_ended = failure is None and trial.state != TrialState.PRUNED
+        if is_loop and has_ended and trial.values:
+            value = trial.values[0]
         return cls(curve, failure, value, jobs)
 
-    def differs(self, now: "Course", tolerance: "Tolerance | None") -> str | None:
+    def find_difference(self, replayed: "Course", tolerance: "Tolerance | None") -> str | None:
         """Returns the first number or failure that differs: "epoch 3, value: stored 0.5, now 0.6".
 
         Without a tolerance numbers must be equal bit for bit.
         """
 
-        def differ(quantity: str, before: float | None, value: float | None) -> bool:
-            return before != value and not (tolerance and tolerance.holds(quantity, before, value))
+        def are_equal(quantity: str, stored: float | None, number: float | None) -> bool:
+            if stored == number:
+                return True
+            return tolerance is not None and tolerance.holds(quantity, stored, number)
 
-        def words(epoch: int, quantity: str, before: Any, value: Any) -> str:
-            return f"epoch {epoch}, {quantity}: stored {before}, now {value}"
+        for position in range(min(self.epochs, replayed.epochs)):
+            for quantity, numbers in self.curve.items():
+                number = None
+                if quantity in replayed.curve:
+                    number = replayed.curve[quantity][position]
+                if not are_equal(quantity, numbers[position], number):
+                    return _format_difference(position + 1, quantity, numbers[position], number)
+        returned = self.value is not None and replayed.failure is None
+        if returned and not are_equal(self.metric, self.value, replayed.value):
+            epoch = replayed.epochs
+            return _format_difference(epoch, self.metric, self.value, replayed.value)
+        return self._find_failure_difference(replayed, exactly=tolerance is None)
 
-        for position in range(min(self.epochs, now.epochs)):
-            for quantity, values in self.curve.items():
-                before = values[position]
-                value = now.curve[quantity][position] if quantity in now.curve else None
-                if differ(quantity, before, value):
-                    return words(position + 1, quantity, before, value)
-        metric = next(iter(self.curve))
-        returned = self.value is not None and now.failure is None
-        if returned and differ(metric, self.value, now.value):
-            return words(now.epochs, metric, self.value, now.value)
-        exactly = tolerance is None
-        failed = _format_failure(self.failure if self.failed_inside else None, exactly=exactly)
-        fails = _format_failure(now.failure, exactly=exactly)
-        if failed != fails:
-            return words(now.epochs + (now.failure is not None), "failure", failed, fails)
-        return None
+    def _find_failure_difference(self, replayed: "Course", *, exactly: bool) -> str | None:
+        """Returns how the failures differ; one from outside the trial need not be repeated."""
+        expected = None
+        if self.failed_inside:
+            expected = self.failure
+        stored = _format_failure(expected, exactly=exactly)
+        repeated = _format_failure(replayed.failure, exactly=exactly)
+        if stored == repeated:
+            return None
+        epoch = replayed.epochs
+        if replayed.failure is not None:
+            epoch += 1  # it failed within the next epoch
+        return _format_difference(epoch, "failure", stored, repeated)
+
+
+def _format_difference(epoch: int, quantity: str, stored: object, replayed: object) -> str:
+    return f"epoch {epoch}, {quantity}: stored {stored}, now {replayed}"
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Decides how far apart two trainings may be and still count as equal."""
+    """Decides how far apart two trainings may be and still count as equal.
+
+    Args:
+        examples: how many validation examples there are; 0 if that is not known.
+    """
 
     metric: str
     examples: int
 
     @property
-    def off(self) -> int:
-        """Returns by how many validation examples accuracies may differ; 0 for other metrics."""
-        counts = self.metric == "accuracy" and self.examples
-        return max(1, math.ceil(COUNTED * self.examples)) if counts else 0
+    def most_examples(self) -> int:
+        """By how many validation examples accuracies may differ; 0 for other metrics."""
+        if self.metric != "accuracy" or self.examples == 0:
+            return 0
+        return max(1, math.ceil(COUNTED * self.examples))
 
-    def holds(self, quantity: str, expected: float | None, now: float | None) -> bool:
+    def holds(self, quantity: str, stored: float | None, replayed: float | None) -> bool:
         """Whether two values of a quantity are close enough; a loop may have reported none."""
-        if expected is None or now is None:
-            return expected is now
-        if quantity == self.metric and self.off:
-            # Not in whole examples: the accuracy may be a mean over folds.
-            return abs(now - expected) * self.examples <= self.off + 1e-6
-        return math.isclose(expected, now, rel_tol=LOSS, abs_tol=1e-6)
+        if stored is None or replayed is None:
+            return stored is replayed
+        if quantity == self.metric and self.most_examples:
+            # The accuracy may be a mean over folds, and so no multiple of one example.
+            return abs(replayed - stored) * self.examples <= self.most_examples + 1e-6
+        return math.isclose(stored, replayed, rel_tol=LOSS, abs_tol=1e-6)
 
     def __str__(self) -> str:
-        if not self.off:
+        if not self.most_examples:
             return f"losses and {self.metric} within {LOSS:.0%}"
         return (
             f"losses within {LOSS:.0%}, "
-            f"accuracies within {self.off} of {self.examples} validation examples"
+            f"accuracies within {self.most_examples} of {self.examples} validation examples"
         )
 
 
 def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:
-    """Formats the words that two failures of one kind share; ours differ between versions."""
+    """Formats a failure so that two equal failures of different versions have the same text.
+
+    The reason is left out where its wording may change between versions.
+    """
     if failure is None:
         return "none"
     if exactly and failure.kind in WITH_NUMBERS:
         return f"{failure.kind} ({failure.reason})"
-    if exactly and failure.kind == failures.ERROR:  # the class of the exception
-        return f"{failure.kind} ({failure.reason.partition(':')[0]})"
+    if exactly and failure.kind == failures.ERROR:
+        class_of_exception = failure.reason.partition(":")[0]
+        return f"{failure.kind} ({class_of_exception})"
     return failure.kind

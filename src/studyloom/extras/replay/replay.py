@@ -1,6 +1,7 @@
 """Trains a trial again, and prints epoch by epoch how the result compares."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value, one_line
 from studyloom.training.steps import on_threads
 from studyloom.user_code.digests import code_digests
+from studyloom.winner.result import plural
 from studyloom.worker.failure_causes import explain
 from studyloom.worker.provenance import Provenance, current_environment
 from studyloom.worker.stopping import Stop
@@ -48,24 +50,28 @@ def replay(
     try:
         provenance = Provenance.read(record.provenance)
         cfg = rebuild(provenance, run_dir, trusted)
-        loop, objective = is_loop(cfg), cfg.objective
-        expected = Course.read(trial, stored.metric, loop=loop)
-        several_calls = loop and objective.folds * objective.seeds > 1
-        if several_calls and not record.columns:
+        expected = Course.read(trial, stored.metric, is_loop=is_loop(cfg))
+        calls_several = is_loop(cfg) and cfg.objective.folds * cfg.objective.seeds > 1
+        if calls_several and not record.columns:
             raise ValueError("its workers died, and it reported only the end of each fold or seed")
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     data = load_data(cfg, provenance, run_dir)
-    to_the_end = loop and (expected.value is not None or expected.failed_inside)
-    last = (expected.jobs if several_calls else expected.epochs) + expected.failed_inside
-    if not last and not to_the_end:
+    last = expected.epochs
+    if calls_several:
+        last = expected.jobs
+    if expected.failed_inside:
+        last += 1  # the epoch in which it must fail again
+    # A loop may return another value than it reported last, or fail, after its last epoch.
+    trains_to_end = is_loop(cfg) and (expected.value is not None or expected.failed_inside)
+    if not last and not trains_to_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
-    ending = trial.state.name.lower()
+    state = trial.state.name.lower()
     if expected.failure is not None:
-        ending = f"failed: {one_line(expected.failure.reason)}"
-    head = f"trial {number} of {one_line(stored.name)}, {ending}; epochs stored: {expected.epochs}"
+        state = f"failed: {one_line(expected.failure.reason)}"
+    head = f"trial {number} of {one_line(stored.name)}, {state}; epochs stored: {expected.epochs}"
     console.print(Text(head))
 
     def print_epoch(number: int, epoch: Step) -> None:
@@ -73,24 +79,38 @@ def replay(
         console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    threads: Any = provenance.environment.get("threads")
-    usable = type(threads) is int and 1 <= threads <= MOST_THREADS
-    with on_threads(threads if usable else torch.get_num_threads()):
-        again = make_objective(cfg, provenance, data)
-        now = train_again(again, stored.metric, None if to_the_end else last, print_epoch)
-        here = current_environment(data.device)
-    console.print(comparison_table(expected, now))
-    examples = len(data.folds[0][1]) if data.folds else 0
-    tolerance = Tolerance(stored.metric, examples)
-    changes = code_changes(stored, provenance)
-    return print_verdict(provenance, expected, now, here, tolerance, changes, console)
+    with on_threads(_count_threads(provenance)):
+        objective = make_objective(cfg, provenance, data)
+        until = None if trains_to_end else last
+        replayed = train_again(objective, stored.metric, until, print_epoch)
+        environment = current_environment(data.device)
+    console.print(comparison_table(expected, replayed))
+    examples = 0
+    if data.folds:
+        _, validation_examples = data.folds[0]
+        examples = len(validation_examples)
+    comparison = Comparison(expected, replayed, Tolerance(stored.metric, examples))
+    changes = find_code_changes(stored, provenance)
+    return print_verdict(comparison, provenance, environment, changes, console)
 
 
-def code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
+def _count_threads(provenance: Provenance) -> int:
+    """Returns how many threads the trial had; if that is not stored, as many as PyTorch has now."""
+    threads = provenance.environment.get("threads")
+    if type(threads) is int and 1 <= threads <= MOST_THREADS:
+        return threads
+    return torch.get_num_threads()
+
+
+def find_code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
     """Returns a line for each change since the study began of the code that a trial names."""
-    now = code_digests(provenance.config)
-    was = {key: digest for key, digest in stored.code().items() if key in now}
-    return [f"{name_of_change(change)} has changed" for change in differences(was, now)]
+    digests = code_digests(provenance.config)
+    stored_digests = {}
+    for key, digest in stored.code().items():
+        if key in digests:
+            stored_digests[key] = digest
+    changes = differences(stored_digests, digests)
+    return [f"{name_of_change(change)} has changed" for change in changes]
 
 
 class _Enough(Exception):
@@ -103,15 +123,17 @@ def train_again(
     """Trains the first epochs of a trial again.
 
     Args:
-        until: how many epochs to train; those of each call of a loop count. None to train to the
+        until: how many epochs to train, counted over all calls of a loop. None to train to the
             end.
-        report: called with each epoch, and how many there are with it.
+        report: called with the number of each epoch and the epoch.
     """
-    value, failure, count = None, None, 0
+    value = None
+    failure = None
+    count = 0
 
-    def take(step: Step | None) -> None:
+    def count_epoch(step: Step | None) -> None:
         nonlocal count
-        assert step is not None  # nothing is stored
+        assert step is not None  # None asks to store the trial, and a replay stores nothing
         if isinstance(step, Report) and step.ends_job:
             return
         count += 1
@@ -120,23 +142,30 @@ def train_again(
             raise _Enough
 
     try:
-        value = objective.run(take, Stop())
+        value = objective.run(count_epoch, Stop())
     except ConfigError:
         raise
     except (_Enough, TrialPruned):
         pass
-    except Exception as error:  # as in the trial
+    except Exception as error:  # the training failed, as that of the trial may have
         failure = explain(error)
     columns = objective.curves()
     return Course({metric: columns.get("value", ()), **columns}, failure, value)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The course of a trial, that of its replay, and how far apart they may be."""
+
+    expected: Course
+    replayed: Course
+    tolerance: Tolerance
+
+
 def print_verdict(
+    comparison: Comparison,
     provenance: Provenance,
-    expected: Course,
-    now: Course,
-    here: Mapping[str, Any],
-    tolerance: Tolerance,
+    environment: Mapping[str, Any],
     changes: Sequence[str],
     console: Console,
 ) -> int:
@@ -145,43 +174,55 @@ def print_verdict(
     The tolerance counts if something may sum in another order; otherwise every bit must be equal.
 
     Args:
-        changes: of the code that the trial names, a line for each.
+        environment: the environment of the replay.
+        changes: the changes of the code that the trial names, a line for each.
 
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    difference = expected.differs(now, None)
+    expected = comparison.expected
+    replayed = comparison.replayed
+    tolerance = comparison.tolerance
+    difference = expected.find_difference(replayed, None)
     if difference is None:
-        same_failure = expected.failure is not None and now.failure is not None
-        epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
-        quantities = ", ".join(expected.curve)
-        again = ", and the same failure" if same_failure else ""
-        again += ", and the value at the end" if expected.value is not None else ""
-        line = f"equal bit for bit: {epochs} of {quantities}{again}"
+        line = f"equal bit for bit: {_describe_equal(expected, replayed)}"
         console.print(Text(line, style="bold green"))
         return 0
-    made = provenance.environment
-    reordered = any(made.get(name) != here[name] for name in REORDERING)
-    reasons = [*changes, *differences(made, here)]
+    trial_environment = provenance.environment
+    reasons = [*changes, *differences(trial_environment, environment)]
+    is_reordered = any(trial_environment.get(name) != environment[name] for name in REORDERING)
     if provenance.device != "cpu":
+        is_reordered = True
         reasons.append("a GPU may add in another order each time")
     if provenance.claims > 1:
+        is_reordered = True  # the workers before the last may have had other threads
         reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
-    verdict, style, code = f"different from {difference}", "bold red", 1
-    if reordered or provenance.device != "cpu" or provenance.claims > 1:
-        difference = expected.differs(now, tolerance)
+    verdict = f"different from {difference}"
+    if is_reordered:
+        difference = expected.find_difference(replayed, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
-        if difference is None:
-            verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0
-    console.print(Text(verdict, style=style))
-    if code:
-        reasons = reasons or ["nothing differs in code, versions, device, threads and commit"]
+    if difference is None:
+        console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
+    else:
+        console.print(Text(verdict, style="bold red"))
+        if not reasons:
+            reasons = ["nothing differs in code, versions, device, threads and commit"]
     for reason in reasons:
         console.print(Text(f"  {reason}"))
-    return code
+    return int(difference is not None)
 
 
-def comparison_table(expected: Course, now: Course) -> Table:
+def _describe_equal(expected: Course, replayed: Course) -> str:
+    """Returns what was compared of two courses that are equal."""
+    parts = f"{plural(expected.epochs, 'epoch')} of {', '.join(expected.curve)}"
+    if expected.failure is not None and replayed.failure is not None:
+        parts += ", and the same failure"
+    if expected.value is not None:
+        parts += ", and the value at the end"
+    return parts
+
+
+def comparison_table(expected: Course, replayed: Course) -> Table:
     """Renders each stored number with the difference to the number now; = if they are equal."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("epoch", justify="right")
@@ -189,16 +230,26 @@ def comparison_table(expected: Course, now: Course) -> Table:
         table.add_column(name.replace("_", " "), justify="right")
     for position in range(expected.epochs):
         cells = [str(position + 1)]
-        for name, values in expected.curve.items():
-            before, found = values[position], now.curve.get(name, ())[position : position + 1]
-            if before is None:  # a loop reported it in other epochs
-                cells.append("–")
-                continue
-            change = "–"
-            if (again := next(iter(found), None)) is not None:
-                change = f"{again - before:+.1e}" if again != before else "="
-            # Before a training diverges, a loss may have thirty digits.
-            shown = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
-            cells.append(f"{shown} {change}")
+        for name, numbers in expected.curve.items():
+            number = None
+            replayed_numbers = replayed.curve.get(name, ())
+            if position < len(replayed_numbers):
+                number = replayed_numbers[position]
+            cells.append(_format_change(numbers[position], number))
         table.add_row(*cells)
     return table
+
+
+def _format_change(stored: float | None, replayed: float | None) -> str:
+    """Formats a stored number with the difference to the number of the replay."""
+    if stored is None:  # a loop reported the quantity in other epochs
+        return "–"
+    number = f"{stored:.5f}"
+    if abs(stored) >= 100:  # before a training diverges, a loss may have thirty digits
+        number = f"{stored:.1e}"
+    change = "="
+    if replayed is None:
+        change = "–"
+    elif replayed != stored:
+        change = f"{replayed - stored:+.1e}"
+    return f"{number} {change}"

@@ -21,6 +21,6 @@ def make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) 
         loop = Loop(build_function(cfg.objective), cfg, loop_objectives(cfg), loop_limits(cfg))
         return LoopObjective(loop, calls)
     assert data.split is not None
-    jobs, threads = build_jobs(cfg, data.folds, provenance.seed), torch.get_num_threads()
-    training = Training(jobs, data.split, threads=threads)
+    jobs = build_jobs(cfg, data.folds, provenance.seed)
+    training = Training(jobs, data.split, threads=torch.get_num_threads())
     return NetworkObjective(training)

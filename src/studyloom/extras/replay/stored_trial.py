@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -26,38 +27,43 @@ from studyloom.worker.provenance import Provenance
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
-    replayable = {trial.number: trial for trial in trials if TrialRecord(trial).provenance}
-    if number in replayable:
-        return replayable[number]
-    known = number in (trial.number for trial in trials)
-    why = "has not stored how it was made" if known else "does not exist"
-    numbers = format_ranges([*replayable]) or "none"
-    raise ValueError(f"--trial: trial {number} {why}; those that can be replayed: {numbers}")
+    replayable = []
+    reason = "does not exist"
+    for trial in trials:
+        if TrialRecord(trial).provenance:
+            if trial.number == number:
+                return trial
+            replayable.append(trial.number)
+        elif trial.number == number:
+            reason = "has not stored how it was made"
+    numbers = format_ranges(replayable) or "none"
+    raise ValueError(f"--trial: trial {number} {reason}; those that can be replayed: {numbers}")
 
 
-def _trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
-    """Returns what a stored trial may name; None for all.
+def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
+    """Returns the packages that a stored trial may name; None if it may name all.
 
-    That is all in a run directory of the user's commands, if the database is there too. In one
-    that others write to it is `named`, and what the user's command named.
+    A trial may name all in a run directory of the user's commands, if the database is there too.
+    In a run directory that others write to, it may name only `packages`. If the database is
+    elsewhere, others may write to it: then it may also name what the user's command named.
     """
-    if trust.consent(run_dir, named) is not None:
-        return named
+    if trust.consent(run_dir, packages) is not None:
+        return packages
     if any((run_dir / name).exists() for name in ("study.db", "postgres")):
         return None
     config = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
-    return [*named, *trust.packages_to_trust(config)]
+    return [*packages, *trust.packages_to_trust(config)]
 
 
 def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> DictConfig:
-    """Returns the configuration of a trial, after checking that all it names may be called."""
-    trust.check_targets(provenance.config, _trusted_in(run_dir, trusted))
+    """Returns the configuration of a trial, after checking that all code it names is trusted."""
+    trust.check_targets(provenance.config, _trusted_packages(run_dir, trusted))
     sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
     try:
         cfg = OmegaConf.merge(sections, provenance.config)
     except OmegaConfBaseException as error:
-        words = f"the configuration that the trial stored: {describe_error(error)}"
-        raise ConfigError([words]) from None
+        problem = f"the configuration that the trial stored: {describe_error(error)}"
+        raise ConfigError([problem]) from None
     assert isinstance(cfg, DictConfig)
     return cfg
 
@@ -68,19 +74,22 @@ def is_loop(cfg: DictConfig) -> bool:
 
 
 def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
-    """Loads the data of a run, and makes its folds; where they lie is set in the configuration.
+    """Loads the data of a run, and makes its folds.
+
+    The files are where the configuration of the run says now: they may have been moved since.
 
     Returns:
-        The data, on a GPU if the trial used one and there is one here; empty if they are a loop's
-        own.
+        The data, on a GPU if the trial used one and there is one here; empty if a loop loads its
+        data itself.
     """
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
-    written = value_at(read_written(run_dir, "config.yaml"), "data")
-    for path in location_keys(written) if isinstance(written, dict) else ():
-        value = functools.reduce(operator.getitem, path, written)
-        if isinstance(value, str | int):  # not a section, which could name untrusted code
-            OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
+    section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
+    if isinstance(section, dict):
+        for path in location_keys(section):
+            value: Any = functools.reduce(operator.getitem, path, section)
+            if isinstance(value, str | int):  # not a section, which could name untrusted code
+                OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
     source = build_source(cfg.data)
     split = source.train()
     if split.digest != provenance.data:
@@ -90,7 +99,8 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
         )
     folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
-    backend = None if is_loop(cfg) else backends.get(provenance.device)
-    on_gpu = backend is not None and backend.is_available()
-    data = TrainingData(source, split, folds)
-    return data.to(torch.device(provenance.device, 0) if on_gpu else torch.device("cpu"))
+    device = torch.device("cpu")
+    backend = backends.get(provenance.device)
+    if not is_loop(cfg) and backend is not None and backend.is_available():
+        device = torch.device(provenance.device, 0)
+    return TrainingData(source, split, folds).to(device)
