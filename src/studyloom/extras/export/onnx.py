@@ -217,7 +217,7 @@ def _strip(model: Any) -> None:
 
 
 def _has_subgraphs(graph: Any) -> bool:
-    """Whether a node holds a graph of its own, such as the branches of an `if`."""
+    """Whether a node contains another graph, such as the branches of an `if`."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:

@@ -133,7 +133,7 @@ def train_again(
 
     def count_epoch(step: Step | None) -> None:
         nonlocal count
-        assert step is not None  # None asks to store the trial, and a replay stores nothing
+        assert step is not None  # None would store the trial, and a replay stores nothing
         if isinstance(step, Report) and step.ends_job:
             return
         count += 1
