@@ -174,8 +174,8 @@ def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_p
     assert (train.shape, train.outputs) == ((1, 28, 28), 10)
     number = int(paths[7].stem)
     assert (np.array(Image.open(paths[7])) == few["train_images"][number]).all()
-    drawn = [train.training.fetch([7], seed)[0] for seed in (1, 1, 2)]
-    seen = [train.evaluation.fetch([7], seed)[0] for seed in (1, 2)]
+    drawn = [train.training.load_batch([7], seed)[0] for seed in (1, 1, 2)]
+    seen = [train.evaluation.load_batch([7], seed)[0] for seed in (1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert torch.equal(*seen)

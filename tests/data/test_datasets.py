@@ -9,7 +9,7 @@ from drawn import Drawn, drawn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from studyloom.data import Datasets
-from studyloom.data.datasets import drawn_anew
+from studyloom.data.datasets import find_random_validation
 from studyloom.data.split import make_folds
 from studyloom.errors import DataError
 
@@ -40,7 +40,7 @@ class Folder(Drawn):
 GIVEN = {"train": Drawn(), "validation": 15}
 
 
-def test_shape_outputs_and_classes_come_from_the_first_item_and_the_targets():
+def test_shape_and_outputs_come_from_the_first_item_and_targets():
     examples = drawn()
     assert (examples.shape, examples.outputs, examples.classifies) == ((1, 4, 4), 3, True)
     assert (len(examples), examples.kind) == (60, "float32")
@@ -52,7 +52,7 @@ def test_shape_outputs_and_classes_come_from_the_first_item_and_the_targets():
     assert Datasets(train=Subset(classes, [0, 2]), validation=1).train().outputs == 3
 
 
-def test_held_out_parts_are_drawn_by_class_or_at_random_where_classes_are_unknown():
+def test_held_out_sets_are_stratified_if_classes_are_known():
     examples = drawn()
     ((train, valid),) = examples.folds(1, 15, 3)
     assert torch.equal(valid, make_folds(examples.targets, 1, 15, 3)[0][1])
@@ -63,7 +63,7 @@ def test_held_out_parts_are_drawn_by_class_or_at_random_where_classes_are_unknow
     assert sorted(torch.cat([valid for _, valid in parts]).tolist()) == [*range(20)]
 
 
-def test_no_group_is_both_trained_on_and_validated():
+def test_no_group_is_in_training_and_validation_set():
     names = np.array([f"patient {index // 7}" for index in range(60)])
     examples = drawn(groups=[*names])
     for count in (1, 3):
@@ -79,20 +79,20 @@ def test_no_group_is_both_trained_on_and_validated():
         assert len({str(folds) for folds in drawn_folds}) > 1, "other seeds draw other groups"
 
 
-def test_a_validation_part_of_its_own_is_never_trained_on():
+def test_a_separate_validation_set_is_never_trained_on():
     examples = drawn(valid=Drawn(9, noise=0.0), validation=None)
     ((train, valid),) = examples.folds(1, None, 0)
     assert (train.tolist(), valid.tolist()) == ([*range(60)], [*range(60, 69)])
     everything, seen = examples.whole_fold()
     assert (len(everything), seen.tolist()) == (60, [*range(60, 69)])
-    batch = examples.evaluation.fetch([59, 60, 68], 0)
+    batch = examples.evaluation.load_batch([59, 60, 68], 0)
     assert torch.equal(batch[0][1], Drawn(9, noise=0.0)[0][0])
     assert len(examples) == 60
     with pytest.raises(DataError, match=r"objective\.folds must be 1 where.*got 5"):
         examples.folds(5, None, 0)
 
 
-def test_one_function_may_load_all_parts_and_the_test_part_stays_closed():
+def test_a_function_may_load_all_sets_and_loads_the_test_set_last():
     opened = []
 
     def load(part):
@@ -113,7 +113,7 @@ def test_one_function_may_load_all_parts_and_the_test_part_stays_closed():
 # What identifies the data
 
 
-def test_a_digest_reads_names_sizes_and_times_of_files_and_not_what_is_in_them(tmp_path):
+def test_the_digest_of_a_folder_has_names_sizes_and_times_of_files(tmp_path):
     for number in range(5):
         path = tmp_path / "a" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def test_a_digest_reads_names_sizes_and_times_of_files_and_not_what_is_in_them(t
     assert digest(tmp_path / "b") != first
 
 
-def test_a_digest_of_other_datasets_reads_some_items_of_any_number():
+def test_the_digest_of_other_datasets_reads_a_sample_of_items():
     class Counted(Drawn):
         read = 0
 
@@ -155,7 +155,7 @@ def test_a_digest_of_other_datasets_reads_some_items_of_any_number():
     assert weighted.train().digest != first
 
 
-def test_ones_own_digest_is_taken_and_how_items_are_loaded_is_no_part_of_any():
+def test_a_custom_digest_is_used_and_loading_is_in_no_digest():
     one = drawn(digest="v1").digest
     assert drawn(digest="v1", train=Drawn(noise=0.3)).digest == one
     assert drawn(digest=lambda dataset: f"{len(dataset)} of mine").digest != one
@@ -179,13 +179,13 @@ WRONG = [
 ]
 
 
-def test_what_does_not_fit_is_named_with_what_must_be():
+def test_an_unfit_value_is_named_with_what_it_must_be():
     for settings, words in WRONG:
         with pytest.raises(DataError, match=words):
             Datasets(**GIVEN | settings).train()
 
 
-def test_no_validation_part_no_test_part_and_one_group_are_named_with_the_way_out():
+def test_a_missing_set_and_a_single_group_are_named_with_a_fix():
     with pytest.raises(DataError, match=r"data\.validation must be the number.*data\.valid"):
         Datasets(train=Drawn()).train().folds(1, None, 0)
     with pytest.raises(DataError, match=r"data\.test must be.*winner\.enabled=false"):
@@ -194,7 +194,7 @@ def test_no_validation_part_no_test_part_and_one_group_are_named_with_the_way_ou
         drawn(groups=["a"] * 60).folds(1, 15, 0)
 
 
-def test_items_that_raise_or_change_are_named_before_the_first_trial():
+def test_items_that_raise_or_differ_are_named_before_trial_0():
     items = [(torch.zeros(2), k % 2) for k in range(20)]
     items[19] = (torch.zeros(2), 1, "more")
     with pytest.raises(DataError, match=r"item 0 is \(tensor.*and item 19 is .*data\.collate"):
@@ -218,7 +218,7 @@ class Binary(Drawn):
         return pixels, int(label == 0)
 
 
-def test_classes_that_the_items_do_not_have_are_named_unless_they_are_given():
+def test_classes_that_differ_from_the_items_are_named():
     with pytest.raises(DataError, match=r"data\.train: item 0 is of class 1, but 0 in.*data\.tar"):
         Datasets(train=Binary(), validation=15).train().check()
     given = [int(label == 0) for label in Binary().targets]
@@ -237,7 +237,7 @@ class Named(Drawn):
         self.classes = classes
 
 
-def test_parts_whose_classes_have_other_numbers_are_refused():
+def test_sets_that_number_their_classes_differently_are_refused():
     train = Named(["a", "b", "c"], noise=0.0)
     for part in ("valid", "evaluate", "test"):
         for classes in (["a", "c"], ["b", "a", "c"]):
@@ -249,7 +249,7 @@ def test_parts_whose_classes_have_other_numbers_are_refused():
     assert Datasets(train=train, valid=same, test=same).test().names == ("a", "b", "c")
 
 
-def test_validation_on_items_that_are_drawn_anew_is_known_by_the_key_of_their_dataset():
+def test_validation_on_random_items_is_found_by_its_key():
     fixed = Drawn(noise=0.0)
     for given, key in (
         ({"train": Drawn()}, "data.train"),
@@ -257,4 +257,4 @@ def test_validation_on_items_that_are_drawn_anew_is_known_by_the_key_of_their_da
         ({"train": Drawn(), "valid": fixed}, ""),
         ({"train": fixed, "valid": Drawn()}, "data.valid"),
     ):
-        assert drawn_anew(Datasets(**given, validation=15).train()) == key
+        assert find_random_validation(Datasets(**given, validation=15).train()) == key

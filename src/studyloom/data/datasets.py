@@ -1,4 +1,8 @@
-"""Datasets of PyTorch: data that is loaded batch by batch, not held in memory as a tensor."""
+"""Datasets of PyTorch: data that is loaded batch by batch, not held in memory as a tensor.
+
+A training set has two views of its examples: one for training, which a Dataset may crop or flip at
+random, and one for evaluation, without such changes.
+"""
 
 import hashlib
 import os
@@ -9,12 +13,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Subset
 
 from studyloom.data.data_source import DataSource
-from studyloom.data.examples import ALWAYS, Examples, Items, Loading, input_of, structure, target_of
+from studyloom.data.examples import (
+    SAMPLE_SEED,
+    Examples,
+    Items,
+    Loading,
+    MapDataset,
+    NamedDataset,
+    Part,
+    describe_structure,
+    read_input,
+    read_target,
+)
 from studyloom.data.split import Tokens
+from studyloom.data.transform import Transform
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 from studyloom.text import name_error
 
@@ -22,8 +39,8 @@ NO_TEST = (
     "data.test must be the Dataset of the test set, on which the winner is tested once; without "
     "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
 )
-# Keys of a section `data`: the Datasets, those whose sections may name folders, and those without
-# influence on the result.
+# Keys of a section `data`: those of Datasets, those whose sections may name folders, and those
+# that change how data are loaded but no result.
 PARTS = ("train", "valid", "test", "evaluate")
 LOADERS = (*PARTS, "load")
 LOADING = ("num_workers", "pin_memory", "persistent_workers")
@@ -77,24 +94,24 @@ class Datasets(DataSource):
 
     def __init__(
         self,
-        train: Any = None,
-        valid: Any = None,
-        test: Any = None,
-        load: Callable[[str], Any] | None = None,
-        evaluate: Any = None,
+        train: MapDataset | Callable[[], MapDataset] | None = None,
+        valid: MapDataset | Callable[[], MapDataset] | None = None,
+        test: MapDataset | Callable[[], MapDataset] | None = None,
+        load: Callable[[str], MapDataset] | None = None,
+        evaluate: MapDataset | Callable[[], MapDataset] | None = None,
         validation: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
         persistent_workers: bool = False,
-        weights: Any = None,
-        groups: Any = None,
+        weights: ArrayLike | Callable[[MapDataset], ArrayLike] | None = None,
+        groups: ArrayLike | Callable[[MapDataset], ArrayLike] | None = None,
         ordered: bool = False,
         outputs: int | None = None,
         shape: Sequence[int] | None = None,
-        targets: Any = None,
-        digest: Any = None,
-        transform: Any = None,
+        targets: ArrayLike | Callable[[MapDataset], ArrayLike] | None = None,
+        digest: str | Callable[[MapDataset], str] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         if type(num_workers) is not int or num_workers < 0:
             raise DataError(
@@ -106,91 +123,100 @@ class Datasets(DataSource):
                 "data.train must be a Dataset by its _target_, or data.load a function of "
                 '"train", "valid" or "test" that returns one, with _partial_: true'
             )
-        self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
-        self._load, self._collate = load, collate
+        # The keys of Datasets: each a Dataset, a function that returns one, or None.
+        self._datasets = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
+        self._load = load
+        self._collate = collate
         self._loading = Loading(num_workers, bool(pin_memory), bool(persistent_workers))
-        self._weights, self._groups, self._targets = weights, groups, targets
-        self._ordered, self._digest = ordered, digest
-        self._outputs, self._shape = outputs, shape
+        self._weights = weights
+        self._groups = groups
+        self._ordered = ordered
+        self._outputs = outputs
+        self._shape = shape
+        self._targets = targets
+        self._digest = digest
         self.validation = validation
         self.transform = transform
 
     @property
     def has_test(self) -> bool:
-        """Whether the data has a test set, as far as is known without loading it."""
-        return self._load is not None or self._given["test"] is not None
+        """True if the data has a test set, as far as is known without loading it."""
+        return self._load is not None or self._datasets["test"] is not None
 
     def train(self) -> Examples:
         """Returns the training set, with the validation set if there is a separate one."""
-        known = self._training()
-        views = [*dict.fromkeys((known.training, known.evaluation))]
-        return replace(known, digest=self._identify(views, known.weights, known.groups))
+        examples = self._make_training_set()
+        views = list(dict.fromkeys((examples.training, examples.evaluation)))
+        digest = self._compute_digest(views, examples.weights, examples.groups)
+        return replace(examples, digest=digest)
 
     def test(self) -> Examples:
         """Returns the test set, once the winner is chosen."""
         if not self.has_test:
             raise DataError(NO_TEST)
-        known, dataset = self._training(), self._dataset("test")
-        _check_classes([*known.evaluation.parts, ("data.test", dataset)])
-        items = Items((("data.test", dataset),), self._collate)
-        expected, first = (structure(view.at(0)) for view in (known.evaluation, items))
+        examples = self._make_training_set()
+        dataset = self._load_dataset("test")
+        part = NamedDataset("data.test", dataset)
+        _check_classes([*examples.evaluation.parts, part])
+        items = Items((part,), self._collate)
+        expected = describe_structure(examples.evaluation.load_item(0))
+        first = describe_structure(items.load_item(0))
         if self._collate is None and first != expected:
             raise DataError(
                 "data.test must have items like those of the training set, "
                 f"{expected}; its first is {first}"
             )
         return replace(
-            known,
+            examples,
             training=items,
             evaluation=items,
-            digest=self._identify([items]),
+            digest=self._compute_digest([items]),
             targets=None,
             weights=None,
             groups=None,
             group_names=self._group_names(dataset),
         )
 
-    def _training(self) -> Examples:
-        """Makes the training set without its digest."""
-        dataset = self._dataset("train")
-        training = evaluation = Items((("data.train", dataset),), self._collate)
-        parts = [*training.parts]
-        if self._given["evaluate"] is not None:
-            parts = [("data.evaluate", self._dataset("evaluate"))]
-            if len(parts[0][1]) != len(dataset):
-                raise DataError(
-                    f"data.evaluate must be as long as the {len(dataset)} examples of data.train, "
-                    f"to be another view of them; got {len(parts[0][1])}"
-                )
-        if self._given["valid"] is not None or (self._load is not None and self.validation is None):
-            parts.append(("data.valid", self._dataset("valid")))
-        if parts != [*training.parts]:
-            evaluation = Items(tuple(parts), self._collate)
-        _check_classes([*training.parts, *parts])
-        weights, groups, classes = self._weights_of(dataset), None, self._classes_of(dataset)
+    def _make_training_set(self) -> Examples:
+        """Makes the training set, without its digest."""
+        dataset = self._load_dataset("train")
+        training = Items((NamedDataset("data.train", dataset),), self._collate)
+        evaluation = self._make_evaluation_view(training)
+        _check_classes([*training.parts, *evaluation.parts])
+        weights = self._read_weights(dataset)
+        classes = self._read_classes(dataset)
+        groups = None
         if self._groups is not None:
             if self._ordered:
                 raise DataError(
                     "data.groups and data.ordered: choose one, since both divide the data"
                 )
-            groups = self._rows("groups", self._groups, dataset)
-        item = evaluation.at(0)
-        given, target = input_of(item), target_of(item)
+            groups = self._read_rows("groups", self._groups, dataset)
+        item = evaluation.load_item(0)
+        target = read_target(item)
         classifies = classes is not None
         if target is not None:
             classifies = not target.is_floating_point() and not target.ndim
+        if not classifies:
+            classes = None
         names = _class_names(dataset) if classifies else ()
         outputs = self._outputs
-        if outputs is None and classifies:
-            outputs = len(names) or (None if classes is None else int(classes.max()) + 1)
-        elif outputs is None and target is not None and target.ndim < 2:
-            outputs = target.numel()
-        if classifies and classes is not None and outputs is not None and classes.max() >= outputs:
+        if outputs is None:
+            outputs = _count_outputs(classifies, names, classes, target)
+        if classes is not None and outputs is not None and classes.max() >= outputs:
             raise DataError(
                 f"data: classes must be from 0 to {outputs - 1}, one for each output; "
                 f"got class {int(classes.max())}"
             )
-        shape = given.shape if self._shape is None and given is not None else self._shape
+        if len(names) != outputs:
+            names = ()
+        first_input = read_input(item)
+        shape = self._shape
+        kind = None
+        if first_input is not None:
+            kind = str(first_input.dtype).removeprefix("torch.")
+            if shape is None:
+                shape = first_input.shape
         return Examples(
             training,
             evaluation,
@@ -199,38 +225,74 @@ class Datasets(DataSource):
             outputs=outputs,
             shape=None if shape is None else tuple(shape),
             classifies=classifies,
-            targets=classes if classifies else None,
+            targets=classes,
             targets_found=self._targets is None,
             weights=weights,
             groups=groups,
             ordered=self._ordered,
-            names=names if len(names) == outputs else (),
+            names=names,
             tokens=_tokens_of(dataset, item),
-            kind=None if given is None else str(given.dtype).removeprefix("torch."),
+            kind=kind,
         )
 
-    def _group_names(self, dataset: Any) -> tuple[str, ...]:
+    def _make_evaluation_view(self, training: Items) -> Items:
+        """Returns the examples for evaluation, and after them those of `valid`, if there is one.
+
+        Args:
+            training: the view for training, which is the view for evaluation too if there is
+                neither `evaluate` nor `valid`.
+        """
+        parts = list(training.parts)
+        if self._datasets["evaluate"] is not None:
+            dataset = self._load_dataset("evaluate")
+            if len(dataset) != len(training):
+                raise DataError(
+                    f"data.evaluate must be as long as the {len(training)} examples of data.train, "
+                    f"to be another view of them; got {len(dataset)}"
+                )
+            parts = [NamedDataset("data.evaluate", dataset)]
+        loads_valid = self._load is not None and self.validation is None
+        if self._datasets["valid"] is not None or loads_valid:
+            parts.append(NamedDataset("data.valid", self._load_dataset("valid")))
+        if [part.key for part in parts] == ["data.train"]:
+            return training
+        return Items(tuple(parts), self._collate)
+
+    def _group_names(self, dataset: MapDataset) -> tuple[str, ...]:
+        """Returns the group of each example of a test set, if `groups` is a function that knows it.
+
+        The function is written for the training set, and may fail for another one.
+        """
         if not callable(self._groups):
             return ()
         names: tuple[str, ...] = ()
-        with suppress(Exception):  # it is written for the training set
-            names = tuple(map(str, self._groups(dataset)))
-        return names if len(names) == len(dataset) else ()
+        with suppress(Exception):
+            groups: Any = self._groups(dataset)
+            names = tuple(map(str, groups))
+        if len(names) != len(dataset):
+            return ()
+        return names
 
-    def _dataset(self, part: str) -> Any:
-        given, key = self._given[part], f"data.{part}"
+    def _load_dataset(self, part: str) -> MapDataset:
+        """Returns the Dataset of a part, and checks that it is map-style and not empty.
+
+        Args:
+            part: one of PARTS.
+        """
+        source = self._datasets[part]
+        key = f"data.{part}"
+        dataset: Any = source
         try:
-            if given is None and self._load is not None:
+            if source is None and self._load is not None:
                 key = f"data.load({part!r})"
                 dataset = self._load(part)
-            else:
-                called = callable(given) and not hasattr(given, "__getitem__")
-                dataset = given() if called else given
+            elif callable(source) and not hasattr(source, "__getitem__"):
+                dataset = source()
         except (DataError, ConfigError, MemoryError):
             raise
-        except Exception as error:  # whatever a user's class raises
+        except Exception as error:  # a user's class may raise anything
             raise DataError(f"{key}: {name_error(error)}") from error
-        # Those of an IterableDataset can be neither held out nor drawn by their number.
+        # The examples of an IterableDataset can be neither held out nor drawn by their number.
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise DataError(
                 f"{key} must be a map-style Dataset, with __len__ and __getitem__, "
@@ -238,28 +300,44 @@ class Datasets(DataSource):
             )
         if not len(dataset):
             raise DataError(f"{key} must have at least one item; {type(dataset).__name__} is empty")
-        return dataset
+        checked: MapDataset = dataset
+        return checked
 
-    def _rows(self, name: str, given: Any, dataset: Any) -> Tensor:
-        """Returns a value for each training example: its weight, group or class."""
+    def _read_rows(
+        self,
+        name: str,
+        rows: ArrayLike | Callable[[MapDataset], ArrayLike],
+        dataset: MapDataset,
+    ) -> Tensor:
+        """Returns a number for each training example: its weight, group or class.
+
+        Args:
+            name: the key of the config.
+            rows: the value of the key: numbers, or a function of the Dataset that returns them.
+                Groups may be of any type, such as names of patients; they are numbered.
+            dataset: the Dataset of the training set.
+        """
         try:
-            array = np.asarray(given(dataset) if callable(given) else given)
-            if name == "groups":  # of any type, such as names of patients
-                array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
-            rows = torch.as_tensor(array)
+            if callable(rows):
+                rows = rows(dataset)
+            array = np.asarray(rows)
+            if name == "groups":
+                _, numbers = np.unique(array, return_inverse=True)
+                array = numbers.reshape(array.shape)
+            tensor = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"data.{name} must be a list or an array: {error}") from error
-        if rows.ndim != 1 or len(rows) != len(dataset):
+        if tensor.ndim != 1 or len(tensor) != len(dataset):
             raise DataError(
                 f"data.{name} must be as long as the {len(dataset)} examples of data.train, one "
-                f"for each; got {tuple(rows.shape)}"
+                f"for each; got {tuple(tensor.shape)}"
             )
-        return rows
+        return tensor
 
-    def _weights_of(self, dataset: Any) -> Tensor | None:
+    def _read_weights(self, dataset: MapDataset) -> Tensor | None:
         if self._weights is None:
             return None
-        weights = self._rows("weights", self._weights, dataset).double()
+        weights = self._read_rows("weights", self._weights, dataset).double()
         if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or not weights.sum():
             raise DataError(
                 "data.weights must be finite numbers of at least 0, and not all 0; "
@@ -267,10 +345,10 @@ class Datasets(DataSource):
             )
         return weights
 
-    def _classes_of(self, dataset: Any) -> Tensor | None:
+    def _read_classes(self, dataset: MapDataset) -> Tensor | None:
         if self._targets is None:
-            return _known_classes(dataset)
-        classes = self._rows("targets", self._targets, dataset)
+            return _find_classes(dataset)
+        classes = self._read_rows("targets", self._targets, dataset)
         if classes.is_floating_point() or classes.min() < 0:
             raise DataError(
                 "data.targets must be classes, integers from 0; leave it out where numbers "
@@ -278,89 +356,136 @@ class Datasets(DataSource):
             )
         return classes.long()
 
-    def _identify(self, views: Sequence[Items], *rows: Tensor | None) -> str:
-        """Returns a digest of the content, without reading all of it."""
+    def _compute_digest(self, views: Sequence[Items], *rows: Tensor | None) -> str:
+        """Returns a digest of the content, without reading all of it.
+
+        Args:
+            views: the items whose Datasets are hashed.
+            rows: further tensors to hash, such as weights; None for those that there are not.
+        """
+        datasets: dict[str, MapDataset] = {}
+        for view in views:
+            datasets.update(view.parts)
         digest = hashlib.sha256()
-        for key, dataset in {key: part for items in views for key, part in items.parts}.items():
-            own = self._digest(dataset) if callable(self._digest) else self._digest
-            if own is not None:
-                digest.update(f"{key} {own}\n".encode())
+        for key, dataset in datasets.items():
+            identity = self._digest
+            if callable(identity):
+                identity = identity(dataset)
+            if identity is not None:
+                digest.update(f"{key} {identity}\n".encode())
                 continue
             digest.update(f"{key} {len(dataset)}\n".encode())
-            if (files := _files_of(dataset)) is not None:
+            files = _describe_files(dataset)
+            if files is not None:
                 digest.update("\n".join(files).encode())
                 continue
-            items = Items(((key, dataset),))
-            for index in items.some():
-                for part in _content(items.at(index)):
-                    digest.update(part)
-        for each in rows:
-            digest.update(b"" if each is None else each.numpy().tobytes())
+            items = Items((NamedDataset(key, dataset),))
+            for index in items.sample_indices():
+                for content in _content(items.load_item(index)):
+                    digest.update(content)
+        for tensor in rows:
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
 
-def drawn_anew(part: Any) -> str:
-    """Returns the key of the validation Dataset if its first item differs between two reads.
+def _count_outputs(
+    classifies: bool, names: Sequence[str], classes: Tensor | None, target: Tensor | None
+) -> int | None:
+    """Returns how many outputs a network needs, or None if nothing says so.
+
+    Args:
+        classifies: whether the targets are classes.
+        names: the names of the classes; empty if they are not known.
+        classes: the class of each training example; None if they are not known.
+        target: the target of the first item; None if it is not a tensor.
+    """
+    if classifies:
+        if names:
+            return len(names)
+        if classes is not None:
+            return int(classes.max()) + 1
+    elif target is not None and target.ndim < 2:
+        return target.numel()
+    return None
+
+
+def find_random_validation(examples: Part | None) -> str:
+    """Finds a validation Dataset that returns another first item each time, as augmentation does.
+
+    Args:
+        examples: a training set.
 
     Returns:
-        "" if it does not differ, and for data in memory.
+        The key that names the Dataset; "" if two items are equal, and for data in memory.
     """
-    if not isinstance(part, Examples):
+    if not isinstance(examples, Examples):
         return ""
-    key, dataset = part.evaluation.parts[-1]
-    items = Items(((key, dataset),))
-    drawn = (items.at(0, seed) for seed in (ALWAYS, ALWAYS + 1))
-    first, second = (b"".join(_content(item)) for item in drawn)
-    return "" if first == second else key
+    part = examples.evaluation.parts[-1]
+    items = Items((part,))
+    first = b"".join(_content(items.load_item(0, SAMPLE_SEED)))
+    second = b"".join(_content(items.load_item(0, SAMPLE_SEED + 1)))
+    if first == second:
+        return ""
+    return part.key
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    """Returns the names of the classes in their order, if a Dataset knows them."""
+def _class_names(dataset: object) -> tuple[str, ...]:
+    """Returns the names of the classes in their order; empty if a Dataset does not know them."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+    if hasattr(dataset, "classes") and isinstance(dataset.classes, list | tuple):
+        return tuple(map(str, dataset.classes))
+    return ()
 
 
-def _check_classes(parts: Sequence[tuple[str, Any]]) -> None:
+def _check_classes(parts: Sequence[NamedDataset]) -> None:
     """Raises DataError if a Dataset numbers the classes differently from the first.
 
-    A folder of images counts its own classes, so that a missing class shifts the others.
+    A folder of images counts its own classes, so that a missing class shifts the numbers of others.
     """
-    key, expected = parts[0][0], _class_names(parts[0][1])
-    for name, dataset in parts[1:]:
-        classes = _class_names(dataset)
+    expected = _class_names(parts[0].dataset)
+    for part in parts[1:]:
+        classes = _class_names(part.dataset)
         if classes and expected and classes != expected:
             raise DataError(
-                f"{name} must have the classes of {key} in their order, {', '.join(expected)}; got "
-                f"{', '.join(classes)}: the same number would mean another class; give each part "
-                "all classes, a missing one as an empty folder (allow_empty=true of torchvision's "
-                "ImageFolder)"
+                f"{part.key} must have the classes of {parts[0].key} in their order, "
+                f"{', '.join(expected)}; got {', '.join(classes)}: the same number would mean "
+                "another class; give each part all classes, a missing one as an empty folder "
+                "(allow_empty=true of torchvision's ImageFolder)"
             )
 
 
-def _known_classes(dataset: Any) -> Tensor | None:
-    """Returns the classes of a Dataset's items without loading them, if it knows them."""
+def _find_classes(dataset: MapDataset) -> Tensor | None:
+    """Returns the classes of a Dataset's items without loading them; None if it lacks them.
+
+    They are in its attribute `targets` or `labels`, or the last one of a TensorDataset's `tensors`.
+    """
     if isinstance(dataset, Subset):
-        classes = _known_classes(dataset.dataset)
-        return None if classes is None else classes[torch.as_tensor(dataset.indices)]
-    tensors = getattr(dataset, "tensors", None) or (None,)
-    for rows in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), tensors[-1]):
+        full_dataset: Any = dataset.dataset
+        classes = _find_classes(full_dataset)
+        if classes is None:
+            return None
+        return classes[torch.as_tensor(dataset.indices)]
+    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    if hasattr(dataset, "tensors") and dataset.tensors:
+        candidates.append(dataset.tensors[-1])
+    for candidate in candidates:
         try:
-            array = np.asarray(rows)
+            array = np.asarray(candidate)
         except (TypeError, ValueError, RuntimeError):
             continue
-        whole = array.ndim == 1 and len(array) == len(dataset) and array.dtype.kind in "iu"
-        if whole and array.min() >= 0:
+        fits = array.ndim == 1 and len(array) == len(dataset) and array.dtype.kind in "iu"
+        if fits and array.min() >= 0:
             return torch.as_tensor(array.astype(np.int64))
     return None
 
 
-def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
-    """Returns the attribute `tokens` of a Dataset; raises DataError if it does not fit."""
-    tokens = getattr(dataset, "tokens", None)
-    if not isinstance(tokens, Tokens):
+def _tokens_of(dataset: MapDataset, item: object) -> Tokens | None:
+    """Returns the attribute `tokens` of a Dataset; raises DataError if it does not fit an item."""
+    if not hasattr(dataset, "tokens") or not isinstance(dataset.tokens, Tokens):
         return None
+    tokens = dataset.tokens
     if tokens.row_of(item) is None:
         path = "".join(f"[{step!r}]" for step in tokens.path)
         raise DataError(
@@ -371,35 +496,45 @@ def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
     return tokens
 
 
-def _files_of(dataset: Any) -> list[str] | None:
-    """Describes the files that a folder of torchvision lists in `samples` or `imgs`."""
+def _describe_files(dataset: MapDataset) -> list[str] | None:
+    """Describes the files of a folder that torchvision has read, in `samples` or `imgs`.
+
+    Returns:
+        For each file a line of its path, size, time, and what the Dataset says of it. The path is
+        relative to the common folder, since that may differ on another machine. None if the Dataset
+        has no such list.
+    """
     for name in ("samples", "imgs"):
+        lines = []
         try:
-            rows = [
-                row if isinstance(row, tuple | list) else (row,) for row in getattr(dataset, name)
-            ]
+            rows = []
+            for row in getattr(dataset, name):
+                rows.append(row if isinstance(row, tuple | list) else (row,))
             paths = [os.path.abspath(row[0]) for row in rows]
-            # Not by the whole path, which may differ on another machine.
-            above = os.path.commonpath([os.path.dirname(path) for path in paths])
-            found = [os.stat(path) for path in paths]
+            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+            for path, row in zip(paths, rows, strict=True):
+                status = os.stat(path)
+                relative = os.path.relpath(path, folder)
+                lines.append(f"{relative} {status.st_size} {status.st_mtime_ns} {row[1:]}")
         except (AttributeError, LookupError, OSError, TypeError, ValueError):
-            continue  # something else of that name
-        return [
-            f"{os.path.relpath(path, above)} {stat.st_size} {stat.st_mtime_ns} {row[1:]}"
-            for path, stat, row in zip(paths, found, rows, strict=True)
-        ]
+            continue  # the Dataset has no attribute of that name, or it is something else
+        return lines
     return None
 
 
 def _content(value: Any) -> Iterator[bytes]:
-    """Yields the bytes of an item, and of what it is made of."""
+    """Yields the bytes of an item, and of the values within it."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        if value.numel():
+            yield value.flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, np.ndarray):
         yield f"{value.dtype} {value.shape}".encode()
-        yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
+        if value.dtype == object:  # its bytes are addresses
+            yield repr(value.tolist()).encode()
+        else:
+            yield value.tobytes()
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield repr(key).encode()
@@ -410,24 +545,38 @@ def _content(value: Any) -> Iterator[bytes]:
             yield from _content(part)
     elif isinstance(value, str | bytes | int | float | bool | type(None) | np.generic):
         yield repr(value).encode()
-    elif callable(getattr(value, "tobytes", None)):  # a Pillow image
+    elif hasattr(value, "tobytes") and callable(value.tobytes):  # a Pillow image
         yield value.tobytes()
     else:
         yield type(value).__name__.encode()
 
 
-def location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the paths of the keys of a section `data` that say where and how data are loaded."""
-    found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
-    if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:
-        found += [(name,) for name in LOADING if name in data]
-        found += [(name, *path) for name in LOADERS for path in _roots(data.get(name))]
-    return found
+def find_location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Finds the keys of a section `data` that say where and how data are loaded.
+
+    They are not part of the study definition, since they change no result.
+
+    Returns:
+        The path of each key: ("root",), ("train", "dataset", "root").
+    """
+    paths: list[tuple[str, ...]] = []
+    if "root" in data:
+        paths.append(("root",))
+    is_of_studyloom = str(data.get("_target_", "")).startswith("studyloom.data.")
+    if is_of_studyloom and any(name in data for name in LOADERS):
+        paths += [(name,) for name in LOADING if name in data]
+        for name in LOADERS:
+            paths += [(name, *path) for path in _find_roots(data.get(name))]
+    return paths
 
 
-def _roots(value: Any) -> Iterator[tuple[str, ...]]:
-    for name, inner in value.items() if isinstance(value, dict) else ():
+def _find_roots(section: object) -> Iterator[tuple[str, ...]]:
+    """Yields the path of each key `root` in a section, at any depth."""
+    if not isinstance(section, dict):
+        return
+    for name, value in section.items():
         if name == "root":
             yield (name,)
         else:
-            yield from ((name, *path) for path in _roots(inner))
+            for path in _find_roots(value):
+                yield (name, *path)

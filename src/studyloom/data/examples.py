@@ -1,7 +1,7 @@
 """Examples of a Dataset, which are loaded when they are needed, item by item, under a seed.
 
-What a batch holds depends only on its items and its seed: not on the process that loads it, nor
-on the batches before it. So training draws the same whatever `data.num_workers` is.
+The content of a batch depends only on its items and its seed. It does not depend on the process
+that loads it, nor on the batches before it: training draws the same for any `data.num_workers`.
 """
 
 import functools
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,31 +21,63 @@ from studyloom.data.split import Fold, Folds, Split, Tokens, make_folds
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 from studyloom.text import name_error
 
-SAMPLED = 16  # items of a large dataset that are looked at before the first trial
-ALWAYS = 0  # the seed under which they are
+SAMPLED = 16  # the number of items of a large Dataset that are loaded before the first trial
+SAMPLE_SEED = 0  # the seed under which they are loaded
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds PyTorch, NumPy and Python for the body, and restores their states afterwards."""
     generator = torch.default_generator
-    states = generator.get_state(), np.random.get_state(), random.getstate()
+    state_of_torch = generator.get_state()
+    state_of_numpy = np.random.get_state()
+    state_of_python = random.getstate()
     try:
         generator.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
     finally:
-        generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        generator.set_state(state_of_torch)
+        np.random.set_state(state_of_numpy)
+        random.setstate(state_of_python)
+
+
+class MapDataset(Protocol):
+    """A map-style Dataset: its items are numbered from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class NamedDataset(NamedTuple):
+    """A Dataset, and the key of the config that names it, such as data.train."""
+
+    key: str
+    dataset: MapDataset
+
+
+class ItemPlace(NamedTuple):
+    """The place of an item: its Dataset, the key that names it, and the item's position there."""
+
+    key: str
+    dataset: MapDataset
+    position: int
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """The items of one Dataset, or of several one after the other, and how they become a batch."""
+    """The items of one Dataset, or of several one after the other, and how they become a batch.
 
-    parts: tuple[tuple[str, Any], ...]  # the datasets, each after the key that names it
+    Args:
+        parts: the Datasets in their order.
+        collate: a function from a list of items to a batch; None: PyTorch's default_collate.
+        cache: the items that have been loaded, by their index; None: each item is loaded again when
+            it is needed.
+    """
+
+    parts: tuple[NamedDataset, ...]
     collate: Callable[[list[Any]], Any] | None = None
     cache: dict[int, Any] | None = None
 
@@ -55,64 +87,75 @@ class Items:
     def __getitem__(self, index: int) -> Any:
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        key, dataset, own = self._locate(index)
+        place = self._locate(index)
         try:
-            item = dataset[own]
+            item = place.dataset[place.position]
         except MemoryError:
             raise
-        except Exception as error:  # whatever a user's dataset raises
-            raise _explained(f"{key}: item {own} raised", error) from error
+        except Exception as error:  # a user's Dataset may raise anything
+            raise _explain(f"{place.key}: item {place.position} raised", error) from error
         if self.cache is not None:
             self.cache[index] = item
         return item
 
-    def _locate(self, index: int) -> tuple[str, Any, int]:
+    def _locate(self, index: int) -> ItemPlace:
         for key, dataset in self.parts:
             if index < len(dataset):
-                return key, dataset, index
+                return ItemPlace(key, dataset, index)
             index -= len(dataset)
         raise IndexError(index)
 
-    def at(self, index: int, seed: int = ALWAYS) -> Any:
+    def load_item(self, index: int, seed: int = SAMPLE_SEED) -> Any:
         """Returns an item, the same each time even if the Dataset draws random numbers."""
         with seeded(seed):
             return self[index]
 
-    def some(self) -> list[int]:
-        """Returns some evenly spaced indices, the first and the last among them."""
-        if len(self) <= SAMPLED:
+    def sample_indices(self) -> list[int]:
+        """Returns at most SAMPLED evenly spaced indices, the first and the last among them."""
+        last = len(self) - 1
+        if last < SAMPLED:
             return list(range(len(self)))
-        return [k * (len(self) - 1) // (SAMPLED - 1) for k in range(SAMPLED)]
+        return [k * last // (SAMPLED - 1) for k in range(SAMPLED)]
 
-    def fetch(self, indices: Sequence[int], seed: int) -> Any:
-        """Returns the batch of some items; DataError names what raises an exception there."""
+    def load_batch(self, indices: Sequence[int], seed: int) -> Any:
+        """Returns the batch of some items.
+
+        Args:
+            indices: the positions of the items.
+            seed: seeds the random numbers that the Dataset and `collate` draw.
+
+        Raises:
+            DataError: an item, or `collate`, raises an exception; the message names it.
+        """
         with seeded(seed):
-            return self._put_together(self._items(indices))
+            return self._collate_items(self._load_items(indices))
 
-    def _items(self, indices: Sequence[int]) -> list[Any]:
-        together = getattr(self.parts[0][1], "__getitems__", None)
-        if together is not None and len(self.parts) == 1 and self.cache is None:
-            with suppress(Exception):  # one by one, to name the item
-                return list(together(list(indices)))
+    def _load_items(self, indices: Sequence[int]) -> list[Any]:
+        dataset = self.parts[0].dataset
+        if hasattr(dataset, "__getitems__") and len(self.parts) == 1 and self.cache is None:
+            # An error would not say which item it is of. They are loaded one by one then.
+            with suppress(Exception):
+                return list(dataset.__getitems__(list(indices)))
         return [self[index] for index in indices]
 
-    def _put_together(self, items: list[Any]) -> Any:
-        make = default_collate if self.collate is None else self.collate
-        name = "PyTorch's default_collate" if self.collate is None else name_of(self.collate)
+    def _collate_items(self, items: list[Any]) -> Any:
+        make_batch = default_collate
+        name = "PyTorch's default_collate"
+        fix = (
+            "; items of several shapes or types need a data.collate, a function of a list of "
+            f"items to a batch, {TRAIN_IT_YOURSELF}"
+        )
+        if self.collate is not None:
+            make_batch = self.collate
+            name = function_name(self.collate)
+            fix = ""
         try:
-            batch = make(items)
+            batch = make_batch(items)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a user's function raises
-            way_out = (
-                "; items of several shapes or types need a data.collate, a function of a list of "
-                f"items to a batch, {TRAIN_IT_YOURSELF}"
-            )
-            raise _explained(
-                f"data.collate: {name} raised",
-                error,
-                f" for {len(items)} items{way_out if self.collate is None else ''}",
-            ) from error
+        except Exception as error:  # a user's function may raise anything
+            end = f" for {len(items)} items{fix}"
+            raise _explain(f"data.collate: {name} raised", error, end) from error
         if batch is None:
             raise DataError(
                 f"data.collate must return the batch of a list of items; {name} returned None"
@@ -124,7 +167,10 @@ class Items:
 class Loading:
     """How items are loaded; not part of the study definition, since it changes no result.
 
-    With `persistent_workers` the processes that load outlive an epoch, and end with the trial.
+    Args:
+        num_workers: the number of processes that load batches; 0: the trial's own process.
+        pin_memory: whether batches are loaded into pinned memory.
+        persistent_workers: whether these processes outlive an epoch, and end with the trial.
     """
 
     num_workers: int = 0
@@ -139,18 +185,25 @@ class Examples:
     Its length is the number of examples to train on.
 
     Args:
-        training: the examples as one trains on them.
-        evaluation: the same as one evaluates them, followed by those of a given validation set,
-            if there is one.
-        outputs: how many numbers a network returns for each input; None if that is not known.
-        shape: of one input; None if it is not one tensor.
+        training: the examples for training, which may be cropped at random and the like.
+        evaluation: the same examples for evaluation, without random changes. The examples of a
+            separate validation set follow, if there is one.
+        loading: how items are loaded.
+        digest: a string that identifies the data.
+        outputs: the number of outputs of a network for each input; None if it is not known.
+        shape: the shape of one input; None if it is not one tensor.
+        classifies: whether the targets are classes.
         targets: the class of each training example, int64 (n,); None if it is not known.
-        targets_found: whether they are an attribute of the Dataset, and not given as data.targets.
-        weights: with which each training example is drawn, (n,); None for each once an epoch.
-        groups: of each training example, int64 (n,).
+        targets_found: whether they are an attribute of the Dataset, and not the key data.targets.
+        weights: how often each training example is drawn, relative to the others, (n,); None: each
+            once an epoch.
+        groups: the number of each training example's group, int64 (n,); None: no groups.
+        ordered: whether the examples are in time order.
+        names: the names of the classes; empty if they have none.
         group_names: the group of each example of a test set, such as its speaker.
-        kind: what the inputs are made of, such as float32; None if they are not one tensor.
-        device: where batches are moved to.
+        tokens: the vocabulary, if the inputs are texts; None otherwise.
+        kind: the type of the inputs, such as float32; None if they are not one tensor.
+        device: the device to which batches are moved.
     """
 
     in_memory: ClassVar[bool] = False
@@ -181,8 +234,8 @@ class Examples:
         return len(self.training)
 
     @property
-    def _own(self) -> Tensor | None:
-        # The indices of the given validation set, if there is one.
+    def _validation_indices(self) -> Tensor | None:
+        """The indices of the separate validation set in `evaluation`; None if there is none."""
         if len(self.evaluation) == len(self):
             return None
         return torch.arange(len(self), len(self.evaluation))
@@ -205,14 +258,19 @@ class Examples:
         return Subset(items, indices.tolist())
 
     def folds(self, count: int, validation: int | None, seed: int) -> Folds:
-        """Divides the examples, or returns the given validation set as the only fold."""
-        if self._own is not None:
+        """Divides the examples as `Split.folds` does.
+
+        If there is a separate validation set, the only fold trains on all examples, and validates
+        on that set.
+        """
+        validation_indices = self._validation_indices
+        if validation_indices is not None:
             if count > 1:
                 raise DataError(
                     f"objective.folds must be 1 where the data has its own validation set; "
                     f"got {count}; or leave out data.valid"
                 )
-            return [Fold(torch.arange(len(self)), self._own)]
+            return [Fold(torch.arange(len(self)), validation_indices)]
         if validation is None:
             if count == 1:
                 raise DataError(
@@ -220,8 +278,12 @@ class Examples:
                     "validation set; or name its Dataset as data.valid"
                 )
             validation = 0
-        known = self.targets if self.targets is not None else torch.zeros(len(self))
-        return make_folds(known, count, validation, seed, ordered=self.ordered, groups=self.groups)
+        targets = self.targets
+        if targets is None:
+            targets = torch.zeros(len(self))  # floats, which are not stratified
+        return make_folds(
+            targets, count, validation, seed, ordered=self.ordered, groups=self.groups
+        )
 
     def whole_fold(self) -> Fold:
         """Returns a fold that trains on all examples; see `Split.whole_fold`.
@@ -229,55 +291,74 @@ class Examples:
         It evaluates the separate validation set, if there is one, and else a fifth of the examples.
         """
         indices = torch.arange(len(self))
-        if self._own is not None:
-            return Fold(indices, self._own)
+        if self._validation_indices is not None:
+            return Fold(indices, self._validation_indices)
         return Fold(indices, indices[: max(1, len(self) // 5)])
 
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example in evaluation; None if it is not one tensor."""
-        return input_of(self.evaluation.at(index))
+        return read_input(self.evaluation.load_item(index))
 
     def adapt_modules(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes."""
+        """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes.
+
+        Args:
+            modules: modules with a method `adapt`.
+            train: the indices of the training examples, int64.
+            part: "network" or "loss", of which the modules are part.
+
+        Raises:
+            DataError: the modules are part of a network, or the classes are not known: a Dataset
+                would have to load each item.
+        """
         if part == "network" or self.targets is None:
             raise DataError(
                 f"the {part} learns from all inputs or targets before the first step (its method "
                 "adapt, as in model.standardize=true and loss.weights=balanced), and a Dataset "
                 "loads them one by one; normalize them in the Dataset, or give data.targets"
             )
-        inputs, targets = torch.empty(len(train), 0), self.targets[train.cpu()].to(self.device)
+        inputs = torch.empty(len(train), 0)
+        targets = self.targets[train.cpu()].to(self.device)
         for module in modules:
             module.adapt(inputs, targets)
 
     def check(self) -> None:
-        """Raises DataError if one of some items cannot be loaded, or differs from the others."""
+        """Loads a sample of the items.
+
+        Raises:
+            DataError: an item cannot be loaded, has another structure than the first, or another
+                class than its Dataset says.
+        """
         for items in dict.fromkeys((self.training, self.evaluation)):
-            first = structure(items.at(0))
-            for index in items.some():
-                item = items.at(index)
-                made = structure(item)
-                if made != first and items.collate is None:
+            first = describe_structure(items.load_item(0))
+            for index in items.sample_indices():
+                item = items.load_item(index)
+                structure = describe_structure(item)
+                if structure != first and items.collate is None:
                     raise DataError(
-                        f"{items.parts[0][0]}: all items must have the same structure; item 0 is "
-                        f"{first}, and item {index} is {made}; make batches of them with your "
+                        f"{items.parts[0].key}: all items must have the same structure; item 0 is "
+                        f"{first}, and item {index} is {structure}; make batches of them with your "
                         f"own data.collate, {TRAIN_IT_YOURSELF}"
                     )
-                self._check_class(items, index, target_of(item))
+                self._check_class(items, index, read_target(item))
 
     def _check_class(self, items: Items, index: int, target: Tensor | None) -> None:
         """Raises DataError if an item has another class than its Dataset says."""
         if self.targets is None or not self.targets_found or index >= len(self):
             return
-        known = int(self.targets[index])
-        if target is not None and not target.ndim and target.item() != known:
+        expected = int(self.targets[index])
+        if target is not None and not target.ndim and target.item() != expected:
             raise DataError(
-                f"{items.parts[0][0]}: item {index} is of class {target.item()}, but {known} in "
-                "the targets or labels of the Dataset, as by a target_transform; give the classes "
-                "of all items as data.targets, and their number as data.outputs"
+                f"{items.parts[0].key}: item {index} is of class {target.item()}, but {expected} "
+                "in the targets or labels of the Dataset, as by a target_transform; give the "
+                "classes of all items as data.targets, and their number as data.outputs"
             )
 
     def for_preflight(self) -> "Examples":
-        """Returns a copy for tries before the first trial: each item is loaded once, and here."""
+        """Returns a copy for the checks before the first trial.
+
+        It loads each item once, in this process, and leaves batches on the CPU.
+        """
         return replace(
             self,
             training=replace(self.training, cache={}),
@@ -287,77 +368,99 @@ class Examples:
         )
 
     def order_for_preflight(self, train: Tensor) -> Tensor:
+        """Returns the indices unchanged: no item is known to be special before it is loaded."""
         return train
 
 
-# A part of a data set: in memory, or loaded example by example.
+# A training or test set: in memory, or loaded example by example.
 Part = Split | Examples
 
 
-def input_of(item: Any) -> Tensor | None:
+def read_input(item: object) -> Tensor | None:
     """Returns the input of an item `(input, target)`; None if it is not one tensor."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         return None
     return _as_tensor(item[0])
 
 
-def target_of(item: Any) -> Tensor | None:
-    """Returns the target of an item `(input, …, target)`; None if it is no tensor."""
+def read_target(item: object) -> Tensor | None:
+    """Returns the target of an item `(input, …, target)`; None if it is not a tensor."""
     if not isinstance(item, tuple | list) or len(item) < 2:
         return None
     return _as_tensor(item[-1])
 
 
-def _as_tensor(value: Any) -> Tensor | None:
+def _as_tensor(value: object) -> Tensor | None:
+    """Converts a tensor, an array or a number to a tensor; returns None for anything else."""
     if isinstance(value, Tensor | np.ndarray | np.generic | int | float):
-        with suppress(TypeError):  # of an array of words
+        with suppress(TypeError):  # an array of words, or of other objects
             return torch.as_tensor(value)
     return None
 
 
-def structure(value: Any, *, nested: bool = False) -> str:
+def describe_structure(value: object, *, nested: bool = False) -> str:
     """Describes the structure of a batch or an item, without its sizes.
 
-    A list of things alike, and a tuple of them within the batch, is described by one of them.
+    If all values of a list have the same structure, one is described. A nested tuple of such values
+    is described like a list; the outermost tuple is a batch or an item, of inputs and targets.
+
+    Args:
+        nested: whether the value is within another one.
     """
-    if isinstance(value, Tensor | np.ndarray):
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        return f"{kind} of {str(value.dtype).removeprefix('torch.')}, {value.ndim} dimensions"
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"tensor of {dtype}, {value.ndim} dimensions"
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype}, {value.ndim} dimensions"
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{key}: {structure(part, nested=True)}" for key, part in value.items())
-        return f"{{{inner}}}"
+        entries = []
+        for key, part in value.items():
+            entries.append(f"{key}: {describe_structure(part, nested=True)}")
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, list | tuple):
-        parts = [structure(part, nested=True) for part in value]
+        parts = [describe_structure(part, nested=True) for part in value]
         if (nested or type(value) is list) and len(set(parts)) == 1:
             parts = [parts[0], "…"]
         return f"({', '.join(parts)})"
     return type(value).__name__
 
 
-def move(value: Any, device: torch.device) -> Any:
+def move_to_device(value: Any, device: torch.device) -> Any:
     """Moves the tensors of a batch to a device, in tuples, lists and mappings at any depth."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, tuple) and hasattr(value, "_fields") and not hasattr(value, "to"):
-        return type(value)(*(move(part, device) for part in value))
+    is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
+    if is_named_tuple and not hasattr(value, "to"):
+        return type(value)(*(move_to_device(part, device) for part in value))
     if type(value) in (list, tuple):
-        return type(value)(move(part, device) for part in value)
+        return type(value)(move_to_device(part, device) for part in value)
     if isinstance(value, dict):
-        return {key: move(part, device) for key, part in value.items()}
-    if callable(getattr(value, "to", None)):  # a packed sequence, or a custom class
+        return {key: move_to_device(part, device) for key, part in value.items()}
+    if hasattr(value, "to") and callable(value.to):  # a packed sequence, or a custom class
         return value.to(device)
     return value
 
 
-def name_of(function: Any) -> str:
+def function_name(function: object) -> str:
     """Returns the name of a custom function or class, for messages."""
     while isinstance(function, functools.partial):
         function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
+    if hasattr(function, "__name__"):
+        return str(function.__name__)
+    return type(function).__name__
 
 
-def _explained(start: str, cause: Exception, end: str = "") -> DataError:
-    """Returns an error whose traceback shows that of its cause, also from another process."""
+def _explain(start: str, cause: Exception, end: str = "") -> DataError:
+    """Makes the error for an exception of a user's code.
+
+    A note has the traceback of that exception. The exception itself does not come along when the
+    error is sent from a process that loads.
+
+    Args:
+        start: the beginning of the message, before the type and text of the exception.
+        cause: the exception.
+        end: the end of the message.
+    """
     error = DataError(f"{start} {name_error(cause, 400)}{end}")
     error.add_note("".join(traceback.format_exception(cause)).rstrip())
     return error

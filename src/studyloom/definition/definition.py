@@ -22,7 +22,7 @@ from studyloom.config.values import (
     with_values,
     without_transform,
 )
-from studyloom.data.datasets import location_keys
+from studyloom.data.datasets import find_location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.defaults import with_defaults
@@ -341,7 +341,7 @@ def _deciding_sections(config: DictConfig, *left_out: str) -> dict[str, Any]:
     names = (name for name in SECTIONS if name not in left_out)
     sections = without_transform(plain_sections(config, *names))
     data: Any = sections.get("data")
-    for path in location_keys(data) if isinstance(data, dict) else ():
+    for path in find_location_keys(data) if isinstance(data, dict) else ():
         inner = data
         for name in path[:-1]:
             inner = inner[name]

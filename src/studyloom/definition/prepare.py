@@ -10,7 +10,7 @@ from studyloom.config.build import ErrorCollector, build
 from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
 from studyloom.data.data_source import DataSource
-from studyloom.data.datasets import NO_TEST, drawn_anew
+from studyloom.data.datasets import NO_TEST, find_random_validation
 from studyloom.data.training_data import TrainingData, load_shared
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
@@ -90,7 +90,7 @@ def preflight(
         attempt(lambda: attempt.errors.extend(check_sections(definition, strategy)))
     else:
         attempt(lambda: validate(definition, data, strategy))
-        if key := attempt(lambda: drawn_anew(data.split)):
+        if key := attempt(lambda: find_random_validation(data.split)):
             log.warning(
                 "%s returns another first item each time, as augmentation does, and trials are "
                 "validated on it; name the same examples without random changes as %s",

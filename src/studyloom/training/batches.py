@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from studyloom.data.examples import Examples, Items, Part, move
+from studyloom.data.examples import Examples, Items, Part, move_to_device
 from studyloom.data.split import Split
 from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, deferring_signals, end_with_parent
@@ -262,7 +262,7 @@ class Loader:
     def load_here(self, request: Request) -> Any:
         """Returns the batch of a request, loaded in this process."""
         view = self._views[request.is_training]
-        return self._to_device(view.fetch(request.indices, request.seed))
+        return self._to_device(view.load_batch(request.indices, request.seed))
 
     def end_epoch(self) -> None:
         """Ends the processes that load, unless they are persistent."""
@@ -320,7 +320,7 @@ class Loader:
     def _to_device(self, batch: Any) -> Any:
         if self._device.type == "cpu":
             return batch
-        return move(batch, self._device)
+        return move_to_device(batch, self._device)
 
     @contextlib.contextmanager
     def _explained_death(self) -> Iterator[None]:
@@ -365,7 +365,7 @@ class RequestedBatches(Dataset[Any]):
 
     def __getitem__(self, request: Request) -> Any:
         try:
-            return self._views[request.is_training].fetch(request.indices, request.seed)
+            return self._views[request.is_training].load_batch(request.indices, request.seed)
         except DataError as error:
             return error  # PyTorch would raise another one, without its notes
 

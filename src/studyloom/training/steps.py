@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from studyloom.data.examples import name_of
+from studyloom.data.examples import function_name
 from studyloom.errors import TRAIN_IT_YOURSELF
 
 # The type that autocast computes in, by precision.
@@ -120,7 +120,7 @@ class Steps:
         if not _has_three_tensors(result):
             raise ValueError(
                 "train.evaluate must return (loss, outputs, targets), by which objective.metric "
-                f"is computed; {name_of(self._evaluate)} returned {_describe(result)}"
+                f"is computed; {function_name(self._evaluate)} returned {_describe(result)}"
             )
         loss, outputs, targets = result
         if loss.ndim:
@@ -129,7 +129,8 @@ class Steps:
             if not tensor.ndim or len(tensor) != count:
                 raise ValueError(
                     f"train.evaluate must return {name} of each example; "
-                    f"{name_of(self._evaluate)} returned {_describe(tensor)} for {count} examples"
+                    f"{function_name(self._evaluate)} returned {_describe(tensor)} for "
+                    f"{count} examples"
                 )
         if outputs.is_floating_point():
             outputs = outputs.float()
@@ -152,7 +153,7 @@ class Steps:
             return result[0].float()
         raise ValueError(
             "train.step must return a loss, or (loss, outputs, targets); "
-            f"{name_of(step)} returned {_describe(result)}"
+            f"{function_name(step)} returned {_describe(result)}"
         )
 
 
@@ -165,7 +166,7 @@ def _refuse_loss(loss: Tensor, key: str, function: CustomStep | None) -> NoRetur
     """
     source = "of the section loss"
     if function is not None:
-        source = f"that {key} ({name_of(function)}) returns"
+        source = f"that {key} ({function_name(function)}) returns"
     if loss.ndim:
         raise ValueError(
             f"the loss {source} must be a scalar, the mean over the batch; got {_describe(loss)}; "

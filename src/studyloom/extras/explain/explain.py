@@ -12,7 +12,7 @@ from torch import Tensor
 
 from studyloom.averages import Interval
 from studyloom.config.values import describe_error
-from studyloom.data.examples import Examples, Items, Loading, Part
+from studyloom.data.examples import Examples, Items, Loading, NamedDataset, Part
 from studyloom.data.split import Split, Tokens
 from studyloom.data.transform import is_image
 from studyloom.errors import UndefinedMetric
@@ -301,7 +301,7 @@ def explain_texts(
             row: Tensor | None = test.inputs[index]
         else:
             assert isinstance(test, Examples)
-            row = tokens.row_of(test.evaluation.at(index))
+            row = tokens.row_of(test.evaluation.load_item(index))
         numbers = [] if row is None else tokens.numbers_of(row)
         read = numbers[:WORDS]
         if row is None or len({*numbers}) < 2:  # without its one word a text is empty
@@ -346,9 +346,9 @@ def with_inputs(
         targets = test.targets[index].repeat(len(inputs))
         return replace(test, inputs=torch.stack([*inputs]), targets=targets, references={})
     assert isinstance(test, Examples)
-    item = test.evaluation.at(index)
+    item = test.evaluation.load_item(index)
     items = [_put(item, [*path], each) for each in inputs]
-    view = Items((("data.test", items),), test.evaluation.collate)
+    view = Items((NamedDataset("data.test", items),), test.evaluation.collate)
     return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())
 
 

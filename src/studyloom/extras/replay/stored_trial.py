@@ -15,7 +15,7 @@ from studyloom.config import trust
 from studyloom.config.runs import read_written
 from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.datasets import location_keys
+from studyloom.data.datasets import find_location_keys
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.prepare import build_source, names_data
 from studyloom.errors import ConfigError
@@ -86,7 +86,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
         return TrainingData()
     section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
     if isinstance(section, dict):
-        for path in location_keys(section):
+        for path in find_location_keys(section):
             value: Any = functools.reduce(operator.getitem, path, section)
             if isinstance(value, str | int):  # not a section, which could name untrusted code
                 OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
