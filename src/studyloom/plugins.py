@@ -22,9 +22,7 @@ PLUGINS = {
     "predict": ("predict.predicting", "predict"),
     "propose": ("proposals.asking", "print_proposed"),
     "replay": ("replay.replay", "replay"),
-    "track_trials": ("trackers.projection", "track_trials"),
-    "trackers": ("trackers.projection", "build_trackers"),
-    "update_trackers": ("trackers.projection", "update_trackers"),
+    "tracking": ("trackers.projection", "make_tracking"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
-from studyloom.commands.search import StudyReporting
+from studyloom.commands.search import StudyReporting, TrackingReporting
 from studyloom.environment import WORKER
 from studyloom.winner.read_evaluation import WinnerStages
 from studyloom.worker.forks import can_fork
@@ -35,4 +35,4 @@ def run_command(config: DictConfig, command: Command | None = None) -> NoReturn:
 def work(config: DictConfig, command: Command, line: Line) -> NoReturn:
     """Works in this process on all stages of a study, as a worker that a launcher has started."""
     prepare_logging(logging.INFO)
-    run_worker(config, command, line, WinnerStages())
+    run_worker(config, command, line, TrackingReporting(), WinnerStages())

@@ -2,9 +2,12 @@
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
 
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs, prepare_logging
@@ -16,13 +19,24 @@ from studyloom.text import format_duration
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.process import ProcessReporting
 from studyloom.worker.stopping import Stop, read_control
 from studyloom.worker.task import Command, Task
 
 
-class StudyReporting(ProcessReporting):
+class TrackingReporting(ProcessReporting):
+    """Reports the trials of a search to the trackers of its config, as a worker does."""
+
+    def make_callbacks(self, config: DictConfig) -> Sequence[TrialCallback]:
+        if not config.track:
+            return ()
+        tracking = load_plugin("tracking")
+        return (tracking(config.track, Path(config.run_dir)),)
+
+
+class StudyReporting(TrackingReporting):
     """Shows the progress of a study, prints its result, and writes the files of the run directory.
 
     Args:
@@ -134,10 +148,8 @@ class StudyReporting(ProcessReporting):
         for stage in evaluation.stages:
             stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
         self.print_end(study, snapshot, stop)
-        if study.prepared.trackers:
-            update = load_plugin("update_trackers")
-            ended = not read_evaluation(study).left
-            update(study.stored, study.prepared.trackers, study.run_dir, ended=ended)
+        for callback in study.prepared.callbacks:
+            callback.finish(study.stored, ended=not read_evaluation(study).left)
         if missing is not None:
             raise missing
         return 0 if snapshot.best is not None or stop() else 1

@@ -12,6 +12,7 @@ __all__ = [
     "Launcher",
     "Local",
     "begin_search",
+    "callbacks",
     "driver",
     "failure_causes",
     "forks",

@@ -3,20 +3,19 @@
 They differ in their `Command` and their `Reporting`, and in the stages that they know.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from studyloom.definition.definition import Definition
-from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import forget_halt
 from studyloom.storage.reach import check_connections
 from studyloom.training.steps import on_threads
+from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy, Prepared, Stages
 from studyloom.worker.prepare_search import open_search, prepare
 from studyloom.worker.stage import Stage
@@ -38,6 +37,14 @@ class Reporting:
 
     def show_dry_run(self, definition: Definition) -> None:
         """Shows what a dry run would search."""
+
+    def make_callbacks(self, config: DictConfig) -> Sequence[TrialCallback]:
+        """Makes what gets each trial of the search that ends.
+
+        Raises:
+            ConfigError: all errors in its part of the config.
+        """
+        return ()
 
     def prepare(self, prepared: Prepared) -> None:
         """Prepares for a study whose config is correct, before it is opened.
@@ -93,7 +100,7 @@ def run_study(
         LaunchError: workers die before they claim a trial.
         NoWinner: a training that the result needs, or the test, has failed.
     """
-    prepared = prepare(config, joins=not command.begins)
+    prepared = prepare(config, joins=not command.begins, make_callbacks=reporting.make_callbacks)
     if config.study.dry_run:
         reporting.show_dry_run(prepared.definition)
         return 0
@@ -201,17 +208,13 @@ def make_worker(
     stopwatch: Stopwatch,
     command: Command,
 ) -> Iterator[Worker]:
-    """Makes the worker of this process for a stage, whose ended trials are tracked."""
+    """Makes the worker of this process for a stage, and closes its callbacks."""
     settings = study.definition.config.checkpoints
     checkpoints = None
     if settings.dir is not None:
         checkpoints = Path(settings.dir) / ("" if stage.is_search else stage.title)
         checkpoints.mkdir(parents=True, exist_ok=True)
-    tracking: Any = nullcontext(lambda trial: None)
-    if stage.is_search and study.prepared.trackers:
-        track = load_plugin("track_trials")
-        tracking = track(stage.stored, study.prepared.trackers, study.run_dir)
-    with tracking as on_end:
+    try:
         yield Worker(
             stage=stage,
             data=study.data,
@@ -221,6 +224,8 @@ def make_worker(
             watch=stopwatch,
             on_claim=command.line.say_claimed,
             pausing=lambda: stop.paused,
-            on_end=on_end,
             interval=settings.interval,
         )
+    finally:
+        for callback in stage.callbacks:
+            callback.close()

@@ -7,7 +7,7 @@ of the claim, so that a worker that has lost its claim writes nothing.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
@@ -38,6 +38,7 @@ from studyloom.storage.ledger import LEASE_FACTOR, Claim, WriteRows
 from studyloom.storage.redo import replace_trial
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
+from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.provenance import Provenance
 from studyloom.worker_log import format_trial_end
 
@@ -64,7 +65,7 @@ class HeldTrial:
         claim: The claim on its slot.
         limits: The limits of the trial and of the study.
         watch: Counts where the time of the worker goes.
-        on_end: Called with the trial once it has ended.
+        callbacks: Called with the trial once it has ended.
         is_search: Whether it is a trial of the search. A training of a later stage that has failed
             is tried again once: each candidate needs all its seeds.
         in_rounds: Whether failures in a row are counted by segment, see `decisions.rounds`.
@@ -80,7 +81,7 @@ class HeldTrial:
     claim: Claim
     limits: failures.Limits
     watch: Stopwatch
-    on_end: Callable[[FrozenTrial], None]
+    callbacks: Sequence[TrialCallback]
     is_search: bool = True
     in_rounds: bool = False
     provenance: Provenance | None = field(default=None, init=False)
@@ -241,7 +242,8 @@ class HeldTrial:
 
     def _announce(self, ended: FrozenTrial) -> None:
         """Reports the end of the trial to the follower of the worker, and in the log."""
-        self.on_end(ended)
+        for callback in self.callbacks:
+            callback(self.stored, ended)
         value = None
         if ended.state == TrialState.COMPLETE and ended.values is not None:
             value = ended.values[0]

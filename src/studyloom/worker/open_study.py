@@ -1,15 +1,15 @@
 """A study that is prepared from its config, and one that is open in its database."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.definition import Definition
 from studyloom.storage.stored_study import StoredStudy
+from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.stage import Stage
 from studyloom.worker.task import Launcher
 
@@ -20,7 +20,7 @@ class Prepared:
 
     Args:
         starts: the configurations that are tried first.
-        trackers: of the section `track`, by name.
+        callbacks: what gets each trial of the search that ends.
     """
 
     definition: Definition
@@ -30,7 +30,7 @@ class Prepared:
     url: str
     run_dir: Path
     starts: WarmStarts
-    trackers: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[TrialCallback] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from studyloom.config.build import ErrorCollector
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.prepare import define, load_data, preflight
-from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
 from studyloom.storage.stored_study import SEARCH
@@ -25,18 +24,22 @@ from studyloom.worker.begin_search import (
     join_search,
     may_be_new,
 )
+from studyloom.worker.callbacks import MakeCallbacks
 from studyloom.worker.local import Join, build_launcher
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.stage import Stage
 from studyloom.worker.stopping import Stop
 
 
-def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
+def prepare(
+    cfg: DictConfig, *, joins: bool = False, make_callbacks: MakeCallbacks = lambda config: ()
+) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
         joins: whether this process works on a study that exists already: its networks have been
             tried by the command that began the study, and there is no warm start.
+        make_callbacks: makes what gets each trial of the search that ends.
 
     Raises:
         ConfigError: lists every error.
@@ -46,7 +49,7 @@ def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
     launcher: Any = Join() if joins else attempt(lambda: build_launcher(cfg))
     attempt(check_device)
     url = attempt(lambda: required_url(cfg))
-    trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
+    callbacks = attempt(lambda: make_callbacks(cfg))
     several = launcher is not None and launcher.count(2) > 1
     data = attempt(lambda: load_data(cfg, shared=joins or several))
     starts: Any = WarmStarts()
@@ -64,7 +67,7 @@ def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
     if definition.trains_networks and (device := training_device()).type != "cpu":
         data = data.to(device)
     strategy = Strategy(definition)
-    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, callbacks)
 
 
 @contextmanager
@@ -93,7 +96,7 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
         stored = join_search(definition, url, stop)
     strategy = as_begun(strategy, stored)
     prepared = replace(prepared, url=url, strategy=strategy)
-    search = Stage(SEARCH, stored, definition, strategy, trials)
+    search = Stage(SEARCH, stored, definition, strategy, trials, callbacks=prepared.callbacks)
     with closing(OpenStudy(prepared, search)) as study:
         collect_as_usual()  # trials come next
         yield study

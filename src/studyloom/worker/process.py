@@ -101,11 +101,16 @@ def run_process(
 
 
 def run_worker(
-    config: DictConfig, command: Command, line: Line, stages: Stages = SEARCH_ONLY
+    config: DictConfig,
+    command: Command,
+    line: Line,
+    reporting: ProcessReporting | None = None,
+    stages: Stages = SEARCH_ONLY,
 ) -> NoReturn:
     """Works in this process on the stages of a study, as a worker that a launcher has started."""
+    reporting = reporting or ProcessReporting()
     command = replace(command, begins=False, is_worker=True, line=line)
-    run_process(config, command, ProcessReporting(), stages)
+    run_process(config, command, reporting, stages)
 
 
 def launcher_class(cfg: DictConfig) -> type[Launcher] | None:

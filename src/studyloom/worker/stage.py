@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import KEPT
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.training.checkpoint import Checkpoint, save_weights
+from studyloom.worker.callbacks import TrialCallback
 
 
 class TrialSource(Protocol):
@@ -60,6 +62,7 @@ class Stage:
     Args:
         weights: the folder for the network of each complete trial; None to keep none.
         following: how many trials follow in later stages, at most.
+        callbacks: what gets each trial that ends.
     """
 
     title: str
@@ -69,6 +72,7 @@ class Stage:
     trials: int
     weights: Path | None = None
     following: int = 0
+    callbacks: Sequence[TrialCallback] = ()
 
     @property
     def is_search(self) -> bool:

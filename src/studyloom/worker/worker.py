@@ -57,10 +57,6 @@ def do_nothing() -> None:
     pass
 
 
-def ignore_trial(_: FrozenTrial) -> None:
-    pass
-
-
 def never() -> bool:
     return False
 
@@ -99,7 +95,6 @@ class Worker:
         watch: Counts where the time of the worker goes.
         on_claim: Called after each claim of a slot.
         pausing: Whether to release the trial, and to claim none for now.
-        on_end: Called with each trial that has ended.
         interval: The least seconds between two states of a trial that neither pauses nor stops.
     """
 
@@ -111,7 +106,6 @@ class Worker:
     watch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = do_nothing
     pausing: Callable[[], bool] = never
-    on_end: Callable[[FrozenTrial], None] = ignore_trial
     interval: float = 0.0
 
     @property
@@ -220,7 +214,7 @@ class Worker:
             claim,
             self.limits,
             self.watch,
-            self.on_end,
+            self.stage.callbacks,
             is_search=self.stage.is_search,
             in_rounds=slots.in_rounds,
         )

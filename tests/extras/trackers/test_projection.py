@@ -11,9 +11,9 @@ from studyloom.extras.trackers import projection
 from studyloom.extras.trackers.projection import (
     TrackedResult,
     Tracker,
+    Tracking,
     project,
     track_study,
-    track_trials,
 )
 from studyloom.storage.opening import open_study
 
@@ -74,12 +74,13 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
     memory = Memory()
     memory.away = True
     first, second, third = stored.trials()
-    with track_trials(stored, {"mine": memory}, tmp_path) as write:
-        for trial in (first, second):
-            write(trial)
-            assert memory.told.acquire(timeout=60)
-        memory.away = False
-        write(third)
+    tracking = Tracking({"mine": memory}, tmp_path)
+    for trial in (first, second):
+        tracking(stored, trial)
+        assert memory.told.acquire(timeout=60)
+    memory.away = False
+    tracking(stored, third)
+    tracking.close()
     assert {*memory.trials} == {2}
     assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study continues"]
     project(stored, {"mine": memory}, tmp_path)

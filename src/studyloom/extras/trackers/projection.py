@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -33,6 +32,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords, one_line, shorten
 from studyloom.winner.result import Result
+from studyloom.worker.callbacks import TrialCallback
 
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
@@ -222,23 +222,39 @@ class Feed:
                 self._refused = True
 
 
-@contextmanager
-def track_trials(
-    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
-) -> Iterator[Callable[[FrozenTrial], None]]:
-    """Yields a function that writes a trial that has ended to each tracker."""
-    feeds = [(tracker, Feed(f"track.{name}")) for name, tracker in trackers.items()]
+class Tracking(TrialCallback):
+    """Writes the trials of a study to its trackers, and its result at the end of a command.
 
-    def write(trial: FrozenTrial) -> None:
-        tracked = track_trial(trial, stored, track_study(stored, run_dir))
-        for tracker, feed in feeds:
-            feed.put(partial(tracker.write_trial, tracked))
+    Args:
+        trackers: by the name of their section.
+    """
 
-    try:
-        yield write
-    finally:
-        for _, feed in feeds:
+    def __init__(self, trackers: Mapping[str, Tracker], run_dir: Path) -> None:
+        self.trackers = trackers
+        self.run_dir = run_dir
+        self._feeds: dict[str, Feed] = {}  # of this process, from its first trial on
+
+    def __call__(self, stored: StoredStudy, trial: FrozenTrial) -> None:
+        tracked = track_trial(trial, stored, track_study(stored, self.run_dir))
+        for name, tracker in self.trackers.items():
+            if name not in self._feeds:
+                self._feeds[name] = Feed(f"track.{name}")
+            self._feeds[name].put(partial(tracker.write_trial, tracked))
+
+    def close(self) -> None:
+        for feed in self._feeds.values():
             feed.close(WORKER_WAITS)
+        self._feeds.clear()
+
+    def finish(self, stored: StoredStudy, *, ended: bool) -> None:
+        """Writes to the trackers what they lack, with the result if the study has ended."""
+        result = track_result(stored, self.run_dir) if ended else None
+        project(stored, self.trackers, self.run_dir, result)
+
+
+def make_tracking(section: Any, run_dir: Path) -> Tracking:
+    """Makes the callback of the section `track`; see `build_trackers`."""
+    return Tracking(build_trackers(section), run_dir)
 
 
 def project(
@@ -380,10 +396,3 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
     params = dict(written.winner.params if written else chosen.params if chosen else {})
     return TrackedResult(study, number, params, values, paths)
-
-
-def update_trackers(
-    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
-) -> None:
-    """Writes to trackers what they lack, with the result if the command has `ended` its work."""
-    project(stored, trackers, run_dir, track_result(stored, run_dir) if ended else None)
