@@ -244,7 +244,7 @@ def value_after(definition: Definition, split: Split, folds: Any) -> float:
 class Never:
     """A `Stopping` that never stops."""
 
-    alone = None
+    lone_signal = None
 
     def __call__(self) -> bool:
         return False
@@ -256,7 +256,7 @@ class Never:
 class Signal:
     """A `Stopping` whose signal comes in the midst of an epoch, counted over all trials."""
 
-    alone = None
+    lone_signal = None
 
     def __init__(self, epoch: int) -> None:
         self.left = epoch

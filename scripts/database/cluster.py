@@ -182,7 +182,7 @@ def watch_calls() -> None:
 class Never:
     """Never stops a worker."""
 
-    alone = None
+    lone_signal = None
 
     def __call__(self) -> bool:
         return False

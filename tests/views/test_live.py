@@ -88,9 +88,9 @@ def test_what_a_signal_says_is_told_also_just_before_the_end(half_done, monkeypa
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     stop, words = Stop(), "stopping; once more stops at once\n"
     with Display(ProgressReader(half_done).read, console, stop):
-        until(lambda: stop.telling)  # so that the handler prints nothing into the drawing
+        until(lambda: stop.is_shown)  # so that the handler prints nothing into the drawing
         stop.signal = 2
         if interval < 1:
             until(lambda: words in console.file.getvalue())
     assert console.file.getvalue().count(words) >= 1
-    assert not stop.telling
+    assert not stop.is_shown

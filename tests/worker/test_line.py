@@ -27,9 +27,9 @@ def pair():
 def test_a_launcher_hears_what_its_worker_says(pair):
     listener, line = pair
     assert listener.listen() == {}
-    line.say_claimed()
-    line.say_claimed()
-    line.say("died", "its loader ended with signal SIGKILL")
+    line.send_claimed()
+    line.send_claimed()
+    line.send("died", "its loader ended with signal SIGKILL")
     died = {"claimed": "", "died": "its loader ended with signal SIGKILL"}
     assert listener.listen() == died
 
@@ -39,19 +39,19 @@ def test_a_signal_counts_once_for_each_time_that_the_launcher_asks(pair, monkeyp
     line.follow()
     monkeypatch.setattr(module, "GRACE", 600.0)
     monkeypatch.setattr(module, "PATIENCE", 60.0)
-    listener.ask(os.getpid(), 0)
-    assert line.is_asked()
+    listener.request_stop(os.getpid(), 0)
+    assert line.is_requested()
     monkeypatch.setattr(module, "PATIENCE", 0.05)
-    assert not line.is_asked()  # a Ctrl-C comes from the terminal too
+    assert not line.is_requested()  # a Ctrl-C comes from the terminal too
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(line.is_asked()))
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(line.is_requested()))
     try:
         listener.close()  # the launcher has ended
         until(lambda: heard)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [True]
-    assert Line().is_asked()  # without a launcher every signal counts
+    assert Line().is_requested()  # without a launcher every signal counts
 
 
 WORKER = """
@@ -59,14 +59,14 @@ import signal, subprocess, sys, threading, time
 from studyloom.worker import line as module
 from studyloom.worker.line import Line
 module.GRACE, module.LINGER = -0.9, 0.1
-line = Line.of_launcher()
+line = Line.to_launcher()
 line.follow()
 if sys.argv[1] == "hang":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "600"])
     print(child.pid, flush=True)
     time.sleep(600)
-with line.ending():
+with line.sending_exit_code():
     threading.Thread(target=time.sleep, args=(600,)).start()
     sys.exit(3)
 """

@@ -242,11 +242,13 @@ def test_auto_is_one_worker_per_gpu_else_one_per_core_and_never_more_than_open_s
 
 def test_no_worker_is_started_where_others_have_ended_the_last_trials(machine, tmp_path):
     machine()
+    logs = tmp_path / "logs"
+    logs.mkdir()
     for launcher in (Local(workers=2), Local()):
         limits = Limits(trial_timeout=9.0)
-        task = Task(lambda stop: None, lambda: 0, None, tmp_path, limits, "s")
+        task = Task(lambda stop: None, lambda: 0, None, logs, limits, "s")
         launcher.launch(task, Stop())
-    assert [*tmp_path.iterdir()] == []
+    assert [*logs.iterdir()] == []
 
 
 class MyLocal(Local):

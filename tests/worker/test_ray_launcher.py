@@ -88,7 +88,7 @@ import signal, subprocess, sys, time
 from studyloom.worker import line
 line.GRACE = 0.0
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before the actor can be killed
-line.Line.of_launcher().follow()
+line.Line.to_launcher().follow()
 child = subprocess.Popen(["sleep", "600"])
 with open({file!r}, "w") as file:
     file.write(str(child.pid))

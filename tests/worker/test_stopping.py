@@ -19,7 +19,13 @@ from studyloom.storage.failures import Limits
 from studyloom.storage.opening import create_study, open_study
 from studyloom.worker import stopping, worker
 from studyloom.worker.stage import Stage
-from studyloom.worker.stopping import Stop, begin_again, following, read_control, set_control
+from studyloom.worker.stopping import (
+    Stop,
+    following_requests,
+    read_control,
+    set_control,
+    withdraw_stop,
+)
 from studyloom.worker.worker import Worker
 
 
@@ -126,10 +132,10 @@ def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
         assert read_control(stored) is None
     set_control(open_study(url, "toy"), "stop")
     assert read_control(stored) == "stop"
-    begin_again(stored)
+    withdraw_stop(stored)
     assert read_control(stored) is None
     set_control(stored, "pause")
-    begin_again(stored)
+    withdraw_stop(stored)
     assert read_control(stored) == "pause"
 
 
@@ -141,7 +147,7 @@ def test_a_stop_is_withdrawn_by_a_command_that_starts_again_and_by_nothing_else(
         assert not set_control(stored, request)
         assert read_control(stored) == "stop"
     assert set_control(stored, "stop")
-    begin_again(stored)
+    withdraw_stop(stored)
     assert set_control(stored, "pause")
     assert set_control(stored, None)
     assert read_control(stored) is None
@@ -150,7 +156,7 @@ def test_a_stop_is_withdrawn_by_a_command_that_starts_again_and_by_nothing_else(
 def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
     monkeypatch.setattr(stopping, "POLL", 0.01)
     told = Queue()
-    with following(stored, SimpleNamespace(paused=False, request=told.put)):
+    with following_requests(stored, SimpleNamespace(paused=False, request=told.put)):
         set_control(stored, "stop")
         assert told.get(timeout=30) == "studyloom stop"
 

@@ -61,7 +61,7 @@ class WinnerReporting(Reporting):
             folder = shlex.quote(str(study.run_dir))
             verb = "winner" if self.repeats_test else "ablate"
             resumes = f"studyloom {verb} {folder} resumes here"
-            terminal.say(self.console, f"{stop.ended_by}; {resumes}")
+            terminal.say(self.console, f"{stop.reason}; {resumes}")
             raise Interrupted
         missing = find_no_winner(evaluation)
         if missing is not None:

@@ -27,7 +27,7 @@ def run_command(config: DictConfig, command: Command | None = None) -> NoReturn:
     )
     outputs = Outputs(take_environment())  # before any fork, and in workers of a launcher
     if WORKER.get() is not None:
-        work(config, command, Line.of_launcher())
+        work(config, command, Line.to_launcher())
     worker = partial(work, config, command)
     run_process(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
 

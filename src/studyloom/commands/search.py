@@ -109,7 +109,7 @@ class StudyReporting(TrackingReporting):
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, follow: str | None) -> int:
-        if stop.alone is not None:  # another process continues
+        if stop.lone_signal is not None:  # another process continues
             return 0
         if follow is not None:  # the workers continue without this command
             terminal.say(self.console, follow)
@@ -172,7 +172,7 @@ class StudyReporting(TrackingReporting):
         """Prints why a study was stopped, or why nothing is left to do."""
         trials = study.search.trials
         if stop():
-            reason = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
+            reason = stop.reason if stop.requested is None else f"stopped by {stop.requested}"
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
         elif reason := end_of_search(snapshot, trials, worked=self.worked):
             terminal.say(self.console, reason)

@@ -268,7 +268,7 @@ class RayWorker:
 
     def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
         self.log, self.failures = log, 0
-        self.said: dict[str, str] = {}
+        self.messages: dict[str, str] = {}
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
         self._actor: Any = None
@@ -295,14 +295,14 @@ class RayWorker:
         if self._actor is None:
             self._actor = self._remote.remote()
         self._pending = self._actor.start.remote(**self._call)
-        self.said = {}
+        self.messages = {}
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
         if self._pending is None or not self._ray.wait([self._pending], timeout=0)[0]:
             return None
         try:
-            self.worker_id, code, output, self.said = self._ray.get(self._pending)
+            self.worker_id, code, output, self.messages = self._ray.get(self._pending)
         except self._ray.exceptions.RayError as error:
             return self._handle_lost_actor(error)
         if output:

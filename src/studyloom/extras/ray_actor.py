@@ -93,7 +93,7 @@ class Actor:
     def stop(self) -> None:
         """Has the worker release its trial and end."""
         if self.process is not None:
-            self._listener.ask(self.process.pid)
+            self._listener.request_stop(self.process.pid)
 
     def kill(self) -> None:
         """Kills what is left of the worker's process group."""

@@ -33,7 +33,7 @@ class Stopping(Protocol):
         return nullcontext()
 
     @property
-    def alone(self) -> str | None:
+    def lone_signal(self) -> str | None:
         """The name of a signal to this process only, which is no request to stop the study."""
         return None
 

@@ -569,7 +569,7 @@ class Display:
             self._look(lambda progress: self._lines.show(progress.line, progress))
             return
         if self.stop is not None:
-            self.stop.telling = True
+            self.stop.is_shown = True
         try:
             if cell is not None:
                 self._look(lambda progress: cell.show(self._notes, self.render(progress)))
@@ -581,7 +581,7 @@ class Display:
                 live.update("", refresh=True)
         finally:
             if self.stop is not None:
-                self.stop.telling = False
+                self.stop.is_shown = False
             if cell is None:
                 self._tell()  # a signal since the last look, which the process has not reported
 
@@ -589,7 +589,7 @@ class Display:
         """Prints once that the process is stopping."""
         if not self._stop_shown and self.stop is not None and self.stop():
             self._stop_shown = True
-            say(self.console, stopping_words(self.stop.ended_by))
+            say(self.console, stopping_words(self.stop.reason))
 
     def _look(
         self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
@@ -618,7 +618,7 @@ class Display:
         """Renders a job for a terminal, as wide as the console."""
         width, share, words = self.console.width, progress.share, progress.control_words
         if self.stop is not None and self.stop():
-            words = stopping_words(self.stop.ended_by)
+            words = stopping_words(self.stop.reason)
         head = wrap([one_line(progress.search.name), progress.stage_words], width, "  ")
         bar, times = Table.grid(padding=(0, 2)), [*progress.time_words()]
         drawn = ProgressBar(1.0, share, width=BAR_WIDTH)
@@ -628,8 +628,8 @@ class Display:
         return Group(Text("\n".join(head), "bold"), bar, *map(Text, more), table)
 
 
-def stopping_words(ended_by: str) -> str:
-    """Says that a process is stopping, and why, from `Stop.ended_by`."""
-    if ended_by == "stopped":
+def stopping_words(reason: str) -> str:
+    """Says that a process is stopping, and why, from `Stop.reason`."""
+    if reason == "stopped":
         return "stopping; once more stops at once"
-    return f"stopping: {ended_by}"
+    return f"stopping: {reason}"

@@ -21,7 +21,7 @@ from studyloom.storage.connections import closed_on_error
 from studyloom.storage.opening import check_definition, create_study, open_study, study_names
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import folder_of, serve
-from studyloom.worker.stopping import Stop, begin_again
+from studyloom.worker.stopping import Stop, withdraw_stop
 
 
 def find_starts(definition: Definition, url: str) -> WarmStarts:
@@ -76,7 +76,7 @@ def begin_search(
         note_run(Path(config.run_dir), config)
         _settle(stored, definition, starts, trials)
         stored.retry.stopping = stop
-        begin_again(stored)
+        withdraw_stop(stored)
     return stored
 
 

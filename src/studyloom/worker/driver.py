@@ -19,7 +19,7 @@ from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy, Prepared, Stages
 from studyloom.worker.prepare_search import open_search, prepare
 from studyloom.worker.stage import Stage
-from studyloom.worker.stopping import Stop, following
+from studyloom.worker.stopping import Stop, following_requests
 from studyloom.worker.task import Command, Task
 from studyloom.worker.worker import Worker
 
@@ -140,7 +140,7 @@ def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator
     if not command.begins and not command.is_worker:
         yield
         return
-    with following(study.stored, stop, stops=not command.line.is_connected):
+    with following_requests(study.stored, stop, stops=not command.line.is_connected):
         yield
 
 
@@ -222,7 +222,7 @@ def make_worker(
             checkpoints=checkpoints,
             limits=limits,
             watch=stopwatch,
-            on_claim=command.line.say_claimed,
+            on_claim=command.line.send_claimed,
             pausing=lambda: stop.paused,
             interval=settings.interval,
         )

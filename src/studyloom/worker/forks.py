@@ -1,7 +1,9 @@
 """Forks workers of a command before it has threads, a database or a GPU.
 
 A fork begins in milliseconds: a worker that is a command imports PyTorch and composes its
-config, 2 s of processor time.
+config, 2 s of processor time. Threads, database connections and CUDA do not survive a fork. So a
+*fork server*, a copy of this process, is made when everything is imported and nothing has begun,
+and it forks the workers.
 """
 
 import multiprocessing
@@ -22,7 +24,9 @@ from studyloom.storage.database import import_lazy_modules
 from studyloom.worker.line import Line
 from studyloom.worker.task import Launcher
 
-FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+FORK = None  # the context of multiprocessing; None where the system cannot fork
+if hasattr(os, "fork"):
+    FORK = multiprocessing.get_context("fork")
 
 
 def can_fork() -> bool:
@@ -31,24 +35,23 @@ def can_fork() -> bool:
 
 
 class ForkServer:
-    """A copy of this process that forks workers, none of which may use a GPU.
-
-    Threads, database connections and CUDA do not survive a fork, so the copy is made when
-    everything is imported and nothing has begun.
-
-    Args:
-        work: what a worker does, with its line to this process.
-    """
+    """A copy of this process that forks workers, none of which may use a GPU."""
 
     def __init__(self, work: Callable[[Line], object]) -> None:
+        """Forks the server.
+
+        Args:
+            work: What a worker does, with its line to this process.
+        """
         import_lazy_modules()  # once, for all forks
-        self._calls, theirs = multiprocessing.Pipe()
-        adopt_orphans()  # a worker is one, since its parent ends: so its end is seen here
+        self._calls, servers_end = multiprocessing.Pipe()
+        # A worker is an orphan, since its parent ends. Only an adopted one's end is seen here.
+        adopt_orphans()
         self._pid = os.fork()
         if self._pid == 0:
             self._calls.close()
-            serve(theirs, work)
-        theirs.close()
+            serve(servers_end, work)
+        servers_end.close()
 
     def close(self) -> None:
         """Ends the server; all workers must have ended."""
@@ -62,14 +65,18 @@ class ForkServer:
         The fork server may have died, or its fork that forks the worker.
 
         Args:
-            environment: the variables that are set for the worker; OMP_NUM_THREADS among them.
-            line: the descriptor of its end of a line.
+            environment: The variables that are set for the worker; OMP_NUM_THREADS among them.
+            log: The file to which its output is appended.
+            line: The descriptor of its end of a line.
         """
         try:
             self._calls.send((dict(environment), str(log)))
             send_handle(self._calls, line, self._pid)
-            if (pid := self._calls.recv()) is not None:
-                self._calls.recv()  # its parent has ended
+            # See `serve`: the worker's id if its parent could fork it, and None once the parent has
+            # ended. Then the worker is an orphan.
+            pid = self._calls.recv()
+            if pid is not None:
+                self._calls.recv()
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
         if pid is None:
@@ -78,26 +85,33 @@ class ForkServer:
 
 
 def fork_workers(
-    launcher: type[Launcher] | None, worker: Callable[[Line], object], ending: ExitStack
+    launcher: type[Launcher] | None, work: Callable[[Line], object], ending: ExitStack
 ) -> ForkServer | None:
-    """Makes the fork server of the workers, if this process and the launcher's class may fork."""
+    """Makes the fork server of the workers, if this process and the launcher's class may fork.
+
+    Args:
+        launcher: The class of the launcher; None if it has none.
+        work: What a worker does, with its line to this process.
+        ending: Ends the fork server.
+    """
     if not can_fork() or launcher is None or not launcher.may_fork:
         return None
-    return ending.enter_context(closing(ForkServer(worker)))
+    return ending.enter_context(closing(ForkServer(work)))
 
 
 def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
-    """Forks a worker for each call, until the other end of `calls` is closed."""
+    """Forks a worker for each call, until the other end of `calls` is closed.
+
+    For each call a parent is forked, which forks the worker, sends its id, and ends, so that the
+    command adopts the worker. Then this process sends None.
+    """
     assert FORK is not None
     os.setsid()  # a Ctrl-C in the terminal is only for the command
 
     def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
         calls.close()
         os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        for source, target in ((null, 0), (output, 1), (output, 2)):
-            os.dup2(source, target)
+        _redirect_output(log)
         os.environ.update(environment)
         # OpenMP read its environment long ago.
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
@@ -106,18 +120,28 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
 
     try:
         while True:
-            call, line = calls.recv(), recv_handle(calls)
-            forker = os.fork()
-            if forker == 0:
-                worker = FORK.Process(target=run_worker, args=(*call, line))
+            environment, log = calls.recv()
+            line = recv_handle(calls)
+            parent_pid = os.fork()
+            if parent_pid == 0:
+                worker = FORK.Process(target=run_worker, args=(environment, log, line))
                 worker.start()
                 calls.send(worker.pid)
                 os._exit(0)
             os.close(line)
-            os.waitpid(forker, 0)
+            os.waitpid(parent_pid, 0)
             calls.send(None)
     except (EOFError, OSError):  # the command has ended, and its workers end by themselves
         os._exit(0)
+
+
+def _redirect_output(log: str) -> None:
+    """Appends the output of this process to a file, and closes its input."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(null, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
 
 
 class ForkedWorker:
@@ -130,8 +154,9 @@ class ForkedWorker:
     def poll(self, options: int = os.WNOHANG) -> int | None:
         """Returns the exit code, negative for a signal; None if the worker has not ended."""
         if self._code is None:
-            ended, status = os.waitpid(self.pid, options)
-            self._code = os.waitstatus_to_exitcode(status) if ended else None
+            ended_pid, status = os.waitpid(self.pid, options)
+            if ended_pid != 0:
+                self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
     def wait(self) -> int | None:

@@ -1,7 +1,9 @@
 """The line between a worker and its launcher, a pair of sockets.
 
-An objective may call `os._exit(0)`, and any process may send a signal. So a worker reports on the
-line what it does and its exit code, and its launcher confirms there that a signal is its own.
+The user's code may call `os._exit(0)`, and any process may send a signal. So a worker sends its
+launcher *messages* on the line: that it has claimed a slot, why it died, its exit code. And the
+launcher confirms on the line that it has sent a signal: without this confirmation a signal is no
+request to stop.
 
 Only the standard library is imported: the actors of Ray use this module.
 """
@@ -18,25 +20,28 @@ from studyloom.environment import LINE
 
 GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
 LINGER = 8.0  # seconds from the end that a worker has announced to its end
-PATIENCE = 1.0  # seconds that the launcher's word may come later than its signal
+PATIENCE = 1.0  # seconds that the launcher's confirmation may come later than its signal
+CONFIRMATION = b"a"  # one byte, so that the number of bytes is the number of confirmations
 
 
 class Line:
-    """The worker's end of a line; `study.stopping.Stop` calls its `is_asked`.
-
-    Args:
-        descriptor: of the socket; None if no launcher has started this process.
-        lingers: whether this process lives on once its command has ended.
-    """
+    """The worker's end of a line; `worker.stopping.Stop` calls its `is_requested`."""
 
     def __init__(self, descriptor: int | None = None, *, lingers: bool = False) -> None:
+        """Takes over a socket.
+
+        Args:
+            descriptor: The socket; None if no launcher has started this process.
+            lingers: Whether this process lives on once its command has ended.
+        """
         self._lingers = lingers
-        self._socket = None if descriptor is None else socket.socket(fileno=descriptor)
+        self._socket = None
         if descriptor is not None:
+            self._socket = socket.socket(fileno=descriptor)
             os.set_inheritable(descriptor, False)
-        self._asked = 0  # how many requests to stop the launcher has sent
-        self._taken = 0  # how many of those `is_asked` has answered
-        self._claimed = False
+        self._requests = 0  # how many requests to stop the launcher has confirmed
+        self._answered = 0  # how many of those `is_requested` has answered
+        self._has_claimed = False
 
     @property
     def is_connected(self) -> bool:
@@ -44,11 +49,13 @@ class Line:
         return self._socket is not None
 
     @classmethod
-    def of_launcher(cls) -> "Line":
+    def to_launcher(cls) -> "Line":
         """Returns the line to the launcher that started this process as a command."""
-        # Taken away: a command that a trial starts has no launcher.
+        # The variable is removed: a command that a trial starts has no launcher.
         descriptor = LINE.take()
-        return cls(None if descriptor is None else int(descriptor))
+        if descriptor is None:
+            return cls()
+        return cls(int(descriptor))
 
     def follow(self) -> None:
         """Listens in a thread from now on; stops this process when its launcher has ended."""
@@ -56,16 +63,22 @@ class Line:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
 
     def _listen(self, line: socket.socket) -> None:
-        with contextlib.suppress(ConnectionError):  # the launcher has not read the last words
-            while words := line.recv(1024):
-                self._asked += len(words)
-        self._asked += 1
+        """Counts the launcher's requests until it has ended, which is one more request."""
+        # The connection is reset if the launcher has not read the last messages.
+        with contextlib.suppress(ConnectionError):
+            while True:
+                confirmations = line.recv(1024)
+                if not confirmations:  # the launcher has closed its end
+                    break
+                self._requests += len(confirmations)
+        self._requests += 1
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE + 1)
-        if os.getpgrp() == os.getpid():  # with all that this worker has started
-            os.killpg(0, signal.SIGKILL)
+        is_session_leader = os.getpgrp() == os.getpid()
+        if is_session_leader:
+            os.killpg(0, signal.SIGKILL)  # with all that this worker has started
 
-    def is_asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether the launcher sent the latest signal; each of its requests counts once.
 
         The user's code may have sent it, or a person to this process only. Without a launcher every
@@ -74,72 +87,92 @@ class Line:
         if self._socket is None:
             return True
         end = time.monotonic() + PATIENCE
-        while self._asked == self._taken:
+        while self._requests == self._answered:
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)
-        self._taken += 1
+        self._answered += 1
         return True
 
-    def say(self, word: str, more: object = "") -> None:
-        """Sends the launcher a word with its value: this process has `claimed` a slot, has `ended`
-        with an exit code, or `died` of something.
+    def send(self, message: str, value: object = "") -> None:
+        """Sends the launcher a message with its value.
+
+        Args:
+            message: `claimed`, for a slot; `ended`, with an exit code; or `died`, with a reason.
         """
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the launcher has ended
-                self._socket.send(f"{word} {more}\n".encode())
+                self._socket.send(f"{message} {value}\n".encode())
 
-    def say_claimed(self) -> None:
-        """Says once that this process has claimed a slot."""
-        if not self._claimed:
-            self._claimed = True
-            self.say("claimed")
+    def send_claimed(self) -> None:
+        """Sends once that this process has claimed a slot."""
+        if not self._has_claimed:
+            self._has_claimed = True
+            self.send("claimed")
 
     @contextlib.contextmanager
-    def ending(self) -> Iterator[None]:
-        """Says with which exit code this process ends, once the body has ended.
+    def sending_exit_code(self) -> Iterator[None]:
+        """Sends the exit code of this process once the body has ended, and then ends the process.
 
         A thread that the user's code has left running does not hold the process up.
         """
-        code: object = 1
+        code = 1
         try:
             yield
             code = 0
-        except SystemExit as end:
-            code = end.code
+        except SystemExit as error:
+            code = _exit_code(error)
             raise
         finally:
-            code = code & 255 if isinstance(code, int) else int(code is not None)
-            self.say("ended", code)
+            self.send("ended", code)
             if not self._lingers:
                 timer = threading.Timer(LINGER, os._exit, [code])
                 timer.daemon = True
                 timer.start()
 
 
+def _exit_code(error: SystemExit) -> int:
+    """Returns the exit code that the system reports for an exit: 0 for None, 1 for a text."""
+    if isinstance(error.code, int):
+        return error.code & 255
+    if error.code is None:
+        return 0
+    return 1
+
+
 class Listener:
-    """The launcher's end of a line."""
+    """The launcher's end of a line.
+
+    Attributes:
+        messages: The messages so far, with their values.
+    """
 
     def __init__(self) -> None:
-        self.words: dict[str, str] = {}
-        self._socket, self._theirs = socket.socketpair()
+        self.messages: dict[str, str] = {}
+        self._socket, self._workers_end = socket.socketpair()
         self._socket.setblocking(False)
 
     def detach(self) -> int:
-        """Returns the descriptor of the worker's end, which is no longer this object's."""
-        return self._theirs.detach()
+        """Returns the descriptor of the worker's end, which no longer belongs to this object."""
+        return self._workers_end.detach()
 
     def listen(self) -> dict[str, str]:
-        """Reads the new words since the last call, and returns all words."""
-        with contextlib.suppress(OSError):  # nothing was said
-            while text := self._socket.recv(2**16).decode():
-                self.words |= dict(line.split(" ", 1) for line in text.splitlines())
-        return self.words
+        """Reads the new messages since the last call, and returns all messages."""
+        # A BlockingIOError: there is no further message.
+        with contextlib.suppress(OSError):
+            while True:
+                text = self._socket.recv(2**16).decode()
+                if not text:
+                    break
+                for line in text.splitlines():
+                    message, value = line.split(" ", 1)
+                    self.messages[message] = value
+        return self.messages
 
-    def ask(self, pid: int, number: int = signal.SIGTERM) -> None:
-        """Sends the worker a request to stop, and a signal."""
+    def request_stop(self, pid: int, number: int = signal.SIGTERM) -> None:
+        """Requests that the worker stops: by a signal, which is confirmed on the line."""
         with contextlib.suppress(OSError):  # it has ended
-            self._socket.send(b"a")
+            self._socket.send(CONFIRMATION)
             os.kill(pid, number)
 
     def close(self) -> None:

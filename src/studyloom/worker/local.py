@@ -53,7 +53,7 @@ class Join(Launcher):
             try:
                 task.work(stop)
             except BrokenProcess as error:
-                task.command.line.say("died", error)
+                task.command.line.send("died", error)
                 raise
             return
         broken = work_here(task, stop)
@@ -230,7 +230,7 @@ class LocalWorker:
     log: Path
     fork_server: ForkServer | None = None
     failures: int = field(default=0, init=False)
-    said: dict[str, str] = field(default_factory=dict, init=False)
+    messages: dict[str, str] = field(default_factory=dict, init=False)
     listener: Listener = field(init=False)
     process: subprocess.Popen[bytes] | ForkedWorker | None = field(default=None, init=False)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
@@ -256,12 +256,12 @@ class LocalWorker:
 
     def poll(self) -> WorkerExit | None:
         code = None if self.process is None else self.process.poll()
-        self.said = self.listener.listen()
+        self.messages = self.listener.listen()
         return None if code is None else WorkerExit(code)
 
     def stop(self) -> None:
         if self.process is not None:
-            self.listener.ask(self.process.pid)
+            self.listener.request_stop(self.process.pid)
 
     def kill(self) -> str | None:
         """Ends the worker, and all that it has started, also in other sessions."""

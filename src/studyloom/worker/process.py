@@ -86,7 +86,11 @@ def run_process(
     """
     WORKER.take()  # a command that a trial starts is no worker
     line = command.line
-    with ExitStack() as ending, line.ending(), Stop(config.study.timeout, line.is_asked) as stop:
+    with (
+        ExitStack() as ending,
+        line.sending_exit_code(),
+        Stop(config.study.timeout, line.is_requested) as stop,
+    ):
         if worker is not None and not config.study.dry_run:
             server = fork_workers(launcher_class(config), worker, ending)
             command = replace(command, fork_server=server)
@@ -96,7 +100,7 @@ def run_process(
             reporting.open()
             code = run_study(config, command, reporting, stop, stages)
             code = exit_code(code, stop)
-            reporting.end(code, stop.ended_by if stop() else None)
+            reporting.end(code, stop.reason if stop() else None)
         sys.exit(code)
 
 

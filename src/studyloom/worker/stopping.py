@@ -1,4 +1,9 @@
-"""When to stop: after a signal, a request from another terminal, or a time limit."""
+"""When to stop: after a signal, a request from another terminal, or a time limit.
+
+A signal is a *request* to stop the study if it came to all processes of the study, as by Ctrl-C in
+the terminal, or from the launcher. A *lone* signal came to this process only, from the user's code
+or from a person who ends processes: then this process stops, and another one replaces it.
+"""
 
 import contextlib
 import os
@@ -20,6 +25,10 @@ from studyloom.storage.database import Connection
 from studyloom.storage.stored_study import StoredStudy
 
 
+def always() -> bool:
+    return True
+
+
 class Stop:
     """Decides whether to stop: after Ctrl-C, SIGTERM or SIGHUP, or a time limit in seconds.
 
@@ -28,71 +37,87 @@ class Stop:
     handles a Ctrl-C that was ignored, as a shell does for a command that it starts with `&`; a
     SIGHUP that was ignored stays so, as under `nohup`.
 
-    Args:
-        is_asked: called after a signal; returns whether it is a request to stop the study. If not,
-            it came to this process only, from the user's code or from a person who ends processes:
-            then this process stops, and another one replaces it.
-
     Attributes:
-        requested: what requested a stop without a signal, such as `studyloom stop`.
-        paused: whether to release trials, and claim no others, until it is False again.
-        telling: whether another part shows that the process stops; then this prints no line.
-        alone: the signal that came to this process only, in words.
+        signal: The number of the signal that requested a stop, or that came to this process only.
+        lone_signal: The name of the signal that came to this process only.
+        requested: What requested a stop without a signal, such as `studyloom stop`.
+        paused: Whether to release trials, and claim no others, until it is False again.
+        is_shown: Whether another part shows that the process stops; then this prints no line.
+        deadline: When the time limit ends, as time.monotonic; None without one.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(
-        self, timeout: float | None = None, is_asked: Callable[[], bool] = lambda: True
+        self, timeout: float | None = None, is_requested: Callable[[], bool] = always
     ) -> None:
+        """Prepares to handle signals.
+
+        Args:
+            timeout: Seconds until the time limit ends; None without one.
+            is_requested: Called after a signal; returns whether it is a request to stop the study.
+        """
         self.signal: int | None = None
+        self.lone_signal: str | None = None
         self.requested: str | None = None
         self.paused = False
-        self.telling = False
-        self.alone: str | None = None
-        self._is_asked = is_asked
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.is_shown = False
+        self.deadline: float | None = None
+        if timeout is not None:
+            self.deadline = time.monotonic() + timeout
+        self._is_requested = is_requested
         self._interruptible = False
-        self._signaled = False  # whether the signal of `request` has come
-        self._handlers: dict[int, Any] = {}  # those before
+        self._has_signaled = False  # whether the signal that `request` sends has come
+        self._previous_handlers: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self._asked or (self.deadline is not None and time.monotonic() >= self.deadline)
+        if self._has_reason:
+            return True
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     @property
-    def _asked(self) -> bool:
+    def _has_reason(self) -> bool:
+        """Whether a signal or request has come."""
         return self.signal is not None or self.requested is not None
 
     @property
-    def ended_by(self) -> str:
+    def reason(self) -> str:
         """The reason to stop, in words."""
         if self.requested is not None:
             return self.requested
-        return "the time is up" if self.signal is None else "stopped"
+        if self.signal is not None:
+            return "stopped"
+        return "the time is up"
 
-    def request(self, words: str) -> None:
+    def request(self, reason: str) -> None:
         """Stops without an outside signal; from any thread.
 
         An epoch that this process trains is cut short, as by a signal.
         """
-        if self._asked:
+        if self._has_reason:
             return
-        self.requested = words
-        if self._handlers:
-            os.kill(os.getpid(), signal.SIGTERM)  # Python runs its handler in the main thread
+        self.requested = reason
+        if self._previous_handlers:
+            # Python runs its handler in the main thread, where the epoch is trained.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # no other can set handlers
-            for number in self.SIGNALS:
-                ignored = signal.getsignal(number) is signal.SIG_IGN
-                if not (ignored and number == signal.SIGHUP):  # ignored under `nohup`
-                    self._handlers[number] = signal.signal(number, self._handle)
-            if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # so the end of a child is known
-                self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if not is_main_thread:  # no other thread can set handlers
+            return self
+        for number in self.SIGNALS:
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            is_under_nohup = is_ignored and number == signal.SIGHUP
+            if not is_under_nohup:
+                self._previous_handlers[number] = signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # While it is ignored, the exit codes of children are lost.
+            previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._previous_handlers[signal.SIGCHLD] = previous
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
@@ -103,28 +128,36 @@ class Stop:
         """
         self._interruptible = True
         try:
-            if self._asked:
+            if self._has_reason:
                 raise Stopped
             yield
         finally:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None and not self._signaled and number == signal.SIGTERM:
-            self._signaled = True  # the one that `request` has sent
-            self._tell(f"stopping, as {self.requested} says")
+        """Handles a signal; Python calls it in the main thread, between any two steps."""
+        is_own = self.requested is not None and number == signal.SIGTERM
+        if is_own and not self._has_signaled:  # `request` has sent it
+            self._has_signaled = True
+            self._print(f"stopping, as {self.requested} says")
             self._interrupt(frame)
             return
-        asked = self._is_asked()
-        if self.signal is not None and not asked:
+        is_requested = self._is_requested()
+        if self.signal is not None and not is_requested:
             # A terminal sends a Ctrl-C to this process and to the one that passes it on.
             return
-        if self.signal is not None and self.alone is None:
-            if _is_finalizer(frame):
-                return  # one more signal stops it
+        is_second_request = self.signal is not None and self.lone_signal is None
+        if is_second_request:
+            if _is_finalizer(frame):  # Python would drop the exception; one more signal stops it
+                return
             raise Interrupted
-        self.signal, self.alone = number, None if asked else signal.Signals(number).name
-        self._tell("stopping; once more stops at once" if asked else "stopping")
+        self.signal = number
+        if is_requested:
+            self.lone_signal = None
+            self._print("stopping; once more stops at once")
+        else:
+            self.lone_signal = signal.Signals(number).name
+            self._print("stopping")
         self._interrupt(frame)
 
     def _interrupt(self, frame: FrameType | None) -> None:
@@ -132,12 +165,13 @@ class Stop:
         if self._interruptible and not _is_finalizer(frame):
             raise Stopped
 
-    def _tell(self, words: str) -> None:
-        if not self.telling:
-            os.write(2, f"{words}\n".encode())
+    def _print(self, line: str) -> None:
+        if not self.is_shown:
+            os.write(2, f"{line}\n".encode())
 
 
-_FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
+# The code of finalizers that are no `__del__`: of multiprocessing's, and of entries of a WeakSet.
+FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
 
 
 def _is_finalizer(frame: FrameType | None) -> bool:
@@ -147,45 +181,52 @@ def _is_finalizer(frame: FrameType | None) -> bool:
     """
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__del__" or code in _FINALIZERS:
+        if code.co_name == "__del__" or code in FINALIZERS:
             return True
         frame = frame.f_back
     return False
 
 
-_fork = threading.local()  # the signals that a thread blocked before its fork
+# Forks of the user's code, such as workers of a pool, must end by signals as usual, although they
+# inherit the handlers of a Stop. Python forgets a signal that comes to a fork before its code runs:
+# of 100 forks that their parent terminated at once, 63 lived on, and `multiprocessing.Pool` then
+# waits forever. So signals are blocked before each fork, until the fork has dropped the handlers.
+
+_before_fork = threading.local()  # `blocked`: the signals that a thread blocked before its fork
 
 
-def _handled() -> list[int]:
+def _handled_signals() -> list[int]:
     """Returns the signals that a Stop handles now."""
-    handlers = ((n, getattr(signal.getsignal(n), "__func__", None)) for n in Stop.SIGNALS)
-    return [number for number, handler in handlers if handler is Stop._handle]
+    handled: list[int] = []
+    for number in Stop.SIGNALS:
+        handler = signal.getsignal(number)
+        if getattr(handler, "__func__", None) is Stop._handle:
+            handled.append(number)
+    return handled
 
 
-def _hold_signals() -> None:
-    _fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _handled())
+def _block_signals() -> None:
+    _before_fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _handled_signals())
 
 
-def _let_signals_come() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.blocked)
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.blocked)
 
 
-def _end_by_signals() -> None:
-    """Lets signals end a fork of the user's code, such as a worker of a pool, as usual.
-
-    Python forgets a signal that comes to a fork before its code runs: of 100 forks that their
-    parent terminated at once, 63 lived on, and `multiprocessing.Pool` then waits for ever. So
-    signals are held back until the fork no longer handles them.
-    """
-    for number in _handled():
+def _end_fork_by_signals() -> None:
+    for number in _handled_signals():
         signal.signal(number, signal.SIG_DFL)
-    _let_signals_come()
+    _unblock_signals()
 
 
 os.register_at_fork(
-    before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_end_by_signals
+    before=_block_signals,
+    after_in_parent=_unblock_signals,
+    after_in_child=_end_fork_by_signals,
 )
 
+
+# Requests of other terminals, which are stored with the study
 
 Request = Literal["stop", "pause"]
 POLL = 1.0  # seconds between looks, one short read each
@@ -194,7 +235,11 @@ POLL = 1.0  # seconds between looks, one short read each
 def read_control(stored: StoredStudy) -> Request | None:
     """Returns the request of another terminal; None without one."""
     (request,) = stored.attributes(CONTROL)
-    return request if request in ("stop", "pause") else None
+    if request == "stop":
+        return "stop"
+    if request == "pause":
+        return "pause"
+    return None  # also for anything else that another program has stored
 
 
 def set_control(stored: StoredStudy, request: Request | None) -> bool:
@@ -209,28 +254,28 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
     def store(connection: Connection) -> bool:
         if stored.ours:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
-        (before,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
-        if before == "stop" and request != "stop":
+        (present,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
+        if present == "stop" and request != "stop":
             return False
-        if before != request:
+        if present != request:
             sql.set_study_attr(connection, ledger.study_id, CONTROL, request)
         return True
 
     return ledger.storage.execute(store)
 
 
-def begin_again(stored: StoredStudy) -> None:
+def withdraw_stop(stored: StoredStudy) -> None:
     """Withdraws a request to stop, as a command does that starts the study again."""
     if read_control(stored) == "stop":
         stored.optuna.set_user_attr(CONTROL, None)
 
 
 @contextlib.contextmanager
-def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
+def following_requests(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
     """Follows the requests of other terminals, in a thread, while the body runs.
 
     Args:
-        stops: whether to stop on request; a worker of a launcher waits for its launcher instead.
+        stops: Whether to stop on request; a worker of a launcher waits for its launcher instead.
     """
 
     def follow(end: threading.Event) -> None:

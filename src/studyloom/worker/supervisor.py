@@ -14,7 +14,10 @@ from studyloom.worker.line import GRACE
 from studyloom.worker.stopping import Stop
 from studyloom.worker.task import Task, renewing_leases
 
-STOPS = {signal.Signals(number).name for number in Stop.SIGNALS}
+STOP_SIGNALS = {signal.Signals(number).name for number in Stop.SIGNALS}
+# A worker whose exit code is above 128 has ended by a signal, and has released its trial.
+FIRST_SIGNAL_CODE = 129
+INVALID_INPUT = "2"  # the exit code of a worker that refused its config
 RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not started again
 # Restarts of a worker that a signal from outside kills while it starts: from an administrator, or
 # from a daemon that frees memory.
@@ -28,17 +31,20 @@ log = logging.getLogger(__name__)
 class WorkerExit:
     """How a worker ended.
 
-    Args:
-        code: its exit code, negative for a signal; None if unknown, and `words` say more.
+    Attributes:
+        code: Its exit code, negative for a signal; None if unknown.
+        description: How it ended, if its exit code is unknown.
     """
 
     code: int | None
-    words: str = ""
+    description: str = ""
 
     def __str__(self) -> str:
         if self.code is None:
-            return self.words
-        return f"exit code {self.code}" if self.signal is None else f"signal {self.signal}"
+            return self.description
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return f"exit code {self.code}"
 
     @property
     def signal(self) -> str | None:
@@ -55,15 +61,16 @@ class WorkerHandle(Protocol):
     """Starts, watches and ends one worker at a time, on some device of some host.
 
     Attributes:
-        failures: how many workers in a row died before they claimed a slot.
-        said: what the worker has said on its line; see `launch.line`.
-        active: whether there is a worker, or one is being started.
-        worker_id: in the ledger; None while there is no worker yet.
+        log: The file to which the worker's output is appended.
+        failures: How many workers in a row died before they claimed a slot.
+        messages: The messages that the worker has sent on its line; see `worker.line`.
+        active: Whether there is a worker, or one is being started.
+        worker_id: Its id in the ledger; None while there is no worker yet.
     """
 
     log: Path
     failures: int
-    said: dict[str, str]
+    messages: dict[str, str]
 
     @property
     def active(self) -> bool: ...
@@ -89,8 +96,8 @@ class Supervisor:
     def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
         self.task = task
         self.workers = list(workers)
-        self._stopped: float | None = None  # when the workers were requested to stop
-        self._checked = time.monotonic()  # when the things were checked that take a query
+        self._stopped_at: float | None = None  # when the workers were requested to stop
+        self._last_query = time.monotonic()  # the last look at what takes a query
         task.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, stop: Stop) -> None:
@@ -99,8 +106,8 @@ class Supervisor:
         When it returns or raises, no worker is left.
 
         Raises:
-            LaunchError: workers die before they claim a trial.
-            StorageLost: the database stays away; the workers were requested to stop.
+            LaunchError: Workers die before they claim a trial.
+            StorageLost: The database stays away; the workers were requested to stop.
         """
         try:
             for worker in self.workers:
@@ -117,32 +124,41 @@ class Supervisor:
             raise
         finally:
             self.kill_all()
-        if self._stopped is None and self.task.todo():
+        if self._stopped_at is None and self.task.todo():
             raise LaunchError(self._last_log_lines())
 
     def kill_all(self) -> None:
         """Ends every worker that is still there, and releases the trials that they hold."""
-        ended = [worker.kill() for worker in self._active()]
+        worker_ids = [worker.kill() for worker in self._active()]
         with contextlib.suppress(StorageLost):  # then their leases will end
-            for worker_id in filter(None, ended):
-                self.task.ledger.record_death(worker_id, "it did not stop when it was requested to")
+            for worker_id in worker_ids:
+                if worker_id is not None:
+                    death = "it did not stop when it was requested to"
+                    self.task.ledger.record_death(worker_id, death)
 
     def _active(self) -> list[WorkerHandle]:
         return [worker for worker in self.workers if worker.active]
 
     def _by_id(self) -> dict[str, WorkerHandle]:
         """Returns the running workers by their ids in the ledger."""
-        known = {worker.worker_id: worker for worker in self.workers}
-        return {worker_id: worker for worker_id, worker in known.items() if worker_id is not None}
+        by_id = {}
+        for worker in self.workers:
+            if worker.worker_id is not None:
+                by_id[worker.worker_id] = worker
+        return by_id
 
     def _supervise(self, stop: Stop) -> None:
         """Watches the workers until all have ended, or have had their time to stop."""
-        while workers := self._active():
+        while True:
+            workers = self._active()
+            if not workers:
+                return
             for worker in workers:
-                if (worker_exit := worker.poll()) is not None:
+                worker_exit = worker.poll()
+                if worker_exit is not None:
                     self._handle_exit(worker, worker_exit)
-            if time.monotonic() > self._checked + 1.0:
-                self._checked = time.monotonic()
+            if time.monotonic() > self._last_query + 1.0:
+                self._last_query = time.monotonic()
                 self._kill_timed_out()
                 if not self._by_id() and not self.task.todo():
                     return  # the workers that are being started are no longer needed
@@ -153,7 +169,7 @@ class Supervisor:
             time.sleep(POLL)
 
     def _grace_is_over(self) -> bool:
-        return self._stopped is not None and time.monotonic() > self._stopped + GRACE
+        return self._stopped_at is not None and time.monotonic() > self._stopped_at + GRACE
 
     def _kill_timed_out(self) -> None:
         """Kills the workers whose trials take longer than study.trial_timeout, and starts others.
@@ -165,41 +181,60 @@ class Supervisor:
             return
         death = f"the trial took longer than study.trial_timeout={limit:g} s"
         workers = self._by_id()
-        # Queried again after each kill, which may take seconds: the other workers may have ended
-        # their trials meanwhile and have begun new ones.
-        while overdue := self.task.ledger.overdue([*workers], limit + 1.0):
-            worker = workers.pop(overdue[0].owner)
+        while True:
+            # Queried again after each kill, which may take seconds: the other workers may have
+            # ended their trials meanwhile and have begun new ones.
+            overdue_claims = self.task.ledger.overdue(list(workers), limit + 1.0)
+            if not overdue_claims:
+                return
+            claim = overdue_claims[0]
+            worker = workers.pop(claim.owner)
             worker.kill()
-            self.task.ledger.record_death(overdue[0].owner, death, overdue=overdue[0])
+            self.task.ledger.record_death(claim.owner, death, overdue=claim)
             worker.start()
 
     def _stop_all(self) -> None:
         """Requests that the workers release their trials and end."""
-        if self._stopped is None:
-            self._stopped = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
             for worker in self._active():
                 worker.stop()
 
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
         """Kills what a worker left behind, and starts another if the database has work left."""
-        said, held = worker.said, 0
-        released = int(said.get("ended", 0)) > 128
-        death = said.get("died", f"the worker ended with {worker_exit}")
-        # Before the kill, which takes seconds if its host is gone: others may end the study then.
-        if self._stopped is None and not self.task.halted() and self.task.todo():
-            end = "the worker ended with a signal, and released its trial" if released else death
-            log.warning("%s; its log: %s", end.replace("the worker", "a worker"), worker.log)
-        if (worker_id := worker.kill()) is not None:
-            held = self.task.ledger.record_death(worker_id, death)
-        if self._stopped is None and self.task.halted():
+        messages = worker.messages
+        has_released = int(messages.get("ended", 0)) >= FIRST_SIGNAL_CODE
+        death = messages.get("died", f"the worker ended with {worker_exit}")
+        # Logged before the kill, which takes seconds if its host is gone: others may end the study
+        # then.
+        if self._stopped_at is None and not self.task.halted() and self.task.todo():
+            self._log_exit(worker, death, has_released=has_released)
+        worker_id = worker.kill()
+        held_slots = 0
+        if worker_id is not None:
+            held_slots = self.task.ledger.record_death(worker_id, death)
+        if self._stopped_at is None and self.task.halted():
             self._stop_all()
-        if self._stopped is not None or not self.task.todo():
+        if self._stopped_at is not None or not self.task.todo():
             return
-        worker.failures = 0 if held or "claimed" in said else worker.failures + 1
-        refused = "claimed" not in said and said.get("ended") == "2"  # so would the next one
-        limit = RESTARTS_AFTER_SIGNAL if released or worker_exit.signal in STOPS else RESTARTS
-        if not refused and worker.failures <= limit:
+        has_claimed = "claimed" in messages
+        if has_claimed or held_slots > 0:
+            worker.failures = 0
+        else:
+            worker.failures += 1
+        if not has_claimed and messages.get("ended") == INVALID_INPUT:
+            return  # the next worker would refuse the config too
+        restarts = RESTARTS
+        if has_released or worker_exit.signal in STOP_SIGNALS:
+            restarts = RESTARTS_AFTER_SIGNAL
+        if worker.failures <= restarts:
             worker.start()
+
+    def _log_exit(self, worker: WorkerHandle, death: str, *, has_released: bool) -> None:
+        end = death.replace("the worker", "a worker")
+        if has_released:
+            end = "a worker ended with a signal, and released its trial"
+        log.warning("%s; its log: %s", end, worker.log)
 
     def _last_log_lines(self) -> str:
         """Returns an error message with the last log lines of the worker that died most often."""

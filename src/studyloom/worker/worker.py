@@ -243,8 +243,8 @@ class Worker:
         A trial that ends its own process would come back forever. One that others end, such as a
         daemon that wants memory back, has mostly got further each time.
         """
-        if self.stopping.alone is not None and not held.progress:
-            death = f"the worker got {self.stopping.alone}"
+        if self.stopping.lone_signal is not None and not held.progress:
+            death = f"the worker got {self.stopping.lone_signal}"
             self.stored.ledger.record_death(slots.owner, death)
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
