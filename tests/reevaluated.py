@@ -16,6 +16,7 @@ from studyloom.objectives.objective import Attempt
 from studyloom.storage.opening import create_study
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
+from studyloom.views.result_files import write_result_files
 from studyloom.winner import evaluation
 from studyloom.winner.read_evaluation import next_stage, read_evaluation
 from studyloom.winner.stages import StagePlanner
@@ -152,11 +153,12 @@ def work(stages):
 
 
 def evaluate_winner(stages, test, command, **more):
-    """Tests the winner as a command does: as the one that holds the lease."""
+    """Tests the winner and writes the result as a command does: it holds the lease."""
     if isinstance(stages.data.source, ToySource):
         stages.data.source.test = test
     with stages.search.stored.ledger.testing() as store:
-        return evaluation.evaluate_winner(stages.evaluation, command, store, **more)
+        evaluated = evaluation.evaluate_winner(stages.evaluation, command, store, **more)
+        return write_result_files(evaluated, stages.run_dir)
 
 
 def train_plainly(stage, candidate, seed):

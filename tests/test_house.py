@@ -207,6 +207,62 @@ def test_the_winner_is_told_which_extras_to_use():
     assert [m for m, others in OWN.items() if layer_of(m) == "winner" and "plugins" in others] == []
 
 
+# Text in the winner's layer that is data: parts of the names of studies and trials, and a key.
+STORED_NAMES = {"with the simple configuration", "seeds and examples", ", trial "}
+
+
+def constants_below(node: ast.AST) -> set[ast.Constant]:
+    return {child for child in ast.walk(node) if isinstance(child, ast.Constant)}
+
+
+def speaks_of_errors(node: ast.AST) -> bool:
+    """Whether a node raises, makes or logs an error."""
+    if isinstance(node, ast.Call):
+        return re.search(r"(Error|NoWinner|^log\.\w+)$", ast.unparse(node.func)) is not None
+    return isinstance(node, ast.Raise)
+
+
+def texts_without_errors(tree: ast.Module) -> set[str]:
+    """The strings of a module but docstrings, annotations, `__repr__` and what is said of errors.
+
+    Also not those of variables that such errors name, and of variables that these name in turn.
+    """
+    left_out: set[ast.Constant] = set()
+    names: set[str] = set()
+    assignments = []
+    for node in ast.walk(tree):
+        if speaks_of_errors(node):
+            left_out |= constants_below(node)
+            names |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            assignments.append(node)
+        elif isinstance(node, ast.Expr):
+            left_out |= {node.value}
+        elif isinstance(node, ast.FunctionDef) and node.name == "__repr__":
+            left_out |= constants_below(node)
+        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if annotation is not None:
+                left_out |= constants_below(annotation)
+    for node in sorted(assignments, key=lambda node: -node.lineno):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        assigned = {
+            child.id for each in targets for child in ast.walk(each) if hasattr(child, "id")
+        }
+        if assigned & names:
+            left_out |= constants_below(node.value)
+            names |= {child.id for child in ast.walk(node.value) if isinstance(child, ast.Name)}
+    constants = constants_below(tree) - left_out
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def test_the_winner_holds_no_sentence():
+    """Views make all sentences from its data; only errors and the log speak."""
+    for module, tree in TREES.items():
+        if layer_of(module) == "winner":
+            sentences = {text for text in texts_without_errors(tree) if text.count(" ") >= 2}
+            assert sentences <= STORED_NAMES, module
+
+
 def test_no_folder_imports_its_parent():
     for module, others in OWN.items():
         folder = FILES[module].parent

@@ -234,7 +234,7 @@ def conduct(
         assert evaluation.trained is not None
         assert evaluation.candidates is not None
         with search.ledger.testing() as store:
-            result = evaluate_winner(evaluation, (), store)
+            result = evaluate_winner(evaluation, (), store).result
         trials = [stage.stored.trials() for stage in evaluation.stages]
         lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
         last: CandidateTrainings = evaluation.trained.source

@@ -21,7 +21,8 @@ from studyloom.storage import opening
 from studyloom.storage.stored_study import Rows, StoredStudy, curve_rows, trial_rows
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import serve
-from studyloom.views.snapshot import format_parameters, take_snapshot
+from studyloom.views.snapshot import take_snapshot
+from studyloom.views.words import format_parameters, headline, list_facts
 from studyloom.winner.result import Result, from_document
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
@@ -105,7 +106,7 @@ class Winner:
 
     def _repr_html_(self) -> str:
         """The facts of the result and the hyperparameters, as a table."""
-        facts = from_document(self.details, Result).facts()
+        facts = list_facts(from_document(self.details, Result))
         known = ((fact.label, str(replace(fact, label=""))) for fact in facts)
         params = "hyperparameters", format_parameters(self.params)
         return Rows(("", ""), (("trial", self.number), *known, params))._repr_html_()
@@ -250,7 +251,7 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {take_snapshot(self._stored).headline}>"
+        return f"<studyloom.Study {headline(take_snapshot(self._stored))}>"
 
     def _repr_html_(self) -> str:
         """The result in a sentence, notable trials, optimization history, and the report."""

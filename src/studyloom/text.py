@@ -249,6 +249,11 @@ def _html_row(tag: str, cells: Iterable[str]) -> str:
     return f"<tr>{''.join(html)}</tr>"
 
 
+def plural(count: int, noun: str) -> str:
+    """Counts a noun: 1 trial, 2 trials."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending integers as ranges: 0-3, 5, 7-8."""
     runs: list[list[int]] = []  # of each run its first and last number, or its only one

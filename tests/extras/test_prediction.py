@@ -22,6 +22,7 @@ from studyloom.extras.predict.predicting import predict
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
+from studyloom.views.words import format_prediction
 from studyloom.winner.predictor import Predictor, load_network
 
 IMAGE = {"_target_": "studyloom.data.Image"}
@@ -160,7 +161,9 @@ def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order
     answers = list(predict(load_network(tabular), asked))
     assert [answer.word for answer in answers] == ["large", "small", "large", "large", "small"]
     standardized = f"{1 / (1 + math.exp(-4)):.4f}"
-    assert str(answers[0]).split("\t")[1:] == ["large", standardized], "as in training"
+    assert format_prediction(answers[0]).split("\t")[1:] == ["large", standardized], (
+        "as in training"
+    )
 
 
 def test_a_network_of_one_logit_gives_its_value_and_no_class(tmp_path):
@@ -268,7 +271,7 @@ def test_a_seven_is_a_seven_in_every_kind_of_image_and_what_was_done_is_said(rea
     for answer, words in zip(answers, asked.values(), strict=True):
         assert all(word in answer.note for word in words), answer
         assert "unlike" not in answer.note, answer
-        assert str(answer).endswith(f"\t{answer.note}")
+        assert format_prediction(answer).endswith(f"\t{answer.note}")
 
 
 def test_an_image_is_answered_alike_in_each_type_from_a_file_and_from_python(

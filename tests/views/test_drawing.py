@@ -15,7 +15,7 @@ from studyloom.views.drawing import share, svg
 from studyloom.views.figures import history
 from studyloom.views.page import FOLDER, Absent, Head
 from studyloom.views.report import write_report
-from studyloom.winner.result import Fact
+from studyloom.views.words import Fact
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPES = {"svg", "title", "rect", "g", "path", "circle", "text"}

@@ -22,7 +22,7 @@ from studyloom.views.progress import (
     ProgressReader,
 )
 from studyloom.views.report import time_fact, winner_fact
-from studyloom.winner.result import short_words
+from studyloom.views.words import describe_best, describe_stored_result
 from studyloom.worker.stopping import set_control
 
 RECORD = CommandRecord(trials=4, reevaluated=True, tested=True, top=1, seeds=2)
@@ -112,7 +112,7 @@ def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, l
     progress = reader.read()
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert short_words(progress.result) == words
+    assert describe_stored_result(progress.result) == words
     assert "test accuracy 0.9725" in progress.line
 
 
@@ -155,7 +155,7 @@ def test_of_optunas_own_study_trials_are_counted_as_it_has_no_slots(sqlite_url):
     assert (progress.search.slots["free"], progress.ended) == (1, False)
     study.tell(trial, 0.5)
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
-    assert reader.read().search.sentence.endswith("after 5 of 5 trials")
+    assert describe_best(reader.read().search).endswith("after 5 of 5 trials")
 
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):

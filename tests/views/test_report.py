@@ -20,8 +20,9 @@ from studyloom.storage.opening import create_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import page as pages
 from studyloom.views import report
-from studyloom.views.report import decided, read_report, write_report
+from studyloom.views.report import read_report, write_report
 from studyloom.views.snapshot import importances, take_snapshot
+from studyloom.views.words import explain_decision
 from studyloom.winner.result import RunFiles
 
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -93,7 +94,7 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
         (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], "by min image, on 2 new seeds"),
     ):
         result = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
-        text = " ".join(decided(searched, result_of(**WINNER | result), 40))
+        text = " ".join(explain_decision(result_of(**WINNER | result), 40, searched.sign))
         assert said in text
 
 
@@ -104,7 +105,7 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         (WINNER, ("0.9612 ± 0.0034", "trial 4; difference to the baseline +0.0600, 95% interval")),
         (alone, ("0.9612 ± 0.0034", "trial 4; no baseline to compare with")),
         (first, ("0.9612 ± 0.0034", "trial 4; the baseline")),
-        (WINNER | {"test": None, "note": "no"}, ("0.9600", "trial 4; 1 new seed, untested")),
+        (WINNER | {"test": None, "untested": "no"}, ("0.9600", "trial 4; 1 new seed, untested")),
         (None, ("–", "not yet: ")),
     ):
         result = winner and result_of(**winner)
@@ -313,7 +314,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     assert "It cannot be drawn: OverflowError" in text
     assert "Hyperparameter importance" in text
     assert "All trials" in text
-    monkeypatch.setattr(report, "trials_fact", lambda *_: 1 / 0)
+    monkeypatch.setattr("studyloom.views.words.trials_fact", lambda *_: 1 / 0)
     with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):
         write_report(study, tmp_path)
     assert UndrawnReport.exit_code == 0

@@ -9,7 +9,8 @@ from toys import fill
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import BASELINE, PROVENANCE
 from studyloom.storage.opening import create_study
-from studyloom.views.snapshot import result_sentence, take_snapshot
+from studyloom.views.snapshot import take_snapshot
+from studyloom.views.words import describe_best, describe_result
 
 CNN = {
     "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},
@@ -52,7 +53,7 @@ def changed(**keys):
 
 
 def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
-    assert result_sentence(changed(), stored) == (
+    assert describe_result(changed(), stored) == (
         "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, "
         "4.4 points over the baseline"
     )
@@ -69,7 +70,7 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         ),
         (changed(test=None), ": 97.0% ± 0.2 on 5 new seeds, untested"),
     ):
-        assert words in result_sentence(result, stored)
+        assert words in describe_result(result, stored)
 
 
 def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
@@ -89,7 +90,7 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
     stored = study_of([a_trial(number, **one) for number, one in enumerate(made)])
     for number, (_, params, words) in enumerate(told):
         result = changed(winner__trial=number, winner__params=params)
-        assert result_sentence(result, stored).startswith(f"{words}, SGD at 0.1: ")
+        assert describe_result(result, stored).startswith(f"{words}, SGD at 0.1: ")
 
 
 def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
@@ -102,7 +103,7 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
         test__winner={"mean": 12.5, "std": 0.25},
         test__difference={"mean": 0.5},
     )
-    assert result_sentence(result, stored).startswith(
+    assert describe_result(result, stored).startswith(
         "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1,000 unseen images, 0.5000 over"
     )
 
@@ -110,12 +111,12 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
 def test_an_accuracy_beyond_1_is_told_as_the_loop_returns_it(study_of):
     """A loop may return percent, of which 97.7 is no share."""
     stored = study_of([a_trial(0, accuracy=90.0, **{BASELINE: True}), a_trial(1, accuracy=95.0)])
-    sentence = take_snapshot(stored).sentence
+    sentence = describe_best(take_snapshot(stored))
     assert "accuracy 95.0000 in the search" in sentence
     assert sentence.endswith("the baseline has accuracy 90.0000")
     difference = {"mean": 4.4, "std": 0.3, "interval": [3.0, 6.0]}
     test = {"test__winner": {"mean": 97.7, "std": 0.4}, "test__difference": difference}
-    assert result_sentence(changed(**test), stored).endswith(
+    assert describe_result(changed(**test), stored).endswith(
         "accuracy 97.7000 ± 0.4000 on 1,000 unseen images, 4.4000 over the baseline"
     )
 
@@ -133,14 +134,14 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
     }
     stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, trials=1)
     fill(stored, a_trial(0, params=params))
-    sentence = take_snapshot(stored).sentence
+    sentence = describe_best(take_snapshot(stored))
     assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, lr 0.5: ")
 
 
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
-    assert take_snapshot(stored).sentence == (
+    assert describe_best(take_snapshot(stored)) == (
         "A CNN with 16 channels, AdamW at 0.0033: 95.0% in the search, the best after "
         "2 of 40 trials; the baseline has 90.0%"
     )
-    empty = take_snapshot(study_of(name="empty")).sentence
+    empty = describe_best(take_snapshot(study_of(name="empty")))
     assert empty == "No trial is complete yet, after 0 of 40 trials"

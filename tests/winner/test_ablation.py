@@ -23,6 +23,7 @@ from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import PredictError
 from studyloom.views import figures
 from studyloom.views.terminal import winner_lines
+from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.candidates import Origin
 from studyloom.winner.evaluation import is_result_of
@@ -203,9 +204,9 @@ def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_s
     assert ablation.simple_loss <= 0.5
     assert (stages.run_dir / SIMPLE).exists()
     assert len(result.test.simple.values) == SEEDS
-    assert "on the test set: " in result.simple_words
+    assert "on the test set: " in describe_simple(result)
     lines = "\n".join(winner_lines(result))
-    assert all(line in lines for line in result.ablation_lines())
+    assert all(line in lines for line in list_ablation(result))
 
 
 @pytest.mark.chaos
@@ -239,7 +240,7 @@ def test_an_ablation_of_a_tested_winner_uses_no_test_set_and_says_so(definition,
         stages.close()
         if ablation:
             assert result.ablation == ablated[1].ablation
-            assert "not tested" in result.simple_words
+            assert "not tested" in describe_simple(result)
 
 
 @pytest.mark.chaos

@@ -19,6 +19,7 @@ from studyloom.extras.explain import explain
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
+from studyloom.views.words import format_prediction
 from studyloom.winner.result import InputPrediction, Result
 
 NETWORK = "objective.network=toys.make_network"
@@ -65,7 +66,7 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
 
 def test_what_explains_a_network_explains_it(ended):
     answer = Result.load(ended)
-    assert (answer.note, answer.is_of_loop) == (None, True)
+    assert (answer.own_test, answer.is_of_loop) == (False, True)
     assert answer.data.shape == SPLIT.shape
     assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
     assert answer.explanations.calibration is not None
@@ -100,7 +101,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
     folder.mkdir(exist_ok=True)
     metric = {"name": metric, "direction": "maximize"}
-    result_of(note="not tested", metric=metric).write(folder, files)
+    result_of(untested="not tested", metric=metric).write(folder, files)
     mark_own(folder)
     return folder
 
@@ -270,11 +271,13 @@ def test_the_command_predicts_from_files_what_python_predicts(case, tmp_path, ca
 
 def test_a_map_is_printed_up_to_a_size_and_then_in_summary():
     small = InputPrediction("a", labels=(0, 2), shape=(1, 2))
-    assert str(small) == "a\t1 × 2\t0\t2"
+    assert format_prediction(small) == "a\t1 × 2\t0\t2"
     classes = InputPrediction("a", labels=(*[1] * 90, *[0] * 30), shape=(10, 12))
-    assert str(classes) == "a\t10 × 12 classes, most 1 75.0%, 0 25.0%; --json prints all"
+    assert (
+        format_prediction(classes) == "a\t10 × 12 classes, most 1 75.0%, 0 25.0%; --json prints all"
+    )
     numbers = InputPrediction("a", values=tuple(map(float, range(200))), shape=(2, 100))
-    assert str(numbers) == "a\t2 × 100 numbers from 0.0000 to 199; --json prints all"
+    assert format_prediction(numbers) == "a\t2 × 100 numbers from 0.0000 to 199; --json prints all"
 
 
 def test_inputs_that_a_file_cannot_be_are_refused_with_the_fix(tmp_path, capsys):

@@ -6,7 +6,17 @@ import pytest
 from results import document_of, result_of
 
 from studyloom.errors import PredictError
-from studyloom.winner.result import Result, short_words
+from studyloom.views.words import (
+    describe_accepted_files,
+    describe_choice,
+    describe_difference,
+    describe_reuse,
+    describe_stored_result,
+    describe_test_use,
+    explain_choice,
+    format_mean,
+)
+from studyloom.winner.result import Result
 
 FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md": b"# A card\n"}
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
@@ -56,28 +66,28 @@ def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monk
 
 
 def test_numbers_say_what_they_are():
-    assert result_of(trials=40).choice_words() == "chosen from 40 trials"
+    assert describe_choice(result_of(trials=40)) == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
-    assert result_of(trials=40, study_trials=60).choice_words() == first
+    assert describe_choice(result_of(trials=40, study_trials=60)) == first
     reused = {"re-evaluation": [20, 20], "final-training": [0, 10]}
-    assert result_of(reused=reused).reuse_words.endswith(": 20 of 20 re-evaluations")
-    assert result_of().reuse_words == ""
+    assert describe_reuse(result_of(reused=reused)).endswith(": 20 of 20 re-evaluations")
+    assert describe_reuse(result_of()) == ""
     test = result_of(test=TEST).test
-    assert test.difference_words.endswith("+0.0100 to +0.0300 over seeds only")
+    assert describe_difference(test).endswith("+0.0100 to +0.0300 over seeds only")
     even = result_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
-    assert even.difference_words.endswith("+0.0100 over seeds only: no difference shown")
-    assert test.tested_words == "used once, after the winner was chosen"
+    assert describe_difference(even).endswith("+0.0100 over seeds only: no difference shown")
+    assert describe_test_use(test) == "used once, after the winner was chosen"
     earlier = result_of(test=TEST | {"earlier": True}).test
-    assert earlier.tested_words.startswith("used once, for these networks")
+    assert describe_test_use(earlier).startswith("used once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
-    assert result_of(data=facts).data.accepted_files == "files that mine.Letters reads"
+    assert describe_accepted_files(result_of(data=facts).data) == "files that mine.Letters reads"
 
 
 def test_where_the_training_ignores_the_seed_no_view_shows_a_spread():
     same = {"winner": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9, 0.9]}}
     result = result_of(test=same)
-    assert result.test.winner.words == "0.9000"
-    assert short_words(result.in_short()) == "test accuracy 0.9000, trial 0"
+    assert format_mean(result.test.winner) == "0.9000"
+    assert describe_stored_result(result.in_short()) == "test accuracy 0.9000, trial 0"
 
 
 def test_the_reason_of_a_winner_says_which_candidates_failed():
@@ -86,15 +96,17 @@ def test_the_reason_of_a_winner_says_which_candidates_failed():
     failed = "the baseline failed in 1 of 3 re-evaluations"
     kept = result_of(winner=baseline, candidates=[complete, baseline])
     why = "since no candidate beats it by more than chance explains, on 2 new seeds"
-    assert kept.reason_words == f"{why}; {failed}"
+    assert explain_choice(kept) == f"{why}; {failed}"
     result = result_of(winner=complete, candidates=[complete, baseline])
-    assert result.reason_words == f"the only candidate with values on all of 3 new seeds; {failed}"
+    assert (
+        explain_choice(result) == f"the only candidate with values on all of 3 new seeds; {failed}"
+    )
     never = {"baseline": True, "failed": 3}
     result = result_of(winner=complete, candidates=[complete, never])
     words = "the baseline failed in 3 of 3 re-evaluations, so that nothing is compared with it"
-    assert result.reason_words.endswith(words)
+    assert explain_choice(result).endswith(words)
 
 
 def test_a_single_candidate_has_no_best_mean():
     only = {"mean": 0.5, "values": [0.5, 0.5, 0.5]}
-    assert result_of(winner=only).reason_words == "the only candidate"
+    assert explain_choice(result_of(winner=only)) == "the only candidate"

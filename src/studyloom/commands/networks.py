@@ -167,6 +167,7 @@ def compress(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Prints the winner's predictions for inputs, and how they differ from the training data."""
     from studyloom.config.trust import code_of_study
+    from studyloom.views.words import format_prediction
     from studyloom.winner.predictor import load_network
 
     collect_as_usual()
@@ -177,7 +178,7 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return print_results(predictions)
     for prediction in predictions:
-        print(indented(str(prediction)))
+        print(indented(format_prediction(prediction)))
     return 0
 
 

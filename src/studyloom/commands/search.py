@@ -16,7 +16,7 @@ from studyloom.definition.definition import Definition
 from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
-from studyloom.views import terminal
+from studyloom.views import terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.read_evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -160,13 +160,13 @@ class StudyReporting(TrackingReporting):
         elapsed = ""
         if self.worked:  # as the progress says
             elapsed = f", {format_duration(self.command.age())}"
-        terminal.say(console, f"\n{snapshot.headline}{elapsed}")
+        terminal.say(console, f"\n{words.headline(snapshot)}{elapsed}")
         if not console.is_jupyter:
             console.print(terminal.compare_with_baseline(snapshot, console.width))
             if snapshot.rule is not None:
                 console.print(terminal.front_table(snapshot))
         elif evaluation.trained is None:
-            terminal.say(console, snapshot.sentence)
+            terminal.say(console, words.describe_best(snapshot))
 
     def print_end(self, study: OpenStudy, snapshot: Snapshot, stop: Stop) -> None:
         """Prints why a study was stopped, or why nothing is left to do."""

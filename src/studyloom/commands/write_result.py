@@ -12,7 +12,8 @@ from studyloom.files import is_newer, write_whole
 from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
-from studyloom.views.snapshot import result_sentence
+from studyloom.views.result_files import write_result_files
+from studyloom.views.words import describe_result
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
 from studyloom.winner.read_evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
@@ -77,12 +78,13 @@ def print_winner(
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
             explain = load_plugin("explain")
-            result = evaluate_winner(evaluation, command, store, repeat=known, explain=explain)
+            evaluated = evaluate_winner(evaluation, command, store, repeat=known, explain=explain)
+            result = write_result_files(evaluated, study.run_dir)
     store_result(study.stored, result.in_short())
     stored = study.stored
     best = next((trial.number for trial in stored.ranked(evaluation.rule)), None)
     strong = "bold" if console.is_jupyter else "bold green"
-    sentence = result_sentence(result, stored) or ""
+    sentence = describe_result(result, stored) or ""
     terminal.say(console, sentence, "" if result.test is None else strong)
     for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
         terminal.say(console, line, indent=10)

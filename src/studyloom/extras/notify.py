@@ -21,8 +21,11 @@ from studyloom.extras.trackers.projection import Feed
 from studyloom.installation import pip_install
 from studyloom.text import one_line, printable
 from studyloom.views.progress import Progress, to_json
-from studyloom.views.snapshot import format_parameters, format_trial_values
-from studyloom.winner.result import short_words
+from studyloom.views.words import (
+    describe_stored_result,
+    format_parameters,
+    format_trial_values,
+)
 
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best
 COMMAND_LIMIT = 60.0  # seconds that a command may take
@@ -76,7 +79,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             result = progress.result
-            words = progress.stage_words if result is None else short_words(result)
+            words = progress.stage_words if result is None else describe_stored_result(result)
             subject = words if code == 0 else f"ended with exit code {code}"
             fields = {"exit_code": code, "reason": reason, "result": result}
             self._put(progress, subject, reason or words, **fields)

@@ -14,6 +14,8 @@ __all__ = [
     "page",
     "progress",
     "report",
+    "result_files",
     "snapshot",
     "terminal",
+    "words",
 ]

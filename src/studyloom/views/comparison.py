@@ -18,7 +18,7 @@ from studyloom.errors import ConfigError
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
-from studyloom.views import figures, page
+from studyloom.views import figures, page, words
 from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
@@ -170,11 +170,11 @@ def table(studies: Sequence[Compared]) -> figures.PageTable:
     columns = []
     for study in studies:
         known = facts(study)
-        spread = "" if known.std is None else f" ± {page.number(known.std)}"
+        spread = "" if known.std is None else f" ± {words.number(known.std)}"
         column = {
-            "best, search": page.number(known.best),
-            "test": f"{page.number(known.test)}{spread}",
-            "over its baseline, test": page.number(known.difference, "+"),
+            "best, search": words.number(known.best),
+            "test": f"{words.number(known.test)}{spread}",
+            "over its baseline, test": words.number(known.difference, "+"),
             "trials": f"{known.trials} of {known.of}",
             "pruned, failed": f"{known.pruned}, {known.failed}",
             "epochs of the search": str(known.epochs),
@@ -246,7 +246,7 @@ def render(studies: Sequence[Compared]) -> str:
 
 
 def _sentence(study: Compared) -> str:
-    return f"{study.snapshot.quotable(study.stored, study.result)}."
+    return f"{words.describe_study(study.snapshot, study.stored, study.result)}."
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:

@@ -13,7 +13,8 @@ from studyloom.views.figures import (
     dotted,
     plain_scale,
 )
-from studyloom.views.page import drawn, number
+from studyloom.views.page import drawn
+from studyloom.views.words import number
 from studyloom.winner.explanation_values import (
     Bin,
     Calibration,

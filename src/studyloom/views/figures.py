@@ -30,6 +30,7 @@ from studyloom.text import (
     format_value,
     shorten,
 )
+from studyloom.views.words import ablation_rows
 from studyloom.winner.result import Ablation, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
@@ -1456,6 +1457,6 @@ def ablation(stored: Ablation) -> Chart | str:
     for height, (row, _) in enumerate(drawn):
         notes.append(Note(x.low, height + 0.2, shorten(row.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
-    table = PageTable(head, [*stored.cells()], words=(0, 4, 5))
+    table = PageTable(head, ablation_rows(stored), words=(0, 4, 5))
     label = "how much worse the winner is without each change"
     return Chart(label, ROW * len(drawn) + 30, x, y, _without_empty(marks), table, notes)

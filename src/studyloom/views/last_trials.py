@@ -11,7 +11,7 @@ from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import format_value, one_line
 from studyloom.views.progress import Progress
-from studyloom.views.snapshot import format_trial_values, join_lists
+from studyloom.views.words import format_trial_values, join_lists
 
 LAST = 5  # trials of the current stage, next to the best
 LEAST = 7  # columns of a hyperparameter, such as 0.00082: fewer would change from look to look

@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import html_table
-from studyloom.views import snapshot as snapshots
+from studyloom.views import words
 from studyloom.views.drawing import svg
 from studyloom.views.figures import Chart
 from studyloom.views.report import read_report
+from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.result import Candidate, Result, RunFiles, Summary
 
 COLUMNS = ("", "trial", "in the search", "re-evaluation", "test", "hyperparameters")
@@ -30,30 +31,39 @@ def study_html(stored: StoredStudy, run_dir: Path | None, result: Result | None)
     link = ""
     if run_dir is not None and (report := run_dir / "report.html").exists():
         link = f' – <a href="{quote(os.path.relpath(report))}" target="_blank">report.html</a>'
-    snapshot, figure = snapshots.take_snapshot(stored), svg(chart) if chart else ""
+    snapshot = take_snapshot(stored)
+    figure = "" if chart is None else svg(chart)
     table = html_table(COLUMNS, _rows(snapshot, result))
-    sentence, counts = escape(top.sentence), escape(snapshot.headline)
+    sentence, counts = escape(top.sentence), escape(words.headline(snapshot))
     return f"<p><b>{sentence}</b></p>{table}{figure}<p>{counts}{link}</p>"
 
 
-def _rows(snapshot: snapshots.Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
+def _rows(snapshot: Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
     """Yields winner, best trial and baseline with their values in search, re-evaluation, test."""
-    known, rows = dict[str, Candidate](), dict[str, Candidate]()
-    tested = dict[str, Summary | None]()
+    candidates: dict[int, Candidate] = {}
+    rows: dict[str, Candidate] = {}
+    tests: dict[str, Summary | None] = {}
     if result is not None:
-        known = {row.name: row for row in result.candidates}
-        rows = {"winner": result.winner}
-        if test := result.test:
-            tested = {"winner": test.winner, "baseline": test.baseline}
+        candidates = {candidate.trial: candidate for candidate in result.candidates}
+        rows["winner"] = result.winner
+        if result.test is not None:
+            tests = {"winner": result.test.winner, "baseline": result.test.baseline}
     for role, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
         if trial is not None:
-            costs = dict(zip(snapshot.costs, trial.values[1:], strict=False))
-            own = Candidate(trial.number, trial.params, trial.values[0], costs)
-            rows[role] = known.get(own.name, own)
+            costs = words.costs_of(snapshot, trial)
+            searched = Candidate(trial.number, trial.params, trial.values[0], costs)
+            rows[role] = candidates.get(trial.number, searched)
     for role, row in rows.items():
-        values = Summary(row.search_value), row.reevaluation, tested.get(role)
-        search, *later = (
-            "" if v is None else snapshots.format_summary(v, snapshot.metric) for v in values
+        search = words.format_metric(row.search_value, snapshot.metric)
+        yield (
+            role,
+            str(row.trial),
+            f"{search}{words.format_costs(row.costs)}",
+            _format_summary(row.reevaluation, snapshot.metric),
+            _format_summary(tests.get(role), snapshot.metric),
+            words.format_parameters(row.params),
         )
-        cells = row.name.removeprefix("trial "), search + row.costs_words, *later
-        yield role, *cells, snapshots.format_parameters(row.params)
+
+
+def _format_summary(summary: Summary | None, metric: str) -> str:
+    return "" if summary is None else words.format_summary(summary, metric)

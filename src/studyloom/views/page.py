@@ -22,9 +22,9 @@ from markupsafe import Markup, escape
 from studyloom._version import __version__
 from studyloom.errors import FileError, StudyloomError
 from studyloom.files import ASSETS, check_output, write_whole
-from studyloom.text import format_value, mask_passwords, name_error, printable
+from studyloom.text import mask_passwords, name_error, printable
 from studyloom.views.figures import Block
-from studyloom.winner.result import Fact
+from studyloom.views.words import Fact
 
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
@@ -268,13 +268,6 @@ def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> 
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         figure = undrawn(error)
     return Absent(figure) if isinstance(figure, str) else figure
-
-
-def number(value: object, sign: str = "") -> str:
-    """Formats a number with a real minus sign; a dash for anything else."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "–"
-    return format_value(value, sign).replace("-", "−")
 
 
 def is_embedded(source: object) -> TypeGuard[str]:

@@ -36,11 +36,15 @@ from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import (
     Snapshot,
     WorkerStatus,
-    format_trial_values,
     importances,
     take_snapshot,
 )
-from studyloom.winner.result import ShortResult, short_words
+from studyloom.views.words import (
+    count_uncounted,
+    describe_stored_result,
+    format_trial_values,
+)
+from studyloom.winner.result import ShortResult
 from studyloom.worker.stopping import Request, read_control
 
 WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
@@ -267,7 +271,7 @@ class Progress:
         counts = [f"{stage.done:,} of {stage.budget:,} {noun}"]
         if (own := stage.snapshot) is not None:
             pruned = own.outcomes.get("pruned", 0)
-            counts += [*[f"{pruned:,} pruned"] * bool(pruned), *own.uncounted_words]
+            counts += [*[f"{pruned:,} pruned"] * bool(pruned), *count_uncounted(own)]
         return f"{WORDS[self.title]}: {', '.join(counts)}"
 
     @property
@@ -282,7 +286,7 @@ class Progress:
     def best_words(self) -> str:
         """The result, or else the best trial so far."""
         if self.result is not None:
-            return short_words(self.result)
+            return describe_stored_result(self.result)
         best = self.search.best
         if best is None:
             return "no result yet"

@@ -20,24 +20,23 @@ from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.storage.attributes import BASELINE
 from studyloom.storage.failures import NO_REASON, count_failures, resumed_words
-from studyloom.storage.stored_study import StoredStudy, column_of, trial_rows, value_of
+from studyloom.storage.stored_study import StoredStudy, column_of, trial_rows
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
 from studyloom.text import (
-    format_cost,
     format_duration,
     format_parameter,
-    format_shape,
     format_value,
+    plural,
     shorten,
     shorten_end,
     shorten_names,
 )
-from studyloom.views import drawing, figures, page
+from studyloom.views import drawing, figures, page, words
 from studyloom.views.explanations import explanation_sections
-from studyloom.views.page import Absent, Section, Words, drawn, number, section
+from studyloom.views.page import Absent, Section, Words, drawn, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
-from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
-from studyloom.winner.result import Fact, Result, RunFiles, Wrong, plural
+from studyloom.views.snapshot import Snapshot, importances, varied_parameters
+from studyloom.winner.result import Result, RunFiles, Wrong
 from studyloom.worker_log import read_trial_end
 
 MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
@@ -128,148 +127,91 @@ def head(
     if (ended := snapshot.forecast.ending) is not None:
         blocks.append(Words(f"The search {ended.reason}."))
     facts = (
-        trials_fact(stored, snapshot),
-        best_fact(snapshot),
+        words.trials_fact(stored, snapshot),
+        words.best_fact(snapshot),
         winner_fact(progress, winner),
         time_fact(progress, trials, live=live),
     )
-    sentence = f"{snapshot.quotable(stored, winner)}."
+    sentence = f"{words.describe_study(snapshot, stored, winner)}."
     top = page.Head(stored.name, sentence, blocks, facts)
     return replace(top, image=drawing.share(top, figure))
 
 
-def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
-    """Says what was searched: how many trials of how many hyperparameters."""
-    names = {name for trial in stored.trials() for name in trial.params}
-    counts = f"{plural(len(names), 'hyperparameter')}; {', '.join(snapshot.counts_words)}"
-    return Fact("Trials", f"{snapshot.done:,} of {snapshot.budget:,}", counts)
+def winner_fact(progress: Progress, result: Result | None) -> words.Fact:
+    """Says whether the best is real, or which stages lead to the winner."""
+    if result is not None:
+        return words.winner_fact(result)
+    later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
+    return words.Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
 
 
-def best_fact(snapshot: Snapshot) -> Fact:
-    """Says what is best in the search, and what the baseline has there."""
-    best, baseline = snapshot.best, snapshot.baseline
-    words = snapshot.why_no_best.replace("No", "no", 1)
-    if best is not None:
-        words = ", ".join([f"trial {best.number}", *_costs(snapshot, best)])
-    if baseline is not None:
-        known = [number(value_of(baseline)), *_costs(snapshot, baseline)]
-        words += f"; the baseline has {', '.join(known)}"
-    return Fact("Best, search", number(value_of(best)), words)
-
-
-def _costs(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
-    values = zip(snapshot.costs, trial.values[1:], strict=False)
-    return [f"{name} {format_cost(cost)}" for name, cost in values]
-
-
-def winner_fact(progress: Progress, winner: Result | None) -> Fact:
-    """Says whether the best is real: the value of the winner on the test set, or on new seeds."""
-    if winner is None:
-        later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
-        return Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
-    won, test = winner.winner, winner.test
-    beside = "the baseline" if won.baseline else "no baseline to compare with"
-    values = won.reevaluation if test is None else test.winner
-    if test is None:
-        beside = f"{plural(len(won.values), 'new seed')}, untested"
-    elif test.difference:
-        words = test.difference_words.replace(f" {test.cover}", "")
-        beside = f"difference to the baseline {words}"
-    value = number(won.search_value) if values is None else values.words
-    label = "Winner, re-evaluation" if test is None else "Winner, test"
-    return Fact(label, value, f"{won.name}{won.costs_words}; {beside}")
-
-
-def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) -> Fact:
+def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) -> words.Fact:
     """Says how long the trainings took, and what runs now."""
-    took, words = "–", list[str]()
-    if (ends := span(trials)) is not None:
+    took = "–"
+    explanation: list[str] = []
+    ends = span(trials)
+    if ends is not None:
         took = format_duration((ends[1] - ends[0]).total_seconds())
-        words.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
+        explanation.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
     if progress.at_work:
-        now = [
-            progress.stage_words,
-            *(() if live else (progress.eta_words, progress.control_words)),
-        ]
-        return Fact("Time so far", took, "; ".join(filter(None, now)))
-    if worked := seconds_worked(trials):
-        words.append(f"workers trained for {format_duration(worked)}")
-    words += [] if progress.ended else ["no worker runs"]
-    return Fact("Took", took, "; ".join(words))
+        now = [progress.stage_words]
+        if not live:
+            now += [progress.eta_words, progress.control_words]
+        return words.Fact("Time so far", took, "; ".join(filter(None, now)))
+    worked = seconds_worked(trials)
+    if worked:
+        explanation.append(f"workers trained for {format_duration(worked)}")
+    if not progress.ended:
+        explanation.append("no worker runs")
+    return words.Fact("Took", took, "; ".join(explanation))
 
 
-def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | None) -> Section:
+def details_section(stored: StoredStudy, snapshot: Snapshot, result: Result | None) -> Section:
     """Renders the reasons for the result, what it is based on, and the best hyperparameters."""
-    lines, rows, known = list[str](), list[tuple[str, object]](), list[Fact]()
-    if winner is not None:
-        lines = [*decided(stored, winner, snapshot.budget)]
-        known = [*winner.facts()] if winner.test or winner.winner.reevaluation else []
-    lines += [f"{fact.value[:1].upper()}{fact.value[1:]}." for fact in known if not fact.label]
-    rows += [(fact.label, str(replace(fact, label=""))) for fact in known if fact.label]
-    objectives = (
-        f"{g.name}, {'more' if g.sign > 0 else 'less'} is better" for g in stored.objectives
-    )
-    rows.append(("values", ", and ".join(objectives)))
+    lines: list[str] = []
+    rows: list[tuple[str, object]] = []
+    if result is not None:
+        lines += words.explain_decision(result, snapshot.budget, stored.sign)
+    if result is not None and (result.test or result.winner.reevaluation):
+        for fact in words.list_facts(result):
+            if fact.label:
+                rows.append((fact.label, str(replace(fact, label=""))))
+            else:
+                lines.append(f"{words.begin_sentence(fact.value)}.")
+    rows.append(("values", ", and ".join(map(words.describe_objective, stored.objectives))))
     if snapshot.rule is not None:
         rows.append(("the best by", snapshot.rule))
     label, _, gain = snapshot.forecast.describe_gain(snapshot.metric).partition(": ")
     if gain:
         rows.append((label, gain))
-    if data := data_words(stored, winner):
+    data = words.describe_data(stored, result)
+    if data:
         rows.append(("data", data))
-    params = {"Best": snapshot.best.params} if snapshot.best else {}
-    if winner is not None and winner.winner.params != params.get("Best"):
-        params["Winner"] = winner.winner.params
-    words = [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
-    return section("details", [*[page.Lines(lines)] * bool(lines), page.Facts(rows), *words])
-
-
-def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
-    """Yields the reasons for the result, a line each."""
-    won = winner.winner
-    chosen = f"{won.name.capitalize()} was {winner.choice_words(budget)}"
-    yield f"{chosen}, {winner.reason_words}."
-    means = [row.mean for row in winner.candidates if row != won and row.mean is not None]
-    if means and won.mean is not None:
-        best = max(means, key=lambda mean: stored.sign * mean)
-        yield f"Its mean is {number(won.mean)}, the best of the others {number(best)}."
-    if test := winner.test:
-        yield f"The test set was {test.tested_words}."
-
-
-def data_words(stored: StoredStudy, winner: Result | None) -> str:
-    """Says what the networks were trained and tested on."""
-    definition = stored.definition() or {}
-    parts = []
-    data, test = (winner.data, winner.test) if winner else (None, None)
-    if isinstance(source := definition.get("data._target_"), str):
-        parts.append(source.rpartition(".")[2])
-    if data is not None and data.shape:
-        parts.append(f"inputs of {format_shape(data.shape)}")
-    if data is not None and data.outputs is not None:
-        parts.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
-    validation = definition.get("data.validation")
-    if isinstance(validation, int) and definition.get("objective.folds") in (None, 1):
-        parts.append(f"{validation:,} examples to validate")
-    if test is not None and test.examples is not None:
-        parts.append(f"{test.examples:,} to test")
-    digest = data.digest if data else definition.get("data.digest")
-    if isinstance(digest, str) and digest:
-        parts.append(f"SHA-256 {digest[:12]}…")
-    return ", ".join(parts)
+    blocks: list[figures.Block] = [page.Facts(rows)]
+    if lines:
+        blocks.insert(0, page.Lines(lines))
+    best = None if snapshot.best is None else snapshot.best.params
+    if best is not None:
+        blocks.append(Words(f"Best:  {words.format_parameters(best)}", "parameters"))
+    if result is not None and result.winner.params != best:
+        parameters = words.format_parameters(result.winner.params)
+        blocks.append(Words(f"Winner:  {parameters}", "parameters"))
+    return section("details", blocks)
 
 
 def winner_sections(winner: Result) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test set."""
     yield section("candidates", [candidates(winner)])
-    if (ablation := winner.ablation) is not None and ablation.rows:
-        simple = (
-            [Words(f"winner.simple.yaml is {words}.")] if (words := winner.simple_words) else []
-        )
-        blocks = [drawn(figures.ablation, ablation), *simple]
+    ablation = winner.ablation
+    if ablation is not None and ablation.rows:
+        blocks = [drawn(figures.ablation, ablation)]
+        simple = words.describe_simple(winner)
+        if simple:
+            blocks.append(Words(f"winner.simple.yaml is {simple}."))
         yield section("ablation", blocks, metric=winner.metric.name)
-    if winner.note is not None:
-        yield section("winner", [Absent(winner.note)])
+    missing = words.explain_no_predictions(winner)
+    if missing:
+        yield section("winner", [Absent(missing)])
     elif winner.predictions is not None:
         figure = drawn(figures.predictions, winner.predictions)
         yield section("predictions", [figure])
@@ -295,10 +237,10 @@ def candidates(winner: Result) -> figures.PageTable:
         role = "baseline" if row.baseline else ""
         if row == winner.winner:
             role = "winner"
-        costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
-        parameters = "  ".join([*costs, format_parameters(row.params)])
-        again = row.reevaluation.words if row.reevaluation else "–"
-        numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
+        costs = [f"{name} {words.number(cost)}" for name, cost in row.costs.items()]
+        parameters = "  ".join([*costs, words.format_parameters(row.params)])
+        again = words.format_mean(row.reevaluation) if row.reevaluation else "–"
+        numbers = (row.trial, words.number(row.search_value), again, words.number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
     return figures.PageTable(
         ("trial", "search", "re-evaluation", "gap", "", "hyperparameters"), rows, words=(4, 5)
@@ -308,7 +250,7 @@ def candidates(winner: Result) -> figures.PageTable:
 def image(source: str, label: str, error: Wrong, remark: float) -> page.CaptionedImage:
     """Renders an image that the winner misclassifies."""
     predicted = str(error.predicted)
-    return page.CaptionedImage(source, label, f"{error.label} → ", predicted, number(remark))
+    return page.CaptionedImage(source, label, f"{error.label} → ", predicted, words.number(remark))
 
 
 STRETCHED = {
@@ -327,7 +269,7 @@ def search_sections(
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        heads, *rows = snapshot.front_rows()
+        heads, *rows = words.front_rows(snapshot)
         table = figures.PageTable(heads, rows, words=(len(heads) - 1,))
         figure = drawn(figures.front, stored, {"winner": won} | marked, axis, table)
         yield section("front", [figure], rule=snapshot.rule)
@@ -336,7 +278,7 @@ def search_sections(
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis, snapshot.alive)], **most)
-    losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
+    losses: figures.Block = Absent(f"{words.begin_sentence(words.explain_no_best(snapshot))}.")
     which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
@@ -500,19 +442,20 @@ def ending(trial: FrozenTrial, alive: Collection[int] | None = None) -> str:
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
     rung = ": it waited at a rung, and others were promoted" if record.rungs else ""
-    words = {
+    sentences = {
         "failed": f"It failed after {epochs}: {record.reason or NO_REASON}",
         "pruned": f"It was pruned after {epochs}{rung}.",
         "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
         "running": f"It runs, and has trained {epochs}.",
         INTERRUPTED: f"It is {describe_state(trial, alive)}: it has trained {epochs}.",
         "waiting": "No worker has begun it yet.",
-    }.get(kind, f"It is complete, after {epochs}.")
+    }
+    sentence = sentences.get(kind, f"It is complete, after {epochs}.")
     if record.reused is not None:
-        words += f" It was not trained: its result is that of {record.reused}."
+        sentence += f" It was not trained: its result is that of {record.reused}."
     if resumed := record.resumed:
-        words += f" T{resumed_words(trial.number, resumed, record.streams)[1:]}."
-    return words
+        sentence += f" T{resumed_words(trial.number, resumed, record.streams)[1:]}."
+    return sentence
 
 
 def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
@@ -590,8 +533,8 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
     for by, numbers in own.items():
         found, who = best(searched, numbers), f"proposed by {by}" if by else "sampler"
         gain = None if found is None or first is None else stored.sign * (found - first)
-        reevaluation = number(best(means, numbers))
-        rows.append((who, len(numbers), number(found), number(gain, "+"), reevaluation))
+        reevaluation = words.number(best(means, numbers))
+        rows.append((who, len(numbers), words.number(found), words.number(gain, "+"), reevaluation))
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
     if len(own) > 1:
         yield section("proposers", [figures.PageTable(head, rows, words=(0,))])
@@ -604,9 +547,9 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs now: each worker's trial, epoch, value and hyperparameters."""
     rows = []
     for worker in snapshot.workers:
-        cells = worker.cells[:3]
+        cells = words.worker_cells(worker)[:3]
         lease = "" if worker.alive else "silent: another worker resumes the trial"
-        params = "" if worker.trial is None else format_parameters(worker.params)
+        params = "" if worker.trial is None else words.format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")

@@ -40,14 +40,22 @@ from studyloom.text import (
 from studyloom.user_code.digests import CODE
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
-from studyloom.views.snapshot import (
-    Snapshot,
+from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.words import (
+    describe_stored_result,
+    explain_choice,
+    explain_uncertainty,
     format_parameters,
     format_trial_values,
-    take_snapshot,
+    front_rows,
+    headline,
+    list_ablation,
+    list_facts,
+    name_trial,
     trial_values,
+    worker_cells,
 )
-from studyloom.winner.result import Result, short_words
+from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
 
 if TYPE_CHECKING:
@@ -82,13 +90,15 @@ def winner_lines(result: Result, best: int | None = None, *, brief: bool = False
         brief: whether to leave out what `±` means, and the interval of the mean.
     """
     of_search = "" if best is None else f"best of the search: trial {best}; "
-    yield f"{of_search}winner: {result.winner.name}, {result.reason_words}"
-    explained = result.test.uncertainty if brief and result.test is not None else ()
-    first, *others = (fact for fact in result.facts() if fact.value not in explained)
+    yield f"{of_search}winner: {name_trial(result.winner)}, {explain_choice(result)}"
+    left_out: list[str] = []
+    if brief and result.test is not None:
+        left_out = explain_uncertainty(result.test)
+    first, *others = (fact for fact in list_facts(result) if fact.value not in left_out)
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)
-    yield from (f"{'':12}{line}" for line in result.ablation_lines())
+    yield from (f"{'':12}{line}" for line in list_ablation(result))
 
 
 def render_rows(
@@ -153,7 +163,7 @@ def front_table(snapshot: Snapshot) -> RenderableType:
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    heads, *rows = snapshot.front_rows()
+    heads, *rows = front_rows(snapshot)
     rows = [["front", *heads], *(["", *row] for row in rows)]
     return Group(render_rows(rows, (0, len(heads))), rule)
 
@@ -374,9 +384,9 @@ def render_status(status: Status, width: int) -> RenderableType:
         if words:
             parts.append(Text(words, style=style, overflow="fold"))
 
-    line(snapshot.headline)
+    line(headline(snapshot))
     if progress.result is not None:
-        line(short_words(progress.result), "bold green")
+        line(describe_stored_result(progress.result), "bold green")
     if ended is not None:
         line(ended.reason)
     else:
@@ -390,7 +400,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         why = "the study stopped itself, since its trials fail with this"
         line(f"{why}: {one_line(progress.halted)}", "bold red")
     for worker in progress.current.workers:
-        trial, _, _, age, lease = worker.cells
+        trial, _, _, age, lease = worker_cells(worker)
         line(f"worker {one_line(worker.owner)}: trial {trial} for {age}, {lease}")
     table = last_trials(progress, width, with_best=False)  # the line "best" below names it
     if len(table) > 1:

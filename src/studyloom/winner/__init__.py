@@ -1,8 +1,8 @@
 """The winner: the best trials re-evaluated with new seeds, one of them chosen, and tested once.
 
 `winner.read_evaluation` describes how the result is made, from `candidates` by way of `stages` and
-`stored_trainings` to `measurement` and `evaluation`, which writes it below the run directory as
-winner.json, winner.yaml, winner.pt and model_card.md.
+`stored_trainings` to `measurement` and `evaluation`. `views.result_files` writes it below the run
+directory.
 """
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "explanation_values",
     "inputs",
     "measurement",
-    "model_card",
     "predictions",
     "predictor",
     "read_evaluation",

@@ -1,26 +1,44 @@
-"""Assembles the result of a study from its stages, and writes its files."""
+"""Assembles the result of a study from its stages."""
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from studyloom.config.values import as_yaml, value_at
+from studyloom.config.values import value_at
+from studyloom.data.examples import Part
 from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
-from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin
 from studyloom.winner.measurement import describe_untested, measure_winner
-from studyloom.winner.model_card import model_card
 from studyloom.winner.predictions import Explain
 from studyloom.winner.read_evaluation import Evaluation
 from studyloom.winner.reevaluation import Reevaluated
-from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result
+from studyloom.winner.result import STAGES, Candidate, Result
 from studyloom.winner.statistics import difference, summarize
+
+
+@dataclass(frozen=True)
+class EvaluatedWinner:
+    """A result, and what its files are made of.
+
+    Args:
+        config: trains the winner again, as a primary config.
+        simple_config: trains the simple configuration; None without one.
+        weights: the content of winner.pt; None if a loop kept nothing.
+        training_set: None if a loop has its own.
+        sources: the source code that a notebook or script defined, by name.
+    """
+
+    result: Result
+    config: dict[str, Any]
+    simple_config: dict[str, Any] | None
+    weights: bytes | None
+    training_set: Part | None
+    sources: dict[str, str]
 
 
 def evaluate_winner(
@@ -30,12 +48,12 @@ def evaluate_winner(
     *,
     repeat: bool = False,
     explain: Explain | None = None,
-) -> Result:
-    """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
+) -> EvaluatedWinner:
+    """Tests winner and baseline, and assembles the result.
 
     A stored test of the same networks is reused, and the test set not used again, except with
-    `repeat`. A loop without `objective.test` is not tested: winner.pt then holds what the loop kept
-    in the re-evaluation.
+    `repeat`. A loop without `objective.test` is not tested: the result then has what the loop
+    kept in the re-evaluation.
 
     Args:
         evaluation: of a study whose stages have all ended, with a winner.
@@ -47,13 +65,12 @@ def evaluate_winner(
     Raises:
         NoWinner: a final training or the test has failed.
         StorageError: another command has taken over the lease.
-        OSError: a file cannot be written.
     """
     study, found = evaluation.study, evaluation.reevaluated
     last = evaluation.trained
     assert found is not None
     assert last is not None
-    definition, search, run_dir = study.definition, study.stored, study.run_dir
+    definition, search = study.definition, study.stored
     if definition.tested:
         tested, kept = measure_winner(evaluation, store, repeat=repeat, explain=explain)
     else:
@@ -79,30 +96,20 @@ def evaluate_winner(
         ablation=evaluation.ablation,
         command=tuple(command),
     )
-    again = (*command, "--config-dir", str(run_dir), "--config-name", "winner")
     (defined,) = search.attributes(DEFINED)
     sources = {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
-    title = f"The winner of {search.name}, {winner.name}"
-    # No command can import what a script or notebook defines. On another machine the file is read
-    # as an untrusted config, and names the packages to trust.
-    lines = (
-        [f"{title}."] if sources else [f"{title}; this command trains it again:", shlex.join(again)]
+    simple_config = None
+    ablation, defaults = evaluation.ablation, evaluation.defaults
+    if ablation is not None and defaults is not None and ablation.simple is not None:
+        simple_config = winner_config(definition, defaults.put_back(ablation.simple))
+    return EvaluatedWinner(
+        result=result,
+        config=winner_config(definition, point),
+        simple_config=simple_config,
+        weights=None if kept is None else pack_weights(kept),
+        training_set=study.data.split,
+        sources=sources,
     )
-    head = "".join(f"# {one_line(line)}\n" for line in lines)
-    files = {"winner.yaml": (head + as_yaml(winner_config(definition, point))).encode()}
-    if (
-        evaluation.defaults is not None
-        and result.ablation is not None
-        and (names := result.ablation.simple) is not None
-    ):
-        simple = winner_config(definition, evaluation.defaults.put_back(names))
-        about = one_line(f"{title}, with the defaults of {', '.join(names)}: {result.simple_words}")
-        files[SIMPLE] = f"# {about}\n{as_yaml(simple)}".encode()
-    if kept is not None:
-        files["winner.pt"] = pack_weights(kept)
-    if result.test is not None:
-        files[CARD] = model_card(result, run_dir, study.data.split, sources).encode()
-    return result.write(run_dir, files)
 
 
 def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:

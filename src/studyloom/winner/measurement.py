@@ -28,8 +28,6 @@ from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
 from studyloom.worker.provenance import current_environment
 
-NO_TEST = "there is no objective.test, so nothing was tested"
-OWN_TEST = "your test function measured it, so there are no predictions to show"
 CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
@@ -88,10 +86,10 @@ def measure_winner(
 
 def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
     """Describes the winner of a loop without `objective.test`."""
-    note = trainings.definition.untested or NO_TEST
+    untested = trainings.definition.untested or None
     data = describe_data(trainings, winner, None) if _predicts(trainings) else None
     environment = current_environment(CPU)
-    return Tested(seeds=trainings.new_seeds, note=note, environment=environment, data=data)
+    return Tested(seeds=trainings.new_seeds, untested=untested, environment=environment, data=data)
 
 
 def _call_test(
@@ -116,7 +114,7 @@ def _call_test(
     measured = {candidate: measure(candidate) for candidate in kept}
     values = {candidate: [each[metric.name] for each in by] for candidate, by in measured.items()}
     scores = _compare(found, values, bounds=metric.bounds)
-    shown: dict[str, Any] = {"note": OWN_TEST}
+    shown: dict[str, Any] = {"own_test": True}
     if test is not None and _predicts(trainings):
         with _reporting():
             name, job = kept_name(definition.config.objective.network), trainings.job(winner, 0)

@@ -1,7 +1,7 @@
-"""The result of a study: winner.json, written, read, moved aside, put into words.
+"""The result of a study: winner.json, written, read, moved aside.
 
-The keys of winner.json are the fields of these types, which all views read. `Result.facts` is the
-one list of facts in words; views only lay it out. Reading a result does not import torch.
+The keys of winner.json are the fields of these types, which hold no words: `views/words.py` makes
+all sentences from them. Reading a result does not import torch.
 """
 
 import hashlib
@@ -9,8 +9,7 @@ import itertools
 import json
 import math
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -19,16 +18,8 @@ from studyloom.averages import Interval
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import ObjectiveValue
-from studyloom.space.rule import Rule
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.text import (
-    format_cost,
-    format_error,
-    format_parameter,
-    format_shape,
-    format_value,
-    one_line,
-)
+from studyloom.text import one_line
 from studyloom.winner.explanation_values import Explanations
 
 CARD = "model_card.md"
@@ -37,35 +28,7 @@ SIMPLE = "winner.simple.yaml"
 RESULT_FILES = ("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", SIMPLE)
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
-FOLLOW_SEED = (
-    "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
-    "in a command, objective.seed of a Hydra application"
-)
-MOST_PRINTED, MOST_CLASSES = 100, 3  # numbers of a map that are printed; else its main classes
-NO_INTERVAL = "no interval: it needs three seeds that differ"
-STAGES = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A fact of a result in words.
-
-    Attributes:
-        label: the name of the value; empty for a sentence without one.
-        explanation: what the value is based on; may be empty.
-    """
-
-    label: str
-    value: str
-    explanation: str = ""
-
-    def __str__(self) -> str:
-        named = f"{self.label} {self.value}" if self.label else self.value
-        return f"{named}: {self.explanation}" if self.explanation else named
+STAGES = ("re-evaluation", "final-training")  # whose trainings may be reused
 
 
 @dataclass(frozen=True)
@@ -88,28 +51,10 @@ class Summary:
         return len(self.values) > 1 and len({*self.values}) == 1
 
     @property
-    def words(self) -> str:
-        """The mean ± the standard deviation; of two values, the mean and both."""
-        mean = format_value(self.mean)
-        if self.same or len(self.values) < 2:
-            return mean
-        if self.std is None:
-            return f"{mean} ({' and '.join(map(format_value, self.values))})"
-        return f"{mean} ± {format_error(self.std, mean)}"
-
-    @property
     def mean_and_error(self) -> Interval:
         """The mean minus and plus its standard error; only the mean if that is unknown."""
         error = (self.std or 0.0) / math.sqrt(len(self.values) or 1)
         return self.mean - error, self.mean + error
-
-    @property
-    def seeds_words(self) -> str:
-        """Explains the `±` of `words`, or why it is missing; empty for one seed."""
-        seeds = len(self.values)
-        if self.same:
-            return f"the same value with each of {seeds} seeds, so that no spread is known"
-        return f"± is the standard deviation over {seeds} seeds" if self.std is not None else ""
 
 
 @dataclass(frozen=True)
@@ -137,33 +82,11 @@ class Candidate:
     failed: int = 0
 
     @property
-    def name(self) -> str:
-        """The trial, in words."""
-        return f"trial {self.trial}"
-
-    @property
     def reevaluation(self) -> Summary | None:
         """The values on new seeds; None without a re-evaluation."""
         if self.mean is None:
             return None
         return Summary(self.mean, self.std, self.interval, self.values)
-
-    @property
-    def costs_words(self) -> str:
-        """The costs, each after a comma; empty if the metric was the only objective."""
-        return "".join(f", {name} {format_cost(value)}" for name, value in self.costs.items())
-
-    @property
-    def failure_words(self) -> str:
-        """How many of its re-evaluations failed; empty if none did."""
-        if not self.failed:
-            return ""
-        who = "the baseline" if self.baseline else self.name
-        count = plural(self.failed + len(self.values), "re-evaluation")
-        words = f"{who} failed in {self.failed} of {count}"
-        if self.baseline and not self.values:
-            words += ", so that nothing is compared with it"
-        return words
 
 
 @dataclass(frozen=True)
@@ -189,53 +112,6 @@ class Scores:
     uses: int = 1
     earlier: bool = False
     simple: Summary | None = None
-
-    @property
-    def cover(self) -> str:
-        """What the intervals cover."""
-        covers, seeds = self.covers, len(self.winner.values)
-        if covers == "examples" and seeds > 1:  # each of which may lie outside
-            return f"over examples, for the mean of these {seeds} seeds only"
-        return "over seeds only" if covers == "seeds" else f"over {covers}"
-
-    @property
-    def difference_words(self) -> str:
-        """The difference with its interval, and whether that includes 0; empty without one."""
-        if (difference := self.difference) is None:
-            return ""
-        mean = format_value(difference.mean, "+")
-        if difference.interval is None:
-            return f"{mean}, {NO_INTERVAL}" if len(difference.values) > 1 else mean
-        low, high = difference.interval
-        ends = f"{format_value(low, '+')} to {format_value(high, '+')}"
-        verdict = ": no difference shown" if low <= 0 <= high else ""
-        return f"{mean}, 95% interval {ends} {self.cover}{verdict}"
-
-    @property
-    def reevaluation_words(self) -> str:
-        """What is new in the re-evaluation; a loop that loads its data itself has no new splits."""
-        return f"on new seeds{'' if self.examples is None else ' and validation splits'}"
-
-    @property
-    def uncertainty(self) -> list[str]:
-        """Explains the `±` of the winner's mean, and gives the interval of the mean."""
-        notes = [self.winner.seeds_words]
-        if self.winner.interval:
-            low, high = (format_value(value) for value in self.winner.interval)
-            notes.append(f"95% interval of the winner's mean {low} to {high} {self.cover}")
-        return [note for note in notes if note]
-
-    @property
-    def tested_words(self) -> str:
-        """How often the test set was used, and when."""
-        when = "after the winner was chosen"
-        if self.earlier:
-            when = "for these networks when an earlier result had the same winner"
-        return f"{format_uses(self.uses)}, {when}"
-
-
-def format_uses(uses: int) -> str:
-    return "used once" if uses == 1 else f"used {uses} times"
 
 
 @dataclass(frozen=True)
@@ -290,27 +166,6 @@ class DataFacts:
         """Whether the network gets integers."""
         return self.dtype != "float32" or self.loads_tokens
 
-    @property
-    def accepted_files(self) -> str:
-        """The files that `studyloom predict` takes."""
-        shape, transform = self.shape, self.transform or {}
-        if self.reads:
-            return f"files that {transform['_target_']} reads"
-        if shape is None:
-            return ".npz files with an array for each input of the network, in order or by name"
-        if self.loads_tokens:
-            return ".npy and CSV files of token ids"
-        sizes = format_shape(shape)
-        arrays = f".npy files of {sizes} numbers, or of several such"
-        if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of an image
-            sizes += " (channels, height, width)"
-            if background := transform.get("background"):
-                sizes += f", those without a {background} background inverted"
-            return f"images of any size, made {sizes}, and {arrays}"
-        if self.columns:
-            return f"CSV files with the columns {', '.join(self.columns)}, and {arrays}"
-        return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
-
 
 @dataclass(frozen=True)
 class Wrong:
@@ -352,31 +207,6 @@ class InputPrediction:
     labels: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
 
-    def __str__(self) -> str:
-        words = [self.name]
-        if self.confidence is not None:
-            words += [self.word or str(self.label), f"{self.confidence:.4f}"]
-        elif math.prod(self.shape) > MOST_PRINTED:
-            words.append(self._map_words())
-        else:
-            if self.shape:
-                words.append(format_shape(self.shape))
-            words += [*map(format_value, self.values), *map(str, self.labels)]
-        if self.note:
-            words.append(self.note)
-        return "\t".join(words)
-
-    def _map_words(self) -> str:
-        """Summarizes a map in words."""
-        size = format_shape(self.shape)
-        if self.labels:
-            counts = Counter(self.labels).most_common(MOST_CLASSES)
-            shares = [f"{label} {count / len(self.labels):.1%}" for label, count in counts]
-            return f"{size} classes, most {', '.join(shares)}; --json prints all"
-        low = format_value(min(self.values))
-        high = format_value(max(self.values))
-        return f"{size} numbers from {low} to {high}; --json prints all"
-
 
 @dataclass(frozen=True)
 class AblationRow:
@@ -412,42 +242,22 @@ class Ablation:
     simple: tuple[str, ...] | None = None
     simple_loss: float = 0.0
 
-    @property
-    def words(self) -> str:
-        """Says which changes are needed."""
-        names = [one_line(row.name) for row in self.rows if row.needed]
-        of = f"{plural(len(self.rows), 'change')} to the default configuration"
-        if self.error is None:
-            return of + "; one seed does not show which are needed" * bool(self.rows)
-        return f"{len(names)} of {of} needed{': ' if names else ''}{', '.join(names)}"
-
-    def cells(self) -> Iterator[tuple[str, ...]]:
-        """Yields a row for each change: both values, how much worse, and whether it is needed."""
-        error, simple = self.error or 0.0, self.simple or ()
-        digits = max(0, 1 - math.floor(math.log10(min(1e9, error)))) if error > 0 else 4
-        for row in self.rows:
-            values = (one_line(format_parameter(value)) for value in (row.value, row.default))
-            loss = "no value: a training failed"
-            if row.loss is not None:
-                loss = f"{row.loss:+.{digits}f} ± {error:.{digits}f}"
-            verdict = "needed" if row.needed else "not needed"
-            in_simple = "default" if row.name in simple else ""
-            yield one_line(row.name), *values, loss, verdict, in_simple
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
     """The findings on the test set, which the study stores.
 
     Attributes:
-        note: why there are no predictions to show.
+        untested: why the objective cannot be tested, as it says itself; None where it says nothing.
+        own_test: whether only the user's function measured the winner, without a network of it.
         confusion: counts by true class (rows) and predicted class (columns).
     """
 
     test: Scores | None = None
     data: DataFacts | None = None
     seeds: tuple[int, ...] = ()
-    note: str | None = None
+    untested: str | None = None
+    own_test: bool = False
     epochs: int | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] | None = None
@@ -591,121 +401,6 @@ class Result(Tested):
         found = {"re-evaluation": self.winner.reevaluation, "test": test}
         return {name: values for name, values in found.items() if values is not None}
 
-    def facts(self) -> Iterator[Fact]:
-        """Yields the winner, then what it is compared with, and notes.
-
-        The winner's explanation says what its value is based on.
-        """
-        test, chosen, reevaluation = self.test, self.winner, self.winner.reevaluation
-        metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
-        notes = [self.reuse_words]
-        values = reevaluation if test is None else test.winner
-        ignores_seed = self.is_of_loop and values is not None and values.same
-        if test is None:
-            assert reevaluation is not None  # a winner without a test was re-evaluated
-            basis = plural(len(reevaluation.values), "new seed")
-            yield Fact("winner", f"{metric} {reevaluation.words}", basis)
-            for row in self.candidates:
-                if row.baseline and row.reevaluation and row != chosen:
-                    yield Fact("baseline", row.reevaluation.words)
-            yield Fact("selection gap", gap)
-            seeds_words = reevaluation.seeds_words
-            if ignores_seed:
-                seeds_words += f"; {FOLLOW_SEED}"
-            notes = [seeds_words, *notes, str(self.note)]
-        else:
-            basis = plural(len(self.seeds), "seed")
-            basis += f", {test.examples:,} examples" if test.examples is not None else ""
-            yield Fact("winner", f"{metric} {test.winner.words}", f"{basis}{chosen.costs_words}")
-            if test.baseline and test.difference:
-                yield Fact("baseline", test.baseline.words)
-                yield Fact("difference", test.difference_words)
-            for rule, value in test.references.items():
-                yield Fact(rule, format_value(value))
-            if reevaluation is not None:
-                yield Fact("selection gap", gap, f"{reevaluation.words} {test.reevaluation_words}")
-            if ignores_seed:
-                notes.insert(0, FOLLOW_SEED)
-            notes = [*test.uncertainty, *notes]
-            if test.uses > 1:
-                uses = format_uses(test.uses)
-                notes.append(f"the test set was {uses}, and each use proves less")
-            if not self.keeps:
-                notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
-        if self.ablation is not None:
-            yield Fact("ablation", self.ablation.words)
-        yield from (Fact("", note) for note in notes if note)
-
-    @property
-    def reason_words(self) -> str:
-        """Why the winner is not another candidate, and which of them failed in re-evaluations."""
-        failures = [row.failure_words for row in self.candidates if row.failed]
-        return "; ".join([self._choice_reason, *failures])
-
-    @property
-    def _choice_reason(self) -> str:
-        """Why the winner is not another candidate."""
-        winner, sign = self.winner, self.metric.sign
-        if winner.mean is None or len(self.candidates) == 1:
-            return "the only candidate"
-        complete = [
-            row.mean
-            for row in self.candidates
-            if row != winner and row.mean is not None and not row.failed
-        ]
-        seeds = plural(len(winner.values), "new seed")
-        if winner.baseline and winner.failed:
-            why = "since no candidate beats it by more than chance explains,"
-        elif not complete:
-            return f"the only candidate with values on all of {seeds}"
-        elif all(sign * winner.mean >= sign * mean for mean in complete):
-            why = "since it had the best mean"
-        elif winner.baseline and self.rule == str(Rule(self.metric)):
-            why = "since the best mean beats the baseline by no more than chance explains,"
-        else:
-            why = f"by {self.rule},"
-        return f"{why} on {seeds}"
-
-    def choice_words(self, budget: int | None = None) -> str:
-        """Says which trials the winner was chosen from: all of the study, or its first ones."""
-        of = budget or self.study_trials or self.trials
-        first = f"the first {self.trials} of {of}" if self.trials < of else self.trials
-        return f"chosen from {first} trials"
-
-    @property
-    def reuse_words(self) -> str:
-        """How many trainings were reused from earlier results or stages; empty if none."""
-        reused = [
-            f"{count} of {of} {STAGES.get(title, title)}"
-            for title, (count, of) in self.reused.items()
-            if count
-        ]
-        return f"reused, as trained before: {', '.join(reused)}" if reused else ""
-
-    @property
-    def simple_words(self) -> str:
-        """Says how well winner.simple.yaml does on new seeds and on the test set."""
-        ablation, test = self.ablation, self.test
-        if ablation is None or ablation.simple is None:
-            return ""
-        words = f"worse by {format_value(ablation.simple_loss)} on new seeds"
-        if test is None or test.simple is None:
-            return f"{words}; not tested"
-        lost = format_value(self.metric.sign * (test.winner.mean - test.simple.mean))
-        return f"{words}, by {lost} on the test set: {test.simple.words}"
-
-    def ablation_lines(self) -> Iterator[str]:
-        """Yields a line for each change of the ablation, and what winner.simple.yaml has."""
-        if self.ablation is None:
-            return
-        for name, value, default, loss, verdict, _ in self.ablation.cells():
-            yield f"{name} {value} → {default}: {loss}, {verdict}"
-        if self.ablation.rows:
-            yield "how much worse the winner is without the change, ± half of the 95% interval"
-        if self.ablation.simple is not None:
-            names = ", ".join(map(one_line, self.ablation.simple))
-            yield f"{SIMPLE} has the defaults of {names}: {self.simple_words}"
-
     def in_short(self) -> "ShortResult":
         """Returns the summary that the database stores, for views without a run directory."""
         chosen, test = self.winner, self.test
@@ -749,29 +444,6 @@ class ShortResult(TypedDict):
     test: Spread | None
     baseline_test: float | None
     examples: int | None
-
-
-def short_words(short: Mapping[str, Any]) -> str:
-    """Formats a stored summary, which may be untrusted, as one line: the test first."""
-    metric = one_line(str(short.get("metric", "value")))
-    trial = one_line(f"trial {short.get('trial')}")
-    if test := _short_mean(short.get("test")):
-        baseline = short.get("baseline_test")
-        beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
-        return f"test {metric} {test}{beside}, {trial}"
-    if reevaluation := _short_mean(short.get("reevaluation")):
-        return f"winner {metric} {reevaluation} on new seeds, {trial}"
-    return f"winner {trial}"
-
-
-def _short_mean(values: Any) -> str:
-    """Formats a mean ± its standard deviation; empty for anything else that may be stored."""
-    match values:
-        case {"mean": int() | float() as mean, "std": int() | float() as std}:
-            return f"{format_value(mean)} ± {format_value(std)}"
-        case {"mean": int() | float() as mean}:
-            return format_value(mean)
-    return ""
 
 
 def to_document(value: Any) -> Any:

@@ -17,7 +17,7 @@ from studyloom.extras.adopt.reading import AdoptedStudy
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, RungReport, Standing
 from studyloom.text import format_ranges, format_value, one_line, shorten_end
-from studyloom.views.snapshot import format_parameters
+from studyloom.views.words import format_parameters
 
 LONGEST = 300  # characters of a finding
 LONG = 3.0  # times the 95th percentile of durations, after which a running trial is stale

@@ -8,13 +8,12 @@ from typing import Any
 
 from studyloom.averages import Interval
 from studyloom.metrics import ObjectiveValue
-from studyloom.text import format_value
+from studyloom.text import format_value, plural
+from studyloom.views.words import format_uses
 from studyloom.winner.result import (
     Result,
     digest_of,
-    format_uses,
     from_document,
-    plural,
 )
 
 NETWORK = "winner.onnx"  # below the run directory, as is its record

@@ -21,9 +21,9 @@ from studyloom.space.outline import outline
 from studyloom.storage.stored_study import StoredStudy, trial_rows
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import one_line
-from studyloom.views.report import data_words
-from studyloom.views.snapshot import describe, take_snapshot
+from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import make_console
+from studyloom.views.words import describe_data, describe_trial
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
 MOST_POINTS = 20  # of a learning curve
@@ -67,8 +67,8 @@ def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> 
     definition = stored.definition() or {}
     about = [str(definition.get("objective._target_") or "")]
     if trials:
-        about.append(describe(trials[0], trials[0].params))
-    about.append(data_words(stored, None))
+        about.append(describe_trial(trials[0], trials[0].params))
+    about.append(describe_data(stored, None))
     return {
         "metric": objective.name,
         "direction": direction,
