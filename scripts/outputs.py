@@ -37,7 +37,14 @@ def main(folder: Path, runs: list[Path]) -> None:
             for name, (verb, *options) in COMMANDS.items():
                 printed = scrub(output_of(verb, str(copy), *options), temporary)
                 (target / name).write_text(printed)
-            for page in ("report.html", "winner.json", "winner.yaml", "best.yaml", "model_card.md", "winner.simple.yaml"):
+            for page in (
+                "report.html",
+                "winner.json",
+                "winner.yaml",
+                "best.yaml",
+                "model_card.md",
+                "winner.simple.yaml",
+            ):
                 if (copy / page).exists():
                     (target / page).write_text(scrub((copy / page).read_text(), temporary))
         for name, options in {"compare": (), "compare.json": ("--json",)}.items():

@@ -16,7 +16,7 @@ from studyloom.definition.definition import Definition
 from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
-from studyloom.views import terminal, words
+from studyloom.views import dry_run, terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.read_evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -58,7 +58,7 @@ class StudyReporting(TrackingReporting):
         self.outputs.finish(code, reason)
 
     def show_dry_run(self, definition: Definition) -> None:
-        terminal.print_dry_run(definition, self.console)
+        dry_run.print_dry_run(definition, self.console)
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:

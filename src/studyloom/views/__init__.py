@@ -8,6 +8,7 @@ __all__ = [
     "comparison",
     "dashboard",
     "doctor",
+    "dry_run",
     "explanations",
     "figures",
     "notebook",

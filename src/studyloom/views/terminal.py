@@ -12,21 +12,16 @@ from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.control import Control
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.config.values import plain_sections
 from studyloom.processes import discard_output
-from studyloom.space.drawing_points import draw_point
-from studyloom.space.outline import outline
 from studyloom.storage.failures import FailureCount, count_failures, resumed_words
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.storage.trial_record import TrialRecord, describe_state
@@ -341,27 +336,6 @@ def print_next_steps(
         parts = [f"{'' if n else 'next':6}", *map(shlex.quote, words)]
         lines = wrap(parts, room_of(console) - 2, " ", indent=7, fold=False)
         console.print(Text(" \\\n".join(lines)), soft_wrap=True)  # a shell continues them
-
-
-# The printed sections of the sampled configuration.
-SHOWN = ("model", "optimizer", "scheduler", "train", "params")
-
-
-def print_dry_run(definition: "Definition", console: Console) -> None:
-    """Prints the search space as a tree, and one configuration sampled from it."""
-    console.print(outline(definition.space))
-    if definition.suggests:
-        return
-    point = draw_point(definition.space, definition.seed)
-    assert point is not None  # one was found when the definition was checked
-    sample = definition.at(point)
-    console.print(Text("\none configuration of it:", style="bold"))
-    sections = plain_sections(sample, *SHOWN)
-    sections["train"].pop("loss")
-    if not definition.reads_train:
-        del sections["train"]
-    words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
-    console.print(Padding(Text(words), (0, 0, 0, 2)))
 
 
 # The status of a study: printed once, watched until the job has ended, or live during its work.

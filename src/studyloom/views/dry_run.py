@@ -1,0 +1,29 @@
+"""The view of `--dry-run`: the search space, and one configuration of it."""
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from studyloom.config.values import plain_sections
+from studyloom.definition.definition import Definition
+from studyloom.space.drawing_points import draw_point
+from studyloom.space.outline import outline
+
+SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # that are printed
+
+
+def print_dry_run(definition: Definition, console: Console) -> None:
+    """Prints the search space as a tree, and one configuration sampled from it."""
+    console.print(outline(definition.space))
+    if definition.suggests:
+        return
+    point = draw_point(definition.space, definition.seed)
+    assert point is not None  # one was found when the definition was checked
+    console.print(Text("\none configuration of it:", style="bold"))
+    sections = plain_sections(definition.at(point), *SECTIONS)
+    sections["train"].pop("loss")
+    if not definition.reads_train:
+        del sections["train"]
+    configuration = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
+    console.print(Padding(Text(configuration), (0, 0, 0, 2)))
