@@ -22,6 +22,10 @@ COMMANDS = {
     "ask.json": ("ask", "--json"),
     "report": ("report",),
 }
+PAGES = (
+    *("report.html", "winner.json", "winner.yaml", "winner.simple.yaml", "best.yaml"),
+    "model_card.md",
+)
 STUDYLOOM = "import sys; from studyloom.cli import main; sys.exit(main(sys.argv[1:]))"
 CLOCK = re.compile(r"\b\d+ (s|min|h|days?) ago\b|written \d{4}-\d\d-\d\d[ T][\d:.]+")
 
