@@ -22,10 +22,11 @@ from studyloom.extras.export.record import Latency, VariantFacts
 from studyloom.extras.export.settings import Settings
 from studyloom.metrics import Metric, ObjectiveValue
 from studyloom.space.rule import Condition, Rule
+from studyloom.text import plural
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.result import DataFacts, Summary, plural, to_document
+from studyloom.winner.result import DataFacts, Summary, to_document
 from studyloom.winner.statistics import Outputs, compare, resample
 from studyloom.worker.stopping import Stop
 

@@ -20,10 +20,9 @@ from studyloom.objectives.objective import Objective, Report, Step
 from studyloom.storage.opening import differences, name_of_change
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.text import format_value, one_line
+from studyloom.text import format_value, one_line, plural
 from studyloom.training.steps import on_threads
 from studyloom.user_code.digests import code_digests
-from studyloom.winner.result import plural
 from studyloom.worker.failure_causes import explain
 from studyloom.worker.provenance import Provenance, current_environment
 from studyloom.worker.stopping import Stop
