@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studyloom.data.sources import SOURCES
+from studyloom.data.sources import IMAGE_SETS
 from studyloom.storage.opening import open_study
 from studyloom.storage.stored_study import StoredStudy
 
@@ -31,7 +31,7 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> tuple[float, str
 @contextmanager
 def unpacked(name: str) -> Iterator[str]:
     """Unpacks a data set into a folder in which torchvision finds it."""
-    source = SOURCES[name]
+    source = IMAGE_SETS[name]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, source.torchvision, "raw")
         raw.mkdir(parents=True)

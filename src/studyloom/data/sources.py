@@ -1,4 +1,4 @@
-"""Data in memory: the embedded digits, IDX files, CSV files, and what your function loads."""
+"""Sources of data in memory: the embedded digits, IDX files, CSV files, and your own function."""
 
 import csv
 import gzip
@@ -29,29 +29,37 @@ from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
-GZIP = b"\x1f\x8b"
-OWN = "studyloom:"  # the prefix of a file that comes with studyloom
+GZIP = b"\x1f\x8b"  # the first bytes of a gzipped file
+PREFIX = "studyloom:"  # the prefix of a path that names a file which comes with studyloom
 Bytes = NDArray[np.uint8]
 
 
-class Source(NamedTuple):
-    """Where a data set lies, and what its training pixels, from 0 to 1, are normalized by."""
+class ImageSet(NamedTuple):
+    """A public data set of images.
 
-    folder: str  # below $STUDYLOOM_DATA
-    torchvision: str  # torchvision's class, and the folder below data/
+    Args:
+        folder: its folder below $STUDYLOOM_DATA.
+        torchvision: its class in torchvision, and the name of its folder below data/.
+        mean: the number that is subtracted from pixels on the scale 0 to 1.
+        std: the number by which they are divided after that.
+        transform: how `predict` converts an image, unless the config has another transform.
+    """
+
+    folder: str
+    torchvision: str
     mean: float
     std: float
-    transform: Image  # where a config says nothing else
+    transform: Image
 
 
-SOURCES = {
-    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081, Image("black", "ink")),
-    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Image("black")),
+IMAGE_SETS = {
+    "mnist": ImageSet("mnist", "MNIST", 0.1307, 0.3081, Image("black", "ink")),
+    "fashion_mnist": ImageSet("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Image("black")),
 }
 
 
-class _Images(DataSource):
-    """A source of images; `_split` reads the set "train" or "test"."""
+class ImageSource(DataSource):
+    """A source of images. A subclass defines `_split`, which reads the set "train" or "test"."""
 
     transform: Image | None
     _split: Callable[[str], Split]
@@ -69,7 +77,7 @@ class _Images(DataSource):
 
 
 @dataclass(frozen=True)
-class Embedded(_Images):
+class Embedded(ImageSource):
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
     Inputs are float32 (1, 28, 28), with the mean and standard deviation of MNIST removed.
@@ -84,16 +92,17 @@ class Embedded(_Images):
     """
 
     validation: int = 800
-    transform: Image = SOURCES["mnist"].transform
+    transform: Image = IMAGE_SETS["mnist"].transform
 
     def _split(self, part: str) -> Split:
         with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        return _normalized(images, labels, SOURCES["mnist"])
+            images = arrays[f"{part}_images"]
+            labels = arrays[f"{part}_labels"]
+        return _normalize(images, labels, IMAGE_SETS["mnist"])
 
 
 @dataclass(frozen=True)
-class Idx(_Images):
+class Idx(ImageSource):
     """MNIST or Fashion-MNIST from the four IDX files of their authors, gzipped or not.
 
     Args:
@@ -116,70 +125,92 @@ class Idx(_Images):
     transform: Image | None = None
 
     def __post_init__(self) -> None:
-        if self.dataset not in SOURCES:
+        if self.dataset not in IMAGE_SETS:
             raise DataError(
-                f"data.dataset must be {' or '.join(SOURCES)}; got {self.dataset!r}"
-                f"{nearest(self.dataset, [*SOURCES])}"
+                f"data.dataset must be {' or '.join(IMAGE_SETS)}; got {self.dataset!r}"
+                f"{nearest(self.dataset, IMAGE_SETS)}"
             )
         if self.transform is None:
-            object.__setattr__(self, "transform", SOURCES[self.dataset].transform)
+            object.__setattr__(self, "transform", IMAGE_SETS[self.dataset].transform)
 
     def _split(self, part: str) -> Split:
-        source, prefix = SOURCES[self.dataset], "train" if part == "train" else "t10k"
-        names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-        folder = Path("data", source.torchvision, "raw").absolute()
-        shared = DATA.get()
-        if self.root is not None:
-            folder = Path(self.root).expanduser()
-        elif shared and Path(shared, source.folder).expanduser().is_dir():
-            folder = Path(shared, source.folder).expanduser()
-        elif not all(any(folder.glob(f"{name}*")) for name in names):
-            _download(source, folder)
-        images, labels = read_idx(folder, names[0], 3), read_idx(folder, names[1], 1)
+        image_set = IMAGE_SETS[self.dataset]
+        prefix = "train"
+        if part == "test":
+            prefix = "t10k"
+        image_file = f"{prefix}-images-idx3-ubyte"
+        label_file = f"{prefix}-labels-idx1-ubyte"
+        folder = self._find_folder(image_set)
+        if folder is None:
+            folder = Path("data", image_set.torchvision, "raw").absolute()
+            if not all(any(folder.glob(f"{name}*")) for name in (image_file, label_file)):
+                _download(image_set, folder)
+        images = read_idx(folder, image_file, 3)
+        labels = read_idx(folder, label_file, 1)
         if len(images) != len(labels) or not images.size or labels.max() >= CLASSES:
             raise DataError(
-                f"{folder}: {names[0]} and {names[1]} must hold as many images as labels from 0 to "
-                f"{CLASSES - 1}; got images {format_shape(images.shape)} and {len(labels)} labels"
+                f"{folder}: {image_file} and {label_file} must hold as many images as labels from "
+                f"0 to {CLASSES - 1}; got images {format_shape(images.shape)} and {len(labels)} "
+                "labels"
             )
-        return _normalized(images, labels, source)
+        return _normalize(images, labels, image_set)
+
+    def _find_folder(self, image_set: ImageSet) -> Path | None:
+        """Returns the folder that the config or $STUDYLOOM_DATA names; None if neither does."""
+        if self.root is not None:
+            return Path(self.root).expanduser()
+        parent = DATA.get()
+        if parent:
+            folder = Path(parent, image_set.folder).expanduser()
+            if folder.is_dir():
+                return folder
+        return None
 
 
-def _normalized(images: Bytes, labels: Bytes, source: Source) -> Split:
-    """Returns a split of normalized images (n, height, width) with labels (n,)."""
+def _normalize(images: Bytes, labels: Bytes, image_set: ImageSet) -> Split:
+    """Makes a split of normalized images (n, height, width) with labels (n,)."""
     digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
     pixels = torch.tensor(images)[:, None].float()
-    pixels.div_(255).sub_(source.mean).div_(source.std)
+    pixels.div_(255).sub_(image_set.mean).div_(image_set.std)
     return Split(
         inputs=pixels,
         targets=torch.tensor(labels).long(),
         outputs=CLASSES,
         digest=digest.hexdigest(),
-        mean=source.mean,
-        std=source.std,
+        mean=image_set.mean,
+        std=image_set.std,
     )
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
     """Reads an IDX file of a folder, gzipped or not, as an array.
 
-    It holds the magic number 0x0800 + dimensions and the size of each dimension, all big-endian,
-    then the bytes; see https://yann.lecun.com/exdb/mnist. It unpacks only what the sizes need.
+    The file holds the magic number 0x0800 + dimensions and the size of each dimension, all of them
+    big-endian, and then the bytes; see https://yann.lecun.com/exdb/mnist. At most one byte more
+    than the sizes say is unpacked, so that a damaged file cannot fill the memory.
+
+    Args:
+        folder: the folder of the file.
+        name: the name of the file, without .gz.
+        dimensions: the number of dimensions of the array.
 
     Raises:
         DataError: there is no such file, or it has another format.
     """
-    plain = folder / name
-    path = plain if plain.is_file() else folder / f"{name}.gz"
+    path = folder / name
+    if not path.is_file():
+        path = folder / f"{name}.gz"
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{folder} must hold {name} or {name}.gz: {error.strerror or error}"
         ) from error
-    packed, content = raw.startswith(GZIP), io.BytesIO(raw)
-    file = gzip.GzipFile(fileobj=content) if packed else content
+    file: io.BytesIO | gzip.GzipFile = io.BytesIO(raw)
+    if raw.startswith(GZIP):
+        file = gzip.GzipFile(fileobj=file)
     try:
         magic, *sizes = np.frombuffer(file.read(4 + 4 * dimensions), ">u4").tolist()
         count = math.prod(sizes)
@@ -187,34 +218,49 @@ def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
             raise ValueError(f"expected the magic number {0x0800 + dimensions}, found {magic}")
         body = file.read(count + 1)
         if len(body) != count:
-            found = "truncated" if len(body) < count else "over-long"
-            raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {found}")
+            fault = "truncated" if len(body) < count else "over-long"
+            raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {fault}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an IDX file: {error}") from error
     return np.frombuffer(body, np.uint8).reshape(sizes)
 
 
-def _download(source: Source, folder: Path) -> None:
+def _download(image_set: ImageSet, folder: Path) -> None:
     """Downloads the four files, checked by torchvision's md5.
 
-    Each is renamed into place, since several workers may start on an empty folder at once.
+    They are downloaded to a temporary folder and then renamed, since several workers may start on
+    an empty folder at once.
     """
     try:
         from torchvision import datasets  # type: ignore[import-untyped]  # 2.2 s to import
 
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            dataset: Any = getattr(datasets, source.torchvision)
-            dataset(temporary, download=True)
-            for path in Path(temporary, source.torchvision, "raw").glob("*-ubyte"):
+            download = getattr(datasets, image_set.torchvision)
+            download(temporary, download=True)
+            for path in Path(temporary, image_set.torchvision, "raw").glob("*-ubyte"):
                 path.replace(folder / path.name)
-    # Whatever a network, a proxy or a full disk does, the fixes are the same.
+    # A network, a proxy or a full disk may raise anything, and the fixes are the same.
     except Exception as error:
         raise DataError(
-            f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to "
-            f"a folder with its four IDX files, or {DATA.name} (now {DATA.get() or 'unset'}) to "
-            f"one that has them in {source.folder}/"
+            f"{image_set.torchvision} could not be downloaded to {folder}: {error}. Set data.root "
+            f"to a folder with its four IDX files, or {DATA.name} (now {DATA.get() or 'unset'}) to "
+            f"one that has them in {image_set.folder}/"
         ) from error
+
+
+class Sizes(NamedTuple):
+    """The sizes of one example of a training set, with which its test set is compared.
+
+    Args:
+        inputs: the shape of one input.
+        targets: the shape of one target.
+        outputs: the number of outputs of the network.
+    """
+
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -261,8 +307,9 @@ class Loaded(DataSource):
     def train(self) -> Split:
         """Returns the training set, from which the validation set is held out."""
         split = self._split("train")
-        # What the test set is compared with, so that it need not load the training set again.
-        object.__setattr__(self, "_known", (split.shape, split.targets.shape[1:], split.outputs))
+        # The test set is compared with these sizes, and need not load the training set again.
+        sizes = Sizes(split.shape, tuple(split.targets.shape[1:]), split.outputs)
+        object.__setattr__(self, "_training_sizes", sizes)
         if isinstance(self.transform, Image):
             self.transform.check(split)
         return split
@@ -273,35 +320,46 @@ class Loaded(DataSource):
         Raises:
             UnfitData: its shapes are not those of the training set.
         """
-        if not hasattr(self, "_known"):
+        if not hasattr(self, "_training_sizes"):
             self.train()
-        shape, shape_of_targets, outputs = self._known  # type: ignore[attr-defined]
-        split = self._split("test", outputs)
-        if (split.shape, split.targets.shape[1:]) != (shape, shape_of_targets):
+        expected: Sizes = vars(self)["_training_sizes"]
+        split = self._split("test", expected.outputs)
+        sizes = Sizes(split.shape, tuple(split.targets.shape[1:]), expected.outputs)
+        if sizes != expected:
             raise UnfitData(
                 "data.load('test') must return examples like those of the training set, each of "
-                f"inputs {format_sizes(shape)} and targets {format_sizes(shape_of_targets)}; got "
-                f"{format_sizes(split.shape)} and {format_sizes(split.targets.shape[1:])}"
+                f"inputs {format_sizes(expected.inputs)} and targets "
+                f"{format_sizes(expected.targets)}; got {format_sizes(sizes.inputs)} and "
+                f"{format_sizes(sizes.targets)}"
             )
         return split
 
     def _split(self, part: str, outputs: int | None = None) -> Split:
-        """Loads a set; `outputs` are those of the training set, if they are known."""
-        where = f"data.load({part!r})"
+        """Loads a set.
+
+        Args:
+            part: "train" or "test".
+            outputs: the number of outputs by the training set; None: it is derived from this set.
+        """
+        call = f"data.load({part!r})"
         pair = self.load(part)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UnfitData(
-                f"{where} must return a pair of inputs and targets; got {type(pair).__name__}"
+                f"{call} must return a pair of inputs and targets; got {type(pair).__name__}"
             )
-        inputs = _stored(_tensor(pair[0], f"{where}: its inputs"))
-        targets = _tensor(pair[1], f"{where}: its targets")
-        check_sizes(inputs, targets, f"{where} must return")
+        inputs = _convert_inputs(_as_tensor(pair[0], f"{call}: its inputs"))
+        targets = _as_tensor(pair[1], f"{call}: its targets")
+        check_sizes(inputs, targets, f"{call} must return")
         if targets.is_floating_point():
-            targets = targets.float().reshape(len(targets), *(targets.shape[1:] or (1,)))
+            targets = targets.float()
+            if targets.ndim == 1:
+                targets = targets[:, None]
             outputs = outputs or targets.shape[1]
         else:
             targets = targets.long()
             outputs = outputs or int(targets.max()) + 1
+        # A memory map whose numbers needed no conversion is still mapped.
+        mapped = isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data
         try:
             split = Split(
                 inputs,
@@ -309,15 +367,22 @@ class Loaded(DataSource):
                 outputs,
                 digest_of(inputs, targets),
                 ordered=self.ordered,
-                mapped=isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data,
+                mapped=mapped,
             )
             split.check()
         except DataError as error:
-            raise type(error)(f"{where}: {error}") from None
+            raise type(error)(f"{call}: {error}") from None
         return split
 
 
-def read_arrays(part: str, root: str) -> tuple[Any, Any]:
+class Arrays(NamedTuple):
+    """The inputs and targets of a set, each a `numpy.memmap`."""
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+
+
+def read_arrays(part: str, root: str) -> Arrays:
     """Maps the files PART_inputs.npy and PART_targets.npy of a folder, for `Loaded.load`.
 
     In YAML: `load: {_target_: studyloom.data.read_arrays, _partial_: true, root: FOLDER}`.
@@ -334,16 +399,14 @@ def read_arrays(part: str, root: str) -> tuple[Any, Any]:
     """
     folder = Path(root).expanduser()
     try:
-        inputs, targets = (
-            np.load(folder / f"{part}_{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("inputs", "targets")
-        )
+        inputs = np.load(folder / f"{part}_inputs.npy", mmap_mode="r", allow_pickle=False)
+        targets = np.load(folder / f"{part}_targets.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"data.load.root={root}: {error}") from error
-    return inputs, targets
+    return Arrays(inputs, targets)
 
 
-def _stored(inputs: Tensor) -> Tensor:
+def _convert_inputs(inputs: Tensor) -> Tensor:
     """Converts floats to float32, and integers that PyTorch can hardly use to wider ones."""
     if inputs.dtype == torch.bool:
         return inputs.view(torch.uint8)
@@ -353,10 +416,16 @@ def _stored(inputs: Tensor) -> Tensor:
     return inputs.to(wider.get(inputs.dtype, torch.float32))
 
 
-def _tensor(value: Any, name: str) -> Tensor:
-    """Converts a value to a tensor of real numbers on the CPU."""
+def _as_tensor(value: object, name: str) -> Tensor:
+    """Converts a value to a tensor of real numbers on the CPU.
+
+    Args:
+        value: an array or a tensor that a user's function has returned.
+        name: the beginning of the error's message.
+    """
     try:
-        with warnings.catch_warnings():  # of a memory map that must not be written to; none is
+        with warnings.catch_warnings():
+            # PyTorch warns that a memory map must not be written to. Nothing writes to it.
             warnings.filterwarnings("ignore", ".*not writable", UserWarning)
             tensor = torch.as_tensor(value).detach().cpu()
         if tensor.is_complex():
@@ -389,30 +458,33 @@ class Table(DataSource):
 
     def train(self) -> Split:
         """Returns the training set, from which the validation set is held out."""
-        return self._part(0)
+        return self._split(is_test=False)
 
     def test(self) -> Split:
         """Returns the test set."""
-        return self._part(1)
+        return self._split(is_test=True)
 
-    def _part(self, part: int) -> Split:
-        """Reads the training set (0) or the test set (1)."""
+    def _split(self, *, is_test: bool) -> Split:
+        """Reads the training set or the test set."""
         table = read_csv(self.path)
         columns = [name for name in table if name != self.target]
-        words = _column(table, self.path, "data.target", self.target)
-        inputs = torch.stack([_numbers(table, self.path, name) for name in columns], 1)
+        cells = _read_column(table, self.path, "data.target", self.target)
+        inputs = torch.stack([_read_numbers(table, self.path, name) for name in columns], 1)
         if self.numbers:
-            targets = _numbers(table, self.path, self.target)[:, None]
-            classes = [self.target]
+            targets = _read_numbers(table, self.path, self.target)[:, None]
+            names = [self.target]
         else:
-            classes = sorted({*words}, key=_class_order)
-            targets = torch.tensor([classes.index(word) for word in words])
-        _check_within("test_size", self.test_size, len(words) - 1, f"{len(words)} rows")
-        chosen = make_folds(targets, 1, self.test_size, 0)[0][part]
-        inputs, targets = inputs[chosen], targets[chosen]
+            names = sorted(set(cells), key=_class_order)
+            targets = torch.tensor([names.index(cell) for cell in cells])
+        _check_within("test_size", self.test_size, len(cells) - 1, f"{len(cells)} rows")
+        # The test set is drawn as the validation set of a fold is.
+        fold = make_folds(targets, 1, self.test_size, 0)[0]
+        rows = fold.validation if is_test else fold.training
+        inputs = inputs[rows]
+        targets = targets[rows]
         digest = digest_of(inputs, targets)
         return Split(
-            inputs, targets, len(classes), digest, names=tuple(classes), columns=tuple(columns)
+            inputs, targets, len(names), digest, names=tuple(names), columns=tuple(columns)
         )
 
 
@@ -421,8 +493,10 @@ def _class_order(word: str) -> tuple[bool, Decimal, str]:
     try:
         number = Decimal(word)
     except InvalidOperation:
-        number = Decimal("nan")
-    return (False, number, word) if number.is_finite() else (True, Decimal(0), word)
+        return True, Decimal(0), word
+    if not number.is_finite():
+        return True, Decimal(0), word
+    return False, number, word
 
 
 @dataclass(frozen=True)
@@ -430,8 +504,8 @@ class Series(DataSource):
     """A time series, one column of a CSV file; the network predicts the next value.
 
     An example is a window of values (window, 1) and the value that follows (1,). No window of an
-    earlier set holds a value that a later set predicts. The reference is persistence, which
-    predicts the last value.
+    earlier set holds a value that a later set predicts. Metrics are compared with persistence,
+    which predicts the last value of the window.
 
     Args:
         path: the file, or studyloom:NAME for one that comes with studyloom; rows in time order.
@@ -449,22 +523,24 @@ class Series(DataSource):
 
     def train(self) -> Split:
         """Returns the training set, from which the validation set is held out."""
-        return self._part(slice(None, -self.test_size))
+        return self._split(slice(None, -self.test_size))
 
     def test(self) -> Split:
         """Returns the test set."""
-        return self._part(slice(-self.test_size, None))
+        return self._split(slice(-self.test_size, None))
 
-    def _part(self, chosen: slice) -> Split:
+    def _split(self, examples: slice) -> Split:
+        """Reads some of the examples, which are in time order."""
         table = read_csv(self.path)
-        _column(table, self.path, "data.column", self.column)
-        values = _numbers(table, self.path, self.column)[:, None]
+        _read_column(table, self.path, "data.column", self.column)
+        values = _read_numbers(table, self.path, self.column)[:, None]
         size = f"{len(values)} values in {self.path}"
         _check_within("window", self.window, len(values) - 2, size)
         _check_within("test_size", self.test_size, len(values) - self.window - 1, size)
         windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
-        inputs = windows[chosen].clone(memory_format=torch.contiguous_format)
-        targets = values[self.window :][chosen].clone()
+        # Windows are views of the values, which overlap. Each becomes a copy.
+        inputs = windows[examples].clone(memory_format=torch.contiguous_format)
+        targets = values[self.window :][examples].clone()
         return Split(
             inputs,
             targets,
@@ -477,58 +553,95 @@ class Series(DataSource):
 
 
 def read_csv(path: str) -> dict[str, list[str]]:
-    """Reads a CSV file into the words of each column by its name; empty lines are skipped."""
-    file = asset_path(path.removeprefix(OWN)) if path.startswith(OWN) else Path(path).expanduser()
+    """Reads a CSV file; empty lines are skipped.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with studyloom.
+
+    Returns:
+        The cells of each column below its name, by the name.
+
+    Raises:
+        DataError: the file cannot be read, or is not a table.
+    """
+    if path.startswith(PREFIX):
+        file = asset_path(path.removeprefix(PREFIX))
+    else:
+        file = Path(path).expanduser()
     try:
-        # Spreadsheet programs put a byte order mark before the first name.
+        # Spreadsheet programs put a byte order mark before the first name: utf-8-sig drops it.
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
             names = [name.strip() for name in next(reader, [])]
             rows = []
-            for row in filter(None, reader):
+            for row in reader:
+                if not row:
+                    continue
                 if len(row) != len(names):
                     raise DataError(
                         f"data.path={path}: line {reader.line_num} has {len(row)} fields; "
                         f"the header has {len(names)}"
                     )
-                rows.append([word.strip() for word in row])
+                rows.append([cell.strip() for cell in row])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise DataError(f"data.path={path}: cannot be read as a CSV file: {reason}") from error
-    if len({*names}) != len(names) or not all(names) or len(rows) < 2:
+    if len(set(names)) != len(names) or not all(names) or len(rows) < 2:
         raise DataError(
             f"data.path={path}: must begin with a line of column names, all different, and have "
             "two lines of values or more"
         )
-    return {name: [*words] for name, words in zip(names, zip(*rows, strict=True), strict=True)}
+    columns = map(list, zip(*rows, strict=True))
+    return dict(zip(names, columns, strict=True))
 
 
-def _column(table: dict[str, list[str]], path: str, key: str, name: str) -> list[str]:
+def _read_column(table: dict[str, list[str]], path: str, key: str, name: str) -> list[str]:
+    """Returns the cells of a column.
+
+    Args:
+        table: the cells of each column.
+        path: the file of the table, for the error.
+        key: the key of the config that names the column, for the error.
+        name: the name of the column.
+
+    Raises:
+        DataError: there is no such column.
+    """
     if name not in table:
         raise DataError(
             f"{key}={name}: {path} has no such column; it has {', '.join(table)}"
-            f"{nearest(name, [*table])}"
+            f"{nearest(name, table)}"
         )
     return table[name]
 
 
-def _numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor:
-    """Returns a column as float32 (n,)."""
+def _read_numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor:
+    """Returns a column as float32 (n,); raises DataError unless its cells are finite numbers."""
     numbers = []
-    for row, word in enumerate(table[column], 1):
+    for row, cell in enumerate(table[column], 1):
         try:
-            number = float(word)
+            number = float(cell)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
             raise DataError(
                 f"data.path={path}: row {row} of values must have a finite number for {column}; "
-                f"got {word!r}"
+                f"got {cell!r}"
             )
         numbers.append(number)
     return torch.tensor(numbers, dtype=torch.float32)
 
 
 def _check_within(key: str, value: int, most: int, size: str) -> None:
+    """Raises DataError unless a number of the section `data` is from 1 to `most`.
+
+    Args:
+        key: the key of the number.
+        value: the number.
+        most: its upper limit.
+        size: the size of the data that sets the limit, such as "150 rows".
+    """
     if not 0 < value <= most:
         raise DataError(f"data.{key} must be from 1 to {most}, for {size}; got {value}")
