@@ -192,7 +192,9 @@ def spoken() -> bytes:
     keys = sorted((name.split("_") for name in wavs), key=lambda key: (key[1], key[0], int(key[2])))
     sound = Sound()
     arrays = {
-        "levels": np.stack([sound.levels(read_wav(wavs["_".join(key)])[0])[0] for key in keys]),
+        "levels": np.stack(
+            [sound.levels(read_wav(wavs["_".join(key)]).samples)[0] for key in keys]
+        ),
         "digits": np.array([int(digit) for digit, _, _ in keys], np.uint8),
         "speakers": np.array([speaker for _, speaker, _ in keys]),
         "takes": np.array([int(take) for _, _, take in keys], np.uint8),

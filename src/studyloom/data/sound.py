@@ -1,5 +1,6 @@
 """Sounds as inputs: WAV files, read within bounds, and spectrograms of their audible part.
 
+A spectrogram says how loud each band of frequencies is in each frame, a short piece of the sound.
 `scripts/embed.py` converts the embedded recordings by the same `Sound` with which `studyloom
 predict` converts a file.
 """
@@ -9,6 +10,7 @@ import io
 import math
 import wave
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +20,10 @@ from torch import Tensor
 from studyloom.errors import DataError
 
 RATES = (4_000, 192_000)  # samples per second, from telephones to studios
-MOST_SAMPLES = 3_000_000  # of a file, all channels together: a minute of CDs has 2.6 million
-SILENT = 1e-3  # of full scale; the quietest of 3,000 recordings has a peak of 0.0064
-SHORTEST = 0.05  # seconds of sound
-LOWEST = 60.0  # hertz, where the lowest band begins
+MOST_SAMPLES = 3_000_000  # the limit for all channels of a file; a minute of a CD has 2.6 million
+SILENT = 1e-3  # a share of full scale; the quietest of 3,000 recordings has a peak of 0.0064
+SHORTEST = 0.05  # the least seconds of sound
+LOWEST = 60.0  # the frequency in hertz at which the lowest band begins
 Samples = NDArray[np.float64]
 
 
@@ -62,10 +64,9 @@ class Sound:
             ("quiet", 1, 255),
             ("longest", SHORTEST, 60),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise DataError(
-                    f"data.transform.{name} must be from {low} to {high}; got {getattr(self, name)}"
-                )
+            value = vars(self)[name]
+            if not low <= value <= high:
+                raise DataError(f"data.transform.{name} must be from {low} to {high}; got {value}")
         if 0 in self._mel.sum(1):
             raise DataError(
                 f"data.transform.bands={self.bands} are too many: {self.window} samples at "
@@ -85,17 +86,23 @@ class Sound:
         Raises:
             DataError: it is not a WAV file, is silent, or its audible part is too long.
         """
-        samples, rate, done = read_wav(content)
-        if rate != self.rate:
+        wav = read_wav(content)
+        samples = wav.samples
+        notes = []
+        if wav.channels > 1:
+            notes.append(f"{wav.channels} channels averaged")
+        if wav.rate != self.rate:
             from scipy.signal import resample  # type: ignore[import-untyped]  # 0.4 s to import
 
-            samples = resample(samples, max(1, round(len(samples) * self.rate / rate)))
-            done.append(f"{rate} samples a second, resampled to {self.rate}")
-        whole = len(samples) / self.rate
-        levels, heard = self.levels(samples)
-        if whole - heard > 0.1:
-            done.append(f"{heard:.2f} of {whole:.2f} s heard, the rest quiet and cut off")
-        return self.normalize(torch.from_numpy(levels)[None])[0], done
+            samples = resample(samples, max(1, round(len(samples) * self.rate / wav.rate)))
+            notes.append(f"{wav.rate} samples a second, resampled to {self.rate}")
+        length = len(samples) / self.rate
+        levels, audible_length = self.levels(samples)
+        if length - audible_length > 0.1:
+            notes.append(
+                f"{audible_length:.2f} of {length:.2f} s heard, the rest quiet and cut off"
+            )
+        return self.normalize(torch.from_numpy(levels)[None])[0], notes
 
     def levels(self, samples: Samples) -> tuple[NDArray[np.uint8], float]:
         """Computes the levels of a sound.
@@ -113,15 +120,18 @@ class Sound:
         if not len(samples) or np.abs(samples - samples.mean()).max() < SILENT:
             raise DataError("it must be a sound, and is silent")
         power = self._power(samples)
-        loud = power.sum(0)
-        (heard,) = np.nonzero(loud > loud.max() * 10 ** (-self.quiet / 10))
-        first, last = int(heard[0]), int(heard[-1]) + 1
-        seconds = min((last - first) * (self.window // 2), len(samples)) / self.rate
+        power_of_frames = power.sum(0)
+        threshold = power_of_frames.max() * 10 ** (-self.quiet / 10)
+        (audible_frames,) = np.nonzero(power_of_frames > threshold)
+        first = int(audible_frames[0])
+        end = int(audible_frames[-1]) + 1
+        seconds = min((end - first) * (self.window // 2), len(samples)) / self.rate
         if not SHORTEST <= seconds <= self.longest:
             raise DataError(
                 f"it must be a sound of {SHORTEST} to {self.longest:g} s; {seconds:.2f} s are heard"
             )
-        decibels = 10 * np.log10(power[:, first:last] / power.max() + 1e-30)
+        # A band without any power would have a level of minus infinity.
+        decibels = 10 * np.log10(power[:, first:end] / power.max() + 1e-30)
         levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
         return np.round(levels)[::-1].astype(np.uint8), seconds
 
@@ -139,13 +149,17 @@ class Sound:
         return (centered / centered.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
 
     def _power(self, samples: Samples) -> Samples:
-        """Returns the power in each band of each frame, (bands, n)."""
+        """Returns the power in each band of each frame, (bands, n).
+
+        Frames begin every half window, from half a window before the first sample on.
+        """
         hop = self.window // 2
         padded = np.pad(samples, (hop, hop + self.window))
         starts = np.arange(0, len(samples) + 1, hop)
-        pieces = padded[starts[:, None] + np.arange(self.window)]
+        frames = padded[starts[:, None] + np.arange(self.window)]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
-        power: Samples = self._mel @ (np.abs(np.fft.rfft(pieces * hann)) ** 2).T
+        spectra = np.abs(np.fft.rfft(frames * hann)) ** 2
+        power: Samples = self._mel @ spectra.T
         return power
 
     @functools.cached_property
@@ -156,22 +170,47 @@ class Sound:
 def mel_filters(rate: int, window: int, bands: int) -> Samples:
     """Makes triangular filters of equal width on the mel scale, 2595 log10(1 + hertz / 700).
 
-    They are the weight of each frequency in each band, at most 1, (bands, window // 2 + 1), between
-    60 Hz and half the rate.
+    The edges of the bands divide the range from 60 Hz to half the rate. The filter of a band rises
+    from 0 at the edge before it to 1 at its middle, and falls to 0 at the edge after it.
+
+    Args:
+        rate: samples per second.
+        window: the samples of a frame.
+        bands: the number of bands.
+
+    Returns:
+        The weight of each frequency in each band, (bands, window // 2 + 1).
     """
-    low, high = (math.log10(1 + hertz / 700) for hertz in (LOWEST, rate / 2))
+    low = math.log10(1 + LOWEST / 700)
+    high = math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)
-    widths, frequencies = np.diff(edges), np.arange(window // 2 + 1) * rate / window
+    widths = np.diff(edges)
+    frequencies = np.arange(window // 2 + 1) * rate / window
     distances = frequencies - edges[:, None]
-    rising, falling = distances[:-2] / widths[:-1, None], -distances[2:] / widths[1:, None]
+    rising = distances[:-2] / widths[:-1, None]
+    falling = -distances[2:] / widths[1:, None]
     return np.maximum(0, np.minimum(rising, falling))
 
 
-def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
+class Wav(NamedTuple):
+    """The content of a WAV file.
+
+    Args:
+        samples: the mean over all channels, (n,) from -1 to 1.
+        rate: samples per second.
+        channels: the number of channels in the file.
+    """
+
+    samples: Samples
+    rate: int
+    channels: int
+
+
+def read_wav(content: bytes) -> Wav:
     """Reads the content of a WAV file of PCM samples of 8 to 32 bits, and averages its channels.
 
-    Returns:
-        Samples (n,) from -1 to 1, the rate, and notes on what was done.
+    Raises:
+        DataError: it is not such a file, or one of its numbers is out of bounds.
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
@@ -180,9 +219,9 @@ def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
                 raise ValueError(f"{8 * width} bits a sample")
             if count * channels <= MOST_SAMPLES:
                 body = file.readframes(count)
-    except Exception as error:  # whatever the library says of a damaged header
-        words = " ".join(str(error).split())[:100] or type(error).__name__
-        raise DataError(f"it must be a WAV file of PCM samples: {words}") from None
+    except Exception as error:  # the library may raise anything for a damaged header
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise DataError(f"it must be a WAV file of PCM samples: {reason}") from None
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"it must have {RATES[0]} to {RATES[1]} samples a second; got {rate}")
     if count * channels > MOST_SAMPLES:
@@ -193,15 +232,21 @@ def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
         raise DataError(
             f"its header says {count * channels * width} bytes of sound, and {len(body)} follow"
         )
-    samples = _decode(body, width).reshape(count, channels).mean(1)
-    return samples, rate, [f"{channels} channels averaged"] if channels > 1 else []
+    samples = _decode_samples(body, width).reshape(count, channels).mean(1)
+    return Wav(samples, rate, channels)
 
 
-def _decode(body: bytes, width: int) -> Samples:
-    """Returns samples of some bytes on the scale -1 to 1; those of one byte have no sign."""
+def _decode_samples(body: bytes, width: int) -> Samples:
+    """Decodes samples, and scales them to -1 to 1.
+
+    Args:
+        body: the bytes of all samples.
+        width: the bytes of a sample, 1 to 4. A sample of one byte has no sign.
+    """
     if width == 1:
         return np.frombuffer(body, np.uint8) / 128.0 - 1
     if width == 3:
+        # NumPy has no integers of three bytes. A zero becomes the lowest of four.
         wide = np.zeros((len(body) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
         return wide.view("<i4")[:, 0] / 2.0**31
@@ -209,7 +254,10 @@ def _decode(body: bytes, width: int) -> Samples:
 
 
 def _stretch(rows: Samples, length: int) -> Samples:
-    """Interpolates each row (n, some) linearly, at the middles of `length` equal pieces of it."""
-    some = rows.shape[1]
-    places = (np.arange(length) + 0.5) * some / length - 0.5
-    return np.stack([np.interp(places, np.arange(some), row) for row in rows])
+    """Stretches or shrinks rows (n, columns) to `length` columns by linear interpolation.
+
+    A row is divided into `length` equal pieces, and interpolated at the middle of each.
+    """
+    columns = rows.shape[1]
+    middles = (np.arange(length) + 0.5) * columns / length - 0.5
+    return np.stack([np.interp(middles, np.arange(columns), row) for row in rows])
