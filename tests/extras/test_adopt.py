@@ -1,4 +1,4 @@
-"""Studies of other programs: what `studyloom adopt` says of them, and that it changes nothing."""
+"""Studies of other programs: the findings of `studyloom adopt`, which changes nothing."""
 
 import hashlib
 import json
@@ -25,7 +25,13 @@ from studyloom.decisions.placement import place_point
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.errors import DataError, StorageError
 from studyloom.extras.adopt import csv_file
-from studyloom.extras.adopt.findings import estimate_luck, find, repeats, replay_asha, stale_trials
+from studyloom.extras.adopt.findings import (
+    describe_findings,
+    estimate_luck,
+    find_stale_trials,
+    group_repeats,
+    replay_asha,
+)
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.urls import parse_url
@@ -68,11 +74,11 @@ def adopted(capsys, *arguments):
 # A database
 
 
-def test_the_stale_trial_and_the_surplus_are_named_and_the_file_stays_as_it_is(here, capsys):
+def test_stale_trials_and_the_surplus_are_named_and_the_file_is_unchanged(here, capsys):
     study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
     for number in range(14):
         study.add_trial(trial(number, number / 20, number / 20, curve=[0.01 * number] * 9))
-    study.ask()  # by a process that is killed then
+    study.ask()  # by a process that is killed before it reports
     with sqlite3.connect("s.db") as connection:
         begun = "datetime_start = '2026-01-01 12:00:00.000000'"
         ended = "datetime_complete = '2026-01-01 12:01:00.000000'"
@@ -80,16 +86,16 @@ def test_the_stale_trial_and_the_surplus_are_named_and_the_file_stays_as_it_is(h
         connection.execute(f"UPDATE trials SET {begun} WHERE number = 14")
     connection.close()
     before = hashlib.sha256((here / "s.db").read_bytes()).digest()
-    found = adopted(capsys, "s.db", "--trials", 10)["findings"]
+    findings = adopted(capsys, "s.db", "--trials", 10)["findings"]
     assert hashlib.sha256((here / "s.db").read_bytes()).digest() == before
     assert [path.name for path in here.iterdir() if path.name.startswith("s.db")] == ["s.db"]
-    assert found["trials"] == "15: 14 complete (93%), 1 running (7%)"
-    assert found["stale"].startswith("14: running for")
-    assert found["surplus"] == "5 trials beyond 10"
-    assert found["pruner=asha"].endswith("these trials spent 126")
+    assert findings["trials"] == "15: 14 complete (93%), 1 running (7%)"
+    assert findings["stale"].startswith("14: running for")
+    assert findings["surplus"] == "5 trials beyond 10"
+    assert findings["pruner=asha"].endswith("these trials spent 126")
 
 
-def test_the_right_study_of_a_database_is_read_and_what_is_wrong_is_said(here, sqlite_url):
+def test_the_named_study_of_a_database_is_read_or_an_error_explains(here, sqlite_url):
     path = here / "two.db"
     for name, way in (("one", "minimize"), ("two", "maximize")):
         study = optuna.create_study(study_name=name, storage=f"sqlite:///{path}", direction=way)
@@ -111,11 +117,11 @@ def test_the_right_study_of_a_database_is_read_and_what_is_wrong_is_said(here, s
 def test_postgresql_is_read_too(postgres_url):
     study = optuna.create_study(study_name="s", storage=postgres_url, direction="maximize")
     study.add_trial(trial(0, 0.5, 0.1))
-    assert [each.value for each in read_database(postgres_url, "s").trials] == [0.5]
+    assert [trial.value for trial in read_database(postgres_url, "s").trials] == [0.5]
 
 
 def test_a_hostile_database_does_no_harm(here, capsys):
-    """Names with markup, values that are no numbers, and years far off."""
+    """It has names with markup, values that are not numbers, and years far away."""
     name, markup = "<script>alert(1)</script>", "<b>x</b>\x1b[31m\n$(touch harm)'"
     study = optuna.create_study(study_name=name, storage="sqlite:///s.db")
     for number in range(40):
@@ -206,7 +212,7 @@ def test_the_path_of_a_database_may_have_any_characters(here, capsys):
 
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 @pytest.mark.parametrize("name", ["s.db", "s.csv"])
-def test_a_page_never_replaces_what_was_read_also_not_through_a_link(here, capsys, name, link):
+def test_a_page_never_replaces_the_source_even_through_a_link(here, capsys, name, link):
     study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
     study.add_trial(trial(0, 0.5, 0.1))
     (here / "s.csv").write_text("lr,acc\n0.1,0.5\n")
@@ -229,8 +235,8 @@ def test_a_page_never_replaces_what_was_read_also_not_through_a_link(here, capsy
 def test_an_infeasible_trial_is_neither_best_nor_tried_first(here, capsys):
     study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
     for number in range(8):
-        broken = {"constraints": [number - 3.5]}
-        study.add_trial(trial(number, number / 10, number / 10, system_attrs=broken))
+        attributes = {"constraints": [number - 3.5]}
+        study.add_trial(trial(number, number / 10, number / 10, system_attrs=attributes))
     document = adopted(capsys, "s.db")
     assert document["findings"]["best"] == "value 0.3000, trial 3: x=0.3"
     assert document["findings"]["trials"].endswith("; 4 complete ones break a constraint")
@@ -246,12 +252,12 @@ def test_a_study_whose_trials_are_all_infeasible_has_no_best(here, capsys):
     assert "enqueue" not in document["next"][1]
 
 
-def test_epochs_of_asha_in_order_are_told_apart_from_those_in_random_orders():
+def test_epochs_of_asha_in_order_and_in_random_orders_are_distinguished():
     curves = [[(n + 1) / 28 * epoch for epoch in range(27)] for n in range(27)]
     study = study_of([trial(n, curve[-1], 0.1, curve=curve) for n, curve in enumerate(curves)])
     replayed = replay_asha(study)
     assert not replayed.low <= replayed.epochs <= replayed.high
-    assert find(study, None)["pruner=asha"] == (
+    assert describe_findings(study, None)["pruner=asha"] == (
         f"it would have spent {replayed.epochs} epochs in the order of these trials, and "
         f"{replayed.low} to {replayed.high} in random orders (95% interval); these trials spent 729"
     )
@@ -260,50 +266,56 @@ def test_epochs_of_asha_in_order_are_told_apart_from_those_in_random_orders():
 def test_a_trial_that_runs_much_longer_than_others_took_is_stale():
     minute = timedelta(minutes=1)
     ended = [trial(number, 0.5, 0.1) for number in range(9)]
-    for each in ended:
-        each.datetime_start, each.datetime_complete = LONG_AGO, LONG_AGO + minute
-    old, new = (trial(n, state=TrialState.RUNNING) for n in (20, 21))
-    old.datetime_start, new.datetime_start = datetime.now() - timedelta(days=1), datetime.now()
-    assert [each.number for each in stale_trials([*ended, old, new])] == [20]
+    for ended_trial in ended:
+        ended_trial.datetime_start = LONG_AGO
+        ended_trial.datetime_complete = LONG_AGO + minute
+    old = trial(20, state=TrialState.RUNNING)
+    old.datetime_start = datetime.now() - timedelta(days=1)
+    new = trial(21, state=TrialState.RUNNING)
+    new.datetime_start = datetime.now()
+    assert [stale.number for stale in find_stale_trials([*ended, old, new])] == [20]
 
 
 def test_trials_of_one_configuration_are_grouped():
     trials = [trial(0, 0.1, 0.5), trial(1, 0.2, 0.6), trial(2, 0.3, 0.5), trial(3, 0.4)]
-    assert [[each.number for each in group] for group in repeats(trials)] == [[0, 2]]
+    assert [[member.number for member in group] for group in group_repeats(trials)] == [[0, 2]]
 
 
 def test_noise_is_measured_by_repeated_configurations_or_by_neighbors():
     draw = random.Random(0)
     flat = [trial(n, 0.5 + draw.gauss(0, 0.02), draw.random()) for n in range(300)]
-    luck = estimate_luck(study_of(flat), repeats(flat))
+    luck = estimate_luck(study_of(flat), group_repeats(flat))
     # The best half is less spread out than all.
     assert 0.005 < luck.noise < 0.02
     assert luck.other > 0.5
     twice = [trial(n, 0.5 + draw.gauss(0, 0.02), n // 2 / 500) for n in range(1000)]
-    luck = estimate_luck(study_of(twice), repeats(twice))
+    luck = estimate_luck(study_of(twice), group_repeats(twice))
     assert "repeated" in luck.source
     assert luck.noise == pytest.approx(0.02, rel=0.15)
 
 
-def test_a_best_value_far_ahead_of_the_noise_is_no_luck():
+def test_a_best_value_far_ahead_of_the_noise_is_not_luck():
     certain = [trial(n, n // 2 / 50, n // 2 / 50) for n in range(80)]
     for sign in (1, -1):
         best, *_ = study_of(certain, sign).ranked
-        alone = [each for each in certain if each.number // 2 != best.number // 2] + [best]
-        luck = estimate_luck(study_of(alone, sign), repeats(alone))
+        # The best configuration has one trial, the others two equal ones.
+        trials = [other for other in certain if other.number // 2 != best.number // 2] + [best]
+        luck = estimate_luck(study_of(trials, sign), group_repeats(trials))
         assert (luck.noise, luck.other) == (0.0, 0.0)
         assert luck.lead == pytest.approx(0.02)
 
 
-def test_asha_spends_what_its_brackets_say_on_curves_that_never_cross():
+def test_asha_spends_the_epochs_of_its_brackets_if_no_curves_cross():
     """Of 27 trials each trains to epoch 2, 9 on to 6, 3 on to 18, and 1 to 27."""
     curves = [[(n + 1) / 28 * epoch for epoch in range(27)] for n in range(27)]
     trials = [trial(n, curve[-1], 0.1, curve=curve) for n, curve in enumerate(curves)]
-    found = replay_asha(study_of(trials))
+    promotion = replay_asha(study_of(trials))
     ideal = 27 * 2 + 9 * 4 + 3 * 12 + 1 * 9
-    assert ideal <= found.low <= found.high < found.spent
-    assert found.high < found.epochs < found.spent  # each trial is better than all before it
-    assert found.spent == 27 * 27
+    assert ideal <= promotion.low <= promotion.high < promotion.spent
+    assert (
+        promotion.high < promotion.epochs < promotion.spent
+    )  # each trial is better than all before it
+    assert promotion.spent == 27 * 27
     assert replay_asha(study_of([trial(0, 0.5, 0.1)])) is None
 
 
@@ -317,8 +329,8 @@ def curve_of(x):
     ]
 
 
-def known_curve(config, run):
-    """A loop that reports that curve, and that a rung may pause."""
+def report_curve(config, run):
+    """A loop that reports the curve of its configuration, and that a rung may pause."""
     run.keep(net=torch.nn.Linear(1, 1))
     curve = curve_of(config.params.x)
     for epoch in run.epochs(EPOCHS):
@@ -333,7 +345,7 @@ def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeyp
     monkeypatch.setitem(FOLDER, "checkpoints", here / "checkpoints")
     definition = ask(
         *("space=none", "sampler=random", "pruner=asha", "study.baseline=false"),
-        *("objective._target_=test_adopt.known_curve", "objective.direction=maximize"),
+        *("objective._target_=test_adopt.report_curve", "objective.direction=maximize"),
         *(f"+params={{x: 0.1, epochs: {EPOCHS}}}", "+space.params.x.float=[0,1]"),
     )
     draw, count = random.Random(seed), 100
@@ -345,12 +357,12 @@ def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeyp
     starts = WarmStarts([WarmStart(point, "optuna") for point in points])
     enqueue(stored, starts, count, baseline=None)
     work(definition, stored, count)
-    real = sum(TrialRecord(each).epoch_count for each in stored.trials())
+    real = sum(TrialRecord(trained).epoch_count for trained in stored.trials())
     assert predicted.epochs == real
     assert 0.7 * real < predicted.low <= predicted.high < 1.3 * real
 
 
-# How it goes on
+# The next steps
 
 
 def test_both_commands_continue_with_the_best_configurations(here, capsys, tmp_path):
@@ -395,7 +407,7 @@ def dict_of(objective, **settings):
     return settings
 
 
-def test_importances_are_those_for_the_first_objective_whether_or_not_times_are_known(here):
+def test_importances_are_for_the_first_objective_with_or_without_times(here):
     study = optuna.create_study(storage="sqlite:///s.db", directions=["maximize", "minimize"])
     lines = ["x,y,acc"]
     for number in range(20):
@@ -408,9 +420,9 @@ def test_importances_are_those_for_the_first_objective_whether_or_not_times_are_
     for source in (["s.db"], ["s.csv", "--maximize", "acc"]):
         assert main(["adopt", *source]) == 0
         html = (here / "adopt.html").read_text()
-        _, _, found = html.partition('id="importances"')
-        found, _, _ = found.partition("</section>")
-        assert found.count('class="bar"') == 2
+        _, _, rest = html.partition('id="importances"')
+        section, _, _ = rest.partition("</section>")
+        assert section.count('class="bar"') == 2
 
 
 # CSV
@@ -429,20 +441,20 @@ b,FAILED,2026-01-01,,2,0.2,,y
 def test_exported_runs_of_wandb_and_mlflow_are_trials(here, capsys):
     (here / "wandb.csv").write_text(WANDB)
     study = read_csv(here / "wandb.csv", "val_acc", 1)
-    assert [(each.state.name, each.params) for each in study.trials] == [
+    assert [(trial.state.name, trial.params) for trial in study.trials] == [
         ("COMPLETE", {"lr": 0.1, "model": "cnn"}),
         ("COMPLETE", {"lr": 0.2, "model": "mlp"}),
         ("FAIL", {"lr": 0.3, "model": "mlp"}),
     ]
     (here / "mlflow.csv").write_text(MLFLOW)
     study = read_csv(here / "mlflow.csv", "acc", 1)
-    assert [(each.values, each.params) for each in study.trials] == [
+    assert [(trial.values, trial.params) for trial in study.trials] == [
         ([0.7], {"lr": 0.1, "depth": 3.0}),
         (None, {"lr": 0.2}),
     ]
-    found = adopted(capsys, "wandb.csv", "--maximize", "val_acc", "--params", "lr")
-    assert found["findings"]["failed"] == "1 × crashed"
-    call, unfit = found["next"]
+    document = adopted(capsys, "wandb.csv", "--maximize", "val_acc", "--params", "lr")
+    assert document["findings"]["failed"] == "1 × crashed"
+    call, unfit = document["next"]
     assert call.startswith("sl.search(")
     assert unfit.startswith("no key of a config is called lr; name it with --rename")
     assert main(["adopt", "wandb.csv"]) == 2
@@ -475,7 +487,7 @@ FIRST = b"0.1,relu,0.5\n"
         (b"", "there is no column acc; it has none"),
     ],
 )
-def test_a_csv_file_that_cannot_be_read_is_named_with_line_and_column(
+def test_an_unreadable_csv_file_is_named_with_line_and_column(
     here, capsys, monkeypatch, content, problem
 ):
     for name, limit in (("MOST_ROWS", 8), ("LONGEST_LINE", 6000), ("MOST_BYTES", 7000)):
@@ -488,7 +500,7 @@ def test_a_csv_file_that_cannot_be_read_is_named_with_line_and_column(
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "missing"])
 def test_only_a_regular_csv_file_is_read(here, kind):
-    """A FIFO would be waited for, and a device fill the memory."""
+    """A FIFO would block the command, and a device would fill the memory."""
     path = here / "s.csv"
     if kind == "fifo":
         os.mkfifo(path)
@@ -508,7 +520,7 @@ def test_values_of_a_csv_file_may_be_as_large_as_floats_are(here, capsys):
     assert findings["luck"].startswith("unknown, since the values differ by too much")
 
 
-def test_whole_numbers_and_truth_values_of_a_csv_file_are_those_of_the_config(here, capsys):
+def test_integers_and_truth_values_of_a_csv_file_are_those_of_the_config(here, capsys):
     (here / "runs.csv").write_text(
         "train.batch_size,optimizer.nesterov,optimizer.lr,loss\n32,true,1,0.5\n64,False,0.1,0.6\n"
     )
@@ -527,4 +539,4 @@ def test_a_csv_file_has_no_times_and_no_stale_trial(here):
     trials = read_csv(here / "runs.csv", "loss", -1).trials
     assert trials[-1].state == TrialState.RUNNING
     assert {trial.datetime_start for trial in trials} == {None}
-    assert stale_trials(trials) == []
+    assert find_stale_trials(trials) == []

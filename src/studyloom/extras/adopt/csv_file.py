@@ -24,11 +24,11 @@ from studyloom.errors import DataError
 from studyloom.files import open_regular
 from studyloom.text import nearest, one_line, shorten
 
-MOST_BYTES = 100_000_000  # of a file
+MOST_BYTES = 100_000_000  # in a file
 LONGEST_LINE = 1_000_000  # bytes
 MOST_ROWS = 200_000
 LARGEST = 2**53  # of an integer; larger ones are not exact as the floats that Optuna stores
-LONGEST = 300  # characters of a message's list, of a name 80
+LONGEST = 300  # characters of a list of names in a message; one name has at most 80
 TRUTHS = {"true": True, "false": False}
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -66,14 +66,14 @@ class CsvFile:
             DataError: there is no such column, or there are several.
         """
         count = self.columns.count(column)
-        shown = shorten(one_line(column), 80)
+        name = shorten(one_line(column), 80)
         if count == 0:
-            near = nearest(column, [name for name in self.columns if name])
-            names = ", ".join(name for name in self.columns if name) or "none"
-            listed = shorten(one_line(names), LONGEST)
-            raise self.error(f"there is no column {shown}{near}; it has {listed}")
+            names = [other for other in self.columns if other]
+            hint = nearest(column, names)
+            listed = shorten(one_line(", ".join(names) or "none"), LONGEST)
+            raise self.error(f"there is no column {name}{hint}; it has {listed}")
         if count > 1:
-            raise self.error(f"{count} columns are called {shown}; rename or remove the others", 1)
+            raise self.error(f"{count} columns are called {name}; rename or remove the others", 1)
         return self.columns.index(column)
 
     def numbers(self, column: str) -> list[float | None]:
@@ -82,36 +82,35 @@ class CsvFile:
         Raises:
             DataError: a cell holds something else.
         """
-        place = self.place(column)
+        position = self.place(column)
         numbers: list[float | None] = []
         for row in self.rows:
-            cell = row.cells[place]
+            cell = row.cells[position]
             number = parse_number(cell)
             if number is None and cell:
-                shown = shorten(one_line(cell), 80)
-                way_out = "correct it, or leave it empty"
-                raise self.error(f"must be a number; got {shown}; {way_out}", row.line, column)
+                problem = f"must be a number; got {shorten(one_line(cell), 80)}"
+                fix = "correct it, or leave it empty"
+                raise self.error(f"{problem}; {fix}", row.line, column)
             numbers.append(number)
         return numbers
 
     def domain(self, column: str) -> Domain:
-        """Decides how the cells of a column are read, by all that are not empty.
+        """Decides how the cells of a column are read, by all cells that are not empty.
 
         Raises:
             DataError: an integer is too large.
         """
-        place = self.place(column)
-        filled = [row for row in self.rows if row.cells[place]]
-        cells = [row.cells[place] for row in filled]
+        position = self.place(column)
+        filled_rows = [row for row in self.rows if row.cells[position]]
+        cells = [row.cells[position] for row in filled_rows]
         if cells and all(cell.lower() in TRUTHS for cell in cells):
             return Domain(CategoricalDistribution([False, True]), parse_truth)
         if cells and all(INTEGER.fullmatch(cell) for cell in cells):
-            for row in filled:
+            for row, cell in zip(filled_rows, cells, strict=True):
                 # Python refuses to read an integer of over 4,300 digits, but not as a float.
-                if abs(float(row.cells[place])) > LARGEST:
-                    shown = shorten(row.cells[place], 40)
-                    problem = f"the integer {shown} is larger than 2**53; remove the column, or "
-                    problem += "list the others with --params"
+                if abs(float(cell)) > LARGEST:
+                    problem = f"the integer {shorten(cell, 40)} is larger than 2**53; remove the "
+                    problem += "column, or list the others with --params"
                     raise self.error(problem, row.line, column)
             integers = [int(cell) for cell in cells]
             return Domain(IntDistribution(min(integers), max(integers)), int)
@@ -122,6 +121,7 @@ class CsvFile:
 
 
 def parse_truth(cell: str) -> bool:
+    """Returns the truth value in a cell."""
     return TRUTHS[cell.lower()]
 
 
@@ -141,7 +141,7 @@ def read_csv_file(path: Path) -> CsvFile:
     """Reads a CSV file.
 
     Raises:
-        DataError: it is no such file, or exceeds a limit.
+        DataError: it is not a CSV file, or exceeds a limit.
     """
     try:
         file = open_regular(path)
@@ -163,10 +163,10 @@ def read_csv_file(path: Path) -> CsvFile:
 def _rows(path: Path, reader: Any, columns: Sequence[str]) -> Iterator[Row]:
     """Yields the rows below the header; empty lines are skipped."""
     count = 0
-    before = reader.line_num
+    last_line = reader.line_num  # of the row before; a cell in quotes may have several lines
     for cells in reader:
-        line = before + 1
-        before = reader.line_num
+        line = last_line + 1
+        last_line = reader.line_num
         if not cells:
             continue
         count += 1
@@ -198,11 +198,11 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[str]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             text = "\0"
-        if "\0" in text:  # as in UTF-16
+        if "\0" in text:  # the file may be UTF-16
             problem = "the line is not UTF-8 text; export it as UTF-8, or convert it "
             problem += f"with iconv -f {_encoding(line)} -t UTF-8"
             raise _error(path, problem, number)
-        yield from io.StringIO(text, newline="")  # where only \r ends lines it is several
+        yield from io.StringIO(text, newline="")  # several lines, if only \r ends them
 
 
 def _encoding(line: bytes) -> str:

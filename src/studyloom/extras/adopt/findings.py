@@ -1,4 +1,7 @@
-"""What the trials of a study show: which are stale or repeated, luck, and what ASHA would save."""
+"""What the trials of a study show: stale and repeated trials, luck, and what ASHA would save.
+
+A finding is a title with a line of text.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -21,13 +24,16 @@ from studyloom.views.words import format_parameters
 
 LONGEST = 300  # characters of a finding
 LONG = 3.0  # times the 95th percentile of durations, after which a running trial is stale
-UNKNOWN = 86400.0  # the seconds instead, while no trial has ended
+STALE_SECONDS = 86400.0  # after which a running trial is stale while no trial has ended
 NEAR = 300  # trials, at most, of the best half, that are compared with their nearest neighbors
 RIVALS = 200  # of the best, among which luck decides
 DRAWS = 2000  # of noise
 ENOUGH = 5  # complete trials, before luck is estimated
-REPLAYS, REPLAYED = 10, 100  # of ASHA, each in another order, and the trials of one
-SECONDS = 86400.0 * 3650  # ten years: a longer duration is an error of a clock
+MOST_GROUPS = 5  # of repeated trials that are listed
+MOST_REASONS = 5  # of failures that are listed
+REPLAYS = 10  # of ASHA, each in another order
+REPLAYED = 100  # trials of a replay of ASHA
+MOST_SECONDS = 86400.0 * 3650  # ten years: a longer duration is an error of a clock
 
 
 class Luck(NamedTuple):
@@ -35,7 +41,7 @@ class Luck(NamedTuple):
 
     Args:
         noise: the standard deviation of a value.
-        source: what shows the noise, in words.
+        source: the trials that show the noise, in words.
         lead: how far the best value is ahead of the next one.
         other: the probability that another trial is truly the best.
     """
@@ -53,7 +59,7 @@ class Promotion(NamedTuple):
         epochs: in the order of the trials.
         low: the lower end of a 95% interval over random orders, which may not hold `epochs`.
         high: its upper end.
-        spent: what the trials have spent.
+        spent: the epochs that the trials have spent.
     """
 
     epochs: int
@@ -62,81 +68,149 @@ class Promotion(NamedTuple):
     spent: int
 
 
-def find(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
+def describe_findings(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
     """Puts into words what the trials of a study show, by title.
 
     Args:
         requested: how many trials were requested; None if that is unknown.
     """
+    groups = group_repeats(study.trials)
+    findings = {
+        "trials": _describe_trials(study),
+        "best": _describe_best(study),
+        "stale": _describe_stale(study),
+        "surplus": _describe_surplus(len(study.trials), requested),
+        "repeated": _describe_repeated(groups),
+        "failed": _describe_failed(study),
+        "luck": _describe_luck(study, groups),
+        "pruner=asha": _describe_asha(study),
+    }
+    return {title: shorten_end(one_line(line), LONGEST) for title, line in findings.items()}
+
+
+def _describe_trials(study: AdoptedStudy) -> str:
+    """Counts the trials by state."""
     count = len(study.trials)
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    shares = (f"{n} {name} ({100 * n / count:.0f}%)" for name, n in states.items())
-    found = {"trials": f"{count}: {', '.join(shares)}"}
+    shares = []
+    for state, trials in states.items():
+        shares.append(f"{trials} {state} ({100 * trials / count:.0f}%)")
+    line = f"{count}: {', '.join(shares)}"
     infeasible = len(study.complete) - len(study.ranked)
     if infeasible:
-        found["trials"] += f"; {infeasible} complete ones break a constraint"
-    found["best"] = "no trial is complete, with a finite value and all constraints satisfied"
-    for trial in study.ranked[:1]:
-        words = f"{study.metric} {format_value(trial.values[0])}, trial {trial.number}"
-        found["best"] = f"{words}: {format_parameters(trial.params)}"
-    stale = format_ranges([trial.number for trial in stale_trials(study.trials)])
-    words = f"{stale}: running for over {LONG:g} times as long as others took"
-    found["stale"] = words if stale else "no trial is known to run for unusually long"
-    found["surplus"] = f"unknown; --trials N says how many of the {count} were requested"
-    if requested is not None:
-        found["surplus"] = f"{max(0, count - requested)} trials beyond {requested}"
-    groups = repeats(study.trials)
-    again = sum(map(len, groups)) - len(groups)
-    which = "; ".join(format_ranges([trial.number for trial in group]) for group in groups[:5])
-    words = f"{again} trials have the configuration of an earlier one"
-    found["repeated"] = f"{words}{which and f': {which}'}"
-    failed = [trial.system_attrs for trial in study.trials if trial.state == TrialState.FAIL]
-    reasons = Counter(str(each.get("fail_reason", "no reason is stored")) for each in failed)
-    words = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(5))
-    found["failed"] = words or "no trial has failed"
-    luck, asha = estimate_luck(study, groups), replay_asha(study)
-    found["luck"] = "unknown with so few complete trials"
-    if len(study.ranked) >= ENOUGH:
-        found["luck"] = "unknown, since the values differ by too much for a float"
-    if luck is not None:
-        found["luck"] = (
-            f"the best is {format_value(luck.lead)} ahead of the next; the noise that "
-            f"{luck.source} show is {format_value(luck.noise)}: another trial is truly the best "
-            f"with a probability of {100 * luck.other:.0f}%"
-        )
-    found["pruner=asha"] = "unknown, since no learning curves are stored"
-    if asha is not None:
-        found["pruner=asha"] = (
-            f"it would have spent {asha.epochs:,} epochs in the order of these trials, and "
-            f"{asha.low:,} to {asha.high:,} in random orders (95% interval); these trials spent "
-            f"{asha.spent:,}"
-        )
-    return {title: shorten_end(one_line(each), LONGEST) for title, each in found.items()}
+        line += f"; {infeasible} complete ones break a constraint"
+    return line
 
 
-def repeats(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
+def _describe_best(study: AdoptedStudy) -> str:
+    """Names the best trial with its value and its configuration."""
+    if not study.ranked:
+        return "no trial is complete, with a finite value and all constraints satisfied"
+    best = study.ranked[0]
+    value = f"{study.metric} {format_value(best.values[0])}"
+    return f"{value}, trial {best.number}: {format_parameters(best.params)}"
+
+
+def _describe_stale(study: AdoptedStudy) -> str:
+    """Lists the stale trials."""
+    numbers = format_ranges([trial.number for trial in find_stale_trials(study.trials)])
+    if not numbers:
+        return "no trial is known to run for unusually long"
+    return f"{numbers}: running for over {LONG:g} times as long as others took"
+
+
+def _describe_surplus(count: int, requested: int | None) -> str:
+    """Counts the trials beyond the requested ones."""
+    if requested is None:
+        return f"unknown; --trials N says how many of the {count} were requested"
+    return f"{max(0, count - requested)} trials beyond {requested}"
+
+
+def _describe_repeated(groups: Sequence[Sequence[FrozenTrial]]) -> str:
+    """Counts the trials that repeat a configuration, and lists the first groups."""
+    repeated = sum(len(group) - 1 for group in groups)
+    line = f"{repeated} trials have the configuration of an earlier one"
+    if groups:
+        numbers = []
+        for group in groups[:MOST_GROUPS]:
+            numbers.append(format_ranges([trial.number for trial in group]))
+        line += f": {'; '.join(numbers)}"
+    return line
+
+
+def _describe_failed(study: AdoptedStudy) -> str:
+    """Counts the failed trials by reason."""
+    reasons = Counter[str]()
+    for trial in study.trials:
+        if trial.state == TrialState.FAIL:
+            reasons[str(trial.system_attrs.get("fail_reason", "no reason is stored"))] += 1
+    if not reasons:
+        return "no trial has failed"
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(MOST_REASONS))
+
+
+def _describe_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) -> str:
+    """Formats the probability that another trial is truly the best."""
+    if len(study.ranked) < ENOUGH:
+        return "unknown with so few complete trials"
+    luck = estimate_luck(study, groups)
+    if luck is None:
+        return "unknown, since the values differ by too much for a float"
+    return (
+        f"the best is {format_value(luck.lead)} ahead of the next; the noise that "
+        f"{luck.source} show is {format_value(luck.noise)}: another trial is truly the best "
+        f"with a probability of {100 * luck.other:.0f}%"
+    )
+
+
+def _describe_asha(study: AdoptedStudy) -> str:
+    """Formats the epochs that ASHA would have spent."""
+    asha = replay_asha(study)
+    if asha is None:
+        return "unknown, since no learning curves are stored"
+    return (
+        f"it would have spent {asha.epochs:,} epochs in the order of these trials, and "
+        f"{asha.low:,} to {asha.high:,} in random orders (95% interval); these trials spent "
+        f"{asha.spent:,}"
+    )
+
+
+def group_repeats(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
     """Groups trials that have the same configuration, where several have it."""
     groups = defaultdict[str, list[FrozenTrial]](list)
     for trial in trials:
-        groups[repr(sorted(trial.params.items()))].append(trial)
+        configuration = repr(sorted(trial.params.items()))
+        groups[configuration].append(trial)
     return [group for group in groups.values() if len(group) > 1 and group[0].params]
 
 
-def stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Returns running trials that began long ago, compared with how long others took.
 
-    Optuna stores local times or UTC, as its version has it; the shorter age counts.
+    Some versions of Optuna store local times and some store UTC; the shorter age counts.
     """
-    known = [_seconds(t.datetime_start, t.datetime_complete) for t in trials]
-    took = [each for each in known if each is not None and 0 <= each < SECONDS]
-    limit = LONG * quantiles(took, n=20)[-1] if len(took) > 1 else UNKNOWN
+    durations = []
+    for trial in trials:
+        duration = _seconds_between(trial.datetime_start, trial.datetime_complete)
+        if duration is not None and 0 <= duration < MOST_SECONDS:
+            durations.append(duration)
+    limit = STALE_SECONDS
+    if len(durations) > 1:
+        limit = LONG * quantiles(durations, n=20)[-1]
     now = min(datetime.now(), datetime.now(UTC).replace(tzinfo=None))
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    return [t for t in running if (_seconds(t.datetime_start, now) or 0.0) > limit]
+    stale = []
+    for trial in trials:
+        if trial.state == TrialState.RUNNING:
+            age = _seconds_between(trial.datetime_start, now)
+            if age is not None and age > limit:
+                stale.append(trial)
+    return stale
 
 
-def _seconds(start: datetime | None, end: datetime | None) -> float | None:
-    return None if start is None or end is None else (end - start).total_seconds()
+def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:
+    if start is None or end is None:
+        return None
+    return (end - start).total_seconds()
 
 
 def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) -> Luck | None:
@@ -146,96 +220,149 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
     there are five beyond the first of each. Otherwise it is 1.48× the median difference between a
     trial of the best half and its nearest neighbor there by hyperparameters, / √2, which may be too
     large. True values are drawn around the stored ones with this noise.
+
+    Args:
+        groups: the trials that repeat a configuration, as `group_repeats` returns them.
     """
-    best = study.ranked
-    if len(best) < ENOUGH:
+    ranked = study.ranked
+    if len(ranked) < ENOUGH:
         return None
-    known = {trial.number: trial.values[0] for trial in best}
-    same = [[known[t.number] for t in group if t.number in known] for group in groups]
-    freedom = sum(len(group) - 1 for group in same if group)
-    values = study.sign * np.array([trial.values[0] for trial in best[:RIVALS]])
+    values = study.sign * np.array([trial.values[0] for trial in ranked[:RIVALS]])
     with np.errstate(all="ignore"):  # of values such as 1e308
-        source = "neighboring configurations"
-        if freedom >= ENOUGH:
-            source = "repeated configurations"
-            squares = sum(float(np.var(group)) * len(group) for group in same if group)
-            noise = math.sqrt(squares / freedom)
-        else:
-            noise = _noise_of_neighbors(best[: min(NEAR, -(-len(best) // 2))])
-        drawn = values + np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
-        lead, other = float(values[0] - values[1]), float(np.mean(drawn.argmax(1) > 0))
-    return Luck(noise, source, lead, other) if math.isfinite(noise + lead) else None
+        noise = _noise_of_repeats(ranked, groups)
+        source = "repeated configurations"
+        if noise is None:
+            best_half = ranked[: math.ceil(len(ranked) / 2)]
+            noise = _noise_of_neighbors(best_half[:NEAR])
+            source = "neighboring configurations"
+        true_values = values + np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
+        other = float(np.mean(true_values.argmax(1) > 0))
+        lead = float(values[0] - values[1])
+    if not math.isfinite(noise + lead):
+        return None
+    return Luck(noise, source, lead, other)
+
+
+def _noise_of_repeats(
+    ranked: Sequence[FrozenTrial], groups: Sequence[Sequence[FrozenTrial]]
+) -> float | None:
+    """Returns the pooled standard deviation of repeated trials; None if they are too few.
+
+    Args:
+        ranked: the trials that count.
+    """
+    value_of = {trial.number: trial.values[0] for trial in ranked}
+    squares = 0.0
+    freedom = 0  # degrees of freedom: the repeats beyond the first of each group
+    for group in groups:
+        values = [value_of[trial.number] for trial in group if trial.number in value_of]
+        if values:
+            squares += float(np.var(values)) * len(values)
+            freedom += len(values) - 1
+    if freedom < ENOUGH:
+        return None
+    return math.sqrt(squares / freedom)
 
 
 def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
+    """Estimates noise from the differences between trials and their nearest neighbors.
+
+    The median difference × 1.4826 is the standard deviation of a normal distribution; a difference
+    of two values has √2 times the noise of one.
+    """
     names = dict.fromkeys(name for trial in trials for name in trial.params)
-    columns = [_places([trial.params.get(name) for trial in trials]) for name in names]
-    at = np.stack(columns, 1) if columns else np.zeros((len(trials), 1))
-    away = np.abs(at[:, None] - at[None]).mean(2)
-    np.fill_diagonal(away, np.inf)
+    ranks = np.zeros((len(trials), 1))
+    if names:
+        columns = [_rank_settings([trial.params.get(name) for trial in trials]) for name in names]
+        ranks = np.stack(columns, 1)
+    distances = np.abs(ranks[:, None] - ranks[None]).mean(2)
+    np.fill_diagonal(distances, np.inf)  # no trial is its own neighbor
+    nearest = distances.argmin(1)
     values = np.array([trial.values[0] for trial in trials])
-    differences = np.abs(values - values[away.argmin(1)])
+    differences = np.abs(values - values[nearest])
     return float(1.4826 * np.median(differences) / math.sqrt(2))
 
 
-def _places(settings: Sequence[Any]) -> NDArray[np.float64]:
+def _rank_settings(settings: Sequence[Any]) -> NDArray[np.float64]:
     """Ranks the settings of a hyperparameter from 0 to 1: numbers, then other choices by name."""
     by_name = {repr(setting): setting for setting in settings}  # a choice may be a list
-    order = sorted(by_name, key=lambda name: _order(by_name[name]))
-    place = {name: at / max(len(order) - 1, 1) for at, name in enumerate(order)}
-    return np.array([place[repr(setting)] for setting in settings])
+    names = sorted(by_name, key=lambda name: _order(by_name[name]))
+    last = max(len(names) - 1, 1)
+    rank_of = {name: position / last for position, name in enumerate(names)}
+    return np.array([rank_of[repr(setting)] for setting in settings])
 
 
 def _order(setting: Any) -> tuple[bool, float, str]:
-    is_number = isinstance(setting, int | float) and not math.isnan(setting)
-    return not is_number, float(setting) if is_number else 0.0, repr(setting)
+    """Sorts numbers by size, and other settings after them by name."""
+    if isinstance(setting, int | float) and not math.isnan(setting):
+        return False, float(setting), repr(setting)
+    return True, 0.0, repr(setting)
 
 
-# What ASHA would have spent
+# The epochs that ASHA would have spent
 
 
 def replay_asha(study: AdoptedStudy) -> Promotion | None:
     """Replays the learning curves in the order of `pruner=asha`; None if there are none.
 
-    One worker begins the trials in their order, and for the interval in random ones. A trial that
-    was pruned is thought to stay at its last value. Of more than 100 trials 100 are replayed, and
-    the rest is thought to cost as much.
+    One worker begins the trials in their order, and for the interval in random orders. A trial that
+    was pruned is assumed to stay at its last value. Of more than 100 trials 100 are replayed, and
+    the others are assumed to cost as much.
     """
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    reported = [t for t in study.trials if t.state in ended and t.intermediate_values]
-    curves = [[value for _, value in sorted(t.intermediate_values.items())] for t in reported]
-    longest = max(map(len, curves), default=0)
+    curves = []
+    pruned_curves = []
+    spent = 0
+    for trial in study.trials:
+        has_ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        if has_ended and trial.intermediate_values:
+            curve = [value for _, value in sorted(trial.intermediate_values.items())]
+            curves.append(curve)
+            spent += len(curve)
+            if trial.state == TrialState.PRUNED:
+                pruned_curves.append(curve)
+    longest = max((len(curve) for curve in curves), default=0)
     if longest < 3:
         return None
-    for trial, curve in zip(reported, curves, strict=True):
-        if trial.state == TrialState.PRUNED:
-            curve += curve[-1:] * (longest - len(curve))
+    for curve in pruned_curves:
+        last = curve[-1]
+        curve += [last] * (longest - len(curve))
     objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
-    order = AshaPruner(epochs=longest).make_order([objective])
-    draw, many = np.random.default_rng(0), min(REPLAYED, len(curves))
-    orders = [np.arange(len(curves)), *(draw.permutation(len(curves)) for _ in range(REPLAYS))]
-    totals = [spend(order, [curves[at] for at in places[:many]]) for places in orders]
-    scaled = np.array(totals) * len(curves) / many
+    asha = AshaPruner(epochs=longest).make_order([objective])
+    generator = np.random.default_rng(0)
+    orders = [np.arange(len(curves))]
+    for _ in range(REPLAYS):
+        orders.append(generator.permutation(len(curves)))
+    replayed = min(REPLAYED, len(curves))
+    totals = []
+    for order in orders:
+        totals.append(count_epochs(asha, [curves[position] for position in order[:replayed]]))
+    scaled = np.array(totals) * len(curves) / replayed
     low, high = np.percentile(scaled, (2.5, 97.5)).round().astype(int).tolist()
-    return Promotion(round(scaled[0]), low, high, sum(len(t.intermediate_values) for t in reported))
+    return Promotion(round(scaled[0]), low, high, spent)
 
 
-def spend(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
-    """Returns the epochs that a worker spends on trials with these learning curves.
+def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
+    """Counts the epochs that a worker spends on trials with these learning curves.
 
-    It takes what the order chooses, and trains it to its next rung, or to its end.
+    The worker takes the trial that the order chooses, and trains it from rung to rung as long as
+    the order would choose it next, or to its end.
     """
     standings = [Standing(slot, UNCLAIMED) for slot in range(len(curves))]
     spent = 0
-    while (chosen := order.choose(standings)) is not None:
-        slot, goes_on = chosen.slot, not chosen.ends_pruned
-        while goes_on:
-            last, curve, reports = standings[slot].last or 0, curves[slot], standings[slot].reports
-            stop = next((rung for rung in order.rungs(len(curve)) if rung > last), len(curve))
+    while (choice := order.choose(standings)) is not None:
+        slot = choice.slot
+        curve = curves[slot]
+        is_trained_on = not choice.ends_pruned
+        while is_trained_on:
+            last = standings[slot].last or 0
+            later_rungs = [rung for rung in order.rungs(len(curve)) if rung > last]
+            stop = later_rungs[0] if later_rungs else len(curve)
             spent += stop - last
-            reports = {**reports, stop: RungReport(stop, curve[stop - 1])}
+            reports = {**standings[slot].reports, stop: RungReport(stop, curve[stop - 1])}
             standings[slot] = Standing(slot, OWN, stop, reports, paused=stop)
-            goes_on = stop < len(curve) and order.is_next(standings, slot)
-        ended = chosen.ends_pruned or standings[slot].last == len(curves[slot])
-        standings[slot] = replace(standings[slot], state=DONE if ended else OPEN)
+            is_trained_on = stop < len(curve) and order.is_next(standings, slot)
+        state = OPEN
+        if choice.ends_pruned or standings[slot].last == len(curve):
+            state = DONE
+        standings[slot] = replace(standings[slot], state=state)
     return spent

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHED
 from studyloom.errors import ConfigError
-from studyloom.extras.adopt.findings import LONGEST, find
+from studyloom.extras.adopt.findings import LONGEST, describe_findings
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
@@ -26,10 +26,10 @@ from studyloom.views.page import Head, Section, drawn, section
 from studyloom.views.snapshot import importances
 from studyloom.views.terminal import make_console
 
-SHOWN = 2000  # trials that are drawn or rated, the best among them
-TAKEN = 3  # of the best configurations, which the next search tries first
+MOST_DRAWN = 2000  # trials that are drawn, the best among them, and that importances consider
+MOST_FIRST = 3  # of the best configurations, which the next search tries first
 WIDTH = 13  # characters of a title
-NAME = re.compile(r"[A-Za-z_][\w.]*")  # of a hyperparameter that a command can name
+NAME = re.compile(r"[A-Za-z_][\w.]*")  # the name of a hyperparameter, as commands can write it
 
 
 def adopt(arguments: Any) -> None:
@@ -42,20 +42,20 @@ def adopt(arguments: Any) -> None:
     with warnings.catch_warnings():  # Optuna warns of choices such as lists, and accepts them
         warnings.simplefilter("ignore", UserWarning)
         study = read_study(arguments)
-    found = find(study, arguments.trials)
+    findings = describe_findings(study, arguments.trials)
     steps = next_steps(study, renames)
     path = arguments.page
-    page.write_page(path, render(study, found, steps))
+    page.write_page(path, render(study, findings, steps))
     if arguments.json:
-        print_json({"study": study.name, "findings": found, "next": steps, "page": str(path)})
+        print_json({"study": study.name, "findings": findings, "next": steps, "page": str(path)})
         return
-    lines = [f"{title:{WIDTH}}{words}" for title, words in found.items()]
+    lines = [f"{title:{WIDTH}}{finding}" for title, finding in findings.items()]
     for line in [study.name, *lines, "", *steps, "", str(path)]:
         make_console().print(one_line(line), soft_wrap=True)
 
 
 def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
-    """Parses what --rename was given, into the config key of each hyperparameter.
+    """Parses the pairs of --rename into the config key of each hyperparameter.
 
     Raises:
         ConfigError: a pair is not OLD=NEW, or two have the same OLD or NEW.
@@ -99,34 +99,57 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     Raises:
         ConfigError: a hyperparameter is renamed to the name of another one.
     """
-    best = [*itertools.islice(filter(has_written_form, study.ranked), TAKEN)]
-    keys = {name: renames.get(name, name) for trial in best for name in trial.params}
-    for name, key in keys.items():
-        if key != name and keys.get(key) == key:
-            raise ConfigError(f"--rename {name}={key}: {key} is another hyperparameter")
-    fits = {name: key for name, key in keys.items() if is_config_key(key)}
+    best = [*itertools.islice(filter(has_written_form, study.ranked), MOST_FIRST)]
+    keys = _config_keys(best, renames)
+    valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
     if study.source is not None and not renames:
-        start = f"study.warm_start=[{json.dumps(study.source)}]"
-        steps.append(f"python -m studies.NAME {shlex.quote(start)}")
-    elif fits:
-        start = f"study.enqueue=[{','.join(_points(best, fits))}]"
-        steps.append(f"python -m studies.NAME {shlex.quote(start)}")
-    way = "maximize" if study.sign > 0 else "minimize"
-    first = [trial.params for trial in best]
-    begins = f', study={{"enqueue": {first!r}}}' if first else ""
-    trials = max(len(study.trials), 1)
-    steps.append(f"sl.search(objective, trials={trials}, {way}={study.metric!r}{begins})")
-    unfit = ", ".join(one_line(name) for name in keys if name not in fits)
-    if unfit:
-        listed = shorten_end(unfit, LONGEST)
-        way_out = "name it with --rename OLD=optimizer.lr"
-        steps.append(f"no key of a config is called {listed}; {way_out}")
-    left_out = [trial.number for trial in study.ranked[:TAKEN] if not has_written_form(trial)]
+        override = f"study.warm_start=[{json.dumps(study.source)}]"
+        steps.append(f"python -m studies.NAME {shlex.quote(override)}")
+    elif valid_keys:
+        override = f"study.enqueue=[{','.join(_format_points(best, valid_keys))}]"
+        steps.append(f"python -m studies.NAME {shlex.quote(override)}")
+    steps.append(_search_call(study, best))
+    invalid = ", ".join(one_line(name) for name in keys if name not in valid_keys)
+    if invalid:
+        names = shorten_end(invalid, LONGEST)
+        fix = "name it with --rename OLD=optimizer.lr"
+        steps.append(f"no key of a config is called {names}; {fix}")
+    left_out = []
+    for trial in study.ranked[:MOST_FIRST]:
+        if not has_written_form(trial):
+            left_out.append(trial.number)
     if left_out:
         numbers = format_ranges(sorted(left_out))
         steps.append(f"left out, since a choice is NaN or infinite: trials {numbers}")
     return steps
+
+
+def _config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) -> dict[str, str]:
+    """Returns the config key of each hyperparameter: its new name, or else its own.
+
+    Raises:
+        ConfigError: a hyperparameter is renamed to the name of another one.
+    """
+    keys: dict[str, str] = {}
+    for trial in trials:
+        for name in trial.params:
+            keys[name] = renames.get(name, name)
+    for name, key in keys.items():
+        if key != name and keys.get(key) == key:
+            raise ConfigError(f"--rename {name}={key}: {key} is another hyperparameter")
+    return keys
+
+
+def _search_call(study: AdoptedStudy, best: Sequence[FrozenTrial]) -> str:
+    """Returns the Python call that searches an objective, and tries the best trials first."""
+    direction = "maximize" if study.sign > 0 else "minimize"
+    configurations = [trial.params for trial in best]
+    settings = ""
+    if configurations:
+        settings = f', study={{"enqueue": {configurations!r}}}'
+    trials = max(len(study.trials), 1)
+    return f"sl.search(objective, trials={trials}, {direction}={study.metric!r}{settings})"
 
 
 def has_written_form(trial: FrozenTrial) -> bool:
@@ -150,30 +173,29 @@ def is_config_key(name: str) -> bool:
     return NAME.fullmatch(name) is not None and name.split(".")[0] in SEARCHED
 
 
-def _points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
-    """Returns the configurations of trials for `study.enqueue`, those with any of the keys."""
+def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
+    """Formats configurations for `study.enqueue`; a trial without any of the keys is left out."""
     points = []
     for trial in trials:
-        settings = [
-            f"{keys[name]}:{json.dumps(value)}"
-            for name, value in trial.params.items()
-            if name in keys
-        ]
+        settings = []
+        for name, value in trial.params.items():
+            if name in keys:
+                settings.append(f"{keys[name]}:{json.dumps(value)}")
         if settings:
             points.append(f"{{{','.join(settings)}}}")
     return points
 
 
-def render(study: AdoptedStudy, found: Mapping[str, str], steps: Sequence[str]) -> str:
+def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
     """Renders the report of a study."""
-    best, known = study.ranked, {trial.number for trial in study.complete}
-    whole = [t for t in study.trials if t.number in known or t.state != TrialState.COMPLETE]
-    kept, stride = {t.number for t in best[: SHOWN // 2]}, 1 + 2 * len(whole) // SHOWN
-    shown = [t for place, t in enumerate(whole) if t.number in kept or not place % stride]
+    trials = _choose_drawn(study)
     axis = figures.Axis.of(study.metric, study.sign, [trial.values[0] for trial in study.complete])
-    marked = {"best": best[0] if best else None, "baseline": None}
-    history = drawn(figures.history, shown, marked, axis)
-    curves = drawn(figures.curves, shown, marked, axis)
+    best = None
+    if study.ranked:
+        best = study.ranked[0]
+    marked = {"best": best, "baseline": None}
+    history = drawn(figures.history, trials, marked, axis)
+    curves = drawn(figures.curves, trials, marked, axis)
     better = "Higher" if study.sign > 0 else "Lower"
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     sections = [
@@ -182,17 +204,45 @@ def render(study: AdoptedStudy, found: Mapping[str, str], steps: Sequence[str]) 
         section("curves", [curves], **most),
         section("importances", [drawn(_importances, study)]),
     ]
-    sentence = f"What the trials of this study show. {found['trials']}."
-    return page.report_page(Head(study.name, sentence, [page.Facts([*found.items()])]), sections)
+    sentence = f"What the trials of this study show. {findings['trials']}."
+    head = Head(study.name, sentence, [page.Facts([*findings.items()])])
+    return page.report_page(head, sections)
+
+
+def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
+    """Returns the trials that are drawn: of many, the best ones and others evenly spaced.
+
+    A trial that is complete without a finite value has no place in a figure.
+    """
+    finite = {trial.number for trial in study.complete}
+    trials = []
+    for trial in study.trials:
+        if trial.state != TrialState.COMPLETE or trial.number in finite:
+            trials.append(trial)
+    best = {trial.number for trial in study.ranked[: MOST_DRAWN // 2]}
+    stride = 1 + 2 * len(trials) // MOST_DRAWN
+    chosen = []
+    for position, trial in enumerate(trials):
+        if trial.number in best or position % stride == 0:
+            chosen.append(trial)
+    return chosen
 
 
 def _importances(study: AdoptedStudy) -> page.Bars | str:
     """Returns Optuna's importances of the hyperparameters, or a sentence that says why not."""
     objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
     rated = optuna.create_study(direction=objective.direction)
-    for trial in study.complete[:: 1 + len(study.complete) // SHOWN]:
-        named: Any = {"params": trial.params, "distributions": trial.distributions}
-        rated.add_trial(create_trial(value=trial.values[0], **named))
+    stride = 1 + len(study.complete) // MOST_DRAWN
+    for trial in study.complete[::stride]:
+        rated.add_trial(
+            create_trial(
+                value=trial.values[0],
+                params=trial.params,
+                distributions=trial.distributions,
+            )
+        )
     stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
     shares = importances(stored)
-    return shares if isinstance(shares, str) else page.Bars([*shares.items()])
+    if isinstance(shares, str):
+        return shares
+    return page.Bars([*shares.items()])

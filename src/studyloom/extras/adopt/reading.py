@@ -1,7 +1,7 @@
 """Reads the trials of a study that Optuna, W&B or MLflow has stored; nothing is written.
 
-Of a database of Optuna all is read: a SQLite file read-only, so that it does not change. W&B's and
-MLflow's exported CSV hold a row for each run, with its hyperparameters and last values.
+A database of Optuna is read completely, a SQLite file read-only, so that it does not change. CSV
+files exported by W&B and MLflow hold a row for each run, with its hyperparameters and last values.
 """
 
 import math
@@ -25,15 +25,15 @@ from studyloom.storage.urls import parse_url, sqlite_url, without_password
 from studyloom.text import name_error, one_line, shorten
 
 MOST_SECONDS = 120.0  # for reading a database
-# Columns of an exported CSV that describe a run: W&B's and MLflow's.
+# Columns of an exported CSV that describe a run, in lower case: W&B's and MLflow's.
 ABOUT = {
     *("name", "state", "notes", "user", "tags", "created", "runtime", "sweep"),
     *("start time", "duration", "run id", "source type", "source name", "status"),
 }
 PARAMS = "params."  # begins MLflow's columns of hyperparameters
 STATES = ("state", "status")  # the columns of a run's state
-BEGUN = ("running", "pending", "scheduled")  # states of a run that has not ended
-ENDED = ("finished", "")
+UNFINISHED = ("running", "pending", "scheduled")  # states of a run that has not ended
+FINISHED = ("finished", "")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class AdoptedStudy:
     """Holds a study of another program.
 
     Args:
-        metric: the name of the first value of a trial, of which `sign` times it is to be large.
-        trials: all of them, by number.
-        source: what `study.warm_start` takes for it, without a password; None if it takes nothing.
+        metric: the name of the first value of a trial.
+        sign: 1 if the value is maximized, -1 if it is minimized.
+        trials: all trials, by number.
+        source: the study as `study.warm_start` takes it, without a password; None if that cannot
+            read it.
     """
 
     name: str
@@ -63,7 +65,7 @@ class AdoptedStudy:
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
-        """Those of them that break no constraint, the best first."""
+        """The complete trials that break no constraint, the best first."""
         feasible = [trial for trial in self.complete if is_feasible(trial)]
         return sorted(feasible, key=lambda trial: (-self.sign * trial.values[0], trial.number))
 
@@ -79,10 +81,11 @@ def read_database(source: str, name: str | None) -> AdoptedStudy:
     Raises:
         StorageError: it cannot be read, or `name` must name one of several studies.
     """
-    is_url = "://" in source
-    address = None if is_url else sqlite_url(Path(source))
+    address = None  # of a database that studyloom can use; others only Optuna can read
     try:
-        if is_url and source.startswith(("sqlite", "postgres")):
+        if "://" not in source:
+            address = sqlite_url(Path(source))
+        elif source.startswith(("sqlite", "postgres")):
             address = parse_url(source)
         with untrusted(MOST_SECONDS):
             if address is not None:
@@ -91,24 +94,31 @@ def read_database(source: str, name: str | None) -> AdoptedStudy:
             return _read(RDBStorage(source, skip_table_creation=True), name, None)
     except StorageError:
         raise
-    except Exception as error:  # of a driver, or of a cell that Optuna has not written
+    except Exception as error:  # from a driver, or for a cell that Optuna has not written
         reason = shorten(one_line(name_error(error)), 300)
         raise StorageError(f"adopt: the database cannot be read: {reason}") from None
 
 
-def _read(storage: BaseStorage, name: str | None, label: str | None) -> AdoptedStudy:
+def _read(storage: BaseStorage, name: str | None, url: str | None) -> AdoptedStudy:
+    """Reads a study of a storage.
+
+    Args:
+        url: the URL of the database, if `study.warm_start` takes it.
+    """
     studies = {study.study_name: study for study in storage.get_all_studies()}
     if name is None and len(studies) == 1:
         name = next(iter(studies))
     if name is None or name not in studies:
-        held = shorten(", ".join(map(one_line, studies)) or "none", 300)
-        raise StorageError(f"adopt: name the study with --study; the database holds: {held}")
+        names = shorten(", ".join(map(one_line, studies)) or "none", 300)
+        raise StorageError(f"adopt: name the study with --study; the database holds: {names}")
     study = studies[name]
     cells.check_directions(study.directions)
     objective = read_objectives(study.system_attrs.get(METRIC_NAMES), study.directions)[0]
-    stored = storage.get_all_trials(study._study_id, deepcopy=False)
-    trials = [sql.without_reserved(trial) for trial in stored]
-    source = None if label is None else f"{label}#{name}"
+    stored_trials = storage.get_all_trials(study._study_id, deepcopy=False)
+    trials = [sql.without_reserved(trial) for trial in stored_trials]
+    source = None
+    if url is not None:
+        source = f"{url}#{name}"
     return AdoptedStudy(name, objective.name, objective.sign, trials, source)
 
 
@@ -124,31 +134,34 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
         DataError: it is no such file, or lacks a column.
     """
     file = read_csv_file(path)
-    marked = f"metrics.{metric}"
-    if metric not in file.columns and marked in file.columns:
-        values = file.numbers(marked)
-        value = marked
-    else:
-        values = file.numbers(metric)
-        value = metric
-    columns = _by_parameter(file, names or _parameter_columns(file, value), value)
+    value_column = metric
+    if metric not in file.columns and f"metrics.{metric}" in file.columns:
+        value_column = f"metrics.{metric}"  # as MLflow calls it
+    values = file.numbers(value_column)
+    columns = _by_parameter(file, names or _parameter_columns(file, value_column), value_column)
     domains = {name: file.domain(column) for name, column in columns.items()}
-    places = {name: file.place(column) for name, column in columns.items()}
-    state_places = [at for at, name in enumerate(file.columns) if name.lower() in STATES]
+    positions = {name: file.place(column) for name, column in columns.items()}
     trials = []
     for number, row in enumerate(file.rows):
-        states = [row.cells[place] for place in state_places if row.cells[place]]
-        trial = _trial(number, states[0] if states else "", values[number], metric)
-        _set_params(trial, row, places, domains)
+        trial = _trial(number, _read_state(file, row), values[number], metric)
+        _set_params(trial, row, positions, domains)
         trials.append(trial)
     return AdoptedStudy(path.stem, metric, sign, trials)
 
 
+def _read_state(file: CsvFile, row: Row) -> str:
+    """Returns the state of a run; empty if its row has none."""
+    for column, cell in zip(file.columns, row.cells, strict=True):
+        if column.lower() in STATES and cell:
+            return cell
+    return ""
+
+
 def _parameter_columns(file: CsvFile, value: str) -> list[str]:
     """Returns the columns of hyperparameters where --params does not name them."""
-    marked = [column for column in file.columns if column.startswith(PARAMS)]
-    if marked:
-        return marked
+    columns_of_mlflow = [column for column in file.columns if column.startswith(PARAMS)]
+    if columns_of_mlflow:
+        return columns_of_mlflow
     before = file.columns[: file.place(value)]
     return [
         column
@@ -178,37 +191,43 @@ def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str
 
 def _trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
     """Returns the trial of a run, without its hyperparameters and times."""
-    kind = TrialState.FAIL
+    trial_state = TrialState.FAIL
     reason = state
-    if state.lower() in BEGUN:
-        kind = TrialState.RUNNING
-    elif state.lower() in ENDED:
+    if state.lower() in UNFINISHED:
+        trial_state = TrialState.RUNNING
+    elif state.lower() in FINISHED:
         if value is None:
             reason = f"no {metric} is stored"
         elif math.isnan(value):
             reason = f"{metric} is NaN"
         else:
-            kind = TrialState.COMPLETE
+            trial_state = TrialState.COMPLETE
+    if trial_state != TrialState.COMPLETE:
+        value = None
+    attributes = {}
+    if trial_state == TrialState.FAIL:
+        attributes["fail_reason"] = reason
     return FrozenTrial(
         number=number,
-        state=kind,
-        value=value if kind == TrialState.COMPLETE else None,
+        state=trial_state,
+        value=value,
         datetime_start=None,
         datetime_complete=None,
         params={},
         distributions={},
         user_attrs={},
-        system_attrs={"fail_reason": reason} if kind == TrialState.FAIL else {},
+        system_attrs=attributes,
         intermediate_values={},
         trial_id=number,
     )
 
 
 def _set_params(
-    trial: FrozenTrial, row: Row, places: Mapping[str, int], domains: Mapping[str, Domain]
+    trial: FrozenTrial, row: Row, positions: Mapping[str, int], domains: Mapping[str, Domain]
 ) -> None:
-    for name, place in places.items():
-        cell = row.cells[place]
+    """Sets the hyperparameters of a trial from the cells of its row that are not empty."""
+    for name, position in positions.items():
+        cell = row.cells[position]
         if cell:
             trial.params[name] = domains[name].read(cell)
             trial.distributions[name] = domains[name].distribution
