@@ -112,6 +112,12 @@ OWN = {module: own(names) - {module} for module, names in NAMES.items()}
 OUTSIDE = {module: {name.split(".")[0] for name in names} for module, names in NAMES.items()}
 
 
+def strings_of(tree: ast.AST) -> list[str]:
+    """The texts in a module's code, also those around what an f-string formats."""
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
+
+
 def public(layer: str) -> set[str]:
     """What a layer's `__all__` lists."""
     for node in TREES[layer].body:
@@ -146,7 +152,7 @@ def test_imports_point_down_and_the_root_counts():
 
 
 def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
-    """Not in functions either; `plugins` imports an extra by its name when it is asked for it."""
+    """Not in functions either."""
     for module, others in OWN.items():
         if layer_of(module) in KERNEL:
             assert {layer_of(other) for other in others} <= {*KERNEL}, module
@@ -203,8 +209,14 @@ def test_nobody_imports_extras():
             assert EXTRAS not in {layer_of(other) for other in others}, module
 
 
-def test_the_winner_is_told_which_extras_to_use():
-    assert [m for m, others in OWN.items() if layer_of(m) == "winner" and "plugins" in others] == []
+def test_only_commands_load_extras_by_name_and_others_get_them_as_arguments():
+    loading = {layer_of(module) for module, others in OWN.items() if "commands.plugins" in others}
+    assert loading == {"commands"}
+    importing = {module for module, names in NAMES.items() if "importlib.import_module" in names}
+    naming = {
+        m for m in importing if any("studyloom.extras" in text for text in strings_of(TREES[m]))
+    }
+    assert {module for module in naming if layer_of(module) != EXTRAS} == {"commands.plugins"}
 
 
 # Text in the winner's layer that is data: parts of the names of studies and trials, and a key.

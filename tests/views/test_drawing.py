@@ -73,12 +73,12 @@ def test_the_shared_image_has_name_sentence_facts_and_figure_at_1200_by_630(char
 
 
 def test_a_report_is_also_an_image_if_resvg_is_installed(searched, tmp_path, monkeypatch):
-    write_report(searched, tmp_path, image=True)
+    write_report(searched, tmp_path, draw_png=draw_png)
     with Image.open(tmp_path / "report.png") as image:
         assert image.size == (1200, 630)
     (tmp_path / "report.png").unlink()
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(ConfigError, match=r"report --png: .*resvg_py.*; pip install .*\[image\]"):
-        write_report(searched, tmp_path, image=True)
+        write_report(searched, tmp_path, draw_png=draw_png)
     write_report(searched, tmp_path)
     assert not (tmp_path / "report.png").exists()

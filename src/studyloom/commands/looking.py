@@ -25,8 +25,8 @@ from studyloom.commands.options import (
     open_run,
     print_json,
 )
+from studyloom.commands.plugins import load_plugin
 from studyloom.environment import STORAGE
-from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import format_ranges, one_line, printable
 
@@ -133,7 +133,8 @@ def report(arguments: argparse.Namespace) -> None:
     1,200 × 630 pixels."""
     from studyloom.views.report import write_report
 
-    path = write_report(open_run(arguments), arguments.run_dir, image=arguments.png)
+    draw_png = load_plugin("draw_png") if arguments.png else None
+    path = write_report(open_run(arguments), arguments.run_dir, draw_png=draw_png)
     if arguments.json:
         print_json({"report": str(path)})
     else:

@@ -21,9 +21,9 @@ from studyloom.commands.options import (
     print_json,
     trust,
 )
+from studyloom.commands.plugins import load_plugin
 from studyloom.error_display import print_errors
 from studyloom.errors import PredictError
-from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 

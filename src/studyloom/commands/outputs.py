@@ -19,10 +19,10 @@ from typing import Any, NotRequired, TypedDict
 import optuna
 
 from studyloom.commands.options import print_json, replace_unencodable
+from studyloom.commands.plugins import load_plugin
 from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import check_output
-from studyloom.plugins import load_plugin
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs, prepare_logging
+from studyloom.commands.plugins import load_plugin
 from studyloom.commands.recording import begin_recording, find_no_winner
 from studyloom.definition.definition import Definition
-from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
 from studyloom.views import dry_run, terminal, words

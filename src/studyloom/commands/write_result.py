@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
+from studyloom.commands.plugins import load_plugin
 from studyloom.config.values import as_yaml, without_transform
 from studyloom.error_display import print_errors
 from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
-from studyloom.plugins import load_plugin
 from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
 from studyloom.views.result_files import write_result_files

@@ -1,1 +1,1 @@
-"""Optional parts that a command or config reaches by name (`plugins.py`); nothing imports them."""
+"""Optional parts that a config or command names (`commands/plugins.py`); nothing imports them."""

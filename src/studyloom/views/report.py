@@ -7,7 +7,7 @@ add a section, yield it in `read_report`, and add its words to assets/report/sec
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial
 
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.plugins import load_plugin
 from studyloom.storage.attributes import BASELINE
 from studyloom.storage.failures import NO_REASON, count_failures, resumed_words
 from studyloom.storage.stored_study import StoredStudy, column_of, trial_rows
@@ -650,13 +649,18 @@ def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
 
 
 def write_report(
-    stored: StoredStudy, run_dir: Path, folder: Path | None = None, *, image: bool = False
+    stored: StoredStudy,
+    run_dir: Path,
+    folder: Path | None = None,
+    *,
+    draw_png: Callable[[str], bytes] | None = None,
 ) -> Path:
     """Writes report.html of the study that runs in a folder.
 
     Args:
         folder: where to write it; None for `run_dir`, which holds the winner and the logs.
-        image: whether to write the top of the report as report.png too.
+        draw_png: draws an SVG, see `extras/image.py`; the top of the report is written as
+            report.png too. None for no image.
 
     Raises:
         ConfigError: what draws the image is not installed.
@@ -668,8 +672,8 @@ def write_report(
     try:
         top, sections = read_report(stored, files, run_dir=run_dir)
         html = page.report_page(top, sections, run_dir if files.configs else None)
-        if image:
-            write_whole(path.with_suffix(".png"), load_plugin("draw_png")(top.image))
+        if draw_png is not None:
+            write_whole(path.with_suffix(".png"), draw_png(top.image))
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail because of its report

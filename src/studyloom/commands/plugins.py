@@ -1,5 +1,7 @@
 """Plugins: optional parts below `extras/`, which commands load by name; nothing imports `extras/`.
 
+A command hands them down to the layers below it, as functions or callbacks.
+
 Example:
     >>> load_plugin("explain")  # doctest: +SKIP
     <function explain at 0x…>
