@@ -22,7 +22,7 @@ from optuna.samplers import GPSampler, TPESampler
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.decisions.extrapolation import extrapolated
+from studyloom.decisions.extrapolation import view_extrapolated
 from studyloom.decisions.samplers import SamplerContext
 from studyloom.space.tree import Hyperparameter, count_values, find_middle
 from studyloom.storage.attributes import SAMPLER, TIMES
@@ -71,7 +71,7 @@ class GaussianProcessSampler(TPESampler):
         chosen = super().sample_relative(study, trial, search_space)
         if self._context.redraws or not self._serves(study):
             return chosen
-        trials = extrapolated(study).get_trials(deepcopy=False)
+        trials = view_extrapolated(study).get_trials(deepcopy=False)
         results = [each for each in trials if each.state == TrialState.COMPLETE]
         known: dict[str, Any] = {}
         for result in results:

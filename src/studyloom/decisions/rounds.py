@@ -24,7 +24,7 @@ from functools import partial
 from optuna import Study
 
 from studyloom.decisions.asha import AshaOrder
-from studyloom.decisions.extrapolation import seen_in_rounds
+from studyloom.decisions.extrapolation import view_in_rounds
 from studyloom.storage import failures
 from studyloom.storage.standings import DONE, HELD, OPEN, Fault, Next, Segment, Standing
 
@@ -70,7 +70,7 @@ class RoundOrder:
 
     def seen(self, study: Study, segment: Segment) -> Study:
         """Returns a study whose trials a sampler sees as it may for the decision on a segment."""
-        return seen_in_rounds(study, partial(_unknown_from, known=self.known(segment.number)))
+        return view_in_rounds(study, partial(_unknown_from, known=self.known(segment.number)))
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
         """Returns the slot to claim; see `storage.ledger.Order`. No bound ends such a search.
