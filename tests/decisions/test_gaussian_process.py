@@ -123,19 +123,19 @@ def test_every_value_is_one_of_its_range(proposals):
     ],
 )
 def test_a_wide_range_is_searched_smoothly_and_rounded(distribution, low, high):
-    smooth = gaussian_process._smooth(distribution)
+    smooth = gaussian_process._smooth_distribution(distribution)
     assert isinstance(smooth, FloatDistribution)
     assert smooth.step is None
     assert smooth.log == distribution.log
-    assert gaussian_process._rounded(distribution, smooth.low) == low
-    assert gaussian_process._rounded(distribution, smooth.high) == pytest.approx(high)
+    assert gaussian_process._round_value(distribution, smooth.low) == low
+    assert gaussian_process._round_value(distribution, smooth.high) == pytest.approx(high)
 
 
 @pytest.mark.parametrize(
     "distribution", [IntDistribution(1, 3), FloatDistribution(0, 1), CategoricalDistribution("ab")]
 )
 def test_a_narrow_or_continuous_range_is_unchanged(distribution):
-    assert gaussian_process._smooth(distribution) is distribution
+    assert gaussian_process._smooth_distribution(distribution) is distribution
 
 
 def test_the_process_proposes_only_branches_that_trials_have_had(proposals):

@@ -2,8 +2,11 @@
 
 Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials share. Here it models
 all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
-its range. The model chooses a branch that trials have had, and the values in it. The first trials
-are TPE's.
+its range. The process proposes a configuration in a branch that trials have had.
+
+Within a branch some hyperparameters are *fixed*: the options and lengths that make the branch, and
+those that it lacks, which stay at the middle of their ranges. The process varies the others. The
+first trials are TPE's.
 """
 
 import copy
@@ -12,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,17 +32,39 @@ from studyloom.space.tree import Hyperparameter, count_values, find_middle
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.storage.trial_record import TrialRecord
 
-FEW = 16  # values of a number up to which Optuna tries each; of more it searches one by one
-PAYS = 2.0  # seconds of training, of which the model takes a twentieth
+Params = dict[str, Any]  # values by hyperparameter
+Distributions = Mapping[str, Any]  # by hyperparameter; Optuna types them by their base class
+
+# A number with more values is searched as if it were continuous, and rounded. Optuna would try one
+# value after the other.
+MOST_SINGLE_VALUES = 16
+WORTHWHILE_SECONDS = 2.0  # of training, of which the model takes a twentieth
 LATEST = 50  # results after which TPE is chosen: with many workers all trials are short at first
 MOST_BRANCHES = 6  # that the model tries: those with the most results
 TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
-GP, TPE = "gp", "tpe"
+GP = "gp"
+TPE = "tpe"
 log = logging.getLogger(__name__)
 
 
+class _OutsideModel(Exception):
+    """Raised if a configuration has a hyperparameter without a value or outside of the model."""
+
+
+@dataclass(frozen=True)
+class _ModeledTrial:
+    """A trial whose configuration the model can represent.
+
+    Attributes:
+        fixed: the fixed hyperparameters of its branch.
+    """
+
+    trial: FrozenTrial
+    fixed: Params
+
+
 class GaussianProcessSampler(TPESampler):
-    """Chooses by a Gaussian process once there are results, and before by TPE.
+    """Proposes by a Gaussian process once there are results, and before by TPE.
 
     TPE also draws again where a configuration was refused: the model would repeat it.
 
@@ -48,7 +74,8 @@ class GaussianProcessSampler(TPESampler):
         n_startup_trials: how many results the model needs.
     """
 
-    most_results = most_dimensions = math.inf  # that the model takes
+    most_results: float = math.inf  # that the model takes
+    most_dimensions: float = math.inf
 
     def __init__(
         self, context: SamplerContext, seed: int | None = None, n_startup_trials: int = 10
@@ -62,68 +89,117 @@ class GaussianProcessSampler(TPESampler):
         )
         self._context = context
         self._space = context.space
-        self._enough = n_startup_trials
+        self._least_results = n_startup_trials
         self._seed = seed
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        chosen = super().sample_relative(study, trial, search_space)
-        if self._context.redraws or not self._serves(study):
-            return chosen
+    ) -> Params:
+        tpe_proposal = super().sample_relative(study, trial, search_space)
+        if self._context.redraws or not self._uses_process(study):
+            return tpe_proposal
         trials = view_extrapolated(study).get_trials(deepcopy=False)
-        results = [each for each in trials if each.state == TrialState.COMPLETE]
-        known: dict[str, Any] = {}
+        distributions = self._find_modeled(trials, search_space)
+        tpe_fixed = self._find_fixed(tpe_proposal, distributions)
+        if tpe_fixed is None:  # no trial has had this branch
+            return tpe_proposal
+        modeled_trials = []
+        for other in trials:
+            if _has_distributions(other, distributions):
+                fixed = self._find_fixed(other.params, distributions)
+                if fixed is not None:
+                    modeled_trials.append(_ModeledTrial(other, fixed))
+        results = [
+            modeled.trial
+            for modeled in modeled_trials
+            if modeled.trial.state == TrialState.COMPLETE
+        ]
+        if not self._least_results <= len(results) <= self.most_results:
+            return tpe_proposal
+        if not 0 < len(distributions) <= self.most_dimensions:
+            return tpe_proposal
+        running = [
+            modeled.trial for modeled in modeled_trials if modeled.trial.state == TrialState.RUNNING
+        ]
+        branches = _select_branches(tpe_fixed, modeled_trials)
+        process = GaussianProcess(seed=self._seed, n_startup_trials=1)
+        return tpe_proposal | process.propose(study, results, running, distributions, branches)
+
+    def _find_modeled(
+        self, trials: Sequence[FrozenTrial], search_space: Distributions
+    ) -> Distributions:
+        """Returns the hyperparameters that the model has: those of complete trials.
+
+        An objective that suggests its hyperparameters itself has no branches: the model has those
+        that all complete trials share.
+
+        Args:
+            search_space: what TPE proposes. Others cannot be proposed here: TPE has not seen the
+                branch of a running trial.
+        """
+        results = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        distributions: dict[str, Any] = {}
         for result in results:
-            known = result.distributions | known
-        if not self._space.nodes:  # the objective suggests its hyperparameters itself
-            known = intersection_search_space(results)
-        # Only what TPE knows may be chosen here. It has not seen the branch of a running trial.
-        known = {n: each for n, each in known.items() if n in search_space and not each.single()}
-        own = self._branch(chosen, known)
-        placed = [(each, self._branch(each.params, known)) for each in trials if _fits(each, known)]
-        alike = [each for each, branch in placed if branch is not None]
-        results = [each for each in alike if each.state == TrialState.COMPLETE]
-        enough = self._enough <= len(results) <= self.most_results
-        fits = 0 < len(known) <= self.most_dimensions
-        if own is None or not fits or not enough:  # own is None if no trial has had this branch
-            return chosen
-        had = Counter(tuple(branch.items()) for _, branch in placed if branch is not None)
-        others = [dict(branch) for branch, _ in had.most_common(MOST_BRANCHES)]
-        branches = [own, *(branch for branch in others if branch != own)]
-        running = [each for each in alike if each.state == TrialState.RUNNING]
-        model = GaussianProcess(seed=self._seed, n_startup_trials=1)
-        return chosen | model.propose(study, results, running, known, branches)
+            distributions = result.distributions | distributions
+        if not self._space.nodes:
+            distributions = intersection_search_space(results)
+        modeled = {}
+        for name, distribution in distributions.items():
+            if name in search_space and not distribution.single():
+                modeled[name] = distribution
+        return modeled
 
-    def _branch(self, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns what is given in the branch of a configuration: options, lengths, what it lacks.
+    def _find_fixed(self, params: Mapping[str, Any], distributions: Distributions) -> Params | None:
+        """Returns the fixed hyperparameters of a configuration's branch, with their values.
 
-        None if the configuration is not whole, or has a hyperparameter that is not known.
+        None if the configuration lacks a value, or has a hyperparameter that the model does not.
+
+        Args:
+            params: of the configuration.
+            distributions: of the model.
         """
         if not self._space.nodes:
-            return {} if known.keys() <= params.keys() else None
-        given = {name: find_middle(each) for name, each in known.items()}
+            if distributions.keys() <= params.keys():
+                return {}
+            return None
+        fixed = {name: find_middle(distribution) for name, distribution in distributions.items()}
 
-        def decide(parameter: Hyperparameter) -> Any:
-            name, single = parameter.name, parameter.distribution.single()
-            if not single and name not in known:
-                raise KeyError(name)
-            value = parameter.make_placeholder({}) if single else params[name]
-            if parameter.role in ("option", "length") and name in given:
-                given[name] = value
+        def decide(hyperparameter: Hyperparameter) -> Any:
+            name = hyperparameter.name
+            if hyperparameter.distribution.single():  # it has one value, and is in no model
+                return hyperparameter.make_placeholder({})
+            if name not in distributions or name not in params:
+                raise _OutsideModel
+            if hyperparameter.role in ("option", "length"):
+                fixed[name] = params[name]
             else:
-                given.pop(name, None)
-            return value
+                del fixed[name]
+            return params[name]
 
         try:
             self._space.walk(decide)
-        except KeyError:
+        except _OutsideModel:
             return None
-        return given
+        return fixed
 
-    def _serves(self, study: Study) -> bool:
-        """Whether the model serves the study at all."""
+    def _uses_process(self, study: Study) -> bool:
+        """Returns whether the process serves the study at all."""
         return True
+
+
+def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> list[Params]:
+    """Returns the branches to propose in: a first one, and those with the most trials.
+
+    Returns:
+        The fixed hyperparameters of each.
+    """
+    counts = Counter(tuple(modeled.fixed.items()) for modeled in modeled_trials)
+    branches = [first]
+    for items, _ in counts.most_common(MOST_BRANCHES):
+        branch = dict(items)
+        if branch != first:
+            branches.append(branch)
+    return branches
 
 
 class AutoSampler(GaussianProcessSampler):
@@ -138,73 +214,103 @@ class AutoSampler(GaussianProcessSampler):
         seed: of both.
     """
 
-    most_results, most_dimensions = 200, 20  # beyond them it takes more than a twentieth
+    most_results = 200  # beyond these the model takes more than a twentieth
+    most_dimensions = 20
 
     def __init__(self, context: SamplerContext, seed: int | None = None) -> None:
         super().__init__(context, seed)
-        self._several = context.objectives > 1
+        self._has_several_objectives = context.objectives > 1
         self._deterministic = context.deterministic
-        self._chosen = context.auto_sampler
-        if self._several:
-            self._chosen = TPE
+        self._decision = context.auto_sampler  # GP, TPE, or None before it is decided
+        if self._has_several_objectives:
+            self._decision = TPE
 
     @property
     def note(self) -> str:
         """What is printed before the first trial."""
-        words = {
-            GP: f"a Gaussian process, since trials train for at least {PAYS:g} s on average",
-            TPE: f"TPE, since trials train for less than {PAYS:g} s on average",
-        }
-        later = f"TPE, then a Gaussian process if trials train for {PAYS:g} s on average"
-        said = words.get(str(self._chosen), later)
-        if self._several:
-            said = "TPE, since objective.metric names several"
+        seconds = f"{WORTHWHILE_SECONDS:g} s on average"
+        if self._has_several_objectives:
+            sampler = "TPE, since objective.metric names several"
         elif self._deterministic:
-            said = "TPE, then a Gaussian process, since study.deterministic=true ignores times"
-        return f"sampler=auto: {said}"
+            sampler = "TPE, then a Gaussian process, since study.deterministic=true ignores times"
+        elif self._decision == GP:
+            sampler = f"a Gaussian process, since trials train for at least {seconds}"
+        elif self._decision == TPE:
+            sampler = f"TPE, since trials train for less than {seconds}"
+        else:
+            sampler = f"TPE, then a Gaussian process if trials train for {seconds}"
+        return f"sampler=auto: {sampler}"
 
-    def _serves(self, study: Study) -> bool:
-        self._chosen = self._chosen or study.user_attrs.get(SAMPLER)
-        if self._chosen is None:
-            times = training_times(study)
-            if len(times) < self._enough and not self._deterministic:
+    def _uses_process(self, study: Study) -> bool:
+        if self._decision is None:
+            self._decision = study.user_attrs.get(SAMPLER)
+        if self._decision is None:
+            self._decision = self._decide(study)
+            if self._decision is None:
                 return False
-            pays = self._deterministic or sum(times) / len(times) >= PAYS
-            if not pays and len(times) < LATEST:
-                return False
-            self._chosen = GP if pays else TPE
             # Not the method of a study, which a user's objective has, with reserved names.
-            study._storage.set_study_user_attr(study._study_id, SAMPLER, self._chosen)
+            study._storage.set_study_user_attr(study._study_id, SAMPLER, self._decision)
             log.info(self.note)
-        return self._chosen == GP
+        return self._decision == GP
+
+    def _decide(self, study: Study) -> str | None:
+        """Decides by the training times of trials, GP or TPE; None while these are too few."""
+        if self._deterministic:  # times differ from run to run
+            return GP
+        times = read_training_times(study)
+        if len(times) < self._least_results:
+            return None
+        if sum(times) / len(times) >= WORTHWHILE_SECONDS:
+            return GP
+        if len(times) < LATEST:
+            return None
+        return TPE
 
 
-def training_times(study: Study) -> list[float]:
+def read_training_times(study: Study) -> list[float]:
     """Returns how many seconds trials have trained so far, of those that have ended or paused."""
-    trials = study.get_trials(deepcopy=False)
-    times = [TrialRecord(trial).times for trial in trials if TIMES in trial.user_attrs]
-    return [sum(each.get(kind, 0.0) for kind in TRAINING) for each in times]
+    seconds = []
+    for trial in study.get_trials(deepcopy=False):
+        if TIMES in trial.user_attrs:
+            times = TrialRecord(trial).times
+            seconds.append(sum(times.get(kind, 0.0) for kind in TRAINING))
+    return seconds
 
 
-def _fits(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
-    """Whether the hyperparameters of a trial have these distributions."""
-    own = trial.distributions
-    return all(own[name] == each for name, each in space.items() if name in own)
+def _has_distributions(trial: FrozenTrial, distributions: Distributions) -> bool:
+    """Returns whether the hyperparameters of a trial have these distributions."""
+    for name, distribution in trial.distributions.items():
+        if name in distributions and distributions[name] != distribution:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class _FixedValues:
+    """The fixed hyperparameters of a branch, as Optuna's process takes them.
+
+    Attributes:
+        mask: bool (hyperparameters,): which are fixed.
+        params: a configuration with the fixed values.
+    """
+
+    mask: NDArray[np.bool_]
+    params: Params
 
 
 class GaussianProcess(GPSampler):
     """Optuna's Gaussian process, which is given its results, and optimizes within branches."""
 
-    _branches: list[tuple[NDArray[np.bool_], dict[str, Any]]]
+    _branches: list[_FixedValues]
 
     def propose(
         self,
         study: Study,
         results: Sequence[FrozenTrial],
         running: Sequence[FrozenTrial],
-        space: Mapping[str, Any],
-        branches: Sequence[dict[str, Any]],
-    ) -> dict[str, Any]:
+        distributions: Distributions,
+        branches: Sequence[Params],
+    ) -> Params:
         """Returns the configuration that promises most.
 
         Numbers of many values are searched as if all between them were possible, and then rounded:
@@ -214,88 +320,122 @@ class GaussianProcess(GPSampler):
             study: which has the directions.
             results: complete trials.
             running: those of other workers.
-            space: all hyperparameters.
-            branches: what is given in each branch; it chooses one, and all else.
+            distributions: of all hyperparameters of the model.
+            branches: the fixed hyperparameters of each branch; the process chooses one branch, and
+                all other values.
         """
         import torch  # not before it is needed
 
-        middle = {name: find_middle(each) for name, each in space.items()}
-
-        def whole(trial: FrozenTrial) -> FrozenTrial:
-            filled = copy.copy(trial)
-            filled.params = middle | {n: each for n, each in trial.params.items() if n in space}
-            return filled
-
-        self._branches = [
-            (np.array([name in branch for name in space], bool), middle | branch)
-            for branch in branches
-        ]
-        complete, others = [*map(whole, results)], [*map(whole, running)]
-        smooth = {name: _smooth(each) for name, each in space.items()}
+        middle = {name: find_middle(distribution) for name, distribution in distributions.items()}
+        self._branches = []
+        for branch in branches:
+            mask = np.array([name in branch for name in distributions], bool)
+            self._branches.append(_FixedValues(mask, middle | branch))
+        complete_results = [_fill_params(trial, middle) for trial in results]
+        complete_running = [_fill_params(trial, middle) for trial in running]
+        smooth_distributions = {
+            name: _smooth_distribution(distribution) for name, distribution in distributions.items()
+        }
         # To name the device takes as long as all else, so it is named where a user has set another.
-        on_cpu, threads = torch.get_default_device().type == "cpu", torch.get_num_threads()
+        device: Any = nullcontext()
+        if torch.get_default_device().type != "cpu":
+            device = torch.device("cpu")
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the last bits depend on it
         try:
-            with nullcontext() if on_cpu else torch.device("cpu"):
-                found = self._sample_relative_impl(study, complete, others, smooth)
+            with device:
+                proposal = self._sample_relative_impl(
+                    study, complete_results, complete_running, smooth_distributions
+                )
         finally:
             torch.set_num_threads(threads)
-        return {name: _rounded(space[name], value) for name, value in found.items()}
+        return {name: _round_value(distributions[name], value) for name, value in proposal.items()}
 
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
-        """Returns the most promising of the best points of the branches; see Optuna's."""
-        whole, found = acqf.search_space, list[tuple[float, int, Any]]()
-        for given, params in self._branches:
-            acqf.search_space = part = _Branch(whole, given, params)
-            start = None if best_params is None else part.give(best_params.copy())
+        """Returns the most promising of the best points of the branches, as Optuna's method does.
+
+        The acquisition function is optimized in one branch after the other: each restricts the
+        space to what the branch does not fix.
+        """
+        whole_space = acqf.search_space
+        best_value = -math.inf
+        best_point: Any = None
+        for branch in self._branches:
+            branch_space = _BranchSpace(whole_space, branch)
+            acqf.search_space = branch_space
+            start = None
+            if best_params is not None:
+                start = branch_space.set_fixed(best_params.copy())
             point = super()._optimize_acqf(acqf, start)
-            found.append((float(acqf.eval_acqf_no_grad(point[None])[0]), -len(found), point))
-        acqf.search_space = whole
-        return max(found, key=lambda each: each[:2])[2]
+            value = float(acqf.eval_acqf_no_grad(point[None])[0])
+            if best_point is None or value > best_value:
+                best_value = value
+                best_point = point
+        acqf.search_space = whole_space
+        return best_point
 
 
-class _Branch:
-    """A space of Optuna's process in which some values are given."""
+def _fill_params(trial: FrozenTrial, middle: Params) -> FrozenTrial:
+    """Returns a trial with a value for each hyperparameter of the model, and no others."""
+    filled_trial = copy.copy(trial)
+    filled_trial.params = dict(middle)
+    for name, value in trial.params.items():
+        if name in middle:
+            filled_trial.params[name] = value
+    return filled_trial
 
-    def __init__(self, whole: Any, given: NDArray[np.bool_], params: dict[str, Any]) -> None:
-        self._whole, self._given = whole, given
-        self._row = whole.get_normalized_params([None], [params])[0]
-        free = np.flatnonzero(~given)
-        self.continuous_indices = np.intersect1d(whole.continuous_indices, free)
-        self.discrete_indices = np.intersect1d(whole.discrete_indices, free)
+
+class _BranchSpace:
+    """A space of Optuna's process in which some values are fixed; see its `SearchSpace`."""
+
+    def __init__(self, whole_space: Any, branch: _FixedValues) -> None:
+        self._whole_space = whole_space
+        self._mask = branch.mask
+        self._fixed_row = whole_space.get_normalized_params([None], [branch.params])[0]
+        free_indices = np.flatnonzero(~branch.mask)
+        self.continuous_indices = np.intersect1d(whole_space.continuous_indices, free_indices)
+        self.discrete_indices = np.intersect1d(whole_space.discrete_indices, free_indices)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
+        return getattr(self._whole_space, name)
 
-    def give(self, points: Any) -> Any:
-        """Sets what is given in some points."""
-        points[:, self._given] = self._row[self._given]
+    def set_fixed(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sets the fixed values in points, float (…, hyperparameters), and returns these."""
+        points[:, self._mask] = self._fixed_row[self._mask]
         return points
 
-    def sample_normalized_params(self, n: int, rng: Any) -> Any:
-        return self.give(self._whole.sample_normalized_params(n, rng))
+    def sample_normalized_params(self, n: int, rng: Any) -> NDArray[np.float64]:
+        return self.set_fixed(self._whole_space.sample_normalized_params(n, rng))
 
-    def get_choices_of_discrete_params(self) -> Any:
-        choices = self._whole.get_choices_of_discrete_params()
-        by_index = dict(zip(self._whole.discrete_indices, choices, strict=True))
-        return [by_index[index] for index in self.discrete_indices]
-
-
-def _smooth(distribution: BaseDistribution) -> BaseDistribution:
-    match distribution:
-        case (
-            IntDistribution(low=low, high=high, step=step, log=log)
-            | FloatDistribution(low=low, high=high, step=float(step), log=log)
-        ) if count_values(distribution) > FEW:
-            return FloatDistribution(low - step / 2, high + step / 2, log=log)
-    return distribution
+    def get_choices_of_discrete_params(self) -> list[NDArray[np.float64]]:
+        choices = self._whole_space.get_choices_of_discrete_params()
+        choices_by_index = dict(zip(self._whole_space.discrete_indices, choices, strict=True))
+        return [choices_by_index[index] for index in self.discrete_indices]
 
 
-def _rounded(distribution: BaseDistribution, value: Any) -> Any:
-    match distribution:
-        case (
-            IntDistribution(low=low, high=high, step=step)
-            | FloatDistribution(low=low, high=high, step=float(step))
-        ):
-            return min(max(low, low + round((value - low) / step) * step), high)
-    return value
+def _smooth_distribution(distribution: BaseDistribution) -> BaseDistribution:
+    """Returns a continuous range instead of one with a step and many values.
+
+    It is wider by half a step at each end, so that as many of its numbers are rounded to the lowest
+    and highest value as to any other. Other distributions are returned unchanged.
+    """
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
+        return distribution
+    step = distribution.step
+    if step is None or count_values(distribution) <= MOST_SINGLE_VALUES:
+        return distribution
+    low = distribution.low - step / 2
+    high = distribution.high + step / 2
+    return FloatDistribution(low, high, log=distribution.log)
+
+
+def _round_value(distribution: BaseDistribution, value: Any) -> Any:
+    """Returns the value of a range with a step that is nearest to a number; else the value."""
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
+        return value
+    low = distribution.low
+    step = distribution.step
+    if step is None:
+        return value
+    nearest_value = low + round((value - low) / step) * step
+    return min(max(low, nearest_value), distribution.high)
