@@ -1,4 +1,4 @@
-"""How images become inputs like those of the training, and what is said of those unlike it."""
+"""How images become inputs like those of the training set, and notes on those that differ."""
 
 import functools
 
@@ -12,7 +12,7 @@ from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import DataError
 
-MNIST = Image("black", "ink").completed(0.1307, 0.3081)
+MNIST = Image("black", "ink").complete(0.1307, 0.3081)
 SIZE = (28, 28)
 
 
@@ -31,47 +31,47 @@ def on_paper(digit, size, top, left, scale=5):
     return page
 
 
-def test_the_data_set_s_own_images_pass_as_they_are_bit_for_bit(digits):
-    inputs = Embedded().test().inputs[::34]
-    for image, expected in zip(digits, inputs, strict=True):
-        made, done = MNIST(image.clone(), SIZE)
-        assert done == []
-        assert torch.equal(made, expected)
+def test_images_of_the_data_set_are_converted_bit_for_bit(digits):
+    normalized = Embedded().test().inputs[::34]
+    for image, expected in zip(digits, normalized, strict=True):
+        inputs, notes = MNIST(image.clone(), SIZE)
+        assert notes == []
+        assert torch.equal(inputs, expected)
 
 
-def test_an_image_with_the_other_background_is_inverted_and_that_is_said(digits):
+def test_an_image_with_the_other_background_is_inverted_with_a_note(digits):
     for image in digits:
-        made, done = MNIST(1 - image, SIZE)
-        assert done == ["inverted: white background, in training black"]
+        inputs, notes = MNIST(1 - image, SIZE)
+        assert notes == ["inverted: white background, in training black"]
         expected, _ = MNIST(image.clone(), SIZE)
-        assert torch.allclose(made, expected, atol=1e-5)
+        assert torch.allclose(inputs, expected, atol=1e-5)
 
 
-def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
+def test_a_digit_on_a_large_page_is_scaled_and_centered_as_in_mnist(digits):
     for image in digits[::3]:
         page = on_paper(image[0], (220, 400), 30, 200)
-        made, done = MNIST(page, SIZE)
-        assert done[1:] == ["400 × 220 pixels, what is drawn scaled and centered in 28 × 28"]
+        inputs, notes = MNIST(page, SIZE)
+        assert notes[1:] == ["400 × 220 pixels, what is drawn scaled and centered in 28 × 28"]
         expected, _ = MNIST(image.clone(), SIZE)
-        assert float((made - expected).abs().mean()) < 0.08
-        ink = made[0] * 0.3081 + 0.1307
+        assert float((inputs - expected).abs().mean()) < 0.08
+        ink = inputs[0] * 0.3081 + 0.1307
         rows = (torch.arange(28) + 0.5) @ ink.sum(1) / ink.sum()
         assert 13.5 <= float(rows) <= 15.5
 
 
-def test_an_image_of_another_size_is_padded_cut_or_stretched():
+def test_an_image_of_another_size_is_padded_cropped_or_stretched():
     image = torch.ones(1, 40, 80)
     image[..., :20] = 0.5  # the left quarter
     for fit, corner, side in (("pad", 1.0, 0.5), ("crop", 1.0, 1.0), ("stretch", 0.5, 0.5)):
-        made, (done,) = Image("white", fit)(image.clone(), (20, 20))
-        assert made.shape == (1, 20, 20)
-        assert done.startswith("80 × 40 pixels, ")
-        assert done.endswith(" 20 × 20")
-        ends = [float(made[0, 0, 0]), float(made[0, 10, 0])]
+        inputs, (note,) = Image("white", fit)(image.clone(), (20, 20))
+        assert inputs.shape == (1, 20, 20)
+        assert note.startswith("80 × 40 pixels, ")
+        assert note.endswith(" 20 × 20")
+        ends = [float(inputs[0, 0, 0]), float(inputs[0, 10, 0])]
         assert ends == pytest.approx([corner, side], abs=0.1)
 
 
-def test_an_image_that_cannot_be_made_so_is_refused_by_key():
+def test_an_invalid_argument_is_refused_by_its_key():
     for arguments, words in (
         ({"background": "blakc"}, "background must be black, white or null; .*did you mean black"),
         ({"fit": "sretch"}, "fit must be one of pad, crop, .*did you mean stretch"),
@@ -89,7 +89,7 @@ def images(low, high, shape=(1, 4, 4)):
     return inputs, torch.arange(6) % 2
 
 
-def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0():
+def test_a_transform_that_contradicts_the_data_fails_before_trial_0():
     for transform, loaded, words in (
         (Image(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of images, and the train"),
         (Image(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
@@ -108,7 +108,7 @@ def flatten(image):
     return image.flatten() / 255
 
 
-def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
+def test_a_transform_is_stored_as_a_section_if_it_has_a_name(digits):
     split = Embedded().train()
     assert describe_transform(Embedded().transform, None, split) == {
         "_target_": "studyloom.data.Image",
@@ -134,22 +134,26 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
 # What is unlike the training data
 
 
-def test_an_image_unlike_all_of_the_training_is_named_by_its_values_and_mean():
-    seen = InputRange.of(Embedded().train())
+def test_an_image_unlike_training_is_described_by_values_and_mean():
+    training_range = InputRange.measure(Embedded().train())
     like = Embedded().test().inputs
-    assert len(seen.unlike(like)) <= 2  # of 1000
-    said = seen.unlike(torch.stack([like[0], -like[0], torch.full_like(like[0], -0.42)]))
-    assert sorted(said) == [1, 2]
-    assert said[1].startswith("unlike the training data: values -2.8215 to 0.4242 (there -0.4242")
-    assert "mean" in said[2]
-    assert "values" not in said[2]
+    assert len(training_range.describe_differences(like)) <= 2  # of 1000
+    notes = training_range.describe_differences(
+        torch.stack([like[0], -like[0], torch.full_like(like[0], -0.42)])
+    )
+    assert sorted(notes) == [1, 2]
+    assert notes[1].startswith("unlike the training data: values -2.8215 to 0.4242 (there -0.4242")
+    assert "mean" in notes[2]
+    assert "values" not in notes[2]
 
 
-def test_a_row_unlike_the_training_is_named_by_its_columns():
+def test_a_row_unlike_training_is_described_by_its_columns():
     inputs = torch.tensor([[0.0, 10.0], [1.0, 20.0]])
-    seen = InputRange.of(Split(inputs, torch.tensor([0, 1]), 2, "d"))
-    said = seen.unlike(torch.tensor([[0.5, 15.0], [0.5, 90.0], [-3.0, 90.0]]), ["size", "age"])
-    assert said == {
+    training_range = InputRange.measure(Split(inputs, torch.tensor([0, 1]), 2, "d"))
+    notes = training_range.describe_differences(
+        torch.tensor([[0.5, 15.0], [0.5, 90.0], [-3.0, 90.0]]), ["size", "age"]
+    )
+    assert notes == {
         1: "unlike the training data: age 90.0000 (there 10.0000 to 20.0000)",
         2: "unlike the training data: size -3.0000 (there 0.0000 to 1.0000), "
         "age 90.0000 (there 10.0000 to 20.0000)",

@@ -41,7 +41,7 @@ def digits_read(tmp_path_factory):
     weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
     layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
     transform = IMAGE | asdict(Embedded().transform)
-    return layer, FACTS | {"inputs": asdict(InputRange.of(split)), "transform": transform}
+    return layer, FACTS | {"inputs": asdict(InputRange.measure(split)), "transform": transform}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Transforms from the content of a file to an input of the network, and ranges of inputs.
 
-A data source has one as its attribute `transform`, for `studyloom predict`.
+A data source has a transform as its attribute `transform`, for `studyloom predict`. The range of
+the training inputs lets `predict` name inputs that differ from all of them.
 """
 
 import inspect
@@ -8,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +29,16 @@ FITS = {
     "stretch": "stretched to",
     "ink": "what is drawn scaled and centered in",
 }
-INK = 20 / 28  # the share of MNIST's images that digits fill: all have 19 or 20 of 28 pixels
-FAINT = 0.2  # of the strongest ink; fainter pixels are paper
-SLACK = 0.05  # of the range of training inputs; what is further outside is reported
-MOST_COLUMNS = 1000  # inputs of a table, whose ranges are kept one by one
+
+# MNIST's digits: the longer side of each has 19 or 20 of the image's 28 pixels, and its center of
+# mass lies in the middle, or up to one pixel behind it. Images that are near enough pass unchanged.
+INK = 20 / 28
+INK_TOLERANCE = 3.5 / 28
+CENTER_TOLERANCE = 1 / 28
+
+FAINT = 0.2  # a share of the strongest ink; fainter pixels are paper
+SLACK = 0.05  # a share of the range of training inputs; values further outside are reported
+MOST_COLUMNS = 1000  # the most inputs of a table whose ranges are stored one by one
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,10 @@ class Image:
             one are inverted. None: no image is inverted.
         fit: how an image of another size is resized. "pad" (the default), "crop" and "stretch"
             scale the image; "ink" cuts out what is drawn, scales and centers it as in MNIST.
-        mean: what is subtracted from pixels on the scale 0 to 1: a float, or one for each channel.
-            None: what the data source subtracts.
-        std: what pixels are divided by after that: a float above 0, or one for each channel. None:
-            what the data source divides by.
+        mean: the number that is subtracted from pixels on the scale 0 to 1, or one for each
+            channel. None: the number that the data source subtracts.
+        std: the number by which pixels are divided after that, or one for each channel, above 0.
+            None: the number by which the data source divides.
 
     Examples:
         >>> import torch
@@ -77,26 +84,22 @@ class Image:
                 "data.transform.fit=ink needs data.transform.background, black or white: ink is "
                 "what differs from it"
             )
-        for name, least in (("mean", -math.inf), ("std", 0.0)):
-            numbers = _numbers(getattr(self, name))
-            if not all(type(n) in (int, float) and least < n < math.inf for n in numbers):
-                raise DataError(
-                    f"data.transform.{name} must be a finite number{' above 0' * (name == 'std')}, "
-                    f"one for each channel, or null; got {getattr(self, name)!r}"
-                )
+        _check_numbers("mean", "a finite number", self.mean, -math.inf)
+        _check_numbers("std", "a finite number above 0", self.std, 0.0)
 
-    def completed(self, mean: float, std: float) -> "Image":
+    def complete(self, mean: float, std: float) -> "Image":
         """Returns a copy in which the source's mean and std replace None.
 
         Args:
-            mean: what the source subtracts.
-            std: what the source divides by.
+            mean: the number that the source subtracts.
+            std: the number by which the source divides.
         """
-        return replace(
-            self,
-            mean=mean if self.mean is None else self.mean,
-            std=std if self.std is None else self.std,
-        )
+        complete = self
+        if self.mean is None:
+            complete = replace(complete, mean=mean)
+        if self.std is None:
+            complete = replace(complete, std=std)
+        return complete
 
     def check(self, split: Split) -> None:
         """Raises DataError if the training inputs are no images, or on another scale.
@@ -111,17 +114,17 @@ class Image:
                 "your own function"
             )
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(_numbers(numbers)) not in (0, 1, split.shape[0]):
+            if len(_list_numbers(numbers)) not in (0, 1, split.shape[0]):
                 raise DataError(
                     f"data.transform.{name} must be one number, or {split.shape[0]}, one for each "
                     f"channel; got {numbers}"
                 )
         if (self.mean, self.std) == (None, None) and (split.mean, split.std) != (0.0, 1.0):
-            return  # the source's own, which it has normalized by
-        complete = self.completed(split.mean, split.std)
-        ends = [complete.scale(torch.full((1, *split.shape), end)) for end in (0.0, 1.0)]
-        least, most = float(ends[0].min()), float(ends[1].max())
-        low, high = (float(end) for end in split.inputs.aminmax())
+            return  # the source has normalized its images by its own numbers
+        complete = self.complete(split.mean, split.std)
+        least = float(complete.normalize(torch.zeros(1, *split.shape)).min())
+        most = float(complete.normalize(torch.ones(1, *split.shape)).max())
+        low, high = map(float, split.inputs.aminmax())
         slack = SLACK * (most - least)
         if low < least - slack or high > most + slack:
             raise DataError(
@@ -141,31 +144,32 @@ class Image:
             The input, float32 (channels, *size), and a note for each conversion that this image
             needed, such as an inversion.
         """
-        done = []
+        notes = []
         if self.is_inverted(pixels):
             pixels = pixels.mul_(-1).add_(1)
-            other = "white" if self.background == "black" else "black"
-            done.append(f"inverted: {other} background, in training {self.background}")
-        if not self._fits(pixels, size):
-            before = " × ".join(map(str, reversed(pixels.shape[1:])))
-            pixels = self._fit(pixels, size)
-            done.append(f"{before} pixels, {FITS[self.fit]} {size[1]} × {size[0]}")
-        return self.scale(pixels), done
+            background = "white" if self.background == "black" else "black"
+            notes.append(f"inverted: {background} background, in training {self.background}")
+        if not self._fits_unchanged(pixels, size):
+            height, width = pixels.shape[1:]
+            pixels = self._resize_to_fit(pixels, size)
+            notes.append(f"{width} × {height} pixels, {FITS[self.fit]} {size[1]} × {size[0]}")
+        return self.normalize(pixels), notes
 
-    def scale(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Normalizes pixels by mean and std; it overwrites and returns them.
 
         Args:
             pixels: float32 (…, channels, height, width), on the scale 0 to 1.
         """
-        mean, std = (
-            value if isinstance(value, (int, float)) else torch.tensor(value)[:, None, None]
-            for value in (self.mean or 0.0, self.std or 1.0)
-        )
+        mean = _for_channels(self.mean or 0.0)
+        std = _for_channels(self.std or 1.0)
         return pixels.sub_(mean).div_(std)
 
     def is_inverted(self, pixels: Tensor) -> bool:
-        """Whether an image has the other background, by the median of the pixels along its border.
+        """Returns whether an image has the other background than the training images.
+
+        The background is the median of the pixels along the border. Drawn pixels are brighter than
+        a black background, and darker than a white one.
 
         Args:
             pixels: float32 (channels, height, width), from 0 (black) to 1 (white).
@@ -173,106 +177,184 @@ class Image:
         if self.background is None:
             return False
         gray = pixels.mean(0)
-        far, span = gray - _border(gray[None]), float(gray.max() - gray.min())
-        drawn = far.abs() > span / 4
-        side = float((far * drawn).sum() / drawn.sum().clamp(min=1))
+        span = float(gray.max() - gray.min())
+        if span <= 1e-3:  # nothing is drawn
+            return False
+        contrast = gray - _border(gray[None])
+        is_drawn = contrast.abs() > span / 4
+        mean_contrast = float((contrast * is_drawn).sum() / is_drawn.sum().clamp(min=1))
         if self.background == "white":
-            side = -side
-        return side < -span / 4 and span > 1e-3
+            return mean_contrast > span / 4
+        return mean_contrast < -span / 4
 
-    def _fits(self, pixels: Tensor, size: tuple[int, int]) -> bool:
-        """Whether an image needs no scaling, as MNIST's images do."""
+    def _fits_unchanged(self, pixels: Tensor, size: tuple[int, int]) -> bool:
+        """Returns whether an image needs no resizing, as all of MNIST's images do."""
         if tuple(pixels.shape[1:]) != size:
             return False
         ink = self._ink(pixels)
         if self.fit != "ink" or not bool(ink.any()):
             return True
-        rows, columns = _box(ink)
-        longest = max((rows.stop - rows.start) / size[0], (columns.stop - columns.start) / size[1])
-        middles = zip(_center(ink), size, strict=True)
-        off = max(abs(center - length / 2 - 0.5) for center, length in middles)
-        return abs(longest - INK) < 3.5 / 28 and off <= 1 + min(size) / 28
+        box = _find_box(ink)
+        share = max(box.height / size[0], box.width / size[1])
+        if abs(share - INK) >= INK_TOLERANCE:
+            return False
+        center = _find_center(ink)
+        # Half a pixel is the middle of the range in which MNIST's centers lie.
+        row_distance = abs(center.row - size[0] / 2 - 0.5)
+        column_distance = abs(center.column - size[1] / 2 - 0.5)
+        return max(row_distance, column_distance) <= 1 + min(size) * CENTER_TOLERANCE
 
-    def _fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resizes an image (channels, height, width)."""
-        height, width = pixels.shape[1:]
+    def _resize_to_fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resizes an image (channels, height, width) to a height and width, as `fit` says."""
         if self.fit == "stretch":
             return _resize(pixels, size)
-        if self.fit == "ink" and bool((ink := self._ink(pixels)).any()):
-            return self._centered(ink, size)
-        pick = max if self.fit == "crop" else min
-        factor = pick(size[0] / height, size[1] / width)
-        scaled = _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
-        empty = _border(pixels) if self.background is None else BACKGROUNDS[self.background]
-        whole = torch.zeros(len(pixels), *size) + torch.as_tensor(empty).reshape(-1, 1, 1)
-        inside, outside = [], []  # where the visible part lies in each image, by dimension
-        for some, length in zip(scaled.shape[1:], size, strict=True):
-            seen = min(some, length)
-            inside.append(slice((some - seen) // 2, (some - seen) // 2 + seen))
-            outside.append(slice((length - seen) // 2, (length - seen) // 2 + seen))
-        whole[:, outside[0], outside[1]] = scaled[:, inside[0], inside[1]]
-        return whole
+        if self.fit == "ink":
+            ink = self._ink(pixels)
+            if bool(ink.any()):
+                return self._center_ink(ink, size)
+        height, width = pixels.shape[1:]
+        factors = (size[0] / height, size[1] / width)
+        factor = max(factors) if self.fit == "crop" else min(factors)
+        scaled = _resize(pixels, _scale_size(height, width, factor))
+        if self.background is None:
+            color = _border(pixels)
+        else:
+            color = torch.tensor([BACKGROUNDS[self.background]])
+        canvas = torch.zeros(len(pixels), *size) + color.reshape(-1, 1, 1)
+        # The middle of the scaled image is put into the middle of the canvas.
+        height, width = scaled.shape[1:]
+        visible_height = min(height, size[0])
+        visible_width = min(width, size[1])
+        rows = _middle(size[0], visible_height)
+        columns = _middle(size[1], visible_width)
+        visible = scaled[:, _middle(height, visible_height), _middle(width, visible_width)]
+        canvas[:, rows, columns] = visible
+        return canvas
 
     def _ink(self, pixels: Tensor) -> Tensor:
-        """Returns how much is drawn at each pixel (channels, height, width), at most 1."""
+        """Returns how much is drawn at each pixel, (channels, height, width) from 0 to 1."""
         ink = pixels - _border(pixels)[:, None, None]
-        ink = (-ink if self.background == "white" else ink).clamp_(min=0)
+        if self.background == "white":
+            ink = -ink
+        ink.clamp_(min=0)
         return ink / ink.max().clamp(min=1e-12)
 
-    def _centered(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scales ink to the share of an image that MNIST's digits fill, its mass in the middle."""
-        rows, columns = _box(ink)
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        factor = INK * min(size[0] / height, size[1] / width)
-        small = (max(1, round(height * factor)), max(1, round(width * factor)))
-        drawn = _resize(ink[:, rows, columns], small).clamp_(0, 1)
-        drawn /= drawn.max().clamp(min=1e-12)
-        whole = torch.zeros(len(ink), *size)
-        top, left = (
-            # MNIST's centers of mass lie up to one pixel behind the middle, and never before it.
-            min(max(0, math.ceil(length / 2 - center)), length - part)
-            for center, length, part in zip(_center(drawn), size, small, strict=True)
-        )
-        whole[:, top : top + small[0], left : left + small[1]] = drawn
-        return 1 - whole if self.background == "white" else whole
+    def _center_ink(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
+        """Draws ink as large as MNIST's digits, with its center of mass in the middle.
+
+        The center of mass is put up to one pixel behind the middle, and never before it, as MNIST
+        does.
+
+        Args:
+            ink: how much is drawn at each pixel, (channels, height, width).
+            size: the height and width of the image to return.
+        """
+        box = _find_box(ink)
+        factor = INK * min(size[0] / box.height, size[1] / box.width)
+        height, width = _scale_size(box.height, box.width, factor)
+        drawing = _resize(ink[:, box.rows, box.columns], (height, width)).clamp_(0, 1)
+        drawing /= drawing.max().clamp(min=1e-12)
+        center = _find_center(drawing)
+        top = min(max(0, math.ceil(size[0] / 2 - center.row)), size[0] - height)
+        left = min(max(0, math.ceil(size[1] / 2 - center.column)), size[1] - width)
+        image = torch.zeros(len(ink), *size)
+        image[:, top : top + height, left : left + width] = drawing
+        if self.background == "white":
+            return 1 - image
+        return image
 
 
-def _numbers(value: Any) -> list[Any]:
+def _check_numbers(name: str, requirement: str, value: object, least: float) -> None:
+    """Raises DataError unless a value is None, a finite number above `least`, or several."""
+    for number in _list_numbers(value):
+        if type(number) not in (int, float) or not least < number < math.inf:
+            raise DataError(
+                f"data.transform.{name} must be {requirement}, one for each channel, or null; "
+                f"got {value!r}"
+            )
+
+
+def _list_numbers(value: object) -> list[Any]:
+    """Returns the numbers of a value, which may be a sequence, a number or None."""
+    if value is None:
+        return []
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [*value]
-    return [] if value is None else [value]
+        return list(value)
+    return [value]
+
+
+def _for_channels(value: float | Sequence[float]) -> float | Tensor:
+    """Returns a number for all channels, or a tensor (channels, 1, 1) of one number for each."""
+    if isinstance(value, (int, float)):
+        return value
+    return torch.tensor(value)[:, None, None]
 
 
 def _border(pixels: Tensor) -> Tensor:
-    """Returns the median of the outermost pixels of (n, height, width), for each of n."""
+    """Returns the median of the outermost pixels of images (n, height, width), (n,)."""
     edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
     return torch.cat(edges, 1).median(1).values
 
 
-def _box(ink: Tensor) -> tuple[slice, slice]:
-    """Returns the rows and the columns between which something is drawn."""
-    strong = ink.amax(0) > FAINT
-    lines = (strong.any(1).nonzero().flatten(), strong.any(0).nonzero().flatten())
-    rows, columns = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
-    return rows, columns
+class Box(NamedTuple):
+    """The rows and columns of an image between which something is drawn."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def height(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def width(self) -> int:
+        return int(self.columns.stop - self.columns.start)
 
 
-def _center(ink: Tensor) -> tuple[float, float]:
-    """Returns the center of mass, from the upper left corner, in pixels."""
+def _find_box(ink: Tensor) -> Box:
+    """Finds the smallest box that holds all ink that is not faint."""
+    is_drawn = ink.amax(0) > FAINT
+    rows = is_drawn.any(1).nonzero().flatten().tolist()
+    columns = is_drawn.any(0).nonzero().flatten().tolist()
+    return Box(slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+
+
+class Center(NamedTuple):
+    """A center of mass, in pixels from the upper left corner."""
+
+    row: float
+    column: float
+
+
+def _find_center(ink: Tensor) -> Center:
+    """Finds the center of mass of ink (channels, height, width)."""
     mass = ink.sum(0)
-    row, column = (
-        float((mass.sum(1 - axis) * (torch.arange(mass.shape[axis]) + 0.5)).sum() / mass.sum())
-        for axis in (0, 1)
-    )
-    return row, column
+    total = mass.sum()
+    rows = torch.arange(mass.shape[0]) + 0.5
+    columns = torch.arange(mass.shape[1]) + 0.5
+    row = (mass.sum(1) * rows).sum() / total
+    column = (mass.sum(0) * columns).sum() / total
+    return Center(float(row), float(column))
+
+
+def _middle(length: int, part: int) -> slice:
+    """Returns the positions of the middle `part` of `length` positions."""
+    start = (length - part) // 2
+    return slice(start, start + part)
+
+
+def _scale_size(height: int, width: int, factor: float) -> tuple[int, int]:
+    """Multiplies a height and a width by a factor; both remain at least 1."""
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolates an image (channels, height, width) to another height and width."""
     return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Whether inputs of a shape are images of one or three channels."""
+    """Returns whether inputs of a shape are images of one or three channels."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
@@ -300,17 +382,26 @@ class Reader(ABC):
         """
 
 
-# What a source may have as its `transform`. A function gets an image, uint8 (channels, height,
-# width), or the numbers of one input in a file, and returns the input.
+# The `transform` of a source. A function gets an image, uint8 (channels, height, width), or the
+# numbers of one input in a file, and returns the input.
 Transform = Image | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(
-    transform: Transform | None, section: Any, split: Part
+    transform: Transform | None, section: object, split: Part
 ) -> dict[str, Any] | None:
-    """Describes the transform of a source as a section of a config; None if it has no name."""
+    """Describes the transform of a source as a section of a config, so that it can be stored.
+
+    Args:
+        transform: the transform; None if the source has none.
+        section: the section of the config that has built it; None if Python has.
+        split: the training set, which has the mean and std of an `Image` without its own.
+
+    Returns:
+        The section; None if the transform is a function that cannot be imported by a name.
+    """
     if isinstance(transform, Image):
-        fields = asdict(transform.completed(split.mean, split.std))
+        fields = asdict(transform.complete(split.mean, split.std))
         return {"_target_": "studyloom.data.Image", **fields}
     if isinstance(transform, Sound):
         return {"_target_": "studyloom.data.Sound", **asdict(transform)}
@@ -320,57 +411,126 @@ def describe_transform(
         return None
     target = f"{transform.__module__}.{transform.__qualname__}"
     try:
-        named = find_member(target) is transform
+        if find_member(target) is transform:
+            return {"_target_": target, "_partial_": True}
     except (ImportError, AttributeError, ValueError):  # a lambda, or a function within another
-        named = False
-    return {"_target_": target, "_partial_": True} if named else None
+        pass
+    return None
 
 
 @dataclass(frozen=True)
 class InputRange:
-    """The range of the training inputs, by which `predict` names inputs outside of it."""
+    """The range of the training inputs, by which `predict` names inputs outside of it.
 
-    low: tuple[float, ...]  # the lowest value; for a table, of each column
+    Args:
+        low: the lowest value of all inputs, (1,); for a table, of each column.
+        high: the highest value, likewise.
+        means: the lowest and the highest mean of an input.
+    """
+
+    low: tuple[float, ...]
     high: tuple[float, ...]
-    means: tuple[float, float]  # the lowest and the highest mean of an input
+    means: tuple[float, float]
 
     @classmethod
-    def of(cls, split: Part) -> "InputRange | None":
-        """Measures the inputs of a training set; None if they are not in memory."""
+    def measure(cls, split: Part) -> "InputRange | None":
+        """Measures the inputs of a training set; returns None if they are not in memory."""
         if not isinstance(split, Split):
             return None
-        rows = split.inputs.flatten(1) if split.inputs.ndim > 1 else split.inputs[:, None]
-        by_column = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
-        low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
-        means = rows.mean(1, dtype=None if rows.is_floating_point() else torch.float32).aminmax()
+        rows = split.inputs[:, None].flatten(1)
+        if len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS:
+            low, high = rows.aminmax(dim=0)
+        else:
+            low, high = rows.aminmax()
+        dtype = None if rows.is_floating_point() else torch.float32
+        means = rows.mean(1, dtype=dtype).aminmax()
         return cls(
             tuple(map(float, low.reshape(-1).tolist())),
             tuple(map(float, high.reshape(-1).tolist())),
             (float(means.min), float(means.max)),
         )
 
-    def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
-        """Describes differences from all training inputs, by the position in inputs (n, …)."""
+    def describe_differences(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
+        """Describes inputs that differ from all training inputs.
+
+        Args:
+            inputs: (n, …).
+            columns: the names of the inputs, for a table.
+
+        Returns:
+            A note for each input that differs, by its position.
+        """
         rows = inputs.flatten(1)
         if len(self.low) == rows.shape[1] > 1:
-            names = [*columns, *(f"number {k + 1}" for k in range(len(columns), rows.shape[1]))]
-            low, high, least, most = torch.tensor(self.low), torch.tensor(self.high), rows, rows
-            slack = SLACK * (high - low)
+            comparison = self._compare_columns(rows, columns)
         else:
-            names, mean = ["values", "mean"], rows.mean(1)
-            low = torch.tensor([min(self.low), self.means[0]])
-            high = torch.tensor([max(self.high), self.means[1]])
-            least, most = (torch.stack([end, mean], 1) for end in rows.aminmax(dim=1))
-            slack = SLACK * (high - low) + 1e-6
-        outside = (least < low - slack) | (most > high + slack)
-        said = {}
-        for row in outside.any(1).nonzero().flatten().tolist():
-            where = outside[row].nonzero().flatten().tolist()
-            words = []
-            for k in where[:3]:
-                values = {format_value(float(end[row, k])): None for end in (least, most)}
-                there = f"{format_value(float(low[k]))} to {format_value(float(high[k]))}"
-                words.append(f"{names[k]} {' to '.join(values)} (there {there})")
-            words += [f"{len(where) - 3} more"] * (len(where) > 3)
-            said[row] = f"unlike the training data: {', '.join(words)}"
-        return said
+            comparison = self._compare_values_and_means(rows)
+        is_outside = comparison.is_outside()
+        notes = {}
+        for row in is_outside.any(1).nonzero().flatten().tolist():
+            outside = is_outside[row].nonzero().flatten().tolist()
+            parts = [comparison.describe(row, quantity) for quantity in outside[:3]]
+            if len(outside) > 3:
+                parts.append(f"{len(outside) - 3} more")
+            notes[row] = f"unlike the training data: {', '.join(parts)}"
+        return notes
+
+    def _compare_columns(self, rows: Tensor, columns: Sequence[str]) -> "Comparison":
+        """Compares each column of a table with its range."""
+        names = list(columns)
+        for number in range(len(columns) + 1, rows.shape[1] + 1):
+            names.append(f"number {number}")
+        low = torch.tensor(self.low)
+        high = torch.tensor(self.high)
+        return Comparison(names, rows, rows, low, high, slack=SLACK * (high - low))
+
+    def _compare_values_and_means(self, rows: Tensor) -> "Comparison":
+        """Compares the values of an input, and their mean, with the ranges of all inputs."""
+        means = rows.mean(1)
+        least, most = rows.aminmax(dim=1)
+        low = torch.tensor([min(self.low), self.means[0]])
+        high = torch.tensor([max(self.high), self.means[1]])
+        return Comparison(
+            ["values", "mean"],
+            torch.stack([least, means], 1),
+            torch.stack([most, means], 1),
+            low,
+            high,
+            slack=SLACK * (high - low) + 1e-6,  # means differ by rounding
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Quantities of inputs, such as the columns of a table, and their ranges in the training set.
+
+    Args:
+        names: the name of each quantity.
+        least: the least value of each quantity in each input, (n, quantities).
+        most: the greatest value, likewise.
+        low: the least value of each quantity in the training set, (quantities,).
+        high: the greatest value, likewise.
+        slack: how far outside of its range a quantity may be, (quantities,).
+    """
+
+    names: Sequence[str]
+    least: Tensor
+    most: Tensor
+    low: Tensor
+    high: Tensor
+    slack: Tensor
+
+    def is_outside(self) -> Tensor:
+        """Returns which quantities of which inputs are outside of their range, (n, quantities)."""
+        is_below = self.least < self.low - self.slack
+        is_above = self.most > self.high + self.slack
+        return is_below | is_above
+
+    def describe(self, row: int, quantity: int) -> str:
+        """Describes a quantity of an input, and its range in the training set."""
+        least = format_value(float(self.least[row, quantity]))
+        most = format_value(float(self.most[row, quantity]))
+        low = format_value(float(self.low[quantity]))
+        high = format_value(float(self.high[quantity]))
+        value = least if least == most else f"{least} to {most}"
+        return f"{self.names[quantity]} {value} (there {low} to {high})"

@@ -18,7 +18,7 @@ def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | No
     split, shown = data.split, data.split if test is None else test
     transform = None if data.source is None else data.source.transform
     section = value_at(trainings.definition.config, "data.transform")
-    seen = InputRange.of(split)
+    seen = InputRange.measure(split)
     dtype: Any = "float32"  # in which the network takes inputs
     if isinstance(split, Split) and not split.inputs.is_floating_point():
         network = job.model(shape=split.shape, outputs=split.outputs)

@@ -108,7 +108,7 @@ class InputFormat:
         if done is not None:
             row, more = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
             return self.finish(row[None], [*done, *more])
-        return self.finish(self.transform.scale(pixels))
+        return self.finish(self.transform.normalize(pixels))
 
     def apply_transform(self, items: Tensor) -> Tensor:
         """Calls the user's transform for each item."""
@@ -139,7 +139,7 @@ class InputFormat:
             raise PredictError("its numbers must be integers, as the network takes them")
         facts, unlike = self.facts, dict[int, str]()
         if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
-            unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
+            unlike = InputRange(**vars(facts.inputs)).describe_differences(rows, facts.columns)
         words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
         return rows, ["; ".join(filter(None, each)) for each in words]
 

@@ -240,7 +240,7 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     if not callable(transform):
         raise PredictError("winner.json: data.transform must have the _target_ of a function")
     if isinstance(transform, Image):
-        return transform.completed(facts.mean, facts.std)
+        return transform.complete(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
 
 
