@@ -275,6 +275,48 @@ def test_the_winner_holds_no_sentence():
             assert sentences <= STORED_NAMES, module
 
 
+# Attributes of users' and libraries' objects that may be missing and are named as some of ours.
+OF_OTHERS = {
+    ("config.build", "DEFERRED"): "any class or function may be a target, also a user's",
+    ("data.datasets", None): "a user's or torchvision's Dataset may have targets or labels",
+    ("decisions.strategy", None): "a user's or Optuna's sampler or pruner may keep state",
+    ("extras.export.exported_network", "loss"): "a user's loss may wrap one of PyTorch",
+    ("objectives.jobs", "direction"): "a user's metric may say which value is better",
+    ("objectives.loop_run", None): "a user's object may have a method that saves its state",
+    ("processes", None): "the module signal has not the same names on each system",
+    ("training.trainer", "adapt"): "a user's module may adapt to the training set",
+}
+
+
+def members_of(node: ast.ClassDef) -> set[str]:
+    """The names of a class's methods and attributes, also of those that its methods set."""
+    names = set()
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef):
+            names.add(statement.name)
+        else:
+            names |= {each.id for each in ast.walk(statement) if isinstance(each, ast.Name)}
+    for each in ast.walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
+            names.add(each.attr)
+    return names
+
+
+def defaults_read(tree: ast.AST) -> list[str | None]:
+    """The names of attributes that a module reads with a default; None for a computed name."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 3]
+    names = [call.args[1] for call in calls if getattr(call.func, "id", "") == "getattr"]
+    return [name.value if isinstance(name, ast.Constant) else None for name in names]
+
+
+def test_attributes_of_our_own_classes_are_declared_and_not_read_with_a_default():
+    """A base class declares what its subclasses may leave out, and gives it a default."""
+    classes = [n for tree in TREES.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    ours = {None}.union(*map(members_of, classes))
+    read = {(module, name) for module, tree in TREES.items() for name in defaults_read(tree)}
+    assert {(module, name) for module, name in read if name in ours} == {*OF_OTHERS}
+
+
 def test_no_folder_imports_its_parent():
     for module, others in OWN.items():
         folder = FILES[module].parent

@@ -271,6 +271,7 @@ def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
             f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "
             "a function needs _partial_: true"
         ) from error
+    # Of a user's class or function; a partial function lacks the attributes of its function.
     direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
     if direction not in DIRECTIONS:
         raise ConfigError(

@@ -17,7 +17,11 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    check_distribution_compatibility,
+)
 from optuna.trial import BaseTrial
 
 from studyloom.averages import mean
@@ -587,7 +591,9 @@ def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
 
 def _check_choices(name: str, distribution: BaseDistribution) -> None:
     """Raises ValueError for choices that a database or YAML would change."""
-    for choice in getattr(distribution, "choices", ()):
+    if not isinstance(distribution, CategoricalDistribution):
+        return
+    for choice in distribution.choices:
         if not is_scalar(choice) or "${" in str(choice):
             raise ValueError(
                 f"the choices of {name} must be strings without ${{, numbers, true, false or None; "

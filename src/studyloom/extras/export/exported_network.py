@@ -321,7 +321,7 @@ def meaning_of(job: Job, part: Part) -> str:
     """Returns the meaning of the outputs of a job's network: classes, labels or numbers."""
     if part.classifies:
         return "classes"
-    loss = getattr(job.loss, "loss", None)  # the module within a loss of `studyloom.losses`
+    loss = getattr(job.loss, "loss", None)  # within `OneHot`, or a user's loss that wraps one
     if isinstance(loss, LABEL_LOSSES):
         return "labels"
     return "numbers"
