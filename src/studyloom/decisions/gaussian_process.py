@@ -47,10 +47,6 @@ TPE = "tpe"
 log = logging.getLogger(__name__)
 
 
-class _OutsideModel(Exception):
-    """Raised if a configuration has a hyperparameter without a value or outside of the model."""
-
-
 @dataclass(frozen=True)
 class _ModeledTrial:
     """A trial whose configuration the model can represent.
@@ -109,18 +105,12 @@ class GaussianProcessSampler(TPESampler):
                 fixed = self._find_fixed(other.params, distributions)
                 if fixed is not None:
                     modeled_trials.append(_ModeledTrial(other, fixed))
-        results = [
-            modeled.trial
-            for modeled in modeled_trials
-            if modeled.trial.state == TrialState.COMPLETE
-        ]
+        results = _select_trials(modeled_trials, TrialState.COMPLETE)
         if not self._least_results <= len(results) <= self.most_results:
             return tpe_proposal
         if not 0 < len(distributions) <= self.most_dimensions:
             return tpe_proposal
-        running = [
-            modeled.trial for modeled in modeled_trials if modeled.trial.state == TrialState.RUNNING
-        ]
+        running = _select_trials(modeled_trials, TrialState.RUNNING)
         branches = _select_branches(tpe_fixed, modeled_trials)
         process = GaussianProcess(seed=self._seed, n_startup_trials=1)
         return tpe_proposal | process.propose(study, results, running, distributions, branches)
@@ -167,24 +157,30 @@ class GaussianProcessSampler(TPESampler):
         def decide(hyperparameter: Hyperparameter) -> Any:
             name = hyperparameter.name
             if hyperparameter.distribution.single():  # it has one value, and is in no model
-                return hyperparameter.make_placeholder({})
-            if name not in distributions or name not in params:
-                raise _OutsideModel
-            if hyperparameter.role in ("option", "length"):
-                fixed[name] = params[name]
+                value = hyperparameter.make_placeholder({})
+            elif name in distributions:
+                value = params[name]
             else:
-                del fixed[name]
-            return params[name]
+                raise KeyError(name)
+            if hyperparameter.role in ("option", "length") and name in fixed:
+                fixed[name] = value
+            else:
+                fixed.pop(name, None)
+            return value
 
         try:
             self._space.walk(decide)
-        except _OutsideModel:
+        except KeyError:  # of a value or hyperparameter, or an option that the space lacks
             return None
         return fixed
 
     def _uses_process(self, study: Study) -> bool:
         """Returns whether the process serves the study at all."""
         return True
+
+
+def _select_trials(modeled_trials: Sequence[_ModeledTrial], state: TrialState) -> list[FrozenTrial]:
+    return [modeled.trial for modeled in modeled_trials if modeled.trial.state == state]
 
 
 def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> list[Params]:
