@@ -91,7 +91,7 @@ class Rounds:
 
     def run(self):
         while sum(trial.state.is_finished() for trial in self.trials.values()) < TRIALS:
-            if self.order.halting([*self.standings(None)]) is not None:
+            if self.order.find_halt_reason([*self.standings(None)]) is not None:
                 self.halted = True
                 break
             self.step(self.fate.randrange(self.workers))
@@ -147,7 +147,9 @@ class Rounds:
 
     def draw(self, trial):
         """Chooses a configuration from all that the sampler sees."""
-        seen = self.order.seen(Told(self), Segment(*trial.segments[-1]))._storage.get_all_trials(0)
+        seen = self.order.view_study(
+            Told(self), Segment(*trial.segments[-1])
+        )._storage.get_all_trials(0)
         told = [(t.number, t.state, t.values, t.intermediate_values, t.constraints) for t in seen]
         chosen = random.Random(repr(told))
         trial.value = 0.5 if trial.number == 0 else chosen.random()
@@ -207,6 +209,6 @@ def test_a_resumed_search_halts_only_with_a_later_failure():
     ]
     waiting = [standing(slot, UNCLAIMED, order=order) for slot in range(4, 9)]
     standings = [*trials, *waiting]
-    assert RoundOrder(order, 1, 3).halting(standings) == "a bug"
-    assert RoundOrder(order, 1, 3, halted_at=4).halting(standings) is None
-    assert RoundOrder(order, 1, 4).halting(standings) is None
+    assert RoundOrder(order, 1, 3).find_halt_reason(standings) == "a bug"
+    assert RoundOrder(order, 1, 3, halted_at=4).find_halt_reason(standings) is None
+    assert RoundOrder(order, 1, 4).find_halt_reason(standings) is None

@@ -1,18 +1,19 @@
 """Rounds: the same trials, whatever the number of workers, and whenever they die.
 
-The training of a trial has segments: from its start to its first rung, from a rung to the next, and
-to its end. A search in rounds is one sequence of such segments, and a round is `study.round` of
-them. Which trial a segment trains, and the configuration of a new one, follow from all rounds but
-the last two: the one that is being decided, and the one before it, whose segments may still run.
-These count as running, whether they run or have ended. So workers decide when a segment is trained,
-but not which segments there are.
+The training of a trial has *segments*: from its start to its first rung, from a rung to the next,
+and to its end. A search in rounds is one sequence of such segments, numbered from 0, and a *round*
+is `study.round` of them. Which trial a segment trains, and the configuration of a new one, are
+decided from the segments that are *known* then: all rounds but the last two, which are the one that
+is being decided, and the one before it. The segments of these may still run, and so they count as
+running, whether they run or have ended. So workers decide when a segment is trained, but not which
+segments there are.
 
 In the same way the study halts if `study.max_failures` segments in a row have failed for one
 reason: before the first decision that knows them, once all segments before it have ended.
 
 No plan is stored. A worker that claims a slot decides the next segment in its claim, as soon as
-those that count have ended, and those before it have their configurations. Otherwise it waits. A
-segment whose worker has died is claimed before others.
+those that are known have ended, and those before it have their configurations. Otherwise it waits.
+A segment whose worker has died is claimed before others.
 """
 
 import math
@@ -50,127 +51,186 @@ class RoundOrder:
 
     @property
     def costs(self) -> list[str]:
+        """The names of the costs that decide."""
         return self.order.costs
 
     def rungs(self, longest: int) -> list[int]:
         """Returns the steps of all rungs, see `AshaOrder.rungs`."""
         return self.order.rungs(longest)
 
-    def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether a trial has reached a rung with a step, see `AshaOrder.pauses_at`."""
-        return self.order.pauses_at(slot, before, step)
+    def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
+        """Returns whether a trial has reached a rung with a step, see `AshaOrder.pauses_at`."""
+        return self.order.pauses_at(slot, previous_step, step)
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
         """Returns False: a trial is paused at each rung, since its promotion is another segment."""
         return False
 
-    def known(self, number: int) -> int:
-        """Returns how many segments, the first ones, count for the decision on one of a number."""
-        return (number // self.width - 1) * self.width
-
-    def seen(self, study: Study, segment: Segment) -> Study:
-        """Returns a study whose trials a sampler sees as it may for the decision on a segment."""
-        return view_in_rounds(study, partial(_unknown_from, known=self.known(segment.number)))
-
-    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.ledger.Order`. No bound ends such a search.
-
-        None if the study halts, see `halting`.
-        """
-        begun = {s.slot: s.segments for s in standings if s.segments}
-        running = [s for s in standings if s.segments and not _rests(s)]
-        if idle := [s for s in running if s.state != HELD]:
-            first = min(idle, key=lambda s: (s.state == OPEN, s.segments[-1]))  # its own first
-            return Next(first.slot, segments=first.segments)
-        last = max((segments[-1].number for segments in begun.values()), default=-1)
-        # What a decided segment knew: so no later decision depends on when a trial is ended.
-        if ended := self._to_end(standings, self.known(last)):
-            return ended
-        oldest = min((s.segments[-1].number for s in running), default=math.inf)
-        drawing = any(s.segments[-1].start is None for s in running)
-        number = last + 1
-        while not drawing and self.known(number) <= oldest:
-            if self._failing(standings, self.known(number)) is not None:
-                return None
-            if (found := self.order.choose(self.view(standings, self.known(number)))) is not None:
-                before = begun.get(found.slot, ())
-                start = next(s.last for s in standings if s.slot == found.slot) if before else None
-                return Next(found.slot, segments=[*before, Segment(number, start)])
-            if self.known(number) > last:
-                return self._to_end(standings, self.known(number))
-            number += self.width - number % self.width  # nothing else is known in this round
-        return None
-
-    def halting(self, standings: Sequence[Standing]) -> str | None:
-        """Returns why the study halts now; None if a slot can be claimed, or a segment runs."""
-        if any(s.segments and not _rests(s) for s in standings) or self.choose(standings):
-            return None
-        segments = [segment.number for s in standings for segment in s.segments]
-        later = max(segments, default=-1) + 1 + 2 * self.width  # a decision that knows all of them
-        return self._failing(standings, self.known(later))
-
-    def _failing(self, standings: Sequence[Standing], known: int) -> str | None:
-        """Returns the reason for which `max_failures` of the first segments in a row have failed.
+    def count_known(self, number: int) -> int:
+        """Returns how many segments, the first ones, are known to the decision on another one.
 
         Args:
-            known: how many segments count.
+            number: of the segment that is decided.
         """
-        faults: dict[int, Fault | None] = {}
+        earlier_rounds = number // self.width
+        return (earlier_rounds - 1) * self.width
+
+    def view_study(self, study: Study, segment: Segment) -> Study:
+        """Returns a view of a study with what a sampler may know for the decision on a segment."""
+        find_cut = partial(_find_cut, known=self.count_known(segment.number))
+        return view_in_rounds(study, find_cut)
+
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+        """Returns the slot to claim; see `storage.standings.Order`. No bound ends such a search.
+
+        None if the study halts, see `find_halt_reason`.
+        """
+        begun = [standing for standing in standings if standing.segments]
+        running = [standing for standing in begun if not _has_ended(standing)]
+        abandoned = [standing for standing in running if standing.state != HELD]
+        if abandoned:
+            return _claim_again(abandoned)
+        last_number = max((standing.segments[-1].number for standing in begun), default=-1)
+        # Decided from what the last segment knew: no later decision depends on when a trial ends.
+        ended = self._choose_unpromotable(standings, self.count_known(last_number))
+        if ended is not None:
+            return ended
+        if any(standing.segments[-1].start is None for standing in running):
+            return None  # a configuration is being drawn
+        oldest = min((standing.segments[-1].number for standing in running), default=math.inf)
+        number = last_number + 1
+        while self.count_known(number) <= oldest:
+            known = self.count_known(number)
+            if self._find_repeated_failure(standings, known) is not None:
+                return None
+            choice = self.order.choose(self.limit_standings(standings, known))
+            if choice is not None:
+                chosen = next(s for s in standings if s.slot == choice.slot)
+                start = chosen.last if chosen.segments else None
+                return Next(chosen.slot, segments=[*chosen.segments, Segment(number, start)])
+            if known > last_number:  # no later round knows more
+                return self._choose_unpromotable(standings, known)
+            # Nothing else is known in this round: it stays incomplete, and the next one begins.
+            number += self.width - number % self.width
+        return None
+
+    def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
+        """Returns why the study halts now; None if a slot can be claimed, or a segment runs."""
+        for standing in standings:
+            if standing.segments and not _has_ended(standing):
+                return None
+        if self.choose(standings):
+            return None
+        last_number = -1
         for standing in standings:
             for segment in standing.segments:
-                faults[segment.number] = None
-            if standing.segments and standing.failure is not None:
-                faults[standing.segments[-1].number] = standing.failure
+                last_number = max(last_number, segment.number)
+        next_that_knows_all = last_number + 1 + 2 * self.width
+        return self._find_repeated_failure(standings, self.count_known(next_that_knows_all))
+
+    def _find_repeated_failure(self, standings: Sequence[Standing], known: int) -> str | None:
+        """Returns the reason for which `max_failures` segments in a row have failed; else None.
+
+        Args:
+            known: how many segments, the first ones, count.
+        """
         in_a_row = 0
-        before: Fault | None = None
-        for number in sorted(faults):
-            fault = faults[number]
+        previous: Fault | None = None
+        for number, fault in _list_faults(standings):
             if number >= known:
                 break
             if fault is None or fault.kind not in failures.HALTING:
                 in_a_row = 0
-            elif before is not None and fault.reason == before.reason:
+            elif previous is not None and fault.reason == previous.reason:
                 in_a_row += 1
             else:
                 in_a_row = 1
-            before = fault
+            previous = fault
             if fault is not None and in_a_row >= self.max_failures and number >= self.halted_at:
                 return fault.reason
         return None
 
-    def view(self, standings: Sequence[Standing], known: int) -> list[Standing]:
+    def limit_standings(self, standings: Sequence[Standing], known: int) -> list[Standing]:
         """Returns how far trials have come if only the first `known` segments have ended.
 
-        Those that can then no longer be promoted are done.
+        Those that can then no longer be promoted are done. That leaves fewer trials that may still
+        reach a rung, so that others there can perhaps no longer be promoted either.
         """
-        seen = [_as_known(standing, known) for standing in standings]
-        while over := self.order.find_unpromotable(seen):
-            seen = [replace(s, state=DONE) if s.slot in over else s for s in seen]
-        return seen
+        limited = [_limit_standing(standing, known) for standing in standings]
+        unpromotable = self.order.find_unpromotable(limited)
+        while unpromotable:
+            for position, standing in enumerate(limited):
+                if standing.slot in unpromotable:
+                    limited[position] = replace(standing, state=DONE)
+            unpromotable = self.order.find_unpromotable(limited)
+        return limited
 
-    def _to_end(self, standings: Sequence[Standing], known: int) -> Next | None:
-        """Returns a paused trial that can no longer be promoted."""
-        done = {s.slot for s in self.view(standings, known) if s.state == DONE}
-        left = (s.slot for s in standings if s.slot in done and s.state not in (HELD, DONE))
-        slot = min(left, default=None)
-        return None if slot is None else Next(slot, ends_pruned=True)
+    def _choose_unpromotable(self, standings: Sequence[Standing], known: int) -> Next | None:
+        """Returns the first paused trial that can no longer be promoted, to be ended."""
+        done_slots = set()
+        for standing in self.limit_standings(standings, known):
+            if standing.state == DONE:
+                done_slots.add(standing.slot)
+        paused_slots = [
+            standing.slot
+            for standing in standings
+            if standing.slot in done_slots and standing.state not in (HELD, DONE)
+        ]
+        if not paused_slots:
+            return None
+        return Next(min(paused_slots), ends_pruned=True)
 
 
-def _rests(standing: Standing) -> bool:
-    """Whether the last segment of a trial has ended: it is done, or paused at a later step."""
-    paused, start = standing.paused, standing.segments[-1].start
-    return standing.state == DONE or (paused == standing.last and (paused or 0) > (start or 0))
+def _claim_again(abandoned: Sequence[Standing]) -> Next:
+    """Returns a segment that no other worker trains: this worker's own first, then the oldest."""
+
+    def priority(standing: Standing) -> tuple[bool, int]:
+        return standing.state == OPEN, standing.segments[-1].number
+
+    first = min(abandoned, key=priority)
+    return Next(first.slot, segments=first.segments)
 
 
-def _unknown_from(segments: Sequence[tuple[int, int | None]], known: int) -> int | None:
-    """Returns the step after which the segments of a trial are unknown; None if none is."""
-    return next((start or 0 for number, start in segments if number >= known), None)
+def _list_faults(standings: Sequence[Standing]) -> list[tuple[int, Fault | None]]:
+    """Returns the number of each segment, and how it failed; None if it did not."""
+    faults: dict[int, Fault | None] = {}
+    for standing in standings:
+        for segment in standing.segments:
+            faults[segment.number] = None
+        if standing.segments:
+            faults[standing.segments[-1].number] = standing.failure
+    return sorted(faults.items(), key=lambda item: item[0])
 
 
-def _as_known(standing: Standing, known: int) -> Standing:
+def _has_ended(standing: Standing) -> bool:
+    """Returns whether a trial's last segment has ended: it is done, or was paused after it."""
+    if standing.state == DONE:
+        return True
+    if standing.paused is None or standing.paused != standing.last:
+        return False
+    start = standing.segments[-1].start or 0
+    return standing.paused > start
+
+
+def _find_cut(segments: Sequence[tuple[int, int | None]], known: int) -> int | None:
+    """Returns the step after which the segments of a trial are unknown; None if none is.
+
+    Args:
+        segments: the number and start of each, see `Segment`.
+        known: how many segments of the study are known.
+    """
+    for number, start in segments:
+        if number >= known:
+            return start or 0
+    return None
+
+
+def _limit_standing(standing: Standing, known: int) -> Standing:
     """Returns how far a trial has come if only the first `known` segments have ended."""
-    if (cut := _unknown_from(standing.segments, known)) is None:
-        rests = standing.segments and standing.state != DONE
-        return replace(standing, state=OPEN) if rests else standing
-    reports = {rung: each for rung, each in standing.reports.items() if each.step <= cut}
-    return replace(standing, state=HELD, last=cut or None, reports=reports)
+    cut = _find_cut(standing.segments, known)
+    if cut is not None:  # it runs
+        reports = {rung: report for rung, report in standing.reports.items() if report.step <= cut}
+        return replace(standing, state=HELD, last=cut or None, reports=reports)
+    if standing.segments and standing.state != DONE:  # it waits at a rung
+        return replace(standing, state=OPEN)
+    return standing

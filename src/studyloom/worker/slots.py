@@ -118,7 +118,7 @@ class SlotQueue:
         if not isinstance(self.order, RoundOrder):
             return
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
-        reason = self.order.halting(standings)
+        reason = self.order.find_halt_reason(standings)
         if reason is None:
             return
         numbers = []
@@ -294,7 +294,7 @@ class SlotQueue:
         # them until `tell` ends a trial, and a paused one is not ended.
         study = copy.copy(self.stored.optuna)
         if isinstance(self.order, RoundOrder) and claim.segments:
-            study = self.order.seen(study, claim.segments[-1])
+            study = self.order.view_study(study, claim.segments[-1])
         return optuna.Trial(study, trial_id)
 
     def _set_params(self, trial_id: int, point: Point) -> None:
