@@ -314,7 +314,8 @@ def test_an_error_is_shown_where_the_user_calls_and_with_nothing_else(tmp_path, 
         with pytest.raises(api.ConfigError) as caught:
             call()
         (_, asked, *own, last) = frames_of(caught.value)
-        assert (asked, [name for name in own if name != "search"], last) == ("<lambda>", [], "call")
+        assert (asked, [name for name in own if name != "search"]) == ("<lambda>", [])
+        assert last in ("call", "run"), "the function that the user has called"
         assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(api.ConfigError) as caught:

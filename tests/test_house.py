@@ -62,6 +62,10 @@ TOP_LEVEL = {
 }
 
 
+# A driver of a study needs both, and calls `launch` of a launcher.
+OPENS = "studyloom.worker.prepare_search.open_search"
+STOPS = "studyloom.worker.stopping.Stop"
+
 LAYOUT = {  # tokens of which a line of code may have none
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
     tokenize.ENDMARKER,
@@ -156,6 +160,25 @@ def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
     for module, others in OWN.items():
         if layer_of(module) in KERNEL:
             assert {layer_of(other) for other in others} <= {*KERNEL}, module
+
+
+def calls(tree: ast.AST, method: str) -> bool:
+    """Whether a module calls a method of this name."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == method
+        for node in ast.walk(tree)
+    )
+
+
+def test_one_module_opens_a_study_launches_its_workers_and_stops_them():
+    """Commands, calls from Python and workers run a study by `worker.driver.run_study`."""
+    opening = {module for module, names in NAMES.items() if OPENS in names}
+    stopping = {module for module, names in NAMES.items() if STOPS in names}
+    launching = {module for module, tree in TREES.items() if calls(tree, "launch")}
+    assert launching == opening & stopping & launching == {"worker.driver"}
+    assert opening - launching == {"commands.choose_winner"}, "`studyloom compress` only reads"
 
 
 MODULES_OF_A_FILE = 15  # as many of our own modules may a file import

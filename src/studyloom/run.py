@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studyloom.error_display import shorten_tracebacks
+from studyloom.error_display import wants_tracebacks
+from studyloom.errors import StudyloomError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from studyloom.api import Study
 
 
-@shorten_tracebacks
 def run(
     source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> "Study":
@@ -59,10 +59,15 @@ def run(
 
     if active() is not None and not isinstance(source, str | Path):
         with importing_torch():
-            from studyloom.commands.run_study import run_command
+            from studyloom.commands.run_study import command_process
 
-        run_command(source)
+        command_process(source).run()
     with importing_optuna():
         from studyloom.api import run_from_python
 
-    return run_from_python(source, overrides, quiet=quiet)
+    try:
+        return run_from_python(source, overrides, quiet=quiet)
+    except (StudyloomError, KeyboardInterrupt) as error:
+        if wants_tracebacks():
+            raise
+        raise error.with_traceback(None) from None

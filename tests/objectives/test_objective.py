@@ -7,11 +7,7 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.errors import Interrupted, Stopped
 from studyloom.metrics import Metric
-from studyloom.objectives.objective import (
-    NetworkObjective,
-    mean_epoch,
-    run_epochs,
-)
+from studyloom.objectives.objective import NetworkObjective, mean_epoch
 from studyloom.training.trainer import Training
 
 SPLIT = toy_split()
@@ -25,7 +21,8 @@ def definition():
 def test_the_learning_curve_is_the_mean_over_jobs_at_each_epoch(definition):
     jobs = definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0)
     training = Training(jobs, SPLIT)
-    steps = list(run_epochs(training, Never()))
+    steps = []
+    NetworkObjective(training).run(steps.append, Never())
     assert steps == [*map(mean_epoch, training.history)]
     assert [step.number for step in steps] == [1, 2, 3, 4]
 

@@ -10,10 +10,10 @@ from optuna.trial import TrialState
 from toy_worker import RANDOM, SPLIT, Killed, LockedDatabase, fresh, outcomes, work
 from toys import LOOP, ask, toy_folds
 
-from studyloom.objectives import objective
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.job import Epoch
+from studyloom.training.trainer import Training
 from studyloom.worker import reporter
 from studyloom.worker.reporter import Outbox
 
@@ -116,12 +116,12 @@ def test_a_pruner_ends_a_trial_at_a_report(sqlite_url, monkeypatch, prunes, dies
 def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, monkeypatch):
     definition = ask(*RANDOM)
 
-    def measure(training, _):
+    def measure(training):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
             training.history.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
-            yield training.history[-1][0]
+            yield training.history[-1]
 
-    monkeypatch.setattr(objective, "run_epochs", measure)
+    monkeypatch.setattr(Training, "__iter__", measure)
     stored = fresh(sqlite_url, definition, 1)
     work(definition, stored, 1)
     assert [trial.value for trial in stored.trials()] == [0.7]

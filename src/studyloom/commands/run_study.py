@@ -14,12 +14,12 @@ from studyloom.environment import WORKER
 from studyloom.winner.read_evaluation import WinnerStages
 from studyloom.worker.forks import can_fork
 from studyloom.worker.line import Line
-from studyloom.worker.process import run_process, run_worker
+from studyloom.worker.process import StudyProcess, run_worker
 from studyloom.worker.task import Command
 
 
-def run_command(config: DictConfig, command: Command | None = None) -> NoReturn:
-    """Runs the command of a study, see `studyloom.run.run`."""
+def command_process(config: DictConfig, command: Command | None = None) -> StudyProcess:
+    """Returns this process as the command of a study, see `studyloom.run.run`, or its worker."""
     command = command or Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
     command = replace(
@@ -29,7 +29,7 @@ def run_command(config: DictConfig, command: Command | None = None) -> NoReturn:
     if WORKER.get() is not None:
         work(config, command, Line.to_launcher())
     worker = partial(work, config, command)
-    run_process(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
+    return StudyProcess(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
 
 
 def work(config: DictConfig, command: Command, line: Line) -> NoReturn:

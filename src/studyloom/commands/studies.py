@@ -102,11 +102,12 @@ def run(arguments: argparse.Namespace) -> None:
         from studyloom.processes import importing_torch
 
         with importing_torch():  # it takes seconds, and `starting` is printed before
-            from studyloom.commands.run_study import run_command
+            from studyloom.commands.run_study import command_process
             from studyloom.worker.task import Command
 
         # The arguments as hydra_main left them.
-        run_command(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
+        program = ("-m", "studyloom", "run", arguments.source)
+        command_process(cfg, Command(program, tuple(sys.argv[1:]))).run()
 
     source = arguments.source
     task.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"

@@ -5,7 +5,7 @@ after each epoch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -235,8 +235,13 @@ class NetworkObjective(Objective):
         See `Objective.run`.
         """
         with closing(self.training):
-            for epoch in run_epochs(self.training, stopping):
-                report(epoch)
+            iterations = iter(self.training)
+            while True:
+                with stopping.interruptible():
+                    epochs = next(iterations, None)
+                if epochs is None:
+                    break
+                report(mean_epoch(epochs))
         return mean_epoch(self.training.select_epochs()).value
 
     def steps(self) -> list[Epoch]:
@@ -292,17 +297,6 @@ class StoredObjective(Objective):
 
     def weights(self) -> dict[str, Any] | None:
         return self.kept
-
-
-def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains, and yields the mean over jobs after each epoch."""
-    iterations = iter(training)
-    while True:
-        with stopping.interruptible():
-            epochs = next(iterations, None)
-        if epochs is None:
-            return
-        yield mean_epoch(epochs)
 
 
 def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:

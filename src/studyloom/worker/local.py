@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,9 +57,10 @@ class Join(Launcher):
                 task.command.line.send("died", error)
                 raise
             return
-        broken = work_here(task, stop)
-        if broken is not None:
-            raise in_a_new_process(broken, task)
+        with working_here(task, stop) as attempt:
+            task.work(stop)
+        if attempt.broken is not None:
+            raise in_a_new_process(attempt.broken, task)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Local(Launcher):
         """
         slots = task.todo()
         if self.works_here(task, slots):
-            broken = work_here(task, stop)
+            with working_here(task, stop) as attempt:
+                task.work(stop)
+            broken = attempt.broken
             if broken is None:
                 return
             if not can_pass_on():
@@ -162,27 +166,35 @@ class Local(Launcher):
         ]
 
 
-def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
-    """Works on a task in this process, whose lease a thread renews.
+@dataclass
+class WorkHere:
+    """The work of this process on a task.
 
-    Returns:
-        Why another process has to do what is left; None if nothing is.
+    Attributes:
+        broken: why another process has to do what is left; None if nothing is.
+    """
+
+    broken: BrokenProcess | None = None
+
+
+@contextlib.contextmanager
+def working_here(task: Task, stop: Stop) -> Iterator[WorkHere]:
+    """Renews the leases of this process while the body works on a task.
 
     Raises:
         LaunchError: trials are open, and no worker runs them.
     """
-    broken: BrokenProcess | None = None
+    attempt = WorkHere()
     with renewing_leases(task, lambda: [worker_id(os.getpid())]):
         try:
-            task.work(stop)
+            yield attempt
         except BrokenProcess as error:
-            broken = error
+            attempt.broken = error
     left = 0 if stop() else task.todo()
     if not left:
-        return None
-    if broken is None:
+        attempt.broken = None
+    elif attempt.broken is None:
         raise LaunchError(f"{left} trials are open, and no worker runs them")
-    return broken
 
 
 def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:

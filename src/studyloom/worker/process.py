@@ -1,6 +1,6 @@
 """The processes of a study: the one that runs it, its workers, and how they end.
 
-`run_search` needs only the kernel: it searches, and raises errors. `run_process` runs a whole
+`run_search` needs only the kernel: it searches, and raises errors. A `StudyProcess` runs a whole
 process to its exit code: a worker, or the command of a study, which passes the stages after the
 search and what to report.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -72,36 +72,41 @@ class ProcessReporting(Reporting):
         """Reports the exit code of the process, and why it is not 0."""
 
 
-def run_process(
-    config: DictConfig,
-    command: Command,
-    reporting: ProcessReporting,
-    stages: Stages = SEARCH_ONLY,
-    worker: Callable[[Line], object] | None = None,
-) -> NoReturn:
-    """Runs a study in this process, from its config to the exit code.
+@dataclass(frozen=True)
+class StudyProcess:
+    """A process that runs a study, from its config to its exit code.
 
     Args:
         worker: what a fork of this process does as a worker; None without forks.
     """
-    WORKER.take()  # a command that a trial starts is no worker
-    line = command.line
-    with (
-        ExitStack() as ending,
-        line.sending_exit_code(),
-        Stop(config.study.timeout, line.is_requested) as stop,
-    ):
-        if worker is not None and not config.study.dry_run:
-            server = fork_workers(launcher_class(config), worker, ending)
-            command = replace(command, fork_server=server)
-        with ending_by_errors(stop, reporting):
-            receive()
-            line.follow()
-            reporting.open()
-            code = run_study(config, command, reporting, stop, stages)
-            code = exit_code(code, stop)
-            reporting.end(code, stop.reason if stop() else None)
-        sys.exit(code)
+
+    config: DictConfig
+    command: Command
+    reporting: ProcessReporting
+    stages: Stages = SEARCH_ONLY
+    worker: Callable[[Line], object] | None = None
+
+    def run(self) -> NoReturn:
+        """Runs the study, and ends the process."""
+        WORKER.take()  # a command that a trial starts is no worker
+        config, command, reporting = self.config, self.command, self.reporting
+        line = command.line
+        with (
+            ExitStack() as ending,
+            line.sending_exit_code(),
+            Stop(config.study.timeout, line.is_requested) as stop,
+        ):
+            if self.worker is not None and not config.study.dry_run:
+                server = fork_workers(launcher_class(config), self.worker, ending)
+                command = replace(command, fork_server=server)
+            with ending_by_errors(stop, reporting):
+                receive()
+                line.follow()
+                reporting.open()
+                code = run_study(config, command, reporting, stop, self.stages)
+                code = exit_code(code, stop)
+                reporting.end(code, stop.reason if stop() else None)
+            sys.exit(code)
 
 
 def run_worker(
@@ -114,7 +119,7 @@ def run_worker(
     """Works in this process on the stages of a study, as a worker that a launcher has started."""
     reporting = reporting or ProcessReporting()
     command = replace(command, begins=False, is_worker=True, line=line)
-    run_process(config, command, reporting, stages)
+    StudyProcess(config, command, reporting, stages).run()
 
 
 def launcher_class(cfg: DictConfig) -> type[Launcher] | None:

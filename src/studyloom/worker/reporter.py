@@ -117,34 +117,41 @@ class Reporter:
         Raises:
             ReportRejected: A report has ended the trial, whatever the objective did then.
         """
+        with self._raising_rejection():
+            self._restore()
+            self._evaluation_seconds = self.objective.evaluating
+            self._store_plan()
+            with self._outbox, self._flushing():
+                with self._recording_rejection(), self.held.watch("storage"):
+                    self._store_death()
+                    self._send_steps_of_checkpoint()
+                return self.objective.run(self.report, stopping)
+
+    @contextlib.contextmanager
+    def _raising_rejection(self) -> Iterator[None]:
+        """Raises ReportRejected if the body raises an exception and a report was rejected."""
         try:
-            return self._run(stopping)
+            yield
         except BaseException:
             if self._rejection is None:
                 raise
             raise ReportRejected(self._rejection) from None
 
-    def _run(self, stopping: Stopping) -> float:
-        objective = self.objective
-        watch = self.held.watch
-        self._restore()
-        self._evaluation_seconds = objective.evaluating
-        self._store_plan()
-        with self._outbox:
-            try:
-                with self._recording_rejection(), watch("storage"):
-                    self._store_death()
-                    self._send_steps_of_checkpoint()
-                value = objective.run(self.report, stopping)
-            except Exception:
-                # Reports that were sent before the exception came first: a trial that pruning ends
-                # at step 3 is pruned, even if it has diverged at step 5 meanwhile.
-                with self._recording_rejection():
-                    self._outbox.flush()
-                raise
-            with self._recording_rejection(), watch("storage"):
+    @contextlib.contextmanager
+    def _flushing(self) -> Iterator[None]:
+        """Waits after the body until all reports are stored, also if it raises an exception.
+
+        Reports that were sent before the exception came first: a trial that pruning ends at step 3
+        is pruned, even if it has diverged at step 5 meanwhile.
+        """
+        try:
+            yield
+        except Exception:
+            with self._recording_rejection():
                 self._outbox.flush()
-            return value
+            raise
+        with self._recording_rejection(), self.held.watch("storage"):
+            self._outbox.flush()
 
     @contextlib.contextmanager
     def _recording_rejection(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +83,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class BegunTrial:
+    """A trial that a worker trains.
+
+    Args:
+        frozen: The trial as it was when the worker claimed it.
+        point: Its configuration.
+    """
+
+    held: HeldTrial
+    frozen: FrozenTrial
+    point: Point
+
+
+@dataclass(frozen=True)
 class Worker:
     """Works on a stage in this process, one slot after the other.
 
@@ -151,7 +165,12 @@ class Worker:
                 if must_begin_state:
                     slots.begin_state(claim, self.limits.lease)
                     must_begin_state = False
-                self.finish_claim(claim, slots)
+                with self.holding(claim):
+                    begun = self.begin_trial(claim, slots)
+                    if begun is not None:
+                        with self.recording_lone_signal(begun.held, slots):
+                            gpu_error = self.train(begun, slots)
+                        self.finish_trial(begun, gpu_error)
                 wait = first_wait
             elif ledger.todo(stage.trials, begun=ended):
                 slots.halt()
@@ -169,11 +188,12 @@ class Worker:
                 time.sleep(min(seconds, WAIT))
                 seconds -= WAIT
 
-    def finish_claim(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claimed slot to its end or rung, or releases it to stop."""
+    @contextlib.contextmanager
+    def holding(self, claim: Claim) -> Iterator[None]:
+        """Holds a claimed slot while the body runs its trial, and releases it if that must stop."""
         ledger = self.stored.ledger
         try:
-            self.run_trial(claim, slots)
+            yield
         except Paused:  # the slot was released with the trial
             pass
         except Stopped:
@@ -192,20 +212,14 @@ class Worker:
 
     # Draw
 
-    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claim from its present state to its end.
-
-        Raises:
-            Paused: The trial waits at a rung, and is released.
-            Stopped: The worker is to release the trial; so is Interrupted, by a second signal.
-            BrokenProcess: The trial has left this process unable to use its GPU, and has ended.
-        """
+    def begin_trial(self, claim: Claim, slots: SlotQueue) -> BegunTrial | None:
+        """Begins or resumes the trial of a claim; returns None if it ends without training."""
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
         if frozen.state.is_finished():  # by a worker that died before it ended its claim
             self.stored.ledger.finish(claim)
-            return
+            return None
         with self.watch("sampling"):
             trial = slots.begin_trial(frozen, claim)
         held = HeldTrial(
@@ -220,32 +234,12 @@ class Worker:
         )
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
-            return
+            return None
         point = slots.draw(held)
         if point is None:
             held.fail(failures.Failure(failures.ERROR, NO_POINT))
-            return
-        try:
-            gpu_error = self.train(point, frozen, held, slots)
-        except Stopped:
-            self._record_lone_signal(held, slots)
-            raise
-        self.files.remove(frozen.number, point)
-        if gpu_error is not None:  # every further trial of this process would fail like this one
-            self.stored.check_halted()
-            raise BrokenProcess(
-                f"trial {frozen.number} has left this process unable to use its GPU: {gpu_error}"
-            )
-
-    def _record_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> None:
-        """Counts a signal to this process only as a death, if the trial got no further before it.
-
-        A trial that ends its own process would come back forever. One that others end, such as a
-        daemon that wants memory back, has mostly got further each time.
-        """
-        if self.stopping.lone_signal is not None and not held.progress:
-            death = f"the worker got {self.stopping.lone_signal}"
-            self.stored.ledger.record_death(slots.owner, death)
+            return None
+        return BegunTrial(held, frozen, point)
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
         """Ends a trial that no worker will resume.
@@ -273,9 +267,22 @@ class Worker:
 
     # Train and report
 
-    def train(
-        self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue
-    ) -> str | None:
+    @contextlib.contextmanager
+    def recording_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> Iterator[None]:
+        """Counts a signal to this process only as a death, if the trial got no further before it.
+
+        A trial that ends its own process would come back forever. One that others end, such as a
+        daemon that wants memory back, has mostly got further each time.
+        """
+        try:
+            yield
+        except Stopped:
+            if self.stopping.lone_signal is not None and not held.progress:
+                death = f"the worker got {self.stopping.lone_signal}"
+                self.stored.ledger.record_death(slots.owner, death)
+            raise
+
+    def train(self, begun: BegunTrial, slots: SlotQueue) -> str | None:
         """Evaluates a configuration, and ends its trial with the value, or the reason for none.
 
         Returns:
@@ -287,6 +294,9 @@ class Worker:
             ClaimLost: Another worker has the trial.
             StorageLost: The database stays away.
         """
+        held = begun.held
+        frozen = begun.frozen
+        point = begun.point
         # An objective that draws its hyperparameters itself is described once it has done so.
         draws_itself = point.trial is not None
         objective: Objective | None = None
@@ -330,6 +340,23 @@ class Worker:
             self.describe(held, self.stage.source.space.make_point(held.trial.params))
         self._end(held, objective, outcome)
         return outcome.broken_by
+
+    def finish_trial(self, begun: BegunTrial, gpu_error: str | None) -> None:
+        """Removes the files of an ended trial.
+
+        Args:
+            gpu_error: The error that has left this process unable to use its GPU, if one has.
+
+        Raises:
+            BrokenProcess: There was one; every further trial of this process would fail like it.
+        """
+        number = begun.frozen.number
+        self.files.remove(number, begun.point)
+        if gpu_error is not None:
+            self.stored.check_halted()
+            raise BrokenProcess(
+                f"trial {number} has left this process unable to use its GPU: {gpu_error}"
+            )
 
     def _must_release(self) -> bool:
         return self.stopping() or self.pausing()
