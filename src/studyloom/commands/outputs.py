@@ -126,8 +126,7 @@ class Outputs:
                     listener(progress)
 
     def finish(self, code: int, reason: str | None = None) -> None:
-        """Reports the exit code of the command, and why it is not 0."""
-        self.look()
+        """Reports the exit code of the command, and why it is not 0; reads no more of the study."""
         reason = None if reason is None else mask_passwords(reason)
         for listener in self.listeners:
             listener.finish(code, reason)
