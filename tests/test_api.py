@@ -533,14 +533,15 @@ def test_the_winner_predicts(finished):
         assert torch.allclose(found.probabilities, probabilities, atol=1e-6)
     alone = winner.predict(unit[0].tolist()).probabilities
     assert torch.allclose(alone, probabilities[:1], atol=1e-6)
-    assert "MLP: 1 × 28 × 28 → classes" in repr(winner)
+    assert repr(winner).startswith(f"Winner(number={finished.winner.number}, ")
+    assert winner.params == finished.winner.params
 
 
 def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tmp_path):
     def load(params, **options):
         whole = {"objective": {"_target_": "mine.train"}, "params": params}
         files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-        result_of(note="not tested").write(tmp_path, files)
+        result_of(untested="not tested").write(tmp_path, files)
         return api.load_winner(tmp_path, **options)
 
     assert load({"lr": 0.1}).config.params == {"lr": 0.1}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from studyloom.api import Study as Study
     from studyloom.api import Trial as Trial
     from studyloom.api import Winner as Winner
+    from studyloom.api import load_winner as load_winner
     from studyloom.api import open_study as open_study
     from studyloom.api import search as search
     from studyloom.objectives.loop_run import Run as Run
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     from studyloom.space.ranges import Float as Float
     from studyloom.space.ranges import Int as Int
     from studyloom.space.ranges import List as List
-    from studyloom.winner.predictor import LoopWinner as LoopWinner
     from studyloom.winner.predictor import Prediction as Prediction
-    from studyloom.winner.predictor import Predictor as Predictor
-    from studyloom.winner.predictor import load_winner as load_winner
 
 __all__ = [
     "Choice",
@@ -47,11 +45,9 @@ __all__ = [
     "Int",
     "LaunchError",
     "List",
-    "LoopWinner",
     "NoWinner",
     "PredictError",
     "Prediction",
-    "Predictor",
     "Run",
     "StorageError",
     "StorageLost",
@@ -69,10 +65,10 @@ __all__ = [
 
 # The modules of the names that are imported when they are first used.
 SOURCES = {
-    **dict.fromkeys(["Study", "Trial", "Winner", "open_study", "search"], "studyloom.api"),
     **dict.fromkeys(
-        ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
+        ["Study", "Trial", "Winner", "load_winner", "open_study", "search"], "studyloom.api"
     ),
+    "Prediction": "studyloom.winner.predictor",
     **dict.fromkeys(["Choice", "Float", "Int", "List"], "studyloom.space.ranges"),
     "Run": "studyloom.objectives.loop_run",
 }

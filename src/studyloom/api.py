@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does
     from torch.nn import Module
 
     from studyloom.config.main import Invocation
-    from studyloom.winner.predictor import Prediction, Predictor
+    from studyloom.winner.predictor import Prediction, Predictor, WinnerFiles
     from studyloom.worker.task import Command
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away, when a study is read
@@ -59,57 +59,169 @@ class Trial:
 
 @dataclass(frozen=True)
 class Winner:
-    """The winner of a study, as winner.json describes it.
+    """The winner of a study, as winner.json describes it; `load_winner` loads it from its files.
 
     Attributes:
         number: the number of the winning trial.
         value: the mean of the metric in re-evaluation, over new seeds; the value in the search if
             no other trial was a candidate.
         params: the value of each hyperparameter by its path.
-        config: the resolved sections that determine the value; None if the trial stored none.
+        config: the resolved sections that determine the value; None if the trial stored none. From
+            `load_winner`, the config of winner.yaml, which your functions take.
         test: the mean of the metric on the test set, over the seeds of the final training; None
             without a test, as for a custom training loop without `objective.test` and for an
             Optuna objective.
         baseline_test: the baseline's mean on the test set; None if it was not tested.
         details: all of winner.json: candidates, interval of the difference, seeds, environment.
         run_dir: the folder with the winner's files.
+        trust: packages, modules or classes that winner.yaml may name and call.
+        make_network: makes the network; None: what the files name.
     """
 
     number: int
     value: float
     params: Mapping[str, Any]
-    config: Mapping[str, Any] | None = field(repr=False)
+    config: Any = field(repr=False)
     test: float | None
     baseline_test: float | None
     details: Mapping[str, Any] = field(repr=False)
     run_dir: Path
+    trust: Sequence[str] = field(default=(), repr=False)
+    make_network: Any = field(default=None, repr=False)
 
     @cached_property
-    def _loaded(self) -> "Predictor":
-        from studyloom.winner.predictor import load_winner
+    def _files(self) -> "WinnerFiles":
+        from studyloom.winner.predictor import read_winner_files
 
-        return load_winner(self.run_dir)
+        return read_winner_files(self.run_dir, self.trust)
+
+    @cached_property
+    def _predictor(self) -> "Predictor":
+        from studyloom.config.trust import seeding_as
+        from studyloom.winner.predictor import Predictor
+
+        with seeding_as(self.run_dir):
+            return Predictor(self._files.network(self.make_network))
 
     @property
     def network(self) -> "Module":
         """The network in eval mode on the CPU, with the weights of the first seed."""
-        return self._loaded.network
+        return self._predictor.network
 
-    def predict(self, inputs: Any, **options: Any) -> "Prediction":
-        """Predicts classes or numbers; see `studyloom.Predictor.predict`.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input, such as (channels, height, width); () if it is unknown."""
+        return self._predictor.shape
+
+    @property
+    def states(self) -> Mapping[str, Any]:
+        """The state dict of each object that a loop gave to `run.keep`, by its name."""
+        return self._files.states
+
+    def restore(self, **parts: Any) -> None:
+        """Loads what a loop kept into objects, such as the network that your loop makes.
+
+            winner.restore(policy=policy, value=value)
 
         Args:
-            inputs: a tensor or an array (n, *shape), or one input (*shape).
-            options: batch, softmax and output, as `Predictor.predict` takes them.
+            parts: objects with `load_state_dict`, by the names that the loop gave to `run.keep`.
+
+        Raises:
+            PredictError: the loop kept nothing by such a name.
         """
-        return self._loaded.predict(inputs, **options)
+        self._files.restore(parts)
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        batch: int | None = None,
+        softmax: bool | None = None,
+        output: str | int | None = None,
+    ) -> "Prediction":
+        """Predicts classes or numbers.
+
+        Args:
+            inputs: a tensor or an array (n, *shape), or one input (*shape). They are converted like
+                those of a .npy file: for images, integers are pixels from 0 to 255. A network of
+                several inputs gets a mapping or tuple of them, which may be nested, such as the
+                state (h, c) of an LSTM.
+            batch: how many entries of the first dimension the network gets in one call. None: 256
+                if the study has data, whose first dimension is the examples; else everything in
+                one call, since a loop that loads its own data may have time or nodes there.
+            softmax: True: a softmax over the second dimension turns the outputs (n, classes, …)
+                into probabilities; False: `values` holds the outputs, unchanged. None: the metric
+                decides; a single column, and rows that sum to 1, get no softmax, nor do outputs of
+                three dimensions or more of a loop that loads its own data.
+            output: which one of several outputs, by its name or position; None: the first.
+
+        Returns:
+            The predictions, in the order of the inputs.
+
+        Raises:
+            PredictError: the inputs have another shape, or are not finite numbers.
+        """
+        return self._predictor.predict(inputs, batch=batch, softmax=softmax, output=output)
 
     def _repr_html_(self) -> str:
         """The facts of the result and the hyperparameters, as a table."""
-        facts = list_facts(from_document(self.details, Result))
-        known = ((fact.label, str(replace(fact, label=""))) for fact in facts)
-        params = "hyperparameters", format_parameters(self.params)
-        return Rows(("", ""), (("trial", self.number), *known, params))._repr_html_()
+        rows: list[tuple[str, object]] = [("trial", self.number)]
+        for fact in list_facts(from_document(self.details, Result)):
+            rows.append((fact.label, str(replace(fact, label=""))))
+        rows.append(("hyperparameters", format_parameters(self.params)))
+        return Rows(("", ""), tuple(rows))._repr_html_()
+
+
+def _winner_of(result: Result, run_dir: Path, config: Any) -> Winner:
+    row, test = result.winner, result.test
+    return Winner(
+        number=row.trial,
+        value=row.search_value if row.mean is None else row.mean,
+        params=row.params,
+        config=config,
+        test=None if test is None else test.winner.mean,
+        baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
+        details=result.document(),
+        run_dir=run_dir,
+    )
+
+
+def load_winner(run_dir: str | Path, trust: Sequence[str] = (), *, network: Any = None) -> Winner:
+    """Loads the winner of a study: its network in eval mode on the CPU, with its weights.
+
+        winner = load_winner("runs/mnist")
+        print(winner.predict(images).classes)
+
+    The winner of a custom training loop has what the loop kept, see `Winner.restore`. It makes its
+    network when it first predicts, which it can if `objective.network` or `network` names it.
+
+    No file of the folder is executed, so that it may be untrusted. Its config may name networks of
+    studyloom and torch, and what `trust` names; a folder in which you ran a command may name any.
+
+    Args:
+        run_dir: the folder in which the study ran, such as runs/mnist.
+        trust: packages, modules or classes that winner.yaml may name and call; none by default.
+        network: a network, or a class or function that makes one from those hyperparameters that
+            its signature names, such as `network=Net`; for code that is in no file. If a loop kept
+            several objects, {"policy": Net} names the one that predicts. None: as winner.yaml says.
+
+    Returns:
+        The winner.
+
+    Raises:
+        PredictError: the folder has no winner, or its files cannot be used.
+        ConfigError: winner.yaml names code that is not trusted.
+    """
+    from studyloom.winner.predictor import read_winner_files
+
+    folder = Path(run_dir)
+    files = read_winner_files(folder, trust)
+    winner = _winner_of(files.result, folder, files.config)
+    winner = replace(winner, trust=trust, make_network=network)
+    vars(winner)["_files"] = files  # the value of the cached property, which would read them again
+    if not files.is_of_loop:
+        winner.network  # noqa: B018  # a network that cannot be made is an error now
+    return winner
 
 
 class Study:
@@ -176,19 +288,10 @@ class Study:
         result = self._result()
         if result is None or self.run_dir is None:
             return None
-        row, test = result.winner, result.test
-        frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config = None if frozen is None else TrialRecord(frozen).config
-        return Winner(
-            number=row.trial,
-            value=row.search_value if row.mean is None else row.mean,
-            params=row.params,
-            config=config,
-            test=None if test is None else test.winner.mean,
-            baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
-            details=result.document(),
-            run_dir=self.run_dir,
-        )
+        number = result.winner.trial
+        trial = next((trial for trial in self._stored.trials() if trial.number == number), None)
+        config = None if trial is None else TrialRecord(trial).config
+        return _winner_of(result, self.run_dir, config)
 
     def _result(self) -> Result | None:
         """Returns the result in the run directory, if it belongs to this study."""

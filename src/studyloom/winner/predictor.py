@@ -4,8 +4,7 @@ winner.yaml describes the network, winner.pt holds its weights, and winner.json 
 study's data source turns the content of a file into an input. Nothing in these files is executed.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class Network:
     def __call__(
         self, inputs: Any, batch: int | None = None, softmax: bool | None = None, output: Any = None
     ) -> tuple[Tensor, bool]:
-        """Predicts for inputs (n, *shape), or for several; see `Predictor.predict`.
+        """Predicts for inputs (n, *shape), or for several; see `studyloom.Winner.predict`.
 
         Returns:
             Probabilities (n, classes, …) and True, or numbers (n, …) and False.
@@ -159,6 +158,20 @@ class WinnerFiles:
             raise PredictError(str(error)) from None
         return cls(run_dir, result, allowed, config, kept, is_of_loop)
 
+    @property
+    def states(self) -> dict[str, Any]:
+        """The state dict of each object that a loop gave to `run.keep`, by its name."""
+        return self.kept if self.is_of_loop else {}
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Loads the states that a loop kept into objects; see `studyloom.Winner.restore`."""
+        unknown = [name for name in parts if name not in self.states]
+        if unknown:
+            kept = ", ".join(self.states) or "nothing"
+            raise PredictError(f"the winner kept no {unknown[0]}; it kept {kept}")
+        for name, part in parts.items():
+            load_state(part, self.states[name])
+
     def network(self, make: Any = None) -> Network:
         """Makes the network of the winner, with its weights.
 
@@ -202,6 +215,12 @@ class WinnerFiles:
         if facts is None:
             return Network(model, InputFormat(_facts_of(model, self.result)), batched=False)
         return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
+
+
+def read_winner_files(run_dir: Path, trusted: Sequence[str] = ()) -> WinnerFiles:
+    """Reads the files of a winner; code that they name is imported with the study's seed."""
+    with seeding_as(run_dir):
+        return WinnerFiles.read(run_dir, trusted)
 
 
 def load_network(
@@ -290,7 +309,7 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a winner, with its weights; `load_winner` returns it.
+    """Predicts with the network of a winner.
 
     Args:
         network: the network, and how it gets its inputs.
@@ -317,28 +336,7 @@ class Predictor:
         softmax: bool | None = None,
         output: str | int | None = None,
     ) -> Prediction:
-        """Predicts classes or numbers.
-
-        Args:
-            inputs: a tensor or an array (n, *shape), or one input (*shape). They are converted like
-                those of a .npy file: for images, integers are pixels from 0 to 255. A network of
-                several inputs gets a mapping or tuple of them, which may be nested, such as the
-                state (h, c) of an LSTM.
-            batch: how many entries of the first dimension the network gets in one call. None: 256
-                if the study has data, whose first dimension is the examples; else everything in
-                one call, since a loop that loads its own data may have time or nodes there.
-            softmax: True: a softmax over the second dimension turns the outputs (n, classes, …)
-                into probabilities; False: `values` holds the outputs, unchanged. None: the metric
-                decides; a single column, and rows that sum to 1, get no softmax, nor do outputs of
-                three dimensions or more of a loop that loads its own data.
-            output: which one of several outputs, by its name or position; None: the first.
-
-        Returns:
-            The predictions, in the order of the inputs.
-
-        Raises:
-            PredictError: the inputs have another shape, or are not finite numbers.
-        """
+        """Predicts classes or numbers; see `studyloom.Winner.predict`."""
         network, how = self._network, {"batch": batch, "softmax": softmax, "output": output}
         if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and not self.shape):
             return self._say(inputs, (), **how)
@@ -365,88 +363,3 @@ class Predictor:
         classes, words = outputs.argmax(1), self._network.form.facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes, class_names=words)
-
-    def __repr__(self) -> str:
-        task = "classes" if self._network.form.facts.classifies else "numbers"
-        name = type(self._network.model).__name__
-        return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
-
-
-class LoopWinner(Predictor):
-    """The winner of a custom training loop; `load_winner` returns it.
-
-    It predicts if `objective.network` or `load_winner(…, network=…)` makes its network. `restore`
-    loads whatever else the loop kept: `winner.restore(policy=policy, value=value)`.
-
-    Args:
-        config: the winner's config.
-        states: the state dicts that the loop kept.
-        load: makes the network when it is first needed.
-
-    Attributes:
-        config: the winner's config; `config.params` holds its hyperparameters.
-        states: the state dict of each object that the loop gave to `run.keep`, by its name.
-    """
-
-    def __init__(
-        self, config: DictConfig, states: Mapping[str, Any], load: Callable[[], Network]
-    ) -> None:
-        self.config, self.states, self._load = config, states, load
-
-    @functools.cached_property
-    def _network(self) -> Network:  # type: ignore[override]
-        return self._load()
-
-    def __repr__(self) -> str:
-        return f"<studyloom.LoopWinner: {', '.join(self.states) or 'nothing kept'}>"
-
-    def restore(self, **parts: Any) -> None:
-        """Loads the kept states into objects, such as the network that your loop makes.
-
-        Args:
-            parts: objects with `load_state_dict`, by the names that the loop gave to `run.keep`.
-
-        Raises:
-            PredictError: the loop kept nothing by such a name.
-        """
-        if unknown := [name for name in parts if name not in self.states]:
-            raise PredictError(
-                f"the winner kept no {unknown[0]}; it kept {', '.join(self.states) or 'nothing'}"
-            )
-        for name, part in parts.items():
-            load_state(part, self.states[name])
-
-
-def load_winner(
-    run_dir: str | Path, trust: Sequence[str] = (), *, network: Any = None
-) -> Predictor | LoopWinner:
-    """Loads the winner of a study: its network in eval mode on the CPU, with its weights.
-
-        winner = load_winner("runs/mnist")
-        print(winner.predict(images).classes)
-
-    The winner of a custom training loop is a `LoopWinner`: its config and what the loop kept. It
-    makes the network when it first predicts.
-
-    No file of the folder is executed, so that it may be untrusted. Its config may name networks of
-    studyloom and torch, and what `trust` names; a folder in which you ran a command may name any.
-
-    Args:
-        run_dir: the folder in which the study ran, such as runs/mnist.
-        trust: packages, modules or classes that winner.yaml may name and call; none by default.
-        network: a network, or a class or function that makes one from those hyperparameters that
-            its signature names, such as `network=Net`; for code that is in no file. If a loop kept
-            several objects, {"policy": Net} names the one that predicts. None: as winner.yaml says.
-
-    Returns:
-        A `Predictor`, or a `LoopWinner`, which is one too.
-
-    Raises:
-        PredictError: the folder has no winner, or its files cannot be used.
-        ConfigError: winner.yaml names code that is not trusted.
-    """
-    with seeding_as(Path(run_dir)):
-        files = WinnerFiles.read(Path(run_dir), trust)
-        if files.is_of_loop:
-            return LoopWinner(files.config, files.kept, functools.partial(files.network, network))
-        return Predictor(files.network(network))

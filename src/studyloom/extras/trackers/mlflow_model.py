@@ -4,20 +4,21 @@ Nothing that the model holds is executed, and its config may only name networks 
 torch. For your own networks use `studyloom.load_winner(folder, trust=[…])`.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.errors import PredictError
-from studyloom.winner.predictor import LoopWinner, Predictor, load_winner
+from studyloom.winner.predictor import Predictor, read_winner_files
 
 
 class Served:
     """The model that MLflow calls to predict.
 
     Args:
-        predictor: the winner.
+        predictor: predicts with the winner's network.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -40,7 +41,7 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    winner = load_winner(path)
-    if isinstance(winner, LoopWinner):
+    files = read_winner_files(Path(path))
+    if files.is_of_loop:
         raise PredictError(f"{path}: holds what a loop kept; studyloom.load_winner loads it")
-    return Served(winner)
+    return Served(Predictor(files.network()))
