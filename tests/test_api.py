@@ -31,7 +31,7 @@ from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.storage.opening import create_study, open_study
-from studyloom.storage.stored_study import Rows, as_json, curve_rows
+from studyloom.storage.trial_tables import Rows, as_json, curve_rows
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")

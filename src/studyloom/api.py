@@ -18,8 +18,9 @@ from studyloom.config.runs import read_run
 from studyloom.error_display import shorten_tracebacks
 from studyloom.errors import ConfigError
 from studyloom.storage import opening
-from studyloom.storage.stored_study import Rows, StoredStudy, curve_rows, trial_rows
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
+from studyloom.storage.trial_tables import Rows, curve_rows, trial_rows
 from studyloom.storage.urls import serve
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import format_parameters, headline, list_facts

@@ -160,9 +160,12 @@ def is_halted_in(run, title):
 def trains(run, title):
     """Whether a trial of a later stage is in the midst of its training."""
     stages = run.stored().later_stages()
-    ids = [study._study_id for study, name in stages if name and name.title == title]
-    trials = (t for each in ids for t in run.stored().storage.get_all_trials(each, False))
-    return any(t.state == TrialState.RUNNING and t.intermediate_values for t in trials)
+    for stage in stages:
+        if stage.name is not None and stage.name.title == title:
+            for trial in run.stored().storage.get_all_trials(stage.study._study_id, False):
+                if trial.state == TrialState.RUNNING and trial.intermediate_values:
+                    return True
+    return False
 
 
 @pytest.mark.nightly

@@ -18,8 +18,8 @@ from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.storage.attributes import PROVENANCE, TIMES
 from studyloom.storage.opening import create_study, open_study
-from studyloom.storage.stored_study import trial_rows
 from studyloom.storage.trial_record import TrialRecord
+from studyloom.storage.trial_tables import trial_rows
 
 PAGE = """
 defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]

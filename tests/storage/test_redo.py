@@ -72,8 +72,7 @@ def test_failed_trials_are_trained_again_in_their_slots_and_n_trials_stay_n(
         assert sorted(after) == [*range(TRIALS)]
         assert stored.ledger.counts()["done"] == TRIALS
         assert stored.ledger.compare() is None
-        _, aside = stored.uncounted()
-        assert [trial.number for trial in aside] == failed
+        assert [trial.number for trial in stored.set_aside_trials()] == failed
         assert redo_failed(stored) == []
     fresh_study = open_study(url, stored.name)
     assert [trial.number for trial in fresh_study.trials() if trial.number not in failed] == [

@@ -7,7 +7,7 @@ from toys import LOOP, TINY, ask, fill, two_sided
 from studyloom.space.rule import Rule
 from studyloom.storage.attributes import EPOCHS, RULE
 from studyloom.storage.opening import create_study, open_study
-from studyloom.storage.stored_study import open_beside
+from studyloom.storage.stored_study import open_in_same_database
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.views.snapshot import take_snapshot
 
@@ -79,9 +79,9 @@ def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url
 def test_a_study_beside_another_is_opened_on_its_connections(url):
     stored = create_study(url, "toy", {"asks": "nothing"}, trials=8)
     create_study(url, "toy/re-evaluation 8-3-5", {"asks": "less"}, trials=2)
-    beside = open_beside(stored, "toy/re-evaluation 8-3-5")
+    beside = open_in_same_database(stored, "toy/re-evaluation 8-3-5")
     assert beside.ledger.counts() == {"free": 2, "held": 0, "done": 0}
-    assert open_beside(stored, "toy/final-training 8-3-5") is None
+    assert open_in_same_database(stored, "toy/final-training 8-3-5") is None
 
 
 def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():

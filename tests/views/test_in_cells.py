@@ -11,7 +11,7 @@ from test_drawing import HOSTILE, SVG
 
 from studyloom.api import Winner
 from studyloom.storage.attributes import BASELINE
-from studyloom.storage.stored_study import Rows
+from studyloom.storage.trial_tables import Rows
 from studyloom.views.notebook import study_html
 from studyloom.winner.predictor import Prediction
 

@@ -22,7 +22,7 @@ from studyloom.storage.attributes import (
     fits,
 )
 from studyloom.storage.opening import open_study
-from studyloom.storage.stored_study import as_csv, trial_rows
+from studyloom.storage.trial_tables import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import read_studies, render
 from studyloom.views.doctor import check_agreement, check_database

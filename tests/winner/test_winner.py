@@ -244,7 +244,7 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
     stage = stages.reevaluation
     assert (len(attempts), stage.todo()) == (2, 0)
     assert len(stages.reevaluated.values_by_seed(Origin(0))) == values
-    _, (failed,) = stage.stored.uncounted()
+    (failed,) = stage.stored.set_aside_trials()
     assert (failed.number, failed.state) == (attempts[0], TrialState.FAIL)
     repeated = next(trial for trial in stage.stored.trials() if trial.number == attempts[1])
     assert TrialRecord(repeated).repeats == failed.number

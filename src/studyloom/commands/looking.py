@@ -107,7 +107,7 @@ def check(progress: "Progress", stored: "StoredStudy") -> int:
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and hyperparameters."""
-    from studyloom.storage.stored_study import as_csv, as_json, curve_rows, trial_rows
+    from studyloom.storage.trial_tables import as_csv, as_json, curve_rows, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     if arguments.curves and not arguments.csv:

@@ -328,7 +328,7 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
         eligible_numbers = {trial.number for trial in stored.ranked()}
         last_values_count = not stored.rule().conditions
     outcomes = []
-    for trial in sorted(stored.trials(whole=True), key=find_end_time):
+    for trial in sorted(stored.trials(all_attributes=True), key=find_end_time):
         record = TrialRecord(trial)
         value = None
         if trial.number in eligible_numbers:

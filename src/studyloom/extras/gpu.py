@@ -28,7 +28,7 @@ from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
 from studyloom.errors import ConfigError
 from studyloom.processes import read_nvidia_driver
 from studyloom.storage.opening import open_study
-from studyloom.storage.stored_study import trial_rows
+from studyloom.storage.trial_tables import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training

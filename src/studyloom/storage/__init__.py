@@ -25,5 +25,6 @@ __all__ = [
     "stored_study",
     "trial_buffer",
     "trial_record",
+    "trial_tables",
     "urls",
 ]

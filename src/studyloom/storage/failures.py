@@ -115,7 +115,9 @@ def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     return sorted(counts, key=lambda count: -count.count)
 
 
-def resumed_words(number: int, resumed: Mapping[str, Any], streams: Sequence[str] = ()) -> str:
+def describe_resumption(
+    number: int, resumed: Mapping[str, Any], streams: Sequence[str] = ()
+) -> str:
     """Says where a trial resumes by its checkpoint, and how its last worker died.
 
     Args:

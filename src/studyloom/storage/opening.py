@@ -31,7 +31,7 @@ from studyloom.storage.creation_lock import exclusive
 from studyloom.storage.database import RetryingStorage, connect
 from studyloom.storage.ledger import Ledger, NoLedger, add_study
 from studyloom.storage.slot_table import check_table
-from studyloom.storage.stored_study import StoredStudy, open_beside, owner_of
+from studyloom.storage.stored_study import StoredStudy, open_in_same_database, owner_of
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
 from studyloom.user_code.digests import CODE, DATA, code_of, name_of_source
@@ -130,7 +130,7 @@ def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
     """Opens an existing study; raises StorageError if it is missing."""
     with closed_on_error(connect(url, deadline=deadline)) as backend:
         stored = _load(backend, name)
-        if stored.ours and not check_table(backend):
+        if stored.is_studylooms and not check_table(backend):
             raise StorageError(
                 f"study.name: the table studyloom_slots, the budget of {name!r}, is gone; the "
                 "command that runs the study makes it again"
@@ -235,7 +235,7 @@ def create_study(
     return stored
 
 
-def create_beside(
+def create_in_same_database(
     stored: StoredStudy,
     name: str,
     definition: Mapping[str, Any],
@@ -251,10 +251,10 @@ def create_beside(
     """
     backend = stored.ledger.storage
     with exclusive(backend.retry.address, deadline=backend.retry.deadline):
-        opened = open_beside(stored, name)
+        opened = open_in_same_database(stored, name)
         if opened is None:
             _add_study(backend, name, definition, objectives, rung=0)
-            opened = open_beside(stored, name)
+            opened = open_in_same_database(stored, name)
         assert opened is not None
         _take_up(opened, definition, trials, objectives)
     return opened

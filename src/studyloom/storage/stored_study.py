@@ -1,16 +1,15 @@
-"""A study in its database: its definition, its trials, and which of them are best."""
+"""A study in its database: its definition, its trials, and which of them are best.
 
-import csv
-import io
-import json
-import math
+A study is a search or a *later stage* of one, such as the re-evaluation: a further study in the
+same database, whose name begins with that of the search.
+"""
+
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import msgspec
 import optuna
@@ -23,7 +22,6 @@ from studyloom.space.rule import Condition, Rule
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     CODE_CHANGES,
-    COLUMNS,
     DEFINITION,
     FORMER_SLOT,
     HALTED,
@@ -33,17 +31,16 @@ from studyloom.storage.attributes import (
 from studyloom.storage.database import Connection
 from studyloom.storage.failures import UNDEFINED
 from studyloom.storage.ledger import Ledger, Store
+from studyloom.storage.optuna_internals import FrozenStudy
 from studyloom.storage.retry import Retry
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.text import html_table, mask_passwords, one_line, without_formula
+from studyloom.text import mask_passwords, one_line
 from studyloom.user_code.digests import code_of
 
-CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
+CONSTRAINTS = "objective.constraints."  # how the keys of constraints begin in a study definition
 SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
 ABLATION = "ablation"
-CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
-SHOWN = 100  # rows in a notebook
 STAGE_NAME = re.compile(
     r"(?P<study>[^/]*)/(?P<title>[\w-]+) "
     r"(?P<trials>\d+)-(?P<top>\d+)-(?P<seeds>\d+)(?: (?P<details>.*))?"
@@ -57,12 +54,13 @@ class StageName:
     It is STUDY/TITLE TRIALS-TOP-SEEDS, followed by what else changes the trainings, such as a rule:
     `mnist/re-evaluation 40-5-3 max accuracy where parameters <= 10000`.
 
-    Args:
-        study: the name of the search.
-        trials: the budget of the search.
-        top: how many trials of the search are candidates, in addition to the baseline.
-        seeds: how many seeds each candidate is trained with.
-        details: what else changes the trainings; "" for nothing.
+    Attributes:
+        study: The name of the search.
+        title: The title of the stage.
+        trials: The budget of the search.
+        top: How many trials of the search are candidates, in addition to the baseline.
+        seeds: How many seeds each candidate is trained with.
+        details: Everything else that changes the trainings; "" for nothing.
     """
 
     study: str
@@ -83,7 +81,9 @@ class StageName:
     def parse(cls, name: str) -> "StageName | None":
         """Reads the name of a study; None if it is not that of a later stage."""
         match = STAGE_NAME.fullmatch(name)
-        return None if match is None else msgspec.convert(match.groupdict(""), cls, strict=False)
+        if match is None:
+            return None
+        return msgspec.convert(match.groupdict(default=""), cls, strict=False)
 
 
 def owner_of(name: str) -> str | None:
@@ -92,12 +92,34 @@ def owner_of(name: str) -> str | None:
     No name that a user gives has a slash.
     """
     owner, slash, _ = name.partition("/")
-    return owner if slash else None
+    if not slash:
+        return None
+    return owner
+
+
+@dataclass(frozen=True)
+class LaterStage:
+    """A later stage of a study, as the database lists it.
+
+    Attributes:
+        study: Optuna's record of its study.
+        name: Its name; None if another program has made it.
+    """
+
+    study: FrozenStudy
+    name: StageName | None
 
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A stored study: Optuna's tables, and the ledger of its budget."""
+    """A stored study: Optuna's tables, and the ledger of its budget.
+
+    Attributes:
+        name: The name of the study.
+        storage: The trial buffer, which is Optuna's storage of the study.
+        optuna: Optuna's study.
+        ledger: The budget of the study.
+    """
 
     name: str
     storage: TrialBuffer
@@ -110,24 +132,27 @@ class StoredStudy:
 
     @property
     def retry(self) -> Retry:
-        """What repeats calls while the database is away; `stopping` lets them wait for less."""
+        """The object that repeats calls while the database is away."""
         return self.storage.retry
 
-    def trials(self, whole: bool = False) -> list[FrozenTrial]:
+    # Which trials count
+
+    def trials(self, *, all_attributes: bool = False) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
 
-        Of an Optuna study these are all trials, without attributes that look like studyloom's.
+        An Optuna study has no slots. Its trials are all returned, without attributes that have the
+        names of studyloom's.
 
         Args:
-            whole: whether each has all its attributes, also while this worker has a trial.
+            all_attributes: Whether each has all its attributes, also while this worker has a trial.
         """
-        if whole:
+        if all_attributes:
             trials = self.storage.read_complete(self.ledger.study_id)
         else:
             trials = self.optuna.get_trials(deepcopy=False)
-        return (
-            [*filter(self._counts, trials)] if self.ours else [*map(sql.without_reserved, trials)]
-        )
+        if self.is_studylooms:
+            return [trial for trial in trials if sql.fills_slot(trial)]
+        return [sql.without_reserved(trial) for trial in trials]
 
     def lock_trials(self, connection: Connection) -> list[FrozenTrial]:
         """Reads the trials that fill slots; until the commit no process makes another."""
@@ -140,26 +165,27 @@ class StoredStudy:
         """Repairs and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
         return self.ledger.reconcile(self.name, trials)
 
-    def _counts(self, trial: FrozenTrial) -> bool:
-        return not self.ours or sql.fills_slot(trial)
+    def external_trials(self) -> list[FrozenTrial]:
+        """Returns the trials of other programs, which are neither counted nor compared."""
+        return [trial for trial in self._uncounted() if FORMER_SLOT not in trial.user_attrs]
 
-    def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Returns the other trials, which are kept, but neither counted nor compared.
+    def set_aside_trials(self) -> list[FrozenTrial]:
+        """Returns the trials that were set aside for another one in their slot, which are kept."""
+        return [trial for trial in self._uncounted() if FORMER_SLOT in trial.user_attrs]
 
-        Returns:
-            Those of other programs; and those that were set aside for another one in their slot.
-        """
-        others = [t for t in self.optuna.get_trials(deepcopy=False) if not self._counts(t)]
-        aside = [trial for trial in others if FORMER_SLOT in trial.user_attrs]
-        return [trial for trial in others if FORMER_SLOT not in trial.user_attrs], aside
+    def _uncounted(self) -> list[FrozenTrial]:
+        """Returns the trials that fill no slot."""
+        if not self.is_studylooms:
+            return []
+        trials = self.optuna.get_trials(deepcopy=False)
+        return [trial for trial in trials if not sql.fills_slot(trial)]
 
-    def worked_on(self) -> list[FrozenTrial]:
+    def trials_of_workers(self) -> list[FrozenTrial]:
         """Returns the trials that took the time of workers: also those that were set aside."""
-        _, aside = self.uncounted()
-        return [*self.trials(), *aside]
+        return [*self.trials(), *self.set_aside_trials()]
 
     @cached_property
-    def ours(self) -> bool:
+    def is_studylooms(self) -> bool:
         """Whether studyloom has created the study."""
         return self.definition() is not None
 
@@ -171,15 +197,20 @@ class StoredStudy:
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""
         (reason,) = self.attributes(HALTED)
-        return reason and mask_passwords(reason)
+        if reason is None:
+            return None
+        return mask_passwords(reason)
 
     def check_halted(self, prefix: str = "") -> None:
         """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
         reason = self.halted()
-        if reason is not None:
-            known = ((record.failure, record.reason) for record in map(TrialRecord, self.trials()))
-            error = UndefinedObjective if (UNDEFINED, reason) in known else Halted
-            raise error(f"{prefix}{reason}")
+        if reason is None:
+            return
+        for trial in self.trials():
+            record = TrialRecord(trial)
+            if record.failure == UNDEFINED and record.reason == reason:
+                raise UndefinedObjective(f"{prefix}{reason}")
+        raise Halted(f"{prefix}{reason}")
 
     @cached_property
     def objectives(self) -> tuple[ObjectiveValue, ...]:
@@ -198,12 +229,7 @@ class StoredStudy:
 
     def feasible(self) -> list[FrozenTrial]:
         """Returns the complete trials that break no constraint, by number."""
-        return [
-            trial
-            for trial in self.trials()
-            if trial.state == TrialState.COMPLETE
-            and all(value <= 0 for value in (trial.constraints or {}).values())
-        ]
+        return [trial for trial in self.trials() if _is_feasible(trial)]
 
     def costs(self, trial: FrozenTrial) -> tuple[float, ...]:
         """Returns the values of a complete trial, with signs such that less of each is better."""
@@ -218,16 +244,13 @@ class StoredStudy:
         A feasible trial is on it unless another one is as good in all values and better in one. Of
         trials with equal values, all are on it.
         """
-        front: list[FrozenTrial] = []
         # In this order no trial is beaten by a later one, and one that is beaten is beaten by a
         # trial of the front.
-        for trial in sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number)):
+        best_first = sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number))
+        front: list[FrozenTrial] = []
+        for trial in best_first:
             costs = self.costs(trial)
-            beaten = (
-                better != costs and all(a <= b for a, b in zip(better, costs, strict=True))
-                for better in map(self.costs, front)
-            )
-            if not any(beaten):
+            if not any(_beats(self.costs(other), costs) for other in front):
                 front.append(trial)
         return front
 
@@ -239,14 +262,14 @@ class StoredStudy:
 
     def values_by_name(self, trial: FrozenTrial) -> dict[str, float]:
         """Returns the values of a complete trial and its other costs, by name."""
-        attributes = {name: trial.user_attrs.get(name) for name in self.cost_names}
-        costs = {
-            name: float(cost) for name, cost in attributes.items() if isinstance(cost, int | float)
-        }
-        return costs | {
-            objective.name: value
-            for objective, value in zip(self.objectives, trial.values, strict=True)
-        }
+        values = {}
+        for name in self.cost_names:
+            cost = trial.user_attrs.get(name)
+            if isinstance(cost, int | float):
+                values[name] = float(cost)
+        for objective, value in zip(self.objectives, trial.values, strict=True):
+            values[objective.name] = value
+        return values
 
     def default_rule(self) -> Rule:
         """Returns the rule for the best trial if winner.rule states none.
@@ -256,22 +279,27 @@ class StoredStudy:
         shows what the search gained at no further cost. Without a baseline the first objective
         decides.
         """
-        baselines = (each for each in self.feasible() if TrialRecord(each).is_baseline)
-        baseline = next(baselines, None)
-        others = (
-            [] if baseline is None else zip(self.objectives[1:], baseline.values[1:], strict=True)
-        )
-        conditions = (
-            Condition(objective.name, "<=" if objective.sign < 0 else ">=", value)
-            for objective, value in others
-        )
+        baseline = self._feasible_baseline()
+        conditions = []
+        if baseline is not None:
+            for objective, value in zip(self.objectives[1:], baseline.values[1:], strict=True):
+                comparison = ">="
+                if objective.sign < 0:
+                    comparison = "<="
+                conditions.append(Condition(objective.name, comparison, value))
         return Rule(self.objectives[0], tuple(conditions))
 
-    def later_stages(self) -> Iterator[tuple[Any, StageName | None]]:
-        """Yields Optuna's record of each later stage, and its name; None for another program's."""
+    def _feasible_baseline(self) -> FrozenTrial | None:
+        for trial in self.feasible():
+            if TrialRecord(trial).is_baseline:
+                return trial
+        return None
+
+    def later_stages(self) -> Iterator[LaterStage]:
+        """Yields each later stage of the study that the database has."""
         for study in self.storage.get_all_studies():
             if owner_of(study.study_name) == self.name:
-                yield study, StageName.parse(study.study_name)
+                yield LaterStage(study, StageName.parse(study.study_name))
 
     def test_uses(self) -> int:
         """Returns how often the test set was used."""
@@ -295,22 +323,27 @@ class StoredStudy:
 
     def store_rule(self, rule: Rule | None) -> None:
         """Stores how the best trial is chosen from now on; None for the default rule."""
-        words = None if rule is None else str(rule)
-        if self.attributes(RULE) != [words]:
-            self.optuna.set_user_attr(RULE, words)
+        text = None
+        if rule is not None:
+            text = str(rule)
+        (stored_text,) = self.attributes(RULE)
+        if text != stored_text:
+            self.optuna.set_user_attr(RULE, text)
 
     def attributes(self, *names: str) -> list[Any]:
         """Reads the current attributes of the study; None for each that it lacks."""
-        return self.ledger.storage.read(lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
+        return self.ledger.storage.read(
+            lambda connection: sql.study_attrs(connection, self.ledger.study_id, *names)
+        )
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
-        (stated,) = self.attributes(RULE)
-        if stated is not None:
-            # What this program stores can be parsed; the database may be untrusted.
+        (text,) = self.attributes(RULE)
+        if text is not None:
+            # A rule that this program stores can be parsed; the database may be untrusted.
             with suppress(ConfigError):
-                costs = (ObjectiveValue(name, "minimize") for name in self.cost_names)
-                return Rule.parse(stated, [*self.objectives, *costs])
+                costs = [ObjectiveValue(name, "minimize") for name in self.cost_names]
+                return Rule.parse(text, [*self.objectives, *costs])
         return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
@@ -319,13 +352,28 @@ class StoredStudy:
         Of trials that the rule ranks alike, the one that is better in the other values comes
         first, then the earlier one. Without a rule that of the study counts.
         """
-        rule = self.rule() if rule is None else rule
-        satisfying = [
-            (rule.rank(values), self.costs(trial), trial.number, trial)
-            for trial, values in ((trial, self.values_by_name(trial)) for trial in self.feasible())
-            if rule.holds(values)
-        ]
-        return [trial for *_, trial in sorted(satisfying)]
+        if rule is None:
+            rule = self.rule()
+        ranked = []
+        for trial in self.feasible():
+            values = self.values_by_name(trial)
+            if rule.holds(values):
+                ranked.append((rule.rank(values), self.costs(trial), trial.number, trial))
+        return [trial for *_, trial in sorted(ranked)]
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial is complete and breaks no constraint."""
+    if trial.state != TrialState.COMPLETE:
+        return False
+    constraints = trial.constraints or {}
+    return all(value <= 0 for value in constraints.values())
+
+
+def _beats(costs: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether costs are as good as others in all values and better in one; less is better."""
+    as_good = all(cost <= other for cost, other in zip(costs, others, strict=True))
+    return as_good and costs != others
 
 
 def read_objectives(
@@ -334,25 +382,30 @@ def read_objectives(
     """Returns the objectives of a study of any program.
 
     Args:
-        names: as stored; without one for each direction they are called value, value 1, ….
+        names: The names as stored. Unless there is one for each direction, the objectives are
+            called value, value 1, ….
     """
     if names is None or len(names) != len(directions):
-        names = [f"value {n}" if n else "value" for n in range(len(directions))]
+        names = [f"value {number}" for number in range(len(directions))]
+        names[0] = "value"
     objectives = []
     for name, direction in zip(names, directions, strict=True):
-        way: Direction = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
-        objectives.append(
-            ObjectiveValue(one_line(name), way)
-        )  # another program may store line breaks
+        word: Direction = "minimize"
+        if direction == StudyDirection.MAXIMIZE:
+            word = "maximize"
+        # Another program may store line breaks.
+        objectives.append(ObjectiveValue(one_line(name), word))
     return tuple(objectives)
 
 
 def value_of(trial: FrozenTrial | None, objective: int = 0) -> float | None:
     """Returns the value of a trial for an objective; None without a trial, or without a value."""
-    return None if trial is None or trial.values is None else float(trial.values[objective])
+    if trial is None or trial.values is None:
+        return None
+    return float(trial.values[objective])
 
 
-def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
+def open_in_same_database(stored: StoredStudy, name: str) -> StoredStudy | None:
     """Opens another study of the same database, on its connections; None if it is missing."""
     try:
         study = optuna.load_study(study_name=name, storage=stored.storage)
@@ -360,134 +413,3 @@ def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
         return None
     ledger = Ledger.of(stored.ledger.storage, study._study_id, study.user_attrs)
     return StoredStudy(name, stored.storage, study, ledger)
-
-
-@dataclass(frozen=True)
-class Rows(Sequence[Mapping[str, Any]]):
-    """Rows of equal columns: what studyloom returns instead of a DataFrame without pandas.
-
-    Args:
-        cells: the cells of each row, in the order of the columns; None for a missing value.
-    """
-
-    columns: tuple[str, ...]
-    cells: tuple[tuple[Any, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self._row(cells) for cells in self.cells[index]]
-        return self._row(self.cells[index])
-
-    def _row(self, cells: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self.columns, cells, strict=True))
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Returns a dict for each row."""
-        return [self._row(cells) for cells in self.cells]
-
-    def _repr_html_(self) -> str:
-        """The rows as a table in a notebook; cells are shown as text, never as HTML."""
-        more = len(self.cells) - SHOWN
-        note = f"<p>and {more} more</p>" if more > 0 else ""
-        return html_table(self.columns, self.cells[:SHOWN]) + note
-
-
-def trial_rows(stored: StoredStudy) -> Rows:
-    """Returns a row for each trial of a study, by number.
-
-    The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
-    hyperparameters as params.NAME, standard_error (of the value, over several jobs), started,
-    seconds, epochs, worker, baseline, proposed_by, failure and reason. If trials have several
-    values, a column values.NAME for each replaces value.
-    """
-    trials, objectives = stored.trials(), stored.objectives
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    values = (
-        ["value"]
-        if len(objectives) == 1
-        else [f"values.{objective.name}" for objective in objectives]
-    )
-    columns = ("number", "state", *values, *map(column_of, names))
-    columns += ("standard_error", "started", "seconds", "epochs", "worker", "baseline")
-    columns += ("proposed_by", "failure", "reason")
-    cells = (
-        (
-            record.trial.number,
-            record.outcome,
-            *(record.trial.values or [None] * len(objectives)),
-            *(record.trial.params.get(name) for name in names),
-            record.standard_error,
-            record.trial.datetime_start,
-            record.seconds,
-            record.epoch_count,
-            record.worker,
-            record.is_baseline,
-            record.proposer(),
-            record.failure,
-            record.reason,
-        )
-        for record in map(TrialRecord, trials)
-    )
-    return Rows(columns, tuple(cells))
-
-
-def column_of(name: str) -> str:
-    """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
-    return f"params.{name.removeprefix('params.')}"
-
-
-def curve_rows(stored: StoredStudy) -> Rows:
-    """Returns a row for each epoch of each trial: trial, epoch, value, train_loss, valid_loss.
-
-    Then come the further quantities of a loop, which has these losses only if it calls them so. A
-    trial that runs has only the values that it reported.
-    """
-    trials = stored.trials()
-    names = tuple(dict.fromkeys([*CURVES, *quantities(trials)]))
-    rows = (
-        (trial.number, epoch.get("number"), *(epoch.get(name) for name in names))
-        for trial in trials
-        for epoch in TrialRecord(trial).epochs()
-    )
-    return Rows(("trial", "epoch", *names), tuple(rows))
-
-
-def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Returns the quantities of each epoch without the value, in the order of the first."""
-    names = (name for trial in trials for name in TrialRecord(trial).curve)
-    return [name for name in dict.fromkeys(names) if name not in COLUMNS]
-
-
-def as_csv(rows: Rows) -> str:
-    """Formats rows as CSV below their columns; times in ISO 8601, missing values empty.
-
-    No cell is a formula to a spreadsheet.
-    """
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(map(without_formula, rows.columns))
-    writer.writerows([without_formula(_plain(cell)) for cell in cells] for cells in rows.cells)
-    return written.getvalue()
-
-
-def as_json(rows: Rows) -> str:
-    """Formats rows as a JSON list, an object on each line; numbers that are not finite as null."""
-    objects = [{name: _json_value(cell) for name, cell in row.items()} for row in rows.to_dicts()]
-    lines = ",\n".join(json.dumps(each, allow_nan=False, default=str) for each in objects)
-    return f"[{lines}]\n"
-
-
-def _plain(cell: Any) -> Any:
-    return cell.isoformat() if isinstance(cell, datetime) else cell
-
-
-def _json_value(cell: Any) -> Any:
-    cell = _plain(cell)
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -178,7 +178,7 @@ class LivePage:
         self.app = app
         self.reader = ProgressReader(stored)
         self.token = ""  # without a token no request is accepted, and the report has no buttons
-        if run_dir is not None and is_own(run_dir) and stored.ours:
+        if run_dir is not None and is_own(run_dir) and stored.is_studylooms:
             self.token = secrets.token_urlsafe()
         self.parts = ReportParts()
         self.sections: list[Section] = []

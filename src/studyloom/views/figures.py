@@ -21,8 +21,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
-from studyloom.storage.stored_study import StoredStudy, quantities, value_of
+from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
+from studyloom.storage.trial_tables import quantities
 from studyloom.text import (
     format_cost,
     format_duration,

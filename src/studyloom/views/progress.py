@@ -28,7 +28,7 @@ from studyloom.storage.stored_study import (
     REEVALUATION,
     SEARCH,
     StoredStudy,
-    open_beside,
+    open_in_same_database,
     value_of,
 )
 from studyloom.storage.trial_record import TrialRecord
@@ -423,7 +423,9 @@ class ProgressReader:
         last = stages[-1].snapshot
         if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
-        hours = sum_hours(trial for stored in studies.values() for trial in stored.worked_on())
+        hours = sum_hours(
+            trial for stored in studies.values() for trial in stored.trials_of_workers()
+        )
         works = [Work()]
         for stage in stages:
             works.append(work_of(stage, trials.get(stage.title, ()), works[-1]))
@@ -455,7 +457,7 @@ class ProgressReader:
             own = record and record.stage_of(self.stored.name, title)
             if own is None or not f"{name} ".startswith(f"{own} "):
                 continue  # it belongs to another budget
-            if name not in self._beside and (stored := open_beside(self.stored, name)):
+            if name not in self._beside and (stored := open_in_same_database(self.stored, name)):
                 self._beside[name] = stored
             if name in self._beside:
                 yield title, self._beside[name]

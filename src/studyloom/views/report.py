@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial
 
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import BASELINE
-from studyloom.storage.failures import NO_REASON, count_failures, resumed_words
-from studyloom.storage.stored_study import StoredStudy, column_of, trial_rows
+from studyloom.storage import attributes, trial_tables
+from studyloom.storage.failures import NO_REASON, count_failures, describe_resumption
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
 from studyloom.text import (
     format_duration,
@@ -48,7 +48,7 @@ class SampledStudy(StoredStudy):
 
     shown: tuple[FrozenTrial, ...] = ()
 
-    def trials(self, whole: bool = False) -> list[FrozenTrial]:
+    def trials(self, *, all_attributes: bool = False) -> list[FrozenTrial]:
         return [*self.shown]
 
 
@@ -84,7 +84,8 @@ def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
 def trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
     """Returns the trials of the search, and the trainings of the later stages."""
     read = stored.storage.get_all_trials
-    later = (read(study._study_id, deepcopy=False) for study, _ in stored.later_stages())
+    studies = [stage.study for stage in stored.later_stages()]
+    later = (read(study._study_id, deepcopy=False) for study in studies)
     return [*stored.trials(), *itertools.chain.from_iterable(later)]
 
 
@@ -349,13 +350,13 @@ def trials_section(
         found: the importances, or a sentence that says why there are none.
         run_dir: where the trials' logs are, if known.
     """
-    rows = trial_rows(stored)
+    rows = trial_tables.trial_rows(stored)
     if not rows:
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
     shares = found if isinstance(found, dict) else {}
-    known = {column_of(name): -share for name, share in shares.items()}
+    known = {trial_tables.column_of(name): -share for name, share in shares.items()}
     asked.sort(key=lambda name: (known.get(name, 0.0), columns[name].count(None)))
     ranked = asked[:MOST_COLUMNS]
     values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
@@ -366,7 +367,11 @@ def trials_section(
     logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
     table = []
     for row, trial in enumerate(columns["number"]):
-        marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
+        marks = {
+            "winner": trial == won,
+            "best": trial == best,
+            attributes.BASELINE: columns[attributes.BASELINE][row],
+        }
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
         state = shown_state(trials[trial], snapshot.alive)
@@ -453,7 +458,7 @@ def ending(trial: FrozenTrial, alive: Collection[int] | None = None) -> str:
     if record.reused is not None:
         sentence += f" It was not trained: its result is that of {record.reused}."
     if resumed := record.resumed:
-        sentence += f" T{resumed_words(trial.number, resumed, record.streams)[1:]}."
+        sentence += f" T{describe_resumption(trial.number, resumed, record.streams)[1:]}."
     return sentence
 
 

@@ -110,17 +110,16 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         StorageError: the database cannot be read.
     """
     held_before = stored.ledger.held()
-    trials = stored.trials(whole=True)
+    trials = stored.trials(all_attributes=True)
     ended = {trial._trial_id for trial in trials if trial.state.is_finished()}
     held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended]
     # The trial of a slot that is claimed or released between the reads is not interrupted.
     living = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    foreign, aside = stored.uncounted()
     rule, costs = stored.rule(), tuple(objective.name for objective in stored.objectives[1:])
     slots = _as_slots(trials)
     alive = None
-    if stored.ours:
+    if stored.is_studylooms:
         alive = frozenset(trial.number for trial in trials if trial._trial_id in living)
         slots = _count_slots(stored, len(held), len(ended))
     return Snapshot(
@@ -136,8 +135,8 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         rule=str(rule)
         if costs or rule.conditions or rule.objective.name != stored.metric
         else None,
-        foreign=len(foreign),
-        aside=len(aside),
+        foreign=len(stored.external_trials()),
+        aside=len(stored.set_aside_trials()),
         forecast=read_forecast(stored),
         trials=trials,
         alive=alive,

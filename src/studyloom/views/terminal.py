@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.processes import discard_output
-from studyloom.storage.failures import FailureCount, count_failures, resumed_words
+from studyloom.storage.failures import FailureCount, count_failures, describe_resumption
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.storage.trial_record import TrialRecord, describe_state
 from studyloom.storage.urls import parse_url, without_password
@@ -481,7 +481,7 @@ class Resumptions:
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
                 streams = _streams_of(progress.trials[title], event["trial"])
-                words = f"{stage}{resumed_words(event['trial'], resumed, streams)}"
+                words = f"{stage}{describe_resumption(event['trial'], resumed, streams)}"
                 say(self.console, words)
 
     def _show_streams(self, progress: Progress) -> None:

@@ -15,14 +15,14 @@ from studyloom.errors import DefinitionError
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
 from studyloom.storage.command_record import StoredCommand, store_stage
-from studyloom.storage.opening import create_beside, differences
+from studyloom.storage.opening import create_in_same_database, differences
 from studyloom.storage.stored_study import (
     ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
     StageName,
     StoredStudy,
-    open_beside,
+    open_in_same_database,
 )
 from studyloom.winner.ablation import Defaults, Names
 from studyloom.winner.candidates import Candidates, CandidateTrainings, Origin
@@ -80,7 +80,7 @@ class PlannedStage:
     def find(self) -> CandidateStage | None:
         """Returns the stage with its stored study; None if no worker has begun it."""
         for name in self.names:
-            stored = open_beside(self.study.stored, name)
+            stored = open_in_same_database(self.study.stored, name)
             if stored is None:
                 return None
             if not differences(stored.definition() or {}, self.identity):
@@ -99,7 +99,9 @@ class PlannedStage:
 
     def _create(self, name: str) -> StoredStudy:
         objectives = [self.study.definition.metric]
-        return create_beside(self.study.stored, name, self.identity, self.trials, objectives)
+        return create_in_same_database(
+            self.study.stored, name, self.identity, self.trials, objectives
+        )
 
     def _stored_in(self, stored: StoredStudy) -> CandidateStage:
         folder = self.study.run_dir / "winner" if self.keeps else None

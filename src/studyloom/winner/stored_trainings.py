@@ -22,7 +22,7 @@ from studyloom.storage.stored_study import (
     FINAL_TRAINING,
     REEVALUATION,
     StoredStudy,
-    open_beside,
+    open_in_same_database,
 )
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
@@ -131,9 +131,10 @@ def earlier_stages(
     Args:
         definition: of the stage; all of it must be the same but its candidates and seeds.
     """
-    for study, parsed in search.later_stages():
-        if parsed is not None and parsed.title == title and study.study_name != name:
-            stage = open_beside(search, study.study_name)
+    for later in search.later_stages():
+        study_name = later.study.study_name
+        if later.name is not None and later.name.title == title and study_name != name:
+            stage = open_in_same_database(search, study_name)
             if stage is not None and _conditions(stage.definition()) == _conditions(definition):
                 yield stage
 

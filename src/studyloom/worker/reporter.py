@@ -31,7 +31,7 @@ from studyloom.storage.attributes import (
     RUNGS,
     STREAMS,
 )
-from studyloom.storage.failures import resumed_words
+from studyloom.storage.failures import describe_resumption
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.slots import SlotQueue
@@ -214,7 +214,7 @@ class Reporter:
             resumed["files"] = True
         trial.set_user_attr(RESUMED, resumed)
         streams = trial.user_attrs.get(STREAMS, ())
-        log.info("%s", resumed_words(trial.number, resumed, streams))
+        log.info("%s", describe_resumption(trial.number, resumed, streams))
         self._outbox.send(PendingReport())
 
     def _epoch_of_checkpoint(self) -> int | None:

@@ -252,7 +252,7 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
     ledger = stored.ledger
 
     def store(connection: Connection) -> bool:
-        if stored.ours:
+        if stored.is_studylooms:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
         (present,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
         if present == "stop" and request != "stop":

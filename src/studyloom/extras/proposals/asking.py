@@ -18,8 +18,9 @@ from studyloom.decisions.extrapolation import extrapolate
 from studyloom.extras.proposals.queue import count_free_slots, count_proposed, propose, why_closed
 from studyloom.extras.proposals.stored_space import StoredSpace, json_schema, read_space
 from studyloom.space.outline import outline
-from studyloom.storage.stored_study import StoredStudy, trial_rows
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
+from studyloom.storage.trial_tables import trial_rows
 from studyloom.text import one_line
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import make_console
