@@ -112,7 +112,7 @@ class Asleep(Bare):
             began.took["start"].append(time.perf_counter() - began.claimed)
         return Sleep(point, self.nap)
 
-    def sampler(self, number: int, *, again: bool = False) -> optuna.samplers.BaseSampler:
+    def sampler(self, number: int, *, redraws: bool = False) -> optuna.samplers.BaseSampler:
         if self.kind == "tpe":
             return super().sampler(number)
         return optuna.samplers.RandomSampler(seed=number)

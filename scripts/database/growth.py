@@ -39,7 +39,7 @@ print(time.perf_counter() - began)
 class AtRandom(Bare):
     """The definition of six numbers without what a sampler and a pruner make of other trials."""
 
-    def sampler(self, number: int, *, again: bool = False) -> optuna.samplers.BaseSampler:
+    def sampler(self, number: int, *, redraws: bool = False) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=number)
 
     def pruner(self) -> optuna.pruners.BasePruner:

@@ -64,7 +64,7 @@ class Bare:
         job = Job(Tiny, sgd, lambda _: 1.0, loss, train, valid, 10, 4, number)
         return NetworkObjective(Training([job], data.split))
 
-    def sampler(self, number: int, *, again: bool = False) -> optuna.samplers.BaseSampler:
+    def sampler(self, number: int, *, redraws: bool = False) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return optuna.samplers.TPESampler(

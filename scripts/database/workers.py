@@ -52,7 +52,7 @@ NAP, NAPS = 0.5, 12
 class Asleep(Bare):
     """Trials that sleep for half a second."""
 
-    def sampler(self, number: int, *, again: bool = False) -> optuna.samplers.BaseSampler:
+    def sampler(self, number: int, *, redraws: bool = False) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=number)
 
     def pruner(self) -> optuna.pruners.BasePruner:

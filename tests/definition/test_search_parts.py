@@ -64,7 +64,7 @@ class InContext(RandomSampler):
 
 def test_a_sampler_gets_what_its_parameters_name_of_its_study_and_its_section():
     definition = own(InContext, "study.deterministic=true", "+sampler.scale=2.0")
-    sampler = Strategy(definition).sampler(3, again=True)
+    sampler = Strategy(definition).sampler(3, redraws=True)
     assert sampler.context == SamplerContext(
         definition.space, definition.baseline, redraws=True, deterministic=True
     )

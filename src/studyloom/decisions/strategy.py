@@ -64,8 +64,8 @@ class Strategy:
     began: int | None = None
     auto_sampler: str | None = None
 
-    def sampler(self, number: int, *, again: bool = False) -> BaseSampler:
-        """Makes the sampler of a trial, seeded for it; `again` if its configuration is redrawn.
+    def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
+        """Makes the sampler of a trial, seeded for it; `redraws` if its configuration was refused.
 
         Its class may have the parameters `seed` and `context`, see `SamplerContext`. A `seed` in
         its section replaces the study's. Either is combined with the trial's number: with one seed
@@ -89,7 +89,7 @@ class Strategy:
             space=definition.space,
             baseline=definition.baseline,
             objectives=len(definition.objectives),
-            redraws=again,
+            redraws=redraws,
             deterministic=definition.config.study.deterministic,
             auto_sampler=self.auto_sampler,
         )

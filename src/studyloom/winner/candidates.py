@@ -291,7 +291,7 @@ class CandidateTrainings:
         """Returns nothing: the grid is the same in every process."""
         return ()
 
-    def sampler(self, number: int, *, again: bool = False) -> GridSampler:
+    def sampler(self, number: int, *, redraws: bool = False) -> GridSampler:
         return GridSampler(SamplerContext(self.space))
 
     def pruner(self) -> BasePruner:

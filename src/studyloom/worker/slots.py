@@ -229,7 +229,7 @@ class SlotQueue:
                 if redraws > REDRAWS and not self._draw_by_chance(held, redraws, taken):
                     return None
                 seed = derive(held.trial.number, redraws)
-                held.trial = self._make_trial(held.claim, trial_id, seed, again=True)
+                held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
 
     def _try_to_store(
         self, held: HeldTrial, point: Point, taken: set[PointKey], *, must_differ: bool
@@ -279,17 +279,17 @@ class SlotQueue:
         return True
 
     def _make_trial(
-        self, claim: Claim, trial_id: int, seed: int, *, again: bool = False
+        self, claim: Claim, trial_id: int, seed: int, *, redraws: bool = False
     ) -> optuna.Trial:
         """Makes the Optuna trial of the trial in the buffer.
 
         Args:
             seed: The seed of its sampler, with the seed of the study.
-            again: Whether an earlier configuration was not accepted.
+            redraws: Whether an earlier configuration was not accepted.
         """
         strategy = self.stage.strategy
         if "sampler" not in strategy.keeps_state:
-            self.stored.optuna.sampler = strategy.sampler(seed, again=again)
+            self.stored.optuna.sampler = strategy.sampler(seed, redraws=redraws)
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until `tell` ends a trial, and a paused one is not ended.
         study = copy.copy(self.stored.optuna)

@@ -33,26 +33,48 @@ class TrialSource(Protocol):
     """A source of trials: a Definition, or the trainings of a later stage."""
 
     @property
-    def space(self) -> Space: ...
+    def space(self) -> Space:
+        """The search space, or the grid of a later stage's trainings."""
+
     @property
-    def baseline(self) -> Point | None: ...
+    def baseline(self) -> Point | None:
+        """The configuration of the first trial; None without a baseline."""
+
     @property
-    def seed(self) -> int: ...
-    def provenance_sections(self, point: Point) -> dict[str, Any] | None: ...
-    def trains_on(self, data: TrainingData) -> torch.device: ...
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]: ...
+    def seed(self) -> int:
+        """The seed of the study."""
+
+    def provenance_sections(self, point: Point) -> dict[str, Any] | None:
+        """Returns the sections of the config that are stored with a trial; None for none."""
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        """Returns the device of a training."""
+
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+        """Measures what a configuration costs before it is trained, for limits."""
+
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt
-    ) -> Objective: ...
+    ) -> Objective:
+        """Makes the training of a trial.
+
+        Args:
+            number: of the trial, from which its seed follows.
+        """
 
 
 class TrialStrategy(Protocol):
     """Chooses the configurations of a worker's trials, and stops the weak ones."""
 
     @property
-    def keeps_state(self) -> tuple[str, ...]: ...
-    def sampler(self, number: int, *, again: bool = False) -> BaseSampler: ...
-    def pruner(self) -> BasePruner: ...
+    def keeps_state(self) -> tuple[str, ...]:
+        """Which of `sampler` and `pruner` is one object for all trials."""
+
+    def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
+        """Makes the sampler of a trial; `redraws` if its configuration was refused."""
+
+    def pruner(self) -> BasePruner:
+        """Makes the pruner of a worker."""
 
 
 @dataclass(frozen=True)
