@@ -1,4 +1,4 @@
-"""What the section `data` of a config names: a source of examples."""
+"""The base class of data sources, which the section `data` of a config names."""
 
 from abc import ABC, abstractmethod
 
@@ -21,7 +21,7 @@ class DataSource(ABC):
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test set, as far as is known without loading it."""
+        """True if there is a test set, as far as is known without loading it."""
         return True
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """The data of a study definition: its source, training set and folds, shared between workers.
 
-A command keeps a large training set in an unnamed file, and its workers map it: they share
-one copy. Nothing of it is left once the last process ends, however that happens. What a process
-writes to its tensors becomes that process's own. Outside Linux no process can open such a file of
-another one: each worker loads its own copy.
+A command stores a large training set in a file without a name, and its workers map the file into
+memory, so that they share one copy. The file disappears when the last of these processes ends, even
+if it is killed. If a process writes to the tensors, only its own copy changes. Outside Linux no
+process can open such a file of another one: each worker loads its own copy.
 """
 
 import logging
@@ -23,71 +23,103 @@ from studyloom.data.split import Folds, Split, Tokens
 from studyloom.environment import SHARED
 from studyloom.processes import LINUX, descriptor_path
 
-# Bytes from which on a part is shared. To load 64 MB again takes a worker 0.05 s.
+# The bytes of a training set from which on it is shared. A worker loads 64 MB in 0.05 s.
 LARGE = 64 * 2**20
 
-# What PyTorch raises for a full disk, a file that is gone, or values that it does not read.
+# The errors that PyTorch raises for a full disk, a file that is gone, or values it does not read.
 FAILURES = (OSError, RuntimeError, UnpicklingError)
 
 log = logging.getLogger(__name__)
 
-_held: dict[str, int] = {}  # what this process shares: the key of the data, and its file
+# The file that this process shares: its descriptor, by the key of the data. It has at most one.
+_shared_files: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data that networks are trained and validated on; empty if the objective is a function."""
+    """The data on which networks are trained and validated; empty if a loop loads its own.
 
-    source: DataSource | None = None  # what the config names under `data`, such as `Table`
-    split: Part | None = None  # its training set
+    Args:
+        source: the source that the section `data` names, such as a `Table`.
+        split: its training set.
+        folds: the folds of the training set.
+    """
+
+    source: DataSource | None = None
+    split: Part | None = None
     folds: Folds = ()
 
     @property
     def digest(self) -> str:
-        return "" if self.split is None else self.split.digest
+        """The string that identifies the training set; "" if there is none."""
+        if self.split is None:
+            return ""
+        return self.split.digest
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
         """The shape of the inputs and the number of outputs, as networks take them."""
-        split = self.split
-        return {} if split is None else {"shape": split.shape, "outputs": split.outputs}
+        if self.split is None:
+            return {}
+        return {"shape": self.split.shape, "outputs": self.split.outputs}
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu") if self.split is None else self.split.device
+        """The device of the training set."""
+        if self.split is None:
+            return torch.device("cpu")
+        return self.split.device
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test set, as far as is known without loading it."""
+        """True if there is a test set, as far as is known without loading it."""
         return self.source is not None and self.source.has_test
 
     def test(self) -> Part:
+        """Loads the test set."""
         assert self.source is not None
         return self.source.test()
 
-    def shared(self, key: str) -> "TrainingData":
-        return self if self.split is None else replace(self, split=share(self.split, key))
+    def share(self, key: str) -> "TrainingData":
+        """Returns a copy whose training set is shared with workers, if it is large enough.
+
+        Args:
+            key: identifies the data; a worker finds the training set by it.
+        """
+        if self.split is None:
+            return self
+        return replace(self, split=share_split(self.split, key))
 
     def to(self, device: torch.device) -> "TrainingData":
-        return self if self.split is None else replace(self, split=self.split.to(device))
+        """Returns a copy whose training set is on a device."""
+        if self.split is None:
+            return self
+        return replace(self, split=self.split.to(device))
 
 
-def share(split: Part, key: str) -> Part:
-    """Shares a large training set with the workers of this process; returns it mapped from a file.
+def share_split(split: Part, key: str) -> Part:
+    """Shares a large training set with the workers of this process.
 
-    A small one, one already in a file, or one too large for the temporary folder is unchanged.
+    Args:
+        split: the training set.
+        key: identifies the data; a worker finds the training set by it.
+
+    Returns:
+        The training set, mapped from a file. It is unchanged if it is small, mapped already, or too
+        large for the temporary folder.
     """
     if not LINUX or type(split) is not Split or split.mapped or split.device.type != "cpu":
         return split
     tensors = (split.inputs, split.targets, *split.references.values())
-    if (size := sum(tensor.nbytes for tensor in tensors)) < LARGE:
+    size = sum(tensor.nbytes for tensor in tensors)
+    if size < LARGE:
         return split
     try:
         with tempfile.TemporaryFile(prefix="studyloom-") as file:
             torch.save(replace(split, mapped=True), file)
             file.flush()
-            shared = _open(descriptor_path(file.fileno()))
-            descriptor = os.dup(file.fileno())
+            shared = _map_split(descriptor_path(file.fileno()))
+            descriptor = os.dup(file.fileno())  # keeps the file when `file` is closed
     except FAILURES as error:
         log.warning(
             "the training set (%.1f GB) is not shared between workers; each loads it: %s",
@@ -95,30 +127,38 @@ def share(split: Part, key: str) -> Part:
             error,
         )
         return split
-    _held[key] = descriptor
+    _shared_files[key] = descriptor
     return shared
 
 
 def load_shared(train: Callable[[], Part], key: str) -> Part:
-    """Returns the training set that the launcher has shared under the same key; else loads it."""
-    while _held:
-        os.close(_held.popitem()[1])
-    # Removed, since a worker may run another study, of other data.
-    known, _, place = (SHARED.take() or "").partition(":")
-    if place and known == key:
-        with suppress(*FAILURES):  # its launcher has ended
-            return _open(place)
+    """Returns the training set that the launcher shares, or else loads it.
+
+    Args:
+        train: loads the training set.
+        key: identifies the data. A training set that is shared under another key belongs to another
+            study, which this worker has run before.
+    """
+    while _shared_files:
+        _, descriptor = _shared_files.popitem()
+        os.close(descriptor)
+    # The variable is removed: what this worker starts may run another study.
+    shared_key, _, path = (SHARED.take() or "").partition(":")
+    if path and shared_key == key:
+        with suppress(*FAILURES):  # the launcher has ended, and its file is gone
+            return _map_split(path)
     return train()
 
 
 def shared_variables() -> dict[str, str]:
-    """Returns the variables by which a worker of this process finds the part that it has shared."""
-    for key, descriptor in _held.items():
+    """Returns the environment variables by which a worker finds the shared training set."""
+    for key, descriptor in _shared_files.items():
         return {SHARED.name: f"{key}:{descriptor_path(descriptor)}"}
     return {}
 
 
-def _open(place: str) -> Split:
+def _map_split(path: str) -> Split:
+    """Loads a split from a file, into which its tensors are mapped."""
     with torch.serialization.safe_globals([Split, Tokens]):
-        split: Split = torch.load(place, mmap=True, weights_only=True)
+        split: Split = torch.load(path, mmap=True, weights_only=True)
     return split

@@ -55,7 +55,7 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
     seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
     folds = split.folds(cfg.objective.folds, source.validation, seed)
     data = TrainingData(source, split, folds)
-    return data.shared(key) if shared else data
+    return data.share(key) if shared else data
 
 
 def build_source(section: DictConfig) -> DataSource:
