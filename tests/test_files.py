@@ -25,7 +25,7 @@ from studyloom.files import (
 )
 from studyloom.processes import host_id
 from studyloom.training.checkpoint import Checkpoint
-from studyloom.user_code.importing import pickled
+from studyloom.user_code import pickled
 from studyloom.user_code.pickled import passed_on
 
 # Writes half of a file, reports so, and waits to be killed.

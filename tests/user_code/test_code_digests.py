@@ -15,8 +15,8 @@ from commands import ROOT, environment
 
 from studyloom.errors import ConfigError, DefinitionError
 from studyloom.storage.opening import check_definition
-from studyloom.user_code.digests import code_digests, digest_of_source, main_globals
-from studyloom.user_code.importing import pickled
+from studyloom.user_code import pickled
+from studyloom.user_code.digests import compute_code_digests, digest_source, find_main_globals
 from studyloom.user_code.pickled import passed_on
 
 NET = '''"""A network."""
@@ -36,7 +36,7 @@ half = 0.5
 
 
 def same(source):
-    return digest_of_source(source.encode()) == digest_of_source(NET.encode())
+    return digest_source(source.encode()) == digest_source(NET.encode())
 
 
 def test_what_may_change_a_result_changes_the_digest_and_nothing_else_does():
@@ -57,7 +57,7 @@ def own(tmp_path, monkeypatch):
             (tmp_path / f"{name}.py").write_text(source)
         for name in ("own_net", "own_base", "own_wrapped"):
             sys.modules.pop(name, None)
-        return code_digests(sections)
+        return compute_code_digests(sections)
 
     yield digests
     for name in ("own_net", "own_base", "own_wrapped"):
@@ -106,12 +106,12 @@ def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, 
     base.write_text("def load(part): return part")
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"own_net\.py has changed since .*reload") as caught:
-            code_digests(sections)
+            compute_code_digests(sections)
         assert [mistake.split()[0] for mistake in caught.value.errors] == [base.name, source.name]
     importlib.reload(sys.modules["own_base"])
     importlib.reload(sys.modules["own_net"])
     assert sys.modules["own_net"].half == 0.0625
-    changed = code_digests(sections)
+    changed = compute_code_digests(sections)
     assert all(changed[key] != digests[key] for key in digests)
 
 
@@ -164,7 +164,7 @@ def of_cells(monkeypatch):
             lines = cell.splitlines(keepends=True)
             monkeypatch.setitem(linecache.cache, name, (len(cell), None, lines, name))
             exec(compile(cell, name, "exec"), vars(main))
-        found = code_digests(LOOP_OF_MAIN)
+        found = compute_code_digests(LOOP_OF_MAIN)
         return {key.removeprefix("code.__main__."): each for key, each in found.items()}
 
     return digests
@@ -194,7 +194,7 @@ def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_
 def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells, monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {})
     of_cells(CELL)
-    used = main_globals(["__main__.train"])
+    used = find_main_globals(["__main__.train"])
     with (
         pytest.raises(ConfigError, match=r"^lock: cannot be given to worker processes: cannot pi"),
         passed_on(["__main__.train"], {}, used),
@@ -207,8 +207,8 @@ def test_the_digests_of_a_notebook_are_the_same_in_each_process(of_cells, tmp_pa
     (tmp_path / "cells.json").write_text(json.dumps([names]))
     code = (
         "import kernel; kernel.run_cells('cells.json')\n"
-        "from studyloom.user_code.digests import code_digests\n"
-        f"print(code_digests({LOOP_OF_MAIN!r}))"
+        "from studyloom.user_code.digests import compute_code_digests\n"
+        f"print(compute_code_digests({LOOP_OF_MAIN!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -16,8 +16,9 @@ from commands import environment
 import studyloom
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
-from studyloom.user_code.digests import code_digests
-from studyloom.user_code.importing import find_member, pickled, seeding_imports
+from studyloom.user_code import pickled
+from studyloom.user_code.digests import compute_code_digests
+from studyloom.user_code.importing import find_member, seeding_imports
 from studyloom.user_code.pickled import LIGHT, can_pass_on, passed_on, passed_to_child, receive
 
 DRAWS = """
@@ -71,7 +72,7 @@ def test_a_module_that_ends_its_process_when_it_is_imported_is_named(write, caps
     with pytest.raises(ConfigError, match=words + rf"that parses the command line; {GUARD}"):
         find_member("demands.args")
     assert "required: epochs" in capsys.readouterr().err
-    assert code_digests({"model": {"_target_": "demands.args"}}) == {}
+    assert compute_code_digests({"model": {"_target_": "demands.args"}}) == {}
 
 
 def test_a_module_that_searches_when_it_is_imported_is_named_and_starts_no_worker(write, tmp_path):

@@ -12,7 +12,7 @@ from studyloom.commands.outputs import Outputs, take_environment
 from studyloom.commands.search import StudyReporting
 from studyloom.errors import ConfigError
 from studyloom.text import error_text
-from studyloom.user_code.digests import CODE, main_globals, targets
+from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import note_script
 from studyloom.user_code.pickled import MAIN, OWN, passed_on
 from studyloom.winner.read_evaluation import WinnerStages
@@ -46,7 +46,7 @@ class CallReporting(StudyReporting):
                 "have"
             )
         digests = digests_of_program(prepared) if names else {}
-        used = main_globals(names) if names else ()
+        used = find_main_globals(names) if names else ()
         self.ending.enter_context(passed_on(names, known=digests, used=used, needed=needed))
 
     @contextmanager
@@ -67,7 +67,7 @@ def needs_process(config: DictConfig, prepared: Prepared) -> bool:
 def names_of_program(config: DictConfig) -> list[str]:
     """Returns the names in a config that only this program defines."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    return [name for name in dict.fromkeys(targets(plain)) if name.startswith(OWN)]
+    return [name for name in dict.fromkeys(find_targets(plain)) if name.startswith(OWN)]
 
 
 def digests_of_program(prepared: Prepared) -> dict[str, str]:

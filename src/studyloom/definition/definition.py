@@ -33,7 +33,7 @@ from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
 from studyloom.space.tree import ListNode, Point, Space, SuggestedSpace, ValueNode
 from studyloom.training.job import Job
-from studyloom.user_code.digests import code_digests, sources_of_main
+from studyloom.user_code.digests import compute_code_digests, read_main_sources
 
 # The sections whose objects are made for each trial.
 OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
@@ -300,11 +300,11 @@ class Definition:
     def code(self) -> dict[str, str]:
         """The digest of each of the user's modules that the definition names."""
         configs = [self.config, *(branch.config for branch in self.branches)]
-        return code_digests([plain_sections(config, *SECTIONS) for config in configs])
+        return compute_code_digests([plain_sections(config, *SECTIONS) for config in configs])
 
     def script_sources(self) -> dict[str, str]:
         """Returns the source of what a notebook or script defines, by the name in the config."""
-        return sources_of_main(plain_sections(self.config, *SECTIONS))
+        return read_main_sources(plain_sections(self.config, *SECTIONS))
 
     @functools.cached_property
     def branches(self) -> list[Branch]:

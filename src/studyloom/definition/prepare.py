@@ -18,7 +18,7 @@ from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.validation import CheckedStrategy, check_sections, validate
 from studyloom.errors import ConfigError, DataError
 from studyloom.seeds import derive
-from studyloom.user_code.digests import digest_of_source
+from studyloom.user_code.digests import digest_source
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
     if cfg.winner.enabled and kind.is_tested(cfg) and not source.has_test:
         raise DataError(NO_TEST)
     # The training set follows from its section.
-    key = digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
+    key = digest_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
     split = load_shared(source.train, key)
     split.check()
     seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed

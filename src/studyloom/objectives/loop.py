@@ -45,7 +45,7 @@ from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
-from studyloom.user_code.digests import place_of
+from studyloom.user_code.digests import describe_place
 
 # The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
 REFUSED = {
@@ -287,7 +287,7 @@ class Loop:
         except (Exception, SystemExit) as error:
             raise NoWinner(
                 f"objective.test={self.config.objective.test}: {describe_error(error)}"
-                f"{place_of(error)}; fix it, and repeat the command with "
+                f"{describe_place(error)}; fix it, and repeat the command with "
                 "study.accept_code_change=true, which keeps the search"
             ) from error
         finally:

@@ -34,7 +34,7 @@ from studyloom.storage.slot_table import check_table
 from studyloom.storage.stored_study import StoredStudy, open_in_same_database, owner_of
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.user_code.digests import CODE, DATA, code_of, name_of_source
+from studyloom.user_code.digests import CODE, DATA, describe_source, select_code_digests
 from studyloom.user_code.pickled import MAIN
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
@@ -62,7 +62,9 @@ def check_definition(
         )
     accepted = dict(was)
     if accept_code_change:
-        accepted = {key: was[key] for key in was.keys() - code_of(was)} | code_of(now)
+        accepted = {
+            key: was[key] for key in was.keys() - select_code_digests(was)
+        } | select_code_digests(now)
     if changes := differences(accepted, now):
         raise _another_definition(name, changes)
     return accepted
@@ -123,7 +125,7 @@ def name_of_change(change: str) -> str:
     key, _, values = change.partition(": ")
     if DATA in values:
         return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
-    return name_of_source(key)
+    return describe_source(key)
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
@@ -290,7 +292,7 @@ def _take_up(
             stored.optuna.set_metric_names([objective.name for objective in objectives])
     stored.reconcile(trials)
     if accepted != was:
-        change = code_of(was or {}).items() ^ code_of(accepted).items()
+        change = select_code_digests(was or {}).items() ^ select_code_digests(accepted).items()
         changed = sorted({key for key, _ in change})
         changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
         stored.optuna.set_user_attr(CODE_CHANGES, changes)

@@ -36,7 +36,7 @@ from studyloom.storage.retry import Retry
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import mask_passwords, one_line
-from studyloom.user_code.digests import code_of
+from studyloom.user_code.digests import select_code_digests
 
 CONSTRAINTS = "objective.constraints."  # how the keys of constraints begin in a study definition
 SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
@@ -311,7 +311,7 @@ class StoredStudy:
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's code with which the study now runs."""
-        return code_of(self.definition() or {})
+        return select_code_digests(self.definition() or {})
 
     def definition(self) -> dict[str, Any] | None:
         """Returns the study definition, by config key; None for a study of another program."""

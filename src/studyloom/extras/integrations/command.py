@@ -27,7 +27,7 @@ from studyloom.objectives.user_functions import Adapter
 from studyloom.processes import running_process_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
-from studyloom.user_code.digests import CODE, digest_of_source
+from studyloom.user_code.digests import CODE, digest_source
 from studyloom.worker.local import visible_gpus
 from studyloom.worker.supervisor import WorkerExit
 
@@ -194,7 +194,7 @@ class Command(Adapter):
         digests = {}
         for path in self._named_files():
             content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
-            digests[f"{CODE}{path.relative_to(here)}"] = digest_of_source(content)
+            digests[f"{CODE}{path.relative_to(here)}"] = digest_source(content)
         return digests
 
     def _named_files(self) -> Iterator[Path]:

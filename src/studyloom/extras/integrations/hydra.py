@@ -17,7 +17,7 @@ from studyloom.objectives.loop_run import Run
 from studyloom.objectives.user_functions import ConfiguredAdapter
 from studyloom.space.tree import Space
 from studyloom.text import nearest
-from studyloom.user_code.digests import code_digests
+from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member
 
 
@@ -61,7 +61,7 @@ class Hydra(ConfiguredAdapter):
 
     def code(self) -> dict[str, str]:
         """Returns the digest of the module of the function."""
-        return code_digests([{"_target_": self.call}])
+        return compute_code_digests([{"_target_": self.call}])
 
     def composed(self) -> DictConfig:
         """Returns the config of the application, whose keys the space names."""

@@ -22,7 +22,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value, one_line, plural
 from studyloom.training.steps import on_threads
-from studyloom.user_code.digests import code_digests
+from studyloom.user_code.digests import compute_code_digests
 from studyloom.worker.failure_causes import explain
 from studyloom.worker.provenance import Provenance, current_environment
 from studyloom.worker.stopping import Stop
@@ -103,7 +103,7 @@ def _count_threads(provenance: Provenance) -> int:
 
 def find_code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
     """Returns a line for each change since the study began of the code that a trial names."""
-    digests = code_digests(provenance.config)
+    digests = compute_code_digests(provenance.config)
     stored_digests = {}
     for key, digest in stored.code().items():
         if key in digests:
