@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from toys import ask, compose, toy_split
 
 from studies import CONF
-from studyloom.config.values import with_values
 from studyloom.data.split import make_folds
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
@@ -44,8 +43,8 @@ def asking(composed):
     def ask_with(*searches: str, **values: object) -> Definition:
         cfg, composer = composed
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(searches)))
-        cfg = with_values(
-            cfg, {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
+        cfg = cfg.with_values(
+            {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
         )
         return NetworkDefinition.from_config(cfg, replace(composer, _cache={}))
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import toys
-from omegaconf import OmegaConf
 from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.data import DataSource
@@ -80,7 +79,9 @@ def stages_of(definition, url, run_dir, trials, **settings):
 
 
 def open_stages(stored, definition, data, url, run_dir, trials, **settings):
-    config = OmegaConf.merge(definition.config, {"winner": settings})
+    config = definition.config.with_values(
+        {f"winner.{name}": value for name, value in settings.items()}
+    )
     definition = replace(definition, config=config)
     strategy = Strategy(definition)
     prepared = Prepared(definition, strategy, None, data, url, run_dir, WarmStarts())
@@ -164,7 +165,7 @@ def evaluate_winner(stages, test, command, **more):
 def train_plainly(stage, candidate, seed):
     """Trains a candidate without any objective of ours; returns the value and what is kept."""
     trainings = stage.source
-    if trainings.definition.config.objective["_target_"] is None:
+    if trainings.definition.config.objective._target_ is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
@@ -172,7 +173,7 @@ def train_plainly(stage, candidate, seed):
     context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
-        value = toys.train(trainings.definition.at(trainings.candidates[candidate]), run)
+        value = toys.train(trainings.definition.at(trainings.candidates[candidate]).for_user(), run)
     return value, run.states()
 
 

@@ -49,7 +49,7 @@ def test_no_piece_of_clothing_is_in_two_parts(parts):
 
 
 def test_no_fold_divides_a_piece_of_clothing(parts):
-    source = build(ask("data.validation=300", name="reviews").config.data)
+    source = build(ask("data.validation=300", name="reviews").config["data"], "data")
     split = source.train()
     what = np.array(parts[0].clothing)
     for count, seed in ((1, 5), (4, 0)):

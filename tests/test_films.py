@@ -94,7 +94,7 @@ def test_a_few_epochs_of_the_study_beat_the_mean(folder):
     definition = ask(f"data.root={folder}", "data.test_size=100", "data.validation=90",
                    "model.kind=history", "train.epochs=6", "train.batch_size=32",
                    name="ratings")  # fmt: skip
-    source = build(definition.config.data)
+    source = build(definition.config["data"], "data")
     split = source.train()
     value = value_after(definition, split, split.folds(1, source.validation, 0))
     assert value < float(split.targets.std()) - 0.1
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_named_with_what_brings_it_anew(folder):
 
 @pytest.mark.nightly
 def test_both_parts_of_the_study_begin_with_a_second_of_their_own():
-    source = build(ask(name="ratings").config.data)
+    source = build(ask(name="ratings").config["data"], "data")
     try:
         data = tables(films.folder_of(source.root))
     except ValueError as error:

@@ -22,7 +22,9 @@ def test_both_parts_of_a_pair_are_of_one_digit_and_no_image_is_in_two_pairs(part
 
 
 def test_no_speaker_is_in_two_parts(parts):
-    source = build(ask("data.train.test_speaker=theo", name="seen_and_heard").config.data)
+    source = build(
+        ask("data.train.test_speaker=theo", name="seen_and_heard").config["data"], "data"
+    )
     split = source.train()
     who, tested = (np.array(part.speakers) for part in parts)
     assert "theo" not in who

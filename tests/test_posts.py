@@ -80,7 +80,7 @@ def test_the_vocabulary_is_of_the_training_part_alone(folder):
 def test_a_few_epochs_of_the_study_learn_the_groups(folder):
     quick = ("model.vocabulary=100", "train.epochs=5", "train.batch_size=8", "data.validation=12")
     definition = ask(f"data.root={folder}", *quick, name="newsgroups")
-    source = build(definition.config.data)
+    source = build(definition.config["data"], "data")
     split = source.train()
     assert split.names == tuple(sorted(TOPICS))
     assert value_after(definition, split, split.folds(1, source.validation, 0)) > 0.9

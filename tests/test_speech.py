@@ -20,7 +20,9 @@ def test_the_embedded_recordings_never_change():
 
 def test_no_speaker_is_in_two_parts():
     tested = "george"
-    source = build(ask(f"data.train.test_speaker={tested}", name="digits_spoken").config.data)
+    source = build(
+        ask(f"data.train.test_speaker={tested}", name="digits_spoken").config["data"], "data"
+    )
     train, test = source.train(), source.test()
     assert (len(train), len(test), train.outputs, train.shape) == (2500, 500, 10, (1, 24, 32))
     assert {*Spoken("test", tested).speakers} == {tested}

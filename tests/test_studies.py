@@ -12,7 +12,6 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from PIL import Image
@@ -22,6 +21,7 @@ from studies import CONF, characters, clothes, images, pairs, speech
 from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.sources import ASSET, Embedded, read_csv
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
@@ -59,7 +59,7 @@ def options(*groups: str):
 
 
 @functools.cache
-def composed(number: int) -> tuple[DictConfig, Composer]:
+def composed(number: int) -> tuple[StudyConfig, Composer]:
     """The main study with one option of each group and no space; `number` says which options."""
     chosen = {group: names[number % len(names)] for group, names in OPTIONS.items()}
     chosen |= {"space": "none"}
@@ -67,7 +67,7 @@ def composed(number: int) -> tuple[DictConfig, Composer]:
     return compose(*(f"{group}={name}" for group, name in chosen.items() if group in known))
 
 
-def composed_with(group: str, option: str) -> tuple[DictConfig, Composer]:
+def composed_with(group: str, option: str) -> tuple[StudyConfig, Composer]:
     """A composed study with an option; tests share it, since composing takes 70 ms."""
     return composed(OPTIONS[group].index(option))
 
@@ -84,7 +84,9 @@ def test_every_option_composes():
             cfg, composer = composed_with(group, option)
             assert composer.choices[group] == option
             assert group in cfg
-    assert {*compose("track=[" + ",".join(OPTIONS["track"]) + "]")[0].track} == {*OPTIONS["track"]}
+    assert {*compose("track=[" + ",".join(OPTIONS["track"]) + "]")[0]["track"]} == {
+        *OPTIONS["track"]
+    }
     for option in OPTIONS["space"]:
         name = option if option in PAGES else "mnist"
         assert bool(ask(f"space={option}", name=name).space.nodes) == (option != "none")
@@ -117,7 +119,7 @@ def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
 def test_every_launcher_builds():
     kinds = {"local": Local, "join": Join, "ray": Ray, "slurm": Slurm}
     for option in OPTIONS["launcher"]:
-        launcher = build(composed_with("launcher", option)[0].launcher)
+        launcher = build(composed_with("launcher", option)[0]["launcher"], "launcher")
         assert isinstance(launcher, kinds[option])
 
 
@@ -126,7 +128,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
     url = compose(f"{group}={option}")[0].storage.url
     assert (url is None) == (option == "postgres")
     monkeypatch.setenv("STUDYLOOM_STORAGE", "postgresql://user@host/name")
-    url = compose(f"{group}={option}")[0].storage.url
+    url = compose(f"{group}={option}", folder=Path(CONF))[0].storage.url
     if option == "embedded_postgres":  # below the run directory, whatever the environment says
         assert folder_of(url) == Path("runs/mnist/postgres").absolute()
     else:
@@ -138,7 +140,7 @@ def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     page = option if option in PAGES else "mnist"
     definition, split = ask(f"{group}={option}", name=page), IMAGES
     if page not in ("mnist", "fashion"):  # the data of the others come with the package
-        source = build(definition.config.data)
+        source = build(definition.config["data"], "data")
         split = source.train()
         count = definition.config.objective.folds
         folds = split.folds(count, source.validation, 0)
@@ -166,7 +168,7 @@ def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_p
     np.savez(tmp_path / "mnist5k.npz", **few)
     monkeypatch.setattr(files, "ASSETS", tmp_path)
     monkeypatch.chdir(tmp_path)
-    source = build(ask("data.validation=10", name="photos").config.data)
+    source = build(ask("data.validation=10", name="photos").config["data"], "data")
     train, test = source.train(), source.test()
     (folder,) = tmp_path.rglob("train")
     paths = sorted(folder.rglob("*.png"))

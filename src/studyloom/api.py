@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
@@ -29,7 +28,8 @@ from studyloom.winner.result import Result, from_document
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
 
-    from studyloom.config.main import Invocation
+    from studyloom.config.main import Invocation, Source
+    from studyloom.config.study_config import StudyConfig
     from studyloom.winner.predictor import Prediction, Predictor, WinnerFiles
     from studyloom.worker.task import Command
 
@@ -409,7 +409,7 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
 
 
 def run_from_python(
-    source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
+    source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
     """Runs a study for `studyloom.run` outside of a study module."""
     from studyloom.config.main import invocation_of
@@ -429,7 +429,7 @@ def _run(
 
     began = time.monotonic()
 
-    def conduct(cfg: DictConfig, arguments: tuple[str, ...]) -> Study:
+    def conduct(cfg: "StudyConfig", arguments: tuple[str, ...]) -> Study:
         # Not the time since the process began, which for a notebook may be days.
         program = invocation.program
         kind = "cell" if "ipykernel" in sys.modules else "call"
@@ -575,7 +575,7 @@ def _names(value: Any) -> list[Any]:
     return [*value] if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
-def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
+def _conduct(cfg: "StudyConfig", command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
     """Runs the study of a config in this process, unless its launcher starts workers."""
     from studyloom.commands.run_call import run_call
 

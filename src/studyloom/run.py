@@ -12,14 +12,11 @@ from studyloom.error_display import wants_tracebacks
 from studyloom.errors import StudyloomError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from studyloom.api import Study
+    from studyloom.config.main import Source
 
 
-def run(
-    source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
-) -> "Study":
+def run(source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False) -> "Study":
     """Runs or resumes the study of a study module or YAML config: search, winner and report.
 
         study = run("studies/mnist.py", ["study.trials=50", "launcher.workers=4"])
@@ -60,8 +57,9 @@ def run(
     if active() is not None and not isinstance(source, str | Path):
         with importing_torch():
             from studyloom.commands.run_study import command_process
+            from studyloom.config.study_config import StudyConfig
 
-        command_process(source).run()
+        command_process(StudyConfig.of(source)).run()
     with importing_optuna():
         from studyloom.api import run_from_python
 

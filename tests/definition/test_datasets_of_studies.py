@@ -1,7 +1,6 @@
 """Questions about Datasets: what is tried before the first trial, and what is part of them."""
 
 import toys
-from omegaconf import OmegaConf
 from toys import LOOP, Never, ask, validate_search
 
 from studyloom.definition.prepare import load_data
@@ -18,11 +17,10 @@ NORMED = ("~model", "+model={_target_: drawn.Normed}")
 def definition(*overrides, **data):
     base = ("space=none", "train.batch_size=9", "train.epochs=1", "pruner=none")
     asked = ask(*base, *overrides)
-    OmegaConf.set_struct(asked.config, False)
     section = {key: value for key, value in (DATA | data).items() if value is not None}
-    OmegaConf.update(asked.config, "data", section, merge=False)
-    asked.composer.keep(asked.config)
-    return type(asked)(asked.config, asked.composer, asked.space)
+    config = asked.config.with_values({"data": section})
+    asked.composer.keep(config)
+    return type(asked)(config, asked.composer, asked.space)
 
 
 def errors(*overrides, **data):

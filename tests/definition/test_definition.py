@@ -72,10 +72,11 @@ def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_a
         )
     )
     cfg = main.at(point)
-    assert cfg.model._target_ == "studyloom.models.CNN"
-    assert (cfg.model.channels, cfg.optimizer.momentum, cfg.train.batch_size) == (32, 0.99, 256)
+    assert cfg["model"]["_target_"] == "studyloom.models.CNN"
+    assert (cfg["model"]["channels"], cfg["optimizer"]["momentum"]) == (32, 0.99)
+    assert cfg.train.batch_size == 256
     assert main.config.train.batch_size == 64
-    assert main.at(main.baseline).model == main.config.model
+    assert main.at(main.baseline)["model"] == main.config["model"]
 
 
 def test_the_budget_is_as_asked_unless_there_are_fewer_points():

@@ -252,4 +252,4 @@ class NoSource:
 def test_data_that_are_no_source_are_refused_with_its_name():
     config = definition_of("~data", "+data={_target_: test_parts.NoSource}").config
     with pytest.raises(ConfigError, match="must be a subclass of studyloom"):
-        build_source(config.data)
+        build_source(config["data"])

@@ -1,15 +1,18 @@
 """The question as a whole is checked before trial 0: each mistake is named, with the way out."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from torch import nn
 from toys import LOOP, TINY, TWO, ask, compose, toy_folds, toy_split, validate_search
 
 from studies import CONF
 from studyloom.config.scaffold import write_study
+from studyloom.config.values import flatten
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
@@ -214,7 +217,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     validate_search(definition, TrainingData(None, IMAGES, folds))
     chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
     cfg = definition.at(definition.space.walk(lambda parameter: chosen[parameter.name]))
-    assert cfg.model.block == {"kind": "residual", "depth": 3}
+    assert cfg["model"]["block"] == {"kind": "residual", "depth": 3}
     assert definition.identity("x")["model/block=residual.depth"] == 2
     outside = ask(*NONE, search.replace("[1,3]", "[3,4]"), folder=folder)
     assert "model.block.depth=2 is outside its range [3, 4]" in only_error(outside, folds)
@@ -356,7 +359,9 @@ def section_errors(overrides):
     sections = ("study.", "storage.", "train.", "checkpoints.", "pruner.")
     plain = [override for override in overrides if override.startswith(sections)]
     definition = ask(*(override for override in overrides if override not in plain))
-    definition.config.merge_with_dotlist(plain)
+    changes = OmegaConf.to_container(OmegaConf.from_dotlist(plain))
+    config = definition.config.with_values(dict(flatten(changes) if changes else ()))
+    definition = replace(definition, config=config)
     return [*check_sections(definition, Strategy(definition))]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from reevaluated import SPLIT
 from toys import Never, Signal, compose, validate_search
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.data import Embedded
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
@@ -206,8 +206,7 @@ def test_a_loop_is_told_that_nothing_uses_the_test_set(ask):
 
 def test_a_config_without_data_names_none():
     """As that of a trial to be replayed."""
-    config = OmegaConf.create({"objective": {"_target_": "x"}})
-    OmegaConf.set_struct(config, value=True)
+    config = StudyConfig.of_trial({"objective": {"_target_": "x"}})
     assert not names_data(config)
 
 

@@ -7,10 +7,10 @@ from statistics import fmean, stdev
 import optuna
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import Never
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.errors import Stopped, UndefinedMetric
 from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
@@ -59,7 +59,7 @@ def forgetful(config, run):
 
 
 def objective_of(function, seeds=(5,), objectives=OBJECTIVES, limits=None, **loop):
-    config = OmegaConf.create({"params": {}})
+    config = StudyConfig({"params": {}}, {"params": {}}, ())
     limits = parse_limits(limits, None)
     jobs = [LoopJob(fold, seed) for fold, seed in enumerate(seeds)]
     return LoopObjective(Loop(function, config, objectives, limits, **loop), jobs)

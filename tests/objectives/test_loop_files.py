@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toys import Never
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import LoopJob
@@ -47,7 +47,7 @@ def train(config, run, every=1, count=EPOCHS):
 
 
 def objective(folder, function=train):
-    loop = Loop(function, OmegaConf.create({}), [ObjectiveValue("sum", "maximize")])
+    loop = Loop(function, StudyConfig({}, {}, ()), [ObjectiveValue("sum", "maximize")])
     attempt = Attempt(1, "search", folder)
     return LoopObjective(loop, [LoopJob(0, 7)], trial=3, attempt=attempt)
 

@@ -303,7 +303,7 @@ def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
 def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
     definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
     validate_search(definition, TrainingData())
-    assert definition.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
+    assert definition.config["params"] == {"width": 32, "lr": 1e-3, "depth": 3}
     assert definition.identity("")["params.width"] == 32
     stored = work(definition, sqlite_url, None, 2)
     trials = stored.trials()
@@ -363,7 +363,7 @@ def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has
         "+space.params.widths={list:{int:[4,8]},length:{int:[1,3]}}",
     )
     params = {"hidden": [16], "drops": [0.1], "widths": [6, 6]}
-    assert ask(by_lists, *space, "+params.widths=[6,6]").config.params == params
+    assert ask(by_lists, *space, "+params.widths=[6,6]").config["params"] == params
     for overrides, problem in {
         (): "params.widths=[99] is outside its range [4, 8]",
         ("+params.widths=[6,6]", "+params.hidden=[4,8]"): "[0.1] is not as long as params.hidden",

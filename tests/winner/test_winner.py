@@ -326,7 +326,7 @@ def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(eval
     stages, result, uses = evaluated
     assert uses == 1
     winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
-    images, model = test_part(), toys.build(winner, SPLIT.as_dataset())
+    images, model = test_part(), toys.build(winner.for_user(), SPLIT.as_dataset())
     model.load_state_dict(
         flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
     )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,9 +49,10 @@ class Broken(torch.nn.Module):
 @pytest.fixture
 def broken(monkeypatch):
     """A function that returns a question, whose networks fail with the given errors in turn."""
-    definition = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
-    definition.config.model = {"_target_": "test_failures.Broken"}
-    monkeypatch.setattr(Definition, "at", lambda self, point: definition.config)
+    asked = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
+    config = asked.config.with_values({"model": {"_target_": "test_failures.Broken"}})
+    definition = replace(asked, config=config)
+    monkeypatch.setattr(Definition, "at", lambda self, point: self.config)
 
     def fails_with(*errors):
         monkeypatch.setattr(Broken, "errors", list(errors))
@@ -150,8 +152,9 @@ def test_the_same_error_in_a_row_stops_the_study_and_different_ones_do_not(sqlit
 def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monkeypatch):
     """Half of the range diverges. TPE learns that, and goes there less often than chance would."""
     definition = broken()
-    definition.config.sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
-    definition.config.study.baseline = False
+    sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
+    config = definition.config.with_values({"sampler": sampler, "study.baseline": False})
+    definition = replace(definition, config=config)
     tried = []
 
     def diverge_above(self, stopping):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from commands import BARE, QUICK, ROOT, start, study, study_here
 from live_processes import command_of, linux, processes_of, until
-from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
@@ -269,12 +269,12 @@ class MyLocal(Local):
 )
 def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
     section = target and {"_target_": target}
-    found = launcher_class(OmegaConf.create({"launcher": section}))
+    found = launcher_class(StudyConfig({}, {"launcher": section}, ()))
     assert (found is not None and found.may_fork) == may_fork
 
 
 def test_a_launcher_is_a_subclass_of_launcher():
-    config = OmegaConf.create({"launcher": {"_target_": "collections.Counter"}})
+    config = StudyConfig({}, {"launcher": {"_target_": "collections.Counter"}}, ())
     with pytest.raises(ConfigError, match=r"collections\.Counter: must be a subclass of study"):
         build_launcher(config)
 

@@ -5,7 +5,6 @@ import pytest
 from toy_worker import SPLIT, fresh, work
 from toys import TINY, Signal, ask, toy_folds
 
-from studyloom.config.values import with_values
 from studyloom.objectives.jobs import build_jobs
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR
@@ -23,7 +22,7 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
     stored = fresh(sqlite_url, definition, 2)
     work(definition, stored, 2, folds=FIVE)
     for trial in stored.trials():
-        cfg = with_values(definition.config, trial.params)
+        cfg = definition.config.with_values(trial.params)
         ends = []
         for job in build_jobs(cfg, FIVE, derive(definition.config.study.seed, trial.number)):
             *_, (last,) = Training([job], SPLIT)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig
 
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs
 from studyloom.commands.recording import begin_recording, find_no_winner
+from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
 from studyloom.storage.opening import check_definition
@@ -80,7 +80,7 @@ class WinnerReporting(Reporting):
 
 
 def choose_winner(
-    config: DictConfig, console: terminal.SafeConsole, *, repeat: bool = True
+    config: StudyConfig, console: terminal.SafeConsole, *, repeat: bool = True
 ) -> tuple[str, Any]:
     """Chooses and tests the winner of a search that has ended.
 
@@ -104,7 +104,7 @@ def choose_winner(
 
 
 @contextmanager
-def open_ended(config: DictConfig, stop: Stop) -> Iterator[OpenStudy]:
+def open_ended(config: StudyConfig, stop: Stop) -> Iterator[OpenStudy]:
     """Opens the config's study, whose search must have ended, and closes it afterwards.
 
     Raises:

@@ -3,13 +3,13 @@
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
 
 from studyloom.commands.outputs import Outputs, take_environment
 from studyloom.commands.search import StudyReporting
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import as_yaml
 from studyloom.errors import ConfigError
 from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
@@ -31,7 +31,7 @@ class CallReporting(StudyReporting):
     """
 
     def __init__(
-        self, command: Command, outputs: Outputs, config: DictConfig, ending: ExitStack
+        self, command: Command, outputs: Outputs, config: StudyConfig, ending: ExitStack
     ) -> None:
         super().__init__(command, outputs)
         self.config, self.ending = config, ending
@@ -51,23 +51,22 @@ class CallReporting(StudyReporting):
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
-        if f": {MAIN}" in OmegaConf.to_yaml(self.config):
+        if f": {MAIN}" in as_yaml(self.config.written):
             note_script(study.run_dir)
         with super().attached(study):
             yield
 
 
-def needs_process(config: DictConfig, prepared: Prepared) -> bool:
+def needs_process(config: StudyConfig, prepared: Prepared) -> bool:
     """Whether there will be another process; else there is one only if this one loses its GPU."""
     launcher = prepared.launcher
     # With a time limit for trials, or several GPUs, a single worker is a process too.
     return launcher.count(2) > 1 or launcher.gpus > 1 or config.study.trial_timeout is not None
 
 
-def names_of_program(config: DictConfig) -> list[str]:
+def names_of_program(config: StudyConfig) -> list[str]:
     """Returns the names in a config that only this program defines."""
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    return [name for name in dict.fromkeys(find_targets(plain)) if name.startswith(OWN)]
+    return [name for name in dict.fromkeys(find_targets(config.written)) if name.startswith(OWN)]
 
 
 def digests_of_program(prepared: Prepared) -> dict[str, str]:
@@ -78,7 +77,7 @@ def digests_of_program(prepared: Prepared) -> dict[str, str]:
 
 
 def run_call(
-    config: DictConfig, command: Command, *, quiet: bool, notes: Sequence[str]
+    config: StudyConfig, command: Command, *, quiet: bool, notes: Sequence[str]
 ) -> OpenStudy:
     """Runs the study of a call from Python, and returns it, closed.
 

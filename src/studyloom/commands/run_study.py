@@ -6,10 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from omegaconf import DictConfig
-
 from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
 from studyloom.commands.search import StudyReporting, TrackingReporting
+from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
 from studyloom.winner.read_evaluation import WinnerStages
 from studyloom.worker.forks import can_fork
@@ -18,7 +17,7 @@ from studyloom.worker.process import StudyProcess, run_worker
 from studyloom.worker.task import Command
 
 
-def command_process(config: DictConfig, command: Command | None = None) -> StudyProcess:
+def command_process(config: StudyConfig, command: Command | None = None) -> StudyProcess:
     """Returns this process as the command of a study, see `studyloom.run.run`, or its worker."""
     command = command or Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
@@ -32,7 +31,7 @@ def command_process(config: DictConfig, command: Command | None = None) -> Study
     return StudyProcess(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
 
 
-def work(config: DictConfig, command: Command, line: Line) -> NoReturn:
+def work(config: StudyConfig, command: Command, line: Line) -> NoReturn:
     """Works in this process on all stages of a study, as a worker that a launcher has started."""
     prepare_logging(logging.INFO)
     run_worker(config, command, line, TrackingReporting(), WinnerStages())

@@ -2,12 +2,11 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs, prepare_logging
@@ -29,11 +28,11 @@ from studyloom.worker.task import Command, Task
 class TrackingReporting(ProcessReporting):
     """Reports the trials of a search to the trackers of its config, as a worker does."""
 
-    def make_callbacks(self, config: DictConfig) -> Sequence[TrialCallback]:
-        if not config.track:
+    def make_callbacks(self, config: Mapping[str, Any]) -> Sequence[TrialCallback]:
+        if not config["track"]:
             return ()
         tracking = load_plugin("tracking")
-        return (tracking(config.track, Path(config.run_dir)),)
+        return (tracking(config["track"], Path(config["run_dir"])),)
 
 
 class StudyReporting(TrackingReporting):

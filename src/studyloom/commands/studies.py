@@ -7,13 +7,10 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from studyloom.commands.options import JSON, argument, command, print_json
 from studyloom.files import ASSETS
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -98,16 +95,18 @@ def run(arguments: argparse.Namespace) -> None:
     invocation = invocation_of(arguments.source)
     sys.argv[1:] = arguments.overrides
 
-    def task(cfg: "DictConfig") -> None:
+    def task(cfg: Any) -> None:
         from studyloom.processes import importing_torch
 
         with importing_torch():  # it takes seconds, and `starting` is printed before
             from studyloom.commands.run_study import command_process
+            from studyloom.config.study_config import StudyConfig
             from studyloom.worker.task import Command
 
         # The arguments as hydra_main left them.
         program = ("-m", "studyloom", "run", arguments.source)
-        command_process(cfg, Command(program, tuple(sys.argv[1:]))).run()
+        command = Command(program, tuple(sys.argv[1:]))
+        command_process(StudyConfig.of(cfg), command).run()
 
     source = arguments.source
     task.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"

@@ -7,34 +7,49 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING
 
 from studyloom.config.trust import check_section
-from studyloom.config.values import describe_error
+from studyloom.config.values import copy_value, describe_error, node_at
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError, Interrupted, messages_of, refuse
 from studyloom.text import nearest
 from studyloom.user_code.importing import ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
 
-Section = DictConfig | Mapping[str, Any]
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them
 
 
-def plain(section: Section) -> dict[str, Any]:
-    """Returns a section as plain values, with interpolations resolved."""
-    if not isinstance(section, DictConfig):
-        return dict(section)
-    values: Any = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
-    return dict(values)
+def plain(section: Any, key: str) -> dict[str, Any]:
+    """Returns a copy of a section.
+
+    Raises:
+        ConfigError: the section, or a value in it, is missing or cannot be resolved.
+    """
+    _check_given(section, key)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{key} must be a section; got {section}")
+    values: dict[str, Any] = copy_value(dict(section), key)
+    return values
 
 
-def find_target(section: Section, key: str = "") -> Any:
+def _check_given(value: Any, key: str) -> None:
+    """Raises ConfigError if a value, or one within it, is `???`."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_given(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_given(inner, f"{key}[{place}]")
+    elif isinstance(value, str) and value == MISSING:
+        raise ConfigError(f"Missing mandatory value: {key}")
+
+
+def find_target(section: Any, key: str) -> Any:
     """Returns the class or function that a section names by `_target_`; see `build`."""
-    if isinstance(section, DictConfig):
-        key = key or section._get_full_key(None)
+    _check_given(section, key)
     check_section(key, section)
-    if "_target_" not in section:
+    if not isinstance(section, Mapping) or "_target_" not in section:
         raise ConfigError(f"{key} must have a _target_, the dotted name of a class or function")
     name = section["_target_"]
     try:
@@ -51,7 +66,7 @@ def find_target(section: Section, key: str = "") -> Any:
     return target
 
 
-def build(section: Section, key: str = "", **offered: Any) -> Any:
+def build(section: Any, key: str, **offered: Any) -> Any:
     """Calls a section's `_target_` with the section's other keys as arguments.
 
     Sections within it are built first, as Hydra's `instantiate` does, which takes 3 ms for each.
@@ -59,7 +74,7 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
     which build them when called. With `_partial_: true` the result is a function of the rest.
 
     Args:
-        key: of a plain section, for errors.
+        key: of the section, for errors.
         offered: further arguments, passed on if the target has a parameter of that name and the
             section has no value for it.
 
@@ -69,11 +84,9 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
     return call_target(find_target(section, key), section, key, **offered)
 
 
-def call_target(target: Any, section: Section, key: str = "", **offered: Any) -> Any:
+def call_target(target: Any, section: Any, key: str, **offered: Any) -> Any:
     """Calls a target with the keys of a section that has named it, or one like it; see `build`."""
-    if isinstance(section, DictConfig):
-        key = key or section._get_full_key(None)
-    values = plain(section)
+    values = plain(section, key)
     accepted = inspect.signature(target).parameters if offered else ()
     arguments = {
         name: value for name, value in offered.items() if name in accepted and name not in values
@@ -98,19 +111,19 @@ def call_target(target: Any, section: Section, key: str = "", **offered: Any) ->
 ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 
 
-def section_of(config: DictConfig, key: str) -> DictConfig | None:
+def section_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
     """Returns the section with a target that a key is an argument of; None if there is none.
 
     Keys of `params` are arguments of the custom training loop.
     """
     above = key.rpartition(".")[0]
-    section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
-    if not isinstance(section, DictConfig) or section.get("_target_") is None:
+    section = node_at(config, re.sub(r"^params\b", "objective", above))
+    if not isinstance(section, Mapping) or section.get("_target_") is None:
         return None
     return section
 
 
-def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
+def argument(config: Mapping[str, Any], key: str) -> inspect.Parameter | None:
     """Returns the parameter of a section's target that a missing key would set.
 
     Returns:
@@ -122,7 +135,7 @@ def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
         return None
     name = key.rpartition(".")[2]
     try:
-        known = inspect.signature(find_target(section)).parameters
+        known = inspect.signature(find_target(section, key)).parameters
     except Exception:  # a user's module may raise anything
         return ANY
     any_name = (each for each in known.values() if each.kind is each.VAR_KEYWORD)

@@ -48,6 +48,7 @@ from studyloom.config.overrides import (
     study_help,
 )
 from studyloom.config.schema import Config, unknown_keys
+from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import TrustRules, in_force
 from studyloom.config.values import flatten
 from studyloom.environment import EVENTS, JSON, NOTIFY, TRACEBACKS, WORKER
@@ -59,6 +60,7 @@ from studyloom.user_code.importing import end_import, importing_module, seeding_
 
 T = TypeVar("T")
 Task = Callable[[DictConfig], None]
+Source = str | Path | DictConfig  # what names a study: a module, a primary config, or a config
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 QUIET = ("study.dry_run", "hydra")
 GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
@@ -294,7 +296,9 @@ class Invocation:
     program: tuple[str, ...]
     root: Path | None = None
 
-    def call(self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], T]) -> T:
+    def call(
+        self, overrides: Sequence[str], task: Callable[[StudyConfig, tuple[str, ...]], T]
+    ) -> T:
         """Composes the config and calls a function with it, as the decorator `hydra_main` does.
 
         Hydra's state, the environment and the module path are afterwards as they were.
@@ -322,7 +326,7 @@ class Invocation:
                 if errors := errors_in(cfg):
                     raise ConfigError(errors)
                 with seeding_imports(cfg.study.seed):
-                    results.append(task(cfg, tuple(argv)))
+                    results.append(task(StudyConfig.of(cfg), tuple(argv)))
             except BaseException as error:  # past Hydra, which would print it
                 raised.append(error)
 
@@ -357,7 +361,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         )
 
 
-def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
+def invocation_of(source: Source, overrides: Sequence[str] = ()) -> Invocation:
     """Finds the study that code names: a module, a primary config, one of ours, or a DictConfig.
 
     Args:

@@ -5,7 +5,7 @@ import difflib
 import functools
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import SCHEMA, unknown_keys
-from studyloom.config.values import flatten
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import flatten, written_values
 from studyloom.environment import variables_help
 from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
 
@@ -152,12 +153,12 @@ def explain_override(
     return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
 
 
-def explain_key(path: str, config: DictConfig) -> str | None:
+def explain_key(path: str, config: Mapping[str, Any]) -> str | None:
     """Explains where a path leaves a config, with the nearest key; None if it exists."""
     node: Any = config
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, Mapping):
             return (
                 f"{path}: no such key; {'.'.join(parts[:depth])} is {as_yaml(node)} and has no "
                 f"keys; if it takes some, write +{path}=…"
@@ -172,9 +173,13 @@ def explain_key(path: str, config: DictConfig) -> str | None:
     return None
 
 
-def meant(name: str, config: DictConfig) -> str:
+def meant(name: str, config: Mapping[str, Any]) -> str:
     """Suggests the whole key of a name that was typed without its section, such as `trials`."""
-    paths = [path for path, _ in flatten(OmegaConf.to_container(config))]
+    if isinstance(config, StudyConfig):
+        written: Any = config.written
+    else:
+        written = written_values(config)
+    paths = [path for path, _ in flatten(written)]
     # The first key of a name is meant, and of epochs those of a training.
     paths.sort(key=lambda path: not path.startswith("train."))
     found = {path.rpartition(".")[2]: path for path in reversed(paths)}

@@ -6,14 +6,16 @@ if a command of this user has run in it, or the user says that it is theirs.
 
 import itertools
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from studyloom.config.trust import read_yaml
+from studyloom.config.values import value_at
 from studyloom.environment import STORAGE
 from studyloom.errors import ConfigError
 from studyloom.files import is_own, mark_own
@@ -23,16 +25,16 @@ SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
 EMBEDDED = "embedded_postgres:///"  # the URL of a server whose data lies in the run directory
 
 
-def storage_url(config: DictConfig | ListConfig) -> str | None:
+def storage_url(config: Mapping[str, Any]) -> str | None:
     """Reads the storage URL of a config from `storage.file` or, without one, `storage.url`.
 
     Raises:
-        ConfigError: the file cannot be read, is empty, or can be read by other users too.
-        InterpolationResolutionError: an environment variable of the URL is not set.
+        ConfigError: the file cannot be read, is empty, or can be read by other users too; or an
+            environment variable of the URL is not set.
     """
-    name = OmegaConf.select(config, "storage.file")
+    name = value_at(config, "storage.file")
     if name is None:
-        url = OmegaConf.select(config, "storage.url")
+        url = value_at(config, "storage.url")
         return None if url is None else str(url)
     path = Path(name).expanduser()
     try:
@@ -66,10 +68,10 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     if trusted:
         mark_own(run_dir)
     if trusted or is_own(run_dir):
-        name = OmegaConf.select(config, "study.name")
+        name = value_at(config, "study.name")
         try:
             url = storage_url(config)
-        except (InterpolationResolutionError, AttributeError):  # no variable, or no section
+        except InterpolationResolutionError:  # a variable is not set
             url = None
     else:
         url, name = _read_untrusted(run_dir, config)

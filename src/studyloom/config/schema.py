@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -215,11 +215,12 @@ SCHEMA: DictConfig = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
-def out_of_range(config: DictConfig) -> Iterator[str]:
+def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
     """Yields a line for each value outside of its range in `RANGES`; null is always allowed."""
     for (words, low, high), names in RANGES.items():
         for name in names:
-            value = OmegaConf.select(config, name)
+            section, _, key_name = name.partition(".")
+            value = config[section].get(key_name)
             if value is not None and not (low <= value <= high and value < math.inf):
                 or_null = ", or null" * (OmegaConf.select(SCHEMA, name) is None)
                 yield f"{name} must be {words}{or_null}; got {value}"

@@ -178,16 +178,14 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
         raise ConfigError(errors)
 
 
-def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
+def check_section(key: str, section: Any) -> None:
     """Checks a section before it is built, if the command has read an untrusted config.
 
     The untrusted config may set arguments of the user's code, so the whole section is checked.
     """
     rules = active()
     if rules is not None and rules.read_untrusted:
-        is_node = OmegaConf.is_config(section)
-        plain = OmegaConf.to_container(section, resolve=True) if is_node else section
-        check_targets({key: plain}, rules.trusted)
+        check_targets({key: section}, rules.trusted)
 
 
 def packages_to_trust(config: Any) -> list[str]:

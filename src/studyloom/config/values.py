@@ -1,46 +1,113 @@
-"""Reads and sets values of a config by key, and writes a config as YAML."""
+"""Reads and sets values of a config by key, and writes a config as YAML.
 
-import pickle
+The values are plain Python: mappings, lists and scalars. A key has dots, such as `model.hidden`.
+"""
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from studyloom.errors import ConfigError
 from studyloom.text import error_text, name_error, no_such_key
 
+ABSENT = object()  # what `node_at` returns for a key that is not there
 
-def has_key(config: DictConfig, key: str) -> bool:
+
+class Unresolved(str):
+    """The text of an interpolation that has no value, such as an unset variable's.
+
+    Attributes:
+        reason: why it has none.
+    """
+
+    reason = ""
+
+
+def unresolved(text: str, reason: str) -> Unresolved:
+    """Returns the text of an interpolation that has no value, with the reason."""
+    value = Unresolved(text)
+    value.reason = reason
+    return value
+
+
+def node_at(config: Mapping[str, Any], key: str) -> Any:
+    """Returns the value at a key as the config holds it; ABSENT if there is no such key."""
+    node: Any = config
+    if key == "":
+        return node
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return ABSENT
+        node = node[name]
+    return node
+
+
+def has_key(config: Mapping[str, Any], key: str) -> bool:
     """Whether a config has a key, even if its value is null."""
-    parent, _, name = key.rpartition(".")
-    node = _node_at(config, parent)
-    return isinstance(node, DictConfig) and name in node
+    node = node_at(config, key)
+    return node is not ABSENT and not _is_missing(node)
 
 
-def value_at(config: DictConfig, key: str) -> Any:
-    """Returns the value at a key as plain Python; None if there is no such key."""
-    node = _node_at(config, key)
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """Returns a copy of the value at a key; None if there is no such key.
 
-
-def _node_at(config: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(config, key) if key else config
-    except ConfigTypeError:  # the key continues below a list
+    Raises:
+        ConfigError: the value has an interpolation that cannot be resolved.
+    """
+    node = node_at(config, key)
+    if node is ABSENT or _is_missing(node):
         return None
+    return copy_value(node, key)
 
 
-def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """Copies a config and sets values by key: about 2 ms, against 70 ms for Hydra."""
-    copy: DictConfig = pickle.loads(pickle.dumps(config))  # config.copy() takes 7 ms
+def _is_missing(node: Any) -> bool:
+    return isinstance(node, str) and node == MISSING
+
+
+def copy_value(value: Any, key: str = "") -> Any:
+    """Copies the mappings and lists of a value, also those of a config that the user's code gets.
+
+    Args:
+        key: of the value, for errors.
+
+    Raises:
+        ConfigError: it has an interpolation that cannot be resolved.
+    """
+    if isinstance(value, dict):
+        return {name: copy_value(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [copy_value(inner, key) for inner in value]
+    if isinstance(value, Unresolved):
+        raise ConfigError(f"{key}: {value.reason}")
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
+
+
+def written_values(config: Any) -> Any:
+    """Returns the values of a config of OmegaConf, with interpolations unresolved."""
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config with other values at some keys; what has not changed is shared."""
+    changed = dict(config)
     for key, value in values.items():
-        OmegaConf.update(copy, key, value, merge=False, force_add=True)
-    return copy
+        *sections, name = key.split(".")
+        node = changed
+        for section in sections:
+            inner = node.get(section)
+            copy = dict(inner) if isinstance(inner, Mapping) else {}
+            node[section] = copy
+            node = copy
+        node[name] = copy_value(value, key)
+    return changed
 
 
-def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
+def plain_sections(config: Mapping[str, Any], *sections: str) -> dict[str, Any]:
     """Returns sections of a config as plain values, except missing ones and null.
 
     `objective.network`, which changes no trial's result, is left out too.

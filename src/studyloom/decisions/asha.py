@@ -174,7 +174,7 @@ class AshaPruner(BasePruner):
             )
         if not definition.resumes:
             errors.append(
-                f"objective._target_={config.objective['_target_']}: pruner=asha resumes "
+                f"objective._target_={config.objective._target_}: pruner=asha resumes "
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {fix}"
             )

@@ -73,7 +73,7 @@ class Strategy:
         configurations of 16.
         """
         definition = self.definition
-        section = plain(definition.config.sampler)
+        section = plain(definition.config["sampler"], "sampler")
         section.pop(KEEPS_STATE, None)
         target = find_target(section, "sampler")
         if target is optuna.samplers.CmaEsSampler:
@@ -110,7 +110,7 @@ class Strategy:
         known; and `began`, see `Strategy`.
         """
         definition = self.definition
-        section = plain(definition.config.pruner)
+        section = plain(definition.config["pruner"], "pruner")
         section.pop(KEEPS_STATE, None)
         with _no_warnings_of_experiments():
             pruner: BasePruner = build(
@@ -135,7 +135,7 @@ class Strategy:
         if KEEPS_STATE in section:
             return bool(section[KEEPS_STATE])
         # The class may be a user's, or Optuna's, which says nothing of it.
-        return bool(getattr(find_target(section), KEEPS_STATE, False))
+        return bool(getattr(find_target(section, name), KEEPS_STATE, False))
 
     @property
     def points(self) -> list[Point] | None:

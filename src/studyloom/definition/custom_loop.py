@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import MISSING, DictConfig, OmegaConf
 from torch.nn import functional
 
 from studyloom.config.compose import Composer
-from studyloom.config.schema import SCHEMA
-from studyloom.config.values import flatten, value_at, with_values
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import flatten, value_at, written_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
@@ -74,7 +73,7 @@ class LoopDefinition(Definition):
         return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, composer: Composer) -> Definition:
+    def from_config(cls, cfg: StudyConfig, composer: Composer) -> Definition:
         """Reads the definition from a full config; see `Definition.from_config`."""
         if (composed := compose_adapter(cfg)) is None:
             return cls._from_function(cfg, composer)
@@ -83,23 +82,23 @@ class LoopDefinition(Definition):
         return cls(cfg, composer, space)
 
     @classmethod
-    def _from_function(cls, cfg: DictConfig, composer: Composer) -> Definition:
+    def _from_function(cls, cfg: StudyConfig, composer: Composer) -> Definition:
         """Reads the definition of a function, with the parameters that its signature names."""
-        who, function = f"objective._target_={cfg.objective['_target_']}", None
+        who, function = f"objective._target_={cfg.objective._target_}", None
         with suppress(ConfigError):  # `validate` reports it
-            function = UserFunction(build_function(cfg.objective))
+            function = UserFunction(build_function(cfg["objective"]))
         if function is None or function.takes_config:
             return super().from_config(cfg, composer)
         if function.takes_trial:
             if value_at(cfg, "space"):
                 raise ConfigError(f"space: {who} suggests its own values; leave space out")
-            composer.keep(cfg := with_values(cfg, {"study.baseline": False}))
+            composer.keep(cfg := cfg.with_values({"study.baseline": False}))
             return cls(cfg, composer, SuggestedSpace())
         named, takes_any = function.params()
         defaults = {name: value for name, value in named.items() if _is_plain(value)}
         definition = super().from_config(cfg, composer)  # with the start of what is searched
         params = {**defaults, **(value_at(definition.config, PARAMS) or {})}
-        definition = replace(definition, config=with_values(definition.config, {PARAMS: params}))
+        definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
         definition.composer.keep(definition.config)
         leaves = (node.key for _, nodes in definition.space.branches() for node in nodes)
         searched = [*leaves, *(group.key for group in definition.space.groups())]
@@ -131,7 +130,7 @@ class LoopDefinition(Definition):
 
     def _resumption_notes(self) -> Iterator[str]:
         """Yields a line if a trial whose worker dies cannot resume."""
-        name = self.config.objective["_target_"]
+        name = self.config.objective._target_
         if self.suggests:
             yield (
                 f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again, "
@@ -139,7 +138,7 @@ class LoopDefinition(Definition):
                 "tested (objective.test)"
             )
             return
-        source, _ = sources_of(self.config.objective)
+        source, _ = sources_of(self.config["objective"])
         here = "run.keep(" in source and len(HANDED_ON.findall(source)) == 1
         if here and "run.epochs(" not in source:
             yield (
@@ -151,14 +150,14 @@ class LoopDefinition(Definition):
         """Yields a line if the module of an Optuna objective gives `optimize` a time limit."""
         if not self.suggests or self.config.study.timeout is not None:
             return
-        name = self.config.objective["_target_"]
-        if match := OPTUNAS_TIMEOUT.search(sources_of(self.config.objective)[1]):
+        name = self.config.objective._target_
+        if match := OPTUNAS_TIMEOUT.search(sources_of(self.config["objective"])[1]):
             yield (
                 f"the module of {name} has {match[1]} for Optuna's optimize, which is not called; "
                 f"study.{match[1]} limits the search"
             )
 
-    def at(self, point: Point) -> DictConfig:
+    def at(self, point: Point) -> StudyConfig:
         if not self.suggests:
             return super().at(point)
         if "${" in str([*point.params.values()]):  # of others, who write to the database
@@ -166,7 +165,7 @@ class LoopDefinition(Definition):
         if not point.params:  # copies would take most of a fast trial's time
             return self.config
         params = {**(value_at(self.config, PARAMS) or {}), **point.params}
-        return with_values(self.config, {PARAMS: params})
+        return self.config.with_values({PARAMS: params})
 
     @functools.cached_property
     def _sections(self) -> dict[str, Any]:
@@ -180,7 +179,7 @@ class LoopDefinition(Definition):
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
         """The objective, built from the default configuration."""
-        return build_function(self.config.objective)
+        return build_function(self.config["objective"])
 
     @property
     def adapter(self) -> Adapter:
@@ -193,7 +192,7 @@ class LoopDefinition(Definition):
 
     @property
     def epochs(self) -> int | None:
-        epochs = (self.config.params or {}).get("epochs")
+        epochs = (self.config["params"] or {}).get("epochs")
         return epochs if isinstance(epochs, int) else None
 
     @property
@@ -205,15 +204,15 @@ class LoopDefinition(Definition):
         """Whether the loop may read `config.train`: its module sets it, or its source names it."""
         if not UserFunction(self.function).takes_config:
             return False
-        if READS_TRAIN.search(sources_of(self.config.objective)[1]):
+        if READS_TRAIN.search(sources_of(self.config["objective"])[1]):
             return True
         changed = any(is_other and not typed for *_, is_other, typed in self._train_settings())
         return changed or "model" in self.composer.choices
 
     def _train_settings(self) -> Iterator[tuple[str, Any, bool, bool]]:
         """Yields each key of `train`: name, value, whether it is not the default, and was typed."""
-        train: Any = OmegaConf.to_container(self.config.train, resolve=False)
-        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+        train = self.config.written["train"]
+        default = asdict(type(self.config.train)())
         keys = {override.key for override in self.composer.overrides}
         for name, value in train.items():
             yield name, value, value != default.get(name), f"train.{name}" in keys
@@ -231,7 +230,7 @@ class LoopDefinition(Definition):
         if not isinstance(self.function, ConfiguredAdapter):
             return values
         # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
-        plain = OmegaConf.to_container(self.function.composed(), resolve=False)
+        plain = written_values(self.function.composed())
         own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
         return values | dict(own)
 
@@ -260,7 +259,7 @@ class LoopDefinition(Definition):
     def try_out(self, data: TrainingData) -> Iterator[str]:
         """Yields errors in the functions: missing ones, and wrong arguments."""
         objective = self.config.objective
-        key = f"objective._target_={objective['_target_']}"
+        key = f"objective._target_={objective._target_}"
         try:
             function = UserFunction(self.function)
             if function.takes_config and (problem := function.problem(2)):
@@ -290,20 +289,20 @@ class LoopDefinition(Definition):
         """Yields settings of the sections of networks that a loop does not read."""
         if self.reads_train:
             return
-        config: Any = OmegaConf.to_container(self.config, resolve=False)
         unread = [
             f"train.{name}={as_yaml(each)}"
             for name, each, is_other, typed in self._train_settings()
             if is_other or typed
         ]
         if not UserFunction(self.function).takes_config:  # else it may read these from its config
-            unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
+            unread += [name for name in OF_NETWORKS if value_at(self.config, name) is not None]
+        names = ", ".join(self.config["params"] or {}) or "empty"
         for each in unread:
             yield (
                 f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its "
-                f"settings are in params: {', '.join(self.config.params or {}) or 'empty'}"
+                f"settings are in params: {names}"
             )
-        if "${train.epochs}" in config["pruner"].values():
+        if "${train.epochs}" in self.config.written["pruner"].values():
             yield (
                 f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "
                 "many epochs the loop has, such as pruner.max_resource=10"
@@ -328,7 +327,7 @@ class LoopDefinition(Definition):
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called with a configuration."""
         config = self.at(point)
-        function = build_function(config.objective)
+        function = build_function(config["objective"])
         return Loop(function, config, self.objectives, self.limits, self.tested)
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:

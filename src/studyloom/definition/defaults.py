@@ -4,16 +4,15 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from omegaconf import DictConfig
-
 from studyloom.config.build import argument
-from studyloom.config.values import has_key, value_at, with_values
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import has_key, value_at
 from studyloom.space.tree import Space, find_default
 
 
 def with_defaults(
-    space: Space, typed: Collection[str], config: DictConfig, choices: Mapping[str, str]
-) -> DictConfig:
+    space: Space, typed: Collection[str], config: StudyConfig, choices: Mapping[str, str]
+) -> StudyConfig:
     """Returns a config with the values of the baseline that it lacks, or that the space gives.
 
     A key is added where the target of its section has such a parameter, whose default counts, also
@@ -46,4 +45,4 @@ def with_defaults(
         values[key] = find_default(node, declared, length_of)
     if not values:
         return config
-    return with_values(config, values)
+    return config.with_values(values)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution
 
 from studyloom.config.compose import Composer
+from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import (
     flatten,
     has_key,
     plain_sections,
     value_at,
-    with_values,
     without_transform,
 )
 from studyloom.data.datasets import find_location_keys
@@ -55,7 +54,7 @@ class Branch:
 
     choices: Mapping[str, str]
     nodes: tuple[ValueNode | ListNode, ...]
-    config: DictConfig
+    config: StudyConfig
     opened: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -91,30 +90,31 @@ class Definition:
     `NetworkDefinition` and `LoopDefinition`.
     """
 
-    config: DictConfig
+    config: StudyConfig
     composer: Composer
     space: Space
     trains_networks: ClassVar[bool]  # ourselves; False where a custom loop does
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, composer: Composer) -> "Definition":
+    def from_config(cls, cfg: StudyConfig, composer: Composer) -> "Definition":
         """Reads the definition from a full config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"), composer.options)
         typed = {override.key for override in composer.overrides}
         complete = functools.partial(with_defaults, space, typed)
-        composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
-        composer.keep(cfg)
-        return cls(cfg, composer, space)
+        composer = replace(composer, base=cfg, complete=complete)
+        config = complete(cfg, composer.choices)
+        composer.keep(config)
+        return cls(config, composer, space)
 
     # What each kind has its own of
 
     @staticmethod
-    def read_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
+    def read_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
         """Returns the objectives of a config, the metric first."""
         raise NotImplementedError
 
     @staticmethod
-    def read_limits(cfg: DictConfig) -> list[Condition]:
+    def read_limits(cfg: StudyConfig) -> list[Condition]:
         """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
         return parse_limits(value_at(cfg, "objective.constraints"))
 
@@ -197,13 +197,13 @@ class Definition:
         return self.is_tested(self.config)
 
     @classmethod
-    def is_tested(cls, cfg: DictConfig) -> bool:
+    def is_tested(cls, cfg: StudyConfig) -> bool:
         """Whether the winner of a config's study is tested: a loop's by `objective.test`."""
         return cls.trains_networks or cfg.objective.test is not None
 
-    def at(self, point: Point) -> DictConfig:
+    def at(self, point: Point) -> StudyConfig:
         """Returns the config of one configuration."""
-        return with_values(self.composer.compose(point.choices), point.values)
+        return self.composer.compose(point.choices).with_values(point.values)
 
     def sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections of a configuration's config, without the search space."""
@@ -326,13 +326,13 @@ class Definition:
                 continue
             if not self.config.study.baseline:
                 values = {key: each for key, each in point.values.items() if has_key(branch, key)}
-                branch = with_values(branch, values)
+                branch = branch.with_values(values)
             branches.append(Branch(choices, nodes, branch, point.choices))
         refuse(errors)
         return branches
 
 
-def _deciding_sections(config: DictConfig, *left_out: str) -> dict[str, Any]:
+def _deciding_sections(config: StudyConfig, *left_out: str) -> dict[str, Any]:
     """Returns the resolved sections of a config that decide the result of a trial.
 
     The folder of the data is left out, since it differs between machines, and so is how they are

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from studyloom.config.values import describe_error, value_at, with_values
+from studyloom.config.values import describe_error, value_at
 from studyloom.data.examples import Examples, Part
 from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import TrainingData
@@ -47,7 +47,7 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     for branch in definition.branches:
         for probe in branch.probes():
             try:
-                config = with_values(branch.config, probe)
+                config = branch.config.with_values(probe)
                 point = definition.space.read_default(branch.opened, partial(value_at, config))
                 if definition.space.find_breach(point.params) is not None:
                     continue

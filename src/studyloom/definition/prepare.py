@@ -2,13 +2,13 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.build import ErrorCollector, build
 from studyloom.config.compose import Composer
-from studyloom.config.values import plain_sections
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import plain_sections, value_at
 from studyloom.data.data_source import DataSource
 from studyloom.data.datasets import NO_TEST, find_random_validation
 from studyloom.data.training_data import TrainingData, load_shared
@@ -23,17 +23,17 @@ from studyloom.user_code.digests import digest_source
 log = logging.getLogger(__name__)
 
 
-def kind_of(cfg: DictConfig) -> type[Definition]:
+def kind_of(cfg: StudyConfig) -> type[Definition]:
     """Returns the class of the definition that a config describes."""
-    return NetworkDefinition if cfg.objective["_target_"] is None else LoopDefinition
+    return NetworkDefinition if cfg.objective._target_ is None else LoopDefinition
 
 
-def define(cfg: DictConfig) -> Definition:
+def define(cfg: StudyConfig) -> Definition:
     """Makes the definition of a full config; raises ConfigError for all its errors."""
     return kind_of(cfg).from_config(cfg, Composer.from_hydra())
 
 
-def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
+def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     """Loads the training set of a config, and divides it into folds.
 
     Args:
@@ -45,7 +45,7 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
     kind = kind_of(cfg)
     if not (kind.trains_networks or names_data(cfg)):
         return TrainingData()
-    source = build_source(cfg.data)
+    source = build_source(cfg["data"])
     if cfg.winner.enabled and kind.is_tested(cfg) and not source.has_test:
         raise DataError(NO_TEST)
     # The training set follows from its section.
@@ -58,9 +58,9 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
     return data.share(key) if shared else data
 
 
-def build_source(section: DictConfig) -> DataSource:
+def build_source(section: Mapping[str, Any]) -> DataSource:
     """Builds the source of a section `data`. Raises ConfigError if it is not a `DataSource`."""
-    source = build(section)
+    source = build(section, "data")
     if not isinstance(source, DataSource):
         raise ConfigError(
             f"data._target_={section['_target_']}: must be a subclass of studyloom.data.DataSource"
@@ -68,10 +68,10 @@ def build_source(section: DictConfig) -> DataSource:
     return source
 
 
-def names_data(cfg: DictConfig) -> bool:
+def names_data(cfg: StudyConfig) -> bool:
     """Whether the section `data` names a source, and is no section of the loop's own."""
-    section = OmegaConf.select(cfg, "data")  # None if it is missing, as in a provenance
-    return isinstance(section, DictConfig) and "_target_" in section
+    section = value_at(cfg, "data")  # None if it is missing, as in a provenance
+    return isinstance(section, dict) and "_target_" in section
 
 
 def preflight(

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from omegaconf import ListConfig
 from optuna.distributions import IntDistribution
 
 from studyloom.config.build import argument, section_of
@@ -90,7 +89,7 @@ def _rules(definition: Definition) -> Iterator[str]:
     config = definition.config
     study = config.study
     objective = config.objective
-    several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
+    several = isinstance(objective.metric, list) and len(objective.metric) > 1
     if study.stop not in (None, "improvement"):
         yield f"study.stop must be improvement, or null; got {study.stop}"
     elif (study.stop is None) != (study.min_improvement is None):
@@ -108,7 +107,7 @@ def _rules(definition: Definition) -> Iterator[str]:
     way_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
     if several:
         yield f"{estimates} objective.metric names more than one; {way_out}"
-    if str(config.sampler.get("_target_")).endswith(".GridSampler"):
+    if str(config["sampler"].get("_target_")).endswith(".GridSampler"):
         yield f"{estimates} sampler=grid tries each configuration of a list; {way_out}"
 
 

@@ -1,7 +1,7 @@
 """Builds the jobs of a trial's networks from the sections of its config.
 
-Each section is resolved to plain values once; the functions here take those, or an unresolved
-section. If a section cannot be built, they raise ConfigError, which lists every error in it.
+The functions here take plain sections. If one cannot be built, they raise ConfigError, which lists
+every error in it.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
 
-from studyloom.config.build import Section, build, find_target, plain
+from studyloom.config.build import build, find_target, plain
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.split import Fold
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric, ObjectiveValue
@@ -34,12 +34,13 @@ OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMar
 NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
 
 
-def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
+def build_jobs(config: StudyConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
     """Builds the jobs of a trial, one for each fold and seed, grouped by fold.
 
     The seeds of the jobs descend from that of the trial.
     """
-    train, objective, optimizer = map(plain, (config.train, config.objective, config.optimizer))
+    train = plain(config["train"], "train")
+    optimizer = plain(config["optimizer"], "optimizer")
     if not isinstance(train["loss"], dict):
         name = train["loss"]
         raise ConfigError(f"train.loss: {name!r} cannot be set here; choose it with loss={name}")
@@ -47,8 +48,8 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
         "model": network_builder(config),
         "optimizer": build_optimizer(optimizer),
         "groups": build_groups(optimizer.get(GROUPS)),
-        "schedule": build_schedule(plain(config.scheduler)),
-        "metric": build_metric(objective),
+        "schedule": build_schedule(plain(config["scheduler"], "scheduler")),
+        "metric": build_metric(config["objective"]),
     }
     # The keys of the section `train` are fields of a job.
     parts |= train | {"loss": build_loss(train["loss"])}
@@ -56,16 +57,18 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
     return [
         Job(train=training, valid=validation, seed=derive(seed, fold, repeat), **parts)
         for fold, (training, validation) in enumerate(folds)
-        for repeat in range(objective["seeds"])
+        for repeat in range(config.objective.seeds)
     ]
 
 
-def network_builder(config: DictConfig) -> Callable[..., Any]:
+def network_builder(config: StudyConfig) -> Callable[..., Any]:
     """Returns what builds the network of a config, given its shape and outputs."""
-    return functools.partial(build_network, plain(config.model))
+    return functools.partial(build_network, plain(config["model"], "model"))
 
 
-def build_network(section: Section, shape: Sequence[int] | None, outputs: int | None) -> Any:
+def build_network(
+    section: Mapping[str, Any], shape: Sequence[int] | None, outputs: int | None
+) -> Any:
     """Builds the network of a section, which may have no parameters for shape and outputs.
 
     Args:
@@ -158,9 +161,9 @@ def build_schedule(
     return TorchSchedule(target, settings, section.get(INTERVAL), section.get(RECORDED, ()))
 
 
-def steps_on_value(config: DictConfig) -> bool:
+def steps_on_value(config: StudyConfig) -> bool:
     """Whether the schedule of a config steps on the validation value, as ReduceLROnPlateau does."""
-    schedule = build_schedule(plain(config.scheduler))
+    schedule = build_schedule(plain(config["scheduler"], "scheduler"))
     return isinstance(schedule, TorchSchedule) and schedule.steps_on_value
 
 
@@ -179,9 +182,9 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
     return step
 
 
-def build_optimizer(section: Section) -> Callable[..., Any]:
+def build_optimizer(section: Mapping[str, Any]) -> Callable[..., Any]:
     """Builds the optimizer, which waits for the parameters."""
-    own = {name: value for name, value in plain(section).items() if name != GROUPS}
+    own = {name: value for name, value in plain(section, "optimizer").items() if name != GROUPS}
     accepted = inspect.signature(find_target(own, "optimizer")).parameters
     refuse(_unknown_settings("optimizer", own["_target_"], own, accepted))
     make: Callable[..., Any] = build(own, "optimizer")
@@ -216,15 +219,16 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
 # The section `objective`
 
 
-def network_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
+def network_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the metric of a network, and a cost of it that is minimized too."""
-    costs = split_metric(plain(cfg.objective))[1]
-    return build_metric(cfg.objective), *(ObjectiveValue(cost, "minimize") for cost in costs)
+    objective = cfg["objective"]
+    costs = split_metric(objective)[1]
+    return build_metric(objective), *(ObjectiveValue(cost, "minimize") for cost in costs)
 
 
-def build_metric(objective: Section) -> Metric:
+def build_metric(objective: Mapping[str, Any]) -> Metric:
     """Builds the metric of the section `objective`: one of METRICS, or a custom one."""
-    objective = plain(objective)
+    objective = plain(objective, "objective")
     named, direction = split_metric(objective)[0], objective["direction"]
     if isinstance(named, Mapping):
         metric = _own_metric(named, direction)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
 from optuna.distributions import (
     BaseDistribution,
@@ -26,7 +25,8 @@ from optuna.trial import BaseTrial
 
 from studyloom.averages import mean
 from studyloom.config.compose import isolated_hydra
-from studyloom.config.values import describe_error, keys_explained, with_values
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import describe_error, keys_explained, value_at
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import ObjectiveValue
 from studyloom.objectives.loop_run import TEST, LoopJob, Run, RunContext, UnfitState, finite
@@ -189,7 +189,7 @@ class Loop:
     """
 
     function: Callable[..., Any]
-    config: DictConfig
+    config: StudyConfig
     objectives: Sequence[ObjectiveValue]
     limits: Sequence[Condition] = ()
     keeps: bool = False
@@ -198,7 +198,7 @@ class Loop:
     @property
     def most_epochs(self) -> int | None:
         """How many epochs Hyperband compares trials by; None for any number."""
-        most = OmegaConf.select(self.config, "pruner.max_resource")
+        most = value_at(self.config, "pruner.max_resource")
         return most if isinstance(most, int) else None
 
     @property
@@ -220,11 +220,9 @@ class Loop:
         """Names that a call must report with the value: further objectives and limited costs."""
         return [*dict.fromkeys([*self.further, *self.limit_of])]
 
-    def config_of(self, seed: int) -> DictConfig:
+    def config_of(self, seed: int) -> Any:
         """Returns the config that a call with a seed gets."""
-        config = with_values(self.config, {"seed": seed})
-        OmegaConf.set_readonly(config, True)
-        return config
+        return self.config.for_user(seed=seed)
 
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; further values are costs of the run."""
@@ -442,7 +440,7 @@ class LoopObjective(Objective):
                     store=tell,
                 )
                 function = UserFunction(loop.function)
-                config = loop.config if function.takes_trial else loop.config_of(job.seed)
+                config = loop.config_of(job.seed) if function.takes_config else loop.config
                 with isolated_hydra(), keys_explained():
                     began = time.perf_counter()
                     returned = function.call(config, run, make_trial)

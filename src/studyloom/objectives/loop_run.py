@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Infeasible, UndefinedMetric
@@ -73,7 +73,10 @@ class RunContext:
 
 
 def loop_jobs(
-    config: DictConfig, data: TrainingData, seed: int, single: tuple[int, Fold | None] | None = None
+    config: StudyConfig,
+    data: TrainingData,
+    seed: int,
+    single: tuple[int, Fold | None] | None = None,
 ) -> list[LoopJob]:
     """Returns the jobs of a trial: one for each fold and seed, or a single one.
 

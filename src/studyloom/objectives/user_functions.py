@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from studyloom.config.build import Section, build, find_target, plain
+from studyloom.config.build import build, find_target, plain
+from studyloom.config.compose import values_of_application
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
+from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import describe_error, flatten, value_at, with_values
 from studyloom.errors import ConfigError, PredictError, refuse
 from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Metric, ObjectiveValue
@@ -44,7 +45,7 @@ class Adapter:
     resumes: ClassVar[bool] = True
     untested: ClassVar[str | None] = None
 
-    def __call__(self, config: DictConfig, run: Any) -> Any:
+    def __call__(self, config: StudyConfig, run: Any) -> Any:
         """Runs the program for a trial, and returns its value; see `objectives.loop_run.Run`."""
         raise NotImplementedError
 
@@ -53,11 +54,11 @@ class Adapter:
         """Whether a call may resume from files that an earlier one has left."""
         return False
 
-    def check(self, config: DictConfig, space: Space) -> Iterable[str]:
+    def check(self, config: StudyConfig, space: Space) -> Iterable[str]:
         """Returns a line for each error that can be found before trial 0."""
         return ()
 
-    def notes(self, config: DictConfig) -> Iterable[str]:
+    def notes(self, config: StudyConfig) -> Iterable[str]:
         """Returns lines that are printed before trial 0."""
         return ()
 
@@ -74,7 +75,7 @@ class ConfiguredAdapter(Adapter, ABC):
     """
 
     @abstractmethod
-    def composed(self) -> DictConfig:
+    def composed(self) -> Mapping[str, Any]:
         """Returns the config of the program, without the values of a trial."""
 
 
@@ -118,10 +119,11 @@ class UserFunction:
             return str(error)
         return ""
 
-    def call(self, config: DictConfig, run: Any, make_trial: Callable[[Any], Any]) -> Any:
+    def call(self, config: Any, run: Any, make_trial: Callable[[Any], Any]) -> Any:
         """Calls the function, and returns what it returns.
 
         Args:
+            config: of the trial; one of OmegaConf if the function takes it.
             make_trial: makes the trial of an Optuna objective from the values of `params`.
         """
         if self.takes_config:
@@ -149,14 +151,16 @@ class UserFunction:
         return named, any(each.kind == each.VAR_KEYWORD for each in parameters)
 
 
-def build_function(objective: Section) -> Callable[..., Any]:
+def build_function(objective: Mapping[str, Any]) -> Callable[..., Any]:
     """Resolves the function that an objective names by `_target_`; does not call it.
 
     The section's keys that are not ours are arguments: a class is built with them, and a function
     gets them by name.
     """
     ours = [name for name in SCHEMA.objective if name != "_target_"]
-    section = {name: value for name, value in plain(objective).items() if name not in ours}
+    section = {
+        name: value for name, value in plain(objective, "objective").items() if name not in ours
+    }
     target = find_target(section, "objective")
     try:
         if inspect.isclass(target):
@@ -172,7 +176,7 @@ def build_function(objective: Section) -> Callable[..., Any]:
     return partial if partial.args or partial.keywords else partial.func
 
 
-def sources_of(objective: Section) -> tuple[str, str]:
+def sources_of(objective: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the source of the function that an objective names, and of its module; "" if none."""
     target, found = find_target(objective, "objective"), ["", ""]
     for place, part in enumerate((target, sys.modules.get(getattr(target, "__module__", "")))):
@@ -184,7 +188,7 @@ def sources_of(objective: Section) -> tuple[str, str]:
 def build_named(named: Any, key: str = "objective.test") -> Callable[..., Any]:
     """Returns the function that a key names, by a dotted name or as a section."""
     named = named[kept] if key == NETWORK and (kept := kept_name(named)) else named
-    section = plain(named) if isinstance(named, Mapping) else {"_target_": named}
+    section = plain(named, key) if isinstance(named, Mapping) else {"_target_": named}
     function: Callable[..., Any] = build(section | {"_partial_": True}, key)
     return function
 
@@ -202,12 +206,13 @@ def kept_name(named: Any) -> str | None:
     return next(iter(named)) if single else None
 
 
-def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
+def network_of(make: Any, config: Any, **known: Any) -> nn.Module:
     """Returns the network of a loop at a config.
 
     Args:
         make: the network, or what makes it of those of `params`, `known` and `config` that its
             signature names.
+        config: one of OmegaConf, as the user's functions get it.
 
     Raises:
         ConfigError: it makes no network of these.
@@ -224,9 +229,9 @@ def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
     return make
 
 
-def build_loop_network(config: DictConfig, **known: Any) -> nn.Module:
+def build_loop_network(config: StudyConfig, **known: Any) -> nn.Module:
     """Builds the network of `objective.network` at a config; see `network_of`."""
-    return network_of(build_named(config.objective.network, NETWORK), config, **known)
+    return network_of(build_named(config.objective.network, NETWORK), config.for_user(), **known)
 
 
 def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
@@ -262,7 +267,7 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
     return weights
 
 
-def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
+def compose_adapter(cfg: StudyConfig) -> tuple[StudyConfig, Space] | None:
     """Returns the config and the space of a `ConfiguredAdapter`.
 
     Returns:
@@ -273,10 +278,10 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
     """
     target = None
     with contextlib.suppress(ConfigError):  # `validate` reports it
-        target = find_target(cfg.objective)
+        target = find_target(cfg["objective"], "objective")
     if not (isinstance(target, type) and issubclass(target, ConfiguredAdapter)):
         return None
-    adapter = build_function(cfg.objective)
+    adapter = build_function(cfg["objective"])
     assert isinstance(adapter, ConfiguredAdapter)
     own = adapter.composed()
     space = read_space(value_at(cfg, "space"), lambda group: [], PARAMS)
@@ -289,34 +294,31 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
         if (problem := explain_key(name, own))
     ]
     refuse(errors)
-    own.merge_with(params)
-    values = OmegaConf.create(params)
-    for name in searched:
-        OmegaConf.update(values, name, value_at(own, name), merge=False)
-    return with_values(cfg, {PARAMS: OmegaConf.to_container(values)}), space
+    starts = with_values(params, values_of_application(own, params, searched))
+    return cfg.with_values({PARAMS: starts}), space
 
 
 # The values that a loop returns
 
 
-def loop_objectives(cfg: DictConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
+def loop_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the values that a loop returns, under the names that `objective.metric` gives."""
-    (name, direction), *further = _named_objectives(cfg.objective)
+    (name, direction), *further = _named_objectives(cfg["objective"])
     bounds = METRICS[name].bounds if name in METRICS else ANYTHING
     metric = Metric(name, direction, _no_score, bounds=bounds)
     return metric, *(ObjectiveValue(name, direction) for name, direction in further)
 
 
-def loop_limits(cfg: DictConfig) -> list[Condition]:
+def loop_limits(cfg: StudyConfig) -> list[Condition]:
     """Returns the limits of what a loop may report by `run.cost`, from `objective.constraints`."""
     limits = parse_limits(value_at(cfg, "objective.constraints"), None)
     _check_names("objective.constraints", [limit.name for limit in limits])
     return limits
 
 
-def _named_objectives(objective: Section) -> list[tuple[str, Any]]:
+def _named_objectives(objective: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Returns the names and directions of what a loop returns, the metric first."""
-    objective = plain(objective)
+    objective = plain(objective, "objective")
     names, directions = (
         value if isinstance(value, list) else [value]
         for value in (objective["metric"], objective["direction"])

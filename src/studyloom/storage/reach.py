@@ -1,11 +1,9 @@
 """Whether the database that a config names is within reach of all workers of a study."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from studyloom.config.runs import storage_url
 from studyloom.errors import ConfigError
@@ -16,7 +14,7 @@ from studyloom.storage.retry import Retry
 from studyloom.storage.urls import folder_of, parse_url
 
 
-def required_url(cfg: DictConfig) -> str:
+def required_url(cfg: Mapping[str, Any]) -> str:
     """Reads the storage URL of a config; raises ConfigError if it is missing or invalid."""
     url = storage_url(cfg)
     if url is None:

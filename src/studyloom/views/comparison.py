@@ -7,13 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
 from studyloom.config.runs import read_written
-from studyloom.config.values import flatten
+from studyloom.config.values import flatten, written_values
 from studyloom.errors import ConfigError
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
@@ -81,13 +80,13 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
     """
     settings = dict(stored.definition() or {})
     try:
-        config = read_written(run_dir, "config.yaml")
+        config = written_values(read_written(run_dir, "config.yaml"))
     except (ConfigError, OSError):
         return settings
     for name in DECIDES:
-        if isinstance(held := config.get(name), DictConfig):
-            plain = OmegaConf.to_container(held, resolve=False)
-            settings |= dict(flatten(plain, name))
+        section = config.get(name)
+        if isinstance(section, dict):
+            settings |= dict(flatten(section, name))
     settings.pop("study.name", None)
     return settings
 

@@ -1,11 +1,10 @@
 """The view of `--dry-run`: the search space, and one configuration of it."""
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from studyloom.config.values import plain_sections
+from studyloom.config.values import as_yaml, plain_sections
 from studyloom.definition.definition import Definition
 from studyloom.space.drawing_points import draw_point
 from studyloom.space.outline import outline
@@ -25,5 +24,5 @@ def print_dry_run(definition: Definition, console: Console) -> None:
     sections["train"].pop("loss")
     if not definition.reads_train:
         del sections["train"]
-    configuration = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
+    configuration = as_yaml(sections).rstrip()
     console.print(Padding(Text(configuration), (0, 0, 0, 2)))

@@ -174,9 +174,12 @@ def more_trials(snapshot: Snapshot, definition: "Definition") -> str:
     """Returns the override that continues a search that has ended; empty if it has not."""
     study, ended = definition.config.study, snapshot.forecast.ending
     if ended is not None and ended.gain is not None:
+        assert study.min_improvement is not None
         return f"study.min_improvement={study.min_improvement / 2:g}"
     if ended is not None and ended.spent is not None:
-        return f"cost.limit={2 * definition.config.cost.limit:g}"
+        limit = definition.config.cost.limit
+        assert limit is not None
+        return f"cost.limit={2 * limit:g}"
     if ended is not None:
         return f"study.epochs={2 * ended.epochs}"
     spent = snapshot.done == snapshot.budget == study.trials

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml, seeding_as
-from studyloom.config.values import describe_error, value_at
+from studyloom.config.values import describe_error, value_at, written_values
 from studyloom.data.transform import Image, Transform
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
@@ -125,7 +124,7 @@ class WinnerFiles:
     run_dir: Path
     result: Result
     trusted: Sequence[str] | None
-    config: DictConfig
+    config: Mapping[str, Any]
     kept: dict[str, Any]
     is_of_loop: bool
 
@@ -142,7 +141,7 @@ class WinnerFiles:
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
         result.check_whole(run_dir, *names)
         config = read_yaml(run_dir / "winner.yaml", own=allowed is None)
-        checked: Any = OmegaConf.to_container(config, resolve=False)
+        checked = written_values(config)
         objective = checked.get("objective")
         is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
         if is_of_loop:
@@ -186,8 +185,7 @@ class WinnerFiles:
         if facts is not None:
             known = {"shape": facts.shape, "outputs": facts.outputs}
         if self.is_of_loop:
-            plain: Any = OmegaConf.to_container(config.objective, resolve=False)
-            named = plain.get("network") if make is None else make
+            named = written_values(config["objective"]).get("network") if make is None else make
             name = kept_name(named)
             weights = weights_of(weights, name)
             if named is None:
@@ -202,7 +200,7 @@ class WinnerFiles:
             if "model" not in config or facts is None:
                 raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
             if make is None:
-                make = build_network(config.model, facts.shape, facts.outputs)
+                make = build_network(config["model"], facts.shape, facts.outputs)
             else:
                 known |= {"classes": facts.outputs} | value_at(config, "model")
         model = network_of(make, config, **known)
@@ -255,7 +253,7 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
         return None
     config = {"data": {"transform": facts.transform}}
     check_targets(config, trusted)
-    transform = build(OmegaConf.create(config).data.transform)
+    transform = build(facts.transform, "data.transform")
     if not callable(transform):
         raise PredictError("winner.json: data.transform must have the _target_ of a function")
     if isinstance(transform, Image):

@@ -220,7 +220,7 @@ class StagePlanner:
 
 def winner_settings(study: OpenStudy) -> WinnerSection:
     """Returns the section `winner` of a study's config."""
-    return WinnerSection(**study.definition.config.winner)
+    return study.definition.config.winner
 
 
 def trainings_after(study: OpenStudy) -> int:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.storage.stored_study import StoredStudy
 
 
@@ -30,4 +30,4 @@ class TrialCallback:
 
 
 # Makes the callbacks of a config; raises ConfigError for all errors in it.
-MakeCallbacks = Callable[[DictConfig], Sequence[TrialCallback]]
+MakeCallbacks = Callable[[StudyConfig], Sequence[TrialCallback]]

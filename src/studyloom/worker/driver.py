@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from studyloom.config.study_config import StudyConfig
 from studyloom.definition.definition import Definition
 from studyloom.processes import Stopwatch
 from studyloom.storage.failures import Limits
@@ -38,7 +37,7 @@ class Reporting:
     def show_dry_run(self, definition: Definition) -> None:
         """Shows what a dry run would search."""
 
-    def make_callbacks(self, config: DictConfig) -> Sequence[TrialCallback]:
+    def make_callbacks(self, config: StudyConfig) -> Sequence[TrialCallback]:
         """Makes what gets each trial of the search that ends.
 
         Raises:
@@ -85,7 +84,7 @@ class Reporting:
 
 
 def run_study(
-    config: DictConfig,
+    config: StudyConfig,
     command: Command,
     reporting: Reporting,
     stop: Stop,
@@ -166,7 +165,7 @@ def reconcile(stages: Iterable[Stage]) -> None:
 def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
     """Makes the task of a launcher: the open trials of all stages."""
     settings = study.definition.config.study
-    limits = Limits(**{name: settings[name] for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
 
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from omegaconf import DictConfig
 
 from studyloom.config.build import build
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, WORKER
 from studyloom.errors import BrokenProcess, ConfigError, LaunchError
@@ -203,12 +203,12 @@ def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
 
 
-def build_launcher(config: DictConfig) -> Launcher:
+def build_launcher(config: StudyConfig) -> Launcher:
     """Builds the launcher of a config. Raises ConfigError if it is not a `Launcher`."""
-    launcher = build(config.launcher)
+    launcher = build(config["launcher"], "launcher")
     if not isinstance(launcher, Launcher):
         raise ConfigError(
-            f"launcher._target_={config.launcher['_target_']}: must be a subclass of "
+            f"launcher._target_={config['launcher']['_target_']}: must be a subclass of "
             "studyloom.worker.Launcher"
         )
     return launcher

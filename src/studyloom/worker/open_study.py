@@ -1,7 +1,7 @@
 """A study that is prepared from its config, and one that is open in its database."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from studyloom.data.training_data import TrainingData
@@ -29,7 +29,7 @@ class Prepared:
     data: TrainingData
     url: str
     run_dir: Path
-    starts: WarmStarts
+    starts: WarmStarts = field(default_factory=WarmStarts)
     callbacks: Sequence[TrialCallback] = ()
 
 

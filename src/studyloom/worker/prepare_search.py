@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from studyloom.config.build import ErrorCollector
+from studyloom.config.study_config import StudyConfig
 from studyloom.decisions.strategy import Strategy
-from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
@@ -32,7 +30,7 @@ from studyloom.worker.stopping import Stop
 
 
 def prepare(
-    cfg: DictConfig, *, joins: bool = False, make_callbacks: MakeCallbacks = lambda config: ()
+    cfg: StudyConfig, *, joins: bool = False, make_callbacks: MakeCallbacks = lambda config: ()
 ) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
@@ -52,7 +50,7 @@ def prepare(
     callbacks = attempt(lambda: make_callbacks(cfg))
     several = launcher is not None and launcher.count(2) > 1
     data = attempt(lambda: load_data(cfg, shared=joins or several))
-    starts: Any = WarmStarts()
+    starts: Any = None
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
         # Not after an error: configurations of a wrong space would be wrong too.
@@ -67,7 +65,12 @@ def prepare(
     if definition.trains_networks and (device := training_device()).type != "cpu":
         data = data.to(device)
     strategy = Strategy(definition)
-    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, callbacks)
+    prepared = Prepared(
+        definition, strategy, launcher, data, url, Path(cfg.run_dir), callbacks=callbacks
+    )
+    if starts is None:
+        return prepared
+    return replace(prepared, starts=starts)
 
 
 @contextmanager

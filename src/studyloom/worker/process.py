@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig
-
 from studyloom.config.build import find_target
-from studyloom.config.main import invocation_of
+from studyloom.config.main import Source, invocation_of
+from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
 from studyloom.errors import ConfigError, Halted, Interrupted, LaunchError, StudyloomError
@@ -32,7 +30,7 @@ from studyloom.worker.task import Command, Launcher
 STOPPED = 3  # the exit code of a process that `studyloom stop` has stopped
 
 
-def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> None:
+def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
     """Runs the search of a study with the workers of its launcher, or resumes it.
 
     Call it before the process computes anything: its workers are forks of it.
@@ -51,7 +49,7 @@ def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -
     """
     invocation = invocation_of(source, overrides)
 
-    def search(config: DictConfig, arguments: tuple[str, ...]) -> None:
+    def search(config: StudyConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)
         with ExitStack() as ending, Stop(config.study.timeout) as stop:
             server = fork_workers(
@@ -80,7 +78,7 @@ class StudyProcess:
         worker: what a fork of this process does as a worker; None without forks.
     """
 
-    config: DictConfig
+    config: StudyConfig
     command: Command
     reporting: ProcessReporting
     stages: Stages = SEARCH_ONLY
@@ -110,7 +108,7 @@ class StudyProcess:
 
 
 def run_worker(
-    config: DictConfig,
+    config: StudyConfig,
     command: Command,
     line: Line,
     reporting: ProcessReporting | None = None,
@@ -122,12 +120,12 @@ def run_worker(
     StudyProcess(config, command, reporting, stages).run()
 
 
-def launcher_class(cfg: DictConfig) -> type[Launcher] | None:
+def launcher_class(cfg: StudyConfig) -> type[Launcher] | None:
     """Returns the class of a config's launcher; None if it is wrong, as `prepare` reports."""
-    if not isinstance(cfg.launcher, DictConfig):
+    if not isinstance(cfg["launcher"], dict):
         return None
     try:
-        named = find_target(cfg.launcher)
+        named = find_target(cfg["launcher"], "launcher")
     except ConfigError:
         return None
     if isinstance(named, type) and issubclass(named, Launcher):

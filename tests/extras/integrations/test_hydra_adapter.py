@@ -62,7 +62,7 @@ def errors_of(ask, *overrides):
 def call(definition, run, **values):
     point = definition.space.walk(lambda parameter: values[parameter.name])
     config = definition.at(point)
-    return build_function(config.objective)(config, run)
+    return build_function(config["objective"])(config.for_user(), run)
 
 
 def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_run):
@@ -73,7 +73,7 @@ def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_ru
     point = {"optimizer.lr": 0.5, "model.width": 16}
     assert call(definition, make_run(), **point) == 1.0
     assert call(definition, make_run(), **(point | {"model.width": 32})) == 0.0
-    assert definition.at(definition.baseline).params == {
+    assert definition.at(definition.baseline)["params"] == {
         "optimizer": {"lr": 0.1},
         "model": {"width": 8},
     }

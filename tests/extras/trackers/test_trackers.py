@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
 from serving import served
 from toys import ask, compose
 from tracked import first_line, in_wandb, needs
@@ -232,12 +231,13 @@ def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_direct
 
 
 def test_a_command_line_chooses_trackers_by_name():
-    assert compose()[0].track is None
+    assert compose()[0]["track"] is None
     cfg, _ = compose("track=[tensorboard,mlflow,wandb]", "study.name=x")
-    assert cfg.track.mlflow.experiment == cfg.track.wandb.project == "x"
-    assert cfg.track.tensorboard.dir == "runs/x/tensorboard"
-    assert cfg.track.wandb.mode == "offline"
-    built = build_trackers(cfg.track)
+    track = cfg["track"]
+    assert track["mlflow"]["experiment"] == track["wandb"]["project"] == "x"
+    assert track["tensorboard"]["dir"] == "runs/x/tensorboard"
+    assert track["wandb"]["mode"] == "offline"
+    built = build_trackers(track)
     assert [type(each) for each in built.values()] == [TensorBoard, MLflow, WandB]
 
 
@@ -270,7 +270,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
         "hasty": {"_target_": f"{__name__}.Hasty", "patience": 0},
     }
     with pytest.raises(ConfigError) as caught:
-        build_trackers(OmegaConf.create(section))
+        build_trackers(section)
     told = "\n".join(caught.value.errors)
     for words in (
         pip_install("tensorboard"),
@@ -281,4 +281,4 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     ):
         assert words in told
     with pytest.raises(ConfigError, match=r"track=\[tensorboard,mlflow\]"):
-        build_trackers(OmegaConf.create(["mlflow"]))
+        build_trackers(["mlflow"])

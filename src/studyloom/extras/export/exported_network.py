@@ -4,7 +4,7 @@ Smaller networks are pruned, or built narrower; both then learn from the origina
 their teacher.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -219,8 +218,8 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
 
 
 def narrow(
-    section: DictConfig, width: float, build: Callable[[DictConfig], nn.Module]
-) -> tuple[DictConfig, list[str]]:
+    section: Mapping[str, Any], width: float, build: Callable[[Mapping[str, Any]], nn.Module]
+) -> tuple[dict[str, Any], list[str]]:
     """Returns the section of a narrower network, and which of its arguments are smaller.
 
     An argument is a width if it is an integer of at least 8, or a list of such, and half of it
@@ -235,11 +234,10 @@ def narrow(
         CompressError: no argument is a width.
     """
     parameters = count_parameters(build(section))
-    narrower = section.copy()
+    narrower = dict(section)
     changed = []
     for key, value in _possible_widths(section):
-        halved = section.copy()
-        halved[key] = _scale(value, 0.5)
+        halved = {**section, key: _scale(value, 0.5)}
         if _has_fewer_parameters(halved, parameters, build):
             narrower[key] = _scale(value, width)
             changed.append(f"{key}={narrower[key]}")
@@ -248,18 +246,18 @@ def narrow(
     return narrower, changed
 
 
-def _possible_widths(section: DictConfig) -> Iterator[tuple[str, int | ListConfig]]:
+def _possible_widths(section: Mapping[str, Any]) -> Iterator[tuple[str, int | list[int]]]:
     """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
-        numbers = [value]
-        if isinstance(value, ListConfig):
-            numbers = list(value)
+        numbers = value if isinstance(value, list) else [value]
         if numbers and all(type(number) is int and number >= LEAST for number in numbers):
             yield str(key), value
 
 
 def _has_fewer_parameters(
-    section: DictConfig, parameters: int, build: Callable[[DictConfig], nn.Module]
+    section: Mapping[str, Any],
+    parameters: int,
+    build: Callable[[Mapping[str, Any]], nn.Module],
 ) -> bool:
     """Whether the network of a section can be built and has fewer parameters than another one."""
     try:
@@ -268,7 +266,7 @@ def _has_fewer_parameters(
         return False
 
 
-def _scale(value: int | ListConfig, share: float) -> int | list[int]:
+def _scale(value: int | list[int], share: float) -> int | list[int]:
     """Returns a share of a width, or of each width in a list; at least 1."""
     if isinstance(value, int):
         return max(1, round(value * share))

@@ -136,7 +136,7 @@ def loop_errors(definition: Definition) -> Iterator[str]:
     objective = definition.config.objective
     if objective.network is None:
         yield (
-            f"a custom loop trains the winner, objective._target_={objective['_target_']}; name "
+            f"a custom loop trains the winner, objective._target_={objective._target_}; name "
             "what makes its network as objective.network"
         )
     if str(objective.metric) not in METRICS:

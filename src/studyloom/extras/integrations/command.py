@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import psutil
-from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
 from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
@@ -84,13 +83,13 @@ class Command(Adapter):
         """Whether a trial that is resumed finds its files; without steps it starts from scratch."""
         return self.step is not None
 
-    def check(self, config: DictConfig, space: Space) -> list[str]:
+    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
         errors = [*_word_errors(self.run, [*params, *OURS]), *_space_errors(self.run, space)]
         ours = [name for name in OURS if name in params]
         errors += [f"params.{name}: {{{name}}} is reserved; rename it" for name in ours]
-        if OmegaConf.select(config, "objective.test") is not None:
+        if value_at(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
         errors += self._folder_errors()
         errors += _pattern_errors("value", self.value)
@@ -116,11 +115,11 @@ class Command(Adapter):
             if not Path(name).exists():
                 yield f"objective.inputs: there is no {name} in {Path.cwd()}"
 
-    def notes(self, config: DictConfig) -> list[str]:
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
         """Returns lines that are printed before trial 0."""
         return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
 
-    def _folder_notes(self, config: DictConfig) -> Iterator[str]:
+    def _folder_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Yields what a user must know of the folders in which the trials run."""
         if self.cwd == "project":
             return
@@ -137,9 +136,9 @@ class Command(Adapter):
                 f"command reads it, set objective.inputs=[{states[0]}]"
             )
 
-    def _seed_notes(self, config: DictConfig) -> Iterator[str]:
+    def _seed_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Yields a line if the command is not given its seed, though other seeds are to differ."""
-        if not OmegaConf.select(config, "winner.enabled", default=True):
+        if value_at(config, "winner.enabled") is False:
             return
         reads = any(SEED.name in text for _, text in self._sources())
         if "seed" not in _names_in(self.run) and not reads:
@@ -173,15 +172,15 @@ class Command(Adapter):
             if path.stat().st_size <= LARGEST:
                 yield path.relative_to(here), path.read_text(errors="replace")
 
-    def _working_folder(self, config: DictConfig, *left_out: Path) -> WorkingFolder:
+    def _working_folder(self, config: Mapping[str, Any], *left_out: Path) -> WorkingFolder:
         """Returns what makes the folders of trials, in which no folder of studyloom appears."""
         project = Path.cwd()
         folders = [*left_out]
-        if run_dir := OmegaConf.select(config, "run_dir"):
+        if run_dir := value_at(config, "run_dir"):
             path = Path(run_dir).absolute()
             # Mostly runs/NAME, next to those of other studies.
             folders.append(path.parent if project in path.parent.parents else path)
-        if checkpoints := OmegaConf.select(config, "checkpoints.dir"):
+        if checkpoints := value_at(config, "checkpoints.dir"):
             folders.append(Path(checkpoints).absolute())
         return WorkingFolder(project, folders, self.inputs)
 
@@ -212,7 +211,7 @@ class Command(Adapter):
             if is_source and real.is_relative_to(here) and real.is_file():
                 yield real
 
-    def __call__(self, config: DictConfig, run: Any) -> float:
+    def __call__(self, config: Mapping[str, Any], run: Any) -> float:
         """Runs the command to its end, and returns the last value.
 
         Raises:
@@ -242,7 +241,7 @@ class Command(Adapter):
         stage = "" if run.stage == "search" else f"{run.stage}-"
         name = f"{stage}trial-{run.trial}"
         # A replay has no run directory, and keeps its log only while it runs.
-        folder = OmegaConf.select(config, "run_dir") or run.dir
+        folder = value_at(config, "run_dir") or run.dir
         path = Path(folder, "logs", f"{name}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -261,7 +260,7 @@ class Command(Adapter):
         return output.reported[1]
 
     @contextlib.contextmanager
-    def _working_in(self, config: DictConfig, run: Any, name: str) -> Iterator[Path]:
+    def _working_in(self, config: Mapping[str, Any], run: Any, name: str) -> Iterator[Path]:
         """Yields the folder in which the command runs for a trial.
 
         In the folder of the project it warns of files that several trials have written.
@@ -269,7 +268,7 @@ class Command(Adapter):
         Args:
             name: of the trial, in the run directory.
         """
-        run_dir = OmegaConf.select(config, "run_dir")
+        run_dir = value_at(config, "run_dir")
         if self.cwd == "trial":
             folder = run.dir.absolute()
             kept = Path(run_dir, KEPT, name).absolute() if self.keep and run_dir else None
@@ -292,8 +291,9 @@ class Command(Adapter):
                 )
 
 
-def _params(config: DictConfig) -> dict[str, Any]:
-    return dict(flatten(value_at(config, "params") or {})) if config.params else {}
+def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+    params = value_at(config, "params")
+    return dict(flatten(params)) if params else {}
 
 
 # The words of a command. It is split into words before values are put into places such as `{lr}`,

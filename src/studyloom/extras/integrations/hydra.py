@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from studyloom.config.compose import application, find_config, isolated_hydra
 from studyloom.config.overrides import explain_key
-from studyloom.config.values import describe_error, value_at
+from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.errors import UndefinedMetric
 from studyloom.objectives.loop_run import Run
 from studyloom.objectives.user_functions import ConfiguredAdapter
@@ -43,7 +41,7 @@ class Hydra(ConfiguredAdapter):
     def __post_init__(self) -> None:
         self.path = find_config("objective.config", self.config)
 
-    def check(self, config: DictConfig, space: Space) -> list[str]:
+    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
         """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
@@ -63,23 +61,23 @@ class Hydra(ConfiguredAdapter):
         """Returns the digest of the module of the function."""
         return compute_code_digests([{"_target_": self.call}])
 
-    def composed(self) -> DictConfig:
+    def composed(self) -> Mapping[str, Any]:
         """Returns the config of the application, whose keys the space names."""
         with contextlib.suppress(Exception):  # `check` reports it
             self._function()  # its module may register resolvers
         with application(self.path, {}) as config:
             return config
 
-    def __call__(self, config: DictConfig, run: Run) -> Any:
+    def __call__(self, config: Mapping[str, Any], run: Run) -> Any:
         """Calls the function.
 
         Raises:
             UndefinedMetric: it did not return the value.
         """
         function = self._function()
-        values = OmegaConf.create(value_at(config, "params") or {})
+        values = value_at(config, "params") or {}
         if self.seed is not None:
-            OmegaConf.update(values, self.seed, run.seed)
+            values = with_values(values, {self.seed: run.seed})
         with application(self.path, values, run.dir) as application_config:
             result = function(application_config, **_run_argument(function, run))
         return pick(result, self.value, self.call)

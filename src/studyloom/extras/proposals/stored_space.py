@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
-from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
+from studyloom.config.values import with_values
 from studyloom.errors import ConfigError
 from studyloom.space.rule import read_space as read_tree
 from studyloom.space.tree import Distribution, Group, ListNode, Node, Space, ValueNode, describe
@@ -50,12 +50,10 @@ class StoredSpace:
         """The composer of default configurations, which is this object."""
         return self
 
-    def compose(self, choices: Mapping[str, str]) -> DictConfig:
+    def compose(self, choices: Mapping[str, str]) -> dict[str, Any]:
         """Returns the default values of the hyperparameters that some choices open."""
-        config = OmegaConf.create()
-        for leaf in self.space.opened_nodes(choices):
-            OmegaConf.update(config, leaf.key, self.starts[leaf.name], merge=False)
-        return config
+        nodes = self.space.opened_nodes(choices)
+        return with_values({}, {node.key: self.starts[node.name] for node in nodes})
 
     def most_proposals(self, budget: int) -> int:
         """Returns how many trials of a budget may be proposed."""

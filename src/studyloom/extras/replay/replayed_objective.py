@@ -1,8 +1,8 @@
 """Makes the objective of a trial again, as its provenance says."""
 
 import torch
-from omegaconf import DictConfig
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import TrainingData
 from studyloom.extras.replay.stored_trial import is_loop
 from studyloom.objectives.jobs import build_jobs
@@ -14,11 +14,11 @@ from studyloom.training.trainer import Training
 from studyloom.worker.provenance import Provenance
 
 
-def make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) -> Objective:
+def make_objective(cfg: StudyConfig, provenance: Provenance, data: TrainingData) -> Objective:
     """Makes the objective of a trial's configuration, on as many threads as PyTorch has now."""
     if is_loop(cfg):
         calls = loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(build_function(cfg.objective), cfg, loop_objectives(cfg), loop_limits(cfg))
+        loop = Loop(build_function(cfg["objective"]), cfg, loop_objectives(cfg), loop_limits(cfg))
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)

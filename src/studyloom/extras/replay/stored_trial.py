@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial
 
 from studyloom.config import trust
 from studyloom.config.runs import read_written
-from studyloom.config.schema import SCHEMA, TrainSection
-from studyloom.config.values import describe_error, value_at
+from studyloom.config.study_config import StudyConfig
+from studyloom.config.values import value_at, written_values
 from studyloom.data.datasets import find_location_keys
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.prepare import build_source, names_data
-from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_ranges
@@ -51,29 +48,22 @@ def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] |
         return packages
     if any((run_dir / name).exists() for name in ("study.db", "postgres")):
         return None
-    config = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
+    config = written_values(read_written(run_dir, "config.yaml"))
     return [*packages, *trust.packages_to_trust(config)]
 
 
-def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> DictConfig:
+def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> StudyConfig:
     """Returns the configuration of a trial, after checking that all code it names is trusted."""
     trust.check_targets(provenance.config, _trusted_packages(run_dir, trusted))
-    sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
-    try:
-        cfg = OmegaConf.merge(sections, provenance.config)
-    except OmegaConfBaseException as error:
-        problem = f"the configuration that the trial stored: {describe_error(error)}"
-        raise ConfigError([problem]) from None
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return StudyConfig.of_trial(provenance.config)
 
 
-def is_loop(cfg: DictConfig) -> bool:
+def is_loop(cfg: StudyConfig) -> bool:
     """Whether the trial of a configuration called a custom training loop."""
-    return cfg.objective["_target_"] is not None
+    return cfg.objective._target_ is not None
 
 
-def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
+def load_data(cfg: StudyConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
     """Loads the data of a run, and makes its folds.
 
     The files are where the configuration of the run says now: they may have been moved since.
@@ -85,12 +75,13 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
     section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
+    locations: dict[str, Any] = {}
     if isinstance(section, dict):
         for path in find_location_keys(section):
             value: Any = functools.reduce(operator.getitem, path, section)
             if isinstance(value, str | int):  # not a section, which could name untrusted code
-                OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
-    source = build_source(cfg.data)
+                locations[".".join(("data", *path))] = value
+    source = build_source(cfg.with_values(locations)["data"])
     split = source.train()
     if split.digest != provenance.data:
         raise ValueError(

@@ -162,7 +162,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
             errors.append(f"track.{name} must be a section with a _target_, not {settings!r}")
             continue
         try:
-            tracker = build(settings)
+            tracker = build(settings, f"track.{name}")
         except ConfigError as error:
             errors += error.errors
             continue
