@@ -13,7 +13,7 @@ from studyloom.config.values import as_yaml
 from studyloom.errors import ConfigError
 from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
-from studyloom.user_code.importing import note_script
+from studyloom.user_code.importing import record_script
 from studyloom.user_code.pickled import MAIN, OWN, passed_on
 from studyloom.winner.read_evaluation import WinnerStages
 from studyloom.worker.driver import run_study
@@ -52,7 +52,7 @@ class CallReporting(StudyReporting):
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
         if f": {MAIN}" in as_yaml(self.config.written):
-            note_script(study.run_dir)
+            record_script(study.run_dir)
         with super().attached(study):
             yield
 

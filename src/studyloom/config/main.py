@@ -56,7 +56,7 @@ from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
-from studyloom.user_code.importing import end_import, importing_module, seeding_imports
+from studyloom.user_code.importing import end_import_at_study, importing_module, seeding_imports
 
 T = TypeVar("T")
 Task = Callable[[DictConfig], None]
@@ -98,7 +98,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         @processes.ending_at_interrupt()
         def run() -> None:
-            end_import()
+            end_import_at_study()
             processes.open_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
             processes.collect_rarely()  # until trials begin
@@ -310,7 +310,7 @@ class Invocation:
             ConfigError: all errors of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
-        end_import()
+        end_import_at_study()
         check_overrides(overrides)
         processes.open_streams()
         if not _running.acquire(blocking=False):
@@ -371,7 +371,7 @@ def invocation_of(source: Source, overrides: Sequence[str] = ()) -> Invocation:
         ConfigError: there is no such file, it is neither a module nor a config, or the module
             decorates no function.
     """
-    end_import()
+    end_import_at_study()
     if isinstance(source, DictConfig):
         return _of_config(source, overrides)
     ours = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}

@@ -36,7 +36,7 @@ from studyloom.files import write_whole, write_with
 from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
 from studyloom.user_code.digests import check_readable
-from studyloom.user_code.importing import end_import, find_member, noted_script
+from studyloom.user_code.importing import end_import_at_study, find_member, read_recorded_script
 from studyloom.user_code.pickled import MAIN, OWN, forget_objects, register_object
 
 SHARE = 5  # one example of so many is for validation, and for the test if no test set is given
@@ -102,7 +102,7 @@ def ask(
     Raises:
         ConfigError: every error in them; the space and the values are checked with the config.
     """
-    end_import()
+    end_import_at_study()
     forget_objects()
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
@@ -364,11 +364,11 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
     sections: Any = OmegaConf.to_container(read_yaml(path, own=True), resolve=False)
-    noted = noted_script(run_dir)
+    script = read_recorded_script(run_dir)
     text, errors = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
         errors.append(
-            f"a config cannot name what {noted[1] if noted else 'a notebook'} defines: move "
+            f"a config cannot name what {script.path if script else 'a notebook'} defines: move "
             f"{names} into a module next to it, such as parts.py, import it by `from parts import "
             f"{names}`, and search again"
         )

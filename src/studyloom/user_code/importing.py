@@ -1,13 +1,15 @@
-"""The user's code: imports all of it that a config or a call names.
+"""Imports of the user's code: the modules that a config or a call names, and its script.
 
-A module may do more than define something: parse the command line, end its process, search, or draw
-random numbers.
+A module may do more than define something: parse the command line, end its process, run a study, or
+draw random numbers. Each of these is handled while it is imported.
 
-`__main__.Net` in a config is a class of the program that called `studyloom.search`. A command finds
-it as a process of multiprocessing does: it imports the script under another name, so that what is
-below its guard does not run. Without a guard the import ends where the script searches.
+`__main__.Net` in a config is a class of the script that called `studyloom.search`. A command finds
+the class as a process of multiprocessing does: it imports the script under another name, so that
+the code below its guard `if __name__ == "__main__":` does not run. If the script has no guard, the
+import ends where the script would run a study.
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -16,7 +18,7 @@ import random
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -24,15 +26,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE, is_own, write_whole
 
 BELOW_GUARD = 'put that below `if __name__ == "__main__":`'
 
-NOTE = "script.sha256"  # in `.hydra` of a run directory, as sha256sum writes it
-NAME = "__mp_main__"  # of the imported script, as multiprocessing has it
+RECORD = "script.sha256"  # a file in `.hydra` of a run directory, in the format of sha256sum
+SCRIPT = "__mp_main__"  # the name of the imported script, the one that multiprocessing uses
 ELSEWHERE = (
     "is defined in a script or notebook that is not this program; pass it in Python: "
     "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
@@ -41,17 +43,18 @@ INSTALLED = ("site-packages", "dist-packages")
 log = logging.getLogger(__name__)
 
 # For each import in progress, the innermost last: whether it ends where a study would begin.
-_importing: list[bool] = []
+_imports_until_study: list[bool] = []
 
 
 @functools.cache
 def _library_folders() -> tuple[Path, ...]:
+    """Returns the folders of Python's own modules."""
     return tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
 
 
 def is_users_code(path: Path) -> bool:
-    """Whether a file is the user's code, and not that of Python, a package, or studyloom."""
-    if {*INSTALLED}.intersection(path.parts):
+    """Returns whether a file is the user's code, and not that of Python, a package or studyloom."""
+    if set(INSTALLED).intersection(path.parts):
         return False
     return not any(path.is_relative_to(folder) for folder in (PACKAGE, *_library_folders()))
 
@@ -63,15 +66,20 @@ def is_users_code(path: Path) -> bool:
 def seeding_imports(seed: int) -> Iterator[None]:
     """Seeds Python, NumPy and PyTorch before each module of the user that the body imports.
 
-    Whatever a module draws while it is imported, such as a split, is the same in each process then,
-    whichever modules were imported before. Afterwards the generators are as they were.
+    Random numbers that a module draws while it is imported, such as those of a split, are then the
+    same in each process, whichever modules were imported before. After the import of a module the
+    generators continue in their former states.
 
     Args:
-        seed: of the study.
+        seed: the seed of the study.
     """
     finder = _SeedingFinder(max(0, seed))
-    places = [place for place, other in enumerate(sys.meta_path) if other is PathFinder]
-    sys.meta_path.insert(places[0] if places else len(sys.meta_path), finder)
+    # It comes before the finder that Python uses for files on `sys.path`.
+    if PathFinder in sys.meta_path:
+        position = sys.meta_path.index(PathFinder)
+    else:
+        position = len(sys.meta_path)
+    sys.meta_path.insert(position, finder)
     _seeds.append(finder.seed)
     try:
         yield
@@ -80,33 +88,44 @@ def seeding_imports(seed: int) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-_seeds: list[int] = []  # of `seeding_imports`, the innermost last
+_seeds: list[int] = []  # the seed of each `seeding_imports` in progress, the innermost last
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds Python, NumPy and, if it is imported, PyTorch on the CPU; restores their states."""
-    import numpy as np  # here: a command that imports no code of the user needs none
+    import numpy as np  # here, since a command that imports no code of the user does without it
 
-    generator = getattr(sys.modules.get("torch"), "default_generator", None)
-    state_of_torch = None if generator is None else generator.get_state()
     state_of_numpy = np.random.get_state()
     state_of_python = random.getstate()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if generator is not None:
-        generator.manual_seed(seed)
     try:
-        yield
+        with _seeded_torch(seed):
+            yield
     finally:
         random.setstate(state_of_python)
         np.random.set_state(state_of_numpy)
-        if generator is not None:
-            generator.set_state(state_of_torch)
+
+
+@contextmanager
+def _seeded_torch(seed: int) -> Iterator[None]:
+    """Seeds PyTorch on the CPU for the body, if PyTorch is imported, and restores its state."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "default_generator"):
+        yield
+        return
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 class _SeedingFinder(MetaPathFinder):
-    """Finds modules as the finders after it do, and has those of the user seeded."""
+    """Finds modules by the finders after it, and gives those of the user a loader that seeds."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -130,7 +149,11 @@ class _SeedingFinder(MetaPathFinder):
 
 
 def _is_installed(file: str) -> bool:
-    # Of the 1,500 modules of a command nearly all are, and to resolve a path takes 20 µs.
+    """Returns whether a file belongs to an installed package.
+
+    Nearly all of the 1,500 modules of a command do, and `is_users_code` takes 20 µs for each, since
+    it needs a resolved path.
+    """
     return any(folder in file for folder in INSTALLED)
 
 
@@ -147,7 +170,11 @@ class _SeedingLoader(SourceFileLoader):
 
 
 class _TorchLoader(_SeedingLoader):
-    """Loads PyTorch, which a module of the user may be the first to import, and seeds it."""
+    """Loads PyTorch and seeds it.
+
+    A module of the user may be the first to import PyTorch. It is then seeded already, when there
+    is no generator of PyTorch yet.
+    """
 
     def exec_module(self, module: ModuleType) -> None:
         SourceFileLoader.exec_module(self, module)
@@ -163,16 +190,18 @@ class _StudyBegins(BaseException):
 
 @contextmanager
 def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
-    """Imports a module of the user's in the body, which sees a command line without arguments.
+    """Imports a module of the user in the body, which sees a command line without arguments.
 
     Args:
+        name: the name of the module, for the error.
         until_study: whether the body ends where it would begin a study.
 
     Raises:
         ConfigError: the module ends its process.
     """
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    _importing.append(until_study)
+    arguments = sys.argv
+    sys.argv = sys.argv[:1]
+    _imports_until_study.append(until_study)
     try:
         yield
     except _StudyBegins:
@@ -185,94 +214,130 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
         ) from end
     finally:
         sys.argv = arguments
-        _importing.pop()
+        _imports_until_study.pop()
 
 
 def find_member(name: str) -> Any:
-    """Imports the object of a dotted name; `resolve_name` would hide why an import fails.
+    """Imports the object of a dotted name.
+
+    If a submodule raises an error when it is imported, `resolve_name` says only that its package
+    lacks it. The submodule is then imported again, so that its error is seen.
 
     Raises:
-        ConfigError: the module ends its process, or searches.
+        ConfigError: the module ends its process, or runs a study.
     """
     with importing_module(name.rpartition(".")[0]):
         try:
             return resolve_name(name)
         except AttributeError as error:
-            module = f"{getattr(error.obj, '__name__', '')}.{error.name}"
-            if hasattr(error.obj, "__path__") and find_spec(module):
-                import_module(module)
+            package = error.obj
+            if isinstance(package, ModuleType) and hasattr(package, "__path__"):
+                submodule = f"{package.__name__}.{error.name}"
+                if find_spec(submodule):
+                    import_module(submodule)
             raise
 
 
-def end_import() -> None:
-    """Ends the import of the user's code, if there is one, where it would begin a study.
+def end_import_at_study() -> None:
+    """Ends the import of the user's code, if one is in progress, where it would begin a study.
 
-    Each worker imports a module, which would start workers in turn. A command needs only what a
-    script has defined so far.
+    The import of a script ends here: a command needs only the definitions so far. The import of a
+    module is an error: each worker imports the module, and would start workers in turn.
 
     Raises:
-        ConfigError: a module is being imported, and no script.
+        ConfigError: the import is that of a module.
     """
-    if any(_importing):
+    if any(_imports_until_study):
         raise _StudyBegins
-    if _importing:
-        stack = (each.frame for each in inspect.stack(0) if each.function == "<module>")
-        name = next(stack).f_globals["__name__"]  # of the module that begins it
-        words = "runs a study when it is imported, and each worker imports it"
-        raise ConfigError(f"{name}: {words}; {BELOW_GUARD}")
+    if _imports_until_study:
+        for frame_info in inspect.stack(0):
+            if frame_info.function == "<module>":  # the innermost module begins the study
+                name = frame_info.frame.f_globals["__name__"]
+                raise ConfigError(
+                    f"{name}: runs a study when it is imported, and each worker imports it; "
+                    f"{BELOW_GUARD}"
+                )
 
 
-def note_script(run_dir: Path) -> None:
-    """Notes in a run directory which script this program runs, with its digest; not a notebook."""
-    if (file := getattr(sys.modules["__main__"], "__file__", None)) is not None:
-        path = Path(file).absolute()
-        write_whole(run_dir / ".hydra" / NOTE, f"{_digest(path)}  {path}")
+class RecordedScript(NamedTuple):
+    """The script that has run a study: the digest of its content, and its path."""
+
+    digest: str
+    path: Path
 
 
-def noted_script(run_dir: Path) -> tuple[str, Path] | None:
-    """Returns the digest and the path of the script that searched; None if a notebook did."""
-    note = run_dir / ".hydra" / NOTE
-    digest, _, path = note.read_text().partition("  ") if note.is_file() else ("", "", "")
-    return (digest, Path(path)) if path else None
+def record_script(run_dir: Path) -> None:
+    """Records in a run directory which script this program runs; a notebook has none."""
+    main = sys.modules["__main__"]
+    if hasattr(main, "__file__") and main.__file__ is not None:
+        path = Path(main.__file__).absolute()
+        write_whole(run_dir / ".hydra" / RECORD, f"{_digest_file(path)}  {path}")
 
 
-def _digest(path: Path) -> str:
+def read_recorded_script(run_dir: Path) -> RecordedScript | None:
+    """Reads which script has run a study; returns None if a notebook has."""
+    file = run_dir / ".hydra" / RECORD
+    if not file.is_file():
+        return None
+    digest, _, path = file.read_text().partition("  ")
+    if not path:
+        return None
+    return RecordedScript(digest, Path(path))
+
+
+def _digest_file(path: Path) -> str:
+    """Returns the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager
 def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
-    """Makes the script of a study `__main__` for the body, if the run directory is the user's own.
+    """Makes the script of a study `__main__` for the body, if the run directory is trusted.
 
     Args:
-        folder: where the user says that the script is, if it is not where it was.
+        run_dir: the run directory of the study.
+        folder: the folder of the script, if it has moved; None: its folder in the record.
 
     Raises:
-        ConfigError: the script is in neither place.
+        ConfigError: the script is in neither folder.
     """
-    main, paths = sys.modules["__main__"], [*sys.path]
+    main = sys.modules["__main__"]
+    paths = list(sys.path)
     try:
-        if is_own(run_dir) and (noted := noted_script(run_dir)) is not None:
-            sys.modules["__main__"] = _import_script(*noted, folder)
+        script = read_recorded_script(run_dir) if is_own(run_dir) else None
+        if script is not None:
+            sys.modules["__main__"] = _import_script(script, folder)
         yield
     finally:
-        sys.modules["__main__"], sys.path[:] = main, paths
+        sys.modules["__main__"] = main
+        sys.path[:] = paths
 
 
-def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
-    places = [noted] if folder is None else [folder / noted.name, noted]
-    if (path := next(filter(Path.is_file, places), None)) is None:
-        raise ConfigError(f"{noted}: the script of the study is not there; add --code FOLDER")
-    if _digest(path) != digest:
+def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
+    """Imports a script, until it would run a study, under the name that multiprocessing uses."""
+    candidates = [recorded.path]
+    if folder is not None:
+        candidates.insert(0, folder / recorded.path.name)
+    existing = [path for path in candidates if path.is_file()]
+    if not existing:
+        raise ConfigError(
+            f"{recorded.path}: the script of the study is not there; add --code FOLDER"
+        )
+    path = existing[0]
+    if _digest_file(path) != recorded.digest:
         log.warning("%s has changed since the study ran: what it defines now is used", path)
-    script = sys.modules[NAME] = ModuleType(NAME)
+    script = ModuleType(SCRIPT)
     script.__file__ = str(path)
+    sys.modules[SCRIPT] = script
     sys.path.append(str(path.parent))
-    seeded = _seeded(_seeds[-1]) if _seeds else nullcontext()
-    with importing_module(str(path), until_study=True), seeded:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(importing_module(str(path), until_study=True))
+        if _seeds:
+            stack.enter_context(_seeded(_seeds[-1]))
         sys.argv[:] = [str(path)]
         exec(compile(path.read_bytes(), path, "exec"), vars(script))
+    # The definitions have the module that they had in the program which ran the study.
     for member in vars(script).values():
-        if getattr(member, "__module__", None) == NAME:  # as in the program that searched
+        if hasattr(member, "__module__") and member.__module__ == SCRIPT:
             member.__module__ = "__main__"
     return script
