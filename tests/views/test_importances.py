@@ -14,7 +14,6 @@ from toys import two_sided
 from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import ALL_ALIKE, TOO_FEW, importances, varied_parameters
-from studyloom.winner.result import RunFiles
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])
@@ -73,7 +72,7 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
 
 def test_page_status_and_dashboard_show_the_same_next_to_pruned_and_failed_trials(searched):
     theirs = shown_by_the_dashboard(searched)
-    _, sections = read_report(searched, RunFiles())
+    _, sections = read_report(searched)
     (block,) = next(each.blocks for each in sections if each.key == "importances")
     assert dict(block.items) == pytest.approx(theirs)
     status = ProgressReader(searched).status().importances

@@ -14,7 +14,6 @@ from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import render_status
-from studyloom.winner.result import RunFiles
 
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
 WORDS = (
@@ -44,7 +43,7 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
     found = json.loads(status.as_json())
     assert (found["ended"], found["gain"]) == (None, gain)
-    _, sections = read_report(twelve, RunFiles())
+    _, sections = read_report(twelve)
     details = next(each for each in sections if each.key == "details")
     facts = next(dict(block.items) for block in details.blocks if isinstance(block, Facts))
     gained = f"{gain:.4f} accuracy; the search ends below 0.0005"
@@ -62,7 +61,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     assert status.progress.line.endswith(WORDS)
     assert json.loads(status.as_json())["ended"] == WORDS
     assert len([*ProgressReader(twelve).statuses()]) == 1  # it waits for nothing
-    top, _ = read_report(twelve, RunFiles())
+    top, _ = read_report(twelve)
     assert f"The search {WORDS}." in [block.text for block in top.blocks]
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))

@@ -23,7 +23,6 @@ from studyloom.views import report
 from studyloom.views.report import read_report, write_report
 from studyloom.views.snapshot import importances, take_snapshot
 from studyloom.views.words import explain_decision
-from studyloom.winner.result import RunFiles
 
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
@@ -60,7 +59,7 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with a result, or without one."""
-    top, sections = read_report(stored, RunFiles(winner and result_of(**winner), configs=text))
+    top, sections = read_report(stored, winner and result_of(**winner), text)
     return pages.report_page(top, sections)
 
 
@@ -109,7 +108,7 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         (None, ("–", "not yet: ")),
     ):
         result = winner and result_of(**winner)
-        top, sections = read_report(searched, RunFiles(result))
+        top, sections = read_report(searched, result)
         assert len(top.facts) == 4
         tried, best, won, took = top.facts
         assert tried.value == "39 of 40", "one runs"
@@ -129,7 +128,7 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
 
 def first_chart(stored, winner=None):
     """The figure at the top of a report."""
-    _, sections = read_report(stored, RunFiles(winner))
+    _, sections = read_report(stored, winner)
     return next(sections).blocks[0]
 
 
@@ -152,7 +151,7 @@ def test_the_ring_of_the_best_trial_lies_on_that_of_the_winner_with_its_costs(sq
     assert {name for name, _ in rings} == {"winner", "best", "baseline"}
     widths = [width for _, width in rings]
     assert widths == sorted(widths, reverse=True), "a hole in a larger one would hide it"
-    top, _ = read_report(stored, RunFiles(result))
+    top, _ = read_report(stored, result)
     assert top.facts[2].explanation.startswith("trial 1, parameters 90; ")
 
 

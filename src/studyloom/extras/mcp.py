@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.terminal import aligned
-from studyloom.winner.result import RunFiles
+from studyloom.winner.result import Result
 
 try:
     from mcp.server.mcpserver import MCPServer
@@ -160,10 +160,10 @@ def hides_test(stored: StoredStudy) -> bool:
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` returns."""
-    files = RunFiles()
+    result = None
     if not hides_test(stored):
-        files = RunFiles.read(stored, run_dir)
-    head, sections = read_report(stored, replace(files, configs=""))
+        result = Result.read(run_dir, stored)
+    head, sections = read_report(stored, result)
     yield head.name
     yield head.sentence
     yield from map(str, head.facts)

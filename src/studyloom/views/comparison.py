@@ -21,7 +21,7 @@ from studyloom.views import figures, page, words
 from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
-from studyloom.winner.result import Result, RunFiles
+from studyloom.winner.result import Result
 
 # Keys of the config that Hydra wrote which affect a search without being in its definition.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
@@ -58,7 +58,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
-        result = RunFiles.read(stored, folder).winner
+        result = Result.read(folder, stored)
         trials, settings = trials_of_stages(stored), _settings(folder, stored)
         snapshot = take_snapshot(stored)
         compared.append(Compared(label, folder, stored, snapshot, result, trials, settings))

@@ -32,8 +32,8 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import Progress, ProgressReader
-from studyloom.views.report import read_report
-from studyloom.winner.result import RunFiles
+from studyloom.views.report import read_configs, read_report
+from studyloom.winner.result import Result
 from studyloom.worker.stopping import Request, set_control
 
 if TYPE_CHECKING:
@@ -294,10 +294,12 @@ class LivePage:
     def _render(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the report by key, and its sections without the table's rows."""
         progress = self.reader.read()
-        files = RunFiles()
+        result = None
+        configs = ""
         if self.run_dir is not None:
-            files = RunFiles.read(self.stored, self.run_dir)
-        head, sections = read_report(self.stored, files, progress, self.run_dir)
+            result = Result.read(self.run_dir, self.stored)
+            configs = read_configs(self.run_dir)
+        head, sections = read_report(self.stored, result, configs, progress, self.run_dir)
         rows: dict[str, str] = {}
         bare_sections = [_move_rows(section, rows) for section in sections]
         parts = {

@@ -13,7 +13,7 @@ from studyloom.views.drawing import svg
 from studyloom.views.figures import Chart
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.winner.result import Candidate, Result, RunFiles, Summary
+from studyloom.winner.result import Candidate, Result, Summary
 
 COLUMNS = ("", "trial", "in the search", "re-evaluation", "test", "hyperparameters")
 
@@ -25,7 +25,7 @@ def study_html(stored: StoredStudy, run_dir: Path | None, result: Result | None)
         run_dir: the folder with its report; None if it is unknown.
         result: the result in that folder, if there is one.
     """
-    top, sections = read_report(stored, RunFiles(result))
+    top, sections = read_report(stored, result)
     first = (block for each in sections if each.key in ("front", "search") for block in each.blocks)
     chart = next((block for block in first if isinstance(block, Chart)), None)
     link = ""

@@ -35,9 +35,10 @@ from studyloom.views.explanations import explanation_sections
 from studyloom.views.page import Absent, Section, Words, drawn, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, importances, varied_parameters
-from studyloom.winner.result import Result, RunFiles, Wrong
+from studyloom.winner.result import Result, Wrong
 from studyloom.worker_log import read_trial_end
 
+CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory, that are shown
 MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
 BEST = 100  # trials shown for their value
 
@@ -607,44 +608,59 @@ def environment_section(
     return section("environment", [block, config])
 
 
+def read_configs(run_dir: Path) -> str:
+    """Reads the configurations below a run directory; raises OSError if one cannot be read."""
+    texts = []
+    for name in CONFIGS:
+        path = run_dir / name
+        if path.exists():
+            texts.append(f"# {name}\n{path.read_text(errors='replace').rstrip()}\n")
+    return "\n\n".join(texts)
+
+
 def read_report(
     stored: StoredStudy,
-    files: RunFiles,
+    result: Result | None = None,
+    configs: str = "",
     progress: Progress | None = None,
     run_dir: Path | None = None,
 ) -> tuple[page.Head, Iterator[Section]]:
     """Reads a study, and returns the top of its report and the sections below.
 
     Args:
+        result: the result of the study, if there is one.
+        configs: the configurations, from `read_configs`.
         progress: the progress of the whole job, for a live report.
         run_dir: where the logs are, if known.
     """
-    live, progress = progress is not None, progress or ProgressReader(stored).read()
-    snapshot, winner = progress.search, files.winner
+    live = progress is not None
+    if progress is None:
+        progress = ProgressReader(stored).read()
+    snapshot, current = progress.search, progress.current
     values = figures.last_values(stored.trials()).values()
     axis = figures.Axis.of(stored.metric, stored.sign, values)
-    won = None if winner is None else winner.winner.trial
+    won = None if result is None else result.winner.trial
     shown, note = sample(stored, snapshot, won)
-    search = [*noted(search_sections(shown, snapshot, winner, axis), note)]
+    search = [*noted(search_sections(shown, snapshot, result, axis), note)]
     first = 2 if snapshot.costs else 1  # figures on the first screen, or directly below
 
     def sections() -> Iterator[Section]:
         yield from search[:first]
-        yield from running_sections(progress.current)
-        yield details_section(stored, snapshot, winner)
-        if winner is not None:
-            yield from winner_sections(winner)
-            yield from explanation_sections(winner)
+        yield from running_sections(current)
+        yield details_section(stored, snapshot, result)
+        if result is not None:
+            yield from winner_sections(result)
+            yield from explanation_sections(result)
         yield from search[first:]
-        yield from proposer_sections(stored, winner)
+        yield from proposer_sections(stored, result)
         names, shares = what_matters(shown)
         yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
         yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
         yield from worker_sections(stored, snapshot)
-        yield environment_section(stored.trials(), winner, files.configs)
+        yield environment_section(stored.trials(), result, configs)
 
     trials, figure = trials_of_stages(stored), search[0].blocks[0]
-    return head(stored, progress, winner, trials, figure, live=live), sections()
+    return head(stored, progress, result, trials, figure, live=live), sections()
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
@@ -673,10 +689,11 @@ def write_report(
         UndrawnReport: it cannot be drawn, for any reason.
     """
     path = (folder or run_dir) / "report.html"
-    files = RunFiles.read(stored, run_dir)
+    result = Result.read(run_dir, stored)
+    configs = read_configs(run_dir)
     try:
-        top, sections = read_report(stored, files, run_dir=run_dir)
-        html = page.report_page(top, sections, run_dir if files.configs else None)
+        top, sections = read_report(stored, result, configs, run_dir=run_dir)
+        html = page.report_page(top, sections, run_dir if configs else None)
         if draw_png is not None:
             write_whole(path.with_suffix(".png"), draw_png(top.image))
     except (StudyloomError, OSError):

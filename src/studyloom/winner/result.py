@@ -23,7 +23,6 @@ from studyloom.text import one_line
 from studyloom.winner.explanation_values import Explanations
 
 CARD = "model_card.md"
-SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 SIMPLE = "winner.simple.yaml"
 RESULT_FILES = ("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", SIMPLE)
 DtypeName = Literal["float32", "int32", "int64"]
@@ -492,25 +491,3 @@ def move_aside(run_dir: Path) -> Path | None:
     for file in files:
         file.rename(folder / file.name)
     return folder
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Holds what a report reads from the files of a run directory.
-
-    Args:
-        winner: from winner.json; None if it belongs to another study.
-        configs: the configurations, as text.
-    """
-
-    winner: Result | None = None
-    configs: str = ""
-
-    @classmethod
-    def read(cls, stored: StoredStudy, run_dir: Path) -> "RunFiles":
-        """Reads the run directory of a study; raises OSError if a file cannot be read."""
-        paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
-        texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
-        configs = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
-        result = Result.read(run_dir, stored)
-        return cls(result, configs)
