@@ -26,7 +26,7 @@ from studyloom.files import (
 from studyloom.processes import host_id
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.user_code import pickled
-from studyloom.user_code.pickled import passed_on
+from studyloom.user_code.pickled import passing_objects
 
 # Writes half of a file, reports so, and waits to be killed.
 HALF = """
@@ -161,14 +161,14 @@ def test_a_folder_is_trusted_once_this_user_has_marked_it_at_its_path(tmp_path, 
     assert not is_own(moved)
 
 
-@pytest.mark.parametrize("write", ["write_whole", "passed_on", "checkpoint"])
+@pytest.mark.parametrize("write", ["write_whole", "passing_objects", "checkpoint"])
 def test_a_full_disk_is_reported_with_the_file_and_a_fix(write, tmp_path, monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {})
     with small_disk(tmp_path / "disk") as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         writes = {
             "write_whole": lambda: write_whole(folder / "report.html", bytes(10**6)),
-            "passed_on": lambda: passed_on(["x"], {"x": "y" * 10**6}, ()).__enter__(),
+            "passing_objects": lambda: passing_objects(["x"], {"x": "y" * 10**6}, ()).__enter__(),
             "checkpoint": lambda: Checkpoint(folder / "trial.pt", "s").save({"x": bytes(10**6)}),
         }
         with pytest.raises(OSError, match="No space left on device; free some space") as caught:

@@ -21,7 +21,7 @@ import studyloom as sl
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.python_study import ask
 from studyloom.space.language import parse_space
-from studyloom.user_code.pickled import passed_on, registered_object
+from studyloom.user_code.pickled import passing_objects, registered_object
 
 
 class Net(nn.Sequential):
@@ -415,7 +415,7 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
         sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
     assert not (tmp_path / "runs" / "sets" / "study.db").exists()
     ask(Net, {}, (pair(40), pair(9)), {})
-    with passed_on(["studyloom.user_code.pickled.registered_object"], {}, ()):
+    with passing_objects(["studyloom.user_code.pickled.registered_object"], {}, ()):
         pass  # the next search passes its own objects on, and not that lock
 
 

@@ -17,7 +17,7 @@ from studyloom.errors import ConfigError, DefinitionError
 from studyloom.storage.opening import check_definition
 from studyloom.user_code import pickled
 from studyloom.user_code.digests import compute_code_digests, digest_source, find_main_globals
-from studyloom.user_code.pickled import passed_on
+from studyloom.user_code.pickled import passing_objects
 
 NET = '''"""A network."""
 from torch import nn
@@ -39,7 +39,7 @@ def same(source):
     return digest_source(source.encode()) == digest_source(NET.encode())
 
 
-def test_what_may_change_a_result_changes_the_digest_and_nothing_else_does():
+def test_only_a_change_of_code_changes_the_digest():
     assert same("# mine\n" + NET.replace("One layer.", "One layer\n\n    of weights."))
     assert same(NET.replace("(shape[0], outputs, ", "(\n            (shape[0]),\n outputs,\n"))
     assert same(NET.replace('{"x": 0, **config}["x"]', "({'x':0,**config}  ['x'])"))
@@ -64,7 +64,7 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_each_module_of_one_s_own_that_is_named_has_a_digest_at_any_depth(own):
+def test_each_named_module_of_the_user_has_a_digest_at_any_depth(own):
     sections = {
         "model": {"_target_": "own_net.Net"},
         "data": {"load": [{"_target_": "own_base.load", "_partial_": True}]},
@@ -79,7 +79,7 @@ def test_each_module_of_one_s_own_that_is_named_has_a_digest_at_any_depth(own):
     assert own(sections, own_net=f"{NET}\n# nothing") == digests
 
 
-def test_the_modules_of_bases_and_of_wrapped_functions_count_too(own):
+def test_modules_of_bases_and_wrapped_functions_have_digests(own):
     sections = [{"_target_": f"own_net.{name}"} for name in ("Net", "step", "partial", "made")]
     base = "class Base:\n    width = 4\n"
     wrapped = "def step(x): return x\n"
@@ -96,7 +96,7 @@ def test_the_modules_of_bases_and_of_wrapped_functions_count_too(own):
     assert {key for key in digests if digests[key] != changed[key]} == {"code.own_base"}
 
 
-def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, monkeypatch):
+def test_a_process_refuses_code_that_has_changed_since_its_import(own, tmp_path, monkeypatch):
     """It has imported what the file held before, and calls that."""
     monkeypatch.chdir(tmp_path)
     sections = [{"_target_": "own_net.Net"}, {"_target_": "own_base.load"}]
@@ -170,7 +170,7 @@ def of_cells(monkeypatch):
     return digests
 
 
-def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_others(of_cells):
+def test_the_digest_of_a_notebook_loop_covers_the_globals_it_uses(of_cells):
     digests = of_cells(CELL)
     used = {"train", "Net", "Base", "WIDTH", "scale", "decorate", "LAYERS", "SIZES", "settings"}
     assert digests.keys() == used, "what has no stable form is left out"
@@ -191,18 +191,18 @@ def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_
         assert {key for key in used if other[key] != digests[key]} == changed, old
 
 
-def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells, monkeypatch):
+def test_an_unpicklable_global_is_named_and_not_its_users(of_cells, monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {})
     of_cells(CELL)
     used = find_main_globals(["__main__.train"])
     with (
         pytest.raises(ConfigError, match=r"^lock: cannot be given to worker processes: cannot pi"),
-        passed_on(["__main__.train"], {}, used),
+        passing_objects(["__main__.train"], {}, used),
     ):
         pass
 
 
-def test_the_digests_of_a_notebook_are_the_same_in_each_process(of_cells, tmp_path):
+def test_digests_of_a_notebook_are_equal_in_each_process(of_cells, tmp_path):
     names = "NAMES = {'b', 'a', 'c'}\ndef train(run): return NAMES, print\n"
     (tmp_path / "cells.json").write_text(json.dumps([names]))
     code = (
@@ -249,13 +249,13 @@ def drawn_with(seed, digests):
     return digests()
 
 
-def test_data_of_a_notebook_that_its_code_uses_are_part_of_the_definition(of_cells):
+def test_data_that_notebook_code_uses_is_in_the_definition(of_cells):
     one, again, other = (drawn_with(seed, lambda: of_cells(SPLIT)) for seed in (0, 0, 1))
     assert one == again
     assert {name for name in one if one[name] != other[name]} == {"split", "parts"}
 
 
-def test_data_of_a_module_that_its_code_uses_are_part_of_the_definition(own):
+def test_data_that_module_code_uses_is_in_the_definition(own):
     sections = {"objective": {"_target_": "own_net.train"}}
     one, again, other = (
         drawn_with(seed, lambda: own(sections, own_net=SPLIT)) for seed in (0, 0, 1)

@@ -19,7 +19,13 @@ from studyloom.errors import ConfigError
 from studyloom.user_code import pickled
 from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member, seeding_imports
-from studyloom.user_code.pickled import LIGHT, can_pass_on, passed_on, passed_to_child, receive
+from studyloom.user_code.pickled import (
+    LIGHT,
+    can_pass_objects,
+    child_arguments,
+    passing_objects,
+    receive_objects,
+)
 
 DRAWS = """
 import random
@@ -60,13 +66,13 @@ def write(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_module_that_parses_a_command_line_sees_none_of_ours(write):
+def test_an_imported_module_sees_an_empty_command_line(write):
     write("parses", PARSES)
     assert find_member("parses.args").epochs == 2
     assert sys.argv == ["program", "study.trials=3", "launcher=join"]
 
 
-def test_a_module_that_ends_its_process_when_it_is_imported_is_named(write, capsys):
+def test_a_module_that_ends_its_process_at_import_is_named(write, capsys):
     write("demands", PARSES.replace("--epochs", "epochs"))
     words = r"^demands: ends its process when it is imported \(SystemExit: 2\), as a module does "
     with pytest.raises(ConfigError, match=words + rf"that parses the command line; {GUARD}"):
@@ -75,7 +81,7 @@ def test_a_module_that_ends_its_process_when_it_is_imported_is_named(write, caps
     assert compute_code_digests({"model": {"_target_": "demands.args"}}) == {}
 
 
-def test_a_module_that_searches_when_it_is_imported_is_named_and_starts_no_worker(write, tmp_path):
+def test_a_module_that_searches_at_import_is_named(write, tmp_path):
     write("searches", SEARCHES)
     write("imports", "import searches\n")
     for name in ("searches.train", "imports.searches.train"):
@@ -93,17 +99,17 @@ def test_a_study_module_without_a_guard_is_named(write, tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda: np.zeros(LIGHT + 1, np.uint8), threading.Lock], ids=["large", "lock"]
 )
-def test_what_is_large_or_cannot_be_pickled_is_passed_on_only_if_needed(monkeypatch, make):
+def test_large_and_unpicklable_objects_are_passed_only_if_needed(monkeypatch, make):
     monkeypatch.setattr(pickled, "_objects", {"given": make()})
     names = ["studyloom.user_code.pickled.registered_object"]
-    with passed_on(names, {}, [], needed=False):
-        assert not can_pass_on()
-        assert PICKLED.name not in passed_to_child({})["env"]
-    assert can_pass_on()
+    with passing_objects(names, {}, [], needed=False):
+        assert not can_pass_objects()
+        assert PICKLED.name not in child_arguments({})["env"]
+    assert can_pass_objects()
     monkeypatch.setattr(pickled, "_objects", {"small": np.zeros(9)})
-    with passed_on(names, {}, [], needed=False):
-        assert can_pass_on()
-        assert PICKLED.name in passed_to_child({})["env"]
+    with passing_objects(names, {}, [], needed=False):
+        assert can_pass_objects()
+        assert PICKLED.name in child_arguments({})["env"]
 
 
 class Deed:
@@ -111,15 +117,15 @@ class Deed:
         return (pytest.fail, ("it was unpickled",))
 
 
-def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypatch):
+def test_a_worker_unpickles_only_the_file_with_its_word(monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {"number": 7})
-    with passed_on(["studyloom.user_code.pickled.registered_object"], {}, []):
+    with passing_objects(["studyloom.user_code.pickled.registered_object"], {}, []):
         (told,) = [
-            each for each in passed_to_child({})["env"].items() if each not in os.environ.items()
+            each for each in child_arguments({})["env"].items() if each not in os.environ.items()
         ]
         pickled._objects.clear()
         monkeypatch.setenv(*told)
-        receive()
+        receive_objects()
         assert pickled._objects == {"number": 7}
     descriptor, word = told[1].split()
     with tempfile.TemporaryFile() as other:
@@ -127,10 +133,10 @@ def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypat
         other.flush()
         for number in (str(other.fileno()), descriptor, "987654"):  # another, closed, none
             monkeypatch.setenv(PICKLED.name, f"{number} {word}")
-            receive()
+            receive_objects()
             assert PICKLED.name not in os.environ
     assert "deed" not in pickled._objects
-    assert PICKLED.name not in passed_to_child({})["env"]
+    assert PICKLED.name not in child_arguments({})["env"]
 
 
 # Random numbers that a module draws when it is imported
@@ -141,7 +147,7 @@ def draw():
     return [random.random(), float(np.random.random()), float(torch.rand(()))]
 
 
-def test_modules_draw_the_same_whichever_was_imported_before(write):
+def test_modules_draw_the_same_in_any_order_of_imports(write):
     write("outer", "import inner\n" + DRAWS)
     write("inner", DRAWS)
     random.seed(3)
@@ -158,7 +164,7 @@ def test_modules_draw_the_same_whichever_was_imported_before(write):
     assert imported == [expected] * 4
 
 
-def test_an_import_leaves_the_random_numbers_of_its_process_as_they_were(write):
+def test_an_import_leaves_the_random_state_of_its_process_unchanged(write):
     write("draws", DRAWS)
     random.seed(5)
     np.random.seed(5)

@@ -14,7 +14,7 @@ from studyloom.errors import ConfigError
 from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
-from studyloom.user_code.pickled import MAIN, OWN, passed_on
+from studyloom.user_code.pickled import MAIN, OWN, passing_objects
 from studyloom.winner.read_evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
@@ -47,7 +47,9 @@ class CallReporting(StudyReporting):
             )
         digests = digests_of_program(prepared) if names else {}
         used = find_main_globals(names) if names else ()
-        self.ending.enter_context(passed_on(names, known=digests, used=used, needed=needed))
+        self.ending.enter_context(
+            passing_objects(names, source_digests=digests, used_globals=used, needed=needed)
+        )
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:

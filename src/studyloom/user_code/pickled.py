@@ -1,8 +1,9 @@
 """Objects that only the calling program has, pickled for the workers of its study, by name.
 
 A worker is another interpreter. It cannot import a class of a notebook, and has no Dataset that the
-notebook holds. The program pickles them into a file without a name, which its own children inherit;
-no other process can open it, and it disappears with the last of them.
+notebook holds. The program pickles them into a file without a name, which its own children inherit.
+No other process can open the file, and it disappears with the last of its processes. A secret word
+at the beginning of the file shows a child that it has the right one.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
@@ -23,14 +24,14 @@ from studyloom.files import naming
 from studyloom.text import error_text
 from studyloom.user_code.importing import importing_module
 
-MAIN = "__main__."  # before the name of what the calling program defines
-LIGHT = 2**28  # bytes of arrays that are passed on although they are rarely needed
-OWN = (MAIN, f"{__name__}.")  # before each name that no other program knows
+MAIN = "__main__."  # the prefix of the names of the calling program's definitions
+LIGHT = 2**28  # the most bytes of arrays that are passed although they are rarely needed
+OWN = (MAIN, f"{__name__}.")  # the prefixes of all names that no other program knows
 
-_objects: dict[str, Any] = {}  # the Datasets and others of the program, by name
-_files: dict[int, str] = {}  # the word of the file that is passed on, by its descriptor
-_withheld: list[str] = []  # the names of what cannot be passed on
-digests: dict[str, str] = {}  # in a worker: of the sources of what the program defines
+_objects: dict[str, Any] = {}  # the registered objects of the program, such as Datasets, by name
+_files: dict[int, str] = {}  # the secret word of the file that children inherit, by its descriptor
+_unpassable: list[str] = []  # the names of a config whose objects cannot be passed
+digests: dict[str, str] = {}  # in a worker: the digests of the program's definitions, by name
 
 
 def register_object(name: str, value: Any) -> dict[str, str]:
@@ -48,7 +49,7 @@ def registered_object(name: str) -> Any:
     """Returns an object that the program has registered.
 
     Raises:
-        ConfigError: this process has no object of that name.
+        ConfigError: this process has no object of the name.
     """
     if name not in _objects:
         raise ConfigError(
@@ -59,53 +60,77 @@ def registered_object(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def passed_on(
-    names: list[str], known: Mapping[str, str], used: Iterable[str], *, needed: bool = True
+def passing_objects(
+    names: list[str],
+    source_digests: Mapping[str, str],
+    used_globals: Iterable[str],
+    *,
+    needed: bool = True,
 ) -> Iterator[None]:
     """Passes this program's definitions and registered objects to processes started in the body.
 
     Args:
-        names: what a config names of it; if it names nothing, nothing is passed on.
-        known: the digests of their sources.
-        used: the names of the globals of `__main__` that they are or use.
-        needed: whether there will be such processes. If there may be one only because this process
-            loses its GPU, nothing large is passed on, and nothing that cannot be pickled.
+        names: the names in a config that only this program knows; if there are none, nothing is
+            passed.
+        source_digests: the digests of the sources of the program's definitions.
+        used_globals: the names of the globals of `__main__` that these definitions are or use.
+        needed: whether the body surely starts processes. If it may start one only because this
+            process loses its GPU, large objects are not passed, nor those that cannot be pickled.
 
     Raises:
-        ConfigError: something that is needed cannot be pickled.
+        ConfigError: an object that is needed cannot be pickled.
     """
     if not names:
         yield
         return
-    main = sys.modules["__main__"]
-    firsts = {name.removeprefix(MAIN).partition(".")[0] for name in names if name.startswith(MAIN)}
-    defined = {name: getattr(main, name) for name in sorted(firsts)}
-    with contextlib.ExitStack() as files:
+    main = vars(sys.modules["__main__"])
+    definitions = {}
+    for name in sorted(names):
+        if name.startswith(MAIN):
+            member = name.removeprefix(MAIN).partition(".")[0]
+            definitions[member] = main[member]
+    passed = PassedObjects(definitions, _objects, dict(source_digests))
+    with contextlib.ExitStack() as stack:
         try:
-            content = _pickle((defined, _objects, dict(known)), math.inf if needed else LIGHT)
-            file, word = files.enter_context(_file_of(content))
-        except Exception:  # whatever an object's own __reduce__ raises
+            content = _pickle(tuple(passed), math.inf if needed else LIGHT)
+            word = secrets.token_hex()
+            descriptor = stack.enter_context(_file_with(word.encode() + content))
+        except Exception:  # an object's own __reduce__ may raise anything
             if needed:
-                _name_unpicklable({**_objects, **{name: getattr(main, name) for name in used}})
+                _name_unpicklable(_objects | {name: main[name] for name in used_globals})
                 raise
-            _withheld.extend(names)
+            _unpassable.extend(names)
         else:
-            _files[file.fileno()] = word
+            _files[descriptor] = word
         try:
             yield
         finally:
             _files.clear()
-            _withheld.clear()
+            _unpassable.clear()
 
 
-def can_pass_on() -> bool:
-    """Whether a process that is started now gets all objects that only this program has."""
-    return not _withheld
+class PassedObjects(NamedTuple):
+    """The objects that are pickled for a worker.
+
+    Args:
+        definitions: members of `__main__`, by name.
+        objects: the registered objects, by name.
+        digests: the digests of the program's definitions.
+    """
+
+    definitions: dict[str, Any]
+    objects: dict[str, Any]
+    digests: dict[str, str]
+
+
+def can_pass_objects() -> bool:
+    """Returns whether a process that is started now gets all objects that only this program has."""
+    return not _unpassable
 
 
 def _pickle(objects: object, most: float) -> bytes:
     """Pickles objects; raises OverflowError if their arrays have more than `most` bytes."""
-    import cloudpickle  # type: ignore[import-untyped]  # what `pickle` cannot: classes by value
+    import cloudpickle  # type: ignore[import-untyped]  # pickles classes too, unlike `pickle`
     import numpy as np
     import torch
 
@@ -128,57 +153,60 @@ def _pickle(objects: object, most: float) -> bytes:
 
 
 def _name_unpicklable(suspects: Mapping[str, Any]) -> None:
-    """Raises ConfigError with the first of some objects by name that cannot be pickled, if any."""
-    # Functions and classes, which may only use what cannot be pickled, come last.
+    """Raises ConfigError with the first of some objects, by name, that cannot be pickled, if any.
+
+    A function or class may fail only because it uses such an object. They are tried last, so that
+    the error names the object itself.
+    """
     for name in sorted(suspects, key=lambda name: callable(suspects[name])):
         try:
             _pickle(suspects[name], math.inf)
         except Exception as error:
-            words = " ".join(error_text(error).split())
+            reason = " ".join(error_text(error).split())
             raise ConfigError(
-                f"{name}: cannot be given to worker processes: {words}; make locks, and open "
+                f"{name}: cannot be given to worker processes: {reason}; make locks, and open "
                 "files and connections, where they are used, or set workers=1"
             ) from error
 
 
 @contextlib.contextmanager
-def _file_of(content: bytes) -> Iterator[tuple[IO[bytes], str]]:
-    """Yields a file without a name that has a secret word and a content, and the word."""
+def _file_with(content: bytes) -> Iterator[int]:
+    """Yields the descriptor of a file without a name that has a content."""
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
-        word = secrets.token_hex()
         with naming(Path(tempfile.gettempdir())):
-            file.write(word.encode() + content)
+            file.write(content)
             file.flush()
-        yield file, word
+        yield file.fileno()
 
 
-def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str, Any]:
+def child_arguments(variables: Mapping[str, str], *descriptors: int) -> dict[str, Any]:
     """Returns arguments of `subprocess.Popen` with which a worker inherits the passed objects.
 
     Args:
-        variables: more of the child's environment.
+        variables: additional environment variables of the worker.
         descriptors: further files that it inherits.
     """
     environment = os.environ | variables
-    for number, word in _files.items():
-        environment[PICKLED.name] = f"{number} {word}"
+    for descriptor, word in _files.items():
+        environment[PICKLED.name] = f"{descriptor} {word}"
     return {"env": environment, "pass_fds": [*descriptors, *_files]}
 
 
-def receive() -> None:
+def receive_objects() -> None:
     """Defines the passed objects in this worker, in `__main__` as in its program.
 
-    Only `passed_to_child` passes the file to a child. Another file that is open under its number
-    lacks the word, and is not unpickled.
+    Only `child_arguments` makes a child inherit the file. If another file is open under its number,
+    it does not begin with the secret word, and is not unpickled.
     """
     number, _, word = (PICKLED.take() or "-1 ").partition(" ")
-    descriptor, content = int(number), b""
-    with contextlib.suppress(OSError):  # the number is of no file
+    descriptor = int(number)
+    content = b""
+    with contextlib.suppress(OSError):  # no file is open under the number
         content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     if word and content.startswith(word.encode()):
         _files[descriptor] = word
         with importing_module("__main__"):
-            defined, given, known = pickle.loads(memoryview(content)[len(word) :])
-        vars(sys.modules["__main__"]).update(defined)
-        _objects.update(given)
-        digests.update(known)
+            passed = PassedObjects(*pickle.loads(memoryview(content)[len(word) :]))
+        vars(sys.modules["__main__"]).update(passed.definitions)
+        _objects.update(passed.objects)
+        digests.update(passed.digests)

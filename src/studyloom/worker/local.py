@@ -21,7 +21,7 @@ from studyloom.environment import LINE, MARK, WORKER
 from studyloom.errors import BrokenProcess, ConfigError, LaunchError
 from studyloom.processes import count_cores, host_id, worker_id
 from studyloom.training.device import training_device
-from studyloom.user_code.pickled import can_pass_on, passed_to_child
+from studyloom.user_code.pickled import can_pass_objects, child_arguments
 from studyloom.worker.failure_causes import gpu_is_lost
 from studyloom.worker.forks import ForkedWorker, ForkServer
 from studyloom.worker.line import Listener
@@ -108,7 +108,7 @@ class Local(Launcher):
             broken = attempt.broken
             if broken is None:
                 return
-            if not can_pass_on():
+            if not can_pass_objects():
                 raise in_a_new_process(broken, task)
             log.warning("%s; a worker process continues", broken)
             slots = task.todo()
@@ -303,7 +303,7 @@ class LocalWorker:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **passed_to_child(self.environment | {LINE.name: str(line)}, line),
+                **child_arguments(self.environment | {LINE.name: str(line)}, line),
             )
 
 

@@ -19,7 +19,7 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
 from studyloom.errors import ConfigError, Halted, Interrupted, LaunchError, StudyloomError
-from studyloom.user_code.pickled import receive
+from studyloom.user_code.pickled import receive_objects
 from studyloom.worker.driver import SEARCH_ONLY, Reporting, run_study
 from studyloom.worker.forks import fork_workers
 from studyloom.worker.line import Line
@@ -98,7 +98,7 @@ class StudyProcess:
                 server = fork_workers(launcher_class(config), self.worker, ending)
                 command = replace(command, fork_server=server)
             with ending_by_errors(stop, reporting):
-                receive()
+                receive_objects()
                 line.follow()
                 reporting.open()
                 code = run_study(config, command, reporting, stop, self.stages)
