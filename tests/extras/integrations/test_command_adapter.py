@@ -66,7 +66,7 @@ def errors_of(definition):
     return []
 
 
-def test_values_are_reported_at_their_steps_and_the_last_is_the_value(project, config, make_run):
+def test_values_are_reported_by_step_and_the_last_is_the_trials_value(project, config, make_run):
     command, run = Command("python main.py --lr {lr}", VALUE, STEP), make_run()
     value = command(config(lr=0.05), run)
     assert [step for step, _ in run.reports] == [1, 2, 3, 4, 5, 6]
@@ -75,9 +75,7 @@ def test_values_are_reported_at_their_steps_and_the_last_is_the_value(project, c
     assert "python main.py --lr 0.05" in Path(config().run_dir, "logs/trial-3.log").read_text()
 
 
-def test_a_step_may_stand_in_the_line_or_in_one_before_and_without_one_values_are_counted(
-    config, make_run
-):
+def test_a_step_is_in_the_line_or_an_earlier_one_or_values_are_counted(config, make_run):
     text = 'print("v=9\\nepoch 0 v=5\\nv=6\\nepoch 2\\nother\\nv=4\\nepoch 1 v=3")'
     run = make_run()
     assert says(text, step=r"(e)poch (?P<step>\d+)")(config(), run) == 4.0
@@ -90,7 +88,7 @@ def test_a_step_may_stand_in_the_line_or_in_one_before_and_without_one_values_ar
     assert names == {".output", ".work"}, "it begins anew, as the counting does"
 
 
-def test_what_was_reported_before_a_kill_is_kept_and_not_reported_again(config, make_run):
+def test_values_from_before_a_kill_are_kept_and_not_reported_again(config, make_run):
     text = 'for i in (1, 2, 3): print("epoch %d v=%d" % (i, i))'
     run = make_run()
     (run.dir / ".output").write_text("epoch 1 v=1\nepoch 2 v=2.5\nepoch 3 v=0.00")
@@ -100,7 +98,7 @@ def test_what_was_reported_before_a_kill_is_kept_and_not_reported_again(config, 
     assert says('print("finished already")', step=r"epoch (\d+)")(config(), finished) == 3.0
 
 
-def test_it_is_told_seed_trial_and_folder_and_a_value_is_one_word_whatever_it_holds(
+def test_a_command_gets_seed_trial_and_folder_and_each_value_as_one_word(
     config, make_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -117,14 +115,14 @@ def test_it_is_told_seed_trial_and_folder_and_a_value_is_one_word_whatever_it_ho
 
 
 @pytest.mark.parametrize(("visible", "count"), [([], 1), (["4", "7"], 2)])
-def test_gpus_in_a_command_is_how_many_the_worker_sees(
+def test_gpus_in_a_command_is_the_number_that_the_worker_sees(
     config, make_run, monkeypatch, visible, count
 ):
     monkeypatch.setattr(command_module, "visible_gpus", lambda: visible)
     assert says('print("v={gpus}")')(config(), make_run()) == count
 
 
-def test_a_command_without_a_value_says_why_with_its_last_lines(config, make_run):
+def test_a_command_without_a_value_fails_with_its_last_lines(config, make_run):
     for text, words in (
         ('print("lost")', "objective.value found nothing, with the pattern v=.*; the last"),
         ("pass", "it printed nothing"),
@@ -143,7 +141,7 @@ def test_an_endless_line_and_much_output_take_little_memory(config, make_run):
     tracemalloc.stop()
 
 
-def test_the_whole_group_ends_when_a_report_raises_also_what_ignores_sigterm(
+def test_the_process_group_ends_when_a_report_raises_even_without_sigterm(
     config, make_run, monkeypatch
 ):
     """And a session of its own."""
@@ -181,8 +179,9 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from studyloom.extras.integrations.command import started\n"
-        "with started(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as (process, _):\n"
+        "from studyloom.extras.integrations.command import run_process\n"
+        "command = ['sleep', '1000']\n"
+        "with run_process(command, dict(os.environ), Path(sys.argv[1])) as (process, _):\n"
         "    print(process.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -199,7 +198,7 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     until(lambda: not is_alive(pid))
 
 
-def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):
+def test_a_valid_study_has_command_patterns_and_script_in_its_definition(ask):
     definition = ask()
     assert errors_of(definition) == []
     (mistake,) = errors_of(ask("objective.test=posixpath.join"))
@@ -213,19 +212,19 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
     assert ask().identity("")["code.main.py"] != identity["code.main.py"]
 
 
-def test_whether_folders_are_kept_is_no_part_of_the_definition(ask):
+def test_the_key_keep_is_not_part_of_the_definition(ask):
     assert ask("+objective.keep=true").identity("") == ask().identity("")
     assert ask("+objective.cwd=project").identity("") != ask().identity("")
 
 
-def test_what_a_command_has_to_say_is_among_the_notes_of_the_study(ask):
+def test_the_notes_of_a_command_are_among_the_notes_of_the_study(ask):
     words = "each trial runs in its own folder, which is removed when the trial ends; "
     assert words + "objective.keep=true keeps it" in ask().notes(TrainingData())
     assert ask("+objective.cwd=project").notes(TrainingData()) == []
 
 
 @pytest.mark.parametrize("finds_files", [True, False])
-def test_a_resumed_command_is_said_to_run_again_if_it_finds_its_files(
+def test_a_note_says_whether_a_resumed_command_finds_its_files(
     ask, sqlite_url, tmp_path, caplog, finds_files
 ):
     """Without steps its files are removed, and it starts again from the beginning."""
@@ -275,7 +274,7 @@ WRONG = {
 }
 
 
-def test_a_mistake_is_said_before_trial_0(project, config):
+def test_an_error_is_reported_before_trial_0(project, config):
     usual = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD
     for wrong, words in WRONG.values():
         given = usual | wrong

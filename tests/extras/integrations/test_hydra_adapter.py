@@ -65,7 +65,7 @@ def call(definition, run, **values):
     return build_function(config["objective"])(config.for_user(), run)
 
 
-def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_run):
+def test_names_in_the_space_are_keys_of_the_applications_config(ask, make_run):
     """Dotted or nested; interpolations of that config follow, and its groups are its own."""
     definition = ask()
     assert [*definition.space.groups()] == []
@@ -79,7 +79,7 @@ def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_ru
     }
 
 
-def test_a_function_that_hydra_decorates_gets_the_config_and_a_folder_of_the_trial(ask, make_run):
+def test_a_function_decorated_by_hydra_gets_config_and_trial_folder(ask, make_run):
     definition, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
     assert errors_of(lambda: definition) == []
     point = {"optimizer.lr": 0.5, "model.width": 16}
@@ -99,7 +99,7 @@ def test_a_key_of_the_application_gets_the_seed_of_the_trial(ask, project, make_
     assert mistake.startswith("objective.seed=sed: sed: no such key")
 
 
-def test_the_value_is_picked_from_what_is_returned():
+def test_the_value_is_picked_from_the_returned_result():
     assert pick((0.5, 1), None, "f") == 0.5
     assert pick(({"val/acc": 0.5}, 1), "val/acc", "f") == 0.5
     for returned, key, words in (
@@ -111,7 +111,7 @@ def test_the_value_is_picked_from_what_is_returned():
             pick(returned, key, "f")
 
 
-def test_a_parameter_run_gets_the_run_and_another_second_parameter_does_not(ask, project, make_run):
+def test_only_a_parameter_called_run_gets_the_run(ask, project, make_run):
     text = "def one(cfg, run): run(cfg.optimizer.lr, 1); return 1.0\n"
     (project / "src/other.py").write_text(text + "def two(cfg, callbacks=None): return 2.0\n")
     point, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
@@ -122,7 +122,7 @@ def test_a_parameter_run_gets_the_run_and_another_second_parameter_does_not(ask,
     assert run.reports == [(1, 0.5)]
 
 
-def test_the_applications_config_and_function_are_part_of_the_question(ask, project):
+def test_the_applications_config_and_function_are_part_of_the_definition(ask, project):
     identity = ask().identity("")
     assert identity["objective.config.model.activation"] == "relu"
     assert identity["objective.config.decoder.width"] == "${model.width}"
@@ -146,7 +146,7 @@ WRONG = {
 }
 
 
-def test_a_mistake_is_said_before_trial_0(ask, project):
+def test_an_error_is_reported_before_trial_0(ask, project):
     for overrides, words in WRONG.items():
         told = "\n".join(errors_of(ask, *overrides))
         assert [word for word in words if word not in told] == [], told
@@ -156,9 +156,7 @@ def test_a_mistake_is_said_before_trial_0(ask, project):
     assert "model/large" in mistake
 
 
-def test_in_a_world_of_its_own_code_uses_hydra_as_it_likes_and_ours_is_back_after(
-    ask, project, monkeypatch
-):
+def test_isolated_code_uses_hydra_freely_and_ours_is_restored_after_it(ask, project, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["page.py", "study.trials=3"])
     ask()
     ours, argv = GlobalHydra.instance().hydra, sys.argv

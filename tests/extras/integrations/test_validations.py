@@ -30,7 +30,7 @@ def validations(run):
     return Validations(run, "val_acc", "the module", "fit it with a val_dataloader")
 
 
-def test_the_monitored_value_is_compared_and_all_else_that_is_finite_is_a_curve(run, sent):
+def test_the_monitored_value_counts_and_other_finite_numbers_are_curves(run, sent):
     shown = validations(run)
     shown.begin(2)
     # A quantity with the name of the metric, which another is compared as, would be taken for it.
@@ -44,7 +44,7 @@ def test_the_monitored_value_is_compared_and_all_else_that_is_finite_is_a_curve(
     assert run.value == 0.5
 
 
-def test_a_monitored_name_that_is_not_logged_and_no_validation_at_all_are_named(run):
+def test_a_name_that_is_not_logged_or_no_validation_is_an_error(run):
     shown = validations(run)
     shown.begin(2)
     with pytest.raises(UndefinedMetric, match=r"logs no val_acc .* expected one of loss, val_loss"):
@@ -53,7 +53,7 @@ def test_a_monitored_name_that_is_not_logged_and_no_validation_at_all_are_named(
         shown.end()
 
 
-def test_a_report_that_no_checkpoint_followed_is_told_at_the_end(run, sent):
+def test_a_report_without_a_checkpoint_after_it_is_sent_at_the_end(run, sent):
     shown = validations(run)
     shown.begin(None)
     shown.report({"val_acc": 0.5})
@@ -63,7 +63,7 @@ def test_a_report_that_no_checkpoint_followed_is_told_at_the_end(run, sent):
 
 
 @pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
-def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, library):
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)

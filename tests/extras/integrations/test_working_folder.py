@@ -99,7 +99,7 @@ def test_a_kept_folder_is_in_the_run_directory_and_found_again(project, config, 
     assert names(kept) == ["trial-0", "trial-1"]
 
 
-def test_a_second_study_in_a_run_directory_does_not_meet_kept_files(project, config, make_trial):
+def test_a_second_study_in_a_run_directory_does_not_see_kept_files(project, config, make_trial):
     for folder in ("trial-0-abc", "trial-0-other"):
         run = make_trial(0)
         run.dir = run.dir.with_name(folder)
@@ -109,7 +109,7 @@ def test_a_second_study_in_a_run_directory_does_not_meet_kept_files(project, con
     assert names(project / "runs/own/work") == ["trial-0", "trial-0.2"]
 
 
-def test_what_an_earlier_run_saved_is_not_resumed_from(project, config, make_trial):
+def test_a_trial_does_not_resume_from_files_of_an_earlier_run(project, config, make_trial):
     Path("snapshot.pt").write_text("3")
     Path("out").mkdir()
     Path("out/ckpt.pt").touch()
@@ -147,14 +147,14 @@ def work(tmp_path):
     return WorkingFolder(folder, [folder / "runs"]).of_trial(trial)
 
 
-def test_relative_paths_lead_to_the_files_of_the_project_and_next_to_it(work):
-    found = {path: (work / path).read_text() for path in ("data/a.csv", "../data/b.csv", ".env")}
-    assert found == {"data/a.csv": "1", "../data/b.csv": "2", ".env": "KEY=1"}
+def test_relative_paths_lead_to_files_of_the_project_and_next_to_it(work):
+    texts = {path: (work / path).read_text() for path in ("data/a.csv", "../data/b.csv", ".env")}
+    assert texts == {"data/a.csv": "1", "../data/b.csv": "2", ".env": "KEY=1"}
     assert names(work) == [".env", "data", "package"], "no run directory, and no saved state"
     assert names(work / "package") == ["part.py", "weights"]
 
 
-def test_what_is_written_below_a_folder_stays_in_the_trials_folder(work, tmp_path):
+def test_files_written_below_a_folder_stay_in_the_trials_folder(work, tmp_path):
     (work / "data/a.csv").write_text("changed")
     (work / "package/new.py").touch()
     assert (tmp_path / "project/data/a.csv").read_text() == "1"
@@ -180,7 +180,7 @@ def test_no_link_leads_to_the_run_directory(tmp_path):
     assert names(work.parent) == ["project"]
 
 
-def test_a_folder_whose_making_was_cut_short_is_made_again(tmp_path):
+def test_a_half_made_folder_is_made_again(tmp_path):
     folder = write_project(tmp_path, {"project/a": "", "trial/.work.new/project/half": ""})
     work = WorkingFolder(folder / "project").of_trial(tmp_path / "trial")
     assert names(work) == ["a"]
@@ -205,7 +205,7 @@ def test_two_trials_that_wrote_a_file_of_the_project_are_named(
     assert third.warnings == [], "it has been said"
 
 
-def test_trials_side_by_side_do_not_share_what_only_one_has_written(tmp_path, monkeypatch):
+def test_parallel_trials_do_not_share_a_file_that_only_one_has_written(tmp_path, monkeypatch):
     """A file of its own that one writes again and again while others begin and end."""
     clock = iter(range(1000, 10_000, 10))
     monkeypatch.setattr(shared_files.time, "time", lambda: next(clock))
@@ -245,7 +245,7 @@ def test_a_wrong_key_of_the_folder_is_refused(project, words):
     assert error.startswith(words)
 
 
-def test_notes_on_the_seed_and_on_digits_are_given_before_trial_0(project, config):
+def test_notes_on_seed_and_digits_are_printed_before_trial_0(project, config):
     Path("train.py").write_text('print(f"epoch {e} loss {loss:.2f}")\n')
     *_, seed, digits = command().notes(config)
     assert seed.startswith("objective.run has no {seed}: if the script sets its seed itself")

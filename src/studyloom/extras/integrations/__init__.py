@@ -31,17 +31,19 @@ class Validations:
     """The validations of a training; each is an epoch of the run.
 
     Args:
-        run: of the trial.
+        run: the run of the trial.
         monitored: the name under which the trainer logs the value.
         trainer: the trainer's name, for errors.
         advice: how to make the trainer validate, for errors.
     """
 
     def __init__(self, run: Run, monitored: str, trainer: str, advice: str) -> None:
-        self.run, self.monitored = run, monitored
-        self.trainer, self.advice = trainer, advice
+        self.run = run
+        self.monitored = monitored
+        self.trainer = trainer
+        self.advice = advice
         self.number: int | None = None  # of the next validation; None before and after training
-        self.reported = False  # whether one has ended whose report is not passed on yet
+        self.reported = False  # whether a report waits until `finish` passes it on
         self._epochs: Iterator[int] = iter(())
 
     @property
@@ -50,7 +52,10 @@ class Validations:
         return self.number is not None and self.number == self.run.count
 
     def next_path(self, suffix: str) -> Path:
-        """Returns where to save the state now: over the state before the last one."""
+        """Returns where to save the state now.
+
+        Two files take turns: the last state must exist until the next one is complete.
+        """
         return self.run.dir / f"{(self.number or 0) % 2}{suffix}"
 
     def begin(self, count: int | None) -> None:
@@ -77,17 +82,20 @@ class Validations:
                 f"{self.trainer} logs no {self.monitored} when it validates: expected one of "
                 f"{', '.join(sorted(logged)) or 'nothing, since it logs nothing'}"
             )
-        names = [n for n in logged if n not in (*COLUMNS, self.run.metric, self.monitored)]
-        further = {name: float(logged[name]) for name in names}
-        finite = {name: value for name, value in further.items() if math.isfinite(value)}
-        self.run.report(**{self.run.metric: logged[self.monitored]} | finite)
+        numbers = {self.run.metric: logged[self.monitored]}
+        for name, value in logged.items():
+            is_further = name not in (*COLUMNS, self.run.metric, self.monitored)
+            if is_further and math.isfinite(float(value)):
+                numbers[name] = float(value)
+        self.run.report(**numbers)
         self.reported = True
 
     def finish(self, files: Path | None = None) -> None:
         """Sends the reports of the validation to the run, if there are any; the trial may end here.
 
         Args:
-            files: which the trainer has saved since, to resume from; None if it saved nothing.
+            files: the files that the trainer has saved since, to resume from; None if it saved
+                nothing.
         """
         if not self.reported:
             return
@@ -113,4 +121,5 @@ class Validations:
             ) from None
 
     def _next(self) -> None:
+        """Counts the next validation; the number stays after the last."""
         self.number = next(self._epochs, self.number or 0)

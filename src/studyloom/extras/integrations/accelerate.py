@@ -28,10 +28,10 @@ def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iter
     The accelerator saves and restores all that it has prepared, and the random state.
 
     Args:
-        run: of the trial.
-        accelerator: which has prepared all that is trained.
+        run: the run of the trial.
+        accelerator: the one that has prepared all that is trained.
         count: how many epochs there are in all.
-        parts: whose states go into winner.pt, by names that you choose.
+        parts: the models whose states go into winner.pt, by names that you choose.
 
     Raises:
         ValueError: the count is not a positive integer, or beyond what the pruner knows.

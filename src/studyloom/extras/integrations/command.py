@@ -22,22 +22,25 @@ from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
+from studyloom.objectives.loop_run import Run
 from studyloom.objectives.user_functions import Adapter
 from studyloom.processes import running_process_group
-from studyloom.space.tree import Group, Space
+from studyloom.space.tree import Group, Node, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 from studyloom.user_code.digests import CODE, digest_source
 from studyloom.worker.local import visible_gpus
 from studyloom.worker.supervisor import WorkerExit
 
 KEPT = "work"  # in the run directory: the working folders that are kept
-OURS = ("seed", "trial", "checkpoint_dir", "gpus")
+RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")  # names in braces that are no keys of params
+# A placeholder such as {lr}, or {{lr}} for the text {lr}.
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
-# What may be named in a command and decide a value. Others, such as .json, may be its results.
+# Suffixes of files that decide a value if a command names them. Other files, such as .json, may be
+# results of the command.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
 LARGEST = 2**20  # bytes of a source
 LAST_LINES = 12
-LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
+LONGEST_LINE = 2**16  # characters; longer lines are read in pieces
 LOOK = 0.02  # seconds between looks at what a command has printed
 # A format of few digits in Python, such as {loss:.2f} or %5.2f, but not of a percentage.
 FEW_DIGITS = r"(?:\{[^{}]*:[^{}]*\.(?P<braces>[012])f\}|%\d*\.(?P<percent>[012])f)(?!%)"
@@ -53,16 +56,16 @@ class Command(Adapter):
         run: the command, such as `python main.py --lr {lr}`. A name in braces is a key of `params`,
             or `seed`, `trial`, `checkpoint_dir`, or `gpus`: how many GPUs the worker sees, and 1
             without GPUs.
-        value: a regular expression. What its group `value` finds in a line is reported; the last
-            is the value of the trial.
-        step: the same for the step of a value, with the group `step`, in its line or one before;
-            None counts the values, from 1.
+        value: a regular expression. The number that its group `value` finds in a line is reported;
+            the last one is the value of the trial.
+        step: a regular expression whose group `step` finds the step of a value, in the line of the
+            value or one before it; None counts the values, from 1.
         cwd: where it runs: in a folder of its trial, in which the project's files appear, or in
             the folder of the project, which all trials share.
         keep: whether the folder of a trial is kept when the trial has ended.
         inputs: saved states of the project that the command reads, such as pretrained.pth, as
-            files or folders. Others do not appear in the folder of a trial, which would resume
-            from them.
+            files or folders. Other saved states do not appear in the folder of a trial: the command
+            would resume from them.
     """
 
     run: str
@@ -86,9 +89,10 @@ class Command(Adapter):
     def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
-        errors = [*_word_errors(self.run, [*params, *OURS]), *_space_errors(self.run, space)]
-        ours = [name for name in OURS if name in params]
-        errors += [f"params.{name}: {{{name}}} is reserved; rename it" for name in ours]
+        errors = [*_word_errors(self.run, [*params, *RESERVED]), *_space_errors(self.run, space)]
+        for name in RESERVED:
+            if name in params:
+                errors.append(f"params.{name}: {{{name}}} is reserved; rename it")
         if value_at(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
         errors += self._folder_errors()
@@ -120,7 +124,7 @@ class Command(Adapter):
         return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
 
     def _folder_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
-        """Yields what a user must know of the folders in which the trials run."""
+        """Yields what a user must know about the folders in which the trials run."""
         if self.cwd == "project":
             return
         if not self.keep:
@@ -128,20 +132,22 @@ class Command(Adapter):
                 "each trial runs in its own folder, which is removed when the trial ends; "
                 "objective.keep=true keeps it"
             )
-        if states := self._working_folder(config).states():
-            shown = ", ".join(states[:3])
-            more = f" and {len(states) - 3} more" if len(states) > 3 else ""
+        states = self._working_folder(config).states()
+        if states:
+            names = ", ".join(states[:3])
+            if len(states) > 3:
+                names += f" and {len(states) - 3} more"
             yield (
-                f"the trials do not see {shown}{more}, from which they would resume; if the "
+                f"the trials do not see {names}, from which they would resume; if the "
                 f"command reads it, set objective.inputs=[{states[0]}]"
             )
 
     def _seed_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
-        """Yields a line if the command is not given its seed, though other seeds are to differ."""
+        """Yields a line if the command is not given its seed, so that new seeds change nothing."""
         if value_at(config, "winner.enabled") is False:
             return
-        reads = any(SEED.name in text for _, text in self._sources())
-        if "seed" not in _names_in(self.run) and not reads:
+        reads_variable = any(SEED.name in text for _, text in self._sources())
+        if "seed" not in _names_in(self.run) and not reads_variable:
             yield (
                 "objective.run has no {seed}: if the script sets its seed itself, the winner's new "
                 "seeds all give the same value; pass it, such as --seed {seed}"
@@ -149,14 +155,18 @@ class Command(Adapter):
 
     def _digit_notes(self) -> Iterator[str]:
         """Yields a line if a script prints its value with so few digits that trials tie."""
-        named = "(?P<value>"
-        before, group, _ = self.value.partition(named if named in self.value else "(")
+        group = "("
+        if "(?P<value>" in self.value:
+            group = "(?P<value>"
+        # The pattern of the output before its number often occurs in the source before a format.
+        before, group, _ = self.value.partition(group)
         if not group or not before.strip():
             return
         with contextlib.suppress(re.error):  # the group is within another one
             rounded = re.compile(before + FEW_DIGITS)
             for path, text in self._sources():
-                if match := rounded.search(text):
+                match = rounded.search(text)
+                if match is not None:
                     line = text.count("\n", 0, match.start()) + 1
                     digits = match["braces"] or match["percent"]
                     yield (
@@ -192,26 +202,30 @@ class Command(Adapter):
         here = Path.cwd().resolve()
         digests = {}
         for path in self._named_files():
-            content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+            content = b""
+            if path.stat().st_size <= LARGEST:
+                content = path.read_bytes()
             digests[f"{CODE}{path.relative_to(here)}"] = digest_source(content)
         return digests
 
     def _named_files(self) -> Iterator[Path]:
         """Yields the source files below the working directory that the command names."""
         words = [word for word in shlex.split(self.run) if not PLACE.search(word)]
-        named = [Path(word.rpartition("=")[2]) for word in words]
+        paths = []
+        for word in words:
+            paths.append(Path(word.rpartition("=")[2]))  # also that of --config=a.yaml
         for option, module in pairwise(words):
             if option == "-m":
                 path = Path(*module.split("."))
-                named += [path.with_suffix(".py"), path / "__main__.py"]
+                paths += [path.with_suffix(".py"), path / "__main__.py"]
         here = Path.cwd().resolve()
-        for path in named:
-            real = path.resolve()
-            is_source = path.suffix in SOURCES or path == named[0]
-            if is_source and real.is_relative_to(here) and real.is_file():
-                yield real
+        for path in paths:
+            absolute = path.resolve()
+            is_source = path.suffix in SOURCES or path == paths[0]  # the first is the program
+            if is_source and absolute.is_relative_to(here) and absolute.is_file():
+                yield absolute
 
-    def __call__(self, config: Mapping[str, Any], run: Any) -> float:
+    def __call__(self, config: Mapping[str, Any], run: Run) -> float:
         """Runs the command to its end, and returns the last value.
 
         Raises:
@@ -219,59 +233,62 @@ class Command(Adapter):
         """
         record = run.dir / ".output"
         output = Output(self.value, self.step, run)
-        if self.step is None:  # it starts again, as the counting does
+        if self.step is None:  # values are counted, so the command must start from scratch
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
-        for line in _earlier_lines(record):  # of attempts that were cut short
-            output.take(line)
-        ours = {
+        for line in _read_earlier_lines(record):
+            output.read_line(line)
+        values = _params(config) | {
             "seed": run.seed,
             "trial": run.trial,
             "checkpoint_dir": run.dir.absolute(),
             "gpus": max(1, len(visible_gpus())),
         }
-        words = _fill(self.run, _params(config) | ours)
+        words = _fill(self.run, values)
         variables = {
             SEED.name: str(run.seed),
             TRIAL.name: str(run.trial),
             CHECKPOINT_DIR.name: str(run.dir.absolute()),
         }
-        # Python would hold back what it prints into a file.
+        # Python buffers its output to a file, unless this variable is set.
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
-        stage = "" if run.stage == "search" else f"{run.stage}-"
-        name = f"{stage}trial-{run.trial}"
+        name = f"trial-{run.trial}"
+        if run.stage != "search":
+            name = f"{run.stage}-{name}"
         # A replay has no run directory, and keeps its log only while it runs.
         folder = value_at(config, "run_dir") or run.dir
         path = Path(folder, "logs", f"{name}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            self._working_in(config, run, name) as here,
-            path.open("a", encoding="utf-8", errors="replace", buffering=1) as printed,
-            started(words, environment, record, here) as (process, lines),
+            self._working_in(config, run, name) as folder_of_trial,
+            path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
+            run_process(words, environment, record, folder_of_trial) as (process, lines),
         ):
-            printed.write(f"$ {mask_passwords(shlex.join(words))}\n")
+            log.write(f"$ {mask_passwords(shlex.join(words))}\n")
             for line in lines:
-                printed.write(f"{line}\n")
-                output.take(line)
+                log.write(f"{line}\n")
+                output.read_line(line)
         if process.returncode:
-            raise output.failed(f"the command ended with {WorkerExit(process.returncode)}")
-        if output.reported is None:
-            raise output.failed(f"objective.value found nothing, with the pattern {self.value}")
-        return output.reported[1]
+            raise output.make_error(f"the command ended with {WorkerExit(process.returncode)}")
+        if output.last_value is None:
+            raise output.make_error(f"objective.value found nothing, with the pattern {self.value}")
+        return output.last_value
 
     @contextlib.contextmanager
-    def _working_in(self, config: Mapping[str, Any], run: Any, name: str) -> Iterator[Path]:
+    def _working_in(self, config: Mapping[str, Any], run: Run, name: str) -> Iterator[Path]:
         """Yields the folder in which the command runs for a trial.
 
-        In the folder of the project it warns of files that several trials have written.
+        If that is the folder of the project, it warns of files that several trials have written.
 
         Args:
-            name: of the trial, in the run directory.
+            name: the name of the trial, in the run directory.
         """
         run_dir = value_at(config, "run_dir")
         if self.cwd == "trial":
             folder = run.dir.absolute()
-            kept = Path(run_dir, KEPT, name).absolute() if self.keep and run_dir else None
+            kept = None
+            if self.keep and run_dir:
+                kept = Path(run_dir, KEPT, name).absolute()
             yield self._working_folder(config, folder).of_trial(folder, kept)
             return
         project = Path.cwd()
@@ -292,37 +309,43 @@ class Command(Adapter):
 
 
 def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of `params` by key, such as `optimizer.lr`."""
     params = value_at(config, "params")
-    return dict(flatten(params)) if params else {}
+    if not params:
+        return {}
+    return dict(flatten(params))
 
 
-# The words of a command. It is split into words before values are put into places such as `{lr}`,
-# so that each value stays within its word, whatever it is, and no shell reads it.
+# The words of a command. It is split into words before values are put into placeholders such as
+# `{lr}`: a value with a blank or a quote stays within its word, and no shell reads it.
 
 
 def _names_in(run: str) -> list[str]:
+    """Returns the names of the placeholders in a command."""
     return [match["name"] for match in PLACE.finditer(run) if match["name"]]
 
 
 def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
     """Fills values into the words of a command, as YAML writes them; `{{lr}}` stays text."""
 
-    def put(match: re.Match[str]) -> str:
-        return match["text"][1:-1] if match["text"] else as_yaml(values[match["name"]])
+    def replace_placeholder(match: re.Match[str]) -> str:
+        if match["text"]:
+            return match["text"][1:-1]
+        return as_yaml(values[match["name"]])
 
-    return [PLACE.sub(put, word) for word in shlex.split(run)]
+    return [PLACE.sub(replace_placeholder, word) for word in shlex.split(run)]
 
 
-def _word_errors(run: Any, known: Sequence[str]) -> Iterator[str]:
-    """Yields the errors of a command that may have placeholders for the `known` names."""
+def _word_errors(run: object, names: Sequence[str]) -> Iterator[str]:
+    """Yields the errors of a command that may have placeholders for some names."""
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return
     for name in dict.fromkeys(_names_in(run)):
-        if name not in known:
+        if name not in names:
             yield (
                 f"objective.run: there is no value for {{{name}}}; there are "
-                f"{', '.join(known)}; write {{{{{name}}}}} for the text{nearest(name, known)}"
+                f"{', '.join(names)}; write {{{{{name}}}}} for the text{nearest(name, names)}"
             )
     try:
         program = shlex.split(run)[0]
@@ -333,24 +356,27 @@ def _word_errors(run: Any, known: Sequence[str]) -> Iterator[str]:
         yield f"objective.run: the program {program} cannot be run; name one on PATH, or its path"
 
 
-def _space_errors(run: Any, space: Space) -> Iterator[str]:
+def _space_errors(run: object, space: Space) -> Iterator[str]:
     """Yields the hyperparameters of a space that a command does not use."""
-    named = _names_in(str(run))
-    for node in (*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)):
-        below = node.key.removeprefix("params.")
-        if below == node.key or isinstance(node, Group):
+    names = _names_in(str(run))
+    nodes: list[Node] = [*space.groups()]
+    for _, leaves in space.branches():
+        nodes += leaves
+    for node in nodes:
+        key = node.key.removeprefix("params.")
+        if key == node.key or isinstance(node, Group):
             yield (
                 f"space.{node.name}: a command receives only what lies below params; write "
-                f"space.params.{below}, and a default in params.{below}"
+                f"space.params.{key}, and a default in params.{key}"
             )
-        elif below not in named:
+        elif key not in names:
             yield (
                 f"space.{node.name}: it would change nothing, since objective.run has no place for "
-                f"it; write {{{below}}} there, or take it out of the space"
+                f"it; write {{{key}}} there, or take it out of the space"
             )
 
 
-# What a command prints
+# The output of a command
 
 
 def _pattern_errors(group: str, pattern: Any) -> Iterator[str]:
@@ -377,97 +403,109 @@ class Output:
         report: called with each value and its step, if that is larger than the one before.
 
     Attributes:
-        reported: the step and the value that were reported last.
-        last: the last lines.
+        last_value: the value that was reported last; None if none was.
+        last_step: its step.
+        last_lines: the last lines, for errors.
     """
 
     value: str
     step: str | None
     report: Callable[[float, int], None]
-    reported: tuple[int, float] | None = None
-    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
-    _step: int | None = None  # that was found last, or counted
+    last_value: float | None = None
+    last_step: int | None = None
+    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    _step: int | None = None  # the step that was found last, or counted
 
-    def take(self, line: str) -> None:
-        """Reports what a line holds.
+    def read_line(self, line: str) -> None:
+        """Reports the value in a line, if there is one.
 
-        A command that starts again prints known values again; then the first ones count.
+        A command that starts from scratch prints earlier steps again; only their first values
+        count.
 
         Raises:
             CommandFailed: the match is not a number.
         """
         if line.strip():
-            self.last.append(shorten(line.rstrip(), WIDEST))
-        if self.step is not None and (match := re.search(self.step, line)):
-            self._step = int(self._number("step", match, int))
-        if (match := re.search(self.value, line)) is None:
+            self.last_lines.append(shorten(line.rstrip(), WIDEST))
+        if self.step is not None:
+            match = re.search(self.step, line)
+            if match is not None:
+                self._step = int(self._parse("step", match, int))
+        match = re.search(self.value, line)
+        if match is None:
             return
-        number = self._number("value", match, float)
+        value = self._parse("value", match, float)
         if self.step is None:
             self._step = (self._step or 0) + 1
-        if self._step is None or (self.reported is not None and self._step <= self.reported[0]):
+        if self._step is None:  # a value before the first step
             return
-        self.reported = self._step, number
-        self.report(number, self._step)
+        if self.last_step is None or self._step > self.last_step:
+            self.last_step = self._step
+            self.last_value = value
+            self.report(value, self._step)
 
-    def _number(self, group: str, match: re.Match[str], kind: type[float]) -> float:
+    def _parse(self, group: str, match: re.Match[str], kind: type[float]) -> float:
+        """Returns the number in a group of a match, or in its only group."""
         text = match[group] if group in match.re.groupindex else match[1]
         try:
             return kind(text)
         except (TypeError, ValueError):
-            what = "integer" if kind is int else "number"
-            raise self.failed(
-                f"objective.{group} found {text!r}, which is not a valid {what}, with the pattern "
+            noun = "integer" if kind is int else "number"
+            raise self.make_error(
+                f"objective.{group} found {text!r}, which is not a valid {noun}, with the pattern "
                 f"{match.re.pattern}"
             ) from None
 
-    def failed(self, why: str) -> CommandFailed:
+    def make_error(self, reason: str) -> CommandFailed:
         """Returns an error with the last lines, of which its message has three."""
-        shown = " | ".join([*self.last][-3:])
-        end = f"the last lines that the command printed: {shown}" if shown else "it printed nothing"
-        return CommandFailed(f"{why}; {end}", "\n".join(self.last))
+        printed = "it printed nothing"
+        if self.last_lines:
+            lines = " | ".join([*self.last_lines][-3:])
+            printed = f"the last lines that the command printed: {lines}"
+        return CommandFailed(f"{reason}; {printed}", "\n".join(self.last_lines))
 
 
-def _earlier_lines(record: Path) -> Iterator[str]:
-    """Yields the output of earlier attempts, without a last line that was cut short.
+def _read_earlier_lines(record: Path) -> Iterator[str]:
+    """Yields the output of earlier attempts, without a last line that a kill has cut.
 
-    That is taken out of the file too, so that the next line does not continue it.
+    That line is removed from the file too. Otherwise the first line of the next attempt would
+    continue it.
     """
     if record.exists():
         os.truncate(record, record.read_bytes().rfind(b"\n") + 1)
         yield from _read_lines(record, 0, lambda: True)
 
 
-def _read_lines(path: Path, start: int, ended: Callable[[], bool]) -> Iterator[str]:
+def _read_lines(path: Path, start: int, has_ended: Callable[[], bool]) -> Iterator[str]:
     """Yields the lines of a file that may grow, in little memory.
 
-    A carriage return ends a line too, as progress bars have it.
+    A carriage return ends a line too: progress bars write one after each step.
 
     Args:
-        path: of the file.
         start: the position of the first byte to read.
-        ended: whether the file grows no more.
+        has_ended: whether the file grows no more.
     """
-    rest = ""
+    line = ""
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         while True:
-            last = ended()  # before the read, which then has all
+            # Asked before the read: if the file grew no more by then, the read reaches its end.
+            is_last_read = has_ended()
             text = file.readline(LONGEST_LINE)
-            rest += text
-            if rest.endswith("\n") or len(rest) >= LONGEST_LINE:
-                yield rest.removesuffix("\n")
-                rest = ""
-            elif not text and last:
+            line += text
+            if line.endswith("\n") or len(line) >= LONGEST_LINE:
+                yield line.removesuffix("\n")
+                line = ""
+            elif not text and is_last_read:
                 break
             elif not text:
                 time.sleep(LOOK)
-    if rest:
-        yield rest
+    if line:
+        yield line
 
 
 @contextlib.contextmanager
-def started(
+def run_process(
     words: Sequence[str], environment: Mapping[str, str], output: Path, folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
     """Runs a command in a new process group; at the end of the body all its processes have ended.
@@ -478,12 +516,12 @@ def started(
     Args:
         words: the program and its arguments, which no shell reads.
         environment: all its variables.
-        output: the file to which all that it prints is appended. So nothing is lost of what it has
-            printed if this process is killed.
-        folder: in which it runs; None for that of this process.
+        output: the file to which its output is appended. Through a pipe, output would be lost if
+            this process is killed.
+        folder: the folder in which it runs; None for that of this process.
 
     Yields:
-        the process, and the lines that it prints until it has ended.
+        The process, and the lines that it prints until it has ended.
 
     Raises:
         OSError: it cannot be started.
@@ -499,6 +537,7 @@ def started(
 
 
 def _end(leader: subprocess.Popen[bytes]) -> None:
+    """Ends a process group, and all processes below its leader, also those of other groups."""
     below: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         command = psutil.Process(leader.pid)
@@ -508,9 +547,9 @@ def _end(leader: subprocess.Popen[bytes]) -> None:
     try:
         psutil.wait_procs(below, timeout=GRACE)
     finally:
-        for each in below:
+        for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+                process.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader.pid, signal.SIGKILL)
         leader.wait()

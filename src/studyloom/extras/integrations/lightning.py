@@ -23,38 +23,52 @@ class Report(Checkpoint):
         return run.value
 
     Args:
-        run: of the trial, which resumes after its last epoch that ended with a validation.
+        run: the run of the trial, which resumes after its last epoch that ended with a validation.
         value: the name under which the module logs it.
     """
 
     def __init__(self, run: Run, value: str) -> None:
-        self._steps = Validations(run, value, "the module", "give it a validation_step and data")
+        self._validations = Validations(
+            run, value, "the module", "give it a validation_step and data"
+        )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._steps.run.keep_at_end(module=pl_module)
+        self._validations.run.keep_at_end(module=pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        every, most, loop = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.fit_loop
-        known = every and most > 0 and trainer.max_steps == -1 and trainer.val_check_interval == 1.0
-        self._steps.begin(most // every or None if known else None)
-        if self._steps.run.checkpoint is not None:
-            # It is between epochs: Lightning takes one for half done, and has drawn its order.
-            loop._restarting = loop.epoch_loop.restarting = False
+        self._validations.begin(_count_validations(trainer))
+        if self._validations.run.checkpoint is not None:
+            # The checkpoint was saved between two epochs. Lightning takes it for one within an
+            # epoch: it would not begin the next epoch as usual, with a new order of the examples.
+            loop = trainer.fit_loop
+            loop._restarting = False
+            loop.epoch_loop.restarting = False
             iter(loop._data_fetcher)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._steps.report(trainer.callback_metrics)
+        self._validations.report(trainer.callback_metrics)
         if not trainer.is_last_batch:
-            self._steps.finish()
+            self._validations.finish()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._steps.reported:  # only by now have all schedulers been stepped
-            trainer.save_checkpoint(path := self._steps.next_path(".ckpt"))
-            self._steps.finish(path)
+        if self._validations.reported:
+            # Saved here and not after the validation: only now have all schedulers been stepped.
+            path = self._validations.next_path(".ckpt")
+            trainer.save_checkpoint(path)
+            self._validations.finish(path)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._steps.end()
+        self._validations.end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: Any) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            raise exception  # Lightning would make it an exit of this process, with code 1
+            raise exception  # Lightning would end this process with the exit code 1
+
+
+def _count_validations(trainer: Any) -> int | None:
+    """Returns how many validations a training has; None if that is not known."""
+    interval = trainer.check_val_every_n_epoch
+    validates_after_epochs = interval and trainer.val_check_interval == 1.0
+    if not validates_after_epochs or trainer.max_epochs <= 0 or trainer.max_steps != -1:
+        return None
+    return trainer.max_epochs // interval or None

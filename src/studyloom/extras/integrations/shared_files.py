@@ -1,4 +1,4 @@
-"""Files of a project that several trials of a command write, since they share its folder."""
+"""Finds the files that several trials of a command have written in a folder that they share."""
 
 import json
 import math
@@ -16,10 +16,12 @@ SLACK = 0.1  # seconds by which the time of a file may lie before the clock's
 
 @dataclass
 class TrialWrites:
-    """A trial, from its first attempt to its last, and when files were written meanwhile.
+    """The time of a trial, from its first attempt to its last, and the files written meanwhile.
 
     Attributes:
+        began: a time in seconds, as all times here.
         ended: infinity while it runs, and after a kill until it is resumed.
+        files: the times at which each file was written, by its name.
     """
 
     began: float
@@ -37,7 +39,7 @@ class SharedFiles:
 
     Args:
         project: the folder in which the trials run.
-        record: the file for what they record, a line of JSON each.
+        record: the file in which trials record this, in lines of JSON.
         left_out: a folder that is not looked at: the run directory.
     """
 
@@ -58,55 +60,74 @@ class SharedFiles:
             The trials that wrote a file, by its name, for each file that was not known to be
             shared before.
         """
-        before = self._shared()
+        known_before = self._shared()
         files = dict(self._written_since(began))
         self._write({"trial": trial, "ended": time.time(), "files": files})
-        return {name: trials for name, trials in self._shared().items() if name not in before}
+        newly_shared = {}
+        for name, trials in self._shared().items():
+            if name not in known_before:
+                newly_shared[name] = trials
+        return newly_shared
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to the record."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         with self.record.open("a") as file:
             file.write(f"{json.dumps(line)}\n")
 
     def _written_since(self, began: float) -> Iterator[tuple[str, float]]:
-        """Yields the names and times of the files below the project that were written since."""
+        """Yields the names and times of the files below the project written since a time."""
         looked_at = 0
         for folder, folders, names in os.walk(self.project):
-            here = Path(folder)
-            folders[:] = sorted(name for name in folders if self._is_looked_at(here / name))
+            # os.walk enters only the folders that are left in this list.
+            folders[:] = sorted(name for name in folders if self._is_entered(Path(folder, name)))
             for name in sorted(names):
                 looked_at += 1
                 if looked_at > MOST:
                     return
+                path = Path(folder, name)
                 with suppress(OSError):  # removed meanwhile
-                    changed = (here / name).stat().st_mtime
-                    if changed >= began - SLACK:
-                        yield str((here / name).relative_to(self.project)), changed
+                    written = path.stat().st_mtime
+                    if written >= began - SLACK:
+                        yield str(path.relative_to(self.project)), written
 
-    def _is_looked_at(self, folder: Path) -> bool:
-        hidden = folder.name.startswith(".") or folder.name == "__pycache__"
-        return not hidden and folder != self.left_out
+    def _is_entered(self, folder: Path) -> bool:
+        """Whether files in a folder count."""
+        is_hidden = folder.name.startswith(".") or folder.name == "__pycache__"
+        return not is_hidden and folder != self.left_out
 
     def _shared(self) -> dict[str, list[str]]:
         """Returns the trials that wrote a file, by its name, for each file that is shared."""
-        records = self._read()
+        trials = self._read()
+        names = set[str]()
+        for writes in trials.values():
+            names.update(writes.files)
         shared = {}
-        for name in sorted({name for record in records.values() for name in record.files}):
-            writers = {trial: r.files[name] for trial, r in records.items() if name in r.files}
-            times = [time for written in writers.values() for time in written]
-            first, last = min(times) + SLACK, max(times) - SLACK
-            single = any(r.began <= first and last <= r.ended for r in records.values())
-            if len(writers) > 1 and not single:
-                shared[name] = [*writers]
+        for name in sorted(names):
+            writers = []
+            times = []
+            for trial, writes in trials.items():
+                if name in writes.files:
+                    writers.append(trial)
+                    times += writes.files[name]
+            # A trial that ran all the time between the writes may be the only one that wrote.
+            first = min(times) + SLACK
+            last = max(times) - SLACK
+            one_ran_throughout = any(
+                writes.began <= first and last <= writes.ended for writes in trials.values()
+            )
+            if len(writers) > 1 and not one_ran_throughout:
+                shared[name] = writers
         return shared
 
     def _read(self) -> dict[str, TrialWrites]:
-        records = dict[str, TrialWrites]()
+        """Reads the record; a trial of several attempts began with the first of them."""
+        trials: dict[str, TrialWrites] = {}
         for line in self.record.read_text().splitlines():
-            with suppress(ValueError):  # a line that was cut short
+            with suppress(ValueError):  # a line that a kill has cut
                 entry = json.loads(line)
-                record = records.setdefault(entry["trial"], TrialWrites(entry.get("began", 0.0)))
-                record.ended = entry.get("ended", math.inf)
-                for name, changed in entry.get("files", {}).items():
-                    record.files.setdefault(name, []).append(changed)
-        return records
+                writes = trials.setdefault(entry["trial"], TrialWrites(entry.get("began", 0.0)))
+                writes.ended = entry.get("ended", math.inf)
+                for name, written in entry.get("files", {}).items():
+                    writes.files.setdefault(name, []).append(written)
+        return trials

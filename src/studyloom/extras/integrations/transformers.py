@@ -1,6 +1,6 @@
 """A Hugging Face Trainer as the loop of a study: its evaluations are reported and may end a trial.
 
-`run.checkpoint` makes sure that this study has written what the trainer resumes from.
+`run.checkpoint` makes sure that this study has written the files that the trainer resumes from.
 """
 
 from pathlib import Path
@@ -24,37 +24,51 @@ class StudyloomCallback(TrainerCallback):
         return run.value
 
     Args:
-        run: of the trial, whose `dir` becomes the trainer's `output_dir`, and whose seed its own.
+        run: the run of the trial; the trainer gets its `dir` as `output_dir`, and its seed.
         value: the name of the value among the metrics; the others are reported too.
     """
 
     def __init__(self, run: Run, value: str) -> None:
-        self._steps = Validations(run, value, "the trainer", "set eval_strategy='epoch'")
+        self._validations = Validations(run, value, "the trainer", "set eval_strategy='epoch'")
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        args.output_dir, args.seed = str(self._steps.run.dir), self._steps.run.seed
-        set_seed(args.seed)  # the trainer has just set that of its arguments
+        args.output_dir = str(self._validations.run.dir)
+        args.seed = self._validations.run.seed
+        set_seed(args.seed)  # the trainer has just set the seed of its arguments
         args.save_total_limit = max(args.save_total_limit or 2, 2)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.run.keep_at_end(model=kwargs["model"])
-        epochs = None if args.max_steps > 0 else state.num_train_epochs
-        steps = state.max_steps // (state.eval_steps or state.max_steps)
-        count = {"epoch": epochs, "steps": steps}.get(args.eval_strategy.value)
-        self._steps.begin(None if args.eval_delay else count or None)
+        self._validations.run.keep_at_end(model=kwargs["model"])
+        self._validations.begin(_count_evaluations(args, state))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step > 0:  # not before the first step
-            timing = ("_runtime", "_per_second", "epoch")
-            metrics = kwargs["metrics"].items()
-            self._steps.report({k: v for k, v in metrics if not k.endswith(timing)})
-            control.should_save |= self._steps.reported and not self._steps.is_last
+            metrics = {}
+            for name, value in kwargs["metrics"].items():
+                if not name.endswith(("_runtime", "_per_second", "epoch")):
+                    metrics[name] = value
+            self._validations.report(metrics)
+            if self._validations.reported and not self._validations.is_last:
+                control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._validations.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.finish()  # save_strategy="best" does not save them all
+        self._validations.finish()  # an evaluation that save_strategy="best" has not saved
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.end()
+        self._validations.end()
+
+
+def _count_evaluations(args: Any, state: Any) -> int | None:
+    """Returns how many evaluations a training has; None if that is not known."""
+    if args.eval_delay:
+        return None
+    strategy = args.eval_strategy.value
+    if strategy == "epoch" and args.max_steps <= 0:
+        return state.num_train_epochs or None
+    if strategy == "steps":
+        interval = state.eval_steps or state.max_steps
+        return state.max_steps // interval or None
+    return None

@@ -1,7 +1,10 @@
 """The working folder of a trial of a command, in which the files of the project appear.
 
-What the command writes by a relative path stays in that folder, so that no trial sees the files of
-another. A trial that is resumed finds its folder again.
+Files that the command writes by a relative path stay in that folder, so that no trial sees the
+files of another. A trial that is resumed finds its folder again.
+
+Small files are copied, since a trial may write to them. Larger files and folders of data are links.
+Other folders are made anew, and their entries appear in them likewise: they are *mirrored*.
 """
 
 import os
@@ -9,14 +12,13 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count, islice
 from pathlib import Path
 
 FOLDER = ".work"  # in the folder of a trial
 # A folder of the project with more files is data, and becomes a link.
 MANY = 1000
 SMALL = 100 * 2**10  # bytes of a file that is copied, so that a trial may write to it
-# Files with the state of a training. One that an earlier run left would be resumed from.
+# Files with the state of a training. A command would resume from the one of an earlier run.
 STATES = {".pt", ".pth", ".ckpt", ".safetensors"}
 
 
@@ -48,9 +50,9 @@ class WorkingFolder:
         if kept is None:
             self._make(work)
         else:
-            free = _free(kept)
-            self._make(free)
-            work.symlink_to(free)
+            unused = _find_unused(kept)
+            self._make(unused)
+            work.symlink_to(unused)
         return work / self.project.name
 
     def states(self) -> list[str]:
@@ -61,6 +63,7 @@ class WorkingFolder:
         return [str(path.relative_to(self.project)) for path in self._states(self.project)]
 
     def _states(self, folder: Path) -> Iterator[Path]:
+        """Yields the saved states in a folder that is mirrored."""
         for entry in _entries(folder):
             path = Path(entry.path)
             if self._is_mirrored(entry):
@@ -69,17 +72,17 @@ class WorkingFolder:
                 yield path
 
     def _make(self, folder: Path) -> None:
-        """Makes a working folder: whole, or not at all if this process is killed."""
-        new = folder.with_name(f"{folder.name}.new")
-        shutil.rmtree(new, ignore_errors=True)
-        here = new / self.project.name
-        here.mkdir(parents=True)
-        self._link_neighbors(new)
-        self._mirror(self.project, here)
-        new.rename(folder)
+        """Makes a working folder: all of it, or nothing if this process is killed."""
+        unfinished = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        project = unfinished / self.project.name
+        project.mkdir(parents=True)
+        self._link_neighbors(unfinished)
+        self._mirror(self.project, project)
+        unfinished.rename(folder)
 
     def _link_neighbors(self, target: Path) -> None:
-        """Links what lies next to the project, so that a path such as ../data is found."""
+        """Links the files and folders next to the project, for paths such as ../data."""
         if self.project.parent == self.project:
             return
         neighbors = _entries(self.project.parent)
@@ -91,18 +94,20 @@ class WorkingFolder:
                 (target / entry.name).symlink_to(path)
 
     def _mirror(self, source: Path, target: Path) -> None:
+        """Lets the entries of a folder appear in another one: as copies, links or new folders."""
         for entry in _entries(source):
-            path, new = Path(entry.path), target / entry.name
+            path = Path(entry.path)
+            appearance = target / entry.name
             if path in self.left_out or self._is_state(entry):
                 continue
             with suppress(FileNotFoundError, PermissionError):  # removed meanwhile, or private
                 if self._is_mirrored(entry):
-                    new.mkdir()
-                    self._mirror(path, new)
+                    appearance.mkdir()
+                    self._mirror(path, appearance)
                 elif entry.is_file(follow_symlinks=False) and entry.stat().st_size <= SMALL:
-                    shutil.copy2(path, new)
+                    shutil.copy2(path, appearance)
                 else:
-                    new.symlink_to(path)
+                    appearance.symlink_to(path)
 
     def _is_mirrored(self, entry: os.DirEntry[str]) -> bool:
         """Whether an entry is a folder whose entries appear in a new folder, and not a link."""
@@ -114,7 +119,7 @@ class WorkingFolder:
         return not entry.name.startswith(".") and not _has_many(path)
 
     def _is_state(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry is a saved state that is no input. A symbolic link is an input."""
+        """Whether an entry is a saved state that does not appear. A link to one counts as input."""
         path = Path(entry.path)
         if not STATES.intersection(path.suffixes) or not entry.is_file(follow_symlinks=False):
             return False
@@ -122,19 +127,22 @@ class WorkingFolder:
         return inputs.isdisjoint([path, *path.parents])
 
     def _leads_to_left_out(self, path: Path) -> bool:
+        """Whether a path is or contains a folder that does not appear."""
         return any(path == folder or path in folder.parents for folder in self.left_out)
 
 
-def _free(path: Path) -> Path:
-    """Returns the path, or with a number if another study of the run directory has taken it."""
-    if not path.exists():
-        return path
-    numbered = (path.with_name(f"{path.name}.{number}") for number in count(2))
-    return next(other for other in numbered if not other.exists())
+def _find_unused(path: Path) -> Path:
+    """Returns a path, with a number if another study of the run directory uses it already."""
+    candidate = path
+    number = 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the entries of a folder by name; none of one that may not be read."""
+    """Returns the entries of a folder by name; none if it may not be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -143,6 +151,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _has_many(folder: Path) -> bool:
-    """Whether a folder has more than `MANY` files, in its own folders too."""
-    files = (name for _, _, names in os.walk(folder) for name in names)
-    return next(islice(files, MANY, None), None) is not None
+    """Whether there are more than `MANY` files in a folder and the folders below it."""
+    files = 0
+    for _, _, names in os.walk(folder):
+        files += len(names)
+        if files > MANY:
+            return True
+    return False
