@@ -18,14 +18,14 @@ from studyloom.extras.ray import Ray
 from studyloom.installation import pip_install
 
 
-def test_what_ray_cannot_give_a_worker_is_refused_by_name():
+def test_resources_that_ray_cannot_give_are_refused_by_name():
     wrong = {"workers": (0,), "num_gpus": (-1, 1.5, "one"), "num_cpus": (0,), "address": (6379, "")}
     for name, value in [(name, value) for name, values in wrong.items() for value in values]:
         with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
             Ray(**{name: value})
 
 
-def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
+def test_a_node_has_room_for_the_workers_that_all_its_resources_allow():
     for settings, cpus, gpus, workers in (
         ({}, 8, 0, 8),
         ({"num_cpus": 3}, 8, 0, 2),
@@ -37,10 +37,10 @@ def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
         ({"num_gpus": 1}, 8, 0, 0),
     ):
         launcher, resources = Ray(**settings), {"CPU": float(cpus), "GPU": float(gpus)}
-        assert launcher.room(resources, launcher.share([resources])) == workers
+        assert launcher.count_fitting(resources, launcher.gpus_of_worker([resources])) == workers
 
 
-def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(monkeypatch):
+def test_only_a_cluster_with_an_address_leaves_the_host(monkeypatch):
     monkeypatch.setattr(ray, "count_cores", lambda: 8)
     monkeypatch.setattr(ray, "visible_gpus", lambda: ["0", "1"])
     assert Ray(address="auto").leaves_host
@@ -49,15 +49,13 @@ def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(m
     assert Ray(workers=5, address="auto").count(100) == 5
 
 
-def test_a_missing_ray_is_reported_with_the_way_out(monkeypatch):
+def test_a_missing_ray_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LaunchError, match=re.escape(pip_install("ray"))):
         Ray(address="auto").count(1)
 
 
-def test_a_cluster_that_does_not_start_in_time_is_told_before_the_study_is_made(
-    monkeypatch, tmp_path
-):
+def test_a_cluster_that_does_not_start_fails_before_the_study_is_made(monkeypatch, tmp_path):
     def init(*_, **__):
         raise Exception("The current node timed out during startup.")
 

@@ -40,8 +40,8 @@ class Ray(Launcher):
         num_gpus: the GPUs that a worker sees; a fraction shares one. By default one if there are
             GPUs, else 0.
         num_cpus: the cores of a worker, and its threads.
-        address: of a running cluster, such as `auto` or `head:6379`; None for a cluster on this
-            host that ends with the command.
+        address: the address of a running cluster, such as `auto` or `head:6379`; None for a
+            cluster on this host that ends with the command.
     """
 
     workers: int | str = "auto"
@@ -53,10 +53,10 @@ class Ray(Launcher):
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
         check_count("num_cpus", self.num_cpus)
-        asked = 0 if self.num_gpus is None else self.num_gpus
-        if type(asked) not in (int, float) or asked < 0 or (asked > 1 and asked % 1):
+        if self.num_gpus is not None and not _is_number_of_gpus(self.num_gpus):
             raise ValueError(
-                f"launcher.num_gpus must be an integer, a fraction below 1, or null; got {asked!r}"
+                "launcher.num_gpus must be an integer, a fraction below 1, or null; "
+                f"got {self.num_gpus!r}"
             )
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise ValueError(
@@ -79,31 +79,50 @@ class Ray(Launcher):
         if self.workers != "auto":
             return min(int(self.workers), slots)
         if self.address is None:
-            resources = [{"CPU": float(count_cores()), "GPU": float(len(visible_gpus()))}]
+            nodes = [{"CPU": float(count_cores()), "GPU": float(len(visible_gpus()))}]
         else:
-            resources = nodes(self.connect())
-        return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
+            nodes = read_nodes(self.connect())
+        gpus = self.gpus_of_worker(nodes)
+        fitting = sum(self.count_fitting(node, gpus) for node in nodes)
+        return min(fitting, slots)
 
-    def share(self, resources: list[dict[str, float]]) -> float:
-        """Returns the GPUs of one worker."""
+    def gpus_of_worker(self, nodes: list[dict[str, float]]) -> float:
+        """Returns the GPUs of one worker, a fraction of one if it is shared.
+
+        Args:
+            nodes: the resources of each node, by name.
+        """
         if self.num_gpus is not None:
             return self.num_gpus
-        return float(any(node.get("GPU") for node in resources))
+        if any(node.get("GPU") for node in nodes):
+            return 1.0
+        return 0.0
 
-    def room(self, resources: dict[str, float], share: float) -> int:
-        """Returns how many workers, each with a share of GPUs, fit on a node."""
-        fitting = resources.get("CPU", 0.0) / self.num_cpus
-        if share:
-            count = resources.get("GPU", 0.0)
-            of_one = int(1 / share + 1e-9)  # 1 // 0.2 is 4, since 0.2 is rounded up
-            fitting = min(fitting, count // share if share >= 1 else int(count) * of_one)
-        return int(fitting)
+    def count_fitting(self, node: dict[str, float], gpus: float) -> int:
+        """Counts the workers that fit on a node.
+
+        Args:
+            node: its resources, by name.
+            gpus: the GPUs of one worker.
+        """
+        by_cores = int(node.get("CPU", 0.0) / self.num_cpus)
+        if gpus == 0:
+            return by_cores
+        gpus_of_node = node.get("GPU", 0.0)
+        if gpus >= 1:
+            by_gpus = int(gpus_of_node // gpus)
+        else:
+            # A worker shares one GPU and never has parts of two. Without the small number, the
+            # rounding of a fraction could cost a worker: 1 // 0.2 is 4.
+            workers_on_one = int(1 / gpus + 1e-9)
+            by_gpus = int(gpus_of_node) * workers_on_one
+        return min(by_cores, by_gpus)
 
     def start(self, slots: int, run_dir: Path) -> Any:
         """Starts the cluster, or joins it, unless that is done; returns the module `ray`.
 
         Args:
-            run_dir: is left out of the copy of this folder.
+            run_dir: the run directory, which the copy of this folder does not contain.
 
         Raises:
             LaunchError: Ray is missing, or the cluster does not start or cannot be reached.
@@ -111,8 +130,10 @@ class Ray(Launcher):
         if self._cluster is None:
             with ExitStack() as stack:
                 if self.address is None:
-                    workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
-                    stack.enter_context(own_cluster(max(count_cores(), workers * self.num_cpus)))
+                    cpus = count_cores()
+                    if self.workers != "auto":  # the workers may be more than the cores
+                        cpus = max(cpus, min(int(self.workers), slots) * self.num_cpus)
+                    stack.enter_context(own_cluster(cpus))
                 else:
                     stack.callback(lambda: import_ray().shutdown())
                     self.connect(run_dir)
@@ -121,27 +142,27 @@ class Ray(Launcher):
         return import_ray()
 
     def close(self) -> None:
-        """Leaves the cluster, or ends it if it is our own."""
-        cluster, self._cluster = self._cluster, None
+        """Leaves the cluster, or ends it if this command has started it."""
+        cluster = self._cluster
+        self._cluster = None
         if cluster is not None:
             atexit.unregister(self.close)
             cluster.close()
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works on the task.
+        """Runs the workers of a task in the cluster.
 
         Raises:
-            LaunchError: as of `start`; no node has resources for a worker, or workers die before
-                they
-                claim a trial.
+            LaunchError: see `start`; or no node has resources for a worker, or workers die before
+                they claim a trial.
             StorageLost: the database stays away.
         """
         ray = self.start(task.todo(), task.run_dir)
         with closing(self):
-            share = self._fitting_share(nodes(ray))
+            gpus = self.gpus_of_fitting_worker(read_nodes(ray))
             remote = ray.remote(
                 num_cpus=self.num_cpus,
-                num_gpus=share,
+                num_gpus=gpus,
                 max_restarts=-1,
                 # A lost actor is reported at once: its trial goes to another worker.
                 max_task_retries=0,
@@ -149,12 +170,11 @@ class Ray(Launcher):
             )(Actor)
             task.logs.mkdir(parents=True, exist_ok=True)
             prefix = f"{host_id()}-{os.getpid()}-worker"
-            folder, count = task.logs.absolute(), self.count(task.todo())
             command = task.command.worker()
-            workers = [
-                RayWorker(ray, remote, command, folder / f"{prefix}{n + 1}.log")
-                for n in range(count)
-            ]
+            workers = []
+            for number in range(1, self.count(task.todo()) + 1):
+                log = task.logs.absolute() / f"{prefix}{number}.log"
+                workers.append(RayWorker(ray, remote, command, log))
             try:
                 Supervisor(task, workers).run(stop)
             finally:
@@ -165,7 +185,7 @@ class Ray(Launcher):
         """Joins the cluster, gives it this folder and studyloom, and returns the module `ray`.
 
         Args:
-            run_dir: is left out of the copy of this folder.
+            run_dir: the run directory, which the copy of this folder does not contain.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -180,26 +200,34 @@ class Ray(Launcher):
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
         return join(self.address, runtime_env=code)
 
-    def _fitting_share(self, resources: list[dict[str, float]]) -> float:
-        """Returns the GPUs of one worker, if one fits on a node. Raises LaunchError."""
-        share = self.share(resources)
-        if any(self.room(node, share) for node in resources):
-            return share
+    def gpus_of_fitting_worker(self, nodes: list[dict[str, float]]) -> float:
+        """Returns the GPUs of one worker; raises LaunchError if it fits on no node."""
+        gpus = self.gpus_of_worker(nodes)
+        if any(self.count_fitting(node, gpus) for node in nodes):
+            return gpus
         sizes = ", ".join(
-            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
+            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
         )
         raise LaunchError(
             f"launcher: no node has resources for a worker of num_cpus={self.num_cpus:g} and "
-            f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
+            f"num_gpus={gpus:g}; there are {sizes}; ask for less, or for a larger cluster"
         )
+
+
+def _is_number_of_gpus(number: object) -> bool:
+    """Whether a number is an integer of at least 0, or a fraction of 1."""
+    if type(number) not in (int, float):
+        return False
+    assert isinstance(number, int | float)
+    return 0 <= number <= 1 or (number > 1 and number % 1 == 0)
 
 
 @contextmanager
 def own_cluster(cpus: int) -> Iterator[None]:
     """Provides a new Ray cluster on this host while the body runs.
 
-    The cluster listens to everybody, therefore it gets a secret token. If this
-    process is killed, Ray's own processes end by themselves, some of them after a minute.
+    Other users can reach the ports of the cluster, so that it gets a secret token. If this process
+    is killed, Ray's own processes end by themselves, some of them after a minute.
     """
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ |= token | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
@@ -228,10 +256,10 @@ def import_ray() -> Any:
 
 
 def join(address: str | None, **options: Any) -> Any:
-    """Calls `ray.init`, but keeps our handlers of signals; raises LaunchError if it fails.
+    """Calls `ray.init`, but keeps studyloom's signal handlers; raises LaunchError if it fails.
 
     Args:
-        address: of a running cluster; None starts one.
+        address: the address of a running cluster; None starts one.
     """
     ray = import_ray()
     # At its usual level Ray reports what it leaves out of its copy of the folder.
@@ -241,18 +269,20 @@ def join(address: str | None, **options: Any) -> Any:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         ray.init(address or "local", **quiet, **options)
     except Exception as error:  # Ray raises a plain one if its processes do not start in time
-        what = f"launcher.address={address}: the cluster cannot be joined"
+        problem = f"launcher.address={address}: the cluster cannot be joined"
         if address is None:
-            what = "launcher=ray: its cluster does not start on this host, as launcher=local would"
-        raise LaunchError(f"{what}: {' '.join(str(error).split())}") from None
+            problem = (
+                "launcher=ray: its cluster does not start on this host, as launcher=local would"
+            )
+        raise LaunchError(f"{problem}: {' '.join(str(error).split())}") from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # no other can set handlers
+        if threading.current_thread() is threading.main_thread():  # only it can set handlers
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return ray
 
 
-def nodes(ray: Any) -> list[dict[str, float]]:
+def read_nodes(ray: Any) -> list[dict[str, float]]:
     """Returns the resources of each living node of the cluster, by name."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
@@ -267,21 +297,29 @@ class RayWorker:
     """
 
     def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
-        self.log, self.failures = log, 0
+        self.log = log
+        self.failures = 0
         self.messages: dict[str, str] = {}
         self.worker_id: str | None = None
-        self._ray, self._remote = ray, remote
+        self._ray = ray
+        self._remote = remote
         self._actor: Any = None
         self._pending: Any = None  # the reference to the actor's pending reply
-        environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
+        environment = {}
+        for name, value in os.environ.items():
+            if name.startswith(INHERITED):
+                environment[name] = value
         environment[WORKER.name] = "1"
-        here, package = Path.cwd(), PACKAGE.parent
-        seen = package.relative_to(here) if package.is_relative_to(here) else package
-        self._call = {
+        here = Path.cwd()
+        package = PACKAGE.parent
+        if package.is_relative_to(here):
+            package = package.relative_to(here)
+        # The arguments of Actor.start.
+        self._arguments = {
             "arguments": [*command],
             "environment": environment,
             "folder": str(here),
-            "package": str(seen),
+            "package": str(package),
             "log": str(log),
         }
 
@@ -291,10 +329,10 @@ class RayWorker:
 
     def start(self) -> None:
         """Has the actor start a worker; creates the actor first if needed."""
-        self.log.touch()  # by this file a node knows that it shares the disk
+        self.log.touch()  # a node that sees this file shares the disk of this host
         if self._actor is None:
             self._actor = self._remote.remote()
-        self._pending = self._actor.start.remote(**self._call)
+        self._pending = self._actor.start.remote(**self._arguments)
         self.messages = {}
 
     def poll(self) -> WorkerExit | None:
@@ -309,23 +347,27 @@ class RayWorker:
             with self.log.open("ab") as log:
                 log.write(output)
         self._pending = self._actor.poll.remote()
-        return None if code is None else WorkerExit(code)
+        if code is None:
+            return None
+        return WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
         """Decides what it means that the actor does not reply.
 
         If the worker is alive nevertheless, it will notice that another one has its trial.
         """
-        unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for a node
+        is_unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        if is_unavailable and self.worker_id is None:  # Ray restarts it, or waits for a node
             self.start()
             return None
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = type(error).__name__
+        if str(error):
+            reason = str(error).splitlines()[0]
         with self.log.open("a") as log:
-            log.write(f"{words}\n")
-        if not unavailable:  # for good
+            log.write(f"{reason}\n")
+        if not is_unavailable:  # it is lost, and the next start creates another one
             self._actor = None
-        return WorkerExit(None, f"its actor ({words})")
+        return WorkerExit(None, f"its actor ({reason})")
 
     def stop(self) -> None:
         """Has the worker release its trial and end; kills one that is still being started."""
@@ -336,11 +378,13 @@ class RayWorker:
 
     def kill(self) -> str | None:
         """Ends the worker's process group, and returns the id that the worker had in the ledger."""
-        ended, self.worker_id, self._pending = self.worker_id, None, None
-        if ended is not None and self._actor is not None:
+        worker_id = self.worker_id
+        self.worker_id = None
+        self._pending = None
+        if worker_id is not None and self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)
-        return ended
+        return worker_id
 
     def close(self) -> None:
         """Ends the actor."""

@@ -21,7 +21,8 @@ from studyloom.worker.line import Listener
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one reply
-# The worker's id in the ledger, its exit code, its output since the last reply, and its words.
+# The worker's id in the ledger, its exit code, its output since the last reply, and the messages
+# that it has sent to its launcher.
 Result = tuple[str, int | None, bytes, dict[str, str]]
 
 
@@ -45,28 +46,39 @@ class Actor:
         """Starts a worker, after ending one that is still here.
 
         Args:
-            arguments: for this node's Python.
+            arguments: the arguments of this node's Python.
             environment: the variables that are set for the worker, except its device.
             folder: where the command was started. A node that sees `log` shares the disk of the
-                command's host and works there; another one works in its copy of the folder, which
-                knows no path of that host.
-            package: where studyloom lies, as seen from there.
+                command's host and works there; another one works in its copy of the folder, where
+                no path of that host is valid.
+            package: where studyloom lies, relative to `folder` if it is below it.
             log: a file that the command has made.
         """
         self.kill()
-        shared = Path(log).exists()
-        base = Path(folder if shared else os.getcwd())
-        paths = [str(base / package)] if shared or not Path(package).is_absolute() else []
-        paths += [environment.get("PYTHONPATH", "")] if shared else []
-        paths += [os.environ.get("PYTHONPATH", "")]  # Ray's copy of the package
-        self._output, self._read = tempfile.TemporaryFile(), 0  # noqa: SIM115
+        shares_disk = Path(log).exists()
+        base = Path(folder)
+        if not shares_disk:
+            base = Path.cwd()
+        paths = []
+        if shares_disk or not Path(package).is_absolute():
+            paths.append(str(base / package))
+        if shares_disk:
+            paths.append(environment.get("PYTHONPATH", ""))
+        paths.append(os.environ.get("PYTHONPATH", ""))  # Ray's copy of the package
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._read = 0
         self._listener = Listener()
         line = self._listener.detach()
-        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), LINE.name: str(line)}
+        variables = {
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            LINE.name: str(line),
+        }
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=base,
-            env={**os.environ, **environment, **own},
+            env=variables,
             pass_fds=[line],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
@@ -79,7 +91,7 @@ class Actor:
     def poll(self, wait: float = WAIT) -> Result:
         """Waits up to `wait` seconds for the worker's end, and returns its state.
 
-        The exit code comes only with the last of the output, however long that is.
+        The exit code is returned only with the end of the output, which may take several replies.
         """
         assert self.process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -87,7 +99,8 @@ class Actor:
         code = self.process.returncode
         output = os.pread(self._output.fileno(), CHUNK, self._read)
         self._read += len(output)
-        code = None if len(output) == CHUNK else code
+        if len(output) == CHUNK:  # there may be more
+            code = None
         return worker_id(self.process.pid), code, output, self._listener.listen()
 
     def stop(self) -> None:
@@ -96,7 +109,7 @@ class Actor:
             self._listener.request_stop(self.process.pid)
 
     def kill(self) -> None:
-        """Kills what is left of the worker's process group."""
+        """Kills the remaining processes of the worker's group."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -53,7 +53,7 @@ class Slurm(Launcher):
     """A job array, submitted with `sbatch`; each of its tasks is one worker.
 
     Args:
-        workers: the tasks of the array; there are never more than open slots.
+        workers: the number of tasks in the array; there are never more than open slots.
         gres: the devices of a task, such as `gpu:1`; None for only the CPU.
         cpus: the cores of a task, and its threads.
         partition: as `sbatch` takes it; None for the cluster's default.
@@ -82,8 +82,8 @@ class Slurm(Launcher):
             )
         for name in ("gres", "partition", "time", "memory"):
             value = getattr(self, name)
-            one_word = isinstance(value, str) and value.split() == [value]
-            if value is not None and not one_word:
+            is_one_word = isinstance(value, str) and value.split() == [value]
+            if value is not None and not is_one_word:
                 raise ValueError(
                     f"launcher.{name} must be null, or one word that sbatch takes; got {value!r}"
                 )
@@ -127,9 +127,9 @@ class Slurm(Launcher):
         """Returns the script of the array: directives, `lines`, and a worker that is kept alive.
 
         Args:
-            name: of the job.
-            tasks: how many there are.
-            command: starts a worker.
+            name: the name of the job.
+            tasks: the number of tasks.
+            command: the command that starts a worker.
             folder: where the worker runs.
             logs: the folder for the output of the tasks.
 
@@ -156,8 +156,10 @@ class Slurm(Launcher):
             "open-mode": "append",
             "export": "ALL",
         }
-        set_here = {name: quote(str(value)) for name, value in options.items() if value is not None}
-        directives = [f"#SBATCH --{name}={value}" for name, value in set_here.items()]
+        directives = []
+        for option, value in options.items():
+            if value is not None:
+                directives.append(f"#SBATCH --{option}={quote(str(value))}")
         lines = ["#!/bin/bash", *directives, "#SBATCH --requeue", *self.lines, "", body]
         return "\n".join(lines)
 
@@ -169,19 +171,22 @@ def quote(value: str) -> str:
             f"launcher=slurm: a path must have no line break; got {value!r}; "
             "choose another one with run_dir=…"
         )
-    inner = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{inner}"' if {*value} & {*" \t'\"#\\"} else value
+    if not any(character in value for character in " \t'\"#\\"):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def submit_script(path: Path) -> str:
     """Submits a script with `sbatch`, and returns the number of the job. Raises LaunchError."""
     try:
-        done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
+        process = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
     except OSError as error:
         raise LaunchError(
             f"launcher=slurm: sbatch cannot be run here ({error.strerror}); "
             f"on a host of the cluster: sbatch {path}"
         ) from None
-    if done.returncode:
-        raise LaunchError(f"launcher=slurm: {' '.join(done.stderr.split())}; the script is {path}")
-    return done.stdout.strip().partition(";")[0]
+    if process.returncode:
+        reason = " ".join(process.stderr.split())
+        raise LaunchError(f"launcher=slurm: {reason}; the script is {path}")
+    return process.stdout.strip().partition(";")[0]
