@@ -1,4 +1,4 @@
-"""`studyloom doctor --gpu`: the checks on the GPUs here, or on two that are made up on the CPU."""
+"""`studyloom doctor --gpu`: the checks on the GPUs here, or on two pretended ones."""
 
 import pytest
 import torch
@@ -10,21 +10,26 @@ from studyloom.worker.local import visible_gpus
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
-    here = torch.cuda.is_available()
-    names, device = (visible_gpus(), "cuda:0") if here else (("0", "1"), "cpu")
+    names = ("0", "1")
+    device = "cpu"
+    if torch.cuda.is_available():
+        names = visible_gpus()
+        device = "cuda:0"
     return gpu.Gpus(tuple(names), torch.device(device), tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("check", gpu.CHECKS, ids=lambda check: check.__name__)
-def test_a_study_does_on_a_gpu_what_it_promises(check, cards):
+def test_a_study_keeps_its_promises_on_a_gpu(check, cards):
     try:
         print(check(cards))
     except gpu.NotPossible as error:
         pytest.skip(str(error))
 
 
-def test_each_check_is_a_row_and_one_that_fails_ends_no_other(monkeypatch, tmp_path, capsys):
+def test_each_check_is_a_row_and_a_failed_one_does_not_end_the_others(
+    monkeypatch, tmp_path, capsys
+):
     def needs_two(cards):
         return str(cards.first(2))
 
@@ -47,6 +52,6 @@ def test_each_check_is_a_row_and_one_that_fails_ends_no_other(monkeypatch, tmp_p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_told_so_at_once(capsys):
+def test_a_machine_without_a_gpu_gets_an_error_at_once(capsys):
     assert main(["doctor", "--gpu"]) == 2
     assert "can use no GPU here" in capsys.readouterr().err

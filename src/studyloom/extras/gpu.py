@@ -1,7 +1,8 @@
 """`studyloom doctor --gpu`: tries what studies do on GPUs, and prints a table for an issue.
 
-Each check returns what was seen, or raises. `pytest -m gpu` runs the same checks, and where torch
-can use no GPU two that are made up: commands see them, and all is computed on the CPU.
+Each check returns its observation in words, or raises. `pytest -m gpu` runs the same checks. Where
+torch can use no GPU, it runs them on two pretended GPUs: commands see these, and all is computed on
+the CPU.
 """
 
 import functools
@@ -38,14 +39,15 @@ from studyloom.worker.local import visible_gpus
 CPU = torch.device("cpu")
 LONGEST = 300.0  # seconds that a command, or a process that waits for others, may take
 NO_WINNER = "winner.enabled=false"
-STAND_IN = (
+# The program of a command that sees pretended GPUs.
+PRETENDING = (
     "import sys; from studyloom.cli import main; from studyloom.worker import local; "
     "local.visible_gpus = lambda: {}; sys.exit(main())"
 )
 STUDY = (
-    *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe", "~model.hidden"),
-    *("~model.activation", "~model.dropout", "~model.init", "~model.standardize", "space=lr"),
-    *("sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
+    *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe"),
+    *("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardize"),
+    *("space=lr", "sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
 )
 
@@ -55,11 +57,12 @@ class NotPossible(Exception):
 
 
 class Probe(nn.Module):
-    """A network that says where it is trained, in the second epoch of a trial.
+    """A network that records where it is trained, in the second epoch of a trial.
 
-    Each process writes a file into the folder of the variable STUDYLOOM_GPU_NOTES, and then waits
-    until there are as many as STUDYLOOM_GPU_COUNT says. Batches of one or two do not count: these
-    are tries before the first trial.
+    Each process writes a note, a file in the folder of the variable STUDYLOOM_GPU_NOTES, and then
+    waits until there are as many as STUDYLOOM_GPU_COUNT requires. So processes that should train at
+    the same time must do so. Batches of one or two do not count: these are tries before the first
+    trial.
 
     Args:
         explodes: whether it then allocates more memory than there is.
@@ -67,50 +70,75 @@ class Probe(nn.Module):
 
     def __init__(self, shape: Sequence[int], outputs: int, explodes: bool = False) -> None:
         super().__init__()
-        ends = nn.Linear(math.prod(shape), 32), nn.Linear(32, outputs)
-        self.layers = nn.Sequential(nn.Flatten(), ends[0], nn.ReLU(), ends[1])
-        self.explodes, self.steps = explodes, 0
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(shape), 32),
+            nn.ReLU(),
+            nn.Linear(32, outputs),
+        )
+        self.explodes = explodes
+        self.steps = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.steps += self.training and len(inputs) > 2
-        if self.steps == 3 and (folder := GPU_NOTES.get()):
-            note_place(Path(folder), inputs.device)
+        if self.training and len(inputs) > 2:
+            self.steps += 1
+        folder = GPU_NOTES.get()
+        if self.steps == 3 and folder:
+            write_note(Path(folder), inputs.device)
             if self.explodes:
                 torch.empty(2**50, device=inputs.device)
         outputs: Tensor = self.layers(inputs)
         return outputs
 
 
-def note_place(folder: Path, device: torch.device) -> None:
+@dataclass(frozen=True)
+class Note:
+    """A note of a process.
+
+    Args:
+        card: the name of the GPU on which it computes.
+        visible: the names of all GPUs that it sees, with commas between.
+    """
+
+    card: str
+    visible: str
+
+
+def write_note(folder: Path, device: torch.device) -> None:
     """Writes where this process computes, and waits for the notes of the others."""
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    card = visible if device == CPU else uuid_of(device)
-    note = folder / f"{os.getpid()}.new"
-    note.write_text(json.dumps([card, visible]))
-    note.rename(note.with_suffix(".json"))
+    card = visible
+    if device != CPU:
+        card = uuid_of(device)
+    unfinished = folder / f"{os.getpid()}.new"
+    unfinished.write_text(json.dumps([card, visible]))
+    unfinished.rename(unfinished.with_suffix(".json"))
     wait_for(lambda: len(notes_in(folder)) >= int(os.environ[GPU_COUNT.name]))
 
 
 def notes_in(folder: Path) -> list[Path]:
+    """Returns the files of the notes in a folder; each is named by the id of its process."""
     return sorted(folder.glob("*.json"))
 
 
 def uuid_of(device: torch.device | int) -> str:
+    """Returns the UUID of a GPU, by which CUDA_VISIBLE_DEVICES names it."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
+    """Waits until a condition holds; raises AssertionError after five minutes."""
     end = time.monotonic() + LONGEST
     while not condition():
-        must(time.monotonic() < end, "another process did not come")
+        require(time.monotonic() < end, "another process did not come")
         time.sleep(0.01)
 
 
-def must(holds: object, words: str) -> str:
-    """Returns what was seen; raises AssertionError if it is not as expected."""
-    if not holds:
-        raise AssertionError(words)
-    return words
+def require(is_right: object, observation: str) -> str:
+    """Returns an observation; raises AssertionError with it if it is not as expected."""
+    if not is_right:
+        raise AssertionError(observation)
+    return observation
 
 
 @dataclass(frozen=True)
@@ -122,6 +150,7 @@ class Gpus:
     folder: Path
 
     def first(self, count: int) -> Sequence[str]:
+        """Returns the names of the first GPUs; raises NotPossible if there are fewer."""
         if len(self.names) < count:
             raise NotPossible(f"it needs {count} GPUs")
         return self.names[:count]
@@ -133,24 +162,36 @@ class Gpus:
         meanwhile: Callable[[], object] = lambda: None,
         **variables: object,
     ) -> str:
-        """Runs a command of studyloom that sees some of the cards; returns its last line."""
-        program = ("-c", STAND_IN.format([*visible])) if self.device == CPU else ("-m", "studyloom")
-        kept = {name: value for name, value in os.environ.items() if PREFIX not in name}
-        pipes: Any = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
-        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(visible), "XDG_STATE_HOME": self.folder}
+        """Runs a command of studyloom that sees some of the cards; returns its last line.
+
+        Args:
+            meanwhile: called while the command runs.
+            variables: further environment variables of the command.
+        """
+        program = ["-m", "studyloom"]
+        if self.device == CPU:
+            program = ["-c", PRETENDING.format([*visible])]
+        environment = {name: value for name, value in os.environ.items() if PREFIX not in name}
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+        environment["XDG_STATE_HOME"] = str(self.folder)
+        for name, value in variables.items():
+            environment[name] = str(value)
         process = Popen(
             [sys.executable, *program, *map(str, arguments)],
             cwd=self.folder,
-            env=kept | {name: str(value) for name, value in variables.items()},
+            env=environment,
             text=True,
-            **pipes,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
         )
         try:
             meanwhile()
-            (*_, last) = process.communicate(timeout=LONGEST)[0].splitlines() or [""]
+            output, _ = process.communicate(timeout=LONGEST)
         finally:
             process.kill()
-        return must(process.returncode == 0, str(last)[:400])
+        lines = output.splitlines() or [""]
+        return require(process.returncode == 0, lines[-1][:400])
 
     def study(
         self,
@@ -158,50 +199,74 @@ class Gpus:
         visible: Sequence[str],
         count: int = 1,
         meanwhile: Callable[[Path], object] = lambda notes: None,
-    ) -> tuple[Path, list[Any]]:
-        """Runs a study in which so many processes take part; returns the note of each."""
+    ) -> tuple[Path, list[Note]]:
+        """Runs a study in which a number of processes take part.
+
+        Args:
+            count: the number of processes.
+            meanwhile: called with the folder of the notes while the study runs.
+
+        Returns:
+            The run directory, and the note of each process.
+        """
         run_dir = Path(tempfile.mkdtemp(dir=self.folder))
-        (notes := run_dir / "notes").mkdir()
+        folder = run_dir / "notes"
+        folder.mkdir()
         self.run(
             *(*STUDY, f"run_dir={run_dir}", *overrides),
             visible=visible,
-            meanwhile=lambda: meanwhile(notes),
-            **{GPU_NOTES.name: notes, GPU_COUNT.name: count},
+            meanwhile=lambda: meanwhile(folder),
+            **{GPU_NOTES.name: folder, GPU_COUNT.name: count},
         )
-        found = [json.loads(note.read_text()) for note in notes_in(notes)]
-        must(len(found) == count, f"{len(found)} processes took part, and not {count}")
-        return run_dir, found
+        notes = [Note(*json.loads(file.read_text())) for file in notes_in(folder)]
+        require(len(notes) == count, f"{len(notes)} processes took part, and not {count}")
+        return run_dir, notes
 
-    def shared(self, count: int, *overrides: str) -> str:
-        """Has two processes train on so many cards."""
+    def share(self, count: int, *overrides: str) -> str:
+        """Lets two processes train on so many cards."""
         _, notes = self.study(*overrides, NO_WINNER, visible=self.first(count), count=2)
-        found = sorted({card for card, _ in notes})
-        return must(len(found) == count, f"2 processes on {', '.join(found)}")
+        cards = sorted({note.card for note in notes})
+        return require(len(cards) == count, f"2 processes on {', '.join(cards)}")
 
 
 def trials_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns a row for each trial of a run."""
     with closing(open_study(f"sqlite:///{run_dir / 'study.db'}", "mnist")) as stored:
         return trial_rows(stored).to_dicts()
 
 
 @functools.cache
-def small(cards: Gpus) -> tuple[Path, str]:
-    """Runs a study on the last card, whose second trial needs too much; returns the card too."""
-    bad, one = "+space.model.explodes.choice=[false,true]", ("winner.top=1", "winner.seeds=1")
-    of_study = ("+model.explodes=false", "space=none", bad, "sampler=grid", "launcher.workers=1")
-    run_dir, ((card, _),) = cards.study(*of_study, *one, visible=cards.names[-1:])
-    return run_dir, card
+def run_exploding_study(cards: Gpus) -> tuple[Path, str]:
+    """Runs a study on the last card, whose second trial needs too much memory.
+
+    Several checks look at this study, which is run once.
+
+    Returns:
+        The run directory, and the card on which it was trained.
+    """
+    run_dir, (note,) = cards.study(
+        "+model.explodes=false",
+        "space=none",
+        "+space.model.explodes.choice=[false,true]",
+        "sampler=grid",
+        "launcher.workers=1",
+        "winner.top=1",
+        "winner.seeds=1",
+        visible=cards.names[-1:],
+    )
+    return run_dir, note.card
 
 
-def job_of(precision: str = "fp32") -> Job:
-    some = torch.arange(640)
+def make_job(precision: str = "fp32") -> Job:
+    """Makes a job for the data of `make_data`."""
+    examples = torch.arange(640)
     return Job(
         model=Probe,
         optimizer=torch.optim.Adam,
         schedule=lambda progress: 1.0,
         loss=nn.functional.cross_entropy,
-        train=some[:512],
-        valid=some[512:],
+        train=examples[:512],
+        valid=examples[512:],
         epochs=2,
         batch_size=64,
         seed=0,
@@ -209,65 +274,73 @@ def job_of(precision: str = "fp32") -> Job:
     )
 
 
-def split_on(device: torch.device) -> Split:
+def make_data(device: torch.device) -> Split:
+    """Makes random inputs of ten classes, on a device."""
     inputs = torch.randn(640, 784, generator=torch.Generator().manual_seed(0))
     return Split(inputs=inputs, targets=torch.arange(640) % 10, outputs=10, digest="").to(device)
 
 
-def losses_on(device: torch.device, precision: str = "fp32") -> Tensor:
-    training = Training([job_of(precision)], split_on(device))
+def train_on(device: torch.device, precision: str = "fp32") -> Tensor:
+    """Trains a network on a device, and returns the training loss of each epoch."""
+    training = Training([make_job(precision)], make_data(device))
     return torch.tensor([epoch.train_loss for (epoch,) in training])
 
 
-def near(one: Tensor | float, other: Tensor | float, most: float) -> str:
-    apart = float(torch.as_tensor(one / other - 1).abs().max())
-    return must(apart <= most, f"{apart:.1e} apart; at most {most:g} is right")
+def check_near(losses: Tensor, expected: Tensor, most: float) -> str:
+    """Checks that losses differ from the expected ones by at most a share of these."""
+    distance = float((losses / expected - 1).abs().max())
+    return require(distance <= most, f"{distance:.1e} apart; at most {most:g} is right")
 
 
 # The checks
 
 
 def one_worker_on_each_of_two_cards(cards: Gpus) -> str:
-    return cards.shared(2, "launcher.workers=2")
+    return cards.share(2, "launcher.workers=2")
 
 
 def two_workers_on_one_card_by_per_gpu(cards: Gpus) -> str:
-    return cards.shared(1, "launcher.per_gpu=2")
+    return cards.share(1, "launcher.per_gpu=2")
 
 
 def cuda_visible_devices(cards: Gpus) -> str:
-    _, card = small(cards)
-    last = cards.names[-1] if cards.device == CPU else uuid_of(len(cards.names) - 1)
-    return must(card == last, f"trained on {card}, visible was {last}")
+    _, card = run_exploding_study(cards)
+    last = cards.names[-1]
+    if cards.device != CPU:
+        last = uuid_of(len(cards.names) - 1)
+    return require(card == last, f"trained on {card}, visible was {last}")
 
 
 def out_of_memory_ends_its_trial_alone(cards: Gpus) -> str:
-    good, bad = sorted(trials_of(small(cards)[0]), key=lambda row: row["params.model.explodes"])
-    holds = good["state"] == "complete" and bad["failure"] == "out_of_memory"
-    return must(holds, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
+    run_dir, _ = run_exploding_study(cards)
+    good, bad = sorted(trials_of(run_dir), key=lambda row: row["params.model.explodes"])
+    is_right = good["state"] == "complete" and bad["failure"] == "out_of_memory"
+    return require(is_right, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
 
 
 def replay_of_a_trial(cards: Gpus) -> str:
-    return cards.run("replay", small(cards)[0], "--trial", 0, visible=cards.names[-1:])
+    run_dir, _ = run_exploding_study(cards)
+    return cards.run("replay", run_dir, "--trial", 0, visible=cards.names[-1:])
 
 
 def predict_without_a_gpu(cards: Gpus) -> str:
     np.save(cards.folder / "input.npy", np.zeros((1, 28, 28), np.float32))
-    return cards.run("predict", small(cards)[0], "input.npy", visible=())
+    run_dir, _ = run_exploding_study(cards)
+    return cards.run("predict", run_dir, "input.npy", visible=())
 
 
 def fp32_as_on_the_cpu(cards: Gpus) -> str:
-    return near(losses_on(cards.device), losses_on(CPU), 1e-4)
+    return check_near(train_on(cards.device), train_on(CPU), 1e-4)
 
 
 def bf16_near_fp32(cards: Gpus) -> str:
-    return near(losses_on(cards.device, "bf16"), losses_on(cards.device), 0.05)
+    return check_near(train_on(cards.device, "bf16"), train_on(cards.device), 0.05)
 
 
 def one_worker_sees_two_cards_by_gpus(cards: Gpus) -> str:
     pair = cards.first(2)
-    _, [(_, visible)] = cards.study("launcher.gpus=2", NO_WINNER, visible=pair)
-    return must(visible == ",".join(pair), f"1 process that sees {visible}")
+    _, (note,) = cards.study("launcher.gpus=2", NO_WINNER, visible=pair)
+    return require(note.visible == ",".join(pair), f"1 process that sees {note.visible}")
 
 
 def kill_9_in_a_trial(cards: Gpus) -> str:
@@ -275,18 +348,29 @@ def kill_9_in_a_trial(cards: Gpus) -> str:
         wait_for(lambda: notes_in(notes))
         os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
 
-    # With a time limit a single worker is a separate process.
-    one = ("launcher.workers=1", f"study.trial_timeout={LONGEST:g}", NO_WINNER)
-    run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
+    run_dir, _ = cards.study(
+        "launcher.workers=1",
+        f"study.trial_timeout={LONGEST:g}",  # makes a single worker a separate process
+        NO_WINNER,
+        visible=cards.names[:1],
+        count=2,  # the killed process, and the one that resumes its trial
+        meanwhile=kill,
+    )
     states = [row["state"] for row in trials_of(run_dir)]
-    return must(states == ["complete"] * 2, f"resumed; trials are {', '.join(states)}")
+    return require(states == ["complete"] * 2, f"resumed; trials are {', '.join(states)}")
 
 
+# Their names, with blanks, are those of the rows that a user sees.
 CHECKS: tuple[Callable[[Gpus], str], ...] = (
-    *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards),
+    two_workers_on_one_card_by_per_gpu,
+    one_worker_on_each_of_two_cards,
     one_worker_sees_two_cards_by_gpus,
-    *(cuda_visible_devices, out_of_memory_ends_its_trial_alone, replay_of_a_trial),
-    *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32),
+    cuda_visible_devices,
+    out_of_memory_ends_its_trial_alone,
+    replay_of_a_trial,
+    predict_without_a_gpu,
+    fp32_as_on_the_cpu,
+    bf16_near_fp32,
     kill_9_in_a_trial,
 )
 
@@ -302,25 +386,43 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
             f"torch {torch.__version__} can use no GPU here; is it built for yours, and what does "
             "CUDA_VISIBLE_DEVICES hide?"
         )
-    rows = list[dict[str, Any]]()
-    say: Callable[[str], object] = str if quiet else functools.partial(print, flush=True)
-    say(
-        in_markdown(f"{list_versions().message}, CUDA {torch.version.cuda}, {read_nvidia_driver()}")
-        + "\n"
-    )
-    say(in_markdown(list_devices().message) + "\n")
-    say("| check | | seconds | what was seen |\n|---|---|---|---|")
+    print_line: Callable[[str], None] = functools.partial(print, flush=True)
+    if quiet:
+        print_line = _print_nothing
+    cuda = f"CUDA {torch.version.cuda}, {read_nvidia_driver()}"
+    print_line(in_markdown(f"{list_versions().message}, {cuda}") + "\n")
+    print_line(in_markdown(list_devices().message) + "\n")
+    print_line("| check | | seconds | what was seen |\n|---|---|---|---|")
+    rows = []
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
         cards = Gpus(tuple(visible_gpus()), torch.device("cuda", 0), Path(folder))
         for check in CHECKS:
-            began, state = time.monotonic(), "ok"
-            try:
-                words = check(cards)
-            except NotPossible as error:
-                state, words = "not possible here", str(error)
-            except Exception as error:
-                state, words = "failed", name_error(error)
-            name, seconds = check.__name__.replace("_", " "), round(time.monotonic() - began, 1)
-            rows.append({"name": name, "state": state, "seconds": seconds, "words": words})
-            say(f"| {name} | {state} | {seconds} | {in_markdown(shorten(words, 300))} |")
+            row = _run_check(check, cards)
+            rows.append(row)
+            words = in_markdown(shorten(row["words"], 300))
+            print_line(f"| {row['name']} | {row['state']} | {row['seconds']} | {words} |")
     return rows
+
+
+def _print_nothing(line: str) -> None:
+    """Stands for `print` where a program reads the rows."""
+
+
+def _run_check(check: Callable[[Gpus], str], cards: Gpus) -> dict[str, Any]:
+    """Runs a check, and returns its row; an error is the observation of a check that failed."""
+    began = time.monotonic()
+    state = "ok"
+    try:
+        observation = check(cards)
+    except NotPossible as error:
+        state = "not possible here"
+        observation = str(error)
+    except Exception as error:
+        state = "failed"
+        observation = name_error(error)
+    return {
+        "name": check.__name__.replace("_", " "),
+        "state": state,
+        "seconds": round(time.monotonic() - began, 1),
+        "words": observation,
+    }
