@@ -489,7 +489,7 @@ def _read_lines(path: Path, start: int, has_ended: Callable[[], bool]) -> Iterat
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         while True:
-            # Asked before the read: if the file grew no more by then, the read reaches its end.
+            # Checked before the read: if the file grew no more by then, the read reaches its end.
             is_last_read = has_ended()
             text = file.readline(LONGEST_LINE)
             line += text

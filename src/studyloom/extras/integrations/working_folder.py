@@ -4,7 +4,7 @@ Files that the command writes by a relative path stay in that folder, so that no
 files of another. A trial that is resumed finds its folder again.
 
 Small files are copied, since a trial may write to them. Larger files and folders of data are links.
-Other folders are made anew, and their entries appear in them likewise: they are *mirrored*.
+Other folders are *mirrored*: a new folder is made, in which their entries appear likewise.
 """
 
 import os
