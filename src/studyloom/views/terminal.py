@@ -39,7 +39,6 @@ from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.words import (
     describe_stored_result,
     explain_choice,
-    explain_uncertainty,
     format_parameters,
     format_trial_values,
     front_rows,
@@ -86,10 +85,7 @@ def winner_lines(result: Result, best: int | None = None, *, brief: bool = False
     """
     of_search = "" if best is None else f"best of the search: trial {best}; "
     yield f"{of_search}winner: {name_trial(result.winner)}, {explain_choice(result)}"
-    left_out: list[str] = []
-    if brief and result.test is not None:
-        left_out = explain_uncertainty(result.test)
-    first, *others = (fact for fact in list_facts(result) if fact.value not in left_out)
+    first, *others = list_facts(result, with_uncertainty=not brief)
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)

@@ -445,15 +445,19 @@ def _compare_in_short(test: Scores, metric: str) -> str:
     return sentence
 
 
-def list_facts(result: Result) -> Iterator[Fact]:
+def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fact]:
     """Yields the winner, then what it is compared with, and notes without a label.
 
     The winner's explanation says what its value is based on.
+
+    Args:
+        with_uncertainty: whether notes say what `±` means for a test, and give the interval of
+            the winner's mean.
     """
     if result.test is None:
         yield from _list_untested(result)
     else:
-        yield from _list_tested(result, result.test)
+        yield from _list_tested(result, result.test, with_uncertainty=with_uncertainty)
 
 
 def _list_untested(result: Result) -> Iterator[Fact]:
@@ -472,7 +476,7 @@ def _list_untested(result: Result) -> Iterator[Fact]:
     yield from _notes(spread, describe_reuse(result), explain_no_test(result))
 
 
-def _list_tested(result: Result, test: Scores) -> Iterator[Fact]:
+def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Iterator[Fact]:
     winner, metric = result.winner, result.metric.name
     basis = plural(len(result.seeds), "seed")
     if test.examples is not None:
@@ -488,7 +492,8 @@ def _list_tested(result: Result, test: Scores) -> Iterator[Fact]:
         mean = f"{format_mean(winner.reevaluation)} {describe_new_seeds(test)}"
         yield Fact("selection gap", format_value(winner.gap or 0.0, "+"), mean)
     yield from _list_ablation(result)
-    yield from _notes(*explain_uncertainty(test))
+    if with_uncertainty:
+        yield from _notes(*explain_uncertainty(test))
     if result.is_of_loop and test.winner.same:
         yield from _notes(FOLLOW_SEED)
     yield from _notes(describe_reuse(result))
