@@ -53,18 +53,18 @@ def errors_of(*overrides):
 def test_a_missing_hyperparameter_has_its_default_value(definition):
     placed = place_point(definition, {"optimizer.adamw.lr": 0.005})
     assert placed.point.params == definition.baseline.params | {"optimizer.adamw.lr": 0.005}
-    assert (placed.wrong, placed.unasked) == ([], {})
+    assert (placed.errors, placed.unknown) == ([], {})
     other = place_point(definition, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
     assert other.point.choices == {"model": "cnn", "optimizer": "sgd"}
     assert other.point.values["model.channels"] == 16, "as that option has it"
-    assert not other.wrong
+    assert not other.errors
 
 
 def test_a_number_that_equals_a_choice_is_that_choice():
     asked = ask(*TINY[:-1], "space=none", "+space.model.dropout.choice=[0.5,0]")
     for given in ({}, {"model.dropout": 0.0}):
         placed = place_point(asked, given)
-        assert (str(placed.point.values["model.dropout"]), placed.wrong) == ("0", [])
+        assert (str(placed.point.values["model.dropout"]), placed.errors) == ("0", [])
 
 
 def test_hyperparameters_may_be_named_by_path_config_key_or_tree(definition):
@@ -76,7 +76,7 @@ def test_hyperparameters_may_be_named_by_path_config_key_or_tree(definition):
     ):
         placed = place_point(definition, parameters)
         assert placed.point.values["model.hidden"] == [32, 64]
-        assert (placed.wrong, placed.unasked) == ([], {})
+        assert (placed.errors, placed.unknown) == ([], {})
     point = definition.space.suggest(
         optuna.create_study(sampler=Strategy(definition).sampler(3)).ask()
     )

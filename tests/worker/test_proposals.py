@@ -270,15 +270,15 @@ def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_ur
                 written[above] = items
         placed = place_point(known, written)
         assert validator.is_valid(written)
-        assert (placed.point, placed.wrong, placed.unasked) == (point, [], {})
+        assert (placed.point, placed.errors, placed.unknown) == (point, [], {})
         for name in written:
             wrong = {**written, name: rng.choice([-1e9, "x", [], None])}
             placed = place_point(known, wrong)
             assert not validator.is_valid(wrong), wrong
-            assert placed.wrong or placed.unasked, wrong
+            assert placed.errors or placed.unknown, wrong
         few = {name: written[name] for name in written if name in known.choices or number % 2}
         assert validator.is_valid(few)
-        assert not place_point(known, few).wrong
+        assert not place_point(known, few).errors
         assert place_point(definition, few).point == place_point(known, few).point
 
 

@@ -1,111 +1,195 @@
-"""Places configurations of earlier studies, or of the user, in the space of a new study."""
+"""Places configurations of earlier studies, or of the user, in the space of a new study.
+
+A configuration is given as values by name. A *given name* is the name of a hyperparameter in this
+space, or in the space of the earlier study, or a config key. Two spaces may have other options, or
+none, and still search the same config key, so names are compared by the config keys they stand for.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from optuna.distributions import FloatDistribution
 
 from studyloom.config.values import has_key, value_at
-from studyloom.space.tree import Hyperparameter, Point, config_group, find_misfit
+from studyloom.space.tree import Hyperparameter, Point, Space, config_group, find_misfit
 from studyloom.text import as_yaml, nearest
 
-ABSENT = object()
+ABSENT = object()  # the value of a hyperparameter that is not given; None may be a value
+
+
+class Composer(Protocol):
+    """Composes the configs of a study."""
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """The option of each config group in the study's config; None where it has none."""
+        ...
+
+    def compose(self, choices: Mapping[str, str]) -> Any:
+        """Returns the config with these options."""
+        ...
+
+
+class SpaceDefinition(Protocol):
+    """The search space of a study, and its default values: a definition, or what is stored."""
+
+    @property
+    def space(self) -> Space: ...
+    @property
+    def composer(self) -> Composer: ...
 
 
 @dataclass
 class PlacedPoint:
-    """Hyperparameters placed in a space; a wrong value is replaced by the low end of its range.
+    """A configuration placed in a space; a wrong value is replaced by the low end of its range.
 
     Attributes:
-        unasked: messages about names that this configuration has no hyperparameter for, by name.
-        composed: the names of hyperparameters that were not given and have their default value.
-        breaks: whether all values are possible, but together break a relation, as `wrong` says.
+        errors: messages about wrong values, or about the relation that all values break together.
+        unknown: messages about given names that the configuration has no hyperparameter for, by
+            name.
+        defaulted: the names of hyperparameters that were not given and have their default value.
+        breaks_relation: whether all values are possible, but together break a relation.
     """
 
     point: Point = field(default_factory=Point)
-    wrong: list[str] = field(default_factory=list)
-    unasked: dict[str, str] = field(default_factory=dict)
-    composed: list[str] = field(default_factory=list)
-    breaks: bool = False
+    errors: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    defaulted: list[str] = field(default_factory=list)
+    breaks_relation: bool = False
 
 
-def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
-    """Makes a configuration of a space from given hyperparameters.
+class _GivenValues:
+    """The values that are given, which are looked up by name or config key.
 
-    A trial of another space, with other options or fewer of them, is placed by the config keys
-    that both spaces search. Hyperparameters that are not given have their default value.
-
-    Args:
-        definition: has the `space`, and the `composer` of its configurations.
-        parameters: values by hyperparameter name in this space, or by config key; may be nested.
+    Attributes:
+        values: by given name; a list is its length and its items.
+        keys: the config key of each given name.
+        used_names: those that were looked up.
     """
-    flat = dict(_flatten(parameters))
-    key_of = _config_keys(flat)
-    name_of = {key: name for name, key in key_of.items()}
-    used = set[str]()
 
-    def look_up(parameter: Hyperparameter) -> Any:
-        suffix = {"length": ".length", "item": f".{parameter.index}"}.get(parameter.role, "")
-        name = parameter.name if parameter.name in flat else name_of.get(parameter.key + suffix)
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.values = dict(_flatten(parameters))
+        self.keys = _find_config_keys(self.values)
+        self._names = {key: name for name, key in self.keys.items()}
+        self.used_names: set[str] = set()
+
+    def look_up(self, hyperparameter: Hyperparameter) -> Any:
+        """Returns the value that is given for a hyperparameter, or ABSENT."""
+        name: str | None = hyperparameter.name
+        if name not in self.values:
+            key = hyperparameter.key
+            if hyperparameter.role == "length":
+                key = f"{key}.length"
+            elif hyperparameter.role == "item":
+                key = f"{key}.{hyperparameter.index}"
+            name = self._names.get(key)
         if name is None:
             return ABSENT
-        used.add(name)
-        return flat[name]
+        self.used_names.add(name)
+        return self.values[name]
 
-    def choose(parameter: Hyperparameter) -> Any:
-        option = look_up(parameter) if parameter.role == "option" else ABSENT
-        if option is not ABSENT and find_misfit(parameter.distribution, option) is None:
-            return option
-        return parameter.make_placeholder(definition.composer.choices)
 
-    choices = definition.space.walk(choose).choices
-    composed = definition.composer.compose(choices)
+def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> PlacedPoint:
+    """Makes a configuration of a space from given values.
+
+    A trial of another space, with other options or fewer of them, is placed by the config keys
+    that both spaces search. Hyperparameters that are not given have their default value, which
+    depends on the options: these are placed first.
+
+    Args:
+        parameters: values by hyperparameter name in this space, or by config key; may be nested.
+    """
+    given_values = _GivenValues(parameters)
+    choices = _place_options(definition, given_values)
+    config = definition.composer.compose(choices)
     placed = PlacedPoint()
 
-    def decide(parameter: Hyperparameter) -> Any:
-        value, name = look_up(parameter), parameter.name
-        subject = f"{name}={as_yaml(value)}"
+    def decide(hyperparameter: Hyperparameter) -> Any:
+        name = hyperparameter.name
+        distribution = hyperparameter.distribution
+        value = given_values.look_up(hyperparameter)
         if value is ABSENT:
-            value = parameter.read_default(choices, partial(value_at, composed))
-            placed.composed.append(name)
+            value = hyperparameter.read_default(choices, partial(value_at, config))
+            placed.defaulted.append(name)
             subject = f"{name} is not given, and its default value {as_yaml(value)}"
-        if problem := find_misfit(parameter.distribution, value):
-            placed.wrong.append(f"{subject} {problem}")
-            return parameter.make_placeholder({})  # its low end
-        is_float = isinstance(parameter.distribution, FloatDistribution)
-        return float(value) if is_float else parameter.match_choice(value)
+        else:
+            subject = f"{name}={as_yaml(value)}"
+        misfit = find_misfit(distribution, value)
+        if misfit is not None:
+            placed.errors.append(f"{subject} {misfit}")
+            return hyperparameter.make_placeholder({})  # its low end
+        if isinstance(distribution, FloatDistribution):
+            return float(value)
+        return hyperparameter.match_choice(value)
 
     placed.point = definition.space.walk(decide)
-    for name in [name for name in flat if name not in used]:
-        _check_unasked(definition, placed, name, key_of[name], flat[name], composed)
-    if not placed.wrong:
+    for name in given_values.values:
+        if name not in given_values.used_names:
+            _check_unused(definition, placed, given_values, name, config)
+    if not placed.errors:
         breach = definition.space.find_breach(placed.point.params)
         if breach is not None:
-            placed.breaks = True
-            placed.wrong = [breach]
+            placed.breaks_relation = True
+            placed.errors.append(breach)
     return placed
 
 
-def _check_unasked(
-    definition: Any, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
+def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> Mapping[str, str]:
+    """Returns the option of each group of the space: the given one, else that of the config."""
+
+    def decide(hyperparameter: Hyperparameter) -> Any:
+        if hyperparameter.role == "option":
+            option = given_values.look_up(hyperparameter)
+            if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
+                return option
+        return hyperparameter.make_placeholder(definition.composer.choices)
+
+    return definition.space.walk(decide).choices
+
+
+def _check_unused(
+    definition: SpaceDefinition,
+    placed: PlacedPoint,
+    given_values: _GivenValues,
+    name: str,
+    config: Any,
 ) -> None:
-    """Checks a name that the configuration lacks: its value may agree with the config."""
-    subject = f"{name}={as_yaml(value)}"
-    keys = {leaf.name: leaf.key for leaf in definition.space.opened_nodes(placed.point.choices)}
-    above = (each.removesuffix(".length") for each in (name, key))
-    lists = [placed.point.values.get(keys.get(each, each)) for each in above]
-    if any(isinstance(each, list) and len(each) == value for each in lists):
-        return  # of a length that is not searched
-    choices = {**definition.composer.choices, **placed.point.choices}
-    if (option := choices.get(config_group(key))) is not None:
-        if option != value:
-            placed.wrong.append(f"{subject}, but here it is {option}")
+    """Checks a given name without a hyperparameter: its value must agree with what is fixed here.
+
+    Args:
+        config: the default configuration with the options of the placed one.
+    """
+    value = given_values.values[name]
+    key = given_values.keys[name]
+    if _is_fixed_length(definition.space, placed.point, (name, key), value):
         return
-    if not has_key(composed, key) or value_at(composed, key) != value:
+    subject = f"{name}={as_yaml(value)}"
+    choices = {**definition.composer.choices, **placed.point.choices}
+    option = choices.get(config_group(key))
+    if option is not None:
+        if option != value:
+            placed.errors.append(f"{subject}, but here it is {option}")
+        return
+    if not has_key(config, key) or value_at(config, key) != value:
         hint = nearest(name, [*placed.point.params])
-        placed.unasked[name] = f"{subject} is not a hyperparameter of this configuration{hint}"
+        placed.unknown[name] = f"{subject} is not a hyperparameter of this configuration{hint}"
+
+
+def _is_fixed_length(space: Space, point: Point, names: tuple[str, str], value: object) -> bool:
+    """Returns whether a value is the length of a list whose length is not searched.
+
+    Args:
+        names: the name and config key that the value is given for, which end in `.length`.
+    """
+    keys = {node.name: node.key for node in space.opened_nodes(point.choices)}
+    for name in names:
+        list_name = name.removesuffix(".length")
+        items = point.values.get(keys.get(list_name, list_name))
+        if isinstance(items, list) and len(items) == value:
+            return True
+    return False
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,20 +200,28 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield from _flatten(value, f"{name}.")
         elif isinstance(value, list | tuple):
             yield f"{name}.length", len(value)
-            yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
+            for index, item in enumerate(value):
+                yield f"{name}.{index}", item
         else:
             yield name, value
 
 
-def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the config key of each name: the name without the options that are chosen."""
+def _find_config_keys(values: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the config key of each name: the name without the options that are chosen.
+
+    A name may be below several groups, as `model.cnn.block.wide.size` is. The options of inner
+    groups are removed first, since the names of these hold the options of outer groups.
+
+    Args:
+        values: by name; a group's name has its option.
+    """
     keys = {}
-    groups = sorted(parameters, key=len, reverse=True)
-    for name in parameters:
+    inner_first = sorted(values, key=len, reverse=True)
+    for name in values:
         key = name
-        for group in groups:
-            inside = f"{group}.{parameters[group]}."
-            if key.startswith(inside):
-                key = f"{group}.{key.removeprefix(inside)}"
+        for group in inner_first:
+            option_prefix = f"{group}.{values[group]}."
+            if key.startswith(option_prefix):
+                key = f"{group}.{key.removeprefix(option_prefix)}"
         keys[name] = key
     return keys

@@ -91,8 +91,8 @@ def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator
             placed = place_point(definition, trial.params)
         except Exception:  # a name that no key can have, in untrusted content
             continue
-        has_values = len(placed.composed) < len(placed.point.params)
-        if has_values and not placed.wrong:
+        has_values = len(placed.defaulted) < len(placed.point.params)
+        if has_values and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
 
 
@@ -105,8 +105,8 @@ def _note_taken(
         return _note_none_taken(definition, earlier)
     differences: list[str] = []
     for trial in trials:
-        differences += [f"{name} has its default value" for name in trial.placed.composed]
-        differences += [f"{name} is not searched here" for name in trial.placed.unasked]
+        differences += [f"{name} has its default value" for name in trial.placed.defaulted]
+        differences += [f"{name} is not searched here" for name in trial.placed.unknown]
     noun = "trial" if len(trials) == 1 else "trials"
     numbers = ", ".join(str(trial.number) for trial in trials)
     head = f"{earlier.label}: begins with its {noun} {numbers}"
@@ -118,7 +118,7 @@ def _note_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
     note = f"{earlier.label}: none of its trials is taken"
     if not earlier.ranked:
         return note
-    problems = place_point(definition, earlier.ranked[0].params).wrong
+    problems = place_point(definition, earlier.ranked[0].params).errors
     return f"{note}: {'; '.join(problems)}" if problems else note
 
 
@@ -187,11 +187,11 @@ def _enqueued_points(
         source = f"study.enqueue[{index}]"
         given = PlacedPoint(Point(params={**parameters}))
         placed = given if definition.suggests else place_point(definition, parameters)
-        if placed.breaks:
-            notes.append(f"{source}: is left out, since it {placed.wrong.pop()}")
-        problems = (*placed.wrong, *placed.unasked.values())
+        if placed.breaks_relation:
+            notes.append(f"{source}: is left out, since it {placed.errors.pop()}")
+        problems = (*placed.errors, *placed.unknown.values())
         errors += [f"{source}: {problem}" for problem in problems]
-        if not placed.breaks:
+        if not placed.breaks_relation:
             yield WarmStart(placed.point, source)
 
 

@@ -71,8 +71,8 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         problem = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
         reason = shorten_end(one_line(str(error)), 200)
         raise ConfigError([*errors, f"{problem}: {reason}"]) from None
-    errors += placed.wrong
-    errors += placed.unasked.values()
+    errors += placed.errors
+    errors += placed.unknown.values()
     if errors:
         raise ConfigError([shorten_end(one_line(line), 300) for line in errors[:MOST_ERRORS]])
     proposal = Proposal(placed.point, {"by": by, "why": why, "id": uuid.uuid4().hex})
