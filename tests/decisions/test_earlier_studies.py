@@ -11,7 +11,7 @@ from toy_worker import RANDOM, fresh
 from toys import ask
 
 from studyloom.decisions import earlier_studies
-from studyloom.decisions.warm_start import enqueue, find_warm_starts, sources_of
+from studyloom.decisions.warm_start import enqueue, find_warm_starts, read_sources
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import ENQUEUED
 from studyloom.storage.ledger import Ledger
@@ -166,13 +166,13 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
             enqueue(stored, chosen, 6, baseline=definition.baseline)
     assert stored.trials() == []
     enqueue(stored, chosen, 6, baseline=definition.baseline)
-    assert sources_of(stored) == [str(folder) for folder in folders]
+    assert read_sources(stored) == [str(folder) for folder in folders]
     for folder in folders:
         (folder / "study.db").unlink()
         finished(f"sqlite:///{folder}/study.db", seeded(9), trials=6).close()
     now = find_warm_starts(definition)
     assert [start.source for start in now.points] != [start.source for start in chosen.points]
-    again = find_warm_starts(definition, sources_of(stored))
+    again = find_warm_starts(definition, read_sources(stored))
     assert [*again.points] == []
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=definition.baseline)

@@ -15,7 +15,7 @@ from studyloom.decisions.warm_start import (
     WarmStarts,
     enqueue,
     find_warm_starts,
-    sources_of,
+    read_sources,
 )
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
@@ -36,7 +36,7 @@ def definition():
 def begun(url, definition, trials):
     """Creates a study with its warm starts enqueued, before any worker starts."""
     stored = fresh(url, definition, trials)
-    starts = find_warm_starts(definition, sources_of(stored))
+    starts = find_warm_starts(definition, read_sources(stored))
     enqueue(stored, starts, trials, baseline=definition.baseline)
     return stored
 
@@ -175,7 +175,7 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_ur
     stored, best = begun(sqlite_url, definition, 4), ranked[:2]
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[BASELINE]
-    assert sources_of(stored) == [str(earlier)]
+    assert read_sources(stored) == [str(earlier)]
     for trial, other in zip(queued, best, strict=True):
         assert trial.user_attrs[ENQUEUED] == f"{earlier}, trial {other.number}"
     work(definition, stored, 3)

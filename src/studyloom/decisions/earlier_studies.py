@@ -21,7 +21,7 @@ from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import parse_url, serve, without_password
 
-MOST_TRIALS = 10_000  # of an untrusted study that is read; 10,000 take 0.5 s
+MOST_TRIALS = 10_000  # that are read of an untrusted study; 10,000 take 0.5 s
 MOST_SECONDS = 3.0  # for reading an untrusted study
 
 
@@ -53,56 +53,74 @@ def source_label(source: str) -> str:
 def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
+    A run directory of somebody else, and the database that it names, are untrusted: they are read
+    within limits.
+
     Args:
         source: a run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
             database holds only one study.
     """
     url, _, name = source.partition("#")
-    own = "://" in source
-    if not own:
-        url, name = read_run(Path(source))
+    is_trusted = True
+    if "://" not in source:
+        folder = Path(source)
+        url, name = read_run(folder)
         url = serve(url)
-        own = is_own(Path(source))
+        is_trusted = is_own(folder)
+    seconds: float | None = None
+    most_trials = math.inf
+    if not is_trusted:
+        seconds = MOST_SECONDS
+        most_trials = MOST_TRIALS
     label = source_label(source)
-    with (
-        untrusted(None if own else MOST_SECONDS),
-        contextlib.closing(open_only_study(url, name, 0.0, f"{label}: write URL#NAME")) as stored,
-    ):
-        return _as_earlier(stored, label, math.inf if own else MOST_TRIALS)
+    with untrusted(seconds):
+        stored = open_only_study(url, name, 0.0, f"{label}: write URL#NAME")
+        with contextlib.closing(stored):
+            return _read_trials(stored, label, most_trials)
 
 
-def _as_earlier(stored: StoredStudy, label: str, most: float) -> EarlierStudy:
-    """Reads the trials of a study, unless there are more than so many."""
+def _read_trials(stored: StoredStudy, label: str, most_trials: float) -> EarlierStudy:
+    """Reads the trials of a study; raises StorageError if there are more than so many."""
     where = {"study": stored.ledger.study_id}
     count = stored.ledger.storage.read(lambda c: c.execute(sql.COUNT, where).scalar_one())
-    if count > most:
-        raise StorageError(f"it has {count} trials, and at most {most:g} are read")
+    if count > most_trials:
+        raise StorageError(f"it has {count} trials, and at most {most_trials:g} are read")
     counts = stored.ledger.counts()
     open_trials = counts["free"] + counts["held"]
     return EarlierStudy(label, stored.ranked(), open_trials, stored.ledger.uuid)
 
 
+@dataclass(frozen=True)
+class NamedStudies:
+    """The earlier studies that `study.warm_start` names.
+
+    Attributes:
+        labels: those of all sources, each once.
+        studies: those that were read.
+    """
+
+    labels: Sequence[str]
+    studies: Sequence[EarlierStudy]
+
+
 def read_named(
     sources: Any, begun: Sequence[str], errors: list[str], notes: list[str]
-) -> tuple[list[str], list[EarlierStudy]]:
+) -> NamedStudies:
     """Reads the earlier studies that `study.warm_start` names, each once.
 
     Args:
         sources: the value of `study.warm_start`: a source, or a list of them.
         begun: the labels of those that are not read again.
-
-    Returns:
-        The label of each, and the studies but those that have begun.
+        errors: gets a message for each source that cannot be read.
+        notes: gets a line for each study that is not finished.
     """
+    if not isinstance(sources, list):
+        sources = [sources]
     labels: list[str] = []
-    studies: dict[str, EarlierStudy] = {}
-    for source in sources if isinstance(sources, list) else [sources]:
+    studies: dict[str, EarlierStudy] = {}  # by uuid: two sources may be one study
+    for source in sources:
         try:
-            if not isinstance(source, str) or not source:
-                raise ValueError(
-                    "must be run directories, or studies in databases as URL#NAME, such as "
-                    f"[runs/a, runs/b]; got {source!r}"
-                )
+            _check_source(source)
             label = source_label(source)
             if label in labels:
                 continue
@@ -116,4 +134,13 @@ def read_named(
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.setdefault(earlier.uuid or source, earlier)
-    return labels, [*studies.values()]
+    return NamedStudies(labels, [*studies.values()])
+
+
+def _check_source(source: object) -> None:
+    """Raises ValueError for a source that is not a string."""
+    if not isinstance(source, str) or not source:
+        raise ValueError(
+            "must be run directories, or studies in databases as URL#NAME, such as "
+            f"[runs/a, runs/b]; got {source!r}"
+        )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
 
 log = logging.getLogger(__name__)
 MOST_PLACED = 2000  # of an earlier study's best trials; to place one takes 1 ms
+# The attributes of a baseline that waits.
+BASELINE_ATTRIBUTES = {BASELINE: True, ENQUEUED: "the default configuration"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class WarmStart:
     point: Point
     source: str
     earlier: str | None = None
+
+
+@dataclass(frozen=True)
+class QueuedTrial:
+    """A trial that waits with fixed hyperparameters.
+
+    Attributes:
+        attributes: those of the trial, such as where its configuration is from.
+    """
+
+    point: Point
+    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,43 +105,49 @@ def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator
             placed = place_point(definition, trial.params)
         except Exception:  # a name that no key can have, in untrusted content
             continue
-        has_values = len(placed.defaulted) < len(placed.point.params)
-        if has_values and not placed.errors:
+        has_own_values = len(placed.defaulted) < len(placed.point.params)
+        if has_own_values and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
 
 
-def _note_taken(
+def _describe_taken(
     definition: "Definition", earlier: EarlierStudy, chosen: Sequence[PlacedTrial]
 ) -> str:
-    """Notes which trials of an earlier study are tried first, and how they differ here."""
+    """Says which trials of an earlier study are tried first, and how they differ here."""
     trials = [trial for trial in chosen if trial.earlier is earlier]
     if not trials:
-        return _note_none_taken(definition, earlier)
+        return _describe_none_taken(definition, earlier)
     differences: list[str] = []
     for trial in trials:
         differences += [f"{name} has its default value" for name in trial.placed.defaulted]
         differences += [f"{name} is not searched here" for name in trial.placed.unknown]
-    noun = "trial" if len(trials) == 1 else "trials"
+    noun = "trials"
+    if len(trials) == 1:
+        noun = "trial"
     numbers = ", ".join(str(trial.number) for trial in trials)
-    head = f"{earlier.label}: begins with its {noun} {numbers}"
-    return "; ".join([head, *dict.fromkeys(differences)])
+    parts = [f"{earlier.label}: begins with its {noun} {numbers}"]
+    parts += dict.fromkeys(differences)
+    return "; ".join(parts)
 
 
-def _note_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
-    """Notes that no trial of an earlier study is tried, and what is wrong with the best one."""
+def _describe_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
+    """Says that no trial of an earlier study is tried, and what is wrong with the best one."""
     note = f"{earlier.label}: none of its trials is taken"
     if not earlier.ranked:
         return note
-    problems = place_point(definition, earlier.ranked[0].params).errors
-    return f"{note}: {'; '.join(problems)}" if problems else note
+    errors = place_point(definition, earlier.ranked[0].params).errors
+    if not errors:
+        return note
+    return f"{note}: {'; '.join(errors)}"
 
 
 @dataclass(frozen=True)
 class WarmStarts:
-    """All configurations to begin with, and notes about them for people.
+    """All configurations to begin with.
 
     Attributes:
         sources: the earlier studies that `study.warm_start` names, without passwords.
+        notes: lines about what is taken, for people.
     """
 
     points: Sequence[WarmStart] = ()
@@ -139,44 +159,53 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
     """Finds the configurations that `study.enqueue` and `study.warm_start` name.
 
     Args:
-        begun: the earlier studies of which the study has trials already; they are not read again.
+        begun: the labels of earlier studies of which the study has trials already; they are not
+            read again.
 
     Raises:
         ConfigError: every configuration outside the space, and every missing earlier study.
     """
     study = definition.config.study
     enqueued = value_at(definition.config, "study.enqueue")
-    named = value_at(definition.config, "study.warm_start")
-    if not enqueued and not named:
+    named_sources = value_at(definition.config, "study.warm_start")
+    if not enqueued and not named_sources:
         return WarmStarts()
     strategy = Strategy(definition)
     errors: list[str] = []
     notes: list[str] = []
-    points = list(_enqueued_points(definition, enqueued, errors, notes))
+    starts = list(_place_enqueued(definition, enqueued, errors, notes))
     if strategy.points is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
-    room = strategy.trials - (definition.baseline is not None) - len(points)
+    room = strategy.trials - len(starts)
+    if definition.baseline is not None:
+        room -= 1
     if room < 0:
         errors.append(
-            f"study.enqueue: {-room} of {len(points)} configurations do not fit into "
+            f"study.enqueue: {-room} of {len(starts)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
-    sources, studies = read_named(named or [], begun, errors, notes)
+    named = read_named(named_sources or [], begun, errors, notes)
     refuse(errors)
-    chosen = choose_trials(definition, studies, min(study.warm_start_top, room))
-    notes += [_note_taken(definition, earlier, chosen) for earlier in studies]
+    chosen = choose_trials(definition, named.studies, min(study.warm_start_top, room))
+    for earlier in named.studies:
+        notes.append(_describe_taken(definition, earlier, chosen))
     for trial in chosen:
         label = trial.earlier.label
-        points.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
-    return WarmStarts(points, sources, notes)
+        starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
+    return WarmStarts(starts, named.labels, notes)
 
 
-def _enqueued_points(
+def _place_enqueued(
     definition: "Definition", enqueued: Any, errors: list[str], notes: list[str]
 ) -> Iterator[WarmStart]:
+    """Yields the configurations of `study.enqueue`; adds to the errors and notes.
+
+    Args:
+        enqueued: the value of the key.
+    """
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         errors.append(
             "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
@@ -185,12 +214,14 @@ def _enqueued_points(
         return
     for index, parameters in enumerate(enqueued):
         source = f"study.enqueue[{index}]"
-        given = PlacedPoint(Point(params={**parameters}))
-        placed = given if definition.suggests else place_point(definition, parameters)
+        if definition.suggests:  # only its objective knows which values it suggests
+            placed = PlacedPoint(Point(params={**parameters}))
+        else:
+            placed = place_point(definition, parameters)
         if placed.breaks_relation:
             notes.append(f"{source}: is left out, since it {placed.errors.pop()}")
-        problems = (*placed.errors, *placed.unknown.values())
-        errors += [f"{source}: {problem}" for problem in problems]
+        for problem in (*placed.errors, *placed.unknown.values()):
+            errors.append(f"{source}: {problem}")
         if not placed.breaks_relation:
             yield WarmStart(placed.point, source)
 
@@ -200,23 +231,22 @@ def store_warm_starts(
 ) -> None:
     """Stores what proposals are checked against, and queues the configurations to try first."""
     store_space(stored, definition)
-    if definition.baseline is not None and (missing := missing_baseline(stored)) is not None:
-        log.warning("%s", missing)
-    if left := enqueue(stored, starts, trials, baseline=definition.baseline):
+    if definition.baseline is not None:
+        missing = missing_baseline(stored)
+        if missing is not None:
+            log.warning("%s", missing)
+    left_out = enqueue(stored, starts, trials, baseline=definition.baseline)
+    if left_out:
         log.warning(
             "%d configurations to begin with are left out: all %d trials have begun; "
             "raise study.trials",
-            left,
+            left_out,
             trials,
         )
 
 
-# The attributes of a baseline that waits.
-AS_COMPOSED = {BASELINE: True, ENQUEUED: "the default configuration"}
-
-
-def sources_of(stored: StoredStudy) -> list[str]:
-    """Returns the earlier studies of which a study has trials."""
+def read_sources(stored: StoredStudy) -> list[str]:
+    """Returns the labels of the earlier studies of which a study has trials."""
     return list(stored.optuna.user_attrs.get(WARM_START, []))
 
 
@@ -226,56 +256,73 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     The baseline is queued first, because it is trial 0. An earlier study is left out if the study
     has trials from it already.
 
+    Args:
+        trials: the budget.
+
     Returns:
         How many configurations found no free slot.
     """
+    if not starts.points and not starts.sources:
+        return 0
     study_id = stored.ledger.study_id
 
     def queue(connection: Connection) -> int:
-        before = stored.lock_trials(connection)
-        tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in before]
-        known = sql.study_attrs(connection, study_id, WARM_START)[0] or []
-        points = [start for start in starts.points if start.earlier not in known]
-        waiting: list[tuple[Point, dict[str, Any]]] = []
+        trials_before = stored.lock_trials(connection)
+        tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in trials_before]
+        (begun,) = sql.study_attrs(connection, study_id, WARM_START)
+        begun_sources = begun or []
+        new_starts = [start for start in starts.points if start.earlier not in begun_sources]
+        waiting: list[QueuedTrial] = []
         if baseline is not None:
-            if not tried and points:
-                waiting.append((Point(), AS_COMPOSED))
+            if not tried and new_starts:
+                waiting.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
             tried.append(baseline.params)
-        for start in points:
+        for start in new_starts:
             if start.point.params not in tried:
                 tried.append(start.point.params)
-                waiting.append((start.point, {ENQUEUED: start.source}))
-        slots = stored.ledger.never_claimed(connection, trials) if waiting else []
-        for slot, (point, attributes) in zip(slots, waiting, strict=False):
-            stored.ledger.queue(connection, slot, point, attributes)
-        sources = [*dict.fromkeys([*known, *starts.sources])]
-        if sources:
-            sql.set_study_attr(connection, study_id, WARM_START, sources)
+                waiting.append(QueuedTrial(start.point, {ENQUEUED: start.source}))
+        slots: Sequence[int] = ()
+        if waiting:
+            slots = stored.ledger.never_claimed(connection, trials)
+        for slot, queued in zip(slots, waiting, strict=False):
+            stored.ledger.queue(connection, slot, queued.point, queued.attributes)
+        all_sources = [*dict.fromkeys([*begun_sources, *starts.sources])]
+        if all_sources:
+            sql.set_study_attr(connection, study_id, WARM_START, all_sources)
         return max(0, len(waiting) - len(slots))
 
-    return stored.ledger.storage.execute(queue) if starts.points or starts.sources else 0
+    return stored.ledger.storage.execute(queue)
 
 
 # Proposals
 
 
 def store_space(stored: StoredStudy, definition: "Definition") -> None:
-    """Stores what proposals are checked against; None for sampler=grid, or if trials suggest."""
-    space, composer, starts = definition.space, definition.composer, dict[str, Any]()
+    """Stores what proposals are checked against; None for sampler=grid, or if trials suggest.
+
+    It is the tree of the space, the options of its groups, and the default values of its
+    hyperparameters, which another process can read without the modules of the study.
+    """
+    if definition.suggests or Strategy(definition).points is not None:
+        stored.optuna.set_user_attr(SPACE, None)
+        return
+    composer = definition.composer
     options = defaultdict[str, list[str]](list)
-    for group in space.groups():
+    for group in definition.space.groups():
         options[group.config_group] += group.options
-    for choices, nodes in space.branches():
-        point = space.make_placeholder({**composer.choices, **choices})
+    default_values: dict[str, Any] = {}
+    for branch in definition.space.branches():
+        # A default may depend on the options, so each branch has its own config.
+        point = definition.space.make_placeholder({**composer.choices, **branch.choices})
         config = composer.compose(point.choices)
-        starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
-    known = {
+        for node in branch.nodes:
+            default_values[node.name] = value_at(config, node.key)
+    stored_space = {
         "tree": value_at(definition.config, "space") or {},
         "options": options,
         "choices": {group: composer.choices.get(group) for group in options},
-        "starts": starts,
+        "starts": default_values,
         "baseline": definition.baseline is not None,
         "share": definition.config.study.proposals,
     }
-    fixed = definition.suggests or Strategy(definition).points is not None
-    stored.optuna.set_user_attr(SPACE, None if fixed else known)
+    stored.optuna.set_user_attr(SPACE, stored_space)

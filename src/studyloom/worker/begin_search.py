@@ -11,7 +11,7 @@ from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import (
     WarmStarts,
     find_warm_starts,
-    sources_of,
+    read_sources,
     store_warm_starts,
 )
 from studyloom.definition.definition import Definition
@@ -35,7 +35,7 @@ def find_starts(definition: Definition, url: str) -> WarmStarts:
     if folder_of(address) is None:
         name = str(cfg.study.name)
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            begun = sources_of(stored)
+            begun = read_sources(stored)
     return find_warm_starts(definition, begun)
 
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.decisions.early_end import read_bounds, read_forecast
 from studyloom.decisions.placement import place_point
-from studyloom.decisions.warm_start import AS_COMPOSED
+from studyloom.decisions.warm_start import BASELINE_ATTRIBUTES
 from studyloom.errors import ConfigError
 from studyloom.extras.proposals.stored_space import read_space
 from studyloom.space.drawing_points import identify
@@ -150,7 +150,7 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, most: int, baseline: Poi
     def queue(connection: Connection) -> int:
         trials = stored.lock_trials(connection)
         if baseline is not None and not trials:
-            trials.append(stored.ledger.queue(connection, 0, Point(), AS_COMPOSED))
+            trials.append(stored.ledger.queue(connection, 0, Point(), BASELINE_ATTRIBUTES))
         for trial in trials:
             # The transaction is repeated if the connection breaks. An earlier attempt may have
             # committed although its reply was lost: then this very proposal is there already.
