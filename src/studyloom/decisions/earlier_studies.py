@@ -53,8 +53,8 @@ def source_label(source: str) -> str:
 def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
-    A run directory of somebody else, and the database that it names, are untrusted: they are read
-    within limits.
+    A run directory that another user made is untrusted, and so is the database that it names: they
+    are read within limits.
 
     Args:
         source: a run directory, or a study in a database as `URL#NAME`; `URL` is enough if the

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
@@ -62,13 +63,14 @@ class GridSampler(BaseSampler):
         space = context.space
         baseline = context.baseline
         next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
-        if (size := space.size()) > LARGEST_GRID:
+        size = space.size()
+        if size > LARGEST_GRID:
             raise ConfigError(
                 f"sampler=grid: the space has {size:.6g} configurations; at most "
                 f"{LARGEST_GRID} can be enumerated; narrow its ranges, or set sampler=tpe"
             )
         order = np.random.default_rng(seed).permutation(len(space.grid))
-        self.points: list[Point] = [space.grid[i] for i in order]
+        self.points: list[Point] = [space.grid[position] for position in order]
         if baseline is not None:
             others = [point for point in self.points if point.params != baseline.params]
             self.points = [baseline, *others]
@@ -76,16 +78,17 @@ class GridSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._point_of(trial).distributions
+        return self._find_point(trial).distributions
 
-    def _point_of(self, trial: FrozenTrial) -> Point:
+    def _find_point(self, trial: FrozenTrial) -> Point:
         """Returns the configuration of a trial's slot; trial numbers may have gaps."""
-        return self.points[int(trial.user_attrs.get(SLOT, trial.number))]
+        slot = trial.user_attrs.get(SLOT, trial.number)
+        return self.points[int(slot)]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._point_of(trial).params
+        return self._find_point(trial).params
 
     def sample_independent(
         self,
@@ -106,43 +109,67 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
     them before each trial (0.2 ms a generation), and gives the same configurations.
     """
 
-    _completed: list[FrozenTrial]
+    _completed_trials: list[FrozenTrial]
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> None:
-        """Restores nothing, so that Optuna makes a new optimizer next."""
-        self._completed = completed_trials
+        """Restores nothing, so that Optuna makes a new optimizer next, in `_init_optimizer`."""
+        self._completed_trials = completed_trials
 
     def _init_optimizer(self, trans: Any, direction: StudyDirection) -> Any:
-        """Makes an optimizer, and trains it on each complete generation from the first one on."""
-        random = self._cma_rng.rng.get_state()
+        """Makes an optimizer, and trains it on each complete generation from the first one on.
+
+        Args:
+            trans: Optuna's transform of configurations to coordinates.
+        """
+        random_state = self._cma_rng.rng.get_state()
         optimizer = super()._init_optimizer(trans, direction)
-        generations: dict[Any, list[FrozenTrial]] = {}
-        for trial in self._completed:
-            generation = trial.system_attrs.get(self._attr_key_generation)
-            if type(generation) is int:
-                generations.setdefault(generation, []).append(trial)
+        generations = self._group_by_generation()
         if any(generation > 0 for generation in generations):
-            self._cma_rng.rng.set_state(random)  # an optimizer that is restored draws no seed
-        sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+            # The new optimizer has drawn a seed. Optuna's own sampler would have restored the
+            # optimizer, and so would have drawn none.
+            self._cma_rng.rng.set_state(random_state)
+        sign = -1.0
+        if direction == StudyDirection.MINIMIZE:
+            sign = 1.0
         while True:
-            trials = generations.get(optimizer.generation, [])
-            points = [(self._point(trial, trans, optimizer.dim), trial.value) for trial in trials]
-            solutions = [(x, sign * y) for x, y in points if x is not None and y is not None]
+            solutions = []
+            for trial in generations.get(optimizer.generation, []):
+                coordinates = self._find_coordinates(trial, trans, optimizer.dim)
+                if coordinates is not None and trial.value is not None:
+                    solutions.append((coordinates, sign * trial.value))
             if len(solutions) < optimizer.population_size:
                 return optimizer
             optimizer.tell(solutions[: optimizer.population_size])
 
-    def _point(self, trial: FrozenTrial, trans: Any, dimensions: int) -> Any:
-        """Returns a trial's coordinates in the optimizer; None if it is not of this space."""
+    def _group_by_generation(self) -> dict[int, list[FrozenTrial]]:
+        """Returns the completed trials by the generation in which they were drawn."""
+        generations: dict[int, list[FrozenTrial]] = {}
+        for trial in self._completed_trials:
+            generation = trial.system_attrs.get(self._attr_key_generation)
+            if type(generation) is int:  # another program may have stored anything
+                generations.setdefault(generation, []).append(trial)
+        return generations
+
+    def _find_coordinates(
+        self, trial: FrozenTrial, trans: Any, dimensions: int
+    ) -> NDArray[np.float64] | None:
+        """Returns a trial's coordinates in the optimizer, (dimensions,).
+
+        None if they are not of this space, or are out of the optimizer's bounds.
+        """
+        coordinates: NDArray[np.float64]
         try:
             if self._with_margin:
-                x = np.array(trial.system_attrs["x_for_tell"], dtype=float)
+                coordinates = np.array(trial.system_attrs["x_for_tell"], dtype=float)
             else:
-                x = trans.transform(trial.params)
+                coordinates = trans.transform(trial.params)
         except (KeyError, ValueError, TypeError):  # another program has added the trial
             return None
-        known = x.shape == (dimensions,) and bool(np.isfinite(x).all())
-        return x if known and np.abs(x).max() < 1e9 else None
+        if coordinates.shape != (dimensions,) or not np.isfinite(coordinates).all():
+            return None
+        if np.abs(coordinates).max() >= 1e9:
+            return None
+        return coordinates
 
     def _get_solution_trials(self, trials: Any, generation: int) -> list[FrozenTrial]:
         """Returns none: the optimizer has been trained on all of them, and is not to be stored."""
