@@ -28,7 +28,7 @@ from results import result_of
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_tables import Rows, as_json, curve_rows
@@ -551,5 +551,5 @@ def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tm
         with pytest.raises(api.ConfigError, match=words):
             load(params)
     assert load(own, trust=["test_api"]).config.params == own
-    mark_own(tmp_path)
+    mark_trusted(tmp_path)
     assert load(own).config.params == own

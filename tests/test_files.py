@@ -16,9 +16,9 @@ from studyloom.files import (
     filesystem_of,
     is_abandoned,
     is_network_filesystem,
-    is_own,
+    is_trusted,
     locked,
-    mark_own,
+    mark_trusted,
     temporary_name,
     write_whole,
     write_with,
@@ -147,18 +147,18 @@ def test_a_file_system_is_that_of_the_deepest_mount_point(tmp_path):
 
 def test_a_folder_is_trusted_once_this_user_has_marked_it_at_its_path(tmp_path, monkeypatch):
     (folder := tmp_path / "run").mkdir()
-    assert not is_own(folder)
-    mark_own(folder)
-    assert is_own(folder)
+    assert not is_trusted(folder)
+    mark_trusted(folder)
+    assert is_trusted(folder)
     moved = folder.rename(tmp_path / "moved")
-    assert not is_own(moved), "as an archive that somebody has sent back"
-    mark_own(moved)
+    assert not is_trusted(moved), "as an archive that somebody has sent back"
+    mark_trusted(moved)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "somebody else's"))
-    assert not is_own(moved)
+    assert not is_trusted(moved)
     (tmp_path / "no folder").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "no folder"))
-    mark_own(moved)
-    assert not is_own(moved)
+    mark_trusted(moved)
+    assert not is_trusted(moved)
 
 
 @pytest.mark.parametrize("write", ["write_whole", "passing_objects", "checkpoint"])

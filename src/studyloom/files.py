@@ -1,6 +1,6 @@
 """Files: written whole or not at all, locked, and in folders that are trusted or not.
 
-A folder is trusted if a command of this user has marked it with `mark_own`. Files of all other
+A folder is trusted if a command of this user has marked it with `mark_trusted`. Files of all other
 folders may have another author, and are read within limits.
 """
 
@@ -97,11 +97,11 @@ def _open_without_waiting(path: Path) -> int:
     return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_text(path: Path, *, own: bool) -> str:
+def read_text(path: Path, *, trusted: bool) -> str:
     """Reads a text file.
 
     Args:
-        own: whether its folder is trusted. If not, it must be a regular file of at most 256 KB.
+        trusted: whether its folder is trusted. If not, it must be a regular file of at most 256 KB.
 
     Raises:
         ValueError: the file exceeds these limits, or is not UTF-8 text.
@@ -109,7 +109,7 @@ def read_text(path: Path, *, own: bool) -> str:
     """
     descriptor = _open_without_waiting(path)
     with open(descriptor, encoding="utf-8") as file:
-        if own:
+        if trusted:
             return file.read()
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
@@ -195,7 +195,7 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, message, str(path)) from error
 
 
-def mark_own(folder: Path) -> None:
+def mark_trusted(folder: Path) -> None:
     """Marks a folder as trusted: a command of this user writes it, or the user says so.
 
     The mark is the path of the folder, signed with a key in the user's state folder, so that a
@@ -206,8 +206,8 @@ def mark_own(folder: Path) -> None:
         write_whole(folder / MARK, _signature(folder))
 
 
-def is_own(folder: Path) -> bool:
-    """Returns whether `mark_own` has marked a folder for this user, at its present path."""
+def is_trusted(folder: Path) -> bool:
+    """Returns whether `mark_trusted` has marked a folder for this user, at its present path."""
     try:
         mark = (folder / MARK).read_bytes()
         return hmac.compare_digest(mark, _signature(folder).encode())

@@ -17,7 +17,7 @@ from studyloom.cli import main
 from studyloom.commands import write_result as result
 from studyloom.decisions.early_end import read_forecast
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.storage.attributes import RESULT
 from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.redo import redo_failed
@@ -49,7 +49,7 @@ def done(tmp_path_factory):
 def searched(done, tmp_path):
     """A copy of it, with the result of an earlier budget in the database."""
     run_dir = shutil.copytree(done, tmp_path / "run")
-    mark_own(run_dir)
+    mark_trusted(run_dir)
     with api.open_study(run_dir) as study:
         study.optuna.set_user_attr(RESULT, {"trial": 7})
     return run_dir
@@ -278,7 +278,7 @@ def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, m
 def test_a_network_named_later_predicts_and_the_test_is_not_repeated(tmp_path, capsys):
     run_dir = tmp_path / "run"
     search(run_dir, *LOOP).close()
-    mark_own(run_dir)
+    mark_trusted(run_dir)
     before = Result.load(run_dir)
     inputs = tmp_path / "inputs.npy"
     np.save(inputs, np.zeros((3, 1, 28, 28)))

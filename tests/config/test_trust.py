@@ -25,7 +25,7 @@ from studyloom.config.trust import (
 from studyloom.config.values import plain_sections
 from studyloom.definition.definition import SECTIONS
 from studyloom.errors import ConfigError
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 
 GROUPS = ("model", "optimizer", "scheduler", "loss", "data", "sampler", "pruner")
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}
@@ -198,7 +198,7 @@ def test_an_untrusted_file_is_small_and_what_a_command_of_mine_wrote_may_be_larg
     with pytest.raises(ConfigError, match=r"an alias, or more than|at most 256 KB"):
         read_yaml(path)
     if "[" not in text:  # of values and aliases OmegaConf itself has limits, from 2.4 on
-        assert read_yaml(path, own=True).a
+        assert read_yaml(path, trusted=True).a
 
 
 def test_an_untrusted_file_is_a_regular_one(tmp_path):
@@ -374,7 +374,7 @@ def test_what_reaches_out_is_refused_until_the_user_says_that_the_folder_is_thei
             )
             assert "copy it next to your own configs" in words
             assert "--trust-config" in words
-        mark_own(folder)  # as --trust-config does
+        mark_trusted(folder)  # as --trust-config does
         cfg = composed(command, folder)
         assert str(OmegaConf.select(cfg, key)).replace(str(out), "OUT") == str(value)
 
@@ -391,7 +391,7 @@ def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreig
         assert command(*named, f"trust=[{trusted}]") == 2
         told = capsys.readouterr().err
         assert "theirs.yaml: objective.run reaches outside the study" in told
-    mark_own(folder)
+    mark_trusted(folder)
     cfg, _ = command(*named, task=lambda cfg: find_target(cfg.objective, "objective"))
     assert cfg.objective["_target_"] == target
 

@@ -19,7 +19,7 @@ from studyloom.errors import ConfigError, PredictError
 from studyloom.extras.predict import input_files
 from studyloom.extras.predict.input_files import InputFiles
 from studyloom.extras.predict.predicting import predict
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
 from studyloom.views.words import format_prediction
@@ -182,7 +182,7 @@ def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path)
     folder = own(HALVE)
     with pytest.raises(ConfigError, match="not among the code"):
         load_network(folder)
-    mark_own(folder)
+    mark_trusted(folder)
     assert isinstance(load_network(folder).form.transform, functools.partial)
     folder.rename(tmp_path / "moved")  # as if it came from elsewhere
     with pytest.raises(ConfigError, match="not among the code"):

@@ -17,7 +17,7 @@ from results import document_of
 from serving import ask, served
 from toys import begin, fill
 
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.storage.attributes import BASELINE, FAILURE, PAUSED, PROPOSED, REASON
 from studyloom.storage.opening import create_study
 from studyloom.storage.redo import redo_failed
@@ -168,7 +168,7 @@ BUTTONS = ("pause", "resume", "stop")
 
 def live_own(stored, folder):
     """The live report of a study that has run in a folder of your own."""
-    mark_own(folder)
+    mark_trusted(folder)
     return live(stored, folder)
 
 

@@ -16,7 +16,7 @@ from toys import LOOP, ask
 from studyloom import ConfigError, PredictError, load_winner
 from studyloom.cli import main
 from studyloom.extras.explain import explain
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.words import format_prediction
@@ -102,7 +102,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     folder.mkdir(exist_ok=True)
     metric = {"name": metric, "direction": "maximize"}
     result_of(untested="not tested", metric=metric).write(folder, files)
-    mark_own(folder)
+    mark_trusted(folder)
     return folder
 
 
@@ -163,7 +163,7 @@ def test_a_network_of_ours_may_be_given_too(tmp_path):
     model, shape = {"_target_": "nowhere.Net", "hidden": [5]}, (1, 2, 2)
     network = MLP(shape, 3, hidden=[5])
     facts = {"shape": [*shape], "outputs": 3}
-    mark_own(write_winner(tmp_path / "run", model, network.state_dict(), **facts))
+    mark_trusted(write_winner(tmp_path / "run", model, network.state_dict(), **facts))
     inputs = torch.rand(4, *shape)
     expected = network.eval()(inputs).softmax(1).detach()
     for given in (MLP, network):
@@ -251,7 +251,7 @@ def test_the_command_predicts_from_files_what_python_predicts(case, tmp_path, ca
     section = {"_target_": f"test_loops_predict.{kind.__name__}"}
     folder = tmp_path / "run"
     write_winner(folder, section, kind().state_dict(), **DATASET | facts)
-    mark_own(folder)
+    mark_trusted(folder)
     path = saved(tmp_path, inputs, ending)
     predictions, lines = printed_by_command(capsys, folder, path)
     if isinstance(inputs, dict) and len(inputs) == 1:
@@ -284,7 +284,7 @@ def test_inputs_that_a_file_cannot_be_are_refused_with_the_fix(tmp_path, capsys)
     folder = tmp_path / "run"
     section = {"_target_": "test_loops_predict.Named"}
     write_winner(folder, section, Named().state_dict(), **DATASET)
-    mark_own(folder)
+    mark_trusted(folder)
     np.savez(tmp_path / "nan.npz", ids=IDS.numpy(), features=np.full((2, 2), np.nan))
     np.savez(tmp_path / "name.npz", ids=IDS.numpy(), feature=FEATURES.numpy())
     np.savez(tmp_path / "text.npz", ids=np.array(["a"]), features=FEATURES.numpy())

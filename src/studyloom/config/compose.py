@@ -46,7 +46,7 @@ from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import as_yaml, has_key, value_at
 from studyloom.errors import ConfigError
-from studyloom.files import PACKAGE, is_own, mark_own, write_whole
+from studyloom.files import PACKAGE, is_trusted, mark_trusted, write_whole
 from studyloom.text import one_line
 
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
@@ -429,7 +429,7 @@ def note_run(run_dir: Path, config: StudyConfig) -> None:
     }
     for name, text in files.items():
         write_whole(folder / f"{name}.yaml", text)
-    mark_own(run_dir)
+    mark_trusted(run_dir)
 
 
 @contextmanager
@@ -438,7 +438,7 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
 
     An adapter may name a config relative to the study's.
     """
-    if not is_own(run_dir):
+    if not is_trusted(run_dir):
         yield
         return
     with initialized_as(read_written(run_dir, "hydra.yaml").get("hydra")):
@@ -468,8 +468,8 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     """
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
-        mark_own(run_dir)
-    elif not is_own(run_dir):
+        mark_trusted(run_dir)
+    elif not is_trusted(run_dir):
         raise untrusted_run(run_dir, "says which command is run again, from which configuration")
     changed = [Override.parse(item).key for item in overrides]
     task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)

@@ -18,7 +18,7 @@ from studyloom.config.trust import read_yaml
 from studyloom.config.values import value_at
 from studyloom.environment import STORAGE
 from studyloom.errors import ConfigError
-from studyloom.files import is_own, mark_own
+from studyloom.files import is_trusted, mark_trusted
 from studyloom.text import nearest
 
 SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
@@ -66,8 +66,8 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     """
     config = read_written(run_dir, "config.yaml")
     if trusted:
-        mark_own(run_dir)
-    if trusted or is_own(run_dir):
+        mark_trusted(run_dir)
+    if trusted or is_trusted(run_dir):
         name = value_at(config, "study.name")
         try:
             url = storage_url(config)
@@ -111,7 +111,7 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
         ConfigError: it does not exist, or Hydra did not write it.
     """
     try:
-        return read_yaml(run_dir / ".hydra" / name, own=is_own(run_dir))
+        return read_yaml(run_dir / ".hydra" / name, trusted=is_trusted(run_dir))
     except FileNotFoundError:
         near = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
-from studyloom.files import is_own, read_text
+from studyloom.files import is_trusted, read_text
 from studyloom.moved import MOVED
 from studyloom.text import name_error, nearest, no_such_key
 from studyloom.user_code.importing import ELSEWHERE, find_member, script_as_main, seeding_imports
@@ -83,7 +83,7 @@ class TrustRules:
     def owns(self, folder: Path) -> bool:
         """Whether a folder of configs is the user's own, or studyloom's."""
         within = any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
-        return within or is_own(folder)
+        return within or is_trusted(folder)
 
     def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
         """Checks a config of an untrusted folder, such as model/mlp, and its header's package.
@@ -133,19 +133,19 @@ def in_force(rules: TrustRules | None) -> Iterator[None]:
         _active.pop()
 
 
-def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
+def read_yaml(path: Path, *, trusted: bool = False) -> DictConfig:
     """Reads a YAML file as data.
 
     Args:
-        own: whether a command of this user is known to have written it. If not, it must be as
-            small as the files of a run, and have no aliases, which could expand without bound.
+        trusted: whether its folder is trusted. If not, it must be as small as the files
+            of a run, and have no aliases, which could expand without bound.
 
     Raises:
         ConfigError: it is not YAML, not a mapping, or exceeds these limits.
     """
     try:
-        text = read_text(path, own=own)
-        for count, event in enumerate([] if own else yaml.parse(text, LOADER)):
+        text = read_text(path, trusted=trusted)
+        for count, event in enumerate([] if trusted else yaml.parse(text, LOADER)):
             if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
         config = OmegaConf.create(text)
@@ -159,7 +159,7 @@ def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
 
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that files of a run directory may name; None for all, if it is own."""
-    return None if is_own(run_dir) else trusted
+    return None if is_trusted(run_dir) else trusted
 
 
 def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
@@ -327,7 +327,7 @@ def seeding_as(run_dir: Path) -> Iterator[None]:
     """Seeds the user's modules that the body imports as the study of a run directory does."""
     seed = None
     with suppress(OSError, ConfigError, OmegaConfBaseException):
-        config = read_yaml(run_dir / ".hydra" / "config.yaml", own=is_own(run_dir))
+        config = read_yaml(run_dir / ".hydra" / "config.yaml", trusted=is_trusted(run_dir))
         seed = OmegaConf.select(config, "study.seed")
     with seeding_imports(seed) if isinstance(seed, int) else nullcontext():
         yield
@@ -344,9 +344,9 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     """
     recorded, given = None, folder
     with suppress(OSError, ConfigError, OmegaConfBaseException):
-        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml", own=is_own(run_dir))
+        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml", trusted=is_trusted(run_dir))
         recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
-    if folder is None and (is_own(run_dir) or (wanted and recorded == Path.cwd())):
+    if folder is None and (is_trusted(run_dir) or (wanted and recorded == Path.cwd())):
         folder = recorded
     if folder is not None:
         sys.path.append(str(folder.absolute()))

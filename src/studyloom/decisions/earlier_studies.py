@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
 from studyloom.errors import StorageError, messages_of
-from studyloom.files import is_own
+from studyloom.files import is_trusted
 from studyloom.storage import sql
 from studyloom.storage.connections import untrusted
 from studyloom.storage.opening import open_only_study
@@ -61,15 +61,15 @@ def read_earlier(source: str) -> EarlierStudy:
             database holds only one study.
     """
     url, _, name = source.partition("#")
-    is_trusted = True
+    unlimited = True
     if "://" not in source:
         folder = Path(source)
         url, name = read_run(folder)
         url = serve(url)
-        is_trusted = is_own(folder)
+        unlimited = is_trusted(folder)
     seconds: float | None = None
     most_trials = math.inf
-    if not is_trusted:
+    if not unlimited:
         seconds = MOST_SECONDS
         most_trials = MOST_TRIALS
     label = source_label(source)

@@ -363,7 +363,7 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
     if former is None or former.job.config_name != GIVEN:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
-    sections: Any = OmegaConf.to_container(read_yaml(path, own=True), resolve=False)
+    sections: Any = OmegaConf.to_container(read_yaml(path, trusted=True), resolve=False)
     script = read_recorded_script(run_dir)
     text, errors = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):

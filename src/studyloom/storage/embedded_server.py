@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from studyloom.environment import MARK
 from studyloom.errors import ServerError
-from studyloom.files import is_own, mark_own, write_whole
+from studyloom.files import is_trusted, mark_trusted, write_whole
 from studyloom.installation import pip_install
 from studyloom.processes import adopt_orphans, is_alive
 
@@ -58,8 +58,8 @@ def start_or_join(folder: Path, *, own: bool) -> str:
     try:
         if own and not (folder / "data").exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mark_own(folder)
-        elif not is_own(folder):
+            mark_trusted(folder)
+        elif not is_trusted(folder):
             raise ServerError(
                 f"storage={SCHEME}: the server in {folder} is not started: its files can execute "
                 "code, and there is no record here that you made them; if you trust them with your "

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from studyloom.errors import StorageError
-from studyloom.files import mark_own
+from studyloom.files import mark_trusted
 from studyloom.storage.embedded_server import SCHEME, start_or_join
 from studyloom.text import mask_passwords
 
@@ -102,7 +102,7 @@ def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
     if folder is None:
         return url
     if trusted:
-        mark_own(folder)
+        mark_trusted(folder)
     return start_or_join(folder, own=own)
 
 

@@ -29,7 +29,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from studyloom.errors import ConfigError
-from studyloom.files import PACKAGE, is_own, write_whole
+from studyloom.files import PACKAGE, is_trusted, write_whole
 
 BELOW_GUARD = 'put that below `if __name__ == "__main__":`'
 
@@ -304,7 +304,7 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
     main = sys.modules["__main__"]
     paths = list(sys.path)
     try:
-        script = read_recorded_script(run_dir) if is_own(run_dir) else None
+        script = read_recorded_script(run_dir) if is_trusted(run_dir) else None
         if script is not None:
             sys.modules["__main__"] = _import_script(script, folder)
         yield

@@ -27,7 +27,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from markupsafe import Markup
 
 from studyloom.errors import StudyloomError
-from studyloom.files import is_own
+from studyloom.files import is_trusted
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
@@ -178,7 +178,7 @@ class LivePage:
         self.app = app
         self.reader = ProgressReader(stored)
         self.token = ""  # without a token no request is accepted, and the report has no buttons
-        if run_dir is not None and is_own(run_dir) and stored.is_studylooms:
+        if run_dir is not None and is_trusted(run_dir) and stored.is_studylooms:
             self.token = secrets.token_urlsafe()
         self.parts = ReportParts()
         self.sections: list[Section] = []

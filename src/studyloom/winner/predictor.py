@@ -140,7 +140,7 @@ class WinnerFiles:
         result, allowed = Result.load(run_dir), consent(run_dir, trusted)
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
         result.check_whole(run_dir, *names)
-        config = read_yaml(run_dir / "winner.yaml", own=allowed is None)
+        config = read_yaml(run_dir / "winner.yaml", trusted=allowed is None)
         checked = written_values(config)
         objective = checked.get("objective")
         is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from studyloom.averages import Interval
 from studyloom.errors import PredictError
-from studyloom.files import is_own, read_text, write_whole
+from studyloom.files import is_trusted, read_text, write_whole
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import one_line
@@ -302,7 +302,7 @@ class Result(Tested):
         """
         path = run_dir / "winner.json"
         try:
-            return from_document(json.loads(read_text(path, own=is_own(run_dir))), cls)
+            return from_document(json.loads(read_text(path, trusted=is_trusted(run_dir))), cls)
         except FileNotFoundError:
             wait = "the study writes it when its search has ended"
             raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
@@ -377,7 +377,7 @@ class Result(Tested):
         from studyloom.config.trust import read_yaml  # here: no view of a result waits for it
         from studyloom.config.values import value_at
 
-        return value_at(read_yaml(run_dir / "winner.yaml", own=True), "objective.network")
+        return value_at(read_yaml(run_dir / "winner.yaml", trusted=True), "objective.network")
 
     @property
     def is_of_loop(self) -> bool:
