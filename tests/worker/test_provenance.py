@@ -34,8 +34,8 @@ def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
 
 def test_the_commit_is_that_of_the_folder_and_says_when_it_is_dirty(tmp_path, monkeypatch):
     def commit():
-        provenance.commit.cache_clear()
-        return provenance.commit()
+        provenance.read_commit.cache_clear()
+        return provenance.read_commit()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -52,4 +52,4 @@ def test_the_commit_is_that_of_the_folder_and_says_when_it_is_dirty(tmp_path, mo
     assert commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None  # no git
-    provenance.commit.cache_clear()
+    provenance.read_commit.cache_clear()

@@ -1,7 +1,7 @@
 """The record of a running command, for views that have no config: its settings and how far it is.
 
-It is stored with the study, next to the study definition: what the last command has to do and when
-it began and ended, which studies have the trainings of its later stages, and its result in short.
+The study stores it next to the study definition: what the last command has to do, when it began and
+ended, which studies have the trainings of its later stages, and its result in short.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,16 @@ from studyloom.storage.stored_study import StageName, StoredStudy
 class CommandRecord:
     """The settings of a command that the study definition does not have.
 
-    Args:
-        reevaluated: whether re-evaluation with new seeds chooses the winner.
-        tested: whether final training and test follow, of winner and baseline.
-        top: how many trials are re-evaluated with the baseline.
-        per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
-        began: in UTC, as ISO 8601, as is `at`, the time of the end.
-        ended: the exit code with which nothing was left to do; None while something is.
+    Attributes:
+        trials: The budget of the search.
+        reevaluated: Whether re-evaluation with new seeds chooses the winner.
+        tested: Whether final training and test of winner and baseline follow.
+        top: How many trials are re-evaluated with the baseline.
+        seeds: With how many seeds each is trained.
+        per_hour: The price of an hour of a GPU, or of a processor core where no GPU is used.
+        began: When the command began, in UTC, as ISO 8601.
+        ended: The exit code with which nothing was left to do; None while something is.
+        at: When it ended, in UTC, as ISO 8601.
     """
 
     trials: int
@@ -45,11 +48,12 @@ class CommandRecord:
 
 @dataclass(frozen=True)
 class StoredCommand:
-    """What a study stores of its last command.
+    """The parts of a study that its last command has stored.
 
-    Args:
-        stages: the studies of its later stages, by title.
-        result: a summary, from `Result.in_short`.
+    Attributes:
+        record: Its settings; None if no command has begun.
+        stages: The studies of its later stages, by title.
+        result: A summary, from `Result.in_short`; None before there is a result.
     """
 
     record: CommandRecord | None
@@ -58,7 +62,7 @@ class StoredCommand:
 
     @classmethod
     def read(cls, stored: StoredStudy) -> "StoredCommand":
-        """Reads what a study currently stores of its last command."""
+        """Reads what the last command has stored."""
         record, stages, result = stored.attributes(COMMAND, STAGES, RESULT)
         titles = {title: str(name) for title, name in (stages or {}).items()}
         return cls(parse(record, CommandRecord), titles, result)
@@ -105,7 +109,7 @@ def store_stage(stored: StoredStudy, title: str, name: str) -> None:
         stored.optuna.set_user_attr(STAGES, {**names, title: name})
 
 
-def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
+def store_result(stored: StoredStudy, summary: Mapping[str, Any]) -> None:
     """Stores `Result.in_short`, for views that have the database but no run directory."""
-    if StoredCommand.read(stored).result != short:
-        stored.optuna.set_user_attr(RESULT, short)
+    if StoredCommand.read(stored).result != summary:
+        stored.optuna.set_user_attr(RESULT, summary)

@@ -1,4 +1,7 @@
-"""The limits of trials, and why trials failed, for people and for the sampler."""
+"""The limits of trials, and why trials failed, for people and for the sampler.
+
+Each failure has a *kind*, which decides what follows from it.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from studyloom.storage.attributes import FAILURE, REASON, TRACEBACK
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import mask_passwords
 
+# The kinds of failures
 DIVERGED = "diverged"
 OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
@@ -20,27 +24,28 @@ INFEASIBLE = "infeasible"  # the network costs more than it may
 UNDEFINED = "undefined"  # the metric is not a finite number
 NO_REASON = "no reason is stored"
 UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended the trial
-# The sampler is to avoid a region where training diverges or does not fit. Samplers look only at
-# complete and pruned trials, so these end as pruned with a broken constraint: from trials in the
-# state FAIL the sampler would learn nothing.
+# Kinds from which the sampler learns: it is to avoid a region where training diverges or does not
+# fit. Samplers look only at complete and pruned trials, so a trial with such a failure ends as
+# pruned with a broken constraint: from trials in the state FAIL the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
-# They have used up their attempts or their time, so that no candidate is trained again after one.
+# Kinds with which a training has used up its attempts or its time, so that it is not tried again.
 USED_UP = (CRASHED, TIMEOUT)
 CODE_ERRORS = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
-HALTING = (*CODE_ERRORS, CRASHED)  # of which `max_failures` in a row for one reason halt the study
+# Kinds that halt the study if `max_failures` trials in a row fail for one reason.
+HALTING = (*CODE_ERRORS, CRASHED)
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits of a trial and of a study.
 
-    Args:
-        lease: seconds for which a worker keeps its trial without a sign of life.
-        trial_timeout: seconds that a trial may take; None for no limit.
-        max_attempts: how many workers a trial may crash before it has failed.
-        max_failures: trials in a row that may fail for the same reason before the study stops; in a
-            search in rounds they are counted by segment, see `rounds`.
-        repeats: whether several trials may have the same configuration.
+    Attributes:
+        lease: Seconds for which a worker keeps its trial without a sign of life.
+        trial_timeout: Seconds that a trial may take; None for no limit.
+        max_attempts: How many workers a trial may crash before it has failed.
+        max_failures: Trials in a row that may fail for the same reason before the study stops; in a
+            search in rounds they are counted by segment, see `decisions.rounds`.
+        repeats: Whether several trials may have the same configuration.
     """
 
     lease: float = 60.0
@@ -52,11 +57,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one trial failed. Its words have no passwords, since they are stored and printed.
+    """Why one trial failed. Its texts have no passwords, since they are stored and printed.
 
-    Args:
-        reason: for people, as the error says it; mostly one line.
-        details: the end of the traceback, or the last lines of a command; empty unless the kind is
+    Attributes:
+        kind: The kind of failure, such as DIVERGED.
+        reason: The message of the error, mostly one line.
+        details: The end of the traceback, or the last lines of a command; empty unless the kind is
             ERROR.
     """
 
@@ -65,19 +71,23 @@ class Failure:
     details: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("reason", "details"):
-            object.__setattr__(self, name, mask_passwords(getattr(self, name)))
+        object.__setattr__(self, "reason", mask_passwords(self.reason))
+        object.__setattr__(self, "details", mask_passwords(self.details))
 
     @classmethod
     def read(cls, trial: FrozenTrial) -> "Failure | None":
         """Reads the failure that a trial stored, without its details; None if it stored none."""
         record = TrialRecord(trial)
-        return None if record.failure is None else cls(str(record.failure), str(record.reason))
+        if record.failure is None:
+            return None
+        return cls(str(record.failure), str(record.reason))
 
     def attributes(self) -> dict[str, str]:
         """Returns the attributes with which a trial stores its failure."""
-        details = {TRACEBACK: self.details} if self.details else {}
-        return {FAILURE: self.kind, REASON: self.reason, **details}
+        attributes = {FAILURE: self.kind, REASON: self.reason}
+        if self.details:
+            attributes[TRACEBACK] = self.details
+        return attributes
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,13 @@ class FailureCount:
 
 def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     """Counts the failed trials by kind, the most frequent kind first."""
-    failed = defaultdict[str, list[FrozenTrial]](list)
+    trials_by_kind = defaultdict[str, list[FrozenTrial]](list)
     for trial in trials:
         record = TrialRecord(trial)
         if record.outcome == "failed":
-            failed[str(record.failure or UNEXPLAINED)].append(trial)
-    counts = (FailureCount(kind, of_kind) for kind, of_kind in failed.items())
+            kind = str(record.failure or UNEXPLAINED)
+            trials_by_kind[kind].append(trial)
+    counts = [FailureCount(kind, failed) for kind, failed in trials_by_kind.items()]
     return sorted(counts, key=lambda count: -count.count)
 
 
@@ -121,17 +132,19 @@ def describe_resumption(
     """Says where a trial resumes by its checkpoint, and how its last worker died.
 
     Args:
-        streams: the names of its streams, which it reads from the start all the same.
+        number: The number of the trial.
+        resumed: Its attribute RESUMED.
+        streams: The names of its streams, which it reads from the start all the same.
     """
     epoch = resumed["epoch"]
     if epoch:
-        where = f"resumes after epoch {epoch}"
+        start = f"resumes after epoch {epoch}"
     elif resumed.get("files"):
-        where = "runs its command again, in the same folder"
+        start = "runs its command again, in the same folder"
     else:
-        where = "starts again from the beginning"
-    words = f"trial {number} {where}, since its worker died: {resumed['death']}"
+        start = "starts again from the beginning"
+    sentence = f"trial {number} {start}, since its worker died: {resumed['death']}"
     if epoch and streams:
         names = ", ".join(streams)
-        words += f"; stream {names} starts again, so the value may be another"
-    return words
+        sentence += f"; stream {names} starts again, so the value may be another"
+    return sentence

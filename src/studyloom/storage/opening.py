@@ -1,4 +1,4 @@
-"""Creates a study in its database, and opens one that is there.
+"""Opening a study of a database, and creating one.
 
 A study is identified by its definition: the same name with another definition is refused.
 """
@@ -38,49 +38,57 @@ from studyloom.user_code.digests import CODE, DATA, describe_source, select_code
 from studyloom.user_code.pickled import MAIN
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
+ABSENT = "(absent)"  # stands for the value of a key that a definition lacks
 
 
 def check_definition(
     name: str,
-    was: Mapping[str, Any] | None,
-    now: Mapping[str, Any],
+    stored: Mapping[str, Any] | None,
+    present: Mapping[str, Any],
     *,
     accept_code_change: bool = False,
 ) -> Mapping[str, Any]:
     """Checks that a study has a definition, and returns what to store of it.
 
     Args:
-        accept_code_change: whether the user's code may have changed.
+        name: The name of the study.
+        stored: The definition that is stored; None if another program has made the study.
+        present: The definition of the command.
+        accept_code_change: Whether the user's code may have changed.
 
     Raises:
-        DefinitionError: the study has another definition, or another program has made it.
+        DefinitionError: The study has another definition, or another program has made it.
     """
-    if was is None:
+    if stored is None:
         raise DefinitionError(
             f"study.name: the study {name!r} was not made by studyloom, but by another program "
             "that uses Optuna; it stays unchanged; give this one another name: study.name=…"
         )
-    accepted = dict(was)
+    accepted = dict(stored)
     if accept_code_change:
-        accepted = {
-            key: was[key] for key in was.keys() - select_code_digests(was)
-        } | select_code_digests(now)
-    if changes := differences(accepted, now):
+        stored_code = select_code_digests(stored)
+        accepted = {key: value for key, value in stored.items() if key not in stored_code}
+        accepted |= select_code_digests(present)
+    changes = differences(accepted, present)
+    if changes:
         raise _another_definition(name, changes)
     return accepted
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns `key: was → is` for each key whose value differs, by key.
+def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Returns `key: STORED → PRESENT` for each key whose value differs, by key.
 
     A `_target_` that has moved since counts as equal; see `studyloom.moved`.
     """
-    was, now = _as_moved(was), _as_moved(now)
-    return [
-        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
-        for key in sorted({*was, *now})
-        if was.get(key, "(absent)") != now.get(key, "(absent)")
-    ]
+    stored = _as_moved(stored)
+    present = _as_moved(present)
+    changes = []
+    for key in sorted({*stored, *present}):
+        stored_value = stored.get(key, ABSENT)
+        present_value = present.get(key, ABSENT)
+        if stored_value != present_value:
+            changes.append(f"{key}: {stored_value} → {present_value}")
+    return changes
 
 
 def _as_moved(value: Any, key: str = "") -> Any:
@@ -90,42 +98,46 @@ def _as_moved(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [_as_moved(item) for item in value]
     if key.endswith("_target_") and isinstance(value, str):
+        if value in MOVED:
+            return MOVED[value]
         module, dot, name = value.rpartition(".")
-        return MOVED.get(value, MOVED.get(module, module) + dot + name)
+        return MOVED.get(module, module) + dot + name
     return value
 
 
 def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     """Makes the error that shows how the definition of a study differs from the present one."""
     lines = [change for change in changes if not change.startswith(CODE)]
-    # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
-    code = [change for change in changes if change not in lines]
-    code = [change for change in code if not lines or "(absent)" not in change]
-    edited = [name_of_change(change) for change in code]
-    seeds = ""
-    if any(DATA in change for change in code):
-        seeds = "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
+    code_changes = [change for change in changes if change.startswith(CODE)]
+    if lines:
+        # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
+        code_changes = [change for change in code_changes if ABSENT not in change]
+    edited = [name_of_change(change) for change in code_changes]
+    advice = ""
+    if any(DATA in change for change in code_changes):
+        advice = "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
     if not lines:
-        names, has = ", ".join(edited), "has" if len(edited) == 1 else "have"
+        verb = "has" if len(edited) == 1 else "have"
         return DefinitionError(
-            f"study.name: {names} {has} changed since the study {name!r} began, so its trials are "
-            "not comparable; restore the code to resume the study, continue with the new code by "
-            f"study.accept_code_change=true, or start a new study with study.name=…{seeds}"
+            f"study.name: {', '.join(edited)} {verb} changed since the study {name!r} began, so "
+            "its trials are not comparable; restore the code to resume the study, continue with "
+            "the new code by study.accept_code_change=true, or start a new study with "
+            f"study.name=…{advice}"
         )
-    lines += [f"{each} has changed" for each in edited]
+    lines += [f"{source} has changed" for source in edited]
     return DefinitionError(
         f"study.name: the study {name!r} already exists with a different definition, so its "
         "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
-        f"these values to resume it, or start a new study with study.name=…{seeds}"
+        f"these values to resume it, or start a new study with study.name=…{advice}"
     )
 
 
 def name_of_change(change: str) -> str:
-    """Returns what has changed by a line of `differences`: a source, or data such as `split`."""
+    """Returns the source or data, such as `split`, that a line of `differences` is about."""
     key, _, values = change.partition(": ")
     if DATA in values:
         return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
-    return describe_source(key)
+    return name_of_source(key)
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
@@ -151,19 +163,23 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"it holds {names}"
         ) from None
     _check_format(name, study.user_attrs)
-    ledger = Ledger if DEFINITION in study.user_attrs else NoLedger
-    return StoredStudy(name, storage, study, ledger.of(backend, study._study_id, study.user_attrs))
+    kind: type[Ledger] = NoLedger
+    if DEFINITION in study.user_attrs:
+        kind = Ledger
+    ledger = kind.of(backend, study._study_id, study.user_attrs)
+    return StoredStudy(name, storage, study, ledger)
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
     """Raises StorageError if another version of studyloom has stored a study in another format."""
-    version = attributes.get(VERSION)
     if DEFINITION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
-        made = f"studyloom {version}" if version else "a studyloom from before the first release"
+        program = "a studyloom from before the first release"
+        if attributes.get(VERSION):
+            program = f"studyloom {attributes[VERSION]}"
         raise StorageError(
-            f"study.name: the study {name!r} is stored in another format, by {made}; this version, "
-            f"{__version__}, reads format {FORMAT_NUMBER} only; install that one, or give this "
-            "study another name: study.name=…"
+            f"study.name: the study {name!r} is stored in another format, by {program}; this "
+            f"version, {__version__}, reads format {FORMAT_NUMBER} only; install that one, or give "
+            "this study another name: study.name=…"
         )
 
 
@@ -178,13 +194,15 @@ def open_only_study(url: str, name: str | None, deadline: float, message: str) -
     """Opens the study of a name, or without one the only study of a database.
 
     Args:
-        message: the error message if there is no study, or several.
+        message: The error message if there is no study, or several.
     """
     if not name:
         names = study_names(url, deadline)
-        if len(names) != 1:
-            held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
-            raise StorageError(f"{message}; the database holds {held}")
+        if not names:
+            raise StorageError(f"{message}; the database holds no study")
+        if len(names) > 1:
+            listed = ", ".join(names)
+            raise StorageError(f"{message}; the database holds {len(names)} studies: {listed}")
         name = names[0]
     return open_study(url, name, deadline)
 
@@ -284,20 +302,29 @@ def _take_up(
     accept_code_change: bool = False,
 ) -> None:
     """Checks the definition of a stored study, and repairs it before it is worked on."""
-    was = stored.definition()
-    accepted = check_definition(stored.name, was, definition, accept_code_change=accept_code_change)
+    stored_definition = stored.definition()
+    accepted = check_definition(
+        stored.name, stored_definition, definition, accept_code_change=accept_code_change
+    )
     if stored.optuna.metric_names is None:  # optuna-dashboard shows them
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             stored.optuna.set_metric_names([objective.name for objective in objectives])
     stored.reconcile(trials)
-    if accepted != was:
-        change = select_code_digests(was or {}).items() ^ select_code_digests(accepted).items()
-        changed = sorted({key for key, _ in change})
-        changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
-        stored.optuna.set_user_attr(CODE_CHANGES, changes)
-        stored.optuna.set_user_attr(DEFINITION, dict(accepted))
+    if accepted != stored_definition:
+        _store_code_change(stored, stored_definition or {}, accepted)
     forget_halt(stored)
+
+
+def _store_code_change(
+    stored: StoredStudy, previous: Mapping[str, Any], accepted: Mapping[str, Any]
+) -> None:
+    """Stores a definition with another code, and from which trial on it counts."""
+    changed_items = select_code_digests(previous).items() ^ select_code_digests(accepted).items()
+    changed_keys = sorted({key for key, _ in changed_items})
+    change = {"from": len(stored.trials()), "changed": changed_keys}
+    stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
+    stored.optuna.set_user_attr(DEFINITION, dict(accepted))
 
 
 def forget_halt(stored: StoredStudy) -> None:

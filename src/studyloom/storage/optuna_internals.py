@@ -44,7 +44,7 @@ __all__ = [
 MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"
 
 TABLES: Mapping[str, Table] = BaseModel.metadata.tables  # by name
-# As Alembic makes it.
+# The table in which Alembic keeps the version of the others, as Alembic makes it.
 ALEMBIC = Table(
     "alembic_version",
     MetaData(),
@@ -57,15 +57,20 @@ ALEMBIC = Table(
 def ped_anova() -> "PedAnovaImportanceEvaluator":
     """Returns Optuna's default evaluator of importances.
 
-    Its module is imported without its package, which imports scikit-learn for other evaluators:
-    that takes a second and 120 MB.
+    Its package `optuna.importance` imports scikit-learn for other evaluators, which takes a second
+    and 120 MB. Python imports a package before its modules, unless `sys.modules` has one of that
+    name. So an empty package stands there while the module is imported. It is removed again, since
+    a later `import optuna.importance` would otherwise find it instead of the real one.
     """
-    package = ModuleType("optuna.importance")
-    package.__path__ = [str(Path(optuna.__file__).parent / "importance")]
-    loaded = sys.modules.setdefault(package.__name__, package)
+    name = "optuna.importance"
+    is_loaded = name in sys.modules
+    if not is_loaded:
+        empty_package = ModuleType(name)
+        empty_package.__path__ = [str(Path(optuna.__file__).parent / "importance")]
+        sys.modules[name] = empty_package
     try:
         from optuna.importance._ped_anova import PedAnovaImportanceEvaluator
     finally:
-        if loaded is package:
-            del sys.modules[package.__name__]
+        if not is_loaded:
+            del sys.modules[name]
     return PedAnovaImportanceEvaluator()

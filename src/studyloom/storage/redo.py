@@ -18,6 +18,9 @@ from studyloom.storage.ledger import Ledger, SlotEntry
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 
+# The attributes that a new trial takes over from the failed one.
+TAKEN_OVER = (BASELINE, ENQUEUED, PROPOSED)
+
 
 def redo_failed(stored: StoredStudy) -> list[int]:
     """Opens the slots of all failed trials for new trials of the same configurations.
@@ -30,12 +33,12 @@ def redo_failed(stored: StoredStudy) -> list[int]:
     ledger = stored.ledger
 
     def redo(connection: Connection) -> list[int]:
-        failed = _failed(stored.lock_trials(connection))
-        for trial in failed:
-            marks = (BASELINE, ENQUEUED, PROPOSED)
-            kept = {key: trial.user_attrs[key] for key in marks if key in trial.user_attrs}
-            replace_trial(ledger, connection, trial, kept)
-        return [trial.number for trial in failed]
+        failed_trials = _failed(stored.lock_trials(connection))
+        for trial in failed_trials:
+            attributes = trial.user_attrs
+            taken_over = {key: attributes[key] for key in TAKEN_OVER if key in attributes}
+            replace_trial(ledger, connection, trial, taken_over)
+        return [trial.number for trial in failed_trials]
 
     numbers = ledger.storage.execute(redo)
     stored.storage.forget(ledger.study_id)
@@ -50,8 +53,10 @@ def replace_trial(
     """Sets a trial aside, and opens its slot for a new one of the same configuration.
 
     Args:
-        connection: in a transaction that has locked the study.
-        attributes: of the new trial.
+        ledger: The ledger of its study.
+        connection: In a transaction that has locked the study.
+        trial: The trial to set aside.
+        attributes: The attributes of the new trial.
     """
     slot = TrialRecord(trial).slot
     assert slot is not None  # only trials with slots are counted
@@ -67,10 +72,10 @@ def replace_trial(
 def missing_baseline(stored: StoredStudy) -> str | None:
     """Says how to repeat a baseline that failed by a bug; None if there is nothing to do.
 
-    One whose training diverged, or whose network was too large, would only do so again.
+    A training that diverged, or a network that was too large, would fail again.
     """
-    failed = [trial for trial in _failed(stored.trials()) if TrialRecord(trial).is_baseline]
-    for failure in count_failures(failed):
+    baselines = [trial for trial in _failed(stored.trials()) if TrialRecord(trial).is_baseline]
+    for failure in count_failures(baselines):
         if failure.kind not in TEACHES:
             return (
                 f"the baseline, trial {failure.trials[0].number}, has failed "

@@ -1,4 +1,4 @@
-"""What is stored with a trial, read by name: how it ended, what it cost, and who made it.
+"""Reads what is stored with a trial by name: how it ended, what it cost, and who made it.
 
 Importing this module imports no torch: `studyloom status` uses it.
 """
@@ -14,7 +14,7 @@ from studyloom.text import mask_passwords
 
 
 class TrialRecord(TrialAttributes):
-    """Reads what is stored with a trial of a worker's: its attributes, and what they say."""
+    """Reads the attributes of a trial, and what follows from them."""
 
     @property
     def outcome(self) -> str:
@@ -32,32 +32,41 @@ class TrialRecord(TrialAttributes):
     @property
     def reason(self) -> str | None:
         """Why it failed; None if nothing is stored."""
-        return None if self.error is None else mask_passwords(str(self.error))
+        if self.error is None:
+            return None
+        return mask_passwords(str(self.error))
 
     def proposer(self, key: str = "by") -> str | None:
         """Returns who proposed it, or `why`; None if sampler or command chose it."""
-        proposed = self.proposed
-        return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
+        if not isinstance(self.proposed, Mapping):
+            return None
+        return str(self.proposed.get(key, ""))
 
     @property
     def config(self) -> dict[str, Any] | None:
         """The configuration that it was made of; None if it stored none."""
         config = self.provenance.get("config")
-        return config if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            return None
+        return config
 
     @property
     def curve(self) -> dict[str, list[Any]]:
         """The learning curve by column, of which `number` and `value` are two.
 
-        Until the trial has ended or reached a rung these are the steps that it reported, and that
-        Optuna's pruners and dashboard read; then those of each epoch.
-        Empty if it has reported nothing.
+        The columns of all epochs are stored when the trial has ended or reached a rung. Before, the
+        curve has the steps that it reported, which Optuna's pruners and dashboard read. It is empty
+        if the trial has reported nothing.
         """
-        columns, reports = self.columns, self.trial.intermediate_values
-        if not columns and reports:
-            numbers, values = zip(*sorted(reports.items()), strict=True)
-            columns = {"number": [*numbers], "value": [*values]}
-        return columns
+        if self.columns:
+            return self.columns
+        reports = sorted(self.trial.intermediate_values.items())
+        if not reports:
+            return {}
+        return {
+            "number": [step for step, _ in reports],
+            "value": [value for _, value in reports],
+        }
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Yields the learning curve, each epoch by its columns.
@@ -70,22 +79,25 @@ class TrialRecord(TrialAttributes):
 
     @property
     def epoch_count(self) -> int:
-        """How many epochs it has trained; of several calls of a loop, all once it ended."""
+        """How many epochs it has trained; the epochs of several calls of a loop once it ended."""
         count = len(self.curve.get("value", ()))
-        if self.planned_jobs is not None:
-            count = sum(jobs or 0 for jobs in self.columns.get(JOBS, [1] * count))
+        if self.planned_jobs is not None and JOBS in self.columns:
+            count = sum(jobs or 0 for jobs in self.columns[JOBS])
         return max(count, len(self.trial.intermediate_values))
 
     @property
     def steps_done(self) -> int:
         """How many of its `steps_planned` are done."""
-        jobs = self.trial.intermediate_values
-        return self.epoch_count if self.planned_jobs is None else len(jobs)
+        if self.planned_jobs is None:
+            return self.epoch_count
+        return len(self.trial.intermediate_values)
 
     @property
     def steps_planned(self) -> int | None:
         """How many epochs it has, or several calls of a loop; None if unknown."""
-        return self.planned_epochs if self.planned_jobs is None else self.planned_jobs
+        if self.planned_jobs is None:
+            return self.planned_epochs
+        return self.planned_jobs
 
     @property
     def seconds(self) -> float | None:
@@ -96,10 +108,11 @@ class TrialRecord(TrialAttributes):
         if not self.trial.state.is_finished():
             return None
         if "training" in self.times:
-            spent = (each for kind, each in self.times.items() if kind != "start-up")
-            return round(sum(spent), 4)
-        duration = self.trial.duration
-        return None if duration is None else duration.total_seconds()
+            training = [seconds for kind, seconds in self.times.items() if kind != "start-up"]
+            return round(sum(training), 4)
+        if self.trial.duration is None:
+            return None
+        return self.trial.duration.total_seconds()
 
 
 INTERRUPTED = "interrupted"  # the state, as shown, of a running trial that no living worker holds
@@ -109,8 +122,8 @@ def shown_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str
     """Returns the state of a trial as people see it: its outcome, or that it is interrupted.
 
     Args:
-        alive: the numbers of the trials that living workers hold; None if no lease says so, as in
-            a study of another program.
+        alive: The numbers of the trials that living workers hold; None if there are no leases, as
+            in a study of another program.
     """
     outcome = TrialRecord(trial).outcome
     if outcome == "running" and alive is not None and trial.number not in alive:

@@ -16,8 +16,8 @@ from studyloom.files import mark_trusted
 from studyloom.storage.embedded_server import SCHEME, start_or_join
 from studyloom.text import mask_passwords
 
-# Several hosts instead of one, as libpq allows: //user@a:5432,b:5433/name. What ends with an
-# @ is user and password, which may have commas too, unless a query begins before it: ?name=x@y.
+# Several hosts instead of one, as libpq allows: //user@a:5432,b:5433/name. The part before an @ is
+# user and password, which may have commas too, unless a query begins before it: ?name=x@y.
 HOSTS = re.compile(
     r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^:/?]*(?::(?![^@]*\?\w+=)[^@]*)?@)?+)"
     r"(?P<hosts>[^/?@]*,[^/?@]*)(?=[/?]|$)"
@@ -38,14 +38,9 @@ def parse_url(url: str | URL) -> URL:
         StorageError: It cannot be parsed, or names another kind of database or one in memory.
     """
     try:
-        several = HOSTS.match(url) if isinstance(url, str) else None
-        if several is None:
-            address = make_url(url)
-        else:
-            address = make_url(several["before"] + str(url)[several.end() :])
-            address = address.update_query_dict({"host": several["hosts"].split(",")})
+        address = _make_url(url)
     except (ArgumentError, ValueError):  # the second for a port that is no number
-        # What was given may hold a password anywhere, so that it is not shown.
+        # The text is not shown, since it may hold a password anywhere.
         raise StorageError(
             "storage.url must be a database URL, such as sqlite:///folder/study.db or "
             "postgresql://user@host/name"
@@ -53,7 +48,8 @@ def parse_url(url: str | URL) -> URL:
     match address.get_backend_name():
         case "postgresql" | "postgres":
             # libpq also takes the password from the query.
-            if isinstance(password := address.query.get("password"), str):
+            password = address.query.get("password")
+            if isinstance(password, str):
                 address = address.difference_update_query(["password"]).set(password=password)
             if address.password is not None and not address.username:
                 # SQLAlchemy writes no password without a user; libpq would take this one.
@@ -63,14 +59,26 @@ def parse_url(url: str | URL) -> URL:
         case "sqlite" if address.database and address.database != ":memory:":
             return address
         case "sqlite":
+            path = f"/{address.database}" if address.database else ""
             raise StorageError(
                 "storage.url must name a file, since workers cannot share a database in memory; "
-                f"got sqlite://{f'/{address.database}' if address.database else ''}"
+                f"got sqlite://{path}"
             )
     raise StorageError(
         "storage.url must name a SQLite or PostgreSQL database, the ones that studyloom is tested "
         f"on; got {without_password(address)}"
     )
+
+
+def _make_url(url: str | URL) -> URL:
+    """Parses a URL; SQLAlchemy cannot parse several hosts, which are put into its query."""
+    if isinstance(url, str):
+        several_hosts = HOSTS.match(url)
+        if several_hosts is not None:
+            without_hosts = several_hosts["before"] + url[several_hosts.end() :]
+            hosts = several_hosts["hosts"].split(",")
+            return make_url(without_hosts).update_query_dict({"host": hosts})
+    return make_url(url)
 
 
 def sqlite_url(path: Path) -> URL:
@@ -81,15 +89,17 @@ def sqlite_url(path: Path) -> URL:
 def folder_of(url: str) -> Path | None:
     """Returns the absolute folder of an embedded server; None for any other URL."""
     scheme, _, path = url.partition(":///")
-    return Path(path).absolute() if scheme == SCHEME else None
+    if scheme != SCHEME:
+        return None
+    return Path(path).absolute()
 
 
 def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
     """Starts or joins the embedded server that a URL names, for as long as this process lives.
 
     Args:
-        own: whether this is a command that runs a study, which creates the server if needed.
-        trusted: whether the user says that the folder of the server is theirs.
+        own: Whether this is a command that runs a study, which creates the server if needed.
+        trusted: Whether the user says that the folder of the server is theirs.
 
     Returns:
         The URL of the server; a URL that names no embedded server, unchanged.

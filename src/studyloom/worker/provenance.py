@@ -1,4 +1,4 @@
-"""How a trial was made: the record from which it can be trained again.
+"""The provenance of a trial: the record from which it can be trained again.
 
 A trial gives the same numbers again with the same configuration, seeds and data, on the same
 hardware and versions.
@@ -27,10 +27,14 @@ from studyloom.storage.attributes import PROVENANCE
 class Provenance:
     """The record of how a trial was made, as one JSON object of about 1.2 kB.
 
-    Args:
-        config: the resolved sections, without data.root.
-        study_seed: decides the folds.
-        data: the digest of the training data.
+    Attributes:
+        config: The resolved sections, without data.root.
+        seed: The seed of the trial.
+        study_seed: The seed of the study, which decides the folds.
+        data: The digest of the training data.
+        device: The type of the device, such as cuda.
+        claims: How many claims its slot has had, this one included.
+        environment: Versions, device, threads and commit.
     """
 
     config: dict[str, Any]
@@ -61,36 +65,40 @@ class Provenance:
 
 def current_environment(device: torch.device) -> dict[str, Any]:
     """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    else:
+        device_name = describe_processor()
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "optuna": optuna.__version__,
         "studyloom": __version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": device_name,
         "threads": torch.get_num_threads(),
-        "commit": commit(),
+        "commit": read_commit(),
     }
 
 
 @functools.cache
-def processor() -> str:
+def describe_processor() -> str:
     """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
     return f"{read_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache
-def commit() -> str | None:
+def read_commit() -> str | None:
     """Returns the commit of the working directory, with -dirty if tracked files differ from it.
 
     None without git, outside a repository, and before the first commit.
     """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # so that git writes nothing
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
-            env=env,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -99,4 +107,4 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
