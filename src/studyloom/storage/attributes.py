@@ -12,9 +12,10 @@ import msgspec
 from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
+Attributes = Mapping[str, Any]  # attributes of a study or trial, by key; their values are JSON
 LARGEST = 2**31 - 1  # of an integer in Optuna's tables and ours on PostgreSQL
 
-# Of a study
+# Attributes of a study
 FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study
 DEFINITION = "definition"  # dict[str, Any]: the study definition, by config key
@@ -39,7 +40,7 @@ UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to th
 
 OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]
 
-# Of a trial
+# Attributes of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is external
 FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set aside for another trial
 WORKER = "worker"  # str: the id of the worker that started it
@@ -49,7 +50,7 @@ PROPOSED = "proposed"  # dict[str, str]: `by` whom it was proposed, `why`, and a
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
 JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
-# What a column of EPOCHS is called: these, and the quantities that were measured.
+# The names of the columns of EPOCHS, besides the quantities that were measured.
 COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained again
@@ -69,7 +70,7 @@ FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
 # Prefixes of system attributes in which Optuna's CMA-ES keeps a pickle. A forged pickle would run
-# code here, so they are not read; `space.samplers` does without.
+# code here, so they are not read; the CMA-ES of `decisions.samplers` works without them.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
 # loop reports, which may have none of these names. float
@@ -78,11 +79,11 @@ OF_TRIALS = (
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
     *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS),
 )
-# Those that no sampler and no pruner reads; they are most of a trial.
+# Attributes that no sampler and no pruner reads; they are most of what a trial stores.
 HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
 
 
-# The types of what is read by name; another program may have stored something else.
+# The types of attributes that are read by name; another program may have stored something else.
 class Resumed(TypedDict):
     epoch: int | None
     deaths: int
@@ -104,15 +105,15 @@ TYPES: dict[str, Any] = {
 }
 
 
-def fits(key: str, value: Any) -> bool:
-    """Whether an attribute has the type of its key; a value of another type counts as missing."""
+def fits(key: str, value: object) -> bool:
+    """Returns whether a value has the type of its attribute; else it counts as missing."""
     with suppress(msgspec.ValidationError):
         msgspec.convert(value, TYPES.get(key, Any))
         return True
     return False
 
 
-def parse(stored: Any, kind: type[T]) -> T | None:
+def parse(stored: object, kind: type[T]) -> T | None:
     """Parses an untrusted stored value as a class; None if it does not fit."""
     with suppress(msgspec.ValidationError):
         return msgspec.convert(stored, kind)
@@ -126,11 +127,14 @@ class Stored(Generic[T]):
     """
 
     def __init__(self, key: str, default: T) -> None:
-        self.key, self.default = key, default
+        self.key = key
+        self.default = default
 
     def __get__(self, record: "TrialAttributes", owner: type) -> T:
         value: T | None = record.trial.user_attrs.get(self.key)
-        return self.default if value is None else value
+        if value is None:
+            return self.default
+        return value
 
 
 @dataclass(frozen=True)
@@ -167,5 +171,5 @@ class TrialAttributes:
 
     @property
     def is_given(self) -> bool:
-        """Whether a user, a program or an earlier study gave its configuration."""
+        """Returns whether a user, a program or an earlier study gave its configuration."""
         return self.is_baseline or ENQUEUED in self.trial.user_attrs

@@ -75,29 +75,31 @@ def _check_constraints(values: object) -> None:
 # Each function below takes the cells of a row, and returns a key and its value.
 
 
-def read_value(objective: Any, stored: Any, kind: Any) -> tuple[int, float]:
+def read_value(objective: object, stored: Any, kind: Any) -> tuple[int, float]:
     value = TrialValueModel.stored_repr_to_value(stored, kind)
     return check_integer(objective, "objective"), float(value)
 
 
-def read_report(step: Any, stored: Any, kind: Any) -> tuple[int, float]:
+def read_report(step: object, stored: Any, kind: Any) -> tuple[int, float]:
     value = TrialIntermediateValueModel.stored_repr_to_intermediate_value(stored, kind)
     return check_integer(step, "step"), float(value)
 
 
-def read_attribute(key: Any, stored: Any) -> tuple[str, Any]:
+def read_attribute(key: object, stored: str) -> tuple[str, Any]:
     return check_text(key, "key"), json.loads(stored)
 
 
-def read_system_attribute(key: Any, stored: Any) -> tuple[str, Any]:
-    if check_text(key, "key").startswith(PICKLED):
-        return key, None
+def read_system_attribute(key: object, stored: str) -> tuple[str, Any]:
+    name = check_text(key, "key")
+    if name.startswith(PICKLED):
+        return name, None
     value = json.loads(stored)
-    if key == CONSTRAINT:
-        _check_constraints([] if value is None else value)
-    elif key.startswith(f"{CONSTRAINT}:"):
+    if name == CONSTRAINT:
+        if value is not None:
+            _check_constraints(value)
+    elif name.startswith(f"{CONSTRAINT}:"):
         _check_constraints([value])
-    return key, value
+    return name, value
 
 
 def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def existing_file(address: URL) -> URL:
 
 
 def on_read_only_disk(address: URL) -> bool:
-    """Whether a SQLite file lies on a disk that is mounted read-only."""
+    """Returns whether a SQLite file lies on a disk that is mounted read-only."""
     try:
         return bool(os.statvfs(sqlite_path(address)).f_flag & os.ST_RDONLY)
     except OSError:  # there is no file
@@ -207,7 +207,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
 
 
 def has_no_tables(url: str) -> bool:
-    """Whether a server has a database that has no tables yet."""
+    """Returns whether a server has a database that has no tables yet."""
     try:
         with plain_engine(parse_url(url)).connect() as connection:
             return not sqlalchemy.inspect(connection).get_table_names()

@@ -105,8 +105,8 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         # the previous call.
         of_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
         broken = driver_error.connection_invalidated and not of_transaction
-    shown = without_password(address)
-    message = f"storage.url: cannot use {shown}: {driver_message(error, address)}"
+    reason = driver_message(error, address)
+    message = f"storage.url: cannot use {without_password(address)}: {reason}"
     return StorageLost(message, passing=transient, broken=broken)
 
 

@@ -32,7 +32,7 @@ from studyloom.errors import ClaimLost, StorageError
 from studyloom.processes import host_id, is_alive, running_in_thread, worker_id
 from studyloom.space.tree import Point
 from studyloom.storage import connections, slot_table, sql
-from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID
+from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID, Attributes
 from studyloom.storage.call_state import call_state
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
@@ -122,7 +122,7 @@ class Ledger:
     )
 
     @classmethod
-    def of(cls, storage: RetryingStorage, study_id: int, attributes: Mapping[str, Any]) -> Self:
+    def of(cls, storage: RetryingStorage, study_id: int, attributes: Attributes) -> Self:
         """Returns the ledger of a study with these attributes."""
         return cls(storage, study_id, attributes.get(UUID, ""))
 
@@ -440,7 +440,7 @@ class Ledger:
                 while not end.wait(connections.LEASE / connections.RENEWALS):
                     self.renew(claim, lease)
 
-        def store(study_id: int, key: str, value: Any) -> None:
+        def store(study_id: int, key: str, value: object) -> None:
             def write(connection: sa.Connection) -> None:
                 sql.set_study_attr(connection, study_id, key, value)
 
@@ -505,7 +505,7 @@ class Ledger:
             connection.execute(slot_table.SET_SLOT, rows)
 
     def queue(
-        self, connection: sa.Connection, slot: int, point: Point, attributes: Mapping[str, Any]
+        self, connection: sa.Connection, slot: int, point: Point, attributes: Attributes
     ) -> FrozenTrial:
         """Creates a waiting trial of a configuration, and opens a slot for it."""
         trial = sql.insert(connection, self.study_id, {SLOT: slot, **attributes}, point)
@@ -574,7 +574,9 @@ class Ledger:
                 differing.append(entry)
             elif not row.is_leased:
                 # A slot whose lease has ended is as good as a free one.
-                state = "free" if row.state == "held" else row.state
+                state = row.state
+                if state == "held":
+                    state = "free"
                 if (state, row.trial_id) != (entry.state, entry.trial_id):
                     differing.append(entry)
         return differing
@@ -616,7 +618,7 @@ def add_study(
     storage: RetryingStorage,
     name: str,
     directions: Sequence[StudyDirection],
-    attributes: Mapping[str, Any],
+    attributes: Attributes,
 ) -> None:
     """Creates the table if it is missing, and a study with its attributes in one transaction."""
     slot_table.create_table(storage)
@@ -635,7 +637,7 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 
 
 def _fills_slot(slot_of_trial: str | None, claim: Claim) -> bool:
-    """Whether the slot that a trial says it fills is that of a claim; None if it is deleted."""
+    """Returns whether a trial says that it fills the slot of a claim; None if it is deleted."""
     return sql.parse_slot(slot_of_trial) == claim.slot
 
 

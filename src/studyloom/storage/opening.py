@@ -137,7 +137,7 @@ def name_of_change(change: str) -> str:
     key, _, values = change.partition(": ")
     if DATA in values:
         return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
-    return name_of_source(key)
+    return describe_source(key)
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:

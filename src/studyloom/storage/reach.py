@@ -1,4 +1,4 @@
-"""Whether the database that a config names is within reach of all workers of a study."""
+"""Checks that the database that a config names is within reach of all workers of a study."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -3,14 +3,13 @@
 A trial that is replaced is set aside: it is kept, but no longer counted.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED
+from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED, Attributes
 from studyloom.storage.command_record import reopen_command
 from studyloom.storage.database import Connection
 from studyloom.storage.failures import TEACHES, count_failures
@@ -48,7 +47,7 @@ def redo_failed(stored: StoredStudy) -> list[int]:
 
 
 def replace_trial(
-    ledger: Ledger, connection: Connection, trial: FrozenTrial, attributes: Mapping[str, Any]
+    ledger: Ledger, connection: Connection, trial: FrozenTrial, attributes: Attributes
 ) -> None:
     """Sets a trial aside, and opens its slot for a new one of the same configuration.
 

@@ -26,6 +26,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from studyloom.errors import StorageLost, TrialDeleted
@@ -40,6 +41,7 @@ from studyloom.storage.attributes import (
     PICKLED,
     SLOT,
     UUID,
+    Attributes,
     fits,
 )
 from studyloom.storage.optuna_internals import (
@@ -58,6 +60,8 @@ USER_ATTRIBUTES = TABLES["trial_user_attributes"]
 SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 T = TypeVar("T")
 Row = Mapping[str, Any]  # values by column or parameter
+TrialRows = Sequence[Any]  # rows of `trials`, from TRIAL_ROWS or a part of it
+Details = Mapping[sa.Table, sa.Executable]  # the statements that read the details of trials
 Write = tuple[sa.Executable, Row]  # a statement and its row
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 # Trials whose details are read at once: their ids are one text, which has a limit of 1 MB where a
@@ -78,13 +82,13 @@ class among(FunctionElement[bool]):
 
 
 @compiles(among, "sqlite")
-def _among_sqlite(element: among, compiler: Any, **options: Any) -> str:
+def _among_sqlite(element: among, compiler: SQLCompiler, **options: Any) -> str:
     column, ids = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{column} IN (SELECT value FROM json_each({ids}))"
 
 
 @compiles(among, "postgresql")
-def _among_postgresql(element: among, compiler: Any, **options: Any) -> str:
+def _among_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> str:
     column, ids = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{column} = ANY (ARRAY(SELECT json_array_elements_text({ids}::json)::integer))"
 
@@ -119,7 +123,7 @@ def add_study(
     connection: sa.Connection,
     name: str,
     directions: Sequence[StudyDirection],
-    user_attrs: Mapping[str, Any],
+    user_attrs: Attributes,
 ) -> int:
     """Creates a study with its attributes, or finds the one of that name; returns its id.
 
@@ -140,7 +144,7 @@ def add_study(
     return study_id
 
 
-def set_study_attr(connection: sa.Connection, study_id: int, key: str, value: Any) -> None:
+def set_study_attr(connection: sa.Connection, study_id: int, key: str, value: object) -> None:
     """Stores a user attribute of a study, whose value must be JSON."""
     row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
     connection.execute(SET_STUDY_ATTRIBUTE, row)
@@ -206,7 +210,9 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
     values = []
     for key in keys:
         value = stored.get(key)
-        values.append(value if fits(key, value) else None)
+        if not fits(key, value):
+            value = None
+        values.append(value)
     return values
 
 
@@ -248,16 +254,19 @@ def _details(table: sa.Table, *columns: str) -> sa.Select[Any]:
     )
 
 
-DETAILS: Mapping[sa.Table, sa.Select[Any]] = {
+USER_ATTRIBUTES_OF_TRIALS = _details(USER_ATTRIBUTES, "key", "value_json")
+LIGHT_ATTRIBUTES_OF_TRIALS = USER_ATTRIBUTES_OF_TRIALS.where(USER_ATTRIBUTES.c.key.not_in(HEAVY))
+DETAILS: Details = {
     PARAMS: _details(PARAMS, "param_name", "param_value", "distribution_json"),
     VALUES: _details(VALUES, "objective", "value", "value_type"),
     REPORTS: _details(REPORTS, "step", "intermediate_value", "intermediate_value_type"),
-    USER_ATTRIBUTES: _details(USER_ATTRIBUTES, "key", "value_json"),
+    USER_ATTRIBUTES: USER_ATTRIBUTES_OF_TRIALS,
     SYSTEM_ATTRIBUTES: _details(SYSTEM_ATTRIBUTES, "key", "value_json"),
 }
-LIGHT_DETAILS: Mapping[sa.Table, sa.Select[Any]] = {
+# The details without the attributes that no sampler and no pruner reads.
+LIGHT_DETAILS: Details = {
     **DETAILS,
-    USER_ATTRIBUTES: DETAILS[USER_ATTRIBUTES].where(USER_ATTRIBUTES.c.key.not_in(HEAVY)),
+    USER_ATTRIBUTES: LIGHT_ATTRIBUTES_OF_TRIALS,
 }
 
 
@@ -292,13 +301,13 @@ def read_all_light(connection: sa.Connection, study_id: int) -> list[FrozenTrial
     return read_light(connection, rows)
 
 
-def read_light(connection: sa.Connection, rows: Sequence[Any]) -> list[FrozenTrial]:
+def read_light(connection: sa.Connection, rows: TrialRows) -> list[FrozenTrial]:
     """Reads the light details of trials, whose rows TRIAL_ROWS or a part of it has selected."""
     return _with_details(connection, rows, LIGHT_DETAILS)
 
 
 def _with_details(
-    connection: sa.Connection, rows: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
+    connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
     trials: list[FrozenTrial] = []
     for start in range(0, len(rows), MOST_TRIALS_AT_ONCE):
@@ -308,7 +317,7 @@ def _with_details(
 
 
 def _block_with_details(
-    connection: sa.Connection, rows: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
+    connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
     ids = {"ids": json.dumps([row.trial_id for row in rows])}
 
@@ -363,17 +372,17 @@ def _block_with_details(
     return trials
 
 
-def _fitting_user_attrs(attributes: dict[str, Any], is_studylooms: bool) -> dict[str, Any]:
+def _fitting_user_attrs(attributes: Attributes, is_studylooms: bool) -> dict[str, Any]:
     """Returns a trial's attributes without those that have another type than studyloom's.
 
     An external trial keeps all: it may have attributes with the same names and another meaning.
     """
     if not is_studylooms or not is_slot(attributes.get(SLOT)):
-        return attributes
+        return dict(attributes)
     return {key: value for key, value in attributes.items() if fits(key, value)}
 
 
-def _without_pickles(attributes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _without_pickles(attributes: Iterable[tuple[str, object]]) -> dict[str, Any]:
     """Returns system attributes without those that Optuna would unpickle."""
     return {key: value for key, value in attributes if not key.startswith(PICKLED)}
 
@@ -438,12 +447,12 @@ def parse_slot(stored: str | None) -> int | None:
 
 
 def is_slot(value: object) -> bool:
-    """Whether a value of the attribute SLOT is one that a worker may have stored."""
+    """Returns whether a value of the attribute SLOT is one that a worker may have stored."""
     return type(value) is int and 0 <= value <= LARGEST
 
 
 def fills_slot(trial: FrozenTrial) -> bool:
-    """Whether a trial fills a slot of the ledger; a trial of another program does not."""
+    """Returns whether a trial fills a slot of the ledger; a trial of another program does not."""
     return is_slot(trial.user_attrs.get(SLOT))
 
 
@@ -503,7 +512,7 @@ SET_ASIDE = (
 def insert(
     connection: sa.Connection,
     study_id: int,
-    user_attrs: Mapping[str, Any],
+    user_attrs: Attributes,
     point: Point | None = None,
 ) -> FrozenTrial:
     """Creates a trial with the study's next number.
@@ -578,12 +587,12 @@ def report(trial_id: int, step: int, value: float) -> Write:
     }
 
 
-def user_attr(trial_id: int, key: str, value: Any) -> Write:
+def user_attr(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a user attribute, whose value must be JSON."""
     return USER_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
-def system_attr(trial_id: int, key: str, value: Any) -> Write:
+def system_attr(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a system attribute, whose value must be JSON."""
     return SYSTEM_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 

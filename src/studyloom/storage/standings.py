@@ -14,7 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import sqlalchemy as sa
 
 from studyloom.storage import slot_table, sql
-from studyloom.storage.attributes import BASELINE, FAILURE, REASON, RUNGS, SEGMENTS
+from studyloom.storage.attributes import (
+    BASELINE,
+    FAILURE,
+    REASON,
+    RUNGS,
+    SEGMENTS,
+    Attributes,
+)
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.slot_table import SLOTS
 from studyloom.storage.sql import REPORTS, USER_ATTRIBUTES
@@ -216,7 +223,7 @@ def _read_trials(
 
 
 def _make_standing(
-    slot: int, order: Order, reports: Sequence[RungReport], attributes: Mapping[str, Any]
+    slot: int, order: Order, reports: Sequence[RungReport], attributes: Attributes
 ) -> Standing:
     """Makes a standing, without its state, of a trial's reports and attributes."""
     last_step = None

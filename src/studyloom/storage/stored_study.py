@@ -39,7 +39,10 @@ from studyloom.text import mask_passwords, one_line
 from studyloom.user_code.digests import select_code_digests
 
 CONSTRAINTS = "objective.constraints."  # how the keys of constraints begin in a study definition
-SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
+# The titles of the stages
+SEARCH = "search"
+REEVALUATION = "re-evaluation"
+FINAL_TRAINING = "final-training"
 ABLATION = "ablation"
 STAGE_NAME = re.compile(
     r"(?P<study>[^/]*)/(?P<title>[\w-]+) "
@@ -186,12 +189,12 @@ class StoredStudy:
 
     @cached_property
     def is_studylooms(self) -> bool:
-        """Whether studyloom has created the study."""
+        """Returns whether studyloom has created the study."""
         return self.definition() is not None
 
     @property
     def is_stage(self) -> bool:
-        """Whether it is the study of a later stage, and no search."""
+        """Returns whether it is the study of a later stage, and no search."""
         return owner_of(self.name) is not None
 
     def halted(self) -> str | None:
@@ -363,17 +366,17 @@ class StoredStudy:
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete and breaks no constraint."""
+    """Returns whether a trial is complete and breaks no constraint."""
     if trial.state != TrialState.COMPLETE:
         return False
     constraints = trial.constraints or {}
     return all(value <= 0 for value in constraints.values())
 
 
-def _beats(costs: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether costs are as good as others in all values and better in one; less is better."""
-    as_good = all(cost <= other for cost, other in zip(costs, others, strict=True))
-    return as_good and costs != others
+def _beats(costs: Sequence[float], other_costs: Sequence[float]) -> bool:
+    """Returns whether costs are no higher than others, and one of them is lower."""
+    as_good = all(cost <= other for cost, other in zip(costs, other_costs, strict=True))
+    return as_good and costs != other_costs
 
 
 def read_objectives(

@@ -11,7 +11,7 @@ import json
 import math
 import threading
 from bisect import insort
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.storage import sql
-from studyloom.storage.attributes import PAUSED
+from studyloom.storage.attributes import PAUSED, Attributes
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
 from studyloom.storage.retry import Retry
@@ -66,7 +66,7 @@ class TrialBuffer(CachedStorage):
         """Returns the object that repeats failed calls, and knows whether one is waiting."""
         return self._backend.retry
 
-    def create(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
+    def create(self, connection: Connection, study_id: int, user_attrs: Attributes) -> int:
         """Creates a running trial, which `load` then need not read, and returns its id."""
         self._created = sql.insert(connection, study_id, user_attrs)
         return self._created._trial_id
@@ -162,11 +162,11 @@ class TrialBuffer(CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        own = self._own
-        others = self._others
-        if own is None or others is None or study_id != self._study_id:
+        own_trial = self._own
+        other_trials = self._others
+        if own_trial is None or other_trials is None or study_id != self._study_id:
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = others.trials(own, states)
+        trials = other_trials.list_with(own_trial, states)
         if deepcopy:
             return copy.deepcopy(trials)
         return trials
@@ -197,7 +197,7 @@ class TrialBuffer(CachedStorage):
         if not self._change(trial_id, writes, intermediate_values={step: intermediate_value}):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+    def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
         writes = [sql.user_attr(trial_id, key, value)]
         if not self._change(trial_id, writes, user_attrs={key: value}):
             super().set_trial_user_attr(trial_id, key, value)
@@ -283,15 +283,17 @@ class OtherTrials:
         self._knows_finished = False
         self._unfinished = None
 
-    def trials(self, own: FrozenTrial, states: Container[TrialState] | None) -> list[FrozenTrial]:
+    def list_with(
+        self, own_trial: FrozenTrial, states: Container[TrialState] | None
+    ) -> list[FrozenTrial]:
         """Lists the trials in some states, or in all, by number, the worker's own included."""
         with_unfinished = states is None or any(
             state in states for state in TrialState if state not in NEVER_UNFINISHED
         )
         with self._lock:
-            self._update(own._trial_id, with_unfinished=with_unfinished)
+            self._update(own_trial._trial_id, with_unfinished=with_unfinished)
             trials = list(self._finished_in(states))
-            candidates = [own]
+            candidates = [own_trial]
             if with_unfinished and self._unfinished is not None:
                 candidates += self._unfinished
             for trial in candidates:
@@ -343,7 +345,7 @@ class OtherTrials:
                     unfinished_ids.discard(row.trial_id)
                 else:
                     unfinished_ids.add(row.trial_id)
-        unfinished_rows: Sequence[Any] = []
+        unfinished_rows: sql.TrialRows = []
         if with_unfinished:
             ids = json.dumps(list(unfinished_ids - {own_id}))
             unfinished_rows = connection.execute(sql.ROWS_BY_ID, {"ids": ids}).all()

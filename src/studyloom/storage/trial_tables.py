@@ -30,7 +30,7 @@ class Rows(Sequence[Mapping[str, Any]]):
     """
 
     columns: tuple[str, ...]
-    cells: tuple[tuple[Any, ...], ...]
+    cells: tuple[tuple[object, ...], ...]
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -44,7 +44,7 @@ class Rows(Sequence[Mapping[str, Any]]):
             return [self._row(cells) for cells in self.cells[index]]
         return self._row(self.cells[index])
 
-    def _row(self, cells: tuple[Any, ...]) -> dict[str, Any]:
+    def _row(self, cells: tuple[object, ...]) -> dict[str, Any]:
         return dict(zip(self.columns, cells, strict=True))
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -165,14 +165,14 @@ def as_json(rows: Rows) -> str:
     return "[" + ",\n".join(lines) + "]\n"
 
 
-def _plain(cell: Any) -> Any:
+def _plain(cell: object) -> object:
     """Returns a cell with a time as text."""
     if isinstance(cell, datetime):
         return cell.isoformat()
     return cell
 
 
-def _json_value(cell: Any) -> Any:
+def _json_value(cell: object) -> object:
     """Returns a cell as a value of JSON, which has no number that is not finite."""
     cell = _plain(cell)
     if isinstance(cell, float) and not math.isfinite(cell):

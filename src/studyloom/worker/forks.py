@@ -30,7 +30,7 @@ if hasattr(os, "fork"):
 
 
 def can_fork() -> bool:
-    """Whether a fork of this process is safe, and orphans below it can be adopted."""
+    """Returns whether a fork of this process is safe, and orphans below it can be adopted."""
     return LINUX and threading.active_count() == 1
 
 

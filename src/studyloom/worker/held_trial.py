@@ -204,7 +204,7 @@ class HeldTrial:
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
     def _is_tried_again(self, failure: failures.Failure) -> bool:
-        """Whether another trial repeats this one, which has failed."""
+        """Returns whether another trial repeats this one, which has failed."""
         if self.is_search or failure.kind in failures.USED_UP:
             return False
         is_repetition = REPEATS in self.trial.user_attrs
@@ -250,7 +250,7 @@ class HeldTrial:
         log.info(format_trial_end(ended.number, ended.state.name, value))
 
     def _is_hopeless(self, failure: failures.Failure) -> bool:
-        """Whether the first trial failed, or the last `max_failures` all failed for this reason.
+        """Returns whether the first trial failed, or the last `max_failures` all for this reason.
 
         A first trial that crashed its workers does not count by itself: the host may be the cause.
         Nor does the first training of a later stage: the search has shown that the code works.

@@ -45,7 +45,7 @@ class Line:
 
     @property
     def is_connected(self) -> bool:
-        """Whether a launcher has started this process."""
+        """Returns whether a launcher has started this process."""
         return self._socket is not None
 
     @classmethod
@@ -79,7 +79,7 @@ class Line:
             os.killpg(0, signal.SIGKILL)  # with all that this worker has started
 
     def is_requested(self) -> bool:
-        """Whether the launcher sent the latest signal; each of its requests counts once.
+        """Returns whether the launcher sent the latest signal; each of its requests counts once.
 
         The user's code may have sent it, or a person to this process only. Without a launcher every
         signal counts.

@@ -108,7 +108,7 @@ class Reporter:
         self._outbox = Outbox[PendingReport](self.post, self._is_away)
 
     def _is_away(self) -> bool:
-        """Whether the database is away."""
+        """Returns whether the database is away."""
         return self.held.stored.retry.away
 
     def run(self, stopping: Stopping) -> float:
@@ -285,7 +285,7 @@ class Reporter:
             raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
     def _comes_to_rung(self, step: Step) -> bool:
-        """Whether a step is the first of all attempts at or beyond a rung.
+        """Returns whether a step is the first of all attempts at or beyond a rung.
 
         Without a checkpoint a promoted trial repeats steps that are stored already; these reach no
         rung.
@@ -307,7 +307,7 @@ class Reporter:
         self.held.commit()
 
     def _is_save_due(self) -> bool:
-        """Whether the state is saved now; each state that names files, which are soon removed."""
+        """Returns whether the state is saved now, as always if it names files that do not last."""
         if self.objective.keeps_files:
             return True
         return time.monotonic() - self._last_save >= self.interval

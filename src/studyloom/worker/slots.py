@@ -87,7 +87,7 @@ class SlotQueue:
 
     @property
     def in_rounds(self) -> bool:
-        """Whether the trials do not depend on the number of workers."""
+        """Returns whether the trials do not depend on the number of workers."""
         return isinstance(self.order, RoundOrder)
 
     # Claim
@@ -130,7 +130,7 @@ class SlotQueue:
     # Pauses
 
     def may_stop(self, trial: FrozenTrial) -> bool:
-        """Whether a trial may be pruned or paused; not the baseline, with which all compare.
+        """Returns whether a trial may be pruned or paused; the baseline runs to its end.
 
         In rounds, which wait for each other, it is paused too.
         """
@@ -139,11 +139,11 @@ class SlotQueue:
         return not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
+        """Returns whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
         return self.order is not None and self.order.pauses_at(slot, before, step)
 
     def promotes(self, slot: int) -> bool:
-        """Whether the trial at a rung is the next to promote, so that it continues at once."""
+        """Returns whether the trial at a rung is the next to promote, so that it continues."""
         assert self.order is not None
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
@@ -164,12 +164,12 @@ class SlotQueue:
         strategy = self.stage.strategy
         parts = " and ".join(strategy.keeps_state)
         ledger.record_gone()
-        others = [held.owner for held in ledger.held() if held.owner != self.owner]
-        if others:
+        other_workers = [held.owner for held in ledger.held() if held.owner != self.owner]
+        if other_workers:
             ledger.release(claim)
             raise LaunchError(
-                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
-                f"on the study already; end that one; if it died, wait {lease:.0f} s"
+                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {other_workers[0]} "
+                f"works on the study already; end that one; if it died, wait {lease:.0f} s"
             )
         number = stored.storage.get_trial(claim.trial_id or 0).number
         begun = [trial for trial in stored.trials() if trial.datetime_start is not None]
@@ -211,28 +211,28 @@ class SlotQueue:
         # Set in the config or by a user, or stored by an earlier worker.
         has_point = bool(held.trial.params)
         must_differ = not has_point and not held.limits.repeats
-        taken: set[PointKey] = set()  # the configurations that the trial must not repeat
+        used: set[PointKey] = set()  # the configurations that the trial must not repeat
         if must_differ and self.baseline is not None:
             # The worker of trial 0 may not have stored its configuration yet.
-            taken.add(identify(self.baseline))
+            used.add(identify(self.baseline))
         redraws = 0
         while True:
             with held.watch("sampling"):
                 point = space.suggest(held.trial)
             is_allowed = has_point or space.find_breach(point.params) is None
-            if is_allowed and self._try_to_store(held, point, taken, must_differ=must_differ):
+            if is_allowed and self._try_to_store(held, point, used, must_differ=must_differ):
                 return point
             redraws += 1
             # Drops the configuration, which is not stored.
             self.stored.storage.load(self.stored.ledger.study_id, trial_id)
             with held.watch("sampling"):
-                if redraws > REDRAWS and not self._draw_by_chance(held, redraws, taken):
+                if redraws > REDRAWS and not self._draw_by_chance(held, redraws, used):
                     return None
                 seed = derive(held.trial.number, redraws)
                 held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
 
     def _try_to_store(
-        self, held: HeldTrial, point: Point, taken: set[PointKey], *, must_differ: bool
+        self, held: HeldTrial, point: Point, used: set[PointKey], *, must_differ: bool
     ) -> bool:
         """Stores a trial's configuration, unless another trial has it; returns whether it did.
 
@@ -240,7 +240,7 @@ class SlotQueue:
         that two workers cannot store the same configuration.
 
         Args:
-            taken: The configurations of other trials, which are added if `must_differ`.
+            used: The configurations of other trials, which are added if `must_differ`.
         """
         stored = self.stored
 
@@ -248,15 +248,15 @@ class SlotQueue:
             if must_differ:
                 for trial in stored.lock_trials(connection):
                     if trial.number != held.trial.number:
-                        taken.add(identify(trial))
-            if identify(point) not in taken:
+                        used.add(identify(trial))
+            if identify(point) not in used:
                 stored.storage.write(connection)
 
         self._store_segments(held)
         with held.watch("storage"):
             if not stored.ledger.renew(held.claim, held.limits.lease, write):
                 raise ClaimLost
-        if identify(point) in taken:
+        if identify(point) in used:
             return False
         stored.storage.mark_written()
         return True
@@ -268,11 +268,11 @@ class SlotQueue:
         begun = [(segment.number, segment.start or 0) for segment in held.claim.segments]
         self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun)
 
-    def _draw_by_chance(self, held: HeldTrial, redraws: int, taken: set[PointKey]) -> bool:
-        """Sets a random configuration that is allowed and not taken; False if there is none."""
+    def _draw_by_chance(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+        """Sets a random configuration that is allowed and not used; False if there is none."""
         source = self.stage.source
         seed = derive(source.seed, held.trial.number, 1, redraws)
-        point = draw_point(source.space, seed, taken)
+        point = draw_point(source.space, seed, used)
         if point is None:
             return False
         self._set_params(held.trial._trial_id, point)

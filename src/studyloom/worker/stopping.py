@@ -77,7 +77,7 @@ class Stop:
 
     @property
     def _has_reason(self) -> bool:
-        """Whether a signal or request has come."""
+        """Returns whether a signal or request has come."""
         return self.signal is not None or self.requested is not None
 
     @property
@@ -175,7 +175,7 @@ FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
 
 
 def _is_finalizer(frame: FrameType | None) -> bool:
-    """Whether a frame is part of a finalizer, whose exceptions Python prints and drops.
+    """Returns whether a frame is part of a finalizer, whose exceptions Python prints and drops.
 
     The body then stops at its next check instead, at the end of an epoch.
     """

@@ -149,9 +149,12 @@ class Worker:
         self.stored.optuna.pruner = stage.strategy.pruner()
         slots = SlotQueue(stage, worker_id(os.getpid()), self.limits.max_failures)
         must_begin_state = bool(stage.strategy.keeps_state)
-        first_wait, longest_wait = WAIT, LONGEST_WAIT
         if slots.in_rounds:
-            first_wait, longest_wait = WAIT_IN_ROUNDS, LONGEST_WAIT_IN_ROUNDS
+            first_wait = WAIT_IN_ROUNDS
+            longest_wait = LONGEST_WAIT_IN_ROUNDS
+        else:
+            first_wait = WAIT
+            longest_wait = LONGEST_WAIT
         wait = first_wait
         while not self.stopping():
             claim = None
