@@ -8,6 +8,7 @@ import pytest
 
 from studyloom.text import (
     code_in_markdown,
+    escape_formula,
     format_value,
     in_markdown,
     indented,
@@ -15,7 +16,6 @@ from studyloom.text import (
     one_line,
     printable,
     shorten_names,
-    without_formula,
 )
 
 
@@ -72,11 +72,11 @@ def test_only_the_first_line_of_a_text_begins_at_the_margin():
 
 def test_a_formula_becomes_text_and_numbers_stay_numbers():
     for formula in ("=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\r=1"):
-        assert without_formula(formula) == f"'{formula}"
+        assert escape_formula(formula) == f"'{formula}"
     for cells, safe in (("a;=1", "a;'=1"), ("a\t-b", "a\t'-b"), ("a\r\n@b", "a\r\n'@b")):
-        assert without_formula(cells) == safe  # the separator of cells depends on the language
+        assert escape_formula(cells) == safe  # the separator of cells depends on the language
     for harmless in ("-2", "+0.5", "-1e-5", "a=1", "", "-inf", 7, -2.5, None, True):
-        assert without_formula(harmless) is harmless
+        assert escape_formula(harmless) is harmless
 
 
 def test_markdown_shows_any_text_literally():

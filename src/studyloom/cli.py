@@ -13,7 +13,7 @@ from contextlib import suppress
 from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
 from studyloom.error_display import print_errors
-from studyloom.errors import StudyloomError, messages_of
+from studyloom.errors import StudyloomError, list_messages
 from studyloom.processes import collect_as_usual, collect_rarely, discard_output, open_streams
 from studyloom.text import PrintableFormatter, mask_passwords
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
             code = error.exit_code
         if options.get("json"):
-            messages = [mask_passwords(message) for message in messages_of(error, str(error))]
+            messages = [mask_passwords(message) for message in list_messages(error, str(error))]
             document = {"errors": messages, "exit_code": code}
             with suppress(OSError):
                 print(json.dumps(document), flush=True)

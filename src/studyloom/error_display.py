@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
 from studyloom.environment import TRACEBACKS
-from studyloom.errors import StudyloomError, messages_of
+from studyloom.errors import StudyloomError, list_messages
 from studyloom.text import indented, mask_passwords
 
 P = ParamSpec("P")
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 def print_errors(error: Exception) -> None:
     """Prints each message of an error on standard error, after `error: `, without passwords."""
-    for message in messages_of(error, str(error)):
+    for message in list_messages(error, str(error)):
         with contextlib.suppress(OSError, ValueError):  # standard error may be full or closed
             sys.stderr.write(f"error: {indented(mask_passwords(message))}\n")
 

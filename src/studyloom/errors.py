@@ -64,7 +64,7 @@ class ConfigError(UserError):
     """All errors found in a configuration or a search space."""
 
 
-def messages_of(error: BaseException, otherwise: str) -> list[str]:
+def list_messages(error: BaseException, otherwise: str) -> list[str]:
     """Returns the messages of an error that the user can fix, or `otherwise` for another error."""
     if isinstance(error, UserError):
         return error.errors

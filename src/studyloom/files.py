@@ -170,7 +170,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
     """
     temporary = temporary_name(path)
     try:
-        with naming(path), temporary.open("wb") as file:
+        with naming_file(path), temporary.open("wb") as file:
             write(file)
             if durable:
                 file.flush()
@@ -182,7 +182,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Names a file in an OSError of the body, which writes that file, and says how to fix it."""
     try:
         yield

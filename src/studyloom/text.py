@@ -113,7 +113,7 @@ def format_cost(value: float) -> str:
     return f"{value:.4g}"
 
 
-def without_formula(value: object) -> object:
+def escape_formula(value: object) -> object:
     """Returns a cell of a CSV file; a text that a spreadsheet would run gets an apostrophe.
 
     A spreadsheet runs a text that begins with =, +, - or @. It also runs one that follows a
@@ -151,7 +151,7 @@ def is_scalar(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def kind_of(value: object) -> str:
+def describe_kind(value: object) -> str:
     """Names the kind of a YAML value with its article: "an integer", "a list", "null"."""
     names = {
         bool: "true or false",
@@ -167,7 +167,7 @@ def kind_of(value: object) -> str:
     return "a mapping"
 
 
-def as_yaml(value: object) -> str:
+def format_scalar(value: object) -> str:
     """Writes a value as YAML does: true, null, 0.1."""
     if value is None:
         return "null"
@@ -178,14 +178,14 @@ def as_yaml(value: object) -> str:
 
 def nearest(name: object, names: Iterable[object]) -> str:
     """Returns "; did you mean NAME?" for a misspelt name, or "" if none of the names is close."""
-    candidates = [as_yaml(candidate) for candidate in names]
+    candidates = [format_scalar(candidate) for candidate in names]
     close_names = get_close_matches(str(name), candidates, n=1, cutoff=0.5)
     if not close_names:
         return ""
     return f"; did you mean {close_names[0]}?"
 
 
-def no_such_key(key: str, keys: Sequence[str]) -> str:
+def describe_unknown_key(key: str, keys: Sequence[str]) -> str:
     """Says that a config has no key such as model.hiden, and which keys its section has.
 
     Args:
@@ -198,7 +198,7 @@ def no_such_key(key: str, keys: Sequence[str]) -> str:
     return f"{key}: no such key; {subject} {names}{nearest(name, keys)}"
 
 
-def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
+def suggest_line(name: str, value: str, file: Path, section: str = "") -> str:
     """Says which line adds a missing key to a file of the user's.
 
     Args:

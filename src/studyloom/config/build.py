@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from studyloom.config.trust import check_section
 from studyloom.config.values import copy_value, describe_error, node_at
 from studyloom.error_display import wants_tracebacks
-from studyloom.errors import ConfigError, Interrupted, messages_of, refuse
+from studyloom.errors import ConfigError, Interrupted, list_messages, refuse
 from studyloom.text import nearest
 from studyloom.user_code.importing import ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
@@ -176,7 +176,7 @@ class ErrorCollector:
         except BaseException as error:  # SystemExit too: the user's code may end its process
             if wants_tracebacks() and not isinstance(error, ValueError):
                 raise
-            self.errors += messages_of(error, describe_error(error))
+            self.errors += list_messages(error, describe_error(error))
 
     def check(self) -> None:
         """Raises ConfigError with the errors collected so far, each once."""

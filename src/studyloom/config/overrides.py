@@ -19,7 +19,7 @@ from studyloom.config.schema import SCHEMA, unknown_keys
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, written_values
 from studyloom.environment import variables_help
-from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
+from studyloom.text import describe_unknown_key, format_scalar, nearest, printable, suggest_line
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
 VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
@@ -123,7 +123,7 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
                 section, _, name = override.key.partition(".")
                 if section == "params" and "no such key" in message and "." not in name:
                     file = Path(folders[0]) / f"{options.config_name}.yaml"
-                    message += line_to_add(name, override.value or "", file, section)
+                    message += suggest_line(name, override.value or "", file, section)
                 errors.append(message)
     return errors
 
@@ -160,12 +160,12 @@ def explain_key(path: str, config: Mapping[str, Any]) -> str | None:
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping):
             return (
-                f"{path}: no such key; {'.'.join(parts[:depth])} is {as_yaml(node)} and has no "
-                f"keys; if it takes some, write +{path}=…"
+                f"{path}: no such key; {'.'.join(parts[:depth])} is {format_scalar(node)} and has "
+                f"no keys; if it takes some, write +{path}=…"
             )
         if part not in node:
             known = [str(name) for name in node if str(name) != "hydra"]
-            missing = no_such_key(".".join(parts[: depth + 1]), known)
+            missing = describe_unknown_key(".".join(parts[: depth + 1]), known)
             if depth == 0 and (other := meant(parts[-1], config)):
                 return missing.partition("; did you mean")[0] + other
             return missing
@@ -200,7 +200,7 @@ def describe_compose_error(error: BaseException) -> str:
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     if keys and re.search(r"Key '\w+' not in '\w+'", message):
         section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0]) if "." in keys[0] else SCHEMA
-        return no_such_key(keys[0], [str(name) for name in section])
+        return describe_unknown_key(keys[0], [str(name) for name in section])
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 

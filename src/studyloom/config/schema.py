@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from studyloom.text import no_such_key, printable
+from studyloom.text import describe_unknown_key, printable
 
 LONGEST_NAME = 200  # file systems allow 255 bytes; the rest is for suffixes
 
@@ -259,5 +259,5 @@ def unknown_keys(config: DictConfig) -> list[str]:
             unknown = [str(name) for name in config[section.name] if name not in known]
             if section.name == "objective" and config.objective["_target_"] is not None:
                 continue
-            errors += [no_such_key(f"{section.name}.{name}", known) for name in unknown]
+            errors += [describe_unknown_key(f"{section.name}.{name}", known) for name in unknown]
     return errors

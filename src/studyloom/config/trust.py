@@ -24,7 +24,7 @@ from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
 from studyloom.files import is_trusted, read_text
 from studyloom.moved import MOVED
-from studyloom.text import name_error, nearest, no_such_key
+from studyloom.text import describe_unknown_key, name_error, nearest
 from studyloom.user_code.importing import ELSEWHERE, find_member, script_as_main, seeding_imports
 from studyloom.user_code.pickled import MAIN
 
@@ -200,7 +200,7 @@ def content_errors(config: Any, trusted: Sequence[str]) -> Iterator[str]:
         if section in NEVER:
             yield f"{section}: must not be set by an untrusted config"
         elif section not in SECTIONS:
-            yield no_such_key(str(section), [key for key in SECTIONS if key not in NEVER])
+            yield describe_unknown_key(str(section), [key for key in SECTIONS if key not in NEVER])
         elif section not in OPEN and content is not None:
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):

@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from studyloom.errors import ConfigError
-from studyloom.text import error_text, name_error, no_such_key
+from studyloom.text import describe_unknown_key, error_text, name_error
 
 ABSENT = object()  # what `node_at` returns for a key that is not there
 
@@ -140,7 +140,7 @@ def keys_explained() -> Iterator[None]:
     except (ConfigAttributeError, ConfigKeyError) as error:
         if not error.full_key or not isinstance(error.parent_node, DictConfig):
             raise
-        words = no_such_key(error.full_key, [str(name) for name in error.parent_node])
+        words = describe_unknown_key(error.full_key, [str(name) for name in error.parent_node])
         raise ConfigError(
             f"{words}; your function reads this key from its config, which is the study's "
             "with the values of the trial; add your own keys to the section params"

@@ -13,7 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
-from studyloom.errors import StorageError, messages_of
+from studyloom.errors import StorageError, list_messages
 from studyloom.files import is_trusted
 from studyloom.storage import sql
 from studyloom.storage.connections import untrusted
@@ -129,7 +129,7 @@ def read_named(
                 continue
             earlier = read_earlier(source)
         except ValueError as error:
-            errors += [f"study.warm_start: {line}" for line in messages_of(error, str(error))]
+            errors += [f"study.warm_start: {line}" for line in list_messages(error, str(error))]
             continue
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")

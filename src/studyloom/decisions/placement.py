@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution
 
 from studyloom.config.values import has_key, value_at
 from studyloom.space.tree import Hyperparameter, Point, Space, config_group, find_misfit
-from studyloom.text import as_yaml, nearest
+from studyloom.text import format_scalar, nearest
 
 ABSENT = object()  # the value of a hyperparameter that is not given; None may be a value
 
@@ -113,9 +113,9 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
         if value is ABSENT:
             value = hyperparameter.read_default(choices, partial(value_at, config))
             placed.defaulted.append(name)
-            subject = f"{name} is not given, and its default value {as_yaml(value)}"
+            subject = f"{name} is not given, and its default value {format_scalar(value)}"
         else:
-            subject = f"{name}={as_yaml(value)}"
+            subject = f"{name}={format_scalar(value)}"
         misfit = find_misfit(distribution, value)
         if misfit is not None:
             placed.errors.append(f"{subject} {misfit}")
@@ -165,7 +165,7 @@ def _check_unused(
     key = given_values.keys[name]
     if _is_fixed_length(definition.space, placed.point, (name, key), value):
         return
-    subject = f"{name}={as_yaml(value)}"
+    subject = f"{name}={format_scalar(value)}"
     choices = {**definition.composer.choices, **placed.point.choices}
     option = choices.get(config_group(key))
     if option is not None:

@@ -25,7 +25,7 @@ from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
 from studyloom.storage.database import Connection
 from studyloom.storage.redo import missing_baseline
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.text import as_yaml
+from studyloom.text import format_scalar
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -209,7 +209,7 @@ def _place_enqueued(
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         errors.append(
             "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
-            f"got {as_yaml(enqueued)}"
+            f"got {format_scalar(enqueued)}"
         )
         return
     for index, parameters in enumerate(enqueued):

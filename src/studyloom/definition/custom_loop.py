@@ -36,7 +36,7 @@ from studyloom.objectives.user_functions import (
     sources_of,
 )
 from studyloom.space.tree import Point, SuggestedSpace
-from studyloom.text import as_yaml, is_scalar, nearest
+from studyloom.text import format_scalar, is_scalar, nearest
 from studyloom.training.device import training_device
 from studyloom.training.job import Job
 
@@ -290,7 +290,7 @@ class LoopDefinition(Definition):
         if self.reads_train:
             return
         unread = [
-            f"train.{name}={as_yaml(each)}"
+            f"train.{name}={format_scalar(each)}"
             for name, each, is_other, typed in self._train_settings()
             if is_other or typed
         ]

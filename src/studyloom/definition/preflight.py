@@ -22,12 +22,12 @@ from studyloom.errors import (
     TRAIN_IT_YOURSELF,
     DataError,
     UndefinedMetric,
-    messages_of,
+    list_messages,
     or_train_it_yourself,
 )
 from studyloom.metrics import METRICS, Metric
 from studyloom.objectives.jobs import build_jobs
-from studyloom.text import as_yaml
+from studyloom.text import format_scalar
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import apply_network, on_threads
@@ -58,8 +58,8 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                 try_out(jobs[0], split, {job.last_batch_size for job in [*jobs, *jobs_later]})
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
-                errors = messages_of(error, describe_error(error))
-            values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
+                errors = list_messages(error, describe_error(error))
+            values = (f"{key}={format_scalar(value)}" for key, value in probe.items())
             where = ", ".join(filter(None, [str(branch), *values]))
             for line in errors:
                 if not any(

@@ -27,7 +27,7 @@ from studyloom.space.tree import (
     find_end,
     find_misfit,
 )
-from studyloom.text import as_yaml, line_to_add, nearest
+from studyloom.text import format_scalar, nearest, suggest_line
 
 SEARCHED = (*OF_NETWORKS, "train", "params")
 
@@ -181,7 +181,8 @@ def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
         middle = _middle(branch, node)
         way_out += f"; {owner} declares it: a default of the range, such as {middle}, comes first"
     for problem in _problems(node, default, branch):
-        yield f"space.{node.name}: the default {node.key}={as_yaml(default)} {problem}; {way_out}"
+        value = format_scalar(default)
+        yield f"space.{node.name}: the default {node.key}={value} {problem}; {way_out}"
 
 
 def _declaring(branch: Branch, node: ValueNode | ListNode, default: Any) -> str:
@@ -203,7 +204,7 @@ def _middle(branch: Branch, node: ValueNode | ListNode) -> str:
         other = value_at(branch.config, key)
         return len(other) if isinstance(other, list) else 1
 
-    return as_yaml(find_default(node, inspect.Parameter.empty, length_of))
+    return format_scalar(find_default(node, inspect.Parameter.empty, length_of))
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:
@@ -230,8 +231,8 @@ def _to_add(definition: Definition, branch: Branch, node: ValueNode | ListNode) 
     file = definition.composer.file_of(section, branch.choices)
     if file is None or "." in name or not (of_params or section in definition.composer.choices):
         return ""
-    value = as_yaml(find_end(node.distribution, 0)) if isinstance(node, ValueNode) else "[…]"
-    return line_to_add(name, value, file, "params" if of_params else "")
+    value = format_scalar(find_end(node.distribution, 0)) if isinstance(node, ValueNode) else "[…]"
+    return suggest_line(name, value, file, "params" if of_params else "")
 
 
 def _not_searched(name: str, key: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from studyloom.data.split import Fold
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric, ObjectiveValue
 from studyloom.seeds import derive
-from studyloom.text import as_yaml, nearest
+from studyloom.text import format_scalar, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
 
@@ -280,6 +280,6 @@ def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
     if direction not in DIRECTIONS:
         raise ConfigError(
             f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
-            f"which is better; got {as_yaml(direction)}"
+            f"which is better; got {format_scalar(direction)}"
         )
     return Metric(name, direction, score)

@@ -23,7 +23,7 @@ from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Metric, ObjectiveVa
 from studyloom.space.rule import Condition, parse_limits, read_space
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import OF_TRIALS
-from studyloom.text import as_yaml
+from studyloom.text import format_scalar
 
 NETWORK, PARAMS = "objective.network", "params"
 
@@ -332,7 +332,7 @@ def _named_objectives(objective: Mapping[str, Any]) -> list[tuple[str, Any]]:
         each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
         raise ConfigError(
             f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
-            f"does not say which is better; got {as_yaml(objective['direction'])}"
+            f"does not say which is better; got {format_scalar(objective['direction'])}"
         )
     _check_names("objective.metric", names[1:])
     return [*zip(names, directions, strict=True)]

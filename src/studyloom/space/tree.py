@@ -32,7 +32,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from studyloom.errors import refuse
-from studyloom.text import as_yaml, is_scalar, kind_of, nearest
+from studyloom.text import describe_kind, format_scalar, is_scalar, nearest
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Scalar = str | int | float | bool | None  # a value of a hyperparameter
@@ -214,7 +214,9 @@ class Space:
         """Returns which relation these values break: "breaks …"; None if they break none."""
         for relation in self.relations:
             if not relation.holds(params):
-                values = [f"{name}={as_yaml(params[name])}" for name in sorted(relation.names)]
+                values = [
+                    f"{name}={format_scalar(params[name])}" for name in sorted(relation.names)
+                ]
                 return f"breaks space.where '{relation}' with {', '.join(values)}"
         return None
 
@@ -545,13 +547,13 @@ def find_misfit(distribution: Distribution, value: object) -> str | None:
         choices = distribution.choices
         if any(_is_same(choice, value) for choice in choices):
             return None
-        return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
+        return f"is not among [{', '.join(map(format_scalar, choices))}]{nearest(value, choices)}"
     if isinstance(distribution, IntDistribution):
         if type(value) is not int:  # a bool is an instance of int too
-            return f"is {kind_of(value)}, but must be an integer"
+            return f"is {describe_kind(value)}, but must be an integer"
         return _find_range_misfit(distribution, value)
     if type(value) is not int and type(value) is not float:
-        return f"is {kind_of(value)}, but must be a number"
+        return f"is {describe_kind(value)}, but must be a number"
     return _find_range_misfit(distribution, value)
 
 
@@ -576,7 +578,7 @@ def describe(distribution: Distribution) -> str:
     """Describes the values of a distribution in a few words: "1 … 9 step 4", "relu | tanh"."""
     match distribution:
         case CategoricalDistribution(choices=choices):
-            return " | ".join(map(as_yaml, choices))
+            return " | ".join(map(format_scalar, choices))
         case IntDistribution(low=low, high=high, step=step, log=log):
             if low == high:
                 return str(low)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from studyloom.storage.attributes import COLUMNS
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.text import html_table, without_formula
+from studyloom.text import escape_formula, html_table
 
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 ROWS_IN_NOTEBOOK = 100
@@ -150,9 +150,9 @@ def as_csv(rows: Rows) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(without_formula(column) for column in rows.columns)
+    writer.writerow(escape_formula(column) for column in rows.columns)
     for cells in rows.cells:
-        writer.writerow(without_formula(_plain(cell)) for cell in cells)
+        writer.writerow(escape_formula(_plain(cell)) for cell in cells)
     return text.getvalue()
 
 

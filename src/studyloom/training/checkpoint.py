@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studyloom.files import is_abandoned, naming, sync_folder, temporary_name, write_with
+from studyloom.files import is_abandoned, naming_file, sync_folder, temporary_name, write_with
 
 State = dict[str, Any]
 
@@ -63,7 +63,7 @@ class Checkpoint:
         new = temporary_name(self.path, "new")
         old = temporary_name(self.path, "old")
         try:
-            with naming(self.path):
+            with naming_file(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 _remove(path for path in self._temporary_files() if is_abandoned(path))
                 with open(new, "wb") as file:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
-from studyloom.files import naming
+from studyloom.files import naming_file
 from studyloom.text import error_text
 from studyloom.user_code.importing import importing_module
 
@@ -173,7 +173,7 @@ def _name_unpicklable(suspects: Mapping[str, Any]) -> None:
 def _file_with(content: bytes) -> Iterator[int]:
     """Yields the descriptor of a file without a name that has a content."""
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
-        with naming(Path(tempfile.gettempdir())):
+        with naming_file(Path(tempfile.gettempdir())):
             file.write(content)
             file.flush()
         yield file.fileno()

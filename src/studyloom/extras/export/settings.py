@@ -10,7 +10,7 @@ from studyloom.definition.definition import Definition
 from studyloom.errors import ConfigError
 from studyloom.metrics import METRICS, Metric, ObjectiveValue
 from studyloom.space.rule import Rule
-from studyloom.text import no_such_key
+from studyloom.text import describe_unknown_key
 
 # The values that a rule may name besides the metric: how much worse a variant is than the original,
 # the upper end of the 95% interval of that difference, and what the variant costs.
@@ -65,7 +65,7 @@ class Settings:
                 errors.append(f"{key}={text}: cannot be read as a YAML value")
                 continue
             if key not in names:
-                errors.append(no_such_key(key, names))
+                errors.append(describe_unknown_key(key, names))
                 continue
             requirement = _violated_requirement(key, value)
             if requirement is not None:

@@ -26,7 +26,7 @@ from studyloom.objectives.loop_run import Run
 from studyloom.objectives.user_functions import Adapter
 from studyloom.processes import running_process_group
 from studyloom.space.tree import Group, Node, Space
-from studyloom.text import as_yaml, mask_passwords, nearest, shorten
+from studyloom.text import format_scalar, mask_passwords, nearest, shorten
 from studyloom.user_code.digests import CODE, digest_source
 from studyloom.worker.local import visible_gpus
 from studyloom.worker.supervisor import WorkerExit
@@ -331,7 +331,7 @@ def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
     def replace_placeholder(match: re.Match[str]) -> str:
         if match["text"]:
             return match["text"][1:-1]
-        return as_yaml(values[match["name"]])
+        return format_scalar(values[match["name"]])
 
     return [PLACE.sub(replace_placeholder, word) for word in shlex.split(run)]
 

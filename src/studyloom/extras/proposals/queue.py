@@ -23,7 +23,7 @@ from studyloom.storage.attributes import PROPOSED
 from studyloom.storage.database import Connection
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.text import format_value, kind_of, one_line, shorten_end
+from studyloom.text import describe_kind, format_value, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
 MOST_ERRORS = 20  # of a proposal that are printed
@@ -96,7 +96,7 @@ def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"it has more than {LONGEST['point']} characters")
     parsed = json.loads(text)
     if not isinstance(parsed, dict):
-        raise ValueError(f"it is {kind_of(parsed)}")
+        raise ValueError(f"it is {describe_kind(parsed)}")
     return parsed
 
 
