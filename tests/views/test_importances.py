@@ -13,7 +13,8 @@ from toys import two_sided
 
 from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
 from studyloom.views.report import read_report
-from studyloom.views.snapshot import ALL_ALIKE, TOO_FEW, importances, varied_parameters
+from studyloom.views.snapshot import importances, varied_parameters
+from studyloom.views.words import ALL_ALIKE, TOO_FEW, explain_no_importances
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])
@@ -62,8 +63,8 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
     space = {"a": FRACTION, "b": FRACTION, "c": IntDistribution(1, 9), "d": CHOICE}
     plain = made(40, lambda p: 3 * p["a"] + p["b"], **space)
     for stored in (plain, conditional(study_of)):
-        found = importances(stored)
-        assert found == importances(stored)
+        found = importances(stored).shares
+        assert found == importances(stored).shares
         assert [*found.values()] == sorted(found.values(), reverse=True)
         assert sum(found.values()) == pytest.approx(1)
         assert found == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
@@ -84,7 +85,7 @@ def test_each_objective_has_importances_of_its_own(sqlite_url):
     values = [(0.5 + number % 7 / 20, 100.0 + 50 * (number % 5)) for number in range(14)]
     stored = two_sided(sqlite_url, *values, None)
     for position in (0, 1):
-        found = importances(stored, position)
+        found = importances(stored, position).shares
         assert found == pytest.approx(shown_by_the_dashboard(stored, position))
 
 
@@ -98,7 +99,7 @@ def test_what_decides_the_value_comes_first_whatever_its_kind(made):
         )
     ):
         space = {"choice": letters, "number": FRACTION, "count": IntDistribution(0, 100)}
-        found = importances(made(100, value, seed, **space))
+        found = importances(made(100, value, seed, **space)).shares
         assert next(iter(found)) == name
 
 
@@ -116,13 +117,18 @@ def test_without_importances_a_sentence_says_why(study_of):
             name,
         )
 
+    def reason(stored):
+        found = importances(stored)
+        assert found.shares == {}
+        return explain_no_importances(found)
+
     varied = {"lr": (0.1, 0.2, 0.3)}
-    assert importances(study_of((), "none")) == TOO_FEW
-    assert importances(study("few", range(9), **varied)) == TOO_FEW
-    assert importances(study("infinite", [*range(9), float("inf")], **varied)) == TOO_FEW
-    assert importances(study("constant", [0.5] * 20, **varied)) == ALL_ALIKE
-    assert importances(study("one value", range(20), lr=(0.1,))) == ALL_ALIKE
-    assert importances(study("no hyperparameter", range(20))) == ALL_ALIKE
+    assert reason(study_of((), "none")) == TOO_FEW
+    assert reason(study("few", range(9), **varied)) == TOO_FEW
+    assert reason(study("infinite", [*range(9), float("inf")], **varied)) == TOO_FEW
+    assert reason(study("constant", [0.5] * 20, **varied)) == ALL_ALIKE
+    assert reason(study("one value", range(20), lr=(0.1,))) == ALL_ALIKE
+    assert reason(study("no hyperparameter", range(20))) == ALL_ALIKE
 
 
 def test_a_hyperparameter_has_varied_if_enough_trials_have_two_values_of_it(made):

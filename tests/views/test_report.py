@@ -266,7 +266,7 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
     page = render(stored, None, "")
     said = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
     assert said in text_of(page)
-    assert [name for name in heads(page) if name in space] == [*importances(stored)][:2]
+    assert [name for name in heads(page) if name in space] == [*importances(stored).shares][:2]
 
 
 def heads(page):
@@ -290,7 +290,7 @@ def test_the_table_begins_with_what_matters_under_names_as_short_as_tells_them_a
     trials = [a_trial(n, accuracy=n * 7 % 40 / 40, params=settings(n)) for n in range(40)]
     stored = study_of(trials)
     page = render(stored, None, "")
-    shares = importances(stored)
+    shares = importances(stored).shares
     assert next(iter(shares)) == "optimizer.adamw.weight_decay"
     short = {
         "optimizer": "optimizer",

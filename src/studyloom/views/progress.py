@@ -382,8 +382,7 @@ class ProgressReader:
         """Returns the importances, from at least `1 / growth` of the complete trials."""
         complete = search.outcomes.get("complete", 0)
         if self._complete is None or not self._complete <= complete <= growth * self._complete:
-            found = importances(self.stored)
-            self._importances = {} if isinstance(found, str) else found
+            self._importances = importances(self.stored).shares
             self._complete = complete
         return self._importances
 

@@ -34,7 +34,7 @@ from studyloom.views import drawing, figures, page, words
 from studyloom.views.explanations import explanation_sections
 from studyloom.views.page import Absent, Section, Words, drawn, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
-from studyloom.views.snapshot import Snapshot, importances, varied_parameters
+from studyloom.views.snapshot import Importances, Snapshot, importances, varied_parameters
 from studyloom.winner.result import Result, Wrong
 from studyloom.worker_log import read_trial_end
 
@@ -291,15 +291,12 @@ MOST_SLICES = 24  # of the most important hyperparameters
 MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 
 
-def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] | str]]:
-    """Returns the varied hyperparameters, the most important first, and importances by objective.
-
-    An objective without importances has a sentence that says why.
-    """
+def what_matters(stored: StoredStudy) -> tuple[list[str], list[Importances]]:
+    """Returns the varied hyperparameters, the most important first, and all importances."""
     names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
-    found = [importances(stored, position) for position, _ in enumerate(stored.objectives)]
-    shares = found[0] if isinstance(found[0], dict) else {}
-    return sorted(names, key=lambda name: -shares.get(name, 0.0)), found
+    by_objective = [importances(stored, place) for place, _ in enumerate(stored.objectives)]
+    shares = by_objective[0].shares
+    return sorted(names, key=lambda name: -shares.get(name, 0.0)), by_objective
 
 
 def parameter_sections(
@@ -307,20 +304,21 @@ def parameter_sections(
     best: FrozenTrial | None,
     axis: figures.Axis,
     names: Sequence[str],
-    found: Sequence[dict[str, float] | str],
+    by_objective: Sequence[Importances],
 ) -> Iterator[Section]:
-    """Renders the importances of hyperparameters for each objective, and their effects.
-
-    Args:
-        found: the importances for each objective, or a sentence that says why not.
-    """
+    """Renders the importances of hyperparameters for each objective, and their effects."""
     trials = stored.trials()
-    for position, (objective, shares) in enumerate(zip(stored.objectives, found, strict=True)):
-        block = page.Bars([*shares.items()]) if isinstance(shares, dict) else Absent(shares)
+    for position, objective in enumerate(stored.objectives):
+        shares = by_objective[position].shares
+        block: figures.Block = page.Bars([*shares.items()])
+        if not shares:
+            block = Absent(words.explain_no_importances(by_objective[position]))
         made = section("importances", [block])
-        if len(found) > 1:
+        if len(by_objective) > 1:
             made = replace(made, title=f"What matters for {objective.name}")
-        yield replace(made, key=f"importances-{position}") if position else made
+        if position > 0:
+            made = replace(made, key=f"importances-{position}")
+        yield made
     most = names[:MOST_SLICES]
     yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
     yield section("together", [drawn(figures.together, trials, most, axis)])
@@ -339,7 +337,7 @@ def trials_section(
     stored: StoredStudy,
     snapshot: Snapshot,
     won: int | None,
-    found: dict[str, float] | str,
+    shares: Mapping[str, float],
     run_dir: Path | None,
 ) -> Section:
     """Renders the table of all trials, without empty columns; `studyloom trials --csv` has all.
@@ -348,7 +346,7 @@ def trials_section(
     only the first are shown.
 
     Args:
-        found: the importances, or a sentence that says why there are none.
+        shares: the importances; empty if there are none.
         run_dir: where the trials' logs are, if known.
     """
     rows = trial_tables.trial_rows(stored)
@@ -356,7 +354,6 @@ def trials_section(
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
-    shares = found if isinstance(found, dict) else {}
     known = {trial_tables.column_of(name): -share for name, share in shares.items()}
     asked.sort(key=lambda name: (known.get(name, 0.0), columns[name].count(None)))
     ranked = asked[:MOST_COLUMNS]
@@ -653,9 +650,10 @@ def read_report(
             yield from explanation_sections(result)
         yield from search[first:]
         yield from proposer_sections(stored, result)
-        names, shares = what_matters(shown)
-        yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
-        yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
+        names, by_objective = what_matters(shown)
+        shares = by_objective[0].shares
+        yield from noted([trials_section(shown, snapshot, won, shares, run_dir)], note)
+        yield from noted(parameter_sections(shown, snapshot.best, axis, names, by_objective), note)
         yield from worker_sections(stored, snapshot)
         yield environment_section(stored.trials(), result, configs)
 

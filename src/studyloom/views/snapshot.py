@@ -16,11 +16,21 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 
 ENOUGH = 10  # complete trials, of which the best tenth is one
-TOO_FEW = (
-    f"No importances yet: of fewer than {ENOUGH} complete trials, the best tenth is less than one. "
-    "optuna-dashboard shows some from 2 on."
-)
-ALL_ALIKE = "No hyperparameter sets the best trials apart; optuna-dashboard shows equal shares."
+
+
+@dataclass(frozen=True)
+class Importances:
+    """The importances of hyperparameters for an objective.
+
+    Args:
+        shares: the share of each hyperparameter, the largest first, with a sum of 1. Even one that
+            never varied may have a share if it is conditional, since it may matter whether a trial
+            has it. Empty if no hyperparameter sets the best trials apart.
+        has_enough_trials: whether the best tenth of the complete trials is at least one.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=dict)
+    has_enough_trials: bool = True
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str
     return sorted(name for name, seen in values.items() if len(seen) >= least and len({*seen}) > 1)
 
 
-def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | str:
+def importances(stored: StoredStudy, position: int = 0) -> Importances:
     """Returns the importances of hyperparameters, as optuna-dashboard shows them.
 
     PED-ANOVA (Watanabe et al., IJCAI 2023) compares the distribution of each hyperparameter in the
@@ -199,11 +209,6 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
 
     Args:
         position: the position of the objective.
-
-    Returns:
-        The share of each hyperparameter, the largest first, with a sum of 1. Even one that never
-        varied may have a share if it is conditional, since it may matter whether a trial has it.
-        Or a sentence that says why there are no importances.
     """
     trials = [
         trial
@@ -211,16 +216,20 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
         if math.isfinite(trial.values[position])
     ]
     if len(trials) < ENOUGH:
-        return TOO_FEW
+        return Importances(has_enough_trials=False)
     sign = stored.objectives[position].sign
     with warnings.catch_warnings():  # that it minimizes, and that few trials have a hyperparameter
         warnings.simplefilter("ignore")
-        found = ped_anova().evaluate(
+        evaluated = ped_anova().evaluate(
             stored.optuna, target=lambda trial: -sign * trial.values[position]
         )
-    varied, total = varied_parameters(trials), sum(found.values())
+    varied = varied_parameters(trials)
+    total = sum(evaluated.values())
     if not varied or not total:
-        return ALL_ALIKE
+        return Importances()
+    shares = {}
     # Optuna's order of equal importances is random.
-    order = sorted(found, key=lambda name: (-found[name], name))
-    return {name: found[name] / total for name in order if found[name] or name in varied}
+    for name in sorted(evaluated, key=lambda name: (-evaluated[name], name)):
+        if evaluated[name] or name in varied:
+            shares[name] = evaluated[name] / total
+    return Importances(shares)

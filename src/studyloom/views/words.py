@@ -30,7 +30,7 @@ from studyloom.text import (
     one_line,
     plural,
 )
-from studyloom.views.snapshot import Snapshot, WorkerStatus
+from studyloom.views.snapshot import ENOUGH, Importances, Snapshot, WorkerStatus
 from studyloom.winner.result import (
     SIMPLE,
     Ablation,
@@ -59,6 +59,11 @@ FOLLOW_SEED = (
 )
 NO_TEST = "there is no objective.test, so nothing was tested"
 OWN_TEST = "your test function measured it, so there are no predictions to show"
+TOO_FEW = (
+    f"No importances yet: of fewer than {ENOUGH} complete trials, the best tenth is less than one. "
+    "optuna-dashboard shows some from 2 on."
+)
+ALL_ALIKE = "No hyperparameter sets the best trials apart; optuna-dashboard shows equal shares."
 TRAININGS = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
 
 
@@ -330,6 +335,13 @@ def describe_study(snapshot: Snapshot, stored: StoredStudy, result: Result | Non
     """Describes a study in one sentence: by its tested winner, or by its best trial."""
     sentence = None if result is None else describe_result(result, stored)
     return sentence or describe_best(snapshot)
+
+
+def explain_no_importances(importances: Importances) -> str:
+    """Says why hyperparameters have no importances."""
+    if importances.has_enough_trials:
+        return ALL_ALIKE
+    return TOO_FEW
 
 
 def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:

@@ -25,6 +25,7 @@ from studyloom.views import figures, page
 from studyloom.views.page import Head, Section, drawn, section
 from studyloom.views.snapshot import importances
 from studyloom.views.terminal import make_console
+from studyloom.views.words import explain_no_importances
 
 MOST_DRAWN = 2000  # trials that are drawn, the best among them, and that importances consider
 MOST_FIRST = 3  # of the best configurations, which the next search tries first
@@ -242,7 +243,7 @@ def _importances(study: AdoptedStudy) -> page.Bars | str:
             )
         )
     stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
-    shares = importances(stored)
-    if isinstance(shares, str):
-        return shares
-    return page.Bars([*shares.items()])
+    computed = importances(stored)
+    if not computed.shares:
+        return explain_no_importances(computed)
+    return page.Bars([*computed.shares.items()])
