@@ -238,7 +238,7 @@ def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to come of a search.
+    """The rest of a search: whether it continues, and what that is expected to gain.
 
     Args:
         ending: why it has ended; None if it continues.
@@ -336,9 +336,14 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
         elif last_values_count and record.outcome in ("pruned", "paused"):
             value = _last_value(trial)
         if value is not None:
-            value = stored.sign * value if math.isfinite(value) else None
+            value *= stored.sign
+            if not math.isfinite(value):
+                value = None
+        slot = record.slot
+        if slot is None:  # another program has made the trial
+            slot = trial.number
         outcome = Outcome(
-            slot=trial.number if record.slot is None else record.slot,
+            slot=slot,
             has_ended=trial.state.is_finished() or record.outcome == "paused",
             value=value,
             epochs=len(trial.intermediate_values),

@@ -1,4 +1,4 @@
-"""What samplers that learn only from complete trials see: each trial at the end of its training.
+"""Trials at the end of their training, as samplers see them that learn only from complete ones.
 
 Under promotion few trials complete: of 70 trials in 432 epochs 4 to 8. Optuna's Gaussian process,
 CMA-ES and NSGA-II would see only these. Here a trial that stopped earlier is shown as complete,
@@ -161,7 +161,9 @@ def _show_as_complete(
     for trial in trials:
         if trial.number in values:
             names = set(trial.constraints or ())
-            shared_names = names if shared_names is None else shared_names & names
+            if shared_names is not None:
+                names &= shared_names
+            shared_names = names
     shown_trials = []
     for trial in trials:
         if trial.number in values:
@@ -214,8 +216,11 @@ def _show_until(
     is_paused = trial.state == TrialState.RUNNING and attributes.get(PAUSED) is not None
     cut = find_cut(attributes.get(SEGMENTS, ()))
     if cut is not None:
-        # Its costs, which are attributes too, are known from its first segment on.
-        _select_constraints(shown_trial, attributes if cut else ())
+        constraints: Container[str] = ()
+        if cut > 0:
+            # Its costs, which are attributes too, are known from its first segment on.
+            constraints = attributes
+        _select_constraints(shown_trial, constraints)
         shown_trial.state = TrialState.RUNNING
         shown_trial.values = None
         shown_trial.intermediate_values = {

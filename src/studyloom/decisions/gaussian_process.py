@@ -199,7 +199,7 @@ def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> 
 
 
 class AutoSampler(GaussianProcessSampler):
-    """What `sampler=auto` stands for: a Gaussian process where it pays, and TPE elsewhere.
+    """Stands for `sampler=auto`: a Gaussian process where it pays, and TPE elsewhere.
 
     It pays with one objective if trials have trained for two seconds on average, twenty times what
     the model takes, and with up to 200 results and 20 hyperparameters. Whether trials train so
@@ -223,7 +223,7 @@ class AutoSampler(GaussianProcessSampler):
 
     @property
     def note(self) -> str:
-        """What is printed before the first trial."""
+        """The line that is printed before the first trial."""
         seconds = f"{WORTHWHILE_SECONDS:g} s on average"
         if self._has_several_objectives:
             sampler = "TPE, since objective.metric names several"

@@ -77,7 +77,7 @@ class RoundOrder:
 
     def view_study(self, study: Study, segment: Segment) -> Study:
         """Returns a view of a study with what a sampler may know for the decision on a segment."""
-        find_cut = partial(_find_cut, known=self.count_known(segment.number))
+        find_cut = partial(_find_cut, known_count=self.count_known(segment.number))
         return view_in_rounds(study, find_cut)
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
@@ -100,16 +100,18 @@ class RoundOrder:
         oldest = min((standing.segments[-1].number for standing in running), default=math.inf)
         number = last_number + 1
         while self.count_known(number) <= oldest:
-            known = self.count_known(number)
-            if self._find_repeated_failure(standings, known) is not None:
+            known_count = self.count_known(number)
+            if self._find_repeated_failure(standings, known_count) is not None:
                 return None
-            choice = self.order.choose(self.limit_standings(standings, known))
+            choice = self.order.choose(self.limit_standings(standings, known_count))
             if choice is not None:
-                chosen = next(s for s in standings if s.slot == choice.slot)
-                start = chosen.last if chosen.segments else None
-                return Next(chosen.slot, segments=[*chosen.segments, Segment(number, start)])
-            if known > last_number:  # no later round knows more
-                return self._choose_unpromotable(standings, known)
+                standing = next(s for s in standings if s.slot == choice.slot)
+                start = None
+                if standing.segments:
+                    start = standing.last
+                return Next(choice.slot, segments=[*standing.segments, Segment(number, start)])
+            if known_count > last_number:  # no later round knows more
+                return self._choose_unpromotable(standings, known_count)
             # Nothing else is known in this round: it stays incomplete, and the next one begins.
             number += self.width - number % self.width
         return None
@@ -128,16 +130,16 @@ class RoundOrder:
         next_that_knows_all = last_number + 1 + 2 * self.width
         return self._find_repeated_failure(standings, self.count_known(next_that_knows_all))
 
-    def _find_repeated_failure(self, standings: Sequence[Standing], known: int) -> str | None:
+    def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
 
         Args:
-            known: how many segments, the first ones, count.
+            known_count: how many segments, the first ones, count.
         """
         in_a_row = 0
         previous: Fault | None = None
         for number, fault in _list_faults(standings):
-            if number >= known:
+            if number >= known_count:
                 break
             if fault is None or fault.kind not in failures.HALTING:
                 in_a_row = 0
@@ -150,13 +152,13 @@ class RoundOrder:
                 return fault.reason
         return None
 
-    def limit_standings(self, standings: Sequence[Standing], known: int) -> list[Standing]:
-        """Returns how far trials have come if only the first `known` segments have ended.
+    def limit_standings(self, standings: Sequence[Standing], known_count: int) -> list[Standing]:
+        """Returns how far trials have come if only the first `known_count` segments have ended.
 
         Those that can then no longer be promoted are done. That leaves fewer trials that may still
         reach a rung, so that others there can perhaps no longer be promoted either.
         """
-        limited = [_limit_standing(standing, known) for standing in standings]
+        limited = [_limit_standing(standing, known_count) for standing in standings]
         unpromotable = self.order.find_unpromotable(limited)
         while unpromotable:
             for position, standing in enumerate(limited):
@@ -165,10 +167,10 @@ class RoundOrder:
             unpromotable = self.order.find_unpromotable(limited)
         return limited
 
-    def _choose_unpromotable(self, standings: Sequence[Standing], known: int) -> Next | None:
+    def _choose_unpromotable(self, standings: Sequence[Standing], known_count: int) -> Next | None:
         """Returns the first paused trial that can no longer be promoted, to be ended."""
         done_slots = set()
-        for standing in self.limit_standings(standings, known):
+        for standing in self.limit_standings(standings, known_count):
             if standing.state == DONE:
                 done_slots.add(standing.slot)
         paused_slots = [
@@ -212,22 +214,22 @@ def _has_ended(standing: Standing) -> bool:
     return standing.paused > start
 
 
-def _find_cut(segments: Sequence[tuple[int, int | None]], known: int) -> int | None:
+def _find_cut(segments: Sequence[tuple[int, int | None]], known_count: int) -> int | None:
     """Returns the step after which the segments of a trial are unknown; None if none is.
 
     Args:
         segments: the number and start of each, see `Segment`.
-        known: how many segments of the study are known.
+        known_count: how many segments of the study are known.
     """
     for number, start in segments:
-        if number >= known:
+        if number >= known_count:
             return start or 0
     return None
 
 
-def _limit_standing(standing: Standing, known: int) -> Standing:
-    """Returns how far a trial has come if only the first `known` segments have ended."""
-    cut = _find_cut(standing.segments, known)
+def _limit_standing(standing: Standing, known_count: int) -> Standing:
+    """Returns how far a trial has come if only the first `known_count` segments have ended."""
+    cut = _find_cut(standing.segments, known_count)
     if cut is not None:  # it runs
         reports = {rung: report for rung, report in standing.reports.items() if report.step <= cut}
         return replace(standing, state=HELD, last=cut or None, reports=reports)

@@ -1,4 +1,4 @@
-"""What a sampler is given of its study; a grid without repetitions, and CMA-ES without pickles."""
+"""The context of a sampler; a grid without repetitions, and CMA-ES without pickles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ class GridSampler(BaseSampler):
         order = np.random.default_rng(seed).permutation(len(space.grid))
         self.points: list[Point] = [space.grid[position] for position in order]
         if baseline is not None:
-            others = [point for point in self.points if point.params != baseline.params]
-            self.points = [baseline, *others]
+            other_points = [point for point in self.points if point.params != baseline.params]
+            self.points = [baseline, *other_points]
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

@@ -83,19 +83,21 @@ def choose_trials(
         At most `count` trials in the order in which they are tried, none with the configuration
         of another or of the baseline.
     """
-    chosen: list[PlacedTrial] = []
-    configurations = [] if definition.baseline is None else [definition.baseline.params]
+    chosen_trials: list[PlacedTrial] = []
+    configurations = []
+    if definition.baseline is not None:
+        configurations.append(definition.baseline.params)
     turns = deque(_fitting_trials(definition, earlier) for earlier in studies)
-    while turns and len(chosen) < count:
+    while turns and len(chosen_trials) < count:
         trials = turns.popleft()
         for trial in trials:
             configuration = trial.placed.point.params
             if configuration not in configurations:
-                chosen.append(trial)
+                chosen_trials.append(trial)
                 configurations.append(configuration)
                 turns.append(trials)
                 break
-    return chosen
+    return chosen_trials
 
 
 def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator[PlacedTrial]:
@@ -111,10 +113,10 @@ def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator
 
 
 def _describe_taken(
-    definition: "Definition", earlier: EarlierStudy, chosen: Sequence[PlacedTrial]
+    definition: "Definition", earlier: EarlierStudy, chosen_trials: Sequence[PlacedTrial]
 ) -> str:
     """Says which trials of an earlier study are tried first, and how they differ here."""
-    trials = [trial for trial in chosen if trial.earlier is earlier]
+    trials = [trial for trial in chosen_trials if trial.earlier is earlier]
     if not trials:
         return _describe_none_taken(definition, earlier)
     differences: list[str] = []
@@ -187,15 +189,17 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
             f"study.enqueue: {-room} of {len(starts)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
-    named = read_named(named_sources or [], begun, errors, notes)
+    earlier_studies = read_named(named_sources or [], begun, errors, notes)
     refuse(errors)
-    chosen = choose_trials(definition, named.studies, min(study.warm_start_top, room))
-    for earlier in named.studies:
-        notes.append(_describe_taken(definition, earlier, chosen))
-    for trial in chosen:
+    chosen_trials = choose_trials(
+        definition, earlier_studies.studies, min(study.warm_start_top, room)
+    )
+    for earlier in earlier_studies.studies:
+        notes.append(_describe_taken(definition, earlier, chosen_trials))
+    for trial in chosen_trials:
         label = trial.earlier.label
         starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
-    return WarmStarts(starts, named.labels, notes)
+    return WarmStarts(starts, earlier_studies.labels, notes)
 
 
 def _place_enqueued(

@@ -343,17 +343,17 @@ def _compare(tokens: Sequence[str], values: Mapping[str, Any]) -> bool:
         values: by name.
     """
     remaining = [*reversed(tokens)]
-    left = _compute(remaining, values)
+    left_side = _compute(remaining, values)
     sign = remaining.pop()
-    right = _compute(remaining, values)
+    right_side = _compute(remaining, values)
     if remaining:
         raise ValueError
     compare = OPERATIONS[0][sign]
-    if left is None or right is None:
+    if left_side is None or right_side is None:
         return False
-    if abs(left - right) <= CLOSE * max(abs(left), abs(right)):
-        right = left
-    return bool(compare(left, right))
+    if abs(left_side - right_side) <= CLOSE * max(abs(left_side), abs(right_side)):
+        right_side = left_side
+    return bool(compare(left_side, right_side))
 
 
 def _compute(remaining: list[str], values: Mapping[str, Any], level: int = 1) -> Fraction | None:

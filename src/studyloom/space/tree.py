@@ -335,7 +335,10 @@ class Space:
         """Yields an error for each range that a grid cannot enumerate."""
         for branch in self.branches():
             for node in branch.nodes:
-                distribution = node.item if isinstance(node, ListNode) else node.distribution
+                if isinstance(node, ListNode):
+                    distribution = node.item
+                else:
+                    distribution = node.distribution
                 if math.isinf(count_values(distribution)):
                     yield (
                         f"space.{node.name}: a grid cannot enumerate a continuous range; give it a "

@@ -29,6 +29,7 @@ from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, deferring_signals, end_with_parent
 from studyloom.text import name_error
 from studyloom.training.job import Job
+from studyloom.training.steps import BatchContent
 from studyloom.user_code.importing import importing_module
 
 # On a CPU a convolution's outputs should stay in the cache: 2,000 images a call take up to twice as
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
         size: the number of its examples.
     """
 
-    content: Any
+    content: BatchContent
     size: int
 
 
@@ -191,7 +192,7 @@ class ExampleBatches:
             yield Batch(content, len(request.indices))
         self._loader.end_epoch()
 
-    def load_batch(self, indices: Tensor) -> Any:
+    def load_batch(self, indices: Tensor) -> BatchContent:
         """Returns the batch of the training examples at indices, loaded in this process."""
         return self._loader.load_here(Request(True, 0, indices.tolist()))
 
@@ -233,7 +234,7 @@ class Loader:
         self._loader: DataLoader[Any] | None = None
         self._iterator: Any = None  # the DataLoader's, which owns the processes
 
-    def load(self, requests: Sequence[Request]) -> Iterator[Any]:
+    def load(self, requests: Sequence[Request]) -> Iterator[BatchContent]:
         """Yields the batch of each request.
 
         Raises:
@@ -259,7 +260,7 @@ class Loader:
             self.close()
             raise
 
-    def load_here(self, request: Request) -> Any:
+    def load_here(self, request: Request) -> BatchContent:
         """Returns the batch of a request, loaded in this process."""
         view = self._views[request.is_training]
         return self._to_device(view.load_batch(request.indices, request.seed))
@@ -317,7 +318,7 @@ class Loader:
             generator=torch.Generator(),  # else it would draw from the job's
         )
 
-    def _to_device(self, batch: Any) -> Any:
+    def _to_device(self, batch: BatchContent) -> BatchContent:
         if self._device.type == "cpu":
             return batch
         return move_to_device(batch, self._device)
@@ -370,7 +371,7 @@ class RequestedBatches(Dataset[Any]):
             return error  # PyTorch would raise another one, without its notes
 
 
-def _return_unchanged(batch: Any) -> Any:
+def _return_unchanged(batch: BatchContent) -> BatchContent:
     """Collates nothing: the Dataset gives whole batches. A process that is spawned imports it."""
     return batch
 

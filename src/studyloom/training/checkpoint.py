@@ -24,7 +24,7 @@ from studyloom.files import is_abandoned, naming_file, sync_folder, temporary_na
 
 State = dict[str, Any]
 
-# What may be in a state besides tensors, and mappings, lists, tuples and sets of such values.
+# Plain values of a state, which also holds tensors, mappings, lists, tuples and sets.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 # In earlier ones `weights_only` can be tricked into executing code, CVE-2026-24747.
 SAFE = torch.__version__ >= "2.10"

@@ -8,7 +8,7 @@ of PyTorch.
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -25,6 +25,9 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from studyloom.errors import refuse
 from studyloom.metrics import Metric
 from studyloom.text import name_error, nearest, shorten
+from studyloom.training.checkpoint import State
+
+Settings = dict[str, Any]  # arguments of an optimizer or a scheduler, by name
 
 INTERVALS = ("epoch", "step")
 EVERY_STEP = (OneCycleLR, CyclicLR)  # which PyTorch documents for each step, and not each epoch
@@ -46,7 +49,7 @@ class ParameterGroup:
     name: str
     match: tuple[str, ...]
     frozen: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
 
     def matches(self, parameter: str) -> bool:
         """Returns whether a parameter of this name is in the group."""
@@ -97,7 +100,7 @@ def make_optimizer(
     return optimizer
 
 
-def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> list[Settings]:
     """Returns the sections of parameters that an optimizer trains, as PyTorch takes them.
 
     First come the parameters that are in no group, and then each group that is not frozen, with its
@@ -111,7 +114,7 @@ def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> l
             members[group.name].append(parameter)
         if not matching:
             ungrouped.append(parameter)
-    sections: list[dict[str, Any]] = []
+    sections: list[Settings] = []
     if ungrouped:  # PyTorch refuses an empty list
         sections.append({"params": ungrouped})
     for group in groups:
@@ -224,7 +227,7 @@ class TorchSchedule:
     """
 
     kind: type[LRScheduler]
-    settings: dict[str, Any]
+    settings: Settings
     interval: str | None = None
     recorded: Sequence[float] = ()
 
@@ -282,7 +285,7 @@ class TorchSchedule:
                 f"scheduler.schedulers: interval must be {interval}, as that of the "
                 f"scheduler that steps them, or be left out; got {self.interval}"
             )
-        defaults: dict[str, Any] = {"total_steps": length, "T_max": length}
+        defaults: Settings = {"total_steps": length, "T_max": length}
         if "epochs" in self.settings:  # of OneCycleLR, which then computes its steps from them
             del defaults["total_steps"]
         if self.steps_on_value:
@@ -373,13 +376,13 @@ class Rates:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
             self._scheduler.step()
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         """Returns the scheduler's state dict; None without a scheduler."""
         if self._scheduler is None:
             return None
         return dict(self._scheduler.state_dict())
 
-    def restore(self, state: dict[str, Any] | None) -> None:
+    def restore(self, state: State | None) -> None:
         """Resumes from a state; raises ValueError if it lacks that of the scheduler."""
         if self._scheduler is None:
             return

@@ -31,17 +31,17 @@ def make_host_state(seed: int) -> RandomState:
 
 def _pack_host_state(python_state: tuple[Any, ...], numpy_state: Any) -> RandomState:
     """Returns both states as one dict; NumPy's array of keys becomes a tensor."""
-    kind, keys, *rest = numpy_state
+    kind, keys, *position = numpy_state
     keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return {"python": python_state, "numpy": (kind, keys, *rest)}
+    return {"python": python_state, "numpy": (kind, keys, *position)}
 
 
 def set_host_state(state: RandomState) -> None:
     """Sets Python's and NumPy's global generators to a state."""
     version, python_keys, gauss = state["python"]
     random.setstate((version, tuple(python_keys), gauss))
-    kind, numpy_keys, *rest = state["numpy"]
-    np.random.set_state((kind, numpy_keys.numpy().astype(np.uint32), *rest))
+    kind, numpy_keys, *position = state["numpy"]
+    np.random.set_state((kind, numpy_keys.numpy().astype(np.uint32), *position))
 
 
 def get_random_state() -> RandomState:

@@ -18,6 +18,8 @@ COMPILED = "_orig_mod"  # the child of a compiled module; to name its class impo
 PARALLEL = "module"  # the child of the classes below
 PARALLEL_CLASSES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
+StateDict = Mapping[str, Any]  # mostly tensors, by name
+
 
 @dataclass(frozen=True)
 class Wrapper:
@@ -47,7 +49,7 @@ def plain_state(part: Any) -> Any:
     return _rename_state(state, lambda name: _plain_name(name, wrappers))
 
 
-def load_state(part: Any, state: Mapping[str, Any], **options: Any) -> None:
+def load_state(part: Any, state: StateDict, **options: Any) -> None:
     """Loads a state dict into an object; into a network also one with the names of wrappers.
 
     Args:
@@ -59,7 +61,7 @@ def load_state(part: Any, state: Mapping[str, Any], **options: Any) -> None:
     part.load_state_dict(state, **options)
 
 
-def _match_names(state: Mapping[str, Any], network: nn.Module) -> Mapping[str, Any]:
+def _match_names(state: StateDict, network: nn.Module) -> StateDict:
     """Returns a state with the names that the network's own state has, wrappers included.
 
     A name that the network lacks stays, so that PyTorch can refuse it.
@@ -85,9 +87,7 @@ def _match_names(state: Mapping[str, Any], network: nn.Module) -> Mapping[str, A
     return matched
 
 
-def _remove_wrappers(
-    state: Mapping[str, Any], plain_names: Mapping[str, str]
-) -> OrderedDict[str, Any]:
+def _remove_wrappers(state: StateDict, plain_names: Mapping[str, str]) -> OrderedDict[str, Any]:
     """Returns a state without the names of wrappers, which the network it came from had.
 
     `module` is also what users call a part of their network. It is taken for a wrapper only if no
@@ -125,7 +125,7 @@ def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
     return name
 
 
-def _rename_state(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
+def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, Any]:
     """Returns a state whose tensors, and the modules whose versions it holds, have new names."""
     renamed = OrderedDict[str, Any]()
     for name, value in state.items():
@@ -138,7 +138,7 @@ def _rename_state(state: Mapping[str, Any], rename: Callable[[str], str]) -> Ord
     return renamed
 
 
-def _module_versions(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _module_versions(state: StateDict) -> Mapping[str, object]:
     """Returns the version of each module's state by the module's path.
 
     PyTorch attaches them to the state dict of a network, and reads them when it loads an old state.
@@ -146,5 +146,5 @@ def _module_versions(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not hasattr(state, "_metadata"):
         return {}
-    versions: Mapping[str, Any] = state._metadata
+    versions: Mapping[str, object] = state._metadata
     return versions

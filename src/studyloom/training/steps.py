@@ -39,6 +39,7 @@ WORTHWHILE = 50e6  # operations of a batch's forward pass from which on it gets 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CustomStep = Callable[..., Any]
+BatchContent = Any  # the inputs and targets of a batch, or whatever a collate function makes
 
 
 class BatchResult(NamedTuple):
@@ -93,7 +94,7 @@ class Steps:
         if evaluate is not None:
             self._evaluate = bind_loss(evaluate, loss)
 
-    def train(self, network: nn.Module, batch: Any) -> Tensor:
+    def train(self, network: nn.Module, batch: BatchContent) -> Tensor:
         """Returns the mean loss of a training batch, a scalar ().
 
         Raises:
@@ -107,7 +108,7 @@ class Steps:
             _refuse_loss(loss, "train.step", self._step)
         return loss
 
-    def evaluate(self, network: nn.Module, batch: Any, count: int) -> BatchResult:
+    def evaluate(self, network: nn.Module, batch: BatchContent, count: int) -> BatchResult:
         """Returns the result of a batch of `count` examples.
 
         Raises:
@@ -136,14 +137,14 @@ class Steps:
             outputs = outputs.float()
         return BatchResult(loss.float(), outputs, targets)
 
-    def _run_built_in(self, network: nn.Module, batch: Any) -> BatchResult:
+    def _run_built_in(self, network: nn.Module, batch: BatchContent) -> BatchResult:
         with autocast(self._device, self._precision):
             outputs, targets = apply_network(network, batch)
         if self._precision != "fp32":
             outputs = outputs.float()
         return BatchResult(self._loss(outputs, targets), outputs, targets)
 
-    def _run_custom(self, step: CustomStep, network: nn.Module, batch: Any) -> Tensor:
+    def _run_custom(self, step: CustomStep, network: nn.Module, batch: BatchContent) -> Tensor:
         """Returns the loss of a custom step."""
         with autocast(self._device, self._precision):
             result = step(network, batch)
@@ -190,7 +191,9 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_threads(network: nn.Module, load_example: Callable[[], Any], batch_size: int) -> int:
+def choose_threads(
+    network: nn.Module, load_example: Callable[[], BatchContent], batch_size: int
+) -> int:
     """Returns how many threads a training uses: one if its steps are small, else all.
 
     It depends only on network and batch, and not on the load of the machine: the number of threads
@@ -220,7 +223,7 @@ def choose_threads(network: nn.Module, load_example: Callable[[], Any], batch_si
     return 1
 
 
-def count_operations(network: nn.Module, batch: Any) -> int:
+def count_operations(network: nn.Module, batch: BatchContent) -> int:
     """Counts the multiplications and additions of a forward pass, nearly; adds hooks.
 
     A module multiplies each of its weights with one number of the inputs for each position of its
@@ -254,7 +257,7 @@ def count_operations(network: nn.Module, batch: Any) -> int:
     return total
 
 
-def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]:
     """Calls a network with the inputs of a batch; returns its outputs, and the targets.
 
     A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
@@ -298,8 +301,10 @@ def bind_loss(function: CustomStep, loss: Loss) -> CustomStep:
     """Binds a loss to a custom step that has an unbound parameter `loss`."""
     try:
         # A Module is called as (*args, **kwargs), which it passes on to its forward.
-        signed = function.forward if isinstance(function, nn.Module) else function
-        parameters = inspect.signature(signed).parameters
+        called: CustomStep = function
+        if isinstance(function, nn.Module):
+            called = function.forward
+        parameters = inspect.signature(called).parameters
     except ValueError:  # a function written in C has no signature
         return function
     if "loss" not in parameters:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from studyloom.data.examples import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.training.batches import Batches, OptimizerStep, make_batches
+from studyloom.training.checkpoint import State
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, find_step, make_optimizer
 from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
@@ -33,6 +34,9 @@ from studyloom.training.steps import (
     on_threads,
     select_logits,
 )
+
+# The states of PyTorch's generators that a job draws from, and last that of Python and NumPy.
+JobRandomState = list[Any]
 
 
 def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) -> None:
@@ -125,7 +129,7 @@ class JobRun:
         self.evaluation_seconds = 0.0
         self.best: BestEpoch | None = None
         self.generators = _find_generators(self.device)
-        self.random: list[Any] = _seed_states(self.generators, job.seed)
+        self.random: JobRandomState = _seed_states(self.generators, job.seed)
         with self.exchange_random_state():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
@@ -167,7 +171,7 @@ class JobRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether training has ended: after the last epoch, or by early stopping."""
+        """True once training has ended: after the last epoch, or by early stopping."""
         if self.epoch >= self.job.last_epoch:
             return True
         if self.best is None or self.job.patience is None:
@@ -181,9 +185,9 @@ class JobRun:
         weights: dict[str, Tensor] = plain_state(self.evaluated)
         return weights
 
-    def signature(self) -> dict[str, Any]:
+    def signature(self) -> State:
         """Returns the plain values of the job, so that an error can say what differs."""
-        signature: dict[str, Any] = {}
+        signature: State = {}
         for name, value in vars(self.job).items():
             if isinstance(value, (int, float, str)):
                 signature[name] = value
@@ -193,9 +197,9 @@ class JobRun:
         signature["learning rates"] = self.base_rates
         return signature
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Returns a copy of all that the job needs to resume after its last epoch."""
-        state: dict[str, Any] = {
+        state: State = {
             "signature": self.signature(),
             "model": plain_state(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -216,7 +220,7 @@ class JobRun:
             state["best"] = (self.best.number, self.best.value, self.best.weights)
         return deepcopy(state)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Resumes from a state.
 
         The state of another job raises one of several exceptions, and leaves a job that is half
@@ -262,12 +266,12 @@ class JobRun:
         finally:
             self._set_random(callers_state)
 
-    def _get_random(self) -> list[Any]:
-        states: list[Any] = [generator.get_state() for generator in self.generators]
+    def _get_random(self) -> JobRandomState:
+        states: JobRandomState = [generator.get_state() for generator in self.generators]
         states.append(get_host_state())
         return states
 
-    def _set_random(self, states: Sequence[Any]) -> None:
+    def _set_random(self, states: JobRandomState) -> None:
         *torch_states, host_state = states
         for generator, state in zip(self.generators, torch_states, strict=True):
             generator.set_state(state)
@@ -376,9 +380,9 @@ def _find_generators(device: torch.device) -> list[torch.Generator]:
     return generators
 
 
-def _seed_states(generators: Sequence[torch.Generator], seed: int) -> list[Any]:
+def _seed_states(generators: Sequence[torch.Generator], seed: int) -> JobRandomState:
     """Returns the states that a seed gives these generators, and last Python's and NumPy's."""
-    states: list[Any] = []
+    states: JobRandomState = []
     for generator in generators:
         seeded_generator = torch.Generator(generator.device).manual_seed(seed)
         states.append(seeded_generator.get_state())
@@ -662,7 +666,7 @@ class Training:
             selected.append(job.select_epoch(job_history))
         return selected
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Returns a snapshot of all that the training needs to resume after this epoch.
 
         torch.load(weights_only=True) reads it. It holds the state_dict of model and optimizer, and
@@ -677,7 +681,7 @@ class Training:
             history.append([list(astuple(epoch)) for epoch in epochs])
         return {"jobs": [run.state() for run in self._runs], "history": history}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Resumes from a state.
 
         Raises:
@@ -699,7 +703,7 @@ class Training:
         self._is_between_epochs = True
         self.has_ended = self._have_runs_ended()
 
-    def _restore_runs(self, job_states: Sequence[dict[str, Any]]) -> list[JobRun]:
+    def _restore_runs(self, job_states: Sequence[State]) -> list[JobRun]:
         """Returns new runs of the jobs in these states; raises ValueError for another number."""
         runs = self._make_runs()
         if len(job_states) != len(runs):
