@@ -33,6 +33,7 @@ TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or impo
 # Packages from outside that only some layers may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
+    "omegaconf": {"config"},
     "sqlalchemy": {"storage"},
     "filelock": {GROUND, "storage", EXTRAS},
     "torchvision": {"data"},

@@ -14,11 +14,13 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.schema import SCHEMA, unknown_keys
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, written_values
 from studyloom.environment import variables_help
+from studyloom.errors import ConfigError
 from studyloom.text import describe_unknown_key, format_scalar, nearest, printable, suggest_line
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
@@ -202,6 +204,21 @@ def describe_compose_error(error: BaseException) -> str:
         section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0]) if "." in keys[0] else SCHEMA
         return describe_unknown_key(keys[0], [str(name) for name in section])
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
+
+
+def merge_setting(sections: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Returns the sections of a config with a value at a key, into which mappings are merged.
+
+    Raises:
+        ConfigError: no config can have it there.
+    """
+    config = OmegaConf.create(sections)
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {describe_compose_error(error)}") from error
+    merged: dict[str, Any] = written_values(config)
+    return merged
 
 
 def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:

@@ -5,8 +5,10 @@ resolved. The config of a trial is the study's with other values at some keys.
 """
 
 import functools
+import pickle
+import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,8 +36,22 @@ from studyloom.config.values import (
 from studyloom.errors import ConfigError
 
 Section = TypeVar("Section")
-# The sections whose values have types; `objective` has further keys, of any type.
-TYPED = ("study", "objective", "train", "storage", "checkpoints", "winner", "cost")
+SECTIONS = {
+    "study": StudySection,
+    "objective": ObjectiveSection,
+    "train": TrainSection,
+    "storage": StorageSection,
+    "checkpoints": CheckpointsSection,
+    "winner": WinnerSection,
+    "cost": CostSection,
+}
+# The types that a key may have; a key of the type Any is left out.
+KEY_TYPES = {
+    f"{section}.{key.name}": typing.get_args(key.type) or (key.type,)
+    for section, kind in SECTIONS.items()
+    for key in fields(kind)
+    if key.type is not Any
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +65,15 @@ class StudyConfig(Mapping[str, Any]):
         written: the sections with interpolations, as run directories keep them.
         resolved: the same sections with the values of the interpolations.
         references: the interpolations.
+        base: the config in which `with_values` set the changes; None: this one.
+        changes: the values that it set, by key.
     """
 
     written: Mapping[str, Any]
     resolved: Mapping[str, Any]
     references: Sequence[Reference]
+    base: "StudyConfig | None" = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: DictConfig) -> "StudyConfig":
@@ -152,8 +172,20 @@ class StudyConfig(Mapping[str, Any]):
             for reference in self.references
             if not any(f"{reference.key}.".startswith(f"{key}.") for key in typed)
         ]
-        written = with_values(self.written, {key: _literal(typed[key]) for key in typed})
-        return StudyConfig(written, with_values(self.resolved, typed), unchanged)._updated(typed)
+        literals = {key: _literal(value) for key, value in typed.items()}
+        earlier = {
+            key: value
+            for key, value in self.changes.items()
+            if not any(f"{key}.".startswith(f"{changed}.") for changed in typed)
+        }
+        changed = StudyConfig(
+            with_values(self.written, literals),
+            with_values(self.resolved, typed),
+            unchanged,
+            self.base or self,
+            {**earlier, **literals},
+        )
+        return changed._updated(typed)
 
     def with_sections(self, others: Mapping[str, "StudyConfig"]) -> "StudyConfig":
         """Returns this config with some sections as other configs have them."""
@@ -193,7 +225,7 @@ class StudyConfig(Mapping[str, Any]):
             else:  # in a list, which is copied
                 resolved = with_values(resolved, {reference.key: node_at(resolved, reference.key)})
                 _set(resolved, reference, value)
-        return StudyConfig(self.written, resolved, self.references)
+        return replace(self, resolved=resolved)
 
     def for_user(self, **values: Any) -> Any:
         """Returns a read-only config of OmegaConf, as the user's own functions get it.
@@ -203,10 +235,18 @@ class StudyConfig(Mapping[str, Any]):
         Args:
             values: further keys at its top.
         """
-        config = OmegaConf.create({**self.written, **values})
-        OmegaConf.set_struct(config, True)
+        config = pickle.loads((self.base or self)._pickled)
+        for key, value in {**self.changes, **values}.items():
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
         OmegaConf.set_readonly(config, True)
         return config
+
+    @functools.cached_property
+    def _pickled(self) -> bytes:
+        """A config of OmegaConf as bytes: a copy takes 2 ms from these, and 20 ms from a dict."""
+        config = OmegaConf.create(dict(self.written))
+        OmegaConf.set_struct(config, True)
+        return pickle.dumps(config)
 
 
 def _resolve(config: DictConfig, reference: Reference) -> Any:
@@ -231,9 +271,10 @@ def _set(values: Any, reference: Reference, value: Any) -> None:
 
 def _with_type(key: str, value: Any) -> Any:
     """Converts a value of a typed section to its type, as Hydra does."""
-    section, _, name = key.partition(".")
-    if section not in TYPED or name not in SCHEMA[section] or "${" in str(value):
+    types = KEY_TYPES.get(key)
+    if types is None or type(value) in types or "${" in str(value):
         return value
+    section, _, name = key.partition(".")
     node = _scratch(section)
     node[name] = value
     return copy_value(node[name])

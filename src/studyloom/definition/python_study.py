@@ -18,17 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from studyloom.config.compose import GROUPS, OF_NETWORKS
 from studyloom.config.main import GIVEN
-from studyloom.config.overrides import STUDY_GROUPS, describe_compose_error, meant
+from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
 from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
+from studyloom.config.values import as_yaml, written_values
 from studyloom.data import Datasets, Loaded
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError, refuse
@@ -106,7 +105,7 @@ def ask(
     forget_objects()
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
-    given: Any = OmegaConf.create({"study": {"name": name.rpartition(".")[2].lower()}})
+    sections: dict[str, Any] = {"study": {"name": name.rpartition(".")[2].lower()}}
     errors, options = _why_not_found(target, subject), dict[str, str | None]()
     try:
         parameters = {*inspect.signature(subject).parameters}
@@ -140,10 +139,9 @@ def ask(
             if key in STUDY_GROUPS and callable(chosen):
                 options[key] = None  # no option's settings are for it
             try:
-                OmegaConf.update(given, key, _plain(key, value, errors))
-            except OmegaConfBaseException as error:
-                errors.append(f"{key}: {describe_compose_error(error)}")
-    sections: Any = OmegaConf.to_container(given)
+                sections = merge_setting(sections, key, _plain(key, value, errors))
+            except ConfigError as error:
+                errors += error.errors
     study = PythonStudy(sections)
     errors += filter(None, [check_name(str(sections["study"]["name"]))])
     section = sections.setdefault("model" if trains else "objective", {})
@@ -195,7 +193,9 @@ def _nested(flat: Sequence[str], parameters: Collection[str]) -> str:
     """
     names = {"model": parameters, "train": [str(key) for key in SCHEMA.train]}
     for group, option in OF_NETWORKS.items():
-        names[group] = [str(key) for key in OmegaConf.load(GROUPS / group / f"{option}.yaml")]
+        names[group] = [
+            str(key) for key in read_yaml(GROUPS / group / f"{option}.yaml", trusted=True)
+        ]
     owners = {name: section for section, known in reversed(names.items()) for name in known}
     meant_by: dict[str, list[str]] = {}
     for name in flat:
@@ -363,9 +363,9 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
     if former is None or former.job.config_name != GIVEN:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
-    sections: Any = OmegaConf.to_container(read_yaml(path, trusted=True), resolve=False)
+    sections: Any = written_values(read_yaml(path, trusted=True))
     script = read_recorded_script(run_dir)
-    text, errors = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
+    text, errors = as_yaml(sections), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
         errors.append(
             f"a config cannot name what {script.path if script else 'a notebook'} defines: move "
@@ -386,5 +386,5 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
         load["root"] = str(place)
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / f"{name}.yaml"
-    write_whole(written, OmegaConf.to_yaml(OmegaConf.create(sections)))
+    write_whole(written, as_yaml(sections))
     return written
