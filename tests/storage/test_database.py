@@ -92,7 +92,7 @@ def test_a_path_may_hold_any_character(tmp_path):
     assert (tmp_path / name / "study.db").stat().st_size > 0
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path):
+def test_a_file_that_is_not_a_database_is_named(tmp_path):
     (tmp_path / "study.db").write_text(
         "letter to grandmother, which is longer than a header\n" * 40
     )
@@ -120,7 +120,7 @@ def test_one_process_at_a_time_is_exclusive(url):
     assert order == ["first", "second"]
 
 
-def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog):
+def test_a_command_that_waits_for_a_lock_says_so_and_then_continues(url, monkeypatch, caplog):
     monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
     told, order = threading.Event(), []
     monkeypatch.setattr(creation_lock.log, "warning", lambda *_: told.set() or order.append(_[1]))
@@ -140,7 +140,7 @@ def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog
 
 
 @linux
-def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_that_works(
+def test_a_server_lock_leaves_a_process_that_sleeps_but_not_one_that_works(
     postgres_url, monkeypatch
 ):
     monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
@@ -169,7 +169,7 @@ def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_t
         holder.kill()
 
 
-def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url):
+def test_libpq_arguments_of_a_url_take_precedence_over_ours(postgres_url):
     asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
     url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)
     opened = connect(postgres_url, create=True)
@@ -188,7 +188,7 @@ def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url
     assert tables == 0
 
 
-def test_what_a_database_cannot_hold_is_no_lost_database(postgres_url):
+def test_a_value_that_the_database_cannot_hold_is_not_a_lost_database(postgres_url):
     opened = connect(postgres_url, create=True)
     study = optuna.create_study(storage=opened)
     trial_id = study.ask()._trial_id
@@ -203,7 +203,7 @@ def test_what_a_database_cannot_hold_is_no_lost_database(postgres_url):
     assert opened.get_trial(trial_id).intermediate_values == {1: 0.5}
 
 
-def test_the_connections_left_are_those_that_others_have_not_taken(postgres_url, sqlite_url):
+def test_free_connections_are_the_limit_without_those_in_use(postgres_url, sqlite_url):
     assert count_free_connections(sqlite_url) == math.inf
     left = count_free_connections(postgres_url)
     with connect(postgres_url, create=True).engine.connect():
@@ -251,7 +251,7 @@ def schema(url):
     return described, versions
 
 
-def test_the_tables_are_those_that_plain_optuna_makes_and_works_on(url, new_url):
+def test_optuna_would_make_the_same_tables_and_can_use_them(url, new_url):
     RDBStorage(new_url).engine.dispose()
     storage = connect(url, create=True)
     ours, theirs = schema(url), schema(new_url)
@@ -280,7 +280,7 @@ def test_tables_of_another_version_are_refused_with_the_way_out(sqlite_url):
         assert stored_version(connection) == "v99"
 
 
-def test_who_looks_at_a_database_in_the_making_writes_nothing_there(sqlite_url, monkeypatch):
+def test_opening_a_database_that_is_being_created_writes_nothing(sqlite_url, monkeypatch):
     """Otherwise its creator, which writes its version last, would meet that row and fail."""
     insert, looks = sqlalchemy.insert, []
 

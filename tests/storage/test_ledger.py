@@ -62,7 +62,7 @@ def pass_time(ledger, seconds):
     ledger.storage.execute(lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
-def test_every_slot_is_claimed_once_whoever_asks(either, url):
+def test_every_slot_is_claimed_once_by_any_number_of_workers(either, url):
     either.extend(40)
     claimed = []
 
@@ -80,7 +80,7 @@ def test_every_slot_is_claimed_once_whoever_asks(either, url):
     assert sorted(claimed) == list(range(40))
 
 
-def test_a_budget_grows_and_never_shrinks_and_a_smaller_one_claims_its_own_slots_alone(ledger):
+def test_a_budget_grows_and_never_shrinks_and_a_smaller_one_bounds_claims(ledger):
     for trials in (3, 5, 2):
         ledger.extend(trials)
     assert ledger.counts() == {"free": 5, "held": 0, "done": 0}
@@ -89,7 +89,7 @@ def test_a_budget_grows_and_never_shrinks_and_a_smaller_one_claims_its_own_slots
     assert (ledger.todo(2), ledger.todo(5)) == (2, 5)
 
 
-def test_a_slot_handed_back_is_next_and_keeps_its_trial_and_counts_no_death(ledger):
+def test_a_released_slot_is_claimed_next_with_its_trial_and_no_death(ledger):
     ledger.extend(3)
     ledger.finish(ledger.claim("a", 3, LEASE))
     claim = ledger.claim("a", 3, LEASE, lambda *_: 17)
@@ -122,7 +122,7 @@ def test_a_claim_and_its_trial_are_made_and_ended_together_or_not_at_all(either)
     assert len(either.storage.get_all_trials(either.study_id)) == 2
 
 
-def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_deleted(either):
+def test_a_trial_that_another_program_has_ended_or_deleted_gets_no_rows(either):
     either.extend(2)
     make = maker(either)
     ended, deleted = (either.claim(owner, 2, LEASE, make) for owner in "ab")
@@ -137,7 +137,7 @@ def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_delete
     assert either.release(deleted), "so that the next claim makes another trial"
 
 
-def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing(either):
+def test_the_late_holder_of_an_expired_lease_can_write_nothing(either):
     either.extend(1)
     late = either.claim("late", 1, LEASE, lambda *_: 7)
     pass_time(either, LEASE - 10)
@@ -184,7 +184,7 @@ def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
     assert 50 < ledger.held()[0].left <= 60
 
 
-def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
+def test_only_the_slots_of_a_dead_worker_are_released(ledger):
     ledger.extend(4)
     ledger.finish(ledger.claim("dead", 4, LEASE))
     ledger.claim("dead", 4, LEASE, lambda *_: 3)
@@ -208,7 +208,7 @@ def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(led
     assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
 
 
-def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(either):
+def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_a_later_one(either):
     either.extend(2)
     first = either.claim("w", 2, LEASE)
     assert either.overdue(["v", "w"], 100.0) == []
@@ -243,7 +243,7 @@ class Order:
         return [rung for rung in (2, 4) if rung <= longest]
 
 
-def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_costs(either):
+def test_standings_hold_each_trials_reports_at_rungs_and_its_costs(either):
     either.extend(4)
 
     def claim(owner, cost, *steps):
@@ -288,7 +288,7 @@ def rows(ledger):
     return ledger.storage.read(lambda c: [tuple(row) for row in c.execute(statement)])
 
 
-def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(either):
+def test_each_slot_is_repaired_to_agree_with_its_trial(either):
     either.extend(6)
     ended, running = fill(either, 0), fill(either, 1, TrialState.RUNNING)
     waiting, far = fill(either, 3, TrialState.WAITING), fill(either, 8)
@@ -321,7 +321,7 @@ def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(eith
     assert [slot for slot, *_ in rows(either)] == [0, 1, 2, 3, 4, 5, 8]
 
 
-def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_his(ledger):
+def test_a_repaired_slot_is_lost_to_its_holder_unless_the_lease_is_valid(ledger):
     ledger.extend(2)
     claims = [ledger.claim(owner, 2, LEASE, lambda *_: 99) for owner in "ab"]
     assert ledger.compare() is None
@@ -332,7 +332,7 @@ def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_hi
 
 
 @pytest.mark.parametrize("what", ["slot", "number"])
-def test_of_two_trials_with_one_slot_or_number_a_person_decides(ledger, what):
+def test_two_trials_with_one_slot_or_number_are_left_to_a_person(ledger, what):
     ledger.extend(2)
     fill(ledger, 0)
     twice = fill(ledger, 0 if what == "slot" else 1)
@@ -373,7 +373,7 @@ class Steps:
 
 
 @pytest.mark.parametrize("state", ["done", "free"])
-def test_what_a_call_reads_does_not_grow_with_the_other_slots(sqlite_url, state):
+def test_the_cost_of_a_call_does_not_grow_with_the_number_of_slots(sqlite_url, state):
     backend = connect(sqlite_url, create=True)
     create_table(backend)
     ledgers = {}
@@ -474,7 +474,7 @@ def test_the_lease_of_a_process_that_is_gone_is_free_at_once(ledger, monkeypatch
     assert stored_under(ledger, "tested") == ["by another"]
 
 
-def test_the_lease_to_test_is_no_part_of_the_budget(ledger):
+def test_the_lease_to_test_is_not_part_of_the_budget(ledger):
     ledger.extend(2)
     with ledger.testing():
         assert (ledger.counts(), ledger.held()) == ({"free": 2, "held": 0, "done": 0}, [])

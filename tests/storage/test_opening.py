@@ -23,7 +23,7 @@ def definition():
     return ask(*RANDOM)
 
 
-def test_another_question_under_the_same_name_is_refused_with_the_differences(url, definition):
+def test_another_definition_under_a_name_is_refused_with_differences(url, definition):
     fresh(url, definition, 1)
     with pytest.raises(DefinitionError, match=r"train\.epochs: 2 → 3") as caught:
         create_study(url, "s", ask(*RANDOM, "train.epochs=3").identity("other"), 1)
@@ -88,7 +88,7 @@ def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, definiti
     assert len(open_study(url, "s").trials()) == 1, "its points may be where another one begins"
 
 
-def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, definition):
+def test_a_missing_study_is_named_with_the_studies_that_exist(sqlite_url, definition):
     fresh(sqlite_url, definition, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_study(sqlite_url, "yours")
@@ -114,7 +114,7 @@ def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(
     assert open_study(sqlite_url, "s").definition() == definition.identity("toy")
 
 
-def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(monkeypatch):
+def test_only_a_moved_target_counts_as_equal(monkeypatch):
     monkeypatch.setitem(MOVED, "package.old", "package.new")
     was = {"model._target_": "package.old.Net", "steps": [{"_target_": "package.new.Crop"}]}
     now = {"model._target_": "package.new.Net", "steps": [{"_target_": "package.old.Crop"}]}

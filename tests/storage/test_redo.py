@@ -92,7 +92,7 @@ def test_a_study_whose_slots_are_open_again_has_not_ended(sqlite_url, definition
     assert (progress.title, progress.ended, progress.exit_code) == ("search", False, None)
 
 
-def test_those_that_fail_again_can_be_trained_once_more(sqlite_url, definition, monkeypatch):
+def test_trials_that_fail_again_can_be_trained_once_more(sqlite_url, definition, monkeypatch):
     stored = fresh(sqlite_url, definition, TRIALS)
     work_with_bug(monkeypatch, definition, stored)
     first = redo_failed(stored)

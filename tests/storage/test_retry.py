@@ -68,7 +68,9 @@ def test_a_server_that_is_away_is_waited_for(server, served, lines, end):
     assert "is back after" in last
 
 
-def test_what_a_time_limit_of_the_server_ends_is_done_again(server, served, lines, monkeypatch):
+def test_a_call_that_a_time_limit_of_the_server_ends_is_repeated(
+    server, served, lines, monkeypatch
+):
     """Also that of an idle transaction, as of a worker that was stopped for a while."""
     _, study_id, _ = served
     for limit, words in (
@@ -101,9 +103,7 @@ def test_what_a_time_limit_of_the_server_ends_is_done_again(server, served, line
     assert len(lines.lines) == 6
 
 
-def test_connections_that_were_ended_between_calls_are_made_anew_without_a_word(
-    server, served, lines
-):
+def test_connections_that_ended_between_calls_are_replaced_silently(server, served, lines):
     opened, _, trial_id = served
     for step in range(3):
         assert all(server.end_connections())
@@ -150,7 +150,7 @@ def test_a_network_that_is_silent_takes_no_longer_than_the_deadline(hosts):
         assert deadline - 1 < time.monotonic() - began < deadline + 2.5
 
 
-def test_a_connection_that_is_silent_is_lost_with_half_of_the_deadline_left():
+def test_a_silent_connection_is_lost_with_half_of_the_deadline_left():
     for deadline, seconds in ((16, 8), (300, 40), (0, 40)):
         arguments = libpq_arguments(parse_url("postgresql://host/name"), POSTGRES, deadline)
         assert arguments["tcp_user_timeout"] == 1000 * seconds
@@ -170,7 +170,7 @@ def test_opening_waits_for_a_server_that_starts(server, served, lines):
         assert len(connect(server.url, deadline=20).get_all_studies()) == 1
 
 
-def test_what_is_wrong_with_an_address_is_told_at_once(server, served, lines):
+def test_a_wrong_address_is_reported_at_once(server, served, lines):
     server.ask("DROP ROLE IF EXISTS sleeper, guarded")
     server.ask("CREATE ROLE sleeper NOLOGIN")
     server.ask("CREATE ROLE guarded LOGIN PASSWORD 'another'")
@@ -190,9 +190,7 @@ def test_what_is_wrong_with_an_address_is_told_at_once(server, served, lines):
     assert lines.lines == []
 
 
-def test_a_server_that_only_reads_is_waited_for_and_asked_over_a_new_connection(
-    server, served, lines
-):
+def test_a_read_only_server_is_waited_for_over_a_new_connection(server, served, lines):
     """A failover ends so: the standby reads at once and writes once it has been promoted."""
     opened, _, trial_id = served
     server.ask("ALTER DATABASE postgres SET default_transaction_read_only = on")
@@ -325,7 +323,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut,
 
 
 @pytest.mark.parametrize("what", ONCE)
-def test_what_might_be_done_twice_is_not_tried_again_after_a_lost_commit(served, proxied, what):
+def test_a_call_that_is_not_idempotent_is_not_repeated_after_a_lost_commit(served, proxied, what):
     _, study_id, trial_id = served
     proxy, opened = proxied
     proxy.cut = "after"
@@ -335,7 +333,7 @@ def test_what_might_be_done_twice_is_not_tried_again_after_a_lost_commit(served,
 
 
 @pytest.mark.chaos
-def test_the_test_set_is_used_once_though_the_server_restarts_while_another_command_waits(
+def test_the_test_set_is_used_once_although_the_server_restarts_meanwhile(
     server, served, monkeypatch, tmp_path
 ):
     """A lock of the server goes to the command that waits; a lease does not."""

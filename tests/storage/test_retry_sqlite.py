@@ -50,7 +50,7 @@ def locked(sqlite_url, tmp_path, no_wait_in_sqlite):
     stranger.close()
 
 
-def test_a_write_waits_for_a_strangers_lock_and_says_so_once(locked, lines):
+def test_a_write_waits_for_another_programs_lock_and_logs_it_once(locked, lines):
     opened, study_id, trial_id, stranger = locked
     for write in WRITES.values():
         lines.away.clear()
@@ -93,7 +93,7 @@ def test_a_lock_that_stays_is_named_with_the_time_waited(locked, lines):
     assert contents(opened) == before
 
 
-def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answers():
+def test_a_database_that_was_given_up_is_tried_once_until_it_is_back():
     """What a command asks when it ends waits no second time."""
     retry, tries = Retry(parse_url("sqlite:///study.db"), 0.1), []
 
@@ -113,7 +113,7 @@ def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answe
     assert count_tries() > 1
 
 
-def test_a_server_that_was_given_up_is_left_alone_for_a_moment(monkeypatch):
+def test_a_server_that_was_given_up_is_not_called_for_a_moment(monkeypatch):
     """Each try to connect takes seconds, and a command that ends makes several calls."""
     monkeypatch.setattr("studyloom.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("studyloom.storage.retry.LONGEST_PAUSE", 0.2)
@@ -171,7 +171,7 @@ def test_a_wait_that_a_signal_ends_shortens_no_later_one():
     assert len(tries) > 3
 
 
-def test_every_method_that_asks_the_database_is_retried():
+def test_every_method_that_calls_the_database_is_retried():
     """A release of Optuna may add some."""
     asking = {
         name

@@ -47,7 +47,7 @@ def write(opened, *writes):
 REPORTS = {1: 0.25, 2: math.inf, 3: -math.inf}
 
 
-def test_what_is_written_optuna_reads_and_what_optuna_reads_is_read(opened):
+def test_optuna_and_our_statements_read_the_same_trials(opened):
     first, second, third = (begin(opened, slot=slot, worker="w") for slot in range(3))
     values = {"x": 0.01, "n": 7, "c": None}
     params = [
@@ -79,7 +79,7 @@ def test_what_is_written_optuna_reads_and_what_optuna_reads_is_read(opened):
         opened.get_all_trials(opened.study_id + 1)
 
 
-def test_what_optuna_writes_is_read(opened):
+def test_our_statements_read_what_optuna_writes(opened):
     study = optuna.load_study(study_name="s", storage=opened)
     study.add_trial(
         create_trial(value=math.inf, params={"x": 0.1}, distributions={"x": DISTRIBUTIONS["x"]})

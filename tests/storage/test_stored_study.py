@@ -17,7 +17,7 @@ def beaten(one, by):
     return by != one and by[0] >= one[0] and by[1] <= one[1]
 
 
-def test_the_front_is_what_brute_force_finds_unbeaten_the_best_by_the_metric_first(sqlite_url):
+def test_the_front_is_what_brute_force_finds_the_best_by_the_metric_first(sqlite_url):
     points = np.random.default_rng(0).integers(0, 6, (24, 2)).astype(float)  # many are alike
     drawn = [None if place % 7 == 3 else (a / 8, p) for place, (a, p) in enumerate(points)]
     stored = two_sided(sqlite_url, *drawn)
@@ -32,7 +32,7 @@ def test_the_front_is_what_brute_force_finds_unbeaten_the_best_by_the_metric_fir
     assert accuracies == sorted(accuracies, reverse=True)
 
 
-def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the_baseline(
+def test_the_default_rule_allows_no_more_parameters_than_the_baseline(
     sqlite_url,
 ):
     stored = two_sided(
@@ -44,7 +44,7 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
     )
 
 
-def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
+def test_a_stored_rule_ranks_for_every_command_that_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
     stored.store_rule(Rule.parse("min parameters where accuracy > 0.91", stored.objectives))
     elsewhere = open_study(url, "two")
@@ -54,7 +54,7 @@ def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     assert elsewhere.rule() == elsewhere.default_rule()
 
 
-def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in_views(sqlite_url):
+def test_a_rule_over_a_loops_cost_ranks_alike_in_the_choice_and_in_views(sqlite_url):
     rule = "winner.rule='max accuracy where size < 3'"
     definition = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
     stored = create_study(
@@ -69,14 +69,14 @@ def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in
     assert (snapshot.best.number, snapshot.rule) == (1, "max accuracy where size < 3")
 
 
-def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url):
+def test_an_invalid_rule_in_an_untrusted_database_is_ignored(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 100))
     for stated in ("max nothing", "rm -rf", 7, {"a": 1}):
         stored.optuna.set_user_attr(RULE, stated)
         assert stored.rule() == stored.default_rule()
 
 
-def test_a_study_beside_another_is_opened_on_its_connections(url):
+def test_another_study_of_the_database_is_opened_on_the_same_connections(url):
     stored = create_study(url, "toy", {"asks": "nothing"}, trials=8)
     create_study(url, "toy/re-evaluation 8-3-5", {"asks": "less"}, trials=2)
     beside = open_in_same_database(stored, "toy/re-evaluation 8-3-5")
@@ -84,7 +84,7 @@ def test_a_study_beside_another_is_opened_on_its_connections(url):
     assert open_in_same_database(stored, "toy/final-training 8-3-5") is None
 
 
-def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():
+def test_a_curve_has_the_reports_until_its_epochs_are_stored():
     reported = {2: 0.5, 1: 0.25}
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=reported)
     assert TrialRecord(trial).curve == {"number": [1, 2], "value": [0.25, 0.5]}

@@ -55,7 +55,7 @@ class Statements:
         self.commits += 1
 
 
-def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backend):
+def test_all_changes_of_the_own_trial_are_written_together(buffer, study, backend):
     trial_id = begin(backend)
     buffer.load(1, trial_id)
     trial = optuna.Trial(study, trial_id)
@@ -82,7 +82,7 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     assert study.trials == optuna.load_study(study_name="s", storage=get_storage(backend)).trials
 
 
-def test_what_is_said_while_a_write_is_under_way_stays_to_be_written(buffer, study, backend):
+def test_a_change_during_a_write_stays_to_be_written(buffer, study, backend):
     """As when the objective goes on while the database is away."""
     trial_id = begin(backend)
     buffer.load(1, trial_id)
@@ -97,7 +97,7 @@ def test_what_is_said_while_a_write_is_under_way_stays_to_be_written(buffer, stu
     assert stored(backend, trial_id).user_attrs == {SLOT: 0, "first": 1, "second": 2}
 
 
-def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, backend):
+def test_other_trials_stay_the_same_until_a_refresh(buffer, study, backend):
     own, other = begin(backend), begin(backend)
     buffer.load(1, own)
     assert len(study.get_trials()) == 2
@@ -118,7 +118,7 @@ def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, bac
     assert study.trials[0].intermediate_values == {}
 
 
-def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
+def test_a_trial_that_was_read_does_not_change(buffer, study, backend):
     trial_id = begin(backend)
     before = buffer.load(1, trial_id)
     (listed,) = study.get_trials(deepcopy=False)
@@ -130,7 +130,7 @@ def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
     assert buffer.get_trial(trial_id).user_attrs == {SLOT: 0}
 
 
-def test_a_paused_trial_is_a_pruned_one_to_who_decides_about_another(buffer, study, backend):
+def test_samplers_and_pruners_see_a_paused_trial_as_pruned(buffer, study, backend):
     ids = [begin(backend, n) for n in range(4)]
     paused, undefined, promoted, own = ids
     for trial_id, value in ((paused, 0.5), (undefined, float("nan")), (promoted, 0.75)):
@@ -151,7 +151,9 @@ def test_a_paused_trial_is_a_pruned_one_to_who_decides_about_another(buffer, stu
     assert stored(backend, paused).values is None
 
 
-def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backend, monkeypatch):
+def test_a_trial_reads_no_more_when_there_are_more_finished_trials(
+    buffer, study, backend, monkeypatch
+):
     read, answers = sql.read_light, []
     monkeypatch.setattr(sql, "read_light", lambda *args: answers.append(read(*args)) or answers[-1])
     counts, complete = [], (TrialState.COMPLETE,)
@@ -201,7 +203,7 @@ def test_the_workers_own_trial_counts_once_it_has_ended(buffer, study, backend):
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
 
 
-def test_what_only_people_ask_of_other_trials_is_left_in_the_database(buffer, study, backend):
+def test_attributes_for_people_are_not_read_of_other_trials(buffer, study, backend):
     other, own = (begin(backend, n) for n in range(2))
     for key in (*sql.HEAVY, "kept"):
         backend.set_trial_user_attr(other, key, {})
@@ -212,7 +214,7 @@ def test_what_only_people_ask_of_other_trials_is_left_in_the_database(buffer, st
     assert study.get_trials()[0].user_attrs.keys() == {SLOT, "kept", *sql.HEAVY}
 
 
-def test_of_trials_that_are_read_as_of_one_moment_none_is_missing_that_ends_meanwhile(url):
+def test_a_snapshot_has_every_trial_that_ends_meanwhile(url):
     backend, elsewhere = connect(url, create=True), connect(url, create=True)
     backend.create_new_study([StudyDirection.MAXIMIZE], "s")
     own, *left = begin(backend), begin(backend, 1)

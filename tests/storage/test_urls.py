@@ -20,7 +20,7 @@ URLS = [
 ]
 
 
-def test_parsing_twice_changes_nothing_and_a_url_for_people_has_no_password():
+def test_parsing_twice_changes_nothing_and_a_printed_url_has_no_password():
     for url in URLS:
         address = parse_url(url)
         assert parse_url(address) == address
@@ -48,7 +48,7 @@ def test_a_password_in_the_query_survives_without_a_user_before_the_host(query, 
         ("sqlite:///:memory:", "must name a file, .*in memory; got sqlite:///:memory:$"),
     ],
 )
-def test_what_is_refused_is_shown_without_its_password(url, words):
+def test_a_refused_url_is_shown_without_its_password(url, words):
     with pytest.raises(StorageError, match=words) as caught:
         parse_url(url)
     assert CANARY not in "".join(traceback.format_exception(caught.value))

@@ -84,7 +84,7 @@ def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed,
     assert {tuple(t.user_attrs[RUNGS]) for t in stored.trials()[1:]} <= {(1,), (1, 3)}
 
 
-def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoints):
+def test_a_study_begun_with_another_pruner_continues_with_asha(url, checkpoints):
     """What its trials have reported counts at the rungs; what has ended stays so."""
     begun, goes_on = ask(*PROMOTED, "pruner=median"), ask(*PROMOTED)
     stored = fresh(url, begun, TRIALS)
@@ -137,7 +137,7 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
     assert {trial.number for trial in (*stored.front(), *stored.ranked())} <= complete
 
 
-def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
+def test_a_resumed_trial_keeps_the_costs_that_were_measured_first(sqlite_url, monkeypatch):
     """The trial was ranked by the first."""
     measured, whole = [], NetworkDefinition.measure_costs
 

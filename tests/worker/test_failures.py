@@ -104,7 +104,7 @@ FAILURES = (
 )
 
 
-def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(sqlite_url, broken):
+def test_a_failure_has_a_kind_and_a_reason_and_the_study_continues(sqlite_url, broken):
     """Also what looks like an error of ours: the user's code has raised it."""
     count = len(FAILURES) + 3
     definition = broken(None, *(error for error, *_ in FAILURES), TrialPruned(), None)
@@ -123,7 +123,7 @@ def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(sqlite_url, br
     assert stored.optuna.best_trial.number in (first.number, last.number)
 
 
-def test_an_error_in_the_first_trial_stops_the_study_and_starting_again_goes_on(sqlite_url, broken):
+def test_an_error_in_the_first_trial_halts_until_the_study_is_restarted(sqlite_url, broken):
     definition = broken(OSError("cannot reach postgresql://bob:hunter2@db/x"), None, None)
     stored = fresh(sqlite_url, definition, 3)
     with pytest.raises(
@@ -174,13 +174,13 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
 
 
 @pytest.mark.parametrize("text", NO_MEMORY_TEXTS)
-def test_memory_that_runs_out_is_known_in_the_words_of_each_library(text):
+def test_running_out_of_memory_is_recognized_by_each_librarys_message(text):
     for error in (RuntimeError(text), CommandFailed(f"it ended with 1; it printed: {text}")):
         assert explain(error).kind == "out_of_memory"
         assert broken_by(error) is None, "the next trial may be smaller"
 
 
-def test_memory_that_runs_out_is_known_by_the_class_of_the_exception():
+def test_running_out_of_memory_is_recognized_by_the_exceptions_class():
     refused = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     for error in (MemoryError(), torch.OutOfMemoryError("full"), refused):
         assert explain(error).kind == "out_of_memory"
@@ -213,13 +213,13 @@ BROKEN_GPU_TEXTS = (
 
 
 @pytest.mark.parametrize("text", BROKEN_GPU_TEXTS)
-def test_a_broken_gpu_is_known_in_the_words_of_each_library(text):
+def test_a_broken_gpu_is_recognized_by_each_librarys_message(text):
     error = RuntimeError(text)
     assert broken_by(error) == f"RuntimeError: {text}".splitlines()[0]
     assert explain(error).kind == "error"
 
 
-def test_a_broken_gpu_is_known_behind_another_exception_of_the_users_code():
+def test_a_broken_gpu_is_recognized_behind_another_exception():
     for other in (TrialPruned("it failed"), ValueError("it failed")):
         other.__context__ = RuntimeError(ASSERT)  # as of an exception that is raised in `except`
         assert broken_by(other) == f"RuntimeError: {ASSERT}"
@@ -227,7 +227,7 @@ def test_a_broken_gpu_is_known_behind_another_exception_of_the_users_code():
     assert broken_by(RuntimeError("a bug")) is None
 
 
-def test_a_trial_that_breaks_the_gpu_costs_its_process_alone(sqlite_url, broken):
+def test_a_trial_that_breaks_the_gpu_ends_only_its_process(sqlite_url, broken):
     """A worker that continued would fail all trials to come, and the study would halt."""
     count = 6
     definition = broken(None, RuntimeError(ASSERT), *[None] * (count - 2))

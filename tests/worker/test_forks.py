@@ -85,7 +85,7 @@ def start_where_the_parent_of_the_worker_is_killed(folder):
     os._exit(7)
 
 
-def test_a_worker_whose_parent_is_killed_before_it_names_the_worker_is_not_waited_for(tmp_path):
+def test_a_worker_is_not_waited_for_if_its_parent_was_killed(tmp_path):
     assert run_apart(start_where_the_parent_of_the_worker_is_killed, tmp_path) == 7
 
 

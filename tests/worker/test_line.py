@@ -24,7 +24,7 @@ def pair():
     line._socket.close()
 
 
-def test_a_launcher_hears_what_its_worker_says(pair):
+def test_a_launcher_gets_the_messages_of_its_worker(pair):
     listener, line = pair
     assert listener.listen() == {}
     line.send_claimed()
@@ -34,7 +34,7 @@ def test_a_launcher_hears_what_its_worker_says(pair):
     assert listener.listen() == died
 
 
-def test_a_signal_counts_once_for_each_time_that_the_launcher_asks(pair, monkeypatch):
+def test_a_signal_counts_once_for_each_request_of_the_launcher(pair, monkeypatch):
     listener, line = pair
     line.follow()
     monkeypatch.setattr(module, "GRACE", 600.0)
@@ -99,7 +99,7 @@ def worker():
 
 
 @linux
-def test_a_worker_that_hangs_does_not_outlive_its_launcher_with_what_it_has_started(worker):
+def test_a_worker_that_hangs_ends_with_its_launcher_and_its_programs(worker):
     listener, process = worker("hang")
     child = int(process.stdout.readline())
     listener.close()

@@ -35,7 +35,7 @@ def test_a_point_that_breaks_a_relation_is_drawn_again_as_its_number_says(url):
     assert outcomes(again) == outcomes(stored)
 
 
-def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(url, monkeypatch):
+def test_chance_decides_after_the_sampler_or_the_trial_fails(url, monkeypatch):
     relation = where("model.hidden.0 * train.batch_size <= 80")
     definition = ask(*NONE, *WIDE, SIX[0], relation, "study.baseline=false")
     stored = fresh(url, definition, 3)
@@ -53,7 +53,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
 
 @pytest.mark.usefixtures("threads_are_workers")
 @pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
-def test_without_repeats_each_point_is_trained_once_by_any_number_of_workers(database, request):
+def test_without_repeats_each_configuration_is_trained_once(database, request):
     url = request.getfixturevalue(database)
     definition = ask(*NONE, *SIX, "study.repeats=false", "study.trials=40")
     assert Strategy(definition).trials == 6

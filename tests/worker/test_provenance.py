@@ -13,7 +13,7 @@ from studyloom.worker import provenance
 from studyloom.worker.provenance import Provenance
 
 
-def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
+def test_a_trial_stores_its_provenance(sqlite_url):
     definition = ask(*RANDOM, "study.seed=3")
     stored = fresh(sqlite_url, definition, 2)
     work(definition, stored, 2)

@@ -28,7 +28,7 @@ def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, definition
 
 
 @pytest.mark.usefixtures("impatient")
-def test_training_goes_on_while_the_database_is_away(sqlite_url):
+def test_training_continues_while_the_database_is_away(sqlite_url):
     definition = ask(*RANDOM, "train.epochs=4")
     stored = fresh(sqlite_url, definition, 1)
     locked = LockedDatabase(stored)
@@ -42,7 +42,7 @@ def test_training_goes_on_while_the_database_is_away(sqlite_url):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_there(sqlite_url):
+def test_a_trial_is_pruned_at_its_step_although_the_database_was_away(sqlite_url):
     threshold = "pruner._target_=optuna.pruners.ThresholdPruner"
     pruner = (threshold, "+pruner.lower=1.1", "+pruner.n_warmup_steps=2")
     definition = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
@@ -74,7 +74,7 @@ WITNESS = "pruner._target_=test_reporter.Witness"
 
 
 @pytest.mark.parametrize(("kind", "reports"), [((), 4), (LOOP, 3)])
-def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_baseline(
+def test_the_pruner_is_consulted_at_each_report_but_the_last(
     sqlite_url, monkeypatch, kind, reports
 ):
     """A report is an epoch of all folds, or of a loop the end of its call for a fold."""
@@ -153,7 +153,7 @@ def database():
     return Database()
 
 
-def test_a_sender_goes_on_while_the_database_is_away_and_all_is_posted_in_order(database):
+def test_a_sender_continues_while_the_database_is_away(database):
     with Outbox(database.post, database.is_away) as box:
         database.here.clear()
         for item in range(5):
@@ -164,7 +164,7 @@ def test_a_sender_goes_on_while_the_database_is_away_and_all_is_posted_in_order(
         assert database.posted == [*range(6)]
 
 
-def test_a_sender_goes_on_when_there_is_no_answer_for_a_while(database, monkeypatch):
+def test_a_sender_continues_when_a_post_takes_long(database, monkeypatch):
     monkeypatch.setattr(reporter, "SEND_TIMEOUT", 0.05)
     database.here.clear()
     with Outbox(database.post, lambda: False) as box:
@@ -175,7 +175,7 @@ def test_a_sender_goes_on_when_there_is_no_answer_for_a_while(database, monkeypa
         assert database.posted == [0]
 
 
-def test_a_failure_is_raised_once_and_for_all_and_what_came_after_it_is_dropped(database):
+def test_a_failure_is_raised_again_and_later_items_are_dropped(database):
     with Outbox(database.post, database.is_away) as box:
         database.here.clear()
         for item in (0, KeyError("first"), 1):

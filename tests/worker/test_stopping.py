@@ -42,7 +42,7 @@ def test_a_signal_is_a_request_to_stop_and_a_second_one_stops_at_once(number):
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_that_comes_to_a_fork_before_it_goes_on_ends_it_as_without_us(capfd):
+def test_a_signal_ends_a_fork_also_before_its_code_runs(capfd):
     """A pool's workers are told to end as soon as it has its results; they print no line."""
     with Stop() as stop, stop.interruptible():
         for _ in range(20):
@@ -139,7 +139,7 @@ def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
     assert read_control(stored) == "pause"
 
 
-def test_a_stop_is_withdrawn_by_a_command_that_starts_again_and_by_nothing_else(stored):
+def test_only_a_command_that_starts_again_withdraws_a_stop(stored):
     """A worker looks once a second, and could miss a stop that was withdrawn meanwhile."""
     assert set_control(stored, "pause")
     assert set_control(stored, "stop")
@@ -153,7 +153,7 @@ def test_a_stop_is_withdrawn_by_a_command_that_starts_again_and_by_nothing_else(
     assert read_control(stored) is None
 
 
-def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
+def test_a_stored_request_stops_a_worker_within_a_look(stored, monkeypatch):
     monkeypatch.setattr(stopping, "POLL", 0.01)
     told = Queue()
     with following_requests(stored, SimpleNamespace(paused=False, request=told.put)):
@@ -161,7 +161,7 @@ def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
         assert told.get(timeout=30) == "studyloom stop"
 
 
-def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url, url, monkeypatch):
+def test_a_trial_that_was_paused_on_request_ends_with_the_same_values(sqlite_url, url, monkeypatch):
     monkeypatch.setattr(worker, "WAIT", 0.0)
     definition = ask(*RANDOM)
     undisturbed = fresh(url, definition, 3, name="undisturbed")

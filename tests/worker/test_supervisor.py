@@ -15,7 +15,7 @@ from studyloom.worker.task import Task, renewing_leases
 
 
 @linux
-def test_what_a_killed_worker_started_in_other_sessions_ends_with_it_and_nothing_else(tmp_path):
+def test_only_the_programs_of_a_killed_worker_end_with_it(tmp_path):
     """As the ranks of torchrun are, whose parent is then neither the worker nor we."""
     start = "setsid sleep 600 & echo $!; (setsid sleep 600 & echo $!); wait"
     workers = [

@@ -62,7 +62,7 @@ def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, de
     assert BASELINE not in without.trials()[0].user_attrs
 
 
-def test_a_trial_is_what_its_study_seed_and_number_make_it(url, definition, undisturbed):
+def test_a_trial_depends_only_on_its_study_seed_and_number(url, definition, undisturbed):
     """In one go or in two; tests/chaos has several workers, and any fault."""
     in_parts = fresh(url, definition, 4)
     for trials in (1, 4):
@@ -90,7 +90,7 @@ def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
     assert list(checkpoints.iterdir()) == []
 
 
-def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
+def test_a_trial_without_its_checkpoint_starts_again_and_ends_the_same(
     url, definition, undisturbed, tmp_path, monkeypatch, caplog
 ):
     """Such as one that goes on on another host."""
@@ -104,7 +104,7 @@ def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
     assert outcomes(stored) == outcomes_of(undisturbed[:1])
 
 
-def test_a_study_that_begins_again_does_not_resume_from_the_checkpoint_of_a_deleted_one(
+def test_a_new_study_does_not_resume_from_a_deleted_studys_checkpoint(
     definition, checkpoints, tmp_path, monkeypatch
 ):
     """Of the same name and seed; its examples, which no checkpoint names, were others."""
@@ -125,7 +125,7 @@ def test_a_study_that_begins_again_does_not_resume_from_the_checkpoint_of_a_dele
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_trial_whose_worker_died_says_what_its_checkpoint_has_and_not_what_it_had_reported(
+def test_a_resumed_trial_names_the_epoch_of_its_checkpoint(
     url, definition, checkpoints, kept, caplog
 ):
     """As where it is killed between a report and the checkpoint that would have followed."""
@@ -184,7 +184,7 @@ class Thief(Never):
             self.ledger.release(self.taken)
 
 
-def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, definition, undisturbed):
+def test_a_late_worker_drops_its_result_and_claims_the_next_slot(url, definition, undisturbed):
     stored = fresh(url, definition, 2)
     work(definition, stored, 2, thief := Thief(open_study(url, "s")))
     assert thief.taken.deaths == 1
@@ -195,7 +195,7 @@ def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, defin
     assert resumed == [{"epoch": 1, "deaths": 1, "death": "thought dead"}, None]
 
 
-def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, definition):
+def test_a_trial_that_crashed_too_many_workers_fails_with_the_reason(url, definition):
     stored = fresh(url, definition, 1)
     for _ in range(3):
         stored.ledger.claim("w", 1, 60.0)
@@ -228,7 +228,7 @@ class TooLongKey(Never):
         self.stored.storage.set_trial_user_attr(trial._trial_id, "k" * 513, 1)
 
 
-def test_what_the_database_cannot_hold_is_the_mistake_of_its_trial(postgres_url, definition):
+def test_a_value_that_the_database_cannot_hold_fails_its_trial(postgres_url, definition):
     stored = fresh(postgres_url, definition, 1)
     with suppress(Halted):  # it is the first trial
         work(definition, stored, 1, TooLongKey(stored))
@@ -271,7 +271,7 @@ def test_a_grid_visits_each_point_once_over_any_number_of_workers(url):
     assert trials[0].params == definition.baseline.params
 
 
-def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):
+def test_a_trial_with_two_objectives_has_both_values_and_its_curve(sqlite_url):
     definition = ask(*TWO)
     stored = fresh(sqlite_url, definition, 4)
     work(definition, stored, 4)

@@ -34,9 +34,7 @@ def keeping():
     return ask(*RANDOM, "sampler._target_=test_worker_state.Kept")
 
 
-def test_one_sampler_gives_all_trials_of_a_process_and_the_next_says_that_its_state_is_gone(
-    url, keeping, caplog
-):
+def test_a_sampler_with_state_lasts_a_process_and_its_loss_is_logged(url, keeping, caplog):
     with caplog.at_level(logging.WARNING):
         work(keeping, fresh(url, keeping, 3), 3)
     (sampler,) = [each for each in MADE if each.drawn]
@@ -50,7 +48,7 @@ def test_one_sampler_gives_all_trials_of_a_process_and_the_next_says_that_its_st
     assert len({tuple(sorted(trial.params.items())) for trial in stored.trials()}) == 6
 
 
-def test_a_second_process_is_refused_and_the_first_goes_on(url, keeping):
+def test_a_second_process_is_refused_and_the_first_continues(url, keeping):
     stored = fresh(url, keeping, 3)
     other = stored.ledger.claim("elsewhere:7", 3, 60.0)
     with pytest.raises(LaunchError, match="elsewhere:7 works on the study already; end that one"):
