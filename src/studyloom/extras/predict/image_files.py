@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
@@ -13,11 +14,25 @@ from torch import Tensor
 from studyloom.errors import PredictError
 from studyloom.text import one_line
 
-# Not every format of Pillow: for EPS it starts Ghostscript.
+# The formats that are read. Pillow knows more, but for EPS it would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
-SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
+# The first bytes of images; no text begins with them.
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger image is reduced before it becomes floats
+LARGEST_LEVELS = (1, 255, 65535)  # of pixels that are not bytes: floats, 8 bits or 16 bits
+
+
+@dataclass(frozen=True)
+class _Opaque:
+    """An image without transparency.
+
+    Args:
+        paper: the color below its transparent parts; empty if there are none.
+    """
+
+    image: PIL.Image.Image
+    paper: str = ""
 
 
 def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
@@ -27,11 +42,12 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tens
         channels: 1 for grayscale, 3 for color.
 
     Returns:
-        float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
+        Pixels as float32 (channels, height, width) from 0 (black) to 1 (white), and a list of the
+        changes to the image, in words.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata
             with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
                 return _decode(image, channels, size)
@@ -46,38 +62,61 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tens
 
 
 def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    done = ["first of several frames"] if getattr(image, "is_animated", False) else []
-    drawn: PIL.Image.Image = image
+    """Returns the pixels of an image, and the changes to it."""
+    changes = []
+    if getattr(image, "is_animated", False):  # only formats of several frames have the attribute
+        changes.append("first of several frames")
     if image.getexif().get(ORIENTATION, 1) != 1:
-        drawn = PIL.ImageOps.exif_transpose(image)
-        done.append("turned upright")
-    if drawn.mode.startswith("I") or drawn.mode == "F":  # 16 or 32 bits, or floats
-        levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
-        most = next((most for most in (1, 255, 65535) if float(levels.max()) <= most), 0)
-        if not most or not bool(torch.isfinite(levels).all()) or float(levels.min()) < 0:
-            raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
-        levels /= most if drawn.mode == "F" else 65535
-        return levels.expand(channels, -1, -1).clone(), done
-    if drawn.has_transparency_data:
-        drawn, paper = _without_alpha(drawn)
-        done += [f"its transparent parts laid on {paper}"] if paper else []
-    drawn = drawn.convert("L" if channels == 1 else "RGB")
-    shrink = min(drawn.height // (SPARE * size[0]), drawn.width // (SPARE * size[1]))
+        image = PIL.ImageOps.exif_transpose(image)
+        changes.append("turned upright")
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits, or floats
+        return _read_levels(image).expand(channels, -1, -1).clone(), changes
+    if image.has_transparency_data:
+        opaque = _remove_transparency(image)
+        image = opaque.image
+        if opaque.paper:
+            changes.append(f"its transparent parts laid on {opaque.paper}")
+    mode = "RGB"
+    if channels == 1:
+        mode = "L"
+    image = image.convert(mode)
+    shrink = min(image.height // (SPARE * size[0]), image.width // (SPARE * size[1]))
     if shrink > 1:
-        done.append(f"{drawn.width} × {drawn.height} pixels, every {shrink} × {shrink} made one")
-        drawn = drawn.reduce(shrink)
-    pixels = torch.from_numpy(np.array(drawn)).float().div_(255)
-    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), done
+        changes.append(f"{image.width} × {image.height} pixels, every {shrink} × {shrink} made one")
+        image = image.reduce(shrink)
+    pixels = torch.from_numpy(np.array(image)).float().div_(255)
+    if channels == 1:
+        return pixels[None], changes
+    return pixels.permute(2, 0, 1).contiguous(), changes
 
 
-def _without_alpha(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
-    """Puts an image on white, or on black if it is light; returns which, "" if all is opaque."""
+def _read_levels(image: PIL.Image.Image) -> Tensor:
+    """Returns pixels that are not bytes as float32 (1, height, width) from 0 to 1.
+
+    Floats may be from 0 to 1, or to the largest integer of 8 or 16 bits; the least of these that
+    holds them is white.
+    """
+    levels = torch.from_numpy(np.asarray(image).astype(np.float32))[None]
+    is_positive = bool(torch.isfinite(levels).all()) and float(levels.min()) >= 0
+    possible = [largest for largest in LARGEST_LEVELS if float(levels.max()) <= largest]
+    if not is_positive or not possible:
+        raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
+    white = 65535
+    if image.mode == "F":
+        white = possible[0]
+    return levels / white
+
+
+def _remove_transparency(image: PIL.Image.Image) -> _Opaque:
+    """Puts an image on white, or on black if its visible parts are light."""
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
     if alpha.min() == 255:
-        return image, ""
+        return _Opaque(image)
     brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
-    paper = "black" if brightness > 127 else "white"
-    below = PIL.Image.new("RGBA", image.size, paper)
-    below.alpha_composite(image)
-    return below, paper
+    paper = "white"
+    if brightness > 127:
+        paper = "black"
+    background = PIL.Image.new("RGBA", image.size, paper)
+    background.alpha_composite(image)
+    return _Opaque(background, paper)

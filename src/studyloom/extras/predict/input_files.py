@@ -23,9 +23,10 @@ from studyloom.extras.predict.image_files import SIGNATURES, read_image
 from studyloom.text import one_line
 from studyloom.winner.inputs import SEVERAL, InputFormat, Inputs, transform_error
 
-MOST_BYTES = 256 * 2**20  # of a file
-MOST_ARRAYS = 1000  # of a .npz file
-ARRAY, ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"  # how .npy and .npz files begin
+MOST_BYTES = 256 * 2**20  # in a file
+MOST_ARRAYS = 1000  # in a .npz file
+ARRAY = b"\x93NUMPY"  # the first bytes of a .npy file
+ARCHIVE = b"PK\x03\x04"  # the first bytes of a .npz file
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class InputFiles:
     """Reads the inputs of a network from files.
 
     Args:
-        form: makes inputs of what a file holds.
+        form: makes inputs of the numbers in a file.
     """
 
     form: InputFormat
@@ -98,29 +99,31 @@ class InputFiles:
                 raise PredictError(f"its numbers must be finite; {name} holds NaN or infinity")
             native = numbers.dtype.newbyteorder("=")
             tensors[name] = torch.from_numpy(np.array(numbers, native, order="C"))
-        unnamed = [f"arr_{place}" for place in range(len(tensors))]
-        if [*tensors] == unnamed:
+        default_names = [f"arr_{position}" for position in range(len(tensors))]
+        if [*tensors] == default_names:
             return tuple(tensors.values()), []
         return tensors, []
 
     def _from_content(self, content: bytes, read: Sound | Reader) -> Inputs:
         """Makes inputs from a whole file by a transform that reads it."""
         try:
-            rows, said = read(content)
+            rows, notes = read(content)
         except ValueError as error:
             raise PredictError(str(error)) from None
         except Exception as error:  # whatever a user's class raises
             raise transform_error(error) from error
         if isinstance(read, Sound):
-            rows, said = rows[None], ["; ".join(said)]
-        if tuple(rows.shape[1:]) != self.form.shape or len(said) not in (0, len(rows)):
+            rows = rows[None]  # one sound is one input
+            notes = ["; ".join(notes)]
+        if tuple(rows.shape[1:]) != self.form.shape or len(notes) not in (0, len(rows)):
             raise PredictError(
                 f"winner.json: data.transform does not make {self.form.shape} of a file"
             )
-        return self.form.finish(rows.float(), own=said)
+        return self.form.finish(rows.float(), own=notes)
 
 
 def _is_image_file(content: bytes) -> bool:
+    """Whether a file begins like an image."""
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     return is_webp or content.startswith(SIGNATURES)
 
@@ -135,7 +138,9 @@ def _read_array(content: bytes) -> np.ndarray:
 
 def _read_archive(content: bytes) -> dict[str, np.ndarray]:
     """Reads the arrays of a .npz file by name; they may be larger than the file, up to a limit."""
-    if content.count(b"PK\x01\x02") > MOST_ARRAYS:  # of a directory, which is read as a whole
+    # Each entry of the directory begins with these bytes. They are counted before zipfile reads the
+    # directory as a whole, which a file of millions of entries could make it do.
+    if content.count(b"PK\x01\x02") > MOST_ARRAYS:
         raise PredictError(f"it must hold at most {MOST_ARRAYS} arrays")
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -159,7 +164,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise PredictError("it must be compressed as by numpy.savez_compressed, or not at all")
     with archive.open(member) as file:
-        content = file.read(member.file_size)  # no more, whatever its compressed data holds
+        content = file.read(member.file_size)  # no more, even if it expands to more
     if not content.startswith(ARRAY):
         raise PredictError(f"it must be a .npz file; {member.filename} in it is no array")
     return _read_array(content)
@@ -174,16 +179,20 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
     """
     if count is None:
         count = content.partition(b"\n")[0].count(b",") + 1
-    rows, positions, width = [], [*range(count)], count
-    wanted = f"{count} numbers, which the network takes"
+    positions = [*range(count)]  # of the numbers in a line
+    width = count  # the number of fields in a line
+    requirement = f"{count} numbers, which the network takes"
+    rows = []
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         if columns:
             header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in columns if header.count(name) != 1]:
+            missing = [name for name in columns if header.count(name) != 1]
+            if missing:
                 raise PredictError(f"it must have one column {', '.join(missing)}")
-            positions, width = [header.index(name) for name in columns], len(header)
-            wanted = f"{width} fields, and numbers for {', '.join(columns)}"
+            positions = [header.index(name) for name in columns]
+            width = len(header)
+            requirement = f"{width} fields, and numbers for {', '.join(columns)}"
         for row in reader:
             if not row:
                 continue
@@ -192,7 +201,7 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
                     raise ValueError("some numbers are missing, or too many")
                 rows.append([float(row[position]) for position in positions])
             except ValueError:
-                raise PredictError(f"line {reader.line_num} must have {wanted}") from None
+                raise PredictError(f"line {reader.line_num} must have {requirement}") from None
     except (UnicodeDecodeError, csv.Error):
         raise PredictError("it must be a .npy file or a CSV file") from None
     if not rows:

@@ -23,27 +23,45 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
     errors = []
     files = InputFiles(network.form)
     for path in paths:
-        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+        name = _escape(str(path))
         try:
             inputs, notes = files.read(path)
             outputs, classifies = network(inputs)
-        # OSError: of the file; RuntimeError: torch's, also of memory; TypeError: of the network.
+        # The file raises OSError; torch RuntimeError, also without memory; the network TypeError.
         except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            errors.append(f"{name}: {one_line(reason)[:200]}")
+            errors.append(f"{name}: {one_line(_explain(error))[:200]}")
             continue
-        if not outputs.ndim:
+        if outputs.ndim == 0:
             outputs = outputs[None]
         if len(notes) != len(outputs):  # a row may stand for a node or a time, and not for an input
             notes = [""] * len(outputs)
         for position, (row, note) in enumerate(zip(outputs, notes, strict=True)):
-            single = name if len(outputs) == 1 else f"{name}[{position}]"
+            name_of_row = name
+            if len(outputs) > 1:
+                name_of_row = f"{name}[{position}]"
             if classifies:
-                yield describe_class(single, row, note, network.form.facts.names)
+                yield describe_class(name_of_row, row, note, network.form.facts.names)
             else:
-                yield describe_numbers(single, row, note)
+                yield describe_numbers(name_of_row, row, note)
     if errors:
         raise PredictError(errors)
+
+
+def _escape(name: str) -> str:
+    """Replaces the characters of a name that a terminal would not print as text."""
+    characters = []
+    for character in name:
+        if not character.isprintable():
+            character = ascii(character)[1:-1]  # such as \x1b
+        characters.append(character)
+    return "".join(characters)
+
+
+def _explain(error: Exception) -> str:
+    """Returns the reason of an error; for a file that cannot be read, without its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> InputPrediction:
@@ -51,18 +69,22 @@ def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> I
 
     Args:
         row: probabilities (classes, …).
-        names: of the classes; may be empty.
+        names: the names of the classes; may be empty.
     """
     if row.ndim > 1:
         classes = row.argmax(0)
         labels = tuple(classes.flatten().tolist())
         return InputPrediction(name, labels=labels, shape=tuple(classes.shape), note=note)
     label = int(row.argmax())
-    word = names[label] if label < len(names) else ""
+    word = ""
+    if label < len(names):
+        word = names[label]
     return InputPrediction(name, label, float(row[label]), word=word, note=note)
 
 
 def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:
     """Describes the numbers (…) for an input."""
-    shape = tuple(row.shape) if row.ndim > 1 else ()
+    shape: tuple[int, ...] = ()
+    if row.ndim > 1:
+        shape = tuple(row.shape)
     return InputPrediction(name, values=tuple(row.flatten().tolist()), shape=shape, note=note)
