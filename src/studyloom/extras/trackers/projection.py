@@ -36,9 +36,9 @@ from studyloom.worker.callbacks import TrialCallback
 
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
-WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
-PATIENCE = 300.0  # the same at the end of a command, for each tracker that gives no `patience`
-UNSEEN = 2.0  # seconds of it that need no word
+WORKER_WAITS = 30.0  # seconds that a worker waits for its trackers at its end
+PATIENCE = 300.0  # seconds that a command waits at its end for a tracker that sets no `patience`
+UNSEEN = 2.0  # seconds of these after which a message says that the command waits
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +83,7 @@ class TrackedTrial:
     Attributes:
         state: complete, pruned or failed.
         params: by their path, such as optimizer.lr.
-        values: by name: the metric, its standard error, what the network costs.
+        values: by name: the metric, its standard error, and the costs of the network.
         facts: worker, baseline, failure and reason, where they are known.
         points: the learning curves.
         started: seconds since the epoch, as is `ended`.
@@ -107,7 +107,7 @@ class TrackedResult:
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
         values: by name: `trials.complete`, `search.accuracy`, `reevaluation.mean`, `test.mean`, …
-        files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
+        files: the files of the result and its report, by name: winner.yaml, winner.pt, …
     """
 
     study: TrackedStudy
@@ -175,7 +175,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
                 f"{type(tracker).__name__} is not"
             )
             continue
-        seconds: object = tracker.patience  # which a section may give
+        seconds: object = tracker.patience  # a section may set it to any value
         if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
             errors.append(
                 f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
@@ -191,22 +191,28 @@ class Feed:
     If a tracker fails in a worker, the command writes the rest at its end.
 
     Args:
-        name: of the key that configures it, such as track.mlflow.
-        then: the end of the line of what is refused.
+        name: the key that configures it, such as track.mlflow.
+        ending: the end of the message about the first error.
     """
 
-    def __init__(self, name: str, then: str = "; the study continues") -> None:
-        self.name, self.then = name, then
+    def __init__(self, name: str, ending: str = "; the study continues") -> None:
+        self.name = name
+        self.ending = ending
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._refused = False
+        self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, write: Callable[[], None]) -> None:
+        """Adds a call that writes something; it is made after the earlier ones."""
         self._queue.put(write)
 
     def close(self, seconds: float) -> bool:
-        """Waits until all was tried, but no longer than `seconds`; returns whether it was."""
+        """Waits until all calls were made, but no longer than `seconds`.
+
+        Returns:
+            Whether all calls were made.
+        """
         self._queue.put(None)
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
@@ -216,17 +222,17 @@ class Feed:
             try:
                 write()
             except Exception as error:
-                if not self._refused:
-                    words = one_line(mask_passwords(error_text(error))) or type(error).__name__
-                    log.warning("%s: %s%s", self.name, shorten(words, 300), self.then)
-                self._refused = True
+                if not self._has_failed:
+                    reason = one_line(mask_passwords(error_text(error))) or type(error).__name__
+                    log.warning("%s: %s%s", self.name, shorten(reason, 300), self.ending)
+                self._has_failed = True
 
 
 class Tracking(TrialCallback):
     """Writes the trials of a study to its trackers, and its result at the end of a command.
 
     Args:
-        trackers: by the name of their section.
+        trackers: the trackers by the name of their section.
     """
 
     def __init__(self, trackers: Mapping[str, Tracker], run_dir: Path) -> None:
@@ -248,7 +254,9 @@ class Tracking(TrialCallback):
 
     def finish(self, stored: StoredStudy, *, ended: bool) -> None:
         """Writes to the trackers what they lack, with the result if the study has ended."""
-        result = track_result(stored, self.run_dir) if ended else None
+        result = None
+        if ended:
+            result = track_result(stored, self.run_dir)
         project(stored, self.trackers, self.run_dir, result)
 
 
@@ -268,49 +276,82 @@ def project(
     Waits for each tracker up to its patience, and logs what a tracker may lack at the end.
     """
     study = track_study(stored, run_dir)
-    trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
-    began, feeds = time.monotonic(), []
+    trials = []
+    for trial in stored.trials():
+        if trial.state.is_finished():
+            trials.append(track_trial(trial, stored, study))
+    began = time.monotonic()
+    writings = []
     for name, tracker in trackers.items():
-        missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [result])]
-        feed = Feed(f"track.{name}", "")
+        missing: list[TrackedTrial | TrackedResult] = [*trials]
+        if result is not None:
+            missing.append(result)
+        feed = Feed(f"track.{name}", ending="")
         feed.put(partial(_write, tracker, study, missing))
-        feeds.append((feed, missing, tracker.patience))
-    for feed, missing, patience in feeds:
-        if not feed.close(min(UNSEEN, patience)) and missing:
+        writings.append(_Writing(feed, missing, tracker.patience))
+    for writing in writings:
+        feed = writing.feed
+        patience = writing.patience
+        if not feed.close(min(UNSEEN, patience)) and writing.missing:
             most = f"waiting {patience:g} s at most ({feed.name}.patience)"
-            lacks = _in_words(missing, len(trials))
-            log.warning("%s: %s, since it may lack %s", feed.name, most, lacks)
+            missing_words = _describe_missing(writing.missing, len(trials))
+            log.warning("%s: %s, since it may lack %s", feed.name, most, missing_words)
             feed.close(began + patience - time.monotonic())
-        if missing:
-            lacks = _in_words(missing, len(trials))
-            log.warning("%s: may lack %s; the same command writes it", feed.name, lacks)
+        if writing.missing:
+            missing_words = _describe_missing(writing.missing, len(trials))
+            log.warning("%s: may lack %s; the same command writes it", feed.name, missing_words)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """The writing to one tracker at the end of a command.
+
+    Args:
+        missing: the items that the tracker may lack; the thread of the feed removes each one that
+            it has written.
+    """
+
+    feed: Feed
+    missing: list[TrackedTrial | TrackedResult]
+    patience: float
 
 
 def _write(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
-    """Writes what is missing, and removes from the list what the tracker has."""
+    """Writes the missing items, and removes from the list each one that the tracker has.
+
+    An item that cannot be written does not keep the others from being written.
+    """
     written = tracker.written(study)
-    refused: Exception | None = None
-    for each in [*missing]:
+    last_error: Exception | None = None
+    for item in [*missing]:
         try:
-            if isinstance(each, TrackedResult):
-                tracker.write_result(each)
-            elif each.number not in written:
-                tracker.write_trial(each)
-            missing.remove(each)
+            if isinstance(item, TrackedResult):
+                tracker.write_result(item)
+            elif item.number not in written:
+                tracker.write_trial(item)
+            missing.remove(item)
         except Exception as error:
-            refused = error
-    if refused is not None:
-        raise refused
+            last_error = error
+    if last_error is not None:
+        raise last_error
 
 
-def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
-    """Names what is missing: `3 of 10 trials and the result`."""
-    trials = sum(isinstance(each, TrackedTrial) for each in [*missing])
-    return " and ".join(
-        [f"{trials} of {of} trials"] * (trials > 0) + ["the result"] * (len(missing) > trials)
-    )
+def _describe_missing(missing: Sequence[TrackedTrial | TrackedResult], total: int) -> str:
+    """Counts the missing items: `3 of 10 trials and the result`.
+
+    Args:
+        total: the number of trials of the study.
+    """
+    items = [*missing]  # a copy, since a thread may remove items meanwhile
+    trials = sum(isinstance(item, TrackedTrial) for item in items)
+    parts = []
+    if trials > 0:
+        parts.append(f"{trials} of {total} trials")
+    if len(items) > trials:
+        parts.append("the result")
+    return " and ".join(parts)
 
 
 def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
@@ -333,16 +374,19 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
     """Makes the description of an ended trial for trackers."""
     record = TrialRecord(trial)
-    values = dict(
-        zip([objective.name for objective in stored.objectives], trial.values or (), strict=False)
-    )
+    values = {}
+    for objective, value in zip(stored.objectives, trial.values or (), strict=False):
+        values[objective.name] = value
     for name in (*stored.cost_names, STANDARD_ERROR):
-        if isinstance(value := trial.user_attrs.get(name), int | float):
-            values[name] = float(value)
-    begun, ended = trial.datetime_start, trial.datetime_complete
-    baseline = record.is_baseline or None
-    facts = {"worker": record.worker, "baseline": baseline, "failure": record.failure}
-    facts["reason"] = record.error
+        number = trial.user_attrs.get(name)
+        if isinstance(number, int | float):
+            values[name] = float(number)
+    facts = {
+        "worker": record.worker,
+        "baseline": record.is_baseline or None,
+        "failure": record.failure,
+        "reason": record.error,
+    }
     return TrackedTrial(
         study=study,
         number=trial.number,
@@ -351,48 +395,72 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
         values=values,
         facts={name: mask_passwords(str(fact)) for name, fact in facts.items() if fact is not None},
         points=[*curve(trial, stored.metric)],
-        started=0.0 if begun is None else begun.timestamp(),
-        ended=0.0 if ended is None else ended.timestamp(),
+        started=_to_seconds(trial.datetime_start),
+        ended=_to_seconds(trial.datetime_complete),
     )
 
 
-def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
-    """Yields the curves of a trial: of the metric, and of all that its epochs measured.
+def _to_seconds(moment: datetime | None) -> float:
+    """Returns the seconds since the epoch; 0 for a time that is not stored."""
+    if moment is None:
+        return 0.0
+    return moment.timestamp()
 
-    Their time is spread over the trial by the seconds of each epoch, since none is stored.
+
+def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
+    """Yields the points of the curves of a trial: the metric, and other quantities of its epochs.
+
+    The time of an epoch is not stored. It is the start of the trial and the seconds of all epochs
+    until then.
     """
-    at = (trial.datetime_start or datetime.now()).timestamp()
+    time_of_epoch = (trial.datetime_start or datetime.now()).timestamp()
     for epoch in TrialRecord(trial).epochs():
-        at += epoch.get("seconds", 0.001)
+        time_of_epoch += epoch.get("seconds", 0.001)
         for column, value in epoch.items():
-            name = metric if column == "value" else column
-            if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
-                yield CurvePoint(int(epoch["number"]), name, float(value), at)
+            name = column
+            if column == "value":
+                name = metric
+            elif column in COLUMNS:
+                continue
+            if isinstance(value, int | float):
+                yield CurvePoint(int(epoch["number"]), name, float(value), time_of_epoch)
 
 
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
-    study, trials = track_study(stored, run_dir), stored.trials()
+    study = track_study(stored, run_dir)
+    trials = stored.trials()
+    values: dict[str, float] = {}
     counts = Counter(TrialRecord(trial).outcome for trial in trials)
-    values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
-    names: tuple[str, ...] = FILES
+    for state, count in sorted(counts.items()):
+        values[f"trials.{state}"] = float(count)
+    result = Result.read(run_dir, stored)
     number: int | None = None
-    written = Result.read(run_dir, stored)
-    if written is not None:
-        number, test = written.winner.trial, written.test
-        found = {
-            "reevaluation.mean": written.winner.mean,
-            "test.mean": test.winner.mean if test else None,
-            "test.baseline": test.baseline.mean if test and test.baseline else None,
-        }
+    if result is not None:
+        number = result.winner.trial
     else:
-        names = ("best.yaml", "report.html")
-        best = next(iter(stored.ranked()), None)
-        number, found = None if best is None else best.number, {}
-    chosen = next((trial for trial in trials if trial.number == number), None)
-    for objective, value in zip(stored.objectives, (chosen and chosen.values) or (), strict=False):
-        values[f"search.{objective.name}"] = value
-    values |= {name: float(value) for name, value in found.items() if value is not None}
+        for best in stored.ranked()[:1]:
+            number = best.number
+    params: Mapping[str, Any] = {}
+    for trial in trials:
+        if trial.number == number:
+            params = trial.params
+            for objective, value in zip(stored.objectives, trial.values or (), strict=False):
+                values[f"search.{objective.name}"] = value
+    names: Sequence[str] = ("best.yaml", "report.html")
+    if result is not None:
+        names = FILES
+        params = result.winner.params
+        values |= _values_of_result(result)
     paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
-    params = dict(written.winner.params if written else chosen.params if chosen else {})
-    return TrackedResult(study, number, params, values, paths)
+    return TrackedResult(study, number, dict(params), values, paths)
+
+
+def _values_of_result(result: Result) -> dict[str, float]:
+    """Returns the means of the re-evaluation and of the test, as far as there are any."""
+    means = {"reevaluation.mean": result.winner.mean}
+    if result.test is not None:
+        means["test.mean"] = result.test.winner.mean
+        if result.test.baseline is not None:
+            means["test.baseline"] = result.test.baseline.mean
+    return {name: float(mean) for name, mean in means.items() if mean is not None}

@@ -34,62 +34,71 @@ class TensorBoard(Tracker):
 
     def write_trial(self, trial: TrackedTrial) -> None:
         with self._writer(trial.study, f"trial-{trial.number}") as writer:
-            for epoch, name, value, at in trial.points:
-                writer.add_scalar(printable(name), value, epoch, at)
-            words = [trial.state, *(f"{name}: {text}" for name, text in trial.facts.items())]
-            writer.add_text("state", _as_code(words), 0, trial.ended)
-            plain = {printable(name): _plain(value) for name, value in trial.params.items()}
-            finals = {f"final/{printable(name)}": value for name, value in trial.values.items()}
-            writer.add_hparams(plain, finals, run_name=".", global_step=0)
+            for point in trial.points:
+                writer.add_scalar(printable(point.name), point.value, point.epoch, point.time)
+            lines = [trial.state]
+            lines += [f"{name}: {text}" for name, text in trial.facts.items()]
+            writer.add_text("state", _as_code(lines), 0, trial.ended)
+            params = {printable(name): _plain(value) for name, value in trial.params.items()}
+            values = {f"final/{printable(name)}": value for name, value in trial.values.items()}
+            writer.add_hparams(params, values, run_name=".", global_step=0)
 
     def write_result(self, result: TrackedResult) -> None:
-        said = {**result.values, **result.params}
-        words = [f"trial {result.trial}", *(f"{name}: {value}" for name, value in said.items())]
+        lines = [f"trial {result.trial}"]
+        for name, value in {**result.values, **result.params}.items():
+            lines.append(f"{name}: {value}")
         with self._writer(result.study, "result") as writer:
-            writer.add_text("result", _as_code(words), 0)
+            writer.add_text("result", _as_code(lines), 0)
 
     def written(self, study: TrackedStudy) -> set[int]:
-        names = (path.name.removeprefix("trial-") for path in self._folder(study).glob("trial-*"))
-        return {int(name) for name in names if name.isdecimal()}
+        numbers = set()
+        for path in self._folder(study).glob("trial-*"):
+            number = path.name.removeprefix("trial-")
+            if number.isdecimal():
+                numbers.add(int(number))
+        return numbers
 
     def _folder(self, study: TrackedStudy) -> Path:
         return self.dir / f"{study.name}-{study.uuid[:8]}"
 
     @contextmanager
     def _writer(self, study: TrackedStudy, name: str) -> Iterator["SummaryWriter"]:
-        """Yields the writer of a folder, which appears once it is whole."""
+        """Yields the writer of a folder, which appears once all is written."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self._folder(study)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as made:
+        with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as unfinished:
             try:
-                with _quiet_threads(), SummaryWriter(made) as writer:
+                with _quiet_threads(), SummaryWriter(unfinished) as writer:
                     yield writer
-            except OSError as error:  # of a thread, without a path
+            except OSError as error:  # from a thread, without a path
                 raise OSError(error.errno, error.strerror, str(self.dir)) from error
             shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.move(made, folder / name)
+            shutil.move(unfinished, folder / name)
 
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
     """Prints no traceback of TensorBoard's threads: a writer raises their errors itself."""
-    before = threading.excepthook
+    print_traceback = threading.excepthook
 
-    def hook(args: threading.ExceptHookArgs) -> None:
+    def print_unless_tensorboard(args: threading.ExceptHookArgs) -> None:
         if not type(args.thread).__module__.startswith("tensorboard."):
-            before(args)
+            print_traceback(args)
 
-    threading.excepthook = hook
+    threading.excepthook = print_unless_tensorboard
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = print_traceback
 
 
 def _plain(value: object) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float) else one_line(str(value))
+    """Returns a value of a hyperparameter as the hparams plugin takes it."""
+    if isinstance(value, bool | int | float):
+        return value
+    return one_line(str(value))
 
 
 def _as_code(lines: list[str]) -> str:

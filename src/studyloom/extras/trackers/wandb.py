@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +24,22 @@ from studyloom.text import one_line
 
 EPOCH = "epoch"
 SERVICE = "WANDB_SERVICE"  # the variable with which W&B hands its service on to child processes
+
+
+@dataclass(frozen=True)
+class _RunSettings:
+    """The settings of a run of W&B.
+
+    Args:
+        kind: `trial` or `study`.
+        has_failed: whether the run is shown as failed.
+    """
+
+    study: TrackedStudy
+    run_id: str
+    name: str
+    kind: str
+    has_failed: bool = False
 
 
 class WandB(Tracker):
@@ -44,28 +61,40 @@ class WandB(Tracker):
         patience: float = PATIENCE,
     ) -> None:
         require("wandb")
-        # The service of a process that started this one would hold the run of a killed worker as
-        # one in use, which no other process may write then. Of a token the second part is a pid.
+        # A process hands its service of W&B on to the processes that it starts. That service would
+        # still hold the run of a killed worker as one in use, and no other process could write it.
+        # The variable has the pid of the process that started the service as its second part.
         if os.environ.get(SERVICE, "").split("-")[1:2] != [str(os.getpid())]:
             os.environ.pop(SERVICE, None)
         self.patience = patience
-        self.dir, self.project, self.mode, self.entity = Path(dir), str(project), str(mode), entity
+        self.dir = Path(dir)
+        self.project = str(project)
+        self.mode = str(mode)
+        self.entity = entity
 
     def write_trial(self, trial: TrackedTrial) -> None:
-        facts = {f"studyloom.{name}": one_line(text) for name, text in trial.facts.items()}
-        run_id, name = f"{trial.study.uuid}-{trial.number}", f"trial-{trial.number}"
-
         def write(run: Any) -> None:
-            params = {name: _plain(value) for name, value in trial.params.items()}
-            run.config.update({**params, **facts}, allow_val_change=True)
+            config = {name: _plain(value) for name, value in trial.params.items()}
+            for name, text in trial.facts.items():
+                config[f"studyloom.{name}"] = one_line(text)
+            run.config.update(config, allow_val_change=True)
             run.define_metric(EPOCH)
             run.define_metric("*", step_metric=EPOCH)
             for epoch, points in groupby(trial.points, attrgetter("epoch")):
-                run.log({EPOCH: epoch, **{one_line(p.name): p.value for p in points}}, step=epoch)
-            finals = {f"final/{one_line(name)}": value for name, value in trial.values.items()}
-            run.summary.update({"state": trial.state, **finals})
+                numbers = {EPOCH: epoch}
+                for point in points:
+                    numbers[one_line(point.name)] = point.value
+                run.log(numbers, step=epoch)
+            summary: dict[str, Any] = {"state": trial.state}
+            for name, value in trial.values.items():
+                summary[f"final/{one_line(name)}"] = value
+            run.summary.update(summary)
 
-        self._write(write, trial.study, run_id, name, "trial", trial.state == "failed")
+        run_id = f"{trial.study.uuid}-{trial.number}"
+        has_failed = trial.state == "failed"
+        self._write(
+            write, _RunSettings(trial.study, run_id, f"trial-{trial.number}", "trial", has_failed)
+        )
 
     def write_result(self, result: TrackedResult) -> None:
         import wandb
@@ -80,40 +109,42 @@ class WandB(Tracker):
                     artifact.add_file(str(path), name, policy="immutable")
                 run.log_artifact(artifact)
 
-        self._write(write, result.study, f"{result.study.uuid}-study", result.study.name, "study")
+        run_id = f"{result.study.uuid}-study"
+        self._write(write, _RunSettings(result.study, run_id, result.study.name, "study"))
 
     def written(self, study: TrackedStudy) -> set[int]:
-        folders = (self.dir / "wandb").glob(f"*run-*-{study.uuid}-*")
-        numbers = (folder.name.rpartition("-")[2] for folder in folders)
-        return {int(number) for number in numbers if number.isdecimal()}
+        numbers = set()
+        for folder in (self.dir / "wandb").glob(f"*run-*-{study.uuid}-*"):
+            number = folder.name.rpartition("-")[2]
+            if number.isdecimal():
+                numbers.add(int(number))
+        return numbers
 
-    def _write(self, write: Callable[[Any], None], *run: Any) -> None:
-        """Writes a run; once more if W&B's service has died, without which all later runs fail.
-
-        Args:
-            run: the arguments of `_run`.
-        """
+    def _write(self, write: Callable[[Any], None], settings: _RunSettings) -> None:
+        """Writes a run; once more if W&B's service has died, without which all later runs fail."""
         import wandb
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
         try:
-            with self._run(*run) as opened:
-                write(opened)
+            with self._run(settings) as run:
+                write(run)
         except (HandleAbandonedError, MailboxClosedError, ConnectionError):
-            with suppress(Exception):  # as of a service that has died
-                wandb.teardown()  # so that the next run starts another one
-            with self._run(*run) as opened:
-                write(opened)
+            with suppress(Exception):  # the service that has died cannot end as it should
+                wandb.teardown()  # lets the next run start another service
+            with self._run(settings) as run:
+                write(run)
 
     @contextmanager
-    def _run(
-        self, study: TrackedStudy, run_id: str, name: str, kind: str, failed: bool = False
-    ) -> Iterator[Any]:
-        """Yields a run, whose folder is in `wandb` once it is whole; of each id there is one."""
+    def _run(self, run_settings: _RunSettings) -> Iterator[Any]:
+        """Yields a run, whose folder appears in `wandb` once all is written.
+
+        It replaces the folder of an earlier run with the same id.
+        """
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        # Only what a tracker is given: no figures of the machine, no code, nothing that is printed.
+        run_id = run_settings.run_id
+        # A run holds only what this tracker writes: nothing of the machine, code or output.
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -124,15 +155,17 @@ class WandB(Tracker):
         )
         runs = self.dir / "wandb"
         runs.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.dir, prefix=".wandb-", ignore_cleanup_errors=True) as made:
+        with TemporaryDirectory(
+            dir=self.dir, prefix=".wandb-", ignore_cleanup_errors=True
+        ) as unfinished:
             run = wandb.init(
                 entity=self.entity,
                 project=self.project,
-                dir=made,
+                dir=unfinished,
                 id=run_id,
-                name=name,
-                group=study.name,
-                job_type=kind,
+                name=run_settings.name,
+                group=run_settings.study.name,
+                job_type=run_settings.kind,
                 mode=self.mode,
                 resume="allow" if self.mode == "online" else None,
                 reinit="create_new",
@@ -143,15 +176,19 @@ class WandB(Tracker):
             except BaseException:
                 run.finish(exit_code=1)
                 raise
-            run.finish(exit_code=int(failed))
-            folders = [*Path(made).glob(f"wandb/*run-*-{run_id}")]
+            run.finish(exit_code=int(run_settings.has_failed))
+            folders = [*Path(unfinished).glob(f"wandb/*run-*-{run_id}")]
             if not folders and self.mode != "disabled":
-                raise OSError(f"W&B left no file of {name}")  # so it is reported as missing
+                # The error makes the command report the run as missing.
+                raise OSError(f"W&B left no file of {run_settings.name}")
             for folder in folders:
-                for other in runs.glob(f"*run-*-{run_id}"):
-                    shutil.rmtree(other)
+                for earlier in runs.glob(f"*run-*-{run_id}"):
+                    shutil.rmtree(earlier)
                 shutil.move(folder, runs / folder.name)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | bool | None) else one_line(str(value))
+def _plain(value: object) -> int | float | bool | str | None:
+    """Returns a value of a hyperparameter as JSON can hold it."""
+    if isinstance(value, int | float | bool | None):
+        return value
+    return one_line(str(value))
