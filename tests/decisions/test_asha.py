@@ -1,4 +1,4 @@
-"""Promotion: what is claimed next follows from the reports alone, and the best are promoted."""
+"""Promotion: what is claimed next follows only from the reports, and the best are promoted."""
 
 import math
 import random

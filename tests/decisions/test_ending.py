@@ -1,4 +1,4 @@
-"""When a search has ended, by what the rest is expected to gain: of its trials and bounds alone."""
+"""The end of a search before its budget is spent, decided only from its trials and bounds."""
 
 import random
 from dataclasses import replace

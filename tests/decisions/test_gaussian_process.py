@@ -223,9 +223,9 @@ def test_a_seed_proposes_the_same_for_any_number_of_threads(proposals):
 def test_the_process_takes_running_trials_into_account(proposals):
     study = search(FLAT, lambda seed: GaussianProcessSampler(SamplerContext(FLAT), seed), 10)
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 10)
-    alone = FLAT.suggest(study.ask()).params  # and stays running
+    first_params = FLAT.suggest(study.ask()).params  # and stays running
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 10)
-    assert FLAT.suggest(study.ask()).params != alone
+    assert FLAT.suggest(study.ask()).params != first_params
 
 
 def test_the_process_accepts_constants_and_repeated_configurations():

@@ -15,7 +15,7 @@ def errors_of(tree: dict) -> list[str]:
 
 
 LIST = {"int": [1, 5]}
-# Trees with one mistake each, and what its message must contain.
+# Trees with one error each, and what its message must contain.
 WRONG = [
     ({"a": {"int": [1, 5], "lgo": True}}, ["space.a.lgo: no such key", "did you mean log?"]),
     ({"a": {"choice": [1, 2], "log": True}}, ["space.a.log", "a range of kind choice has choice"]),

@@ -59,16 +59,16 @@ def test_the_error_of_what_is_no_rule_has_an_example():
         *("max accuracy where parameters < 5 / 0", "max accuracy where parameters < 1e999"),
         "max accuracy where parameters < 1e200 * 1e200",
     ):
-        (mistake,) = errors_of(text)
+        (error,) = errors_of(text)
         example = "write such as 'max accuracy where parameters < 50_000'"
         no_rule = f"winner.rule: {text!r} is not a rule of at most {LONGEST} characters"
-        assert mistake.startswith(f"{no_rule}; {example}")
+        assert error.startswith(f"{no_rule}; {example}")
 
 
 def test_a_rule_of_a_million_words_is_refused_and_not_quoted():
-    (mistake,) = errors_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
-    assert f"is not a rule of at most {LONGEST} characters" in mistake
-    assert len(mistake) < 300
+    (error,) = errors_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
+    assert f"is not a rule of at most {LONGEST} characters" in error
+    assert len(error) < 300
 
 
 RELATED = ("model.width", "model.depth", "model.hidden.1", "a", "b")

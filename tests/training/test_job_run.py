@@ -30,7 +30,7 @@ def close(one, other, **tolerance):
 
 
 def plain(network, batch, loss):
-    """What is done without a step of one's own."""
+    """The built-in step."""
     inputs, targets = batch
     outputs = network(inputs)
     return loss(outputs, targets), outputs, targets

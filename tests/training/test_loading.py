@@ -65,14 +65,14 @@ def test_stop_and_resume_equals_never_stopped_after_any_epoch():
 )
 def test_random_numbers_do_not_depend_on_the_process_that_loads(loading, weights):
     job = toy_job(**RESUMABLE["everything at once"])
-    alone = states_of(Training([job], drawn(weights=weights)))
+    without_loaders = states_of(Training([job], drawn(weights=weights)))
     examples = drawn(**loading, weights=weights)
-    assert equal(states_of(Training([job], examples)), alone)
+    assert equal(states_of(Training([job], examples)), without_loaders)
     first = Training([job], examples)
     next(iter(first))
     resumed = Training([job], examples)
     resumed.restore(through_a_file(first.state()))
-    assert equal(states_of(resumed), alone[1:])
+    assert equal(states_of(resumed), without_loaders[1:])
 
 
 def test_each_epoch_draws_new_numbers_and_each_evaluation_the_same():
@@ -122,7 +122,7 @@ def test_a_dataset_of_tensors_trains_like_the_tensors():
     examples = Datasets(train=dataset, validation=15).train()
     changes = {"accumulate": 2, "batch_size": 7, "drop_last": True}
     job = toy_job(model=partial(MLP, hidden=(8,)), **changes)
-    # The order is drawn anew where seeds are drawn too: one epoch is the same.
+    # The order is drawn again where seeds are drawn too: one epoch is the same.
     (ours, *_), (theirs, *_) = curve(job, examples), curve(job, SPLIT)
     assert ours == pytest.approx(theirs, rel=1e-5)
 

@@ -61,4 +61,4 @@ def test_small_steps_get_one_thread_and_large_ones_all():
         assert chosen(lazy(512), 4096) == 2
     with on_threads(1):
         assert chosen(large, 64) == 1
-    assert (small.calls, small.training) == (0, True), "it is left alone"
+    assert (small.calls, small.training) == (0, True), "it is not changed"

@@ -1,4 +1,4 @@
-"""Training equals a plain loop, stops and resumes at any epoch, and leaves the caller alone."""
+"""Training equals a plain loop, stops and resumes at any epoch, and changes nothing outside."""
 
 import itertools
 import math
@@ -179,9 +179,9 @@ def test_a_job_trains_alike_with_and_without_other_jobs():
         toy_job(seed=3, train=torch.arange(15, 60), valid=torch.arange(15)),
         toy_job(model=Noisy),
     ]
-    alone = [curve(job) for job in jobs]
+    separate = [curve(job) for job in jobs]
     together = [[numbers_of(epoch) for epoch in each] for each in Training(jobs, SPLIT)]
-    assert together == [[*each] for each in zip(*alone, strict=True)]
+    assert together == [[*each] for each in zip(*separate, strict=True)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -233,7 +233,7 @@ LOCKSTEP = ("sgd with momentum", "adamw fused", "rmsprop", "batch norm and dropo
 
 
 def mixed(network, batch, loss):
-    """A step of one's own that draws random numbers: mixup."""
+    """A custom step that draws random numbers: mixup."""
     inputs, targets = batch
     other, share = torch.randperm(len(targets)), torch.rand(())
     outputs = network(share * inputs + (1 - share) * inputs[other])
@@ -241,7 +241,7 @@ def mixed(network, batch, loss):
 
 
 RESUMABLE |= {
-    "a step of one's own": {"step": mixed},
+    "a custom step": {"step": mixed},
     "noise of Python and NumPy": {"model": Noisy},
     "accumulation without the last batch": {"accumulate": 2, "batch_size": 7, "drop_last": True},
     "the best epoch of an average with batch norm": {
@@ -285,7 +285,7 @@ RESUMABLE |= {
 }
 if hasattr(torch.optim, "Muon"):
     RESUMABLE["muon"] = {"optimizer": partial(Muon, lr=0.01, fused=True), "schedule": cosine}
-WAYS = ("a step of one's own", "groups", "a plateau", "everything at once")
+WAYS = ("a custom step", "groups", "a plateau", "everything at once")
 ALONE = [name for name in RESUMABLE if name not in LOCKSTEP + WAYS]
 
 
