@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+
+# Hydra has no public way to replace its sources of configs: `Plugins.register` ignores a second
+# source of a scheme, and sources of `hydra.searchpath` always have the scheme `file`.
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import (
     ImportlibResourcesConfigSource,
@@ -162,6 +165,8 @@ def composing_once() -> Iterator[None]:
 
     A study runs once: a command line for several runs (`--multirun`) has been refused before.
     """
+    # `hydra.main` has no argument for the mode. It composes the whole config to read `hydra.mode`,
+    # also with `--run`, which takes two thirds of the time of the first composition.
     ask, Hydra.get_mode = Hydra.get_mode, lambda *args, **kwargs: RunMode.RUN  # type: ignore
     try:
         yield

@@ -193,9 +193,8 @@ def _nested(flat: Sequence[str], parameters: Collection[str]) -> str:
     """
     names = {"model": parameters, "train": [str(key) for key in SCHEMA.train]}
     for group, option in OF_NETWORKS.items():
-        names[group] = [
-            str(key) for key in read_yaml(GROUPS / group / f"{option}.yaml", trusted=True)
-        ]
+        section = read_yaml(GROUPS / group / f"{option}.yaml", trusted=True)
+        names[group] = [str(key) for key in section]
     owners = {name: section for section, known in reversed(names.items()) for name in known}
     meant_by: dict[str, list[str]] = {}
     for name in flat:
