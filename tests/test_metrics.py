@@ -21,7 +21,7 @@ NUMBERS = OUTPUTS + torch.randn(60, 3, generator=GENERATOR)
 
 
 def metric_of(*overrides):
-    return build_metric(compose(*overrides)[0].objective)
+    return build_metric(compose(*overrides)[0]["objective"])
 
 
 def test_metrics_equal_those_of_scikit_learn():

@@ -35,8 +35,10 @@ class CrossEntropy(nn.CrossEntropyLoss):
         fixed = None
         if isinstance(weights, str):
             if weights not in ("none", "balanced"):
-                ways = "none, balanced, or a number for each class"
-                raise ValueError(f"loss.weights must be {ways}; got {weights!r}")
+                raise ValueError(
+                    "loss.weights must be none, balanced, or a number for each class; "
+                    f"got {weights!r}"
+                )
         elif not weights or min(weights) <= 0:
             raise ValueError(
                 f"loss.weights must be positive numbers, one for each class; got {list(weights)}"

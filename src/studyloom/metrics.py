@@ -241,8 +241,8 @@ def _log_odds(outputs: Tensor) -> Tensor:
         return outputs - outputs.flip(1)
     # The likeliest class may have p = 1 after rounding. Its odds are computed from the outputs.
     top = outputs.argmax(1, keepdim=True)
-    others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
-    odds_of_top = outputs.gather(1, top) - others
+    log_sum_of_others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
+    odds_of_top = outputs.gather(1, top) - log_sum_of_others
     # For all other classes 1 - p is at least a half, and log1p is exact.
     logs = outputs.log_softmax(1)
     odds = logs - logs.exp().neg().log1p()

@@ -1,7 +1,7 @@
 """Optimizers that PyTorch does not have as one class; configs name them by `_target_`."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -56,8 +56,11 @@ class Muon(Optimizer):
             "weight_decay": weight_decay,
             "momentum": momentum,
         }
-        super().__init__(map(_complete_group, params), defaults)
-        hidden = None if network is None else _hidden_matrices(network)
+        groups: list[Any] = list(map(_complete_group, params))
+        super().__init__(groups, defaults)
+        hidden = None
+        if network is not None:
+            hidden = _hidden_matrices(network)
         muon_groups = []
         adamw_groups = []
         for group in self.param_groups:
@@ -109,7 +112,7 @@ class Muon(Optimizer):
         return loss
 
 
-def _complete_group(group: Tensor | Mapping[str, Any]) -> Any:
+def _complete_group(group: Tensor | dict[str, Any]) -> Tensor | dict[str, Any]:
     """Returns a group of parameters that has an `adamw_lr` if it has an `lr`.
 
     A parameter that is not in a group stays unchanged.

@@ -227,12 +227,17 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     head = [_html_text(name) for name in columns]
     body = [list(map(_html_text, row)) for row in rows]
-    filled = [index for index in range(len(head)) if any(row[index] for row in body)]
+    filled = []  # the positions of the columns that are not empty
+    for position, cells in enumerate(zip(*body, strict=True)):
+        if any(cells):
+            filled.append(position)
+    if not filled:
+        return "<table></table>"
     lines = []
-    if any(head[index] for index in filled):
-        lines.append(_html_row("th", [head[index] for index in filled]))
-    for row in body if filled else ():
-        lines.append(_html_row("td", [row[index] for index in filled]))
+    if any(head[position] for position in filled):
+        lines.append(_html_row("th", [head[position] for position in filled]))
+    for row in body:
+        lines.append(_html_row("td", [row[position] for position in filled]))
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -318,20 +323,20 @@ def shorten(text: str, length: int) -> str:
     return f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
-def shorten_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+def shorten_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """Shortens dotted names to as few of their last parts as distinguish them.
 
     The short name of optimizer.adamw.lr is lr, or adamw.lr if there is an optimizer.sgd.lr too. An
     item of a list, such as hidden.0 or hidden.length, keeps the name of the list.
 
     Args:
-        taken: titles with which no short name may be confused.
+        reserved: titles with which no short name may be confused.
 
     Returns:
         The short name of each name.
     """
     endings = {name: _dotted_endings(name) for name in names}
-    uses = Counter(taken)
+    uses = Counter(reserved)
     for candidates in endings.values():
         uses.update(candidates)
     short_names = {}

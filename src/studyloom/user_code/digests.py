@@ -73,28 +73,28 @@ def compute_code_digests(sections: object) -> dict[str, str]:
     parts: list[Any] = []
     for target in targets:
         parts += _find_parts(target)
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for part in parts:
         module = _digest_module(part)
         if module is not None:
-            found[module.module] = module.digest
-    found |= _digest_module_data(parts, found)
+            by_name[module.module] = module.digest
+    by_name |= _digest_module_data(parts, by_name)
     if digests:  # this process is a worker of the program that has computed them
-        found |= digests
+        by_name |= digests
     else:
         for name, form in find_main_globals(targets).items():
             if form:
-                found[MAIN + name] = _digest_form(form)
+                by_name[MAIN + name] = _digest_form(form)
     errors = []
-    for name in sorted(found):
-        if _is_edited(name, found[name]):
+    for name in sorted(by_name):
+        if _is_edited(name, by_name[name]):
             path = os.path.relpath(str(sys.modules[name].__file__))
             errors.append(
                 f"{path} has changed since this process imported it; restart it (in a notebook: "
                 "the kernel), or use importlib.reload"
             )
     refuse(errors)
-    return {f"{CODE}{name}": found[name] for name in sorted(found)}
+    return {f"{CODE}{name}": by_name[name] for name in sorted(by_name)}
 
 
 def _is_edited(name: str, digest: str) -> bool:
@@ -237,7 +237,7 @@ def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[s
         parts: functions and classes.
         modules: the names of the user's modules.
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     unsearched = []
     for part in parts:
         if hasattr(part, "__module__") and part.__module__ in modules:
@@ -254,11 +254,11 @@ def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[s
                 value = members.get(name)
                 data = data_digest(value)
                 if data is not None:
-                    found[f"{part.__module__}.{name}"] = data
+                    by_name[f"{part.__module__}.{name}"] = data
                 is_code = inspect.isroutine(value) or inspect.isclass(value)
                 if is_code and value.__module__ == part.__module__:
                     unsearched.append(value)
-    return found
+    return by_name
 
 
 def _find_code(members: Iterable[Any]) -> list[CodeType]:
