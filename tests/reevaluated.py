@@ -169,7 +169,7 @@ def train_plainly(stage, candidate, seed):
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
-    parts, fresh = map(SPLIT.part, trainings.fold(seed)), trainings.new_seed(seed)
+    parts, fresh = map(SPLIT.as_dataset, trainings.fold(seed)), trainings.new_seed(seed)
     context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):

@@ -34,7 +34,9 @@ class WinnerReporting(Reporting):
     """
 
     def __init__(self, command: Command, console: terminal.SafeConsole, *, repeat: bool) -> None:
-        self.command, self.console, self.repeats_test = command, console, repeat
+        self.command = command
+        self.console = console
+        self.repeats_test = repeat
         self.outputs = Outputs()
         self.outputs.console = console
         self.result: Any = None
@@ -59,7 +61,9 @@ class WinnerReporting(Reporting):
         evaluation = read_evaluation(study)
         if stop() and evaluation.trained is None:
             folder = shlex.quote(str(study.run_dir))
-            verb = "winner" if self.repeats_test else "ablate"
+            verb = "ablate"
+            if self.repeats_test:
+                verb = "winner"
             resumes = f"studyloom {verb} {folder} resumes here"
             terminal.say(self.console, f"{stop.reason}; {resumes}")
             raise Interrupted
@@ -67,7 +71,9 @@ class WinnerReporting(Reporting):
         if missing is not None:
             raise missing
         former = Result.read(study.run_dir)
-        typed = self.command.as_typed if former is None else former.command
+        typed = self.command.as_typed
+        if former is not None:
+            typed = [*former.command]
         write_result.print_winner(evaluation, typed, self.console, repeat=self.repeats_test)
         if not read_evaluation(study).left:
             end_command(study.stored, 0)

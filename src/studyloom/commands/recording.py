@@ -12,15 +12,18 @@ from studyloom.worker.task import Command
 
 def begin_recording(study: OpenStudy, command: Command) -> None:
     """Stores that a command has begun, and which studies have the trainings of its later stages."""
-    settings, definition = winner_settings(study), study.definition
+    settings = winner_settings(study)
+    definition = study.definition
     per_hour = definition.config.cost.per_hour
+    if per_hour is not None:
+        per_hour = float(per_hour)
     record = CommandRecord(
         trials=study.search.trials,
         reevaluated=settings.enabled,
         tested=bool(definition.tested),
         top=settings.top,
         seeds=settings.seeds,
-        per_hour=None if per_hour is None else float(per_hour),
+        per_hour=per_hour,
     )
     begin_command(study.stored, record, command.age())
     for stage in read_evaluation(study).later:
@@ -33,9 +36,10 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
     if not evaluation.lacks_winner or candidates is None:
         return None
     if not candidates:
-        rule, search = evaluation.rule, evaluation.study.search
-        satisfying = f" and satisfies {rule}" if rule is not None and rule.conditions else ""
-        reason = f"none of the first {search.trials} trials is complete{satisfying}"
+        rule = evaluation.rule
+        reason = f"none of the first {evaluation.study.search.trials} trials is complete"
+        if rule is not None and rule.conditions:
+            reason += f" and satisfies {rule}"
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
     contenders = sum(candidate.contends for candidate in candidates.values())
     failures = "; ".join(

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import optuna
 
 from studyloom.commands.outputs import Outputs, take_environment
-from studyloom.commands.search import StudyReporting
+from studyloom.commands.reporting import StudyReporting
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import as_yaml
 from studyloom.errors import ConfigError
@@ -34,7 +34,8 @@ class CallReporting(StudyReporting):
         self, command: Command, outputs: Outputs, config: StudyConfig, ending: ExitStack
     ) -> None:
         super().__init__(command, outputs)
-        self.config, self.ending = config, ending
+        self.config = config
+        self.ending = ending
 
     def prepare(self, prepared: Prepared) -> None:
         needed = needs_process(self.config, prepared)
@@ -99,7 +100,9 @@ def run_call(
         ending.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         outputs = Outputs(take_environment())
-        outputs.console.quiet, outputs.console.lasting, outputs.notes = quiet, False, notes
+        outputs.console.quiet = quiet
+        outputs.console.lasting = False
+        outputs.notes = notes
         reporting = CallReporting(command, outputs, config, ending)
         code = 1
         try:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NoReturn
 
 from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
-from studyloom.commands.search import StudyReporting, TrackingReporting
+from studyloom.commands.reporting import StudyReporting, TrackingReporting
 from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
 from studyloom.winner.read_evaluation import WinnerStages

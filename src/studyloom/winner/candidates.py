@@ -52,7 +52,9 @@ class Origin:
     def read(cls, columns: Mapping[str, Any]) -> "Origin":
         """Reads the candidate from the hyperparameters of a stored training."""
         defaults = columns.get("defaults")
-        return cls(columns["trial"], tuple(defaults.split(", ")) if defaults else ())
+        if not defaults:
+            return cls(columns["trial"])
+        return cls(columns["trial"], tuple(defaults.split(", ")))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,9 @@ class Evaluation:
         """How many trials the winner is chosen from: fewer than the budget if the search ended."""
         search = self.study.search
         end = decide_early_end(search.stored, search.trials)
-        return search.trials if end is None else end.begun
+        if end is None:
+            return search.trials
+        return end.begun
 
     @property
     def lacks_winner(self) -> bool:
@@ -105,11 +107,14 @@ class Evaluation:
         """Follows a stage that comes next; returns it if all its trainings have ended."""
         stage = plan.find()
         if stage is None:
-            self.planned, self.left = plan, plan.trials
+            self.planned = plan
+            self.left = plan.trials
             return None
         self.later.append(stage)
         self.left = stage.todo()
-        return None if self.left else stage
+        if self.left:
+            return None
+        return stage
 
 
 def next_stage(evaluation: Evaluation) -> Stage | None:
@@ -157,9 +162,9 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
         stage = evaluation.follow(planner.reevaluation(candidates))
         if stage is None:
             return evaluation
-    values = None if stage is None else stage.values()
-    partial_values = {} if stage is None else stage.partial_values()
-    reevaluated = Reevaluated(study.stored, rule, candidates, values, partial_values)
+    reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
+    if stage is not None:
+        reevaluated = replace(reevaluated, values=stage.values(), partial=stage.partial_values())
     evaluation.reevaluated = reevaluated
     if not reevaluated.eligible:
         return evaluation
@@ -237,7 +242,8 @@ def final_points(
         for origin, source in reevaluated.candidates.items()
         if origin in (winner, reevaluated.baseline)
     }
-    ablation, defaults = evaluation.ablation, evaluation.defaults
+    ablation = evaluation.ablation
+    defaults = evaluation.defaults
     if ablation is None or defaults is None or not ablation.simple:
         return points
     if planner.has_simple() is not False:

@@ -51,12 +51,17 @@ class Reevaluated:
     @property
     def eligible(self) -> list[Origin]:
         """The candidates that may win; after a re-evaluation only those that have values in it."""
-        known = self.candidates if self.values is None else self.values
-        return [o for o in self.candidates if self.candidates[o].contends and o in known]
+        contenders = [o for o, candidate in self.candidates.items() if candidate.contends]
+        if self.values is None:
+            return contenders
+        return [origin for origin in contenders if origin in self.values]
 
     @property
     def baseline(self) -> Origin | None:
-        return next((o for o, each in self.candidates.items() if each.is_baseline), None)
+        for origin, candidate in self.candidates.items():
+            if candidate.is_baseline:
+                return origin
+        return None
 
     @cached_property
     def winner(self) -> Origin:

@@ -207,7 +207,8 @@ class StagePlanner:
 
     def _name(self, title: str) -> StageName:
         """Names a stage by the settings that change its trainings."""
-        search, settings = self.study.stored, self.settings
+        search = self.study.stored
+        settings = self.settings
         trials = self.study.search.trials
         name = StageName(search.name, title, trials, settings.top, settings.seeds)
         if self.rule != Rule(search.objectives[0]):

@@ -1,4 +1,4 @@
-"""The driver of a study: every command, call and worker runs it from its config to its end by this.
+"""The driver of a study, with which every command, call and worker runs it from config to end.
 
 They differ in their `Command` and their `Reporting`, and in the stages that they know.
 """
@@ -108,24 +108,24 @@ def run_study(
         open_search(prepared, stop, create=command.begins) as study,
         obeying_requests(study, command, stop),
     ):
+        launcher = study.prepared.launcher
         task = make_task(study, stages, command)
         if not command.is_worker:
             reopen(stages.begun(study))
         if command.begins:
-            count = study.prepared.launcher.count(task.todo())
-            check_connections(study.prepared.url, count)
+            check_connections(study.prepared.url, launcher.count(task.todo()))
         with reporting.attached(study):
             while True:
                 follow = None
-                while task.todo():
+                while follow is None and not stop() and task.todo():
                     with reporting.watch(task, stop):
-                        follow = study.prepared.launcher.launch(task, stop)
-                    if follow is not None or stop():
-                        break
-                    if not command.is_worker:
+                        follow = launcher.launch(task, stop)
+                    if not command.is_worker and not stop():
                         reconcile(stages.begun(study))
                 code = reporting.finish(stop, follow)
-                left = 0 if follow is not None or stop() else task.todo()
+                left = 0
+                if follow is None and not stop():
+                    left = task.todo()
                 if not left or not reporting.continues(left):
                     return code
 
@@ -180,7 +180,9 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
 
     def todo() -> int:
         stage = stages.next(study)
-        return 0 if stage is None else stage.todo() + stage.following
+        if stage is None:
+            return 0
+        return stage.todo() + stage.following
 
     def halted() -> bool:
         stage = stages.next(study)
@@ -211,7 +213,9 @@ def make_worker(
     settings = study.definition.config.checkpoints
     checkpoints = None
     if settings.dir is not None:
-        checkpoints = Path(settings.dir) / ("" if stage.is_search else stage.title)
+        checkpoints = Path(settings.dir)
+        if not stage.is_search:
+            checkpoints /= stage.title
         checkpoints.mkdir(parents=True, exist_ok=True)
     try:
         yield Worker(

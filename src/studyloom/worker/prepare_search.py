@@ -86,15 +86,17 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
         OSError: the run directory cannot be made.
         LaunchError: the cluster of a new study does not start.
     """
-    url, run_dir, definition = serve(prepared.url, own=True), prepared.run_dir, prepared.definition
-    strategy, digest = prepared.strategy, prepared.data.digest
+    url = serve(prepared.url, own=True)
+    run_dir = prepared.run_dir
+    definition = prepared.definition
+    strategy = prepared.strategy
     trials = strategy.trials
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
         # A cluster is started before it may fail a new study.
         if may_be_new(definition, url):
             prepared.launcher.start(trials, run_dir)
-        stored = begin_search(strategy, digest, url, prepared.starts, stop)
+        stored = begin_search(strategy, prepared.data.digest, url, prepared.starts, stop)
     else:
         stored = join_search(definition, url, stop)
     strategy = as_begun(strategy, stored)

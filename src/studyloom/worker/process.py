@@ -87,7 +87,9 @@ class StudyProcess:
     def run(self) -> NoReturn:
         """Runs the study, and ends the process."""
         WORKER.take()  # a command that a trial starts is no worker
-        config, command, reporting = self.config, self.command, self.reporting
+        config = self.config
+        command = self.command
+        reporting = self.reporting
         line = command.line
         with (
             ExitStack() as ending,

@@ -43,7 +43,8 @@ class StudyReporting(TrackingReporting):
     """
 
     def __init__(self, command: Command, outputs: Outputs) -> None:
-        self.command, self.outputs = command, outputs
+        self.command = command
+        self.outputs = outputs
         self.console = outputs.console
         self.began = datetime.now()
         self.worked = False  # whether there was anything to do
@@ -84,7 +85,9 @@ class StudyReporting(TrackingReporting):
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
         outputs = self.outputs
-        notes = [] if self.announced else self.announcement(task)
+        notes: list[str] = []
+        if not self.announced:
+            notes = self.announcement(task)
         self.worked = self.announced = True
         listeners = [*outputs.listeners, terminal.Resumptions(outputs.read(), self.console)]
         with terminal.Display(outputs.read, self.console, stop, listeners, notes):
@@ -93,11 +96,14 @@ class StudyReporting(TrackingReporting):
     def announcement(self, task: Task) -> list[str]:
         """Returns the lines that are printed before the first trial: what there is to do."""
         study = self.opened
-        prepared, stored = study.prepared, study.stored
+        prepared = study.prepared
+        stored = study.stored
         notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
         notes += prepared.definition.notes(prepared.data)
         begun = any(trial.datetime_start for trial in stored.trials())
-        verb = "resumes" if begun else "begins"
+        verb = "begins"
+        if begun:
+            verb = "resumes"
         trials = study.search.todo()
         work = f"{trials} trial{'' if trials == 1 else 's'}"
         if not trials:
@@ -126,7 +132,8 @@ class StudyReporting(TrackingReporting):
 
         It is 1 if there is no result, although the study was not stopped.
         """
-        study, console = evaluation.study, self.console
+        study = evaluation.study
+        console = self.console
         snapshot = take_snapshot(study.stored)
         if snapshot.best is not None:
             write_result.write_best(study, snapshot.best)
@@ -151,7 +158,9 @@ class StudyReporting(TrackingReporting):
             callback.finish(study.stored, ended=not read_evaluation(study).left)
         if missing is not None:
             raise missing
-        return 0 if snapshot.best is not None or stop() else 1
+        if snapshot.best is not None or stop():
+            return 0
+        return 1
 
     def print_search(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
         """Prints how the search has ended: its counts, the baseline and the best trial."""
@@ -171,7 +180,9 @@ class StudyReporting(TrackingReporting):
         """Prints why a study was stopped, or why nothing is left to do."""
         trials = study.search.trials
         if stop():
-            reason = stop.reason if stop.requested is None else f"stopped by {stop.requested}"
+            reason = stop.reason
+            if stop.requested is not None:
+                reason = f"stopped by {stop.requested}"
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
         elif reason := end_of_search(snapshot, trials, worked=self.worked):
             terminal.say(self.console, reason)
@@ -200,4 +211,6 @@ def end_of_search(snapshot: Snapshot, trials: int, *, worked: bool) -> str:
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.forecast.ending is not None:
         return f"the search {snapshot.forecast.ending.reason}"
-    return "" if worked else f"the budget of {trials} trials is spent"
+    if worked:
+        return ""
+    return f"the budget of {trials} trials is spent"
