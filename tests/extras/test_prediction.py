@@ -72,9 +72,7 @@ def test_an_image_and_an_array_are_classified_as_the_data_set_would_be(reader, d
     assert first.confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
 
 
-def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
-    reader, digits, tmp_path
-):
+def test_files_without_an_image_are_named_after_the_other_predictions(reader, digits, tmp_path):
     for name in ("first.png", "last.png"):
         Image.fromarray(digits[0]).save(tmp_path / name)
     contents = {
@@ -109,7 +107,7 @@ def test_nothing_hostile_is_called(tmp_path):
     assert not canary.exists()
 
 
-def test_a_folder_without_a_winner_or_with_weights_of_another_network_says_so(tmp_path):
+def test_a_missing_winner_or_weights_of_another_network_are_an_error(tmp_path):
     words = r"no winner\.json; the study writes it when its search has ended"
     with pytest.raises(PredictError, match=words):
         load_network(tmp_path)
@@ -153,7 +151,7 @@ def tabular(tmp_path):
     return write_winner(tmp_path / "tabular", section, state, **facts)
 
 
-def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order(tabular, tmp_path):
+def test_a_table_is_read_by_column_names_and_an_array_by_their_order(tabular, tmp_path):
     (tmp_path / "rows.csv").write_text("name,age,size\na,1,12\nb,2,8\n")
     np.save(tmp_path / "one.npy", np.array([12, 0]))
     np.save(tmp_path / "several.npy", np.array([[12.0, 0.0], [8.0, 0.0]]))
@@ -264,7 +262,7 @@ def drawn(folder):
     return {folder / name: words for name, (_, _, words) in made.items()}
 
 
-def test_a_seven_is_a_seven_in_every_kind_of_image_and_what_was_done_is_said(reader, tmp_path):
+def test_a_seven_is_a_seven_in_every_image_format_with_a_note(reader, tmp_path):
     asked = drawn(tmp_path)
     answers = list(predict(load_network(reader), [*asked]))
     assert {answer.name: answer.label for answer in answers} == {str(path): 7 for path in asked}
@@ -274,9 +272,7 @@ def test_a_seven_is_a_seven_in_every_kind_of_image_and_what_was_done_is_said(rea
         assert format_prediction(answer).endswith(f"\t{answer.note}")
 
 
-def test_an_image_is_answered_alike_in_each_type_from_a_file_and_from_python(
-    reader, digits, tmp_path
-):
+def test_predictions_for_an_image_are_equal_from_a_file_and_from_python(reader, digits, tmp_path):
     image, network = digits[7], load_network(reader)
     types = {
         "bytes": image,
@@ -297,9 +293,7 @@ def test_an_image_is_answered_alike_in_each_type_from_a_file_and_from_python(
         assert prediction.classes.tolist() == [answers[0].label]
 
 
-def test_an_input_is_what_its_type_and_the_winner_say_and_never_what_is_beside_it(
-    reader, own, digits
-):
+def test_an_input_is_read_by_its_type_and_the_winner_not_its_neighbors(reader, own, digits):
     """An image alone was scaled, and beside one with a number below 0 it was not."""
     images = torch.from_numpy(digits[:2].copy())[:, None]
     normalized = (images / 255 - 0.1307) / 0.3081
@@ -365,7 +359,7 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
     assert torch.equal(made, halve(pixels, divisor=255))
 
 
-def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wrap(own, tmp_path):
+def test_integers_reach_the_users_function_as_pixels_and_never_wrap(own, tmp_path):
     network = load_network(own(HALVE), [__name__])
     levels = torch.arange(784, dtype=torch.uint8).reshape(1, 28, 28)
     for dtype, factor in ((np.uint8, 1), (np.int16, 1), (np.uint16, 257)):

@@ -69,7 +69,7 @@ def over(distribution, *settings):
     )
 
 
-def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
+def test_axes_have_round_marks_in_their_range_and_equal_values_have_one():
     for low, high in ((0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)):
         marks = AXIS.marks(low, high)
         assert 3 <= len(marks) <= 18
@@ -116,7 +116,7 @@ def test_close_values_have_labels_that_differ():
             assert all(0 <= scale.place(float(label)) <= SIZE for label in labels)
 
 
-def test_whole_numbers_have_whole_labels_and_accuracies_count_factors_of_ten_in_the_error():
+def test_integers_have_integer_labels_and_accuracies_a_logarithmic_axis():
     for count in (1, 7, 40, 12345):
         labels = [tick.label for tick in whole_scale(0, count).ticks]
         assert all(label.isdigit() for label in labels)
@@ -129,7 +129,7 @@ def test_whole_numbers_have_whole_labels_and_accuracies_count_factors_of_ten_in_
     assert AXIS.height(1.0) == AXIS.height(1.1) < 5
 
 
-def test_an_unknown_metric_to_minimize_has_a_logarithmic_axis_where_its_values_differ_by_factors():
+def test_an_unknown_loss_that_differs_by_factors_has_a_logarithmic_axis():
     def scale(*values, metric="distance", sign=-1):
         return Axis.of(metric, sign, values).scale
 
@@ -143,7 +143,7 @@ def test_an_unknown_metric_to_minimize_has_a_logarithmic_axis_where_its_values_d
 
 
 @pytest.mark.parametrize("least", [1.0, -0.1])
-def test_a_few_trials_far_worse_than_the_others_are_strokes_at_the_edge_of_the_history(least):
+def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
     values = [57.0, *(least + 0.3 - n / 100 for n in range(30))]
     for sign in (-1, 1):
         trials = numbered(*(a_trial(n, accuracy=-sign * v) for n, v in enumerate(values)))
@@ -171,7 +171,7 @@ def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
                 assert (right.at - left.at) / (high - low) * pixels >= width
 
 
-def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_from_0():
+def test_a_curve_of_one_epoch_is_a_point_within_its_axis():
     figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), marked(), AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
     figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), marked(), AXIS)
@@ -186,7 +186,7 @@ def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_f
         assert figure.x.low < min(steps) <= max(steps) < figure.x.high
 
 
-def test_the_history_marks_each_trial_once_at_its_last_value_and_the_best_so_far(searched):
+def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     valueless = create_trial(state=TrialState.FAIL)
     unbounded = create_trial(value=float("inf"))
     diverged = a_trial(0, TrialState.PRUNED, 0.85, 2)
@@ -216,7 +216,7 @@ def test_the_history_marks_each_trial_once_at_its_last_value_and_the_best_so_far
     assert history([trials[39]], marked(), AXIS).names() == ["running"], "before one is complete"
 
 
-def test_the_history_rings_the_winner_and_has_its_later_values_if_they_can_be_compared(searched):
+def test_the_history_rings_the_winner_and_has_its_comparable_new_values(searched):
     won = {"trial": 36, "values": (0.92, 0.93, 0.94), "mean": 0.93, "std": 0.012}
     result = result_of(winner=won, test={"winner": {"values": [0.91], "mean": 0.91}})
     best = searched.trials()[37]
@@ -255,7 +255,7 @@ def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():
                 assert len(setting_scale(trials, "p", pixels)[0].ticks) >= 2
 
 
-def test_pruned_and_paused_trials_are_squares_at_their_last_value_or_strokes_at_the_edge():
+def test_pruned_and_paused_trials_are_squares_or_strokes_at_the_edge():
     rate = FloatDistribution(0.0, 1.0)
     ends = [(TrialState.COMPLETE, 0.9), (TrialState.COMPLETE, 0.95), (TrialState.PRUNED, 0.88)]
     ends += [(TrialState.PRUNED, 0.1), (TrialState.FAIL, 0.9), (TrialState.COMPLETE, 0.92)]
@@ -294,7 +294,7 @@ def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
 
-def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none():
+def test_further_quantities_of_a_loop_are_drawn_with_gaps():
     trial, as_we_do = a_trial(3), a_trial(4)
     told = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "valid_loss": [2, 1, 1]}
     trial.user_attrs[EPOCHS] = told | {"loss": [3.0, None, 1.0], "recall": [0.1, 0.2, 0.3]}
@@ -313,7 +313,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     assert "lowest at epoch 2" in str(losses(as_we_do))
 
 
-def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_is_at_it():
+def test_idle_is_the_share_of_gaps_and_a_running_trial_lasts_until_now():
     for spans, share in (
         ([(5, 5)], 0),
         ([(5, 10), (0, 4)], 0.1),
@@ -340,7 +340,7 @@ def test_pruned_curves_end_where_they_were_pruned():
     assert (points_of(end)[0][0], end.trials) == (2, [1])
 
 
-def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monkeypatch):
+def test_of_many_curves_the_best_and_the_latest_are_drawn(monkeypatch):
     monkeypatch.setattr(figures, "MOST_BEST", 10)
     monkeypatch.setattr(figures, "MOST_LATEST", 20)
     many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))
@@ -352,7 +352,7 @@ def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monk
     assert figure.table.note == "30 further trials are left out."
 
 
-def test_each_complete_trial_is_a_point_over_its_parameters_and_over_two_that_occur_together(
+def test_complete_trials_are_points_over_one_and_two_hyperparameters(
     searched,
 ):
     trials = complete_trials(searched.trials())

@@ -1172,15 +1172,15 @@ def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair
     Args:
         names: the most important hyperparameter first.
     """
-    chosen: _Pair | None = None
+    best: _Pair | None = None
     for first, second in itertools.combinations(names, 2):
         trials = [trial for trial in complete if first in trial.params and second in trial.params]
         pair = _Pair(first, second, trials)
-        if pair.is_varied and (chosen is None or pair.choices < chosen.choices):
-            chosen = pair
+        if pair.is_varied and (best is None or pair.choices < best.choices):
+            best = pair
             if pair.choices == 0:  # no later pair is preferred to it
                 break
-    return chosen
+    return best
 
 
 def _format_setting(trial: FrozenTrial, name: str) -> str:

@@ -104,7 +104,7 @@ def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
     assert memory.answers == [result]
 
 
-def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writes_it(
+def test_a_command_without_patience_reports_what_the_next_one_writes(
     stored, tmp_path, monkeypatch, caplog
 ):
     hangs, memory = threading.Event(), Memory()

@@ -47,7 +47,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name, study, tmp_path):
+def test_the_result_is_written_again_after_a_larger_budget_changed_it(name, study, tmp_path):
     tracker = MAKERS[name](tmp_path)
     points = [CurvePoint(1, "accuracy", 0.5, 1e9)]
     values, params = {"accuracy": 0.5}, {"model": "mlp"}
@@ -152,9 +152,7 @@ def test_a_service_of_wandb_that_dies_costs_no_run(study, tmp_path, moment):
     assert {*in_wandb(tmp_path)} == WandB(str(tmp_path), "p").written(study) == {0, 1, 2}
 
 
-def test_the_run_of_a_killed_worker_is_written_also_if_wandb_is_in_use_where_the_command_began(
-    study, tmp_path
-):
+def test_the_run_of_a_killed_worker_is_written_while_wandb_is_in_use(study, tmp_path):
     """A process that has used W&B hands its service on, which has the run as one in use."""
     WandB(str(tmp_path / "theirs"), "p").write_trial(
         TrackedTrial(study, 0, "complete", {}, {}, {}, [], 1e9, 1e9 + 9)
@@ -217,7 +215,7 @@ def test_of_an_answer_of_mlflow_no_more_is_read_than_it_may_have(study, monkeypa
     assert 5 <= len(taken) < 50
 
 
-def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_directory(tmp_path):
+def test_an_untrusted_mlflow_database_writes_only_in_the_run_directory(tmp_path):
     from mlflow import MlflowClient
 
     run_dir = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What the trials of a study show: stale and repeated trials, luck, and what ASHA would save.
+"""Findings about the trials of a study: stale and repeated trials, luck, and savings by ASHA.
 
 A finding is a title with a line of text.
 """

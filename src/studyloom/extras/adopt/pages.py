@@ -222,11 +222,11 @@ def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
             trials.append(trial)
     best = {trial.number for trial in study.ranked[: MOST_DRAWN // 2]}
     stride = 1 + 2 * len(trials) // MOST_DRAWN
-    chosen = []
+    drawn_trials = []
     for position, trial in enumerate(trials):
         if trial.number in best or position % stride == 0:
-            chosen.append(trial)
-    return chosen
+            drawn_trials.append(trial)
+    return drawn_trials
 
 
 def _importances(study: AdoptedStudy) -> page.Bars | str:

@@ -1,4 +1,4 @@
-"""What proposers read and write: `studyloom ask` and `studyloom propose`.
+"""The commands of proposers: `studyloom ask` and `studyloom propose`.
 
 A proposer is a person, program or agent that chooses configurations for some trials of a running
 search. Its proposals are queued like any other configuration (`extras.proposals.queue`).

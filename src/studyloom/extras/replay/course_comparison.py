@@ -142,7 +142,7 @@ class Tolerance:
 
     @property
     def most_examples(self) -> int:
-        """By how many validation examples accuracies may differ; 0 for other metrics."""
+        """The number of validation examples by which accuracies may differ; 0 for other metrics."""
         if self.metric != "accuracy" or self.examples == 0:
             return 0
         return max(1, math.ceil(COUNTED * self.examples))

@@ -1,4 +1,4 @@
-"""What a trial stored: its configuration, checked before any code is called, and its data."""
+"""The stored configuration of a trial, checked before any code is called, and its data."""
 
 import functools
 import operator

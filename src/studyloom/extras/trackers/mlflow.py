@@ -47,7 +47,7 @@ MOST_METRICS = 1000  # in a request; the server accepts no more
 MOST_PARAMS = 100  # likewise
 PAGE = 1000  # runs in one response to a search
 LOADER = "studyloom.extras.trackers.mlflow_model"
-# By default the client tries 7 times for 2 minutes each, so that the thread would hang long after a
+# The client tries 7 times for 2 minutes each by default, so that the thread would hang long after a
 # server is back; the next trial tries again anyway. Variables that the user has set stay.
 CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
