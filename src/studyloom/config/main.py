@@ -47,10 +47,11 @@ from studyloom.config.overrides import (
     find_override_errors,
     study_help,
 )
+from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.study_config import StudyConfig
-from studyloom.config.trust import TrustRules, in_force
-from studyloom.config.values import flatten
+from studyloom.config.trust import TrustRules, in_force, read_yaml
+from studyloom.config.values import flatten, written_values
 from studyloom.environment import EVENTS, JSON, NOTIFY, TRACEBACKS, WORKER
 from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
@@ -493,6 +494,20 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
         return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
     except OmegaConfBaseException as error:
         raise ConfigError(f"run_dir: {' '.join(str(error).split())}") from None
+
+
+def read_given(run_dir: Path) -> dict[str, Any]:
+    """Reads the primary config that `of_sections` wrote for a run directory.
+
+    Raises:
+        ConfigError: the study of the run directory has another config.
+    """
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    if former is None or former.job.config_name != GIVEN:
+        raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
+    path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
+    sections: dict[str, Any] = written_values(read_yaml(path, trusted=True))
+    return sections
 
 
 @contextmanager

@@ -22,12 +22,11 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from studyloom.config.compose import GROUPS, OF_NETWORKS
-from studyloom.config.main import GIVEN
+from studyloom.config.main import read_given
 from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
-from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
-from studyloom.config.values import as_yaml, written_values
+from studyloom.config.values import as_yaml
 from studyloom.data import Datasets, Loaded
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError, refuse
@@ -358,11 +357,7 @@ def _add_arrays(study: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
 
 def write_definition(run_dir: Path, folder: Path) -> Path:
     """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
-    former = read_written(run_dir, "hydra.yaml").get("hydra")
-    if former is None or former.job.config_name != GIVEN:
-        raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
-    path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
-    sections: Any = written_values(read_yaml(path, trusted=True))
+    sections = read_given(run_dir)
     script = read_recorded_script(run_dir)
     text, errors = as_yaml(sections), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
