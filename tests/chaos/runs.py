@@ -57,7 +57,7 @@ class Run:
         self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
         self.environment = {
             "STUDYLOOM_TEST": self.mark,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}",
         }
         if url.startswith("postgresql"):
             self.overrides += ("storage=postgres",)

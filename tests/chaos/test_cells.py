@@ -135,7 +135,7 @@ class Notebook(Run):
 
     def start(self, *_, **extra):
         code = "import kernel; kernel.run_cells('cells.json')"
-        paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
+        paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests' / 'helpers'}"}
         self.latest = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=self.cwd,
@@ -203,7 +203,7 @@ def test_the_first_block_of_the_readme_runs_as_it_stands(way, tmp_path):
     else:
         (tmp_path / "cells.json").write_text(json.dumps([BLOCKS[0]]))
         command = ["-c", "import kernel; kernel.run_cells('cells.json')"]
-    paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
+    paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests' / 'helpers'}"}
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,

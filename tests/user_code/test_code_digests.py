@@ -213,7 +213,7 @@ def test_digests_of_a_notebook_are_equal_in_each_process(of_cells, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment(PYTHONPATH=str(ROOT / "tests"), PYTHONHASHSEED="7"),
+        env=environment(PYTHONPATH=str(ROOT / "tests" / "helpers"), PYTHONHASHSEED="7"),
         capture_output=True,
         text=True,
         check=True,

@@ -25,7 +25,7 @@ from studyloom.worker.task import Task
 
 # Trials of four epochs, whose workers can be met in the second.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
-HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}"}
 
 
 def stored_study(run_dir):

@@ -1,4 +1,4 @@
-"""Spaces of trees over some groups, for the tests of their language and of what it means."""
+"""Search spaces over some groups, for the tests of their language and its meaning."""
 
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Space

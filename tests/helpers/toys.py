@@ -1,4 +1,4 @@
-"""Toy parts: questions composed without the command line, and images learnt in milliseconds."""
+"""Toy parts: definitions composed without the command line, and images learnt in milliseconds."""
 
 import functools
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""A custom training loop with 200 examples of its own."""
+"""A custom training loop with 200 examples."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A worker in this process, on toy studies; and a database that is away in the midst of a trial."""
+"""A worker in this process, on toy studies; and a database that goes away during a trial."""
 
 import sqlite3
 import threading

@@ -1,4 +1,4 @@
-"""Result stages on toy data: they are worked on here, as a worker does, and then tested."""
+"""Stages of a result on toy data: a worker in this process trains them, and they are tested."""
 
 from dataclasses import dataclass, replace
 

@@ -20,7 +20,7 @@ import pytest
 from studyloom.commands.documents import DOCUMENTS
 
 CANARY = "canary-password"  # of a database; must show up in no output and no file
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 # Trials of some milliseconds on a narrow space, for tests of everything around them.
 QUICK = (

@@ -1,4 +1,4 @@
-"""Little projects as people have them: a script, and a Hydra application."""
+"""Small projects as people have them: a script, and a Hydra application."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Snapshots, trials and texts for the tests of what is shown on a terminal."""
+"""Snapshots, trials and texts for the tests of what a terminal shows."""
 
 import io
 

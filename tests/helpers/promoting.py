@@ -1,4 +1,4 @@
-"""A search by promotion on curves that are known, without training and without a database."""
+"""A search by promotion on given curves, without training and without a database."""
 
 import random
 

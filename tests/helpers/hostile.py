@@ -1,4 +1,4 @@
-"""Files that have no answer: truncated, lying, far too large, or no files at all."""
+"""Files that cannot be read: truncated, lying about their size, far too large, or missing."""
 
 import io
 import os

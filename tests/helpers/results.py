@@ -1,4 +1,4 @@
-"""Answers of studies for tests that show them."""
+"""Results of studies for tests that show them."""
 
 from pathlib import Path
 from typing import Any

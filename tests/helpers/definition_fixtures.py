@@ -1,4 +1,4 @@
-"""Questions that several tests ask, composed once for all tests of a module."""
+"""Definitions that several tests share, composed once for all tests of a module."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Toy Datasets whose items are loaded one by one, and drawn anew each time."""
+"""Toy Datasets whose items are loaded one by one, and are random at each look."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""WAV files for the tests: whole ones, and those that have no answer."""
+"""WAV files for the tests: correct ones, and those that cannot be read."""
 
 import io
 import struct
