@@ -14,6 +14,7 @@ import pytest
 import torch
 import toys
 import yaml
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from PIL import Image
 from reevaluated import (
@@ -38,7 +39,8 @@ from studyloom.errors import Diverged, NoWinner
 from studyloom.extras.predict.predicting import predict
 from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.space.rule import Rule
-from studyloom.storage.attributes import EPOCHS
+from studyloom.storage.attributes import DEFINITION, EPOCHS, UUID
+from studyloom.storage.ledger import add_study
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
@@ -55,6 +57,7 @@ from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
+from studyloom.winner.stages import StagePlanner
 
 TRIALS = 4
 PLATEAU = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 0}"
@@ -86,6 +89,18 @@ def evaluated(definition, tmp_path_factory):
 
 
 # Stages
+
+
+def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_url, tmp_path):
+    study = stages_of(definition, sqlite_url, tmp_path, 1, seeds=2)
+    train(study.search, SPLIT, 1)
+    plan = StagePlanner(study.study, study.evaluation.rule).reevaluation(study.candidates)
+    storage = study.stored.ledger.storage
+    attributes = {DEFINITION: plan.identity, UUID: "0" * 32}
+    add_study(storage, str(plan.name), [StudyDirection.MAXIMIZE], attributes)
+    assert plan.find() is None, "its slots are not stored yet"
+    assert plan.begin().todo() == plan.trials
+    assert plan.find().todo() == plan.trials
 
 
 def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(

@@ -78,12 +78,18 @@ class PlannedStage:
         return str(self.name), str(self.name.with_detail(digest))
 
     def find(self) -> CandidateStage | None:
-        """Returns the stage with its stored study; None if no worker has begun it."""
+        """Returns the stage with its stored study; None if no worker has begun it.
+
+        A worker that makes the study stores its slots last. Until then no slot is open, and the
+        stage would look as if all its trainings had ended.
+        """
         for name in self.names:
             stored = open_in_same_database(self.study.stored, name)
             if stored is None:
                 return None
             if not differences(stored.definition() or {}, self.identity):
+                if sum(stored.ledger.counts().values()) < self.trials:
+                    return None
                 return self._stored_in(stored)
         return None
 
