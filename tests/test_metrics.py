@@ -146,7 +146,9 @@ def test_the_metric_of_an_epoch_is_not_a_mean_over_batches(
     monkeypatch.setitem(EVALUATION_BATCH, "cpu", 7)
     split, definition = toy_split(), ask(*TINY, "objective.metric=roc_auc")
     (training, validation), *_ = toy_folds(split)
-    training = Training(definition.jobs(definition.baseline, [(training, validation)], 0), split)
+    training = Training(
+        definition.build_jobs(definition.baseline, [(training, validation)], 0), split
+    )
     last = list(training)[-1][0]
     model = training._runs[0].model.eval()
     assert last.value == METRICS["roc_auc"](

@@ -61,7 +61,7 @@ def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_quest
 
 def test_the_baseline_is_the_configuration_as_composed(main):
     assert main.baseline.choices == {"model": "mlp", "optimizer": "adamw"}
-    assert main.at(main.baseline) == main.config
+    assert main.compose_config(main.baseline) == main.config
     assert ask("study.baseline=false", *NONE).baseline is None
 
 
@@ -71,12 +71,12 @@ def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_a
             parameter.name, getattr(parameter.distribution, "high", 256)
         )
     )
-    cfg = main.at(point)
+    cfg = main.compose_config(point)
     assert cfg["model"]["_target_"] == "studyloom.models.CNN"
     assert (cfg["model"]["channels"], cfg["optimizer"]["momentum"]) == (32, 0.99)
     assert cfg.train.batch_size == 256
     assert main.config.train.batch_size == 64
-    assert main.at(main.baseline)["model"] == main.config["model"]
+    assert main.compose_config(main.baseline)["model"] == main.config["model"]
 
 
 def test_the_budget_is_as_asked_unless_there_are_fewer_points():

@@ -232,7 +232,7 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
     )
     validate_search(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
     point = definition.space.walk(lambda parameter: 0.05)
-    (job,) = definition.jobs(point, toy_folds(SPLIT), 0)
+    (job,) = definition.build_jobs(point, toy_folds(SPLIT), 0)
     assert [(group.match, dict(group.settings)) for group in job.groups] == [
         (("1.*",), {"lr": 0.05})
     ]

@@ -216,7 +216,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     definition = ask(*NONE, search, folder=folder)
     validate_search(definition, TrainingData(None, IMAGES, folds))
     chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
-    cfg = definition.at(definition.space.walk(lambda parameter: chosen[parameter.name]))
+    cfg = definition.compose_config(definition.space.walk(lambda parameter: chosen[parameter.name]))
     assert cfg["model"]["block"] == {"kind": "residual", "depth": 3}
     assert definition.identity("x")["model/block=residual.depth"] == 2
     outside = ask(*NONE, search.replace("[1,3]", "[3,4]"), folder=folder)

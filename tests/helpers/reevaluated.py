@@ -173,8 +173,10 @@ def train_plainly(stage, candidate, seed):
     context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
-        value = toys.train(trainings.definition.at(trainings.candidates[candidate]).for_user(), run)
-    return value, run.states()
+        value = toys.train(
+            trainings.definition.compose_config(trainings.candidates[candidate]).for_user(), run
+        )
+    return value, run.copy_states()
 
 
 def flat(weights):

@@ -55,7 +55,7 @@ def test_all_that_is_no_limit_is_told_at_once():
 def test_the_costs_of_a_network_are_those_of_its_layers():
     definition = ask(*WIDTHS)
     before = torch.random.get_rng_state()
-    job = definition.jobs(definition.baseline, FOLDS, 0)[0]
+    job = definition.build_jobs(definition.baseline, FOLDS, 0)[0]
     limit = Condition("parameters", "<=", 1.0)
     costs = measure_costs([*MEASURES], [limit], job, SPLIT)
     values = {cost.quantity: cost.value for cost in costs}

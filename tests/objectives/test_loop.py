@@ -133,11 +133,11 @@ def test_what_was_done_after_the_pruners_answer_is_forgotten():
     objective = objective_of(walk, (5, 6, 7))
     run_of(objective)
     first, second, _ = (step.number for step in objective.steps() if step.ends_job)
-    objective.cut(first)
+    objective.forget_steps_after(first)
     assert timeless(objective)["number"] == [1, 2, 3]
     assert objective.steps()[-1].number == first
     assert objective.standard_error() is None
-    objective.cut(second)
+    objective.forget_steps_after(second)
     two = [step.value for step in objective.steps() if step.ends_job]
     assert objective.standard_error() == stdev(two) / 2**0.5
 
@@ -315,10 +315,10 @@ def test_what_a_report_raises_no_loop_can_swallow(function, error):
 def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_report():
     steps = []
     with pytest.raises(ValueError, match=r"objective\.test .* call run\.keep\(net=…\)"):
-        run_of(objective_of(forgetful, keeps=True), steps.append)
+        run_of(objective_of(forgetful, must_keep=True), steps.append)
     assert steps == []
     with pytest.raises(ValueError, match=r"objective\.test"):
-        run_of(objective_of(lambda config, run: 1.0, keeps=True))
+        run_of(objective_of(lambda config, run: 1.0, must_keep=True))
 
 
 # What it returns

@@ -19,7 +19,7 @@ def definition():
 
 
 def test_the_learning_curve_is_the_mean_over_jobs_at_each_epoch(definition):
-    jobs = definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0)
+    jobs = definition.build_jobs(definition.baseline, toy_folds(SPLIT, 3), number=0)
     training = Training(jobs, SPLIT)
     steps = []
     NetworkObjective(training).run(steps.append, Never())
@@ -30,7 +30,9 @@ def test_the_learning_curve_is_the_mean_over_jobs_at_each_epoch(definition):
 def test_a_second_signal_that_comes_while_a_stopped_training_is_closed_counts(
     definition, monkeypatch
 ):
-    training = Training(definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0), SPLIT)
+    training = Training(
+        definition.build_jobs(definition.baseline, toy_folds(SPLIT, 3), number=0), SPLIT
+    )
     signals = iter([Interrupted])
 
     def close():
@@ -64,7 +66,7 @@ def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights):
     jobs = [
         replace(job, patience=2, weights=weights, metric=Script(*script).metric())
         for job, script in zip(
-            definition.jobs(definition.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
+            definition.build_jobs(definition.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
         )
     ]
     objective = NetworkObjective(Training(jobs, SPLIT))
@@ -76,5 +78,5 @@ def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights):
     stand_in = kept[1]
     expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
     assert {step.number: step.value for step in steps} == pytest.approx(expected)
-    objective.cut(2)
+    objective.forget_steps_after(2)
     assert len(objective.history) == 2

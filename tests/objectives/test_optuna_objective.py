@@ -16,6 +16,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.warm_start import enqueue, find_warm_starts
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import ConfigError, Halted, Interrupted
+from studyloom.objectives.user_functions import FunctionSource
 from studyloom.storage.attributes import PROVENANCE, TIMES
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_record import TrialRecord
@@ -264,7 +265,9 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
 
 def test_the_time_limit_of_optunas_optimize_is_said_not_to_be_read(ask, monkeypatch):
     source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
-    monkeypatch.setattr("studyloom.definition.custom_loop.sources_of", lambda _: ("", source))
+    monkeypatch.setattr(
+        "studyloom.definition.custom_loop.read_source", lambda _: FunctionSource("", source)
+    )
     *_, note = ask(hills).notes(TrainingData())
     assert note.endswith(
         "has timeout=600 for Optuna's optimize, which is not called; study.timeout=600 limits the "

@@ -67,7 +67,7 @@ def test_an_option_that_is_put_back_brings_the_defaults_of_its_branch_and_keeps_
         "model.mlp.activation": "relu",
         "model.mlp.dropout": 0.0,
     }
-    assert defaults.definition.at(back)["model"]["hidden"] == [16]
+    assert defaults.definition.compose_config(back)["model"]["hidden"] == [16]
     channels = defaults.put_back(("model.cnn.channels",))
     assert channels.params == CNN | {"model.cnn.channels": 16}
 

@@ -340,7 +340,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definitio
 def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     stages, result, uses = evaluated
     assert uses == 1
-    winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
+    winner = stages.definition.compose_config(stages.candidates[stages.reevaluated.winner].point)
     images, model = test_part(), toys.build(winner.for_user(), SPLIT.as_dataset())
     model.load_state_dict(
         flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
@@ -387,8 +387,8 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
     again = type(stages.definition).from_config(cfg, composer)
     assert Strategy(again).trials == 1
-    was = stages.definition.at(stages.candidates[winner].point)
-    config = again.at(again.baseline)
+    was = stages.definition.compose_config(stages.candidates[winner].point)
+    config = again.compose_config(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == was[section], section
 

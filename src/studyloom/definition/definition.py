@@ -118,7 +118,7 @@ class Definition:
         """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
         return parse_limits(value_at(cfg, "objective.constraints"))
 
-    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+    def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training; that of a loop can evaluate its network only."""
         raise NotImplementedError
 
@@ -201,17 +201,19 @@ class Definition:
         """Whether the winner of a config's study is tested: a loop's by `objective.test`."""
         return cls.trains_networks or cfg.objective.test is not None
 
-    def at(self, point: Point) -> StudyConfig:
+    def compose_config(self, point: Point) -> StudyConfig:
         """Returns the config of one configuration."""
         return self.composer.compose(point.choices).with_values(point.values)
 
     def sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections of a configuration's config, without the search space."""
-        return plain_sections(self.at(point), *(name for name in SECTIONS if name != "space"))
+        return plain_sections(
+            self.compose_config(point), *(name for name in SECTIONS if name != "space")
+        )
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections that decide the value of a trial."""
-        return _deciding_sections(self.at(point), "space", "loss")
+        return _deciding_sections(self.compose_config(point), "space", "loss")
 
     @functools.cached_property
     def baseline(self) -> Point | None:

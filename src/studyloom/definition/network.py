@@ -33,12 +33,12 @@ class NetworkDefinition(Definition):
     trains_networks = True
     read_objectives = staticmethod(network_objectives)
 
-    def job(self, point: Point, fold: Fold, seed: int) -> Job:
-        return build_jobs(self.at(point), [fold], seed)[0]
+    def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
+        return build_jobs(self.compose_config(point), [fold], seed)[0]
 
-    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
+    def build_jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""
-        return build_jobs(self.at(point), folds, self.trial_seed(number))
+        return build_jobs(self.compose_config(point), folds, self.trial_seed(number))
 
     def make_objective(
         self,
@@ -51,14 +51,14 @@ class NetworkDefinition(Definition):
     ) -> NetworkObjective:
         assert data.split is not None
         if seed is None:
-            jobs = self.jobs(point, data.folds, number)
+            jobs = self.build_jobs(point, data.folds, number)
         else:
             assert fold is not None
-            jobs = [self.job(point, fold, seed)]
+            jobs = [self.build_job(point, fold, seed)]
         return NetworkObjective(Training(jobs, data.split))
 
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
-        if not values or not steps_on_value(self.at(point)):
+        if not values or not steps_on_value(self.compose_config(point)):
             return point
         return replace(point, values={**point.values, f"scheduler.{RECORDED}": [*values]})
 
@@ -68,7 +68,7 @@ class NetworkDefinition(Definition):
         if not self.limits and not costs:
             return []
         assert data.split is not None
-        job = self.jobs(point, data.folds, 0)[0]
+        job = self.build_jobs(point, data.folds, 0)[0]
         return measure_costs(costs, self.limits, job, data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:

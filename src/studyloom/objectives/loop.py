@@ -2,17 +2,22 @@
 
 The loop gets the configuration of the trial and a `Run`, which takes its reports, saves its state
 and says for which trial, fold and seed it runs. Anything that returns a value can be searched so.
+
+A call for one fold and seed is a *job*. A signal may interrupt it at any moment, except while a
+report is stored (`SignalGuard`). A report may end the trial by an exception, such as that of a
+pruned trial, which reaches the worker even if the loop catches it.
 """
 
 import copy
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import optuna
 from optuna import TrialPruned
@@ -29,16 +34,24 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import describe_error, keys_explained, value_at
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import ObjectiveValue
-from studyloom.objectives.loop_run import TEST, LoopJob, Run, RunContext, UnfitState, finite
+from studyloom.objectives.loop_run import (
+    TEST,
+    LoopJob,
+    Run,
+    RunContext,
+    RunState,
+    UnfitState,
+    to_finite_number,
+)
 from studyloom.objectives.objective import (
     Attempt,
     Objective,
     Report,
     Step,
+    StepReporter,
     Stopping,
-    Tell,
+    compute_standard_error,
     spread_over_jobs,
-    standard_error_of,
 )
 from studyloom.objectives.user_functions import Adapter, UserFunction
 from studyloom.space.rule import Condition, Cost
@@ -47,8 +60,8 @@ from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 from studyloom.user_code.digests import describe_place
 
-# The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
-REFUSED = {
+# The methods of a trial's study that would end or repeat trials, which studyloom counts.
+REFUSED_METHODS = {
     "stop": "other workers search too; set study.epochs or study.stop=improvement",
     "tell": "studyloom ends each trial with the value that the objective returns; return it",
     "add_trial": "studyloom counts the trials; `studyloom propose` has a configuration tried",
@@ -56,43 +69,48 @@ REFUSED = {
 log = logging.getLogger(__name__)
 
 
+# The trial of an Optuna objective
+
+
 class ObjectiveTrial(optuna.Trial):
     """The trial of an Optuna `objective(trial) -> value`, which suggests while it runs.
 
     It is an `optuna.Trial` that commits each hyperparameter when it is suggested, and reports
-    through a `Run`.
+    through a `Run`. Without a stored trial it repeats `params`, as `optuna.trial.FixedTrial` does.
 
     Args:
-        trial: the stored trial, which suggests by the study's sampler; None to give the `known`
-            parameters again, by the rules of `optuna.trial.FixedTrial`.
-        uncut: surrounds what no signal may cut in two.
+        trial: the stored trial, which suggests by the study's sampler; None to repeat `params`.
+        params: the hyperparameters to repeat, by name.
+        block_signals: surrounds what no signal may interrupt.
         store: commits what is new of the trial.
     """
 
     def __init__(
         self,
         trial: BaseTrial | None,
-        known: Mapping[str, Any],
+        params: Mapping[str, Any],
         objectives: Sequence[ObjectiveValue],
         run: Run,
-        uncut: Callable[[], AbstractContextManager[None]],
+        block_signals: Callable[[], AbstractContextManager[None]],
         store: Callable[[], None],
     ) -> None:
-        self._known = None if trial else known
+        self._repeated_params: Mapping[str, Any] | None = None
         if trial is None:
-            study = optuna.create_study(
-                directions=[objective.direction for objective in objectives]
-            )
-            study.enqueue_trial(dict(known))
-            trial = study.ask()
+            self._repeated_params = params
+            trial = _make_trial_in_memory(params, objectives)
         vars(self).update(vars(trial))
+        # The objective sees its own copy of the study, in which some methods are refused.
         self.study = copy.copy(self.study)
-        vars(self.study).update({name: partial(_refuse, name) for name in REFUSED})
-        vars(self.study).update(set_user_attr=self._set_study_attr)
-        self._run, self._uncut, self._store = run, uncut, store
-        self._before = {*self._cached_frozen_trial.distributions}  # suggested by an attempt before
-        self._steps: set[int] = set()
-        self._pruned = False
+        for name in REFUSED_METHODS:
+            vars(self.study)[name] = partial(_refuse_method, name)
+        vars(self.study)["set_user_attr"] = self._set_study_attr
+        self._run = run
+        self._block_signals = block_signals
+        self._store = store
+        # The names that an earlier attempt has suggested, and this one has not come to yet.
+        self._names_to_repeat = {*self._cached_frozen_trial.distributions}
+        self._reported_steps: set[int] = set()
+        self._is_pruned = False
 
     @property
     def number(self) -> int:
@@ -106,159 +124,230 @@ class ObjectiveTrial(optuna.Trial):
         To `RetryFailedTrialCallback.retry_history`, a trial that another process resumes is a retry
         of itself, so that it finds the artifacts of the attempt before.
         """
-        stored = self.storage.get_trial_system_attrs(self._trial_id)
-        if self._known is not None or self._run.attempt == 1:
-            return stored
-        return {**stored, "failed_trial": self.number, "retry_history": [self.number]}
+        attributes = self.storage.get_trial_system_attrs(self._trial_id)
+        if self._repeated_params is not None or self._run.attempt == 1:
+            return attributes
+        return {**attributes, "failed_trial": self.number, "retry_history": [self.number]}
 
     def report(self, value: float, step: int) -> None:
         """Reports through the run; `should_prune` says afterwards whether to prune."""
-        if self._pruned:
+        if self._is_pruned:
             raise optuna.TrialPruned  # for an objective that has not called should_prune
-        if (step := int(step)) in self._steps:
-            return  # as Optuna, which takes the first
-        self._steps.add(step)
+        step = int(step)
+        if step in self._reported_steps:
+            return  # as in Optuna, which stores the first value of a step
+        self._reported_steps.add(step)
         try:
             self._run(value, step)
         except optuna.TrialPruned:
-            self._pruned = True
+            self._is_pruned = True
 
     def should_prune(self) -> bool:
-        return self._pruned
+        return self._is_pruned
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        _check_name("trial", key, OF_TRIALS)
-        with self._uncut():
+        _refuse_reserved_name("trial", key, OF_TRIALS)
+        with self._block_signals():
             super().set_user_attr(key, value)
 
     def _set_study_attr(self, key: str, value: Any) -> None:
-        _check_name("study", key, OF_STUDIES)
-        with self._uncut():
+        _refuse_reserved_name("study", key, OF_STUDIES)
+        with self._block_signals():
             optuna.Study.set_user_attr(self.study, key, value)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         if name in self._cached_frozen_trial.distributions:
-            if name in self._before:
-                self._before.remove(name)
-                self._skip(name, distribution)
+            if name in self._names_to_repeat:
+                self._names_to_repeat.remove(name)
+                self._advance_sampler(name, distribution)
             return super()._suggest(name, distribution)
-        with self._uncut():
+        with self._block_signals():
             _check_choices(name, distribution)
-            if self._known is None:
+            if self._repeated_params is None:
                 self._check_other_trials(name, distribution)
-            elif name not in self._known:
+                value = super()._suggest(name, distribution)
+                self._store()
+                return value
+            if name not in self._repeated_params:
                 raise ValueError(
                     f"the repeated trial has no hyperparameter {name}, it has "
-                    f"{', '.join(self._known) or 'none'}; suggest what follows from those before"
+                    f"{', '.join(self._repeated_params) or 'none'}; suggest what follows from "
+                    "those before"
                 )
-            value = super()._suggest(name, distribution)
-            if self._known is None:
-                self._store()
-        return value
+            return super()._suggest(name, distribution)
 
-    def _skip(self, name: str, distribution: BaseDistribution) -> None:
-        """Draws the known values again, so that the sampler continues as if nothing had crashed."""
-        drawn = distribution.single() or self._is_fixed_param(name, distribution)
-        if not drawn and not self._is_relative_param(name, distribution):
+    def _advance_sampler(self, name: str, distribution: BaseDistribution) -> None:
+        """Draws a value that an earlier attempt has drawn, and drops it.
+
+        The sampler's random state is that of the start of the trial. Without these draws, the
+        values that this attempt suggests next would not be those of an undisturbed trial.
+        """
+        is_drawn = not (
+            distribution.single()
+            or self._is_fixed_param(name, distribution)
+            or self._is_relative_param(name, distribution)
+        )
+        if is_drawn:
             trial = self._cached_frozen_trial
             self.study.sampler.sample_independent(self.study, trial, name, distribution)
 
     def _check_other_trials(self, name: str, distribution: BaseDistribution) -> None:
-        """Raises ValueError, with a fix, for what Optuna's storage refuses."""
+        """Raises ValueError, with a fix, for a distribution that Optuna's storage refuses.
+
+        The distributions of a hyperparameter must be compatible in all trials of a study. So the
+        first trial that has the hyperparameter decides.
+        """
         for other in self.study.get_trials(deepcopy=False):
-            if (known := other.distributions.get(name)) is not None:
-                try:
-                    check_distribution_compatibility(known, distribution)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{name} is suggested as {distribution}, and in trial {other.number} as "
-                        f"{known}: {error} Give another hyperparameter another name"
-                    ) from error
-                return
+            earlier = other.distributions.get(name)
+            if earlier is None:
+                continue
+            try:
+                check_distribution_compatibility(earlier, distribution)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name} is suggested as {distribution}, and in trial {other.number} as "
+                    f"{earlier}: {error} Give another hyperparameter another name"
+                ) from error
+            return
+
+
+def _make_trial_in_memory(
+    params: Mapping[str, Any], objectives: Sequence[ObjectiveValue]
+) -> optuna.Trial:
+    """Makes a trial in a study of its own, which suggests the values of `params`."""
+    study = optuna.create_study(directions=[objective.direction for objective in objectives])
+    study.enqueue_trial(dict(params))
+    return study.ask()
+
+
+def _refuse_method(name: str, *_: object, **__: object) -> None:
+    """Stands in for a method of the study that an objective must not call."""
+    raise ValueError(f"trial.study.{name}: {REFUSED_METHODS[name]}")
+
+
+def _refuse_reserved_name(owner: str, name: str, reserved: Collection[str]) -> None:
+    """Raises ValueError for a user attribute under whose name studyloom stores its own."""
+    if name in reserved:
+        raise ValueError(f"{owner}.set_user_attr: {name} is reserved; choose another name")
+
+
+def _check_choices(name: str, distribution: BaseDistribution) -> None:
+    """Raises ValueError for choices that a database or YAML would change."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return
+    for choice in distribution.choices:
+        if not is_scalar(choice) or "${" in str(choice):
+            raise ValueError(
+                f"the choices of {name} must be strings without ${{, numbers, true, false or None; "
+                f"got {choice!r}; choose by a name, and look up what it stands for"
+            )
+
+
+# The calls of a loop
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The state that all calls of a loop share.
+    """A loop and what all its calls share.
 
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
         objectives: the objectives that it returns, the metric first.
-        keeps: whether it must keep something, since it is to be tested.
-        resumes: whether it must be able to resume at each epoch, since the pruner pauses trials.
+        limits: the constraints on what it reports by `run.cost`.
+        must_keep: whether it must keep an object, since `objective.test` is to measure it.
+        must_resume: whether it must be able to resume at each epoch, since the pruner pauses
+            trials.
     """
 
     function: Callable[..., Any]
     config: StudyConfig
     objectives: Sequence[ObjectiveValue]
     limits: Sequence[Condition] = ()
-    keeps: bool = False
-    resumes: bool = False
+    must_keep: bool = False
+    must_resume: bool = False
 
     @property
-    def most_epochs(self) -> int | None:
-        """How many epochs Hyperband compares trials by; None for any number."""
-        most = value_at(self.config, "pruner.max_resource")
-        return most if isinstance(most, int) else None
+    def pruner_epochs(self) -> int | None:
+        """The number of epochs that the pruner is set to; None for any number."""
+        count = value_at(self.config, "pruner.max_resource")
+        if isinstance(count, int):
+            return count
+        return None
 
     @property
     def metric(self) -> str:
+        """The name of the metric."""
         return self.objectives[0].name
 
     @property
-    def further(self) -> list[str]:
+    def further_objectives(self) -> list[str]:
         """The names of the objectives after the metric."""
         return [objective.name for objective in self.objectives[1:]]
 
     @property
-    def limit_of(self) -> dict[str, Condition]:
-        """The limits by the quantity that they are of."""
+    def limits_by_name(self) -> dict[str, Condition]:
+        """The limit of each quantity that has one."""
         return {limit.name: limit for limit in self.limits}
 
     @property
-    def quantities(self) -> list[str]:
-        """Names that a call must report with the value: further objectives and limited costs."""
-        return [*dict.fromkeys([*self.further, *self.limit_of])]
+    def required_costs(self) -> list[str]:
+        """Names that a call must report besides the metric: further objectives, limited costs."""
+        return [*dict.fromkeys([*self.further_objectives, *self.limits_by_name])]
 
-    def config_of(self, seed: int) -> Any:
-        """Returns the config that a call with a seed gets."""
+    def make_config(self, seed: int) -> Any:
+        """Makes the config that a call with a seed gets, an OmegaConf config."""
         return self.config.for_user(seed=seed)
 
-    def values_of(self, returned: Any, run: Run) -> float:
-        """Takes the value out of what a call has returned; further values are costs of the run."""
-        names = [self.metric, *self.further]
-        if isinstance(returned, tuple | list) and len(returned) == len(names) > 1:
-            returned = dict(zip(names, returned, strict=True))
-        values = returned if isinstance(returned, Mapping) else {self.metric: returned}
-        run.cost(**{name: value for name, value in values.items() if name in self.quantities})
+    def read_value(self, returned: object, run: Run) -> float:
+        """Reads the value of the metric in what a call has returned, and reports its other values.
+
+        Args:
+            returned: the value; or the values of all objectives, in order or by name. Those after
+                the metric become costs of the run.
+
+        Raises:
+            UndefinedMetric: a value is missing, or is not a finite number.
+            Infeasible: a constraint is violated.
+        """
+        values: Mapping[Any, Any] = {self.metric: returned}
+        names = [self.metric, *self.further_objectives]
+        if isinstance(returned, Mapping):
+            values = returned
+        elif isinstance(returned, tuple | list) and len(returned) == len(names) > 1:
+            values = dict(zip(names, returned, strict=True))
+        required_costs = self.required_costs
+        run.cost(**{name: value for name, value in values.items() if name in required_costs})
         if self.metric not in values:
             raise UndefinedMetric(
                 f"the objective returned {', '.join(map(str, values)) or 'nothing'}: expected "
                 f"objective.metric={self.metric} among the names"
             )
-        if missing := [name for name in self.quantities if name not in run.costs]:
-            raise UndefinedMetric(
-                f"the objective reported no {missing[0]}, which objective.constraints or "
-                f"objective.metric names: expected run.cost({missing[0]}=…), or a dict with it"
-            )
+        for name in required_costs:
+            if name not in run.costs:
+                raise UndefinedMetric(
+                    f"the objective reported no {name}, which objective.constraints or "
+                    f"objective.metric names: expected run.cost({name}=…), or a dict with it"
+                )
         value = values[self.metric]
-        shown = "None, and not run.value" if value is None else repr(value)
-        return finite(value, f"returned {shown}")
+        if value is None:
+            return to_finite_number(value, "returned None, and not run.value")
+        return to_finite_number(value, f"returned {value!r}")
 
-    def check_kept(self, run: Run) -> None:
+    def check_run(self, run: Run) -> None:
         """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""
-        if self.resumes and run.stage == "search":
-            if not run.resumable:
+        if self.must_resume and run.stage == "search":
+            if not run.can_resume:
                 raise ValueError(
                     "pruner=asha resumes trials from their checkpoints; call run.keep(net=…), "
                     "loop over run.epochs(…) and report there, or set pruner=successive_halving"
                 )
-            if missing := [name for name in self.further if name not in run.costs]:
-                raise ValueError(
-                    f"pruner=asha ranks trials by {missing[0]} too; report {missing[0]} before "
-                    f"the first report, by run.cost({missing[0]}=…), or set pruner=none"
-                )
-        if self.keeps and not run.keeps:
+            for name in self.further_objectives:
+                if name not in run.costs:
+                    raise ValueError(
+                        f"pruner=asha ranks trials by {name} too; report {name} before "
+                        f"the first report, by run.cost({name}=…), or set pruner=none"
+                    )
+        if self.must_keep and not run.keeps_state:
             raise ValueError(
                 "objective.test is given what run.keep keeps; call run.keep(net=…) before the "
                 "first epoch"
@@ -278,10 +367,11 @@ class Loop:
             NoWinner: it raises an exception, or returns something else.
         """
         context = RunContext(0, Attempt(stage=TEST), LoopJob(0, seed))
-        run = Run(context, self.metric, lambda *_: None, saved={"kept": states})
+        run = Run(context, self.metric, _ignore_report, saved={"kept": states})
         try:
             with seeded(seed), isolated_hydra(), keys_explained():
-                return _test_values(function(self.config_of(seed), run, part), self.metric)
+                returned = function(self.make_config(seed), run, part)
+                return _read_test_values(returned, self.metric)
         except (Exception, SystemExit) as error:
             raise NoWinner(
                 f"objective.test={self.config.objective.test}: {describe_error(error)}"
@@ -292,14 +382,104 @@ class Loop:
             run.close()
 
 
+def _ignore_report(step: int, value: float, further: dict[str, float]) -> None:
+    """Takes a report of a test, whose values are those that the function returns."""
+
+
+def _read_test_values(returned: object, metric: str) -> dict[str, float]:
+    """Reads the values in what `objective.test` has returned, the metric first."""
+    values: Mapping[Any, Any] = {metric: returned}
+    if isinstance(returned, Mapping):
+        values = returned
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        numbers[str(name)] = to_finite_number(value, f"returned {value!r} from objective.test")
+    if metric not in numbers:
+        raise UndefinedMetric(
+            f"must return a number, or a dict with {metric}; got {', '.join(numbers) or 'nothing'}"
+        )
+    return {metric: numbers.pop(metric), **numbers}
+
+
+class SignalGuard:
+    """Lets signals interrupt a loop, but not while studyloom stores something of its trial.
+
+    A stop signal raises Stopped in the midst of the loop, between any two of its steps. In the
+    midst of a report this would leave a trial of which the database has a half, so that signals
+    wait there until the report is stored.
+
+    It also measures how long the loop trains: the time in which signals wait does not count.
+
+    Args:
+        report: stores a step, and may end the trial by an exception.
+        stopping: lets signals interrupt the body of its context.
+
+    Attributes:
+        ending: the exception by which a report has ended the trial; None while the trial goes on.
+    """
+
+    def __init__(self, report: StepReporter, stopping: Stopping) -> None:
+        self.ending: BaseException | None = None
+        self._report = report
+        self._stopping = stopping
+        self._interruptible = ExitStack()  # holds the context in which signals interrupt the loop
+        self._start = 0.0  # seconds on the clock when the current step began
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._interruptible.__exit__(kind, error, traceback)
+
+    def allow_signals(self) -> None:
+        """Lets signals interrupt the loop from now on."""
+        self._interruptible.enter_context(self._stopping.interruptible())
+
+    @contextmanager
+    def block_signals(self) -> Iterator[None]:
+        """Lets signals wait until the body has ended."""
+        self._interruptible.close()
+        body_start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - body_start
+            if self.ending is None:
+                self.allow_signals()
+
+    def start_step(self) -> float:
+        """Starts the time of a step, and returns the seconds since the one before was started."""
+        now = time.perf_counter()
+        seconds = now - self._start
+        self._start = now
+        return seconds
+
+    def report(self, step: Step | None = None) -> None:
+        """Stores a step, or with None what is new of the trial; call it in `block_signals`."""
+        try:
+            self._report(step)
+        except BaseException as error:
+            self.ending = error
+            raise
+
+
 @dataclass
 class LoopObjective(Objective):
     """Calls a loop for one job after the other: each of its reports is a step.
 
     The value is the mean of what the calls return. With several jobs, the pruner compares trials
     at the end of each job. A loop that keeps its state resumes after its last complete epoch; any
-    other repeats its job. An Optuna objective gets `suggesting`, or a trial that repeats the values
-    of `params`.
+    other repeats its job.
+
+    Args:
+        trial: the number of the trial in its stage.
+        suggesting: the stored trial, which an Optuna objective gets; None to repeat the values of
+            `params`.
     """
 
     loop: Loop
@@ -309,22 +489,26 @@ class LoopObjective(Objective):
     suggesting: BaseTrial | None = None
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
-    _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far
-    _states: dict[str, Any] | None = None  # what the first job has kept at its end
-    _saved: dict[str, Any] | None = None  # the state from which the running job resumes
-    _run: Run | None = None
+    _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far, by name
+    _states: dict[str, Any] | None = None  # of the objects that the first job kept, at its end
+    _saved: RunState | None = None  # the state from which the current job resumes
+    _run: Run | None = None  # of the current job
     _not_kept: list[str] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
 
     @property
     def compared_jobs(self) -> int | None:
-        return len(self.jobs) if len(self.jobs) > 1 else None
+        if len(self.jobs) > 1:
+            return len(self.jobs)
+        return None
 
     def compared_number(self, step: Step) -> int | None:
         if self.compared_jobs is None:
             return step.number
         assert isinstance(step, Report)
-        return step.job + 1 if step.ends_job else None
+        if step.ends_job:
+            return step.job + 1
+        return None
 
     def is_new(self, step: Step, reported: int) -> bool:
         if self.compared_jobs is None:
@@ -335,13 +519,16 @@ class LoopObjective(Objective):
     @property
     def epochs(self) -> int | None:
         if self.compared_jobs is None:
-            return None if self._run is None else self._run.count
-        has_ended = len(self._values) == len(self.jobs)
-        return self._steps_before(len(self.jobs)) if has_ended else None
+            if self._run is None:
+                return None
+            return self._run.count
+        if len(self._values) < len(self.jobs):
+            return None
+        return self._count_steps(len(self.jobs))
 
-    def _steps_before(self, position: int) -> int:
-        """Returns the number of steps of the jobs before one: their reports and their ends."""
-        return sum(len(reports) + 1 for reports in self._reports[:position])
+    def _count_steps(self, job_count: int) -> int:
+        """Counts the steps of the first jobs: their reports, and the end of each."""
+        return sum(len(reports) + 1 for reports in self._reports[:job_count])
 
     @property
     def keeps_files(self) -> bool:
@@ -355,120 +542,128 @@ class LoopObjective(Objective):
             return False
         return folder is not None and folder.exists()
 
-    def run(self, report: Tell, stopping: Stopping) -> float:
+    def run(self, report: StepReporter, stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.
 
-        What `report` raises is raised even if the loop catches it; see `Objective.run`.
+        An exception that `report` raises reaches the caller even if the loop catches it; see
+        `Objective.run`.
         """
         while len(self._values) < len(self.jobs):
             position = len(self._values)
             try:
-                value = self._call(position, report, stopping)
-            except UnfitState as unfit:
-                log.warning("trial %d: %s; it starts again from the beginning", self.trial, unfit)
-                self._saved, self._reports[position] = None, []
+                value = self._run_job(position, report, stopping)
+            except UnfitState as error:
+                log.warning("trial %d: %s; it starts again from the beginning", self.trial, error)
+                self._saved = None
+                self._reports[position] = []
                 continue
             self._values.append(value)
             self._saved = None
             self._run = None
             if len(self.jobs) > 1:
                 self._reports.append([])
-                report(self._end_of(position))
+                report(self._make_end_report(position))
         return mean(self._values)
 
-    def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
-        """Calls the loop for one job, and returns its value."""
-        loop, job, reports = self.loop, self.jobs[position], self._reports[position]
-        attempt, folder = self.attempt, self.attempt.folder
-        if folder is not None and len(self.jobs) > 1:
-            attempt = replace(attempt, folder=folder / f"job-{position}")
-        began = 0.0  # when the time that counts as training began
-        # A loop may catch the exception that ends it: the next report raises it again.
-        ended_by: list[BaseException] = []
-        with ExitStack() as interruptible, seeded(job.seed):
+    def _run_job(self, position: int, report: StepReporter, stopping: Stopping) -> float:
+        """Calls the loop for the job at a position, and returns its value.
 
-            def tell(step: Report | None = None) -> None:
-                try:
-                    report(step)
-                except BaseException as error:
-                    ended_by.append(error)
-                    raise
-
-            @contextmanager
-            def uncut() -> Iterator[None]:
-                """Lets no signal cut the body in two; the time that it takes is not training."""
-                nonlocal began
-                interruptible.close()
-                entered = time.perf_counter()
-                try:
-                    yield
-                finally:
-                    began += time.perf_counter() - entered
-                    if not ended_by:
-                        interruptible.enter_context(stopping.interruptible())
-
-            def send(step: int, value: float, further: dict[str, float]) -> None:
-                nonlocal began
-                if ended_by:
-                    raise ended_by[0]
-                loop.check_kept(run)
-                with uncut():
-                    seconds, began = time.perf_counter() - began, time.perf_counter()
-                    number = step
-                    if self.compared_jobs is not None:
-                        number = self._steps_before(position) + len(reports) + 1
-                    reports.append(Report(number, value, seconds, step, further, position))
-                    tell(reports[-1])
-
-            interruptible.enter_context(stopping.interruptible())
-            run = Run(
-                RunContext(self.trial, attempt, job),
-                loop.metric,
-                send,
-                limits=loop.limit_of,
-                saved=self._saved,
-                most=loop.most_epochs,
-            )
-            self._run, self._costs[position:] = run, [run.costs]
+        Raises:
+            BaseException: the one by which a report has ended the trial, or that of the loop.
+            UnfitState: the checkpoint does not fit what the loop keeps.
+        """
+        job = self.jobs[position]
+        guard = SignalGuard(report, stopping)
+        with guard, seeded(job.seed):
+            guard.allow_signals()
+            run = self._make_run(position, guard)
             try:
-                make_trial = partial(
-                    ObjectiveTrial,
-                    self.suggesting,
-                    objectives=loop.objectives,
-                    run=run,
-                    uncut=uncut,
-                    store=tell,
-                )
-                function = UserFunction(loop.function)
-                config = loop.config_of(job.seed) if function.takes_config else loop.config
-                with isolated_hydra(), keys_explained():
-                    began = time.perf_counter()
-                    returned = function.call(config, run, make_trial)
-                if ended_by or run.unfit is not None:
-                    raise RuntimeError("the loop must not catch the exception that ends its trial")
-                run.flush()
-                value = loop.values_of(returned, run)
+                value = self._call_function(run, guard)
             except BaseException as error:
-                own = isinstance(error, TrialPruned) and not ended_by  # raised by the loop itself
-                if own:
+                if guard.ending is not None:
+                    raise guard.ending from None
+                if isinstance(error, TrialPruned):  # raised by the loop itself
                     run.flush()
-                if ended_by:
-                    raise ended_by[0] from None
-                if run.unfit is not None and isinstance(error, Exception):
-                    raise run.unfit from None
+                if run.unfit_state is not None and isinstance(error, Exception):
+                    raise run.unfit_state from None
                 raise
             finally:
                 self._not_kept = run.not_kept
                 self._warnings += run.warnings
                 run.close()
-            loop.check_kept(run)
+            self.loop.check_run(run)
             if position == 0:
-                self._states = run.states()
+                self._states = run.copy_states()
         return value
 
-    def _end_of(self, position: int) -> Report:
+    def _make_run(self, position: int, guard: SignalGuard) -> Run:
+        """Makes the run of the job at a position, and notes it as the current one."""
+        loop = self.loop
+        attempt = self.attempt
+        if attempt.folder is not None and len(self.jobs) > 1:
+            attempt = replace(attempt, folder=attempt.folder / f"job-{position}")
+        run = Run(
+            RunContext(self.trial, attempt, self.jobs[position]),
+            loop.metric,
+            partial(self._send_report, position, guard),
+            limits=loop.limits_by_name,
+            saved=self._saved,
+            pruner_epochs=loop.pruner_epochs,
+        )
+        self._run = run
+        del self._costs[position:]  # of a call for this job that started again
+        self._costs.append(run.costs)
+        return run
+
+    def _call_function(self, run: Run, guard: SignalGuard) -> float:
+        """Calls the loop or Optuna objective with a run, and returns its value."""
+        loop = self.loop
+
+        def make_trial(params: Mapping[str, Any]) -> ObjectiveTrial:
+            return ObjectiveTrial(
+                self.suggesting,
+                params,
+                objectives=loop.objectives,
+                run=run,
+                block_signals=guard.block_signals,
+                store=guard.report,
+            )
+
+        function = UserFunction(loop.function)
+        config: Any = loop.config
+        if function.takes_config:
+            config = loop.make_config(run.seed)
+        with isolated_hydra(), keys_explained():
+            guard.start_step()
+            returned = function.call(config, run, make_trial)
+        if guard.ending is not None or run.unfit_state is not None:
+            # `_run_job` replaces it by the exception that the loop has caught.
+            raise RuntimeError("the loop must not catch the exception that ends its trial")
+        run.flush()
+        return loop.read_value(returned, run)
+
+    def _send_report(
+        self, position: int, guard: SignalGuard, step: int, value: float, further: dict[str, float]
+    ) -> None:
+        """Stores a report of the job at a position; `Run` calls it."""
+        if guard.ending is not None:  # the loop has caught the exception, and gets it again
+            raise guard.ending
+        assert self._run is not None
+        self.loop.check_run(self._run)
+        with guard.block_signals():
+            seconds = guard.start_step()
+            reports = self._reports[position]
+            number = step
+            if self.compared_jobs is not None:
+                number = self._count_steps(position) + len(reports) + 1
+            report = Report(number, value, seconds, step, further, position)
+            reports.append(report)
+            guard.report(report)
+
+    def _make_end_report(self, position: int) -> Report:
+        """Makes the report of the end of a job, with its value."""
         return Report(
-            number=self._steps_before(position + 1),
+            number=self._count_steps(position + 1),
             value=self._values[position],
             seconds=0.0,
             step=len(self._reports[position]),
@@ -476,17 +671,25 @@ class LoopObjective(Objective):
             ends_job=True,
         )
 
+    # The record of the trial
+
     def costs(self) -> list[Cost]:
         """Returns the costs that the loop has reported, as means over jobs."""
-        names = dict.fromkeys([self.loop.metric, *self.loop.quantities])
-        by_name = [[costs[name] for costs in self._costs if name in costs] for name in names]
-        return [replace(each[0], value=mean([c.value for c in each])) for each in by_name if each]
+        names = dict.fromkeys([self.loop.metric, *self.loop.required_costs])
+        means = []
+        for name in names:
+            costs = [costs_of_job[name] for costs_of_job in self._costs if name in costs_of_job]
+            if costs:
+                means.append(replace(costs[0], value=mean([cost.value for cost in costs])))
+        return means
 
     def not_kept(self) -> list[str]:
         return self._not_kept
 
     def streams(self) -> list[str]:
-        return [] if self._run is None else self._run.streams
+        if self._run is None:
+            return []
+        return self._run.streams
 
     def warnings(self) -> list[str]:
         return self._warnings
@@ -496,67 +699,87 @@ class LoopObjective(Objective):
         for position, reports in enumerate(self._reports):
             steps += reports
             if len(self.jobs) > 1 and position < len(self._values):
-                steps.append(self._end_of(position))
-        return [step for step in steps if self._cut is None or step.number <= self._cut]
+                steps.append(self._make_end_report(position))
+        return [step for step in steps if self._is_counted(step.number)]
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each quantity that was reported, as means over jobs."""
-        by_step = defaultdict[int, list[Report]](list)
-        for report in (report for of_job in self._reports for report in of_job):
-            if self._cut is None or report.number <= self._cut:
-                by_step[report.step].append(report)
-        rows = [by_step[step] for step in sorted(by_step)]
-        columns: dict[str, list[Any]] = {
-            "number": [of_jobs[0].step for of_jobs in rows],
-            "value": [mean([report.value for report in of_jobs]) for of_jobs in rows],
-            "seconds": [sum(report.seconds for report in of_jobs) for of_jobs in rows],
-        }
-        names = (name for row in rows for report in row for name in report.further)
-        for name in dict.fromkeys(names):
-            by_epoch = [
-                [each.further[name] for each in row if name in each.further] for row in rows
-            ]
-            columns[name] = [mean(values) if values else None for values in by_epoch]
-        return columns | spread_over_jobs(rows) if rows else {}
+        reports_by_step = defaultdict[int, list[Report]](list)
+        for reports_of_job in self._reports:
+            for report in reports_of_job:
+                if self._is_counted(report.number):
+                    reports_by_step[report.step].append(report)
+        if not reports_by_step:
+            return {}
+        rows = [reports_by_step[step] for step in sorted(reports_by_step)]
+        columns: dict[str, list[Any]] = {"number": [], "value": [], "seconds": []}
+        names: dict[str, None] = {}  # an ordered set
+        for reports in rows:
+            columns["number"].append(reports[0].step)
+            columns["value"].append(mean([report.value for report in reports]))
+            columns["seconds"].append(sum(report.seconds for report in reports))
+            for report in reports:
+                names.update(dict.fromkeys(report.further))
+        for name in names:
+            columns[name] = [_average_quantity(name, reports) for reports in rows]
+        return columns | spread_over_jobs(rows)
 
     def standard_error(self) -> float | None:
-        values = [
-            value
-            for position, value in enumerate(self._values)
-            if self._cut is None or self._steps_before(position + 1) <= self._cut
-        ]
-        return standard_error_of(values)
+        values = []
+        for position, value in enumerate(self._values):
+            if self._is_counted(self._count_steps(position + 1)):
+                values.append(value)
+        return compute_standard_error(values)
+
+    def _is_counted(self, number: int) -> bool:
+        """True if `forget_steps_after` has not left out the step of a number."""
+        return self._last_number is None or number <= self._last_number
 
     def state(self) -> dict[str, Any] | None:
-        now = None if self._run is None else self._run.state()
-        if now is None and (self._run is not None or not self._values):
-            return None
+        run_state = None
+        if self._run is not None:
+            run_state = self._run.state()
+            if run_state is None:
+                return None  # within an epoch
+        elif not self._values:
+            return None  # nothing has run yet
         return {
             "seeds": [job.seed for job in self.jobs],
-            "reports": [[asdict(report) for report in of_job] for of_job in self._reports],
+            "reports": [[asdict(report) for report in reports] for reports in self._reports],
             "values": self._values,
             "costs": [{name: cost.value for name, cost in costs.items()} for costs in self._costs],
             "states": self._states,
-            "now": now,
+            "now": run_state,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        limits = self.loop.limit_of
         try:
             if state["seeds"] != [job.seed for job in self.jobs]:
                 raise ValueError("it has other folds and seeds")
-            reports = [[Report(**fields) for fields in of_job] for of_job in state["reports"]]
-            saved = state["now"]
-            if saved is not None:
-                saved = {**saved, "value": reports[-1][-1].value}
-            costs = [
-                {name: Cost(name, value, limits.get(name)) for name, value in costs.items()}
-                for costs in state["costs"]
-            ]
-            self._values, self._states = [*state["values"]], state["states"]
+            reports = []
+            for reports_of_job in state["reports"]:
+                reports.append([Report(**fields) for fields in reports_of_job])
+            run_state = state["now"]
+            if run_state is not None:
+                run_state = {**run_state, "value": reports[-1][-1].value}
+            limits = self.loop.limits_by_name
+            costs = []
+            for values_of_job in state["costs"]:
+                costs.append(
+                    {
+                        name: Cost(name, value, limits.get(name))
+                        for name, value in values_of_job.items()
+                    }
+                )
+            values = [*state["values"]]
+            states = state["states"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the state does not fit this objective: {error}") from error
-        self._reports, self._costs, self._saved = reports, costs, saved
+        self._reports = reports
+        self._values = values
+        self._costs = costs
+        self._states = states
+        self._saved = run_state
 
     def weights(self) -> dict[str, Any] | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""
@@ -567,33 +790,9 @@ class Unstopped(Stopping):
     """A `Stopping` that stops nothing."""
 
 
-def _test_values(returned: Any, metric: str) -> dict[str, float]:
-    """Takes the values out of what `objective.test` has returned, the metric first."""
-    values = dict(returned) if isinstance(returned, Mapping) else {metric: returned}
-    checked = {str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()}
-    if metric not in checked:
-        raise UndefinedMetric(
-            f"must return a number, or a dict with {metric}; got {', '.join(checked) or 'nothing'}"
-        )
-    return {metric: checked.pop(metric), **checked}
-
-
-def _refuse(name: str, *_: Any, **__: Any) -> None:
-    raise ValueError(f"trial.study.{name}: {REFUSED[name]}")
-
-
-def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
-    if key in ours:
-        raise ValueError(f"{what}.set_user_attr: {key} is reserved; choose another name")
-
-
-def _check_choices(name: str, distribution: BaseDistribution) -> None:
-    """Raises ValueError for choices that a database or YAML would change."""
-    if not isinstance(distribution, CategoricalDistribution):
-        return
-    for choice in distribution.choices:
-        if not is_scalar(choice) or "${" in str(choice):
-            raise ValueError(
-                f"the choices of {name} must be strings without ${{, numbers, true, false or None; "
-                f"got {choice!r}; choose by a name, and look up what it stands for"
-            )
+def _average_quantity(name: str, reports: Sequence[Report]) -> float | None:
+    """Returns the mean of a quantity over the jobs that have reported it; None if none has."""
+    values = [report.further[name] for report in reports if name in report.further]
+    if not values:
+        return None
+    return mean(values)

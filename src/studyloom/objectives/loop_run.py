@@ -1,4 +1,12 @@
-"""`Run`, the argument `run` of a custom training loop: trial, data, checkpoint and reports."""
+"""`Run`, the argument `run` of a custom training loop: trial, data, checkpoint and reports.
+
+A *report* is the value of the metric at a *step* of the loop, with other quantities of that step.
+Within `run.epochs` a step is an epoch: what the loop reports is *pending* until the epoch ends, and
+is then sent to the worker in one report.
+
+A loop *keeps* objects by `run.keep`: their states are saved in each checkpoint, between two epochs,
+and restored when another process resumes the trial.
+"""
 
 import functools
 import itertools
@@ -7,12 +15,12 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, GeneratorType
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex, TypedDict
 
 import numpy as np
 import torch
@@ -31,17 +39,52 @@ from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import copy_state, hash_files
 from studyloom.training.device import training_device
-from studyloom.training.randomness import get_random_state, set_random_state
+from studyloom.training.randomness import RandomState, get_random_state, set_random_state
 from studyloom.training.states import load_state, plain_state
 from studyloom.user_code.importing import is_users_code
 
-LOOP = "studyloom.objectives.loop"  # the module whose frames call the loops
+LOOP_MODULE = "studyloom.objectives.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
+STATE_METHODS = ("state_dict", "load_state_dict")  # the methods of an object that a loop can keep
 log = logging.getLogger(__name__)
 
 
 class UnfitState(ValueError):
     """A checkpoint does not fit what a loop keeps, since the code has changed."""
+
+
+class SavedFiles(TypedDict):
+    """The files of another library's trainer: their name below `run.dir`, and their digest."""
+
+    name: str
+    digest: str
+
+
+class RunState(TypedDict, total=False):
+    """The state of a run at the end of an epoch, as a checkpoint holds it.
+
+    Attributes:
+        epoch: the number of the epoch, from 1.
+        value: the value that was reported last.
+        kept: the state of each object, by its name in `run.keep`.
+        files: what `run.keep_files` was called with in this epoch, if it was.
+        random: the state of the random generators of Python, NumPy and PyTorch.
+        generator: the state of `run.generator`.
+    """
+
+    epoch: int | None
+    value: float
+    kept: dict[str, Any]
+    files: SavedFiles | None
+    random: RandomState
+    generator: Tensor
+
+
+LoopDatasets = tuple[Dataset[Any] | None, Dataset[Any] | None]
+
+
+def _load_no_datasets() -> LoopDatasets:
+    return None, None
 
 
 @dataclass(frozen=True)
@@ -50,12 +93,24 @@ class LoopJob:
 
     Args:
         seed: seeds the random numbers of Python, NumPy and PyTorch.
-        parts: makes the training set and the validation set; two times None without `data`.
+        load_datasets: makes the training set and the validation set; None for each without `data`.
     """
 
     fold: int
     seed: int
-    parts: Callable[[], tuple[Dataset[Any] | None, ...]] = lambda: (None, None)
+    load_datasets: Callable[[], LoopDatasets] = _load_no_datasets
+
+
+@dataclass(frozen=True)
+class SingleJob:
+    """The only job of a trial, as in re-evaluation and final training.
+
+    Args:
+        fold: the training and validation split; None where there are no data.
+    """
+
+    seed: int
+    fold: Fold | None
 
 
 @dataclass(frozen=True)
@@ -72,41 +127,44 @@ class RunContext:
     job: LoopJob
 
 
-def loop_jobs(
+def make_loop_jobs(
     config: StudyConfig,
     data: TrainingData,
-    seed: int,
-    single: tuple[int, Fold | None] | None = None,
+    trial_seed: int,
+    single_job: SingleJob | None = None,
 ) -> list[LoopJob]:
-    """Returns the jobs of a trial: one for each fold and seed, or a single one.
+    """Makes the jobs of a trial: one for each fold and seed, or a single one.
 
-    A single job has the trial's seed; the seeds of several are derived from it.
-
-    Args:
-        single: the seed and the fold of a single job, as in re-evaluation and final training.
+    The seeds of several jobs are derived from the seed of the trial. An only job has that seed
+    itself, as a script without studyloom would.
     """
-    if single is not None:
-        return [_loop_job(data, single[1], 0, single[0])]
+    if single_job is not None:
+        return [_make_loop_job(data, single_job.fold, 0, single_job.seed)]
     folds: Sequence[Fold | None] = data.folds or [None]
-    seeds = config.objective.seeds
-    only = len(folds) == seeds == 1
-    return [
-        _loop_job(data, fold, position, seed if only else derive(seed, position, repeat))
-        for position, fold in enumerate(folds)
-        for repeat in range(seeds)
-    ]
+    seed_count = config.objective.seeds
+    if len(folds) == 1 and seed_count == 1:
+        return [_make_loop_job(data, folds[0], 0, trial_seed)]
+    jobs = []
+    for position, fold in enumerate(folds):
+        for repeat in range(seed_count):
+            seed = derive(trial_seed, position, repeat)
+            jobs.append(_make_loop_job(data, fold, position, seed))
+    return jobs
 
 
-def _loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
-    """Returns the call of a loop with one seed and, if the study has data, one fold."""
-    if fold is None or data.split is None:
+def _make_loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
+    """Makes the job of one seed and, if the study has data, one fold at its position from 0."""
+    split = data.split
+    if fold is None or split is None:
         return LoopJob(position, seed)
-    split, (training, validation) = data.split, fold
-    return LoopJob(
-        position,
-        seed,
-        lambda: (split.as_dataset(training, to_train=True), split.as_dataset(validation)),
-    )
+    training_indices, validation_indices = fold
+
+    def load_datasets() -> LoopDatasets:
+        training_set = split.as_dataset(training_indices, to_train=True)
+        validation_set = split.as_dataset(validation_indices)
+        return training_set, validation_set
+
+    return LoopJob(position, seed, load_datasets)
 
 
 class Run:
@@ -132,7 +190,7 @@ class Run:
         send: called with each report: its step, the value and the other quantities.
         limits: the constraints on the costs of a trial, by quantity.
         saved: the state to resume from; None to start.
-        most: the number of epochs that the pruner is set to; None: any number.
+        pruner_epochs: the number of epochs that the pruner is set to; None: any number.
 
     Attributes:
         trial: the number of the trial in its stage, an integer from 0.
@@ -151,6 +209,7 @@ class Run:
         streams: names of streams in the loop whose position a resumed trial would lack.
         warnings: what `warn` was given.
         count: the number of epochs; None until `epochs` is called.
+        unfit_state: the error of a checkpoint that did not fit; None if it did.
     """
 
     def __init__(
@@ -159,36 +218,41 @@ class Run:
         metric: str,
         send: Callable[[int, float, dict[str, float]], None],
         limits: Mapping[str, Condition] | None = None,
-        saved: Mapping[str, Any] | None = None,
-        most: int | None = None,
+        saved: RunState | None = None,
+        pruner_epochs: int | None = None,
     ) -> None:
         attempt = context.attempt
         job = context.job
-        self.trial, self.attempt, self.stage = context.trial, attempt.number, attempt.stage
-        self.fold, self.seed, self.device = job.fold, job.seed, training_device()
-        self.train, self.valid = job.parts()
+        self.trial = context.trial
+        self.attempt = attempt.number
+        self.stage = attempt.stage
+        self.fold = job.fold
+        self.seed = job.seed
+        self.device = training_device()
+        self.train, self.valid = job.load_datasets()
         self.generator = torch.Generator().manual_seed(job.seed)
+        self.metric = metric
         self.costs: dict[str, Cost] = {}
         self.not_kept: list[str] = []
         self.streams: list[str] = []
         self.warnings: list[str] = []
         self.count: int | None = None
-        self.most = most
-        self.unfit: UnfitState | None = None
-        self.metric = metric
-        self._folder = attempt.folder
+        self.unfit_state: UnfitState | None = None
         self._send = send
-        self._limits, self._saved = limits or {}, saved
-        self._kept: dict[str, Any] = {}
-        self._kept_at_end: dict[str, Any] = {}
-        self._files: dict[str, str] | None = None  # of another library's trainer, in this epoch
-        self._last = -1  # the step of the last report
-        self._value: float | None = None
-        self._epoch: int | None = None
-        self._pending: dict[str, float] = {}
-        self._begun = False  # whether `epochs` was called
-        self._between = False  # whether an epoch is complete and the next has not begun
-        self._temporary: Path | None = None
+        self._limits = limits or {}
+        self._saved = saved
+        self._pruner_epochs = pruner_epochs
+        self._folder = attempt.folder
+        self._temporary_folder: Path | None = None
+        self._parts: dict[str, Any] = {}  # the objects that `keep` was given
+        self._final_parts: dict[str, Any] = {}  # the objects that `keep_at_end` was given
+        self._files: SavedFiles | None = None  # of another library's trainer, in this epoch
+        self._pending: dict[str, float] = {}  # the quantities of the next report
+        self._last_step = -1  # of the last report
+        self._last_value: float | None = None
+        self._epoch: int | None = None  # the epoch that runs; None outside of `epochs`
+        self._has_called_epochs = False
+        self._is_between_epochs = False  # an epoch is complete and the next has not begun
 
     @property
     def dir(self) -> Path:
@@ -199,24 +263,24 @@ class Run:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             return self._folder
-        if self._temporary is None:
-            self._temporary = Path(tempfile.mkdtemp(prefix="studyloom-"))
-        return self._temporary
+        if self._temporary_folder is None:
+            self._temporary_folder = Path(tempfile.mkdtemp(prefix="studyloom-"))
+        return self._temporary_folder
 
     @property
-    def keeps(self) -> bool:
-        """Whether the loop keeps any state."""
-        return bool(self._kept or self._kept_at_end)
+    def keeps_state(self) -> bool:
+        """True if the loop keeps any object."""
+        return bool(self._parts or self._final_parts)
 
     @property
     def keeps_files(self) -> bool:
-        """Whether `keep_files` was called in this epoch."""
+        """True if `keep_files` was called in this epoch."""
         return self._files is not None
 
     @property
-    def resumable(self) -> bool:
-        """Whether another process can resume the trial from its last epoch."""
-        return self._begun and self.keeps
+    def can_resume(self) -> bool:
+        """True if another process can resume the trial from its last epoch."""
+        return self._has_called_epochs and self.keeps_state
 
     @property
     def value(self) -> float:
@@ -224,11 +288,12 @@ class Run:
         if self._pending:
             self._check_metric(self._pending)
             return self._pending[self.metric]
-        if self._value is None and self._saved is not None and "value" in self._saved:
-            return float(self._saved["value"])  # another library's trainer finds no epoch left
-        if self._value is None:
-            raise UndefinedMetric("run.value: the objective has reported nothing yet")
-        return self._value
+        if self._last_value is not None:
+            return self._last_value
+        # A resumed trainer of another library may find no epoch left, and so reports nothing.
+        if self._saved is not None and "value" in self._saved:
+            return float(self._saved["value"])
+        raise UndefinedMetric("run.value: the objective has reported nothing yet")
 
     def keep(self, **parts: Any) -> None:
         """Saves the states of objects in each checkpoint, and in winner.pt.
@@ -242,14 +307,15 @@ class Run:
             TypeError: an object lacks these methods, or a checkpoint cannot hold its state.
             RuntimeError: an epoch or a report came before.
         """
-        if self._epoch is not None or self._value is not None:
+        if self._epoch is not None or self._last_value is not None:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
         for name, part in parts.items():
             _check_part("keep", name, part)
-            copy_state(plain_state(part), f"run.keep({name}=…)")  # else known after an epoch
+            # A checkpoint that cannot hold the state would fail only at the end of an epoch.
+            _copy_part_state(name, part)
             if self._saved is not None:
-                self._restore(name, part)
-            self._kept[name] = part
+                self._restore_part(name, part, self._saved)
+            self._parts[name] = part
 
     def keep_at_end(self, **parts: Any) -> None:
         """Saves the states of objects in winner.pt, but not in the checkpoints.
@@ -264,7 +330,7 @@ class Run:
         """
         for name, part in parts.items():
             _check_part("keep_at_end", name, part)
-            self._kept_at_end[name] = part
+            self._final_parts[name] = part
 
     def keep_files(self, path: Path) -> None:
         """Adds the files of another library's trainer to the checkpoint of this epoch.
@@ -283,20 +349,22 @@ class Run:
             digest = hash_files(path, durable=True)
         except OSError as error:
             log.warning("%s; a crash would now cost the epochs since the last checkpoint", error)
-        else:
-            self._files = {"name": name, "digest": digest}
+            return
+        self._files = {"name": name, "digest": digest}
 
     @functools.cached_property
     def checkpoint(self) -> Path | None:
         """The path that `keep_files` got, to resume from; None to start."""
-        files = None if self._saved is None else self._saved.get("files")
+        if self._saved is None:
+            return None
+        files = self._saved.get("files")
         if files is None:
             return None
-        path: Path = self.dir / files["name"]
+        path = self.dir / files["name"]
         with suppress(OSError):
             if hash_files(path) == files["digest"]:
                 return path
-        raise self._unfit(f"the files {path} are not those of the checkpoint")
+        raise self._note_unfit_state(f"the files {path} are not those of the checkpoint")
 
     def epochs(self, count: int | None) -> Iterator[int]:
         """Yields the numbers of the epochs from 1; after a resume only those that are left.
@@ -315,47 +383,55 @@ class Run:
             ValueError: the count is greater than the pruner is set to.
             RuntimeError: it was called before, or this is the test.
         """
-        self._check_fit()
-        if self._begun or self.stage == TEST:
+        self._check_state_fits()
+        if self._has_called_epochs or self.stage == TEST:
             raise RuntimeError("run.epochs can be called once in a trial, and not in a test")
-        if self.most is not None and count is not None and count > self.most:
+        expected = self._pruner_epochs
+        if expected is not None and count is not None and count > expected:
             raise ValueError(
-                f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
+                f"pruner.max_resource={expected} must be the number of epochs, and the objective "
                 f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
             )
-        self._begun, self.count = True, count
-        if self._kept:
-            variables = _variables(sys._getframe(1))
-            self.streams = _streams(variables, [*self._kept.values()])
-        begun = self._go_on() if self._saved is not None else 0
-        return self._each_epoch(begun)
+        self._has_called_epochs = True
+        self.count = count
+        if self._parts:
+            variables = _find_variables(sys._getframe(1))  # the frame of the loop
+            self.streams = _find_streams(variables, [*self._parts.values()])
+        last_epoch = 0
+        if self._saved is not None:
+            last_epoch = self._restore_progress(self._saved)
+        return self._run_epochs(last_epoch + 1)
 
-    def _each_epoch(self, begun: int) -> Iterator[int]:
-        to_come = itertools.count(begun + 1)
+    def _run_epochs(self, first: int) -> Iterator[int]:
+        """Yields the numbers of the epochs, and sends the report of each once its body has run."""
+        epochs: Iterable[int] = itertools.count(first)
+        if self.count is not None:
+            epochs = range(first, self.count + 1)
         try:
-            for epoch in to_come if self.count is None else range(begun + 1, self.count + 1):
+            for epoch in epochs:
                 self._epoch = epoch
                 yield epoch
-                if self._kept and epoch == begun + 1:
-                    variables = _variables(sys._getframe(1))
-                    self.not_kept = [*_not_kept(variables, [*self._kept.values()])]
-                self._between = True
+                if self._parts and epoch == first:
+                    # The loop's frame has all its variables only when its body has run once.
+                    variables = _find_variables(sys._getframe(1))
+                    self.not_kept = _find_unsaved_names(variables, [*self._parts.values()])
+                self._is_between_epochs = True
                 self.flush()
-                self._between = False
+                self._is_between_epochs = False
                 self._files = None
         finally:  # after a `break`, the next report or the end of the loop sends what is pending
             self._epoch = None
 
-    def __call__(self, value: Any, step: int) -> None:
+    def __call__(self, value: SupportsFloat, step: int) -> None:
         """Reports the value of the metric at a step; see `report`.
 
         Args:
             value: a finite number: of Python, NumPy, or a tensor of one number.
             step: an integer from 0, larger than that of the report before.
         """
-        self._take({self.metric: value}, step)
+        self._add_report({self.metric: value}, step)
 
-    def report(self, *, step: int | None = None, **values: Any) -> None:
+    def report(self, *, step: int | None = None, **values: SupportsFloat) -> None:
         """Reports quantities by name, such as accuracy=0.93; each becomes a learning curve.
 
         The study optimizes the one that `objective.metric` names.
@@ -372,9 +448,9 @@ class Run:
         """
         if not values:
             raise TypeError("run.report must get a value by name, such as accuracy=0.9")
-        self._take(values, step)
+        self._add_report(values, step)
 
-    def cost(self, **quantities: Any) -> None:
+    def cost(self, **quantities: SupportsFloat) -> None:
         """Reports costs of the trial, such as parameters=120_000.
 
         The study stores those that `objective.constraints` or `objective.metric` names.
@@ -386,19 +462,20 @@ class Run:
             Infeasible: a constraint is violated. The trial ends, and the sampler learns from it.
         """
         for name, value in quantities.items():
-            number = finite(value, f"reported the cost {name}={value!r}")
+            number = to_finite_number(value, f"reported the cost {name}={value!r}")
             self.costs[name] = Cost(name, number, self._limits.get(name))
-        if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
-            raise Infeasible("; ".join(beyond))
+        excessive = [str(cost) for cost in self.costs.values() if cost.excess > 0]
+        if excessive:
+            raise Infeasible("; ".join(excessive))
 
-    def warn(self, words: str) -> None:
+    def warn(self, message: str) -> None:
         """Warns of something in this trial, in the log and, once, at the end of the command.
 
         Args:
-            words: a line.
+            message: a line.
         """
-        log.warning("trial %d: %s", self.trial, words)
-        self.warnings.append(words)
+        log.warning("trial %d: %s", self.trial, message)
+        self.warnings.append(message)
 
     def flush(self, step: int | None = None) -> None:
         """Sends the pending report; studyloom calls it.
@@ -406,72 +483,96 @@ class Run:
         Args:
             step: the step of the report; None: the next one.
         """
-        if self._pending:
-            values, self._pending = self._pending, {}
-            self._check_metric(values)
-            self._last, self._value = self._next_step(step), values.pop(self.metric)
-            self._send(self._last, self._value, values)
+        if not self._pending:
+            return
+        values = self._pending
+        self._pending = {}
+        self._check_metric(values)
+        self._last_step = self._next_step(step)
+        self._last_value = values.pop(self.metric)
+        self._send(self._last_step, self._last_value, values)
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> RunState | None:
         """Returns the state from which another process can resume; None within an epoch."""
-        if not self._between or not (self._kept or self._files):
+        if not self._is_between_epochs:
+            return None
+        if not self._parts and self._files is None:
             return None
         return {
             "epoch": self._epoch,
-            "kept": _snapshots(self._kept),
+            "kept": _copy_states(self._parts),
             "files": self._files,
             "random": get_random_state(),
             "generator": self.generator.get_state(),
         }
 
-    def states(self) -> dict[str, Any]:
+    def copy_states(self) -> dict[str, Any]:
         """Returns a snapshot of the states for winner.pt, by name."""
-        return _snapshots(self._kept | self._kept_at_end)
+        return _copy_states(self._parts | self._final_parts)
 
     def close(self) -> None:
         """Removes the temporary folder, if it exists."""
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._temporary_folder is not None:
+            shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
-    def _unfit(self, words: str) -> UnfitState:
-        """Returns the error that the checkpoint does not fit, and notes it for `_check_fit`."""
-        self.unfit = UnfitState(words)
-        return self.unfit
+    def _note_unfit_state(self, message: str) -> UnfitState:
+        """Returns the error of a checkpoint that does not fit, and notes it in `unfit_state`.
 
-    def _check_fit(self) -> None:
+        A loop may catch the exception and go on with half of its state restored. The note lets
+        `_check_state_fits`, and the caller of the loop, raise it again.
+        """
+        self.unfit_state = UnfitState(message)
+        return self.unfit_state
+
+    def _check_state_fits(self) -> None:
         """Raises the error of a checkpoint that did not fit, in case the loop caught it."""
-        if self.unfit is not None:
-            raise self.unfit
+        if self.unfit_state is not None:
+            raise self.unfit_state
 
-    def _take(self, values: Mapping[str, Any], step: int | None) -> None:
-        self._check_fit()
-        if taken := [name for name in values if name in COLUMNS and name != self.metric]:
-            raise TypeError(f"run.report: {taken[0]} is reserved; choose another name")
-        checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
+    def _add_report(self, values: Mapping[str, object], step: int | None) -> None:
+        """Sends a report, or adds it to the pending one of the epoch."""
+        self._check_state_fits()
+        numbers: dict[str, float] = {}
+        for name in values:
+            if name in COLUMNS and name != self.metric:
+                raise TypeError(f"run.report: {name} is reserved; choose another name")
+        for name, value in values.items():
+            numbers[name] = to_finite_number(value, f"reported {name}={value!r}")
         if self._epoch is None:
             self.flush()
-            self._pending = checked
+            self._pending = numbers
             self.flush(step)
             return
-        if step not in (None, self._epoch) or not self._pending.keys().isdisjoint(checked):
+        is_other_step = step not in (None, self._epoch)
+        is_repeated = not self._pending.keys().isdisjoint(numbers)
+        if is_other_step or is_repeated:
             raise UndefinedMetric(
-                f"the objective reported {', '.join(checked)} at step {step!r} in epoch "
+                f"the objective reported {', '.join(numbers)} at step {step!r} in epoch "
                 f"{self._epoch} of run.epochs: expected each name once, at the step of the epoch"
             )
-        self._pending |= checked
+        self._pending |= numbers
 
-    def _next_step(self, step: Any) -> int:
-        if self._epoch is not None and step is None:
-            return self._epoch
-        first = self._last + 1
-        step = first if step is None else step
-        is_whole = isinstance(step, int | np.integer) and not isinstance(step, bool)
-        if not is_whole or not first <= step <= LARGEST:
-            raise UndefinedMetric(
-                f"the objective reported at step {step!r}: expected an integer from {first} to "
-                f"{LARGEST}"
-            )
-        return int(step)
+    def _next_step(self, step: object) -> int:
+        """Returns the step of the next report, an integer above that of the last report.
+
+        Args:
+            step: the step that the loop gave; None for the epoch, or the next integer.
+        """
+        first = self._last_step + 1
+        if step is None:
+            if self._epoch is not None:
+                return self._epoch
+            step = first
+        if (
+            isinstance(step, int | np.integer)
+            and not isinstance(step, bool)
+            and first <= step <= LARGEST
+        ):
+            return int(step)
+        raise UndefinedMetric(
+            f"the objective reported at step {step!r}: expected an integer from {first} to "
+            f"{LARGEST}"
+        )
 
     def _check_metric(self, values: Mapping[str, float]) -> None:
         """Raises UndefinedMetric if the metric is not among the names that were reported."""
@@ -481,120 +582,168 @@ class Run:
                 f"{self.metric}{nearest(self.metric, [*values])}"
             )
 
-    def _restore(self, name: str, part: Any) -> None:
-        assert self._saved is not None
+    def _restore_part(self, name: str, part: Any, saved: RunState) -> None:
+        """Loads the saved state of an object that the loop keeps."""
         try:
-            if name not in self._saved["kept"]:
+            if name not in saved["kept"]:
                 raise UnfitState(f"there is no {name} in it")
-            load_state(part, copy_state(self._saved["kept"][name], name))
+            load_state(part, copy_state(saved["kept"][name], name))
         except Exception as error:
-            words = " ".join(error_text(error).split())[:300]
-            raise self._unfit(f"the checkpoint does not fit run.keep({name}=…): {words}") from error
+            reason = " ".join(error_text(error).split())[:300]
+            message = f"the checkpoint does not fit run.keep({name}=…): {reason}"
+            raise self._note_unfit_state(message) from error
 
-    def _go_on(self) -> int:
-        """Restores the random state and returns the number of the last finished epoch."""
-        assert self._saved is not None
-        if missing := [name for name in self._saved["kept"] if name not in self._kept]:
-            words = f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
-            raise self._unfit(words)
-        set_random_state(self._saved["random"])
-        self.generator.set_state(self._saved["generator"])
-        self._last = begun = int(self._saved["epoch"])
-        self._value = float(self._saved["value"])
-        return begun
+    def _restore_progress(self, saved: RunState) -> int:
+        """Restores the random state, and returns the number of the last finished epoch."""
+        missing = [name for name in saved["kept"] if name not in self._parts]
+        if missing:
+            raise self._note_unfit_state(
+                f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
+            )
+        set_random_state(saved["random"])
+        self.generator.set_state(saved["generator"])
+        assert saved["epoch"] is not None
+        self._last_step = int(saved["epoch"])
+        self._last_value = float(saved["value"])
+        return self._last_step
 
 
-def finite(value: Any, what: str) -> float:
+def to_finite_number(value: object, action: str) -> float:
     """Converts a number of any library, or a tensor of one number, to a float.
 
     Args:
-        what: what the objective did, for the error: "returned nan".
+        action: what the objective did with it, for the error: "returned nan".
+
+    Raises:
+        UndefinedMetric: it is no number, or not finite.
     """
     if isinstance(value, Tensor):
         value = value.detach()  # else torch warns of its gradient
-    try:
-        number = math.nan if isinstance(value, str | bool | None) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = math.nan
+    if isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError, ValueError):  # an array of several numbers has no float
+            number = float(value)
     if not math.isfinite(number):
-        raise UndefinedMetric(f"the objective {what}: expected a finite number")
+        raise UndefinedMetric(f"the objective {action}: expected a finite number")
     return number
 
 
 def _check_part(method: str, name: str, part: Any) -> None:
-    methods = ("state_dict", "load_state_dict")
-    if missing := [m for m in methods if not callable(getattr(part, m, None))]:
+    """Raises TypeError if an object has no state that a method of a run could keep."""
+    missing = [name for name in STATE_METHODS if not callable(getattr(part, name, None))]
+    if missing:
         raise TypeError(
-            f"run.{method}({name}=…) must have {' and '.join(methods)}; "
+            f"run.{method}({name}=…) must have {' and '.join(STATE_METHODS)}; "
             f"{type(part).__name__} has no {' and no '.join(missing)}"
         )
 
 
-def _variables(frame: FrameType | None) -> dict[str, Any]:
+def _copy_part_state(name: str, part: Any) -> Any:
+    """Returns a copy of an object's state; TypeError if a checkpoint cannot hold it."""
+    return copy_state(plain_state(part), f"run.keep({name}=…)")
+
+
+def _copy_states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of each object's state, by name."""
+    return {name: _copy_part_state(name, part) for name, part in parts.items()}
+
+
+# Objects of the loop that a resumed trial would lack
+#
+# A loop may forget to keep an object, such as a schedule: its resumed trials would differ, and
+# nobody would notice. So the variables of the loop are searched for objects with a state.
+
+
+def _find_variables(frame: FrameType | None) -> dict[str, Any]:
     """Returns the local variables of a loop, and of the user's functions that it has called.
 
     Args:
         frame: the frame that iterates over the epochs; only frames of user code count.
     """
     variables: dict[str, Any] = {}
-    while frame is not None and frame.f_globals.get("__name__") != LOOP:
+    while frame is not None and frame.f_globals.get("__name__") != LOOP_MODULE:
         if is_users_code(Path(frame.f_code.co_filename)):
-            variables = frame.f_locals | variables
+            variables = frame.f_locals | variables  # the inner function's variable hides the outer
         frame = frame.f_back
     return variables
 
 
-def _streams(variables: Mapping[str, Any], kept: Sequence[Any]) -> list[str]:
+def _find_streams(variables: Mapping[str, Any], parts: Sequence[Any]) -> list[str]:
     """Returns the names of streams that were made before the first epoch, and are not kept.
 
     A stream is an IterableDataset or a DataLoader of one, which may continue where the last epoch
     has left it, or an iterator over any DataLoader, which does.
+
+    Args:
+        variables: the loop's variables, by name.
+        parts: the objects that the loop keeps.
     """
-    return [name for name, value in variables.items() if _is_stream(value, kept)]
+    return [name for name, value in variables.items() if _is_stream(value, parts)]
 
 
-def _is_stream(value: Any, kept: Sequence[Any]) -> bool:
-    if any(value is part for part in kept):
+def _is_stream(value: Any, parts: Sequence[Any]) -> bool:
+    if _is_among(value, parts):
         return False
     if isinstance(value, IterableDataset):
         return True
     if isinstance(value, DataLoader):
-        return _is_stream(value.dataset, kept)
+        return _is_stream(value.dataset, parts)
     if isinstance(value, _BaseDataLoaderIter):
-        return not any(value._dataset is part for part in kept)
+        return not _is_among(value._dataset, parts)
     if isinstance(value, GeneratorType) and value.gi_frame is not None:
-        for inner in value.gi_frame.f_locals.values():
-            if isinstance(inner, DataLoader) or _is_stream(inner, kept):
+        for variable in value.gi_frame.f_locals.values():
+            if isinstance(variable, DataLoader) or _is_stream(variable, parts):
                 return True
     return False
 
 
-def _not_kept(variables: Mapping[str, Any], kept: Sequence[Any]) -> Iterator[str]:
-    """Yields the names of a loop's objects whose state a resumed trial would lack.
+def _find_unsaved_names(variables: Mapping[str, Any], parts: Sequence[Any]) -> list[str]:
+    """Returns the names of a loop's objects whose state a resumed trial would lack.
 
-    It skips objects without a state, networks that are not trained, and parts of what is kept.
+    Args:
+        variables: the loop's variables, by name.
+        parts: the objects that the loop keeps.
     """
-    tensors = {id(tensor) for part in kept for tensor in _tensors(part)}
-    for name, part in variables.items():
-        stateful = callable(getattr(part, "load_state_dict", None)) and not isinstance(part, type)
-        if not stateful or any(part is other for other in kept):
-            continue
-        own = [*_tensors(part)]
-        if own and (all(id(t) in tensors for t in own) or not any(t.requires_grad for t in own)):
-            continue
-        with suppress(Exception):  # whatever a user's class raises
-            if part.state_dict():
-                yield name
+    saved_tensors = {id(tensor) for part in parts for tensor in _list_tensors(part)}
+    return [
+        name
+        for name, value in variables.items()
+        if not _is_among(value, parts) and _has_unsaved_state(value, saved_tensors)
+    ]
 
 
-def _tensors(part: Any) -> Iterator[Tensor]:
-    """Yields the parameters and buffers of a module."""
-    if isinstance(part, nn.Module):
-        yield from part.parameters()
-        yield from part.buffers()
+def _has_unsaved_state(value: Any, saved_tensors: Collection[int]) -> bool:
+    """True if an object has a state, unless it is a network that needs no saving.
+
+    A network needs none if it is not trained, or if all its tensors are part of another network
+    that the loop keeps.
+
+    Args:
+        saved_tensors: the `id` of each tensor of the networks that the loop keeps.
+    """
+    if isinstance(value, type) or not hasattr(value, "load_state_dict"):
+        return False
+    if not callable(value.load_state_dict):
+        return False
+    tensors = _list_tensors(value)
+    if tensors:
+        is_saved = all(id(tensor) in saved_tensors for tensor in tensors)
+        is_trained = any(tensor.requires_grad for tensor in tensors)
+        if is_saved or not is_trained:
+            return False
+    try:
+        return bool(value.state_dict())
+    except Exception:  # whatever a user's class raises
+        return False
 
 
-def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: copy_state(plain_state(part), f"run.keep({name}=…)") for name, part in parts.items()
-    }
+def _is_among(value: object, parts: Sequence[object]) -> bool:
+    """True if an object is one of some objects, and not only equal to one."""
+    return any(value is part for part in parts)
+
+
+def _list_tensors(part: object) -> list[Tensor]:
+    """Returns the parameters and buffers of a network; none for any other object."""
+    if not isinstance(part, nn.Module):
+        return []
+    return [*part.parameters(), *part.buffers()]

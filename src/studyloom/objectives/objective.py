@@ -1,7 +1,8 @@
 """The interface of every training: an objective runs step by step and returns a value.
 
-The value of networks is the mean of their jobs' metric, each on its validation set. It is reported
-after each epoch.
+A *step* is an epoch of a network's training, or a report of a custom training loop. A *job* is one
+training of the trial, with one fold and one seed. The value of a trial is the mean of the values of
+its jobs, each on its own validation set.
 """
 
 import math
@@ -22,10 +23,10 @@ from studyloom.training.trainer import Training
 
 
 class Stopping(Protocol):
-    """Whether the worker is to stop; a subclass that says nothing never is."""
+    """Says whether the worker is to stop; without methods of its own, a subclass never stops."""
 
     def __call__(self) -> bool:
-        """Whether to stop at the next report."""
+        """Tells whether to stop at the next report."""
         return False
 
     def interruptible(self) -> AbstractContextManager[None]:
@@ -34,7 +35,7 @@ class Stopping(Protocol):
 
     @property
     def lone_signal(self) -> str | None:
-        """The name of a signal to this process only, which is no request to stop the study."""
+        """Name of a signal to this process only, which does not ask the study to stop."""
         return None
 
 
@@ -44,8 +45,10 @@ class Report:
 
     Args:
         number: grows with each report; the pruner compares trials by it if there is one job.
-        seconds: since the previous report, or since the call.
+        value: the metric.
+        seconds: the time since the previous report, or since the call.
         step: the number that the loop gave.
+        further: other quantities of the step, by name.
         job: the position of the job, from 0.
         ends_job: whether it is the end of one of several jobs, with the value of that job.
     """
@@ -59,9 +62,9 @@ class Report:
     ends_job: bool = False
 
 
-Step = Epoch | Report  # what an objective reports after a step, with a growing number
-# Called with a step that has ended; with None to store what is new of the trial.
-Tell = Callable[[Step | None], None]
+Step = Epoch | Report  # the report of a step that has ended, with a growing number
+# Stores a step that has ended; None stores what is new of the trial without a step.
+StepReporter = Callable[[Step | None], None]
 
 
 @dataclass(frozen=True)
@@ -93,50 +96,54 @@ class Objective:
     they are wanted. The methods of this base class are those of an evaluation without steps.
     """
 
-    _cut: int | None = None  # the last step that `cut` has left; None for all
+    _last_number: int | None = None  # of the steps that count; None if all do
 
     @property
     def epochs(self) -> int | None:
-        """How many steps there will be, the last of which has the value; None if not known."""
+        """Number of steps there will be, the last of which has the value; None if not known."""
         return None
 
     @property
     def compared_jobs(self) -> int | None:
-        """How many jobs the pruner compares, each at its end; None if it compares each step."""
+        """Number of jobs that the pruner compares, each at its end; None to compare each step."""
         return None
 
     def compared_number(self, step: Step) -> int | None:
-        """Returns the number by which the pruner compares a step; None if it does not."""
+        """Returns the number by which the pruner compares a step; None if it skips the step."""
         return step.number
 
     def is_new(self, step: Step, reported: int) -> bool:
-        """Whether a step comes after the one whose compared number was reported last."""
+        """Tells whether a step comes after the one that was reported last.
+
+        Args:
+            reported: the compared number of the step that was reported last.
+        """
         return step.number > reported
 
     @property
-    def evaluating(self) -> float:
+    def evaluation_seconds(self) -> float:
         """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
         return 0.0
 
     @property
     def keeps_files(self) -> bool:
-        """Whether `state` names files that a library's trainer keeps for a few steps only."""
+        """True if `state` names files that a library's trainer keeps for a few steps only."""
         return False
 
     @property
     def finds_files(self) -> bool:
-        """Whether it starts again next to the files of the attempt before, and may resume them."""
+        """True if it starts again in the folder of an earlier attempt, and may resume its files."""
         return False
 
-    def run(self, report: Tell, stopping: Stopping) -> float:
+    def run(self, report: StepReporter, stopping: Stopping) -> float:
         """Runs to the end, from the start or from the restored step, and returns a finite number.
 
         Args:
             report: called after each new step. An exception that it raises ends the run and must
                 reach the caller of `run`.
             stopping: says whether to stop. Work between two reports belongs in
-                `stopping.interruptible()`, so that a signal can end it, and calls of `report` do
-                not.
+                `stopping.interruptible()`, so that a signal can end it. Calls of `report` do not:
+                a signal must not interrupt them.
 
         Raises:
             Stopped: a signal came in the midst of a step, whose work is lost.
@@ -149,12 +156,12 @@ class Objective:
         """Returns the steps so far in their order, including those before a restore."""
         return ()
 
-    def cut(self, number: int) -> None:
-        """Forgets all steps after a given one, where the trial should have ended.
+    def forget_steps_after(self, number: int) -> None:
+        """Forgets all steps after the one with a number, at which the pruner has ended the trial.
 
         The pruner decides late if the database was away while training continued.
         """
-        self._cut = number
+        self._last_number = number
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns the learning curves that are stored with the trial; none before the first step.
@@ -204,7 +211,8 @@ class Objective:
     def weights(self) -> dict[str, Any] | None:
         """Returns the state that the training keeps; None if it keeps nothing.
 
-        Of a network it is the weights and buffers by name, of a loop the state of each kept part.
+        A network keeps its weights and buffers by name, a loop the state of each object that
+        `run.keep` was given.
         """
         return None
 
@@ -221,18 +229,18 @@ class NetworkObjective(Objective):
         return self.training.epochs
 
     @property
-    def evaluating(self) -> float:
+    def evaluation_seconds(self) -> float:
         return self.training.evaluation_seconds
 
     @property
     def history(self) -> list[list[Epoch]]:
         """The epochs of each step so far, one for each job."""
-        return self.training.history[: self._cut]
+        return self.training.history[: self._last_number]
 
-    def run(self, report: Tell, stopping: Stopping) -> float:
-        """Trains to the end; the value is the mean of that of each job: of its last epoch, or best.
+    def run(self, report: StepReporter, stopping: Stopping) -> float:
+        """Trains to the end, and returns the mean of the jobs' values; see `Objective.run`.
 
-        See `Objective.run`.
+        The value of a job is that of its last epoch, or of its best one if the training selects it.
         """
         with closing(self.training):
             iterations = iter(self.training)
@@ -251,16 +259,20 @@ class NetworkObjective(Objective):
         """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.
 
         Numbers keep all their digits: a replay of the trial compares them one by one. Several jobs
-        add the standard error, and how many jobs it is of.
+        add the columns of `spread_over_jobs`.
         """
-        rows = [asdict(step) for step in self.steps()]
-        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        columns: dict[str, list[Any]] = {}
+        for step in self.steps():
+            for name, value in asdict(step).items():
+                columns.setdefault(name, []).append(value)
         return columns | spread_over_jobs(self.history)
 
     def standard_error(self) -> float | None:
-        if self.training.has_ended and self._cut is None:
-            return _error_of(self.training.select_epochs())
-        return _error_of(self.history[-1]) if self.history else None
+        if self.training.has_ended and self._last_number is None:
+            return _compute_epoch_error(self.training.select_epochs())
+        if not self.history:
+            return None
+        return _compute_epoch_error(self.history[-1])
 
     def state(self) -> dict[str, Any]:
         return self.training.state()
@@ -277,7 +289,12 @@ class NetworkObjective(Objective):
 class StoredObjective(Objective):
     """The result of a trial in another study, reused without an evaluation.
 
-    Its source is that study and the number of the trial.
+    Args:
+        value: the value of the trial.
+        columns: its learning curves; see `Objective.curves`.
+        error: the standard error of the value; None if it is no mean.
+        kept: what the training kept; see `Objective.weights`.
+        source: the name of that study, and the number of the trial in it.
     """
 
     value: float
@@ -286,7 +303,7 @@ class StoredObjective(Objective):
     kept: dict[str, Any] | None
     source: str
 
-    def run(self, report: Tell, stopping: Stopping) -> float:
+    def run(self, report: StepReporter, stopping: Stopping) -> float:
         return self.value
 
     def curves(self) -> dict[str, list[Any]]:
@@ -300,7 +317,7 @@ class StoredObjective(Objective):
 
 
 def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
-    """Averages one epoch over jobs; the seconds are the sum, the time of all of them together."""
+    """Averages one epoch over jobs; the seconds are their sum, the time that all jobs took."""
     return Epoch(
         number=epochs[0].number,
         train_loss=fmean(epoch.train_loss for epoch in epochs),
@@ -311,26 +328,36 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
     )
 
 
-def spread_over_jobs(curve: Sequence[Sequence[Step]]) -> dict[str, list[Any]]:
-    """Returns further columns of a curve: the standard error, and how many jobs it is of.
+def spread_over_jobs(rows: Sequence[Sequence[Step]]) -> dict[str, list[Any]]:
+    """Returns two more columns of a curve: the standard error over jobs, and the number of jobs.
 
-    None if each step is of one job.
+    Args:
+        rows: the step of each job, for each row of the curve.
+
+    Returns:
+        No columns if each row has one job.
     """
-    if all(len(jobs) == 1 for jobs in curve):
+    if all(len(steps) == 1 for steps in rows):
         return {}
-    errors = [standard_error_of([step.value for step in jobs]) for jobs in curve]
-    return {STANDARD_ERROR: errors, JOBS: [len(jobs) for jobs in curve]}
+    errors = []
+    job_counts = []
+    for steps in rows:
+        errors.append(compute_standard_error([step.value for step in steps]))
+        job_counts.append(len(steps))
+    return {STANDARD_ERROR: errors, JOBS: job_counts}
 
 
-def standard_error_of(values: Sequence[float]) -> float | None:
-    """Returns the standard error of the mean of values, or None for fewer than two.
+def compute_standard_error(values: Sequence[float]) -> float | None:
+    """Computes the standard error of the mean of values; None for fewer than two.
 
     It is the sample standard deviation over √n. The folds of one data set share most of their
     training images, so that it is too small (Bengio and Grandvalet, 2004).
     """
-    return None if len(values) < 2 else standard_deviation(values) / math.sqrt(len(values))
+    if len(values) < 2:
+        return None
+    return standard_deviation(values) / math.sqrt(len(values))
 
 
-def _error_of(epochs: Sequence[Epoch]) -> float | None:
-    """Returns the standard error of the mean value of one epoch over jobs."""
-    return standard_error_of([epoch.value for epoch in epochs])
+def _compute_epoch_error(epochs: Sequence[Epoch]) -> float | None:
+    """Computes the standard error of the mean value of one epoch over jobs."""
+    return compute_standard_error([epoch.value for epoch in epochs])

@@ -1,9 +1,12 @@
-"""The functions that a user's config names: how each is built, and how it is called."""
+"""The functions that a user's config names: how each is built, and how it is called.
+
+`objective._target_` names a *custom training loop*, an *Optuna objective*, or a class whose objects
+are called like a loop: an *adapter*, which runs another program for each trial.
+"""
 
 import contextlib
 import functools
 import inspect
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +22,15 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import describe_error, flatten, value_at, with_values
 from studyloom.errors import ConfigError, PredictError, refuse
-from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Metric, ObjectiveValue
+from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Direction, Metric, ObjectiveValue
+from studyloom.objectives.loop_run import Run
 from studyloom.space.rule import Condition, parse_limits, read_space
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import format_scalar
 
-NETWORK, PARAMS = "objective.network", "params"
+NETWORK = "objective.network"  # the key that names the network of a loop
+PARAMS = "params"  # the section that holds the arguments of a loop
 
 
 class Adapter:
@@ -35,7 +40,7 @@ class Adapter:
     the section `objective`. The other methods of this base class say what holds for a loop.
 
     Attributes:
-        undecisive: the keys of the section that change no value, and so are not part of the
+        undecisive: the keys of the section that change no value, and so are not part of the study
             definition.
         resumes: whether a trial may resume from what `run.keep` has saved.
         untested: why the winner is not tested; None if the user decides it by `objective.test`.
@@ -45,13 +50,13 @@ class Adapter:
     resumes: ClassVar[bool] = True
     untested: ClassVar[str | None] = None
 
-    def __call__(self, config: StudyConfig, run: Any) -> Any:
-        """Runs the program for a trial, and returns its value; see `objectives.loop_run.Run`."""
+    def __call__(self, config: StudyConfig, run: Run) -> object:
+        """Runs the program for a trial, and returns its value."""
         raise NotImplementedError
 
     @property
     def resumes_from_files(self) -> bool:
-        """Whether a call may resume from files that an earlier one has left."""
+        """True if a call may resume from files that an earlier call has left."""
         return False
 
     def check(self, config: StudyConfig, space: Space) -> Iterable[str]:
@@ -70,13 +75,26 @@ class Adapter:
 class ConfiguredAdapter(Adapter, ABC):
     """An adapter of a program that has a config.
 
-    Names in the space are keys of that config, and the section `params` holds what a trial or the
-    user sets in it.
+    Names in the search space are keys of that config, and the section `params` holds the values
+    that a trial or the user sets in it.
     """
 
     @abstractmethod
-    def composed(self) -> Mapping[str, Any]:
+    def compose_config(self) -> Mapping[str, Any]:
         """Returns the config of the program, without the values of a trial."""
+
+
+@dataclass(frozen=True)
+class LoopParameters:
+    """The parameters of a loop `(run, *, width=32, …)` that the section `params` fills.
+
+    Args:
+        defaults: the default by parameter name; `inspect.Parameter.empty` without one.
+        takes_any: whether the loop has a parameter `**kwargs`, and so takes other names too.
+    """
+
+    defaults: dict[str, Any]
+    takes_any: bool
 
 
 @dataclass(frozen=True)
@@ -92,38 +110,47 @@ class UserFunction:
 
     @functools.cached_property
     def takes_params(self) -> bool:
-        """Whether it is called as `(run, **params)`."""
-        return self._first == "run"
+        """True if the function is called as `(run, **params)`."""
+        return self._first_parameter == "run"
 
     @functools.cached_property
     def takes_trial(self) -> bool:
-        """Whether it is called as `(trial)`."""
-        alone = self.problem(2) and not self.problem(1)
-        lacks_run = self._first in ("run", "config", "cfg")  # a loop, perhaps in error
-        return self._first == "trial" or bool(alone and not lacks_run)
+        """True if the function is called as `(trial)`."""
+        if self._first_parameter == "trial":
+            return True
+        if self._first_parameter in ("run", "config", "cfg"):
+            return False  # a loop, which may have forgotten its second parameter
+        takes_one_argument = not self.explain_call_error(1)
+        takes_two_arguments = not self.explain_call_error(2)
+        return takes_one_argument and not takes_two_arguments
 
     @property
     def takes_config(self) -> bool:
-        """Whether it is called as `(config, run)`."""
+        """True if the function is called as `(config, run)`."""
         return not (self.takes_params or self.takes_trial)
 
     @property
-    def _first(self) -> str:
-        return next(iter(inspect.signature(self.function).parameters), "")
+    def _first_parameter(self) -> str:
+        """Name of the first parameter; "" if there is none."""
+        parameters = inspect.signature(self.function).parameters
+        return next(iter(parameters), "")
 
-    def problem(self, arguments: int) -> str:
-        """Says why the function cannot be called with so many arguments; "" if it can."""
+    def explain_call_error(self, argument_count: int) -> str:
+        """Explains why the function cannot be called with so many arguments; "" if it can."""
+        arguments = [None] * argument_count
         try:
-            inspect.signature(self.function).bind(*[None] * arguments)
+            inspect.signature(self.function).bind(*arguments)
         except TypeError as error:
             return str(error)
         return ""
 
-    def call(self, config: Any, run: Any, make_trial: Callable[[Any], Any]) -> Any:
+    def call(
+        self, config: StudyConfig, run: Run, make_trial: Callable[[Mapping[str, Any]], Any]
+    ) -> Any:
         """Calls the function, and returns what it returns.
 
         Args:
-            config: of the trial; one of OmegaConf if the function takes it.
+            config: of the trial; an OmegaConf config if the function takes it.
             make_trial: makes the trial of an Optuna objective from the values of `params`.
         """
         if self.takes_config:
@@ -133,131 +160,173 @@ class UserFunction:
             return self.function(run, **params)
         return self.function(make_trial(params))
 
-    def params(self) -> tuple[dict[str, Any], bool]:
-        """Returns what a loop `(run, *, width=32, …)` takes from `params`.
+    def read_parameters(self) -> LoopParameters:
+        """Reads from the signature of a loop `(run, *, width=32, …)` what it takes of `params`."""
+        arguments_of_section: Mapping[str, Any] = {}  # set in the section `objective` already
+        if isinstance(self.function, functools.partial):
+            arguments_of_section = self.function.keywords
+        defaults: dict[str, Any] = {}
+        takes_any = False
+        _run, *parameters = inspect.signature(self.function).parameters.values()
+        for parameter in parameters:
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.name not in arguments_of_section:
+                defaults[parameter.name] = parameter.default
+            if parameter.kind == parameter.VAR_KEYWORD:
+                takes_any = True
+        return LoopParameters(defaults, takes_any)
 
-        Returns:
-            The default of each name, `inspect.Parameter.empty` without one; and whether the loop
-            takes any other name.
-        """
-        given = getattr(self.function, "keywords", {})  # in the section `objective`
-        _, *parameters = inspect.signature(self.function).parameters.values()
-        named = {
-            each.name: each.default
-            for each in parameters
-            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-            and each.name not in given
-        }
-        return named, any(each.kind == each.VAR_KEYWORD for each in parameters)
+
+# The functions, built from the config
 
 
 def build_function(objective: Mapping[str, Any]) -> Callable[..., Any]:
     """Resolves the function that an objective names by `_target_`; does not call it.
 
-    The section's keys that are not ours are arguments: a class is built with them, and a function
-    gets them by name.
+    The section has keys of studyloom, such as `metric`. Its other keys are arguments: a class is
+    built with them, and a function gets them by name.
     """
-    ours = [name for name in SCHEMA.objective if name != "_target_"]
-    section = {
-        name: value for name, value in plain(objective, "objective").items() if name not in ours
-    }
+    section = {}
+    studyloom_keys = [*SCHEMA.objective]
+    for name, value in plain(objective, "objective").items():
+        if name == "_target_" or name not in studyloom_keys:
+            section[name] = value
     target = find_target(section, "objective")
     try:
         if inspect.isclass(target):
-            made: Callable[..., Any] = build(section, "objective")
-            return made
+            adapter: Callable[..., Any] = build(section, "objective")
+            return adapter
         partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
         inspect.signature(target).bind_partial(*partial.args, **partial.keywords)
     except ConfigError:
         raise
     except Exception as error:
-        words = f"objective._target_={section['_target_']}: {describe_error(error)}"
-        raise ConfigError(words) from error
-    return partial if partial.args or partial.keywords else partial.func
+        message = f"objective._target_={section['_target_']}: {describe_error(error)}"
+        raise ConfigError(message) from error
+    if partial.args or partial.keywords:
+        return partial
+    return partial.func
 
 
-def sources_of(objective: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the source of the function that an objective names, and of its module; "" if none."""
-    target, found = find_target(objective, "objective"), ["", ""]
-    for place, part in enumerate((target, sys.modules.get(getattr(target, "__module__", "")))):
+@dataclass(frozen=True)
+class FunctionSource:
+    """The source of a function and that of its module; "" where it cannot be read."""
+
+    function: str
+    module: str
+
+
+def read_source(objective: Mapping[str, Any]) -> FunctionSource:
+    """Reads the source of the function that an objective names, and of the function's module."""
+    function = find_target(objective, "objective")
+    module = inspect.getmodule(function)
+    function_source = ""
+    module_source = ""
+    with contextlib.suppress(OSError, TypeError):
+        function_source = inspect.getsource(function)
+    if module is not None:
         with contextlib.suppress(OSError, TypeError):
-            found[place] = inspect.getsource(part)
-    return found[0], found[1]
+            module_source = inspect.getsource(module)
+    return FunctionSource(function_source, module_source)
 
 
-def build_named(named: Any, key: str = "objective.test") -> Callable[..., Any]:
+def build_named_function(
+    setting: str | Mapping[str, Any], key: str = "objective.test"
+) -> Callable[..., Any]:
     """Returns the function that a key names, by a dotted name or as a section."""
-    named = named[kept] if key == NETWORK and (kept := kept_name(named)) else named
-    section = plain(named, key) if isinstance(named, Mapping) else {"_target_": named}
+    if key == NETWORK:
+        network_name = find_network_name(setting)
+        if network_name is not None:
+            assert isinstance(setting, Mapping)
+            setting = setting[network_name]
+    if isinstance(setting, Mapping):
+        section = plain(setting, key)
+    else:
+        section = {"_target_": setting}
     function: Callable[..., Any] = build(section | {"_partial_": True}, key)
     return function
 
 
-def kept_name(named: Any) -> str | None:
+# The network of a loop, which `run.keep` saves and `objective.network` makes
+
+
+def find_network_name(setting: object) -> str | None:
     """Returns the name in `run.keep` of the network that `objective.network` makes.
 
     Args:
-        named: what makes it; or {name: what makes it}, where a loop keeps several networks.
+        setting: the value of `objective.network`: the function that makes the network; or, where a
+            loop keeps several networks, a mapping of one of their names to its function.
 
     Returns:
         None for the only network that the loop keeps.
     """
-    single = isinstance(named, Mapping) and len(named) == 1 and "_target_" not in named
-    return next(iter(named)) if single else None
+    if not isinstance(setting, Mapping) or "_target_" in setting or len(setting) != 1:
+        return None
+    names: list[str] = [*setting]
+    return names[0]
 
 
-def network_of(make: Any, config: Any, **known: Any) -> nn.Module:
-    """Returns the network of a loop at a config.
+def make_loop_network(
+    make: nn.Module | Callable[..., nn.Module], config: Any, **data_facts: object
+) -> nn.Module:
+    """Makes the network of a loop for a config.
 
     Args:
-        make: the network, or what makes it of those of `params`, `known` and `config` that its
-            signature names.
-        config: one of OmegaConf, as the user's functions get it.
+        make: the network; or a function that makes it from the values that its signature names, of
+            `params`, `data_facts` and `config`.
+        config: an OmegaConf config, as the user's functions get it.
+        data_facts: what is known of the data, such as `shape` and `outputs`.
 
     Raises:
-        ConfigError: it makes no network of these.
+        ConfigError: the function makes no network of these.
     """
     try:
+        network: object = make
         if not isinstance(make, nn.Module):
-            offered = {"config": config} | known | (value_at(config, "params") or {})
+            values: dict[str, object] = {"config": config}
+            values.update(data_facts)
+            values.update(value_at(config, PARAMS) or {})
             names = inspect.signature(make).parameters
-            make = make(**{name: offered[name] for name in names if name in offered})
-        if not isinstance(make, nn.Module):
-            raise TypeError(f"it must give a torch.nn.Module; got {type(make).__name__}")
+            network = make(**{name: values[name] for name in names if name in values})
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it must give a torch.nn.Module; got {type(network).__name__}")
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{NETWORK}: {describe_error(error)}") from error
-    return make
+    return network
 
 
-def build_loop_network(config: StudyConfig, **known: Any) -> nn.Module:
-    """Builds the network of `objective.network` at a config; see `network_of`."""
-    return network_of(build_named(config.objective.network, NETWORK), config.for_user(), **known)
+def build_loop_network(config: StudyConfig, **data_facts: object) -> nn.Module:
+    """Builds the network of `objective.network` for a config; see `make_loop_network`."""
+    make = build_named_function(config.objective.network, NETWORK)
+    return make_loop_network(make, config.for_user(), **data_facts)
 
 
-def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
+def select_weights(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
     """Returns the weights of a network among the states that a loop has kept.
 
     Args:
-        name: by which the loop keeps it; None for the only one.
+        states: the state of each kept object, by its name in `run.keep`.
+        name: the name of the network; None for the only one.
 
     Raises:
         PredictError: it has kept no network, or none of that name, or several.
     """
-    networks: dict[str, Any] = {
-        kept: state
-        for kept, state in states.items()
-        if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))
-    }
+    networks: dict[str, Any] = {}
+    for state_name, state in states.items():
+        if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values())):
+            networks[state_name] = state
     if not networks:
-        kept = f": it kept only {', '.join(states)}" if states else ""
+        kept_parts = ""
+        if states:
+            kept_parts = f": it kept only {', '.join(states)}"
         raise PredictError(
-            f"the winner was saved without its network{kept}; winner.yaml has its configuration. "
-            "A training loop keeps its network by run.keep(net=net); a command, a Hydra app and an "
-            "Optuna objective save and load theirs themselves"
+            f"the winner was saved without its network{kept_parts}; winner.yaml has its "
+            "configuration. A training loop keeps its network by run.keep(net=net); a command, a "
+            "Hydra app and an Optuna objective save and load theirs themselves"
         )
     if name is None and len(networks) == 1:
         (name,) = networks
-    if name not in networks:
+    if name is None or name not in networks:
         raise PredictError(
             f"{NETWORK} must say which network of run.keep predicts, {' or '.join(networks)}: add "
             f"--network NAME=mine.Net, set {NETWORK}={{NAME: mine.Net}} before the search, or call "
@@ -267,82 +336,120 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
     return weights
 
 
-def compose_adapter(cfg: StudyConfig) -> tuple[StudyConfig, Space] | None:
-    """Returns the config and the space of a `ConfiguredAdapter`.
+# Programs that have a config
+
+
+@dataclass(frozen=True)
+class ComposedAdapter:
+    """The study's config with the defaults of an adapter's program in `params`, and its space."""
+
+    config: StudyConfig
+    space: Space
+
+
+def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
+    """Composes the config and the search space of a study whose program has a config.
 
     Returns:
-        None for any other objective.
+        None if the objective is no `ConfiguredAdapter`.
 
     Raises:
-        ConfigError: every key of `params` and of the space that it lacks.
+        ConfigError: every key of `params` and of the space that the program's config lacks.
     """
-    target = None
+    target: object = None
     with contextlib.suppress(ConfigError):  # `validate` reports it
         target = find_target(cfg["objective"], "objective")
     if not (isinstance(target, type) and issubclass(target, ConfiguredAdapter)):
         return None
     adapter = build_function(cfg["objective"])
     assert isinstance(adapter, ConfiguredAdapter)
-    own = adapter.composed()
-    space = read_space(value_at(cfg, "space"), lambda group: [], PARAMS)
-    params: Any = value_at(cfg, PARAMS) or {}
-    searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]
-    named = [(PARAMS, key) for key, _ in flatten(params)] if params else []
-    errors = [
-        f"{section}.{name}: {problem}"
-        for section, name in named + [("space", name) for name in searched]
-        if (problem := explain_key(name, own))
-    ]
+    program_config = adapter.compose_config()
+    space = read_space(value_at(cfg, "space"), _list_no_options, PARAMS)
+    searched_keys = [node.name for branch in space.branches() for node in branch.nodes]
+    params = value_at(cfg, PARAMS) or {}
+    errors = []
+    if params:
+        for key, _value in flatten(params):
+            error = explain_key(key, program_config)
+            if error is not None:
+                errors.append(f"{PARAMS}.{key}: {error}")
+    for key in searched_keys:
+        error = explain_key(key, program_config)
+        if error is not None:
+            errors.append(f"space.{key}: {error}")
     refuse(errors)
-    starts = with_values(params, values_of_application(own, params, searched))
-    return cfg.with_values({PARAMS: starts}), space
+    defaults = values_of_application(program_config, params, searched_keys)
+    config = cfg.with_values({PARAMS: with_values(params, defaults)})
+    return ComposedAdapter(config, space)
+
+
+def _list_no_options(group: str) -> list[str]:
+    """Returns the options of a config group of studyloom, of which another program has none."""
+    return []
 
 
 # The values that a loop returns
 
 
-def loop_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
+def read_loop_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the values that a loop returns, under the names that `objective.metric` gives."""
-    (name, direction), *further = _named_objectives(cfg["objective"])
-    bounds = METRICS[name].bounds if name in METRICS else ANYTHING
-    metric = Metric(name, direction, _no_score, bounds=bounds)
-    return metric, *(ObjectiveValue(name, direction) for name, direction in further)
+    first, *further = _read_objective_values(cfg["objective"])
+    bounds = ANYTHING
+    if first.name in METRICS:
+        bounds = METRICS[first.name].bounds
+    metric = Metric(first.name, first.direction, _compute_no_score, bounds=bounds)
+    return metric, *further
 
 
-def loop_limits(cfg: StudyConfig) -> list[Condition]:
+def read_loop_limits(cfg: StudyConfig) -> list[Condition]:
     """Returns the limits of what a loop may report by `run.cost`, from `objective.constraints`."""
     limits = parse_limits(value_at(cfg, "objective.constraints"), None)
-    _check_names("objective.constraints", [limit.name for limit in limits])
+    _refuse_reserved_names("objective.constraints", [limit.name for limit in limits])
     return limits
 
 
-def _named_objectives(objective: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the names and directions of what a loop returns, the metric first."""
+def _read_objective_values(objective: Mapping[str, Any]) -> list[ObjectiveValue]:
+    """Reads the names and directions of the values that a loop returns, the metric first."""
     objective = plain(objective, "objective")
-    names, directions = (
-        value if isinstance(value, list) else [value]
-        for value in (objective["metric"], objective["direction"])
-    )
-    if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+    names = _as_list(objective["metric"])
+    directions: list[Direction] = _as_list(objective["direction"])
+    are_names = all(isinstance(name, str) for name in names)
+    if not names or not are_names or len(set(names)) < len(names):
         raise ConfigError(
             "objective.metric must be a name for the value, or a list of different names, since "
             f"the function returns the values themselves; got {objective['metric']}"
         )
-    if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
-        each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
+    are_directions = all(direction in DIRECTIONS for direction in directions)
+    if len(directions) != len(names) or not are_directions:
+        of_each_name = ""
+        if len(names) > 1:
+            of_each_name = f", for each of {', '.join(names)}"
         raise ConfigError(
-            f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
-            f"does not say which is better; got {format_scalar(objective['direction'])}"
+            f"objective.direction must be {' or '.join(DIRECTIONS)}{of_each_name}, since a "
+            f"function does not say which is better; got {format_scalar(objective['direction'])}"
         )
-    _check_names("objective.metric", names[1:])
-    return [*zip(names, directions, strict=True)]
+    _refuse_reserved_names("objective.metric", names[1:])
+    return [
+        ObjectiveValue(name, direction) for name, direction in zip(names, directions, strict=True)
+    ]
 
 
-def _check_names(key: str, names: Sequence[str]) -> None:
-    """Raises ConfigError if a cost's name is taken by something stored with a trial."""
-    taken = [name for name in names if name in OF_TRIALS]
-    refuse([f"{key}: {name} is reserved; choose another name" for name in taken])
+def _as_list(value: Any) -> list[Any]:
+    """Returns a list as it is, and any other value as a list of one."""
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
-def _no_score(outputs: object, targets: object) -> None:
+def _refuse_reserved_names(key: str, names: Sequence[str]) -> None:
+    """Raises ConfigError for names under which studyloom stores something with each trial."""
+    errors = []
+    for name in names:
+        if name in OF_TRIALS:
+            errors.append(f"{key}: {name} is reserved; choose another name")
+    refuse(errors)
+
+
+def _compute_no_score(outputs: object, targets: object) -> None:
+    """Stands in for the function of a metric: a loop computes its value itself."""
     raise AssertionError("a custom loop returns the value itself")

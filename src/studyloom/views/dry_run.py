@@ -20,7 +20,7 @@ def print_dry_run(definition: Definition, console: Console) -> None:
     point = draw_point(definition.space, definition.seed)
     assert point is not None  # one was found when the definition was checked
     console.print(Text("\none configuration of it:", style="bold"))
-    sections = plain_sections(definition.at(point), *SECTIONS)
+    sections = plain_sections(definition.compose_config(point), *SECTIONS)
     sections["train"].pop("loss")
     if not definition.reads_train:
         del sections["train"]

@@ -66,7 +66,10 @@ class Defaults:
             return space.walk(decide)
 
         found = walk(walk(composer.choices).choices)  # each option has other defaults
-        own, config = space.make_point(self.point.params).values, self.definition.at(found)
+        own, config = (
+            space.make_point(self.point.params).values,
+            self.definition.compose_config(found),
+        )
         # Epochs, sizes and a learning rate that the winner has besides its hyperparameters.
         others = {
             key: value

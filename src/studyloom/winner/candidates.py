@@ -114,7 +114,7 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     schedule remains that of all epochs.
     """
     point = definition.space.make_point(trial.params)
-    train = definition.at(point).train if definition.trains_networks else None
+    train = definition.compose_config(point).train if definition.trains_networks else None
     if train is None or (train.patience, train.weights) == (None, "last"):
         return point
     until = kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
@@ -247,7 +247,7 @@ class CandidateTrainings:
         """Builds the training of a candidate with a seed, by its number."""
         fold = self.fold(seed)
         assert fold is not None
-        return self.definition.job(self.candidates[candidate], fold, self.new_seed(seed))
+        return self.definition.build_job(self.candidates[candidate], fold, self.new_seed(seed))
 
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST

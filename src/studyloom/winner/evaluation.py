@@ -180,7 +180,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     own |= dict.fromkeys(key for key in removed if key in SECTIONS)
     sections = definition.sections(point)
     # In full: what is at its default here may be something else in the study module's own config.
-    sections["train"] = value_at(definition.at(point), "train")
+    sections["train"] = value_at(definition.compose_config(point), "train")
     sections["train"].pop("loss")
     if (network := value_at(definition.config, "objective.network")) is not None:
         sections["objective"]["network"] = network

@@ -11,7 +11,7 @@ import torch
 from studyloom.config.values import describe_error
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS
-from studyloom.objectives.user_functions import kept_name, weights_of
+from studyloom.objectives.user_functions import find_network_name, select_weights
 from studyloom.storage.ledger import Store
 from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.data_facts import describe_data
@@ -117,8 +117,11 @@ def _call_test(
     shown: dict[str, Any] = {"own_test": True}
     if test is not None and _predicts(trainings):
         with _reporting():
-            name, job = kept_name(definition.config.objective.network), trainings.job(winner, 0)
-            weights = weights_of(kept[winner][0], name)
+            name, job = (
+                find_network_name(definition.config.objective.network),
+                trainings.job(winner, 0),
+            )
+            weights = select_weights(kept[winner][0], name)
             measured_network = MeasuredNetwork(
                 job=job,
                 network=make_network(job, weights, test),

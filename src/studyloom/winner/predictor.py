@@ -22,10 +22,10 @@ from studyloom.metrics import METRICS
 from studyloom.objectives.jobs import build_network
 from studyloom.objectives.user_functions import (
     NETWORK,
-    build_named,
-    kept_name,
-    network_of,
-    weights_of,
+    build_named_function,
+    find_network_name,
+    make_loop_network,
+    select_weights,
 )
 from studyloom.text import format_shape, html_table, one_line
 from studyloom.training.checkpoint import load_weights
@@ -186,15 +186,15 @@ class WinnerFiles:
             known = {"shape": facts.shape, "outputs": facts.outputs}
         if self.is_of_loop:
             named = written_values(config["objective"]).get("network") if make is None else make
-            name = kept_name(named)
-            weights = weights_of(weights, name)
+            name = find_network_name(named)
+            weights = select_weights(weights, name)
             if named is None:
                 raise PredictError(NO_NETWORK.format(self.run_dir))
             named = named if name is None else named[name]
             if make is None:
                 section = named if isinstance(named, Mapping) else {"_target_": named}
                 check_targets({"objective": {"network": section}}, self.trusted)
-                named = build_named(section, NETWORK)
+                named = build_named_function(section, NETWORK)
             make = named
         else:
             if "model" not in config or facts is None:
@@ -203,7 +203,7 @@ class WinnerFiles:
                 make = build_network(config["model"], facts.shape, facts.outputs)
             else:
                 known |= {"classes": facts.outputs} | value_at(config, "model")
-        model = network_of(make, config, **known)
+        model = make_loop_network(make, config, **known)
         try:
             # A loop may have brought its network to another precision, which its weights have.
             load_state(model, weights, assign=self.is_of_loop)
@@ -233,8 +233,8 @@ def load_network(
     files = WinnerFiles.read(run_dir, trusted)
     if named is None:
         return files.network()
-    make = build_named(named, NETWORK)
-    kept = kept_name(named)
+    make = build_named_function(named, NETWORK)
+    kept = find_network_name(named)
     return files.network(make if kept is None else {kept: make})
 
 

@@ -119,7 +119,7 @@ class Reporter:
         """
         with self._raising_rejection():
             self._restore()
-            self._evaluation_seconds = self.objective.evaluating
+            self._evaluation_seconds = self.objective.evaluation_seconds
             self._store_plan()
             with self._outbox, self._flushing():
                 with self._recording_rejection(), self.held.watch("storage"):
@@ -273,7 +273,7 @@ class Reporter:
 
     def _count_seconds(self, step: Step) -> None:
         """Counts the seconds of a step as training or evaluation."""
-        total = self.objective.evaluating
+        total = self.objective.evaluation_seconds
         evaluation = total - self._evaluation_seconds
         self._evaluation_seconds = total
         self.held.watch.seconds["training"] += step.seconds - evaluation

@@ -382,7 +382,7 @@ class Worker:
                 # The training may have continued while the database was away; its learning curve
                 # ends with the step at which it was pruned.
                 pruned_step = cause.args[0]
-                objective.cut(pruned_step.number)
+                objective.forget_steps_after(pruned_step.number)
                 return Outcome(TrialState.PRUNED)
             case StorageError():
                 # The database cannot hold what was reported, so it is not written again.

@@ -61,7 +61,7 @@ def errors_of(ask, *overrides):
 
 def call(definition, run, **values):
     point = definition.space.walk(lambda parameter: values[parameter.name])
-    config = definition.at(point)
+    config = definition.compose_config(point)
     return build_function(config["objective"])(config.for_user(), run)
 
 
@@ -73,7 +73,7 @@ def test_names_in_the_space_are_keys_of_the_applications_config(ask, make_run):
     point = {"optimizer.lr": 0.5, "model.width": 16}
     assert call(definition, make_run(), **point) == 1.0
     assert call(definition, make_run(), **(point | {"model.width": 32})) == 0.0
-    assert definition.at(definition.baseline)["params"] == {
+    assert definition.compose_config(definition.baseline)["params"] == {
         "optimizer": {"lr": 0.1},
         "model": {"width": 8},
     }

@@ -21,7 +21,7 @@ from studyloom.extras.export.export_errors import CompressError
 from studyloom.objectives.jobs import build_network
 from studyloom.objectives.loop import Unstopped
 from studyloom.objectives.objective import Attempt
-from studyloom.objectives.user_functions import kept_name, weights_of
+from studyloom.objectives.user_functions import find_network_name, select_weights
 from studyloom.seeds import derive
 from studyloom.storage.stored_study import FINAL_TRAINING
 from studyloom.training.batches import find_input_dtype
@@ -73,7 +73,7 @@ class Original:
         seed = derive(definition.seed, 0, 0, 2)
         folds = data.split.folds(definition.config.objective.folds, data.source.validation, seed)
         fold = folds[-1]
-        job = definition.job(point, fold, seed)
+        job = definition.build_job(point, fold, seed)
         if definition.trains_networks:
             network = train_network(job, data.split)
         else:
@@ -81,7 +81,7 @@ class Original:
             objective = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
             objective.run(lambda step: None, Unstopped())
             network = _load_network(objective.weights() or {}, job, evaluation)
-        section = definition.at(point).get("model")
+        section = definition.compose_config(point).get("model")
         return cls(network, job, data.split, section, seed, calibration)
 
     @classmethod
@@ -95,7 +95,7 @@ class Original:
         assert part is not None
         trainings = evaluation.trained.source
         job = trainings.job(winner, 0)
-        config = study.definition.at(trainings.candidates[winner])
+        config = study.definition.compose_config(trainings.candidates[winner])
         network = _load_network(load_weights(study.run_dir / "winner.pt"), job, evaluation)
         seed = trainings.new_seed(0)
         return cls(network, job, part, config.get("model"), seed, calibration)
@@ -156,8 +156,8 @@ def _load_network(weights: dict[str, Any], job: Job, evaluation: Evaluation) -> 
     part = evaluation.study.data.split
     assert part is not None
     if not definition.trains_networks:
-        name = kept_name(definition.config.objective.network)
-        weights = weights_of(weights, name)
+        name = find_network_name(definition.config.objective.network)
+        weights = select_weights(weights, name)
     return make_network(job, weights, part).eval()
 
 

@@ -52,7 +52,7 @@ class Hydra(ConfiguredAdapter):
                 hint = nearest(error.name, dir(error.obj))
             return [f"objective.call={self.call}: {describe_error(error)}{hint}"]
         if self.seed is not None:
-            problem = explain_key(self.seed, self.composed())
+            problem = explain_key(self.seed, self.compose_config())
             if problem:
                 return [f"objective.seed={self.seed}: {problem}"]
         return []
@@ -61,7 +61,7 @@ class Hydra(ConfiguredAdapter):
         """Returns the digest of the module of the function."""
         return compute_code_digests([{"_target_": self.call}])
 
-    def composed(self) -> Mapping[str, Any]:
+    def compose_config(self) -> Mapping[str, Any]:
         """Returns the config of the application, whose keys the space names."""
         with contextlib.suppress(Exception):  # `check` reports it
             self._function()  # its module may register resolvers

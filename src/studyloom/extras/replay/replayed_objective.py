@@ -7,9 +7,13 @@ from studyloom.data.training_data import TrainingData
 from studyloom.extras.replay.stored_trial import is_loop
 from studyloom.objectives.jobs import build_jobs
 from studyloom.objectives.loop import Loop, LoopObjective
-from studyloom.objectives.loop_run import loop_jobs
+from studyloom.objectives.loop_run import make_loop_jobs
 from studyloom.objectives.objective import NetworkObjective, Objective
-from studyloom.objectives.user_functions import build_function, loop_limits, loop_objectives
+from studyloom.objectives.user_functions import (
+    build_function,
+    read_loop_limits,
+    read_loop_objectives,
+)
 from studyloom.training.trainer import Training
 from studyloom.worker.provenance import Provenance
 
@@ -17,8 +21,10 @@ from studyloom.worker.provenance import Provenance
 def make_objective(cfg: StudyConfig, provenance: Provenance, data: TrainingData) -> Objective:
     """Makes the objective of a trial's configuration, on as many threads as PyTorch has now."""
     if is_loop(cfg):
-        calls = loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(build_function(cfg["objective"]), cfg, loop_objectives(cfg), loop_limits(cfg))
+        calls = make_loop_jobs(cfg, data, provenance.seed)
+        loop = Loop(
+            build_function(cfg["objective"]), cfg, read_loop_objectives(cfg), read_loop_limits(cfg)
+        )
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
