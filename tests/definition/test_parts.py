@@ -33,7 +33,7 @@ def errors_of(*overrides, **data):
 
 
 def job_of(*overrides):
-    (job,) = definition_of(*overrides).jobs(Point(), toy_folds(SPLIT), 0)
+    (job,) = definition_of(*overrides).build_jobs(Point(), toy_folds(SPLIT), 0)
     return job
 
 

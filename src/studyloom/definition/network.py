@@ -15,7 +15,7 @@ from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.preflight import try_networks
-from studyloom.objectives.jobs import RECORDED, build_jobs, network_objectives, steps_on_value
+from studyloom.objectives.jobs import RECORDED, build_jobs, read_network_objectives, steps_on_value
 from studyloom.objectives.objective import Attempt, NetworkObjective
 from studyloom.space.rule import Condition, Cost
 from studyloom.space.tree import Point
@@ -31,7 +31,7 @@ class NetworkDefinition(Definition):
     """The definition of a study whose trials train networks; see `Definition`."""
 
     trains_networks = True
-    read_objectives = staticmethod(network_objectives)
+    read_objectives = staticmethod(read_network_objectives)
 
     def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
         return build_jobs(self.compose_config(point), [fold], seed)[0]

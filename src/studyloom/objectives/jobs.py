@@ -1,13 +1,16 @@
 """Builds the jobs of a trial's networks from the sections of its config.
 
-The functions here take plain sections. If one cannot be built, they raise ConfigError, which lists
-every error in it.
+A *job* is one training of a network, with one fold and one seed. Each of its parts, such as the
+loss, is built from a section of the config: a mapping whose `_target_` names a class or function,
+with the arguments as further keys. If a section cannot be built, the functions here raise
+ConfigError, which lists every error in it.
 """
 
 import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,19 +28,22 @@ from studyloom.text import format_scalar, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
 
-# Our own keys in the sections optimizer and scheduler
+# Keys that studyloom adds to the sections `optimizer` and `scheduler`
 GROUPS = "groups"
 INTERVAL = "interval"
 RECORDED = "recorded"
-# PyTorch's losses of numbers, which also take classes if these are made one-hot.
-OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
-NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
+SCHEDULERS = "schedulers"  # PyTorch's argument of schedulers that are made of others
+# Losses of PyTorch that compare numbers. Classes must be made one-hot for them.
+LOSSES_OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
+# Settings of studyloom's losses at the values that change nothing.
+NEUTRAL_SETTINGS = {"weights": "none", "label_smoothing": 0.0}
 
 
 def build_jobs(config: StudyConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
     """Builds the jobs of a trial, one for each fold and seed, grouped by fold.
 
-    The seeds of the jobs descend from that of the trial.
+    Args:
+        seed: the seed of the trial, from which those of the jobs are derived.
     """
     train = plain(config["train"], "train")
     optimizer = plain(config["optimizer"], "optimizer")
@@ -45,49 +51,66 @@ def build_jobs(config: StudyConfig, folds: Sequence[Fold], seed: int) -> list[Jo
         name = train["loss"]
         raise ConfigError(f"train.loss: {name!r} cannot be set here; choose it with loss={name}")
     parts: dict[str, Any] = {
-        "model": network_builder(config),
+        "model": make_network_builder(config),
         "optimizer": build_optimizer(optimizer),
         "groups": build_groups(optimizer.get(GROUPS)),
         "schedule": build_schedule(plain(config["scheduler"], "scheduler")),
         "metric": build_metric(config["objective"]),
     }
-    # The keys of the section `train` are fields of a job.
-    parts |= train | {"loss": build_loss(train["loss"])}
-    parts |= {name: build_step(name, train[name]) for name in ("step", "evaluate")}
-    return [
-        Job(train=training, valid=validation, seed=derive(seed, fold, repeat), **parts)
-        for fold, (training, validation) in enumerate(folds)
-        for repeat in range(config.objective.seeds)
-    ]
+    parts |= train  # the keys of the section `train` are fields of a job
+    parts["loss"] = build_loss(train["loss"])
+    parts["step"] = build_step("step", train["step"])
+    parts["evaluate"] = build_step("evaluate", train["evaluate"])
+    jobs = []
+    for position, (training_indices, validation_indices) in enumerate(folds):
+        for repeat in range(config.objective.seeds):
+            job_seed = derive(seed, position, repeat)
+            jobs.append(
+                Job(train=training_indices, valid=validation_indices, seed=job_seed, **parts)
+            )
+    return jobs
 
 
-def network_builder(config: StudyConfig) -> Callable[..., Any]:
-    """Returns what builds the network of a config, given its shape and outputs."""
+# The sections of a network's training
+
+
+def make_network_builder(config: StudyConfig) -> Callable[..., Any]:
+    """Returns a function that builds the network of a config, given its shape and outputs."""
     return functools.partial(build_network, plain(config["model"], "model"))
 
 
 def build_network(
     section: Mapping[str, Any], shape: Sequence[int] | None, outputs: int | None
 ) -> Any:
-    """Builds the network of a section, which may have no parameters for shape and outputs.
+    """Builds the network of a section.
+
+    Its target gets those of `shape` and `outputs` that it has a parameter for, unless the section
+    sets them. The parameter for the number of outputs may also be `classes`.
 
     Args:
-        section: its target's parameter for the number of outputs may be `outputs` or `classes`.
-        shape: of one input, without the batch; None if it is not one tensor.
-        outputs: how many numbers the network gives for an input; None if that is not known.
+        shape: of one input, without the batch; None if an input is not one tensor.
+        outputs: the number of values that the network gives for an input; None if that is unknown.
+
+    Raises:
+        ConfigError: the target needs one that is None.
     """
-    known: dict[str, Any] = {"shape": None if shape is None else tuple(shape)}
-    known |= {"outputs": outputs, "classes": outputs}
-    wanted = inspect.signature(find_target(section, "model")).parameters
-    for name, value in known.items():
-        asked = name in wanted and wanted[name].default is inspect.Parameter.empty
-        if value is None and asked and name not in section:
-            key = "shape" if name == "shape" else "outputs"
+    facts: dict[str, Any] = {"shape": None, "outputs": outputs, "classes": outputs}
+    if shape is not None:
+        facts["shape"] = tuple(shape)
+    parameters = inspect.signature(find_target(section, "model")).parameters
+    for name, value in facts.items():
+        if value is not None or name in section or name not in parameters:
+            continue
+        is_required = parameters[name].default is inspect.Parameter.empty
+        if is_required:
+            key = "outputs"
+            if name == "shape":
+                key = "shape"
             raise ConfigError(
                 f"data.{key} must be given: {section['_target_']} takes {name}, and the first "
                 "item of the Dataset does not say it"
             )
-    offered = {name: value for name, value in known.items() if value is not None}
+    offered = {name: value for name, value in facts.items() if value is not None}
     return build(section, "model", **offered)
 
 
@@ -112,37 +135,54 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     of group `loss` that have no effect are left out. Losses of numbers take classes one-hot.
     """
     target = find_target(section, "loss")
-    if not (inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"):
-        loss: Callable[[Tensor, Tensor], Tensor] = build(section, "loss")
-        return loss
-    without_effect = {key for key, value in NEUTRAL.items() if section.get(key) == value}
+    is_loss_of_pytorch = inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"
+    if not is_loss_of_pytorch:
+        custom_loss: Callable[[Tensor, Tensor], Tensor] = build(section, "loss")
+        return custom_loss
     accepted = inspect.signature(target).parameters
-    settings = {k: v for k, v in section.items() if k in accepted or k not in without_effect}
-    errors = _unknown_settings("loss", section["_target_"], settings, accepted)
+    settings = {}
+    for name, value in section.items():
+        is_neutral = name in NEUTRAL_SETTINGS and value == NEUTRAL_SETTINGS[name]
+        if name in accepted or not is_neutral:
+            settings[name] = value
+    errors = _find_unknown_settings("loss", section["_target_"], settings, accepted)
     if settings.get("reduction", "mean") != "mean":
         errors.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
             f"got {settings['reduction']}"
         )
     refuse(errors)
-    lists = {key: value for key, value in settings.items() if isinstance(value, list)}
-    tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
-    made = build(settings | tensors, "loss")
-    return OneHot(made) if isinstance(made, OF_NUMBERS) else made
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = torch.tensor(value, dtype=torch.float32)
+    loss: nn.Module = build(settings, "loss")
+    if isinstance(loss, LOSSES_OF_NUMBERS):
+        return OneHot(loss)
+    return loss
 
 
-def _unknown_settings(
+def _find_unknown_settings(
     key: str, target: str, settings: Iterable[str], accepted: Mapping[str, inspect.Parameter]
 ) -> list[str]:
-    """Returns a line for each setting of a section that its target has no parameter for."""
+    """Returns a line for each setting of a section that its target has no parameter for.
+
+    Args:
+        key: of the section.
+        target: the dotted name of its class or function.
+        settings: the names of its settings.
+        accepted: the parameters of the target, by name.
+    """
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         return []
-    return [
-        f"{key}.{name}: {target} has no parameter {name}; it has "
-        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~{key}.{name}'"
-        for name in settings
-        if name not in accepted and not name.startswith("_")
-    ]
+    errors = []
+    for name in settings:
+        if name not in accepted and not name.startswith("_"):
+            errors.append(
+                f"{key}.{name}: {target} has no parameter {name}; it has "
+                f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with "
+                f"'~{key}.{name}'"
+            )
+    return errors
 
 
 def build_schedule(
@@ -150,25 +190,33 @@ def build_schedule(
 ) -> Callable[[float], float] | TorchSchedule:
     """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch."""
     target = find_target(section, key)
-    if not (inspect.isclass(target) and issubclass(target, LRScheduler)):
-        schedule: Callable[[float], float] = build(section, key)
-        return schedule
-    ours = (INTERVAL, RECORDED, "schedulers")
-    own = {name: value for name, value in section.items() if name not in ours}
-    settings = dict(build(own | {"_partial_": True}, key).keywords)
-    if "schedulers" in section:
-        settings["schedulers"] = [build_schedule(inner, key) for inner in section["schedulers"]]
+    is_scheduler_of_pytorch = inspect.isclass(target) and issubclass(target, LRScheduler)
+    if not is_scheduler_of_pytorch:
+        function_of_progress: Callable[[float], float] = build(section, key)
+        return function_of_progress
+    # The optimizer, which PyTorch's schedulers take, is not there yet. So the section is built as
+    # a partial function, whose arguments wait in a TorchSchedule.
+    partial_section = {}
+    for name, value in section.items():
+        if name not in (INTERVAL, RECORDED, SCHEDULERS):
+            partial_section[name] = value
+    partial_section["_partial_"] = True
+    settings = dict(build(partial_section, key).keywords)
+    if SCHEDULERS in section:
+        settings[SCHEDULERS] = [build_schedule(inner, key) for inner in section[SCHEDULERS]]
     return TorchSchedule(target, settings, section.get(INTERVAL), section.get(RECORDED, ()))
 
 
 def steps_on_value(config: StudyConfig) -> bool:
-    """Whether the schedule of a config steps on the validation value, as ReduceLROnPlateau does."""
+    """True if the schedule steps on the validation value, as ReduceLROnPlateau does."""
     schedule = build_schedule(plain(config["scheduler"], "scheduler"))
     return isinstance(schedule, TorchSchedule) and schedule.steps_on_value
 
 
-def build_step(name: str, section: Any) -> Callable[..., Any] | None:
+def build_step(name: str, section: Mapping[str, Any] | None) -> Callable[..., Any] | None:
     """Builds a custom step, or returns None if the config names no step.
+
+    A section that names a class is built; one that names a function gives the function itself.
 
     Args:
         name: the key in `train`, step or evaluate.
@@ -177,21 +225,22 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
         return None
     key = f"train.{name}"
     if inspect.isroutine(find_target(section, key)):
-        section = section | {"_partial_": True}
+        section = {**section, "_partial_": True}
     step: Callable[..., Any] = build(section, key)
     return step
 
 
 def build_optimizer(section: Mapping[str, Any]) -> Callable[..., Any]:
-    """Builds the optimizer, which waits for the parameters."""
-    own = {name: value for name, value in plain(section, "optimizer").items() if name != GROUPS}
-    accepted = inspect.signature(find_target(own, "optimizer")).parameters
-    refuse(_unknown_settings("optimizer", own["_target_"], own, accepted))
-    make: Callable[..., Any] = build(own, "optimizer")
-    return make
+    """Builds the optimizer as a function that waits for the network's parameters."""
+    settings = plain(section, "optimizer")
+    settings.pop(GROUPS, None)
+    accepted = inspect.signature(find_target(settings, "optimizer")).parameters
+    refuse(_find_unknown_settings("optimizer", settings["_target_"], settings, accepted))
+    make_optimizer: Callable[..., Any] = build(settings, "optimizer")
+    return make_optimizer
 
 
-def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
+def build_groups(groups: object) -> tuple[ParameterGroup, ...]:
     """Builds `optimizer.groups`, such as {head: {match: head, lr: 0.01}, body: {match: 'b*'}}."""
     example = "{head: {match: 'head.*', lr: 0.01}, body: {match: 'body.*', frozen: true}}"
     if groups is None:
@@ -200,44 +249,85 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
         raise ConfigError(
             f"optimizer.groups must be a mapping of groups, such as {example}; got {groups!r}"
         )
-    errors, built = [], []
+    parameter_groups = []
+    errors = []
     for name, group in groups.items():
-        settings = dict(group) if isinstance(group, Mapping) else {}
-        match, frozen = settings.pop("match", None), bool(settings.pop("frozen", False))
-        patterns = match if isinstance(match, list) and match else [match]
+        settings: dict[str, Any] = {}
+        if isinstance(group, Mapping):
+            settings = dict(group)
+        match = settings.pop("match", None)
+        is_frozen = bool(settings.pop("frozen", False))
+        patterns = [match]
+        if isinstance(match, list) and match:
+            patterns = match
         if all(isinstance(pattern, str) for pattern in patterns):
-            built.append(ParameterGroup(str(name), tuple(patterns), frozen, settings))
+            parameter_groups.append(ParameterGroup(str(name), tuple(patterns), is_frozen, settings))
         else:
             errors.append(
                 f"optimizer.groups.{name}: must have match, a pattern of parameter names or a "
                 f"list, as in {example}; got {group!r}"
             )
     refuse(errors)
-    return tuple(built)
+    return tuple(parameter_groups)
 
 
 # The section `objective`
 
 
-def network_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
+@dataclass(frozen=True)
+class MetricSetting:
+    """The value of `objective.metric` for a network.
+
+    Args:
+        metric: the name of one of METRICS, or the section of a custom one.
+        cost: the name of one of COSTS that is minimized too; None for a single objective.
+    """
+
+    metric: object
+    cost: str | None = None
+
+
+def read_network_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
     """Returns the metric of a network, and a cost of it that is minimized too."""
     objective = cfg["objective"]
-    costs = split_metric(objective)[1]
-    return build_metric(objective), *(ObjectiveValue(cost, "minimize") for cost in costs)
+    cost = read_metric_setting(objective).cost
+    metric = build_metric(objective)
+    if cost is None:
+        return (metric,)
+    return metric, ObjectiveValue(cost, "minimize")
+
+
+def read_metric_setting(objective: Mapping[str, Any]) -> MetricSetting:
+    """Reads `objective.metric`: a metric, or a list of a metric and one of COSTS."""
+    setting = objective["metric"]
+    if not isinstance(setting, list):
+        return MetricSetting(setting)
+    is_pair = len(setting) == 2
+    if not is_pair or setting[0] in COSTS or setting[1] not in COSTS:
+        suggestion = ""
+        if is_pair:
+            suggestion = nearest(str(setting[1]), COSTS)
+        raise ConfigError(
+            f"objective.metric={setting}: must be one name, or for two objectives a metric and "
+            f"then a cost of the network, {', '.join(COSTS)}{suggestion}"
+        )
+    metric, cost = setting
+    return MetricSetting(metric, cost)
 
 
 def build_metric(objective: Mapping[str, Any]) -> Metric:
     """Builds the metric of the section `objective`: one of METRICS, or a custom one."""
     objective = plain(objective, "objective")
-    named, direction = split_metric(objective)[0], objective["direction"]
-    if isinstance(named, Mapping):
-        metric = _own_metric(named, direction)
-    elif named in METRICS:
-        metric = METRICS[named]
+    setting = read_metric_setting(objective).metric
+    direction = objective["direction"]
+    if isinstance(setting, Mapping):
+        metric = _build_custom_metric(setting, direction)
+    elif isinstance(setting, str) and setting in METRICS:
+        metric = METRICS[setting]
     else:
         options = f"there are {', '.join(METRICS)}, and any _target_"
-        near = nearest(str(named), [*METRICS])
-        raise ConfigError(f"objective.metric={named}: unknown metric; {options}{near}")
+        suggestion = nearest(str(setting), [*METRICS])
+        raise ConfigError(f"objective.metric={setting}: unknown metric; {options}{suggestion}")
     if direction not in (None, metric.direction):
         raise ConfigError(
             f"objective.direction must be {metric.direction} for {metric.name}; got {direction}; "
@@ -246,23 +336,14 @@ def build_metric(objective: Mapping[str, Any]) -> Metric:
     return metric
 
 
-def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Splits `objective.metric` into the metric and at most one of COSTS to minimize."""
-    named = objective["metric"]
-    if not isinstance(named, list):
-        return named, ()
-    if len(named) != 2 or named[0] in COSTS or named[1] not in COSTS:
-        near = nearest(str(named[1]), COSTS) if len(named) == 2 else ""
-        raise ConfigError(
-            f"objective.metric={named}: must be one name, or for two objectives a metric and "
-            f"then a cost of the network, {', '.join(COSTS)}{near}"
-        )
-    return named[0], named[1:]
+def _build_custom_metric(section: Mapping[str, Any], direction: Any) -> Metric:
+    """Builds a custom metric.
 
-
-def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
-    """Builds a custom metric; its direction is its attribute, or else the argument."""
-    key, name = "objective.metric", section["_target_"].rpartition(".")[2]
+    Args:
+        direction: `objective.direction`, for a metric without an attribute `direction`.
+    """
+    key = "objective.metric"
+    name = section["_target_"].rpartition(".")[2]
     target = find_target(section, key)
     try:
         score = build(section, key)
@@ -275,8 +356,13 @@ def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
             f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "
             "a function needs _partial_: true"
         ) from error
-    # Of a user's class or function; a partial function lacks the attributes of its function.
-    direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
+    # The built object is a user's class, or a partial function, which lacks the attributes of the
+    # function that it calls: these are found on the target.
+    for owner in (score, target):
+        declared_direction = getattr(owner, "direction", None)
+        if declared_direction:
+            direction = declared_direction
+            break
     if direction not in DIRECTIONS:
         raise ConfigError(
             f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
