@@ -212,8 +212,8 @@ class LoopDefinition(Definition):
             return True
         if "model" in self.composer.choices:
             return True
-        # A study's own config sets a value of `train` only for a loop that reads it. A command
-        # line may set one by mistake, so that it does not count.
+        # The config of a study sets a value of `train` for a loop that reads it. The command line
+        # may set one that no loop reads, and so shows nothing.
         return any(
             setting.is_changed and not setting.is_typed for setting in self._read_train_settings()
         )

@@ -214,7 +214,7 @@ class ObjectiveTrial(optuna.Trial):
 def _make_trial_in_memory(
     params: Mapping[str, Any], objectives: Sequence[ObjectiveValue]
 ) -> optuna.Trial:
-    """Makes a trial in a study of its own, which suggests the values of `params`."""
+    """Makes a trial in a separate study, which suggests the values of `params`."""
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
     study.enqueue_trial(dict(params))
     return study.ask()
@@ -415,7 +415,7 @@ class SignalGuard:
         stopping: lets signals interrupt the body of its context.
 
     Attributes:
-        ending: the exception by which a report has ended the trial; None while the trial goes on.
+        ending: the exception by which a report has ended the trial; None while the trial runs.
     """
 
     def __init__(self, report: StepReporter, stopping: Stopping) -> None:

@@ -518,7 +518,7 @@ class Run:
     def _note_unfit_state(self, message: str) -> UnfitState:
         """Returns the error of a checkpoint that does not fit, and notes it in `unfit_state`.
 
-        A loop may catch the exception and go on with half of its state restored. The note lets
+        A loop may catch the exception and train with half of its state restored. The note lets
         `_check_state_fits`, and the caller of the loop, raise it again.
         """
         self.unfit_state = UnfitState(message)

@@ -23,10 +23,10 @@ from studyloom.training.trainer import Training
 
 
 class Stopping(Protocol):
-    """Says whether the worker is to stop; without methods of its own, a subclass never stops."""
+    """Says whether the worker is to stop; the methods of this base class never stop it."""
 
     def __call__(self) -> bool:
-        """Tells whether to stop at the next report."""
+        """Returns whether to stop at the next report."""
         return False
 
     def interruptible(self) -> AbstractContextManager[None]:
@@ -113,7 +113,7 @@ class Objective:
         return step.number
 
     def is_new(self, step: Step, reported: int) -> bool:
-        """Tells whether a step comes after the one that was reported last.
+        """Returns whether a step comes after the one that was reported last.
 
         Args:
             reported: the compared number of the step that was reported last.

@@ -435,7 +435,7 @@ def _read_objective_values(objective: Mapping[str, Any]) -> list[ObjectiveValue]
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Returns a list as it is, and any other value as a list of one."""
+    """Returns a list unchanged, and any other value as a list of one."""
     if isinstance(value, list):
         return value
     return [value]
