@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import build, find_target, plain
@@ -27,6 +28,7 @@ from studyloom.seeds import derive
 from studyloom.text import format_scalar, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
+from studyloom.training.steps import CustomStep
 
 # Keys that studyloom adds to the sections `optimizer` and `scheduler`
 GROUPS = "groups"
@@ -74,14 +76,14 @@ def build_jobs(config: StudyConfig, folds: Sequence[Fold], seed: int) -> list[Jo
 # The sections of a network's training
 
 
-def make_network_builder(config: StudyConfig) -> Callable[..., Any]:
+def make_network_builder(config: StudyConfig) -> Callable[..., nn.Module]:
     """Returns a function that builds the network of a config, given its shape and outputs."""
     return functools.partial(build_network, plain(config["model"], "model"))
 
 
 def build_network(
-    section: Mapping[str, Any], shape: Sequence[int] | None, outputs: int | None
-) -> Any:
+    section: Mapping[str, object], shape: Sequence[int] | None, outputs: int | None
+) -> nn.Module:
     """Builds the network of a section.
 
     Its target gets those of `shape` and `outputs` that it has a parameter for, unless the section
@@ -94,7 +96,7 @@ def build_network(
     Raises:
         ConfigError: the target needs one that is None.
     """
-    facts: dict[str, Any] = {"shape": None, "outputs": outputs, "classes": outputs}
+    facts: dict[str, object] = {"shape": None, "outputs": outputs, "classes": outputs}
     if shape is not None:
         facts["shape"] = tuple(shape)
     parameters = inspect.signature(find_target(section, "model")).parameters
@@ -111,7 +113,8 @@ def build_network(
                 "item of the Dataset does not say it"
             )
     offered = {name: value for name, value in facts.items() if value is not None}
-    return build(section, "model", **offered)
+    network: nn.Module = build(section, "model", **offered)
+    return network
 
 
 class OneHot(nn.Module):
@@ -128,7 +131,7 @@ class OneHot(nn.Module):
         return result
 
 
-def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(section: Mapping[str, object]) -> Callable[[Tensor, Tensor], Tensor]:
     """Builds the loss of a section: one of studyloom, of PyTorch, or a custom one.
 
     For a PyTorch loss, lists of numbers such as `weight` become tensors, and settings of the option
@@ -145,7 +148,7 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
         is_neutral = name in NEUTRAL_SETTINGS and value == NEUTRAL_SETTINGS[name]
         if name in accepted or not is_neutral:
             settings[name] = value
-    errors = _find_unknown_settings("loss", section["_target_"], settings, accepted)
+    errors = _find_unknown_settings("loss", str(section["_target_"]), settings, accepted)
     if settings.get("reduction", "mean") != "mean":
         errors.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
@@ -213,7 +216,7 @@ def steps_on_value(config: StudyConfig) -> bool:
     return isinstance(schedule, TorchSchedule) and schedule.steps_on_value
 
 
-def build_step(name: str, section: Mapping[str, Any] | None) -> Callable[..., Any] | None:
+def build_step(name: str, section: Mapping[str, object] | None) -> CustomStep | None:
     """Builds a custom step, or returns None if the config names no step.
 
     A section that names a class is built; one that names a function gives the function itself.
@@ -226,17 +229,19 @@ def build_step(name: str, section: Mapping[str, Any] | None) -> Callable[..., An
     key = f"train.{name}"
     if inspect.isroutine(find_target(section, key)):
         section = {**section, "_partial_": True}
-    step: Callable[..., Any] = build(section, key)
+    step: CustomStep = build(section, key)
     return step
 
 
-def build_optimizer(section: Mapping[str, Any]) -> Callable[..., Any]:
+def build_optimizer(
+    section: Mapping[str, object],
+) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
     """Builds the optimizer as a function that waits for the network's parameters."""
     settings = plain(section, "optimizer")
     settings.pop(GROUPS, None)
     accepted = inspect.signature(find_target(settings, "optimizer")).parameters
     refuse(_find_unknown_settings("optimizer", settings["_target_"], settings, accepted))
-    make_optimizer: Callable[..., Any] = build(settings, "optimizer")
+    make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = build(settings, "optimizer")
     return make_optimizer
 
 
@@ -315,7 +320,7 @@ def read_metric_setting(objective: Mapping[str, Any]) -> MetricSetting:
     return MetricSetting(metric, cost)
 
 
-def build_metric(objective: Mapping[str, Any]) -> Metric:
+def build_metric(objective: Mapping[str, object]) -> Metric:
     """Builds the metric of the section `objective`: one of METRICS, or a custom one."""
     objective = plain(objective, "objective")
     setting = read_metric_setting(objective).metric

@@ -45,6 +45,7 @@ from studyloom.objectives.loop_run import (
 )
 from studyloom.objectives.objective import (
     Attempt,
+    Curves,
     Objective,
     Report,
     Step,
@@ -57,6 +58,7 @@ from studyloom.objectives.user_functions import Adapter, UserFunction
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
+from studyloom.training.checkpoint import State
 from studyloom.training.randomness import seeded
 from studyloom.user_code.digests import describe_place
 
@@ -259,7 +261,7 @@ class Loop:
             trials.
     """
 
-    function: Callable[..., Any]
+    function: Callable[..., object]
     config: StudyConfig
     objectives: Sequence[ObjectiveValue]
     limits: Sequence[Condition] = ()
@@ -354,7 +356,7 @@ class Loop:
             )
 
     def test(
-        self, function: Callable[..., Any], seed: int, states: dict[str, Any], part: Any
+        self, function: Callable[..., object], seed: int, states: State, part: object
     ) -> dict[str, float]:
         """Calls `objective.test` for a trained loop, and returns its values, the metric first.
 
@@ -388,7 +390,7 @@ def _ignore_report(step: int, value: float, further: dict[str, float]) -> None:
 
 def _read_test_values(returned: object, metric: str) -> dict[str, float]:
     """Reads the values in what `objective.test` has returned, the metric first."""
-    values: Mapping[Any, Any] = {metric: returned}
+    values: Mapping[Any, object] = {metric: returned}
     if isinstance(returned, Mapping):
         values = returned
     numbers: dict[str, float] = {}
@@ -490,7 +492,7 @@ class LoopObjective(Objective):
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
     _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far, by name
-    _states: dict[str, Any] | None = None  # of the objects that the first job kept, at its end
+    _states: State | None = None  # of the objects that the first job kept, at its end
     _saved: RunState | None = None  # the state from which the current job resumes
     _run: Run | None = None  # of the current job
     _not_kept: list[str] = field(default_factory=list)
@@ -702,7 +704,7 @@ class LoopObjective(Objective):
                 steps.append(self._make_end_report(position))
         return [step for step in steps if self._is_counted(step.number)]
 
-    def curves(self) -> dict[str, list[Any]]:
+    def curves(self) -> Curves:
         """Returns a column for each quantity that was reported, as means over jobs."""
         reports_by_step = defaultdict[int, list[Report]](list)
         for reports_of_job in self._reports:
@@ -712,7 +714,7 @@ class LoopObjective(Objective):
         if not reports_by_step:
             return {}
         rows = [reports_by_step[step] for step in sorted(reports_by_step)]
-        columns: dict[str, list[Any]] = {"number": [], "value": [], "seconds": []}
+        columns: Curves = {"number": [], "value": [], "seconds": []}
         names: dict[str, None] = {}  # an ordered set
         for reports in rows:
             columns["number"].append(reports[0].step)
@@ -735,7 +737,7 @@ class LoopObjective(Objective):
         """True if `forget_steps_after` has not left out the step of a number."""
         return self._last_number is None or number <= self._last_number
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         run_state = None
         if self._run is not None:
             run_state = self._run.state()
@@ -743,16 +745,22 @@ class LoopObjective(Objective):
                 return None  # within an epoch
         elif not self._values:
             return None  # nothing has run yet
+        reports = []
+        for reports_of_job in self._reports:
+            reports.append([asdict(report) for report in reports_of_job])
+        costs = []
+        for costs_of_job in self._costs:
+            costs.append({name: cost.value for name, cost in costs_of_job.items()})
         return {
             "seeds": [job.seed for job in self.jobs],
-            "reports": [[asdict(report) for report in reports] for reports in self._reports],
+            "reports": reports,
             "values": self._values,
-            "costs": [{name: cost.value for name, cost in costs.items()} for costs in self._costs],
+            "costs": costs,
             "states": self._states,
             "now": run_state,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         try:
             if state["seeds"] != [job.seed for job in self.jobs]:
                 raise ValueError("it has other folds and seeds")
@@ -781,7 +789,7 @@ class LoopObjective(Objective):
         self._states = states
         self._saved = run_state
 
-    def weights(self) -> dict[str, Any] | None:
+    def weights(self) -> State | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""
         return self._states or None
 

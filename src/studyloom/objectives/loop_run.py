@@ -37,7 +37,7 @@ from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
-from studyloom.training.checkpoint import copy_state, hash_files
+from studyloom.training.checkpoint import State, copy_state, hash_files
 from studyloom.training.device import training_device
 from studyloom.training.randomness import RandomState, get_random_state, set_random_state
 from studyloom.training.states import load_state, plain_state
@@ -74,7 +74,7 @@ class RunState(TypedDict, total=False):
 
     epoch: int | None
     value: float
-    kept: dict[str, Any]
+    kept: State
     files: SavedFiles | None
     random: RandomState
     generator: Tensor
@@ -244,8 +244,8 @@ class Run:
         self._pruner_epochs = pruner_epochs
         self._folder = attempt.folder
         self._temporary_folder: Path | None = None
-        self._parts: dict[str, Any] = {}  # the objects that `keep` was given
-        self._final_parts: dict[str, Any] = {}  # the objects that `keep_at_end` was given
+        self._parts: dict[str, object] = {}  # the objects that `keep` was given
+        self._final_parts: dict[str, object] = {}  # the objects that `keep_at_end` was given
         self._files: SavedFiles | None = None  # of another library's trainer, in this epoch
         self._pending: dict[str, float] = {}  # the quantities of the next report
         self._last_step = -1  # of the last report
@@ -295,7 +295,7 @@ class Run:
             return float(self._saved["value"])
         raise UndefinedMetric("run.value: the objective has reported nothing yet")
 
-    def keep(self, **parts: Any) -> None:
+    def keep(self, **parts: object) -> None:
         """Saves the states of objects in each checkpoint, and in winner.pt.
 
         If the trial resumes from a checkpoint, this call restores each of them.
@@ -317,7 +317,7 @@ class Run:
                 self._restore_part(name, part, self._saved)
             self._parts[name] = part
 
-    def keep_at_end(self, **parts: Any) -> None:
+    def keep_at_end(self, **parts: object) -> None:
         """Saves the states of objects in winner.pt, but not in the checkpoints.
 
         For objects that another library's trainer saves itself; see `keep_files`.
@@ -506,7 +506,7 @@ class Run:
             "generator": self.generator.get_state(),
         }
 
-    def copy_states(self) -> dict[str, Any]:
+    def copy_states(self) -> State:
         """Returns a snapshot of the states for winner.pt, by name."""
         return _copy_states(self._parts | self._final_parts)
 
@@ -582,7 +582,7 @@ class Run:
                 f"{self.metric}{nearest(self.metric, [*values])}"
             )
 
-    def _restore_part(self, name: str, part: Any, saved: RunState) -> None:
+    def _restore_part(self, name: str, part: object, saved: RunState) -> None:
         """Loads the saved state of an object that the loop keeps."""
         try:
             if name not in saved["kept"]:
@@ -628,7 +628,7 @@ def to_finite_number(value: object, action: str) -> float:
     return number
 
 
-def _check_part(method: str, name: str, part: Any) -> None:
+def _check_part(method: str, name: str, part: object) -> None:
     """Raises TypeError if an object has no state that a method of a run could keep."""
     missing = [name for name in STATE_METHODS if not callable(getattr(part, name, None))]
     if missing:
@@ -638,29 +638,30 @@ def _check_part(method: str, name: str, part: Any) -> None:
         )
 
 
-def _copy_part_state(name: str, part: Any) -> Any:
+def _copy_part_state(name: str, part: object) -> State:
     """Returns a copy of an object's state; TypeError if a checkpoint cannot hold it."""
-    return copy_state(plain_state(part), f"run.keep({name}=…)")
+    state: State = copy_state(plain_state(part), f"run.keep({name}=…)")
+    return state
 
 
-def _copy_states(parts: Mapping[str, Any]) -> dict[str, Any]:
+def _copy_states(parts: Mapping[str, object]) -> State:
     """Returns a copy of each object's state, by name."""
     return {name: _copy_part_state(name, part) for name, part in parts.items()}
 
 
 # Objects of the loop that a resumed trial would lack
 #
-# A loop may forget to keep an object, such as a schedule: its resumed trials would differ, and
-# nobody would notice. So the variables of the loop are searched for objects with a state.
+# A loop may forget to keep an object, such as a schedule: its resumed trials would differ, and no
+# error would show it. So the variables of the loop are searched for objects with a state.
 
 
-def _find_variables(frame: FrameType | None) -> dict[str, Any]:
+def _find_variables(frame: FrameType | None) -> dict[str, object]:
     """Returns the local variables of a loop, and of the user's functions that it has called.
 
     Args:
         frame: the frame that iterates over the epochs; only frames of user code count.
     """
-    variables: dict[str, Any] = {}
+    variables: dict[str, object] = {}
     while frame is not None and frame.f_globals.get("__name__") != LOOP_MODULE:
         if is_users_code(Path(frame.f_code.co_filename)):
             variables = frame.f_locals | variables  # the inner function's variable hides the outer
@@ -668,7 +669,7 @@ def _find_variables(frame: FrameType | None) -> dict[str, Any]:
     return variables
 
 
-def _find_streams(variables: Mapping[str, Any], parts: Sequence[Any]) -> list[str]:
+def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> list[str]:
     """Returns the names of streams that were made before the first epoch, and are not kept.
 
     A stream is an IterableDataset or a DataLoader of one, which may continue where the last epoch
@@ -681,7 +682,7 @@ def _find_streams(variables: Mapping[str, Any], parts: Sequence[Any]) -> list[st
     return [name for name, value in variables.items() if _is_stream(value, parts)]
 
 
-def _is_stream(value: Any, parts: Sequence[Any]) -> bool:
+def _is_stream(value: object, parts: Sequence[object]) -> bool:
     if _is_among(value, parts):
         return False
     if isinstance(value, IterableDataset):
@@ -697,7 +698,7 @@ def _is_stream(value: Any, parts: Sequence[Any]) -> bool:
     return False
 
 
-def _find_unsaved_names(variables: Mapping[str, Any], parts: Sequence[Any]) -> list[str]:
+def _find_unsaved_names(variables: Mapping[str, object], parts: Sequence[object]) -> list[str]:
     """Returns the names of a loop's objects whose state a resumed trial would lack.
 
     Args:

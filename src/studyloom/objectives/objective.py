@@ -18,6 +18,7 @@ from torch import Tensor
 from studyloom.averages import mean, standard_deviation
 from studyloom.space.rule import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
+from studyloom.training.checkpoint import State
 from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training
 
@@ -62,6 +63,7 @@ class Report:
     ends_job: bool = False
 
 
+Curves = dict[str, list[Any]]  # columns of one length by name, of values that JSON can hold
 Step = Epoch | Report  # the report of a step that has ended, with a growing number
 # Stores a step that has ended; None stores what is new of the trial without a step.
 StepReporter = Callable[[Step | None], None]
@@ -163,7 +165,7 @@ class Objective:
         """
         self._last_number = number
 
-    def curves(self) -> dict[str, list[Any]]:
+    def curves(self) -> Curves:
         """Returns the learning curves that are stored with the trial; none before the first step.
 
         They are columns by name, of the same length, and of values that JSON can hold.
@@ -190,7 +192,7 @@ class Objective:
         """Returns warnings about this trial, which the command prints at its end."""
         return []
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         """Returns all that `restore` needs to resume after the last step; None if it cannot.
 
         It is a snapshot: later steps do not change it. `torch.load(weights_only=True)` reads it.
@@ -200,7 +202,7 @@ class Objective:
         """
         return None
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Resumes from a state of an objective of the same config and seed, in any process.
 
         Raises:
@@ -208,7 +210,7 @@ class Objective:
         """
         raise ValueError("this objective keeps no state")
 
-    def weights(self) -> dict[str, Any] | None:
+    def weights(self) -> State | None:
         """Returns the state that the training keeps; None if it keeps nothing.
 
         A network keeps its weights and buffers by name, a loop the state of each object that
@@ -255,13 +257,13 @@ class NetworkObjective(Objective):
     def steps(self) -> list[Epoch]:
         return [mean_epoch(epochs) for epochs in self.history]
 
-    def curves(self) -> dict[str, list[Any]]:
+    def curves(self) -> Curves:
         """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.
 
         Numbers keep all their digits: a replay of the trial compares them one by one. Several jobs
         add the columns of `spread_over_jobs`.
         """
-        columns: dict[str, list[Any]] = {}
+        columns: Curves = {}
         for step in self.steps():
             for name, value in asdict(step).items():
                 columns.setdefault(name, []).append(value)
@@ -274,10 +276,10 @@ class NetworkObjective(Objective):
             return None
         return _compute_epoch_error(self.history[-1])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         return self.training.state()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self.training.restore(state)
 
     def weights(self) -> dict[str, Tensor]:
@@ -298,21 +300,21 @@ class StoredObjective(Objective):
     """
 
     value: float
-    columns: dict[str, list[Any]]
+    columns: Curves
     error: float | None
-    kept: dict[str, Any] | None
+    kept: State | None
     source: str
 
     def run(self, report: StepReporter, stopping: Stopping) -> float:
         return self.value
 
-    def curves(self) -> dict[str, list[Any]]:
+    def curves(self) -> Curves:
         return self.columns
 
     def standard_error(self) -> float | None:
         return self.error
 
-    def weights(self) -> dict[str, Any] | None:
+    def weights(self) -> State | None:
         return self.kept
 
 
@@ -328,7 +330,7 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
     )
 
 
-def spread_over_jobs(rows: Sequence[Sequence[Step]]) -> dict[str, list[Any]]:
+def spread_over_jobs(rows: Sequence[Sequence[Step]]) -> Curves:
     """Returns two more columns of a curve: the standard error over jobs, and the number of jobs.
 
     Args:

@@ -93,7 +93,7 @@ class LoopParameters:
         takes_any: whether the loop has a parameter `**kwargs`, and so takes other names too.
     """
 
-    defaults: dict[str, Any]
+    defaults: dict[str, object]
     takes_any: bool
 
 
@@ -106,7 +106,7 @@ class UserFunction:
     configuration.
     """
 
-    function: Callable[..., Any]
+    function: Callable[..., object]
 
     @functools.cached_property
     def takes_params(self) -> bool:
@@ -145,8 +145,8 @@ class UserFunction:
         return ""
 
     def call(
-        self, config: StudyConfig, run: Run, make_trial: Callable[[Mapping[str, Any]], Any]
-    ) -> Any:
+        self, config: StudyConfig, run: Run, make_trial: Callable[[Mapping[str, Any]], object]
+    ) -> object:
         """Calls the function, and returns what it returns.
 
         Args:
@@ -162,10 +162,10 @@ class UserFunction:
 
     def read_parameters(self) -> LoopParameters:
         """Reads from the signature of a loop `(run, *, width=32, …)` what it takes of `params`."""
-        arguments_of_section: Mapping[str, Any] = {}  # set in the section `objective` already
+        arguments_of_section: Mapping[str, object] = {}  # set in the section `objective` already
         if isinstance(self.function, functools.partial):
             arguments_of_section = self.function.keywords
-        defaults: dict[str, Any] = {}
+        defaults: dict[str, object] = {}
         takes_any = False
         _run, *parameters = inspect.signature(self.function).parameters.values()
         for parameter in parameters:
@@ -180,7 +180,7 @@ class UserFunction:
 # The functions, built from the config
 
 
-def build_function(objective: Mapping[str, Any]) -> Callable[..., Any]:
+def build_function(objective: Mapping[str, object]) -> Callable[..., object]:
     """Resolves the function that an objective names by `_target_`; does not call it.
 
     The section has keys of studyloom, such as `metric`. Its other keys are arguments: a class is
@@ -194,9 +194,9 @@ def build_function(objective: Mapping[str, Any]) -> Callable[..., Any]:
     target = find_target(section, "objective")
     try:
         if inspect.isclass(target):
-            adapter: Callable[..., Any] = build(section, "objective")
+            adapter: Callable[..., object] = build(section, "objective")
             return adapter
-        partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
+        partial: functools.partial[object] = build(section | {"_partial_": True}, "objective")
         inspect.signature(target).bind_partial(*partial.args, **partial.keywords)
     except ConfigError:
         raise
@@ -216,7 +216,7 @@ class FunctionSource:
     module: str
 
 
-def read_source(objective: Mapping[str, Any]) -> FunctionSource:
+def read_source(objective: Mapping[str, object]) -> FunctionSource:
     """Reads the source of the function that an objective names, and of the function's module."""
     function = find_target(objective, "objective")
     module = inspect.getmodule(function)
@@ -231,18 +231,18 @@ def read_source(objective: Mapping[str, Any]) -> FunctionSource:
 
 
 def build_named_function(
-    setting: str | Mapping[str, Any], key: str = "objective.test"
+    setting: str | Mapping[str, object], key: str = "objective.test"
 ) -> Callable[..., Any]:
     """Returns the function that a key names, by a dotted name or as a section."""
-    if key == NETWORK:
+    function_setting: object = setting
+    if key == NETWORK and isinstance(setting, Mapping):
         network_name = find_network_name(setting)
         if network_name is not None:
-            assert isinstance(setting, Mapping)
-            setting = setting[network_name]
-    if isinstance(setting, Mapping):
-        section = plain(setting, key)
+            function_setting = setting[network_name]
+    if isinstance(function_setting, Mapping):
+        section = plain(function_setting, key)
     else:
-        section = {"_target_": setting}
+        section = {"_target_": function_setting}
     function: Callable[..., Any] = build(section | {"_partial_": True}, key)
     return function
 
@@ -301,7 +301,7 @@ def build_loop_network(config: StudyConfig, **data_facts: object) -> nn.Module:
     return make_loop_network(make, config.for_user(), **data_facts)
 
 
-def select_weights(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
+def select_weights(states: Mapping[str, object], name: str | None) -> dict[str, Tensor]:
     """Returns the weights of a network among the states that a loop has kept.
 
     Args:
@@ -408,7 +408,7 @@ def read_loop_limits(cfg: StudyConfig) -> list[Condition]:
     return limits
 
 
-def _read_objective_values(objective: Mapping[str, Any]) -> list[ObjectiveValue]:
+def _read_objective_values(objective: Mapping[str, object]) -> list[ObjectiveValue]:
     """Reads the names and directions of the values that a loop returns, the metric first."""
     objective = plain(objective, "objective")
     names = _as_list(objective["metric"])
