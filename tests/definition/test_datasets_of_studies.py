@@ -62,7 +62,7 @@ def test_a_last_batch_of_one_in_a_split_of_the_reevaluation_is_refused():
     asked = definition(*NORMED, groups=groups)
     data = load_data(asked.config)
     searched = len(data.folds[0][0])
-    later = [len(asked.new_fold(data, seed)[0]) for seed in range(asked.config.winner.seeds)]
+    later = [len(asked.make_new_fold(data, seed)[0]) for seed in range(asked.config.winner.seeds)]
     only_later = [
         size
         for size in range(5, 30)

@@ -18,7 +18,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
-from studyloom.definition.prepare import kind_of
+from studyloom.definition.prepare import find_definition_class
 from studyloom.definition.validation import check_sections
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
@@ -120,7 +120,7 @@ DEFAULTS_OUTSIDE = {
 def read(*overrides: str) -> Definition:
     """Returns a definition that is completed with the defaults of what its config names."""
     cfg, composer = compose(*NONE, *overrides)
-    return kind_of(cfg).from_config(cfg, composer)
+    return find_definition_class(cfg).from_config(cfg, composer)
 
 
 @pytest.mark.parametrize("subject", DEFAULTS_OUTSIDE)

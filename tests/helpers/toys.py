@@ -26,7 +26,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
-from studyloom.definition.prepare import kind_of
+from studyloom.definition.prepare import find_definition_class
 from studyloom.definition.validation import validate
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, ObjectiveValue
@@ -86,14 +86,14 @@ def compose(
 
 
 def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Definition:
-    """Returns the question of such a config; its space is parsed once, which takes 50 ms."""
+    """Returns the definition of such a config; its space is parsed once, which takes 50 ms."""
     cfg, composer = compose(*overrides, name=name, folder=folder)
-    kind = kind_of(cfg)
+    definition_class = find_definition_class(cfg)
     if folder != CONF:
-        return kind.from_config(cfg, composer)
+        return definition_class.from_config(cfg, composer)
     space = _space(name, overrides)
     composer.keep(cfg)
-    return kind(cfg, composer, space)
+    return definition_class(cfg, composer, space)
 
 
 def validate_search(definition: Definition, data: TrainingData) -> None:

@@ -21,7 +21,7 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, value_at, written_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
+from studyloom.definition.definition import FIRST_ATTEMPT, NETWORK_SECTIONS, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import SingleJob, make_loop_jobs
@@ -278,7 +278,7 @@ class LoopDefinition(Definition):
         point: Point,
         number: int,
         data: TrainingData,
-        attempt: Attempt = FIRST,
+        attempt: Attempt = FIRST_ATTEMPT,
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> LoopObjective:
@@ -414,7 +414,7 @@ class LoopDefinition(Definition):
             if setting.is_changed or setting.is_typed:
                 unread.append(f"train.{setting.name}={format_scalar(setting.value)}")
         if not UserFunction(self.function).takes_config:  # else it may read these from its config
-            for section in OF_NETWORKS:
+            for section in NETWORK_SECTIONS:
                 if value_at(self.config, section) is not None:
                     unread.append(section)
         params = ", ".join(self.config[PARAMS] or {}) or "empty"

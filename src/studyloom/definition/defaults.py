@@ -11,38 +11,44 @@ from studyloom.space.tree import Space, find_default
 
 
 def with_defaults(
-    space: Space, typed: Collection[str], config: StudyConfig, choices: Mapping[str, str]
+    space: Space, typed_keys: Collection[str], config: StudyConfig, choices: Mapping[str, str]
 ) -> StudyConfig:
     """Returns a config with the values of the baseline that it lacks, or that the space gives.
 
-    A key is added where the target of its section has such a parameter, whose default counts, also
-    one outside the range: validation refuses it.
+    A key that the config lacks is added if the target of its section has a parameter of that name.
+    The parameter's default is the value, even outside the range: validation refuses it then.
 
     Args:
-        typed: the keys that the command line sets.
+        space: the search space around the config.
+        typed_keys: the keys that the command line sets.
+        config: the study's own, or with other options of groups.
         choices: the option of each group.
     """
     values: dict[str, Any] = {}
 
-    def length_of(key: str) -> int:
+    def find_length(key: str) -> int:
+        """Returns the length of the list at a key, which decides that of another list."""
         value = values.get(key, value_at(config, key))
-        return len(value) if isinstance(value, list) else 1
+        if isinstance(value, list):
+            return len(value)
+        return 1
 
     has_params = bool(value_at(config, "params"))
     for node in space.opened_nodes(choices):
         key = node.key
         section = key.partition(".")[0]
-        parameter = None
+        declared_default: object = inspect.Parameter.empty
         if not has_key(config, key):
             parameter = argument(config, key)
-            # Without a declaration, a name next to other params may be a misspelt one.
-            free = section == "params" and (node.default is not None or not has_params)
-            if parameter is None and not free:
+            if parameter is not None:
+                declared_default = parameter.default
+            elif section != "params":
                 continue
-        elif node.default is None or key in typed:
+            elif node.default is None and has_params:
+                continue  # next to other params, a name that nothing declares may be misspelt
+        elif node.default is None or key in typed_keys:
             continue
-        declared = inspect.Parameter.empty if parameter is None else parameter.default
-        values[key] = find_default(node, declared, length_of)
+        values[key] = find_default(node, declared_default, find_length)
     if not values:
         return config
     return config.with_values(values)

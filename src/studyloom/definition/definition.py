@@ -2,6 +2,9 @@
 
 The trials of a `NetworkDefinition` train networks; those of a `LoopDefinition` call a custom
 training loop, or an Optuna objective.
+
+A *point* is a configuration of the search space. A *branch* is a part of the space that is searched
+if groups of the config have certain options, such as `optimizer=sgd`.
 """
 
 import functools
@@ -31,31 +34,33 @@ from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
 from studyloom.space.tree import ListNode, Point, Space, SuggestedSpace, ValueNode
+from studyloom.training.checkpoint import State
 from studyloom.training.job import Job
 from studyloom.user_code.digests import compute_code_digests, read_main_sources
 
-# The sections whose objects are made for each trial.
-OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
+# The sections whose objects are made for each network.
+NETWORK_SECTIONS = ("model", "optimizer", "scheduler", "loss")
 # The sections that are part of a study definition. The sampler, the pruner and the launcher are
 # ways to a result, and may change between runs.
-SECTIONS = ("data", *OF_NETWORKS, "space", "objective", "params", "train")
-FIRST = Attempt()
+SECTIONS = ("data", *NETWORK_SECTIONS, "space", "objective", "params", "train")
+FIRST_ATTEMPT = Attempt()
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A part of the space: its nodes are searched if groups have certain options.
-
-    The config has those options, by the name of their group, and defaults for all else.
+    """A branch of the search space, with a config that has its options.
 
     Attributes:
-        opened: the options of all groups of the space that are searched then.
+        choices: the option of each group that leads to the branch.
+        nodes: the hyperparameters of the branch.
+        config: the default configuration with these options.
+        opened_options: the options of all groups of the space that are searched in the branch.
     """
 
     choices: Mapping[str, str]
     nodes: tuple[ValueNode | ListNode, ...]
     config: StudyConfig
-    opened: Mapping[str, str]
+    opened_options: Mapping[str, str]
 
     def __str__(self) -> str:
         return ", ".join(f"{group}={option}" for group, option in self.choices.items())
@@ -68,17 +73,21 @@ class Branch:
         yield {}
         if not self.nodes:
             return
-
-        low, high = (Space(self.nodes).make_placeholder({}, end).values for end in (0, -1))
-        yield from (low, high)
+        space = Space(self.nodes)
+        low_corner = space.make_placeholder({}, end=0).values
+        high_corner = space.make_placeholder({}, end=-1).values
+        yield low_corner
+        yield high_corner
         for node in self.nodes:
-            if isinstance(node, ValueNode) and isinstance(
-                node.distribution, CategoricalDistribution
-            ):
-                yield from ({node.key: choice} for choice in node.distribution.choices)
-            elif not isinstance(node, ValueNode) and isinstance(node.item, CategoricalDistribution):
+            if isinstance(node, ValueNode):
+                if isinstance(node.distribution, CategoricalDistribution):
+                    for choice in node.distribution.choices:
+                        yield {node.key: choice}
+            elif isinstance(node.item, CategoricalDistribution):
+                length = len(low_corner[node.key])
                 for choice in node.item.choices:
-                    yield low | {node.key: [choice] * len(low[node.key])}
+                    # A relation of lengths needs the other lists of the corner too.
+                    yield low_corner | {node.key: [choice] * length}
 
 
 @dataclass(frozen=True)
@@ -93,20 +102,20 @@ class Definition:
     config: StudyConfig
     composer: Composer
     space: Space
-    trains_networks: ClassVar[bool]  # ourselves; False where a custom loop does
+    trains_networks: ClassVar[bool]  # False if a custom loop does
 
     @classmethod
     def from_config(cls, cfg: StudyConfig, composer: Composer) -> "Definition":
         """Reads the definition from a full config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"), composer.options)
-        typed = {override.key for override in composer.overrides}
-        complete = functools.partial(with_defaults, space, typed)
+        typed_keys = {override.key for override in composer.overrides}
+        complete = functools.partial(with_defaults, space, typed_keys)
         composer = replace(composer, base=cfg, complete=complete)
         config = complete(cfg, composer.choices)
         composer.keep(config)
         return cls(config, composer, space)
 
-    # What each kind has its own of
+    # Methods that the subclasses override
 
     @staticmethod
     def read_objectives(cfg: StudyConfig) -> tuple[Metric, *tuple[ObjectiveValue, ...]]:
@@ -127,25 +136,36 @@ class Definition:
         point: Point,
         number: int,
         data: TrainingData,
-        attempt: Attempt = FIRST,
+        attempt: Attempt = FIRST_ATTEMPT,
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> Objective:
         """Makes the objective of a trial: with all seeds and folds, or with a single one of each.
 
         Args:
-            number: of the trial in its stage, which decides the seeds if there is no `seed`.
-            seed: of a single training, as candidates for the winner have.
-            fold: of that; None where there are no data.
+            number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            seed: the seed of a single training, as in the re-evaluation; None for all seeds.
+            fold: the fold of a single training; None without data.
         """
         raise NotImplementedError
 
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
-        """Has ReduceLROnPlateau step on recorded validation values, one for each epoch."""
+        """Returns the point of a training whose ReduceLROnPlateau steps on recorded values.
+
+        The final training has no validation set, and so no values to step on.
+
+        Args:
+            values: the value of each epoch of an earlier training of the point.
+        """
         return point
 
-    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
-        """Calls `objective.test`, which only loops have."""
+    def test(self, point: Point, seed: int, states: State, examples: object) -> dict[str, float]:
+        """Calls `objective.test`, which only loops have.
+
+        Args:
+            states: what the training has kept, by name.
+            examples: the Dataset of the test set; None without `data`.
+        """
         raise NotImplementedError
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
@@ -166,50 +186,49 @@ class Definition:
 
     @property
     def epochs(self) -> int | None:
-        """How many epochs a training has, if that is known before it runs."""
+        """Number of epochs of a training; None if it is not known before the training runs."""
         return int(self.config.train.epochs)
 
     @property
     def resumes(self) -> bool:
-        """Whether a trial can resume from an epoch, as far as that is known before it runs."""
+        """True if a trial can resume from an epoch, as far as that is known before it runs."""
         return True
 
     @property
     def untested(self) -> str | None:
-        """Why the winner is not tested; None if the config decides it."""
+        """The reason why the winner is not tested; None if the config decides it."""
         return None
 
     @property
     def reads_train(self) -> bool:
-        """Whether a training reads the section `train`."""
+        """True if a training reads the section `train`."""
         return True
 
-    # What the kinds share
+    # Methods that the subclasses share
 
     @property
     def suggests(self) -> bool:
-        """Whether trials suggest their hyperparameters themselves, as Optuna objectives do."""
+        """True if trials suggest their hyperparameters themselves, as Optuna objectives do."""
         return isinstance(self.space, SuggestedSpace)
 
     @property
     def tested(self) -> bool:
-        """Whether the winner is trained on the full training set and tested."""
+        """True if the winner is trained on the full training set and tested."""
         return self.is_tested(self.config)
 
     @classmethod
     def is_tested(cls, cfg: StudyConfig) -> bool:
-        """Whether the winner of a config's study is tested: a loop's by `objective.test`."""
+        """Returns whether a config's study tests its winner; a loop's needs `objective.test`."""
         return cls.trains_networks or cfg.objective.test is not None
 
     def compose_config(self, point: Point) -> StudyConfig:
-        """Returns the config of one configuration."""
+        """Composes the config of a trial: that of the study, with a point's options and values."""
         return self.composer.compose(point.choices).with_values(point.values)
 
     def sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections of a configuration's config, without the search space."""
-        return plain_sections(
-            self.compose_config(point), *(name for name in SECTIONS if name != "space")
-        )
+        names = [name for name in SECTIONS if name != "space"]
+        return plain_sections(self.compose_config(point), *names)
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections that decide the value of a trial."""
@@ -233,11 +252,12 @@ class Definition:
         """Derives the seed of a trial, from which those of its jobs descend."""
         return derive(self.seed, number)
 
-    def new_fold(self, data: TrainingData, seed: int) -> Fold | None:
+    def make_new_fold(self, data: TrainingData, seed: int) -> Fold | None:
         """Returns a training and validation split of the re-evaluation, unused by the search.
 
-        It is as large as those of the search, but for the size of a group. In time order the
-        validation set is always the last part: only there is all training data earlier.
+        It is as large as those of the search, give or take a group of examples that stay together.
+        In time order the validation set is always the last part: only then are all training data
+        earlier.
 
         Args:
             seed: the number of the seed in the re-evaluation.
@@ -245,8 +265,9 @@ class Definition:
         if data.split is None:
             return None
         assert data.source is not None
-        count, seed_of_split = self.config.objective.folds, derive(self.seed, seed, 0, 1)
-        return data.split.folds(count, data.source.validation, seed_of_split)[-1]
+        split_seed = derive(self.seed, seed, 0, 1)
+        folds = data.split.folds(self.config.objective.folds, data.source.validation, split_seed)
+        return folds[-1]
 
     @functools.cached_property
     def metric(self) -> Metric:
@@ -267,36 +288,41 @@ class Definition:
     def rule(self) -> Rule | None:
         """The rule that chooses the winner, or None without a `winner.rule`."""
         rule = self.config.winner.rule
-        known = [
-            *self.objectives,
-            *(ObjectiveValue(limit.name, "minimize") for limit in self.limits),
-        ]
-        return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
+        if rule is None:
+            return None
+        quantities: list[ObjectiveValue] = [*self.objectives]
+        for limit in self.limits:
+            quantity = ObjectiveValue(limit.name, "minimize")
+            if quantity not in quantities:
+                quantities.append(quantity)
+        return Rule.parse(rule, quantities)
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the definition, by key.
 
         They include digests of the user's code and of the data, but not the folder of the data.
         """
-        flat = dict(flatten(_deciding_sections(self.config)))
-        # The defaults of options that the default configuration does not choose.
+        values = dict(flatten(_deciding_sections(self.config)))
+        # The default configuration lacks the options that it does not choose, and their defaults.
         for branch in self.branches:
             for group, option in branch.choices.items():
                 if option != self.composer.choices.get(group):
                     section = value_at(branch.config, group.replace("/", "."))
-                    flat |= flatten(section, f"{group}={option}")
-        flat |= self.code | {
-            "data.digest": digest,
-            "study.seed": self.config.study.seed,
-            "study.direction": self.metric.direction,
-        }
-        if (study := self.config.study).deterministic:
-            flat |= {"study.deterministic": True, "study.round": study.round}
-        return {
-            key: value
-            for key, value in sorted(flat.items())
-            if key not in ("data.root", "objective.direction") and not key.startswith("train.loss")
-        }
+                    values.update(flatten(section, f"{group}={option}"))
+        values.update(self.code)
+        study = self.config.study
+        values["data.digest"] = digest
+        values["study.seed"] = study.seed
+        values["study.direction"] = self.metric.direction
+        if study.deterministic:
+            values["study.deterministic"] = True
+            values["study.round"] = study.round
+        identity = {}
+        for key in sorted(values):
+            is_duplicate = key == "objective.direction" or key.startswith("train.loss")
+            if key != "data.root" and not is_duplicate:
+                identity[key] = values[key]
+        return identity
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
@@ -310,7 +336,7 @@ class Definition:
 
     @functools.cached_property
     def branches(self) -> list[Branch]:
-        """Every branch of the space, the root first.
+        """The branches of the space, the root first.
 
         Groups that do not lead to a branch keep their default option, or have their first one if
         the space lacks the default. Without a baseline, each hyperparameter outside the branch is
@@ -319,33 +345,39 @@ class Definition:
         branches: list[Branch] = []
         errors: list[str] = []
         for choices, nodes in self.space.branches():
-            chosen = {**self.composer.choices, **choices}
-            point = self.space.make_placeholder(chosen)
+            point = self.space.make_placeholder({**self.composer.choices, **choices})
             try:
-                branch = self.composer.compose(point.choices)
+                config = self.composer.compose(point.choices)
             except ConfigError as error:
                 errors += error.errors
                 continue
             if not self.config.study.baseline:
-                values = {key: each for key, each in point.values.items() if has_key(branch, key)}
-                branch = branch.with_values(values)
-            branches.append(Branch(choices, nodes, branch, point.choices))
+                low_values = {}
+                for key, value in point.values.items():
+                    if has_key(config, key):
+                        low_values[key] = value
+                config = config.with_values(low_values)
+            branches.append(Branch(choices, nodes, config, point.choices))
         refuse(errors)
         return branches
 
 
-def _deciding_sections(config: StudyConfig, *left_out: str) -> dict[str, Any]:
+def _deciding_sections(config: StudyConfig, *excluded: str) -> dict[str, Any]:
     """Returns the resolved sections of a config that decide the result of a trial.
 
-    The folder of the data is left out, since it differs between machines, and so is how they are
-    loaded.
+    Keys that say where data lie and how they are loaded are removed: they differ between machines.
+
+    Args:
+        excluded: sections that are left out too.
     """
-    names = (name for name in SECTIONS if name not in left_out)
+    names = [name for name in SECTIONS if name not in excluded]
     sections = without_transform(plain_sections(config, *names))
-    data: Any = sections.get("data")
-    for path in find_location_keys(data) if isinstance(data, dict) else ():
-        inner = data
-        for name in path[:-1]:
-            inner = inner[name]
-        del inner[path[-1]]
+    data = sections.get("data")
+    if isinstance(data, dict):
+        for path in find_location_keys(data):
+            *section_names, key = path
+            section = data
+            for name in section_names:
+                section = section[name]
+            del section[key]
     return sections

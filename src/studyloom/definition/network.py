@@ -13,7 +13,7 @@ from torch import nn
 from studyloom.data.examples import Part
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import FIRST, Definition
+from studyloom.definition.definition import FIRST_ATTEMPT, Definition
 from studyloom.definition.preflight import try_networks
 from studyloom.objectives.jobs import RECORDED, build_jobs, read_network_objectives, steps_on_value
 from studyloom.objectives.objective import Attempt, NetworkObjective
@@ -34,10 +34,15 @@ class NetworkDefinition(Definition):
     read_objectives = staticmethod(read_network_objectives)
 
     def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
+        """Builds the job of a single training, with the first seed that is derived from `seed`."""
         return build_jobs(self.compose_config(point), [fold], seed)[0]
 
     def build_jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
-        """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""
+        """Builds the jobs of a trial, one for each fold and seed.
+
+        Args:
+            number: of the trial, from which the seeds of the jobs are derived.
+        """
         return build_jobs(self.compose_config(point), folds, self.trial_seed(number))
 
     def make_objective(
@@ -45,7 +50,7 @@ class NetworkDefinition(Definition):
         point: Point,
         number: int,
         data: TrainingData,
-        attempt: Attempt = FIRST,
+        attempt: Attempt = FIRST_ATTEMPT,
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> NetworkObjective:
@@ -60,16 +65,17 @@ class NetworkDefinition(Definition):
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
         if not values or not steps_on_value(self.compose_config(point)):
             return point
-        return replace(point, values={**point.values, f"scheduler.{RECORDED}": [*values]})
+        point_values = {**point.values, f"scheduler.{RECORDED}": [*values]}
+        return replace(point, values=point_values)
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Measures the limited and minimized costs of a configuration's network."""
-        costs = [objective.name for objective in self.objectives[1:]]
-        if not self.limits and not costs:
+        minimized_costs = [objective.name for objective in self.objectives[1:]]
+        if not self.limits and not minimized_costs:
             return []
         assert data.split is not None
         job = self.build_jobs(point, data.folds, 0)[0]
-        return measure_costs(costs, self.limits, job, data.split)
+        return measure_costs(minimized_costs, self.limits, job, data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
         return try_networks(self, data)
@@ -108,10 +114,11 @@ def measure_costs(
     The random state is not changed.
 
     Args:
-        quantities: those of COSTS to measure in addition to the limited ones.
+        quantities: the names of further costs to measure, of COSTS.
+        limits: the constraints on costs, which are measured too.
     """
-    limit_of = {limit.name: limit for limit in limits}
-    names = dict.fromkeys([*limit_of, *quantities])
+    limits_by_name = {limit.name: limit for limit in limits}
+    names = dict.fromkeys([*limits_by_name, *quantities])
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
         freeze(model, job.groups)
@@ -122,5 +129,5 @@ def measure_costs(
         costs = []
         for name in names:
             value = MEASURES[name](model, batch.content)
-            costs.append(Cost(name, value, limit_of.get(name)))
+            costs.append(Cost(name, value, limits_by_name.get(name)))
         return costs

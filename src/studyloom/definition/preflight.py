@@ -1,23 +1,25 @@
 """Tries the networks of a study before trial 0, each on a few examples.
 
-All that the config names is built and tried once, at the defaults, corners and choices of each
-branch of the space. Networks are trained on two examples, and a metric sees random outputs.
+A *probe* is a configuration at which a branch of the search space is tried: its defaults, its low
+and its high corner, and each of its choices. All that the config names is built at each probe.
+Networks are trained on two examples, and a metric sees random outputs.
 """
 
 import contextlib
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.examples import Examples, Part
-from studyloom.data.split import Fold, Split
+from studyloom.data.split import Folds, Split
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition
+from studyloom.definition.definition import Branch, Definition
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,
     DataError,
@@ -41,48 +43,100 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
         A line for each error, except those of an outer branch.
     """
     assert data.split is not None
-    reported: list[tuple[Mapping[str, str], str]] = []
     split = data.split.for_preflight()
-    uneven = _uneven_folds(definition, data)
+    later_training_sets = _list_later_training_sets(definition, data, split)
+    reported: list[ReportedError] = []
     for branch in definition.branches:
         for probe in branch.probes():
-            try:
-                config = branch.config.with_values(probe)
-                point = definition.space.read_default(branch.opened, partial(value_at, config))
-                if definition.space.find_breach(point.params) is not None:
+            messages = _try_probe(definition, branch, probe, data.folds, split, later_training_sets)
+            for message in messages:
+                if any(earlier.covers(branch, message) for earlier in reported):
                     continue
-                jobs = build_jobs(config, data.folds, seed=0)
-                # The final training is on all examples.
-                later = [torch.arange(len(split)), *(train for train, _ in uneven)]
-                jobs_later = [replace(jobs[0], train=train) for train in later]
-                try_out(jobs[0], split, {job.last_batch_size for job in [*jobs, *jobs_later]})
-                continue
-            except Exception as error:  # of a user's class: better now than in trial 17
-                errors = list_messages(error, describe_error(error))
-            values = (f"{key}={format_scalar(value)}" for key, value in probe.items())
-            where = ", ".join(filter(None, [str(branch), *values]))
-            for line in errors:
-                if not any(
-                    line == known and outer.items() <= branch.choices.items()
-                    for outer, known in reported
-                ):
-                    reported.append((branch.choices, line))
-                    yield f"{where}: {line}" if where else line
-    if not reported and definition.config.train.evaluate is None:  # which gives its own targets
+                reported.append(ReportedError(branch.choices, message))
+                place = _describe_probe(branch, probe)
+                if place:
+                    yield f"{place}: {message}"
+                else:
+                    yield message
+    # A custom evaluation gives its own targets, and only on these the metric can be tried.
+    if not reported and definition.config.train.evaluate is None:
         yield from _try_metric(definition.metric, data)
 
 
-def _uneven_folds(definition: Definition, data: TrainingData) -> list[Fold]:
-    """Returns the splits of the re-evaluation, if groups make other sizes than in the search."""
-    split, winner = data.split, definition.config.winner
-    has_groups = isinstance(split, Examples) and split.groups is not None
-    if not winner.enabled or not has_groups or data.source is None:
-        return []
-    folds = (definition.new_fold(data, seed) for seed in range(winner.seeds))
-    return [fold for fold in folds if fold is not None]
+@dataclass(frozen=True)
+class ReportedError:
+    """An error of a branch that was reported, which its inner branches have too."""
+
+    choices: Mapping[str, str]
+    message: str
+
+    def covers(self, branch: Branch, message: str) -> bool:
+        """Returns whether an error of a branch is the same, of this branch or an outer one."""
+        return message == self.message and self.choices.items() <= branch.choices.items()
 
 
-def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
+def _try_probe(
+    definition: Definition,
+    branch: Branch,
+    probe: Mapping[str, object],
+    folds: Folds,
+    split: Part,
+    later_training_sets: Sequence[Tensor],
+) -> list[str]:
+    """Builds the jobs of a branch at a probe, and tries the first of them; returns the errors.
+
+    Args:
+        probe: values, by key.
+        later_training_sets: the indices of the training sets after the search, int64 (n,) each,
+            whose last batches may have other sizes.
+    """
+    try:
+        config = branch.config.with_values(probe)
+        point = definition.space.read_default(branch.opened_options, partial(value_at, config))
+        if definition.space.find_breach(point.params) is not None:
+            return []
+        jobs = build_jobs(config, folds, seed=0)
+        later_jobs = [replace(jobs[0], train=indices) for indices in later_training_sets]
+        last_batch_sizes = {job.last_batch_size for job in [*jobs, *later_jobs]}
+        try_out(jobs[0], split, last_batch_sizes)
+    except Exception as error:  # of a user's class: better now than in trial 17
+        return list_messages(error, describe_error(error))
+    return []
+
+
+def _describe_probe(branch: Branch, probe: Mapping[str, object]) -> str:
+    """Describes where an error occurs: the options and values that are not the defaults."""
+    parts = []
+    if branch.choices:
+        parts.append(str(branch))
+    for key, value in probe.items():
+        parts.append(f"{key}={format_scalar(value)}")
+    return ", ".join(parts)
+
+
+def _list_later_training_sets(
+    definition: Definition, data: TrainingData, split: Part
+) -> list[Tensor]:
+    """Lists the training sets after the search whose size may differ from those of the search.
+
+    The final training is on all examples. In the re-evaluation, groups of examples that stay
+    together make splits of other sizes.
+
+    Returns:
+        The indices of each set, int64 (n,).
+    """
+    training_sets = [torch.arange(len(split))]
+    winner = definition.config.winner
+    has_groups = isinstance(data.split, Examples) and data.split.groups is not None
+    if winner.enabled and has_groups and data.source is not None:
+        for seed in range(winner.seeds):
+            fold = definition.make_new_fold(data, seed)
+            if fold is not None:
+                training_sets.append(fold.training)
+    return training_sets
+
+
+def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
     It takes two examples, or one if a batch may have only one. A custom step is tried on whole
@@ -90,52 +144,75 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     makes a step with their gradients.
 
     Args:
-        last_batches: how many examples the last batch of an epoch may have.
+        last_batch_sizes: how many examples the last batch of an epoch may have.
+
+    Raises:
+        ValueError: a part fails, with a fix.
     """
-    own = job.step is not None or job.evaluate is not None
-    sizes = {job.batch_size, *last_batches}
+    sizes = {job.batch_size, *last_batch_sizes}
+    is_custom = job.step is not None or job.evaluate is not None
     with torch.random.fork_rng(devices=[]), on_threads(1):
         check_schedule(job.schedule)
-        run = JobRun(replace(job, precision="fp32"), split)  # this may be no device for another
-        model, batches, steps = run.model, run.batches, run.steps
-        if not own:
-            for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
-                batches.load_batch(job.train[:size])
+        # The device of the preflight may not have the precision of the job.
+        run = JobRun(replace(job, precision="fp32"), split)
+        if not is_custom:
+            if not isinstance(split, Split):
+                _collect_batches(run, sizes)
             sizes = {min(2, job.batch_size), *sizes} & {1, 2}
-        with _explained("step", None, 2), torch.no_grad():
-            if isinstance(split, Split) and job.evaluate is None:
-                outputs, targets = apply_network(model.eval(), batches.load_batch(job.valid[:2]))
-                if tuple(outputs.shape) != (wanted := (len(targets), split.outputs)):
-                    raise ValueError(
-                        f"the outputs of the network must be {wanted} for {wanted[0]} examples; "
-                        f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
-                    )
+        if isinstance(split, Split) and job.evaluate is None:
+            _check_outputs(run, split)
         for size in sorted(sizes, reverse=True):
-            single = job.batch_size if size == 1 else None
-            with _explained("step", job.step, size, single):
-                batch = batches.load_batch(split.order_for_preflight(job.train)[:size])
-                steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
-        with _explained("evaluate", job.evaluate, max(sizes)), torch.no_grad():
-            batch = next(iter(batches.load_batches(job.valid[: max(sizes)])))
-            evaluated = steps.evaluate(model.eval(), batch.content, batch.size)[1:]
-        _try_step(run)  # last: a large learning rate may spoil the network
+            _try_training(run, split, size)
+        outputs_and_targets = _try_evaluation(run, max(sizes))
+        _try_optimizer_step(run)  # last: a large learning rate may spoil the network
     if isinstance(split, Split) and job.evaluate is None:
         return  # the metric is tried on whole folds
-    if job.evaluate is None:
-        _check_kind(job.metric, classifies=not evaluated[1].is_floating_point())
-    try:
-        job.metric(*evaluated)
-    except UndefinedMetric:
-        pass  # there are so few examples
-    except Exception as error:
-        shapes = " and ".join(str(tuple(part.shape)) for part in evaluated)
-        raise ValueError(
-            f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
-            f"of the evaluation are {shapes}"
-        ) from error
+    _try_metric_of_job(job, outputs_and_targets)
 
 
-def _try_step(run: JobRun) -> None:
+def _collect_batches(run: JobRun, sizes: Collection[int]) -> None:
+    """Collects examples that are loaded one by one into batches of each size.
+
+    It raises the error of a Dataset whose items do not fit together.
+    """
+    for size in sorted(sizes, reverse=True):
+        run.batches.load_batch(run.job.train[:size])
+
+
+def _check_outputs(run: JobRun, split: Split) -> None:
+    """Raises ValueError if the outputs of the network do not have the shape (n, outputs)."""
+    with _explained("step", None, 2), torch.no_grad():
+        batch = run.batches.load_batch(run.job.valid[:2])
+        outputs, targets = apply_network(run.model.eval(), batch)
+        expected_shape = (len(targets), split.outputs)
+        if tuple(outputs.shape) != expected_shape:
+            raise ValueError(
+                f"the outputs of the network must be {expected_shape} for {len(targets)} examples; "
+                f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
+            )
+
+
+def _try_training(run: JobRun, split: Part, size: int) -> None:
+    """Computes the loss and the gradients of a batch."""
+    job = run.job
+    batch_size_of_one = None
+    if size == 1:
+        batch_size_of_one = job.batch_size
+    with _explained("step", job.step, size, batch_size_of_one):
+        batch = run.batches.load_batch(split.order_for_preflight(job.train)[:size])
+        loss = run.steps.train(run.model.train(), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _try_evaluation(run: JobRun, size: int) -> tuple[Tensor, Tensor]:
+    """Evaluates the network on a batch; returns the outputs and targets that the metric gets."""
+    with _explained("evaluate", run.job.evaluate, size), torch.no_grad():
+        batch = next(iter(run.batches.load_batches(run.job.valid[:size])))
+        _loss, outputs, targets = run.steps.evaluate(run.model.eval(), batch.content, batch.size)
+        return outputs, targets
+
+
+def _try_optimizer_step(run: JobRun) -> None:
     """Makes a step of the optimizer on the gradients that the weights have.
 
     Raises:
@@ -160,68 +237,105 @@ def _try_step(run: JobRun) -> None:
 
 
 @contextlib.contextmanager
-def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
-    """Raises ValueError, with a fix, for what the user's `own` step or studyloom's raises.
+def _explained(
+    name: str, custom_step: object, size: int, batch_size_of_one: int | None = None
+) -> Iterator[None]:
+    """Raises ValueError, with a fix, for whatever a step on a batch raises.
 
     Args:
-        single: the batch size, if that leaves a last batch of one.
+        name: the key of the step in `train`, step or evaluate.
+        custom_step: the user's step; None for that of studyloom.
+        size: the number of examples in the batch.
+        batch_size_of_one: `train.batch_size`, if that leaves a last batch of one example.
     """
     try:
         with warnings.catch_warnings():
-            if own is None:  # PyTorch's losses only warn of targets of another shape
+            if custom_step is None:  # PyTorch's losses only warn of targets of another shape
                 warnings.filterwarnings("error", "Using a target size", UserWarning)
             yield
     except DataError:
         raise
     except Exception as error:
-        words = describe_error(error)
-        if single is not None and single > 1:
-            words = (
+        message = describe_error(error)
+        if batch_size_of_one is not None and batch_size_of_one > 1:
+            message = (
                 "the last batch of an epoch has a single example, on which the network cannot be "
-                f"trained ({words}); set train.drop_last=true, or another train.batch_size than "
-                f"{single}"
+                f"trained ({message}); set train.drop_last=true, or another train.batch_size than "
+                f"{batch_size_of_one}"
             )
-        elif own is None and isinstance(error, ValueError):
-            words = or_train_it_yourself(words)
-        elif own is None:
-            way_out = f"compute the loss in your own step, train.step, {TRAIN_IT_YOURSELF}"
-            words = f"network and loss, on {size} examples: {words}; {way_out}"
-        elif f"train.{name}" not in words:
-            words = f"train.{name}: {words}, for {size} examples"
-        raise ValueError(words) from error
+        elif custom_step is None and isinstance(error, ValueError):
+            message = or_train_it_yourself(message)
+        elif custom_step is None:
+            message = (
+                f"network and loss, on {size} examples: {message}; compute the loss in your own "
+                f"step, train.step, {TRAIN_IT_YOURSELF}"
+            )
+        elif f"train.{name}" not in message:
+            message = f"train.{name}: {message}, for {size} examples"
+        raise ValueError(message) from error
+
+
+# The metric
+
+
+def _try_metric_of_job(job: Job, outputs_and_targets: tuple[Tensor, Tensor]) -> None:
+    """Computes the metric of a job for a batch; raises ValueError if that is not possible."""
+    _outputs, targets = outputs_and_targets
+    if job.evaluate is None:
+        _check_targets_of(job.metric, classifies=not targets.is_floating_point())
+    try:
+        job.metric(*outputs_and_targets)
+    except UndefinedMetric:
+        pass  # there are so few examples
+    except Exception as error:
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in outputs_and_targets)
+        raise ValueError(
+            f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
+            f"of the evaluation are {shapes}"
+        ) from error
 
 
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
-    """Computes a metric of random outputs for the validation set of each fold."""
-    folds, split = data.folds, data.split
+    """Computes a metric of random outputs for the validation set of each fold; yields errors."""
+    split = data.split
     assert split is not None
     try:
-        _check_kind(metric, classifies=split.classifies)
+        _check_targets_of(metric, classifies=split.classifies)
     except ValueError as error:
         yield str(error)
         return
-    highest = max(int(valid.max()) for _, valid in folds)
-    if split.targets is None or split.outputs is None or len(split) <= highest:
-        return  # only the examples on which the networks were tried tell them
+    # Examples that are loaded one by one show their targets only for those that were tried.
+    last_index = max(int(fold.validation.max()) for fold in data.folds)
+    if split.targets is None or split.outputs is None or len(split) <= last_index:
+        return
     generator = torch.Generator().manual_seed(0)
-    for fold, (_, valid) in enumerate(folds):
-        outputs = torch.randn(len(valid), split.outputs, generator=generator)
+    for position, fold in enumerate(data.folds):
+        outputs = torch.randn(len(fold.validation), split.outputs, generator=generator)
         try:
-            metric(outputs, split.targets[valid].cpu())
+            metric(outputs, split.targets[fold.validation].cpu())
         except UndefinedMetric as error:
-            of_fold = f" of fold {fold}" if len(folds) > 1 else ""
-            yield f"{error}, in the validation set{of_fold}"
+            fold_text = ""
+            if len(data.folds) > 1:
+                fold_text = f" of fold {position}"
+            yield f"{error}, in the validation set{fold_text}"
         except Exception as error:  # of a custom metric
             yield f"objective.metric={metric.name}: {describe_error(error)}"
 
 
-def _check_kind(metric: Metric, *, classifies: bool) -> None:
-    """Raises ValueError if a metric is not for the targets of the data."""
-    kind = "classes" if classifies else "numbers"
+def _check_targets_of(metric: Metric, *, classifies: bool) -> None:
+    """Raises ValueError if a metric is not for the targets of the data.
+
+    Args:
+        classifies: whether the targets are classes, and not numbers.
+    """
+    kind = "numbers"
+    custom_metric = ", or for masks your own metric over outputs.argmax(1)"
+    if classifies:
+        kind = "classes"
+        custom_metric = ""
     if metric.targets not in (None, kind):
         options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
-        own = "" if classifies else ", or for masks your own metric over outputs.argmax(1)"
         raise ValueError(
             f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
-            f"are {kind}; choose one of {options}{own}"
+            f"are {kind}; choose one of {options}{custom_metric}"
         )

@@ -1,9 +1,13 @@
-"""Makes the definition of a study and its data from a config, and checks them before trial 0."""
+"""Makes the definition of a study and its data from a config, and checks them before trial 0.
+
+The checks are the *preflight*: whatever the config names is built and tried, and all errors are
+reported at once.
+"""
 
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from studyloom.config.build import ErrorCollector, build
 from studyloom.config.compose import Composer
@@ -23,14 +27,16 @@ from studyloom.user_code.digests import digest_source
 log = logging.getLogger(__name__)
 
 
-def kind_of(cfg: StudyConfig) -> type[Definition]:
+def find_definition_class(cfg: StudyConfig) -> type[Definition]:
     """Returns the class of the definition that a config describes."""
-    return NetworkDefinition if cfg.objective._target_ is None else LoopDefinition
+    if cfg.objective._target_ is None:
+        return NetworkDefinition
+    return LoopDefinition
 
 
 def define(cfg: StudyConfig) -> Definition:
     """Makes the definition of a full config; raises ConfigError for all its errors."""
-    return kind_of(cfg).from_config(cfg, Composer.from_hydra())
+    return find_definition_class(cfg).from_config(cfg, Composer.from_hydra())
 
 
 def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
@@ -42,24 +48,27 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     Returns:
         The data; empty if a loop loads its own.
     """
-    kind = kind_of(cfg)
-    if not (kind.trains_networks or names_data(cfg)):
+    definition_class = find_definition_class(cfg)
+    if not definition_class.trains_networks and not names_data(cfg):
         return TrainingData()
     source = build_source(cfg["data"])
-    if cfg.winner.enabled and kind.is_tested(cfg) and not source.has_test:
+    if cfg.winner.enabled and definition_class.is_tested(cfg) and not source.has_test:
         raise DataError(NO_TEST)
-    # The training set follows from its section.
-    key = digest_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
+    # Processes of this host share what they have loaded from equal sections.
+    section = json.dumps(plain_sections(cfg, "data"), default=str)
+    key = digest_source(section.encode())
     split = load_shared(source.train, key)
     split.check()
     seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
     folds = split.folds(cfg.objective.folds, source.validation, seed)
     data = TrainingData(source, split, folds)
-    return data.share(key) if shared else data
+    if shared:
+        return data.share(key)
+    return data
 
 
 def build_source(section: Mapping[str, Any]) -> DataSource:
-    """Builds the source of a section `data`. Raises ConfigError if it is not a `DataSource`."""
+    """Builds the source of a section `data`; ConfigError if that is not a `DataSource`."""
     source = build(section, "data")
     if not isinstance(source, DataSource):
         raise ConfigError(
@@ -69,33 +78,56 @@ def build_source(section: Mapping[str, Any]) -> DataSource:
 
 
 def names_data(cfg: StudyConfig) -> bool:
-    """Whether the section `data` names a source, and is no section of the loop's own."""
+    """Returns whether the section `data` names a source, which a loop may do without."""
     section = value_at(cfg, "data")  # None if it is missing, as in a provenance
     return isinstance(section, dict) and "_target_" in section
 
 
+class CountsWorkers(Protocol):
+    """A launcher, as far as the preflight needs it."""
+
+    def count(self, slots: int, /) -> int:
+        """Returns how many workers it starts for a number of trials."""
+
+
 def preflight(
-    attempt: ErrorCollector,
+    collector: ErrorCollector,
     definition: Definition,
     strategy: CheckedStrategy,
     data: TrainingData | None,
-    launcher: Any,
+    launcher: CountsWorkers | None,
 ) -> None:
-    """Tries out what a definition names; without data, networks are not tried.
+    """Tries out what a definition names, and collects the errors.
 
     Args:
-        launcher: whose workers share what the definition makes; None if it could not be built.
+        collector: collects the errors.
+        data: the data of the study; None if they could not be loaded. Networks are not tried then.
+        launcher: starts the workers, which share what the definition makes; None if it could not
+            be built.
     """
     if data is None:
-        attempt(lambda: attempt.errors.extend(check_sections(definition, strategy)))
+        collector(lambda: collector.errors.extend(check_sections(definition, strategy)))
     else:
-        attempt(lambda: validate(definition, data, strategy))
-        if key := attempt(lambda: find_random_validation(data.split)):
-            log.warning(
-                "%s returns another first item each time, as augmentation does, and trials are "
-                "validated on it; name the same examples without random changes as %s",
-                key,
-                "data.evaluate" if key == "data.train" else key,
-            )
-    if launcher is not None and not attempt.errors:
-        attempt.errors += strategy.check_workers(launcher.count(strategy.trials))
+        collector(lambda: validate(definition, data, strategy))
+        key = collector(lambda: find_random_validation(data.split))
+        if key:
+            _warn_of_random_validation(key)
+    if launcher is not None and not collector.errors:
+        collector.errors += strategy.check_workers(launcher.count(strategy.trials))
+
+
+def _warn_of_random_validation(key: str) -> None:
+    """Warns that a Dataset on which trials are validated changes its examples at random.
+
+    Args:
+        key: the key that names the Dataset.
+    """
+    fixed_key = key
+    if key == "data.train":
+        fixed_key = "data.evaluate"
+    log.warning(
+        "%s returns another first item each time, as augmentation does, and trials are "
+        "validated on it; name the same examples without random changes as %s",
+        key,
+        fixed_key,
+    )

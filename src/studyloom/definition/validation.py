@@ -15,7 +15,7 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
+from studyloom.definition.definition import NETWORK_SECTIONS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import ObjectiveValue
 from studyloom.space.drawing_points import DRAWS, draw_point
@@ -29,7 +29,7 @@ from studyloom.space.tree import (
 )
 from studyloom.text import format_scalar, nearest, suggest_line
 
-SEARCHED = (*OF_NETWORKS, "train", "params")
+SEARCHED = (*NETWORK_SECTIONS, "train", "params")
 
 
 class CheckedStrategy(Protocol):

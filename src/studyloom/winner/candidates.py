@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.samplers import GridSampler, SamplerContext
-from studyloom.definition.definition import FIRST, Definition
+from studyloom.definition.definition import FIRST_ATTEMPT, Definition
 from studyloom.objectives.objective import Attempt, Objective, StoredObjective
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
@@ -231,8 +231,8 @@ class CandidateTrainings:
         return self.new_fold(seed)
 
     def new_fold(self, seed: int) -> Fold | None:
-        """Returns a new training and validation split; see `Definition.new_fold`."""
-        return self.definition.new_fold(self.data, seed)
+        """Returns a new training and validation split; see `Definition.make_new_fold`."""
+        return self.definition.make_new_fold(self.data, seed)
 
     @property
     def repeats(self) -> bool:
@@ -250,7 +250,7 @@ class CandidateTrainings:
         return self.definition.build_job(self.candidates[candidate], fold, self.new_seed(seed))
 
     def make_objective(
-        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST_ATTEMPT
     ) -> Objective:
         """Makes the objective that trains the candidate and seed that `point` names.
 
