@@ -1,11 +1,15 @@
 """The strategy of a search: which sampler and pruner its config names, and how many trials it has.
 
 A strategy is not part of the study definition: it may change between runs of a study.
+
+Each worker makes its own sampler and pruner, a new sampler for each trial, so that a decision
+follows from the database only. A part that *keeps state* is the exception: one object serves all
+trials of a search, which therefore has a single worker.
 """
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,18 +34,20 @@ from studyloom.space.tree import Point
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
-KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
-# Each of their trials has a place in one sequence, which one seed makes for all of them.
-ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
-# These learn only from complete trials, of which a pruner leaves few.
-FROM_COMPLETE = (
+# A key in the sections `sampler` and `pruner`, and an attribute of their classes: whether the part
+# keeps state.
+KEEPS_STATE = "keeps_state"
+# Samplers whose trials have their places in one sequence, so that they share one seed.
+SAMPLERS_OF_SEQUENCES = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
+# Samplers that learn only from complete trials, of which a pruner leaves few.
+SAMPLERS_OF_COMPLETE_TRIALS = (
     optuna.samplers.GPSampler,
     optuna.samplers.CmaEsSampler,
     optuna.samplers.NSGAIISampler,
     optuna.samplers.NSGAIIISampler,
 )
-# Keys of limits that end trials or the search by what has happened so far, and such a cost.
-TIMED = (
+# Keys that end trials or the search, depending on when trials run.
+TIME_DEPENDENT_KEYS = (
     "study.timeout",
     "study.trial_timeout",
     "study.stop",
@@ -56,8 +62,9 @@ class Strategy:
     """Makes the sampler and the pruner that the config of a study definition names.
 
     Args:
-        began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
-        auto_sampler: what `sampler=auto` stands for in the study; None until that is decided.
+        began: the epoch of the lowest rung as the study began, 0 without rungs; None for a new
+            study.
+        auto_sampler: the sampler that `sampler=auto` has chosen in the study; None until then.
     """
 
     definition: "Definition"
@@ -65,12 +72,16 @@ class Strategy:
     auto_sampler: str | None = None
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
-        """Makes the sampler of a trial, seeded for it; `redraws` if its configuration was refused.
+        """Makes the sampler of a trial, seeded for it.
 
         Its class may have the parameters `seed` and `context`, see `SamplerContext`. A `seed` in
         its section replaces the study's. Either is combined with the trial's number: with one seed
-        for all trials each would draw what the first drew, and workers drew only 4 distinct
+        for all trials, each would draw what the first drew, and workers drew only 4 distinct
         configurations of 16.
+
+        Args:
+            number: of the trial.
+            redraws: whether the configuration that it drew first was refused.
         """
         definition = self.definition
         section = plain(definition.config["sampler"], "sampler")
@@ -81,7 +92,7 @@ class Strategy:
         seed = section.get("seed")
         if seed is None:
             seed = definition.seed
-        if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
+        if not (isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)):
             seed = derive(seed, number, 1)
         if "seed" in section:
             section["seed"] = seed
@@ -97,10 +108,12 @@ class Strategy:
             sampler: BaseSampler = call_target(
                 target, section, "sampler", seed=seed, context=context
             )
-            if isinstance(sampler, FROM_COMPLETE):
+            if isinstance(sampler, SAMPLERS_OF_COMPLETE_TRIALS):
                 sampler = Extrapolating(sampler)
-            if definition.suggests and (fixed := value_at(definition.config, "params")):
-                sampler = PartialFixedSampler(fixed, sampler)
+            if definition.suggests:
+                fixed_params = value_at(definition.config, "params")
+                if fixed_params:
+                    sampler = PartialFixedSampler(fixed_params, sampler)
         return sampler
 
     def pruner(self) -> BasePruner:
@@ -124,24 +137,27 @@ class Strategy:
 
     @functools.cached_property
     def keeps_state(self) -> tuple[str, ...]:
-        """Which of `sampler` and `pruner` is one object for all trials, and so in one process.
+        """Those of `sampler` and `pruner` that keep state.
 
         The key `keeps_state` of a section says so, or the attribute of that name of its class.
         """
         return tuple(name for name in ("sampler", "pruner") if self._keeps_state(name))
 
     def _keeps_state(self, name: str) -> bool:
+        """True if the part of a section, sampler or pruner, keeps state."""
         section = self.definition.config[name]
         if KEEPS_STATE in section:
             return bool(section[KEEPS_STATE])
-        # The class may be a user's, or Optuna's, which says nothing of it.
+        # The class may be a user's or Optuna's, which need not have the attribute.
         return bool(getattr(find_target(section, name), KEEPS_STATE, False))
 
     @property
     def points(self) -> list[Point] | None:
         """The configurations that the sampler tries in turn; None if it has no such list."""
         sampler = self.sampler(0)
-        return sampler.points if isinstance(sampler, GridSampler) else None
+        if isinstance(sampler, GridSampler):
+            return sampler.points
+        return None
 
     @property
     def trials(self) -> int:
@@ -199,27 +215,29 @@ class Strategy:
 
     def _check_deterministic(self, pruner: BasePruner) -> Iterator[str]:
         """Yields an error for each part that depends on time, or on what has run until then."""
-        definition, study = self.definition, "study.deterministic=true"
-        for name in TIMED:
-            if (value := value_at(definition.config, name)) is not None:
+        definition = self.definition
+        setting = "study.deterministic=true"
+        for name in TIME_DEPENDENT_KEYS:
+            value = value_at(definition.config, name)
+            if value is not None:
                 yield (
-                    f"{study}: {name}={value} depends on when trials run; set {name}=null, and "
+                    f"{setting}: {name}={value} depends on when trials run; set {name}=null, and "
                     "bound the search by study.trials"
                 )
         if not isinstance(pruner, NopPruner | AshaPruner):
             yield (
-                f"{study}: pruner={definition.composer.choices.get('pruner')} compares by "
+                f"{setting}: pruner={definition.composer.choices.get('pruner')} compares by "
                 f"{type(pruner).__name__} with what has been reported until then; set pruner=asha "
                 "or none"
             )
         if self.keeps_state:
             yield (
-                f"{study}: the {' and '.join(self.keeps_state)} keeps its state in one process, "
+                f"{setting}: the {' and '.join(self.keeps_state)} keeps its state in one process, "
                 "which may die; derive the state from the trials"
             )
         if definition.suggests:
             yield (
-                f"{study}: an Optuna objective(trial) suggests while it runs; write a loop "
+                f"{setting}: an Optuna objective(trial) suggests while it runs; write a loop "
                 "(run, **params), and its search space"
             )
 
@@ -234,17 +252,22 @@ class Strategy:
 
     def try_out(self) -> Iterator[str]:
         """Makes the sampler and the pruner, and tries both; yields their errors."""
-        for name, attempt in (("sampler", self._try_sampler), ("pruner", self._try_pruner)):
-            chosen = f"{name}={self.definition.composer.choices.get(name)}"
-            try:
-                attempt()
-            except ConfigError as error:
-                yield from error.errors
-            except ImportError as error:
-                extra = pip_install("samplers")
-                yield f"{chosen} needs a library that is missing ({extra}): {describe_error(error)}"
-            except Exception as error:
-                yield f"{chosen}: {describe_error(error)}"
+        yield from self._list_errors("sampler", self._try_sampler)
+        yield from self._list_errors("pruner", self._try_pruner)
+
+    def _list_errors(self, group: str, try_part: Callable[[], None]) -> list[str]:
+        """Tries the sampler or the pruner, and returns its errors."""
+        option = f"{group}={self.definition.composer.choices.get(group)}"
+        try:
+            try_part()
+        except ConfigError as error:
+            return error.errors
+        except ImportError as error:
+            extra = pip_install("samplers")
+            return [f"{option} needs a library that is missing ({extra}): {describe_error(error)}"]
+        except Exception as error:  # of a user's class
+            return [f"{option}: {describe_error(error)}"]
+        return []
 
     def _try_sampler(self) -> None:
         """Makes the sampler of the first trial; some say only then that they take one objective."""

@@ -1,12 +1,14 @@
 """Validates a study definition before trial 0: lists all errors at once, each with its fix.
 
-Its own sections and its space are checked here. `Definition.try_out` tries what is trained.
+The sections of studyloom and the search space are checked here, and `Definition.try_out` tries what
+is trained. A *default* is the value of a hyperparameter in the default configuration, the baseline;
+it must be among the values that the space has for the hyperparameter.
 """
 
 import inspect
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from optuna.distributions import IntDistribution
 
@@ -29,7 +31,7 @@ from studyloom.space.tree import (
 )
 from studyloom.text import format_scalar, nearest, suggest_line
 
-SEARCHED = (*NETWORK_SECTIONS, "train", "params")
+SEARCHABLE_SECTIONS = (*NETWORK_SECTIONS, "train", "params")
 
 
 class CheckedStrategy(Protocol):
@@ -56,15 +58,15 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
         ConfigError: all errors. Nothing is built if keys or ranges are wrong, since that would
             only repeat the errors.
     """
-    errors = [*_check_groups(definition)]
+    space_errors = [*_check_groups(definition)]
     try:
         for branch in definition.branches:
-            errors += _check_leaves(definition, branch)
+            space_errors += _check_nodes(definition, branch)
     except ConfigError as error:
-        errors += error.errors
-    if not errors:
-        errors += _check_relations(definition)
-    errors = [*check_sections(definition, strategy), *errors]
+        space_errors += error.errors
+    if not space_errors:
+        space_errors += _check_relations(definition)
+    errors = [*check_sections(definition, strategy), *space_errors]
     if not errors:
         errors += definition.try_out(data)
     if not errors:
@@ -77,19 +79,19 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
 
 def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterator[str]:
     """Yields errors in studyloom's sections, which need neither the data nor the space."""
-    yield from filter(None, [check_name(definition.config.study.name)])
+    name_error = check_name(definition.config.study.name)
+    if name_error:
+        yield name_error
     yield from out_of_range(definition.config)
-    yield from _rules(definition)
+    yield from _find_contradictions(definition)
     yield from _check_objectives(definition)
     yield from strategy.check()
 
 
-def _rules(definition: Definition) -> Iterator[str]:
+def _find_contradictions(definition: Definition) -> Iterator[str]:
     """Yields values that exclude each other, with a fix."""
     config = definition.config
     study = config.study
-    objective = config.objective
-    several = isinstance(objective.metric, list) and len(objective.metric) > 1
     if study.stop not in (None, "improvement"):
         yield f"study.stop must be improvement, or null; got {study.stop}"
     elif (study.stop is None) != (study.min_improvement is None):
@@ -97,18 +99,18 @@ def _rules(definition: Definition) -> Iterator[str]:
             "study.stop=improvement ends the search when further trials would gain less than "
             "study.min_improvement, such as 0.005 in units of the metric; set both or neither"
         )
-    if objective.network is not None and definition.trains_networks:
+    if config.objective.network is not None and definition.trains_networks:
         yield "objective.network is for a custom loop; name the network in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
-    if study.stop is None:
-        return
-    estimates = "study.stop=improvement estimates what further trials gain in one value, and"
-    way_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
-    if several:
-        yield f"{estimates} objective.metric names more than one; {way_out}"
-    if str(config["sampler"].get("_target_")).endswith(".GridSampler"):
-        yield f"{estimates} sampler=grid tries each configuration of a list; {way_out}"
+    if study.stop is not None:
+        estimate = "study.stop=improvement estimates what further trials gain in one value"
+        fix = "set study.stop=null, and bound the search by study.trials or study.epochs"
+        metric = config.objective.metric
+        if isinstance(metric, list) and len(metric) > 1:
+            yield f"{estimate}, and objective.metric names more than one; {fix}"
+        if str(config["sampler"].get("_target_")).endswith(".GridSampler"):
+            yield f"{estimate}, and sampler=grid tries each configuration of a list; {fix}"
 
 
 def _check_objectives(definition: Definition) -> Iterator[str]:
@@ -122,140 +124,203 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
     except Exception as error:  # of a custom class
         yield f"objective.metric: {describe_error(error)}"
     try:
-        _ = definition.limits
-        # With a wrong objective, a rule may name what is not known for that reason.
-        rule = definition.rule if objectives else None
+        _ = definition.limits  # reads them, and raises their errors
+        # A rule names objectives. If these are wrong, its errors would only follow from theirs.
+        if objectives:
+            rule = definition.rule
     except ConfigError as error:
         yield from error.errors
     stop = definition.config.study.stop
     if stop and rule is not None and rule.objective.name != objectives[0].name:
-        chooses = f"winner.rule chooses by {rule.objective.name}, and not by {objectives[0].name}"
-        yield f"study.stop={stop}: {chooses}; set study.stop=null, or another rule"
+        yield (
+            f"study.stop={stop}: winner.rule chooses by {rule.objective.name}, and not by "
+            f"{objectives[0].name}; set study.stop=null, or another rule"
+        )
+
+
+# The search space
 
 
 def _check_groups(definition: Definition) -> Iterator[str]:
     """Yields groups that cannot be searched, and choices of the baseline outside the space."""
-    chosen, groups = definition.composer.choices, [*definition.space.groups()]
-    shut = [
-        f"{group.name}.{option}."
-        for group in groups
-        for option in group.options
-        if option != chosen.get(group.config_group)
-    ]
+    choices = definition.composer.choices
+    groups = [*definition.space.groups()]
+    other_options = []  # the options that the baseline does not choose, as beginnings of names
     for group in groups:
-        yield from _not_searched(group.name, group.key)
+        for option in group.options:
+            if option != choices.get(group.config_group):
+                other_options.append(f"{group.name}.{option}.")
+    for group in groups:
+        yield from _check_section(group.name, group.key)
         name = group.config_group
-        option = chosen.get(name)
-        inside = not group.name.startswith(tuple(shut))
-        if definition.config.study.baseline and inside and option not in group.options:
+        default = choices.get(name)
+        is_in_baseline = not group.name.startswith(tuple(other_options))
+        if not definition.config.study.baseline or not is_in_baseline:
+            continue
+        if default not in group.options:
             options = ", ".join(group.options)
             yield (
-                f"{name}: the default configuration has {name}={option}, and the space holds "
-                f"{options}; choose one of these, add {option} to space.{group.name}, or set "
+                f"{name}: the default configuration has {name}={default}, and the space holds "
+                f"{options}; choose one of these, add {default} to space.{group.name}, or set "
                 "study.baseline=false"
             )
 
 
-def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
+def _check_nodes(definition: Definition, branch: Branch) -> Iterator[str]:
     """Yields unknown keys of a branch, and defaults that are not among its values."""
     for node in branch.nodes:
-        if errors := [*_not_searched(node.name, node.key)]:
-            yield from errors
-        elif unknown := explain_key(node.key, branch.config):
-            section, _, below = node.key.partition(".")
-            option = nearest(below.partition(".")[0], definition.composer.options(section))
-            if "did you mean" not in unknown:
-                unknown += option
-            way = "" if option else _to_add(definition, branch, node)
-            yield f"space.{node.name}: {unknown}{way}"
+        section_errors = [*_check_section(node.name, node.key)]
+        if section_errors:
+            yield from section_errors
+            continue
+        unknown_key = explain_key(node.key, branch.config)
+        if unknown_key is not None:
+            fix = _suggest_fix(definition, branch, node, unknown_key)
+            yield f"space.{node.name}: {unknown_key}{fix}"
         elif definition.config.study.baseline:
             yield from _check_default(branch, node)
+
+
+def _check_section(name: str, key: str) -> Iterator[str]:
+    """Yields an error if a key is in a section that is not searched.
+
+    Args:
+        name: of the hyperparameter or group, in the space.
+        key: of the config.
+    """
+    section = key.partition(".")[0]
+    if section in Config.__dataclass_fields__ and section not in SEARCHABLE_SECTIONS:
+        yield (
+            f"space.{name}: {section} is the same for all trials; what can be searched is "
+            f"{', '.join(SEARCHABLE_SECTIONS)}"
+        )
+
+
+def _suggest_fix(
+    definition: Definition, branch: Branch, node: ValueNode | ListNode, unknown_key: str
+) -> str:
+    """Suggests an option of the section's group that is spelled like an unknown key.
+
+    If there is none, suggests a line to add to a file of the user; see `_suggest_new_key`.
+
+    Args:
+        unknown_key: the error, which may suggest another key already.
+    """
+    section, _, name = node.key.partition(".")
+    option = nearest(name.partition(".")[0], definition.composer.options(section))
+    if not option:
+        return _suggest_new_key(definition, branch, node)
+    if "did you mean" in unknown_key:
+        return ""
+    return option
+
+
+def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | ListNode) -> str:
+    """Suggests the line that adds an unknown key to a file of the user; "" if there is none."""
+    section, _, name = node.key.partition(".")
+    is_group = section in definition.composer.choices
+    target = value_at(branch.config, f"{section}._target_")
+    if target is not None and not is_group:
+        return f"; {target} has no such parameter"
+    file = definition.composer.file_of(section, branch.choices)
+    if file is None or "." in name:
+        return ""
+    value = "[…]"
+    if isinstance(node, ValueNode):
+        value = format_scalar(find_end(node.distribution, 0))
+    if section == "params":
+        return suggest_line(name, value, file, "params")
+    if is_group:
+        return suggest_line(name, value, file, "")
+    return ""
 
 
 def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
     """Yields why the default of a hyperparameter is not among its values."""
     default = value_at(branch.config, node.key)
-    chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
-    way_out = f"change the default{chosen}, the space, or set study.baseline=false"
-    if owner := _declaring(branch, node, default):
-        middle = _middle(branch, node)
-        way_out += f"; {owner} declares it: a default of the range, such as {middle}, comes first"
-    for problem in _problems(node, default, branch):
+    choices = "".join(f" with {group}={option}" for group, option in branch.choices.items())
+    fix = f"change the default{choices}, the space, or set study.baseline=false"
+    owner = _find_owner_of_default(branch, node, default)
+    if owner:
+        middle = _format_middle(branch, node)
+        fix += f"; {owner} declares it: a default of the range, such as {middle}, comes first"
+    for problem in _explain_misfit(node, default, branch):
         value = format_scalar(default)
-        yield f"space.{node.name}: the default {node.key}={value} {problem}; {way_out}"
+        yield f"space.{node.name}: the default {node.key}={value} {problem}; {fix}"
 
 
-def _declaring(branch: Branch, node: ValueNode | ListNode, default: Any) -> str:
-    """Returns the name of the class or function that declares a default, or ""."""
+def _find_owner_of_default(branch: Branch, node: ValueNode | ListNode, default: object) -> str:
+    """Returns the name of the class or function that declares a default; "" if none does."""
     section = section_of(branch.config, node.key)
-    declared = argument(branch.config, node.key)
-    if node.default is not None or section is None or declared is None:
+    parameter = argument(branch.config, node.key)
+    if node.default is not None or section is None or parameter is None:
         return ""
-    if declared.default is inspect.Parameter.empty:
+    if parameter.default is inspect.Parameter.empty:
         return ""
-    is_same = default == find_default(node, declared.default, len)
-    return str(section["_target_"]) if is_same else ""
+    if default != find_default(node, parameter.default, len):
+        return ""
+    return str(section["_target_"])
 
 
-def _middle(branch: Branch, node: ValueNode | ListNode) -> str:
+def _format_middle(branch: Branch, node: ValueNode | ListNode) -> str:
     """Returns the value in the middle of the range of a node without a default."""
 
-    def length_of(key: str) -> int:
-        other = value_at(branch.config, key)
-        return len(other) if isinstance(other, list) else 1
+    def find_length(key: str) -> int:
+        """Returns the length of the list at a key, which decides that of another list."""
+        value = value_at(branch.config, key)
+        if isinstance(value, list):
+            return len(value)
+        return 1
 
-    return format_scalar(find_default(node, inspect.Parameter.empty, length_of))
+    return format_scalar(find_default(node, inspect.Parameter.empty, find_length))
+
+
+def _explain_misfit(node: ValueNode | ListNode, default: object, branch: Branch) -> Iterator[str]:
+    """Yields why a default is not among the values of its node, each beginning with a verb."""
+    if isinstance(node, ValueNode):
+        value_problem = find_misfit(node.distribution, default)
+        if value_problem:
+            yield value_problem
+        return
+    is_list = isinstance(default, list)
+    items = [default]
+    if isinstance(default, list):
+        items = default
+    problems = []
+    for item in items:
+        problem = find_misfit(node.item, item)
+        if problem and problem not in problems:
+            problems.append(problem)
+    yield from problems
+    if isinstance(node.length, IntDistribution):
+        if not is_list:
+            yield "is not a list"
+            return
+        length_problem = find_misfit(node.length, len(items))
+        if length_problem:
+            yield f"is a list whose length {len(items)} {length_problem}"
+    elif is_list and len(items) != len(value_at(branch.config, node.length)):
+        yield f"is not as long as {node.length}"
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:
     """Yields relations that the baseline or every configuration breaks, and endless repeats."""
-    space, baseline = definition.space, definition.baseline
-    if baseline is not None and (words := space.find_breach(baseline.params)) is not None:
-        yield f"study.baseline: the baseline {words}; change it, or set study.baseline=false"
+    space = definition.space
+    baseline = definition.baseline
+    breach = None
+    if baseline is not None:
+        breach = space.find_breach(baseline.params)
+    if breach is not None:
+        yield f"study.baseline: the baseline {breach}; change it, or set study.baseline=false"
+    # `validate` reports a negative seed.
     elif space.relations and draw_point(space, max(0, definition.seed)) is None:
-        tried = "no" if space.size() <= LARGEST_GRID else f"none of {DRAWS:,} random"
-        together = " and ".join(map(str, space.relations))
-        yield f"space.where: {tried} configurations satisfy {together}; loosen it"
+        tried = f"none of {DRAWS:,} random"
+        if space.size() <= LARGEST_GRID:
+            tried = "no"
+        relations = " and ".join(map(str, space.relations))
+        yield f"space.where: {tried} configurations satisfy {relations}; loosen it"
     if not definition.config.study.repeats and math.isinf(space.size()):
-        way_out = "give its floats a step or a choice, or set study.repeats=true"
-        yield f"study.repeats=false is for a space of finitely many configurations; {way_out}"
-
-
-def _to_add(definition: Definition, branch: Branch, node: ValueNode | ListNode) -> str:
-    """Says which line to add to which of the user's files for a key, or returns ""."""
-    section, _, name = node.key.partition(".")
-    of_params = section == "params"
-    target = value_at(branch.config, f"{section}._target_")
-    if target is not None and section not in definition.composer.choices:
-        return f"; {target} has no such parameter"
-    file = definition.composer.file_of(section, branch.choices)
-    if file is None or "." in name or not (of_params or section in definition.composer.choices):
-        return ""
-    value = format_scalar(find_end(node.distribution, 0)) if isinstance(node, ValueNode) else "[…]"
-    return suggest_line(name, value, file, "params" if of_params else "")
-
-
-def _not_searched(name: str, key: str) -> Iterator[str]:
-    """Yields why a key cannot be searched."""
-    section = key.partition(".")[0]
-    if section in Config.__dataclass_fields__ and section not in SEARCHED:
         yield (
-            f"space.{name}: {section} is the same for all trials; what can be searched is "
-            f"{', '.join(SEARCHED)}"
+            "study.repeats=false is for a space of finitely many configurations; give its floats "
+            "a step or a choice, or set study.repeats=true"
         )
-
-
-def _problems(node: ValueNode | ListNode, default: Any, branch: Branch) -> Iterator[str]:
-    """Yields why a default is not among the values of its node, each beginning with a verb."""
-    if isinstance(node, ValueNode):
-        yield from filter(None, [find_misfit(node.distribution, default)])
-        return
-    items = default if isinstance(default, list) else [default]
-    yield from dict.fromkeys(filter(None, (find_misfit(node.item, item) for item in items)))
-    if isinstance(node.length, IntDistribution):
-        if not isinstance(default, list):
-            yield "is not a list"
-        elif problem := find_misfit(node.length, len(default)):
-            yield f"is a list whose length {len(default)} {problem}"
-    elif isinstance(default, list) and len(default) != len(value_at(branch.config, node.length)):
-        yield f"is not as long as {node.length}"
