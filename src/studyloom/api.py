@@ -544,7 +544,7 @@ def search(
         True
     """
     from studyloom.config.main import of_sections
-    from studyloom.definition.python_study import ask
+    from studyloom.definition.python_study import read_call
 
     more, less = _names(maximize), _names(minimize)
     metrics = [*more, *less]
@@ -565,10 +565,10 @@ def search(
     }
     given = {key: value for key, value in named.items() if value is not None}
     keywords = [*signature(search).parameters][1:-1]
-    asked = ask(subject, {} if space is None else space, data, given | settings, keywords)
-    invocation = of_sections(asked.sections, asked.run_dir)
-    asked.write()
-    return _run(invocation, (), quiet, is_call=True, notes=asked.notes)
+    study = read_call(subject, {} if space is None else space, data, given | settings, keywords)
+    invocation = of_sections(study.sections, study.run_dir)
+    study.write()
+    return _run(invocation, (), quiet, is_call=True, notes=study.notes)
 
 
 def _names(value: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.python_study import ask
+from studyloom.definition.python_study import read_call
 from studyloom.space.language import parse_space
 from studyloom.user_code.pickled import passing_objects, registered_object
 
@@ -106,21 +106,24 @@ def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, 
 
 def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = ask(Net, SPACE, pair(100), {"study.seed": 3})
+    asked = read_call(Net, SPACE, pair(100), {"study.seed": 3})
     assert asked.notes == [
         "data: 20 of 100 examples, drawn by study.seed=3, are the test set",
         "data: 16 training examples are the validation set (data.validation)",
     ]
     sizes = {path.name: len(array) for path, array in asked.arrays.items()}
     assert (sizes["train_inputs.npy"], sizes["test_targets.npy"]) == (80, 20)
-    same, other = (ask(Net, SPACE, pair(100), {"study.seed": seed}) for seed in (3, 4))
+    same, other = (read_call(Net, SPACE, pair(100), {"study.seed": seed}) for seed in (3, 4))
     assert [*same.arrays] == [*asked.arrays] != [*other.arrays]
-    assert ask(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections == asked.sections
+    assert (
+        read_call(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections
+        == asked.sections
+    )
 
 
 def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sections = ask(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections
+    sections = read_call(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections
     assert {"loss": "mse"} in sections["defaults"]
     assert sections["objective"]["metric"] == "rmse"
     few = {**SMALL, "winner": {"top": 1, "seeds": 1}}
@@ -143,7 +146,7 @@ def test_tensors_that_a_dataset_changes_are_read_through_it(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     halved = Halved(*pair(60))
     for data in ((halved, Halved(*pair(20))), halved):
-        section = ask(Net, {}, data, {}).sections["data"]
+        section = read_call(Net, {}, data, {}).sections["data"]
         assert section["_target_"] == "studyloom.data.Datasets"
         inputs, _ = registered_object(section["train"]["name"])[0]
         assert inputs.tolist() in (pair(60)[0] / 2).tolist()
@@ -153,12 +156,12 @@ def test_tensors_with_a_validation_set_of_their_own_hold_out_none(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     pairs = (pair(count, torch.float) for count in (60, 20, 9))
     *parts, valid = ((inputs, targets[:, None]) for inputs, targets in pairs)
-    asked = ask(Net, {}, parts, {"data.valid": valid})
+    asked = read_call(Net, {}, parts, {"data.valid": valid})
     data = asked.sections["data"]
     assert data.keys() == {"_target_", "train", "valid", "test"}
     assert (data["_target_"], asked.notes) == ("studyloom.data.Datasets", [])
     assert {"loss": "mse"} in asked.sections["defaults"]
-    data = ask(Net, {}, parts, {"data.num_workers": 1, "data.validation": 7}).sections["data"]
+    data = read_call(Net, {}, parts, {"data.num_workers": 1, "data.validation": 7}).sections["data"]
     assert (data["_target_"], data["validation"]) == ("studyloom.data.Datasets", 7)
     few = {**SMALL, "winner": {"enabled": False}, "data.valid": valid}
     with sl.search(Net, space=SPACE, data=parts, name="own", **few) as study:
@@ -169,7 +172,7 @@ def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for names, options in ((("sgd", "adam"), [{"optimizer": "sgd"}]), (("sgd", "adamw"), [])):
         space = {"optimizer": {name: {"lr": sl.Float(0.1, 1)} for name in names}}
-        listed = ask(Net, space, "mnist5k", {}).sections["defaults"]
+        listed = read_call(Net, space, "mnist5k", {}).sections["defaults"]
         assert listed == ["studyloom", {"data": "mnist5k"}, *options]
 
 
@@ -188,23 +191,23 @@ def with_model(config, run, model=None):
 def test_a_function_is_a_network_by_its_parameters_or_by_a_section_model():
     width = {"model": {"width": sl.Int(4, 8)}}
     for subject, settings in ((of_classes, {}), (of_own_sizes, {"model": {"n_in": 2, "n_out": 2}})):
-        sections = ask(subject, width, pair(60), settings).sections
+        sections = read_call(subject, width, pair(60), settings).sections
         assert sections["model"]["_target_"] == f"test_python_study.{subject.__name__}"
         assert "objective" not in sections
     for subject in (loop, with_model, objective):
         choice = {"model": sl.Choice("mlp", "cnn")}
-        sections = ask(subject, choice, None, {"objective.direction": "minimize"}).sections
+        sections = read_call(subject, choice, None, {"objective.direction": "minimize"}).sections
         assert "model" not in sections
         assert sections["space"]["params"] == choice
     with pytest.raises(sl.ConfigError, match=r"returns a network takes shape, outputs or"):
-        ask(of_own_sizes, {"width": sl.Int(4, 8)}, pair(60), {})
+        read_call(of_own_sizes, {"width": sl.Int(4, 8)}, pair(60), {})
 
 
 def test_an_objective_of_optunas_is_minimized_and_a_loop_says_what_is_better():
-    section = ask(objective, {}, None, {}).sections["objective"]
+    section = read_call(objective, {}, None, {}).sections["objective"]
     assert (section["metric"], section["direction"]) == ("value", "minimize")
     with pytest.raises(sl.ConfigError, match="maximize or minimize must name"):
-        ask(loop, {}, None, {})
+        read_call(loop, {}, None, {})
 
 
 def test_a_run_directory_with_a_zero_byte_is_named(tmp_path, monkeypatch):
@@ -373,7 +376,7 @@ def error(outputs, targets):
 
 def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
     def sections(subject=Net, **settings):
-        return ask(subject, {}, "mnist5k", settings).sections
+        return read_call(subject, {}, "mnist5k", settings).sections
 
     waiting = {"_partial_": True}
     named = sections(optimizer=torch.optim.SGD)
@@ -414,7 +417,7 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
     with pytest.raises(sl.ConfigError, match=r"data\.train: cannot be given to worker processes"):
         sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
     assert not (tmp_path / "runs" / "sets" / "study.db").exists()
-    ask(Net, {}, (pair(40), pair(9)), {})
+    read_call(Net, {}, (pair(40), pair(9)), {})
     with passing_objects(["studyloom.user_code.pickled.registered_object"], {}, ()):
         pass  # the next search passes its own objects on, and not that lock
 

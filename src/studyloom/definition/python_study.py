@@ -1,5 +1,9 @@
 """The primary config of a study that Python defines: what `studyloom.search` gets, as YAML.
 
+The *subject* of a call is what its trials run: the class of a network, a function that returns
+one, a custom training loop or an Optuna objective. A *setting* is a further argument of the call:
+a section of a config, a key by its dotted name, or an option of a group.
+
 A config names classes and functions, so those need names: at the top level of a module, of a script
 or of a notebook. Tensors and arrays become files of the run directory, from where workers map them
 and later commands read them.
@@ -14,10 +18,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
@@ -37,24 +42,40 @@ from studyloom.user_code.digests import check_readable
 from studyloom.user_code.importing import end_import_at_study, find_member, read_recorded_script
 from studyloom.user_code.pickled import MAIN, OWN, forget_objects, register_object
 
-SHARE = 5  # one example of so many is for validation, and for the test if no test set is given
+TEST_SHARE = 5  # one example of so many is for validation, and for the test without a test set
 READ_ARRAYS = "studyloom.data.read_arrays"
-WANTED = (
+EXPECTED_DATA = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
     "or a pair of inputs and targets as tensors or arrays"
 )
 RANGES = ("int", "float", "choice", "list")  # the keys of a range, one of which it has
-SECTION = (Mapping, "a mapping of its keys")
-# What some arguments must be, and that in words.
-KINDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("study", "objective", "train", "checkpoints", "winner", "cost"), SECTION),
-    "space": (Mapping, "a mapping of ranges, such as {'lr': Float(1e-4, 0.1, log=True)}"),
-    "storage": (str | Mapping, "an option such as sqlite, or the URL of a database"),
+
+
+@dataclass(frozen=True)
+class ExpectedType:
+    """The type that a setting must have, and its description for an error."""
+
+    type: Any
+    description: str
+
+
+SECTION = ExpectedType(Mapping, "a mapping of its keys")
+EXPECTED_TYPES = {
+    "study": SECTION,
+    "objective": SECTION,
+    "train": SECTION,
+    "checkpoints": SECTION,
+    "winner": SECTION,
+    "cost": SECTION,
+    "space": ExpectedType(
+        Mapping, "a mapping of ranges, such as {'lr': Float(1e-4, 0.1, log=True)}"
+    ),
+    "storage": ExpectedType(str | Mapping, "an option such as sqlite, or the URL of a database"),
 }
-# A function is trained as a network if it takes one of these; or if the call has a section `model`,
-# unless it takes one of the others.
-OF_NETWORK = {"shape", "outputs", "classes"}
-OF_LOOP = {"run", "config", "cfg", "trial", "model"}
+# A function returns a network if it takes one of the first names; or if the call has a section
+# `model`, and the function takes none of the second names.
+NETWORK_PARAMETERS = {"shape", "outputs", "classes"}
+LOOP_PARAMETERS = {"run", "config", "cfg", "trial", "model"}
 
 
 @dataclass
@@ -62,19 +83,20 @@ class PythonStudy:
     """A study definition that was written in Python.
 
     Attributes:
-        sections: of a primary config.
-        arrays: those that it names, by the path of their file.
-        notes: what was decided for the user, in words.
+        sections: the sections of its primary config.
+        arrays: the arrays that the config names, by the path of their file.
+        notes: lines on what was decided for the user.
     """
 
     sections: dict[str, Any]
-    arrays: dict[Path, Any] = field(default_factory=dict)
+    arrays: dict[Path, NDArray[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def run_dir(self) -> Path:
-        named = self.sections.get("run_dir", f"runs/{self.sections['study']['name']}")
-        return Path(named).absolute()
+        """The run directory, absolute."""
+        default = f"runs/{self.sections['study']['name']}"
+        return Path(self.sections.get("run_dir", default)).absolute()
 
     def write(self) -> None:
         """Writes the arrays that the run directory lacks."""
@@ -84,7 +106,7 @@ class PythonStudy:
                 write_with(path, functools.partial(np.save, arr=array, allow_pickle=False))
 
 
-def ask(
+def read_call(
     subject: Callable[..., Any],
     space: Mapping[str, Any],
     data: Any,
@@ -94,7 +116,6 @@ def ask(
     """Reads the study definition from the arguments of `studyloom.search`.
 
     Args:
-        settings: sections of a config, keys by their dotted names, and options of groups.
         keywords: those of `search`, one of which may be suggested for a misspelled one.
 
     Raises:
@@ -102,112 +123,272 @@ def ask(
     """
     end_import_at_study()
     forget_objects()
-    name = getattr(subject, "__qualname__", type(subject).__name__)
-    target = f"{getattr(subject, '__module__', '')}.{name}"
-    sections: dict[str, Any] = {"study": {"name": name.rpartition(".")[2].lower()}}
-    errors, options = _why_not_found(target, subject), dict[str, str | None]()
-    try:
-        parameters = {*inspect.signature(subject).parameters}
-    except (TypeError, ValueError):  # it cannot be called, or is written in C
-        parameters = set()
-    base = subject if isinstance(subject, type) else object  # a function is no network itself
-    is_tree = isinstance(space, Mapping)
-    has_model = "model" in {
-        str(key).split(".")[0] for key in (*(space if is_tree else ()), *settings)
-    }
-    trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
-    trains = trains or (has_model and not OF_LOOP & parameters)
-    if is_tree and trains and (flat := [str(key) for key in space if _is_flat(key, space[key])]):
-        errors.append(_nested(flat, parameters))
-        space = {key: space[key] for key in space if key not in flat}
-    if space or not is_tree:
-        settings = {"space": {"params": space} if is_tree and not trains else space, **settings}
-    if isinstance(data, str | Mapping):
-        data, settings = None, {"data": data, **settings}
+    reader = CallReader(subject, space, settings, keywords)
+    settings = reader.with_space(space, settings)
+    if isinstance(data, str | Mapping):  # an option of the group `data`, or its section
+        settings = {"data": data, **settings}
+        data = None
     for key, value in settings.items():
-        top, (kind, words) = key.partition(".")[0], KINDS.get(key, (object, ""))
-        if top not in SECTIONS or top == "hydra":
-            words = "no such keyword, which must be a section or key of a config"
-            errors.append(f"{key}: {words}{_near_keyword(key, keywords)}")
-        elif not isinstance(value, kind):
-            errors.append(f"{key} must be {words}; got {value!r}")
-        elif key in STUDY_GROUPS and isinstance(value, str):
-            options[key] = value
+        reader.add_setting(key, value)
+    reader.add_subject()
+    if isinstance(space, Mapping):
+        reader.add_first_options(space)
+    if data is not None or (reader.trains_network and "data" not in settings):
+        reader.add_data(data)
+    return reader.finish()
+
+
+class CallReader:
+    """Reads the arguments of a call of `studyloom.search`, and collects their errors.
+
+    Attributes:
+        study: the study definition so far.
+        options: the option of each group that the config composes; None to compose none, since the
+            call gives the whole section.
+        errors: a line for each error so far.
+        trains_network: whether the subject is a network, and not a loop or an Optuna objective.
+    """
+
+    def __init__(
+        self,
+        subject: Callable[..., Any],
+        space: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        keywords: Sequence[str],
+    ) -> None:
+        self._subject = subject
+        self._keywords = keywords
+        name = type(subject).__name__
+        if hasattr(subject, "__qualname__"):
+            name = subject.__qualname__
+        module = ""
+        if hasattr(subject, "__module__"):
+            module = subject.__module__
+        self._target = f"{module}.{name}"
+        self._parameters = _read_parameter_names(subject)
+        self.study = PythonStudy({"study": {"name": name.rpartition(".")[2].lower()}})
+        self.options: dict[str, str | None] = {}
+        self.errors = _explain_unknown_name(self._target, subject)
+        self.trains_network = self._is_network(space, settings)
+
+    def _is_network(self, space: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+        """Returns whether the subject is trained as a network."""
+        if isinstance(self._subject, type) and issubclass(self._subject, nn.Module):
+            return True
+        if NETWORK_PARAMETERS & self._parameters:
+            return True
+        if LOOP_PARAMETERS & self._parameters:
+            return False
+        keys = [*settings]
+        if isinstance(space, Mapping):
+            keys += space
+        return any(str(key).split(".")[0] == "model" for key in keys)
+
+    def with_space(
+        self, space: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Returns the settings with the search space as the section `space`.
+
+        The hyperparameters of a network stand in sections such as `model` and `optimizer`, those of
+        a loop in `params`.
+        """
+        section: Any = space  # `add_setting` refuses a space that is no mapping
+        if isinstance(space, Mapping):
+            if not space:
+                return settings
+            if self.trains_network:
+                section = self._refuse_flat_names(space)
+                if not section:
+                    return settings
+            else:
+                section = {"params": space}
+        return {"space": section, **settings}
+
+    def _refuse_flat_names(self, space: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the space of a network without the ranges that stand in no section."""
+        flat_names = [str(name) for name, value in space.items() if _is_flat(name, value)]
+        if flat_names:
+            self.errors.append(_suggest_sections(flat_names, self._parameters))
+        return {name: value for name, value in space.items() if name not in flat_names}
+
+    def add_setting(self, key: str, value: Any) -> None:
+        """Adds an option of a group, a section, or the value of a key."""
+        section = key.partition(".")[0]
+        expected = EXPECTED_TYPES.get(key)
+        if section not in SECTIONS or section == "hydra":
+            suggestion = _suggest_keyword(key, self._keywords)
+            self.errors.append(
+                f"{key}: no such keyword, which must be a section or key of a config{suggestion}"
+            )
+            return
+        if expected is not None and not isinstance(value, expected.type):
+            self.errors.append(f"{key} must be {expected.description}; got {value!r}")
+            return
+        if key in STUDY_GROUPS and isinstance(value, str):
+            self.options[key] = value
+            return
+        target = value
+        if isinstance(value, Mapping):
+            target = value.get("_target_")
+        if key in STUDY_GROUPS and callable(target):
+            self.options[key] = None  # the settings of an option are not arguments of this target
+        config_value = _to_config_value(key, value, self.errors)
+        try:
+            self.study.sections = merge_setting(self.study.sections, key, config_value)
+        except ConfigError as error:
+            self.errors += error.errors
+
+    def add_subject(self) -> None:
+        """Adds the name of the subject, and what an Optuna objective leaves unsaid."""
+        sections = self.study.sections
+        name_error = check_name(str(sections["study"]["name"]))
+        if name_error:
+            self.errors.append(name_error)
+        if self.trains_network:
+            sections.setdefault("model", {})["_target_"] = self._target
+            return
+        objective = sections.setdefault("objective", {})
+        objective["_target_"] = self._target
+        if "direction" in objective:
+            return
+        is_function = self._parameters and not isinstance(self._subject, type)
+        if is_function and UserFunction(self._subject).takes_trial:
+            objective.setdefault("metric", "value")
+            objective["direction"] = "minimize"  # as in Optuna
         else:
-            chosen = value.get("_target_") if isinstance(value, Mapping) else value
-            if key in STUDY_GROUPS and callable(chosen):
-                options[key] = None  # no option's settings are for it
-            try:
-                sections = merge_setting(sections, key, _plain(key, value, errors))
-            except ConfigError as error:
-                errors += error.errors
-    study = PythonStudy(sections)
-    errors += filter(None, [check_name(str(sections["study"]["name"]))])
-    section = sections.setdefault("model" if trains else "objective", {})
-    section["_target_"] = target
-    if not trains and "direction" not in section:
-        if parameters and base is object and UserFunction(subject).takes_trial:  # as in Optuna
-            section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
+            self.errors.append(
+                "maximize or minimize must name the value that it reports; one that returns a "
+                "network takes shape, outputs or classes"
+            )
+
+    def add_first_options(self, space: Mapping[str, Any]) -> None:
+        """Adds an option to begin with for each group whose default option the space lacks."""
+        if not self.trains_network:
+            return
+        for group, branches in space.items():
+            if not isinstance(branches, Mapping):
+                continue
+            options = []
+            for name in branches:
+                if (GROUPS / group / f"{name}.yaml").is_file():
+                    options.append(name)
+            if options and OF_NETWORKS.get(group) not in options:
+                self.options.setdefault(group, options[0])
+
+    def add_data(self, data: Any) -> None:
+        """Adds the section of the data, and what follows from their targets."""
+        try:
+            datasets = _divide_data(self.study, data)
+        except ConfigError as error:
+            self.errors += error.errors
+            return
+        sections = self.study.sections
+        train = datasets.train
+        test = datasets.test
+        has_pairs = _is_pair_of_tensors(train) and _is_pair_of_tensors(test)
+        if has_pairs and self.trains_network and train.tensors[1].is_floating_point():
+            self.options.setdefault("loss", "mse")
+            sections.setdefault("objective", {}).setdefault("metric", "rmse")
+        settings = sections.get("data", {})
+        section: dict[str, Any]
+        if has_pairs and not _needs_datasets(settings):
+            root = _add_arrays(self.study, train, test)
+            load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
+            section = {"_target_": "studyloom.data.Loaded", "load": load}
         else:
-            words = "; one that returns a network takes shape, outputs or classes"
-            errors.append(f"maximize or minimize must name the value that it reports{words}")
-    # An option to begin with, where the space chooses among some.
-    for group, branches in space.items() if is_tree and trains else ():
-        within = branches if isinstance(branches, Mapping) else ()
-        named = [option for option in within if (GROUPS / group / f"{option}.yaml").is_file()]
-        if named and OF_NETWORKS.get(group) not in named:
-            options.setdefault(group, named[0])
+            section = {
+                "_target_": "studyloom.data.Datasets",
+                "train": register_object("data.train", train),
+                "test": register_object("data.test", test),
+            }
+        if settings.get("valid") is None:
+            default = max(1, len(train) // TEST_SHARE)
+            count = settings.get("validation", default)
+            section["validation"] = count
+            self.study.notes.append(
+                f"data: {count} training examples are the validation set (data.validation)"
+            )
+        sections["data"] = {**section, **settings}
+
+    def finish(self) -> PythonStudy:
+        """Returns the study definition; raises ConfigError for all errors."""
+        refuse(self.errors)
+        sections = self.study.sections
+        defaults: list[Any] = ["studyloom"]
+        for group, option in self.options.items():
+            defaults.append({group: option})
+        if isinstance(sections.get("track"), list):
+            defaults += ["_self_", {"override /track": sections.pop("track")}]
+        self.study.sections = {"defaults": defaults, **sections}
+        return self.study
+
+
+def _read_parameter_names(subject: Callable[..., Any]) -> set[str]:
+    """Returns the names of a subject's parameters; none if it has no signature."""
     try:
-        if data is not None or (trains and "data" not in settings):
-            _add_data(study, options, data, trains=trains)
-    except ConfigError as error:
-        errors += error.errors
-    refuse(errors)
-    listed: list[Any] = [{group: option} for group, option in options.items()]
-    if isinstance(sections.get("track"), list):
-        listed += ["_self_", {"override /track": sections.pop("track")}]
-    study.sections = {"defaults": ["studyloom", *listed], **sections}
-    return study
+        return {*inspect.signature(subject).parameters}
+    except (TypeError, ValueError):  # it cannot be called, or is written in C
+        return set()
 
 
-def _near_keyword(name: str, keywords: Sequence[str]) -> str:
+def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
     """Suggests a keyword of `search`, or the section that has a key of this name."""
-    if close := get_close_matches(name, keywords, n=1, cutoff=0.8):
-        return f"; did you mean {close[0]}?"
-    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", meant(name, SCHEMA))
+    similar = get_close_matches(name, keywords, n=1, cutoff=0.8)
+    if similar:
+        return f"; did you mean {similar[0]}?"
+    key_suggestion = meant(name, SCHEMA)  # such as "; did you mean train.epochs?"
+    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", key_suggestion)
     return in_section or nearest(name, SECTIONS)
 
 
-def _is_flat(key: Any, value: Any) -> bool:
-    """Whether a space has a range at its top, where a network needs a section."""
+def _is_flat(name: Any, value: Any) -> bool:
+    """Returns whether a range stands at the top of a space, where a network needs a section."""
     is_range = isinstance(value, Mapping) and not value.keys().isdisjoint(RANGES)
-    return is_range and isinstance(key, str) and "." not in key and key not in SECTIONS
+    return is_range and isinstance(name, str) and "." not in name and name not in SECTIONS
 
 
-def _nested(flat: Sequence[str], parameters: Collection[str]) -> str:
-    """Says how the hyperparameters of a network are written: each in its section.
+def _suggest_sections(flat_names: Sequence[str], parameters: Collection[str]) -> str:
+    """Suggests the section of each hyperparameter of a network that stands in none.
 
     Args:
-        parameters: of the network; a name that no section has is taken for one of these.
+        flat_names: the names of the hyperparameters, which may be misspelled.
+        parameters: those of the network; a name that no section has is taken for one of these.
     """
-    names = {"model": parameters, "train": [str(key) for key in SCHEMA.train]}
-    for group, option in OF_NETWORKS.items():
-        section = read_yaml(GROUPS / group / f"{option}.yaml", trusted=True)
-        names[group] = [str(key) for key in section]
-    owners = {name: section for section, known in reversed(names.items()) for name in known}
-    meant_by: dict[str, list[str]] = {}
-    for name in flat:
-        near = get_close_matches(name, owners, n=1, cutoff=0.8) or [name]
-        meant_by.setdefault(owners.get(near[0], "model"), []).append(f"'{near[0]}': …")
-    tree = ", ".join(f"'{section}': {{{', '.join(each)}}}" for section, each in meant_by.items())
+    sections = _find_sections_of_names(parameters)
+    names_by_section: dict[str, list[str]] = {}
+    for name in flat_names:
+        similar = get_close_matches(name, sections, n=1, cutoff=0.8)
+        if similar:
+            name = similar[0]
+        section = sections.get(name, "model")
+        names_by_section.setdefault(section, []).append(f"'{name}': …")
+    parts = [f"'{section}': {{{', '.join(names)}}}" for section, names in names_by_section.items()]
     return (
-        f"space: {', '.join(flat)}: a hyperparameter of a network stands in its section; "
-        f"did you mean space={{{tree}}}?"
+        f"space: {', '.join(flat_names)}: a hyperparameter of a network stands in its section; "
+        f"did you mean space={{{', '.join(parts)}}}?"
     )
 
 
-def _plain(key: str, value: Any, errors: list[str]) -> Any:
-    """Returns a setting as a config holds it: classes and functions by name, Datasets as given.
+def _find_sections_of_names(parameters: Collection[str]) -> dict[str, str]:
+    """Returns the section in which each hyperparameter of a network stands, by its name.
+
+    A name that several sections have is that of the first: `model` before `train` before the
+    default options of the groups.
+
+    Args:
+        parameters: those of the network.
+    """
+    sections = dict.fromkeys(parameters, "model")
+    for key in SCHEMA.train:
+        sections.setdefault(str(key), "train")
+    for group, option in OF_NETWORKS.items():
+        for key in read_yaml(GROUPS / group / f"{option}.yaml", trusted=True):
+            sections.setdefault(str(key), group)
+    return sections
+
+
+def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
+    """Converts a setting to what a config holds: classes and functions by name, Datasets as given.
 
     Args:
         errors: gets a line for each value within it that no config can hold.
@@ -217,31 +398,45 @@ def _plain(key: str, value: Any, errors: list[str]) -> Any:
     if is_scalar(value) or isinstance(value, Path):
         return value
     if isinstance(value, Mapping):
-        inner = {name: _plain(f"{key}.{name}", each, errors) for name, each in value.items()}
-        target = inner.get("_target_")
-        return inner | target if isinstance(target, dict) else inner
-    if key.startswith("data.") and (part := _as_dataset(value)) is not None:
-        return register_object(key, part)
+        section = {}
+        for name, inner in value.items():
+            section[name] = _to_config_value(f"{key}.{name}", inner, errors)
+        target = section.get("_target_")
+        if isinstance(target, dict):  # the section of a class or function that was converted
+            section |= target
+        return section
+    if key.startswith("data."):
+        dataset = _as_dataset(value)
+        if dataset is not None:
+            return register_object(key, dataset)
     if isinstance(value, Sequence):
-        return [_plain(f"{key}[{place}]", each, errors) for place, each in enumerate(value)]
+        items = []
+        for position, item in enumerate(value):
+            items.append(_to_config_value(f"{key}[{position}]", item, errors))
+        return items
     is_function = inspect.isroutine(value)
-    if not (is_function or isinstance(value, type)) or key.startswith(("params", "space")):
-        way = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
-        way = "a range by Int, Float, Choice or List" if key.startswith("space") else way
-        kind = type(value).__name__
-        errors.append(f"{key}: a config cannot hold an object of type {kind}; give {way}")
+    is_named = is_function or isinstance(value, type)
+    if not is_named or key.startswith(("params", "space")):
+        alternative = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
+        if key.startswith("space"):
+            alternative = "a range by Int, Float, Choice or List"
+        errors.append(
+            f"{key}: a config cannot hold an object of type {type(value).__name__}; give "
+            f"{alternative}"
+        )
         return None
-    named = f"{value.__module__}.{value.__qualname__}"
-    errors += [f"{key}: {line}" for line in _why_not_found(named, value)]
+    target = f"{value.__module__}.{value.__qualname__}"
+    errors += [f"{key}: {line}" for line in _explain_unknown_name(target, value)]
     # An optimizer waits for the parameters, and a network makes its own layers.
-    waits = is_function or key.startswith(("optimizer", "model."))
-    return {"_target_": named} | ({"_partial_": True} if waits else {})
+    if is_function or key.startswith(("optimizer", "model.")):
+        return {"_target_": target, "_partial_": True}
+    return {"_target_": target}
 
 
-def _why_not_found(target: str, subject: Any) -> list[str]:
-    """Says why no worker could find a class or function by its dotted name."""
+def _explain_unknown_name(name: str, subject: Any) -> list[str]:
+    """Explains why no worker could find a class or function by its dotted name; [] if it can."""
     try:
-        if find_member(target) is subject:
+        if find_member(name) is subject:
             check_readable(subject)
             return []
     except ConfigError as error:
@@ -249,7 +444,7 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
     except (AttributeError, ImportError, ValueError):
         pass
     return [
-        f"{target}: worker processes cannot import it; give a class or a def at the top "
+        f"{name}: worker processes cannot import it; give a class or a def at the top "
         f"level of the notebook, script or module; got {type(subject).__name__}"
     ]
 
@@ -257,95 +452,127 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
 # The data
 
 
-def _add_data(
-    study: PythonStudy, options: dict[str, str | None], data: Any, *, trains: bool
-) -> None:
-    """Adds the section of the data; raises ConfigError if they are nothing that we know."""
-    train, test = _divided(study, data)
-    own = study.sections.get("data", {})
-    in_pairs = all(type(p) is TensorDataset and len(p.tensors) == 2 for p in (train, test))
-    if in_pairs and trains and train.tensors[1].is_floating_point():
-        options.setdefault("loss", "mse")
-        study.sections.setdefault("objective", {}).setdefault("metric", "rmse")
-    keys, of_loaded = (inspect.signature(each).parameters.keys() for each in (Datasets, Loaded))
-    made: dict[str, Any]
-    if in_pairs and not own.keys() & (keys - of_loaded):
-        root = str(_add_arrays(study, train.tensors, test.tensors))
-        load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
-        made = {"_target_": "studyloom.data.Loaded", "load": load}
-    else:
-        made = {"_target_": "studyloom.data.Datasets"}
-        made |= {
-            "train": register_object("data.train", train),
-            "test": register_object("data.test", test),
-        }
-    if own.get("valid") is None:
-        count = made["validation"] = own.get("validation", max(1, len(train) // SHARE))
-        words = "training examples are the validation set (data.validation)"
-        study.notes.append(f"data: {count} {words}")
-    study.sections["data"] = {**made, **own}
+@dataclass(frozen=True)
+class DividedData:
+    """The training set and the test set of a call, as Datasets of PyTorch."""
+
+    train: Any
+    test: Any
 
 
-def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
-    """Returns the training and the test set as Datasets."""
-    if (whole := _as_dataset(data)) is None:
-        parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
-        train, test = map(_as_dataset, parts)
-        if train is None or test is None:
-            raise ConfigError(f"{WANTED}; got {type(data).__name__}")
-        _check_size("data.train", train, 2)
-        _check_size("data.test", test, 1)
-        return train, test
-    _check_size("data", whole, 3)
-    count, seed = len(whole), study.sections["study"].get("seed", 0)
-    tested = max(1, count // SHARE)
-    words = f"drawn by study.seed={seed}, are the test set"
-    study.notes.append(f"data: {tested} of {count} examples, {words}")
-    targets = whole.tensors[-1] if type(whole) is TensorDataset else torch.zeros(count)
-    first, second = make_folds(targets, 1, tested, seed)[0]
-    if type(whole) is TensorDataset:
-        return TensorDataset(*whole[first]), TensorDataset(*whole[second])
-    return Subset(whole, first.tolist()), Subset(whole, second.tolist())
+def _needs_datasets(settings: Mapping[str, Any]) -> bool:
+    """Returns whether a section `data` has a key that only `Datasets` takes, and not `Loaded`."""
+    keys = inspect.signature(Datasets).parameters.keys()
+    keys_of_loaded = inspect.signature(Loaded).parameters.keys()
+    return any(key in keys and key not in keys_of_loaded for key in settings)
 
 
-def _check_size(key: str, part: Any, least: int) -> None:
-    if len(part) < least:
-        raise ConfigError(f"{key} has too few examples, {len(part)}; give at least {least}")
+def _is_pair_of_tensors(dataset: object) -> TypeGuard[TensorDataset]:
+    """Returns whether a Dataset consists of a tensor of inputs and a tensor of targets."""
+    # A subclass may change the items.
+    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
-def _as_dataset(part: Any) -> Any:
-    """Returns a Dataset unchanged, a pair of tensors or arrays as one, and else None."""
-    if type(part) is TensorDataset:  # a subclass may change what it holds
-        list(map(_tensor, part.tensors))  # which refuses what no file can hold
-    if isinstance(part, tuple | list):
-        if len(part) != 2 or not all(hasattr(each, "dtype") for each in part):
+def _divide_data(study: PythonStudy, data: Any) -> DividedData:
+    """Returns the training and the test set; a single set is divided.
+
+    Raises:
+        ConfigError: the data are neither.
+    """
+    dataset = _as_dataset(data)
+    if dataset is not None:
+        return _divide_dataset(study, dataset)
+    train = data
+    test = None
+    if isinstance(data, tuple | list) and len(data) == 2:
+        train, test = data
+    train = _as_dataset(train)
+    test = _as_dataset(test)
+    if train is None or test is None:
+        raise ConfigError(f"{EXPECTED_DATA}; got {type(data).__name__}")
+    _check_size("data.train", train, 2)
+    _check_size("data.test", test, 1)
+    return DividedData(train, test)
+
+
+def _divide_dataset(study: PythonStudy, dataset: Any) -> DividedData:
+    """Draws the test set from a Dataset, stratified by the targets of tensors, and says so."""
+    _check_size("data", dataset, 3)
+    count = len(dataset)
+    seed = study.sections["study"].get("seed", 0)
+    test_count = max(1, count // TEST_SHARE)
+    study.notes.append(
+        f"data: {test_count} of {count} examples, drawn by study.seed={seed}, are the test set"
+    )
+    if type(dataset) is TensorDataset:
+        fold = make_folds(dataset.tensors[-1], 1, test_count, seed)[0]
+        train = TensorDataset(*dataset[fold.training])
+        return DividedData(train, TensorDataset(*dataset[fold.validation]))
+    fold = make_folds(torch.zeros(count), 1, test_count, seed)[0]
+    train_subset = Subset(dataset, fold.training.tolist())
+    return DividedData(train_subset, Subset(dataset, fold.validation.tolist()))
+
+
+def _check_size(key: str, dataset: Any, least: int) -> None:
+    """Raises ConfigError if a Dataset has fewer examples than the least number."""
+    if len(dataset) < least:
+        raise ConfigError(f"{key} has too few examples, {len(dataset)}; give at least {least}")
+
+
+def _as_dataset(value: Any) -> Any:
+    """Returns a Dataset unchanged, and a pair of tensors or arrays as a Dataset.
+
+    Returns:
+        None for any other value.
+    """
+    if type(value) is TensorDataset:
+        for tensor in value.tensors:
+            _to_tensor(tensor)  # refuses what no file can hold
+    if isinstance(value, tuple | list):
+        if len(value) != 2 or not all(hasattr(item, "dtype") for item in value):
             return None
-        inputs, targets = map(_tensor, part)
+        inputs, targets = map(_to_tensor, value)
         if len(inputs) != len(targets):
             raise ConfigError(f"data: {len(inputs)} inputs have {len(targets)} targets")
         return TensorDataset(inputs, targets)
-    is_map_style = hasattr(part, "__getitem__") and hasattr(part, "__len__")
-    return part if is_map_style and not hasattr(part, "dtype") else None
+    is_dataset = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    is_array = hasattr(value, "dtype")
+    if is_dataset and not is_array:
+        return value
+    return None
 
 
-def _tensor(value: Any) -> torch.Tensor:
+def _to_tensor(value: Any) -> torch.Tensor:
+    """Converts a tensor or array to a tensor on the CPU, of float32 or integers.
+
+    Raises:
+        ConfigError: it holds no numbers, or has no row for each example.
+    """
     try:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"data: inputs and targets must be numbers: {error}") from None
     if not tensor.dim() or tensor.layout != torch.strided or tensor.is_quantized:
-        got = f"{tensor.type()} of shape {tuple(tensor.shape)}"
-        raise ConfigError(f"data: inputs and targets must be dense, a row for each; got {got}")
-    return tensor.float() if tensor.is_floating_point() else tensor
+        raise ConfigError(
+            "data: inputs and targets must be dense, a row for each; got "
+            f"{tensor.type()} of shape {tuple(tensor.shape)}"
+        )
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor
 
 
-def _add_arrays(study: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
-    """Adds the arrays of both parts; returns their folder, which is named after what they hold."""
-    arrays = {
-        f"{part}_{name}.npy": tensor.contiguous().numpy()
-        for part, pair in zip(("train", "test"), parts, strict=True)
-        for name, tensor in zip(("inputs", "targets"), pair, strict=True)
-    }
+def _add_arrays(study: PythonStudy, train: TensorDataset, test: TensorDataset) -> Path:
+    """Adds the arrays of both sets to a study.
+
+    Returns:
+        Their folder. It is named after a digest of the arrays, so that other data get another one.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, dataset in {"train": train, "test": test}.items():
+        inputs, targets = dataset.tensors
+        arrays[f"{part}_inputs.npy"] = inputs.contiguous().numpy()
+        arrays[f"{part}_targets.npy"] = targets.contiguous().numpy()
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -355,16 +582,41 @@ def _add_arrays(study: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
     return root
 
 
+# A config file of the call
+
+
 def write_definition(run_dir: Path, folder: Path) -> Path:
     """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
     sections = read_given(run_dir)
-    script = read_recorded_script(run_dir)
-    text, errors = as_yaml(sections), list[str]()
-    if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
+    _refuse_own_names(as_yaml(sections), run_dir)
+    name = sections["study"]["name"]
+    load = sections.get("data", {}).get("load", {})
+    if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:
+        data_folder = folder.absolute() / name
+        shutil.copytree(load["root"], data_folder, dirs_exist_ok=True)
+        load["root"] = str(data_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.yaml"
+    write_whole(file, as_yaml(sections))
+    return file
+
+
+def _refuse_own_names(text: str, run_dir: Path) -> None:
+    """Raises ConfigError if a config names what only the program knows that has called `search`.
+
+    Args:
+        text: the config, as YAML.
+    """
+    errors = []
+    names = ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text)))
+    if names:
+        owner = "a notebook"
+        script = read_recorded_script(run_dir)
+        if script is not None:
+            owner = str(script.path)
         errors.append(
-            f"a config cannot name what {script.path if script else 'a notebook'} defines: move "
-            f"{names} into a module next to it, such as parts.py, import it by `from parts import "
-            f"{names}`, and search again"
+            f"a config cannot name what {owner} defines: move {names} into a module next to it, "
+            f"such as parts.py, import it by `from parts import {names}`, and search again"
         )
     if OWN[1] in text:
         errors.append(
@@ -372,13 +624,3 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
             "or name classes of a module as data.train._target_ and data.test._target_"
         )
     refuse(errors)
-    name = sections["study"]["name"]
-    load = sections.get("data", {}).get("load", {})
-    if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:
-        place = folder.absolute() / name
-        shutil.copytree(load["root"], place, dirs_exist_ok=True)
-        load["root"] = str(place)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f"{name}.yaml"
-    write_whole(written, as_yaml(sections))
-    return written
