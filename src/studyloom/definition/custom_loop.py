@@ -21,7 +21,12 @@ from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, value_at, written_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import FIRST_ATTEMPT, NETWORK_SECTIONS, Definition
+from studyloom.definition.definition import (
+    FIRST_ATTEMPT,
+    NETWORK_SECTIONS,
+    Definition,
+    Sections,
+)
 from studyloom.errors import ConfigError, refuse
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import SingleJob, make_loop_jobs
@@ -166,7 +171,7 @@ class LoopDefinition(Definition):
     # The function that trials call
 
     @functools.cached_property
-    def function(self) -> Callable[..., Any]:
+    def function(self) -> Callable[..., object]:
         """The loop or Optuna objective, built from the default configuration."""
         return build_function(self.config["objective"])
 
@@ -243,17 +248,17 @@ class LoopDefinition(Definition):
         return self.config.with_values({PARAMS: params})
 
     @functools.cached_property
-    def _default_provenance(self) -> dict[str, Any]:
+    def _default_provenance(self) -> Sections:
         return super().provenance_sections(Point())
 
-    def provenance_sections(self, point: Point) -> dict[str, Any]:
+    def provenance_sections(self, point: Point) -> Sections:
         if not self.suggests:
             return super().provenance_sections(point)
         sections = dict(self._default_provenance)
         sections[PARAMS] = {**sections.get(PARAMS, {}), **point.params}
         return sections
 
-    def identity(self, digest: str) -> dict[str, Any]:
+    def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition; see `Definition.identity`."""
         values = super().identity(digest)
         for name in self.adapter.undecisive:
@@ -311,10 +316,12 @@ class LoopDefinition(Definition):
             seed=seed,
         )
 
-    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
+    def test(
+        self, point: Point, seed: int, states: dict[str, Any], examples: object
+    ) -> dict[str, float]:
         """Calls `objective.test` for a trained loop; see `Loop.test`."""
         function = build_named_function(self.config.objective.test)
-        return self.build_loop(point).test(function, seed, states, part)
+        return self.build_loop(point).test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
@@ -448,7 +455,7 @@ class LoopDefinition(Definition):
             )
 
 
-def _survives_yaml(value: Any) -> bool:
+def _survives_yaml(value: object) -> bool:
     """True if a value is the same after YAML: a scalar, or lists and mappings of scalars."""
     if isinstance(value, list):
         return all(map(_survives_yaml, value))

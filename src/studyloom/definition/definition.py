@@ -34,7 +34,6 @@ from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
 from studyloom.space.tree import ListNode, Point, Space, SuggestedSpace, ValueNode
-from studyloom.training.checkpoint import State
 from studyloom.training.job import Job
 from studyloom.user_code.digests import compute_code_digests, read_main_sources
 
@@ -43,6 +42,7 @@ NETWORK_SECTIONS = ("model", "optimizer", "scheduler", "loss")
 # The sections that are part of a study definition. The sampler, the pruner and the launcher are
 # ways to a result, and may change between runs.
 SECTIONS = ("data", *NETWORK_SECTIONS, "space", "objective", "params", "train")
+Sections = dict[str, Any]  # sections of a config, as plain values
 FIRST_ATTEMPT = Attempt()
 
 
@@ -65,7 +65,7 @@ class Branch:
     def __str__(self) -> str:
         return ", ".join(f"{group}={option}" for group, option in self.choices.items())
 
-    def probes(self) -> Iterator[dict[str, Any]]:
+    def probes(self) -> Iterator[dict[str, object]]:
         """Yields values, by key, at which the branch is tried; other keys keep their defaults.
 
         They are the defaults, the low and the high corner of the space, and each choice by itself.
@@ -159,7 +159,9 @@ class Definition:
         """
         return point
 
-    def test(self, point: Point, seed: int, states: State, examples: object) -> dict[str, float]:
+    def test(
+        self, point: Point, seed: int, states: dict[str, Any], examples: object
+    ) -> dict[str, float]:
         """Calls `objective.test`, which only loops have.
 
         Args:
@@ -225,12 +227,12 @@ class Definition:
         """Composes the config of a trial: that of the study, with a point's options and values."""
         return self.composer.compose(point.choices).with_values(point.values)
 
-    def sections(self, point: Point) -> dict[str, Any]:
+    def sections(self, point: Point) -> Sections:
         """Returns the resolved sections of a configuration's config, without the search space."""
         names = [name for name in SECTIONS if name != "space"]
         return plain_sections(self.compose_config(point), *names)
 
-    def provenance_sections(self, point: Point) -> dict[str, Any]:
+    def provenance_sections(self, point: Point) -> Sections:
         """Returns the resolved sections that decide the value of a trial."""
         return _deciding_sections(self.compose_config(point), "space", "loss")
 
@@ -297,7 +299,7 @@ class Definition:
                 quantities.append(quantity)
         return Rule.parse(rule, quantities)
 
-    def identity(self, digest: str) -> dict[str, Any]:
+    def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition, by key.
 
         They include digests of the user's code and of the data, but not the folder of the data.
@@ -362,7 +364,7 @@ class Definition:
         return branches
 
 
-def _deciding_sections(config: StudyConfig, *excluded: str) -> dict[str, Any]:
+def _deciding_sections(config: StudyConfig, *excluded: str) -> Sections:
     """Returns the resolved sections of a config that decide the result of a trial.
 
     Keys that say where data lie and how they are loaded are removed: they differ between machines.

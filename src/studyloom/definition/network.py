@@ -5,7 +5,6 @@ Its parameters and operations are counted before it is trained.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from studyloom.space.tree import Point
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import freeze
-from studyloom.training.steps import apply_network
+from studyloom.training.steps import BatchContent, apply_network
 from studyloom.training.trainer import Training
 
 
@@ -81,12 +80,12 @@ class NetworkDefinition(Definition):
         return try_networks(self, data)
 
 
-def count_parameters(model: nn.Module, example: Any) -> float:
+def count_parameters(model: nn.Module, example: BatchContent) -> float:
     """Counts the numbers that are trained; the example is not used."""
     return float(sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
 
 
-def count_flops(model: nn.Module, example: Any) -> float:
+def count_flops(model: nn.Module, example: BatchContent) -> float:
     """Counts the floating-point operations of one forward pass, with PyTorch's FlopCounterMode.
 
     A multiplication and its addition are two operations.
@@ -99,7 +98,7 @@ def count_flops(model: nn.Module, example: Any) -> float:
 
 
 # Called with a network in eval mode, and a batch of one example on its device.
-MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
+MEASURES: dict[str, Callable[[nn.Module, BatchContent], float]] = {
     "parameters": count_parameters,
     "flops": count_flops,
 }

@@ -18,13 +18,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from studyloom.config.compose import GROUPS, OF_NETWORKS
 from studyloom.config.main import read_given
@@ -78,6 +78,14 @@ NETWORK_PARAMETERS = {"shape", "outputs", "classes"}
 LOOP_PARAMETERS = {"run", "config", "cfg", "trial", "model"}
 
 
+@runtime_checkable
+class MapDataset(Protocol):
+    """A Dataset of PyTorch whose examples are found by their index, of any class."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
+
+
 @dataclass
 class PythonStudy:
     """A study definition that was written in Python.
@@ -89,7 +97,7 @@ class PythonStudy:
     """
 
     sections: dict[str, Any]
-    arrays: dict[Path, NDArray[Any]] = field(default_factory=dict)
+    arrays: dict[Path, NDArray[np.generic]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -107,10 +115,10 @@ class PythonStudy:
 
 
 def read_call(
-    subject: Callable[..., Any],
-    space: Mapping[str, Any],
-    data: Any,
-    settings: Mapping[str, Any],
+    subject: Callable[..., object],
+    space: Mapping[str, object],
+    data: object,
+    settings: Mapping[str, object],
     keywords: Sequence[str] = (),
 ) -> PythonStudy:
     """Reads the study definition from the arguments of `studyloom.search`.
@@ -151,9 +159,9 @@ class CallReader:
 
     def __init__(
         self,
-        subject: Callable[..., Any],
-        space: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        subject: Callable[..., object],
+        space: Mapping[str, object],
+        settings: Mapping[str, object],
         keywords: Sequence[str],
     ) -> None:
         self._subject = subject
@@ -171,7 +179,7 @@ class CallReader:
         self.errors = _explain_unknown_name(self._target, subject)
         self.trains_network = self._is_network(space, settings)
 
-    def _is_network(self, space: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    def _is_network(self, space: Mapping[str, object], settings: Mapping[str, object]) -> bool:
         """Returns whether the subject is trained as a network."""
         if isinstance(self._subject, type) and issubclass(self._subject, nn.Module):
             return True
@@ -185,14 +193,14 @@ class CallReader:
         return any(str(key).split(".")[0] == "model" for key in keys)
 
     def with_space(
-        self, space: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+        self, space: Mapping[str, object], settings: Mapping[str, object]
+    ) -> Mapping[str, object]:
         """Returns the settings with the search space as the section `space`.
 
         The hyperparameters of a network stand in sections such as `model` and `optimizer`, those of
         a loop in `params`.
         """
-        section: Any = space  # `add_setting` refuses a space that is no mapping
+        section: object = space  # `add_setting` refuses a space that is no mapping
         if isinstance(space, Mapping):
             if not space:
                 return settings
@@ -204,14 +212,14 @@ class CallReader:
                 section = {"params": space}
         return {"space": section, **settings}
 
-    def _refuse_flat_names(self, space: Mapping[str, Any]) -> dict[str, Any]:
+    def _refuse_flat_names(self, space: Mapping[str, object]) -> dict[str, object]:
         """Returns the space of a network without the ranges that stand in no section."""
         flat_names = [str(name) for name, value in space.items() if _is_flat(name, value)]
         if flat_names:
             self.errors.append(_suggest_sections(flat_names, self._parameters))
         return {name: value for name, value in space.items() if name not in flat_names}
 
-    def add_setting(self, key: str, value: Any) -> None:
+    def add_setting(self, key: str, value: object) -> None:
         """Adds an option of a group, a section, or the value of a key."""
         section = key.partition(".")[0]
         expected = EXPECTED_TYPES.get(key)
@@ -261,7 +269,7 @@ class CallReader:
                 "network takes shape, outputs or classes"
             )
 
-    def add_first_options(self, space: Mapping[str, Any]) -> None:
+    def add_first_options(self, space: Mapping[str, object]) -> None:
         """Adds an option to begin with for each group whose default option the space lacks."""
         if not self.trains_network:
             return
@@ -275,7 +283,7 @@ class CallReader:
             if options and OF_NETWORKS.get(group) not in options:
                 self.options.setdefault(group, options[0])
 
-    def add_data(self, data: Any) -> None:
+    def add_data(self, data: object) -> None:
         """Adds the section of the data, and what follows from their targets."""
         try:
             datasets = _divide_data(self.study, data)
@@ -283,26 +291,10 @@ class CallReader:
             self.errors += error.errors
             return
         sections = self.study.sections
-        train = datasets.train
-        test = datasets.test
-        has_pairs = _is_pair_of_tensors(train) and _is_pair_of_tensors(test)
-        if has_pairs and self.trains_network and train.tensors[1].is_floating_point():
-            self.options.setdefault("loss", "mse")
-            sections.setdefault("objective", {}).setdefault("metric", "rmse")
         settings = sections.get("data", {})
-        section: dict[str, Any]
-        if has_pairs and not _needs_datasets(settings):
-            root = _add_arrays(self.study, train, test)
-            load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
-            section = {"_target_": "studyloom.data.Loaded", "load": load}
-        else:
-            section = {
-                "_target_": "studyloom.data.Datasets",
-                "train": register_object("data.train", train),
-                "test": register_object("data.test", test),
-            }
+        section = self._make_data_section(datasets.train, datasets.test, settings)
         if settings.get("valid") is None:
-            default = max(1, len(train) // TEST_SHARE)
+            default = max(1, len(datasets.train) // TEST_SHARE)
             count = settings.get("validation", default)
             section["validation"] = count
             self.study.notes.append(
@@ -310,11 +302,34 @@ class CallReader:
             )
         sections["data"] = {**section, **settings}
 
+    def _make_data_section(
+        self, train: MapDataset, test: MapDataset, settings: Mapping[str, object]
+    ) -> dict[str, object]:
+        """Makes the section of the data: arrays in files for pairs of tensors, else Datasets.
+
+        Args:
+            settings: the keys of the section that the call sets itself.
+        """
+        if _is_pair_of_tensors(train) and _is_pair_of_tensors(test):
+            if self.trains_network and train.tensors[1].is_floating_point():
+                self.options.setdefault("loss", "mse")
+                objective = self.study.sections.setdefault("objective", {})
+                objective.setdefault("metric", "rmse")
+            if not _needs_datasets(settings):
+                root = _add_arrays(self.study, train, test)
+                load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
+                return {"_target_": "studyloom.data.Loaded", "load": load}
+        return {
+            "_target_": "studyloom.data.Datasets",
+            "train": register_object("data.train", train),
+            "test": register_object("data.test", test),
+        }
+
     def finish(self) -> PythonStudy:
         """Returns the study definition; raises ConfigError for all errors."""
         refuse(self.errors)
         sections = self.study.sections
-        defaults: list[Any] = ["studyloom"]
+        defaults: list[str | dict[str, object]] = ["studyloom"]
         for group, option in self.options.items():
             defaults.append({group: option})
         if isinstance(sections.get("track"), list):
@@ -323,7 +338,7 @@ class CallReader:
         return self.study
 
 
-def _read_parameter_names(subject: Callable[..., Any]) -> set[str]:
+def _read_parameter_names(subject: Callable[..., object]) -> set[str]:
     """Returns the names of a subject's parameters; none if it has no signature."""
     try:
         return {*inspect.signature(subject).parameters}
@@ -341,7 +356,7 @@ def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
     return in_section or nearest(name, SECTIONS)
 
 
-def _is_flat(name: Any, value: Any) -> bool:
+def _is_flat(name: object, value: object) -> bool:
     """Returns whether a range stands at the top of a space, where a network needs a section."""
     is_range = isinstance(value, Mapping) and not value.keys().isdisjoint(RANGES)
     return is_range and isinstance(name, str) and "." not in name and name not in SECTIONS
@@ -433,7 +448,7 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
     return {"_target_": target}
 
 
-def _explain_unknown_name(name: str, subject: Any) -> list[str]:
+def _explain_unknown_name(name: str, subject: object) -> list[str]:
     """Explains why no worker could find a class or function by its dotted name; [] if it can."""
     try:
         if find_member(name) is subject:
@@ -454,13 +469,13 @@ def _explain_unknown_name(name: str, subject: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class DividedData:
-    """The training set and the test set of a call, as Datasets of PyTorch."""
+    """The training set and the test set of a call."""
 
-    train: Any
-    test: Any
+    train: MapDataset
+    test: MapDataset
 
 
-def _needs_datasets(settings: Mapping[str, Any]) -> bool:
+def _needs_datasets(settings: Mapping[str, object]) -> bool:
     """Returns whether a section `data` has a key that only `Datasets` takes, and not `Loaded`."""
     keys = inspect.signature(Datasets).parameters.keys()
     keys_of_loaded = inspect.signature(Loaded).parameters.keys()
@@ -473,7 +488,7 @@ def _is_pair_of_tensors(dataset: object) -> TypeGuard[TensorDataset]:
     return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
-def _divide_data(study: PythonStudy, data: Any) -> DividedData:
+def _divide_data(study: PythonStudy, data: object) -> DividedData:
     """Returns the training and the test set; a single set is divided.
 
     Raises:
@@ -495,7 +510,7 @@ def _divide_data(study: PythonStudy, data: Any) -> DividedData:
     return DividedData(train, test)
 
 
-def _divide_dataset(study: PythonStudy, dataset: Any) -> DividedData:
+def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
     """Draws the test set from a Dataset, stratified by the targets of tensors, and says so."""
     _check_size("data", dataset, 3)
     count = len(dataset)
@@ -509,17 +524,18 @@ def _divide_dataset(study: PythonStudy, dataset: Any) -> DividedData:
         train = TensorDataset(*dataset[fold.training])
         return DividedData(train, TensorDataset(*dataset[fold.validation]))
     fold = make_folds(torch.zeros(count), 1, test_count, seed)[0]
-    train_subset = Subset(dataset, fold.training.tolist())
-    return DividedData(train_subset, Subset(dataset, fold.validation.tolist()))
+    divisible = cast("Dataset[object]", dataset)  # `Subset` needs no more than a MapDataset has
+    train_subset = Subset(divisible, fold.training.tolist())
+    return DividedData(train_subset, Subset(divisible, fold.validation.tolist()))
 
 
-def _check_size(key: str, dataset: Any, least: int) -> None:
+def _check_size(key: str, dataset: MapDataset, least: int) -> None:
     """Raises ConfigError if a Dataset has fewer examples than the least number."""
     if len(dataset) < least:
         raise ConfigError(f"{key} has too few examples, {len(dataset)}; give at least {least}")
 
 
-def _as_dataset(value: Any) -> Any:
+def _as_dataset(value: object) -> MapDataset | None:
     """Returns a Dataset unchanged, and a pair of tensors or arrays as a Dataset.
 
     Returns:
@@ -535,14 +551,13 @@ def _as_dataset(value: Any) -> Any:
         if len(inputs) != len(targets):
             raise ConfigError(f"data: {len(inputs)} inputs have {len(targets)} targets")
         return TensorDataset(inputs, targets)
-    is_dataset = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     is_array = hasattr(value, "dtype")
-    if is_dataset and not is_array:
+    if isinstance(value, MapDataset) and not is_array:
         return value
     return None
 
 
-def _to_tensor(value: Any) -> torch.Tensor:
+def _to_tensor(value: object) -> torch.Tensor:
     """Converts a tensor or array to a tensor on the CPU, of float32 or integers.
 
     Raises:
@@ -568,7 +583,7 @@ def _add_arrays(study: PythonStudy, train: TensorDataset, test: TensorDataset) -
     Returns:
         Their folder. It is named after a digest of the arrays, so that other data get another one.
     """
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
     for part, dataset in {"train": train, "test": test}.items():
         inputs, targets = dataset.tensors
         arrays[f"{part}_inputs.npy"] = inputs.contiguous().numpy()
