@@ -35,12 +35,12 @@ def errors(*overrides, **data):
 COLLATE = {"_target_": "drawn.three", "_partial_": True}
 
 
-def test_a_question_about_datasets_has_no_mistakes():
+def test_a_definition_with_datasets_is_accepted():
     assert errors("objective.folds=3", "loss.weights=balanced", validation=None) == ""
     assert errors(*NORMED, collate=COLLATE) == ""
 
 
-def test_what_cannot_be_trained_is_said_before_the_first_trial():
+def test_datasets_that_cannot_be_trained_on_are_refused_before_trial_0():
     bare = (*NORMED[:1], "+model={_target_: drawn.Normed, classes_: 2}")
     single = "the last batch of an epoch has a single example"
     odd = (*NORMED, "train.batch_size=7")
@@ -57,7 +57,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
         assert words in errors(*overrides, **data)
 
 
-def test_a_last_batch_of_one_in_a_split_of_the_reevaluation_is_refused():
+def test_a_last_batch_of_one_in_the_reevaluation_is_refused():
     groups = [0] * 3 + [1] * 4 + [2] * 6 + [3] * 8 + [4] * 9 + [5] * 13 + [6] * 17
     asked = definition(*NORMED, groups=groups)
     data = load_data(asked.config)
@@ -77,7 +77,7 @@ def test_a_last_batch_of_one_in_a_split_of_the_reevaluation_is_refused():
     assert only_later
 
 
-def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
+def test_where_data_lie_and_how_they_load_do_not_identify_a_study():
     plain = definition().identity("d")
     moved = definition(
         train={"_target_": "drawn.Drawn", "root": "a"},
@@ -91,7 +91,7 @@ def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
     assert other.identity("d") != plain
 
 
-def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates(monkeypatch):
+def test_a_loop_gets_its_fold_with_the_transforms_of_each_set(monkeypatch):
     seen = []
 
     def numbers(part):

@@ -20,12 +20,12 @@ def asked(asking):
     return asking().identity("digest")
 
 
-def test_another_value_makes_another_question(asking, asked):
+def test_another_value_makes_another_definition(asking, asked):
     for change in ({"model.hidden": [64]}, {"loss.label_smoothing": 0.1}, {"study.seed": 1}):
         assert asking(**change).identity("digest") != asked, change
 
 
-def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(asked):
+def test_the_search_and_the_folders_are_no_part_of_a_definition(asked):
     ways = (
         *("sampler=random", "pruner=hyperband", "launcher=join", "storage=postgres"),
         *("study.trials=7", "study.name=other", "run_dir=elsewhere", "winner.rule='max accuracy'"),
@@ -36,7 +36,7 @@ def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(
     assert roots[0].identity("digest") == roots[1].identity("digest")
 
 
-def test_whether_and_in_which_rounds_a_search_is_deterministic_is_part_of_the_question(asked):
+def test_rounds_of_a_deterministic_search_are_part_of_the_definition(asked):
     rounds = [
         ask(*NONE, "study.deterministic=true", f"study.round={width}").identity("digest")
         for width in (4, 5)
@@ -45,7 +45,7 @@ def test_whether_and_in_which_rounds_a_search_is_deterministic_is_part_of_the_qu
     assert rounds[1] == rounds[0] | {"study.round": 5}
 
 
-def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_question(tmp_path, main):
+def test_defaults_of_searched_options_are_part_of_the_definition(tmp_path, main):
     """The trials of a study whose CNN has another number of blocks cannot be compared either."""
     folder = tmp_path / "conf"
     shutil.copytree(CONF, folder)
@@ -59,13 +59,13 @@ def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_quest
 # Where it begins, and how far it goes
 
 
-def test_the_baseline_is_the_configuration_as_composed(main):
+def test_the_baseline_is_the_default_configuration(main):
     assert main.baseline.choices == {"model": "mlp", "optimizer": "adamw"}
     assert main.compose_config(main.baseline) == main.config
     assert ask("study.baseline=false", *NONE).baseline is None
 
 
-def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_as_it_is(main):
+def test_composing_a_configuration_leaves_the_definition_unchanged(main):
     point = main.space.walk(
         lambda parameter: {"model": "cnn", "optimizer": "sgd", "model.cnn.channels": 32}.get(
             parameter.name, getattr(parameter.distribution, "high", 256)
@@ -79,7 +79,7 @@ def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_a
     assert main.compose_config(main.baseline)["model"] == main.config["model"]
 
 
-def test_the_budget_is_as_asked_unless_there_are_fewer_points():
+def test_the_budget_is_no_larger_than_the_number_of_configurations():
     sizes = "+space.train.batch_size.choice=[32,64,128]"
     for overrides, trials in (((), 1), ((sizes,), 7), ((sizes, "sampler=grid"), 3)):
         assert Strategy(ask(*NONE, "study.trials=7", *overrides)).trials == trials

@@ -50,7 +50,7 @@ CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
 ONE_HOT = functional.one_hot(CLASSES, 3).float()
 
 
-def test_a_loss_of_pytorch_is_taken_as_it_is_and_classes_are_made_to_fit():
+def test_a_loss_of_pytorch_takes_classes_even_if_it_is_of_numbers():
     weights, binary = torch.tensor([1.0, 2.0, 3.0]), "loss._target_=torch.nn.BCEWithLogitsLoss"
     smooth = ("loss.label_smoothing=0.1", "+loss.weight=[1,2,3]")
     for loss, expected in (
@@ -67,7 +67,7 @@ def test_a_loss_of_pytorch_is_taken_as_it_is_and_classes_are_made_to_fit():
         assert job_of(*loss).loss(OUTPUTS, CLASSES) == pytest.approx(expected.item())
 
 
-def test_a_loss_that_does_not_fit_is_named_with_the_way_out():
+def test_a_loss_that_does_not_fit_is_refused_with_a_fix():
     for loss, words in {
         ("BCEWithLogitsLoss", "loss.label_smoothing=0.1"): "'~loss.label_smoothing'",
         ("CrossEntropyLoss", "+loss.reduction=sum"): "loss.reduction must be mean",
@@ -87,7 +87,7 @@ def scheduler(name, settings=""):
     return ("~scheduler", "+" + PYTORCH % (name, settings))
 
 
-def test_a_scheduler_of_pytorch_needs_no_partial_and_knows_the_length_of_the_training():
+def test_a_scheduler_of_pytorch_gets_the_length_of_the_training():
     job = job_of(*scheduler("OneCycleLR", ", max_lr: 0.1"))
     assert job.schedule == TorchSchedule(lr_scheduler.OneCycleLR, {"max_lr": 0.1})
     steps = job_of(*scheduler("StepLR", ", step_size: 1, _partial_: true, interval: step"))
@@ -108,7 +108,7 @@ def no_schedule(epoch):
 OWN = ("~scheduler", "+scheduler={_target_: test_parts.no_schedule%s}")
 
 
-def test_what_is_no_schedule_is_named_with_what_is_one():
+def test_an_invalid_schedule_is_refused_with_what_a_schedule_is():
     for overrides, words in (
         (scheduler("StepLR", ", step_sise: 1"), "got an unexpected keyword argument 'step_sise'"),
         (scheduler("ReduceLROnPlateau", ", mode: min"), "scheduler.mode must be max"),
@@ -141,7 +141,7 @@ class Sparse(torch.nn.Module):
         return self.rows((inputs.flatten(1).sum(1) > 0).long())
 
 
-def test_an_optimizer_that_cannot_train_the_network_is_named_before_trial_0():
+def test_an_optimizer_that_cannot_train_is_refused_before_trial_0():
     of_rows = ("model._target_=test_parts.sparse",)
     for overrides, words in (
         (optimizer("LBFGS"), "optimizer: LBFGS computes the loss several times in a step"),
@@ -154,7 +154,7 @@ def test_an_optimizer_that_cannot_train_the_network_is_named_before_trial_0():
     check(*of_rows, *optimizer("SparseAdam"))
 
 
-def test_a_setting_that_an_optimizer_lacks_is_named_with_how_to_leave_it_out():
+def test_an_unknown_setting_of_an_optimizer_is_refused_with_a_fix():
     lines = errors_of("optimizer._target_=torch.optim.SparseAdam")
     for name, line in zip(("weight_decay", "fused"), lines, strict=True):
         assert line.startswith(f"optimizer.{name}: torch.optim.SparseAdam has no parameter {name}")
@@ -197,7 +197,7 @@ def own(name, key="step", more=""):
     return f"train.{key}={{_target_: test_parts.{name}, _partial_: true{more}}}"
 
 
-def test_a_step_of_ones_own_trains_as_ours_and_its_arguments_are_searched():
+def test_a_custom_step_trains_like_ours_and_its_arguments_are_searched():
     assert curve(own("step"), own("evaluate", "evaluate")) == curve()
     assert curve("train.step={_target_: test_parts.Distilled}") == curve()
     searched = (own("step", more=", share: 1.0"), "+space.train.step.share.float=[0.5,1]")
@@ -207,7 +207,7 @@ def test_a_step_of_ones_own_trains_as_ours_and_its_arguments_are_searched():
     assert definition.identity("d")["train.step._target_"] == "test_parts.step"
 
 
-def test_a_step_that_cannot_be_used_is_named_before_trial_0():
+def test_a_custom_step_that_fails_is_refused_before_trial_0():
     for override, words in {
         own("broken"): "train.step: TypeError: tuple",
         own("broken", "evaluate"): "train.evaluate: TypeError",
@@ -225,7 +225,7 @@ def test_a_step_that_cannot_be_used_is_named_before_trial_0():
 # Groups of parameters
 
 
-def test_groups_are_searched_by_their_names_and_part_of_the_question():
+def test_parameter_groups_are_searched_and_part_of_the_definition():
     groups = "+optimizer.groups={first: {match: '1.*', lr: 0.1}}"
     definition = definition_of(
         groups, "+space.optimizer.groups.first.lr={float: [0.0001, 0.1], log: true}"
@@ -240,7 +240,7 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
     assert curve(groups) != curve()
 
 
-def test_every_mistake_in_groups_is_named_before_trial_0():
+def test_every_error_in_parameter_groups_is_reported_before_trial_0():
     lines = errors_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
     assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "ab"]
 
@@ -249,7 +249,7 @@ class NoSource:
     """A class that is named as a source of data, and is none."""
 
 
-def test_data_that_are_no_source_are_refused_with_its_name():
+def test_a_target_that_is_no_data_source_is_refused():
     config = definition_of("~data", "+data={_target_: test_parts.NoSource}").config
     with pytest.raises(ConfigError, match="must be a subclass of studyloom"):
         build_source(config["data"])

@@ -65,7 +65,7 @@ SMALL = {"trials": 2, "quiet": True, "workers": 1, "sampler": "random"}
 SMALL |= {"train": {"epochs": 1, "batch_size": 8}}
 
 
-def test_ranges_are_what_yaml_holds():
+def test_ranges_are_mappings_as_in_yaml():
     assert sl.Int(1, 9, step=2) == yaml.safe_load("{int: [1, 9], step: 2}")
     assert sl.Float(0.1, 1, log=True, default=0.5) == yaml.safe_load(
         "{float: [0.1, 1], log: true, default: 0.5}"
@@ -79,13 +79,13 @@ def test_ranges_are_what_yaml_holds():
 
 
 @pytest.mark.parametrize("name", ["search", "run", "open_study", "load_winner", "Int", "List"])
-def test_functions_name_their_parameters_with_types(name):
+def test_public_functions_have_typed_parameters(name):
     signature = inspect.signature(getattr(sl, name))
     assert all(each.annotation is not each.empty for each in signature.parameters.values())
     assert getattr(sl, name).__doc__
 
 
-def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, monkeypatch):
+def test_python_and_its_yaml_have_one_definition_and_the_same_trials(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = {**SMALL, "winner": {"enabled": False}}
     with sl.search(Net, space=SPACE, data=(pair(60), pair(20)), name="mine", **few) as study:
@@ -104,7 +104,7 @@ def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, 
             assert again.best.number in (0, 1), "from any folder"
 
 
-def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch):
+def test_a_single_data_set_is_divided_by_the_seed_with_a_note(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = read_call(Net, SPACE, pair(100), {"study.seed": 3})
     assert asked.notes == [
@@ -121,7 +121,7 @@ def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch)
     )
 
 
-def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeypatch):
+def test_targets_that_are_numbers_choose_the_loss_mse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = read_call(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections
     assert {"loss": "mse"} in sections["defaults"]
@@ -142,7 +142,7 @@ class Halved(TensorDataset):
         return inputs / 2, target
 
 
-def test_tensors_that_a_dataset_changes_are_read_through_it(tmp_path, monkeypatch):
+def test_a_dataset_that_changes_its_tensors_is_read_by_item(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     halved = Halved(*pair(60))
     for data in ((halved, Halved(*pair(20))), halved):
@@ -152,7 +152,7 @@ def test_tensors_that_a_dataset_changes_are_read_through_it(tmp_path, monkeypatc
         assert inputs.tolist() in (pair(60)[0] / 2).tolist()
 
 
-def test_tensors_with_a_validation_set_of_their_own_hold_out_none(tmp_path, monkeypatch):
+def test_tensors_with_a_validation_set_hold_out_no_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = (pair(count, torch.float) for count in (60, 20, 9))
     *parts, valid = ((inputs, targets[:, None]) for inputs, targets in pairs)
@@ -168,7 +168,7 @@ def test_tensors_with_a_validation_set_of_their_own_hold_out_none(tmp_path, monk
         assert len(study.to_dicts()) == 2
 
 
-def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):
+def test_the_first_option_of_the_space_replaces_a_default_it_lacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for names, options in ((("sgd", "adam"), [{"optimizer": "sgd"}]), (("sgd", "adamw"), [])):
         space = {"optimizer": {name: {"lr": sl.Float(0.1, 1)} for name in names}}
@@ -188,7 +188,7 @@ def with_model(config, run, model=None):
     return 0
 
 
-def test_a_function_is_a_network_by_its_parameters_or_by_a_section_model():
+def test_a_function_is_a_network_by_its_parameters_or_a_section_model():
     width = {"model": {"width": sl.Int(4, 8)}}
     for subject, settings in ((of_classes, {}), (of_own_sizes, {"model": {"n_in": 2, "n_out": 2}})):
         sections = read_call(subject, width, pair(60), settings).sections
@@ -203,21 +203,21 @@ def test_a_function_is_a_network_by_its_parameters_or_by_a_section_model():
         read_call(of_own_sizes, {"width": sl.Int(4, 8)}, pair(60), {})
 
 
-def test_an_objective_of_optunas_is_minimized_and_a_loop_says_what_is_better():
+def test_an_optuna_objective_is_minimized_unless_it_names_a_direction():
     section = read_call(objective, {}, None, {}).sections["objective"]
     assert (section["metric"], section["direction"]) == ("value", "minimize")
     with pytest.raises(sl.ConfigError, match="maximize or minimize must name"):
         read_call(loop, {}, None, {})
 
 
-def test_a_run_directory_with_a_zero_byte_is_named(tmp_path, monkeypatch):
+def test_a_run_directory_with_a_zero_byte_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(sl.ConfigError, match=r"a␀b: must not .* a zero byte; name another"):
         sl.search(loop, minimize="loss", run_dir="a\0b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monkeypatch):
+def test_all_errors_of_a_call_are_reported_together_and_leave_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def inner(config, run):
@@ -323,9 +323,7 @@ def cases(*listed):
         ("complex inputs", Net, {"data": (torch.ones(9, 2) * 1j, torch.ones(9))}, "complex"),
     ),
 )
-def test_an_argument_of_a_wrong_kind_is_one_error_in_words(
-    subject, wrong, words, tmp_path, monkeypatch
-):
+def test_an_argument_of_a_wrong_type_is_one_error(subject, wrong, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     objective = {} if "maximize" in wrong else {"minimize": "loss"}
     others = {"data": pair(9)} if subject is Net else objective
@@ -334,7 +332,7 @@ def test_an_argument_of_a_wrong_kind_is_one_error_in_words(
     assert re.search(words, str(caught.value)), caught.value
 
 
-def test_all_arguments_of_wrong_kinds_are_told_at_once():
+def test_all_arguments_of_wrong_types_are_reported_together():
     with pytest.raises(sl.ConfigError) as caught:
         sl.search(Net, data=pair(1), loss=nn.MSELoss(), train=3, space=["lr"], epochs=3)
     starts = ("loss: ", "train must", "space must", "epochs: no such keyword", "data has too few")
@@ -374,7 +372,7 @@ def error(outputs, targets):
     return float((outputs.argmax(1) != targets).float().mean())
 
 
-def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
+def test_a_config_holds_classes_by_name_and_plain_numbers():
     def sections(subject=Net, **settings):
         return read_call(subject, {}, "mnist5k", settings).sections
 
@@ -394,9 +392,7 @@ def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
     assert type(numbers["train"]["l1"]) is float
 
 
-def test_parts_that_are_given_as_classes_functions_and_datasets_are_trained_with(
-    tmp_path, monkeypatch
-):
+def test_a_network_trains_with_classes_functions_and_datasets_of_a_call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parts = {"optimizer": torch.optim.SGD, "loss": nn.functional.cross_entropy}
     parts |= {"data.evaluate": TensorDataset(*pair(40)), "sampler": RandomSampler}
@@ -410,7 +406,7 @@ def test_parts_that_are_given_as_classes_functions_and_datasets_are_trained_with
         assert study.baseline.params == {"model.width": 8}
 
 
-def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
+def test_objects_that_no_worker_could_import_are_refused_before_trial_0(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     locked = Points(40)
     locked.lock = threading.Lock()
@@ -422,7 +418,7 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
         pass  # the next search passes its own objects on, and not that lock
 
 
-def test_a_primary_config_says_only_what_differs(tmp_path):
+def test_a_primary_config_holds_only_what_differs_from_the_defaults(tmp_path):
     """A baseline is a start, a default of the target, or the middle."""
     (tmp_path / "mine.yaml").write_text(
         """\

@@ -26,7 +26,7 @@ def own(kind, *overrides):
     return ask(*TINY, "sampler=random", "pruner=none", target, *overrides)
 
 
-def test_trials_with_a_fixed_seed_differ_and_are_the_same_again():
+def test_trials_with_a_fixed_seed_differ_and_are_reproducible():
     definition = ask(*TINY, "sampler=random", "pruner=none", "+sampler.seed=0")
     draws = [
         Strategy(definition).sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)
@@ -35,12 +35,12 @@ def test_trials_with_a_fixed_seed_differ_and_are_the_same_again():
     assert draws[:3] == draws[3:]
 
 
-def test_what_draws_from_one_sequence_has_one_seed():
+def test_samplers_of_one_sequence_have_the_same_seed_in_each_trial():
     definition = ask(*TINY, "sampler=qmc", "study.seed=5")
     assert [Strategy(definition).sampler(number)._seed for number in (0, 1)] == [5, 5]
 
 
-def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_several_workers():
+def test_a_sampler_that_keeps_state_is_refused_with_several_workers():
     declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
     for definition in (declared, counting):
         assert Strategy(definition).keeps_state == ("sampler",)
@@ -62,7 +62,7 @@ class InContext(RandomSampler):
         self.context, self.scale = context, scale
 
 
-def test_a_sampler_gets_what_its_parameters_name_of_its_study_and_its_section():
+def test_a_sampler_gets_the_arguments_that_its_parameters_name():
     definition = own(InContext, "study.deterministic=true", "+sampler.scale=2.0")
     sampler = Strategy(definition).sampler(3, redraws=True)
     assert sampler.context == SamplerContext(

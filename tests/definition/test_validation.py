@@ -81,7 +81,7 @@ SEARCHES = {
 }
 
 
-def test_a_search_that_does_not_fit_the_config_is_named_with_the_way_out(asking, folds):
+def test_a_space_that_does_not_fit_the_config_is_refused_with_a_fix(asking, folds):
     for search, words in SEARCHES.items():
         line = only_error(asking(search), folds)
         assert line.startswith("space.")
@@ -124,7 +124,7 @@ def read(*overrides: str) -> Definition:
 
 
 @pytest.mark.parametrize("subject", DEFAULTS_OUTSIDE)
-def test_declared_defaults_outside_their_ranges_are_refused_at_once(subject, folds):
+def test_declared_defaults_outside_their_ranges_are_refused_together(subject, folds):
     searches = DEFAULTS_OUTSIDE[subject]
     spaces = [f"+space.{search}" for search in searches]
     lines = errors_of(read(*subject, *spaces), folds)
@@ -137,7 +137,7 @@ def test_declared_defaults_outside_their_ranges_are_refused_at_once(subject, fol
     assert "a default of the range, such as" in lines[0]
 
 
-def test_a_default_of_the_range_replaces_a_declared_one_outside_it(folds):
+def test_a_default_of_the_range_replaces_a_declared_default(folds):
     subject = next(iter(DEFAULTS_OUTSIDE))
     width = "+space.model.width={int:[64,256],default:100}"
     definition = read(*subject, width)
@@ -147,7 +147,7 @@ def test_a_default_of_the_range_replaces_a_declared_one_outside_it(folds):
     validate_search(without, TrainingData(None, IMAGES, folds))
 
 
-def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
+def test_a_default_option_that_the_space_lacks_is_refused(folds):
     search = (*NONE, "+space.optimizer={adamw:null,sgd:{momentum:{float:[0,0.95]}}}")
     line = only_error(ask(*search, "optimizer=adam"), folds)
     assert "optimizer=adam, and the space holds adamw, sgd" in line
@@ -157,7 +157,7 @@ def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
     )
 
 
-def test_a_value_of_the_space_that_its_part_refuses_is_named(asking, folds):
+def test_a_value_that_the_network_or_optimizer_refuses_is_named(asking, folds):
     for search, words in {
         "model.activation.choice=[relu, tahn]": "model.activation=tahn: ",
         "model.hidden={list: {int: [0, 128]}, length: 1}": "model.hidden=[0]: ",
@@ -169,12 +169,12 @@ def test_a_value_of_the_space_that_its_part_refuses_is_named(asking, folds):
         assert any(line.startswith(words) for line in errors_of(asking(search), folds))
 
 
-def test_one_mistake_is_told_once_however_many_branches_meet_it(folds):
+def test_an_error_of_several_branches_is_reported_once(folds):
     line = only_error(ask("train.samples_per_epoch=5000"), folds)
     assert line.startswith("train.samples_per_epoch must be from 1 to 400, ")
 
 
-def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
+def test_a_custom_network_is_accepted_and_its_arguments_searched(folds):
     own = ("~model", "+model={_target_:test_validation.Own,width:16}")
     width = "+space.model.width.int=[1,32]"
     validate_search(ask(*NONE, *own, width), TrainingData(None, IMAGES, folds))
@@ -187,7 +187,7 @@ def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     )
 
 
-def test_a_key_that_a_file_of_ones_own_lacks_is_told_with_that_file_and_the_line(folds, tmp_path):
+def test_a_key_that_a_config_file_lacks_is_named_with_the_line_to_add(folds, tmp_path):
     write_study("mine", tmp_path)
     write_study("spun", tmp_path, kind="loop")
     folder = tmp_path / "conf"
@@ -223,7 +223,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     assert "model.block.depth=2 is outside its range [3, 4]" in only_error(outside, folds)
 
 
-def test_what_cannot_be_built_is_named(folds):
+def test_a_section_that_cannot_be_built_is_named(folds):
     for override, words in {
         "model._target_=no_such_package.Net": "No module named 'no_such_package'",
         "~model._target_": "model must have a _target_",
@@ -237,7 +237,7 @@ def test_what_cannot_be_built_is_named(folds):
     assert f"is missing ({pip_install('samplers')})" in only_error(needy, folds)
 
 
-def test_mistakes_of_all_sections_are_told_at_once(folds):
+def test_errors_of_all_sections_are_reported_together(folds):
     wrong = {
         "study.trials=0": "study.trials must be at least 1; got 0",
         "study.timeout=0": "study.timeout must be a positive number",
@@ -251,7 +251,7 @@ def test_mistakes_of_all_sections_are_told_at_once(folds):
         assert any(words in line for line in lines), words
 
 
-def test_what_are_no_two_objectives_and_parts_for_one_are_told_with_the_way_out():
+def test_invalid_objectives_and_parts_for_one_are_refused_with_a_fix():
     split = toy_split()
     for overrides, found in {
         ("objective.metric=[accuracy,parameter]",): ["did you mean parameters?"],
@@ -279,7 +279,7 @@ class Heads(Own):
         super().__init__(shape, classes, width)
 
 
-def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
+def test_configurations_that_break_a_relation_are_not_built(folds):
     high, four = errors_of(ask(*HEADS), folds)
     assert "14 % 4" in high
     assert four.startswith("model.heads=4: ")
@@ -289,7 +289,7 @@ def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
     assert related.identity("x") != ask(*HEADS).identity("x")
 
 
-def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(folds):
+def test_impossible_relations_are_refused_before_trial_0_with_a_fix(folds):
     with pytest.raises(ConfigError) as caught:
         ask(*HEADS, "+space.where=['model.widht > 2', 'model.width >', 3]")
     assert len(caught.value.errors) == 3
@@ -312,7 +312,7 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
     assert "space of finitely many configurations; give its floats" in only_error(endless, folds)
 
 
-def test_a_parameter_may_be_called_where():
+def test_a_hyperparameter_may_be_called_where():
     own = ("space=none", "+params.where=3", "objective._target_=toys.train")
     definition = ask(*own, "+space.params.where.int=[1,4]", "+space.where='params.where < 4'")
     assert [point.params for point in definition.space.points()] == [
@@ -365,7 +365,7 @@ def section_errors(overrides):
     return [*check_sections(definition, Strategy(definition))]
 
 
-def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():
+def test_only_impossible_settings_of_an_early_end_are_refused():
     for overrides, words in BOUNDS.items():
         (mistake,) = section_errors(overrides)
         assert words in mistake
@@ -387,7 +387,7 @@ TIMED = {
 DETERMINISTIC = "study.deterministic=true"
 
 
-def test_a_deterministic_search_names_all_that_depends_on_time_with_the_way_out():
+def test_a_deterministic_search_refuses_all_that_depends_on_time():
     for overrides, words in TIMED.items():
         (mistake,) = section_errors((DETERMINISTIC, *overrides))
         assert mistake.startswith(f"{DETERMINISTIC}: ")
@@ -414,7 +414,7 @@ COMMAND = (
 )
 
 
-def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
+def test_only_trials_that_cannot_be_paused_are_refused_with_asha():
     promotion = (*TINY, "pruner=asha", "train.epochs=3")
     for overrides, words in {
         ("checkpoints.dir=null",): "checkpoints.dir=null",

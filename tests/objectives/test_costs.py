@@ -26,7 +26,7 @@ WIDTHS = (
 )
 
 
-def test_a_limit_is_read_and_says_how_far_a_value_is_beyond_it():
+def test_a_limit_gives_the_excess_of_a_value():
     limits = parse_limits({"parameters": "<= 100_000", "flops": ">=0.5"})
     assert limits == [Condition("parameters", "<=", 100_000), Condition("flops", ">=", 0.5)]
     assert [limits[0].excess(value) for value in (50_000, 100_000, 150_000)] == [-0.5, 0.0, 0.5]
@@ -34,7 +34,7 @@ def test_a_limit_is_read_and_says_how_far_a_value_is_beyond_it():
     assert parse_limits(None) == []
 
 
-def test_all_that_is_no_limit_is_told_at_once():
+def test_errors_in_limits_are_reported_together():
     given = {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
     with pytest.raises(ConfigError) as caught:
         parse_limits(given, MEASURES)
@@ -66,7 +66,7 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tmp_path):
+def test_an_infeasible_trial_is_marked_and_not_trained_and_never_wins(sqlite_url, tmp_path):
     limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
     definition = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
     stored = create_study(sqlite_url, "s", definition.identity("toy"), 6)

@@ -84,7 +84,7 @@ def work(definition, url, folder, trials, stopping=None, **limits):
     return stored
 
 
-def test_a_trial_is_what_the_function_gives_for_its_configuration_and_seed(
+def test_a_trial_has_the_value_of_the_loop_for_its_configuration_and_seed(
     ask, sqlite_url, tmp_path
 ):
     definition = ask()
@@ -96,7 +96,7 @@ def test_a_trial_is_what_the_function_gives_for_its_configuration_and_seed(
         assert trial.user_attrs[EPOCHS]["number"] == [0, 1, 2]
 
 
-def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask, objective):
+def test_a_loop_is_seeded_and_leaves_the_callers_random_state(ask, objective):
     def draw(config, report):
         return random.random() + float(np.random.rand()) + float(torch.rand(()))
 
@@ -111,9 +111,7 @@ def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask,
     assert random.getstate() == before
 
 
-def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
-    ask, objective, sqlite_url, tmp_path
-):
+def test_a_value_that_is_not_finite_stops_the_study(ask, objective, sqlite_url, tmp_path):
     definition = ask()
     for value in (-math.inf, "0.5", None, [1.0]):
         objective(gives(value))
@@ -146,7 +144,7 @@ class Guarded(Never):
             self.within = False
 
 
-def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
+def test_a_signal_interrupts_a_loop_but_not_the_storing_of_a_report(ask):
     stopping, calls = Guarded(), []
 
     def function(config, report):
@@ -163,7 +161,7 @@ def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
     assert not stopping.within
 
 
-def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
+def test_the_functions_of_a_loop_are_checked_before_trial_0(ask):
     for override, words in {
         "objective.metric=[height,epochs]": "objective.direction must be maximize or minimize, for",
         "objective.constraints={failure: '<= 1'}": "failure is reserved; choose another name",
@@ -178,7 +176,7 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
         assert words in str(caught.value)
 
 
-def test_settings_that_the_loop_does_not_read_are_refused(ask):
+def test_settings_that_a_loop_does_not_read_are_refused(ask):
     other = "objective._target_=looped.train"
     for override, words in (
         (
@@ -195,7 +193,7 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
     assert not ask(other).reads_train
 
 
-def test_a_loop_is_told_that_nothing_uses_the_test_set(ask):
+def test_a_test_set_that_no_function_uses_is_noted(ask):
     data = TrainingData(Embedded(), SPLIT)
     (words,) = ask().notes(data)
     assert words.startswith("data: the test set is not used; name a function")
@@ -204,15 +202,13 @@ def test_a_loop_is_told_that_nothing_uses_the_test_set(ask):
         assert ask(override).notes(data) == []
 
 
-def test_a_config_without_data_names_none():
+def test_a_config_without_data_names_no_data():
     """As that of a trial to be replayed."""
     config = StudyConfig.of_trial({"objective": {"_target_": "x"}})
     assert not names_data(config)
 
 
-def test_the_folder_of_a_trial_is_there_for_the_next_attempt_and_gone_when_it_has_ended(
-    ask, objective, sqlite_url, tmp_path
-):
+def test_the_folder_of_a_trial_lasts_until_the_trial_ends(ask, objective, sqlite_url, tmp_path):
     seen = []
 
     def function(config, run):
@@ -230,9 +226,7 @@ def test_the_folder_of_a_trial_is_there_for_the_next_attempt_and_gone_when_it_ha
     assert [*(tmp_path / "c").iterdir()] == []
 
 
-def test_a_loop_that_prunes_itself_is_pruned_also_with_two_objectives(
-    ask, objective, sqlite_url, tmp_path
-):
+def test_a_loop_with_two_objectives_may_prune_itself(ask, objective, sqlite_url, tmp_path):
     def function(config, run):
         run.cost(size=3)
         for epoch in run.epochs(3):
@@ -249,7 +243,7 @@ def test_a_loop_that_prunes_itself_is_pruned_also_with_two_objectives(
     assert stored.trials()[1].intermediate_values == {1: 1.0, 2: 2.0}
 
 
-def test_a_cost_beyond_its_limit_ends_the_trial_teaches_the_sampler_and_never_wins(
+def test_a_cost_above_its_limit_ends_the_trial_which_never_wins(
     ask, objective, sqlite_url, tmp_path
 ):
     """Also if the loop catches what ends it."""
@@ -289,7 +283,7 @@ def names_another(config, run, part):
     return {"depth": 1.0}
 
 
-def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypatch):
+def test_a_failed_test_of_the_winner_is_reported_with_its_place_and_a_fix(ask, monkeypatch):
     for test, words in (
         (divides, f"ZeroDivisionError: division by zero ({__file__}:"),
         (names_another, "must return a number, or a dict with height; got depth; fix it"),

@@ -86,9 +86,7 @@ def outcome(objective, value):
 
 @pytest.mark.parametrize("function", [walk, forgetful])
 @pytest.mark.parametrize(("seeds", "after"), [((5,), 1), ((5,), 2), ((5, 6), 4), ((5, 6), 6)])
-def test_a_loop_ended_after_any_report_goes_on_from_its_checkpoint_to_the_same(
-    function, seeds, after, tmp_path
-):
+def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, after, tmp_path):
     """It is handed over there, as the worker does: the state is saved after each report."""
     undisturbed = objective_of(function, seeds)
     expected = outcome(undisturbed, run_of(undisturbed))
@@ -113,7 +111,7 @@ def test_a_loop_ended_after_any_report_goes_on_from_its_checkpoint_to_the_same(
     assert outcome(again, run_of(again, lambda step: rest.append(step.number))) == expected
 
 
-def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
+def test_with_several_jobs_ends_are_compared_and_curves_averaged():
     objective, steps = objective_of(walk, (5, 6)), []
     value = run_of(objective, steps.append)
     compared = [objective.compared_number(step) for step in steps]
@@ -129,7 +127,7 @@ def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
     assert steps[-1].number == objective.epochs
 
 
-def test_what_was_done_after_the_pruners_answer_is_forgotten():
+def test_steps_after_a_late_decision_of_the_pruner_are_forgotten():
     objective = objective_of(walk, (5, 6, 7))
     run_of(objective)
     first, second, _ = (step.number for step in objective.steps() if step.ends_job)
@@ -142,7 +140,7 @@ def test_what_was_done_after_the_pruners_answer_is_forgotten():
     assert objective.standard_error() == stdev(two) / 2**0.5
 
 
-def test_a_checkpoint_of_another_architecture_is_left_and_the_job_begins_anew_with_a_line(caplog):
+def test_a_job_starts_again_if_its_checkpoint_has_another_architecture(caplog):
     """Also where the loop catches what `run.keep` raises: half of it may be restored."""
 
     def careless(config, run):
@@ -164,7 +162,7 @@ def test_a_checkpoint_of_another_architecture_is_left_and_the_job_begins_anew_wi
     assert "the checkpoint does not fit run.keep(walk=…): size mismatch; it starts" in caplog.text
 
 
-def test_a_state_of_another_objective_is_refused_and_nothing_has_changed():
+def test_the_state_of_another_objective_is_refused_without_a_change():
     objective = objective_of(walk)
     for state in ({"seeds": [9]}, {"seeds": [5], "reports": 3}):
         with pytest.raises(ValueError, match="the state does not fit this objective"):
@@ -172,7 +170,7 @@ def test_a_state_of_another_objective_is_refused_and_nothing_has_changed():
         assert objective.steps() == []
 
 
-def test_what_has_a_state_and_is_not_kept_is_named():
+def test_objects_with_a_state_that_run_keep_was_not_given_are_named():
     def careless(config, run):
         net, frozen = (
             torch.nn.Linear(2, 1),
@@ -195,7 +193,7 @@ def test_what_has_a_state_and_is_not_kept_is_named():
     assert whole.not_kept() == []
 
 
-def test_a_compiled_network_is_kept_restored_and_saved_under_plain_names():
+def test_a_compiled_network_is_saved_and_restored_under_plain_names():
     def compiled(config, run):
         network = torch.nn.Linear(1, 1)
         run.keep(network=torch.compile(network, backend="eager"))
@@ -299,7 +297,7 @@ def obstinate(config, run):
 @pytest.mark.parametrize(
     ("function", "error"), [(stubborn, optuna.TrialPruned), (obstinate, Stopped)]
 )
-def test_what_a_report_raises_no_loop_can_swallow(function, error):
+def test_no_loop_can_swallow_the_exception_of_a_report(function, error):
     steps = []
 
     def report(step):
@@ -312,7 +310,7 @@ def test_what_a_report_raises_no_loop_can_swallow(function, error):
     assert steps == [1, 2]
 
 
-def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_report():
+def test_a_tested_loop_must_keep_an_object_before_its_first_report():
     steps = []
     with pytest.raises(ValueError, match=r"objective\.test .* call run\.keep\(net=…\)"):
         run_of(objective_of(forgetful, must_keep=True), steps.append)
@@ -324,14 +322,14 @@ def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_r
 # What it returns
 
 
-def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_jobs():
+def test_several_objectives_are_returned_in_order_or_by_name():
     for returned in ((0.5, 10), {"accuracy": 0.5, "parameters": 10}):
         objective = objective_of(lambda config, run, it=returned: it, (5, 6), objectives=TWO)
         assert run_of(objective) == 0.5
         assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
 
 
-def test_what_is_not_all_values_is_named():
+def test_a_missing_or_undefined_value_is_named():
     for returned, objectives, words in (
         ((0.5, 1, 2), TWO, r"reported no parameters.*run\.cost\(parameters=…\)"),
         ({"loss": 1}, OBJECTIVES, "returned loss: expected objective.metric=accuracy"),
@@ -342,7 +340,7 @@ def test_what_is_not_all_values_is_named():
             run_of(objective_of(lambda config, run, it=returned: it, objectives=objectives))
 
 
-def test_reports_without_the_metric_are_refused_with_the_names_that_were_reported():
+def test_reports_without_the_metric_are_refused_with_their_names():
     def inside(config, run):
         for _ in run.epochs(2):
             run.report(loss=1.0)

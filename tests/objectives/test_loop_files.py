@@ -74,9 +74,7 @@ def killed(folder, epoch, function=train):
 
 
 @pytest.mark.parametrize(("epoch", "count"), [(1, None), (EPOCHS - 1, EPOCHS)])
-def test_a_trainer_goes_on_from_its_own_files_and_the_random_state_of_before(
-    tmp_path, epoch, count
-):
+def test_a_trainer_resumes_from_its_files_and_random_state(tmp_path, epoch, count):
     def function(config, run):
         return train(config, run, count=count)
 
@@ -92,7 +90,7 @@ def test_a_trainer_goes_on_from_its_own_files_and_the_random_state_of_before(
     assert again.weights() == whole.weights()
 
 
-def test_an_epoch_without_files_is_trained_again_and_not_reported_twice(tmp_path):
+def test_an_epoch_without_files_is_trained_again_and_reported_once(tmp_path):
     def function(config, run):
         return train(config, run, every=2)
 
@@ -108,7 +106,7 @@ def test_an_epoch_without_files_is_trained_again_and_not_reported_twice(tmp_path
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
-def test_files_that_are_not_those_of_the_checkpoint_are_not_read(tmp_path, caplog, harm):
+def test_files_that_differ_from_the_checkpoint_are_not_read(tmp_path, caplog, harm):
     state = killed(tmp_path, 3)
     file = tmp_path / "1" / "state.pt"
     if harm == "gone":

@@ -46,7 +46,7 @@ class Plain:
 # Reports
 
 
-def test_within_epochs_a_report_is_told_when_the_body_has_ended():
+def test_a_report_within_an_epoch_is_sent_at_its_end():
     run, sent = run_of()
     for epoch in run.epochs(2):
         run.report(loss=1 / epoch)
@@ -56,7 +56,7 @@ def test_within_epochs_a_report_is_told_when_the_body_has_ended():
     assert sent == [(1, 1.0, {"loss": 1.0}), (2, 2.0, {"loss": 0.5})]
 
 
-def test_a_loop_may_report_by_hand_with_steps_of_its_own():
+def test_a_loop_may_choose_the_steps_of_its_reports():
     run, sent = run_of()
     run(0.5, 10)
     run.report(accuracy=0.6)
@@ -70,7 +70,7 @@ def test_a_loop_may_report_by_hand_with_steps_of_its_own():
             run.report(accuracy=0.7, step=step)
 
 
-def test_a_loop_that_breaks_has_told_what_it_reported():
+def test_a_loop_that_breaks_has_sent_its_reports():
     run, sent = run_of()
     for epoch in run.epochs(10):
         run.report(accuracy=epoch)
@@ -83,7 +83,7 @@ def test_a_loop_that_breaks_has_told_what_it_reported():
 # What is kept
 
 
-def test_what_cannot_be_kept_is_named_before_the_first_epoch():
+def test_an_object_that_cannot_be_kept_is_named_before_the_first_epoch():
     for part, words in (
         (3, "must have state_dict and load_state_dict; int has no state_dict"),
         (Plain({"a": object()}), r"run.keep\(it=…\)\['a'\].*got object"),
@@ -93,7 +93,7 @@ def test_what_cannot_be_kept_is_named_before_the_first_epoch():
             run_of()[0].keep(it=part)
 
 
-def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught():
+def test_a_checkpoint_of_other_code_is_refused_even_if_the_loop_catches_it():
     """Half of it may be loaded already."""
     more = {"network": nn.Linear(2, 1).state_dict(), "more": {}}
     for kept, words in (

@@ -27,9 +27,7 @@ def test_the_learning_curve_is_the_mean_over_jobs_at_each_epoch(definition):
     assert [step.number for step in steps] == [1, 2, 3, 4]
 
 
-def test_a_second_signal_that_comes_while_a_stopped_training_is_closed_counts(
-    definition, monkeypatch
-):
+def test_a_second_signal_counts_while_a_stopped_training_is_closed(definition, monkeypatch):
     training = Training(
         definition.build_jobs(definition.baseline, toy_folds(SPLIT, 3), number=0), SPLIT
     )
@@ -61,7 +59,7 @@ class Script:
 
 
 @pytest.mark.parametrize("weights", ["last", "best"])
-def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights):
+def test_the_value_is_the_mean_over_the_selected_epochs_of_jobs(definition, weights):
     scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
     jobs = [
         replace(job, patience=2, weights=weights, metric=Script(*script).metric())

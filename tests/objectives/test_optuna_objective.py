@@ -59,9 +59,7 @@ def ways(stored):
     return [(trial.number, trial.params, trial.value, trial.state) for trial in stored.trials()]
 
 
-def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_and_number(
-    ask, url, tmp_path
-):
+def test_suggested_hyperparameters_follow_from_seed_and_number(ask, url, tmp_path):
     definition = ask(hills)
     validate_search(definition, TrainingData())
     stored = work(definition, url, None, 8)
@@ -74,7 +72,7 @@ def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_a
     assert len({len(trial.params) for trial in stored.trials()}) > 1
 
 
-def test_a_trial_that_is_begun_again_has_the_parameters_that_it_had_suggested(ask, url):
+def test_a_trial_that_starts_again_has_the_same_hyperparameters(ask, url):
     """Although the sampler would suggest others by now."""
     seen = []
 
@@ -93,9 +91,7 @@ def test_a_trial_that_is_begun_again_has_the_parameters_that_it_had_suggested(as
     assert trial.params == {**seen[0], "y": trial.value}
 
 
-def test_what_a_trial_suggests_after_a_death_is_what_it_would_have_suggested(
-    ask, sqlite_url, tmp_path
-):
+def test_a_crash_does_not_change_what_a_trial_suggests_next(ask, sqlite_url, tmp_path):
     deaths = [0]
 
     def dies(trial):
@@ -112,7 +108,7 @@ def test_what_a_trial_suggests_after_a_death_is_what_it_would_have_suggested(
     assert ways(again) == ways(work(ask(dies), f"sqlite:///{tmp_path}/other.db", None, 2))
 
 
-def test_the_time_in_which_a_trial_suggests_and_stores_is_not_training(ask, sqlite_url):
+def test_the_time_to_suggest_and_store_does_not_count_as_training(ask, sqlite_url):
     spent = []
 
     def computes_nothing(trial):
@@ -129,9 +125,7 @@ def test_the_time_in_which_a_trial_suggests_and_stores_is_not_training(ask, sqli
     assert 0 <= trained < sum(spent) / 3
 
 
-def test_the_pruner_of_the_study_is_asked_and_an_objective_that_does_not_ask_ends_all_the_same(
-    ask, sqlite_url
-):
+def test_the_pruner_ends_an_objective_that_never_calls_should_prune(ask, sqlite_url):
     asked = []
 
     def runs_on(trial):
@@ -156,7 +150,7 @@ PRUNER = (
 )
 
 
-def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing(ask, sqlite_url):
+def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_url):
     given = []
 
     def notes(trial):
@@ -179,7 +173,7 @@ def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing
         other.run(lambda step: None, Never())
 
 
-def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
+def test_values_of_params_and_of_the_queue_are_not_sampled(ask, sqlite_url):
     """A winner.yaml gives all parameters; so its only trial is the winner's once more."""
     first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
     definition = ask(hills, "+params={width.0: 0.5}", first)
@@ -195,9 +189,7 @@ def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
 
 
 @pytest.mark.filterwarnings("ignore:Choices for a categorical:UserWarning")
-def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_way_out(
-    ask, sqlite_url
-):
+def test_a_value_that_cannot_be_stored_fails_its_trial_with_a_fix(ask, sqlite_url):
     def other_choices(trial):
         return float(trial.suggest_categorical("n", [1, 2] if trial.number else [1, 2, 3]))
 
@@ -230,7 +222,7 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_a_later_attempt_is_a_retry_of_itself_to_optunas_retry_history(ask, sqlite_url):
+def test_optunas_retry_history_shows_a_later_attempt_as_a_retry(ask, sqlite_url):
     histories = []
 
     def resumes(trial):
@@ -247,7 +239,7 @@ def test_a_later_attempt_is_a_retry_of_itself_to_optunas_retry_history(ask, sqli
     assert (histories, trial.intermediate_values) == ([[], [0]], {1: 0.5, 2: 0.5})
 
 
-def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_first(ask):
+def test_settings_that_an_optuna_objective_cannot_have_are_refused(ask):
     for override, words in {
         "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
         "sampler=grid": "narrow its ranges, or set sampler=tpe",
@@ -263,7 +255,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
     assert "is an Optuna objective: a trial whose worker dies starts again" in note
 
 
-def test_the_time_limit_of_optunas_optimize_is_said_not_to_be_read(ask, monkeypatch):
+def test_a_time_limit_of_optunas_optimize_is_noted_as_unused(ask, monkeypatch):
     source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
     monkeypatch.setattr(
         "studyloom.definition.custom_loop.read_source", lambda _: FunctionSource("", source)
@@ -276,7 +268,7 @@ def test_the_time_limit_of_optunas_optimize_is_said_not_to_be_read(ask, monkeypa
     assert len(ask(hills, "study.timeout=60").notes(TrainingData())) == 1
 
 
-def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
+def test_all_seeds_of_a_trial_have_the_same_hyperparameters(ask, sqlite_url):
     given = []
 
     def notes(trial):
@@ -289,7 +281,7 @@ def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, s
     assert [trial.value for trial in trials] == [1.5, 3.5]
 
 
-def test_an_objective_may_return_several_values(ask, sqlite_url):
+def test_an_optuna_objective_may_return_several_values(ask, sqlite_url):
     two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
     stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
     assert [trial.values[1] for trial in stored.trials()] == [2.0, 2.0]
@@ -303,7 +295,7 @@ def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
     return run.value
 
 
-def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
+def test_the_default_arguments_of_a_loop_are_the_baseline(ask, sqlite_url):
     definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
     validate_search(definition, TrainingData())
     assert definition.config["params"] == {"width": 32, "lr": 1e-3, "depth": 3}
@@ -316,9 +308,7 @@ def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(
 
 
 @pytest.mark.parametrize("function", [by_name, hills])
-def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_refused(
-    ask, function
-):
+def test_settings_of_networks_are_refused_for_a_loop_without_config(ask, function):
     """However they are set."""
     given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
@@ -341,7 +331,7 @@ def hands_on(run, *, steps=2):
     return keeps(run, steps=steps)
 
 
-def test_a_loop_that_keeps_a_network_without_epochs_is_said_to_start_again_after_a_death(
+def test_a_loop_that_keeps_without_epochs_is_noted_to_start_again(
     ask, sqlite_url, tmp_path, caplog
 ):
     words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
@@ -359,7 +349,7 @@ def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):  # noqa: B006
     return float(len(hidden))
 
 
-def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has_it(ask):
+def test_a_default_list_of_a_loop_is_the_baseline_of_a_searched_list(ask):
     space = (
         "+space.params.hidden={list:{int:[4,32]},length:{int:[1,3]}}",
         "+space.params.drops={list:{float:[0,0.4]},length:hidden}",
@@ -377,7 +367,7 @@ def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has
         assert problem in line
 
 
-def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
+def test_all_errors_in_the_params_of_a_loop_are_reported_together(ask):
     def needs(run, width, *, lr=0.1):
         return lr
 
