@@ -14,19 +14,19 @@ DATA = {
 NORMED = ("~model", "+model={_target_: drawn.Normed}")
 
 
-def definition(*overrides, **data):
+def make_definition(*overrides, **data):
     base = ("space=none", "train.batch_size=9", "train.epochs=1", "pruner=none")
-    asked = ask(*base, *overrides)
+    definition = ask(*base, *overrides)
     section = {key: value for key, value in (DATA | data).items() if value is not None}
-    config = asked.config.with_values({"data": section})
-    asked.composer.keep(config)
-    return type(asked)(config, asked.composer, asked.space)
+    config = definition.config.with_values({"data": section})
+    definition.composer.keep(config)
+    return type(definition)(config, definition.composer, definition.space)
 
 
 def errors(*overrides, **data):
-    asked = definition(*overrides, **data)
+    definition = make_definition(*overrides, **data)
     try:
-        validate_search(asked, load_data(asked.config))
+        validate_search(definition, load_data(definition.config))
     except ValueError as error:
         return str(error)
     return ""
@@ -59,10 +59,13 @@ def test_datasets_that_cannot_be_trained_on_are_refused_before_trial_0():
 
 def test_a_last_batch_of_one_in_the_reevaluation_is_refused():
     groups = [0] * 3 + [1] * 4 + [2] * 6 + [3] * 8 + [4] * 9 + [5] * 13 + [6] * 17
-    asked = definition(*NORMED, groups=groups)
-    data = load_data(asked.config)
+    definition = make_definition(*NORMED, groups=groups)
+    data = load_data(definition.config)
     searched = len(data.folds[0][0])
-    later = [len(asked.make_new_fold(data, seed)[0]) for seed in range(asked.config.winner.seeds)]
+    later = [
+        len(definition.make_new_fold(data, seed)[0])
+        for seed in range(definition.config.winner.seeds)
+    ]
     only_later = [
         size
         for size in range(5, 30)
@@ -78,8 +81,8 @@ def test_a_last_batch_of_one_in_the_reevaluation_is_refused():
 
 
 def test_where_data_lie_and_how_they_load_do_not_identify_a_study():
-    plain = definition().identity("d")
-    moved = definition(
+    plain = make_definition().identity("d")
+    moved = make_definition(
         train={"_target_": "drawn.Drawn", "root": "a"},
         evaluate=None,
         num_workers=2,
@@ -87,7 +90,7 @@ def test_where_data_lie_and_how_they_load_do_not_identify_a_study():
         persistent_workers=True,
     )
     assert moved.identity("d") == plain
-    other = definition(train={"_target_": "drawn.Drawn", "noise": 0.5})
+    other = make_definition(train={"_target_": "drawn.Drawn", "noise": 0.5})
     assert other.identity("d") != plain
 
 
@@ -101,20 +104,20 @@ def test_a_loop_gets_its_fold_with_the_transforms_of_each_set(monkeypatch):
 
     def look(config, run):
         trained, validated = numbers(run.train), numbers(run.valid)
-        assert numbers(run.train)[1] != trained[1], "drawn anew"
+        assert numbers(run.train)[1] != trained[1], "drawn again"
         assert numbers(run.valid) == validated, "without noise"
         seen.append((run.fold, sorted(trained[0]), validated[0]))
         return 0.0
 
     monkeypatch.setattr(toys, "train", look)
-    asked = definition(
+    definition = make_definition(
         *(way for way in LOOP if not way.startswith("objective.test")),
         "objective.folds=3",
         train={"_target_": "drawn.Drawn", "noise": 1e-4},
         evaluate={"_target_": "drawn.Drawn", "noise": 0.0},
         validation=None,
     )
-    made = asked.make_objective(asked.baseline, 0, load_data(asked.config))
+    made = definition.make_objective(definition.baseline, 0, load_data(definition.config))
     made.run(lambda step: None, Never())
     assert [fold for fold, *_ in seen] == [0, 1, 2]
     assert sorted(number for *_, validated in seen for number in validated) == [*range(60)]

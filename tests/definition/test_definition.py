@@ -1,4 +1,4 @@
-"""What a study asks, where it begins, and what makes another question."""
+"""The values that identify a study definition, its baseline and its budget."""
 
 import shutil
 
@@ -12,36 +12,36 @@ pytestmark = pytest.mark.usefixtures("composing")
 NONE = ("space=none",)  # and then what a test searches, with +space.…
 
 
-# What it asks, and what makes another question
+# The identity of a definition
 
 
 @pytest.fixture
-def asked(asking):
+def identity(asking):
     return asking().identity("digest")
 
 
-def test_another_value_makes_another_definition(asking, asked):
+def test_another_value_makes_another_definition(asking, identity):
     for change in ({"model.hidden": [64]}, {"loss.label_smoothing": 0.1}, {"study.seed": 1}):
-        assert asking(**change).identity("digest") != asked, change
+        assert asking(**change).identity("digest") != identity, change
 
 
-def test_the_search_and_the_folders_are_no_part_of_a_definition(asked):
+def test_the_search_and_the_folders_are_no_part_of_a_definition(identity):
     ways = (
         *("sampler=random", "pruner=hyperband", "launcher=join", "storage=postgres"),
         *("study.trials=7", "study.name=other", "run_dir=elsewhere", "winner.rule='max accuracy'"),
     )
-    assert ask(*NONE, *ways).identity("digest") == asked
-    assert ask(*NONE, "data.transform=null").identity("digest") == asked  # of predict alone
+    assert ask(*NONE, *ways).identity("digest") == identity
+    assert ask(*NONE, "data.transform=null").identity("digest") == identity  # of predict alone
     roots = [ask(*NONE, "data=mnist", f"data.root=/{name}") for name in "ab"]
     assert roots[0].identity("digest") == roots[1].identity("digest")
 
 
-def test_rounds_of_a_deterministic_search_are_part_of_the_definition(asked):
+def test_rounds_of_a_deterministic_search_are_part_of_the_definition(identity):
     rounds = [
         ask(*NONE, "study.deterministic=true", f"study.round={width}").identity("digest")
         for width in (4, 5)
     ]
-    assert rounds[0] == asked | {"study.deterministic": True, "study.round": 4}
+    assert rounds[0] == identity | {"study.deterministic": True, "study.round": 4}
     assert rounds[1] == rounds[0] | {"study.round": 5}
 
 
@@ -50,10 +50,10 @@ def test_defaults_of_searched_options_are_part_of_the_definition(tmp_path, main)
     folder = tmp_path / "conf"
     shutil.copytree(CONF, folder)
     cnn = folder / "model" / "cnn.yaml"
-    asked = main.identity("digest")
+    identity = main.identity("digest")
     cnn.write_text(cnn.read_text().replace("blocks: 2", "blocks: 3"))
     changed = ask(folder=folder).identity("digest")
-    assert {key for key in asked if asked[key] != changed[key]} == {"model=cnn.blocks"}
+    assert {key for key in identity if identity[key] != changed[key]} == {"model=cnn.blocks"}
 
 
 # Where it begins, and how far it goes

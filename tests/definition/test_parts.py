@@ -161,7 +161,7 @@ def test_an_unknown_setting_of_an_optimizer_is_refused_with_a_fix():
         assert line.endswith(f"leave it out with '~optimizer.{name}'")
 
 
-# Steps of one's own
+# Custom steps
 
 
 def step(network, batch, loss, share=1.0):

@@ -1,4 +1,4 @@
-"""What a call in Python asks: the same as its YAML, with every mistake before trial 0."""
+"""The definition of a call in Python: that of its YAML, with every error before trial 0."""
 
 import inspect
 import math
@@ -90,9 +90,9 @@ def test_python_and_its_yaml_have_one_definition_and_the_same_trials(tmp_path, m
     few = {**SMALL, "winner": {"enabled": False}}
     with sl.search(Net, space=SPACE, data=(pair(60), pair(20)), name="mine", **few) as study:
         written = study.to_yaml("conf")
-        asked = study._stored.definition()
+        identity = study._stored.definition()
         with sl.run(written, ["run_dir=again"], quiet=True) as again:
-            assert again._stored.definition() == asked
+            assert again._stored.definition() == identity
             columns = ("number", "value", "params.model.width", "params.optimizer.lr")
             rows = (
                 [[row[name] for name in columns] for row in s.to_dicts()] for s in (study, again)
@@ -106,18 +106,18 @@ def test_python_and_its_yaml_have_one_definition_and_the_same_trials(tmp_path, m
 
 def test_a_single_data_set_is_divided_by_the_seed_with_a_note(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = read_call(Net, SPACE, pair(100), {"study.seed": 3})
-    assert asked.notes == [
+    study = read_call(Net, SPACE, pair(100), {"study.seed": 3})
+    assert study.notes == [
         "data: 20 of 100 examples, drawn by study.seed=3, are the test set",
         "data: 16 training examples are the validation set (data.validation)",
     ]
-    sizes = {path.name: len(array) for path, array in asked.arrays.items()}
+    sizes = {path.name: len(array) for path, array in study.arrays.items()}
     assert (sizes["train_inputs.npy"], sizes["test_targets.npy"]) == (80, 20)
     same, other = (read_call(Net, SPACE, pair(100), {"study.seed": seed}) for seed in (3, 4))
-    assert [*same.arrays] == [*asked.arrays] != [*other.arrays]
+    assert [*same.arrays] == [*study.arrays] != [*other.arrays]
     assert (
         read_call(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections
-        == asked.sections
+        == study.sections
     )
 
 
@@ -156,11 +156,11 @@ def test_tensors_with_a_validation_set_hold_out_no_examples(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     pairs = (pair(count, torch.float) for count in (60, 20, 9))
     *parts, valid = ((inputs, targets[:, None]) for inputs, targets in pairs)
-    asked = read_call(Net, {}, parts, {"data.valid": valid})
-    data = asked.sections["data"]
+    study = read_call(Net, {}, parts, {"data.valid": valid})
+    data = study.sections["data"]
     assert data.keys() == {"_target_", "train", "valid", "test"}
-    assert (data["_target_"], asked.notes) == ("studyloom.data.Datasets", [])
-    assert {"loss": "mse"} in asked.sections["defaults"]
+    assert (data["_target_"], study.notes) == ("studyloom.data.Datasets", [])
+    assert {"loss": "mse"} in study.sections["defaults"]
     data = read_call(Net, {}, parts, {"data.num_workers": 1, "data.validation": 7}).sections["data"]
     assert (data["_target_"], data["validation"]) == ("studyloom.data.Datasets", 7)
     few = {**SMALL, "winner": {"enabled": False}, "data.valid": valid}

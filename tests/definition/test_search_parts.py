@@ -1,4 +1,4 @@
-"""The sampler and the pruner of a study: a seed for all trials, and state that is kept or lost."""
+"""The sampler and the pruner of a study: seeds, state in one process, errors."""
 
 import pytest
 from optuna.pruners import NopPruner
@@ -44,9 +44,9 @@ def test_a_sampler_that_keeps_state_is_refused_with_several_workers():
     declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
     for definition in (declared, counting):
         assert Strategy(definition).keeps_state == ("sampler",)
-        (mistake,) = Strategy(definition).check_workers(2)
-        assert "sampler: keeps its state in one process (keeps_state)" in mistake
-        assert "set launcher.workers=1" in mistake
+        (error,) = Strategy(definition).check_workers(2)
+        assert "sampler: keeps its state in one process (keeps_state)" in error
+        assert "set launcher.workers=1" in error
         assert [*Strategy(definition).check_workers(1)] == []
     assert isinstance(Strategy(counting).sampler(0), Counting)
     for definition in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):

@@ -1,4 +1,4 @@
-"""The question as a whole is checked before trial 0: each mistake is named, with the way out."""
+"""A study definition is validated as a whole before trial 0: each error has a fix."""
 
 import shutil
 from dataclasses import replace
@@ -195,13 +195,13 @@ def test_a_key_that_a_config_file_lacks_is_named_with_the_line_to_add(folds, tmp
         text = path.read_text().replace("studies.mine.Net", "test_validation.Own")
         path.write_text(text.replace("studies.spun.train", "toys.train"))
     to_add = f"to have it, add `depth: 1` to params in {folder}/spun.yaml, with the value to"
-    for name, search, way_out in (
+    for name, search, fix in (
         ("mine", "model.dropout.float=[0,0.5]", "; test_validation.Own has no such parameter"),
         ("spun", "params.depth.int=[1,4]", f"; {to_add} start from"),
-        ("mine", "optimizer.beta.float=[0,1]", "fused"),  # a file of ours
+        ("mine", "optimizer.beta.float=[0,1]", "fused"),  # a file of studyloom
     ):
         line = only_error(ask(f"+space.{search}", name=name, folder=folder), folds)
-        assert line.endswith(way_out), line
+        assert line.endswith(fix), line
 
 
 def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path):
@@ -260,7 +260,7 @@ def test_invalid_objectives_and_parts_for_one_are_refused_with_a_fix():
     }.items():
         errors = errors_of(ask(*TWO, *overrides), toy_folds(split), split)
         assert len(errors) == len(found)
-        assert all(words in mistake for words, mistake in zip(found, errors, strict=True))
+        assert all(words in error for words, error in zip(found, errors, strict=True))
 
 
 # Relations and repeats
@@ -367,8 +367,8 @@ def section_errors(overrides):
 
 def test_only_impossible_settings_of_an_early_end_are_refused():
     for overrides, words in BOUNDS.items():
-        (mistake,) = section_errors(overrides)
-        assert words in mistake
+        (error,) = section_errors(overrides)
+        assert words in error
     for overrides in BOUNDED:
         assert section_errors(overrides) == []
 
@@ -389,17 +389,17 @@ DETERMINISTIC = "study.deterministic=true"
 
 def test_a_deterministic_search_refuses_all_that_depends_on_time():
     for overrides, words in TIMED.items():
-        (mistake,) = section_errors((DETERMINISTIC, *overrides))
-        assert mistake.startswith(f"{DETERMINISTIC}: ")
-        assert words in mistake
+        (error,) = section_errors((DETERMINISTIC, *overrides))
+        assert error.startswith(f"{DETERMINISTIC}: ")
+        assert words in error
     together = ("study.epochs=40", "cost.limit=5", "cost.per_hour=1", "pruner=median", *STOP)
     assert len(section_errors((DETERMINISTIC, *together))) == 5
-    (mistake,) = section_errors((DETERMINISTIC, "study.round=0"))
-    assert "study.round must be at least 1" in mistake
+    (error,) = section_errors((DETERMINISTIC, "study.round=0"))
+    assert "study.round must be at least 1" in error
     suggests = ("pruner=none", "~space", "objective._target_=suggesting.objective")
     definition = LoopDefinition.from_config(*compose(DETERMINISTIC, *suggests, *LOOP[2:]))
-    (mistake,) = Strategy(definition).check()
-    assert "an Optuna objective(trial) suggests while it runs; write a loop" in mistake
+    (error,) = Strategy(definition).check()
+    assert "an Optuna objective(trial) suggests while it runs; write a loop" in error
     for overrides in ((), ("pruner=none", *LOOP), ("objective.metric=[accuracy,flops]",)):
         assert section_errors((DETERMINISTIC, *overrides)) == []
 
@@ -423,8 +423,8 @@ def test_only_trials_that_cannot_be_paused_are_refused_with_asha():
         (*LOOP, "objective.folds=2"): "objective.folds or objective.seeds",
         (*COMMAND, "objective.direction=maximize"): "which this objective lacks",
     }.items():
-        (mistake,) = section_errors((*promotion, *overrides))
-        assert words in mistake
+        (error,) = section_errors((*promotion, *overrides))
+        assert words in error
     for overrides in ((), LOOP, ("objective.folds=3",)):
         assert section_errors((*promotion, *overrides)) == []
     # By default, where trials cannot be paused, none is pruned by several values.

@@ -35,9 +35,14 @@ def test_a_limit_gives_the_excess_of_a_value():
 
 
 def test_errors_in_limits_are_reported_together():
-    given = {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
+    section = {
+        "parameter": "<= 3",
+        "flops": "__import__('os')",
+        "latency_ms": 2,
+        "parameters": "< 5",
+    }
     with pytest.raises(ConfigError) as caught:
-        parse_limits(given, MEASURES)
+        parse_limits(section, MEASURES)
     unknown = "unknown quantity; there are parameters, flops"
     limit = "must be a limit such as '<= 100_000' or '>= 1'"
     assert caught.value.errors == [

@@ -24,7 +24,7 @@ EPOCHS = 3
 
 
 class Walk:
-    """A state that each epoch draws on, in place of a network."""
+    """A state that each epoch draws on, instead of a network."""
 
     def __init__(self):
         self.place = torch.zeros(2)
@@ -87,7 +87,7 @@ def outcome(objective, value):
 @pytest.mark.parametrize("function", [walk, forgetful])
 @pytest.mark.parametrize(("seeds", "after"), [((5,), 1), ((5,), 2), ((5, 6), 4), ((5, 6), 6)])
 def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, after, tmp_path):
-    """It is handed over there, as the worker does: the state is saved after each report."""
+    """The state is saved after each report, as the worker does."""
     undisturbed = objective_of(function, seeds)
     expected = outcome(undisturbed, run_of(undisturbed))
     file = Checkpoint(tmp_path / "c.pt", "it")

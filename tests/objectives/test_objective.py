@@ -1,4 +1,4 @@
-"""How epochs of jobs become the reports and the value of a trial."""
+"""The epochs of jobs become the reports and the value of a trial."""
 
 from dataclasses import replace
 
@@ -70,11 +70,11 @@ def test_the_value_is_the_mean_over_the_selected_epochs_of_jobs(definition, weig
     objective = NetworkObjective(Training(jobs, SPLIT))
     steps = []
     value = objective.run(steps.append, Never())
-    kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[weights]
-    assert value == pytest.approx(sum(kept) / 2)
-    assert objective.standard_error() == pytest.approx(abs(kept[0] - kept[1]) / 2)
-    stand_in = kept[1]
-    expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
+    selected = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[weights]
+    assert value == pytest.approx(sum(selected) / 2)
+    assert objective.standard_error() == pytest.approx(abs(selected[0] - selected[1]) / 2)
+    last_of_second_job = selected[1]
+    expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + last_of_second_job) / 2}
     assert {step.number: step.value for step in steps} == pytest.approx(expected)
     objective.forget_steps_after(2)
     assert len(objective.history) == 2

@@ -1,4 +1,4 @@
-"""An objective of Optuna's as it is, and a loop that gets its parameters by name."""
+"""Optuna objectives without a change, and loops that get hyperparameters by name."""
 
 import sys
 import time
@@ -126,12 +126,12 @@ def test_the_time_to_suggest_and_store_does_not_count_as_training(ask, sqlite_ur
 
 
 def test_the_pruner_ends_an_objective_that_never_calls_should_prune(ask, sqlite_url):
-    asked = []
+    reports = []
 
     def runs_on(trial):
         trial.suggest_float("x", 0, 1)
         for step in range(4):
-            asked.append((trial.number, step))
+            reports.append((trial.number, step))
             trial.report(step / 2, step)
             if trial.number and trial.should_prune():
                 raise optuna.TrialPruned
@@ -139,7 +139,7 @@ def test_the_pruner_ends_an_objective_that_never_calls_should_prune(ask, sqlite_
 
     stored = work(ask(runs_on, *PRUNER), sqlite_url, None, 2)
     assert [trial.state for trial in stored.trials()] == [TrialState.PRUNED] * 2
-    assert asked == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
+    assert reports == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
     assert [trial.value for trial in stored.trials()] == [1.0, 1.0]
 
 
@@ -151,10 +151,10 @@ PRUNER = (
 
 
 def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_url):
-    given = []
+    seen = []
 
     def notes(trial):
-        given.append((trial.number, trial.user_attrs))
+        seen.append((trial.number, trial.user_attrs))
         trial.set_user_attr("seen", 1)
         height = hills(trial)
         assert (isinstance(trial, optuna.Trial), trial.should_prune()) == (True, False)
@@ -166,7 +166,7 @@ def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_
     again = definition.make_objective(point, 70, TrainingData(), seed=3)
     assert again.run(lambda step: None, Never()) == trial.value
     assert [step.number for step in again.steps()] == [*trial.intermediate_values]
-    assert given[-1] == (70, {})
+    assert seen[-1] == (70, {})
     two_layers = definition.space.make_point({"layers": 2})
     other = definition.make_objective(two_layers, 0, TrainingData(), seed=3)
     with pytest.raises(ValueError, match=r"no hyperparameter width\.0, it has layers; suggest"):
@@ -269,15 +269,15 @@ def test_a_time_limit_of_optunas_optimize_is_noted_as_unused(ask, monkeypatch):
 
 
 def test_all_seeds_of_a_trial_have_the_same_hyperparameters(ask, sqlite_url):
-    given = []
+    suggested = []
 
     def notes(trial):
-        given.append((trial.number, trial.suggest_float("x", 0, 1)))
+        suggested.append((trial.number, trial.suggest_float("x", 0, 1)))
         trial.report(1.0, 0)
-        return float(len(given))
+        return float(len(suggested))
 
     trials = work(ask(notes, "objective.seeds=2"), sqlite_url, None, 2).trials()
-    assert given == [(t.number, t.params["x"]) for t in trials for _ in range(2)]
+    assert suggested == [(t.number, t.params["x"]) for t in trials for _ in range(2)]
     assert [trial.value for trial in trials] == [1.5, 3.5]
 
 
@@ -310,10 +310,10 @@ def test_the_default_arguments_of_a_loop_are_the_baseline(ask, sqlite_url):
 @pytest.mark.parametrize("function", [by_name, hills])
 def test_settings_of_networks_are_refused_for_a_loop_without_config(ask, function):
     """However they are set."""
-    given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
+    settings = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
-        validate_search(ask(function, *given), TrainingData())
-    refused = [mistake.partition(":")[0] for mistake in caught.value.errors]
+        validate_search(ask(function, *settings), TrainingData())
+    refused = [error.partition(":")[0] for error in caught.value.errors]
     assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
     assert words in caught.value.errors[0]

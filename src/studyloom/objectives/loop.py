@@ -300,23 +300,23 @@ class Loop:
         """Makes the config that a call with a seed gets, an OmegaConf config."""
         return self.config.for_user(seed=seed)
 
-    def read_value(self, returned: object, run: Run) -> float:
+    def read_value(self, result: object, run: Run) -> float:
         """Reads the value of the metric in what a call has returned, and reports its other values.
 
         Args:
-            returned: the value; or the values of all objectives, in order or by name. Those after
+            result: the value; or the values of all objectives, in order or by name. Those after
                 the metric become costs of the run.
 
         Raises:
             UndefinedMetric: a value is missing, or is not a finite number.
             Infeasible: a constraint is violated.
         """
-        values: Mapping[Any, Any] = {self.metric: returned}
+        values: Mapping[Any, Any] = {self.metric: result}
         names = [self.metric, *self.further_objectives]
-        if isinstance(returned, Mapping):
-            values = returned
-        elif isinstance(returned, tuple | list) and len(returned) == len(names) > 1:
-            values = dict(zip(names, returned, strict=True))
+        if isinstance(result, Mapping):
+            values = result
+        elif isinstance(result, tuple | list) and len(result) == len(names) > 1:
+            values = dict(zip(names, result, strict=True))
         required_costs = self.required_costs
         run.cost(**{name: value for name, value in values.items() if name in required_costs})
         if self.metric not in values:
@@ -356,14 +356,14 @@ class Loop:
             )
 
     def test(
-        self, function: Callable[..., object], seed: int, states: State, part: object
+        self, function: Callable[..., object], seed: int, states: State, examples: object
     ) -> dict[str, float]:
         """Calls `objective.test` for a trained loop, and returns its values, the metric first.
 
         Args:
-            function: of `objective.test`.
-            states: that the training has kept; `run.keep` restores them.
-            part: the examples of the test set; None without `data`.
+            function: the user's function.
+            states: the states of the objects that the training kept; `run.keep` restores them.
+            examples: the Dataset of the test set; None without `data`.
 
         Raises:
             NoWinner: it raises an exception, or returns something else.
@@ -372,8 +372,8 @@ class Loop:
         run = Run(context, self.metric, _ignore_report, saved={"kept": states})
         try:
             with seeded(seed), isolated_hydra(), keys_explained():
-                returned = function(self.make_config(seed), run, part)
-                return _read_test_values(returned, self.metric)
+                result = function(self.make_config(seed), run, examples)
+                return _read_test_values(result, self.metric)
         except (Exception, SystemExit) as error:
             raise NoWinner(
                 f"objective.test={self.config.objective.test}: {describe_error(error)}"
@@ -388,11 +388,11 @@ def _ignore_report(step: int, value: float, further: dict[str, float]) -> None:
     """Takes a report of a test, whose values are those that the function returns."""
 
 
-def _read_test_values(returned: object, metric: str) -> dict[str, float]:
+def _read_test_values(result: object, metric: str) -> dict[str, float]:
     """Reads the values in what `objective.test` has returned, the metric first."""
-    values: Mapping[Any, object] = {metric: returned}
-    if isinstance(returned, Mapping):
-        values = returned
+    values: Mapping[Any, object] = {metric: result}
+    if isinstance(result, Mapping):
+        values = result
     numbers: dict[str, float] = {}
     for name, value in values.items():
         numbers[str(name)] = to_finite_number(value, f"returned {value!r} from objective.test")
@@ -406,11 +406,10 @@ def _read_test_values(returned: object, metric: str) -> dict[str, float]:
 class SignalGuard:
     """Lets signals interrupt a loop, but not while studyloom stores something of its trial.
 
-    A stop signal raises Stopped in the midst of the loop, between any two of its steps. In the
-    midst of a report this would leave a trial of which the database has a half, so that signals
-    wait there until the report is stored.
+    A signal to stop raises Stopped anywhere in the loop. If it did so while a report is stored, the
+    database could hold half of the report. So signals wait until the report is stored.
 
-    It also measures how long the loop trains: the time in which signals wait does not count.
+    The guard also measures the seconds of each step: the time in which signals wait is no training.
 
     Args:
         report: stores a step, and may end the trial by an exception.
@@ -584,7 +583,7 @@ class LoopObjective(Objective):
             except BaseException as error:
                 if guard.ending is not None:
                     raise guard.ending from None
-                if isinstance(error, TrialPruned):  # raised by the loop itself
+                if isinstance(error, TrialPruned):  # the loop prunes its trial itself
                     run.flush()
                 if run.unfit_state is not None and isinstance(error, Exception):
                     raise run.unfit_state from None
@@ -599,7 +598,7 @@ class LoopObjective(Objective):
         return value
 
     def _make_run(self, position: int, guard: SignalGuard) -> Run:
-        """Makes the run of the job at a position, and notes it as the current one."""
+        """Makes the run of the job at a position, which is the current one from now on."""
         loop = self.loop
         attempt = self.attempt
         if attempt.folder is not None and len(self.jobs) > 1:
@@ -613,7 +612,7 @@ class LoopObjective(Objective):
             pruner_epochs=loop.pruner_epochs,
         )
         self._run = run
-        del self._costs[position:]  # of a call for this job that started again
+        del self._costs[position:]  # of an earlier call, if the job starts again
         self._costs.append(run.costs)
         return run
 
@@ -637,12 +636,12 @@ class LoopObjective(Objective):
             config = loop.make_config(run.seed)
         with isolated_hydra(), keys_explained():
             guard.start_step()
-            returned = function.call(config, run, make_trial)
+            result = function.call(config, run, make_trial)
         if guard.ending is not None or run.unfit_state is not None:
-            # `_run_job` replaces it by the exception that the loop has caught.
+            # `_run_job` raises the exception that the loop has caught instead of this one.
             raise RuntimeError("the loop must not catch the exception that ends its trial")
         run.flush()
-        return loop.read_value(returned, run)
+        return loop.read_value(result, run)
 
     def _send_report(
         self, position: int, guard: SignalGuard, step: int, value: float, further: dict[str, float]

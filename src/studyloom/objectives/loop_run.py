@@ -84,6 +84,7 @@ LoopDatasets = tuple[Dataset[Any] | None, Dataset[Any] | None]
 
 
 def _load_no_datasets() -> LoopDatasets:
+    """Returns no Datasets, for a loop that loads its data itself."""
     return None, None
 
 
@@ -209,7 +210,6 @@ class Run:
         streams: names of streams in the loop whose position a resumed trial would lack.
         warnings: what `warn` was given.
         count: the number of epochs; None until `epochs` is called.
-        unfit_state: the error of a checkpoint that did not fit; None if it did.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class Run:
         self.streams: list[str] = []
         self.warnings: list[str] = []
         self.count: int | None = None
-        self.unfit_state: UnfitState | None = None
+        self.unfit_state: UnfitState | None = None  # the error of a checkpoint that does not fit
         self._send = send
         self._limits = limits or {}
         self._saved = saved
