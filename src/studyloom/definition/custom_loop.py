@@ -144,7 +144,8 @@ class LoopDefinition(Definition):
             if default is inspect.Parameter.empty and name not in params:
                 errors.append(f"params.{name} must be given: {function} has no default for it")
 
-        def refuse_unknown(key: str, name: str) -> None:
+        def check_name(key: str, name: str) -> None:
+            """Adds an error if the loop has no parameter of the name that a key sets."""
             if name in parameters.defaults or parameters.takes_any:
                 return
             names = ", ".join(parameters.defaults) or "none"
@@ -154,7 +155,7 @@ class LoopDefinition(Definition):
             )
 
         for name in value_at(cfg, PARAMS) or {}:
-            refuse_unknown(f"{PARAMS}.{name}", name.partition(".")[0])
+            check_name(f"{PARAMS}.{name}", name.partition(".")[0])
         searched_keys = [
             node.key for branch in definition.space.branches() for node in branch.nodes
         ]
@@ -162,7 +163,7 @@ class LoopDefinition(Definition):
         for key in searched_keys:
             section, _, name = key.partition(".")
             if section == PARAMS:
-                refuse_unknown(f"space.{key}", name.partition(".")[0])
+                check_name(f"space.{key}", name.partition(".")[0])
             else:
                 errors.append(f"space.{key}: {function} gets only the values of params")
         refuse(errors)
@@ -261,7 +262,7 @@ class LoopDefinition(Definition):
     def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition; see `Definition.identity`."""
         values = super().identity(digest)
-        for name in self.adapter.undecisive:
+        for name in self.adapter.keys_without_effect:
             values.pop(f"objective.{name}", None)
         if isinstance(self.function, ConfiguredAdapter):
             # Interpolations stay as written: the value of ${now:…} differs at each start.
@@ -276,7 +277,7 @@ class LoopDefinition(Definition):
         """Builds the loop that is called with a configuration."""
         config = self.compose_config(point)
         function = build_function(config["objective"])
-        return Loop(function, config, self.objectives, self.limits, self.tested)
+        return Loop(function, config, self.objectives, self.limits, must_keep=self.tested)
 
     def make_objective(
         self,

@@ -40,13 +40,13 @@ class Adapter:
     the section `objective`. The other methods of this base class say what holds for a loop.
 
     Attributes:
-        undecisive: the keys of the section that change no value, and so are not part of the study
-            definition.
+        keys_without_effect: the keys of the section that change no value, and so are not part of
+            the study definition.
         resumes: whether a trial may resume from what `run.keep` has saved.
         untested: why the winner is not tested; None if the user decides it by `objective.test`.
     """
 
-    undecisive: ClassVar[Sequence[str]] = ()
+    keys_without_effect: ClassVar[Sequence[str]] = ()
     resumes: ClassVar[bool] = True
     untested: ClassVar[str | None] = None
 

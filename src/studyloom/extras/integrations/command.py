@@ -75,7 +75,7 @@ class Command(Adapter):
     keep: bool = False
     inputs: Sequence[str] = ()
 
-    undecisive: ClassVar[tuple[str, ...]] = ("keep",)
+    keys_without_effect: ClassVar[tuple[str, ...]] = ("keep",)
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
     untested: ClassVar[str] = (
         "a command returns no network to test; what it printed on new seeds is the result"
