@@ -1,4 +1,4 @@
-"""A function as the objective, from its call to the winner, on toy functions and real storages."""
+"""A custom training loop as the objective, from its call to the winner, on real storages."""
 
 import math
 import random
@@ -29,7 +29,7 @@ from studyloom.storage.opening import create_study
 from studyloom.worker.stage import Stage
 from studyloom.worker.worker import Worker
 
-OWN = """
+CONFIG = """
 defaults:
   [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
 study: {name: own}
@@ -47,7 +47,7 @@ def parabola(config, report):
     return height + 1e-3 * random.Random(config.seed).random()
 
 
-def gives(value):
+def returns(value):
     return lambda config, report: value
 
 
@@ -60,22 +60,22 @@ def curved(curve, config):
 
 
 @pytest.fixture
-def ask(tmp_path):
-    (tmp_path / "own.yaml").write_text(OWN)
+def define(tmp_path):
+    (tmp_path / "own.yaml").write_text(CONFIG)
 
-    def ask(*overrides):
+    def define(*overrides):
         return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
 
-    return ask
+    return define
 
 
 @pytest.fixture
-def objective(monkeypatch):
+def replace_loop(monkeypatch):
     """Replaces the function that the config names."""
     return lambda function: monkeypatch.setattr(sys.modules[__name__], "parabola", function)
 
 
-def work(definition, url, folder, trials, stopping=None, **limits):
+def run_search(definition, url, folder, trials, stopping=None, **limits):
     stored = create_study(
         url, "own", definition.identity(""), trials, objectives=definition.objectives
     )
@@ -85,10 +85,10 @@ def work(definition, url, folder, trials, stopping=None, **limits):
 
 
 def test_a_trial_has_the_value_of_the_loop_for_its_configuration_and_seed(
-    ask, sqlite_url, tmp_path
+    define, sqlite_url, tmp_path
 ):
-    definition = ask()
-    stored = work(definition, sqlite_url, tmp_path, 4)
+    definition = define()
+    stored = run_search(definition, sqlite_url, tmp_path, 4)
     for trial in stored.trials():
         noise = 1e-3 * random.Random(derive(0, trial.number)).random()
         assert trial.value == -((trial.params["params.x"] - 1) ** 2) + noise
@@ -96,12 +96,12 @@ def test_a_trial_has_the_value_of_the_loop_for_its_configuration_and_seed(
         assert trial.user_attrs[EPOCHS]["number"] == [0, 1, 2]
 
 
-def test_a_loop_is_seeded_and_leaves_the_callers_random_state(ask, objective):
+def test_a_loop_is_seeded_and_leaves_the_callers_random_state(define, replace_loop):
     def draw(config, report):
         return random.random() + float(np.random.rand()) + float(torch.rand(()))
 
-    objective(draw)
-    definition = ask()
+    replace_loop(draw)
+    definition = define()
     before = random.getstate()
     values = [
         definition.make_objective(definition.baseline, number, TrainingData()).run(print, Never())
@@ -111,23 +111,25 @@ def test_a_loop_is_seeded_and_leaves_the_callers_random_state(ask, objective):
     assert random.getstate() == before
 
 
-def test_a_value_that_is_not_finite_stops_the_study(ask, objective, sqlite_url, tmp_path):
-    definition = ask()
+def test_a_value_that_is_not_finite_stops_the_study(define, replace_loop, sqlite_url, tmp_path):
+    definition = define()
     for value in (-math.inf, "0.5", None, [1.0]):
-        objective(gives(value))
+        replace_loop(returns(value))
         with pytest.raises(UndefinedMetric, match="expected a finite number"):
             definition.make_objective(definition.baseline, 0, TrainingData()).run(print, Never())
-    objective(gives(math.nan))
+    replace_loop(returns(math.nan))
     with pytest.raises(Halted, match="the objective returned nan: expected a finite number"):
-        work(definition, sqlite_url, tmp_path, 3)
+        run_search(definition, sqlite_url, tmp_path, 3)
     (trial,) = create_study(sqlite_url, "own", definition.identity(""), 3).trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "undefined")
 
 
-def test_a_key_that_the_config_lacks_is_named_in_trial_0(ask, objective, sqlite_url, tmp_path):
-    objective(lambda config, run: config.params.curv)
+def test_a_key_that_the_config_lacks_is_named_in_trial_0(
+    define, replace_loop, sqlite_url, tmp_path
+):
+    replace_loop(lambda config, run: config.params.curv)
     with pytest.raises(Halted, match=r"params\.curv: no such key; .*did you mean curve\?"):
-        work(ask(), sqlite_url, tmp_path, 3)
+        run_search(define(), sqlite_url, tmp_path, 3)
 
 
 class Guarded(Never):
@@ -144,7 +146,7 @@ class Guarded(Never):
             self.within = False
 
 
-def test_a_signal_interrupts_a_loop_but_not_the_storing_of_a_report(ask):
+def test_a_signal_interrupts_a_loop_but_not_the_storing_of_a_report(define):
     stopping, calls = Guarded(), []
 
     def function(config, report):
@@ -153,7 +155,7 @@ def test_a_signal_interrupts_a_loop_but_not_the_storing_of_a_report(ask):
         calls.append(("function", stopping.within))
         return 1.0
 
-    loop = Loop(function, ask().config, ask().objectives)
+    loop = Loop(function, define().config, define().objectives)
     LoopObjective(loop, [LoopJob(0, 0)]).run(
         lambda step: calls.append(("report", stopping.within)), stopping
     )
@@ -161,22 +163,24 @@ def test_a_signal_interrupts_a_loop_but_not_the_storing_of_a_report(ask):
     assert not stopping.within
 
 
-def test_the_functions_of_a_loop_are_checked_before_trial_0(ask):
+def test_the_functions_of_a_loop_are_checked_before_trial_0(define):
     for override, words in {
         "objective.metric=[height,epochs]": "objective.direction must be maximize or minimize, for",
         "objective.constraints={failure: '<= 1'}": "failure is reserved; choose another name",
         "objective._target_=test_function.no_function": "it is called as (config, run) -> value",
         "objective.folds=2": "objective.folds=2: the function loads its data itself",
-        "objective.network=test_function.gives": "objective.network: TypeError: gives() missing 1",
+        "objective.network=test_function.returns": (
+            "objective.network: TypeError: returns() missing 1"
+        ),
         "objective.network=test_function.curved": "must give a torch.nn.Module; got float",
         "objective.network=test_function.nowhere": "nowhere",
     }.items():
         with pytest.raises(ConfigError) as caught:
-            validate_search(ask(override), TrainingData())
+            validate_search(define(override), TrainingData())
         assert words in str(caught.value)
 
 
-def test_settings_that_a_loop_does_not_read_are_refused(ask):
+def test_settings_that_a_loop_does_not_read_are_refused(define):
     other = "objective._target_=looped.train"
     for override, words in (
         (
@@ -187,19 +191,19 @@ def test_settings_that_a_loop_does_not_read_are_refused(ask):
         ("pruner=hyperband", "pruner=hyperband: needs pruner.max_resource"),
     ):
         with pytest.raises(ConfigError, match=words):
-            validate_search(ask(other, override), TrainingData())
-        definition = ask(override)  # this module names train.epochs
+            validate_search(define(other, override), TrainingData())
+        definition = define(override)  # this module names train.epochs
         assert definition.reads_train
-    assert not ask(other).reads_train
+    assert not define(other).reads_train
 
 
-def test_a_test_set_that_no_function_uses_is_noted(ask):
+def test_a_test_set_that_no_function_uses_is_noted(define):
     data = TrainingData(Embedded(), SPLIT)
-    (words,) = ask().notes(data)
+    (words,) = define().notes(data)
     assert words.startswith("data: the test set is not used; name a function")
-    assert ask().notes(TrainingData()) == []
+    assert define().notes(TrainingData()) == []
     for override in ("winner.enabled=false", "objective.test=test_function.parabola"):
-        assert ask(override).notes(data) == []
+        assert define(override).notes(data) == []
 
 
 def test_a_config_without_data_names_no_data():
@@ -208,7 +212,9 @@ def test_a_config_without_data_names_no_data():
     assert not names_data(config)
 
 
-def test_the_folder_of_a_trial_lasts_until_the_trial_ends(ask, objective, sqlite_url, tmp_path):
+def test_the_folder_of_a_trial_lasts_until_the_trial_ends(
+    define, replace_loop, sqlite_url, tmp_path
+):
     seen = []
 
     def function(config, run):
@@ -217,16 +223,16 @@ def test_the_folder_of_a_trial_lasts_until_the_trial_ends(ask, objective, sqlite
         run(1.0, run.attempt)
         return 1.0
 
-    objective(function)
-    stored = work(ask(), sqlite_url, tmp_path / "c", 1, Signal(2))
+    replace_loop(function)
+    stored = run_search(define(), sqlite_url, tmp_path / "c", 1, Signal(2))
     assert stored.ledger.counts()["free"] == 1
-    work(ask(), f"sqlite:///{tmp_path}/another.db", tmp_path / "c", 1)
-    work(ask(), sqlite_url, tmp_path / "c", 2)
+    run_search(define(), f"sqlite:///{tmp_path}/another.db", tmp_path / "c", 1)
+    run_search(define(), sqlite_url, tmp_path / "c", 2)
     assert seen == [[], [], ["weights"], []], "each study of this name has its own"
     assert [*(tmp_path / "c").iterdir()] == []
 
 
-def test_a_loop_with_two_objectives_may_prune_itself(ask, objective, sqlite_url, tmp_path):
+def test_a_loop_with_two_objectives_may_prune_itself(define, replace_loop, sqlite_url, tmp_path):
     def function(config, run):
         run.cost(size=3)
         for epoch in run.epochs(3):
@@ -235,16 +241,16 @@ def test_a_loop_with_two_objectives_may_prune_itself(ask, objective, sqlite_url,
                 raise optuna.TrialPruned
         return {"height": run.value, "size": 4}
 
-    objective(function)
-    two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
-    stored = work(ask(*two), sqlite_url, tmp_path, 3)
+    replace_loop(function)
+    two_objectives = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
+    stored = run_search(define(*two_objectives), sqlite_url, tmp_path, 3)
     assert [trial.state.name for trial in stored.trials()] == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert stored.trials()[0].values == [3.0, 4.0]
     assert stored.trials()[1].intermediate_values == {1: 1.0, 2: 2.0}
 
 
 def test_a_cost_above_its_limit_ends_the_trial_which_never_wins(
-    ask, objective, sqlite_url, tmp_path
+    define, replace_loop, sqlite_url, tmp_path
 ):
     """Also if the loop catches what ends it."""
 
@@ -253,25 +259,25 @@ def test_a_cost_above_its_limit_ends_the_trial_which_never_wins(
             run.cost(size=10 if run.trial == 1 else 1)
         return 5.0 if run.trial == 1 else 1.0
 
-    objective(function)
-    stored = work(ask("objective.constraints={size: '<= 3'}"), sqlite_url, tmp_path, 3)
+    replace_loop(function)
+    stored = run_search(define("objective.constraints={size: '<= 3'}"), sqlite_url, tmp_path, 3)
     beyond = stored.trials()[1]
     assert (beyond.state, beyond.user_attrs[FAILURE]) == (TrialState.PRUNED, "infeasible")
     assert beyond.constraints["size"] > 0
     assert 1 not in [trial.number for trial in stored.feasible()]
 
 
-def test_hyperband_counts_the_epochs_of_the_loop(ask, objective, sqlite_url, tmp_path):
+def test_hyperband_counts_the_epochs_of_the_loop(define, replace_loop, sqlite_url, tmp_path):
     def function(config, run):
         for epoch in run.epochs(4):
             run.report(height=epoch)
         return run.value
 
-    objective(function)
+    replace_loop(function)
     three = ("pruner=hyperband", "train.epochs=3")
     with pytest.raises(Halted, match=r"has 4; set pruner\.max_resource=4"):
-        work(ask(*three), sqlite_url, tmp_path, 1)
-    stored = work(ask(*three, "pruner.max_resource=4"), sqlite_url, tmp_path, 2)
+        run_search(define(*three), sqlite_url, tmp_path, 1)
+    stored = run_search(define(*three, "pruner.max_resource=4"), sqlite_url, tmp_path, 2)
     assert stored.trials()[1].state == TrialState.COMPLETE
 
 
@@ -283,13 +289,13 @@ def names_another(config, run, part):
     return {"depth": 1.0}
 
 
-def test_a_failed_test_of_the_winner_is_reported_with_its_place_and_a_fix(ask, monkeypatch):
+def test_a_failed_test_of_the_winner_is_reported_with_its_place_and_a_fix(define, monkeypatch):
     for test, words in (
         (divides, f"ZeroDivisionError: division by zero ({__file__}:"),
         (names_another, "must return a number, or a dict with height; got depth; fix it"),
     ):
         monkeypatch.setattr(f"{__name__}.divides", test)
-        definition = ask("objective.test=test_function.divides")
+        definition = define("objective.test=test_function.divides")
         with pytest.raises(NoWinner) as caught:
             definition.test(definition.baseline, 0, {}, None)
         assert f"objective.test=test_function.divides: {words}" in str(caught.value)

@@ -58,27 +58,27 @@ def forgetful(config, run):
     return run.value
 
 
-def objective_of(function, seeds=(5,), objectives=OBJECTIVES, limits=None, **loop):
+def make_objective(function, seeds=(5,), objectives=OBJECTIVES, limits=None, **loop):
     config = StudyConfig({"params": {}}, {"params": {}}, ())
     limits = parse_limits(limits, None)
     jobs = [LoopJob(fold, seed) for fold, seed in enumerate(seeds)]
     return LoopObjective(Loop(function, config, objectives, limits, **loop), jobs)
 
 
-def run_of(objective, report=lambda step: None):
+def run_objective(objective, report=lambda step: None):
     return objective.run(report, Never())
 
 
-def timeless(objective):
+def curves_without_seconds(objective):
     columns = objective.curves()
     columns.pop("seconds")
     return columns
 
 
-def outcome(objective, value):
+def read_outcome(objective, value):
     steps = [(step.number, step.value) for step in objective.steps()]
     weights = {name: state["place"].tolist() for name, state in (objective.weights() or {}).items()}
-    return value, steps, timeless(objective), objective.standard_error(), weights
+    return value, steps, curves_without_seconds(objective), objective.standard_error(), weights
 
 
 # Resuming
@@ -88,10 +88,10 @@ def outcome(objective, value):
 @pytest.mark.parametrize(("seeds", "after"), [((5,), 1), ((5,), 2), ((5, 6), 4), ((5, 6), 6)])
 def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, after, tmp_path):
     """The state is saved after each report, as the worker does."""
-    undisturbed = objective_of(function, seeds)
-    expected = outcome(undisturbed, run_of(undisturbed))
+    undisturbed = make_objective(function, seeds)
+    expected = read_outcome(undisturbed, run_objective(undisturbed))
     file = Checkpoint(tmp_path / "c.pt", "it")
-    objective, reports = objective_of(function, seeds), []
+    objective, reports = make_objective(function, seeds), []
 
     def report(step):
         reports.append(step.number)
@@ -101,19 +101,21 @@ def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, aft
             raise Stopped
 
     with suppress(Stopped):
-        run_of(objective, report)
-    again, rest = objective_of(function, seeds), []
+        run_objective(objective, report)
+    again, rest = make_objective(function, seeds), []
     if state := file.load():
         again.restore(state)
         restored = [step.number for step in again.steps()]
         assert restored == reports[: len(restored)]
         assert len(restored) >= len(reports) - (1 if function is walk else EPOCHS + 1)
-    assert outcome(again, run_of(again, lambda step: rest.append(step.number))) == expected
+    assert (
+        read_outcome(again, run_objective(again, lambda step: rest.append(step.number))) == expected
+    )
 
 
 def test_with_several_jobs_ends_are_compared_and_curves_averaged():
-    objective, steps = objective_of(walk, (5, 6)), []
-    value = run_of(objective, steps.append)
+    objective, steps = make_objective(walk, (5, 6)), []
+    value = run_objective(objective, steps.append)
     compared = [objective.compared_number(step) for step in steps]
     assert compared == [None, None, None, 1, None, None, None, 2]
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -121,18 +123,18 @@ def test_with_several_jobs_ends_are_compared_and_curves_averaged():
     ends = [step for step in steps if step.ends_job]
     assert value == fmean(step.value for step in ends)
     assert objective.standard_error() == stdev(step.value for step in ends) / 2**0.5
-    assert timeless(objective)["number"] == [1, 2, 3]
-    assert timeless(objective)["loss"] == [5.5, 5.5, 5.5]
-    assert timeless(objective)["jobs"] == [2, 2, 2]
+    assert curves_without_seconds(objective)["number"] == [1, 2, 3]
+    assert curves_without_seconds(objective)["loss"] == [5.5, 5.5, 5.5]
+    assert curves_without_seconds(objective)["jobs"] == [2, 2, 2]
     assert steps[-1].number == objective.epochs
 
 
 def test_steps_after_a_late_decision_of_the_pruner_are_forgotten():
-    objective = objective_of(walk, (5, 6, 7))
-    run_of(objective)
+    objective = make_objective(walk, (5, 6, 7))
+    run_objective(objective)
     first, second, _ = (step.number for step in objective.steps() if step.ends_job)
     objective.forget_steps_after(first)
-    assert timeless(objective)["number"] == [1, 2, 3]
+    assert curves_without_seconds(objective)["number"] == [1, 2, 3]
     assert objective.steps()[-1].number == first
     assert objective.standard_error() is None
     objective.forget_steps_after(second)
@@ -151,19 +153,24 @@ def test_a_job_starts_again_if_its_checkpoint_has_another_architecture(caplog):
             run.report(accuracy=walk.step())
         return run.value
 
-    states, undisturbed = [], objective_of(careless)
-    value = run_of(undisturbed, lambda step: states.append(copy.deepcopy(undisturbed.state())))
-    expected = outcome(undisturbed, value)
+    states, undisturbed = [], make_objective(careless)
+    value = run_objective(
+        undisturbed, lambda step: states.append(copy.deepcopy(undisturbed.state()))
+    )
+    expected = read_outcome(undisturbed, value)
     states[0]["now"]["kept"]["walk"]["place"] = torch.zeros(9)
-    objective, numbers = objective_of(careless), []
+    objective, numbers = make_objective(careless), []
     objective.restore(states[0])
-    assert outcome(objective, run_of(objective, lambda s: numbers.append(s.number))) == expected
+    assert (
+        read_outcome(objective, run_objective(objective, lambda s: numbers.append(s.number)))
+        == expected
+    )
     assert numbers == [1, 2, 3]
     assert "the checkpoint does not fit run.keep(walk=…): size mismatch; it starts" in caplog.text
 
 
 def test_the_state_of_another_objective_is_refused_without_a_change():
-    objective = objective_of(walk)
+    objective = make_objective(walk)
     for state in ({"seeds": [9]}, {"seeds": [5], "reports": 3}):
         with pytest.raises(ValueError, match="the state does not fit this objective"):
             objective.restore(state)
@@ -185,11 +192,11 @@ def test_objects_with_a_state_that_run_keep_was_not_given_are_named():
         assert all((frozen, schedule, wrapped, loss, empty))
         return run.value
 
-    objective = objective_of(careless)
-    run_of(objective)
+    objective = make_objective(careless)
+    run_objective(objective)
     assert objective.not_kept() == ["schedule"]
-    whole = objective_of(walk)
-    run_of(whole)
+    whole = make_objective(walk)
+    run_objective(whole)
     assert whole.not_kept() == []
 
 
@@ -202,15 +209,15 @@ def test_a_compiled_network_is_saved_and_restored_under_plain_names():
             run.report(accuracy=network.weight.item())
         return run.value
 
-    objective, states = objective_of(compiled), []
-    run_of(objective, lambda step: states.append(copy.deepcopy(objective.state())))
+    objective, states = make_objective(compiled), []
+    run_objective(objective, lambda step: states.append(copy.deepcopy(objective.state())))
     assert [*states[0]["now"]["kept"]["network"]] == ["weight", "bias"]
     assert [*objective.weights()["network"]] == ["weight", "bias"]
     earlier = states[0]["now"]["kept"]
     earlier["network"] = {f"_orig_mod.{name}": t for name, t in earlier["network"].items()}
-    resumed, steps = objective_of(compiled), []
+    resumed, steps = make_objective(compiled), []
     resumed.restore(states[0])
-    run_of(resumed, lambda step: steps.append(step.number))
+    run_objective(resumed, lambda step: steps.append(step.number))
     assert steps == [2], "it did not start again"
 
 
@@ -250,8 +257,8 @@ def test_a_stream_that_outlives_an_epoch_is_named_before_the_first(make, is_stre
         assert examples is not None
         return run.value
 
-    objective, streams = objective_of(streaming), []
-    run_of(objective, lambda step: streams.append(objective.streams()))
+    objective, streams = make_objective(streaming), []
+    run_objective(objective, lambda step: streams.append(objective.streams()))
     assert streams == [["examples"] if is_stream else []] * 2
 
 
@@ -271,8 +278,8 @@ def test_a_stream_that_is_kept_or_made_in_each_epoch_is_not_named():
         assert iterator is not None
         return run.value
 
-    objective, streams = objective_of(streaming), []
-    run_of(objective, lambda step: streams.append(objective.streams()))
+    objective, streams = make_objective(streaming), []
+    run_objective(objective, lambda step: streams.append(objective.streams()))
     assert streams == [[], []]
 
 
@@ -306,17 +313,17 @@ def test_no_loop_can_swallow_the_exception_of_a_report(function, error):
             raise error
 
     with pytest.raises(error):
-        run_of(objective_of(function), report)
+        run_objective(make_objective(function), report)
     assert steps == [1, 2]
 
 
 def test_a_tested_loop_must_keep_an_object_before_its_first_report():
     steps = []
     with pytest.raises(ValueError, match=r"objective\.test .* call run\.keep\(net=…\)"):
-        run_of(objective_of(forgetful, must_keep=True), steps.append)
+        run_objective(make_objective(forgetful, must_keep=True), steps.append)
     assert steps == []
     with pytest.raises(ValueError, match=r"objective\.test"):
-        run_of(objective_of(lambda config, run: 1.0, must_keep=True))
+        run_objective(make_objective(lambda config, run: 1.0, must_keep=True))
 
 
 # What it returns
@@ -324,8 +331,8 @@ def test_a_tested_loop_must_keep_an_object_before_its_first_report():
 
 def test_several_objectives_are_returned_in_order_or_by_name():
     for returned in ((0.5, 10), {"accuracy": 0.5, "parameters": 10}):
-        objective = objective_of(lambda config, run, it=returned: it, (5, 6), objectives=TWO)
-        assert run_of(objective) == 0.5
+        objective = make_objective(lambda config, run, it=returned: it, (5, 6), objectives=TWO)
+        assert run_objective(objective) == 0.5
         assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
 
 
@@ -337,7 +344,9 @@ def test_a_missing_or_undefined_value_is_named():
         (None, OBJECTIVES, r"returned None, and not run\.value: expected a finite number"),
     ):
         with pytest.raises(UndefinedMetric, match=words):
-            run_of(objective_of(lambda config, run, it=returned: it, objectives=objectives))
+            run_objective(
+                make_objective(lambda config, run, it=returned: it, objectives=objectives)
+            )
 
 
 def test_reports_without_the_metric_are_refused_with_their_names():
@@ -352,4 +361,4 @@ def test_reports_without_the_metric_are_refused_with_their_names():
     for function in (inside, outside):
         words = "reported loss, accurate, and not objective.metric=accuracy; did you mean accurate"
         with pytest.raises(UndefinedMetric, match=words):
-            run_of(objective_of(function))
+            run_objective(make_objective(function))

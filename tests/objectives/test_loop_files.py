@@ -1,4 +1,4 @@
-"""A trainer of others within a loop, which keeps its state in files of its own."""
+"""A trainer of another library within a loop, which keeps its state in its own files."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ class Part:
 
 def train(config, run, every=1, count=EPOCHS):
     """A trainer that saves after every so many epochs."""
-    part, begun = Part(), 0
+    part, last_epoch = Part(), 0
     run.keep_at_end(part=part)
     if run.checkpoint is not None:
-        begun, part.sum = torch.load(run.checkpoint / "state.pt", weights_only=True)
+        last_epoch, part.sum = torch.load(run.checkpoint / "state.pt", weights_only=True)
     epochs = run.epochs(count)
     next(epochs, None)
-    for epoch in range(begun + 1, EPOCHS + 1):
+    for epoch in range(last_epoch + 1, EPOCHS + 1):
         part.sum = part.sum + torch.rand(())
         run.report(sum=part.sum)
         if epoch % every == 0:
@@ -52,24 +52,24 @@ def objective(folder, function=train):
     return LoopObjective(loop, [LoopJob(0, 7)], trial=3, attempt=attempt)
 
 
-def states_of(made):
+def run_to_end(trial_objective):
     """Runs an objective to its end, and returns its state after each epoch, and its value."""
     states = []
-    value = made.run(lambda step: states.append(made.state()), Never())
+    value = trial_objective.run(lambda step: states.append(trial_objective.state()), Never())
     return states, value
 
 
-def killed(folder, epoch, function=train):
+def kill_after(folder, epoch, function=train):
     """Returns the last state that was saved when an objective ended after an epoch."""
-    made, states = objective(folder, function), []
+    trial_objective, states = objective(folder, function), []
 
     def report(step):
-        states.append(made.state())
+        states.append(trial_objective.state())
         if step.number == epoch:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made.run(report, Never())
+        trial_objective.run(report, Never())
     return next((state for state in reversed(states) if state is not None), None)
 
 
@@ -79,13 +79,13 @@ def test_a_trainer_resumes_from_its_files_and_random_state(tmp_path, epoch, coun
         return train(config, run, count=count)
 
     whole = objective(tmp_path / "whole", function)
-    states, value = states_of(whole)
+    states, value = run_to_end(whole)
     assert all(state["now"]["kept"] == {} for state in states)
     assert whole.weights()["part"]["sum"] == value
     again = objective(tmp_path / "again", function)
-    again.restore(killed(tmp_path / "again", epoch, function))
+    again.restore(kill_after(tmp_path / "again", epoch, function))
     assert len(again.steps()) == epoch
-    assert states_of(again)[1] == value
+    assert run_to_end(again)[1] == value
     assert again.curves()["value"] == whole.curves()["value"]
     assert again.weights() == whole.weights()
 
@@ -95,19 +95,19 @@ def test_an_epoch_without_files_is_trained_again_and_reported_once(tmp_path):
         return train(config, run, every=2)
 
     whole = objective(tmp_path / "whole", function)
-    _, value = states_of(whole)
-    assert killed(tmp_path / "first", 1, function) is None
-    state = killed(tmp_path / "again", 3, function)
+    _, value = run_to_end(whole)
+    assert kill_after(tmp_path / "first", 1, function) is None
+    state = kill_after(tmp_path / "again", 3, function)
     assert state["now"]["epoch"] == 2
     again = objective(tmp_path / "again", function)
     again.restore(state)
-    assert states_of(again)[1] == value
+    assert run_to_end(again)[1] == value
     assert again.curves()["number"] == [*range(1, EPOCHS + 1)]
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
 def test_files_that_differ_from_the_checkpoint_are_not_read(tmp_path, caplog, harm):
-    state = killed(tmp_path, 3)
+    state = kill_after(tmp_path, 3)
     file = tmp_path / "1" / "state.pt"
     if harm == "gone":
         file.unlink()
@@ -115,6 +115,6 @@ def test_files_that_differ_from_the_checkpoint_are_not_read(tmp_path, caplog, ha
         torch.save((3, torch.tensor(99.0)), file)
     again = objective(tmp_path)
     again.restore(state)
-    _, value = states_of(again)
-    assert value == states_of(objective(tmp_path / "whole"))[1]
+    _, value = run_to_end(again)
+    assert value == run_to_end(objective(tmp_path / "whole"))[1]
     assert f"trial 3: the files {tmp_path / '1'} are not those of the checkpoint" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from test_function import work
+from test_function import run_search
 from torch import nn
 from toys import Never, Signal, compose, validate_search
 
@@ -22,7 +22,7 @@ from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import trial_rows
 
-PAGE = """
+CONFIG = """
 defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]
 study: {name: own, trials: 8}
 objective: {_target_: test_optuna_objective.called, metric: height, direction: maximize}
@@ -30,22 +30,22 @@ objective: {_target_: test_optuna_objective.called, metric: height, direction: m
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch):
-    (tmp_path / "own.yaml").write_text(PAGE)
+def define(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(CONFIG)
 
-    def ask(function, *overrides):
+    def define(function, *overrides):
         monkeypatch.setattr(sys.modules[__name__], "called", function)
         return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
 
-    return ask
+    return define
 
 
 def called(trial):
-    """What the page names; each test puts its own in its place."""
+    """The objective that the config names; each test replaces it."""
 
 
 def hills(trial):
-    """As high as its layers are wide, by a way that depends on what was suggested."""
+    """The sum of the widths of layers, whose number decides which widths are suggested."""
     height = 0.0
     for layer in range(trial.suggest_int("layers", 1, 3)):
         height += trial.suggest_float(f"width.{layer}", 0, 1)
@@ -55,16 +55,18 @@ def hills(trial):
     return height
 
 
-def ways(stored):
+def describe_trials(stored):
     return [(trial.number, trial.params, trial.value, trial.state) for trial in stored.trials()]
 
 
-def test_suggested_hyperparameters_follow_from_seed_and_number(ask, url, tmp_path):
-    definition = ask(hills)
+def test_suggested_hyperparameters_follow_from_seed_and_number(define, url, tmp_path):
+    definition = define(hills)
     validate_search(definition, TrainingData())
-    stored = work(definition, url, None, 8)
+    stored = run_search(definition, url, None, 8)
     assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE] * 8
-    assert ways(stored) == ways(work(definition, f"sqlite:///{tmp_path}/other.db", None, 8))
+    assert describe_trials(stored) == describe_trials(
+        run_search(definition, f"sqlite:///{tmp_path}/other.db", None, 8)
+    )
     for trial in stored.trials():
         assert trial.params.keys() == {"layers", *(f"width.{n}" for n in trial.intermediate_values)}
         assert trial.distributions["layers"] == IntDistribution(1, 3)
@@ -72,43 +74,45 @@ def test_suggested_hyperparameters_follow_from_seed_and_number(ask, url, tmp_pat
     assert len({len(trial.params) for trial in stored.trials()}) > 1
 
 
-def test_a_trial_that_starts_again_has_the_same_hyperparameters(ask, url):
+def test_a_trial_that_starts_again_has_the_same_hyperparameters(define, url):
     """Although the sampler would suggest others by now."""
     seen = []
 
-    def dies(trial):
+    def crashes(trial):
         seen.append({**trial.params, "x": trial.suggest_float("x", 0, 1)})
         if len(seen) == 1:
             raise Interrupted
         return trial.suggest_float("y", 0, 1)
 
     with pytest.raises(Interrupted):
-        work(ask(dies), url, None, 1)
+        run_search(define(crashes), url, None, 1)
     (trial,) = open_study(url, "own").trials()
     assert (trial.params, trial.state) == ({"x": seen[0]["x"]}, TrialState.RUNNING)
-    (trial,) = work(ask(dies, "sampler=tpe", "+sampler.seed=7"), url, None, 1).trials()
+    (trial,) = run_search(define(crashes, "sampler=tpe", "+sampler.seed=7"), url, None, 1).trials()
     assert seen[1] == seen[0]
     assert trial.params == {**seen[0], "y": trial.value}
 
 
-def test_a_crash_does_not_change_what_a_trial_suggests_next(ask, sqlite_url, tmp_path):
-    deaths = [0]
+def test_a_crash_does_not_change_what_a_trial_suggests_next(define, sqlite_url, tmp_path):
+    crashes_left = [0]
 
-    def dies(trial):
+    def crashes(trial):
         x = trial.suggest_float("x", 0, 1)
         kind = trial.suggest_categorical("kind", ["a", "b"])
-        if deaths:
-            deaths.pop()
+        if crashes_left:
+            crashes_left.pop()
             raise Interrupted
         return x + trial.suggest_float(f"y.{kind}", 0, 1)
 
     with pytest.raises(Interrupted):
-        work(ask(dies), sqlite_url, None, 2)
-    again = work(ask(dies), sqlite_url, None, 2)
-    assert ways(again) == ways(work(ask(dies), f"sqlite:///{tmp_path}/other.db", None, 2))
+        run_search(define(crashes), sqlite_url, None, 2)
+    again = run_search(define(crashes), sqlite_url, None, 2)
+    assert describe_trials(again) == describe_trials(
+        run_search(define(crashes), f"sqlite:///{tmp_path}/other.db", None, 2)
+    )
 
 
-def test_the_time_to_suggest_and_store_does_not_count_as_training(ask, sqlite_url):
+def test_the_time_to_suggest_and_store_does_not_count_as_training(define, sqlite_url):
     spent = []
 
     def computes_nothing(trial):
@@ -120,12 +124,12 @@ def test_the_time_to_suggest_and_store_does_not_count_as_training(ask, sqlite_ur
         trial.report(0.5, 1)
         return 0.5
 
-    trials = work(ask(computes_nothing), sqlite_url, None, 4).trials()
+    trials = run_search(define(computes_nothing), sqlite_url, None, 4).trials()
     trained = sum(trial.user_attrs[TIMES]["training"] for trial in trials)
     assert 0 <= trained < sum(spent) / 3
 
 
-def test_the_pruner_ends_an_objective_that_never_calls_should_prune(ask, sqlite_url):
+def test_the_pruner_ends_an_objective_that_never_calls_should_prune(define, sqlite_url):
     reports = []
 
     def runs_on(trial):
@@ -137,7 +141,7 @@ def test_the_pruner_ends_an_objective_that_never_calls_should_prune(ask, sqlite_
                 raise optuna.TrialPruned
         return 1.0
 
-    stored = work(ask(runs_on, *PRUNER), sqlite_url, None, 2)
+    stored = run_search(define(runs_on, *PRUNER), sqlite_url, None, 2)
     assert [trial.state for trial in stored.trials()] == [TrialState.PRUNED] * 2
     assert reports == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
     assert [trial.value for trial in stored.trials()] == [1.0, 1.0]
@@ -150,7 +154,7 @@ PRUNER = (
 )
 
 
-def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_url):
+def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(define, sqlite_url):
     seen = []
 
     def notes(trial):
@@ -160,8 +164,8 @@ def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_
         assert (isinstance(trial, optuna.Trial), trial.should_prune()) == (True, False)
         return height
 
-    definition = ask(notes, *PRUNER)
-    trial = next(t for t in work(definition, sqlite_url, None, 8).trials() if t.value > 1)
+    definition = define(notes, *PRUNER)
+    trial = next(t for t in run_search(definition, sqlite_url, None, 8).trials() if t.value > 1)
     point = definition.space.make_point(trial.params)
     again = definition.make_objective(point, 70, TrainingData(), seed=3)
     assert again.run(lambda step: None, Never()) == trial.value
@@ -173,23 +177,23 @@ def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(ask, sqlite_
         other.run(lambda step: None, Never())
 
 
-def test_values_of_params_and_of_the_queue_are_not_sampled(ask, sqlite_url):
+def test_values_of_params_and_of_the_queue_are_not_sampled(define, sqlite_url):
     """A winner.yaml gives all parameters; so its only trial is the winner's once more."""
     first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
-    definition = ask(hills, "+params={width.0: 0.5}", first)
+    definition = define(hills, "+params={width.0: 0.5}", first)
     for _ in range(2):  # the second command queues nothing again
         stored = create_study(
             sqlite_url, "own", definition.identity(""), 8, objectives=definition.objectives
         )
         enqueue(stored, find_warm_starts(definition, ()), 8, baseline=definition.baseline)
-    trials = work(definition, sqlite_url, None, 8).trials()
+    trials = run_search(definition, sqlite_url, None, 8).trials()
     assert trials[0].params == {"layers": 2, "width.0": 0.5, "width.1": 0.25}
     assert {trial.params["width.0"] for trial in trials} == {0.5}
     assert len({trial.params["layers"] for trial in trials}) > 1
 
 
 @pytest.mark.filterwarnings("ignore:Choices for a categorical:UserWarning")
-def test_a_value_that_cannot_be_stored_fails_its_trial_with_a_fix(ask, sqlite_url):
+def test_a_value_that_cannot_be_stored_fails_its_trial_with_a_fix(define, sqlite_url):
     def other_choices(trial):
         return float(trial.suggest_categorical("n", [1, 2] if trial.number else [1, 2, 3]))
 
@@ -202,7 +206,7 @@ def test_a_value_that_cannot_be_stored_fails_its_trial_with_a_fix(ask, sqlite_ur
     def other_range(trial):
         return trial.suggest_float("x", 0, 1 + trial.number)
 
-    stored = work(ask(other_choices), sqlite_url, None, 2)
+    stored = run_search(define(other_choices), sqlite_url, None, 2)
     assert "Give another hyperparameter another name" in TrialRecord(stored.trials()[1]).reason
     for number, (objective, words) in enumerate(
         {
@@ -216,13 +220,13 @@ def test_a_value_that_cannot_be_stored_fails_its_trial_with_a_fix(ask, sqlite_ur
         }.items()
     ):
         with pytest.raises(Halted, match=words):
-            work(ask(objective), f"{sqlite_url}{number}", None, 1)
-    ranges = work(ask(other_range), f"{sqlite_url}-ranges", None, 3).trials()
+            run_search(define(objective), f"{sqlite_url}{number}", None, 1)
+    ranges = run_search(define(other_range), f"{sqlite_url}-ranges", None, 3).trials()
     assert [trial.distributions["x"].high for trial in ranges] == [1, 2, 3]
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_optunas_retry_history_shows_a_later_attempt_as_a_retry(ask, sqlite_url):
+def test_optunas_retry_history_shows_a_later_attempt_as_a_retry(define, sqlite_url):
     histories = []
 
     def resumes(trial):
@@ -234,12 +238,12 @@ def test_optunas_retry_history_shows_a_later_attempt_as_a_retry(ask, sqlite_url)
         return trial.study.trials[histories[-1][-1]].user_attrs["artifact"]
 
     with pytest.raises(Interrupted):
-        work(ask(resumes), sqlite_url, None, 1)
-    (trial,) = work(ask(resumes), sqlite_url, None, 1).trials()
+        run_search(define(resumes), sqlite_url, None, 1)
+    (trial,) = run_search(define(resumes), sqlite_url, None, 1).trials()
     assert (histories, trial.intermediate_values) == ([[], [0]], {1: 0.5, 2: 0.5})
 
 
-def test_settings_that_an_optuna_objective_cannot_have_are_refused(ask):
+def test_settings_that_an_optuna_objective_cannot_have_are_refused(define):
     for override, words in {
         "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
         "sampler=grid": "narrow its ranges, or set sampler=tpe",
@@ -248,27 +252,27 @@ def test_settings_that_an_optuna_objective_cannot_have_are_refused(ask):
         "objective.folds=2": "objective.folds=2: the function loads its data itself",
     }.items():
         with pytest.raises(ConfigError) as caught:
-            validate_search(ask(hills, override), TrainingData())
+            validate_search(define(hills, override), TrainingData())
         assert words in str(caught.value)
-    definition = ask(hills)
+    definition = define(hills)
     (note,) = definition.notes(TrainingData())
     assert "is an Optuna objective: a trial whose worker dies starts again" in note
 
 
-def test_a_time_limit_of_optunas_optimize_is_noted_as_unused(ask, monkeypatch):
+def test_a_time_limit_of_optunas_optimize_is_noted_as_unused(define, monkeypatch):
     source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
     monkeypatch.setattr(
         "studyloom.definition.custom_loop.read_source", lambda _: FunctionSource("", source)
     )
-    *_, note = ask(hills).notes(TrainingData())
+    *_, note = define(hills).notes(TrainingData())
     assert note.endswith(
         "has timeout=600 for Optuna's optimize, which is not called; study.timeout=600 limits the "
         "search"
     )
-    assert len(ask(hills, "study.timeout=60").notes(TrainingData())) == 1
+    assert len(define(hills, "study.timeout=60").notes(TrainingData())) == 1
 
 
-def test_all_seeds_of_a_trial_have_the_same_hyperparameters(ask, sqlite_url):
+def test_all_seeds_of_a_trial_have_the_same_hyperparameters(define, sqlite_url):
     suggested = []
 
     def notes(trial):
@@ -276,14 +280,14 @@ def test_all_seeds_of_a_trial_have_the_same_hyperparameters(ask, sqlite_url):
         trial.report(1.0, 0)
         return float(len(suggested))
 
-    trials = work(ask(notes, "objective.seeds=2"), sqlite_url, None, 2).trials()
+    trials = run_search(define(notes, "objective.seeds=2"), sqlite_url, None, 2).trials()
     assert suggested == [(t.number, t.params["x"]) for t in trials for _ in range(2)]
     assert [trial.value for trial in trials] == [1.5, 3.5]
 
 
-def test_an_optuna_objective_may_return_several_values(ask, sqlite_url):
+def test_an_optuna_objective_may_return_several_values(define, sqlite_url):
     two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
-    stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
+    stored = run_search(define(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
     assert [trial.values[1] for trial in stored.trials()] == [2.0, 2.0]
 
 
@@ -295,12 +299,12 @@ def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
     return run.value
 
 
-def test_the_default_arguments_of_a_loop_are_the_baseline(ask, sqlite_url):
-    definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
+def test_the_default_arguments_of_a_loop_are_the_baseline(define, sqlite_url):
+    definition = define(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
     validate_search(definition, TrainingData())
     assert definition.config["params"] == {"width": 32, "lr": 1e-3, "depth": 3}
     assert definition.identity("")["params.width"] == 32
-    stored = work(definition, sqlite_url, None, 2)
+    stored = run_search(definition, sqlite_url, None, 2)
     trials = stored.trials()
     assert [name for name in trial_rows(stored).columns if "width" in name] == ["params.width"]
     assert [trial.params["params.width"] * 1e-3 for trial in trials] == [t.value for t in trials]
@@ -308,11 +312,11 @@ def test_the_default_arguments_of_a_loop_are_the_baseline(ask, sqlite_url):
 
 
 @pytest.mark.parametrize("function", [by_name, hills])
-def test_settings_of_networks_are_refused_for_a_loop_without_config(ask, function):
+def test_settings_of_networks_are_refused_for_a_loop_without_config(define, function):
     """However they are set."""
     settings = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
-        validate_search(ask(function, *settings), TrainingData())
+        validate_search(define(function, *settings), TrainingData())
     refused = [error.partition(":")[0] for error in caught.value.errors]
     assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
@@ -332,14 +336,14 @@ def hands_on(run, *, steps=2):
 
 
 def test_a_loop_that_keeps_without_epochs_is_noted_to_start_again(
-    ask, sqlite_url, tmp_path, caplog
+    define, sqlite_url, tmp_path, caplog
 ):
     words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
-    assert words in ask(keeps).notes(TrainingData())[0]
-    assert not ask(hands_on).notes(TrainingData()), "what it calls may call run.epochs"
-    assert not ask(keeps, "objective._target_=looped.train").notes(TrainingData())
+    assert words in define(keeps).notes(TrainingData())[0]
+    assert not define(hands_on).notes(TrainingData()), "what it calls may call run.epochs"
+    assert not define(keeps, "objective._target_=looped.train").notes(TrainingData())
     for stopping in (Signal(2), Never()):
-        stored = work(ask(keeps), sqlite_url, tmp_path, 1, stopping)
+        stored = run_search(define(keeps), sqlite_url, tmp_path, 1, stopping)
     words = f"trial 0: its reports up to step 0 have no checkpoint in {tmp_path}; it starts again"
     assert words in caplog.text
     assert stored.trials()[0].value == 1.0
@@ -349,30 +353,30 @@ def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):  # noqa: B006
     return float(len(hidden))
 
 
-def test_a_default_list_of_a_loop_is_the_baseline_of_a_searched_list(ask):
+def test_a_default_list_of_a_loop_is_the_baseline_of_a_searched_list(define):
     space = (
         "+space.params.hidden={list:{int:[4,32]},length:{int:[1,3]}}",
         "+space.params.drops={list:{float:[0,0.4]},length:hidden}",
         "+space.params.widths={list:{int:[4,8]},length:{int:[1,3]}}",
     )
     params = {"hidden": [16], "drops": [0.1], "widths": [6, 6]}
-    assert ask(by_lists, *space, "+params.widths=[6,6]").config["params"] == params
+    assert define(by_lists, *space, "+params.widths=[6,6]").config["params"] == params
     for overrides, problem in {
         (): "params.widths=[99] is outside its range [4, 8]",
         ("+params.widths=[6,6]", "+params.hidden=[4,8]"): "[0.1] is not as long as params.hidden",
     }.items():
         with pytest.raises(ConfigError) as caught:
-            validate_search(ask(by_lists, *space, *overrides), TrainingData())
+            validate_search(define(by_lists, *space, *overrides), TrainingData())
         (line,) = caught.value.errors
         assert problem in line
 
 
-def test_all_errors_in_the_params_of_a_loop_are_reported_together(ask):
+def test_all_errors_in_the_params_of_a_loop_are_reported_together(define):
     def needs(run, width, *, lr=0.1):
         return lr
 
     with pytest.raises(ConfigError) as caught:
-        ask(
+        define(
             needs,
             "+params={widht: 3}",
             "+space={params: {l: {int: [1, 2]}}, train: {epochs: {int: [1, 2]}}}",
@@ -384,7 +388,7 @@ def test_all_errors_in_the_params_of_a_loop_are_reported_together(ask):
         f"space.params.l: {who} has no parameter l; it has width, lr; did you mean lr?",
         f"space.train.epochs: {who} gets only the values of params",
     ]
-    anything = ask(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
+    anything = define(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
     validate_search(anything, TrainingData())
     run = anything.make_objective(anything.baseline, 0, TrainingData())
     assert run.run(lambda step: None, Never()) == 3.0
