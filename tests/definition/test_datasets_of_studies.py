@@ -1,4 +1,4 @@
-"""Questions about Datasets: what is tried before the first trial, and what is part of them."""
+"""Studies of Datasets: what is tried before trial 0, and what identifies the definition."""
 
 import toys
 from toys import LOOP, Never, ask, validate_search
@@ -23,7 +23,7 @@ def make_definition(*overrides, **data):
     return type(definition)(config, definition.composer, definition.space)
 
 
-def errors(*overrides, **data):
+def find_errors(*overrides, **data):
     definition = make_definition(*overrides, **data)
     try:
         validate_search(definition, load_data(definition.config))
@@ -36,8 +36,8 @@ COLLATE = {"_target_": "drawn.three", "_partial_": True}
 
 
 def test_a_definition_with_datasets_is_accepted():
-    assert errors("objective.folds=3", "loss.weights=balanced", validation=None) == ""
-    assert errors(*NORMED, collate=COLLATE) == ""
+    assert find_errors("objective.folds=3", "loss.weights=balanced", validation=None) == ""
+    assert find_errors(*NORMED, collate=COLLATE) == ""
 
 
 def test_datasets_that_cannot_be_trained_on_are_refused_before_trial_0():
@@ -54,7 +54,7 @@ def test_datasets_that_cannot_be_trained_on_are_refused_before_trial_0():
         ((), {"outputs": None, "targets": [0] * 61}, "data.targets must be as long as the 60"),
         ((), {"test": None}, "data.test must be the Dataset of the test set"),
     ):
-        assert words in errors(*overrides, **data)
+        assert words in find_errors(*overrides, **data)
 
 
 def test_a_last_batch_of_one_in_the_reevaluation_is_refused():
@@ -74,9 +74,9 @@ def test_a_last_batch_of_one_in_the_reevaluation_is_refused():
     single = "the last batch of an epoch has a single example"
     for size in only_later:
         batches = (*NORMED, f"train.batch_size={size}")
-        assert single in errors(*batches, groups=groups)
-        assert errors(*batches, "winner.enabled=false", groups=groups) == ""
-        assert errors(*batches, "train.drop_last=true", groups=groups) == ""
+        assert single in find_errors(*batches, groups=groups)
+        assert find_errors(*batches, "winner.enabled=false", groups=groups) == ""
+        assert find_errors(*batches, "train.drop_last=true", groups=groups) == ""
     assert only_later
 
 

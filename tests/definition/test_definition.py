@@ -16,22 +16,22 @@ NONE = ("space=none",)  # and then what a test searches, with +space.…
 
 
 @pytest.fixture
-def identity(asking):
-    return asking().identity("digest")
+def identity(define_with):
+    return define_with().identity("digest")
 
 
-def test_another_value_makes_another_definition(asking, identity):
+def test_another_value_makes_another_definition(define_with, identity):
     for change in ({"model.hidden": [64]}, {"loss.label_smoothing": 0.1}, {"study.seed": 1}):
-        assert asking(**change).identity("digest") != identity, change
+        assert define_with(**change).identity("digest") != identity, change
 
 
 def test_the_search_and_the_folders_are_no_part_of_a_definition(identity):
-    ways = (
+    other_search = (
         *("sampler=random", "pruner=hyperband", "launcher=join", "storage=postgres"),
         *("study.trials=7", "study.name=other", "run_dir=elsewhere", "winner.rule='max accuracy'"),
     )
-    assert ask(*NONE, *ways).identity("digest") == identity
-    assert ask(*NONE, "data.transform=null").identity("digest") == identity  # of predict alone
+    assert ask(*NONE, *other_search).identity("digest") == identity
+    assert ask(*NONE, "data.transform=null").identity("digest") == identity  # only for predict
     roots = [ask(*NONE, "data=mnist", f"data.root=/{name}") for name in "ab"]
     assert roots[0].identity("digest") == roots[1].identity("digest")
 
@@ -56,7 +56,7 @@ def test_defaults_of_searched_options_are_part_of_the_definition(tmp_path, main)
     assert {key for key in identity if identity[key] != changed[key]} == {"model=cnn.blocks"}
 
 
-# Where it begins, and how far it goes
+# The baseline and the budget
 
 
 def test_the_baseline_is_the_default_configuration(main):

@@ -18,27 +18,29 @@ SPLIT = toy_split()
 TOY = ("space=none", "model.hidden=[16]", "train.epochs=2", "train.batch_size=40")
 
 
-def definition_of(*overrides):
+def make_definition(*overrides):
     return ask(*TOY, *overrides)
 
 
 def check(*overrides, split=SPLIT, folds=None):
-    validate_search(definition_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
+    validate_search(
+        make_definition(*overrides), TrainingData(None, split, folds or toy_folds(split))
+    )
 
 
-def errors_of(*overrides, **data):
+def find_errors(*overrides, **data):
     with pytest.raises(ConfigError) as caught:
         check(*overrides, **data)
     return caught.value.errors
 
 
-def job_of(*overrides):
-    (job,) = definition_of(*overrides).build_jobs(Point(), toy_folds(SPLIT), 0)
+def build_job(*overrides):
+    (job,) = make_definition(*overrides).build_jobs(Point(), toy_folds(SPLIT), 0)
     return job
 
 
 def curve(*overrides):
-    training = Training([job_of(*overrides)], SPLIT)
+    training = Training([build_job(*overrides)], SPLIT)
     return [(epoch.train_loss, epoch.valid_loss, epoch.value) for (epoch,) in training]
 
 
@@ -64,7 +66,7 @@ def test_a_loss_of_pytorch_takes_classes_even_if_it_is_of_numbers():
             functional.cross_entropy(OUTPUTS, CLASSES, weight=weights, label_smoothing=0.1),
         ),
     ):
-        assert job_of(*loss).loss(OUTPUTS, CLASSES) == pytest.approx(expected.item())
+        assert build_job(*loss).loss(OUTPUTS, CLASSES) == pytest.approx(expected.item())
 
 
 def test_a_loss_that_does_not_fit_is_refused_with_a_fix():
@@ -73,7 +75,7 @@ def test_a_loss_that_does_not_fit_is_refused_with_a_fix():
         ("CrossEntropyLoss", "+loss.reduction=sum"): "loss.reduction must be mean",
         ("CTCLoss",): "train.step",
     }.items():
-        (line,) = errors_of(f"loss._target_=torch.nn.{loss[0]}", *loss[1:])
+        (line,) = find_errors(f"loss._target_=torch.nn.{loss[0]}", *loss[1:])
         assert words in line
 
 
@@ -88,9 +90,9 @@ def scheduler(name, settings=""):
 
 
 def test_a_scheduler_of_pytorch_gets_the_length_of_the_training():
-    job = job_of(*scheduler("OneCycleLR", ", max_lr: 0.1"))
+    job = build_job(*scheduler("OneCycleLR", ", max_lr: 0.1"))
     assert job.schedule == TorchSchedule(lr_scheduler.OneCycleLR, {"max_lr": 0.1})
-    steps = job_of(*scheduler("StepLR", ", step_size: 1, _partial_: true, interval: step"))
+    steps = build_job(*scheduler("StepLR", ", step_size: 1, _partial_: true, interval: step"))
     assert steps.schedule == TorchSchedule(lr_scheduler.StepLR, {"step_size": 1}, "step")
     assert curve(*scheduler("OneCycleLR", ", max_lr: 0.1")) != curve()
     warm = (
@@ -115,7 +117,7 @@ def test_an_invalid_schedule_is_refused_with_what_a_schedule_is():
         ((OWN[0], OWN[1] % ", _partial_: true"), "scheduler: got 'fast' for progress 0"),
         ((OWN[0], OWN[1] % ", epoch: 1"), "or a class of torch.optim.lr_scheduler"),
     ):
-        (line,) = errors_of(*overrides)
+        (line,) = find_errors(*overrides)
         assert words in line
 
 
@@ -148,14 +150,14 @@ def test_an_optimizer_that_cannot_train_is_refused_before_trial_0():
         (optimizer("SparseAdam"), "SparseAdam cannot train the network: RuntimeError: SparseAdam"),
         ((*of_rows, *optimizer("Adam")), "Adam cannot train the network: RuntimeError: Adam does"),
     ):
-        (line,) = errors_of(*overrides)
+        (line,) = find_errors(*overrides)
         assert words in line
         assert "such as torch.optim.AdamW, or train it yourself" in line
     check(*of_rows, *optimizer("SparseAdam"))
 
 
 def test_an_unknown_setting_of_an_optimizer_is_refused_with_a_fix():
-    lines = errors_of("optimizer._target_=torch.optim.SparseAdam")
+    lines = find_errors("optimizer._target_=torch.optim.SparseAdam")
     for name, line in zip(("weight_decay", "fused"), lines, strict=True):
         assert line.startswith(f"optimizer.{name}: torch.optim.SparseAdam has no parameter {name}")
         assert line.endswith(f"leave it out with '~optimizer.{name}'")
@@ -202,7 +204,7 @@ def test_a_custom_step_trains_like_ours_and_its_arguments_are_searched():
     assert curve("train.step={_target_: test_parts.Distilled}") == curve()
     searched = (own("step", more=", share: 1.0"), "+space.train.step.share.float=[0.5,1]")
     check(*searched)
-    definition = definition_of(*searched)
+    definition = make_definition(*searched)
     assert curve(own("step", more=", share: 0.5")) != curve()
     assert definition.identity("d")["train.step._target_"] == "test_parts.step"
 
@@ -218,7 +220,7 @@ def test_a_custom_step_that_fails_is_refused_before_trial_0():
             "train.step.teacher: FileNotFoundError: [Errno 2] No such file or directory: 't.pt'"
         ),
     }.items():
-        (line,) = errors_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
+        (line,) = find_errors(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
         assert words in line
 
 
@@ -227,7 +229,7 @@ def test_a_custom_step_that_fails_is_refused_before_trial_0():
 
 def test_parameter_groups_are_searched_and_part_of_the_definition():
     groups = "+optimizer.groups={first: {match: '1.*', lr: 0.1}}"
-    definition = definition_of(
+    definition = make_definition(
         groups, "+space.optimizer.groups.first.lr={float: [0.0001, 0.1], log: true}"
     )
     validate_search(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
@@ -241,7 +243,7 @@ def test_parameter_groups_are_searched_and_part_of_the_definition():
 
 
 def test_every_error_in_parameter_groups_is_reported_before_trial_0():
-    lines = errors_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
+    lines = find_errors("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
     assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "ab"]
 
 
@@ -250,6 +252,6 @@ class NoSource:
 
 
 def test_a_target_that_is_no_data_source_is_refused():
-    config = definition_of("~data", "+data={_target_: test_parts.NoSource}").config
+    config = make_definition("~data", "+data={_target_: test_parts.NoSource}").config
     with pytest.raises(ConfigError, match="must be a subclass of studyloom"):
         build_source(config["data"])

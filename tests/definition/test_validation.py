@@ -50,15 +50,15 @@ class Needy(RandomSampler):
         raise ImportError("Tried to import 'nowhere' but failed.")
 
 
-def errors_of(definition: Definition, folds, split: Split | None = None) -> list[str]:
+def find_errors(definition: Definition, folds, split: Split | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         validate_search(definition, TrainingData(None, IMAGES if split is None else split, folds))
     assert all("\n" not in line for line in caught.value.errors)
     return caught.value.errors
 
 
-def only_error(definition: Definition, folds) -> str:
-    (line,) = errors_of(definition, folds)
+def find_only_error(definition: Definition, folds) -> str:
+    (line,) = find_errors(definition, folds)
     return line
 
 
@@ -81,9 +81,9 @@ SEARCHES = {
 }
 
 
-def test_a_space_that_does_not_fit_the_config_is_refused_with_a_fix(asking, folds):
+def test_a_space_that_does_not_fit_the_config_is_refused_with_a_fix(define_with, folds):
     for search, words in SEARCHES.items():
-        line = only_error(asking(search), folds)
+        line = find_only_error(define_with(search), folds)
         assert line.startswith("space.")
         assert words in line
         if ": the default " in line:
@@ -127,7 +127,7 @@ def read(*overrides: str) -> Definition:
 def test_declared_defaults_outside_their_ranges_are_refused_together(subject, folds):
     searches = DEFAULTS_OUTSIDE[subject]
     spaces = [f"+space.{search}" for search in searches]
-    lines = errors_of(read(*subject, *spaces), folds)
+    lines = find_errors(read(*subject, *spaces), folds)
     assert len(lines) == len(searches)
     for line, (search, words) in zip(lines, searches.items(), strict=True):
         assert line.startswith(f"space.{search.partition('.')[0]}.")
@@ -149,7 +149,7 @@ def test_a_default_of_the_range_replaces_a_declared_default(folds):
 
 def test_a_default_option_that_the_space_lacks_is_refused(folds):
     search = (*NONE, "+space.optimizer={adamw:null,sgd:{momentum:{float:[0,0.95]}}}")
-    line = only_error(ask(*search, "optimizer=adam"), folds)
+    line = find_only_error(ask(*search, "optimizer=adam"), folds)
     assert "optimizer=adam, and the space holds adamw, sgd" in line
     assert "add adam to space.optimizer, or set study.baseline=false" in line
     validate_search(
@@ -157,7 +157,7 @@ def test_a_default_option_that_the_space_lacks_is_refused(folds):
     )
 
 
-def test_a_value_that_the_network_or_optimizer_refuses_is_named(asking, folds):
+def test_a_value_that_the_network_or_optimizer_refuses_is_named(define_with, folds):
     for search, words in {
         "model.activation.choice=[relu, tahn]": "model.activation=tahn: ",
         "model.hidden={list: {int: [0, 128]}, length: 1}": "model.hidden=[0]: ",
@@ -166,11 +166,11 @@ def test_a_value_that_the_network_or_optimizer_refuses_is_named(asking, folds):
         "scheduler.warmup.float=[0, 2]": "scheduler.warmup=2.0: ",
         "loss.label_smoothing.float=[0, 2]": "loss.label_smoothing=2.0: ",
     }.items():
-        assert any(line.startswith(words) for line in errors_of(asking(search), folds))
+        assert any(line.startswith(words) for line in find_errors(define_with(search), folds))
 
 
 def test_an_error_of_several_branches_is_reported_once(folds):
-    line = only_error(ask("train.samples_per_epoch=5000"), folds)
+    line = find_only_error(ask("train.samples_per_epoch=5000"), folds)
     assert line.startswith("train.samples_per_epoch must be from 1 to 400, ")
 
 
@@ -178,9 +178,9 @@ def test_a_custom_network_is_accepted_and_its_arguments_searched(folds):
     own = ("~model", "+model={_target_:test_validation.Own,width:16}")
     width = "+space.model.width.int=[1,32]"
     validate_search(ask(*NONE, *own, width), TrainingData(None, IMAGES, folds))
-    line = only_error(ask(*NONE, *own, width, "+space.model.depth.int=[1,2]"), folds)
+    line = find_only_error(ask(*NONE, *own, width, "+space.model.depth.int=[1,2]"), folds)
     assert "space.model.depth: model.depth: no such key; model has _target_, width" in line
-    line = only_error(ask(*NONE, *own, "++model.ends=3"), folds)
+    line = find_only_error(ask(*NONE, *own, "++model.ends=3"), folds)
     assert line == (
         "the outputs of the network must be (2, 10) for 2 examples; got (2, 3); change the "
         "network, or train it yourself: studyloom new NAME --kind loop"
@@ -200,7 +200,7 @@ def test_a_key_that_a_config_file_lacks_is_named_with_the_line_to_add(folds, tmp
         ("spun", "params.depth.int=[1,4]", f"; {to_add} start from"),
         ("mine", "optimizer.beta.float=[0,1]", "fused"),  # a file of studyloom
     ):
-        line = only_error(ask(f"+space.{search}", name=name, folder=folder), folds)
+        line = find_only_error(ask(f"+space.{search}", name=name, folder=folder), folds)
         assert line.endswith(fix), line
 
 
@@ -220,7 +220,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     assert cfg["model"]["block"] == {"kind": "residual", "depth": 3}
     assert definition.identity("x")["model/block=residual.depth"] == 2
     outside = ask(*NONE, search.replace("[1,3]", "[3,4]"), folder=folder)
-    assert "model.block.depth=2 is outside its range [3, 4]" in only_error(outside, folds)
+    assert "model.block.depth=2 is outside its range [3, 4]" in find_only_error(outside, folds)
 
 
 def test_a_section_that_cannot_be_built_is_named(folds):
@@ -232,9 +232,9 @@ def test_a_section_that_cannot_be_built_is_named(folds):
         "+sampler.seeed=3": "sampler=auto: TypeError",
         "+pruner.n_startup_trials=-1": "pruner=auto: TypeError",
     }.items():
-        assert words in only_error(ask(*NONE, override), folds)
+        assert words in find_only_error(ask(*NONE, override), folds)
     needy = ask(*NONE, "sampler=random", "sampler._target_=test_validation.Needy")
-    assert f"is missing ({pip_install('samplers')})" in only_error(needy, folds)
+    assert f"is missing ({pip_install('samplers')})" in find_only_error(needy, folds)
 
 
 def test_errors_of_all_sections_are_reported_together(folds):
@@ -246,7 +246,7 @@ def test_errors_of_all_sections_are_reported_together(folds):
         "optimizer.lr=5": "optimizer.lr=5",
         "+space.model.mlp.hiden.int=[1,2]": "space.model.mlp.hiden",
     }
-    lines = errors_of(ask(*NONE, *wrong), folds)
+    lines = find_errors(ask(*NONE, *wrong), folds)
     for words in wrong.values():
         assert any(words in line for line in lines), words
 
@@ -258,7 +258,7 @@ def test_invalid_objectives_and_parts_for_one_are_refused_with_a_fix():
         ("pruner=median", "winner.rule='max acuracy'"): ["did you mean accuracy?", "pruner=median"],
         ("sampler=cmaes",): ["sampler=cmaes"],
     }.items():
-        errors = errors_of(ask(*TWO, *overrides), toy_folds(split), split)
+        errors = find_errors(ask(*TWO, *overrides), toy_folds(split), split)
         assert len(errors) == len(found)
         assert all(words in error for words, error in zip(found, errors, strict=True))
 
@@ -280,7 +280,7 @@ class Heads(Own):
 
 
 def test_configurations_that_break_a_relation_are_not_built(folds):
-    high, four = errors_of(ask(*HEADS), folds)
+    high, four = find_errors(ask(*HEADS), folds)
     assert "14 % 4" in high
     assert four.startswith("model.heads=4: ")
     related = ask(*HEADS, "+space.where=['model.width % model.heads == 0']")
@@ -299,17 +299,19 @@ def test_impossible_relations_are_refused_before_trial_0_with_a_fix(folds):
         "model.width > 16": "study.baseline: the baseline breaks",
     }.items():
         relations = f"+space.where=['{relation} and model.width % model.heads == 0']"
-        assert words in only_error(ask(*HEADS, relations), folds)
+        assert words in find_only_error(ask(*HEADS, relations), folds)
     never = ask(*HEADS, relations, "study.baseline=false")
-    assert "no configurations satisfy model.width > 16 and" in only_error(never, folds)
-    seed, words = errors_of(ask(*HEADS, relations, "study.seed=-1"), folds)
+    assert "no configurations satisfy model.width > 16 and" in find_only_error(never, folds)
+    seed, words = find_errors(ask(*HEADS, relations, "study.seed=-1"), folds)
     assert seed.startswith("study.seed")
     assert words.startswith("study.baseline")
     wide = ("space=none", "+space.optimizer.lr.float=[0.0001,1]", "study.baseline=false")
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
-    assert "none of 10,000 random configurations satisfy" in only_error(never, folds)
+    assert "none of 10,000 random configurations satisfy" in find_only_error(never, folds)
     endless = ask(*wide, "study.repeats=false")
-    assert "space of finitely many configurations; give its floats" in only_error(endless, folds)
+    assert "space of finitely many configurations; give its floats" in find_only_error(
+        endless, folds
+    )
 
 
 def test_a_hyperparameter_may_be_called_where():
@@ -354,7 +356,7 @@ BOUNDED = (
 )
 
 
-def section_errors(overrides):
+def find_section_errors(overrides):
     """Those of a config; plain keys are set on a copy, since composing takes 0.1 s."""
     sections = ("study.", "storage.", "train.", "checkpoints.", "pruner.")
     plain = [override for override in overrides if override.startswith(sections)]
@@ -367,10 +369,10 @@ def section_errors(overrides):
 
 def test_only_impossible_settings_of_an_early_end_are_refused():
     for overrides, words in BOUNDS.items():
-        (error,) = section_errors(overrides)
+        (error,) = find_section_errors(overrides)
         assert words in error
     for overrides in BOUNDED:
-        assert section_errors(overrides) == []
+        assert find_section_errors(overrides) == []
 
 
 # What depends on time, where the trials may not
@@ -389,19 +391,19 @@ DETERMINISTIC = "study.deterministic=true"
 
 def test_a_deterministic_search_refuses_all_that_depends_on_time():
     for overrides, words in TIMED.items():
-        (error,) = section_errors((DETERMINISTIC, *overrides))
+        (error,) = find_section_errors((DETERMINISTIC, *overrides))
         assert error.startswith(f"{DETERMINISTIC}: ")
         assert words in error
     together = ("study.epochs=40", "cost.limit=5", "cost.per_hour=1", "pruner=median", *STOP)
-    assert len(section_errors((DETERMINISTIC, *together))) == 5
-    (error,) = section_errors((DETERMINISTIC, "study.round=0"))
+    assert len(find_section_errors((DETERMINISTIC, *together))) == 5
+    (error,) = find_section_errors((DETERMINISTIC, "study.round=0"))
     assert "study.round must be at least 1" in error
     suggests = ("pruner=none", "~space", "objective._target_=suggesting.objective")
     definition = LoopDefinition.from_config(*compose(DETERMINISTIC, *suggests, *LOOP[2:]))
     (error,) = Strategy(definition).check()
     assert "an Optuna objective(trial) suggests while it runs; write a loop" in error
     for overrides in ((), ("pruner=none", *LOOP), ("objective.metric=[accuracy,flops]",)):
-        assert section_errors((DETERMINISTIC, *overrides)) == []
+        assert find_section_errors((DETERMINISTIC, *overrides)) == []
 
 
 # Trials that are paused
@@ -423,9 +425,9 @@ def test_only_trials_that_cannot_be_paused_are_refused_with_asha():
         (*LOOP, "objective.folds=2"): "objective.folds or objective.seeds",
         (*COMMAND, "objective.direction=maximize"): "which this objective lacks",
     }.items():
-        (error,) = section_errors((*promotion, *overrides))
+        (error,) = find_section_errors((*promotion, *overrides))
         assert words in error
     for overrides in ((), LOOP, ("objective.folds=3",)):
-        assert section_errors((*promotion, *overrides)) == []
+        assert find_section_errors((*promotion, *overrides)) == []
     # By default, where trials cannot be paused, none is pruned by several values.
-    assert section_errors((*TWO, "pruner=auto", "train.epochs=2")) == []
+    assert find_section_errors((*TWO, "pruner=auto", "train.epochs=2")) == []

@@ -16,7 +16,7 @@ from studyloom.definition.network import NetworkDefinition
 
 @pytest.fixture
 def composing(clean_hydra):
-    """Starts Hydra for each test: the questions of a module live longer than a test."""
+    """Starts Hydra for each test: the definitions of a module live longer than a test."""
     GlobalHydra.instance().clear()
     hydra.initialize_config_dir(CONF, version_base=None)
 
@@ -37,10 +37,10 @@ def composed():
 
 
 @pytest.fixture
-def asking(composed):
-    """Asks with values set by key, as if they had been composed, and with `key=range` searched."""
+def define_with(composed):
+    """Makes a definition with values by key, as if they were composed, and with `key=range`."""
 
-    def ask_with(*searches: str, **values: object) -> Definition:
+    def define(*searches: str, **values: object) -> Definition:
         cfg, composer = composed
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(searches)))
         cfg = cfg.with_values(
@@ -48,4 +48,4 @@ def asking(composed):
         )
         return NetworkDefinition.from_config(cfg, replace(composer, _cache={}))
 
-    return ask_with
+    return define

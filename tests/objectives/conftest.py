@@ -1,5 +1,5 @@
 """Fixtures that compose a definition of a toy study."""
 
-from definition_fixtures import asking, composed, composing, folds, main
+from definition_fixtures import composed, composing, define_with, folds, main
 
-__all__ = ["asking", "composed", "composing", "folds", "main"]
+__all__ = ["composed", "composing", "define_with", "folds", "main"]
