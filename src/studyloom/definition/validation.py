@@ -257,6 +257,7 @@ def _find_owner_of_default(branch: Branch, node: ValueNode | ListNode, default: 
         return ""
     if parameter.default is inspect.Parameter.empty:
         return ""
+    # `len` is not called: only a list without a declared default needs the length of another list.
     if default != find_default(node, parameter.default, len):
         return ""
     return str(section["_target_"])

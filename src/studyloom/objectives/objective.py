@@ -295,14 +295,14 @@ class StoredObjective(Objective):
         value: the value of the trial.
         columns: its learning curves; see `Objective.curves`.
         error: the standard error of the value; None if it is no mean.
-        kept: what the training kept; see `Objective.weights`.
+        stored_weights: what the training kept; see `Objective.weights`.
         source: the name of that study, and the number of the trial in it.
     """
 
     value: float
     columns: Curves
     error: float | None
-    kept: State | None
+    stored_weights: State | None
     source: str
 
     def run(self, report: StepReporter, stopping: Stopping) -> float:
@@ -315,7 +315,7 @@ class StoredObjective(Objective):
         return self.error
 
     def weights(self) -> State | None:
-        return self.kept
+        return self.stored_weights
 
 
 def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
