@@ -3,6 +3,10 @@
 A *step* is an epoch of a network's training, or a report of a custom training loop. A *job* is one
 training of the trial, with one fold and one seed. The value of a trial is the mean of the values of
 its jobs, each on its own validation set.
+
+The pruner compares trials by numbered values. Networks train all jobs side by side, so that each
+step has a mean over jobs, which is compared. A loop is called for one job after the other: if it
+has several, a step is of one job only, and trials are compared at the end of each job.
 """
 
 import math
@@ -98,7 +102,7 @@ class Objective:
     they are wanted. The methods of this base class are those of an evaluation without steps.
     """
 
-    _last_number: int | None = None  # of the steps that count; None if all do
+    _last_number: int | None = None  # the number of the last step that counts; None if all count
 
     @property
     def epochs(self) -> int | None:
