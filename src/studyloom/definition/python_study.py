@@ -42,7 +42,7 @@ from studyloom.user_code.digests import check_readable
 from studyloom.user_code.importing import end_import_at_study, find_member, read_recorded_script
 from studyloom.user_code.pickled import MAIN, OWN, forget_objects, register_object
 
-TEST_SHARE = 5  # one example of so many is for validation, and for the test without a test set
+HELD_OUT_ONE_IN = 5  # one example of so many is for validation, and for the test if no set is given
 READ_ARRAYS = "studyloom.data.read_arrays"
 EXPECTED_DATA = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
@@ -294,7 +294,7 @@ class CallReader:
         settings = sections.get("data", {})
         section = self._make_data_section(datasets.train, datasets.test, settings)
         if settings.get("valid") is None:
-            default = max(1, len(datasets.train) // TEST_SHARE)
+            default = max(1, len(datasets.train) // HELD_OUT_ONE_IN)
             count = settings.get("validation", default)
             section["validation"] = count
             self.study.notes.append(
@@ -515,7 +515,7 @@ def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
     _check_size("data", dataset, 3)
     count = len(dataset)
     seed = study.sections["study"].get("seed", 0)
-    test_count = max(1, count // TEST_SHARE)
+    test_count = max(1, count // HELD_OUT_ONE_IN)
     study.notes.append(
         f"data: {test_count} of {count} examples, drawn by study.seed={seed}, are the test set"
     )
