@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from toys import TINY, ask, compose, toy_folds, toy_split, validate_search
 
-from studyloom.data.split import Split
+from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
@@ -196,8 +196,8 @@ def nothing(outputs, targets):
 def test_a_validation_set_that_lacks_a_class_is_named_with_its_fold():
     split = toy_split(100, classes=2)
     folds = [
-        (torch.arange(0, 50), torch.arange(50, 100)),
-        (torch.arange(50, 100), torch.arange(0, 50, 2)),
+        Fold(torch.arange(0, 50), torch.arange(50, 100)),
+        Fold(torch.arange(50, 100), torch.arange(0, 50, 2)),
     ]
     words = "of 25 none is of class 1, in the validation set of fold 1"
     with pytest.raises(ConfigError, match=words):
