@@ -403,7 +403,7 @@ def read_only(url: str | URL) -> RetryingStorage:
         return _open(address, 0.0)
     if not connections.sqlite_path(address).is_file():
         raise StorageError(f"there is no database {connections.sqlite_path(address)}")
-    file = connections.existing_file(address).update_query_dict({"mode": "ro"})
+    file = connections.without_creation(address).update_query_dict({"mode": "ro"})
     storage = RetryingStorage(file.render_as_string(), address, 0.0, {})
     event.listen(storage.engine, "connect", connections.limit_untrusted)
     return storage
@@ -411,7 +411,7 @@ def read_only(url: str | URL) -> RetryingStorage:
 
 def _open(address: URL, deadline: float) -> RetryingStorage:
     if connections.is_sqlite(address):
-        file = connections.existing_file(address)
+        file = connections.without_creation(address)
         return SQLiteStorage(file.render_as_string(), address, deadline)
     engine_kwargs = {
         "pool_size": 2,
