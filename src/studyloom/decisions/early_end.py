@@ -246,8 +246,10 @@ def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     scale = max(0.0, mean_of_best - next_value)  # the formula's σ; rounding may bring it below 0
     final_count = max(bounds.trials, ended_count)  # the formula's N
     gain = scale * math.log(final_count / ended_count)  # nearly the sum of 1/(n+1) to 1/N
+    if bounds.ideal is None:
+        return gain
     best_value = max(complete_values)
-    if bounds.ideal is None or best_value > bounds.ideal:  # another metric has that name
+    if best_value > bounds.ideal:  # it is another metric with the name of one that has an ideal
         return gain
     return min(gain, bounds.ideal - best_value)
 
