@@ -126,8 +126,7 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
         misfit = find_misfit(distribution, value)
         if misfit is not None:
             placed.errors.append(f"{subject} {misfit}")
-            low_end = hyperparameter.make_placeholder({})
-            return low_end
+            return hyperparameter.make_placeholder({})  # the low end of its range
         if isinstance(distribution, FloatDistribution):
             return float(value)
         return hyperparameter.match_choice(value)

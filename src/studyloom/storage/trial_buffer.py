@@ -29,8 +29,8 @@ from studyloom.storage.retry import Retry
 from studyloom.storage.sql import Write
 
 FINISHED = tuple(state for state in TrialState if state.is_finished())
-# No unfinished trial is returned in one of these states; a paused one may be returned as pruned.
-NEVER_UNFINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+# The states in which an unfinished trial may be returned; a paused one may be returned as pruned.
+OF_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED)
 BY_NUMBER = attrgetter("number")
 
 
@@ -210,14 +210,17 @@ class TrialBuffer(CachedStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        now = datetime.now()
+        fields: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
             writes = [sql.start(trial_id)]
-            fields: dict[str, Any] = {"datetime_start": now}
+            fields["datetime_start"] = datetime.now()
         else:
             writes = sql.end(trial_id, state, values)
-            fields = {"values": list(values) if values else None, "datetime_complete": now}
-        if self._change(trial_id, writes, state=state, **fields):
+            fields["datetime_complete"] = datetime.now()
+            fields["values"] = None
+            if values:
+                fields["values"] = list(values)
+        if self._change(trial_id, writes, **fields):
             return True
         return super().set_trial_state_values(trial_id, state, values)
 
@@ -287,16 +290,14 @@ class OtherTrials:
         self, own_trial: FrozenTrial, states: Container[TrialState] | None
     ) -> list[FrozenTrial]:
         """Lists the trials in some states, or in all, by number, the worker's own included."""
-        with_unfinished = states is None or any(
-            state in states for state in TrialState if state not in NEVER_UNFINISHED
-        )
+        with_unfinished = states is None or any(state in states for state in OF_UNFINISHED)
         with self._lock:
             self._update(own_trial._trial_id, with_unfinished=with_unfinished)
             trials = list(self._finished_in(states))
-            candidates = [own_trial]
+            unsorted_trials = [own_trial]
             if with_unfinished and self._unfinished is not None:
-                candidates += self._unfinished
-            for trial in candidates:
+                unsorted_trials += self._unfinished
+            for trial in unsorted_trials:
                 if states is None or trial.state in states:
                     insort(trials, trial, key=BY_NUMBER)
         return trials
@@ -311,9 +312,13 @@ class OtherTrials:
         return self._finished[key]
 
     def _update(self, own_id: int, *, with_unfinished: bool) -> None:
-        """Reads what has changed since `forget_changes`, as far as no call has read it yet."""
-        knows_unfinished = self._unfinished is not None or not with_unfinished
-        if self._knows_finished and knows_unfinished:
+        """Reads what has changed since `forget_changes`, as far as no call has read it yet.
+
+        Args:
+            with_unfinished: Whether the unfinished trials are needed too.
+        """
+        needs_unfinished = with_unfinished and self._unfinished is None
+        if self._knows_finished and not needs_unfinished:
             return
         changes = self._storage.read(
             lambda connection: self._read_changes(connection, own_id, with_unfinished),
@@ -330,6 +335,11 @@ class OtherTrials:
             self._unfinished = self._countable(changes.unfinished)
 
     def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
+        """Looks at the other trials once, in a transaction.
+
+        Args:
+            own_id: The id of the worker's own trial, which counts as not ended and is not read.
+        """
         unfinished_ids = {own_id, *self._unfinished_ids}
         finished_rows = []
         if not self._knows_finished:
@@ -340,7 +350,8 @@ class OtherTrials:
                 "ids": json.dumps(list(self._unfinished_ids - {own_id})),
             }
             for row in connection.execute(sql.CHANGED_ROWS, parameters):
-                if row.state.is_finished() and row.trial_id != own_id:
+                is_own = row.trial_id == own_id
+                if row.state.is_finished() and not is_own:
                     finished_rows.append(row)
                     unfinished_ids.discard(row.trial_id)
                 else:
