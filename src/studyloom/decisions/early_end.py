@@ -303,7 +303,7 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
     before, the next one decides the same.
 
     Args:
-        trials: the budget.
+        trials: The budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
     has_no_bound = bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None

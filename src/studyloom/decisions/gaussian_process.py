@@ -305,8 +305,8 @@ class _FixedValues:
     """The fixed hyperparameters of a branch, as Optuna's process takes them.
 
     Attributes:
-        mask: bool (hyperparameters,): which are fixed.
-        params: a configuration with the fixed values.
+        mask: bool (hyperparameters,): Which are fixed.
+        params: A configuration with the fixed values.
     """
 
     mask: NDArray[np.bool_]

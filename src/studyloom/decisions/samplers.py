@@ -17,7 +17,6 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import LARGEST_GRID, Point, Space
 from studyloom.storage.attributes import SLOT
 
-
 # The coordinates of trials from which CMA-ES learns; its package raises an exception at 1e32.
 LARGEST_COORDINATE = 1e9
 

@@ -44,6 +44,7 @@ LEASE_FACTOR = 4
 TEST_SLOT = LARGEST - 1  # of the command that tests the winner; no budget is as large
 LOOK = 0.5  # seconds between looks at another command's lease
 WriteRows = Callable[[sa.Connection], None]
+SlotRow = sa.Row[Any]  # columns of the table of slots
 Store = Callable[[int, str, Any], None]  # the id of a study, a key, and its value
 log = logging.getLogger(__name__)
 
@@ -618,8 +619,8 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 
 
 def _take_first(
-    connection: sa.Connection, parameters: Mapping[str, Any], *, only_with_trial: bool
-) -> sa.Row[Any] | None:
+    connection: sa.Connection, parameters: sql.Row, *, only_with_trial: bool
+) -> SlotRow | None:
     """Claims the first slot, one with a trial before others; returns its row, None without one."""
     statement = slot_table.claim_first(only_with_trial=only_with_trial)
     return connection.execute(statement, parameters).one_or_none()
@@ -627,17 +628,17 @@ def _take_first(
 
 def _take_chosen(
     connection: sa.Connection,
-    parameters: Mapping[str, Any],
+    parameters: sql.Row,
     slot: int,
     *,
     only_with_trial: bool = False,
-) -> sa.Row[Any] | None:
+) -> SlotRow | None:
     """Claims a slot, and returns its row; None if another worker holds it, or it is done."""
     statement = slot_table.claim_chosen(only_with_trial=only_with_trial)
     return connection.execute(statement, {**parameters, "chosen": slot}).one_or_none()
 
 
-def _read_claim(row: sa.Row[Any]) -> Claim:
+def _read_claim(row: SlotRow) -> Claim:
     """Makes the claim of the row that a claiming statement has returned."""
     return Claim(
         slot=row.slot,
@@ -649,7 +650,7 @@ def _read_claim(row: sa.Row[Any]) -> Claim:
     )
 
 
-def _check_trial(row: sa.Row[Any], claim: Claim) -> None:
+def _check_trial(row: SlotRow, claim: Claim) -> None:
     """Raises ClaimLost if another program has deleted or ended the trial of a claim."""
     if not _fills_slot(row.slot_of_trial, claim):
         raise sql.trial_deleted()
@@ -679,7 +680,7 @@ def _expected_entry(slot: int, trial: sql.TrialSummary | None) -> SlotEntry:
     return SlotEntry(slot, "free", trial.trial_id)
 
 
-def _read_entry(row: sa.Row[Any]) -> SlotEntry:
+def _read_entry(row: SlotRow) -> SlotEntry:
     """Returns how a slot is; one whose lease has ended is as good as a free one."""
     state = row.state
     if state == "held":

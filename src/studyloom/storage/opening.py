@@ -266,7 +266,7 @@ def create_study(
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
-        rung: the epoch of the lowest rung of a new study; 0 without rungs.
+        rung: The epoch of the lowest rung of a new study; 0 without rungs.
     """
     lock = exclusive(url)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
@@ -289,7 +289,7 @@ def create_in_same_database(
     Waits if the database is away.
 
     Raises:
-        DefinitionError: the study of that name has another definition.
+        DefinitionError: The study of that name has another definition.
     """
     backend = stored.ledger.storage
     with exclusive(backend.retry.address, deadline=backend.retry.deadline):
