@@ -107,40 +107,90 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
     Args:
         parameters: The values by given name; may be nested.
     """
-    given_values = _GivenValues(parameters)
-    choices = _place_options(definition, given_values)
-    config = definition.composer.compose(choices)
-    placed = PlacedPoint()
+    placement = _Placement(definition, _GivenValues(parameters))
+    placement.place_all()
+    placement.check_unused()
+    placement.check_relations()
+    return placement.placed
 
-    def place(hyperparameter: Hyperparameter) -> Any:
-        """Returns the value of a hyperparameter; adds to what `placed` says of the given values."""
+
+class _Placement:
+    """The work of `place_point`: its steps add to what `placed` says of the given values.
+
+    Attributes:
+        placed: The result.
+    """
+
+    def __init__(self, definition: SpaceDefinition, given_values: _GivenValues) -> None:
+        self.placed = PlacedPoint()
+        self._space = definition.space
+        self._study_choices = definition.composer.choices
+        self._given_values = given_values
+        self._choices = _place_options(definition, given_values)
+        # The default configuration with the options of the placed one.
+        self._config = definition.composer.compose(self._choices)
+
+    def place_all(self) -> None:
+        """Gives each hyperparameter its given value, or else its default value."""
+        self.placed.point = self._space.walk(self._place)
+
+    def _place(self, hyperparameter: Hyperparameter) -> Any:
+        """Returns the value of a hyperparameter."""
         name = hyperparameter.name
         distribution = hyperparameter.distribution
-        value = given_values.look_up(hyperparameter)
+        value = self._given_values.look_up(hyperparameter)
         if value is ABSENT:
-            value = hyperparameter.read_default(choices, partial(value_at, config))
-            placed.defaulted.append(name)
+            value = hyperparameter.read_default(self._choices, partial(value_at, self._config))
+            self.placed.defaulted.append(name)
             subject = f"{name} is not given, and its default value {format_scalar(value)}"
         else:
             subject = f"{name}={format_scalar(value)}"
         misfit = find_misfit(distribution, value)
         if misfit is not None:
-            placed.errors.append(f"{subject} {misfit}")
+            self.placed.errors.append(f"{subject} {misfit}")
             return hyperparameter.make_placeholder({})  # the low end of its range
         if isinstance(distribution, FloatDistribution):
             return float(value)
         return hyperparameter.match_choice(value)
 
-    placed.point = definition.space.walk(place)
-    for name in given_values.values:
-        if name not in given_values.used_names:
-            _check_unused(definition, placed, given_values, name, config)
-    if not placed.errors:
-        breach = definition.space.find_breach(placed.point.params)
+    def check_unused(self) -> None:
+        """Checks the given names for which the configuration has no hyperparameter."""
+        for name in self._given_values.values:
+            if name not in self._given_values.used_names:
+                self._check_fixed(name)
+
+    def _check_fixed(self, name: str) -> None:
+        """Checks that a value without a hyperparameter agrees with what is fixed here.
+
+        What is fixed is the length of a list, the option of a group, or a value of the config.
+        """
+        value = self._given_values.values[name]
+        key = self._given_values.keys[name]
+        point = self.placed.point
+        space = self._space
+        if _has_length(space, point, name, value) or _has_length(space, point, key, value):
+            return
+        subject = f"{name}={format_scalar(value)}"
+        choices = {**self._study_choices, **point.choices}
+        option = choices.get(config_group(key))
+        if option is not None:
+            if option != value:
+                self.placed.errors.append(f"{subject}, but here it is {option}")
+            return
+        is_config_value = has_key(self._config, key) and value_at(self._config, key) == value
+        if not is_config_value:
+            hint = nearest(name, [*point.params])
+            message = f"{subject} is not a hyperparameter of this configuration{hint}"
+            self.placed.unknown[name] = message
+
+    def check_relations(self) -> None:
+        """Checks that the values together break no relation of the space, if each is possible."""
+        if self.placed.errors:
+            return
+        breach = self._space.find_breach(self.placed.point.params)
         if breach is not None:
-            placed.breaks_relation = True
-            placed.errors.append(breach)
-    return placed
+            self.placed.breaks_relation = True
+            self.placed.errors.append(breach)
 
 
 def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> Mapping[str, str]:
@@ -154,41 +204,6 @@ def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> M
         return hyperparameter.make_placeholder(definition.composer.choices)
 
     return definition.space.walk(decide).choices
-
-
-def _check_unused(
-    definition: SpaceDefinition,
-    placed: PlacedPoint,
-    given_values: _GivenValues,
-    name: str,
-    config: Any,
-) -> None:
-    """Checks a given name without a hyperparameter: its value must agree with what is fixed here.
-
-    What is fixed is the length of a list, the option of a group, or a value of the config. If the
-    value does not agree, `placed` gets an error or an unknown name.
-
-    Args:
-        name: The given name.
-        config: The default configuration with the options of the placed one.
-    """
-    value = given_values.values[name]
-    key = given_values.keys[name]
-    space = definition.space
-    point = placed.point
-    if _has_length(space, point, name, value) or _has_length(space, point, key, value):
-        return
-    subject = f"{name}={format_scalar(value)}"
-    choices = {**definition.composer.choices, **point.choices}
-    option = choices.get(config_group(key))
-    if option is not None:
-        if option != value:
-            placed.errors.append(f"{subject}, but here it is {option}")
-        return
-    is_config_value = has_key(config, key) and value_at(config, key) == value
-    if not is_config_value:
-        hint = nearest(name, [*point.params])
-        placed.unknown[name] = f"{subject} is not a hyperparameter of this configuration{hint}"
 
 
 def _has_length(space: Space, point: Point, name: str, length: object) -> bool:

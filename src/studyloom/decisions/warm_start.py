@@ -198,21 +198,21 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
     strategy = Strategy(definition)
     enqueued = _place_enqueued(definition, enqueue_value)
     starts = list(enqueued.starts)
+    room = strategy.trials - len(starts)  # for trials of earlier studies
+    if definition.baseline is not None:
+        room -= 1
+    earlier_studies = read_named(warm_start_value or [], begun)
     errors = list(enqueued.errors)
     if strategy.points is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
-    room = strategy.trials - len(starts)  # for trials of earlier studies
-    if definition.baseline is not None:
-        room -= 1
     if room < 0:
         errors.append(
             f"study.enqueue: {-room} of {len(starts)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
-    earlier_studies = read_named(warm_start_value or [], begun)
     errors += earlier_studies.errors
     refuse(errors)
     chosen_trials = choose_trials(
