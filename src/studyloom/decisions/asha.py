@@ -64,11 +64,11 @@ def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
 def argsort_by_fronts(values: tuple[Values, ...]) -> tuple[int, ...]:
     """Sorts trials by fronts, and returns their positions in `values`, the best first.
 
-    The first front are the trials that no other dominates. The second are those that no other
-    dominates once the first front is removed, and so on. A front begins with the trial that is best
-    by the first objective. Next is always the one that is farthest from all before it (the paper's
-    epsilon-net), so that even a few lie all along the front. Of equal trials the earlier one comes
-    first.
+    The first front has the trials that no other dominates. The second has those that no other
+    dominates once the first front is removed, and so on. Within a front the trial that is best by
+    the first objective comes first. Next is always the one that is farthest from all before it (the
+    paper's epsilon-net), so that even a few lie all along the front. Of equal trials the earlier
+    one comes first.
     """
     if not values:
         return ()

@@ -11,7 +11,7 @@ import json
 import math
 import threading
 from bisect import insort
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -134,12 +134,19 @@ class TrialBuffer(CachedStorage):
             self._studies.pop(study_id, None)
             self._others = None
 
-    def _change(self, trial_id: int, writes: Sequence[Write], **fields: Any) -> bool:
+    def _change(
+        self,
+        trial_id: int,
+        writes: Sequence[Write],
+        items: Mapping[str, dict[Any, Any]],
+        **values: Any,
+    ) -> bool:
         """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
 
         Args:
             writes: The rows of the change.
-            fields: New values of the trial's attributes; a dict is merged into the present one.
+            items: Items to add to dicts of the trial, such as `params`, by the dict's name.
+            values: New values of other attributes of the trial, such as `state`.
 
         Returns:
             False if the trial is not the worker's own; then nothing has changed.
@@ -148,9 +155,9 @@ class TrialBuffer(CachedStorage):
             if self._own is None or self._own._trial_id != trial_id:
                 return False
             changed = copy.copy(self._own)
-            for name, value in fields.items():
-                if isinstance(value, dict):
-                    value = getattr(changed, name) | value
+            for name, new_items in items.items():
+                setattr(changed, name, getattr(changed, name) | new_items)
+            for name, value in values.items():
                 setattr(changed, name, value)
             self._own = changed
             self._pending += writes
@@ -185,42 +192,42 @@ class TrialBuffer(CachedStorage):
         distribution: BaseDistribution,
     ) -> None:
         value = distribution.to_external_repr(param_value_internal)
-        fields = {"params": {param_name: value}, "distributions": {param_name: distribution}}
+        items = {"params": {param_name: value}, "distributions": {param_name: distribution}}
         writes = [sql.param(trial_id, param_name, param_value_internal, distribution)]
-        if not self._change(trial_id, writes, **fields):
+        if not self._change(trial_id, writes, items):
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         writes = [sql.report(trial_id, step, intermediate_value)]
-        if not self._change(trial_id, writes, intermediate_values={step: intermediate_value}):
+        if not self._change(trial_id, writes, {"intermediate_values": {step: intermediate_value}}):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
         writes = [sql.user_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, user_attrs={key: value}):
+        if not self._change(trial_id, writes, {"user_attrs": {key: value}}):
             super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         writes = [sql.system_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, system_attrs={key: value}):
+        if not self._change(trial_id, writes, {"system_attrs": {key: value}}):
             super().set_trial_system_attr(trial_id, key, value)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        fields: dict[str, Any] = {"state": state}
+        new_values: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
             writes = [sql.start(trial_id)]
-            fields["datetime_start"] = datetime.now()
+            new_values["datetime_start"] = datetime.now()
         else:
             writes = sql.end(trial_id, state, values)
-            fields["datetime_complete"] = datetime.now()
-            fields["values"] = None
+            new_values["datetime_complete"] = datetime.now()
+            new_values["values"] = None
             if values:
-                fields["values"] = list(values)
-        if self._change(trial_id, writes, **fields):
+                new_values["values"] = list(values)
+        if self._change(trial_id, writes, {}, **new_values):
             return True
         return super().set_trial_state_values(trial_id, state, values)
 
