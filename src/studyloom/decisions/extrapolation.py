@@ -256,7 +256,7 @@ def _show_until(
     is_paused = trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
     if several_objectives and is_paused:
         # It is shown as it will be if it ends at the rung where it waits.
-        _select_constraints(shown_trial, trial.constraints or ())  # in a dict of its own
+        _select_constraints(shown_trial, trial.constraints or ())  # in a new dict
         shown_trial.state = TrialState.PRUNED
         mark_worse_than_complete(shown_trial, shown_trial.set_constraint)
     return shown_trial

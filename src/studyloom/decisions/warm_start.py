@@ -187,8 +187,8 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
             read again.
 
     Raises:
-        ConfigError: Configurations are outside the space, earlier studies cannot be read, or there
-            is no use or room for them; the error has all messages.
+        ConfigError: A configuration is outside the space, an earlier study cannot be read, the
+            sampler is a grid, or the budget is too small; the error has all messages.
     """
     study = definition.config.study
     enqueue_value = value_at(definition.config, "study.enqueue")

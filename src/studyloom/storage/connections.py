@@ -139,7 +139,7 @@ def limit_untrusted(connection: object, _: object) -> None:
     """Limits a new connection to an untrusted file: its time and its cells; refuses code.
 
     It listens to SQLAlchemy's event `connect`. A connection that this thread opens outside of
-    `untrusted`, or to a server, is left as it is.
+    `untrusted`, or to a server, stays unchanged.
     """
     end = call_state.untrusted_until
     if end is None or not isinstance(connection, sqlite3.Connection):
@@ -209,8 +209,8 @@ def limit_connect_time(_: object, __: object, ___: object, arguments: dict[str, 
 def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -> sqlalchemy.Engine:
     """Makes an engine to look at a database once, or to lock it.
 
-    Each use makes a connection of its own, and each statement is committed by itself, unless the
-    caller sends BEGIN. The storage that workers use is a `database.RetryingStorage` instead.
+    Each use makes a new connection, and each statement is committed by itself, unless the caller
+    sends BEGIN. The storage that workers use is a `database.RetryingStorage` instead.
 
     Args:
         deadline: Seconds that the caller waits for a server that is away.

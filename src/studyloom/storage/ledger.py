@@ -662,7 +662,7 @@ def _fills_slot(slot_of_trial: str | None, claim: Claim) -> bool:
     """Returns whether a trial fills the slot of a claim.
 
     Args:
-        slot_of_trial: The trial's attribute SLOT, as it is stored; None if the trial was deleted.
+        slot_of_trial: The trial's attribute SLOT, in JSON; None if the trial was deleted.
     """
     return sql.parse_slot(slot_of_trial) == claim.slot
 

@@ -44,7 +44,7 @@ def stored_version(connection: sqlalchemy.Connection) -> str | None:
 def make_tables(connection: sqlalchemy.Connection) -> str | None:
     """Makes Optuna's tables in an empty database, in one transaction; returns their version.
 
-    Tables that exist are left as they are. Returns None, and makes none, if only Optuna's
+    Tables that exist stay unchanged. Returns None, and makes none, if only Optuna's
     constructor can make what is missing.
 
     Args:

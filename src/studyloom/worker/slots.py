@@ -245,7 +245,7 @@ class SlotQueue:
                 return None
 
     def _draw_again(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
-        """Drops a trial's configuration, which is not stored, and makes the trial anew.
+        """Drops a trial's configuration, which is not stored, and makes its Optuna trial again.
 
         Args:
             redraws: How often its configuration was not accepted.

@@ -35,7 +35,6 @@ from studyloom.space.tree import Point
 from studyloom.storage import failures
 from studyloom.storage.ledger import Claim
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.training.checkpoint import Checkpoint
 from studyloom.worker.failure_causes import broken_by, explain
 from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.provenance import Provenance, current_environment
@@ -312,13 +311,9 @@ class Worker:
             if not draws_itself:
                 self.describe(held, point)
             held.constrain(self.stage.source.measure_costs(point, self.data))
-            checkpoint = self.files.checkpoint(frozen.number, point)
-            folder = None
-            if checkpoint is not None:
-                folder = self.files.folder_of(checkpoint)
-            attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=slots.pauses)
+            attempt = self._make_attempt(begun, slots)
             objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
-            reporter = self._make_reporter(begun, objective, checkpoint, slots)
+            reporter = self._make_reporter(begun, objective, slots)
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
@@ -337,13 +332,15 @@ class Worker:
         self._end(held, objective, outcome)
         return outcome.broken_by
 
-    def _make_reporter(
-        self,
-        begun: BegunTrial,
-        objective: Objective,
-        checkpoint: Checkpoint | None,
-        slots: SlotQueue,
-    ) -> Reporter:
+    def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
+        """Describes this worker's attempt at a trial to the objective."""
+        checkpoint = self.files.checkpoint(begun.frozen.number, begun.point)
+        folder = None
+        if checkpoint is not None:
+            folder = self.files.folder_of(checkpoint)
+        return Attempt(begun.held.claim.token, self.stage.title, folder, pauses=slots.pauses)
+
+    def _make_reporter(self, begun: BegunTrial, objective: Objective, slots: SlotQueue) -> Reporter:
         """Makes the reporter of a trial; that of the baseline neither prunes nor pauses it."""
         may_stop = slots.may_stop(begun.frozen)
         pausing_slots = None
@@ -355,7 +352,7 @@ class Worker:
         return Reporter(
             begun.held,
             objective,
-            checkpoint,
+            self.files.checkpoint(begun.frozen.number, begun.point),
             reported=begun.frozen.last_step,
             releasing=self._must_release,
             comparable=may_stop and has_one_objective,
