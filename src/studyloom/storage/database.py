@@ -130,7 +130,11 @@ class RetryingStorage(CheckedStorage):
         self.engine.dispose()
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
-        """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
+        """Raises an error of ours instead of SQLAlchemy's, with a fix and without a password.
+
+        It listens to SQLAlchemy's event `handle_error`. Optuna catches SQLAlchemy's errors, and
+        would try five times to create a trial.
+        """
         address = self.retry.address
         error = context.sqlalchemy_exception
         if isinstance(error, DataError):  # an error of the caller, not of the database
@@ -138,9 +142,11 @@ class RetryingStorage(CheckedStorage):
             raise StorageError(
                 f"storage.url: {without_password(address)} cannot hold this: {message}"
             )
-        if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
+        if not isinstance(error, DBAPIError):
             return
-        if context.is_pre_ping:
+        if isinstance(error, IntegrityError):  # Optuna handles it, as when a name is taken
+            return
+        if context.is_pre_ping:  # SQLAlchemy makes a new connection
             return
         if database_errors.sqlstate(error) == database_errors.READ_ONLY:
             # The next try gets a new connection, and with it the host that takes writes by then.
