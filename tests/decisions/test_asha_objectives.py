@@ -7,7 +7,7 @@ import random
 import pytest
 from test_asha import TWO, order_of, standing
 
-from studyloom.decisions.asha import compute_dominance, rank_by_fronts
+from studyloom.decisions.asha import argsort_by_fronts, compute_dominance
 from studyloom.metrics import ACCURACY
 from studyloom.storage.standings import HELD, OPEN, UNCLAIMED, Next
 
@@ -31,7 +31,7 @@ def fronts_of(points):
 def test_no_trial_is_ranked_before_one_of_an_earlier_front(objectives):
     fate = random.Random(objectives)
     points = [tuple(fate.randrange(8) for _ in range(objectives)) for _ in range(30)]
-    order = rank_by_fronts(tuple(points))
+    order = argsort_by_fronts(tuple(points))
     assert sorted(order) == [*range(30)]
     for front in fronts_of(points):
         assert {*order[: len(front)]} == {*front}
@@ -40,13 +40,13 @@ def test_no_trial_is_ranked_before_one_of_an_earlier_front(objectives):
 
 def test_a_front_is_ordered_by_its_first_objective_and_then_by_distance():
     line = tuple((k, 10**-k) for k in range(9))
-    assert rank_by_fronts(line)[:5] == (0, 8, 4, 2, 6)
+    assert argsort_by_fronts(line)[:5] == (0, 8, 4, 2, 6)
     stretched = tuple((k, 1e6 * 10 ** (-2.0 * k)) for k in range(9))
-    assert rank_by_fronts(stretched) == rank_by_fronts(line), "distances are of ranks"
+    assert argsort_by_fronts(stretched) == argsort_by_fronts(line), "distances are of ranks"
 
 
 def test_the_earlier_of_equal_trials_is_ranked_first():
-    assert rank_by_fronts(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
+    assert argsort_by_fronts(((1, 1), (0, 2), (1, 1), (0, 2), (5, 5))) == (1, 0, 2, 3, 4)
     assert not compute_dominance([(1, 1), (1, 1)]).any()
 
 

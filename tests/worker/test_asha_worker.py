@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
-from studyloom.decisions.asha import rank_by_fronts
+from studyloom.decisions.asha import argsort_by_fronts
 from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, PAUSED, PROVENANCE, REASON, RUNGS, TIMES
@@ -124,7 +124,7 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
     for rung in (1, 3):
         there = [trial for trial in trials if rung in trial.intermediate_values]
         points = [(-trial.intermediate_values[rung], costs_of(trial)) for trial in there]
-        best = rank_by_fronts(tuple(points))[: len(there) // 3]
+        best = argsort_by_fronts(tuple(points))[: len(there) // 3]
         assert all(there[position].last_step > rung for position in best)
     for trial in trials:
         assert trial.user_attrs.get(PAUSED) is None

@@ -6,7 +6,7 @@ n / reduction_factor are *promoted*: they resume towards the next rung. Of fewer
 reduction_factor trials the best one is promoted once no other can reach the rung, so that some
 trials complete. So a trial is compared with later trials too, and no worker waits for another while
 there are trials to begin. With several objectives (the metric, and costs that are known before the
-first rung) the best are those of the first fronts; see `rank_by_fronts`.
+first rung) the best are those of the first fronts; see `argsort_by_fronts`.
 
 A *bracket* is a share of the trials that has its own lowest rung, and in which they are compared. A
 trial is known by its *slot*, its row of the budget, and by its *standing*: its state and what it
@@ -48,66 +48,78 @@ def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     """Computes which trials dominate which: as good in all objectives, and better in one.
 
     Args:
-        values: of each trial, one for each objective; less is better.
+        values: The values of each trial, one for each objective; less is better.
 
     Returns:
         bool (trials, trials): whether the trial of the row dominates that of the column.
     """
     array = np.asarray(values, float)
     is_no_worse: NDArray[np.bool_] = np.all(array[:, None] <= array[None, :], 2)
-    dominates: NDArray[np.bool_] = is_no_worse & ~is_no_worse.T
+    is_as_good_in_turn = is_no_worse.T  # then both have the same values
+    dominates: NDArray[np.bool_] = is_no_worse & ~is_as_good_in_turn
     return dominates
 
 
 @lru_cache(256)  # at most claims nothing has changed at most rungs
-def rank_by_fronts(values: tuple[Values, ...]) -> tuple[int, ...]:
-    """Ranks trials by fronts: first those that no other dominates, then those that only they do, …
+def argsort_by_fronts(values: tuple[Values, ...]) -> tuple[int, ...]:
+    """Sorts trials by fronts, and returns their positions in `values`, the best first.
 
-    A front begins with the trial that is best by the first objective. Next is always the one that
-    is farthest from all before it (the paper's epsilon-net), so that even a few lie all along the
-    front. Of equal trials the earlier one comes first.
-
-    Args:
-        values: of each trial.
-
-    Returns:
-        The positions of the trials in `values`, the best first.
+    The first front has the trials that no other dominates. The second has those that no other
+    dominates once the first front is removed, and so on. Within a front the trial that is best by
+    the first objective comes first. Next is always the one that is farthest from all before it (the
+    paper's epsilon-net), so that even a few lie all along the front. Of equal trials the earlier
+    one comes first.
     """
     if not values:
         return ()
     array = np.asarray(values, float)
-    places = _scale_to_places(array)
+    coordinates = _scale_ranks(array)
     dominates = compute_dominance(values)
-    dominators = dominates.sum(0)  # the number of trials without a rank that dominate each
+    # How many of the trials that are not sorted yet dominate each; -1 for a trial that is sorted.
+    dominator_counts = dominates.sum(0)
     order: list[int] = []
     while len(order) < len(array):
-        front = np.flatnonzero(dominators == 0)
-        dominators = dominators - dominates[front].sum(0)
-        dominators[front] = -1  # they have a rank now
+        front = np.flatnonzero(dominator_counts == 0)  # the positions of its trials
+        dominator_counts = dominator_counts - dominates[front].sum(0)
+        dominator_counts[front] = -1
         best = int(np.argmin(array[front, 0]))
-        order += [int(front[position]) for position in _spread_out(places[front], best)]
+        for index in _argsort_spread_out(coordinates[front], best):
+            order.append(int(front[index]))
     return tuple(order)
 
 
-def _scale_to_places(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scale_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the rank of each trial by each objective, scaled to [0, 1], (trials, objectives).
 
-    Distances between trials are those of ranks, since costs of networks differ by orders of
-    magnitude.
+    They are the coordinates between which distances are measured: costs of networks themselves
+    differ by orders of magnitude.
     """
-    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in values.T], 1)
-    places: NDArray[np.float64] = ranks / np.maximum(ranks.max(0), 1)
-    return places
+    columns = []
+    for column in values.T:
+        _, ranks_in_column = np.unique(column, return_inverse=True)
+        columns.append(ranks_in_column)
+    ranks = np.stack(columns, 1)
+    scaled: NDArray[np.float64] = ranks / np.maximum(ranks.max(0), 1)
+    return scaled
 
 
-def _spread_out(places: NDArray[np.float64], first: int) -> list[int]:
-    """Returns all positions from a first one on, each the farthest from all before it."""
+def _argsort_spread_out(points: NDArray[np.float64], first: int) -> list[int]:
+    """Sorts points from a first one on, each the farthest from all before it.
+
+    Args:
+        points: float (points, coordinates).
+        first: The index of the first one.
+
+    Returns:
+        The indices of all points, in this order.
+    """
     order = [first]
-    distances = np.full(len(places), np.inf)  # squared, to the nearest of those in the order
-    while len(order) < len(places):
-        steps = places - places[order[-1]]
-        distances = np.minimum(distances, (steps * steps).sum(1))
-        distances[order] = -1.0
+    # The squared distance of each point to the nearest one that is in the order.
+    distances = np.full(len(points), np.inf)
+    while len(order) < len(points):
+        differences = points - points[order[-1]]
+        distances = np.minimum(distances, (differences * differences).sum(1))
+        distances[order] = -1.0  # so that none of these is the farthest
         order.append(int(np.argmax(distances)))
     return order
 
@@ -121,12 +133,12 @@ class AshaPruner(BasePruner):
     arXiv:1603.06560).
 
     Args:
-        min_resource: the epoch of the lowest rung; auto: that of the study as it began, or else
-            `first_rung`.
-        reduction_factor: one of this number of trials at a rung is promoted.
-        brackets: a single one is ASHA as published.
-        epochs: of a whole training, if they are known.
-        began: the epoch of the lowest rung as the study began, 0 without rungs; None for a new
+        min_resource: The epoch of the lowest rung. With auto a new study gets `first_rung`, and a
+            study that has begun keeps its own.
+        reduction_factor: One of this number of trials at a rung is promoted.
+        brackets: The number of brackets; a single one is ASHA as published.
+        epochs: The number of epochs of a whole training; None if it is not known.
+        began: The epoch of the lowest rung as the study began, 0 without rungs; None for a new
             study.
     """
 
@@ -139,13 +151,15 @@ class AshaPruner(BasePruner):
         epochs: int | None = None,
         began: int | None = None,
     ) -> None:
-        if min_resource == "auto":
-            min_resource = first_rung(epochs)
-            if began is not None:
-                min_resource = max(1, began)
-        self.min_resource = _check_integer("min_resource", min_resource, 1)
-        self.reduction_factor = _check_integer("reduction_factor", reduction_factor, 2)
-        self.brackets = _check_integer("brackets", brackets, 1)
+        if min_resource != "auto":
+            lowest_rung = min_resource
+        elif began is not None:
+            lowest_rung = max(1, began)
+        else:
+            lowest_rung = first_rung(epochs)
+        self.min_resource = _check_integer("min_resource", lowest_rung, least=1)
+        self.reduction_factor = _check_integer("reduction_factor", reduction_factor, least=2)
+        self.brackets = _check_integer("brackets", brackets, least=1)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Returns False: the order ends a trial once it can certainly not be promoted."""
@@ -178,6 +192,7 @@ class AshaPruner(BasePruner):
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {fix}"
             )
+        # The lowest rung of the last bracket, and one rung more, to which it promotes.
         needed_epochs = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(
@@ -189,7 +204,7 @@ class AshaPruner(BasePruner):
         return errors
 
 
-def _check_integer(name: str, value: object, least: int) -> int:
+def _check_integer(name: str, value: object, *, least: int) -> int:
     """Returns a setting of the pruner; ValueError unless it is an integer from `least` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"pruner.{name} must be an integer of at least {least}; got {value!r}")
@@ -204,9 +219,11 @@ def first_rung(epochs: int | None) -> int:
     `bench.py search --training-epochs` measures others.
 
     Args:
-        epochs: of a whole training; None if that is not known.
+        epochs: The number of epochs of a whole training; None if it is not known.
     """
-    return max(1, round((epochs or 1) / 13))
+    if epochs is None:
+        return 1
+    return max(1, round(epochs / 13))
 
 
 def default_pruner(definition: "Definition", epochs: int | None, began: int | None) -> BasePruner:
@@ -217,7 +234,9 @@ def default_pruner(definition: "Definition", epochs: int | None, began: int | No
     pruner, which compares one value; with several objectives no trial is pruned.
     """
     asha = AshaPruner(epochs=epochs, began=began)
-    if began != 0 and definition.trains_networks and not asha.check(definition):
+    began_without_rungs = began == 0
+    trials_can_pause = definition.trains_networks and not asha.check(definition)
+    if trials_can_pause and not began_without_rungs:
         return asha
     if len(definition.objectives) > 1:
         return Unpruned()
@@ -238,8 +257,9 @@ class RungRanking:
     """The trials of a bracket that have reported at one of its rungs.
 
     Attributes:
-        step: of the rung.
-        members: the standings of these trials, the best first.
+        step: The step of the rung.
+        bracket: The number of the bracket.
+        members: The standings of these trials, the best first.
     """
 
     step: int
@@ -278,19 +298,27 @@ class AshaOrder:
         return rungs
 
     def find_bracket(self, slot: int) -> int:
-        """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest."""
+        """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest.
+
+        A number that follows from the slot, but looks random, is drawn for it. Each bracket has as
+        many of these numbers as its share.
+        """
         if slot not in self._bracket_by_slot:
-            place = derive(slot, self.brackets) % self._cumulative_shares[-1]
-            self._bracket_by_slot[slot] = bisect_right(self._cumulative_shares, place)
+            number = derive(slot, self.brackets) % self._cumulative_shares[-1]
+            self._bracket_by_slot[slot] = bisect_right(self._cumulative_shares, number)
         return self._bracket_by_slot[slot]
 
     @cached_property
     def _cumulative_shares(self) -> list[int]:
-        """The shares of the brackets, added up: Hyperband's number of trials in each."""
+        """The share of each bracket and all before it.
+
+        A share is Hyperband's number of trials in a bracket with r rungs, of `brackets` at most:
+        brackets / r × reduction_factor^(r - 1).
+        """
         shares = []
         for bracket in range(self.brackets):
-            rounds = self.brackets - bracket
-            trials = self.brackets * self.reduction_factor ** (rounds - 1) / rounds
+            rungs = self.brackets - bracket
+            trials = self.brackets * self.reduction_factor ** (rungs - 1) / rungs
             shares.append(math.ceil(trials))
         return list(itertools.accumulate(shares))
 
@@ -298,8 +326,8 @@ class AshaOrder:
         """Returns whether the trial of a slot has reached a rung with a report.
 
         Args:
-            previous_step: of its previous report; 0 or less for its first.
-            step: of its report.
+            previous_step: The step of its previous report; 0 or less for its first.
+            step: The step of its report.
         """
         bracket = self.find_bracket(slot)
         reached_rungs = self.rungs(step)[bracket:]
@@ -311,7 +339,7 @@ class AshaOrder:
         for standing in standings:
             # A worker holds a trial already if the reply to its claim was lost.
             if standing.state == OWN:
-                return Next(standing.slot, standing.slot in unpromotable)
+                return Next(standing.slot, ends_pruned=standing.slot in unpromotable)
         if unpromotable:
             return Next(min(unpromotable), ends_pruned=True)
         if not closed:
@@ -333,9 +361,10 @@ class AshaOrder:
         return None
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Returns whether a trial that has reached a rung is the next to promote.
+        """Returns whether a worker's trial, which has just reached a rung, is the next to promote.
 
-        It is not paused then. Its standing is OWN.
+        Then the worker continues it at once, instead of pausing it and taking another. Among the
+        standings that of the slot has the state OWN.
         """
         if closed:
             return False
@@ -349,18 +378,21 @@ class AshaOrder:
         promoted already, or has ended, is left out: its place at the rung is taken.
 
         Returns:
-            Those at higher rungs first, and at each the best first.
+            The slots of trials at higher rungs first, and at each rung the best first.
         """
         candidates = []
         open_counts = self._count_open(standings)
         for ranking in self._rank_rungs(standings):
+            step = ranking.step
             places = len(ranking.members) // self.reduction_factor
             if places == 0 and _count_coming(open_counts, ranking) == 0:
                 places = 1
             for rank, standing in enumerate(ranking.members[:places]):
-                waits_here = self._waits_at(standing) == ranking.step
-                if waits_here and self._is_comparable(standing, ranking.step):
-                    candidates.append((-ranking.step, rank, standing.slot))
+                waits_here = self._waits_at(standing) == step
+                if waits_here and self._is_comparable(standing, step):
+                    # Two brackets may have rungs at one step: of equal ranks the earlier slot wins.
+                    sort_key = (-step, rank, standing.slot)
+                    candidates.append(sort_key)
         candidates.sort()
         return [slot for _, _, slot in candidates]
 
@@ -378,18 +410,19 @@ class AshaOrder:
         open_counts = self._count_open(standings, closed=closed)
         for ranking in self._rank_rungs(standings):
             coming = _count_coming(open_counts, ranking)
-            places = max(1, (len(ranking.members) + coming) // self.reduction_factor)
             if closed:
                 places = 0
-            numbers_ahead: Sequence[int] = range(len(ranking.members))
-            if coming:
-                numbers_ahead = self._count_certainly_ahead(ranking)
-            for number_ahead, standing in zip(numbers_ahead, ranking.members, strict=True):
-                if self._waits_at(standing) != ranking.step:
+            else:
+                places = max(1, (len(ranking.members) + coming) // self.reduction_factor)
+            counts_ahead = self._count_certainly_ahead(ranking, coming)
+            for count_ahead, standing in zip(counts_ahead, ranking.members, strict=True):
+                waits_here = self._waits_at(standing) == ranking.step
+                stays_behind = count_ahead >= places
+                if not waits_here:
                     continue
-                if number_ahead >= places or not self._is_comparable(standing, ranking.step):
+                if stays_behind or not self._is_comparable(standing, ranking.step):
                     unpromotable.add(standing.slot)
-                    open_counts[ranking.bracket] -= 1
+                    open_counts[ranking.bracket] -= 1  # it does not come to the next rung
         return unpromotable
 
     def _count_open(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
@@ -413,12 +446,12 @@ class AshaOrder:
                     members[step, bracket].append(standing)
         rankings = []
         for step, bracket in sorted(members):
-            ranked = self._rank_members(members[step, bracket], step)
-            rankings.append(RungRanking(step, bracket, ranked))
+            best_first = self._sort_members(members[step, bracket], step)
+            rankings.append(RungRanking(step, bracket, best_first))
         return rankings
 
-    def _rank_members(self, members: Sequence[Standing], rung: int) -> list[Standing]:
-        """Returns the trials at a rung, the best first; those that cannot be compared are last."""
+    def _sort_members(self, members: Sequence[Standing], rung: int) -> list[Standing]:
+        """Sorts the trials at a rung, the best first; those that cannot be compared are last."""
         comparable = []
         incomparable = []
         for standing in sorted(members, key=lambda standing: standing.slot):
@@ -426,32 +459,41 @@ class AshaOrder:
                 comparable.append(standing)
             else:
                 incomparable.append(standing)
-        values = [self._values(standing, rung) for standing in comparable]
+        return [*self._sort_comparable(comparable, rung), *incomparable]
+
+    def _sort_comparable(self, standings: Sequence[Standing], rung: int) -> list[Standing]:
+        """Sorts trials by their values at a rung, the best first; equal ones stay in order."""
         if len(self.objectives) == 1:
-            order: Sequence[int] = sorted(range(len(values)), key=values.__getitem__)
-        else:
-            order = rank_by_fronts(tuple(values))
-        return [*(comparable[position] for position in order), *incomparable]
+            return sorted(standings, key=lambda standing: self._values(standing, rung))
+        values = tuple(self._values(standing, rung) for standing in standings)
+        return [standings[position] for position in argsort_by_fronts(values)]
 
-    def _count_certainly_ahead(self, ranking: RungRanking) -> list[int]:
-        """Returns how many other trials stay ahead of each at a rung, whatever trials still come.
+    def _count_certainly_ahead(self, ranking: RungRanking, coming: int) -> list[int]:
+        """Returns how many trials stay ahead of each at a rung, whatever trials still come.
 
-        With one objective these are all that are ahead now. With several, a later trial may push
-        others into later fronts, behind a third one, which so moves forward. Only the trials that
-        dominate a trial certainly stay ahead of it.
+        With one objective, or if none still comes, these are all that are ahead now. With several,
+        a later trial may push others into later fronts, behind a third one, which so moves forward.
+        Only the trials that dominate a trial certainly stay ahead of it.
+
+        Args:
+            coming: The number of trials that may still reach the rung.
+
+        Returns:
+            A number for each member of the ranking.
         """
         members = ranking.members
-        if len(self.objectives) == 1:
-            return [*range(len(members))]
-        comparable_values = [
-            self._values(standing, ranking.step)
-            for standing in members
-            if self._is_comparable(standing, ranking.step)
-        ]
-        counts: list[int] = []
-        if comparable_values:
-            counts = compute_dominance(comparable_values).sum(0).tolist()
-        return [*counts, *range(len(comparable_values), len(members))]
+        ahead_now = list(range(len(members)))
+        if coming == 0 or len(self.objectives) == 1:
+            return ahead_now
+        values = []
+        for standing in members:
+            if self._is_comparable(standing, ranking.step):
+                values.append(self._values(standing, ranking.step))
+        if not values:
+            return ahead_now
+        dominators: list[int] = compute_dominance(values).sum(0).tolist()
+        # The members that cannot be compared are the last ones, and stay there.
+        return [*dominators, *ahead_now[len(dominators) :]]
 
     def _values(self, standing: Standing, rung: int) -> Values:
         """Returns the value of a trial at a rung and its costs, with signs by which less is better.
@@ -482,8 +524,10 @@ class AshaOrder:
         if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
             return None
         rung = max(standing.reports)
-        was_paused = standing.reports[rung].step == standing.last == standing.paused
-        if was_paused and rung >= self._lowest_rung(self.find_bracket(standing.slot)):
+        report = standing.reports[rung]
+        was_paused_last = standing.last == report.step and standing.paused == report.step
+        is_in_bracket = rung >= self._lowest_rung(self.find_bracket(standing.slot))
+        if was_paused_last and is_in_bracket:
             return rung
         return None
 
@@ -491,10 +535,10 @@ class AshaOrder:
 def _count_coming(open_counts: Mapping[int, int], ranking: RungRanking) -> int:
     """Returns how many open trials of a bracket may yet reach a rung.
 
-    The members of the rung have reached it, and so all rungs below it.
+    These are all but the members of the rung, which have reached it.
 
     Args:
-        open_counts: the number of open trials by bracket.
+        open_counts: The number of open trials by bracket, see `AshaOrder._count_open`.
     """
     open_members = sum(standing.state != DONE for standing in ranking.members)
     return open_counts[ranking.bracket] - open_members

@@ -17,6 +17,7 @@ from studyloom.errors import StorageError, list_messages
 from studyloom.files import is_trusted
 from studyloom.storage import sql
 from studyloom.storage.connections import untrusted
+from studyloom.storage.database import Connection
 from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import parse_url, serve, without_password
@@ -30,10 +31,11 @@ class EarlierStudy:
     """An earlier study, as it was read.
 
     Attributes:
-        label: names it for people, without a password: "runs/earlier".
-        ranked: the trials that may be taken, the best first.
-        open: how many of its trials have not ended.
-        uuid: two sources with the same one are one study; "" if another program made it.
+        label: Names it for people, without a password: "runs/earlier".
+        ranked: The trials that may be taken, the best first.
+        open: How many of its trials have not ended.
+        uuid: The random id of the study, by which two sources are known to be one study; "" if
+            another program made it.
     """
 
     label: str
@@ -57,32 +59,38 @@ def read_earlier(source: str) -> EarlierStudy:
     are read within limits.
 
     Args:
-        source: a run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
+        source: A run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
             database holds only one study.
     """
-    url, _, name = source.partition("#")
-    unlimited = True
-    if "://" not in source:
+    if "://" in source:
+        url, _, name = source.partition("#")
+        trusted = True  # the user named the database itself
+    else:
         folder = Path(source)
-        url, name = read_run(folder)
-        url = serve(url)
-        unlimited = is_trusted(folder)
-    seconds: float | None = None
-    most_trials = math.inf
-    if not unlimited:
-        seconds = MOST_SECONDS
+        run_url, name = read_run(folder)
+        url = serve(run_url)
+        trusted = is_trusted(folder)
+    if trusted:
+        most_seconds = None
+        most_trials = math.inf
+    else:
+        most_seconds = MOST_SECONDS
         most_trials = MOST_TRIALS
     label = source_label(source)
-    with untrusted(seconds):
+    with untrusted(most_seconds):
         stored = open_only_study(url, name, 0.0, f"{label}: write URL#NAME")
         with contextlib.closing(stored):
             return _read_trials(stored, label, most_trials)
 
 
 def _read_trials(stored: StoredStudy, label: str, most_trials: float) -> EarlierStudy:
-    """Reads the trials of a study; raises StorageError if there are more than so many."""
-    where = {"study": stored.ledger.study_id}
-    count = stored.ledger.storage.read(lambda c: c.execute(sql.COUNT, where).scalar_one())
+    """Reads the trials of a study; raises StorageError if there are more than `most_trials`."""
+    parameters = {"study": stored.ledger.study_id}
+
+    def count_trials(connection: Connection) -> int:
+        return int(connection.execute(sql.COUNT, parameters).scalar_one())
+
+    count = stored.ledger.storage.read(count_trials)
     if count > most_trials:
         raise StorageError(f"it has {count} trials, and at most {most_trials:g} are read")
     counts = stored.ledger.counts()
@@ -95,34 +103,37 @@ class NamedStudies:
     """The earlier studies that `study.warm_start` names.
 
     Attributes:
-        labels: those of all sources, each once.
-        studies: those that were read.
+        labels: The labels of all sources, each once.
+        studies: The studies that were read.
+        errors: A message for each source that cannot be read.
+        notes: A line for each study that is not finished.
     """
 
-    labels: Sequence[str]
-    studies: Sequence[EarlierStudy]
+    labels: Sequence[str] = ()
+    studies: Sequence[EarlierStudy] = ()
+    errors: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
-def read_named(
-    sources: Any, begun: Sequence[str], errors: list[str], notes: list[str]
-) -> NamedStudies:
+def read_named(sources: Any, begun: Sequence[str]) -> NamedStudies:
     """Reads the earlier studies that `study.warm_start` names, each once.
 
     Args:
-        sources: the value of `study.warm_start`: a source, or a list of them.
-        begun: the labels of those that are not read again.
-        errors: gets a message for each source that cannot be read.
-        notes: gets a line for each study that is not finished.
+        sources: The value of `study.warm_start`: a source, or a list of them.
+        begun: The labels of earlier studies that are not read again.
     """
     if not isinstance(sources, list):
         sources = [sources]
     labels: list[str] = []
     studies: dict[str, EarlierStudy] = {}  # by uuid: two sources may be one study
+    errors: list[str] = []
+    notes: list[str] = []
     for source in sources:
         try:
             _check_source(source)
             label = source_label(source)
-            if label in labels:
+            is_repeated = label in labels
+            if is_repeated:
                 continue
             labels.append(label)
             if label in begun:
@@ -134,7 +145,7 @@ def read_named(
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.setdefault(earlier.uuid or source, earlier)
-    return NamedStudies(labels, [*studies.values()])
+    return NamedStudies(labels, [*studies.values()], errors, notes)
 
 
 def _check_source(source: object) -> None:

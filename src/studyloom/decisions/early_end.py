@@ -79,11 +79,13 @@ class Bounds:
     """The bounds that end a search before its budget is spent.
 
     Args:
-        min_improvement: the smallest gain expected of further trials, in units of the metric.
-        epochs: the most epochs that all trials together may report.
-        trials: the budget.
-        cost: the most that the hours of all trials may cost, at a price of `per_hour`.
-        ideal: the best value that the metric can have, times its sign; not stored, see `ideal_of`.
+        min_improvement: The search ends when further trials are expected to gain less, in units of
+            the metric; None for no such bound.
+        epochs: The most epochs that all trials together may report; None for no such bound.
+        trials: The budget.
+        cost: The most that the hours of all trials may cost; None for no such bound.
+        per_hour: The price of an hour, see `Hours.cost`; None if it is not known.
+        ideal: The best value that the metric can have, times its sign; not stored, see `ideal_of`.
     """
 
     min_improvement: float | None = None
@@ -98,10 +100,12 @@ class Outcome(NamedTuple):
     """The outcome of a trial so far, as the decision sees it.
 
     Attributes:
-        has_ended: whether it has ended, or waits to be promoted.
-        value: a finite number, the more the better; None if it does not count.
-        epochs: that it has reported.
-        is_complete: whether its value is that of a complete trial, and not of its last epoch.
+        slot: The slot of the trial.
+        has_ended: Whether it has ended, or waits to be promoted.
+        value: A finite number, the more the better; None if it does not count.
+        epochs: How many epochs it has reported.
+        hours: What its workers spent on it.
+        is_complete: Whether its value is that of a complete trial, and not of its last epoch.
     """
 
     slot: int
@@ -117,10 +121,11 @@ class Ending:
     """Why a search has ended.
 
     Args:
-        begun: the number of trials that had begun.
-        epochs: that these had reported.
-        gain: what the further trials were expected to gain; None if epochs or money are spent.
-        spent: what the trials have cost; None if that does not decide.
+        begun: The number of trials that had begun.
+        bounds: The bounds, one of which has ended the search.
+        epochs: How many epochs these trials had reported.
+        gain: What the further trials were expected to gain, if that was too little; else None.
+        spent: What the trials had cost, if that was too much; else None.
     """
 
     begun: int
@@ -157,81 +162,94 @@ class Ending:
 def find_ending(
     bounds: Bounds, outcomes: Iterable[Outcome], decision: Any = None, *, estimates: bool = True
 ) -> Ending | None:
-    """Returns why a search has ended; None if it continues.
+    """Returns why a search has ended before its budget is spent; None if it has not.
+
+    The bounds are tried in this order: epochs, cost, gain of further trials.
 
     Args:
-        decision: the stored one, see `Ending.decision`; None if none is stored.
-        estimates: whether to estimate from the trials if further ones gain too little; otherwise
+        outcomes: Those of the trials so far.
+        decision: The stored one, see `Ending.decision`; None if none is stored.
+        estimates: Whether to estimate from the trials if further ones gain too little; otherwise
             only a stored decision counts.
     """
-    counted = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
-    begun = len(counted)
-    if begun >= bounds.trials:
-        return None  # its budget is what ends it
-    epochs = sum(outcome.epochs for outcome in counted)
+    begun = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
+    if len(begun) >= bounds.trials:
+        return None
+    epochs = sum(outcome.epochs for outcome in begun)
+    ending = Ending(len(begun), bounds, epochs)
     if bounds.epochs is not None and epochs >= bounds.epochs:
-        return Ending(begun, bounds, epochs)
-    cores = sum(outcome.hours.cores for outcome in counted)
-    gpus = sum(outcome.hours.gpus for outcome in counted)
+        return ending
+    cores = sum(outcome.hours.cores for outcome in begun)
+    gpus = sum(outcome.hours.gpus for outcome in begun)
     spent = Hours(cores, gpus).cost(bounds.per_hour)
     if bounds.cost is not None and spent is not None and spent >= bounds.cost:
-        return Ending(begun, bounds, epochs, spent=spent)
+        return replace(ending, spent=spent)
     if bounds.min_improvement is None:
         return None
-    if _is_decided(decision, bounds):
-        return Ending(begun, bounds, epochs, float(decision["gain"]))
+    gain = _read_decided_gain(decision, bounds)
+    if gain is not None:
+        return replace(ending, gain=gain)
     if not estimates:
         return None
-    gain = estimate_gain(bounds, counted)
+    gain = estimate_gain(bounds, begun)
     if gain is None or gain >= bounds.min_improvement:
         return None
-    return Ending(begun, bounds, epochs, gain)
+    return replace(ending, gain=gain)
 
 
-def _is_decided(decision: object, bounds: Bounds) -> bool:
-    """Returns whether a stored decision is for this improvement, and this budget or a larger one.
+def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
+    """Returns the expected gain that was too little by a stored decision; None if it is not valid.
 
+    A decision is valid for its own `min_improvement`, and for its own budget or a smaller one.
     Another program may have stored anything.
     """
-    if not isinstance(decision, Mapping) or not isinstance(decision.get("gain"), int | float):
-        return False
-    if decision.get("min_improvement") != bounds.min_improvement:
-        return False
+    if not isinstance(decision, Mapping):
+        return None
+    gain = decision.get("gain")
     trials = decision.get("trials")
-    return isinstance(trials, int) and trials >= bounds.trials
+    if not isinstance(gain, int | float) or not isinstance(trials, int):
+        return None
+    if decision.get("min_improvement") != bounds.min_improvement or trials < bounds.trials:
+        return None
+    return float(gain)
 
 
 def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
-    """Returns what the rest of a budget is expected to gain, in units of the values.
+    """Returns by how much the best value is expected to grow in the rest of a budget.
+
+    See the module for the formula.
 
     Args:
-        outcomes: those of the trials so far; one that has ended without a value counts as one that
+        outcomes: Those of the trials so far. One that has ended without a value counts as one that
             is not among the best.
 
     Returns:
-        The expected gain of the best value; None if too few trials have a value.
+        The expected gain, in units of the values; None if too few trials have a value.
     """
-    count = 0  # of the trials that have ended: n in the module's formula
+    ended_count = 0  # n in the module's formula
     values = []
     complete_values = []
     for outcome in outcomes:
         if not outcome.has_ended or outcome.slot >= bounds.trials:
             continue
-        count += 1
+        ended_count += 1
         if outcome.value is not None:
             values.append(outcome.value)
             if outcome.is_complete:
                 complete_values.append(outcome.value)
     values.sort()
     best_count = max(FEWEST_BEST, math.ceil(BEST_SHARE * len(complete_values)))  # the formula's j
-    if count < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
+    if ended_count < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
         return None
     mean_of_best = sum(values[-best_count:]) / best_count
-    scale = mean_of_best - values[-best_count - 1]  # the formula's σ
-    # Not below 0 by rounding. The sum of 1/(n+1) to 1/N is nearly log(N/n).
-    gain = max(0.0, scale) * math.log(max(bounds.trials, count) / count)
+    next_value = values[-best_count - 1]
+    scale = max(0.0, mean_of_best - next_value)  # the formula's σ; rounding may bring it below 0
+    final_count = max(bounds.trials, ended_count)  # the formula's N
+    gain = scale * math.log(final_count / ended_count)  # nearly the sum of 1/(n+1) to 1/N
+    if bounds.ideal is None:
+        return gain
     best_value = max(complete_values)
-    if bounds.ideal is None or best_value > bounds.ideal:  # another metric has that name
+    if best_value > bounds.ideal:  # it is another metric with the name of one that has an ideal
         return gain
     return min(gain, bounds.ideal - best_value)
 
@@ -241,10 +259,11 @@ class Forecast:
     """The rest of a search: whether it continues, and what that is expected to gain.
 
     Args:
-        ending: why it has ended; None if it continues.
-        running: once it has ended, the number of its trials that have not.
-        gain: what its further trials are expected to gain together, in units of the metric; None
+        ending: Why it has ended; None if it continues.
+        running: Once it has ended, the number of its trials that have not.
+        gain: What its further trials are expected to gain together, in units of the metric; None
             after too few trials.
+        bounds: The bounds that end it.
     """
 
     ending: Ending | None = None
@@ -284,14 +303,18 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
     before, the next one decides the same.
 
     Args:
-        trials: the budget.
+        trials: The budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
-    if bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None:
-        return None  # without reading the trials
+    has_no_bound = bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None
+    if has_no_bound:
+        return None  # without reading the trials, which takes longer
     (decision,) = stored.attributes(EARLY_END)
     ending = find_ending(bounds, read_outcomes(stored), decision)
-    if ending is not None and ending.gain is not None and ending.decision() != decision:
+    # Epochs and costs only grow, so that their end of a search needs no stored decision.
+    if ending is None or ending.gain is None:
+        return ending
+    if ending.decision() != decision:
         stored.optuna.set_user_attr(EARLY_END, ending.decision())
     return ending
 

@@ -14,7 +14,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -44,84 +43,122 @@ def extrapolate(
     their first stop, and those of which nothing is known.
 
     Args:
-        directions: of the study, one for each objective.
-        costs: the attributes that have the values of the objectives after the first.
+        directions: The directions of the study, one for each objective.
+        costs: The attributes that have the values of the objectives after the first.
     """
-    curves: dict[int, Curve] = {}
-    stopped_curves = []
-    failed_numbers = []
-    for trial in trials:
-        curve = _read_curve(trial)
-        if trial.state == TrialState.PRUNED and FAILURE in trial.user_attrs:
-            failed_numbers.append(trial.number)
-            curve = []  # its reports show no typical gain
-        curves[trial.number] = curve
-        if trial.state.is_finished() or trial.user_attrs.get(PAUSED) is not None:
-            stopped_curves.append(curve)
+    curves = {trial.number: _read_curve(trial) for trial in trials}
+    stopped_curves = [curves[trial.number] for trial in trials if _has_stopped(trial)]
     gains = _find_gains(stopped_curves, curves.values())
     values: dict[int, list[float]] = {}
     for trial in trials:
-        if trial.state == TrialState.COMPLETE:
-            values[trial.number] = trial.values
-        elif trial.state in (TrialState.PRUNED, TrialState.RUNNING):
-            end_value = _extrapolate_curve(curves[trial.number], gains)
-            cost_values = [trial.user_attrs.get(name) for name in costs]
-            has_costs = all(isinstance(cost, int | float) for cost in cost_values)
-            if end_value is not None and has_costs:
-                values[trial.number] = [end_value, *cost_values]  # type: ignore[list-item]
+        final_values = _extrapolate_trial(trial, curves[trial.number], gains, costs)
+        if final_values is not None:
+            values[trial.number] = final_values
     if values:
         worst_values = _find_worst(directions, values.values())
-        for number in failed_numbers:
-            values[number] = worst_values
+        for trial in trials:
+            if _failed_by_configuration(trial):
+                values[trial.number] = worst_values
     return _show_as_complete(trials, values)
 
 
+def _has_stopped(trial: FrozenTrial) -> bool:
+    """Returns whether the last report of a trial is at a stop."""
+    return trial.state.is_finished() or trial.user_attrs.get(PAUSED) is not None
+
+
+def _failed_by_configuration(trial: FrozenTrial) -> bool:
+    """Returns whether a trial failed in a way that teaches the sampler; see `failures.TEACHES`."""
+    return trial.state == TrialState.PRUNED and FAILURE in trial.user_attrs
+
+
 def _read_curve(trial: FrozenTrial) -> Curve:
-    """Returns the reports that are numbers; the value of a complete trial is its last."""
+    """Returns the reports that are numbers; the value of a complete trial is its last.
+
+    A trial that failed because of its configuration has an empty curve: its reports show no typical
+    gain.
+    """
+    if _failed_by_configuration(trial):
+        return []
     reports = dict(trial.intermediate_values)
     if trial.state == TrialState.COMPLETE and trial.last_step is not None:
         reports[trial.last_step] = trial.values[0]
     return sorted((step, value) for step, value in reports.items() if math.isfinite(value))
 
 
+def _extrapolate_trial(
+    trial: FrozenTrial, curve: Curve, gains: Mapping[int, float], costs: Sequence[str]
+) -> list[float] | None:
+    """Returns the values of a trial at the end of training; None if nothing is known of them.
+
+    Args:
+        gains: The gain from each stop to the end, by stop, the last stop first.
+        costs: The attributes that have the values of the objectives after the first.
+    """
+    if trial.state == TrialState.COMPLETE:
+        return list(trial.values)
+    if trial.state not in (TrialState.PRUNED, TrialState.RUNNING):
+        return None
+    metric_value = _extrapolate_curve(curve, gains)
+    if metric_value is None:
+        return None
+    values = [metric_value]
+    for name in costs:
+        cost = trial.user_attrs.get(name)
+        if not isinstance(cost, int | float):
+            return None
+        values.append(cost)
+    return values
+
+
 def _find_value(curve: Curve, stop: int) -> float | None:
     """Returns the last value of a curve up to a stop; None if it has not come so far."""
     if not curve or curve[-1][0] < stop:
         return None
-    reports_before = bisect_right(curve, (stop, math.inf))
-    if reports_before == 0:
+    report_count = bisect_right(curve, (stop, math.inf))  # of the reports up to the stop
+    if report_count == 0:
         return None
-    return curve[reports_before - 1][1]
+    return curve[report_count - 1][1]
 
 
 def _find_gains(stopped_curves: Sequence[Curve], curves: Collection[Curve]) -> dict[int, float]:
-    """Returns the median gain from each stop to the last one, by stop, the last first.
+    """Returns the typical gain from each stop to the last one, by stop, the last first.
 
     Args:
-        stopped_curves: of trials that have reached a stop.
-        curves: of all trials.
+        stopped_curves: The curves of trials that have reached a stop.
+        curves: The curves of all trials.
     """
     stops = sorted({curve[-1][0] for curve in stopped_curves if curve}, reverse=True)
-    total_gains = dict.fromkeys(stops[:1], 0.0)
-    for later_stop, stop in pairwise(stops):
-        gains = []
-        for curve in curves:
-            start = _find_value(curve, stop)
-            end = _find_value(curve, later_stop)
-            if start is not None and end is not None:
-                gains.append(end - start)
-        typical_gain = 0.0
-        if len(gains) > 1:
-            typical_gain = median(gains)
-        total_gains[stop] = total_gains[later_stop] + typical_gain
+    total_gains: dict[int, float] = {}
+    later_stop: int | None = None
+    for stop in stops:
+        if later_stop is None:
+            total_gains[stop] = 0.0
+        else:
+            gain_between = _find_median_gain(curves, stop, later_stop)
+            total_gains[stop] = gain_between + total_gains[later_stop]
+        later_stop = stop
     return total_gains
+
+
+def _find_median_gain(curves: Collection[Curve], stop: int, later_stop: int) -> float:
+    """Returns the median gain between two stops; 0 unless two trials have reached both."""
+    gains = []
+    for curve in curves:
+        value = _find_value(curve, stop)
+        later_value = _find_value(curve, later_stop)
+        if value is not None and later_value is not None:
+            gains.append(later_value - value)
+    if len(gains) < 2:
+        return 0.0
+    return median(gains)
 
 
 def _extrapolate_curve(curve: Curve, gains: Mapping[int, float]) -> float | None:
     """Returns the value of a curve at the end of training; None if it has reached no stop.
 
     Args:
-        gains: from each stop to the end, the last stop first.
+        gains: The gain from each stop to the end, by stop, the last stop first.
     """
     for stop, gain in gains.items():
         value = _find_value(curve, stop)
@@ -136,7 +173,7 @@ def _find_worst(
     """Returns the worst value of each objective.
 
     Args:
-        values: of each trial, one for each objective.
+        values: The values of each trial, one for each objective.
     """
     worst_values = []
     for direction, column in zip(directions, zip(*values, strict=True), strict=True):
@@ -150,28 +187,28 @@ def _find_worst(
 def _show_as_complete(
     trials: Sequence[FrozenTrial], values: Mapping[int, list[float]]
 ) -> list[FrozenTrial]:
-    """Returns trials, those with values as complete, with the constraints that they all have.
+    """Returns trials, with copies instead of some that show these as complete, with new values.
 
-    Optuna's Gaussian process raises an exception where one trial has other constraints.
+    The copies have only the constraints that all of them have: Optuna's Gaussian process raises an
+    exception where one trial has other constraints.
 
     Args:
-        values: of some trials, by number.
+        values: The values of the trials to show as complete, by number.
     """
-    shared_names: set[str] | None = None
-    for trial in trials:
-        if trial.number in values:
-            names = set(trial.constraints or ())
-            if shared_names is not None:
-                names &= shared_names
-            shared_names = names
+    constraint_names = [set(trial.constraints or ()) for trial in trials if trial.number in values]
+    shared_names: set[str] = set()
+    if constraint_names:
+        shared_names = set.intersection(*constraint_names)
     shown_trials = []
     for trial in trials:
         if trial.number in values:
-            trial = copy.copy(trial)
-            _select_constraints(trial, shared_names or ())
-            trial.state = TrialState.COMPLETE
-            trial.values = values[trial.number]
-        shown_trials.append(trial)
+            shown_trial = copy.copy(trial)
+            _select_constraints(shown_trial, shared_names)
+            shown_trial.state = TrialState.COMPLETE
+            shown_trial.values = values[trial.number]
+            shown_trials.append(shown_trial)
+        else:
+            shown_trials.append(trial)
     return shown_trials
 
 
@@ -193,7 +230,8 @@ def view_in_rounds(study: Study, find_cut: Callable[[Any], int | None]) -> Study
     """Returns a view of a study whose trials are shown as rounds allow it; see `RoundOrder`.
 
     Args:
-        find_cut: returns the step after which the segments of a trial are unknown, or None.
+        find_cut: Returns from a trial's attribute SEGMENTS the step after which they are unknown;
+            None if all are known.
     """
     several_objectives = len(study.directions) > 1
 
@@ -206,32 +244,39 @@ def view_in_rounds(study: Study, find_cut: Callable[[Any], int | None]) -> Study
 def _show_until(
     trial: FrozenTrial, find_cut: Callable[[Any], int | None], several_objectives: bool
 ) -> FrozenTrial:
-    """Returns a trial without what was reported in its unknown segments: there it runs.
+    """Returns a copy of a trial as its known segments show it.
 
     Args:
-        find_cut: see `view_in_rounds`.
+        find_cut: See `view_in_rounds`.
     """
-    shown_trial = copy.copy(trial)
-    attributes = trial.user_attrs
-    is_paused = trial.state == TrialState.RUNNING and attributes.get(PAUSED) is not None
-    cut = find_cut(attributes.get(SEGMENTS, ()))
+    cut = find_cut(trial.user_attrs.get(SEGMENTS, ()))
     if cut is not None:
-        constraints: Container[str] = ()
-        if cut > 0:
-            # Its costs, which are attributes too, are known from its first segment on.
-            constraints = attributes
-        _select_constraints(shown_trial, constraints)
-        shown_trial.state = TrialState.RUNNING
-        shown_trial.values = None
-        shown_trial.intermediate_values = {
-            step: value for step, value in trial.intermediate_values.items() if step <= cut
-        }
-        shown_trial.user_attrs = {key: value for key, value in attributes.items() if key != PAUSED}
-    elif several_objectives and is_paused:
-        # As it will be if it ends at the rung where it waits.
-        _select_constraints(shown_trial, trial.constraints or ())
+        return _show_as_running(trial, cut)
+    shown_trial = copy.copy(trial)
+    is_paused = trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
+    if several_objectives and is_paused:
+        # It is shown as it will be if it ends at the rung where it waits.
+        _select_constraints(shown_trial, trial.constraints or ())  # in a new dict
         shown_trial.state = TrialState.PRUNED
         mark_worse_than_complete(shown_trial, shown_trial.set_constraint)
+    return shown_trial
+
+
+def _show_as_running(trial: FrozenTrial, cut: int) -> FrozenTrial:
+    """Returns a copy of a trial that runs, and has reported nothing after the step `cut`."""
+    shown_trial = copy.copy(trial)
+    attributes = trial.user_attrs
+    known_constraints: Container[str] = ()
+    if cut > 0:
+        # Constraints on its costs, which are attributes too, are known from its first segment on.
+        known_constraints = attributes
+    _select_constraints(shown_trial, known_constraints)
+    shown_trial.state = TrialState.RUNNING
+    shown_trial.values = None
+    shown_trial.intermediate_values = {
+        step: value for step, value in trial.intermediate_values.items() if step <= cut
+    }
+    shown_trial.user_attrs = {key: value for key, value in attributes.items() if key != PAUSED}
     return shown_trial
 
 
@@ -241,14 +286,20 @@ def mark_worse_than_complete(
     """Makes a sampler rank a pruned trial behind all complete ones; one that got further is first.
 
     Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
-    (`_get_pruned_trial_score` of 5.0). It sorts trials that break a constraint by how far.
+    (`_get_pruned_trial_score` of 5.0). But it sorts trials that break a constraint by how far they
+    break it. So a pruned trial gets a constraint, which it breaks the less the further it got.
+
+    Args:
+        set_constraint: Sets a constraint of the trial, by name; a positive value breaks it.
     """
-    if not any(excess > 0 for excess in (trial.constraints or {}).values()):
-        set_constraint(PRUNED, 1 / max(trial.last_step or 1, 1))
+    breaks_constraint = any(excess > 0 for excess in (trial.constraints or {}).values())
+    if not breaks_constraint:
+        steps = max(trial.last_step or 1, 1)
+        set_constraint(PRUNED, 1 / steps)
 
 
 def _select_constraints(trial: FrozenTrial, names: Container[str]) -> None:
-    """Removes all constraints of a copy of a trial but some."""
+    """Removes the constraints of a copy of a trial, except for those with these names."""
     constraints = trial.constraints or {}
     trial.system_attrs = {
         key: value for key, value in trial.system_attrs.items() if not key.startswith(CONSTRAINT)
@@ -281,7 +332,7 @@ class Extrapolating(PartialFixedSampler):
     """A sampler that sees all trials at the end of their training; it fixes no hyperparameter.
 
     Args:
-        sampler: one that learns only from complete trials.
+        sampler: A sampler that learns only from complete trials.
     """
 
     def __init__(self, sampler: BaseSampler) -> None:

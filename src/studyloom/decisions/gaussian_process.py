@@ -52,7 +52,8 @@ class _ModeledTrial:
     """A trial whose configuration the model can represent.
 
     Attributes:
-        fixed: the fixed hyperparameters of its branch.
+        trial: The trial.
+        fixed: The fixed hyperparameters of its branch, with their values.
     """
 
     trial: FrozenTrial
@@ -65,13 +66,13 @@ class GaussianProcessSampler(TPESampler):
     TPE also draws again where a configuration was refused: the model would repeat it.
 
     Args:
-        context: of which it takes the space.
-        seed: of both.
-        n_startup_trials: how many results the model needs.
+        context: Has the space, and says whether a configuration was refused.
+        seed: The seed of both.
+        n_startup_trials: How many results the model needs.
     """
 
-    most_results: float = math.inf  # that the model takes
-    most_dimensions: float = math.inf
+    most_results: float = math.inf  # with more, TPE proposes
+    most_dimensions: float = math.inf  # with more hyperparameters, TPE proposes
 
     def __init__(
         self, context: SamplerContext, seed: int | None = None, n_startup_trials: int = 10
@@ -99,12 +100,7 @@ class GaussianProcessSampler(TPESampler):
         tpe_fixed = self._find_fixed(tpe_proposal, distributions)
         if tpe_fixed is None:  # no trial has had this branch
             return tpe_proposal
-        modeled_trials = []
-        for other in trials:
-            if _has_distributions(other, distributions):
-                fixed = self._find_fixed(other.params, distributions)
-                if fixed is not None:
-                    modeled_trials.append(_ModeledTrial(other, fixed))
+        modeled_trials = self._represent_trials(trials, distributions)
         results = _select_trials(modeled_trials, TrialState.COMPLETE)
         if not self._least_results <= len(results) <= self.most_results:
             return tpe_proposal
@@ -124,14 +120,16 @@ class GaussianProcessSampler(TPESampler):
         that all complete trials share.
 
         Args:
-            search_space: what TPE proposes. Others cannot be proposed here: TPE has not seen the
-                branch of a running trial.
+            search_space: The hyperparameters that TPE proposes. Others cannot be proposed here: TPE
+                has not seen the branch of a running trial.
         """
         results = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        has_branches = bool(self._space.nodes)
         distributions: dict[str, Any] = {}
-        for result in results:
-            distributions = result.distributions | distributions
-        if not self._space.nodes:
+        if has_branches:
+            for result in results:  # the first trial that has a hyperparameter decides
+                distributions = result.distributions | distributions
+        else:
             distributions = intersection_search_space(results)
         modeled = {}
         for name, distribution in distributions.items():
@@ -139,22 +137,42 @@ class GaussianProcessSampler(TPESampler):
                 modeled[name] = distribution
         return modeled
 
+    def _represent_trials(
+        self, trials: Sequence[FrozenTrial], distributions: Distributions
+    ) -> list[_ModeledTrial]:
+        """Returns the trials whose configurations the model can represent.
+
+        Args:
+            distributions: The hyperparameters of the model.
+        """
+        modeled_trials = []
+        for trial in trials:
+            if _has_distributions(trial, distributions):
+                fixed = self._find_fixed(trial.params, distributions)
+                if fixed is not None:
+                    modeled_trials.append(_ModeledTrial(trial, fixed))
+        return modeled_trials
+
     def _find_fixed(self, params: Mapping[str, Any], distributions: Distributions) -> Params | None:
         """Returns the fixed hyperparameters of a configuration's branch, with their values.
 
         None if the configuration lacks a value, or has a hyperparameter that the model does not.
 
         Args:
-            params: of the configuration.
-            distributions: of the model.
+            params: The configuration.
+            distributions: The hyperparameters of the model.
         """
-        if not self._space.nodes:
-            if distributions.keys() <= params.keys():
+        has_branches = bool(self._space.nodes)
+        if not has_branches:
+            has_all_values = distributions.keys() <= params.keys()
+            if has_all_values:
                 return {}
             return None
+        # At first all are fixed to the middles of their ranges, as those are that the branch lacks.
         fixed = {name: find_middle(distribution) for name, distribution in distributions.items()}
 
-        def decide(hyperparameter: Hyperparameter) -> Any:
+        def visit(hyperparameter: Hyperparameter) -> Any:
+            """Returns the value of a hyperparameter of the branch, and corrects `fixed` for it."""
             name = hyperparameter.name
             if hyperparameter.distribution.single():  # it has one value, and is in no model
                 value = hyperparameter.make_placeholder({})
@@ -162,14 +180,15 @@ class GaussianProcessSampler(TPESampler):
                 value = params[name]
             else:
                 raise KeyError(name)
-            if hyperparameter.role in ("option", "length") and name in fixed:
+            makes_branch = hyperparameter.role in ("option", "length")
+            if makes_branch and name in fixed:
                 fixed[name] = value
             else:
-                fixed.pop(name, None)
+                fixed.pop(name, None)  # the process varies it
             return value
 
         try:
-            self._space.walk(decide)
+            self._space.walk(visit)
         except KeyError:  # of a value or hyperparameter, or an option that the space lacks
             return None
         return fixed
@@ -186,8 +205,7 @@ def _select_trials(modeled_trials: Sequence[_ModeledTrial], state: TrialState) -
 def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> list[Params]:
     """Returns the branches to propose in: a first one, and those with the most trials.
 
-    Returns:
-        The fixed hyperparameters of each.
+    A branch is given and returned as its fixed hyperparameters, with their values.
     """
     counts = Counter(tuple(modeled.fixed.items()) for modeled in modeled_trials)
     branches = [first]
@@ -206,8 +224,8 @@ class AutoSampler(GaussianProcessSampler):
     long is decided between the tenth and the fiftieth result, and stored with the study.
 
     Args:
-        context: of which it takes all; a deterministic study always gets a Gaussian process.
-        seed: of both.
+        context: Describes the study; a deterministic one always gets a Gaussian process.
+        seed: The seed of both.
     """
 
     most_results = 200  # beyond these the model takes more than a twentieth
@@ -239,12 +257,13 @@ class AutoSampler(GaussianProcessSampler):
 
     def _uses_process(self, study: Study) -> bool:
         if self._decision is None:
-            self._decision = study.user_attrs.get(SAMPLER)
+            self._decision = study.user_attrs.get(SAMPLER)  # another worker may have decided
         if self._decision is None:
             self._decision = self._decide(study)
             if self._decision is None:
                 return False
-            # Not the method of a study, which a user's objective has, with reserved names.
+            # `study.set_user_attr` may refuse our keys: the study may be the one that a user's
+            # objective gets.
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._decision)
             log.info(self.note)
         return self._decision == GP
@@ -286,8 +305,8 @@ class _FixedValues:
     """The fixed hyperparameters of a branch, as Optuna's process takes them.
 
     Attributes:
-        mask: bool (hyperparameters,): which are fixed.
-        params: a configuration with the fixed values.
+        mask: bool (hyperparameters,): Which are fixed.
+        params: A configuration with the fixed values.
     """
 
     mask: NDArray[np.bool_]
@@ -313,11 +332,11 @@ class GaussianProcess(GPSampler):
         to search their values one by one took two thirds of the time.
 
         Args:
-            study: which has the directions.
-            results: complete trials.
-            running: those of other workers.
-            distributions: of all hyperparameters of the model.
-            branches: the fixed hyperparameters of each branch; the process chooses one branch, and
+            study: The study, which has the directions.
+            results: Complete trials.
+            running: Trials of other workers.
+            distributions: The hyperparameters of the model.
+            branches: The fixed hyperparameters of each branch; the process chooses one branch, and
                 all other values.
         """
         import torch  # not before it is needed
@@ -350,8 +369,13 @@ class GaussianProcess(GPSampler):
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
         """Returns the most promising of the best points of the branches, as Optuna's method does.
 
-        The acquisition function is optimized in one branch after the other: each restricts the
-        space to what the branch does not fix.
+        The acquisition function is optimized in one branch after the other. Meanwhile it has a
+        space in which only the hyperparameters vary that the branch does not fix.
+
+        Args:
+            acqf: Optuna's acquisition function.
+            best_params: The points of the best results, (results, hyperparameters), at which
+                Optuna begins to search; None for none.
         """
         whole_space = acqf.search_space
         best_value = -math.inf
@@ -363,7 +387,8 @@ class GaussianProcess(GPSampler):
             if best_params is not None:
                 start = branch_space.set_fixed(best_params.copy())
             point = super()._optimize_acqf(acqf, start)
-            value = float(acqf.eval_acqf_no_grad(point[None])[0])
+            points = point[None]  # the function evaluates several at once
+            value = float(acqf.eval_acqf_no_grad(points)[0])
             if best_point is None or value > best_value:
                 best_value = value
                 best_point = point

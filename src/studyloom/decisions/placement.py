@@ -46,11 +46,13 @@ class PlacedPoint:
     """A configuration placed in a space; a wrong value is replaced by the low end of its range.
 
     Attributes:
-        errors: messages about wrong values, or about the relation that all values break together.
-        unknown: messages about given names that the configuration has no hyperparameter for, by
+        point: The configuration.
+        errors: Messages about wrong values; or if none is wrong, one about a relation of the space
+            that the values break together.
+        unknown: Messages about given names that the configuration has no hyperparameter for, by
             name.
-        defaulted: the names of hyperparameters that were not given and have their default value.
-        breaks_relation: whether all values are possible, but together break a relation.
+        defaulted: The names of hyperparameters that were not given and have their default value.
+        breaks_relation: Whether all values are possible, but together break a relation.
     """
 
     point: Point = field(default_factory=Point)
@@ -64,9 +66,9 @@ class _GivenValues:
     """The values that are given, which are looked up by name or config key.
 
     Attributes:
-        values: by given name; a list is its length and its items.
-        keys: the config key of each given name.
-        used_names: those that were looked up.
+        values: The values by given name; of a list its length and its items.
+        keys: The config key of each given name.
+        used_names: The given names whose values were looked up.
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
@@ -77,18 +79,22 @@ class _GivenValues:
 
     def look_up(self, hyperparameter: Hyperparameter) -> Any:
         """Returns the value that is given for a hyperparameter, or ABSENT."""
-        name: str | None = hyperparameter.name
-        if name not in self.values:
-            key = hyperparameter.key
-            if hyperparameter.role == "length":
-                key = f"{key}.length"
-            elif hyperparameter.role == "item":
-                key = f"{key}.{hyperparameter.index}"
-            name = self._names.get(key)
-        if name is None:
+        given_name: str | None = hyperparameter.name
+        if given_name not in self.values:
+            given_name = self._names.get(_config_key(hyperparameter))
+        if given_name is None:
             return ABSENT
-        self.used_names.add(name)
-        return self.values[name]
+        self.used_names.add(given_name)
+        return self.values[given_name]
+
+
+def _config_key(hyperparameter: Hyperparameter) -> str:
+    """Returns the config key of a hyperparameter's value, also if that is a part of a list."""
+    if hyperparameter.role == "length":
+        return f"{hyperparameter.key}.length"
+    if hyperparameter.role == "item":
+        return f"{hyperparameter.key}.{hyperparameter.index}"
+    return hyperparameter.key
 
 
 def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> PlacedPoint:
@@ -99,41 +105,92 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
     depends on the options: these are placed first.
 
     Args:
-        parameters: values by hyperparameter name in this space, or by config key; may be nested.
+        parameters: The values by given name; may be nested.
     """
-    given_values = _GivenValues(parameters)
-    choices = _place_options(definition, given_values)
-    config = definition.composer.compose(choices)
-    placed = PlacedPoint()
+    placement = _Placement(definition, _GivenValues(parameters))
+    placement.place_all()
+    placement.check_unused()
+    placement.check_relations()
+    return placement.placed
 
-    def decide(hyperparameter: Hyperparameter) -> Any:
+
+class _Placement:
+    """The work of `place_point`: its steps add to what `placed` says of the given values.
+
+    Attributes:
+        placed: The result.
+    """
+
+    def __init__(self, definition: SpaceDefinition, given_values: _GivenValues) -> None:
+        self.placed = PlacedPoint()
+        self._space = definition.space
+        self._study_choices = definition.composer.choices
+        self._given_values = given_values
+        self._choices = _place_options(definition, given_values)
+        # The default configuration with the options of the placed one.
+        self._config = definition.composer.compose(self._choices)
+
+    def place_all(self) -> None:
+        """Gives each hyperparameter its given value, or else its default value."""
+        self.placed.point = self._space.walk(self._place)
+
+    def _place(self, hyperparameter: Hyperparameter) -> Any:
+        """Returns the value of a hyperparameter."""
         name = hyperparameter.name
         distribution = hyperparameter.distribution
-        value = given_values.look_up(hyperparameter)
+        value = self._given_values.look_up(hyperparameter)
         if value is ABSENT:
-            value = hyperparameter.read_default(choices, partial(value_at, config))
-            placed.defaulted.append(name)
+            value = hyperparameter.read_default(self._choices, partial(value_at, self._config))
+            self.placed.defaulted.append(name)
             subject = f"{name} is not given, and its default value {format_scalar(value)}"
         else:
             subject = f"{name}={format_scalar(value)}"
         misfit = find_misfit(distribution, value)
         if misfit is not None:
-            placed.errors.append(f"{subject} {misfit}")
-            return hyperparameter.make_placeholder({})  # its low end
+            self.placed.errors.append(f"{subject} {misfit}")
+            return hyperparameter.make_placeholder({})  # the low end of its range
         if isinstance(distribution, FloatDistribution):
             return float(value)
         return hyperparameter.match_choice(value)
 
-    placed.point = definition.space.walk(decide)
-    for name in given_values.values:
-        if name not in given_values.used_names:
-            _check_unused(definition, placed, given_values, name, config)
-    if not placed.errors:
-        breach = definition.space.find_breach(placed.point.params)
+    def check_unused(self) -> None:
+        """Checks the given names for which the configuration has no hyperparameter."""
+        for name in self._given_values.values:
+            if name not in self._given_values.used_names:
+                self._check_fixed(name)
+
+    def _check_fixed(self, name: str) -> None:
+        """Checks that a value without a hyperparameter agrees with what is fixed here.
+
+        What is fixed is the length of a list, the option of a group, or a value of the config.
+        """
+        value = self._given_values.values[name]
+        key = self._given_values.keys[name]
+        point = self.placed.point
+        space = self._space
+        if _has_length(space, point, name, value) or _has_length(space, point, key, value):
+            return
+        subject = f"{name}={format_scalar(value)}"
+        choices = {**self._study_choices, **point.choices}
+        option = choices.get(config_group(key))
+        if option is not None:
+            if option != value:
+                self.placed.errors.append(f"{subject}, but here it is {option}")
+            return
+        is_config_value = has_key(self._config, key) and value_at(self._config, key) == value
+        if not is_config_value:
+            hint = nearest(name, [*point.params])
+            message = f"{subject} is not a hyperparameter of this configuration{hint}"
+            self.placed.unknown[name] = message
+
+    def check_relations(self) -> None:
+        """Checks that the values together break no relation of the space, if each is possible."""
+        if self.placed.errors:
+            return
+        breach = self._space.find_breach(self.placed.point.params)
         if breach is not None:
-            placed.breaks_relation = True
-            placed.errors.append(breach)
-    return placed
+            self.placed.breaks_relation = True
+            self.placed.errors.append(breach)
 
 
 def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> Mapping[str, str]:
@@ -149,47 +206,16 @@ def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> M
     return definition.space.walk(decide).choices
 
 
-def _check_unused(
-    definition: SpaceDefinition,
-    placed: PlacedPoint,
-    given_values: _GivenValues,
-    name: str,
-    config: Any,
-) -> None:
-    """Checks a given name without a hyperparameter: its value must agree with what is fixed here.
+def _has_length(space: Space, point: Point, name: str, length: object) -> bool:
+    """Returns whether a configuration has a list of this length, whether that is searched or not.
 
     Args:
-        config: the default configuration with the options of the placed one.
-    """
-    value = given_values.values[name]
-    key = given_values.keys[name]
-    if _is_fixed_length(definition.space, placed.point, (name, key), value):
-        return
-    subject = f"{name}={format_scalar(value)}"
-    choices = {**definition.composer.choices, **placed.point.choices}
-    option = choices.get(config_group(key))
-    if option is not None:
-        if option != value:
-            placed.errors.append(f"{subject}, but here it is {option}")
-        return
-    if not has_key(config, key) or value_at(config, key) != value:
-        hint = nearest(name, [*placed.point.params])
-        placed.unknown[name] = f"{subject} is not a hyperparameter of this configuration{hint}"
-
-
-def _is_fixed_length(space: Space, point: Point, names: tuple[str, str], value: object) -> bool:
-    """Returns whether a value is the length of a list whose length is not searched.
-
-    Args:
-        names: the name and config key that the value is given for, which end in `.length`.
+        name: The name or config key of the list, or of its length, which ends in `.length`.
     """
     keys = {node.name: node.key for node in space.opened_nodes(point.choices)}
-    for name in names:
-        list_name = name.removesuffix(".length")
-        items = point.values.get(keys.get(list_name, list_name))
-        if isinstance(items, list) and len(items) == value:
-            return True
-    return False
+    list_name = name.removesuffix(".length")
+    items = point.values.get(keys.get(list_name, list_name))
+    return isinstance(items, list) and len(items) == length
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,17 +235,18 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 def _find_config_keys(values: Mapping[str, Any]) -> dict[str, str]:
     """Returns the config key of each name: the name without the options that are chosen.
 
-    A name may be below several groups, as `model.cnn.block.wide.size` is. The options of inner
-    groups are removed first, since the names of these hold the options of outer groups.
+    The key of `model.cnn.block.wide.size` is `model.block.size`, if the value of `model` is `cnn`
+    and that of `model.cnn.block` is `wide`. The options of inner groups are removed first, since
+    the names of these hold the options of outer groups.
 
     Args:
-        values: by name; a group's name has its option.
+        values: The values by name, among them the option of each group by the group's name.
     """
     keys = {}
-    inner_first = sorted(values, key=len, reverse=True)
+    longest_first = sorted(values, key=len, reverse=True)  # so inner groups before outer ones
     for name in values:
         key = name
-        for group in inner_first:
+        for group in longest_first:
             option_prefix = f"{group}.{values[group]}."
             if key.startswith(option_prefix):
                 key = f"{group}.{key.removeprefix(option_prefix)}"

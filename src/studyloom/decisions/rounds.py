@@ -16,7 +16,6 @@ those that are known have ended, and those before it have their configurations. 
 A segment whose worker has died is claimed before others.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +36,11 @@ class RoundOrder:
     The baseline is paused at rungs too, or all would wait for it; it is always promoted.
 
     Args:
-        order: decides from what is known; without rungs if no trial pauses.
-        width: how many segments a round has.
-        max_failures: how many segments in a row may fail for one reason before the study halts.
-        halted_at: the number of segments when the study halted last: since it was started again,
-            failures count only together with a later one.
+        order: Decides from what is known; without rungs if no trial pauses.
+        width: How many segments a round has.
+        max_failures: How many segments in a row may fail for one reason before the study halts.
+        halted_at: The number of segments when the study halted last. The failures up to there do
+            not halt it again by themselves, but only together with a later one.
     """
 
     order: AshaOrder
@@ -69,8 +68,10 @@ class RoundOrder:
     def count_known(self, number: int) -> int:
         """Returns how many segments, the first ones, are known to the decision on another one.
 
+        These are all of the rounds but the last two; 0 or less if there are no others.
+
         Args:
-            number: of the segment that is decided.
+            number: The number of the segment that is decided.
         """
         earlier_rounds = number // self.width
         return (earlier_rounds - 1) * self.width
@@ -86,35 +87,52 @@ class RoundOrder:
         None if the study halts, see `find_halt_reason`.
         """
         begun = [standing for standing in standings if standing.segments]
-        running = [standing for standing in begun if not _has_ended(standing)]
-        abandoned = [standing for standing in running if standing.state != HELD]
+        unended = [standing for standing in begun if not _has_ended(standing)]
+        abandoned = [standing for standing in unended if standing.state != HELD]
         if abandoned:
             return _claim_again(abandoned)
         last_number = max((standing.segments[-1].number for standing in begun), default=-1)
         # Decided from what the last segment knew: no later decision depends on when a trial ends.
-        ended = self._choose_unpromotable(standings, self.count_known(last_number))
-        if ended is not None:
-            return ended
-        if any(standing.segments[-1].start is None for standing in running):
+        unpromotable = self._choose_unpromotable(standings, self.count_known(last_number))
+        if unpromotable is not None:
+            return unpromotable
+        if any(standing.segments[-1].start is None for standing in unended):
             return None  # a configuration is being drawn
-        oldest = min((standing.segments[-1].number for standing in running), default=math.inf)
-        number = last_number + 1
-        while self.count_known(number) <= oldest:
-            known_count = self.count_known(number)
+        first_running = min((standing.segments[-1].number for standing in unended), default=None)
+        return self._choose_new_segment(standings, last_number + 1, first_running)
+
+    def _choose_new_segment(
+        self, standings: Sequence[Standing], segment_count: int, first_running: int | None
+    ) -> Next | None:
+        """Returns the slot whose trial gets another segment; None while none can be decided.
+
+        Args:
+            segment_count: How many segments there are.
+            first_running: The number of the first segment that runs; None if none does.
+        """
+        number = segment_count
+        known_count = self.count_known(number)
+        while first_running is None or known_count <= first_running:  # all that are known ended
             if self._find_repeated_failure(standings, known_count) is not None:
                 return None
             choice = self.order.choose(self.limit_standings(standings, known_count))
             if choice is not None:
-                standing = next(s for s in standings if s.slot == choice.slot)
-                start = None
-                if standing.segments:
-                    start = standing.last
-                return Next(choice.slot, segments=[*standing.segments, Segment(number, start)])
-            if known_count > last_number:  # no later round knows more
+                return self._add_segment(standings, choice.slot, number)
+            if known_count >= segment_count:  # all are known: a later round would know no more
                 return self._choose_unpromotable(standings, known_count)
-            # Nothing else is known in this round: it stays incomplete, and the next one begins.
+            # Nothing can be decided from what this round knows, so it stays incomplete: the number
+            # is that of the first segment of the next round.
             number += self.width - number % self.width
+            known_count = self.count_known(number)
         return None
+
+    def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> Next:
+        """Returns a slot to claim, for another segment of its trial."""
+        standing = next(standing for standing in standings if standing.slot == slot)
+        start = None  # a new trial has no configuration yet
+        if standing.segments:
+            start = standing.last
+        return Next(slot, segments=[*standing.segments, Segment(number, start)])
 
     def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
         """Returns why the study halts now; None if a slot can be claimed, or a segment runs."""
@@ -127,14 +145,15 @@ class RoundOrder:
         for standing in standings:
             for segment in standing.segments:
                 last_number = max(last_number, segment.number)
-        next_that_knows_all = last_number + 1 + 2 * self.width
-        return self._find_repeated_failure(standings, self.count_known(next_that_knows_all))
+        # A segment two rounds later would be decided from all that there are now.
+        number_of_later = last_number + 1 + 2 * self.width
+        return self._find_repeated_failure(standings, self.count_known(number_of_later))
 
     def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
 
         Args:
-            known_count: how many segments, the first ones, count.
+            known_count: How many segments, the first ones, count.
         """
         in_a_row = 0
         previous: Fault | None = None
@@ -155,8 +174,8 @@ class RoundOrder:
     def limit_standings(self, standings: Sequence[Standing], known_count: int) -> list[Standing]:
         """Returns how far trials have come if only the first `known_count` segments have ended.
 
-        Those that can then no longer be promoted are done. That leaves fewer trials that may still
-        reach a rung, so that others there can perhaps no longer be promoted either.
+        A trial that can then no longer be promoted is DONE. Each such trial leaves fewer that may
+        still reach a rung, so that another one there can perhaps no longer be promoted either.
         """
         limited = [_limit_standing(standing, known_count) for standing in standings]
         unpromotable = self.order.find_unpromotable(limited)
@@ -168,7 +187,10 @@ class RoundOrder:
         return limited
 
     def _choose_unpromotable(self, standings: Sequence[Standing], known_count: int) -> Next | None:
-        """Returns the first paused trial that can no longer be promoted, to be ended."""
+        """Returns the first paused trial that can no longer be promoted, to be ended.
+
+        None if the first `known_count` segments show no such trial.
+        """
         done_slots = set()
         for standing in self.limit_standings(standings, known_count):
             if standing.state == DONE:
@@ -184,12 +206,16 @@ class RoundOrder:
 
 
 def _claim_again(abandoned: Sequence[Standing]) -> Next:
-    """Returns a segment that no other worker trains: this worker's own first, then the oldest."""
+    """Returns the slot of a segment that no other worker trains: the oldest one.
 
-    def priority(standing: Standing) -> tuple[bool, int]:
-        return standing.state == OPEN, standing.segments[-1].number
+    This worker's own comes before others: it holds one already if the reply to its claim was lost.
+    """
 
-    first = min(abandoned, key=priority)
+    def sort_key(standing: Standing) -> tuple[bool, int]:
+        was_others = standing.state == OPEN  # False comes before True
+        return was_others, standing.segments[-1].number
+
+    first = min(abandoned, key=sort_key)
     return Next(first.slot, segments=first.segments)
 
 
@@ -218,8 +244,8 @@ def _find_cut(segments: Sequence[tuple[int, int | None]], known_count: int) -> i
     """Returns the step after which the segments of a trial are unknown; None if none is.
 
     Args:
-        segments: the number and start of each, see `Segment`.
-        known_count: how many segments of the study are known.
+        segments: The number and start of each segment of the trial, see `Segment`.
+        known_count: How many segments of the study are known.
     """
     for number, start in segments:
         if number >= known_count:
@@ -230,9 +256,12 @@ def _find_cut(segments: Sequence[tuple[int, int | None]], known_count: int) -> i
 def _limit_standing(standing: Standing, known_count: int) -> Standing:
     """Returns how far a trial has come if only the first `known_count` segments have ended."""
     cut = _find_cut(standing.segments, known_count)
-    if cut is not None:  # it runs
+    if cut is not None:  # its next segment counts as running
         reports = {rung: report for rung, report in standing.reports.items() if report.step <= cut}
-        return replace(standing, state=HELD, last=cut or None, reports=reports)
+        last_step = None
+        if cut > 0:
+            last_step = cut
+        return replace(standing, state=HELD, last=last_step, reports=reports)
     if standing.segments and standing.state != DONE:  # it waits at a rung
         return replace(standing, state=OPEN)
     return standing

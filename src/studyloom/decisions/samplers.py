@@ -17,6 +17,9 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import LARGEST_GRID, Point, Space
 from studyloom.storage.attributes import SLOT
 
+# The coordinates of trials from which CMA-ES learns; its package raises an exception at 1e32.
+LARGEST_COORDINATE = 1e9
+
 
 @dataclass(frozen=True)
 class SamplerContext:
@@ -26,13 +29,13 @@ class SamplerContext:
     of the trial.
 
     Attributes:
-        space: the search space; it has no nodes if an Optuna objective suggests its values.
-        baseline: the configuration that the first trial runs; None without a baseline.
-        objectives: how many objectives the study has.
-        redraws: whether the sampler has drawn for this trial already, and its configuration was
+        space: The search space; it has no nodes if an Optuna objective suggests its values.
+        baseline: The configuration that the first trial runs; None without a baseline.
+        objectives: How many objectives the study has.
+        redraws: Whether the sampler has drawn for this trial already, and its configuration was
             refused.
-        deterministic: whether the trials must not depend on times, see `study.deterministic`.
-        auto_sampler: what `sampler=auto` stands for in this study; None until that is decided.
+        deterministic: Whether the trials must not depend on times, see `study.deterministic`.
+        auto_sampler: What `sampler=auto` stands for in this study; None until that is decided.
     """
 
     space: Space
@@ -52,11 +55,11 @@ class GridSampler(BaseSampler):
     at the storage.
 
     Args:
-        context: of which it takes the space and the baseline.
-        seed: shuffles the configurations.
+        context: Has the space and the baseline.
+        seed: Shuffles the configurations.
 
     Raises:
-        ConfigError: the space has continuous ranges, or more than 100,000 configurations.
+        ConfigError: The space has continuous ranges, or more than 100,000 configurations.
     """
 
     def __init__(self, context: SamplerContext, seed: int = 0) -> None:
@@ -69,11 +72,12 @@ class GridSampler(BaseSampler):
                 f"sampler=grid: the space has {size:.6g} configurations; at most "
                 f"{LARGEST_GRID} can be enumerated; narrow its ranges, or set sampler=tpe"
             )
-        order = np.random.default_rng(seed).permutation(len(space.grid))
-        self.points: list[Point] = [space.grid[position] for position in order]
+        positions = np.random.default_rng(seed).permutation(len(space.grid))
+        points: list[Point] = [space.grid[position] for position in positions]
         if baseline is not None:
-            other_points = [point for point in self.points if point.params != baseline.params]
-            self.points = [baseline, *other_points]
+            other_points = [point for point in points if point.params != baseline.params]
+            points = [baseline, *other_points]
+        self.points = points
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -120,6 +124,7 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
 
         Args:
             trans: Optuna's transform of configurations to coordinates.
+            direction: The direction of the study.
         """
         random_state = self._cma_rng.rng.get_state()
         optimizer = super()._init_optimizer(trans, direction)
@@ -137,9 +142,10 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
                 coordinates = self._find_coordinates(trial, trans, optimizer.dim)
                 if coordinates is not None and trial.value is not None:
                     solutions.append((coordinates, sign * trial.value))
-            if len(solutions) < optimizer.population_size:
+            is_complete = len(solutions) >= optimizer.population_size
+            if not is_complete:
                 return optimizer
-            optimizer.tell(solutions[: optimizer.population_size])
+            optimizer.tell(solutions[: optimizer.population_size])  # it begins the next generation
 
     def _group_by_generation(self) -> dict[int, list[FrozenTrial]]:
         """Returns the completed trials by the generation in which they were drawn."""
@@ -167,7 +173,7 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
             return None
         if coordinates.shape != (dimensions,) or not np.isfinite(coordinates).all():
             return None
-        if np.abs(coordinates).max() >= 1e9:
+        if np.abs(coordinates).max() >= LARGEST_COORDINATE:
             return None
         return coordinates
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import FrozenTrial
+
 from studyloom.config.values import value_at
 from studyloom.decisions.earlier_studies import EarlierStudy, read_named
 from studyloom.decisions.placement import PlacedPoint, place_point
@@ -41,8 +43,9 @@ class WarmStart:
     """A configuration to begin with.
 
     Attributes:
-        source: where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
-        earlier: the label of the earlier study of which it is a trial; None if the user gave it.
+        point: The configuration.
+        source: Where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
+        earlier: The label of the earlier study of which it is a trial; None if the user gave it.
     """
 
     point: Point
@@ -55,11 +58,27 @@ class QueuedTrial:
     """A trial that waits with fixed hyperparameters.
 
     Attributes:
-        attributes: those of the trial, such as where its configuration is from.
+        point: Its hyperparameters.
+        attributes: Its attributes, such as where its configuration is from.
     """
 
     point: Point
     attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EnqueuedPoints:
+    """The configurations that `study.enqueue` lists.
+
+    Attributes:
+        starts: Those that are tried.
+        errors: What is wrong with others; the study does not begin then.
+        notes: Which others are left out without an error.
+    """
+
+    starts: Sequence[WarmStart] = ()
+    errors: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,7 @@ def choose_trials(
     configurations = []
     if definition.baseline is not None:
         configurations.append(definition.baseline.params)
+    # An iterator for each study, from which its remaining trials come; that of the next turn first.
     turns = deque(_fitting_trials(definition, earlier) for earlier in studies)
     while turns and len(chosen_trials) < count:
         trials = turns.popleft()
@@ -95,7 +115,7 @@ def choose_trials(
             if configuration not in configurations:
                 chosen_trials.append(trial)
                 configurations.append(configuration)
-                turns.append(trials)
+                turns.append(trials)  # its next turn comes after those of all others
                 break
     return chosen_trials
 
@@ -105,8 +125,9 @@ def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator
     for trial in earlier.ranked[:MOST_PLACED]:
         try:
             placed = place_point(definition, trial.params)
-        except Exception:  # a name that no key can have, in untrusted content
+        except Exception:  # the study is untrusted: it may have names that no key can have
             continue
+        # A configuration whose values are all defaults has nothing from the earlier study.
         has_own_values = len(placed.defaulted) < len(placed.point.params)
         if has_own_values and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
@@ -148,8 +169,9 @@ class WarmStarts:
     """All configurations to begin with.
 
     Attributes:
-        sources: the earlier studies that `study.warm_start` names, without passwords.
-        notes: lines about what is taken, for people.
+        points: The configurations, in the order in which they are tried.
+        sources: The earlier studies that `study.warm_start` names, without passwords.
+        notes: Lines about what is taken, for people.
     """
 
     points: Sequence[WarmStart] = ()
@@ -161,39 +183,42 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
     """Finds the configurations that `study.enqueue` and `study.warm_start` name.
 
     Args:
-        begun: the labels of earlier studies of which the study has trials already; they are not
+        begun: The labels of earlier studies of which the study has trials already; they are not
             read again.
 
     Raises:
-        ConfigError: every configuration outside the space, and every missing earlier study.
+        ConfigError: A configuration is outside the space, an earlier study cannot be read, the
+            sampler is a grid, or the budget is too small; the error has all messages.
     """
     study = definition.config.study
-    enqueued = value_at(definition.config, "study.enqueue")
-    named_sources = value_at(definition.config, "study.warm_start")
-    if not enqueued and not named_sources:
+    enqueue_value = value_at(definition.config, "study.enqueue")
+    warm_start_value = value_at(definition.config, "study.warm_start")
+    if not enqueue_value and not warm_start_value:
         return WarmStarts()
     strategy = Strategy(definition)
-    errors: list[str] = []
-    notes: list[str] = []
-    starts = list(_place_enqueued(definition, enqueued, errors, notes))
+    enqueued = _place_enqueued(definition, enqueue_value)
+    starts = list(enqueued.starts)
+    room = strategy.trials - len(starts)  # for trials of earlier studies
+    if definition.baseline is not None:
+        room -= 1
+    earlier_studies = read_named(warm_start_value or [], begun)
+    errors = list(enqueued.errors)
     if strategy.points is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
-    room = strategy.trials - len(starts)
-    if definition.baseline is not None:
-        room -= 1
     if room < 0:
         errors.append(
             f"study.enqueue: {-room} of {len(starts)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
-    earlier_studies = read_named(named_sources or [], begun, errors, notes)
+    errors += earlier_studies.errors
     refuse(errors)
     chosen_trials = choose_trials(
         definition, earlier_studies.studies, min(study.warm_start_top, room)
     )
+    notes = [*enqueued.notes, *earlier_studies.notes]
     for earlier in earlier_studies.studies:
         notes.append(_describe_taken(definition, earlier, chosen_trials))
     for trial in chosen_trials:
@@ -202,32 +227,36 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
     return WarmStarts(starts, earlier_studies.labels, notes)
 
 
-def _place_enqueued(
-    definition: "Definition", enqueued: Any, errors: list[str], notes: list[str]
-) -> Iterator[WarmStart]:
-    """Yields the configurations of `study.enqueue`; adds to the errors and notes.
+def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPoints:
+    """Places the configurations of `study.enqueue` in the space.
 
     Args:
-        enqueued: the value of the key.
+        configurations: The value of the key.
     """
-    if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
-        errors.append(
+    is_list = isinstance(configurations, list)
+    if not is_list or not all(isinstance(item, Mapping) for item in configurations):
+        error = (
             "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
-            f"got {format_scalar(enqueued)}"
+            f"got {format_scalar(configurations)}"
         )
-        return
-    for index, parameters in enumerate(enqueued):
+        return EnqueuedPoints(errors=[error])
+    starts = []
+    errors = []
+    notes = []
+    for index, parameters in enumerate(configurations):
         source = f"study.enqueue[{index}]"
         if definition.suggests:  # only its objective knows which values it suggests
             placed = PlacedPoint(Point(params={**parameters}))
         else:
             placed = place_point(definition, parameters)
+        problems = [*placed.errors, *placed.unknown.values()]
         if placed.breaks_relation:
-            notes.append(f"{source}: is left out, since it {placed.errors.pop()}")
-        for problem in (*placed.errors, *placed.unknown.values()):
-            errors.append(f"{source}: {problem}")
-        if not placed.breaks_relation:
-            yield WarmStart(placed.point, source)
+            breach = problems.pop(0)  # its only error
+            notes.append(f"{source}: is left out, since it {breach}")
+        else:
+            starts.append(WarmStart(placed.point, source))
+        errors += [f"{source}: {problem}" for problem in problems]
+    return EnqueuedPoints(starts, errors, notes)
 
 
 def store_warm_starts(
@@ -261,41 +290,55 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     has trials from it already.
 
     Args:
-        trials: the budget.
+        trials: The budget.
 
     Returns:
         How many configurations found no free slot.
     """
     if not starts.points and not starts.sources:
         return 0
-    study_id = stored.ledger.study_id
+    ledger = stored.ledger
 
     def queue(connection: Connection) -> int:
-        trials_before = stored.lock_trials(connection)
-        tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in trials_before]
-        (begun,) = sql.study_attrs(connection, study_id, WARM_START)
-        begun_sources = begun or []
+        existing_trials = stored.lock_trials(connection)
+        (stored_sources,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
+        begun_sources = stored_sources or []
         new_starts = [start for start in starts.points if start.earlier not in begun_sources]
-        waiting: list[QueuedTrial] = []
-        if baseline is not None:
-            if not tried and new_starts:
-                waiting.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
-            tried.append(baseline.params)
-        for start in new_starts:
-            if start.point.params not in tried:
-                tried.append(start.point.params)
-                waiting.append(QueuedTrial(start.point, {ENQUEUED: start.source}))
+        waiting = _find_untried(new_starts, existing_trials, baseline)
         slots: Sequence[int] = ()
         if waiting:
-            slots = stored.ledger.never_claimed(connection, trials)
+            slots = ledger.never_claimed(connection, trials)
         for slot, queued in zip(slots, waiting, strict=False):
-            stored.ledger.queue(connection, slot, queued.point, queued.attributes)
+            ledger.queue(connection, slot, queued.point, queued.attributes)
         all_sources = [*dict.fromkeys([*begun_sources, *starts.sources])]
         if all_sources:
-            sql.set_study_attr(connection, study_id, WARM_START, all_sources)
+            sql.set_study_attr(connection, ledger.study_id, WARM_START, all_sources)
         return max(0, len(waiting) - len(slots))
 
-    return stored.ledger.storage.execute(queue)
+    return ledger.storage.execute(queue)
+
+
+def _find_untried(
+    starts: Sequence[WarmStart], existing_trials: Sequence[FrozenTrial], baseline: Point | None
+) -> list[QueuedTrial]:
+    """Returns the trials to queue: each configuration that no trial has, once.
+
+    If no trial has begun, that of the baseline comes first.
+    """
+    if not starts:
+        return []
+    waiting = []
+    tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in existing_trials]
+    if baseline is not None:
+        if not existing_trials:
+            # It waits without hyperparameters; the worker that claims it sets them.
+            waiting.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
+        tried.append(baseline.params)
+    for start in starts:
+        if start.point.params not in tried:
+            tried.append(start.point.params)
+            waiting.append(QueuedTrial(start.point, {ENQUEUED: start.source}))
+    return waiting
 
 
 # Proposals
@@ -314,6 +357,20 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     options = defaultdict[str, list[str]](list)
     for group in definition.space.groups():
         options[group.config_group] += group.options
+    stored_space = {
+        "tree": value_at(definition.config, "space") or {},
+        "options": options,
+        "choices": {group: composer.choices.get(group) for group in options},
+        "starts": _read_default_values(definition),
+        "baseline": definition.baseline is not None,
+        "share": definition.config.study.proposals,
+    }
+    stored.optuna.set_user_attr(SPACE, stored_space)
+
+
+def _read_default_values(definition: "Definition") -> dict[str, Any]:
+    """Returns the default value of each hyperparameter of the space, by name."""
+    composer = definition.composer
     default_values: dict[str, Any] = {}
     for branch in definition.space.branches():
         # A default may depend on the options, so each branch has its own config.
@@ -321,12 +378,4 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
         config = composer.compose(point.choices)
         for node in branch.nodes:
             default_values[node.name] = value_at(config, node.key)
-    stored_space = {
-        "tree": value_at(definition.config, "space") or {},
-        "options": options,
-        "choices": {group: composer.choices.get(group) for group in options},
-        "starts": default_values,
-        "baseline": definition.baseline is not None,
-        "share": definition.config.study.proposals,
-    }
-    stored.optuna.set_user_attr(SPACE, stored_space)
+    return default_values

@@ -20,9 +20,9 @@ FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study
 DEFINITION = "definition"  # dict[str, Any]: the study definition, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
-HALTED_AT = "halted_at"  # int, of a search in rounds: the segments that it had when it did so last
+HALTED_AT = "halted_at"  # int: how many segments a search in rounds had when it halted last
 BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent
-EARLY_END = "early_end"  # dict[str, Any] | None: why it has ended so, decided once
+EARLY_END = "early_end"  # dict[str, Any] | None: the decision that ended it early, see `early_end`
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 WARM_START = "warm_start"  # list[str]: the earlier studies that gave its first configurations
 TEST_USES = "test_uses"  # int: how often the test set was used
@@ -34,8 +34,8 @@ RESULT = "result"  # dict[str, Any]: the winner and its test, in short, and by w
 CONTROL = "control"  # str | None: stop or pause, as another terminal requested
 SPACE = "space"  # dict[str, Any]: the space and its default values, for proposals
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
-SAMPLER = "sampler"  # str: what sampler=auto stands for in it, gp or tpe, decided once
-RUNG = "rung"  # int: the epoch of its lowest rung as it began, 0 without rungs
+SAMPLER = "sampler"  # str: what sampler=auto stands for in the study, gp or tpe, decided once
+RUNG = "rung"  # int: the epoch of the lowest rung as the study began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]

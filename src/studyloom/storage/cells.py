@@ -90,6 +90,7 @@ def read_attribute(key: object, stored: str) -> tuple[str, Any]:
 
 
 def read_system_attribute(key: object, stored: str) -> tuple[str, Any]:
+    """Reads a system attribute; checks a constraint, and does not read a pickle."""
     name = check_text(key, "key")
     if name.startswith(PICKLED):
         return name, None
@@ -103,13 +104,12 @@ def read_system_attribute(key: object, stored: str) -> tuple[str, Any]:
 
 
 def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the system attributes of a study without names of metrics that are no list of text.
+    """Returns the system attributes of a study; drops metric names of a type that Optuna has not.
 
-    Another program has stored them; a value of another type counts as missing.
+    Another program has stored such names, and they count as missing.
     """
-    fitting = dict(attributes)
     names = attributes.get(METRIC_NAMES)
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not is_list:
-        fitting.pop(METRIC_NAMES, None)
-    return fitting
+    names_fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names_fit:
+        return dict(attributes)
+    return {key: value for key, value in attributes.items() if key != METRIC_NAMES}

@@ -76,7 +76,7 @@ def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> Non
 
 
 def end_command(stored: StoredStudy, code: int) -> None:
-    """Stores that the command has ended, and with which exit code."""
+    """Stores that the command has ended, and with which exit code; an earlier end stays."""
     record = StoredCommand.read(stored).record
     if record is not None and record.ended is None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,7 +92,10 @@ def reopen_command(stored: StoredStudy) -> None:
 
 @contextmanager
 def recording_end(stored: StoredStudy) -> Iterator[None]:
-    """Stores that the command has ended if the body raises an error that says so."""
+    """Stores that the command has ended if the body raises an error that ends it.
+
+    After other errors, such as an interruption, there is still work to do.
+    """
     try:
         yield
     except StorageLost:

@@ -78,21 +78,28 @@ def file_identity(address: URL) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def existing_file(address: URL) -> URL:
-    """Returns the URL of a SQLite file that opening does not create.
+def without_creation(address: URL) -> URL:
+    """Returns the URL with which SQLite opens a file only if it exists.
 
-    Opening a file that was deleted is an error then, instead of an empty database. On a read-only
-    disk SQLite reads the file without the lock and the log that it otherwise makes next to it.
+    SQLite creates a file that is missing, so a file that was deleted would look like an empty
+    database. The returned URL names the same file in SQLite's own URI syntax, which has a mode:
+    `sqlite:///file:/folder/study.db?mode=rw&uri=true`.
     """
     path = sqlite_path(address)
     query = {"mode": "rw", "uri": "true"}
     if on_read_only_disk(address):
         query["mode"] = "ro"
-        log_file = path.with_name(f"{path.name}-wal")
-        log_has_commits = log_file.exists() and log_file.stat().st_size > 0
-        if not log_has_commits:
+        if not _has_pending_commits(path):
+            # Now nothing changes the file, so SQLite need not lock it, for which it would have to
+            # create files next to it.
             query["immutable"] = "1"
     return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
+
+
+def _has_pending_commits(path: Path) -> bool:
+    """Returns whether SQLite's write-ahead log next to a file has commits that the file lacks."""
+    log_file = path.with_name(f"{path.name}-wal")
+    return log_file.exists() and log_file.stat().st_size > 0
 
 
 def on_read_only_disk(address: URL) -> bool:
@@ -129,15 +136,20 @@ def untrusted(seconds: float | None) -> Iterator[None]:
 
 
 def limit_untrusted(connection: object, _: object) -> None:
-    """Limits a new connection to an untrusted file: its time and its cells; refuses code."""
-    time_limit = call_state.untrusted_until
-    if time_limit is None or not isinstance(connection, sqlite3.Connection):
+    """Limits a new connection to an untrusted file: its time and its cells; refuses code.
+
+    It listens to SQLAlchemy's event `connect`. A connection that this thread opens outside of
+    `untrusted`, or to a server, stays unchanged.
+    """
+    end = call_state.untrusted_until
+    if end is None or not isinstance(connection, sqlite3.Connection):
         return
 
     def is_over() -> bool:
-        return time.monotonic() > time_limit
+        return time.monotonic() > end
 
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_CELL)
+    # SQLite calls it after each 10,000 instructions, and ends the query once it returns True.
     connection.set_progress_handler(is_over, 10_000)
     for query in CODE:
         row = connection.execute(query).fetchone()
@@ -149,17 +161,22 @@ def limit_untrusted(connection: object, _: object) -> None:
 
 
 def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) -> dict[str, Any]:
-    """Selects libpq's default arguments that a URL (with TLS, a schema, …) leaves open.
+    """Returns the arguments for libpq, PostgreSQL's client, that a URL does not set itself.
 
-    The URL takes precedence; its "options" are appended to ours. A server that vanished is noticed
-    within the deadline, and not in two hours.
+    A server that vanished is noticed within the deadline, and not in two hours: after half of the
+    longest silence the client sends four probes during the other half.
+
+    Args:
+        defaults: Further arguments, such as POSTGRES. The URL takes precedence over them; only its
+            "options" are appended to theirs.
+        deadline: Seconds that a call on the database waits for it.
     """
     silence = longest_silence(deadline)
     all_defaults = {
         **defaults,
         "tcp_user_timeout": round(1000 * silence),  # milliseconds
         "keepalives_idle": max(1, round(silence / 2)),  # seconds before the first probe
-        "keepalives_interval": max(1, round(silence / 8)),
+        "keepalives_interval": max(1, round(silence / 8)),  # seconds between probes
         "keepalives_count": 4,
     }
     arguments = {name: value for name, value in all_defaults.items() if name not in address.query}
@@ -169,34 +186,58 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) 
 
 
 def limit_connect_time(_: object, __: object, ___: object, arguments: dict[str, Any]) -> None:
-    """Limits a try to connect to a server to the time that is left of the deadline."""
+    """Shortens `connect_timeout` in the arguments of a connection to what is left of the try.
+
+    It listens to SQLAlchemy's event `do_connect`, which lets it change the arguments in place.
+    """
     try_ends = call_state.try_ends
-    if "connect_timeout" not in arguments or try_ends is None:  # SQLite has no such argument
+    if try_ends is None:  # the call has no deadline
         return
-    hosts = str(arguments.get("host", "")).count(",") + 1
-    seconds = math.ceil((try_ends - time.monotonic()) / hosts)
+    if "connect_timeout" not in arguments:  # the database is SQLite
+        return
+    # libpq tries one host after the other, each for as long as `connect_timeout` says.
+    host_count = str(arguments.get("host", "")).count(",") + 1
+    seconds = math.ceil((try_ends - time.monotonic()) / host_count)
     seconds = max(LEAST_TRY, seconds)
-    own_limit = int(arguments["connect_timeout"])  # 0 stands for none
-    if own_limit > 0:
-        seconds = min(own_limit, seconds)
+    configured = int(arguments["connect_timeout"])
+    is_unlimited = configured <= 0  # as libpq reads it
+    if not is_unlimited:
+        seconds = min(configured, seconds)
     arguments["connect_timeout"] = seconds
 
 
 def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -> sqlalchemy.Engine:
-    """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
-    arguments: dict[str, Any]
-    if is_sqlite(address):
-        if create:
-            target = URL.create("sqlite", database=str(sqlite_path(address)))
-        else:
-            target = existing_file(address)
-        arguments = {"timeout": 2 * BUSY_SECONDS}
-    else:
-        target = address
+    """Makes an engine to look at a database once, or to lock it.
+
+    Each use makes a new connection, and each statement is committed by itself, unless the caller
+    sends BEGIN. The storage that workers use is a `database.RetryingStorage` instead.
+
+    Args:
+        deadline: Seconds that the caller waits for a server that is away.
+        create: Whether to create a SQLite file that is missing; else opening it is an error.
+    """
+    if not is_sqlite(address):
         defaults = POSTGRES | {"options": WITHOUT_TIME_LIMITS}
         arguments = libpq_arguments(address, defaults, deadline)
+        return _plain_engine(address, arguments)
+    # Seconds to wait for the lock of a writer: longer than a worker's single try, since a caller
+    # whose deadline is 0 does not try again.
+    arguments = {"timeout": 2 * BUSY_SECONDS}
+    if create:
+        file = URL.create("sqlite", database=str(sqlite_path(address)))
+    else:
+        file = without_creation(address)
+    return _plain_engine(file, arguments)
+
+
+def _plain_engine(url: URL, arguments: dict[str, Any]) -> sqlalchemy.Engine:
+    """Makes an engine without a pool and in autocommit mode.
+
+    Args:
+        arguments: The arguments of sqlite3's or psycopg's `connect`.
+    """
     engine = sqlalchemy.create_engine(
-        target,
+        url,
         poolclass=sqlalchemy.pool.NullPool,
         isolation_level="AUTOCOMMIT",
         connect_args=arguments,
@@ -207,7 +248,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
 
 
 def has_no_tables(url: str) -> bool:
-    """Returns whether a server has a database that has no tables yet."""
+    """Returns whether a server has a database that has no tables yet; False if it is away."""
     try:
         with plain_engine(parse_url(url)).connect() as connection:
             return not sqlalchemy.inspect(connection).get_table_names()

@@ -3,7 +3,6 @@
 Without it, up to 11 of 12 processes that started together crashed.
 """
 
-import functools
 import logging
 import threading
 from collections.abc import Iterator
@@ -32,14 +31,18 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManage
     goes to another one after `connections.LEASE`; on a file it ends with the process.
     """
     address = parse_url(url)
-    waiting = f"waiting for another command, which opens a study in {without_password(address)}"
     if connections.is_sqlite(address):
-        return _file_lock(address, waiting)
-    return _server_lock(address, waiting, deadline)
+        return _file_lock(address)
+    return _server_lock(address, deadline)
+
+
+def _describe_wait(address: URL) -> str:
+    return f"waiting for another command, which opens a study in {without_password(address)}"
 
 
 @contextmanager
-def _file_lock(address: URL, waiting: str) -> Iterator[None]:
+def _file_lock(address: URL) -> Iterator[None]:
+    """Holds the lock of a file NAME.lock next to the SQLite file NAME.db."""
     path = connections.sqlite_path(address)
     lock = FileLock(path.with_name(f"{path.stem}.lock"))
     with explained(address):
@@ -47,7 +50,7 @@ def _file_lock(address: URL, waiting: str) -> Iterator[None]:
         try:
             lock.acquire(connections.BUSY_SECONDS)
         except Timeout:
-            log.warning("%s; if that sleeps, end it", waiting)
+            log.warning("%s; if that sleeps, end it", _describe_wait(address))
             lock.acquire()
     try:
         yield
@@ -56,7 +59,7 @@ def _file_lock(address: URL, waiting: str) -> Iterator[None]:
 
 
 @contextmanager
-def _server_lock(address: URL, waiting: str, deadline: float) -> Iterator[None]:
+def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
 
     A lock of a session would stay behind in a pool of connections (pgbouncer with
@@ -64,7 +67,7 @@ def _server_lock(address: URL, waiting: str, deadline: float) -> Iterator[None]:
     ends the transaction if its process does not renew it.
     """
     with explained(address):
-        connection = Retry(address, deadline).run(lambda: _acquire(address, waiting, deadline))
+        connection = Retry(address, deadline).run(lambda: _acquire(address, deadline))
 
     def renew(end: threading.Event) -> None:
         with suppress(SQLAlchemyError):  # the lock is lost with its connection
@@ -75,29 +78,31 @@ def _server_lock(address: URL, waiting: str, deadline: float) -> Iterator[None]:
         with running_in_thread(renew):
             yield
     finally:
-        # The lock ends with the connection, also if that was lost before.
+        # The lock ends with the transaction; both have ended if the connection was lost before.
         with suppress(SQLAlchemyError):
             connection.exec_driver_sql("COMMIT")
         with suppress(SQLAlchemyError):
             connection.close()
 
 
-def _acquire(address: URL, waiting: str, deadline: float) -> sqlalchemy.Connection:
+def _acquire(address: URL, deadline: float) -> sqlalchemy.Connection:
     """Waits for the server's lock, and returns the connection whose transaction holds it."""
-
-    @functools.cache
-    def announce_once() -> None:
-        log.warning("%s; if that sleeps, for %g s at most", waiting, connections.LEASE)
-
     connection = connections.plain_engine(address, deadline).connect()
     with connections.closed_on_error(connection):
+        is_announced = False
         while not _try_to_acquire(connection):
-            announce_once()
+            if not is_announced:
+                is_announced = True
+                message = "%s; if that sleeps, for %g s at most"
+                log.warning(message, _describe_wait(address), connections.LEASE)
     return connection
 
 
 def _try_to_acquire(connection: sqlalchemy.Connection) -> bool:
-    """Begins a transaction that holds the lock; False if another process has kept the lock."""
+    """Begins a transaction that holds the lock; False if another process holds it.
+
+    Waits up to `connections.BUSY_SECONDS` for the other process.
+    """
     # The limits are set here, because a pool of connections may ignore those of the options.
     connection.exec_driver_sql(
         "BEGIN; SET LOCAL statement_timeout = 0; "

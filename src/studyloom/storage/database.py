@@ -130,7 +130,11 @@ class RetryingStorage(CheckedStorage):
         self.engine.dispose()
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
-        """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
+        """Raises an error of ours instead of SQLAlchemy's, with a fix and without a password.
+
+        It listens to SQLAlchemy's event `handle_error`. Optuna catches SQLAlchemy's errors, and
+        would try five times to create a trial.
+        """
         address = self.retry.address
         error = context.sqlalchemy_exception
         if isinstance(error, DataError):  # an error of the caller, not of the database
@@ -138,9 +142,11 @@ class RetryingStorage(CheckedStorage):
             raise StorageError(
                 f"storage.url: {without_password(address)} cannot hold this: {message}"
             )
-        if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
+        if not isinstance(error, DBAPIError):
             return
-        if context.is_pre_ping:
+        if isinstance(error, IntegrityError):  # Optuna handles it, as when a name is taken
+            return
+        if context.is_pre_ping:  # SQLAlchemy makes a new connection
             return
         if database_errors.sqlstate(error) == database_errors.READ_ONLY:
             # The next try gets a new connection, and with it the host that takes writes by then.
@@ -168,9 +174,7 @@ class RetryingStorage(CheckedStorage):
                 self._drop_session()
                 raise
             except (LookupError, RecursionError, JSONDecodeError) as error:
-                # A KeyError is Optuna's for a study or trial that does not exist. A value that the
-                # caller writes may be too deep to be encoded.
-                if isinstance(error, KeyError | IndexError) or "encoding" in str(error):
+                if _is_of_caller(error):
                     raise
                 raise cells.unknown_cell(error) from None
             finally:
@@ -239,17 +243,30 @@ class RetryingStorage(CheckedStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
+        """Reads the trials of a study in some states, or in all.
+
+        As Optuna's method does, it takes those whose id is larger than one, or among some others.
+        """
+        takes_all = trial_id_greater_than < 0
+
         def read_trials(connection: Connection) -> list[FrozenTrial]:
-            if trial_id_greater_than < 0:
+            if takes_all:
                 return sql.read_all(connection, study_id)
             return sql.read_some(
                 connection, study_id, after=trial_id_greater_than, ids=included_trial_ids
             )
 
         trials = self.read(read_trials)
-        if not trials and trial_id_greater_than < 0:
+        if takes_all and not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
+
+
+def _is_of_caller(error: Exception) -> bool:
+    """Returns whether the caller has made an error, and not a cell of the database."""
+    if isinstance(error, KeyError | IndexError):  # the study or trial does not exist
+        return True
+    return "encoding" in str(error)  # the value to write is nested too deep for JSON
 
 
 # Methods of Optuna that are called unchanged, and again after a transient failure.
@@ -280,15 +297,15 @@ WRITING_ONCE = ("create_new_study", "_create_new_trial", "set_trial_state_values
 
 
 def _retrying(name: str) -> Callable[..., Any]:
-    """Makes a method that calls Optuna's method of this name, and repeats it."""
+    """Makes a method of RetryingStorage that calls Optuna's method of this name, and repeats it."""
     method = getattr(CheckedStorage, name)
     writes = name not in READING
-    once = name in WRITING_ONCE
+    must_run_once = name in WRITING_ONCE
 
     @functools.wraps(method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         def work() -> Any:
-            if once and call_state.uncertain:
+            if must_run_once and call_state.uncertain:
                 raise StorageLost(
                     f"storage.url: the connection to {without_password(self.retry.address)} was "
                     "lost during a commit, and it is unknown whether it was done; the same command "
@@ -321,7 +338,7 @@ class SQLiteStorage(RetryingStorage):
 
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, connection_record: Any) -> None:
-            connection.isolation_level = None  # or sqlite3 begins transactions itself
+            connection.isolation_level = None  # otherwise sqlite3 begins transactions itself
             if not connections.on_read_only_disk(address):
                 connection.execute("PRAGMA journal_mode=WAL")
             # A power cut may lose the last commits, but never the file.
@@ -340,8 +357,8 @@ class SQLiteStorage(RetryingStorage):
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         address = self.retry.address
-        failed = context.sqlalchemy_exception is not None
-        if failed and connections.file_identity(address) is None:
+        is_of_database = context.sqlalchemy_exception is not None
+        if is_of_database and connections.file_identity(address) is None:
             raise database_errors.file_gone(address)
         super()._explain(context)
 
@@ -364,14 +381,9 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
 
 
 def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorage:
+    """Opens a storage whose tables exist, or makes them; tries once."""
     if connections.is_sqlite(address):
-        path = connections.sqlite_path(address)
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        elif connections.file_identity(address) is None:
-            raise StorageError(
-                f"storage.url: there is no database {path}; the first run of a study creates it"
-            )
+        _prepare_file(address, create=create)
     engine = connections.plain_engine(address, deadline, create=create)
     with contextlib.closing(engine.connect()) as connection:
         if create:
@@ -385,11 +397,23 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
             "in a second"
         )
     storage = _open(address, deadline)
-    if version is None or version != optuna_tables.newest_version():
+    is_current = version is not None and version == optuna_tables.newest_version()
+    if not is_current:
         # Optuna's own constructor makes what is missing, or refuses tables of another version.
         optunas_own = RDBStorage(storage.url, storage.engine_kwargs, skip_table_creation=not create)
         optunas_own.engine.dispose()
     return storage
+
+
+def _prepare_file(address: URL, *, create: bool) -> None:
+    """Creates the folder of a SQLite file that may be created; otherwise checks that it exists."""
+    path = connections.sqlite_path(address)
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif connections.file_identity(address) is None:
+        raise StorageError(
+            f"storage.url: there is no database {path}; the first run of a study creates it"
+        )
 
 
 def read_only(url: str | URL) -> RetryingStorage:
@@ -403,21 +427,22 @@ def read_only(url: str | URL) -> RetryingStorage:
         return _open(address, 0.0)
     if not connections.sqlite_path(address).is_file():
         raise StorageError(f"there is no database {connections.sqlite_path(address)}")
-    file = connections.existing_file(address).update_query_dict({"mode": "ro"})
+    file = connections.without_creation(address).update_query_dict({"mode": "ro"})
     storage = RetryingStorage(file.render_as_string(), address, 0.0, {})
     event.listen(storage.engine, "connect", connections.limit_untrusted)
     return storage
 
 
 def _open(address: URL, deadline: float) -> RetryingStorage:
+    """Makes the storage of an existing database; it connects when it is first used."""
     if connections.is_sqlite(address):
-        file = connections.existing_file(address)
+        file = connections.without_creation(address)
         return SQLiteStorage(file.render_as_string(), address, deadline)
     engine_kwargs = {
-        "pool_size": 2,
+        "pool_size": 2,  # as many as `reach.check_connections` counts for a worker
         "pool_use_lifo": True,  # so that the second one is not made while one is enough
         "max_overflow": 0,
-        "pool_recycle": 1800,
+        "pool_recycle": 1800,  # seconds after which a connection is replaced
         "pool_timeout": connections.longest_silence(deadline),
         "connect_args": connections.libpq_arguments(address, connections.POSTGRES, deadline),
     }

@@ -92,22 +92,20 @@ def sqlstate(error: DBAPIError) -> str:
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
     """Turns a failure of SQLAlchemy or Optuna into an error with the driver's words and a fix."""
+    subject = f"storage.url: cannot use {without_password(address)}"
     driver_error = _find_driver_error(error)
     if driver_error is None:
-        # A pool whose connections are all in use, by threads that wait.
         cause = error.__cause__ or error
-        transient = isinstance(cause, sqlalchemy.exc.TimeoutError)
-        broken = False
-    else:
-        error = driver_error
-        transient = _is_transient(driver_error, address)
-        # A connection that a server ends because of its transaction was in use, and not lost since
-        # the previous call.
-        of_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
-        broken = driver_error.connection_invalidated and not of_transaction
-    reason = driver_message(error, address)
-    message = f"storage.url: cannot use {without_password(address)}: {reason}"
-    return StorageLost(message, passing=transient, broken=broken)
+        # All connections of the pool are in use, by threads that wait.
+        pool_is_used_up = isinstance(cause, sqlalchemy.exc.TimeoutError)
+        message = f"{subject}: {driver_message(error, address)}"
+        return StorageLost(message, passing=pool_is_used_up)
+    # A connection that a server ends because of its transaction was in use, and not lost since the
+    # previous call.
+    of_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
+    broken = driver_error.connection_invalidated and not of_transaction
+    message = f"{subject}: {driver_message(driver_error, address)}"
+    return StorageLost(message, passing=_is_transient(driver_error, address), broken=broken)
 
 
 def _find_driver_error(error: BaseException) -> DBAPIError | None:
@@ -121,6 +119,7 @@ def _find_driver_error(error: BaseException) -> DBAPIError | None:
 
 
 def _is_transient(error: DBAPIError, address: URL) -> bool:
+    """Returns whether a later try may succeed: by the failure's code, or else by its message."""
     if isinstance(error.orig, sqlite3.Error):
         code = getattr(error.orig, "sqlite_errorcode", 0)
         primary_code = code & 0xFF  # the upper bits give details
@@ -132,11 +131,12 @@ def _is_transient(error: DBAPIError, address: URL) -> bool:
         return False
     # The names of users and databases may contain any phrase, so they are taken out.
     message = re.sub('"[^"]*"', "", str(error.orig)).lower()
-    messages = [message]
-    if has_several_hosts(address):
-        # One host may be about to be set up again while another one is promoted.
-        messages = message.split("\n- host: ")[1:] or [message]
-    return not all(_is_permanent(message) for message in messages)
+    if not has_several_hosts(address):
+        return not _is_permanent(message)
+    # It is permanent only if it is at all hosts: one may be about to be set up again while another
+    # one is promoted.
+    messages_of_hosts = message.split("\n- host: ")[1:] or [message]
+    return not all(_is_permanent(host_message) for host_message in messages_of_hosts)
 
 
 def _is_permanent(message: str) -> bool:

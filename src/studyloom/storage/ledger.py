@@ -44,6 +44,7 @@ LEASE_FACTOR = 4
 TEST_SLOT = LARGEST - 1  # of the command that tests the winner; no budget is as large
 LOOK = 0.5  # seconds between looks at another command's lease
 WriteRows = Callable[[sa.Connection], None]
+SlotRow = sa.Row[Any]  # columns of the table of slots
 Store = Callable[[int, str, Any], None]  # the id of a study, a key, and its value
 log = logging.getLogger(__name__)
 
@@ -192,21 +193,17 @@ class Ledger:
             # order of their slots.
             self._lock_study(connection)
             if order is None:
+                row = _take_first(connection, parameters, only_with_trial=begun)
                 choice = None
-                statement = slot_table.claim_first(only_with_trial=begun)
             else:
                 standings = self._standings.read(connection, order, self.study_id, trials, owner)
                 choice = order.choose(standings, closed=begun)
                 if choice is None:
                     return None
-                statement = slot_table.claim_chosen(only_with_trial=begun)
-                parameters["chosen"] = choice.slot
-            row = connection.execute(statement, parameters).one_or_none()
+                row = _take_chosen(connection, parameters, choice.slot, only_with_trial=begun)
             if row is None:
                 return None
-            claim = Claim(
-                row.slot, row.token, row.trial_id, row.deaths, row.death, fatal=bool(row.fatal)
-            )
+            claim = _read_claim(row)
             if choice is not None:
                 claim = replace(claim, ends_pruned=choice.ends_pruned, segments=choice.segments)
             has_trial = claim.trial_id is not None and _fills_slot(row.slot_of_trial, claim)
@@ -277,26 +274,23 @@ class Ledger:
         lock_study: bool = False,
     ) -> bool:
         """Changes the row of a claim, and writes further rows if the claim still holds."""
-        is_claim = self._study_parameters | {"own_slot": claim.slot, "own_token": claim.token}
+        own_claim = {**self._study_parameters, "own_slot": claim.slot, "own_token": claim.token}
+        parameters = {**own_claim, **change.parameters}
 
         def work(connection: sa.Connection) -> bool:
             if lock_study:
                 self._lock_study(connection)
-            parameters = {**is_claim, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
             if row is None:
                 # Another worker has the slot, or an earlier try has done its COMMIT, and only the
                 # reply was lost: then the slot has the new state and still the same token.
                 if not call_state.uncertain:
                     return False
-                state = connection.execute(slot_table.STATE_OF_CLAIM, is_claim).scalar()
+                state = connection.execute(slot_table.STATE_OF_CLAIM, own_claim).scalar()
                 return bool(state == change.state)
             if write is not None:
                 if claim.slot != TEST_SLOT:  # the command that tests the winner has no trial
-                    if not _fills_slot(row.slot_of_trial, claim):
-                        raise sql.trial_deleted()
-                    if row.trial_state.is_finished():
-                        raise ClaimLost
+                    _check_trial(row, claim)
                 write(connection)
             return True
 
@@ -312,14 +306,14 @@ class Ledger:
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
         """Counts how many of the first `trials` slots are not done; or only those with a trial."""
-        # Two counts, each by its own index.
+        # Two counts in one statement, so that each uses its own index.
         count = self._count_open(trials, slot_table.HAS_TRIAL)
         if not begun:
             count += self._count_open(trials, slot_table.HAS_NO_TRIAL)
-        ((number, study_exists),) = self._rows(sa.select(count, sql.IS_STUDY))
-        if not study_exists:
+        (row,) = self._rows(sa.select(count.label("open"), sql.IS_STUDY.label("study_exists")))
+        if not row.study_exists:
             raise sql.study_deleted()
-        return int(number)
+        return int(row.open)
 
     def _count_open(self, trials: int, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         """Builds the query that counts the slots which are not done and meet a condition."""
@@ -459,17 +453,17 @@ class Ledger:
 
     def _wait_to_test(self, lease: float) -> Claim:
         """Waits until no other command tests the winner, and claims the slot for it."""
-        announced = False
+        is_announced = False
         while True:
             claim = self.storage.execute(lambda connection: self._try_to_test(connection, lease))
             if claim is not None:
                 return claim
             self.record_gone()
-            if not announced:
-                for held in self.held(testing=True):
-                    announced = True
-                    message = "waiting for %s, which tests the winner, for %g s at most"
-                    log.warning(message, held.owner, lease)
+            holders = self.held(testing=True)  # one, or none if it has just released the slot
+            if holders and not is_announced:
+                is_announced = True
+                message = "waiting for %s, which tests the winner, for %g s at most"
+                log.warning(message, holders[0].owner, lease)
             time.sleep(LOOK)
 
     def _try_to_test(self, connection: sa.Connection, lease: float) -> Claim | None:
@@ -479,11 +473,10 @@ class Ledger:
         parameters = {
             "study": self.study_id,
             "trials": LARGEST,
-            "chosen": TEST_SLOT,
             "me": worker_id(os.getpid()),
             "lease": lease,
         }
-        row = connection.execute(slot_table.claim_chosen(), parameters).one_or_none()
+        row = _take_chosen(connection, parameters, TEST_SLOT)
         if row is None:
             return None
         return Claim(TEST_SLOT, row.token, None)
@@ -562,23 +555,12 @@ class Ledger:
         trial_by_slot = _trials_by_slot(sql.read_summaries(connection, self.study_id))
         differing = []
         for slot in sorted({*row_by_slot, *trial_by_slot}):
-            trial = trial_by_slot.get(slot)
-            if trial is None:
-                entry = SlotEntry(slot, "free", None)
-            elif trial.state.is_finished():
-                entry = SlotEntry(slot, "done", trial.trial_id)
-            else:
-                entry = SlotEntry(slot, "free", trial.trial_id)
+            entry = _expected_entry(slot, trial_by_slot.get(slot))
             row = row_by_slot.get(slot)
-            if row is None:
+            if row is not None and row.is_leased:
+                continue
+            if row is None or _read_entry(row) != entry:
                 differing.append(entry)
-            elif not row.is_leased:
-                # A slot whose lease has ended is as good as a free one.
-                state = row.state
-                if state == "held":
-                    state = "free"
-                if (state, row.trial_id) != (entry.state, entry.trial_id):
-                    differing.append(entry)
         return differing
 
 
@@ -636,9 +618,74 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
     return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
+def _take_first(
+    connection: sa.Connection, parameters: sql.Row, *, only_with_trial: bool
+) -> SlotRow | None:
+    """Claims the first slot, one with a trial before others; returns its row, None without one."""
+    statement = slot_table.claim_first(only_with_trial=only_with_trial)
+    return connection.execute(statement, parameters).one_or_none()
+
+
+def _take_chosen(
+    connection: sa.Connection,
+    parameters: sql.Row,
+    slot: int,
+    *,
+    only_with_trial: bool = False,
+) -> SlotRow | None:
+    """Claims a slot, and returns its row; None if another worker holds it, or it is done."""
+    statement = slot_table.claim_chosen(only_with_trial=only_with_trial)
+    return connection.execute(statement, {**parameters, "chosen": slot}).one_or_none()
+
+
+def _read_claim(row: SlotRow) -> Claim:
+    """Makes the claim of the row that a claiming statement has returned."""
+    return Claim(
+        slot=row.slot,
+        token=row.token,
+        trial_id=row.trial_id,
+        deaths=row.deaths,
+        death=row.death,
+        fatal=bool(row.fatal),
+    )
+
+
+def _check_trial(row: SlotRow, claim: Claim) -> None:
+    """Raises ClaimLost if another program has deleted or ended the trial of a claim."""
+    if not _fills_slot(row.slot_of_trial, claim):
+        raise sql.trial_deleted()
+    if row.trial_state.is_finished():
+        raise ClaimLost
+
+
 def _fills_slot(slot_of_trial: str | None, claim: Claim) -> bool:
-    """Returns whether a trial says that it fills the slot of a claim; None if it is deleted."""
+    """Returns whether a trial fills the slot of a claim.
+
+    Args:
+        slot_of_trial: The trial's attribute SLOT, in JSON; None if the trial was deleted.
+    """
     return sql.parse_slot(slot_of_trial) == claim.slot
+
+
+def _expected_entry(slot: int, trial: sql.TrialSummary | None) -> SlotEntry:
+    """Returns how a slot should be while no worker holds it.
+
+    Args:
+        trial: The trial that fills the slot; None if none does.
+    """
+    if trial is None:
+        return SlotEntry(slot, "free", None)
+    if trial.state.is_finished():
+        return SlotEntry(slot, "done", trial.trial_id)
+    return SlotEntry(slot, "free", trial.trial_id)
+
+
+def _read_entry(row: SlotRow) -> SlotEntry:
+    """Returns how a slot is; one whose lease has ended is as good as a free one."""
+    state = row.state
+    if state == "held":
+        state = "free"
+    return SlotEntry(row.slot, state, row.trial_id)
 
 
 def _trials_by_slot(trials: Sequence[sql.TrialSummary]) -> dict[int, sql.TrialSummary]:

@@ -54,7 +54,8 @@ def check_definition(
         name: The name of the study.
         stored: The definition that is stored; None if another program has made the study.
         present: The definition of the command.
-        accept_code_change: Whether the user's code may have changed.
+        accept_code_change: Whether the user's code may have changed; then its new digests are
+            among what to store.
 
     Raises:
         DefinitionError: The study has another definition, or another program has made it.
@@ -101,30 +102,26 @@ def _as_moved(value: Any, key: str = "") -> Any:
         if value in MOVED:
             return MOVED[value]
         module, dot, name = value.rpartition(".")
-        return MOVED.get(module, module) + dot + name
+        present_module = MOVED.get(module, module)
+        return f"{present_module}{dot}{name}"
     return value
 
 
 def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
-    """Makes the error that shows how the definition of a study differs from the present one."""
-    lines = [change for change in changes if not change.startswith(CODE)]
+    """Makes the error that shows how the definition of a study differs from the present one.
+
+    Args:
+        changes: The lines of `differences`.
+    """
+    config_changes = [change for change in changes if not change.startswith(CODE)]
     code_changes = [change for change in changes if change.startswith(CODE)]
-    if lines:
-        # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
-        code_changes = [change for change in code_changes if ABSENT not in change]
-    edited = [name_of_change(change) for change in code_changes]
-    advice = ""
-    if any(DATA in change for change in code_changes):
-        advice = "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
-    if not lines:
-        verb = "has" if len(edited) == 1 else "have"
-        return DefinitionError(
-            f"study.name: {', '.join(edited)} {verb} changed since the study {name!r} began, so "
-            "its trials are not comparable; restore the code to resume the study, continue with "
-            "the new code by study.accept_code_change=true, or start a new study with "
-            f"study.name=…{advice}"
-        )
-    lines += [f"{source} has changed" for source in edited]
+    if not config_changes:
+        return _another_code(name, code_changes)
+    # A module that is new or gone needs no line: a `_target_` among the other changes names it.
+    code_changes = [change for change in code_changes if ABSENT not in change]
+    advice = _advise_on_data(code_changes)
+    lines = [*config_changes]
+    lines += [f"{name_of_change(change)} has changed" for change in code_changes]
     return DefinitionError(
         f"study.name: the study {name!r} already exists with a different definition, so its "
         "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
@@ -132,11 +129,35 @@ def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     )
 
 
+def _another_code(name: str, changes: Sequence[str]) -> DefinitionError:
+    """Makes the error of a study of which only the user's code has changed."""
+    advice = _advise_on_data(changes)
+    changed = [name_of_change(change) for change in changes]
+    verb = "have"
+    if len(changed) == 1:
+        verb = "has"
+    return DefinitionError(
+        f"study.name: {', '.join(changed)} {verb} changed since the study {name!r} began, so "
+        "its trials are not comparable; restore the code to resume the study, continue with "
+        "the new code by study.accept_code_change=true, or start a new study with "
+        f"study.name=…{advice}"
+    )
+
+
+def _advise_on_data(changes: Sequence[str]) -> str:
+    """Returns how to keep data the same that the code draws; "" if none has changed."""
+    if any(DATA in change for change in changes):
+        return "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
+    return ""
+
+
 def name_of_change(change: str) -> str:
     """Returns the source or data, such as `split`, that a line of `differences` is about."""
     key, _, values = change.partition(": ")
-    if DATA in values:
-        return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
+    is_of_data = DATA in values  # the digest of a source has no such beginning
+    if is_of_data:
+        name = key.removeprefix(CODE).removeprefix(MAIN)
+        return f"the data {name}"
     return describe_source(key)
 
 
@@ -153,6 +174,7 @@ def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
 
 
 def _load(backend: RetryingStorage, name: str) -> StoredStudy:
+    """Loads a study; raises StorageError if it is missing, or is stored in another format."""
     storage = TrialBuffer(backend)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
@@ -163,10 +185,10 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"it holds {names}"
         ) from None
     _check_format(name, study.user_attrs)
-    kind: type[Ledger] = NoLedger
+    ledger_class: type[Ledger] = NoLedger
     if DEFINITION in study.user_attrs:
-        kind = Ledger
-    ledger = kind.of(backend, study._study_id, study.user_attrs)
+        ledger_class = Ledger
+    ledger = ledger_class.of(backend, study._study_id, study.user_attrs)
     return StoredStudy(name, storage, study, ledger)
 
 
@@ -244,14 +266,14 @@ def create_study(
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
-        rung: the epoch of the lowest rung of a new study; 0 without rungs.
+        rung: The epoch of the lowest rung of a new study; 0 without rungs.
     """
     lock = exclusive(url)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
             _add_study(backend, name, definition, objectives, rung)
         stored = _load(backend, name)
-        _take_up(stored, definition, trials, objectives, accept_code_change=accept_code_change)
+        _prepare(stored, definition, trials, objectives, accept_code_change=accept_code_change)
     return stored
 
 
@@ -267,7 +289,7 @@ def create_in_same_database(
     Waits if the database is away.
 
     Raises:
-        DefinitionError: the study of that name has another definition.
+        DefinitionError: The study of that name has another definition.
     """
     backend = stored.ledger.storage
     with exclusive(backend.retry.address, deadline=backend.retry.deadline):
@@ -276,7 +298,7 @@ def create_in_same_database(
             _add_study(backend, name, definition, objectives, rung=0)
             opened = open_in_same_database(stored, name)
         assert opened is not None
-        _take_up(opened, definition, trials, objectives)
+        _prepare(opened, definition, trials, objectives)
     return opened
 
 
@@ -287,13 +309,18 @@ def _add_study(
     objectives: Sequence[ObjectiveValue],
     rung: int,
 ) -> None:
-    attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
-    attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
+    attributes = {
+        DEFINITION: dict(definition),
+        UUID: uuid.uuid4().hex,
+        FORMAT: FORMAT_NUMBER,
+        VERSION: __version__,
+        RUNG: rung,
+    }
     directions = [StudyDirection[objective.direction.upper()] for objective in objectives]
     add_study(backend, name, directions, attributes)
 
 
-def _take_up(
+def _prepare(
     stored: StoredStudy,
     definition: Mapping[str, Any],
     trials: int,
@@ -301,7 +328,11 @@ def _take_up(
     *,
     accept_code_change: bool = False,
 ) -> None:
-    """Checks the definition of a stored study, and repairs it before it is worked on."""
+    """Prepares a stored study for workers: checks its definition, and repairs its ledger.
+
+    It also extends the budget to `trials`, stores an accepted change of code, and forgets that the
+    study has halted.
+    """
     stored_definition = stored.definition()
     accepted = check_definition(
         stored.name, stored_definition, definition, accept_code_change=accept_code_change
@@ -320,8 +351,12 @@ def _store_code_change(
     stored: StoredStudy, previous: Mapping[str, Any], accepted: Mapping[str, Any]
 ) -> None:
     """Stores a definition with another code, and from which trial on it counts."""
-    changed_items = select_code_digests(previous).items() ^ select_code_digests(accepted).items()
-    changed_keys = sorted({key for key, _ in changed_items})
+    previous_digests = select_code_digests(previous)
+    digests = select_code_digests(accepted)
+    changed_keys = []
+    for key in sorted({*previous_digests, *digests}):
+        if previous_digests.get(key) != digests.get(key):
+            changed_keys.append(key)
     change = {"from": len(stored.trials()), "changed": changed_keys}
     stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
     stored.optuna.set_user_attr(DEFINITION, dict(accepted))

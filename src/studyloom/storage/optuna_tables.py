@@ -44,7 +44,11 @@ def stored_version(connection: sqlalchemy.Connection) -> str | None:
 def make_tables(connection: sqlalchemy.Connection) -> str | None:
     """Makes Optuna's tables in an empty database, in one transaction; returns their version.
 
-    Returns None, and makes none, if only Optuna's constructor can make what is missing.
+    Tables that exist stay unchanged. Returns None, and makes none, if only Optuna's
+    constructor can make what is missing.
+
+    Args:
+        connection: A connection in autocommit mode.
     """
     existing = set(sqlalchemy.inspect(connection).get_table_names())
     if ALEMBIC.name in existing:

@@ -110,9 +110,9 @@ def count_free_connections(url: str) -> float:
             is_pooled = client.info.backend_pid != server_pid
             if is_pooled:
                 return math.inf
-            free = connection.exec_driver_sql(FREE_CONNECTIONS).scalar_one()
-            # This connection counts as used, and will be closed.
-            return float(free) + 1.0
+            free_now = connection.exec_driver_sql(FREE_CONNECTIONS).scalar_one()
+            own_connection = 1.0  # it counts as used now, and is closed next
+            return float(free_now) + own_connection
 
     with explained(address):
         return Retry(address, 0.0).run(count)

@@ -1,9 +1,11 @@
 """Calls on a database that are repeated after a transient failure, with growing pauses."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
@@ -27,6 +29,23 @@ _jitter = random.Random()  # a separate one: a retry must not change a user's ra
 
 def never() -> bool:
     return False
+
+
+@dataclass
+class Call:
+    """A call that is tried until it succeeds or is given up.
+
+    Attributes:
+        began: When it began, as time.monotonic.
+        pooled: Whether it uses pooled connections, of which none has been found broken yet.
+        has_failed: Whether a try has failed.
+        away_since: Since when the database has been away if a try has failed, as time.monotonic.
+    """
+
+    began: float
+    pooled: bool
+    has_failed: bool = False
+    away_since: float = math.inf
 
 
 class Retry:
@@ -66,103 +85,125 @@ class Retry:
         Raises:
             StorageLost: The failure is permanent, or has lasted too long.
         """
-        called_at = time.monotonic()
-        if self._given_up is not None and called_at < self._next_try:
+        call = Call(began=time.monotonic(), pooled=pooled)
+        if self._given_up is not None and call.began < self._next_try:
             raise StorageLost(str(self._given_up), waited=self._given_up.waited)
-        failed_at: float | None = None
-        pause = FIRST_PAUSE
         with call_state.begin_call():
-            call_state.try_ends = self._end_of_first_try(called_at)
+            call_state.try_ends = self._end_of_first_try(call)
             try:
-                while True:
-                    call_state.committing = False
-                    try:
-                        result = attempt()
-                    except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
-                        if isinstance(error, StorageLost):
-                            lost = error
-                        else:
-                            lost = diagnose(error, self.address)
-                        if failed_at is None:
-                            failed_at = self._record_first_failure(called_at)
-                        if pooled and lost.broken and lost.passing and not call_state.committing:
-                            pooled = False
-                            continue
-                        time_left = self._time_left(lost, failed_at)
-                    except Exception:
-                        # The database has answered: a trial is gone, for example.
-                        self._record_success(failed_at, called_at)
-                        raise
-                    else:
-                        self._record_success(failed_at, called_at)
-                        return result
-                    time.sleep(min(pause * _jitter.uniform(0.5, 1.0), time_left))
-                    pause = min(2 * pause, LONGEST_PAUSE)
+                return self._repeat(attempt, call)
             finally:
-                if failed_at is not None:  # also if a signal has ended the wait
+                if call.has_failed:  # also if a signal has ended the wait
                     self.away = False
                     self._away_since = None
 
-    def _end_of_first_try(self, called_at: float) -> float | None:
-        """Returns when the first try of a call must end, as time.monotonic."""
+    def _repeat(self, attempt: Callable[[], T], call: Call) -> T:
+        """Tries until the function succeeds, or the call is given up."""
+        pause = FIRST_PAUSE
+        while True:
+            call_state.committing = False
+            try:
+                result = attempt()
+            except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
+                lost = self._diagnose(error)
+                away_since = self._begin_outage(call)
+                connection_broke = lost.broken and lost.passing
+                if call.pooled and connection_broke and not call_state.committing:
+                    # It may have been lost since the previous call: a new one is tried at once.
+                    call.pooled = False
+                    continue
+                time_left = self._limit_next_try(lost, away_since)
+                self._announce_wait(lost)
+            except Exception:
+                # The database has answered: a trial is gone, for example.
+                self._end_outage(call)
+                raise
+            else:
+                self._end_outage(call)
+                return result
+            time.sleep(min(pause * _jitter.uniform(0.5, 1.0), time_left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _diagnose(self, error: Exception) -> StorageLost:
+        if isinstance(error, StorageLost):
+            return error
+        return diagnose(error, self.address)
+
+    def _end_of_first_try(self, call: Call) -> float | None:
+        """Returns when the first try of a call must end, as time.monotonic; None for no limit."""
         if self.deadline <= 0:
             return None
         if self._given_up is not None:
-            return called_at
-        outage_began = self._away_since or called_at
+            return call.began  # the database is known to be away
+        outage_began = self._away_since or call.began
         deadline = outage_began + self.deadline
-        return min(called_at + longest_silence(self.deadline), deadline)
+        return min(call.began + longest_silence(self.deadline), deadline)
 
-    def _record_first_failure(self, called_at: float) -> float:
-        """Returns since when the database has been away, from which the deadline counts.
+    def _begin_outage(self, call: Call) -> float:
+        """Records that a call has failed; returns since when the database has been away.
 
-        A cut network is silent before the first failure, so that this silence counts. All of the
-        time since the call does not, because a process may have been stopped for long.
+        The deadline counts from there. It is the same for all calls that wait now: the first of
+        them decides. A cut network is silent before the first failure, so that this silence counts.
+        All of the time since the call does not, because a process may have been stopped for long.
         """
-        if self._away_since is None:
-            silence_began = time.monotonic() - longest_silence(self.deadline)
-            self._away_since = max(called_at, silence_began)
-        return self._away_since
+        if not call.has_failed:
+            call.has_failed = True
+            if self._away_since is None:
+                silence_began = time.monotonic() - longest_silence(self.deadline)
+                self._away_since = max(call.began, silence_began)
+            call.away_since = self._away_since
+        return call.away_since
 
-    def _time_left(self, lost: StorageLost, failed_at: float) -> float:
-        """Returns the seconds that are left for further tries after a failure.
+    @property
+    def _seconds_to_wait(self) -> float:
+        """The seconds of an outage after which a call is given up."""
+        if self.stopping():
+            return min(self.deadline, STOP_DEADLINE)
+        return self.deadline
+
+    def _limit_next_try(self, lost: StorageLost, away_since: float) -> float:
+        """Sets when the next try must end after a failure; returns the seconds until then.
 
         Raises:
             StorageLost: None are left, or the failure is permanent.
         """
-        deadline = self.deadline
-        if self.stopping():
-            deadline = min(self.deadline, STOP_DEADLINE)
-        try_ends = failed_at
+        seconds_to_wait = self._seconds_to_wait
         if self._given_up is None:
-            try_ends += deadline
-        call_state.try_ends = try_ends
-        time_left = try_ends - time.monotonic()
+            call_state.try_ends = away_since + seconds_to_wait
+        else:
+            call_state.try_ends = away_since  # another call has waited already
+        time_left = call_state.try_ends - time.monotonic()
         if not lost.passing or time_left <= 0:
-            raise self._give_up(lost, deadline) from None
+            raise self._give_up(lost, seconds_to_wait) from None
         if call_state.committing:
             call_state.uncertain = True
-        if not self.away:
-            self.away = True
-            log.warning("%s; trying again for up to %g s", lost, deadline)
         return time_left
 
-    def _record_success(self, failed_at: float | None, called_at: float) -> None:
-        """Ends the outage, and logs that the database is back if the call had to wait for it."""
+    def _announce_wait(self, lost: StorageLost) -> None:
+        """Logs that calls wait for the database, unless an earlier failure was logged."""
+        if not self.away:
+            self.away = True
+            log.warning("%s; trying again for up to %g s", lost, self._seconds_to_wait)
+
+    def _end_outage(self, call: Call) -> None:
+        """Forgets earlier failures; logs that the database is back if this call has waited."""
         self._given_up = None
         self._away_since = None
-        if failed_at is not None and self.away:
-            seconds = time.monotonic() - called_at
+        if call.has_failed and self.away:
+            seconds = time.monotonic() - call.began
             log.warning("storage: %s is back after %.1f s", without_password(self.address), seconds)
 
-    def _give_up(self, lost: StorageLost, deadline: float) -> StorageLost:
-        """Returns the error of a call that is given up after a deadline in seconds."""
+    def _give_up(self, lost: StorageLost, seconds_to_wait: float) -> StorageLost:
+        """Returns the error of a call that is given up after so many seconds of an outage.
+
+        Later calls are given up at once with the same error; see the class.
+        """
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
-        waited = deadline
+        waited = seconds_to_wait
         if self._given_up is not None:
-            waited = max(deadline, self._given_up.waited)
+            waited = max(seconds_to_wait, self._given_up.waited)
         reason = "storage.deadline"
         if self.stopping():
             reason = "this process is stopping"

@@ -99,15 +99,17 @@ def check_table(storage: RetryingStorage) -> bool:
         StorageError: It is another program's, or that of another version of studyloom.
     """
 
-    def missing_columns(connection: sa.Connection) -> list[str] | None:
+    def read_columns(connection: sa.Connection) -> set[str]:
+        """Returns the names of the columns of the table; none if there is no table."""
         inspector = sa.inspect(connection)
         if not inspector.has_table(SLOTS.name):
-            return None
-        existing = {column["name"] for column in inspector.get_columns(SLOTS.name)}
-        required = {column.name for column in SLOTS.columns}
-        return sorted(required - existing)
+            return set()
+        return {column["name"] for column in inspector.get_columns(SLOTS.name)}
 
-    missing = storage.read(missing_columns)
+    existing = storage.read(read_columns)
+    if not existing:
+        return False
+    missing = sorted({column.name for column in SLOTS.columns} - existing)
     if missing:
         database = without_password(storage.retry.address)
         raise StorageError(
@@ -115,7 +117,7 @@ def check_table(storage: RetryingStorage) -> bool:
             f"{', '.join(missing)}; if another version of studyloom created it, install that "
             "version; if another program did, rename it, or use another database"
         )
-    return missing is not None
+    return True
 
 
 def create_table(storage: RetryingStorage) -> None:
@@ -185,7 +187,7 @@ STATE_OF_CLAIM = sa.select(SLOTS.c.state).where(IS_CLAIM)
 @lru_cache
 def claim_chosen(*, only_with_trial: bool = False) -> sa.Update:
     """Builds the statement that claims the slot of the parameter `chosen`."""
-    return _claim(sa.bindparam("chosen", type_=SLOTS.c.slot.type), _kinds(only_with_trial))
+    return _claim(sa.bindparam("chosen", type_=SLOTS.c.slot.type), _claimable(only_with_trial))
 
 
 @lru_cache
@@ -194,16 +196,17 @@ def claim_first(*, only_with_trial: bool = False) -> sa.Update:
 
     A worker that holds a slot already has lost the reply to its claim; it gets that slot again.
     """
-    kinds = _kinds(only_with_trial)
+    conditions = _claimable(only_with_trial)
     # In the order of preference: separate queries, so that each uses its own index.
-    candidates = [_first_slot(HELD_BY_ME, kind) for kind in kinds]
-    candidates += [_first_slot(IS_OPEN, IS_READY, kind) for kind in kinds]
+    candidates = [_first_slot(HELD_BY_ME, condition) for condition in conditions]
+    candidates += [_first_slot(IS_OPEN, IS_READY, condition) for condition in conditions]
     no_slot = -1
-    return _claim(sa.func.coalesce(*candidates, no_slot), kinds)
+    first_that_exists = sa.func.coalesce(*candidates, no_slot)
+    return _claim(first_that_exists, conditions)
 
 
-def _kinds(only_with_trial: bool) -> list[sa.ColumnElement[bool]]:
-    """Returns the conditions on the slots that a worker may claim, the preferred kind first."""
+def _claimable(only_with_trial: bool) -> list[sa.ColumnElement[bool]]:
+    """Returns the conditions of which a slot must meet one to be claimed, the preferred first."""
     if only_with_trial:
         return [HAS_TRIAL]
     return [HAS_TRIAL, HAS_NO_TRIAL]
@@ -221,15 +224,19 @@ def _first_slot(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
     )
 
 
-def _claim(slot: sa.ColumnElement[int], kinds: Sequence[sa.ColumnElement[bool]]) -> sa.Update:
-    """Builds the statement that claims a slot unless another worker holds it."""
+def _claim(slot: sa.ColumnElement[int], conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Update:
+    """Builds the statement that claims a slot unless another worker holds it.
+
+    Args:
+        conditions: The conditions of which the slot must meet one.
+    """
     return (
         sa.update(SLOTS)
         .where(
             IN_BUDGET,
             IS_OPEN,
             sa.or_(HELD_BY_ME, IS_READY),
-            sa.or_(*kinds),
+            sa.or_(*conditions),
             SLOTS.c.slot == slot,
         )
         .values(

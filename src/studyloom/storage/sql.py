@@ -14,7 +14,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
@@ -29,7 +29,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from studyloom.errors import StorageLost, TrialDeleted
+from studyloom.errors import StorageError, StorageLost, TrialDeleted
 from studyloom.space.tree import Point
 from studyloom.storage import cells
 from studyloom.storage.attributes import (
@@ -309,6 +309,11 @@ def read_light(connection: sa.Connection, rows: TrialRows) -> list[FrozenTrial]:
 def _with_details(
     connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
+    """Reads the details of the trials of these rows, and returns both as trials.
+
+    Args:
+        details: The statements that read the details, DETAILS or LIGHT_DETAILS.
+    """
     trials: list[FrozenTrial] = []
     for start in range(0, len(rows), MOST_TRIALS_AT_ONCE):
         block = rows[start : start + MOST_TRIALS_AT_ONCE]
@@ -319,40 +324,30 @@ def _with_details(
 def _block_with_details(
     connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
+    """Reads the details of at most MOST_TRIALS_AT_ONCE trials."""
     ids = {"ids": json.dumps([row.trial_id for row in rows])}
 
-    def read_table(table: sa.Table, read_row: Callable[..., T]) -> dict[int, list[T]]:
+    def read_table(table: sa.Table, read_row: Callable[..., T]) -> defaultdict[int, list[T]]:
+        """Reads each row of the trials in a table by a function; returns the results by trial."""
         by_trial = defaultdict[int, list[T]](list)
         for trial_id, *row in connection.execute(details[table], ids):
             try:
                 by_trial[trial_id].append(read_row(*row))
             except cells.CELL_ERRORS as error:
-                raise cells.unknown_cell(error, f"{table.name}, trial_id {trial_id}") from None
+                raise _unknown_cell_of(table, trial_id, error) from None
         return by_trial
 
     values = read_table(VALUES, cells.read_value)
     reports = read_table(REPORTS, cells.read_report)
     user_attrs = read_table(USER_ATTRIBUTES, cells.read_attribute)
     system_attrs = read_table(SYSTEM_ATTRIBUTES, cells.read_system_attribute)
-    params = defaultdict[int, dict[str, Any]](dict)
-    distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
-    for block in connection.execute(details[PARAMS], ids).partitions(10_000):
-        for trial_id, name, value, stored in block:
-            try:
-                # Trials share names and distributions: for 1,000 trials of 2,000 hyperparameters,
-                # copies would take a gibibyte.
-                name = sys.intern(name)
-                distribution = parse_distribution(stored)
-                distributions[trial_id][name] = distribution
-                params[trial_id][name] = distribution.to_external_repr(float(value))
-            except cells.CELL_ERRORS as error:
-                raise cells.unknown_cell(error, f"{PARAMS.name}, trial_id {trial_id}") from None
+    params = _read_params(connection, ids, details)
     trials = []
     for trial_id, number, state, start, complete, is_studylooms in rows:
         try:
             cells.check_integer(number, "number")
         except TypeError as error:
-            raise cells.unknown_cell(error, f"{TRIALS.name}, trial_id {trial_id}") from None
+            raise _unknown_cell_of(TRIALS, trial_id, error) from None
         by_objective = sorted(values[trial_id], key=itemgetter(0))
         trial = FrozenTrial(
             number=number,
@@ -361,8 +356,8 @@ def _block_with_details(
             values=[value for _, value in by_objective] or None,
             datetime_start=local_time(start),
             datetime_complete=local_time(complete),
-            params=params[trial_id],
-            distributions=distributions[trial_id],
+            params=params[trial_id].values,
+            distributions=params[trial_id].distributions,
             user_attrs=_fitting_user_attrs(dict(user_attrs[trial_id]), is_studylooms),
             system_attrs=_without_pickles(system_attrs[trial_id]),
             intermediate_values=dict(reports[trial_id]),
@@ -372,12 +367,54 @@ def _block_with_details(
     return trials
 
 
+@dataclass(frozen=True)
+class _Params:
+    """The hyperparameters of a trial, by name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+
+
+def _read_params(
+    connection: sa.Connection, ids: Row, details: Details
+) -> defaultdict[int, _Params]:
+    """Reads the hyperparameters of trials, by the trial's id.
+
+    Args:
+        ids: The parameter with the ids of the trials.
+    """
+    by_trial = defaultdict[int, _Params](_Params)
+    # A block of rows at a time, so that few of them are Python objects at once.
+    for block in connection.execute(details[PARAMS], ids).partitions(10_000):
+        for trial_id, name, value, stored in block:
+            try:
+                # Trials share names and distributions: for 1,000 trials of 2,000 hyperparameters,
+                # copies would take a gibibyte.
+                name = sys.intern(name)
+                distribution = parse_distribution(stored)
+                params = by_trial[trial_id]
+                params.distributions[name] = distribution
+                params.values[name] = distribution.to_external_repr(float(value))
+            except cells.CELL_ERRORS as error:
+                raise _unknown_cell_of(PARAMS, trial_id, error) from None
+    return by_trial
+
+
+def _unknown_cell_of(table: sa.Table, trial_id: object, error: Exception) -> StorageError:
+    """Returns the error of a cell in a row of a trial; see `cells.unknown_cell`."""
+    return cells.unknown_cell(error, f"{table.name}, trial_id {trial_id}")
+
+
 def _fitting_user_attrs(attributes: Attributes, is_studylooms: bool) -> dict[str, Any]:
     """Returns a trial's attributes without those that have another type than studyloom's.
 
     An external trial keeps all: it may have attributes with the same names and another meaning.
+
+    Args:
+        is_studylooms: Whether studyloom made the study of the trial.
     """
-    if not is_studylooms or not is_slot(attributes.get(SLOT)):
+    is_external = not is_studylooms or not is_slot(attributes.get(SLOT))
+    if is_external:
         return dict(attributes)
     return {key: value for key, value in attributes.items() if fits(key, value)}
 
@@ -561,9 +598,12 @@ def trial_deleted() -> TrialDeleted:
 
 
 def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
-    """Writes rows in their order, neighbors of one kind together. It may run twice."""
-    for statement, group in groupby(writes, key=itemgetter(0)):
-        connection.execute(statement, [row for _, row in group])
+    """Writes rows in their order, neighbors of one statement together.
+
+    The same rows may be written twice, as after a commit whose reply was lost.
+    """
+    for statement, neighbors in groupby(writes, key=itemgetter(0)):
+        connection.execute(statement, [row for _, row in neighbors])
 
 
 def param(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> Write:

@@ -35,7 +35,7 @@ DONE = "done"
 
 
 class Segment(NamedTuple):
-    """A part of the training of a trial: to its next rung, or to its end; see `study.rounds`.
+    """A part of the training of a trial: to its next rung, or to its end; see `decisions.rounds`.
 
     Attributes:
         number: Its place in the sequence of all segments of a study.
@@ -185,16 +185,16 @@ class StandingsReader:
         """Reads the standings of the first `trials` slots, as the worker `owner` sees them."""
         parameters = {"study": study_id, "trials": trials, "me": owner}
         rows = connection.execute(STATES, parameters).all()
-        changed = []
+        slots_to_read = []
         for slot, _, token, is_held in rows:
             cached = self._cached.get(slot)
             if is_held or cached is None or cached.token != token:
-                changed.append(slot)
-        changed_standings = _read_trials(connection, order, parameters, changed)
+                slots_to_read.append(slot)
+        new_standings = _read_trials(connection, order, parameters, slots_to_read)
         standings = []
         for slot, state, token, is_held in rows:
-            standing = changed_standings.get(slot) or self._cached[slot].standing
-            standing = replace(standing, state=state)
+            stateless = new_standings.get(slot) or self._cached[slot].standing
+            standing = replace(stateless, state=state)
             standings.append(standing)
             if is_held:
                 self._cached.pop(slot, None)
@@ -206,18 +206,22 @@ class StandingsReader:
 def _read_trials(
     connection: sa.Connection, order: Order, parameters: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
-    """Reads how far the trials of some slots have come, but not the states of the slots."""
-    parameters = {
+    """Reads how far the trials of some slots have come, by slot, but not the slots' states.
+
+    Args:
+        parameters: The parameters of the statement STATES.
+    """
+    all_parameters = {
         **parameters,
         "slots": json.dumps(slots),
         "names": [BASELINE, RUNGS, SEGMENTS, FAILURE, REASON, *order.costs],
     }
     parse_value = TrialIntermediateValueModel.stored_repr_to_intermediate_value
-    reports = defaultdict[int, list[RungReport]](list)
-    for slot, step, value, kind in connection.execute(REPORTS_OF_SLOTS, parameters):
+    reports = defaultdict[int, list[RungReport]](list)  # all reports of a trial, by step
+    for slot, step, value, kind in connection.execute(REPORTS_OF_SLOTS, all_parameters):
         reports[slot].append(RungReport(step, parse_value(value, kind)))
     attributes = defaultdict[int, dict[str, Any]](dict)
-    for slot, name, stored in connection.execute(ATTRIBUTES_OF_SLOTS, parameters):
+    for slot, name, stored in connection.execute(ATTRIBUTES_OF_SLOTS, all_parameters):
         attributes[slot][name] = json.loads(stored)
     return {slot: _make_standing(slot, order, reports[slot], attributes[slot]) for slot in slots}
 
@@ -225,7 +229,10 @@ def _read_trials(
 def _make_standing(
     slot: int, order: Order, reports: Sequence[RungReport], attributes: Attributes
 ) -> Standing:
-    """Makes a standing, without its state, of a trial's reports and attributes."""
+    """Makes a standing of a trial's reports, by step, and its attributes; its state is not known.
+
+    The state stays UNCLAIMED until `StandingsReader.read` sets it.
+    """
     last_step = None
     if reports:
         last_step = reports[-1].step

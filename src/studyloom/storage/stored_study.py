@@ -247,8 +247,8 @@ class StoredStudy:
         A feasible trial is on it unless another one is as good in all values and better in one. Of
         trials with equal values, all are on it.
         """
-        # In this order no trial is beaten by a later one, and one that is beaten is beaten by a
-        # trial of the front.
+        # In this order a trial is beaten only by earlier ones. If it is beaten by any trial, it is
+        # also beaten by one of the front.
         best_first = sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number))
         front: list[FrozenTrial] = []
         for trial in best_first:
@@ -357,12 +357,14 @@ class StoredStudy:
         """
         if rule is None:
             rule = self.rule()
-        ranked = []
+        trials = {}
+        sort_keys = []
         for trial in self.feasible():
             values = self.values_by_name(trial)
             if rule.holds(values):
-                ranked.append((rule.rank(values), self.costs(trial), trial.number, trial))
-        return [trial for *_, trial in sorted(ranked)]
+                trials[trial.number] = trial
+                sort_keys.append((rule.rank(values), self.costs(trial), trial.number))
+        return [trials[number] for _, _, number in sorted(sort_keys)]
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

@@ -11,7 +11,7 @@ import json
 import math
 import threading
 from bisect import insort
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -29,8 +29,8 @@ from studyloom.storage.retry import Retry
 from studyloom.storage.sql import Write
 
 FINISHED = tuple(state for state in TrialState if state.is_finished())
-# No unfinished trial is returned in one of these states; a paused one may be returned as pruned.
-NEVER_UNFINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+# The states in which an unfinished trial may be returned; a paused one may be returned as pruned.
+OF_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED)
 BY_NUMBER = attrgetter("number")
 
 
@@ -134,12 +134,19 @@ class TrialBuffer(CachedStorage):
             self._studies.pop(study_id, None)
             self._others = None
 
-    def _change(self, trial_id: int, writes: Sequence[Write], **fields: Any) -> bool:
+    def _change(
+        self,
+        trial_id: int,
+        writes: Sequence[Write],
+        items: Mapping[str, dict[Any, Any]],
+        **values: Any,
+    ) -> bool:
         """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
 
         Args:
             writes: The rows of the change.
-            fields: New values of the trial's attributes; a dict is merged into the present one.
+            items: Items to add to dicts of the trial, such as `params`, by the dict's name.
+            values: New values of other attributes of the trial, such as `state`.
 
         Returns:
             False if the trial is not the worker's own; then nothing has changed.
@@ -148,9 +155,9 @@ class TrialBuffer(CachedStorage):
             if self._own is None or self._own._trial_id != trial_id:
                 return False
             changed = copy.copy(self._own)
-            for name, value in fields.items():
-                if isinstance(value, dict):
-                    value = getattr(changed, name) | value
+            for name, new_items in items.items():
+                setattr(changed, name, getattr(changed, name) | new_items)
+            for name, value in values.items():
                 setattr(changed, name, value)
             self._own = changed
             self._pending += writes
@@ -185,39 +192,42 @@ class TrialBuffer(CachedStorage):
         distribution: BaseDistribution,
     ) -> None:
         value = distribution.to_external_repr(param_value_internal)
-        fields = {"params": {param_name: value}, "distributions": {param_name: distribution}}
+        items = {"params": {param_name: value}, "distributions": {param_name: distribution}}
         writes = [sql.param(trial_id, param_name, param_value_internal, distribution)]
-        if not self._change(trial_id, writes, **fields):
+        if not self._change(trial_id, writes, items):
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         writes = [sql.report(trial_id, step, intermediate_value)]
-        if not self._change(trial_id, writes, intermediate_values={step: intermediate_value}):
+        if not self._change(trial_id, writes, {"intermediate_values": {step: intermediate_value}}):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
         writes = [sql.user_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, user_attrs={key: value}):
+        if not self._change(trial_id, writes, {"user_attrs": {key: value}}):
             super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         writes = [sql.system_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, system_attrs={key: value}):
+        if not self._change(trial_id, writes, {"system_attrs": {key: value}}):
             super().set_trial_system_attr(trial_id, key, value)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        now = datetime.now()
+        new_values: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
             writes = [sql.start(trial_id)]
-            fields: dict[str, Any] = {"datetime_start": now}
+            new_values["datetime_start"] = datetime.now()
         else:
             writes = sql.end(trial_id, state, values)
-            fields = {"values": list(values) if values else None, "datetime_complete": now}
-        if self._change(trial_id, writes, state=state, **fields):
+            new_values["datetime_complete"] = datetime.now()
+            new_values["values"] = None
+            if values:
+                new_values["values"] = list(values)
+        if self._change(trial_id, writes, {}, **new_values):
             return True
         return super().set_trial_state_values(trial_id, state, values)
 
@@ -287,16 +297,14 @@ class OtherTrials:
         self, own_trial: FrozenTrial, states: Container[TrialState] | None
     ) -> list[FrozenTrial]:
         """Lists the trials in some states, or in all, by number, the worker's own included."""
-        with_unfinished = states is None or any(
-            state in states for state in TrialState if state not in NEVER_UNFINISHED
-        )
+        with_unfinished = states is None or any(state in states for state in OF_UNFINISHED)
         with self._lock:
             self._update(own_trial._trial_id, with_unfinished=with_unfinished)
             trials = list(self._finished_in(states))
-            candidates = [own_trial]
+            unsorted_trials = [own_trial]
             if with_unfinished and self._unfinished is not None:
-                candidates += self._unfinished
-            for trial in candidates:
+                unsorted_trials += self._unfinished
+            for trial in unsorted_trials:
                 if states is None or trial.state in states:
                     insort(trials, trial, key=BY_NUMBER)
         return trials
@@ -311,9 +319,13 @@ class OtherTrials:
         return self._finished[key]
 
     def _update(self, own_id: int, *, with_unfinished: bool) -> None:
-        """Reads what has changed since `forget_changes`, as far as no call has read it yet."""
-        knows_unfinished = self._unfinished is not None or not with_unfinished
-        if self._knows_finished and knows_unfinished:
+        """Reads what has changed since `forget_changes`, as far as no call has read it yet.
+
+        Args:
+            with_unfinished: Whether the unfinished trials are needed too.
+        """
+        needs_unfinished = with_unfinished and self._unfinished is None
+        if self._knows_finished and not needs_unfinished:
             return
         changes = self._storage.read(
             lambda connection: self._read_changes(connection, own_id, with_unfinished),
@@ -330,6 +342,11 @@ class OtherTrials:
             self._unfinished = self._countable(changes.unfinished)
 
     def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
+        """Looks at the other trials once, in a transaction.
+
+        Args:
+            own_id: The id of the worker's own trial, which counts as not ended and is not read.
+        """
         unfinished_ids = {own_id, *self._unfinished_ids}
         finished_rows = []
         if not self._knows_finished:
@@ -340,7 +357,8 @@ class OtherTrials:
                 "ids": json.dumps(list(self._unfinished_ids - {own_id})),
             }
             for row in connection.execute(sql.CHANGED_ROWS, parameters):
-                if row.state.is_finished() and row.trial_id != own_id:
+                is_own = row.trial_id == own_id
+                if row.state.is_finished() and not is_own:
                     finished_rows.append(row)
                     unfinished_ids.discard(row.trial_id)
                 else:

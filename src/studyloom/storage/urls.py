@@ -47,26 +47,42 @@ def parse_url(url: str | URL) -> URL:
         ) from None
     match address.get_backend_name():
         case "postgresql" | "postgres":
-            # libpq also takes the password from the query.
-            password = address.query.get("password")
-            if isinstance(password, str):
-                address = address.difference_update_query(["password"]).set(password=password)
-            if address.password is not None and not address.username:
-                # SQLAlchemy writes no password without a user; libpq would take this one.
-                user = address.query.get("user") or os.environ.get("PGUSER") or getpass.getuser()
-                address = address.difference_update_query(["user"]).set(username=str(user))
+            address = _move_password_from_query(address)
             return address.set(drivername="postgresql+psycopg")
-        case "sqlite" if address.database and address.database != ":memory:":
-            return address
         case "sqlite":
-            path = f"/{address.database}" if address.database else ""
-            raise StorageError(
-                "storage.url must name a file, since workers cannot share a database in memory; "
-                f"got sqlite://{path}"
-            )
+            _check_is_file(address)
+            return address
     raise StorageError(
         "storage.url must name a SQLite or PostgreSQL database, the ones that studyloom is tested "
         f"on; got {without_password(address)}"
+    )
+
+
+def _move_password_from_query(address: URL) -> URL:
+    """Moves a password from the query, where libpq takes it too, to the place before the host.
+
+    SQLAlchemy hides only the latter when it shows the URL.
+    """
+    password = address.query.get("password")
+    if isinstance(password, str):
+        address = address.difference_update_query(["password"]).set(password=password)
+    if address.password is not None and not address.username:
+        # SQLAlchemy writes no password without a user; libpq would take this one.
+        user = address.query.get("user") or os.environ.get("PGUSER") or getpass.getuser()
+        address = address.difference_update_query(["user"]).set(username=str(user))
+    return address
+
+
+def _check_is_file(address: URL) -> None:
+    """Raises StorageError if a SQLite database is in memory."""
+    if address.database and address.database != ":memory:":
+        return
+    path = ""
+    if address.database:
+        path = f"/{address.database}"
+    raise StorageError(
+        "storage.url must name a file, since workers cannot share a database in memory; "
+        f"got sqlite://{path}"
     )
 
 
@@ -105,7 +121,7 @@ def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
         The URL of the server; a URL that names no embedded server, unchanged.
 
     Raises:
-        ServerError: the wheel is missing, the server does not start, or this user's own command
+        ServerError: The wheel is missing, the server does not start, or this user's own command
             has not made its folder.
     """
     folder = folder_of(url)
@@ -122,5 +138,5 @@ def has_several_hosts(address: URL) -> bool:
 
 def without_password(address: URL) -> str:
     """Formats a URL for people, with *** instead of its password."""
-    # SQLAlchemy hides the one before the host; the query may have others, such as sslpassword.
+    # SQLAlchemy hides the password before the host; the query may have others, such as sslpassword.
     return mask_passwords(address.render_as_string(hide_password=True))

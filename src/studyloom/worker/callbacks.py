@@ -25,7 +25,7 @@ class TrialCallback:
         """Completes what workers have left, since they may be killed, at the end of the command.
 
         Args:
-            ended: whether the study has its result.
+            ended: Whether the study has its result.
         """
 
 

@@ -69,7 +69,9 @@ BROKEN_GPU = (
 def explain(error: BaseException) -> Failure:
     """Returns the record of an exception that ended a trial."""
     text = error_text(error)
-    reason = f"{type(error).__name__}: {text}".removesuffix(": ")
+    reason = f"{type(error).__name__}: {text}".removesuffix(": ")  # the text may be empty
+    if isinstance(error, CommandFailed):  # the text says it all
+        reason = text
     match error:
         case Diverged():
             return Failure(DIVERGED, text)
@@ -80,19 +82,19 @@ def explain(error: BaseException) -> Failure:
         case TimedOut():
             return Failure(TIMEOUT, text)
         case _ if ran_out_of_memory(error):
-            return Failure(OUT_OF_MEMORY, text if isinstance(error, CommandFailed) else reason)
+            return Failure(OUT_OF_MEMORY, reason)
         case CommandFailed():
-            return Failure(ERROR, text, error.output)
-        case ConfigError():  # the words say it all
+            return Failure(ERROR, reason, error.output)
+        case ConfigError():  # the text says it all
             reason = text
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the memory of a GPU or of the host did not suffice.
+    """Returns whether an exception says that the memory of a GPU or of the host did not suffice.
 
-    Also the message of a command that failed, which has the last lines that the command printed.
+    The message of a command that failed counts too: it has the last lines that the command printed.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -103,21 +105,22 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def broken_by(error: BaseException) -> str | None:
     """Returns which error has left this process unable to use its GPU; None if none has.
 
-    The user's code may have met that error and raised another one, such as optuna.TrialPruned. The
-    process of a command that failed is another one.
+    The user's code may have met that error and raised another one, such as optuna.TrialPruned. An
+    error of a command that failed is about another process.
     """
     link: BaseException | None = error
     while link is not None:
         text = error_text(link)
-        says_so = any(words in text.lower() for words in BROKEN_GPU)
-        if says_so and not ran_out_of_memory(link) and not isinstance(link, CommandFailed):
+        is_named = any(phrase in text.lower() for phrase in BROKEN_GPU)
+        is_of_this_process = not isinstance(link, CommandFailed)
+        if is_named and is_of_this_process and not ran_out_of_memory(link):
             return f"{type(link).__name__}: {text}".splitlines()[0]
         link = link.__cause__ or link.__context__
     return None
 
 
 def gpu_is_lost() -> bool:
-    """Whether this process has used a GPU by CUDA or HIP, and can no longer."""
+    """Returns whether this process has used a GPU by CUDA or HIP, and can no longer."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     try:

@@ -45,12 +45,13 @@ class ForkServer:
         """
         import_lazy_modules()  # once, for all forks
         self._calls, servers_end = multiprocessing.Pipe()
-        # A worker is an orphan, since its parent ends. Only an adopted one's end is seen here.
+        # A worker is an orphan, since its parent ends. This process learns how it ends only if it
+        # has adopted it.
         adopt_orphans()
         self._pid = os.fork()
-        if self._pid == 0:
+        if self._pid == 0:  # this is the fork server
             self._calls.close()
-            serve(servers_end, work)
+            serve(servers_end, work)  # does not return
         servers_end.close()
 
     def close(self) -> None:
@@ -60,27 +61,27 @@ class ForkServer:
             os.waitpid(self._pid, 0)
 
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
-        """Forks a worker, the leader of a session; raises OSError if that fails.
-
-        The fork server may have died, or its fork that forks the worker.
+        """Forks a worker, the leader of a session.
 
         Args:
             environment: The variables that are set for the worker; OMP_NUM_THREADS among them.
             log: The file to which its output is appended.
             line: The descriptor of its end of a line.
+
+        Raises:
+            OSError: The fork server has died, or the worker's parent; see `serve`.
         """
         try:
             self._calls.send((dict(environment), str(log)))
             send_handle(self._calls, line, self._pid)
-            # See `serve`: the worker's id if its parent could fork it, and None once the parent has
-            # ended. Then the worker is an orphan.
+            # The parent sends the worker's id, and the fork server None once the parent has ended.
             pid = self._calls.recv()
-            if pid is not None:
-                self._calls.recv()
+            if pid is None:
+                message = "the worker's parent has died before it named the worker"
+                raise ChildProcessError(message)
+            self._calls.recv()  # None: now the worker is an orphan, which this process adopts
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
-        if pid is None:
-            raise ChildProcessError("the worker's parent has died before it named the worker")
         return ForkedWorker(pid)
 
 
@@ -123,7 +124,7 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
             environment, log = calls.recv()
             line = recv_handle(calls)
             parent_pid = os.fork()
-            if parent_pid == 0:
+            if parent_pid == 0:  # this is the parent
                 worker = FORK.Process(target=run_worker, args=(environment, log, line))
                 worker.start()
                 calls.send(worker.pid)
@@ -152,10 +153,15 @@ class ForkedWorker:
         self._code: int | None = None
 
     def poll(self, options: int = os.WNOHANG) -> int | None:
-        """Returns the exit code, negative for a signal; None if the worker has not ended."""
+        """Returns the exit code, negative for a signal; None if the worker has not ended.
+
+        Args:
+            options: WNOHANG, to return at once; 0 to wait for the end.
+        """
         if self._code is None:
             ended_pid, status = os.waitpid(self.pid, options)
-            if ended_pid != 0:
+            has_ended = ended_pid != 0
+            if has_ended:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code
 

@@ -134,6 +134,7 @@ class HeldTrial:
             raise Infeasible("; ".join(broken_limits))
 
     def _store_costs(self, costs: Sequence[Cost]) -> None:
+        """Stores the costs that are not stored yet, and how far they are from their limits."""
         if not costs:
             return
         attributes = self.trial.user_attrs
@@ -152,7 +153,7 @@ class HeldTrial:
             if isinstance(objective, NetworkObjective):
                 provenance = provenance.on_threads(objective.training.threads)
             self.trial.set_user_attr(PROVENANCE, provenance.as_json())
-        times = Counter(self.trial.user_attrs.get(TIMES, {}))  # of workers before, at a pause
+        times = Counter(self.trial.user_attrs.get(TIMES, {}))  # stored by workers that paused it
         times.update(self.watch.take())
         rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}
         self.trial.set_user_attr(TIMES, rounded)
@@ -186,7 +187,8 @@ class HeldTrial:
     def fail(self, failure: failures.Failure) -> None:
         """Ends a trial that has failed, and halts the study if its trials all fail like this.
 
-        A training of a candidate that has failed for the first time is set aside, and queued again.
+        A failure that teaches the sampler ends it as pruned, see `failures.TEACHES`. A training of
+        a candidate that has failed for the first time is set aside, and queued again.
         """
         for name, value in failure.attributes().items():
             self.trial.set_user_attr(name, value)
@@ -226,7 +228,10 @@ class HeldTrial:
         self._announce(failed)
 
     def _tell_optuna(self, value: float | None, state: TrialState) -> FrozenTrial:
-        """Adds the end of the trial, as Optuna's `tell` records it, to the next commit."""
+        """Adds the end of the trial, as Optuna's `tell` records it, to the next commit.
+
+        With several objectives its costs are the values after the first.
+        """
         storage = self.stored.storage
         trial_id = self.trial._trial_id
         if state == TrialState.PRUNED and len(self.stored.objectives) > 1:
@@ -263,8 +268,9 @@ class HeldTrial:
             return True
         if self.in_rounds:
             return False
+        max_failures = self.limits.max_failures
         ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
-        latest = ended[-self.limits.max_failures :]
+        latest = ended[-max_failures:]
         same_reason = [trial for trial in latest if TrialRecord(trial).reason == failure.reason]
-        return len(same_reason) == self.limits.max_failures
+        return len(same_reason) == max_failures

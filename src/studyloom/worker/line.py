@@ -73,7 +73,7 @@ class Line:
                 self._requests += len(confirmations)
         self._requests += 1
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE + 1)
+        time.sleep(GRACE + 1)  # the process ends meanwhile, if it can
         is_session_leader = os.getpgrp() == os.getpid()
         if is_session_leader:
             os.killpg(0, signal.SIGKILL)  # with all that this worker has started
@@ -158,7 +158,7 @@ class Listener:
 
     def listen(self) -> dict[str, str]:
         """Reads the new messages since the last call, and returns all messages."""
-        # A BlockingIOError: there is no further message.
+        # There is no further message after a BlockingIOError, which is an OSError.
         with contextlib.suppress(OSError):
             while True:
                 text = self._socket.recv(2**16).decode()

@@ -75,11 +75,13 @@ class PendingReport:
 class Reporter:
     """Runs the objective of a trial, and stores what it reports.
 
+    The value of a trial is that of its last step; the best of all would owe most to chance.
+
     Attributes:
         held: The trial and its claim.
         objective: The training.
         checkpoint: The file of the objective's state; None to save none.
-        reported: The last step that earlier workers have stored; None for none.
+        reported: The last step that earlier workers have stored; None if they have stored none.
         releasing: Whether the worker should release the trial.
         comparable: Whether the study's pruner may end the trial.
         slots: Decides at which rungs the trial is paused; None if it never is.
@@ -99,12 +101,13 @@ class Reporter:
         self._rejection: BaseException | None = None  # the exception that a report raised last
         self._last_save = time.monotonic()
         self._evaluation_seconds = 0.0  # spent on evaluation until the last step
-        # Whether files of an earlier attempt are there. Now, before the objective makes its folder.
+        # Whether there are files of an earlier attempt. It is read now, before the objective makes
+        # its folder.
         self._finds_files = self.objective.finds_files
         self._last_stored = -1  # the last step that earlier workers have stored
         if self.reported is not None:
             self._last_stored = self.reported
-        self._last_step = self._last_stored  # of all attempts
+        self._last_step = self._last_stored  # the last step that any worker has come to
         self._outbox = Outbox[PendingReport](self.post, self._is_away)
 
     def _is_away(self) -> bool:
@@ -166,29 +169,31 @@ class Reporter:
 
     def _restore(self) -> None:
         """Restores the objective from its checkpoint, if there is one that it can use."""
-        state = None
-        path = None
         if self.checkpoint is not None:
-            path = self.checkpoint.path
             with self.held.watch("checkpoints"):
                 state = self.checkpoint.load()
-        if state is not None:
-            try:
-                self.objective.restore(state)
-            except ValueError as error:
-                log.warning("%s: %s; the trial starts again from the beginning", path, error)
-        elif self.reported is not None and not self._finds_files:
-            # With files of an earlier attempt the objective resumes by itself.
-            folder = None
-            if path is not None:
-                folder = path.parent
-            log.warning(
-                "trial %d: its reports up to step %s have no checkpoint in %s; it starts again "
-                "from the beginning",
-                self.held.trial.number,
-                self.reported,
-                folder,
-            )
+            if state is not None:
+                try:
+                    self.objective.restore(state)
+                except ValueError as error:
+                    message = "%s: %s; the trial starts again from the beginning"
+                    log.warning(message, self.checkpoint.path, error)
+                return
+        # With files of an earlier attempt the objective resumes by itself.
+        if self.reported is not None and not self._finds_files:
+            self._warn_of_missing_checkpoint()
+
+    def _warn_of_missing_checkpoint(self) -> None:
+        folder = None
+        if self.checkpoint is not None:
+            folder = self.checkpoint.path.parent
+        log.warning(
+            "trial %d: its reports up to step %s have no checkpoint in %s; it starts again "
+            "from the beginning",
+            self.held.trial.number,
+            self.reported,
+            folder,
+        )
 
     def _store_plan(self) -> None:
         """Adds the planned number of steps to the first commit."""
@@ -199,7 +204,10 @@ class Reporter:
             self.held.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs)
 
     def _store_death(self) -> None:
-        """Stores that a worker of the trial has died, and the epoch that its checkpoint has."""
+        """Stores that a worker of the trial has died, and the epoch that its checkpoint has.
+
+        It does nothing if the deaths of all earlier workers are stored.
+        """
         claim = self.held.claim
         trial = self.held.trial
         stored_deaths = trial.user_attrs.get(RESUMED, {}).get("deaths", 0)
@@ -223,7 +231,7 @@ class Reporter:
         if not steps:
             return None
         last = steps[-1]
-        if isinstance(last, Report):
+        if isinstance(last, Report):  # it is from a custom loop, which may count from 0
             return last.step
         return last.number
 
@@ -246,7 +254,8 @@ class Reporter:
             Stopped: The worker is to stop; the trial is released.
             TimedOut: The trial has taken longer than study.trial_timeout.
             Paused: The trial has reached a rung, and waits there.
-            ClaimLost, TrialPruned, StorageLost: This report or an earlier one was posted.
+            ClaimLost, TrialPruned, StorageLost: The thread of the outbox has met this error while
+                it posted this report or an earlier one.
         """
         watch = self.held.watch
         with self._recording_rejection():
@@ -263,7 +272,8 @@ class Reporter:
             with watch("storage"):
                 self._outbox.send(PendingReport(step, at_rung))
             must_stop = self.releasing() and not is_last
-            if not is_last and not at_rung and (must_stop or self._is_save_due()):
+            may_need_state = not is_last and not at_rung  # at a rung it is saved already
+            if may_need_state and (must_stop or self._is_save_due()):
                 self._save()
             if must_stop:
                 raise Stopped
@@ -272,12 +282,12 @@ class Reporter:
             self._check_timeout()
 
     def _count_seconds(self, step: Step) -> None:
-        """Counts the seconds of a step as training or evaluation."""
-        total = self.objective.evaluation_seconds
-        evaluation = total - self._evaluation_seconds
-        self._evaluation_seconds = total
-        self.held.watch.seconds["training"] += step.seconds - evaluation
-        self.held.watch.seconds["evaluation"] += evaluation
+        """Counts the seconds of a step as training and evaluation."""
+        evaluation_so_far = self.objective.evaluation_seconds
+        evaluation_of_step = evaluation_so_far - self._evaluation_seconds
+        self._evaluation_seconds = evaluation_so_far
+        self.held.watch.seconds["training"] += step.seconds - evaluation_of_step
+        self.held.watch.seconds["evaluation"] += evaluation_of_step
 
     def _check_timeout(self) -> None:
         limit = self.held.limits.trial_timeout
@@ -290,14 +300,19 @@ class Reporter:
         Without a checkpoint a promoted trial repeats steps that are stored already; these reach no
         rung.
         """
-        before = self._last_step
-        self._last_step = max(before, step.number)
-        if self.slots is None or step.number <= before or step.number == self.objective.epochs:
+        previous_step = self._last_step
+        self._last_step = max(previous_step, step.number)
+        is_repeated = step.number <= previous_step
+        is_last = step.number == self.objective.epochs
+        if self.slots is None or is_repeated or is_last:
             return False
-        return self.slots.pauses_at(self.held.claim.slot, before, step.number)
+        return self.slots.pauses_at(self.held.claim.slot, previous_step, step.number)
 
     def _pause_at_rung(self, at_rung: bool) -> None:
-        """Raises Paused at a rung once all is stored, unless the trial is the next to promote."""
+        """Raises Paused at a rung once all is stored, unless the trial is the next to promote.
+
+        The report at the rung has stored the trial as paused; that is withdrawn if it continues.
+        """
         if self.slots is None or not at_rung:
             return
         self._outbox.flush()
@@ -307,7 +322,10 @@ class Reporter:
         self.held.commit()
 
     def _is_save_due(self) -> bool:
-        """Returns whether the state is saved now, as always if it names files that do not last."""
+        """Returns whether the state is to be saved now.
+
+        It always is if it names files that the objective deletes a few steps later.
+        """
         if self.objective.keeps_files:
             return True
         return time.monotonic() - self._last_save >= self.interval
@@ -329,10 +347,7 @@ class Reporter:
     # In the thread of the outbox
 
     def post(self, report: PendingReport) -> None:
-        """Stores a report and renews the lease, in one commit; then consults the pruner.
-
-        The value of a trial is that of its last step; the best of all would owe most to chance.
-        """
+        """Stores a report and renews the lease, in one commit; then consults the pruner."""
         held = self.held
         step = report.step
         if step is None:
@@ -340,11 +355,7 @@ class Reporter:
             return
         held.longest = max(held.longest, step.seconds)
         if report.at_rung:
-            rungs = held.trial.user_attrs.get(RUNGS, [])
-            held.trial.set_user_attr(RUNGS, [*rungs, step.number])
-            held.trial.set_user_attr(PAUSED, step.number)
-            # Another worker, which has no weights, may end the trial here.
-            held.store(self.objective)
+            self._store_pause(step)
         streams = self.objective.streams()
         if streams and STREAMS not in held.trial.user_attrs:
             held.trial.set_user_attr(STREAMS, streams)
@@ -356,14 +367,29 @@ class Reporter:
             )
         held.commit()
         self._consult_pruner(step, compared_number)
-        held.progress |= self.objective.is_new(step, self._last_stored)
+        if self.objective.is_new(step, self._last_stored):
+            held.progress = True
+
+    def _store_pause(self, step: Step) -> None:
+        """Adds to the next commit that the trial is paused at a rung, and what is known of it.
+
+        Another worker, which has no weights, may end the trial here.
+        """
+        trial = self.held.trial
+        rungs = trial.user_attrs.get(RUNGS, [])
+        trial.set_user_attr(RUNGS, [*rungs, step.number])
+        trial.set_user_attr(PAUSED, step.number)
+        self.held.store(self.objective)
 
     def _consult_pruner(self, step: Step, compared_number: int | None) -> None:
         """Raises TrialPruned if the study's pruner ends the trial at a step.
 
-        It is consulted again for the step that is stored already: the worker before may have died
-        after its commit and before it consulted the pruner. The last step has the value, with which
-        the trial is complete.
+        It is not consulted at the last step, whose value completes the trial, nor for steps that an
+        earlier worker has compared. Of these it is consulted again for the last one: that worker
+        may have died after its commit and before it consulted the pruner.
+
+        Args:
+            compared_number: The number by which the pruner compares the step; None if it does not.
         """
         held = self.held
         pruner = held.stored.optuna.pruner
@@ -371,7 +397,8 @@ class Reporter:
             return
         if compared_number is None or compared_number < self._last_stored:
             return
-        if step.number == self.objective.epochs:
+        is_last = step.number == self.objective.epochs
+        if is_last:
             return
         # One read of the other trials, however often the pruner needs them.
         buffer = held.stored.storage
@@ -402,11 +429,11 @@ class Outbox(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        hangs = self._queue.unfinished_tasks > 0 and self._error is None
+        may_hang = self._queue.unfinished_tasks > 0 and self._error is None  # in a post
         self._closed = True
         self._queue.put(None)
         # A daemon that still runs when the interpreter ends may abort the process.
-        if not hangs:
+        if not may_hang:
             self._thread.join()
 
     def send(self, item: T) -> None:

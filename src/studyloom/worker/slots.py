@@ -7,6 +7,7 @@ database; a study with one is worked on by one process.
 import copy
 import logging
 import sys
+from collections.abc import Set
 from typing import Any
 
 import optuna
@@ -70,20 +71,22 @@ class SlotQueue:
         self.stored.storage.reads_snapshots = self.in_rounds
 
     def _make_order(self, max_failures: int) -> AshaOrder | RoundOrder | None:
+        """Makes the order of the slots, see `order`, from the pruner and `study.round`."""
         pruner = self.stored.optuna.pruner
+        objectives = self.stored.objectives
         definition = self.stored.definition() or {}
-        round_width = definition.get("study.round")
-        if isinstance(pruner, AshaPruner):
-            order = pruner.make_order(self.stored.objectives)
-        elif round_width:
-            without_rungs = AshaPruner(sys.maxsize)
-            order = without_rungs.make_order(self.stored.objectives)
-        else:
-            return None
+        round_width = definition.get("study.round")  # None or 0 for a search without rounds
         if not round_width:
-            return order
+            if isinstance(pruner, AshaPruner):
+                return pruner.make_order(objectives)
+            return None
+        if isinstance(pruner, AshaPruner):
+            order_in_rounds = pruner.make_order(objectives)
+        else:
+            without_rungs = AshaPruner(min_resource=sys.maxsize)
+            order_in_rounds = without_rungs.make_order(objectives)
         (halted_at,) = self.stored.attributes(HALTED_AT)
-        return RoundOrder(order, round_width, max_failures, halted_at or 0)
+        return RoundOrder(order_in_rounds, round_width, max_failures, halted_at or 0)
 
     @property
     def in_rounds(self) -> bool:
@@ -138,9 +141,9 @@ class SlotQueue:
             return True
         return not TrialRecord(trial).is_baseline
 
-    def pauses_at(self, slot: int, before: int, step: int) -> bool:
+    def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
         """Returns whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
-        return self.order is not None and self.order.pauses_at(slot, before, step)
+        return self.order is not None and self.order.pauses_at(slot, previous_step, step)
 
     def promotes(self, slot: int) -> bool:
         """Returns whether the trial at a rung is the next to promote, so that it continues."""
@@ -171,9 +174,11 @@ class SlotQueue:
                 f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {other_workers[0]} "
                 f"works on the study already; end that one; if it died, wait {lease:.0f} s"
             )
-        number = stored.storage.get_trial(claim.trial_id or 0).number
+        assert claim.trial_id is not None
+        number = stored.storage.get_trial(claim.trial_id).number
         begun = [trial for trial in stored.trials() if trial.datetime_start is not None]
-        if any(trial.number != number for trial in begun):
+        had_earlier_process = any(trial.number != number for trial in begun)
+        if had_earlier_process:
             log.warning(
                 "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
                 "it starts again with trial %d, and knows only the stored trials",
@@ -186,7 +191,11 @@ class SlotQueue:
     # Draw
 
     def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
-        """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
+        """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it.
+
+        A waiting trial starts, and a paused one no longer counts as paused. The baseline gets its
+        hyperparameters, so that the sampler draws none.
+        """
         record = TrialRecord(frozen)
         buffer = self.stored.storage
         trial_id = frozen._trial_id
@@ -197,7 +206,7 @@ class SlotQueue:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
         if record.is_baseline and self.baseline is not None and not frozen.params:
             self._set_params(trial_id, self.baseline)
-        return self._make_trial(claim, trial_id, frozen.number)
+        return self._make_trial(claim, trial_id, seed=frozen.number)
 
     def draw(self, held: HeldTrial) -> Point | None:
         """Draws a trial's configuration and stores it, unless the trial has one already.
@@ -207,59 +216,95 @@ class SlotQueue:
         that finds nothing.
         """
         space = self.stage.source.space
-        trial_id = held.trial._trial_id
-        # Set in the config or by a user, or stored by an earlier worker.
-        has_point = bool(held.trial.params)
-        must_differ = not has_point and not held.limits.repeats
-        used: set[PointKey] = set()  # the configurations that the trial must not repeat
-        if must_differ and self.baseline is not None:
+        if held.trial.params:
+            # They were set in the config or by a user, or stored by an earlier worker.
+            with held.watch("sampling"):
+                point = space.suggest(held.trial)
+            self._store_point(held)
+            return point
+        # The configurations that the trial must not repeat; empty if it may repeat any.
+        used: set[PointKey] = set()
+        if not held.limits.repeats and self.baseline is not None:
             # The worker of trial 0 may not have stored its configuration yet.
             used.add(identify(self.baseline))
         redraws = 0
         while True:
             with held.watch("sampling"):
                 point = space.suggest(held.trial)
-            is_allowed = has_point or space.find_breach(point.params) is None
-            if is_allowed and self._try_to_store(held, point, used, must_differ=must_differ):
-                return point
+            breaks_relation = space.find_breach(point.params) is not None
+            if not breaks_relation:
+                if held.limits.repeats:
+                    self._store_point(held)
+                    return point
+                used |= self._store_unless_used(held, point, used)
+                was_stored = identify(point) not in used
+                if was_stored:
+                    return point
             redraws += 1
-            # Drops the configuration, which is not stored.
-            self.stored.storage.load(self.stored.ledger.study_id, trial_id)
-            with held.watch("sampling"):
-                if redraws > REDRAWS and not self._draw_by_chance(held, redraws, used):
-                    return None
-                seed = derive(held.trial.number, redraws)
-                held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
+            if not self._draw_again(held, redraws, used):
+                return None
 
-    def _try_to_store(
-        self, held: HeldTrial, point: Point, used: set[PointKey], *, must_differ: bool
-    ) -> bool:
-        """Stores a trial's configuration, unless another trial has it; returns whether it did.
+    def _draw_again(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+        """Drops a trial's configuration, which is not stored, and makes its Optuna trial again.
+
+        Args:
+            redraws: How often its configuration was not accepted.
+            used: The configurations that it must not repeat.
+
+        Returns:
+            False if even chance finds no configuration.
+        """
+        trial_id = held.trial._trial_id
+        self.stored.storage.load(self.stored.ledger.study_id, trial_id)
+        with held.watch("sampling"):
+            if redraws > REDRAWS and not self._draw_by_chance(held, redraws, used):
+                return False
+            seed = derive(held.trial.number, redraws)
+            held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
+        return True
+
+    def _store_point(self, held: HeldTrial) -> None:
+        """Stores a trial's configuration, which is pending in the buffer."""
+        buffer = self.stored.storage
+        self._store_segments(held)
+        with held.watch("storage"):
+            if not self.stored.ledger.renew(held.claim, held.limits.lease, buffer.write):
+                raise ClaimLost
+        buffer.mark_written()
+
+    def _store_unless_used(
+        self, held: HeldTrial, point: Point, used: Set[PointKey]
+    ) -> set[PointKey]:
+        """Stores a trial's configuration, unless it is used or another trial has it.
 
         Looking at the other trials and storing are one transaction that has locked the study, so
         that two workers cannot store the same configuration.
 
         Args:
-            used: The configurations of other trials, which are added if `must_differ`.
+            used: Configurations that the trial must not repeat.
+
+        Returns:
+            The configurations of the other trials.
         """
         stored = self.stored
+        key = identify(point)
+        of_others: set[PointKey] = set()
 
         def write(connection: Connection) -> None:
-            if must_differ:
-                for trial in stored.lock_trials(connection):
-                    if trial.number != held.trial.number:
-                        used.add(identify(trial))
-            if identify(point) not in used:
+            of_others.clear()  # a second try looks again
+            for trial in stored.lock_trials(connection):
+                if trial.number != held.trial.number:
+                    of_others.add(identify(trial))
+            if key not in used and key not in of_others:
                 stored.storage.write(connection)
 
         self._store_segments(held)
         with held.watch("storage"):
             if not stored.ledger.renew(held.claim, held.limits.lease, write):
                 raise ClaimLost
-        if identify(point) in used:
-            return False
-        stored.storage.mark_written()
-        return True
+        if key not in used and key not in of_others:
+            stored.storage.mark_written()
+        return of_others
 
     def _store_segments(self, held: HeldTrial) -> None:
         """Adds to the next commit that the segment begins, after which others may decide theirs."""

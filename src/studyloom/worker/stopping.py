@@ -135,9 +135,14 @@ class Stop:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal; Python calls it in the main thread, between any two steps."""
-        is_own = self.requested is not None and number == signal.SIGTERM
-        if is_own and not self._has_signaled:  # `request` has sent it
+        """Handles a signal; Python calls it in the main thread, between any two steps.
+
+        Args:
+            frame: The step at which the main thread is interrupted.
+        """
+        is_terminating = self.requested is not None and number == signal.SIGTERM
+        is_from_request = is_terminating and not self._has_signaled
+        if is_from_request:
             self._has_signaled = True
             self._print(f"stopping, as {self.requested} says")
             self._interrupt(frame)

@@ -116,16 +116,21 @@ class Supervisor:
                 self._supervise(stop)
         except StorageLost:
             self._stop_all()
-            while self._active() and not self._grace_is_over():
-                for worker in self._active():
-                    if worker.poll() is not None:
-                        worker.kill()
-                time.sleep(POLL)
+            self._await_ends()
             raise
         finally:
             self.kill_all()
         if self._stopped_at is None and self.task.todo():
             raise LaunchError(self._last_log_lines())
+
+    def _await_ends(self) -> None:
+        """Waits until all workers have ended, or have had their time to stop."""
+        while self._active() and not self._grace_is_over():
+            for worker in self._active():
+                has_ended = worker.poll() is not None
+                if has_ended:
+                    worker.kill()  # what it started
+            time.sleep(POLL)
 
     def kill_all(self) -> None:
         """Ends every worker that is still there, and releases the trials that they hold."""
@@ -217,13 +222,13 @@ class Supervisor:
             self._stop_all()
         if self._stopped_at is not None or not self.task.todo():
             return
-        has_claimed = "claimed" in messages
-        if has_claimed or held_slots > 0:
+        if "claimed" in messages or held_slots > 0:
             worker.failures = 0
         else:
             worker.failures += 1
-        if not has_claimed and messages.get("ended") == INVALID_INPUT:
-            return  # the next worker would refuse the config too
+        has_refused_config = messages.get("ended") == INVALID_INPUT and "claimed" not in messages
+        if has_refused_config:
+            return  # the next worker would refuse it too
         restarts = RESTARTS
         if has_released or worker_exit.signal in STOP_SIGNALS:
             restarts = RESTARTS_AFTER_SIGNAL

@@ -155,7 +155,7 @@ class Worker:
         else:
             first_wait = WAIT
             longest_wait = LONGEST_WAIT
-        wait = first_wait
+        wait = first_wait  # seconds until the next look, while others hold all slots
         while not self.stopping():
             claim = None
             with self.watch("storage"):
@@ -247,26 +247,30 @@ class Worker:
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
         """Ends a trial that no worker will resume.
 
-        It fails if it has crashed too many workers. If it was paused and can no longer be promoted,
-        it is pruned at its last report.
+        If it was paused and can no longer be promoted, it is pruned at its last report. Otherwise
+        it fails, since it took too long or has crashed too many workers.
         """
         claim = held.claim
         point = None
         # Its workers may have died before all hyperparameters were suggested.
         with contextlib.suppress(KeyError):
             point = self.stage.source.space.make_point(frozen.params)
-        if point is not None and not claim.ends_pruned:
-            self.describe(held, point)
-            held.store(None)
-        if claim.ends_pruned:
+        if claim.ends_pruned:  # its provenance was stored when it was paused
             held.end(None, TrialState.PRUNED)
-        elif claim.fatal:
-            held.fail(failures.Failure(failures.TIMEOUT, str(claim.death)))
         else:
-            reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
-            held.fail(failures.Failure(failures.CRASHED, reason))
+            if point is not None:
+                self.describe(held, point)
+                held.store(None)
+            held.fail(self._failure_of_deaths(claim))
         if point is not None:
             self.files.remove(frozen.number, point)
+
+    def _failure_of_deaths(self, claim: Claim) -> failures.Failure:
+        """Returns why a trial has failed whose earlier workers have died."""
+        if claim.fatal:
+            return failures.Failure(failures.TIMEOUT, str(claim.death))
+        reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
+        return failures.Failure(failures.CRASHED, reason)
 
     # Train and report
 
@@ -274,8 +278,8 @@ class Worker:
     def recording_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> Iterator[None]:
         """Counts a signal to this process only as a death, if the trial got no further before it.
 
-        A trial that ends its own process would come back forever. One that others end, such as a
-        daemon that wants memory back, has mostly got further each time.
+        Otherwise a trial that ends its own process would come back forever. A trial whose process
+        others end, such as a daemon that frees memory, has mostly got further each time.
         """
         try:
             yield
@@ -307,25 +311,9 @@ class Worker:
             if not draws_itself:
                 self.describe(held, point)
             held.constrain(self.stage.source.measure_costs(point, self.data))
-            checkpoint = self.files.checkpoint(frozen.number, point)
-            folder = None
-            if checkpoint is not None:
-                folder = self.files.folder_of(checkpoint)
-            attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=slots.pauses)
+            attempt = self._make_attempt(begun, slots)
             objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
-            # With several objectives no pruner of Optuna's is used, because those compare one
-            # value; trials are paused all the same.
-            may_stop = slots.may_stop(frozen)
-            reporter = Reporter(
-                held,
-                objective,
-                checkpoint,
-                frozen.last_step,
-                releasing=self._must_release,
-                comparable=may_stop and len(self.stored.objectives) == 1,
-                slots=slots if may_stop else None,
-                interval=self.interval,
-            )
+            reporter = self._make_reporter(begun, objective, slots)
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
@@ -343,6 +331,34 @@ class Worker:
             self.describe(held, self.stage.source.space.make_point(held.trial.params))
         self._end(held, objective, outcome)
         return outcome.broken_by
+
+    def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
+        """Describes this worker's attempt at a trial to the objective."""
+        checkpoint = self.files.checkpoint(begun.frozen.number, begun.point)
+        folder = None
+        if checkpoint is not None:
+            folder = self.files.folder_of(checkpoint)
+        return Attempt(begun.held.claim.token, self.stage.title, folder, pauses=slots.pauses)
+
+    def _make_reporter(self, begun: BegunTrial, objective: Objective, slots: SlotQueue) -> Reporter:
+        """Makes the reporter of a trial; that of the baseline neither prunes nor pauses it."""
+        may_stop = slots.may_stop(begun.frozen)
+        pausing_slots = None
+        if may_stop:
+            pausing_slots = slots
+        # With several objectives no pruner of Optuna's is used, because those compare one value;
+        # trials are paused all the same.
+        has_one_objective = len(self.stored.objectives) == 1
+        return Reporter(
+            begun.held,
+            objective,
+            self.files.checkpoint(begun.frozen.number, begun.point),
+            reported=begun.frozen.last_step,
+            releasing=self._must_release,
+            comparable=may_stop and has_one_objective,
+            slots=pausing_slots,
+            interval=self.interval,
+        )
 
     def finish_trial(self, begun: BegunTrial, gpu_error: str | None) -> None:
         """Removes the files of an ended trial.
