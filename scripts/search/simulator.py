@@ -32,7 +32,7 @@ from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
-from studyloom.definition.prepare import kind_of
+from studyloom.definition.prepare import find_definition_class
 from studyloom.objectives.objective import Attempt, Objective, Step
 from studyloom.space.language import parse_space
 from studyloom.space.rule import Cost
@@ -282,7 +282,7 @@ def compose(module: str, overrides: tuple[str, ...]) -> tuple[Definition, Compos
         with open_dict(cfg):
             del cfg["hydra"]
         composer = Composer(module, tuple(map(Override.parse, overrides)), choices)
-        definition = kind_of(cfg).from_config(cfg, composer)
+        definition = find_definition_class(cfg).from_config(cfg, composer)
     return definition, composer
 
 
