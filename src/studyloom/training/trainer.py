@@ -28,6 +28,7 @@ from studyloom.training.optimizer import Rates, find_step, make_optimizer
 from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
 from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import (
+    Loss,
     Steps,
     call_network,
     choose_threads,
@@ -40,10 +41,10 @@ JobRandomState = list[Any]
 
 
 def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) -> None:
-    """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
+    """Calls the method `adapt(inputs, targets)` of modules that have one, with the training set.
 
-    Such a module computes something of the data and keeps it in buffers, such as means for
-    standardizing or class weights; so it is in checkpoints and in winner.pt. It sees no example of
+    Such a module computes something of the data, such as means for standardizing or class weights.
+    It keeps that in buffers, which are saved in checkpoints and in winner.pt. It sees no example of
     the validation or test set.
 
     Args:
@@ -62,6 +63,16 @@ def _find_adapting_modules(part: object) -> list[nn.Module]:
         return []
     # A layer that a user has named `adapt` is an attribute too, and no routine.
     return [module for module in part.modules() if isroutine(getattr(module, "adapt", None))]
+
+
+def _copy_adapting_loss(loss: Loss) -> Loss:
+    """Returns a loss; if it adapts to data, a copy of it.
+
+    Jobs may share one loss, and each job adapts it to its own training set.
+    """
+    if _find_adapting_modules(loss):
+        return deepcopy(loss)
+    return loss
 
 
 class Average:
@@ -135,10 +146,7 @@ class JobRun:
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
         self.batches.fit(self.model)
-        self.loss = job.loss
-        if _find_adapting_modules(job.loss):
-            # Jobs may share one loss, and each job adapts it to its own training set.
-            self.loss = deepcopy(job.loss)
+        self.loss = _copy_adapting_loss(job.loss)
         adapt_to_data(self.model, self.loss, split, self.batches.train)
         with self.exchange_random_state():
             for part in (self.model, self.loss, job.step, job.evaluate):
@@ -308,7 +316,7 @@ class JobRun:
         """Makes the epoch that has ended the best one if its value is better than all before."""
         sign = self.job.metric.sign
         is_best = self.best is None or sign * value > sign * self.best.value
-        if not is_best:  # a value that is NaN is never the best
+        if not is_best:  # nor is NaN after another value: it is not larger than any number
             return
         weights = None
         if self.job.weights == "best":
@@ -343,13 +351,12 @@ class JobRun:
         losses = []
         for batch in step.batches:
             loss = self.steps.train(self.model, batch.content)
-            share = loss
+            part_of_mean = loss  # of the mean over the whole step
             if batch.size != step.size:
-                # The gradients of the batches add up to that of the mean over the whole step.
-                share = loss * (batch.size / step.size)
+                part_of_mean = loss * (batch.size / step.size)
             if self.scaler is not None:
-                share = self.scaler.scale(share)
-            share.backward()  # type: ignore[no-untyped-call]
+                part_of_mean = self.scaler.scale(part_of_mean)
+            part_of_mean.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() * batch.size)
         return reduce(torch.add, losses)
 
