@@ -511,19 +511,19 @@ class Table(DataSource):
 def _sort_classes(words: Iterable[str]) -> list[str]:
     """Sorts the names of classes: numbers by their value, and then other words."""
     numbers: dict[str, Decimal] = {}
-    others = []
+    other_words = []
     for word in words:
         try:
             number = Decimal(word)
         except InvalidOperation:
-            others.append(word)
+            other_words.append(word)
             continue
         if number.is_finite():
             numbers[word] = number
         else:
-            others.append(word)
+            other_words.append(word)
     # Words of equal value, such as 1 and 1.0, are sorted as words.
-    return [*sorted(numbers, key=lambda word: (numbers[word], word)), *sorted(others)]
+    return [*sorted(numbers, key=lambda word: (numbers[word], word)), *sorted(other_words)]
 
 
 @dataclass(frozen=True)

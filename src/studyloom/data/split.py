@@ -486,15 +486,15 @@ def _choose_validation_groups(sizes: Mapping[int, int], validation: int) -> list
         sizes: the number of examples of each group, in the order in which groups are tried.
         validation: the most examples. If each group has more, the smallest one is chosen.
     """
-    chosen = []
+    groups = []
     remaining = validation
     for group, size in sizes.items():
         if size <= remaining:
-            chosen.append(group)
+            groups.append(group)
             remaining -= size
-    if not chosen:
-        chosen.append(min(sizes, key=sizes.__getitem__))
-    return chosen
+    if not groups:
+        groups.append(min(sizes, key=sizes.__getitem__))
+    return groups
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:

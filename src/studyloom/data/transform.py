@@ -263,10 +263,12 @@ class Image:
         drawing = _resize(ink[:, box.rows, box.columns], (height, width)).clamp_(0, 1)
         drawing /= drawing.max().clamp(min=1e-12)
         center = _find_center(drawing)
-        top = _find_start(size[0], height, center.row)
-        left = _find_start(size[1], width, center.column)
+        first_row = _find_start(size[0], height, center.row)
+        first_column = _find_start(size[1], width, center.column)
         image = torch.zeros(len(ink), *size)
-        image[:, top : top + height, left : left + width] = drawing
+        rows = slice(first_row, first_row + height)
+        columns = slice(first_column, first_column + width)
+        image[:, rows, columns] = drawing
         if self.background == "white":
             return 1 - image
         return image

@@ -175,7 +175,7 @@ class _Parser:
         return ListNode(place.name, place.key, distribution, length, spec.get(DEFAULT))
 
 
-def _is_range(spec: Mapping[Any, Any]) -> bool:
+def _is_range(spec: Spec) -> bool:
     """Returns whether a mapping has the key of a kind of range."""
     return any(kind in spec for kind in KEYS)
 

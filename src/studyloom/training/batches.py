@@ -175,8 +175,7 @@ class ExampleBatches:
             sizes = [len(request.indices) for request in requests_of_step]
             batches = (Batch(next(contents), size) for size in sizes)
             yield OptimizerStep(sum(sizes), batches)
-        # The processes are free for the evaluation only once they were asked for a batch that there
-        # is not.
+        # The processes are free for the evaluation only after a call that finds no further batch.
         next(contents, None)
 
     def load_batches(self, indices: Tensor) -> Iterator[Batch]:
@@ -280,7 +279,7 @@ class Loader:
         if iterator is not None:
             with deferring_signals():
                 # PyTorch ends them when the iterator is collected as garbage. That may be late: an
-                # exception refers to the iterator for as long as somebody keeps the exception.
+                # exception that is kept refers to the iterator.
                 iterator._shutdown_workers()
 
     def _start(self, requests: Sequence[Request]) -> None:

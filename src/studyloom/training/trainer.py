@@ -523,7 +523,7 @@ def _select_output(outputs: Any, name: str | int | None) -> Tensor:
     return result.float()
 
 
-def _find_output(outputs: Any, name: str | int) -> Any:
+def _find_output(outputs: object, name: str | int) -> object:
     """Returns the output of a name or position; raises ValueError if the network has no such."""
     if not isinstance(outputs, tuple | list | Mapping):
         raise ValueError(f"output={name!r}: the network gives one output, which has no name")
@@ -533,7 +533,9 @@ def _find_output(outputs: Any, name: str | int) -> Any:
     return outputs_by_name[name]
 
 
-def _name_outputs(outputs: Sequence[Any] | Mapping[Any, Any]) -> dict[Any, Any]:
+def _name_outputs(
+    outputs: Sequence[object] | Mapping[object, object],
+) -> dict[object, object]:
     """Returns several outputs by their names, or by their positions if they have no names."""
     if isinstance(outputs, Mapping):
         return dict(outputs)

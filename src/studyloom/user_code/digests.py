@@ -133,7 +133,7 @@ def _is_edited(name: str, digest: str) -> bool:
 
     Args:
         name: of a module. A name of another kind, such as `__main__.Net`, is never edited.
-        digest: of its file as it is now.
+        digest: that of its present file.
     """
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__spec__") or module.__spec__ is None:
@@ -200,7 +200,7 @@ def _import_parts(target: str) -> Iterable[Any]:
         return ()
 
 
-def _find_parts(value: Any) -> Iterable[Any]:
+def _find_parts(value: object) -> Iterable[Any]:
     """Returns the parts of the code that a value runs.
 
     They are a class and its bases, a function without its decorators, or the class of an object and
@@ -301,7 +301,7 @@ def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[s
     return by_name
 
 
-def _select_code(values: Iterable[Any]) -> list[CodeType]:
+def _select_code(values: Iterable[object]) -> list[CodeType]:
     """Returns the compiled code of the functions among some values."""
     return [value.__code__ for value in values if hasattr(value, "__code__")]
 
@@ -309,8 +309,8 @@ def _select_code(values: Iterable[Any]) -> list[CodeType]:
 def data_digest(value: Any) -> str | None:
     """Returns a digest of an array, a tensor, or a Dataset of PyTorch that holds such.
 
-    It is None for anything else, and for the parameters of a network. A value of a library that
-    nobody has imported is none of these, and the library is not imported to find out.
+    It is None for anything else, and for the parameters of a network. It imports neither NumPy nor
+    PyTorch: before the user's code has imported them, there are no such values.
     """
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -357,7 +357,7 @@ def _join_digests(digests: Sequence[str | None]) -> str | None:
     return DATA + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _describe_form(value: Any) -> Form:
+def _describe_form(value: object) -> Form:
     """Returns the form of a value: its `repr`, a digest, or the forms of what it holds."""
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return Form(repr(value))
@@ -375,7 +375,7 @@ def _describe_form(value: Any) -> Form:
     return _describe_code(value)
 
 
-def _describe_items(items: Iterable[Any], *, is_set: bool = False) -> Form:
+def _describe_items(items: Iterable[object], *, is_set: bool = False) -> Form:
     """Returns the form of a value that holds others.
 
     Args:
@@ -392,11 +392,12 @@ def _describe_items(items: Iterable[Any], *, is_set: bool = False) -> Form:
     return Form(f"[{', '.join(texts)}]", tuple(names))
 
 
-def _describe_code(value: Any) -> Form:
+def _describe_code(value: object) -> Form:
     """Returns the form of a function, a class, or an object: the digests of its parts' sources.
 
-    Only parts that `__main__` defines count, since modules have digests of their own. A function or
-    class without such a part, or whose source cannot be read, has its name, and an object nothing.
+    Only parts that `__main__` defines count, since each module has its own digest. A function or
+    class of a module, or one whose source cannot be read, has its name. An object of such a class
+    has "".
     """
     text = ""
     names: list[str] = []
@@ -438,7 +439,7 @@ def read_source(part: Any) -> str:
         return source
 
 
-def _find_class_in_cells(part: Any) -> str | None:
+def _find_class_in_cells(part: type) -> str | None:
     """Finds the source of a class among the cells of a notebook; None if no cell has it.
 
     `linecache` holds the source of a cell under a name that is not that of a file. The class is

@@ -77,7 +77,7 @@ def seeding_imports(seed: int) -> Iterator[None]:
     """
     seed = max(0, seed)
     finder = _SeedingFinder(seed)
-    # Python asks the finders in their order. This one comes before that of files on `sys.path`.
+    # Python tries the finders in their order. This one comes before that of files on `sys.path`.
     position = len(sys.meta_path)
     if PathFinder in sys.meta_path:
         position = sys.meta_path.index(PathFinder)
