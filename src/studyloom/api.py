@@ -592,7 +592,7 @@ def search(
         storage_key = "storage.url"
     if isinstance(winner, bool):
         winner = {"enabled": winner}
-    values_by_key = {
+    values_by_key: dict[str, object] = {
         "study.name": name,
         "study.trials": trials,
         "study.seed": seed,
@@ -613,7 +613,7 @@ def search(
     return _run(invocation, (), quiet, is_call=True, notes=study.notes)
 
 
-def _objective_settings(maximize: Any, minimize: Any) -> dict[str, Any]:
+def _objective_settings(maximize: object, minimize: object) -> dict[str, object]:
     """Returns the settings of the section `objective` for metrics and their directions.
 
     Args:
@@ -631,7 +631,7 @@ def _objective_settings(maximize: Any, minimize: Any) -> dict[str, Any]:
     return {"objective.metric": metrics, "objective.direction": directions}
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: object) -> list[object]:
     """Returns the items of a list or tuple, a list of any other value, and nothing for None."""
     if value is None:
         return []

@@ -228,7 +228,9 @@ def _read_idx_content(file: io.BytesIO | gzip.GzipFile, dimensions: int) -> Byte
     count = math.prod(sizes)
     body = file.read(count + 1)
     if len(body) != count:
-        fault = "truncated" if len(body) < count else "over-long"
+        fault = "truncated"
+        if len(body) > count:
+            fault = "over-long"
         raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {fault}")
     return np.frombuffer(body, np.uint8).reshape(sizes)
 

@@ -153,10 +153,9 @@ class Rule:
         """
         parts = _split_rule(text)
         if parts is None:
-            example_conditions = [
-                Condition(objective.name, "<", 50_000) for objective in objectives[1:2]
-            ]
-            example = cls(objectives[0], tuple(example_conditions))
+            example = cls(objectives[0])
+            if len(objectives) > 1:
+                example = cls(objectives[0], (Condition(objectives[1].name, "<", 50_000),))
             raise ConfigError(
                 f"{key}: {shorten_end(text, 80)!r} is not a rule of at most {LONGEST} characters; "
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "

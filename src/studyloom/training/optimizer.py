@@ -288,9 +288,10 @@ class TorchSchedule:
         settings = self._fill_in(length, metric) | deepcopy(self.settings)
         if "schedulers" in settings:
             inner_schedules: list[TorchSchedule] = settings["schedulers"]
-            settings["schedulers"] = [
-                inner._make(optimizer, interval, length, metric) for inner in inner_schedules
-            ]
+            schedulers = []
+            for inner in inner_schedules:
+                schedulers.append(inner._make(optimizer, interval, length, metric))
+            settings["schedulers"] = schedulers
         return self.kind(optimizer=optimizer, **settings)
 
     def _fill_in(self, length: int, metric: Metric) -> Settings:

@@ -305,8 +305,10 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
     """
     main = sys.modules["__main__"]
     paths = list(sys.path)
+    script = None
+    if is_trusted(run_dir):
+        script = read_recorded_script(run_dir)
     try:
-        script = read_recorded_script(run_dir) if is_trusted(run_dir) else None
         if script is not None:
             sys.modules["__main__"] = _import_script(script, folder)
         yield
