@@ -142,17 +142,16 @@ class JobRun:
         self.best: BestEpoch | None = None
         self.generators = _find_generators(self.device)
         self.random: JobRandomState = _seed_states(self.generators, job.seed)
+
         with self.exchange_random_state():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
         self.batches.fit(self.model)
         self.loss = _copy_adapting_loss(job.loss)
         adapt_to_data(self.model, self.loss, split, self.batches.train)
-        with self.exchange_random_state():
-            for part in (self.model, self.loss, job.step, job.evaluate):
-                if isinstance(part, nn.Module):
-                    part.to(self.device)
+        self._move_to_device((self.model, self.loss, job.step, job.evaluate))
         self.steps = Steps(self.loss, self.device, job.precision, job.step, job.evaluate)
+
         self.steps_per_epoch = math.ceil(job.samples / (job.batch_size * job.accumulate))
         self.total_steps = job.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(job.optimizer, self.model, job.groups)
@@ -164,12 +163,23 @@ class JobRun:
         self.weights: list[Tensor] = []
         for group in self.optimizer.param_groups:
             self.weights += group["params"]
+
         self.scaler: torch.amp.GradScaler | None = None
         if job.precision == "fp16":
             self.scaler = torch.amp.GradScaler(self.device.type)
         self.average: Average | None = None
         if job.ema is not None:
             self.average = Average(self.model, job.ema)
+
+    def _move_to_device(self, parts: Sequence[object]) -> None:
+        """Moves those parts of the job that are modules to its device.
+
+        A custom module may draw random numbers when it is moved, which are the job's too.
+        """
+        with self.exchange_random_state():
+            for part in parts:
+                if isinstance(part, nn.Module):
+                    part.to(self.device)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -195,7 +205,7 @@ class JobRun:
         return weights
 
     def signature(self) -> State:
-        """Returns the plain values of the job, so that an error can say what differs."""
+        """Returns plain values by which a state of another job is recognized, by their names."""
         signature: State = {}
         for name, value in vars(self.job).items():
             if isinstance(value, (int, float, str)):
