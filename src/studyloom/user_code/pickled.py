@@ -52,8 +52,8 @@ class Inheritance:
     """The objects that a process which is started now gets from this one.
 
     Attributes:
-        file: the file that holds them; None if it holds none.
-        is_complete: whether no object is missing that only this program has.
+        file: the file with the objects; None if it gets none.
+        is_complete: False if an object that the process may need could not be passed.
     """
 
     file: InheritedFile | None = None
@@ -254,7 +254,7 @@ def receive_objects() -> None:
     content = b""
     with contextlib.suppress(OSError):  # no file is open under the number
         content = os.pread(file.descriptor, os.fstat(file.descriptor).st_size, 0)
-    # Only `child_arguments` makes a child inherit the file. Another one has no such beginning.
+    # Another file that is open under the number has no such beginning.
     if not word or not content.startswith(word.encode()):
         return
     _inheritance.file = file
