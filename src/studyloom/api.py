@@ -174,14 +174,24 @@ class Winner:
 
 
 def _winner_of(result: Result, run_dir: Path, config: Any) -> Winner:
-    row, test = result.winner, result.test
+    """Returns the winner of a result, whose config is in another file."""
+    candidate = result.winner
+    value = candidate.mean
+    if value is None:
+        value = candidate.search_value
+    winner_test = None
+    baseline_test = None
+    if result.test is not None:
+        winner_test = result.test.winner.mean
+        if result.test.baseline is not None:
+            baseline_test = result.test.baseline.mean
     return Winner(
-        number=row.trial,
-        value=row.search_value if row.mean is None else row.mean,
-        params=row.params,
+        number=candidate.trial,
+        value=value,
+        params=candidate.params,
         config=config,
-        test=None if test is None else test.winner.mean,
-        baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
+        test=winner_test,
+        baseline_test=baseline_test,
         details=result.document(),
         run_dir=run_dir,
     )
@@ -289,14 +299,17 @@ class Study:
         result = self._result()
         if result is None or self.run_dir is None:
             return None
-        number = result.winner.trial
-        trial = next((trial for trial in self._stored.trials() if trial.number == number), None)
-        config = None if trial is None else TrialRecord(trial).config
+        config = None
+        for trial in self._stored.trials():
+            if trial.number == result.winner.trial:
+                config = TrialRecord(trial).config
         return _winner_of(result, self.run_dir, config)
 
     def _result(self) -> Result | None:
         """Returns the result in the run directory, if it belongs to this study."""
-        return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
+        if self.run_dir is None:
+            return None
+        return Result.read(self.run_dir, self._stored)
 
     @property
     def optuna(self) -> optuna.Study:
@@ -337,12 +350,17 @@ class Study:
         """
         from studyloom.views.report import write_report
 
-        target = self.run_dir if folder is None else Path(folder)
+        target = self.run_dir
+        if folder is not None:
+            target = Path(folder)
         if target is None:
             raise ConfigError(
                 "folder must be given, since the study was opened by its URL: report('folder')"
             )
-        return write_report(self._stored, self.run_dir or target, target)
+        run_dir = self.run_dir
+        if run_dir is None:
+            run_dir = target
+        return write_report(self._stored, run_dir, target)
 
     def close(self) -> None:
         """Closes the connections to the database."""
@@ -364,16 +382,26 @@ class Study:
         return study_html(self._stored, self.run_dir, self._result())
 
     def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
+        """Returns Optuna's trial as one of the API; None for None."""
         if frozen is None:
             return None
-        names = (objective.name for objective in self._stored.objectives)
-        values = dict(zip(names, frozen.values or (), strict=False))
-        record, value = TrialRecord(frozen), next(iter(values.values()), None)
-        params = dict(frozen.params)
-        return Trial(frozen.number, record.outcome, value, values, params, record.config)
+        names = [objective.name for objective in self._stored.objectives]
+        values: dict[str, float] = {}
+        if frozen.values:
+            values = dict(zip(names, frozen.values, strict=False))
+        record = TrialRecord(frozen)
+        return Trial(
+            number=frozen.number,
+            state=record.outcome,
+            value=next(iter(values.values()), None),  # of the first objective
+            values=values,
+            params=dict(frozen.params),
+            config=record.config,
+        )
 
 
 def _frame(rows: Rows) -> Any:
+    """Returns rows as a pandas DataFrame, or unchanged if pandas is not installed."""
     try:
         pandas = import_module("pandas")  # an extra
     except ImportError:
@@ -404,8 +432,8 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
         url = serve(str(run_dir_or_url))
         return Study(opening.open_only_study(url, name, DEADLINE, "name must be given"))
     run_dir = Path(run_dir_or_url).absolute()
-    url, its_name = read_run(run_dir)
-    return Study(opening.open_study(serve(url), name or its_name, DEADLINE), run_dir)
+    url, name_in_folder = read_run(run_dir)
+    return Study(opening.open_study(serve(url), name or name_in_folder, DEADLINE), run_dir)
 
 
 def run_from_python(
@@ -425,15 +453,24 @@ def _run(
     is_call: bool = False,
     notes: Sequence[str] = (),
 ) -> Study:
+    """Runs the study of an invocation in this process.
+
+    Args:
+        is_call: whether the study is that of a call of `search`, and no file has its config.
+        notes: lines that are printed before the first trial.
+    """
     from studyloom.worker.task import Command
 
-    began = time.monotonic()
+    # The time of the study is counted from here: a notebook may have been open for days.
+    start = time.monotonic()
 
     def conduct(cfg: "StudyConfig", arguments: tuple[str, ...]) -> Study:
-        # Not the time since the process began, which for a notebook may be days.
-        program = invocation.program
-        kind = "cell" if "ipykernel" in sys.modules else "call"
-        command = Command(program, arguments, lambda: time.monotonic() - began, is_call, kind)
+        kind = "call"
+        if "ipykernel" in sys.modules:
+            kind = "cell"
+        command = Command(
+            invocation.program, arguments, lambda: time.monotonic() - start, is_call, kind
+        )
         return _conduct(cfg, command, quiet, notes)
 
     return invocation.call(overrides, conduct)
@@ -546,33 +583,61 @@ def search(
     from studyloom.config.main import of_sections
     from studyloom.definition.python_study import read_call
 
-    more, less = _names(maximize), _names(minimize)
-    metrics = [*more, *less]
-    directions = ["maximize"] * len(more) + ["minimize"] * len(less)
-    single = len(metrics) == 1
-    named = {
+    if space is None:
+        space = {}
+    if run_dir is not None:
+        run_dir = str(run_dir)
+    storage_key = "storage"
+    if "://" in str(storage):
+        storage_key = "storage.url"
+    if isinstance(winner, bool):
+        winner = {"enabled": winner}
+    values_by_key: dict[str, object] = {
         "study.name": name,
         "study.trials": trials,
         "study.seed": seed,
         "launcher.workers": workers,
-        "run_dir": None if run_dir is None else str(run_dir),
+        "run_dir": run_dir,
         "sampler": sampler,
         "pruner": pruner,
-        "storage.url" if "://" in str(storage) else "storage": storage,
-        "winner": {"enabled": winner} if isinstance(winner, bool) else winner,
-        "objective.metric": (metrics[0] if single else metrics) if metrics else None,
-        "objective.direction": (directions[0] if single else directions) if metrics else None,
+        storage_key: storage,
+        "winner": winner,
+        **_objective_settings(maximize, minimize),
     }
-    given = {key: value for key, value in named.items() if value is not None}
-    keywords = [*signature(search).parameters][1:-1]
-    study = read_call(subject, {} if space is None else space, data, given | settings, keywords)
+    all_settings = {key: value for key, value in values_by_key.items() if value is not None}
+    all_settings |= settings
+    _, *keywords, _ = signature(search).parameters  # without `subject` and `settings`
+    study = read_call(subject, space, data, all_settings, keywords)
     invocation = of_sections(study.sections, study.run_dir)
     study.write()
     return _run(invocation, (), quiet, is_call=True, notes=study.notes)
 
 
-def _names(value: Any) -> list[Any]:
-    return [*value] if isinstance(value, list | tuple) else [value] * (value is not None)
+def _objective_settings(maximize: object, minimize: object) -> dict[str, object]:
+    """Returns the settings of the section `objective` for metrics and their directions.
+
+    Args:
+        maximize: a metric, a list of metrics, or None.
+        minimize: likewise.
+    """
+    maximized = _as_list(maximize)
+    minimized = _as_list(minimize)
+    metrics = [*maximized, *minimized]
+    directions = ["maximize"] * len(maximized) + ["minimize"] * len(minimized)
+    if not metrics:
+        return {}
+    if len(metrics) == 1:
+        return {"objective.metric": metrics[0], "objective.direction": directions[0]}
+    return {"objective.metric": metrics, "objective.direction": directions}
+
+
+def _as_list(value: object) -> list[object]:
+    """Returns the items of a list or tuple, a list of any other value, and nothing for None."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [*value]
+    return [value]
 
 
 def _conduct(cfg: "StudyConfig", command: "Command", quiet: bool, notes: Sequence[str]) -> Study:

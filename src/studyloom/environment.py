@@ -50,8 +50,17 @@ TRIAL = Variable("STUDYLOOM_TRIAL", "the number of the trial that a command runs
 CHECKPOINT_DIR = Variable("STUDYLOOM_CHECKPOINT_DIR", "a folder of the trial that a command runs")
 
 PUBLIC = (
-    *(STORAGE, DATA, DEVICE, EVENTS, NOTIFY, JSON, SEED, TRIAL, CHECKPOINT_DIR),
-    *(PORTABLE, TRACEBACKS),
+    STORAGE,
+    DATA,
+    DEVICE,
+    EVENTS,
+    NOTIFY,
+    JSON,
+    SEED,
+    TRIAL,
+    CHECKPOINT_DIR,
+    PORTABLE,
+    TRACEBACKS,
 )
 
 # Variables that are set for worker processes, and for what they start.

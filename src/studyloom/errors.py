@@ -56,7 +56,9 @@ class UserError(StudyloomError, ValueError):
     exit_code = 2
 
     def __init__(self, errors: str | Sequence[str]) -> None:
-        self.errors = [errors] if isinstance(errors, str) else list(errors)
+        if isinstance(errors, str):
+            errors = [errors]
+        self.errors = list(errors)
         super().__init__("\n".join(self.errors))
 
 

@@ -78,8 +78,7 @@ def asset(name: str) -> Iterator[IO[bytes]]:
 def open_regular(path: Path) -> IO[bytes]:
     """Opens a regular file for reading.
 
-    A FIFO is refused, since it could be waited for without end, and so is a device, which may have
-    no end.
+    A FIFO is refused, since it may never have a writer, and so is a device, which may have no end.
 
     Raises:
         ValueError: the path is not that of a regular file.
@@ -112,7 +111,8 @@ def read_text(path: Path, *, trusted: bool) -> str:
         if trusted:
             return file.read()
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+        is_regular = stat.S_ISREG(status.st_mode)
+        if not is_regular or status.st_size > MOST_BYTES:
             raise ValueError(
                 f"it is not a regular file of at most {MOST_BYTES // 1000} KB, and no command of "
                 "yours is known to have written it"
@@ -157,7 +157,9 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> N
     Raises:
         OSError: the file cannot be written; the previous content stays.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content
+    if isinstance(data, str):
+        data = data.encode()
     write_with(path, lambda file: file.write(data), durable=durable)
 
 
@@ -216,18 +218,25 @@ def is_trusted(folder: Path) -> bool:
 
 
 def _signature(folder: Path) -> str:
-    """Signs the path of a folder with the user's key, which it makes if there is none."""
+    """Signs the path of a folder with the user's key, which is made if there is none."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     key = state / "studyloom" / "key"
     if not key.exists():
-        key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(key.with_name("key.lock")):
-            if not key.exists():  # no other process has made it while this one waited for the lock
-                new_key = key.with_name("key.new")
-                with open(os.open(new_key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-                    file.write(secrets.token_bytes(32))
-                new_key.replace(key)
+        _make_key(key)
     return hmac.new(key.read_bytes(), os.fsencode(folder.resolve()), "sha256").hexdigest()
+
+
+def _make_key(key: Path) -> None:
+    """Makes a file with a random key that only this user can read."""
+    key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(key.with_name("key.lock")):
+        if key.exists():  # another process has made it while this one waited for the lock
+            return
+        new_key = key.with_name("key.new")
+        descriptor = os.open(new_key, os.O_WRONLY | os.O_CREAT, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        new_key.replace(key)
 
 
 def temporary_name(path: Path, kind: str = "new") -> Path:
@@ -247,11 +256,11 @@ def is_abandoned(temporary: Path) -> bool:
 
     It is False for a file of another host, whose processes cannot be seen from here.
     """
-    pattern = rf"\.{re.escape(host_id())}\.(\d{{1,9}})\.\w+\.tmp$"
+    pattern = rf"\.{re.escape(host_id())}\.(?P<pid>\d{{1,9}})\.\w+\.tmp$"
     match = re.search(pattern, temporary.name)
     if match is None:
         return False
-    writer = int(match[1])
+    writer = int(match["pid"])
     if writer == os.getpid():
         return True  # an earlier process had the number that this one has now
     return not is_alive(writer)
@@ -302,12 +311,13 @@ def filesystem_of(path: Path) -> str:
 
     path = path.resolve()
     kind = "unknown"
-    depth = -1
-    for mount in psutil.disk_partitions(all=True):
+    deepest = 0
+    for mount in psutil.disk_partitions(all=True):  # the earlier ones first
         folder = Path(mount.mountpoint)
-        if len(folder.parts) >= depth and path.is_relative_to(folder):
+        depth = len(folder.parts)
+        if depth >= deepest and path.is_relative_to(folder):
             kind = mount.fstype
-            depth = len(folder.parts)
+            deepest = depth
     return kind
 
 

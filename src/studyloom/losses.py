@@ -32,24 +32,23 @@ class CrossEntropy(nn.CrossEntropyLoss):
         self, weights: str | Sequence[float] = "none", label_smoothing: float = 0.0
     ) -> None:
         _check_smoothing(label_smoothing)
-        fixed = None
-        if isinstance(weights, str):
-            if weights not in ("none", "balanced"):
+        fixed_weights = None
+        if not isinstance(weights, str):
+            if not weights or min(weights) <= 0:
                 raise ValueError(
-                    "loss.weights must be none, balanced, or a number for each class; "
-                    f"got {weights!r}"
+                    "loss.weights must be positive numbers, one for each class; "
+                    f"got {list(weights)}"
                 )
-        elif not weights or min(weights) <= 0:
+            fixed_weights = torch.tensor([float(weight) for weight in weights])
+        elif weights not in ("none", "balanced"):
             raise ValueError(
-                f"loss.weights must be positive numbers, one for each class; got {list(weights)}"
+                f"loss.weights must be none, balanced, or a number for each class; got {weights!r}"
             )
-        else:
-            fixed = torch.tensor([float(weight) for weight in weights])
-        super().__init__(weight=fixed, label_smoothing=label_smoothing)
+        super().__init__(weight=fixed_weights, label_smoothing=label_smoothing)
         self.balanced = weights == "balanced"
         if self.balanced:
-            # Training calls the method `adapt` of modules that have one with the training set,
-            # which takes 0.06 s. Other losses do without.
+            # Training passes the training set to modules that have a method `adapt`. It takes
+            # 0.06 s, so that only a loss which needs the training set has the method.
             self.adapt = self._balance
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -57,10 +56,25 @@ class CrossEntropy(nn.CrossEntropyLoss):
             raise ValueError(
                 "loss=cross_entropy is for classes, and targets are numbers; take mse, mae or huber"
             )
-        weight = self.weight
-        if weight is None:
+        if self.weight is None:
             return super().forward(outputs, labels)
-        classes = outputs.shape[1]
+        weighted_sum = functional.cross_entropy(
+            outputs,
+            labels,
+            self._weights_of_classes(outputs.shape[1]),
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        # PyTorch would divide by the sum of the weights of these labels. The part of a label in the
+        # loss would then depend on the others in its batch: in a batch of one class, whatever its
+        # weight, each label would count as in a batch without weights.
+        count = (labels != self.ignore_index).sum()
+        return weighted_sum / count
+
+    def _weights_of_classes(self, classes: int) -> Tensor:
+        """Returns the weight of each class, (classes,); raises ValueError if there are others."""
+        weight = self.weight
+        assert weight is not None
         if len(weight) < classes and self.balanced:
             # The training set has no example of the last classes: their weights are never used.
             weight = functional.pad(weight, (0, classes - len(weight)), value=1.0)
@@ -68,17 +82,17 @@ class CrossEntropy(nn.CrossEntropyLoss):
             raise ValueError(
                 f"loss.weights must have a number for each of {classes} classes; got {len(weight)}"
             )
-        total = functional.cross_entropy(
-            outputs, labels, weight, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        count = (labels != self.ignore_index).sum()
-        return total / count
+        return weight
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
-        """Sets the weights by the classes of the training set, (n,); ignores the inputs."""
+        """Sets the weights by the classes of the training set, (n,); ignores the inputs.
+
+        A class without examples gets a weight as if it had one, which is never used.
+        """
         labels = targets[targets != self.ignore_index]
         counts = labels.bincount()
-        self.weight = len(labels) / (counts.clamp(min=1) * (counts > 0).sum())
+        present_classes = (counts > 0).sum()
+        self.weight = len(labels) / (present_classes * counts.clamp(min=1))
 
 
 class MSE(nn.Module):
@@ -96,9 +110,11 @@ class MSE(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return functional.mse_loss(outputs, labels)
-        low = self.label_smoothing / outputs.shape[1]
-        high = 1 - self.label_smoothing + low
-        targets = torch.full_like(outputs, low).scatter_(1, labels[:, None], high)
+        # One-hot rows, of which a share moves evenly to all classes, that of the label included.
+        share_of_each = self.label_smoothing / outputs.shape[1]
+        share_of_label = 1 - self.label_smoothing + share_of_each
+        targets = torch.full_like(outputs, share_of_each)
+        targets.scatter_(1, labels[:, None], share_of_label)
         return functional.mse_loss(outputs, targets)
 
 

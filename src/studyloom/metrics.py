@@ -73,7 +73,7 @@ class Metric(ObjectiveValue):
             UndefinedMetric: the value is not a finite number, or the function raised TypeError or
                 ValueError.
         """
-        name = f"objective.metric={self.name}"
+        key = f"objective.metric={self.name}"
         if outputs.device.type == "mps":  # a GPU of Apple has no float64
             outputs = outputs.cpu()
             targets = targets.cpu()
@@ -84,12 +84,13 @@ class Metric(ObjectiveValue):
                 scalar = value.item()
             number = float(scalar)
         except UndefinedMetric as error:
-            raise UndefinedMetric(f"{name}: {error}") from None
+            raise UndefinedMetric(f"{key}: {error}") from None
         except (TypeError, ValueError) as error:
-            raise UndefinedMetric(f"{name}: {name_error(error)}") from error
-        if isinstance(value, str) or not math.isfinite(number):
+            raise UndefinedMetric(f"{key}: {name_error(error)}") from error
+        is_text = isinstance(value, str)  # which `float` reads, such as "0.5"
+        if is_text or not math.isfinite(number):
             raise UndefinedMetric(
-                f"{name}: must be a finite number; got {value!r} for {len(targets)} examples"
+                f"{key}: must be a finite number; got {value!r} for {len(targets)} examples"
             )
         return number
 
@@ -222,10 +223,11 @@ def _mean_over_classes(score: ScoreOfClass, outputs: Tensor, classes: Tensor) ->
         )
     truth = classes.cpu().numpy()
     odds = _log_odds(outputs.double()).cpu().numpy()
-    if odds.shape[1] == 2:
+    count = odds.shape[1]
+    if count == 2:
         return float(score(truth == 1, odds[:, 1]))
-    labels = range(odds.shape[1])
-    return float(sum(score(truth == label, odds[:, label]) for label in labels) / len(labels))
+    total = sum(score(truth == label, odds[:, label]) for label in range(count))
+    return float(total / count)
 
 
 def _log_odds(outputs: Tensor) -> Tensor:
@@ -239,13 +241,14 @@ def _log_odds(outputs: Tensor) -> Tensor:
     """
     if outputs.shape[1] == 2:
         return outputs - outputs.flip(1)
-    # The likeliest class may have p = 1 after rounding. Its odds are computed from the outputs.
+    # The likeliest class may have p = 1 after rounding. Its log-odds are computed without p, as its
+    # output less the logarithm of the summed exponentials of all others.
     top = outputs.argmax(1, keepdim=True)
     log_sum_of_others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
     odds_of_top = outputs.gather(1, top) - log_sum_of_others
-    # For all other classes 1 - p is at least a half, and log1p is exact.
-    logs = outputs.log_softmax(1)
-    odds = logs - logs.exp().neg().log1p()
+    # Any other class has p of at most a half, so that log(1 - p) is exact.
+    log_p = outputs.log_softmax(1)
+    odds = log_p - log_p.exp().neg().log1p()
     return odds.scatter(1, top, odds_of_top)
 
 
@@ -254,6 +257,7 @@ NOT_NEGATIVE = (0.0, math.inf)
 METRICS = {
     metric.name: metric
     for metric in (
+        # Their name, direction, function, targets, scale and bounds.
         Metric("accuracy", "maximize", accuracy, "classes", "unit", UNIT),
         Metric("balanced_accuracy", "maximize", balanced_accuracy, "classes", "unit", UNIT),
         Metric("f1_macro", "maximize", f1_macro, "classes", "unit", UNIT),

@@ -76,8 +76,8 @@ class Muon(Optimizer):
             if other_weights:
                 settings = {"params": other_weights, "muon": False, "lr": group["adamw_lr"]}
                 adamw_groups.append({**group, **settings})
-        # The optimizer for the groups whose "muon" is True, and the one for all others. Both add
-        # their own settings to these groups, which are those of this optimizer too.
+        # PyTorch's optimizer for the groups whose "muon" is True, and the one for all others. Both
+        # use these very groups, and add the settings to them that only one of the two has.
         self._optimizers: dict[bool, Optimizer] = {}
         if muon_groups:
             muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
@@ -101,8 +101,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for is_muon, optimizer in self._optimizers.items():
-            # `load_state_dict` has perhaps replaced the state and the groups of this optimizer,
-            # and does not know those of the two.
+            # `load_state_dict` replaces the state and the groups of this optimizer only.
             optimizer.state = self.state
             optimizer.param_groups = [
                 group for group in self.param_groups if group["muon"] is is_muon

@@ -129,7 +129,7 @@ def deferring_signals() -> Iterator[None]:
             handlers[number] = handler
     try:
         for number in handlers:
-            signal.signal(number, lambda number, _: pending.append(number))
+            signal.signal(number, lambda received, _: pending.append(received))
         yield
     finally:
         for number, handler in handlers.items():
@@ -183,12 +183,12 @@ def _end_process(*_: object) -> NoReturn:
 def open_streams() -> None:
     """Opens standard streams that were closed before this process started, as by `>&-`.
 
-    Without it the next file that is opened would get the number of standard output, and would
+    Otherwise the next file that is opened would get the number of standard output, and would
     receive what is printed.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # The lowest free number is that of the closed stream.
+            # A file gets the lowest free number, which is here that of the closed stream.
             stream = open(os.devnull, "r+")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
@@ -256,7 +256,8 @@ def collect_rarely() -> None:
     The imports of a command make half a million objects that are never garbage. By default Python
     looks through them 580 times, which takes 0.4 of the 2.0 s of the imports.
     """
-    gc.set_threshold(100_000, *DEFAULT_THRESHOLDS[1:])
+    _, *later_thresholds = DEFAULT_THRESHOLDS  # the first one counts new objects
+    gc.set_threshold(100_000, *later_thresholds)
 
 
 def collect_as_usual() -> None:
@@ -283,7 +284,8 @@ class Stopwatch:
         Args:
             start_up: the seconds that the process took to start.
         """
-        return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
+        seconds = defaultdict(float, {"start-up": start_up})
+        return cls(seconds, last_take=time.perf_counter() - start_up)
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
@@ -370,15 +372,7 @@ def running_process_group(
         OSError: the program cannot be started.
     """
     if LINUX:
-        end_with_this_process = functools.partial(end_with_parent, os.getpid())
-        with warnings.catch_warnings():
-            # Python 3.12 warns of a fork in a process with threads, which may hold locks. The child
-            # calls only prctl, and needs none of them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process = subprocess.Popen(
-                command, start_new_session=True, preexec_fn=end_with_this_process, **options
-            )
-        yield process
+        yield _start_tied_process(command, **options)
         return
     process = subprocess.Popen(command, start_new_session=True, **options)
     guard = [sys.executable, "-IS", "-c", GUARD, str(os.getpid()), str(process.pid)]
@@ -387,3 +381,15 @@ def running_process_group(
             yield process
         finally:
             watcher.kill()
+
+
+def _start_tied_process(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Starts a program as the leader of a process group, made to end with this process."""
+    end_with_this_process = functools.partial(end_with_parent, os.getpid())
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork in a process with threads, which may hold locks. The child
+        # calls only prctl, and needs none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            command, start_new_session=True, preexec_fn=end_with_this_process, **options
+        )

@@ -86,17 +86,20 @@ def format_value(value: float, sign: str = "") -> str:
     """
     size = abs(value)
     if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value):
-        return format(value, sign + ".4f")
+        return format(value, f"{sign}.4f")
     if size < 1:
-        return format(value, sign + ".3g")
-    return format(value, sign + ".6g")
+        return format(value, f"{sign}.3g")
+    return format(value, f"{sign}.6g")
 
 
 def format_error(error: float, mean: str) -> str:
     """Formats the standard error that follows ±.
 
+    It gets as many decimals as the mean has, unless it would then be 0.
+
     Args:
-        mean: the formatted mean before ±. The error gets as many decimals, unless it would be 0.
+        mean: the formatted mean before ±. One without decimals, or with an exponent such as
+            2.1e-05, has no number of decimals that the error could get.
     """
     _, point, decimals = mean.partition(".")
     if point and "e" not in mean:
@@ -122,7 +125,7 @@ def escape_formula(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        float(value)
+        float(value)  # the text of a number, such as -3, is no formula
     except ValueError:
         return FORMULA.sub(r"\1'\2", value)
     return value
@@ -193,7 +196,9 @@ def describe_unknown_key(key: str, keys: Sequence[str]) -> str:
         keys: the names of the keys in its section.
     """
     section, _, name = key.rpartition(".")
-    subject = f"{section} has" if section else "there are"
+    subject = "there are"
+    if section:
+        subject = f"{section} has"
     names = ", ".join(keys) or "no keys"
     return f"{key}: no such key; {subject} {names}{nearest(name, keys)}"
 
@@ -227,17 +232,18 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     head = [_html_text(name) for name in columns]
     body = [list(map(_html_text, row)) for row in rows]
-    filled = []  # the positions of the columns that are not empty
+    filled_positions = []
     for position, cells in enumerate(zip(*body, strict=True)):
         if any(cells):
-            filled.append(position)
-    if not filled:
+            filled_positions.append(position)
+    if not filled_positions:
         return "<table></table>"
     lines = []
-    if any(head[position] for position in filled):
-        lines.append(_html_row("th", [head[position] for position in filled]))
+    filled_head = [head[position] for position in filled_positions]
+    if any(filled_head):
+        lines.append(_html_row("th", filled_head))
     for row in body:
-        lines.append(_html_row("td", [row[position] for position in filled]))
+        lines.append(_html_row("td", [row[position] for position in filled_positions]))
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -256,18 +262,26 @@ def _html_row(tag: str, cells: Iterable[str]) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Counts a noun: 1 trial, 2 trials."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun}s"
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending integers as ranges: 0-3, 5, 7-8."""
-    runs: list[list[int]] = []  # of each run its first and last number, or its only one
+    ranges: list[list[int]] = []  # the numbers of each range
     for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
         else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
+            ranges.append([number])
+    texts = []
+    for members in ranges:
+        text = str(members[0])
+        if len(members) > 1:
+            text = f"{members[0]}-{members[-1]}"
+        texts.append(text)
+    return ", ".join(texts)
 
 
 def format_shape(shape: Sequence[int]) -> str:
@@ -284,12 +298,14 @@ def format_parameter(value: object) -> str:
 
 def format_duration(duration: float) -> str:
     """Formats a duration in seconds: 8 s, 3 min 20 s, 2 h 5 min."""
-    seconds = round(duration)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    total_seconds = round(duration)
+    minutes, seconds = divmod(total_seconds, 60)
+    if total_seconds < 60:
+        return f"{total_seconds} s"
+    if total_seconds < 3600:
+        return f"{minutes} min {seconds} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
 
 
 # Passwords have two forms. In a URL the password ends at the last @ of the word, or else at the
@@ -319,8 +335,9 @@ def shorten(text: str, length: int) -> str:
     """Replaces the middle of a text by … if it has more than `length` characters."""
     if len(text) <= length:
         return text
-    half = (length - 1) // 2
-    return f"{text[: length - 1 - half]}…{text[-half:]}"
+    kept = length - 1  # besides the …
+    end = kept // 2
+    return f"{text[: kept - end]}…{text[-end:]}"
 
 
 def shorten_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
@@ -335,17 +352,18 @@ def shorten_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[st
     Returns:
         The short name of each name.
     """
-    endings = {name: _dotted_endings(name) for name in names}
+    endings_of_names = {name: _dotted_endings(name) for name in names}
     uses = Counter(reserved)
-    for candidates in endings.values():
-        uses.update(candidates)
+    for endings in endings_of_names.values():
+        uses.update(endings)
     short_names = {}
-    for name, candidates in endings.items():
+    for name, endings in endings_of_names.items():
+        distinct = [
+            ending for ending in endings if uses[ending] == 1 and not LIST_ITEM.match(ending)
+        ]
         short_names[name] = name
-        for ending in candidates:
-            if uses[ending] == 1 and not LIST_ITEM.match(ending):
-                short_names[name] = ending
-                break
+        if distinct:
+            short_names[name] = distinct[0]  # the shortest one
     return short_names
 
 

@@ -6,10 +6,10 @@ random, and one for evaluation, without such changes.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -185,24 +185,56 @@ class Datasets(DataSource):
         _check_classes([*training.parts, *evaluation.parts])
         weights = self._read_weights(dataset)
         classes = self._read_classes(dataset)
-        groups = None
-        if self._groups is not None:
-            if self._ordered:
-                raise DataError(
-                    "data.groups and data.ordered: choose one, since both divide the data"
-                )
-            groups = self._read_rows("groups", self._groups, dataset)
-        item = evaluation.load_item(0)
-        target = read_target(item)
+        groups = self._read_groups(dataset)
+        # The types and shapes of inputs and targets are those of the first item.
+        first_item = evaluation.load_item(0)
+        targets = self._describe_targets(dataset, classes, read_target(first_item))
+        first_input = read_input(first_item)
+        kind = None
+        if first_input is not None:
+            kind = str(first_input.dtype).removeprefix("torch.")
+        return Examples(
+            training,
+            evaluation,
+            self._loading,
+            digest="",
+            outputs=targets.outputs,
+            shape=self._find_shape(first_input),
+            classifies=targets.classifies,
+            targets=targets.classes,
+            targets_found=self._targets is None,
+            weights=weights,
+            groups=groups,
+            ordered=self._ordered,
+            names=targets.names,
+            tokens=_tokens_of(dataset, first_item),
+            kind=kind,
+        )
+
+    def _describe_targets(
+        self, dataset: MapDataset, classes: Tensor | None, first_target: Tensor | None
+    ) -> "Targets":
+        """Describes the targets of a training set.
+
+        Args:
+            dataset: the Dataset of the training set.
+            classes: the class of each example, by the config or the Dataset; None if neither says.
+            first_target: the target of the first item; None if it is not a tensor.
+
+        Raises:
+            DataError: there are more classes than outputs.
+        """
         classifies = classes is not None
-        if target is not None:
-            classifies = not target.is_floating_point() and not target.ndim
-        if not classifies:
+        if first_target is not None:
+            classifies = not first_target.is_floating_point() and not first_target.ndim
+        names: tuple[str, ...] = ()
+        if classifies:
+            names = _class_names(dataset)
+        else:
             classes = None
-        names = _class_names(dataset) if classifies else ()
         outputs = self._outputs
         if outputs is None:
-            outputs = _count_outputs(classifies, names, classes, target)
+            outputs = _count_outputs(classifies, names, classes, first_target)
         if classes is not None and outputs is not None and classes.max() >= outputs:
             raise DataError(
                 f"data: classes must be from 0 to {outputs - 1}, one for each output; "
@@ -210,30 +242,15 @@ class Datasets(DataSource):
             )
         if len(names) != outputs:
             names = ()
-        first_input = read_input(item)
-        shape = self._shape
-        kind = None
+        return Targets(classifies, classes, names, outputs)
+
+    def _find_shape(self, first_input: Tensor | None) -> tuple[int, ...] | None:
+        """Returns the shape of an input: that of the config, or else of the first input."""
+        if self._shape is not None:
+            return tuple(self._shape)
         if first_input is not None:
-            kind = str(first_input.dtype).removeprefix("torch.")
-            if shape is None:
-                shape = first_input.shape
-        return Examples(
-            training,
-            evaluation,
-            self._loading,
-            digest="",
-            outputs=outputs,
-            shape=None if shape is None else tuple(shape),
-            classifies=classifies,
-            targets=classes,
-            targets_found=self._targets is None,
-            weights=weights,
-            groups=groups,
-            ordered=self._ordered,
-            names=names,
-            tokens=_tokens_of(dataset, item),
-            kind=kind,
-        )
+            return tuple(first_input.shape)
+        return None
 
     def _make_evaluation_view(self, training: Items) -> Items:
         """Returns the examples for evaluation, and after them those of `valid`, if there is one.
@@ -261,7 +278,8 @@ class Datasets(DataSource):
     def _group_names(self, dataset: MapDataset) -> tuple[str, ...]:
         """Returns the group of each example of a test set, if `groups` is a function that knows it.
 
-        The function is written for the training set, and may fail for another one.
+        The function is written for the training set. For another Dataset it may fail, or return
+        groups of another number of examples.
         """
         if not callable(self._groups):
             return ()
@@ -334,6 +352,13 @@ class Datasets(DataSource):
             )
         return tensor
 
+    def _read_groups(self, dataset: MapDataset) -> Tensor | None:
+        if self._groups is None:
+            return None
+        if self._ordered:
+            raise DataError("data.groups and data.ordered: choose one, since both divide the data")
+        return self._read_rows("groups", self._groups, dataset)
+
     def _read_weights(self, dataset: MapDataset) -> Tensor | None:
         if self._weights is None:
             return None
@@ -368,25 +393,51 @@ class Datasets(DataSource):
             datasets.update(view.parts)
         digest = hashlib.sha256()
         for key, dataset in datasets.items():
-            identity = self._digest
-            if callable(identity):
-                identity = identity(dataset)
-            if identity is not None:
-                digest.update(f"{key} {identity}\n".encode())
-                continue
-            digest.update(f"{key} {len(dataset)}\n".encode())
-            files = _describe_files(dataset)
-            if files is not None:
-                digest.update("\n".join(files).encode())
-                continue
-            items = Items((NamedDataset(key, dataset),))
-            for index in items.sample_indices():
-                for content in _content(items.load_item(index)):
-                    digest.update(content)
+            for content in self._identify_dataset(key, dataset):
+                digest.update(content)
         for tensor in rows:
             if tensor is not None:
                 digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
+
+    def _identify_dataset(self, key: str, dataset: MapDataset) -> Iterator[bytes]:
+        """Yields what identifies the content of a Dataset: the first of these that there is.
+
+        It is the string of the config, the files of a folder, or a sample of the items.
+
+        Args:
+            key: the key of the config that names the Dataset.
+        """
+        identity = self._digest
+        if callable(identity):
+            identity = identity(dataset)
+        if identity is not None:
+            yield f"{key} {identity}\n".encode()
+            return
+        yield f"{key} {len(dataset)}\n".encode()
+        files = _describe_files(dataset)
+        if files is not None:
+            yield "\n".join(files).encode()
+            return
+        items = Items((NamedDataset(key, dataset),))
+        for index in items.sample_indices():
+            yield from _content(items.load_item(index))
+
+
+class Targets(NamedTuple):
+    """The targets of a training set.
+
+    Args:
+        classifies: whether they are classes, and not numbers.
+        classes: the class of each example, int64 (n,); None if it is not known.
+        names: the name of the class of each output; empty if they are not known.
+        outputs: the number of outputs of the network; None if it is not known.
+    """
+
+    classifies: bool
+    classes: Tensor | None
+    names: tuple[str, ...]
+    outputs: int | None
 
 
 def _count_outputs(
@@ -421,8 +472,9 @@ def find_random_validation(examples: Part | None) -> str:
     """
     if not isinstance(examples, Examples):
         return ""
-    part = examples.evaluation.parts[-1]
+    part = examples.evaluation.parts[-1]  # the separate validation set, if there is one
     items = Items((part,))
+    # Items that draw no random numbers are equal under any seed.
     first = b"".join(_content(items.load_item(0, SAMPLE_SEED)))
     second = b"".join(_content(items.load_item(0, SAMPLE_SEED + 1)))
     if first == second:
@@ -475,8 +527,9 @@ def _find_classes(dataset: MapDataset) -> Tensor | None:
             array = np.asarray(candidate)
         except (TypeError, ValueError, RuntimeError):
             continue
-        fits = array.ndim == 1 and len(array) == len(dataset) and array.dtype.kind in "iu"
-        if fits and array.min() >= 0:
+        has_one_for_each = array.ndim == 1 and len(array) == len(dataset)
+        has_integers = array.dtype.kind in "iu"  # signed or unsigned
+        if has_one_for_each and has_integers and array.min() >= 0:
             return torch.as_tensor(array.astype(np.int64))
     return None
 
@@ -505,21 +558,33 @@ def _describe_files(dataset: MapDataset) -> list[str] | None:
         has no such list.
     """
     for name in ("samples", "imgs"):
-        lines = []
         try:
-            rows = []
-            for row in getattr(dataset, name):
-                rows.append(row if isinstance(row, tuple | list) else (row,))
-            paths = [os.path.abspath(row[0]) for row in rows]
-            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-            for path, row in zip(paths, rows, strict=True):
-                status = os.stat(path)
-                relative = os.path.relpath(path, folder)
-                lines.append(f"{relative} {status.st_size} {status.st_mtime_ns} {row[1:]}")
+            return _describe_samples(getattr(dataset, name))
         except (AttributeError, LookupError, OSError, TypeError, ValueError):
             continue  # the Dataset has no attribute of that name, or it is something else
-        return lines
     return None
+
+
+def _describe_samples(samples: Iterable[Any]) -> list[str]:
+    """Returns the lines of `_describe_files` for a list of torchvision.
+
+    Args:
+        samples: for each file its path, or a tuple of the path and what the Dataset says of it.
+    """
+    rows = []
+    for sample in samples:
+        row = sample
+        if not isinstance(sample, tuple | list):
+            row = (sample,)
+        rows.append(row)
+    paths = [os.path.abspath(row[0]) for row in rows]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    lines = []
+    for path, row in zip(paths, rows, strict=True):
+        status = os.stat(path)
+        relative = os.path.relpath(path, folder)
+        lines.append(f"{relative} {status.st_size} {status.st_mtime_ns} {row[1:]}")
+    return lines
 
 
 def _content(value: Any) -> Iterator[bytes]:

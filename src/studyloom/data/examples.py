@@ -99,11 +99,13 @@ class Items:
         return item
 
     def _locate(self, index: int) -> ItemPlace:
+        """Finds the item at an index that counts through all Datasets, the first one's first."""
+        position = index
         for key, dataset in self.parts:
-            if index < len(dataset):
-                return ItemPlace(key, dataset, index)
-            index -= len(dataset)
-        raise IndexError(index)
+            if position < len(dataset):
+                return ItemPlace(key, dataset, position)
+            position -= len(dataset)
+        raise IndexError(position)
 
     def load_item(self, index: int, seed: int = SAMPLE_SEED) -> Any:
         """Returns an item, the same each time even if the Dataset draws random numbers."""
@@ -115,7 +117,7 @@ class Items:
         last = len(self) - 1
         if last < SAMPLED:
             return list(range(len(self)))
-        return [k * last // (SAMPLED - 1) for k in range(SAMPLED)]
+        return [number * last // (SAMPLED - 1) for number in range(SAMPLED)]
 
     def load_batch(self, indices: Sequence[int], seed: int) -> Any:
         """Returns the batch of some items.
@@ -131,21 +133,26 @@ class Items:
             return self._collate_items(self._load_items(indices))
 
     def _load_items(self, indices: Sequence[int]) -> list[Any]:
+        """Returns the items at indices, by one call of the Dataset if it can load several at once.
+
+        An error of such a call would not say which item it is of. After one the items are loaded
+        one by one, and the error comes again, with the item's name.
+        """
         dataset = self.parts[0].dataset
         if hasattr(dataset, "__getitems__") and len(self.parts) == 1 and self.cache is None:
-            # An error would not say which item it is of. They are loaded one by one then.
             with suppress(Exception):
                 return list(dataset.__getitems__(list(indices)))
         return [self[index] for index in indices]
 
     def _collate_items(self, items: list[Any]) -> Any:
-        make_batch = default_collate
-        name = "PyTorch's default_collate"
-        fix = (
-            "; items of several shapes or types need a data.collate, a function of a list of "
-            f"items to a batch, {TRAIN_IT_YOURSELF}"
-        )
-        if self.collate is not None:
+        if self.collate is None:
+            make_batch = default_collate
+            name = "PyTorch's default_collate"
+            fix = (
+                "; items of several shapes or types need a data.collate, a function of a list of "
+                f"items to a batch, {TRAIN_IT_YOURSELF}"
+            )
+        else:
             make_batch = self.collate
             name = function_name(self.collate)
             fix = ""
@@ -277,7 +284,7 @@ class Examples:
                     "data.validation must be the number of training examples to hold out as the "
                     "validation set; or name its Dataset as data.valid"
                 )
-            validation = 0
+            validation = 0  # unused, since several folds divide all examples
         targets = self.targets
         if targets is None:
             targets = torch.zeros(len(self))  # floats, which are not stratified
@@ -323,28 +330,35 @@ class Examples:
             module.adapt(inputs, targets)
 
     def check(self) -> None:
-        """Loads a sample of the items.
+        """Loads a sample of the items of both views.
 
         Raises:
             DataError: an item cannot be loaded, has another structure than the first, or another
                 class than its Dataset says.
         """
-        for items in dict.fromkeys((self.training, self.evaluation)):
-            first = describe_structure(items.load_item(0))
+        views = dict.fromkeys((self.training, self.evaluation))  # both may be the same
+        for items in views:
+            first_structure = describe_structure(items.load_item(0))
             for index in items.sample_indices():
                 item = items.load_item(index)
                 structure = describe_structure(item)
-                if structure != first and items.collate is None:
+                if structure != first_structure and items.collate is None:
                     raise DataError(
                         f"{items.parts[0].key}: all items must have the same structure; item 0 is "
-                        f"{first}, and item {index} is {structure}; make batches of them with your "
-                        f"own data.collate, {TRAIN_IT_YOURSELF}"
+                        f"{first_structure}, and item {index} is {structure}; make batches of them "
+                        f"with your own data.collate, {TRAIN_IT_YOURSELF}"
                     )
                 self._check_class(items, index, read_target(item))
 
     def _check_class(self, items: Items, index: int, target: Tensor | None) -> None:
-        """Raises DataError if an item has another class than its Dataset says."""
-        if self.targets is None or not self.targets_found or index >= len(self):
+        """Raises DataError if an item has another class than an attribute of its Dataset says.
+
+        Args:
+            target: that of the item; None if it is not a tensor.
+        """
+        if self.targets is None or not self.targets_found:
+            return
+        if index >= len(self):  # an item of the separate validation set, which has no `targets`
             return
         expected = int(self.targets[index])
         if target is not None and not target.ndim and target.item() != expected:
@@ -429,14 +443,15 @@ def move_to_device(value: Any, device: torch.device) -> Any:
     """Moves the tensors of a batch to a device, in tuples, lists and mappings at any depth."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
-    if is_named_tuple and not hasattr(value, "to"):
-        return type(value)(*(move_to_device(part, device) for part in value))
+    has_method = hasattr(value, "to")  # as a custom class may, or a packed sequence, a named tuple
+    if isinstance(value, tuple) and hasattr(value, "_fields") and not has_method:
+        moved_fields = [move_to_device(part, device) for part in value]
+        return type(value)(*moved_fields)
     if type(value) in (list, tuple):
         return type(value)(move_to_device(part, device) for part in value)
     if isinstance(value, dict):
         return {key: move_to_device(part, device) for key, part in value.items()}
-    if hasattr(value, "to") and callable(value.to):  # a packed sequence, or a custom class
+    if has_method and callable(value.to):
         return value.to(device)
     return value
 

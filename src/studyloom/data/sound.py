@@ -23,6 +23,7 @@ RATES = (4_000, 192_000)  # samples per second, from telephones to studios
 MOST_SAMPLES = 3_000_000  # the limit for all channels of a file; a minute of a CD has 2.6 million
 SILENT = 1e-3  # a share of full scale; the quietest of 3,000 recordings has a peak of 0.0064
 SHORTEST = 0.05  # the least seconds of sound
+NOTABLE = 0.1  # a note says if more seconds are cut off
 LOWEST = 60.0  # the frequency in hertz at which the lowest band begins
 Samples = NDArray[np.float64]
 
@@ -55,18 +56,20 @@ class Sound:
     longest: float = 3.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("rate", *RATES),
-            ("bands", 1, 256),
-            ("frames", 1, 4096),
-            ("window", 16, 65_536),
-            ("floor", 1, 255),
-            ("quiet", 1, 255),
-            ("longest", SHORTEST, 60),
-        ):
+        ranges: dict[str, tuple[float, float]] = {
+            "rate": RATES,
+            "bands": (1, 256),
+            "frames": (1, 4096),
+            "window": (16, 65_536),
+            "floor": (1, 255),  # levels above the floor are stored in a byte
+            "quiet": (1, 255),
+            "longest": (SHORTEST, 60),
+        }
+        for name, (low, high) in ranges.items():
             value = vars(self)[name]
             if not low <= value <= high:
                 raise DataError(f"data.transform.{name} must be from {low} to {high}; got {value}")
+        # A band narrower than the distance of two frequencies may lie between them.
         if 0 in self._mel.sum(1):
             raise DataError(
                 f"data.transform.bands={self.bands} are too many: {self.window} samples at "
@@ -96,11 +99,11 @@ class Sound:
 
             samples = resample(samples, max(1, round(len(samples) * self.rate / wav.rate)))
             notes.append(f"{wav.rate} samples a second, resampled to {self.rate}")
-        length = len(samples) / self.rate
-        levels, audible_length = self.levels(samples)
-        if length - audible_length > 0.1:
+        seconds = len(samples) / self.rate
+        levels, audible_seconds = self.levels(samples)
+        if seconds - audible_seconds > NOTABLE:
             notes.append(
-                f"{audible_length:.2f} of {length:.2f} s heard, the rest quiet and cut off"
+                f"{audible_seconds:.2f} of {seconds:.2f} s heard, the rest quiet and cut off"
             )
         return self.normalize(torch.from_numpy(levels)[None])[0], notes
 
@@ -121,11 +124,13 @@ class Sound:
             raise DataError("it must be a sound, and is silent")
         power = self._power(samples)
         power_of_frames = power.sum(0)
-        threshold = power_of_frames.max() * 10 ** (-self.quiet / 10)
-        (audible_frames,) = np.nonzero(power_of_frames > threshold)
+        share = 10 ** (-self.quiet / 10)  # decibels are ten times the logarithm of a power
+        (audible_frames,) = np.nonzero(power_of_frames > share * power_of_frames.max())
         first = int(audible_frames[0])
         end = int(audible_frames[-1]) + 1
-        seconds = min((end - first) * (self.window // 2), len(samples)) / self.rate
+        hop = self.window // 2  # the samples from the beginning of a frame to that of the next
+        audible_samples = min((end - first) * hop, len(samples))
+        seconds = audible_samples / self.rate
         if not SHORTEST <= seconds <= self.longest:
             raise DataError(
                 f"it must be a sound of {SHORTEST} to {self.longest:g} s; {seconds:.2f} s are heard"
@@ -133,7 +138,8 @@ class Sound:
         # A band without any power would have a level of minus infinity.
         decibels = 10 * np.log10(power[:, first:end] / power.max() + 1e-30)
         levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
-        return np.round(levels)[::-1].astype(np.uint8), seconds
+        highest_band_first = np.round(levels)[::-1]
+        return highest_band_first.astype(np.uint8), seconds
 
     def normalize(self, levels: Tensor) -> Tensor:
         """Normalizes each spectrogram by its own mean and standard deviation.
@@ -156,7 +162,7 @@ class Sound:
         hop = self.window // 2
         padded = np.pad(samples, (hop, hop + self.window))
         starts = np.arange(0, len(samples) + 1, hop)
-        frames = padded[starts[:, None] + np.arange(self.window)]
+        frames = padded[starts[:, None] + np.arange(self.window)]  # (n, window)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
         spectra = np.abs(np.fft.rfft(frames * hann)) ** 2
         power: Samples = self._mel @ spectra.T
@@ -164,6 +170,7 @@ class Sound:
 
     @functools.cached_property
     def _mel(self) -> Samples:
+        """The weight of each frequency in each band, (bands, window // 2 + 1)."""
         return mel_filters(self.rate, self.window, self.bands)
 
 
@@ -186,6 +193,7 @@ def mel_filters(rate: int, window: int, bands: int) -> Samples:
     edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)
     widths = np.diff(edges)
     frequencies = np.arange(window // 2 + 1) * rate / window
+    # A band lies between three edges: number i rises from edge i, and falls to edge i + 2.
     distances = frequencies - edges[:, None]
     rising = distances[:-2] / widths[:-1, None]
     falling = -distances[2:] / widths[1:, None]
@@ -214,10 +222,11 @@ def read_wav(content: bytes) -> Wav:
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
+            # The width is the bytes of a sample, the count that of the samples of one channel.
             channels, width, rate, count, *_ = file.getparams()
             if width > 4:
                 raise ValueError(f"{8 * width} bits a sample")
-            if count * channels <= MOST_SAMPLES:
+            if count * channels <= MOST_SAMPLES:  # more are refused below
                 body = file.readframes(count)
     except Exception as error:  # the library may raise anything for a damaged header
         reason = " ".join(str(error).split())[:100] or type(error).__name__
@@ -247,9 +256,9 @@ def _decode_samples(body: bytes, width: int) -> Samples:
         return np.frombuffer(body, np.uint8) / 128.0 - 1
     if width == 3:
         # NumPy has no integers of three bytes. A zero becomes the lowest of four.
-        wide = np.zeros((len(body) // 3, 4), np.uint8)
-        wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
-        return wide.view("<i4")[:, 0] / 2.0**31
+        four_bytes = np.zeros((len(body) // 3, 4), np.uint8)
+        four_bytes[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
+        return four_bytes.view("<i4")[:, 0] / 2.0**31
     return np.frombuffer(body, f"<i{width}") / 2.0 ** (8 * width - 1)
 
 
@@ -259,5 +268,6 @@ def _stretch(rows: Samples, length: int) -> Samples:
     A row is divided into `length` equal pieces, and interpolated at the middle of each.
     """
     columns = rows.shape[1]
+    # The middle of column 0 is at 0, so that the row begins at -0.5.
     middles = (np.arange(length) + 0.5) * columns / length - 0.5
     return np.stack([np.interp(middles, np.arange(columns), row) for row in rows])

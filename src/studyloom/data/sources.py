@@ -8,7 +8,7 @@ import math
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -131,13 +131,14 @@ class Idx(ImageSource):
                 f"{nearest(self.dataset, IMAGE_SETS)}"
             )
         if self.transform is None:
-            object.__setattr__(self, "transform", IMAGE_SETS[self.dataset].transform)
+            transform = IMAGE_SETS[self.dataset].transform
+            object.__setattr__(self, "transform", transform)  # as a frozen dataclass sets a field
 
     def _split(self, part: str) -> Split:
         image_set = IMAGE_SETS[self.dataset]
         prefix = "train"
         if part == "test":
-            prefix = "t10k"
+            prefix = "t10k"  # the authors' name for the 10,000 test images
         image_file = f"{prefix}-images-idx3-ubyte"
         label_file = f"{prefix}-labels-idx1-ubyte"
         folder = self._find_folder(image_set)
@@ -212,16 +213,25 @@ def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
     if raw.startswith(GZIP):
         file = gzip.GzipFile(fileobj=file)
     try:
-        magic, *sizes = np.frombuffer(file.read(4 + 4 * dimensions), ">u4").tolist()
-        count = math.prod(sizes)
-        if magic != 0x0800 + dimensions or len(sizes) != dimensions:
-            raise ValueError(f"expected the magic number {0x0800 + dimensions}, found {magic}")
-        body = file.read(count + 1)
-        if len(body) != count:
-            fault = "truncated" if len(body) < count else "over-long"
-            raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {fault}")
+        return _read_idx_content(file, dimensions)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an IDX file: {error}") from error
+
+
+def _read_idx_content(file: io.BytesIO | gzip.GzipFile, dimensions: int) -> Bytes:
+    """Reads the content of an IDX file; raises ValueError if it has another format."""
+    expected_magic = 0x0800 + dimensions
+    header = file.read(4 + 4 * dimensions)
+    magic, *sizes = np.frombuffer(header, ">u4").tolist()
+    if magic != expected_magic or len(sizes) != dimensions:
+        raise ValueError(f"expected the magic number {expected_magic}, found {magic}")
+    count = math.prod(sizes)
+    body = file.read(count + 1)
+    if len(body) != count:
+        fault = "truncated"
+        if len(body) > count:
+            fault = "over-long"
+        raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {fault}")
     return np.frombuffer(body, np.uint8).reshape(sizes)
 
 
@@ -254,7 +264,7 @@ class Sizes(NamedTuple):
 
     Args:
         inputs: the shape of one input.
-        targets: the shape of one target.
+        targets: the shape of one target; () for a class.
         outputs: the number of outputs of the network.
     """
 
@@ -307,9 +317,9 @@ class Loaded(DataSource):
     def train(self) -> Split:
         """Returns the training set, from which the validation set is held out."""
         split = self._split("train")
-        # The test set is compared with these sizes, and need not load the training set again.
+        # `test` compares the test set with these sizes, without loading the training set again.
         sizes = Sizes(split.shape, tuple(split.targets.shape[1:]), split.outputs)
-        object.__setattr__(self, "_training_sizes", sizes)
+        object.__setattr__(self, "_training_sizes", sizes)  # as a frozen dataclass sets a field
         if isinstance(self.transform, Image):
             self.transform.check(split)
         return split
@@ -347,8 +357,9 @@ class Loaded(DataSource):
             raise UnfitData(
                 f"{call} must return a pair of inputs and targets; got {type(pair).__name__}"
             )
-        inputs = _convert_inputs(_as_tensor(pair[0], f"{call}: its inputs"))
-        targets = _as_tensor(pair[1], f"{call}: its targets")
+        loaded_inputs, loaded_targets = pair
+        inputs = _convert_inputs(_as_tensor(loaded_inputs, f"{call}: its inputs"))
+        targets = _as_tensor(loaded_targets, f"{call}: its targets")
         check_sizes(inputs, targets, f"{call} must return")
         if targets.is_floating_point():
             targets = targets.float()
@@ -358,8 +369,10 @@ class Loaded(DataSource):
         else:
             targets = targets.long()
             outputs = outputs or int(targets.max()) + 1
-        # A memory map whose numbers needed no conversion is still mapped.
-        mapped = isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data
+        mapped = False
+        if isinstance(loaded_inputs, np.memmap):
+            # Numbers that needed a conversion were copied into memory, to another address.
+            mapped = inputs.data_ptr() == loaded_inputs.ctypes.data
         try:
             split = Split(
                 inputs,
@@ -412,8 +425,11 @@ def _convert_inputs(inputs: Tensor) -> Tensor:
         return inputs.view(torch.uint8)
     if inputs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         return inputs
-    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64}
-    return inputs.to(wider.get(inputs.dtype, torch.float32))
+    if inputs.dtype == torch.uint16:
+        return inputs.to(torch.int32)
+    if inputs.dtype == torch.uint32:
+        return inputs.to(torch.int64)
+    return inputs.float()
 
 
 def _as_tensor(value: object, name: str) -> Tensor:
@@ -474,29 +490,42 @@ class Table(DataSource):
             targets = _read_numbers(table, self.path, self.target)[:, None]
             names = [self.target]
         else:
-            names = sorted(set(cells), key=_class_order)
+            names = _sort_classes(set(cells))
             targets = torch.tensor([names.index(cell) for cell in cells])
         _check_within("test_size", self.test_size, len(cells) - 1, f"{len(cells)} rows")
-        # The test set is drawn as the validation set of a fold is.
-        fold = make_folds(targets, 1, self.test_size, 0)[0]
-        rows = fold.validation if is_test else fold.training
+        # The test set is drawn as the validation set of a single fold is.
+        (fold,) = make_folds(targets, count=1, validation=self.test_size, seed=0)
+        rows = fold.training
+        if is_test:
+            rows = fold.validation
         inputs = inputs[rows]
         targets = targets[rows]
-        digest = digest_of(inputs, targets)
         return Split(
-            inputs, targets, len(names), digest, names=tuple(names), columns=tuple(columns)
+            inputs,
+            targets,
+            outputs=len(names),
+            digest=digest_of(inputs, targets),
+            names=tuple(names),
+            columns=tuple(columns),
         )
 
 
-def _class_order(word: str) -> tuple[bool, Decimal, str]:
-    """Returns the key by which classes are sorted: numbers by their value, before other words."""
-    try:
-        number = Decimal(word)
-    except InvalidOperation:
-        return True, Decimal(0), word
-    if not number.is_finite():
-        return True, Decimal(0), word
-    return False, number, word
+def _sort_classes(words: Iterable[str]) -> list[str]:
+    """Sorts the names of classes: numbers by their value, and then other words."""
+    numbers: dict[str, Decimal] = {}
+    other_words = []
+    for word in words:
+        try:
+            number = Decimal(word)
+        except InvalidOperation:
+            other_words.append(word)
+            continue
+        if number.is_finite():
+            numbers[word] = number
+        else:
+            other_words.append(word)
+    # Words of equal value, such as 1 and 1.0, are sorted as words.
+    return [*sorted(numbers, key=lambda word: (numbers[word], word)), *sorted(other_words)]
 
 
 @dataclass(frozen=True)
@@ -535,17 +564,19 @@ class Series(DataSource):
         _read_column(table, self.path, "data.column", self.column)
         values = _read_numbers(table, self.path, self.column)[:, None]
         size = f"{len(values)} values in {self.path}"
+        # Each set needs at least one window, and the value after it.
         _check_within("window", self.window, len(values) - 2, size)
         _check_within("test_size", self.test_size, len(values) - self.window - 1, size)
+        # All windows (n, window, 1) but the last one, which no value follows.
         windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
-        # Windows are views of the values, which overlap. Each becomes a copy.
+        # They are views of the values, and overlap. Each becomes a copy.
         inputs = windows[examples].clone(memory_format=torch.contiguous_format)
         targets = values[self.window :][examples].clone()
         return Split(
             inputs,
             targets,
-            1,
-            digest_of(inputs, targets),
+            outputs=1,
+            digest=digest_of(inputs, targets),
             ordered=True,
             names=(self.column,),
             references={"persistence": inputs[:, -1]},
@@ -575,14 +606,13 @@ def read_csv(path: str) -> dict[str, list[str]]:
             names = [name.strip() for name in next(reader, [])]
             rows = []
             for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(names):
+                if row and len(row) != len(names):
                     raise DataError(
                         f"data.path={path}: line {reader.line_num} has {len(row)} fields; "
                         f"the header has {len(names)}"
                     )
-                rows.append([cell.strip() for cell in row])
+                if row:
+                    rows.append([cell.strip() for cell in row])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:

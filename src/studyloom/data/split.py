@@ -167,7 +167,8 @@ class Split:
     mapped: bool = False
 
     def __post_init__(self) -> None:
-        inputs, targets = self.inputs, self.targets
+        inputs = self.inputs
+        targets = self.targets
         sizes = check_sizes(inputs, targets, "data must have")
         if self.classifies and (targets.ndim > 1 or targets.dtype != torch.int64):
             raise UnfitData(
@@ -277,14 +278,8 @@ class Split:
     def check(self) -> None:
         """Raises DataError if an input or a target is not finite, or a class has no output."""
         for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
-            if not tensor.is_floating_point():
-                continue
-            # The sum of finite numbers is finite, unless it is very large. It takes 0.02 s for
-            # 60,000 images, and a look at each number 0.2 s.
-            if bool(torch.isfinite(tensor.sum())):
-                continue
-            if not bool(torch.isfinite(tensor).all()):
-                example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+            example = _find_not_finite(tensor)
+            if example is not None:
                 raise DataError(
                     f"data must have finite {name}; those of example {example} hold NaN or infinity"
                 )
@@ -320,10 +315,24 @@ class Split:
     @functools.cached_property
     def extremes(self) -> Tensor:
         """The indices of the examples with the greatest and the least number, int64 (2,)."""
-        rows = self.inputs[:, None].flatten(1)
-        if not rows.numel():
+        rows = self.inputs[:, None].flatten(1)  # (n, 1) if each input is a single number
+        if not rows.numel():  # inputs without numbers have no greatest one
             return torch.zeros(2, dtype=torch.int64, device=self.device)
         return torch.stack([rows.amax(1).argmax(), rows.amin(1).argmin()])
+
+
+def _find_not_finite(tensor: Tensor) -> int | None:
+    """Returns the first example (n, …) with NaN or infinity; None if all numbers are finite."""
+    if not tensor.is_floating_point():
+        return None
+    # If one number is not finite, the sum is not. It takes 0.02 s for 60,000 images, and a look at
+    # each number 0.2 s, which is needed only then: the sum of very large numbers is not finite too.
+    if bool(torch.isfinite(tensor.sum())):
+        return None
+    positions = (~torch.isfinite(tensor)).nonzero()
+    if not len(positions):
+        return None
+    return int(positions[0, 0])
 
 
 def make_folds(
@@ -340,10 +349,7 @@ def make_folds(
     Only the seed determines the folds, on every device. They are stratified: the numbers of a
     class in two validation sets differ by at most one.
 
-    In time order nothing is drawn. A single validation set is the last block. Several move forward
-    (rolling origin; Tashman 2000): the examples are divided into count + 1 blocks, the first a
-    little longer if they do not divide evenly. Each later block is the validation set of a fold,
-    whose training set is all examples before the block.
+    In time order nothing is drawn; see `_make_ordered_folds`.
 
     A group lies in one set as a whole, whatever its classes. So the sizes of validation sets may
     differ by a group: a single one has at most `validation` examples, or one group.
@@ -357,25 +363,9 @@ def make_folds(
         ordered: whether the examples are in time order.
         groups: the group of each example, (n,); None: no groups.
     """
-    total = len(targets)
-    if count < 1:
-        raise ValueError(f"objective.folds must be at least 1; got {count}")
-    if count == 1 and not 0 < validation < total:
-        raise ValueError(
-            f"data.validation must be from 1 to {total - 1}, for {total} training examples; "
-            f"got {validation}"
-        )
-    if count > total - ordered:
-        raise ValueError(
-            f"objective.folds must be at most {total - ordered}, for {total} training examples"
-            f"{' in time order' if ordered else ''}; got {count}"
-        )
+    _check_sizes_of_folds(len(targets), count, validation, ordered=ordered)
     if ordered:
-        size = validation if count == 1 else total // (count + 1)
-        indices = torch.arange(total, device=targets.device)
-        first_start = total - size * count
-        starts = range(first_start, total, size)
-        return [Fold(indices[:start], indices[start : start + size]) for start in starts]
+        return _make_ordered_folds(targets, count, validation)
     if groups is None:
         fold_numbers = _draw_fold_numbers(targets, count, validation, seed)
     else:
@@ -388,12 +378,58 @@ def make_folds(
     return folds
 
 
+def _check_sizes_of_folds(total: int, count: int, validation: int, *, ordered: bool) -> None:
+    """Raises ValueError if so many examples cannot be divided into these folds; see `make_folds`.
+
+    Args:
+        total: the number of examples.
+    """
+    if count < 1:
+        raise ValueError(f"objective.folds must be at least 1; got {count}")
+    if count == 1 and not 0 < validation < total:
+        raise ValueError(
+            f"data.validation must be from 1 to {total - 1}, for {total} training examples; "
+            f"got {validation}"
+        )
+    most = total
+    order = ""
+    if ordered:
+        most = total - 1  # the first block is only trained on
+        order = " in time order"
+    if count > most:
+        raise ValueError(
+            f"objective.folds must be at most {most}, for {total} training examples"
+            f"{order}; got {count}"
+        )
+
+
+def _make_ordered_folds(targets: Tensor, count: int, validation: int) -> list[Fold]:
+    """Divides examples in time order into blocks, and validates on the last of them.
+
+    A single validation set is the last `validation` examples. Several move forward (rolling origin;
+    Tashman 2000): the examples are divided into count + 1 blocks, the first a little longer if they
+    do not divide evenly. Each later block is the validation set of a fold, whose training set is
+    all examples before the block.
+    """
+    total = len(targets)
+    size = validation
+    if count > 1:
+        size = total // (count + 1)
+    first_start = total - size * count
+    indices = torch.arange(total, device=targets.device)
+    folds = []
+    for start in range(first_start, total, size):
+        folds.append(Fold(indices[:start], indices[start : start + size]))
+    return folds
+
+
 def _draw_fold_numbers(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
     """Draws for each example the number of the fold that validates on it, int64 (n,) on the CPU.
 
-    With a single fold, 0 is to validate and 1 is to train. The examples are shuffled, and then
-    sorted by class without changing the order within a class. Examples at equal distances in this
-    order are a random sample that has each class in proportion.
+    A single fold has the number 0, and validates on `validation` examples; those with the number 1
+    are only trained on. The examples are shuffled, and then sorted by class without changing the
+    order within a class. Examples at equal distances in this order are a random sample that has
+    each class in proportion.
     """
     total = len(targets)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -401,13 +437,15 @@ def _draw_fold_numbers(targets: Tensor, count: int, validation: int, seed: int) 
         order = order[targets.cpu()[order].argsort(stable=True)]
     position = torch.arange(total)
     fold_numbers = torch.empty(total, dtype=torch.int64)
-    if count == 1:
-        # An example validates where the running sum of the share validation/total reaches another
-        # integer: so exactly `validation` of them do, at distances as equal as possible.
-        reaches = (position + 1) * validation // total - position * validation // total
-        fold_numbers[order] = 1 - reaches
-    else:
+    if count > 1:
         fold_numbers[order] = position % count
+        return fold_numbers
+    # `validation` examples are spread over the order at distances as equal as possible: the line
+    # from 0 to `validation` rises by validation / total with each example, and an example validates
+    # if the line reaches the next integer there. The rise of its integer part is then 1, else 0.
+    validated_before = position * validation // total
+    validated_after = (position + 1) * validation // total
+    fold_numbers[order] = 1 - (validated_after - validated_before)
     return fold_numbers
 
 
@@ -427,23 +465,36 @@ def _draw_fold_numbers_by_group(groups: Tensor, count: int, validation: int, see
             f"got {len(sizes)}"
         )
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled_sizes = {group: int(sizes[group]) for group in order}
     numbers = torch.ones(len(sizes), dtype=torch.int64)
     if count == 1:
-        remaining = validation
-        for group in order:
-            if sizes[group] <= remaining:
-                numbers[group] = 0
-                remaining -= int(sizes[group])
-        if remaining == validation:  # each group is larger: the smallest one validates
-            smallest = min(order, key=lambda group: int(sizes[group]))
-            numbers[smallest] = 0
+        for group in _choose_validation_groups(shuffled_sizes, validation):
+            numbers[group] = 0
     else:
         fold_sizes = [0] * count
-        for group in order:  # each group joins the fold that is the smallest so far
-            fold = fold_sizes.index(min(fold_sizes))
+        for group, size in shuffled_sizes.items():
+            fold = fold_sizes.index(min(fold_sizes))  # the fold that is the smallest so far
             numbers[group] = fold
-            fold_sizes[fold] += int(sizes[group])
+            fold_sizes[fold] += size
     return numbers[group_of]
+
+
+def _choose_validation_groups(sizes: Mapping[int, int], validation: int) -> list[int]:
+    """Chooses groups with at most `validation` examples together, or the smallest of all groups.
+
+    Args:
+        sizes: the number of examples of each group, in the order in which groups are tried.
+        validation: the most examples. If each group has more, the smallest one is chosen.
+    """
+    groups = []
+    remaining = validation
+    for group, size in sizes.items():
+        if size <= remaining:
+            groups.append(group)
+            remaining -= size
+    if not groups:
+        groups.append(min(sizes, key=sizes.__getitem__))
+    return groups
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:

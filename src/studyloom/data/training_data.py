@@ -108,7 +108,9 @@ def share_split(split: Part, key: str) -> Part:
         The training set, mapped from a file. It is unchanged if it is small, mapped already, or too
         large for the temporary folder.
     """
-    if not LINUX or type(split) is not Split or split.mapped or split.device.type != "cpu":
+    if not LINUX or type(split) is not Split:
+        return split
+    if split.mapped or split.device.type != "cpu":
         return split
     tensors = (split.inputs, split.targets, *split.references.values())
     size = sum(tensor.nbytes for tensor in tensors)
@@ -139,9 +141,10 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
         key: identifies the data. A training set that is shared under another key belongs to another
             study, which this worker has run before.
     """
-    while _shared_files:
-        _, descriptor = _shared_files.popitem()
+    # This process may have shared the data of another study before.
+    for descriptor in _shared_files.values():
         os.close(descriptor)
+    _shared_files.clear()
     # The variable is removed: what this worker starts may run another study.
     shared_key, _, path = (SHARED.take() or "").partition(":")
     if path and shared_key == key:
@@ -151,10 +154,11 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
 
 
 def shared_variables() -> dict[str, str]:
-    """Returns the environment variables by which a worker finds the shared training set."""
-    for key, descriptor in _shared_files.items():
-        return {SHARED.name: f"{key}:{descriptor_path(descriptor)}"}
-    return {}
+    """Returns the environment variable by which a worker finds the shared training set, if any."""
+    if not _shared_files:
+        return {}
+    key, descriptor = next(iter(_shared_files.items()))
+    return {SHARED.name: f"{key}:{descriptor_path(descriptor)}"}
 
 
 def _map_split(path: str) -> Split:

@@ -32,13 +32,15 @@ FITS = {
 
 # MNIST's digits: the longer side of each has 19 or 20 of the image's 28 pixels, and its center of
 # mass lies in the middle, or up to one pixel behind it. Images that are near enough pass unchanged.
-INK = 20 / 28
+INK = 20 / 28  # the longer side of what is drawn, as a share of the image's
 INK_TOLERANCE = 3.5 / 28
 CENTER_TOLERANCE = 1 / 28
 
 FAINT = 0.2  # a share of the strongest ink; fainter pixels are paper
+BLANK = 1e-3  # the most difference between two pixels of an image on which nothing is drawn
 SLACK = 0.05  # a share of the range of training inputs; values further outside are reported
-MOST_COLUMNS = 1000  # the most inputs of a table whose ranges are stored one by one
+MOST_COLUMNS = 1000  # the most columns of a table whose ranges are stored one by one
+MOST_NAMED = 3  # the most quantities that a note on an input names
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,21 @@ class Image:
                 f"three channels, and the training inputs are {format_shape(split.shape)}; name "
                 "your own function"
             )
+        channels = split.shape[0]
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(_list_numbers(numbers)) not in (0, 1, split.shape[0]):
+            if len(_list_numbers(numbers)) not in (0, 1, channels):
                 raise DataError(
-                    f"data.transform.{name} must be one number, or {split.shape[0]}, one for each "
+                    f"data.transform.{name} must be one number, or {channels}, one for each "
                     f"channel; got {numbers}"
                 )
-        if (self.mean, self.std) == (None, None) and (split.mean, split.std) != (0.0, 1.0):
-            return  # the source has normalized its images by its own numbers
+        has_own_numbers = self.mean is not None or self.std is not None
+        source_has_numbers = split.mean != 0.0 or split.std != 1.0
+        if source_has_numbers and not has_own_numbers:
+            return  # the source has normalized its images by the numbers that are used here
+        self._check_scale(split)
+
+    def _check_scale(self, split: Split) -> None:
+        """Raises DataError if training inputs are outside the range from black to white."""
         complete = self.complete(split.mean, split.std)
         least = float(complete.normalize(torch.zeros(1, *split.shape)).min())
         most = float(complete.normalize(torch.ones(1, *split.shape)).max())
@@ -147,8 +156,10 @@ class Image:
         notes = []
         if self.is_inverted(pixels):
             pixels = pixels.mul_(-1).add_(1)
-            background = "white" if self.background == "black" else "black"
-            notes.append(f"inverted: {background} background, in training {self.background}")
+            other_background = "black"
+            if self.background == "black":
+                other_background = "white"
+            notes.append(f"inverted: {other_background} background, in training {self.background}")
         if not self._fits_unchanged(pixels, size):
             height, width = pixels.shape[1:]
             pixels = self._resize_to_fit(pixels, size)
@@ -168,8 +179,9 @@ class Image:
     def is_inverted(self, pixels: Tensor) -> bool:
         """Returns whether an image has the other background than the training images.
 
-        The background is the median of the pixels along the border. Drawn pixels are brighter than
-        a black background, and darker than a white one.
+        The background is the median of the pixels along the border. Pixels that differ from it by
+        more than a quarter of the image's contrast are drawn. They are brighter than a black
+        background, and darker than a white one.
 
         Args:
             pixels: float32 (channels, height, width), from 0 (black) to 1 (white).
@@ -177,15 +189,16 @@ class Image:
         if self.background is None:
             return False
         gray = pixels.mean(0)
-        span = float(gray.max() - gray.min())
-        if span <= 1e-3:  # nothing is drawn
+        contrast = float(gray.max() - gray.min())
+        if contrast <= BLANK:
             return False
-        contrast = gray - _border(gray[None])
-        is_drawn = contrast.abs() > span / 4
-        mean_contrast = float((contrast * is_drawn).sum() / is_drawn.sum().clamp(min=1))
+        threshold = contrast / 4
+        differences = gray - _border(gray[None])
+        is_drawn = differences.abs() > threshold
+        mean_difference = float((differences * is_drawn).sum() / is_drawn.sum().clamp(min=1))
         if self.background == "white":
-            return mean_contrast > span / 4
-        return mean_contrast < -span / 4
+            return mean_difference > threshold
+        return mean_difference < -threshold
 
     def _fits_unchanged(self, pixels: Tensor, size: tuple[int, int]) -> bool:
         """Returns whether an image needs no resizing, as all of MNIST's images do."""
@@ -199,13 +212,17 @@ class Image:
         if abs(share - INK) >= INK_TOLERANCE:
             return False
         center = _find_center(ink)
-        # Half a pixel is the middle of the range in which MNIST's centers lie.
-        row_distance = abs(center.row - size[0] / 2 - 0.5)
-        column_distance = abs(center.column - size[1] / 2 - 0.5)
-        return max(row_distance, column_distance) <= 1 + min(size) * CENTER_TOLERANCE
+        # MNIST's centers lie up to one pixel behind the middle: half a pixel behind it on average.
+        expected_row = size[0] / 2 + 0.5
+        expected_column = size[1] / 2 + 0.5
+        distance = max(abs(center.row - expected_row), abs(center.column - expected_column))
+        return distance <= 1 + min(size) * CENTER_TOLERANCE
 
     def _resize_to_fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resizes an image (channels, height, width) to a height and width, as `fit` says."""
+        """Resizes an image (channels, height, width) to a height and width, as `fit` says.
+
+        An image without ink cannot be fitted by it, and is padded.
+        """
         if self.fit == "stretch":
             return _resize(pixels, size)
         if self.fit == "ink":
@@ -213,22 +230,16 @@ class Image:
             if bool(ink.any()):
                 return self._center_ink(ink, size)
         height, width = pixels.shape[1:]
-        factors = (size[0] / height, size[1] / width)
-        factor = max(factors) if self.fit == "crop" else min(factors)
+        factor = min(size[0] / height, size[1] / width)
+        if self.fit == "crop":
+            factor = max(size[0] / height, size[1] / width)
         scaled = _resize(pixels, _scale_size(height, width, factor))
         if self.background is None:
             color = _border(pixels)
         else:
             color = torch.tensor([BACKGROUNDS[self.background]])
         canvas = torch.zeros(len(pixels), *size) + color.reshape(-1, 1, 1)
-        # The middle of the scaled image is put into the middle of the canvas.
-        height, width = scaled.shape[1:]
-        visible_height = min(height, size[0])
-        visible_width = min(width, size[1])
-        rows = _middle(size[0], visible_height)
-        columns = _middle(size[1], visible_width)
-        visible = scaled[:, _middle(height, visible_height), _middle(width, visible_width)]
-        canvas[:, rows, columns] = visible
+        _put_into_middle(scaled, canvas)
         return canvas
 
     def _ink(self, pixels: Tensor) -> Tensor:
@@ -242,9 +253,6 @@ class Image:
     def _center_ink(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
         """Draws ink as large as MNIST's digits, with its center of mass in the middle.
 
-        The center of mass is put up to one pixel behind the middle, and never before it, as MNIST
-        does.
-
         Args:
             ink: how much is drawn at each pixel, (channels, height, width).
             size: the height and width of the image to return.
@@ -255,10 +263,12 @@ class Image:
         drawing = _resize(ink[:, box.rows, box.columns], (height, width)).clamp_(0, 1)
         drawing /= drawing.max().clamp(min=1e-12)
         center = _find_center(drawing)
-        top = min(max(0, math.ceil(size[0] / 2 - center.row)), size[0] - height)
-        left = min(max(0, math.ceil(size[1] / 2 - center.column)), size[1] - width)
+        first_row = _find_start(size[0], height, center.row)
+        first_column = _find_start(size[1], width, center.column)
         image = torch.zeros(len(ink), *size)
-        image[:, top : top + height, left : left + width] = drawing
+        rows = slice(first_row, first_row + height)
+        columns = slice(first_column, first_column + width)
+        image[:, rows, columns] = drawing
         if self.background == "white":
             return 1 - image
         return image
@@ -337,6 +347,34 @@ def _find_center(ink: Tensor) -> Center:
     return Center(float(row), float(column))
 
 
+def _find_start(length: int, part: int, center: float) -> int:
+    """Returns the position in an image at which a drawing begins, by its center of mass.
+
+    The center is put into the middle of the image or up to one pixel behind it, as in MNIST, unless
+    the drawing would then stick out of the image.
+
+    Args:
+        length: the height or width of the image.
+        part: that of the drawing.
+        center: the center of mass within the drawing.
+    """
+    start = math.ceil(length / 2 - center)
+    return min(max(0, start), length - part)
+
+
+def _put_into_middle(image: Tensor, canvas: Tensor) -> None:
+    """Puts the middle of an image into the middle of a canvas, both (channels, height, width).
+
+    Where the image is larger, its margins are cut off. Where the canvas is, its margins stay.
+    """
+    _, image_height, image_width = image.shape
+    _, canvas_height, canvas_width = canvas.shape
+    height = min(image_height, canvas_height)
+    width = min(image_width, canvas_width)
+    visible = image[:, _middle(image_height, height), _middle(image_width, width)]
+    canvas[:, _middle(canvas_height, height), _middle(canvas_width, width)] = visible
+
+
 def _middle(length: int, part: int) -> slice:
     """Returns the positions of the middle `part` of `length` positions."""
     start = (length - part) // 2
@@ -411,11 +449,12 @@ def describe_transform(
         return None
     target = f"{transform.__module__}.{transform.__qualname__}"
     try:
-        if find_member(target) is transform:
-            return {"_target_": target, "_partial_": True}
+        imported = find_member(target)
     except (ImportError, AttributeError, ValueError):  # a lambda, or a function within another
-        pass
-    return None
+        return None
+    if imported is not transform:
+        return None
+    return {"_target_": target, "_partial_": True}
 
 
 @dataclass(frozen=True)
@@ -423,9 +462,11 @@ class InputRange:
     """The range of the training inputs, by which `predict` names inputs outside of it.
 
     Args:
-        low: the lowest value of all inputs, (1,); for a table, of each column.
-        high: the highest value, likewise.
-        means: the lowest and the highest mean of an input.
+        low: for a table, the lowest value of each column; otherwise only one, the lowest value of
+            all inputs.
+        high: the highest values, likewise.
+        means: two numbers. Each input has a mean over all its values; these are the lowest and the
+            highest one.
     """
 
     low: tuple[float, ...]
@@ -437,17 +478,20 @@ class InputRange:
         """Measures the inputs of a training set; returns None if they are not in memory."""
         if not isinstance(split, Split):
             return None
-        rows = split.inputs[:, None].flatten(1)
-        if len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS:
+        rows = split.inputs[:, None].flatten(1)  # (n, 1) if each input is a single number
+        is_table = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
+        if is_table:
             low, high = rows.aminmax(dim=0)
         else:
             low, high = rows.aminmax()
-        dtype = None if rows.is_floating_point() else torch.float32
-        means = rows.mean(1, dtype=dtype).aminmax()
+        dtype = rows.dtype
+        if not rows.is_floating_point():
+            dtype = torch.float32
+        lowest_mean, highest_mean = rows.mean(1, dtype=dtype).aminmax()
         return cls(
-            tuple(map(float, low.reshape(-1).tolist())),
-            tuple(map(float, high.reshape(-1).tolist())),
-            (float(means.min), float(means.max)),
+            low=tuple(map(float, low.reshape(-1).tolist())),
+            high=tuple(map(float, high.reshape(-1).tolist())),
+            means=(float(lowest_mean), float(highest_mean)),
         )
 
     def describe_differences(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
@@ -461,54 +505,66 @@ class InputRange:
             A note for each input that differs, by its position.
         """
         rows = inputs.flatten(1)
-        if len(self.low) == rows.shape[1] > 1:
+        column_count = rows.shape[1]
+        if column_count > 1 and column_count == len(self.low):
             comparison = self._compare_columns(rows, columns)
         else:
             comparison = self._compare_values_and_means(rows)
         is_outside = comparison.is_outside()
         notes = {}
         for row in is_outside.any(1).nonzero().flatten().tolist():
-            outside = is_outside[row].nonzero().flatten().tolist()
-            parts = [comparison.describe(row, quantity) for quantity in outside[:3]]
-            if len(outside) > 3:
-                parts.append(f"{len(outside) - 3} more")
+            quantities = is_outside[row].nonzero().flatten().tolist()
+            parts = [comparison.describe(row, quantity) for quantity in quantities[:MOST_NAMED]]
+            if len(quantities) > MOST_NAMED:
+                parts.append(f"{len(quantities) - MOST_NAMED} more")
             notes[row] = f"unlike the training data: {', '.join(parts)}"
         return notes
 
     def _compare_columns(self, rows: Tensor, columns: Sequence[str]) -> "Comparison":
-        """Compares each column of a table with its range."""
+        """Compares each column of a table (n, columns) with its range in the training set."""
         names = list(columns)
         for number in range(len(columns) + 1, rows.shape[1] + 1):
             names.append(f"number {number}")
         low = torch.tensor(self.low)
         high = torch.tensor(self.high)
-        return Comparison(names, rows, rows, low, high, slack=SLACK * (high - low))
+        # An input has one value in each column, which is its least and its greatest one.
+        return Comparison(
+            names=names, least=rows, most=rows, low=low, high=high, slack=SLACK * (high - low)
+        )
 
     def _compare_values_and_means(self, rows: Tensor) -> "Comparison":
-        """Compares the values of an input, and their mean, with the ranges of all inputs."""
+        """Compares two quantities of each input with the training set: its values and their mean.
+
+        Args:
+            rows: the values of each input, (n, values).
+        """
         means = rows.mean(1)
-        least, most = rows.aminmax(dim=1)
-        low = torch.tensor([min(self.low), self.means[0]])
-        high = torch.tensor([max(self.high), self.means[1]])
+        least_values, greatest_values = rows.aminmax(dim=1)
+        lowest_mean, highest_mean = self.means
+        low = torch.tensor([min(self.low), lowest_mean])
+        high = torch.tensor([max(self.high), highest_mean])
         return Comparison(
-            ["values", "mean"],
-            torch.stack([least, means], 1),
-            torch.stack([most, means], 1),
-            low,
-            high,
+            names=["values", "mean"],
+            # An input has many values, from the least to the greatest, but a single mean.
+            least=torch.stack([least_values, means], 1),
+            most=torch.stack([greatest_values, means], 1),
+            low=low,
+            high=high,
             slack=SLACK * (high - low) + 1e-6,  # means differ by rounding
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Quantities of inputs, such as the columns of a table, and their ranges in the training set.
+    """Quantities of some inputs, and their ranges in the training set.
+
+    A quantity is a column of a table, for instance. An input may have several values of it.
 
     Args:
         names: the name of each quantity.
         least: the least value of each quantity in each input, (n, quantities).
         most: the greatest value, likewise.
-        low: the least value of each quantity in the training set, (quantities,).
+        low: the least value of each quantity in the whole training set, (quantities,).
         high: the greatest value, likewise.
         slack: how far outside of its range a quantity may be, (quantities,).
     """
@@ -527,10 +583,17 @@ class Comparison:
         return is_below | is_above
 
     def describe(self, row: int, quantity: int) -> str:
-        """Describes a quantity of an input, and its range in the training set."""
+        """Describes a quantity of an input, and its range in the training set.
+
+        Args:
+            row: the position of the input, from 0.
+            quantity: the position of the quantity, from 0.
+        """
         least = format_value(float(self.least[row, quantity]))
         most = format_value(float(self.most[row, quantity]))
         low = format_value(float(self.low[quantity]))
         high = format_value(float(self.high[quantity]))
-        value = least if least == most else f"{least} to {most}"
-        return f"{self.names[quantity]} {value} (there {low} to {high})"
+        values = f"{least} to {most}"
+        if least == most:
+            values = least
+        return f"{self.names[quantity]} {values} (there {low} to {high})"

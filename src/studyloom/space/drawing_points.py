@@ -45,14 +45,16 @@ def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -
 
 def _draw_points(space: Space, seed: int) -> Iterator[Point]:
     """Yields random configurations: each once if the space can be enumerated, else DRAWS."""
-    if Space(space.nodes).size() <= LARGEST_GRID:
+    # The size of the space with its relations is found by enumerating it.
+    size_without_relations = Space(space.nodes).size()
+    if size_without_relations <= LARGEST_GRID:
         for position in np.random.default_rng(seed).permutation(len(space.grid)):
             yield space.grid[position]
         return
     draw_value: Any = RandomSampler(seed).sample_independent
 
     def decide(hyperparameter: Hyperparameter) -> Any:
-        # The sampler looks at neither the study nor the trial.
+        # The sampler looks at neither the study nor the trial, its first two arguments.
         return draw_value(None, None, hyperparameter.name, hyperparameter.distribution)
 
     for _ in range(DRAWS):

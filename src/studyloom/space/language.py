@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "choice": (),
     "list": ("length",),
 }
+KINDS_OF_ITEMS = ("int", "float", "choice")
 DEFAULT = "default"  # the key of the baseline's value
 LONGEST_NAME = 500  # with `.length` a name has 512 in Optuna's tables on PostgreSQL
 LARGEST = sys.float_info.max  # of a database column, also for integers
@@ -95,21 +96,23 @@ class _Parser:
     def parse_nodes(self, tree: Mapping[Any, Any], place: _Place) -> list[Node]:
         """Parses a mapping: the options of a group, hyperparameters, and nested mappings."""
         tree = {str(child): spec for child, spec in tree.items()}
-        group_options: Sequence[str] = ()
+        group_options: Sequence[str] = ()  # empty if the mapping is not at the key of a group
         if place.key:
             group_options = self.options(config_group(place.key))
-        opened: dict[str, tuple[Node, ...]] = {}
+        opened: dict[str, tuple[Node, ...]] = {}  # the nodes that each option opens
         nodes: list[Node] = []
         lists: dict[str, Spec] = {}  # the lists so far, whose lengths later ones may share
         for child, spec in tree.items():
             child_place = place.append(child)
             is_mapping = isinstance(spec, Mapping)
+            # Only an option may open nothing: next to options an empty mapping is a misspelled one.
+            is_misspelled_option = is_mapping and not spec and bool(group_options)
             if child in group_options and (spec is None or is_mapping):
                 option_place = place.append_option(child)
                 opened[child] = tuple(self.parse_nodes(spec or {}, option_place))
-            elif not is_mapping or (group_options and not spec):
+            elif not is_mapping or is_misspelled_option:
                 self.errors.append(_explain_non_range(spec, child, place, group_options))
-            elif any(kind in spec for kind in KEYS):
+            elif _is_range(spec):
                 node = self._collect(self._parse_range, spec, child_place, lists)
                 if node is not None:
                     nodes.append(node)
@@ -122,7 +125,7 @@ class _Parser:
         return nodes
 
     def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
-        """Parses a part; if it is invalid, collects its errors and returns None."""
+        """Calls a function that parses a part; collects its errors and returns None if it fails."""
         try:
             return parse(*arguments)
         except ConfigError as error:
@@ -136,6 +139,9 @@ class _Parser:
 
         Args:
             lists: the lists above it, by their keys.
+
+        Raises:
+            ConfigError: it is another range, which is invalid, or it is at the key of a group.
         """
         group = config_group(place.key)
         group_options = self.options(group)
@@ -153,7 +159,7 @@ class _Parser:
     def _parse_list(self, spec: Spec, place: _Place, lists: Mapping[str, Spec]) -> ListNode | None:
         _check_keys(spec, place.name, DEFAULT)
         item = spec["list"]
-        if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
+        if not isinstance(item, Mapping) or not any(kind in item for kind in KINDS_OF_ITEMS):
             raise ConfigError(
                 f"space.{place.name}.list must be a mapping with int, float or choice, such as "
                 f"{{int: [low, high]}}; got {item!r}"
@@ -162,16 +168,27 @@ class _Parser:
         length = self._collect(_parse_length, spec.get("length"), place.name, lists)
         if distribution is None or length is None:
             return None
-        if isinstance(length, str):  # the key of a list next to this one
+        if isinstance(length, str):
+            # The other list is next to this one, so that it has the same parents in the config.
             *parents, _ = place.key.split(".")
             length = ".".join([*parents, length])
         return ListNode(place.name, place.key, distribution, length, spec.get(DEFAULT))
 
 
+def _is_range(spec: Spec) -> bool:
+    """Returns whether a mapping has the key of a kind of range."""
+    return any(kind in spec for kind in KEYS)
+
+
 def _explain_non_range(
     spec: object, child: str, place: _Place, group_options: Sequence[str]
 ) -> str:
-    """Returns the error of a child that is neither a range nor an option."""
+    """Returns the error of a child that is neither a range nor what an option opens.
+
+    Args:
+        place: of the mapping that has the child.
+        group_options: the options that the mapping may have; empty if it is not at a group's key.
+    """
     options_text = ""
     suggestion = ""
     if group_options:
@@ -191,37 +208,61 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Spec]) -> IntDistr
     Args:
         name: of the list.
         lists: those above it, by their keys.
+
+    Returns:
+        The lengths that are searched, a single one for an integer; or the key of the other list.
     """
-    where = f"space.{name}.length"
     if isinstance(length, str):
-        if length in lists and not isinstance(lists[length].get("length"), str):
-            return length
-        raise ConfigError(
-            f"{where} must name a list above it that has its own length "
-            f"({', '.join(lists) or 'there is no such list'}); "
-            f"got {length!r}{nearest(length, [*lists])}"
-        )
+        _check_other_list(length, name, lists)
+        return length
+    if isinstance(length, Mapping) and "int" in length:
+        return _parse_length_range(length, name)
     if type(length) is int and length >= 1:
         return IntDistribution(length, length)
-    if isinstance(length, Mapping) and "int" in length:
-        distribution = _parse_distribution(length, f"{name}.length")
-        assert isinstance(distribution, IntDistribution)
-        if distribution.low < 1:
-            raise ConfigError(f"{where} must be at least 1; got {distribution.low}")
-        return distribution
     raise ConfigError(
-        f"{where} must be an integer from 1, {{int: [low, high]}}, or the name of a list "
-        f"above it; got {length!r}"
+        f"space.{name}.length must be an integer from 1, {{int: [low, high]}}, or the name of a "
+        f"list above it; got {length!r}"
     )
 
 
+def _check_other_list(other: str, name: str, lists: Mapping[str, Spec]) -> None:
+    """Raises ConfigError unless a list can be as long as another one.
+
+    The other list must be above it, and its length must not be that of a third one.
+
+    Args:
+        other: the key of the other list, as the length of this one has it.
+        name: of this list.
+        lists: those above it, by their keys.
+    """
+    if other in lists and not isinstance(lists[other].get("length"), str):
+        return
+    raise ConfigError(
+        f"space.{name}.length must name a list above it that has its own length "
+        f"({', '.join(lists) or 'there is no such list'}); "
+        f"got {other!r}{nearest(other, [*lists])}"
+    )
+
+
+def _parse_length_range(length: Spec, name: str) -> IntDistribution:
+    """Parses a length that is a range of integers, from 1 on."""
+    distribution = _parse_distribution(length, f"{name}.length")
+    assert isinstance(distribution, IntDistribution)
+    if distribution.low < 1:
+        raise ConfigError(f"space.{name}.length must be at least 1; got {distribution.low}")
+    return distribution
+
+
 def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
-    """Raises ConfigError if a range has other keys than those of its kind and `further_keys`."""
-    kinds = [kind for kind in KEYS if kind in spec]
-    kind = kinds[0]
+    """Raises ConfigError if a range has other keys than those of its kind and `further_keys`.
+
+    If it has the keys of several kinds, the first one is its kind, and only the others are
+    reported: which further keys fit depends on the kind.
+    """
+    kind, *other_kinds = [kind for kind in KEYS if kind in spec]
     allowed = (kind, *KEYS[kind], *further_keys)
-    wrong_keys = kinds[1:]  # only these are reported, since the kind decides which others fit
-    if not wrong_keys:
+    wrong_keys = other_kinds
+    if not other_kinds:
         wrong_keys = [key for key in spec if key not in allowed]
     refuse(
         [
@@ -250,24 +291,15 @@ def _parse_numbers(spec: Spec, name: str, kind: str) -> IntDistribution | FloatD
     where = f"space.{name}.{kind}"
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         raise ConfigError(f"{where} must be a range [low, high]; got {bounds!r}")
-    types: tuple[type, ...] = (int, float)
-    types_text = "numbers"
-    if kind == "int":
-        types = (int,)
-        types_text = "integers"
-    numbers = [*bounds]
+    low, high = bounds
+    numbers = [low, high]
     if step is not None:
         numbers.append(step)
-    errors = [
-        f"{where}: its ends and step must be finite {types_text}; got {number!r}"
-        for number in numbers
-        if type(number) not in types or not abs(number) <= LARGEST
-    ]
+    errors = [*_find_wrong_numbers(numbers, where, kind)]
     if type(log) is not bool:
         errors.append(f"space.{name}.log must be true or false; got {log!r}")
     refuse(errors)
-    low, high = bounds
-    if step is not None and step > 0:
+    if step is not None and step > 0:  # other steps are refused below
         high = _find_highest(low, high, step, name)
     try:
         if kind == "int":
@@ -277,6 +309,18 @@ def _parse_numbers(spec: Spec, name: str, kind: str) -> IntDistribution | FloatD
         return FloatDistribution(float(low), float(high), log=log, step=step)
     except ValueError as error:  # the ends, the step and `log` do not go together
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _find_wrong_numbers(numbers: Sequence[Any], where: str, kind: str) -> Iterator[str]:
+    """Yields an error for each end or step that no range of kind int or float can have."""
+    types: tuple[type, ...] = (int, float)
+    types_text = "numbers"
+    if kind == "int":
+        types = (int,)
+        types_text = "integers"
+    for number in numbers:
+        if type(number) not in types or not abs(number) <= LARGEST:
+            yield f"{where}: its ends and step must be finite {types_text}; got {number!r}"
 
 
 def _find_highest(low: float, high: float, step: float, name: str) -> float:
@@ -340,9 +384,10 @@ def _find_conflicts(space: Space) -> Iterator[str]:
     """
     branches = [*space.branches()]
     for branch in branches:
-        outer_names: dict[str, str] = {}
+        outer_names: dict[str, str] = {}  # in branches that this one is nested in, by config key
         for other in branches:
-            if other.choices.items() < branch.choices.items():
+            is_nested_in_other = other.choices.items() < branch.choices.items()
+            if is_nested_in_other:
                 for node in other.nodes:
                     outer_names[node.key] = node.name
         for key, count in Counter(node.key for node in branch.nodes).items():

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 
@@ -38,7 +38,10 @@ NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
 NAME = r"[A-Za-z_][\w.]*"
 TOKEN = re.compile(rf"\s*({NUMBER.removeprefix('[-+]?')}|{NAME}|[<>]=?|==|[-+*/%()])\s*", re.ASCII)
-RULE = re.compile(rf"\s*(max|min)\s+({NAME})(?:\s+where\s+(.*))?\s*", re.ASCII | re.DOTALL)
+RULE = re.compile(
+    rf"\s*(?P<direction>max|min)\s+(?P<name>{NAME})(?:\s+where\s+(?P<conditions>.*))?\s*",
+    re.ASCII | re.DOTALL,
+)
 WHERE_COSTS = "; a cost is known where objective.metric or objective.constraints names it"
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -148,30 +151,18 @@ class Rule:
         Raises:
             ConfigError: it is not a rule; or lists unknown names and a wrong direction.
         """
-        match = None
-        conditions: list[Condition] | None = []
-        if len(text) <= LONGEST:
-            match = RULE.fullmatch(text)
-        if match is not None and match[3] is not None:
-            conditions = _parse_bounds(match[3])
-        if match is None or conditions is None:
-            example_conditions = [
-                Condition(objective.name, "<", 50_000) for objective in objectives[1:2]
-            ]
-            example = cls(objectives[0], tuple(example_conditions))
+        parts = _split_rule(text)
+        if parts is None:
+            example = cls(objectives[0])
+            if len(objectives) > 1:
+                example = cls(objectives[0], (Condition(objectives[1].name, "<", 50_000),))
             raise ConfigError(
                 f"{key}: {shorten_end(text, 80)!r} is not a rule of at most {LONGEST} characters; "
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
                 "number, and `and` stands between two"
             )
-        direction = match[1]
-        name = match[2]
-        # Without what a metric has beyond its name and direction: equal rules are equal.
-        objective_by_name = {}
-        for objective in objectives:
-            stripped = ObjectiveValue(objective.name, objective.direction)
-            objective_by_name[objective.name] = stripped
-        names = dict.fromkeys([name, *(condition.name for condition in conditions)])
+        objective_by_name = {objective.name: objective for objective in objectives}
+        names = dict.fromkeys([parts.name, *(condition.name for condition in parts.conditions)])
         names_text = ", ".join(objective_by_name)
         errors = [
             f"{key}: {text!r}: {unknown} is not known of a trial; there are {names_text}"
@@ -179,14 +170,18 @@ class Rule:
             for unknown in names
             if unknown not in objective_by_name
         ]
-        if name in objective_by_name and direction != _direction(objective_by_name[name]):
+        objective = objective_by_name.get(parts.name)
+        if objective is not None and parts.direction != _direction(objective):
             better = "less"
-            if objective_by_name[name].sign > 0:
+            if objective.sign > 0:
                 better = "more"
-            expected = f"{_direction(objective_by_name[name])} {name}"
-            errors.append(f"{key}: {text!r}: {better} {name} is better; write {expected}")
+            expected = f"{_direction(objective)} {objective.name}"
+            errors.append(f"{key}: {text!r}: {better} {objective.name} is better; write {expected}")
         refuse(errors)
-        return cls(objective_by_name[name], tuple(conditions))
+        assert objective is not None
+        # A metric has more than its name and direction. Without it equal rules are equal.
+        stripped = ObjectiveValue(objective.name, objective.direction)
+        return cls(stripped, parts.conditions)
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Returns whether a trial with these values, by name, may win."""
@@ -205,6 +200,35 @@ class Rule:
         return text
 
 
+class _RuleParts(NamedTuple):
+    """The parts of a rule's text.
+
+    Args:
+        direction: "max" or "min".
+        name: of the objective.
+    """
+
+    direction: str
+    name: str
+    conditions: tuple[Condition, ...]
+
+
+def _split_rule(text: str) -> _RuleParts | None:
+    """Returns the parts of a rule's text; None if it is too long, or not a rule."""
+    if len(text) > LONGEST:
+        return None
+    match = RULE.fullmatch(text)
+    if match is None:
+        return None
+    conditions: list[Condition] | None = []
+    conditions_text = match["conditions"]
+    if conditions_text is not None:
+        conditions = _parse_bounds(conditions_text)
+    if conditions is None:
+        return None
+    return _RuleParts(match["direction"], match["name"], tuple(conditions))
+
+
 def _direction(objective: ObjectiveValue) -> str:
     """Returns the word of a rule for the direction of an objective."""
     if objective.sign > 0:
@@ -218,10 +242,11 @@ def _parse_bounds(text: str) -> list[Condition] | None:
     try:
         for relation in _parse_conditions(text):
             name, sign, *bound_tokens = relation.tokens
-            bound: Any = _compute(bound_tokens[::-1], {})
+            bound: Any = _compute(bound_tokens[::-1], {})  # without values: a name has none
             conditions.append(Condition(name, sign, float(bound)))
     except (ValueError, LookupError, TypeError, OverflowError):
         return None
+    # In `accuracy + 1 < 3` the second token is another sign.
     if any(condition.sign not in SIGNS for condition in conditions):
         return None
     return conditions
@@ -270,7 +295,8 @@ def read_space(
     A mapping at the key `where` is not relations, but a hyperparameter of that name.
 
     Args:
-        options: see `parse_space`, as for `parent_key`.
+        options: as for `parse_space`.
+        parent_key: as for `parse_space`.
     """
     tree = dict(section or {})
     relations: Any = None
@@ -325,14 +351,15 @@ def _parse_conditions(text: str) -> list[Relation]:
     if len(text) > LONGEST:
         raise ValueError
     relations = []
-    for part in re.split(r"\sand\s", text):
-        tokens = tuple(match[1] for match in TOKEN.finditer(part))
-        if "".join(tokens) != "".join(part.split()):  # something is not a token
+    for condition in re.split(r"\sand\s", text):
+        tokens = tuple(match[1] for match in TOKEN.finditer(condition))
+        text_without_spaces = "".join(condition.split())
+        if "".join(tokens) != text_without_spaces:  # something is not a token
             raise ValueError
         names = frozenset(token for token in tokens if re.match(NAME, token))
-        # Any values show whether the condition can be computed at all.
+        # Whether its tokens are in a right order shows when it is computed, with any values.
         _compare(tokens, dict.fromkeys(names, 1.0))
-        relations.append(Relation(part.strip(), tokens, names))
+        relations.append(Relation(condition.strip(), tokens, names))
     return relations
 
 
@@ -342,7 +369,7 @@ def _compare(tokens: Sequence[str], values: Mapping[str, Any]) -> bool:
     Args:
         values: by name.
     """
-    remaining = [*reversed(tokens)]
+    remaining = [*reversed(tokens)]  # in reverse, so that `pop` removes the next token
     left_side = _compute(remaining, values)
     sign = remaining.pop()
     right_side = _compute(remaining, values)
@@ -351,22 +378,25 @@ def _compare(tokens: Sequence[str], values: Mapping[str, Any]) -> bool:
     compare = OPERATIONS[0][sign]
     if left_side is None or right_side is None:
         return False
-    if abs(left_side - right_side) <= CLOSE * max(abs(left_side), abs(right_side)):
-        right_side = left_side
+    difference = abs(left_side - right_side)
+    if difference <= CLOSE * max(abs(left_side), abs(right_side)):
+        return bool(compare(left_side, left_side))  # as two equal values
     return bool(compare(left_side, right_side))
 
 
 def _compute(remaining: list[str], values: Mapping[str, Any], level: int = 1) -> Fraction | None:
-    """Computes one side of a condition, or a part of it whose signs bind at least so tightly.
+    """Computes the sum that the next tokens are, or at a higher level a product or an operand.
 
     It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. The result is None
     where it divides by 0, or a value is not finite.
 
     Args:
-        remaining: the tokens from this side on, in reverse. Those of the part are removed.
+        remaining: the tokens that are not yet computed, in reverse. Those that are computed here
+            are removed from its end.
         values: by name.
-        level: the position in OPERATIONS of the loosest signs of the part. Its operands are parts
-            of the next level; beyond the last level they are numbers, names and parentheses.
+        level: the position in OPERATIONS of the signs that are computed here: 1 for a sum. They
+            stand between operands, each of which is computed at the next level. After the last
+            level an operand is a number, a name, or a sum in parentheses.
     """
     if level == len(OPERATIONS):
         return _compute_operand(remaining, values)
@@ -385,7 +415,7 @@ def _compute(remaining: list[str], values: Mapping[str, Any], level: int = 1) ->
 def _compute_operand(remaining: list[str], values: Mapping[str, Any]) -> Fraction | None:
     """Computes a number, a name, a sum in parentheses, or one of these after a sign."""
     token = remaining.pop()
-    if token in OPERATIONS[1]:  # a sign
+    if token in OPERATIONS[1]:  # + or - before an operand
         operand = _compute_operand(remaining, values)
         if operand is not None and token == "-":
             return -operand

@@ -150,8 +150,8 @@ class Hyperparameter:
         if isinstance(value, list) and self.role == "length":
             return len(value)
         if isinstance(value, list) and self.role == "item" and value:
-            position = min(self.index, len(value) - 1)
-            value = value[position]
+            last = len(value) - 1
+            value = value[min(self.index, last)]
         return self.match_choice(value)
 
     def match_choice(self, value: Any) -> Any:
@@ -168,7 +168,7 @@ class Hyperparameter:
             option = choices.get(config_group(self.key))
             if option is not None and find_misfit(self.distribution, option) is None:
                 return option
-        return find_end(self.distribution, end)
+        return find_end(self.distribution, end)  # also for a group that has no such option
 
 
 @dataclass(frozen=True)
@@ -352,13 +352,13 @@ class Space:
 
     def branches(self) -> Iterator[SpaceBranch]:
         """Yields each branch, from the root on."""
+        groups = [node for node in self.nodes if isinstance(node, Group)]
         yield SpaceBranch({}, tuple(node for node in self.nodes if not isinstance(node, Group)))
-        for node in self.nodes:
-            if isinstance(node, Group):
-                for option, opened in node.options.items():
-                    for inner in Space(opened).branches():
-                        choices = {node.config_group: option, **inner.choices}
-                        yield SpaceBranch(choices, inner.nodes)
+        for group in groups:
+            for option, opened in group.options.items():
+                for inner in Space(opened).branches():
+                    choices = {group.config_group: option, **inner.choices}
+                    yield SpaceBranch(choices, inner.nodes)
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
@@ -481,14 +481,15 @@ def find_middle(distribution: Distribution) -> Any:
             middle = (low + high) / 2
             if log:
                 middle = math.sqrt(low) * math.sqrt(high)
-            return low + round((middle - low) / step) * step
+            steps = round((middle - low) / step)
+            return low + steps * step
         case FloatDistribution(low=low, high=high, log=log, step=step):
             if step is not None:
                 return nth_value(distribution, int(count_values(distribution)) // 2)
             middle = low / 2 + high / 2  # their sum could be beyond all floats
             if log:
                 middle = math.sqrt(low) * math.sqrt(high)
-            rounded_middle = float(f"{middle:.4g}")
+            rounded_middle = float(f"{middle:.4g}")  # easy to read, such as 0.003162
             return min(max(low, rounded_middle), high)
 
 
@@ -572,7 +573,7 @@ def _find_range_misfit(
     if not step:
         return None
     steps = (value - low) / step
-    if abs(steps - round(steps)) < 1e-8:
+    if abs(steps - round(steps)) < 1e-8:  # an integer, but for the rounding of floats
         return None
     return f"is not one of {low:.15g}, {low + step:.15g}, … {high:.15g}"
 

@@ -113,8 +113,9 @@ class TensorBatches:
         return map(self._make_step, torch.split(examples, job.batch_size * job.accumulate))
 
     def _make_step(self, indices: Tensor) -> OptimizerStep:
+        """Returns the step that trains on the examples at indices."""
         batches: Iterable[Batch]
-        if self._job.accumulate == 1:
+        if self._job.accumulate == 1:  # the usual case, which takes no split
             batches = (Batch(self.load_batch(indices), len(indices)),)
         else:
             batches = self._split_batches(indices, self._job.batch_size)
@@ -170,12 +171,11 @@ class ExampleBatches:
         """Yields the steps of an epoch; each batch is loaded when it is taken."""
         contents = self._loader.load(requests)
         for first in range(0, len(requests), self._job.accumulate):
-            sizes = []
-            for request in requests[first : first + self._job.accumulate]:
-                sizes.append(len(request.indices))
+            requests_of_step = requests[first : first + self._job.accumulate]
+            sizes = [len(request.indices) for request in requests_of_step]
             batches = (Batch(next(contents), size) for size in sizes)
             yield OptimizerStep(sum(sizes), batches)
-        # Only the call that finds no further batch frees the processes for the evaluation.
+        # The processes are free for the evaluation only after a call that finds no further batch.
         next(contents, None)
 
     def load_batches(self, indices: Tensor) -> Iterator[Batch]:
@@ -226,6 +226,7 @@ class Loader:
     """
 
     def __init__(self, examples: Examples) -> None:
+        # By `is_training` of a request.
         self._views = {True: examples.training, False: examples.evaluation}
         self._loading = examples.loading
         self._device = examples.device
@@ -253,7 +254,7 @@ class Loader:
                     batch = next(self._iterator, None)
                 if batch is None:
                     return
-                if isinstance(batch, DataError):
+                if isinstance(batch, DataError):  # which `RequestedBatches` returns
                     raise batch
                 yield self._to_device(batch)
         except BaseException:
@@ -277,8 +278,8 @@ class Loader:
         self._loader = None
         if iterator is not None:
             with deferring_signals():
-                # PyTorch would do it when the iterator is collected, and an exception that is kept
-                # would keep the iterator.
+                # PyTorch ends them when the iterator is collected as garbage. That may be late: an
+                # exception that is kept refers to the iterator.
                 iterator._shutdown_workers()
 
     def _start(self, requests: Sequence[Request]) -> None:
@@ -287,9 +288,9 @@ class Loader:
         with contextlib.ExitStack() as stack:
             # An exception between two forks would leave processes that never end.
             stack.enter_context(deferring_signals())
-            # multiprocessing puts sockets into a folder, over which processes send batches. Each
-            # process would make its own, and fail to remove it at its end if one of its threads
-            # makes a socket at that moment. This process makes one that all of them use.
+            # multiprocessing puts the sockets over which processes send batches into a folder. Each
+            # process would make its own folder, and fail to remove it at its end if one of its
+            # threads makes a socket at that moment. This process makes one that all of them use.
             get_temp_dir()
             # Where processes are spawned, and not forked, each imports the module of the Dataset,
             # which may read the command line: its own arguments are those of this process.
@@ -351,7 +352,7 @@ def _child_signals_unhandled() -> Iterator[None]:
     PyTorch's handler would raise the death of a process in whatever the main thread does at that
     moment, such as a transaction. Without it `next` finds out within 5 s.
     """
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD)  # None for one of C code, which cannot be restored
     yield
     is_main_thread = threading.current_thread() is threading.main_thread()
     if is_main_thread and handler is not None:  # only the main thread may set one
@@ -377,7 +378,7 @@ def _return_unchanged(batch: BatchContent) -> BatchContent:
 
 
 def _prepare_process(parent: int, worker: int) -> None:
-    """Prepares a process that loads: it ends with its parent, and only that handles signals.
+    """Prepares a process that loads: it ends with its parent, and leaves signals to it.
 
     Args:
         parent: its process id.
@@ -425,15 +426,19 @@ def find_input_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
         if reason is None:
             return dtype
         reasons.append(f"as {str(dtype).removeprefix('torch.')}: {reason}")
-    greatest, least = split.inputs[split.extremes]
-    span = "none"
-    if least.numel():
-        span = f"from {int(least.min())} to {int(greatest.max())}"
     raise DataError(
-        f"the inputs are {split.kind} {span}, and the network takes them neither "
+        f"the inputs are {split.kind} {_describe_range(split)}, and the network takes them neither "
         f"{' nor '.join(reasons)}; return floats from load, or begin the network with an "
         "nn.Embedding that has a place for each"
     )
+
+
+def _describe_range(split: Split) -> str:
+    """Describes the least and the greatest integer of all inputs: "from 0 to 255"."""
+    example_with_greatest, example_with_least = split.inputs[split.extremes]
+    if not example_with_least.numel():
+        return "none"
+    return f"from {int(example_with_least.min())} to {int(example_with_greatest.max())}"
 
 
 def default_input_dtype(split: Split) -> torch.dtype:
@@ -452,7 +457,8 @@ def _find_refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str |
         device = weight.device
     inputs = torch.zeros(2, *split.shape, dtype=dtype, device=device)
     if not dtype.is_floating_point:
-        # An embedding takes only numbers that it has a place for, so the extremes are tried.
+        # An embedding takes only numbers that it has a place for, so that the two examples with the
+        # greatest and the least number are tried.
         inputs += split.inputs[split.extremes].to(inputs)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

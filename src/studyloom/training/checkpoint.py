@@ -26,7 +26,7 @@ State = dict[str, Any]
 
 # Plain values of a state, which also holds tensors, mappings, lists, tuples and sets.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-# In earlier ones `weights_only` can be tricked into executing code, CVE-2026-24747.
+# In earlier versions `weights_only` can be tricked into executing code, CVE-2026-24747.
 SAFE = torch.__version__ >= "2.10"
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,10 @@ class Checkpoint:
             try:
                 os.link(self.path, old)
             except OSError:
-                # Without hard links there is only the previous file for a moment.
+                # The disk has no second names. For a moment there is only the previous file.
                 os.replace(self.path, self.previous)
         os.replace(new, self.path)
-        with suppress(FileNotFoundError):  # nothing has the second name
+        with suppress(FileNotFoundError):  # there was no current file, or no second name for it
             os.replace(old, self.previous)
         sync_folder(self.path.parent)
 
@@ -111,16 +111,16 @@ class Checkpoint:
                 problem = f"cannot be read: {error.strerror}"
             except ValueError as error:
                 problem = str(error)
-            fallback = "the start"
+            next_try = "the start"
             if path == self.path and os.path.exists(self.previous):
-                fallback = "the one before"
-            log.warning("checkpoint %s %s; resuming from %s", path, problem, fallback)
+                next_try = "the one before"
+            log.warning("checkpoint %s %s; resuming from %s", path, problem, next_try)
         return None
 
     def is_of_another_training(self) -> bool:
         """Returns whether the newest file can be read and belongs to another training."""
         try:
-            payload = self.path.read_bytes().partition(b"\n")[2]
+            _, _, payload = self.path.read_bytes().partition(b"\n")
             content = _unpack(io.BytesIO(payload))
         except Exception:  # it does not exist, or is damaged
             return False
@@ -202,7 +202,8 @@ def _rebuild(value: object, convert: Callable[[object, str], object], where: str
     """
     if isinstance(value, Mapping):
         return _rebuild_mapping(value, convert, where)
-    # An instance of a subclass, such as a named tuple, cannot be rebuilt from its items in general.
+    # An instance of a subclass, such as a named tuple, cannot be rebuilt from its items in general:
+    # it is converted as one value.
     if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
         return type(value)(_rebuild(item, convert, where) for item in value)
     return convert(value, where)

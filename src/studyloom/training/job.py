@@ -80,11 +80,12 @@ class Job:
                 "data.validation must leave at least one example to validate on; "
                 f"got none, and {available} to train on"
             )
-        drawn = self.drawn_samples
         self._require("epochs", self.epochs >= 1, "at least 1")
-        training_set = f"from 1 to {available}, the size of the training set"
-        self._require("samples_per_epoch", 1 <= drawn <= available, training_set)
-        self._require("batch_size", 1 <= self.batch_size <= drawn, f"from 1 to {drawn}, an epoch's")
+        drawn = self.drawn_samples
+        up_to_training_set = f"from 1 to {available}, the size of the training set"
+        self._require("samples_per_epoch", 1 <= drawn <= available, up_to_training_set)
+        up_to_epoch = f"from 1 to {drawn}, an epoch's"
+        self._require("batch_size", 1 <= self.batch_size <= drawn, up_to_epoch)
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)")
         if self.clip is not None:
@@ -101,7 +102,11 @@ class Job:
             self._require("until", in_range, f"from 1 to {self.epochs}, or null (all)")
 
     def _require(self, key: str, is_satisfied: bool, requirement: str) -> None:
-        """Raises ValueError if a value of the section `train` does not satisfy a requirement."""
+        """Raises ValueError for a value of the section `train`, unless it is as required.
+
+        Args:
+            requirement: the end of "train.KEY must be …".
+        """
         if not is_satisfied:
             value = getattr(self, key)
             raise ValueError(f"train.{key} must be {requirement}; got {value!r}")
@@ -117,7 +122,8 @@ class Job:
     def samples(self) -> int:
         """The number of examples that an epoch trains on."""
         if self.drop_last:
-            return self.drawn_samples // self.batch_size * self.batch_size
+            whole_batches = self.drawn_samples // self.batch_size
+            return whole_batches * self.batch_size
         return self.drawn_samples
 
     @property

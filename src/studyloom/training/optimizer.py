@@ -285,24 +285,28 @@ class TorchSchedule:
                 f"scheduler.schedulers: interval must be {interval}, as that of the "
                 f"scheduler that steps them, or be left out; got {self.interval}"
             )
+        settings = self._fill_in(length, metric) | deepcopy(self.settings)
+        if "schedulers" in settings:
+            inner_schedules: list[TorchSchedule] = settings["schedulers"]
+            schedulers = []
+            for inner in inner_schedules:
+                schedulers.append(inner._make(optimizer, interval, length, metric))
+            settings["schedulers"] = schedulers
+        return self.kind(optimizer=optimizer, **settings)
+
+    def _fill_in(self, length: int, metric: Metric) -> Settings:
+        """Returns the arguments that are filled in, of those that the scheduler has."""
         defaults: Settings = {"total_steps": length, "T_max": length}
         if "epochs" in self.settings:  # of OneCycleLR, which then computes its steps from them
             del defaults["total_steps"]
         if self.steps_on_value:
             defaults["mode"] = self._find_mode(metric)
         accepted = inspect.signature(self.kind).parameters
-        settings = {name: value for name, value in defaults.items() if name in accepted}
-        settings |= deepcopy(self.settings)
-        if "schedulers" in settings:
-            inner_schedules: list[TorchSchedule] = settings["schedulers"]
-            settings["schedulers"] = [
-                inner._make(optimizer, interval, length, metric) for inner in inner_schedules
-            ]
-        return self.kind(optimizer=optimizer, **settings)
+        return {name: value for name, value in defaults.items() if name in accepted}
 
     def _find_mode(self, metric: Metric) -> str:
         """Returns min or max for ReduceLROnPlateau; ValueError if the settings say otherwise."""
-        mode = metric.direction[:3]
+        mode = metric.direction[:3]  # of maximize or minimize
         if self.settings.get("mode", mode) != mode:
             better = "less"
             if metric.sign > 0:
@@ -364,7 +368,8 @@ class Rates:
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert isinstance(self._schedule, TorchSchedule)
             if self._schedule.recorded:
-                value = self._schedule.recorded[self._scheduler.last_epoch]
+                steps_so_far = self._scheduler.last_epoch  # one after each earlier epoch
+                value = self._schedule.recorded[steps_so_far]
             self._scheduler.step(value)
         elif not self._steps_with_optimizer:
             self._step_scheduler()
@@ -404,12 +409,16 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def _find_problem(schedule: Callable[[float], Any]) -> str | None:
-    """Returns what is wrong with a function's factor for progress 0; None if nothing is."""
+    """Returns what is wrong with a function's factor for progress 0; None if nothing is.
+
+    Raises:
+        ValueError: as the function raises; it says what is wrong.
+    """
     try:
         factor = schedule(0.0)
         if hasattr(factor, "__float__") and 0 <= float(factor) < math.inf:
             return None
-    except ValueError:  # which says what is wrong
+    except ValueError:
         raise
     except Exception as error:
         return name_error(error)

@@ -30,18 +30,22 @@ def make_host_state(seed: int) -> RandomState:
 
 
 def _pack_host_state(python_state: tuple[Any, ...], numpy_state: Any) -> RandomState:
-    """Returns both states as one dict; NumPy's array of keys becomes a tensor."""
+    """Returns both states as one dict; NumPy's array of keys becomes a tensor.
+
+    The keys are integers of 32 bits without a sign, which PyTorch hardly supports; they get 64.
+    """
     kind, keys, *position = numpy_state
-    keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return {"python": python_state, "numpy": (kind, keys, *position)}
+    tensor = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    return {"python": python_state, "numpy": (kind, tensor, *position)}
 
 
 def set_host_state(state: RandomState) -> None:
     """Sets Python's and NumPy's global generators to a state."""
-    version, python_keys, gauss = state["python"]
-    random.setstate((version, tuple(python_keys), gauss))
-    kind, numpy_keys, *position = state["numpy"]
-    np.random.set_state((kind, numpy_keys.numpy().astype(np.uint32), *position))
+    version, python_keys, next_normal = state["python"]
+    random.setstate((version, tuple(python_keys), next_normal))
+    kind, tensor, *position = state["numpy"]
+    numpy_keys = tensor.numpy().astype(np.uint32)
+    np.random.set_state((kind, numpy_keys, *position))
 
 
 def get_random_state() -> RandomState:

@@ -35,7 +35,7 @@ from studyloom.errors import TRAIN_IT_YOURSELF
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = tuple(DTYPES)
 
-WORTHWHILE = 50e6  # operations of a batch's forward pass from which on it gets all threads
+WORTHWHILE = 50e6  # operations of a batch's forward pass from which on a step gets all threads
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CustomStep = Callable[..., Any]
@@ -127,7 +127,8 @@ class Steps:
         if loss.ndim:
             _refuse_loss(loss, "train.evaluate", self._evaluate)
         for name, tensor in (("outputs", outputs), ("targets", targets)):
-            if not tensor.ndim or len(tensor) != count:
+            has_one_for_each = tensor.ndim > 0 and len(tensor) == count
+            if not has_one_for_each:
                 raise ValueError(
                     f"train.evaluate must return {name} of each example; "
                     f"{function_name(self._evaluate)} returned {_describe(tensor)} for "
@@ -208,10 +209,11 @@ def choose_threads(
     is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
     if available == 1 or not is_on_cpu:
         return available
-    # A forward pass takes at least two operations for each weight. A network that is large by that
-    # measure is not copied to count its operations. The size of lazy weights is not yet known.
+    # An example takes at least two operations for each weight. A network that is large by that
+    # measure need not be copied to count its operations. The size of lazy weights is not yet known.
     weight_count = sum(weight.numel() for weight in weights if not is_lazy(weight))
-    if 2 * batch_size * weight_count >= WORTHWHILE:
+    fewest_operations = 2 * weight_count
+    if batch_size * fewest_operations >= WORTHWHILE:
         return available
     try:
         with torch.random.fork_rng(devices=[]):
@@ -224,37 +226,49 @@ def choose_threads(
 
 
 def count_operations(network: nn.Module, batch: BatchContent) -> int:
-    """Counts the multiplications and additions of a forward pass, nearly; adds hooks.
+    """Returns about how many multiplications and additions a forward pass takes.
 
-    A module multiplies each of its weights with one number of the inputs for each position of its
-    output, such as a pixel or a token. Biases and activations are not counted. PyTorch's own
-    FlopCounterMode imports the compiler, which takes longer than a small trial.
+    The modules of the network keep the hooks that count them. PyTorch's own FlopCounterMode imports
+    the compiler, which takes longer than a small trial.
     """
     total = 0
 
     def count_module(module: nn.Module, inputs: object, result: object) -> None:
         nonlocal total
-        output = result
-        if isinstance(result, tuple):
-            output = result[0]
-        if not isinstance(output, Tensor):
-            return
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # which looks its weights up
-            return
-        weight_count = 0
-        for parameter in module.parameters(recurse=False):
-            if parameter.dim() > 1:
-                weight_count += parameter.numel()
-        channels = output.shape[-1]
-        if isinstance(module, _ConvNd):
-            channels = output.shape[1]
-        positions = output.numel() // channels
-        total += 2 * weight_count * positions
+        total += _count_operations_of_module(module, result)
 
     for module in network.modules():
         module.register_forward_hook(count_module)
     apply_network(network, batch)
     return total
+
+
+def _count_operations_of_module(module: nn.Module, result: object) -> int:
+    """Returns the operations that a module's own weights took, without those of modules in it.
+
+    For each position of its output, such as a pixel or a token, a module multiplies each of its
+    weights with a number of the inputs, and adds up the products. Biases and activations are not
+    counted.
+
+    Args:
+        result: of the module's forward pass: its output, or a tuple that begins with it.
+    """
+    output = result
+    if isinstance(result, tuple):
+        output = result[0]
+    if not isinstance(output, Tensor):
+        return 0
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # which only looks its weights up
+        return 0
+    weight_count = 0
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() > 1:  # not a bias
+            weight_count += parameter.numel()
+    channels = output.shape[-1]
+    if isinstance(module, _ConvNd):
+        channels = output.shape[1]
+    positions = output.numel() // channels
+    return 2 * weight_count * positions
 
 
 def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]:
@@ -263,24 +277,27 @@ def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]
     A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
     that are a mapping, list or tuple are several arguments too.
     """
-    is_sequence = isinstance(batch, tuple | list)
-    if not is_sequence or len(batch) < 2:
-        description = f"a {type(batch).__name__}"
-        if is_sequence:
-            description = f"{len(batch)}"
-        raise ValueError(
-            "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
-            f"got {description}; compute its loss in a custom step, train.step and train.evaluate, "
-            f"{TRAIN_IT_YOURSELF}"
-        )
-    *inputs, targets = batch
-    if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
-        inputs = inputs[0]
-    outputs = select_logits(call_network(network, inputs))
+    if not isinstance(batch, tuple | list):
+        raise _batch_error(f"a {type(batch).__name__}")
+    if len(batch) < 2:
+        raise _batch_error(f"{len(batch)}")
+    *arguments, targets = batch
+    if len(arguments) == 1 and type(arguments[0]) in (list, tuple):
+        arguments = arguments[0]
+    outputs = select_logits(call_network(network, arguments))
     if isinstance(targets, Tensor) and targets.dtype == torch.float64:
         # Python's numbers become float64, and a loss of float64 would not fit the network.
         targets = targets.to(outputs.dtype)
     return outputs, targets
+
+
+def _batch_error(description: str) -> ValueError:
+    """Returns the error for a batch that is not inputs and targets, but what is described."""
+    return ValueError(
+        "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
+        f"got {description}; compute its loss in a custom step, train.step and train.evaluate, "
+        f"{TRAIN_IT_YOURSELF}"
+    )
 
 
 def call_network(network: nn.Module, inputs: Sequence[Any]) -> Any:
@@ -299,29 +316,32 @@ def select_logits(outputs: Any) -> Any:
 
 def bind_loss(function: CustomStep, loss: Loss) -> CustomStep:
     """Binds a loss to a custom step that has an unbound parameter `loss`."""
+    # A Module is called as (*args, **kwargs). The parameters are those of its forward.
+    called: CustomStep = function
+    if isinstance(function, nn.Module):
+        called = function.forward
     try:
-        # A Module is called as (*args, **kwargs), which it passes on to its forward.
-        called: CustomStep = function
-        if isinstance(function, nn.Module):
-            called = function.forward
         parameters = inspect.signature(called).parameters
     except ValueError:  # a function written in C has no signature
         return function
-    if "loss" not in parameters:
-        return function
-    if isinstance(function, functools.partial) and "loss" in function.keywords:
+    is_bound = isinstance(function, functools.partial) and "loss" in function.keywords
+    if is_bound or "loss" not in parameters:
         return function
     return functools.partial(function, loss=loss)
 
 
 @functools.cache
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ValueError if a device cannot compute in a precision; tries a tiny layer."""
+    """Raises ValueError if a device cannot compute in a precision.
+
+    Only fp16 is tried, by a forward and a backward pass of a tiny layer.
+    """
     if precision != "fp16":
         return
     try:
         with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("error", UserWarning)  # PyTorch only warns, and leaves it off
+            # On a device without fp16 autocast only warns, and does nothing.
+            warnings.simplefilter("error", UserWarning)
             weight = torch.ones(2, 2, device=device, requires_grad=True)
             with autocast(device, precision):
                 outputs = nn.functional.linear(torch.ones(2, 2, device=device), weight)

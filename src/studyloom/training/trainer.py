@@ -28,6 +28,7 @@ from studyloom.training.optimizer import Rates, find_step, make_optimizer
 from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
 from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import (
+    Loss,
     Steps,
     call_network,
     choose_threads,
@@ -40,10 +41,10 @@ JobRandomState = list[Any]
 
 
 def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) -> None:
-    """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
+    """Calls the method `adapt(inputs, targets)` of modules that have one, with the training set.
 
-    Such a module computes something of the data and keeps it in buffers, such as means for
-    standardizing or class weights; so it is in checkpoints and in winner.pt. It sees no example of
+    Such a module computes something of the data, such as means for standardizing or class weights.
+    It keeps that in buffers, which are saved in checkpoints and in winner.pt. It sees no example of
     the validation or test set.
 
     Args:
@@ -62,6 +63,16 @@ def _find_adapting_modules(part: object) -> list[nn.Module]:
         return []
     # A layer that a user has named `adapt` is an attribute too, and no routine.
     return [module for module in part.modules() if isroutine(getattr(module, "adapt", None))]
+
+
+def _copy_adapting_loss(loss: Loss) -> Loss:
+    """Returns a loss; if it adapts to data, a copy of it.
+
+    Jobs may share one loss, and each job adapts it to its own training set.
+    """
+    if _find_adapting_modules(loss):
+        return deepcopy(loss)
+    return loss
 
 
 class Average:
@@ -83,6 +94,7 @@ class Average:
     def update(self, step: int) -> None:
         """Adds the network's weights after a step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        # For all tensors in one call: average += (1 - decay)·(weights - average).
         torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
     @torch.no_grad()
@@ -130,20 +142,16 @@ class JobRun:
         self.best: BestEpoch | None = None
         self.generators = _find_generators(self.device)
         self.random: JobRandomState = _seed_states(self.generators, job.seed)
+
         with self.exchange_random_state():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
         self.batches.fit(self.model)
-        self.loss = job.loss
-        if _find_adapting_modules(job.loss):
-            # Jobs may share one loss, and each job adapts it to its own training set.
-            self.loss = deepcopy(job.loss)
+        self.loss = _copy_adapting_loss(job.loss)
         adapt_to_data(self.model, self.loss, split, self.batches.train)
-        with self.exchange_random_state():
-            for part in (self.model, self.loss, job.step, job.evaluate):
-                if isinstance(part, nn.Module):
-                    part.to(self.device)
+        self._move_to_device((self.model, self.loss, job.step, job.evaluate))
         self.steps = Steps(self.loss, self.device, job.precision, job.step, job.evaluate)
+
         self.steps_per_epoch = math.ceil(job.samples / (job.batch_size * job.accumulate))
         self.total_steps = job.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(job.optimizer, self.model, job.groups)
@@ -155,12 +163,23 @@ class JobRun:
         self.weights: list[Tensor] = []
         for group in self.optimizer.param_groups:
             self.weights += group["params"]
+
         self.scaler: torch.amp.GradScaler | None = None
         if job.precision == "fp16":
             self.scaler = torch.amp.GradScaler(self.device.type)
         self.average: Average | None = None
         if job.ema is not None:
             self.average = Average(self.model, job.ema)
+
+    def _move_to_device(self, parts: Sequence[object]) -> None:
+        """Moves those parts of the job that are modules to its device.
+
+        A custom module may draw random numbers when it is moved, which are the job's too.
+        """
+        with self.exchange_random_state():
+            for part in parts:
+                if isinstance(part, nn.Module):
+                    part.to(self.device)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -186,7 +205,7 @@ class JobRun:
         return weights
 
     def signature(self) -> State:
-        """Returns the plain values of the job, so that an error can say what differs."""
+        """Returns plain values by which a state of another job is recognized, by their names."""
         signature: State = {}
         for name, value in vars(self.job).items():
             if isinstance(value, (int, float, str)):
@@ -226,13 +245,7 @@ class JobRun:
         The state of another job raises one of several exceptions, and leaves a job that is half
         restored and cannot be used.
         """
-        signature = self.signature()
-        saved_signature = state["signature"]
-        for name in sorted({*signature, *saved_signature}):
-            value = signature.get(name)
-            saved_value = saved_signature.get(name)
-            if saved_value != value:
-                raise ValueError(f"{name} is {saved_value} in the state, {value} here")
+        self._check_signature(state["signature"])
         load_state(self.model, state["model"])
         # A copy, since the optimizer would train the state's own tensors.
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
@@ -250,6 +263,15 @@ class JobRun:
         # An earlier version saved only PyTorch's states, which come first.
         saved_random = deepcopy(state["random"])
         self.random[: len(saved_random)] = saved_random
+
+    def _check_signature(self, saved_signature: State) -> None:
+        """Raises ValueError if a state is of a job with another value."""
+        signature = self.signature()
+        for name in sorted({*signature, *saved_signature}):
+            value = signature.get(name)
+            saved_value = saved_signature.get(name)
+            if saved_value != value:
+                raise ValueError(f"{name} is {saved_value} in the state, {value} here")
 
     @contextlib.contextmanager
     def exchange_random_state(self) -> Iterator[None]:
@@ -304,7 +326,7 @@ class JobRun:
         """Makes the epoch that has ended the best one if its value is better than all before."""
         sign = self.job.metric.sign
         is_best = self.best is None or sign * value > sign * self.best.value
-        if not is_best:  # a value that is NaN is never the best
+        if not is_best:  # nor is NaN after another value: it is not larger than any number
             return
         weights = None
         if self.job.weights == "best":
@@ -339,13 +361,12 @@ class JobRun:
         losses = []
         for batch in step.batches:
             loss = self.steps.train(self.model, batch.content)
-            share = loss
+            part_of_mean = loss  # of the mean over the whole step
             if batch.size != step.size:
-                # The gradients of the batches add up to that of the mean over the whole step.
-                share = loss * (batch.size / step.size)
+                part_of_mean = loss * (batch.size / step.size)
             if self.scaler is not None:
-                share = self.scaler.scale(share)
-            share.backward()  # type: ignore[no-untyped-call]
+                part_of_mean = self.scaler.scale(part_of_mean)
+            part_of_mean.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() * batch.size)
         return reduce(torch.add, losses)
 
@@ -474,23 +495,22 @@ def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
     Args:
         size: how many examples a call has; None for all.
     """
-    names: list[str] | None = None
-    tensors: Sequence[Tensor]
-    if isinstance(inputs, Tensor):
-        tensors = [inputs]
-    elif isinstance(inputs, Mapping):
+    if isinstance(inputs, Mapping):
         names = [*inputs]
-        tensors = [*inputs.values()]
+        for tensors in _split_tensors([*inputs.values()], size):
+            yield [dict(zip(names, tensors, strict=True))]
+    elif isinstance(inputs, Tensor):
+        yield from _split_tensors([inputs], size)
     else:
-        tensors = [*inputs]
-    calls: Iterable[Sequence[Tensor]] = [tensors]
-    if size:
-        calls = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
-    for arguments in calls:
-        if names is None:
-            yield arguments
-        else:
-            yield [dict(zip(names, arguments, strict=True))]
+        yield from _split_tensors([*inputs], size)
+
+
+def _split_tensors(tensors: Sequence[Tensor], size: int | None) -> Iterable[Sequence[Tensor]]:
+    """Returns for each call the part of every tensor: at most `size` examples, or all of them."""
+    if not size:
+        return [tensors]
+    parts_of_each = [torch.split(tensor, size) for tensor in tensors]
+    return zip(*parts_of_each, strict=True)
 
 
 def _select_output(outputs: Any, name: str | int | None) -> Tensor:
@@ -500,26 +520,36 @@ def _select_output(outputs: Any, name: str | int | None) -> Tensor:
     name the first output is selected at every depth, and a name selects at the outermost.
     """
     if name is None:
-        outputs = select_logits(outputs)
-    while isinstance(outputs, tuple | list | Mapping):
-        if isinstance(outputs, Mapping):
-            outputs_by_name = dict(outputs)
-        else:
-            outputs_by_name = dict(enumerate(outputs))
-        if name is None:
-            name = next(iter(outputs_by_name))
-        elif name not in outputs_by_name:
-            raise ValueError(
-                f"output={name!r}: the outputs are {', '.join(map(str, outputs_by_name))}"
-            )
-        outputs = outputs_by_name[name]
-        name = None
-    if name is not None:
-        raise ValueError(f"output={name!r}: the network gives one output, which has no name")
-    result: Tensor = outputs
+        selected = select_logits(outputs)
+    else:
+        selected = _find_output(outputs, name)
+    while isinstance(selected, tuple | list | Mapping):
+        outputs_by_name = _name_outputs(selected)
+        first_name = next(iter(outputs_by_name))
+        selected = outputs_by_name[first_name]
+    result: Tensor = selected
     if result.dtype == torch.float64:
         return result
     return result.float()
+
+
+def _find_output(outputs: object, name: str | int) -> object:
+    """Returns the output of a name or position; raises ValueError if the network has no such."""
+    if not isinstance(outputs, tuple | list | Mapping):
+        raise ValueError(f"output={name!r}: the network gives one output, which has no name")
+    outputs_by_name = _name_outputs(outputs)
+    if name not in outputs_by_name:
+        raise ValueError(f"output={name!r}: the outputs are {', '.join(map(str, outputs_by_name))}")
+    return outputs_by_name[name]
+
+
+def _name_outputs(
+    outputs: Sequence[object] | Mapping[object, object],
+) -> dict[object, object]:
+    """Returns several outputs by their names, or by their positions if they have no names."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    return dict(enumerate(outputs))
 
 
 def _return_no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -589,13 +619,9 @@ class Training:
         # False while an epoch runs, and after an exception in it: the jobs have then no state that
         # a training could resume from.
         self._is_between_epochs = True
-        self.threads = threads or torch.get_num_threads()
-        if threads is None and split.in_memory:  # to load an example may take processes
-            run = self._runs[0]
-            first_example = torch.zeros(1, dtype=torch.int64)
-            self.threads = choose_threads(
-                run.model, lambda: run.batches.load_batch(first_example), jobs[0].batch_size
-            )
+        if threads is None:
+            threads = self._choose_threads()
+        self.threads = threads
 
     @property
     def epochs(self) -> int:
@@ -603,6 +629,18 @@ class Training:
         if self.has_ended:
             return len(self.history)
         return self._jobs[0].last_epoch
+
+    def _choose_threads(self) -> int:
+        """Returns how many threads the training uses, by the steps of its first job."""
+        if not self._split.in_memory:  # to load an example may take processes
+            return torch.get_num_threads()
+        run = self._runs[0]
+        first_example = torch.zeros(1, dtype=torch.int64)
+        return choose_threads(
+            run.model,
+            load_example=lambda: run.batches.load_batch(first_example),
+            batch_size=run.job.batch_size,
+        )
 
     def _make_runs(self) -> list[JobRun]:
         return [JobRun(job, self._split) for job in self._jobs]
@@ -632,7 +670,7 @@ class Training:
                         self.evaluation_seconds += run.evaluation_seconds
             self._check_losses(epochs)
             self.history.append(epochs)
-            # Another thread reads it, and then expects the epoch in the history.
+            # Set only now: another thread that reads it expects the last epoch in the history.
             self.has_ended = self._have_runs_ended()
             self._is_between_epochs = True
             yield epochs
@@ -659,11 +697,14 @@ class Training:
         return replace(selected, number=len(self.history) + 1, seconds=0.0)
 
     def select_epochs(self) -> list[Epoch]:
-        """Returns for each job the epoch so far whose value is that of the job."""
-        job_histories = zip(*self.history, strict=True)
+        """Returns for each job the epoch so far whose value is that of the job.
+
+        It is empty before the first epoch.
+        """
+        epochs_by_job = zip(*self.history, strict=True)
         selected = []
-        for job, job_history in zip(self._jobs, job_histories, strict=False):
-            selected.append(job.select_epoch(job_history))
+        for job, epochs in zip(self._jobs, epochs_by_job, strict=False):
+            selected.append(job.select_epoch(epochs))
         return selected
 
     def state(self) -> State:

@@ -4,7 +4,8 @@ The digest is that of the syntax tree without docstrings. Comments and formattin
 so that a formatter or a better comment does not change a study definition.
 
 A *target* is the dotted name of a function or class that a config names, such as `_target_`. Names
-that begin with `__main__.` are those of the notebook or script that runs the study.
+that begin with `__main__.` are those of the notebook or script that runs the study. A *part* of the
+code is one function or class.
 """
 
 import ast
@@ -19,7 +20,7 @@ import textwrap
 import traceback
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType
@@ -27,12 +28,12 @@ from typing import Any, NamedTuple
 
 from studyloom.errors import ConfigError, refuse
 from studyloom.user_code.importing import find_member, is_users_code
-from studyloom.user_code.pickled import MAIN, digests
+from studyloom.user_code.pickled import MAIN, received_digests
 
 CODE = "code."  # the beginning of the key of a digest; the module follows
 DIGITS = 16  # the length of a digest: long enough to distinguish sources, short enough to read
 DATA = "data "  # the beginning of the digest of an array, a tensor or a Dataset
-MOST = 1_000_000  # the most numbers of an array that its digest reads, evenly spaced
+MOST = 1_000_000  # an array of more numbers is sampled evenly, so that its digest stays fast
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -48,6 +49,19 @@ class FirstLook(NamedTuple):
 
     spec: ModuleSpec
     digest: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """A text that each process makes of the same code or plain data.
+
+    Attributes:
+        text: "" for a value without a form.
+        names_read: the globals that the code of the value reads.
+    """
+
+    text: str
+    names_read: tuple[str, ...] = ()
 
 
 _first_looks: dict[str, FirstLook] = {}  # by the name of the module
@@ -72,19 +86,34 @@ def compute_code_digests(sections: object) -> dict[str, str]:
     targets = dict.fromkeys(find_targets(sections))
     parts: list[Any] = []
     for target in targets:
-        parts += _find_parts(target)
+        parts += _import_parts(target)
     by_name: dict[str, str] = {}
     for part in parts:
         module = _digest_module(part)
         if module is not None:
             by_name[module.module] = module.digest
-    by_name |= _digest_module_data(parts, by_name)
-    if digests:  # this process is a worker of the program that has computed them
-        by_name |= digests
-    else:
-        for name, form in find_main_globals(targets).items():
-            if form:
-                by_name[MAIN + name] = _digest_form(form)
+    by_name |= _digest_module_data(parts, modules=by_name)
+    by_name |= _digest_main(targets)
+    _refuse_edited_modules(by_name)
+    return {f"{CODE}{name}": by_name[name] for name in sorted(by_name)}
+
+
+def _digest_main(targets: Iterable[str]) -> dict[str, str]:
+    """Returns the digests of what a notebook or script defines and targets use, by its name.
+
+    A worker has received them from that program, since it cannot read the source of a notebook.
+    """
+    if received_digests:
+        return received_digests
+    by_name = {}
+    for name, form in find_main_globals(targets).items():
+        if form:
+            by_name[MAIN + name] = _digest_form(form)
+    return by_name
+
+
+def _refuse_edited_modules(by_name: Mapping[str, str]) -> None:
+    """Raises ConfigError if the file of a module has changed since this process imported it."""
     errors = []
     for name in sorted(by_name):
         if _is_edited(name, by_name[name]):
@@ -94,14 +123,17 @@ def compute_code_digests(sections: object) -> dict[str, str]:
                 "the kernel), or use importlib.reload"
             )
     refuse(errors)
-    return {f"{CODE}{name}": by_name[name] for name in sorted(by_name)}
 
 
 def _is_edited(name: str, digest: str) -> bool:
     """Returns whether a module's source has changed since this process first looked at it.
 
     A module that was imported again, or reloaded, has another spec: it is looked at for the first
-    time. A definition of a notebook has no spec.
+    time.
+
+    Args:
+        name: of a module. A name of another kind, such as `__main__.Net`, is never edited.
+        digest: that of its present file.
     """
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__spec__") or module.__spec__ is None:
@@ -160,23 +192,27 @@ def find_targets(value: Any) -> Iterator[str]:
             yield from find_targets(inner)
 
 
-def _find_parts(target: str) -> Iterable[Any]:
-    """Returns the functions and classes of a target: itself, and the bases of a class."""
+def _import_parts(target: str) -> Iterable[Any]:
+    """Imports a target, and returns its parts; none if it cannot be imported."""
     try:
-        return _code_objects(find_member(target))
-    except Exception:  # `validate` reports targets that cannot be imported
+        return _find_parts(find_member(target))
+    except Exception:  # `validate` reports the target
         return ()
 
 
-def _code_objects(member: Any) -> Iterable[Any]:
-    """Returns the function of a member, or its class and the bases of that."""
-    while isinstance(member, functools.partial):
-        member = member.func
-    if inspect.isclass(member):
-        return inspect.getmro(member)
-    if not inspect.isroutine(member):
-        return inspect.getmro(type(member))
-    return (inspect.unwrap(member),)
+def _find_parts(value: object) -> Iterable[Any]:
+    """Returns the parts of the code that a value runs.
+
+    They are a class and its bases, a function without its decorators, or the class of an object and
+    its bases. A partial runs what its function runs.
+    """
+    while isinstance(value, functools.partial):
+        value = value.func
+    if inspect.isclass(value):
+        return inspect.getmro(value)
+    if inspect.isroutine(value):
+        return (inspect.unwrap(value),)
+    return inspect.getmro(type(value))
 
 
 def _digest_module(part: Any) -> ModuleDigest | None:
@@ -205,25 +241,28 @@ def find_main_globals(targets: Iterable[str]) -> dict[str, str]:
     cloudpickle sends these to workers together with the targets.
 
     Returns:
-        The form of each by its name; see `_describe_form`.
+        The text of each one's form by its name; see `Form`.
     """
     members = vars(sys.modules["__main__"])
-    names = []
+    unvisited = []
     for target in targets:
         if target.startswith(MAIN):
-            names.append(target.removeprefix(MAIN).partition(".")[0])
-    forms: dict[str, str] = {}
-    while names:
-        name = names.pop(0)
-        if name in members and name not in forms and not name.startswith("__"):
-            forms[name] = _describe_form(members[name], names)
-    return forms
+            unvisited.append(target.removeprefix(MAIN).partition(".")[0])
+    texts: dict[str, str] = {}
+    while unvisited:
+        name = unvisited.pop(0)
+        if name in members and name not in texts and not name.startswith("__"):
+            form = _describe_form(members[name])
+            texts[name] = form.text
+            unvisited += form.names_read
+    return texts
 
 
 def _digest_form(form: str) -> str:
-    """Returns the digest of a form; that of data is a digest already."""
+    """Returns the digest of a form's text; that of data is a digest already."""
     if form.startswith(DATA):
         return form
+    # As a value that is assigned: a string on its own would be a docstring, which does not count.
     return digest_source(f"_ = {form}".encode())
 
 
@@ -242,16 +281,17 @@ def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[s
     for part in parts:
         if hasattr(part, "__module__") and part.__module__ in modules:
             unsearched.append(part)
-    searched: set[int] = set()
+    searched_ids: set[int] = set()
     while unsearched:
         part = unsearched.pop()
-        if id(part) in searched:
+        if id(part) in searched_ids:
             continue
-        searched.add(id(part))
-        members = vars(sys.modules[part.__module__])
-        for code in _find_code([part, *vars(part).values()]):
-            for name in _names_read(code):
-                value = members.get(name)
+        searched_ids.add(id(part))
+        globals_of_module = vars(sys.modules[part.__module__])
+        methods = vars(part).values()
+        for code in _select_code([part, *methods]):
+            for name in _find_names_read(code):
+                value = globals_of_module.get(name)
                 data = data_digest(value)
                 if data is not None:
                     by_name[f"{part.__module__}.{name}"] = data
@@ -261,18 +301,18 @@ def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[s
     return by_name
 
 
-def _find_code(members: Iterable[Any]) -> list[CodeType]:
-    """Returns the code objects of the functions among some values."""
-    return [member.__code__ for member in members if hasattr(member, "__code__")]
+def _select_code(values: Iterable[object]) -> list[CodeType]:
+    """Returns the compiled code of the functions among some values."""
+    return [value.__code__ for value in values if hasattr(value, "__code__")]
 
 
 def data_digest(value: Any) -> str | None:
     """Returns a digest of an array, a tensor, or a Dataset of PyTorch that holds such.
 
-    It is None for anything else, and for the parameters of a network.
+    It is None for anything else, and for the parameters of a network. It imports neither NumPy nor
+    PyTorch: before the user's code has imported them, there are no such values.
     """
     torch = sys.modules.get("torch")
-    numpy = sys.modules.get("numpy")
     if torch is not None:
         data = torch.utils.data
         if isinstance(value, data.DataLoader):
@@ -280,74 +320,106 @@ def data_digest(value: Any) -> str | None:
         if isinstance(value, data.TensorDataset):
             return _join_digests([data_digest(tensor) for tensor in value.tensors])
         if isinstance(value, data.Subset):
-            indices = numpy.asarray(value.indices)  # type: ignore[union-attr]
-            return _join_digests([data_digest(indices), data_digest(value.dataset) or ""])
+            numpy = sys.modules["numpy"]  # Datasets with indices are not used without it
+            digest_of_indices = data_digest(numpy.asarray(value.indices))
+            # Of a Dataset that has no digest, at least the choice of its examples counts.
+            return _join_digests([digest_of_indices, data_digest(value.dataset) or ""])
         if isinstance(value, torch.Tensor):
             if value.requires_grad or value.layout != torch.strided or value.is_quantized:
                 return None
-            value = value.detach().cpu()
-            if value.dtype == torch.bfloat16:  # NumPy has no such type
-                value = value.float()
-            value = value.numpy()
+            numbers = value.detach().cpu()
+            if numbers.dtype == torch.bfloat16:  # NumPy has no such type
+                numbers = numbers.float()
+            return _digest_array(numbers.numpy())
+    return _digest_array(value)
+
+
+def _digest_array(value: Any) -> str | None:
+    """Returns the digest of an array of numbers; None for anything else."""
+    numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype.hasobject:
         return None
-    sample = value.reshape(-1)[:: max(1, value.size // MOST)]
+    stride = max(1, value.size // MOST)
+    sample = value.reshape(-1)[::stride]
     digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
     digest.update(numpy.ascontiguousarray(sample).view(numpy.uint8).data)
     return DATA + digest.hexdigest()[:DIGITS]
 
 
-def _join_digests(parts: Sequence[str | None]) -> str | None:
-    """Returns the digest of data in several parts; None if one part is no data."""
-    if None in parts:
+def _join_digests(digests: Sequence[str | None]) -> str | None:
+    """Returns the digest of data that have several; None if one of them is None.
+
+    One that is "" is left out.
+    """
+    if None in digests:
         return None
-    text = " ".join(filter(None, parts))
+    text = " ".join(filter(None, digests))
     return DATA + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _describe_form(value: Any, names: list[str]) -> str:
-    """Returns the form of a value: a text that each process makes of the same code or plain data.
-
-    An object has the form of its class, except for a dataclass, whose values count too. Data has
-    its digest; see `data_digest`. A value without a form has "".
-
-    Args:
-        names: a list, to which the globals that the code of the value reads are added.
-    """
+def _describe_form(value: object) -> Form:
+    """Returns the form of a value: its `repr`, a digest, or the forms of what it holds."""
     if value is None or isinstance(value, str | bytes | int | float | complex):
-        return repr(value)
+        return Form(repr(value))
     data = data_digest(value)
     if data is not None:
-        return data
+        return Form(data)
     if is_dataclass(value) and not isinstance(value, type):
-        value = [type(value), vars(value)]
+        return _describe_items([type(value), vars(value)])
     if isinstance(value, dict):
-        value = [*value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        forms = [_describe_form(inner, names) for inner in value]
-        if isinstance(value, set | frozenset):  # the order differs between processes
-            forms.sort()
-        return f"[{', '.join(forms)}]"
-    form = ""
-    for part in _code_objects(value):
+        return _describe_items(value.items())
+    if isinstance(value, list | tuple):
+        return _describe_items(value)
+    if isinstance(value, set | frozenset):
+        return _describe_items(value, is_set=True)
+    return _describe_code(value)
+
+
+def _describe_items(items: Iterable[object], *, is_set: bool = False) -> Form:
+    """Returns the form of a value that holds others.
+
+    Args:
+        is_set: whether the order of the items differs between processes, as that of a set does.
+    """
+    texts = []
+    names: list[str] = []
+    for item in items:
+        form = _describe_form(item)
+        texts.append(form.text)
+        names += form.names_read
+    if is_set:
+        texts.sort()
+    return Form(f"[{', '.join(texts)}]", tuple(names))
+
+
+def _describe_code(value: object) -> Form:
+    """Returns the form of a function, a class, or an object: the digests of its parts' sources.
+
+    Only parts that `__main__` defines count, since each module has its own digest. A function or
+    class of a module, or one whose source cannot be read, has its name. An object of such a class
+    has "".
+    """
+    text = ""
+    names: list[str] = []
+    for part in _find_parts(value):
         if part.__module__ == "__main__":
             with suppress(OSError, TypeError, SyntaxError):  # its source cannot be read
                 source = read_source(part)
-                names += _names_read(compile(source, "", "exec"))
-                form += digest_source(source.encode())
-    if not form and hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
-    return form
+                names += _find_names_read(compile(source, "", "exec"))
+                text += digest_source(source.encode())
+    if not text and hasattr(value, "__qualname__"):
+        text = str(value.__qualname__)
+    return Form(text, tuple(names))
 
 
-def _names_read(code: CodeType) -> Iterator[str]:
+def _find_names_read(code: CodeType) -> Iterator[str]:
     """Yields the names, except for local variables, that a code object and those within it read."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
             yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_read(constant)
+            yield from _find_names_read(constant)
 
 
 def read_source(part: Any) -> str:
@@ -361,18 +433,28 @@ def read_source(part: Any) -> str:
         return textwrap.dedent(inspect.getsource(part))
     except (OSError, TypeError):
         # Before Python 3.13 inspect looks for a class in its module's file, which a notebook lacks.
-        # The source of a cell is in `linecache`, under a name that is not that of a file. A class
-        # is looked for in the cells of its methods, and then in all others, the latest first.
-        names = [code.co_filename for code in _find_code(vars(part).values())]
-        for name in reversed(list(linecache.cache)):
-            if not Path(name).exists():
-                names.append(name)
-        for name in names:
-            text = "".join(linecache.getlines(name))
-            for node in ast.walk(ast.parse(text)):
-                if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-                    return ast.get_source_segment(text, node) or ""
-        raise
+        source = _find_class_in_cells(part)
+        if source is None:
+            raise
+        return source
+
+
+def _find_class_in_cells(part: type) -> str | None:
+    """Finds the source of a class among the cells of a notebook; None if no cell has it.
+
+    `linecache` holds the source of a cell under a name that is not that of a file. The class is
+    looked for in the cells of its methods, and then in all others, the latest first.
+    """
+    cells = [code.co_filename for code in _select_code(vars(part).values())]
+    for name in reversed(list(linecache.cache)):
+        if not Path(name).exists():
+            cells.append(name)
+    for cell in cells:
+        text = "".join(linecache.getlines(cell))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+                return ast.get_source_segment(text, node) or ""
+    return None
 
 
 def read_main_sources(sections: object) -> dict[str, str]:

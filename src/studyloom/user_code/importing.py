@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 # For each import in progress, the innermost last: whether it ends where a study would begin.
 _imports_until_study: list[bool] = []
 
+_seeds: list[int] = []  # the seed of each `seeding_imports` in progress, the innermost last
+
 
 @functools.cache
 def _library_folders() -> tuple[Path, ...]:
@@ -71,24 +73,21 @@ def seeding_imports(seed: int) -> Iterator[None]:
     generators continue in their former states.
 
     Args:
-        seed: the seed of the study.
+        seed: the seed of the study. A negative one, which is refused later, is taken as 0.
     """
-    finder = _SeedingFinder(max(0, seed))
-    # It comes before the finder that Python uses for files on `sys.path`.
+    seed = max(0, seed)
+    finder = _SeedingFinder(seed)
+    # Python tries the finders in their order. This one comes before that of files on `sys.path`.
+    position = len(sys.meta_path)
     if PathFinder in sys.meta_path:
         position = sys.meta_path.index(PathFinder)
-    else:
-        position = len(sys.meta_path)
     sys.meta_path.insert(position, finder)
-    _seeds.append(finder.seed)
+    _seeds.append(seed)
     try:
         yield
     finally:
         _seeds.pop()
         sys.meta_path.remove(finder)
-
-
-_seeds: list[int] = []  # the seed of each `seeding_imports` in progress, the innermost last
 
 
 @contextmanager
@@ -133,11 +132,13 @@ class _SeedingFinder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        own_position = sys.meta_path.index(self)
         spec = None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+        for finder in sys.meta_path[own_position + 1 :]:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 break
+        # A loader of another type, such as that of a compiled module, loads no source of the user.
         if spec is None or type(spec.loader) is not SourceFileLoader:
             return spec
         file = spec.loader.path
@@ -172,8 +173,8 @@ class _SeedingLoader(SourceFileLoader):
 class _TorchLoader(_SeedingLoader):
     """Loads PyTorch and seeds it.
 
-    A module of the user may be the first to import PyTorch. It is then seeded already, when there
-    is no generator of PyTorch yet.
+    A module of the user may be the first to import PyTorch. When `_seeded` was called for that
+    module, there was no generator of PyTorch yet that it could have seeded.
     """
 
     def exec_module(self, module: ModuleType) -> None:
@@ -220,16 +221,16 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
 def find_member(name: str) -> Any:
     """Imports the object of a dotted name.
 
-    If a submodule raises an error when it is imported, `resolve_name` says only that its package
-    lacks it. The submodule is then imported again, so that its error is seen.
-
     Raises:
         ConfigError: the module ends its process, or runs a study.
     """
-    with importing_module(name.rpartition(".")[0]):
+    module_name = name.rpartition(".")[0]
+    with importing_module(module_name):
         try:
             return resolve_name(name)
         except AttributeError as error:
+            # If a submodule raises an error when it is imported, `resolve_name` says only that its
+            # package lacks it. The submodule is imported again, so that its own error is seen.
             package = error.obj
             if isinstance(package, ModuleType) and hasattr(package, "__path__"):
                 submodule = f"{package.__name__}.{error.name}"
@@ -247,16 +248,17 @@ def end_import_at_study() -> None:
     Raises:
         ConfigError: the import is that of a module.
     """
+    if not _imports_until_study:
+        return
     if any(_imports_until_study):
         raise _StudyBegins
-    if _imports_until_study:
-        for frame_info in inspect.stack(0):
-            if frame_info.function == "<module>":  # the innermost module begins the study
-                name = frame_info.frame.f_globals["__name__"]
-                raise ConfigError(
-                    f"{name}: runs a study when it is imported, and each worker imports it; "
-                    f"{BELOW_GUARD}"
-                )
+    for frame_info in inspect.stack(0):
+        if frame_info.function == "<module>":  # the innermost module begins the study
+            name = frame_info.frame.f_globals["__name__"]
+            raise ConfigError(
+                f"{name}: runs a study when it is imported, and each worker imports it; "
+                f"{BELOW_GUARD}"
+            )
 
 
 class RecordedScript(NamedTuple):
@@ -303,8 +305,10 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
     """
     main = sys.modules["__main__"]
     paths = list(sys.path)
+    script = None
+    if is_trusted(run_dir):
+        script = read_recorded_script(run_dir)
     try:
-        script = read_recorded_script(run_dir) if is_trusted(run_dir) else None
         if script is not None:
             sys.modules["__main__"] = _import_script(script, folder)
         yield
@@ -315,15 +319,7 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
 
 def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
     """Imports a script, until it would run a study, under the name that multiprocessing uses."""
-    candidates = [recorded.path]
-    if folder is not None:
-        candidates.insert(0, folder / recorded.path.name)
-    existing = [path for path in candidates if path.is_file()]
-    if not existing:
-        raise ConfigError(
-            f"{recorded.path}: the script of the study is not there; add --code FOLDER"
-        )
-    path = existing[0]
+    path = _find_script(recorded, folder)
     if _digest_file(path) != recorded.digest:
         log.warning("%s has changed since the study ran: what it defines now is used", path)
     script = ModuleType(SCRIPT)
@@ -341,3 +337,14 @@ def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
         if hasattr(member, "__module__") and member.__module__ == SCRIPT:
             member.__module__ = "__main__"
     return script
+
+
+def _find_script(recorded: RecordedScript, folder: Path | None) -> Path:
+    """Returns the path of a script: in the folder to which it has moved, or else as recorded."""
+    paths = [recorded.path]
+    if folder is not None:
+        paths.insert(0, folder / recorded.path.name)
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ConfigError(f"{recorded.path}: the script of the study is not there; add --code FOLDER")

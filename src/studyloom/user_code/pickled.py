@@ -2,8 +2,12 @@
 
 A worker is another interpreter. It cannot import a class of a notebook, and has no Dataset that the
 notebook holds. The program pickles them into a file without a name, which its own children inherit.
-No other process can open the file, and it disappears with the last of its processes. A secret word
-at the beginning of the file shows a child that it has the right one.
+No other process can open the file, and it disappears with the last of its processes.
+
+A child learns from an environment variable under which number it has inherited the file, its
+*descriptor*. A program between the two processes may have closed the file, and opened another one
+under the number. So the file begins with a secret word, which the variable names too, and a child
+reads only a file with that word.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +30,41 @@ from studyloom.text import error_text
 from studyloom.user_code.importing import importing_module
 
 MAIN = "__main__."  # the prefix of the names of the calling program's definitions
-LIGHT = 2**28  # the most bytes of arrays that are passed although they are rarely needed
+LIGHT = 2**28  # the most bytes of arrays that are passed where they are hardly ever needed
 OWN = (MAIN, f"{__name__}.")  # the prefixes of all names that no other program knows
 
+
+@dataclass(frozen=True)
+class InheritedFile:
+    """The file of pickled objects that children inherit.
+
+    Attributes:
+        descriptor: its number in this process and in its children.
+        word: the secret word at its beginning.
+    """
+
+    descriptor: int
+    word: str
+
+
+@dataclass
+class Inheritance:
+    """The objects that a process which is started now gets from this one.
+
+    Attributes:
+        file: the file with the objects; None if it gets none.
+        is_complete: False if an object that the process may need could not be passed.
+    """
+
+    file: InheritedFile | None = None
+    is_complete: bool = True
+
+
 _objects: dict[str, Any] = {}  # the registered objects of the program, such as Datasets, by name
-_files: dict[int, str] = {}  # the secret word of the file that children inherit, by its descriptor
-_unpassable: list[str] = []  # the names of a config whose objects cannot be passed
-digests: dict[str, str] = {}  # in a worker: the digests of the program's definitions, by name
+_inheritance = Inheritance()
+
+# In a worker: the digests of the program's definitions, by name. Empty in the program itself.
+received_digests: dict[str, str] = {}
 
 
 def register_object(name: str, value: Any) -> dict[str, str]:
@@ -74,8 +107,9 @@ def passing_objects(
             passed.
         source_digests: the digests of the sources of the program's definitions.
         used_globals: the names of the globals of `__main__` that these definitions are or use.
-        needed: whether the body surely starts processes. If it may start one only because this
-            process loses its GPU, large objects are not passed, nor those that cannot be pickled.
+        needed: True: the body starts processes, which need every object. False: it starts one only
+            if this process loses its GPU. Then nothing is passed if an object cannot be pickled, or
+            if the arrays have more than LIGHT bytes, and `can_pass_objects` returns False.
 
     Raises:
         ConfigError: an object that is needed cannot be pickled.
@@ -83,30 +117,36 @@ def passing_objects(
     if not names:
         yield
         return
+    passed = PassedObjects(_select_definitions(names), _objects, dict(source_digests))
+    most_bytes = math.inf
+    if not needed:
+        most_bytes = LIGHT
+    with contextlib.ExitStack() as stack:
+        try:
+            content = _pickle(tuple(passed), most_bytes)
+            _inheritance.file = stack.enter_context(_inheritable_file(content))
+        except Exception:  # an object's own __reduce__ may raise anything
+            if needed:
+                main = vars(sys.modules["__main__"])
+                _refuse_unpicklable(_objects | {name: main[name] for name in used_globals})
+                raise
+            _inheritance.is_complete = False
+        try:
+            yield
+        finally:
+            _inheritance.file = None
+            _inheritance.is_complete = True
+
+
+def _select_definitions(names: Iterable[str]) -> dict[str, Any]:
+    """Returns the members of `__main__` among the names in a config, by their name there."""
     main = vars(sys.modules["__main__"])
     definitions = {}
     for name in sorted(names):
         if name.startswith(MAIN):
             member = name.removeprefix(MAIN).partition(".")[0]
             definitions[member] = main[member]
-    passed = PassedObjects(definitions, _objects, dict(source_digests))
-    with contextlib.ExitStack() as stack:
-        try:
-            content = _pickle(tuple(passed), math.inf if needed else LIGHT)
-            word = secrets.token_hex()
-            descriptor = stack.enter_context(_file_with(word.encode() + content))
-        except Exception:  # an object's own __reduce__ may raise anything
-            if needed:
-                _name_unpicklable(_objects | {name: main[name] for name in used_globals})
-                raise
-            _unpassable.extend(names)
-        else:
-            _files[descriptor] = word
-        try:
-            yield
-        finally:
-            _files.clear()
-            _unpassable.clear()
+    return definitions
 
 
 class PassedObjects(NamedTuple):
@@ -125,42 +165,46 @@ class PassedObjects(NamedTuple):
 
 def can_pass_objects() -> bool:
     """Returns whether a process that is started now gets all objects that only this program has."""
-    return not _unpassable
+    return _inheritance.is_complete
 
 
-def _pickle(objects: object, most: float) -> bytes:
-    """Pickles objects; raises OverflowError if their arrays have more than `most` bytes."""
+def _pickle(objects: object, most_bytes: float = math.inf) -> bytes:
+    """Pickles objects; raises OverflowError if their arrays have more than `most_bytes`."""
     import cloudpickle  # type: ignore[import-untyped]  # pickles classes too, unlike `pickle`
     import numpy as np
     import torch
 
     size = 0
 
-    def count(value: object) -> None:
-        """Counts the bytes of a value before it is pickled; returns no id, as for all values."""
+    def count_bytes(value: object) -> None:
         nonlocal size
         if isinstance(value, np.ndarray | torch.Tensor):
             size += value.nbytes
-        if size > most:
+        if size > most_bytes:
             raise OverflowError
 
     content = io.BytesIO()
     pickler = cloudpickle.Pickler(content)
-    if most < math.inf:
-        pickler.persistent_id = count
+    if most_bytes < math.inf:
+        # A pickler calls `persistent_id` with each value before it pickles it, and pickles it in
+        # the usual way if the result is None, as here.
+        pickler.persistent_id = count_bytes
     pickler.dump(objects)
     return content.getvalue()
 
 
-def _name_unpicklable(suspects: Mapping[str, Any]) -> None:
-    """Raises ConfigError with the first of some objects, by name, that cannot be pickled, if any.
+def _refuse_unpicklable(suspects: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first of some objects that cannot be pickled, if there is one.
 
     A function or class may fail only because it uses such an object. They are tried last, so that
     the error names the object itself.
+
+    Args:
+        suspects: the objects by name.
     """
     for name in sorted(suspects, key=lambda name: callable(suspects[name])):
         try:
-            _pickle(suspects[name], math.inf)
+            _pickle(suspects[name])
         except Exception as error:
             reason = " ".join(error_text(error).split())
             raise ConfigError(
@@ -170,13 +214,14 @@ def _name_unpicklable(suspects: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _file_with(content: bytes) -> Iterator[int]:
-    """Yields the descriptor of a file without a name that has a content."""
+def _inheritable_file(content: bytes) -> Iterator[InheritedFile]:
+    """Writes a secret word and a content to a file without a name, which exists in the body."""
+    word = secrets.token_hex()
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
         with naming_file(Path(tempfile.gettempdir())):
-            file.write(content)
+            file.write(word.encode() + content)
             file.flush()
-        yield file.fileno()
+        yield InheritedFile(file.fileno(), word)
 
 
 def child_arguments(variables: Mapping[str, str], *descriptors: int) -> dict[str, Any]:
@@ -187,26 +232,34 @@ def child_arguments(variables: Mapping[str, str], *descriptors: int) -> dict[str
         descriptors: further files that it inherits.
     """
     environment = os.environ | variables
-    for descriptor, word in _files.items():
-        environment[PICKLED.name] = f"{descriptor} {word}"
-    return {"env": environment, "pass_fds": [*descriptors, *_files]}
+    inherited_descriptors = list(descriptors)
+    file = _inheritance.file
+    if file is not None:
+        environment[PICKLED.name] = f"{file.descriptor} {file.word}"
+        inherited_descriptors.append(file.descriptor)
+    return {"env": environment, "pass_fds": inherited_descriptors}
 
 
 def receive_objects() -> None:
-    """Defines the passed objects in this worker, in `__main__` as in its program.
+    """Defines the objects that this worker's program has passed, in `__main__` as there.
 
-    Only `child_arguments` makes a child inherit the file. If another file is open under its number,
-    it does not begin with the secret word, and is not unpickled.
+    It does nothing if the program has passed none. The worker passes the file on to the processes
+    that it starts itself.
     """
-    number, _, word = (PICKLED.take() or "-1 ").partition(" ")
-    descriptor = int(number)
+    variable = PICKLED.take()
+    if not variable:
+        return
+    number, _, word = variable.partition(" ")
+    file = InheritedFile(int(number), word)
     content = b""
     with contextlib.suppress(OSError):  # no file is open under the number
-        content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-    if word and content.startswith(word.encode()):
-        _files[descriptor] = word
-        with importing_module("__main__"):
-            passed = PassedObjects(*pickle.loads(memoryview(content)[len(word) :]))
-        vars(sys.modules["__main__"]).update(passed.definitions)
-        _objects.update(passed.objects)
-        digests.update(passed.digests)
+        content = os.pread(file.descriptor, os.fstat(file.descriptor).st_size, 0)
+    # Another file that is open under the number has no such beginning.
+    if not word or not content.startswith(word.encode()):
+        return
+    _inheritance.file = file
+    with importing_module("__main__"):
+        passed = PassedObjects(*pickle.loads(memoryview(content)[len(word) :]))
+    vars(sys.modules["__main__"]).update(passed.definitions)
+    _objects.update(passed.objects)
+    received_digests.update(passed.digests)
