@@ -27,9 +27,9 @@ from studyloom import Float, Int
 from studyloom.commands.run_call import CallReporting
 from studyloom.objectives.objective import Attempt
 from studyloom.winner.candidates import CandidateTrainings, Origin
-from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.assemble_result import evaluate_winner
 from studyloom.winner.predictions import network_outputs
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
 

@@ -22,7 +22,7 @@ from studyloom.storage.attributes import RESULT
 from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.redo import redo_failed
 from studyloom.views import report
-from studyloom.winner import read_evaluation
+from studyloom.winner import evaluation as winner_evaluation
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.result import Result
 from studyloom.worker import driver
@@ -179,7 +179,7 @@ def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
             search(searched)
     assert ended(searched, capsys) == 2
     # A smaller budget has only trials that failed; a later one of the study is complete.
-    monkeypatch.setattr(read_evaluation, "choose_candidates", lambda *_: {})
+    monkeypatch.setattr(winner_evaluation, "choose_candidates", lambda *_: {})
     with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
         search(searched)
 

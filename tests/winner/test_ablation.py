@@ -26,7 +26,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.candidates import Origin
-from studyloom.winner.evaluation import is_result_of
+from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.result import SIMPLE, Ablation, AblationRow, Result, write_json
 from studyloom.winner.statistics import errors_of_differences
 

@@ -53,7 +53,7 @@ from studyloom.winner.candidates import (
     Origin,
     kept_epoch,
 )
-from studyloom.winner.evaluation import is_result_of
+from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.predictor import load_network
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result

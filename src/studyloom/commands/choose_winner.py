@@ -16,7 +16,7 @@ from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
 from studyloom.storage.opening import check_definition
 from studyloom.views import terminal
-from studyloom.winner.read_evaluation import WinnerStages, read_evaluation
+from studyloom.winner.evaluation import WinnerStages, read_evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.driver import Reporting, run_study
 from studyloom.worker.open_study import OpenStudy

@@ -127,7 +127,7 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
     from studyloom.views.terminal import make_console
-    from studyloom.winner.read_evaluation import read_evaluation
+    from studyloom.winner.evaluation import read_evaluation
     from studyloom.winner.result import to_document
     from studyloom.worker.stopping import Stop
 

@@ -4,7 +4,7 @@ from studyloom.errors import NoWinner
 from studyloom.storage.command_record import CommandRecord, begin_command, store_stage
 from studyloom.storage.failures import count_failures
 from studyloom.text import one_line
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.stages import winner_settings
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.task import Command

@@ -17,7 +17,7 @@ from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
 from studyloom.views import dry_run, terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.process import ProcessReporting

@@ -15,7 +15,7 @@ from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
 from studyloom.user_code.pickled import MAIN, OWN, passing_objects
-from studyloom.winner.read_evaluation import WinnerStages
+from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.process import exit_code

@@ -14,8 +14,8 @@ from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
 from studyloom.views.result_files import write_result_files
 from studyloom.views.words import describe_result
-from studyloom.winner.evaluation import evaluate_winner, is_result_of
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.assemble_result import evaluate_winner, is_result_of
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
 from studyloom.worker.failure_causes import gpu_is_lost
 from studyloom.worker.open_study import OpenStudy

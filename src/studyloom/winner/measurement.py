@@ -22,7 +22,7 @@ from studyloom.winner.predictions import (
     make_network,
     network_outputs,
 )
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
