@@ -16,7 +16,7 @@ from studyloom.storage.opening import create_study
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.views.result_files import write_result_files
-from studyloom.winner.assemble_result import evaluate_winner
+from studyloom.winner import assemble_result
 from studyloom.winner.evaluation import next_stage, read_evaluation
 from studyloom.winner.stages import StagePlanner
 from studyloom.worker.open_study import OpenStudy, Prepared
@@ -158,7 +158,7 @@ def evaluate_winner(stages, test, command, **more):
     if isinstance(stages.data.source, ToySource):
         stages.data.source.test = test
     with stages.search.stored.ledger.testing() as store:
-        evaluated = evaluate_winner(stages.evaluation, command, store, **more)
+        evaluated = assemble_result.evaluate_winner(stages.evaluation, command, store, **more)
         return write_result_files(evaluated, stages.run_dir)
 
 

@@ -25,10 +25,10 @@ from studyloom.views import figures
 from studyloom.views.terminal import winner_lines
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
-from studyloom.winner.candidates import Origin
 from studyloom.winner.assemble_result import is_result_of
+from studyloom.winner.candidates import Origin
 from studyloom.winner.result import SIMPLE, Ablation, AblationRow, Result, write_json
-from studyloom.winner.statistics import errors_of_differences
+from studyloom.winner.statistics import error_of_differences
 
 SPACE = (
     *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.baseline=false"),
@@ -74,11 +74,11 @@ def test_an_option_that_is_put_back_brings_the_defaults_of_its_branch_and_keeps_
 
 def test_what_is_at_its_default_is_not_put_back_and_all_changes_together_are_the_baseline():
     defaults = defaults_of(CNN)
-    changed = [name for (name,) in defaults.changed]
+    changed = [name for (name,) in defaults.changes]
     assert {*changed} == {*CNN} - {"train.batch_size"}
     assert defaults.put_back(changed) == defaults.definition.baseline
     at = defaults_of(defaults.definition.baseline.params)
-    assert not at.changed
+    assert not at.changes
 
 
 # The default, the middle of the range, is about 0.017.
@@ -88,7 +88,7 @@ def test_a_change_without_which_a_relation_breaks_is_not_put_back():
     point = definition.space.make_point(
         {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
     )
-    changed = Defaults(definition, point, []).changed
+    changed = Defaults(definition, point, []).changes
     assert {*changed} == {("train.batch_size",), ("model.dropout",)}
 
 
@@ -130,10 +130,9 @@ def test_a_loss_is_needed_if_its_interval_lies_above_zero_and_the_least_are_left
     }
     losses = Losses(winner, values, sign=1)
     assert [losses.is_needed(name) for name in "abcd"] == [True, False, False, True]
-    assert [*losses.attempts()] == [("b", "c"), ("c",)]
+    assert [*losses.simplifications()] == [("b", "c"), ("c",)]
     assert losses.loss("a") == pytest.approx(0.92 - np.mean(values["a",]))
-    error, half = losses.errors
-    assert 0 < error < half
+    assert 0 < losses.error.standard_error < losses.error.half_interval
     for sign in (1, -1):
         mirrored = {names: [-sign * value for value in each] for names, each in values.items()}
         found = Losses([-sign * value for value in winner], mirrored, sign=-sign)
@@ -146,12 +145,13 @@ def test_the_interval_holds_for_all_differences_at_once_whatever_the_seeds_share
     for _ in range(runs):
         truth = draw.normal(0, 3, (6, 1))
         series = truth + draw.normal(0, 5, 3) + draw.normal(size=(6, 3))
-        _, half = errors_of_differences(series)
+        half = error_of_differences(series).half_interval
         found, true = series.mean(1), truth[:, 0]
         covered += bool((np.abs((found[1:] - found[0]) - (true[1:] - true[0])) <= half).all())
     assert 0.95 <= covered / runs < 0.985
-    assert errors_of_differences([[0.5], [0.6]]) is None
-    assert errors_of_differences([[0.5, 0.6], [0.1, 0.2]]) == pytest.approx((0, 0))
+    assert error_of_differences([[0.5], [0.6]]) is None
+    error = error_of_differences([[0.5, 0.6], [0.1, 0.2]])
+    assert (error.standard_error, error.half_interval) == pytest.approx((0, 0))
 
 
 # From the search to the test

@@ -93,9 +93,9 @@ def test_a_final_training_that_would_repeat_the_reevaluation_is_not_trained(
     source = Datasets(train=Drawn(), valid=Drawn())
     own = TrainingData(source, source.train())
     trainings = CandidateTrainings(definition, stages.data, {}, seeds=2)
-    repeats = [replace(trainings, data=data).repeats for data in (TrainingData(), own)]
-    assert [trainings.repeats, *repeats] == [False, True, True]
-    monkeypatch.setattr(CandidateTrainings, "repeats", True)
+    repeats = [replace(trainings, data=data).repeats_reevaluation for data in (TrainingData(), own)]
+    assert [trainings.repeats_reevaluation, *repeats] == [False, True, True]
+    monkeypatch.setattr(CandidateTrainings, "repeats_reevaluation", True)
     work(stages)
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert len(trained) == 8, "four in the search, and two candidates on two seeds"

@@ -26,7 +26,7 @@ from studyloom.metrics import METRICS, Metric
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.explanation_values import Explanations
-from studyloom.winner.predictions import MeasuredNetwork, describe_predictions
+from studyloom.winner.predictions import DescribedPredictions, MeasuredNetwork, describe_predictions
 from studyloom.winner.statistics import Outputs
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
@@ -65,7 +65,7 @@ def test_outputs_without_a_column_for_each_label_are_not_shown_as_classes(column
     outputs, network = Outputs(torch.randn(2, columns), part.targets), Corner()
     own = Metric("right", "maximize", lambda outputs, targets: 0.5)
     measured = MeasuredNetwork(job(), network, own, outputs, part)
-    assert describe_predictions(measured, None) == {}
+    assert describe_predictions(measured, None) == DescribedPredictions()
     assert explain(replace(measured, metric=ACCURACY)) is None
 
 

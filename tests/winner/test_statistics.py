@@ -8,10 +8,11 @@ from scipy import special, stats
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.result import Summary
 from studyloom.winner.statistics import (
+    DifferenceError,
     Outputs,
     compare,
     difference,
-    errors_of_differences,
+    error_of_differences,
     resample,
     summarize,
 )
@@ -188,6 +189,7 @@ def test_an_interval_of_huge_values_is_that_of_small_ones_scaled():
 
 
 def test_the_error_of_differences_ignores_rounding_and_does_not_overflow():
-    assert errors_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]]) == (0.0, 0.0)
-    error, _ = errors_of_differences([HUGE, [7.8, 8.0, 9.0]])
-    assert error == pytest.approx(1.4e217 / 3, rel=1e-3)
+    equal = error_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]])
+    assert equal == DifferenceError(0.0, 0.0)
+    error = error_of_differences([HUGE, [7.8, 8.0, 9.0]])
+    assert error.standard_error == pytest.approx(1.4e217 / 3, rel=1e-3)

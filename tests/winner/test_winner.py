@@ -47,13 +47,14 @@ from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
 from studyloom.winner import measurement
+from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import (
     CandidateSource,
     CandidateTrainings,
     Origin,
-    kept_epoch,
+    Training,
+    find_kept_epoch,
 )
-from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.predictor import load_network
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
@@ -183,9 +184,9 @@ def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_p
 
 def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
     curve = {"value": [0.1, 0.5, 0.5, 0.2]}
-    assert kept_epoch(curve, "best", ACCURACY.sign) == 2
-    assert kept_epoch(curve, "last", ACCURACY.sign) == 4
-    assert kept_epoch({}, "best", ACCURACY.sign) is None
+    assert find_kept_epoch(curve, "best", ACCURACY.sign) == 2
+    assert find_kept_epoch(curve, "last", ACCURACY.sign) == 4
+    assert find_kept_epoch({}, "best", ACCURACY.sign) is None
 
 
 def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_does_not(tmp_path):
@@ -207,12 +208,14 @@ def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_d
 
 @pytest.mark.parametrize("title", ["re-evaluation", "final-training"])
 def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatch, title):
-    plain, failed = CandidateTrainings.train_again, []
+    make_new_objective = CandidateTrainings.make_new_objective
+    failed = []
 
-    def train_again(self, candidate, seed, number, attempt):
-        objective = plain(self, candidate, seed, number, attempt)
-        if attempt.stage == title and seed == 1 and candidate == max(self.candidates):
-            failed.append(candidate)
+    def make_failing(self, training, number, attempt):
+        objective = make_new_objective(self, training, number, attempt)
+        is_last = training == (max(self.candidates), 1)
+        if attempt.stage == title and is_last:
+            failed.append(training.candidate)
             monkeypatch.setattr(objective, "run", partial(diverge_later, objective.run))
         return objective
 
@@ -224,7 +227,7 @@ def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatc
 
         return run(report_two, stopping)
 
-    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    monkeypatch.setattr(CandidateTrainings, "make_new_objective", make_failing)
     url = f"sqlite:///{tmp_path}/study.db"
     stages = stages_of(ask(*SPACE, "train.epochs=4"), url, tmp_path, 3, top=2, seeds=2)
     work(stages)
@@ -235,7 +238,7 @@ def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatc
         assert failed[0] not in stages.reevaluated.eligible
         return
     with pytest.raises(NoWinner, match="could not be trained on all data: train loss is nan"):
-        stage.load_or_train(failed[0], 1)
+        stage.load_or_train(Training(failed[0], 1))
 
 
 @pytest.mark.parametrize(("failures", "values"), [(1, 2), (2, 1)])
@@ -243,16 +246,17 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
     definition, tmp_path, monkeypatch, failures, values
 ):
     """The first training of the stage: in a search its failure would halt the study."""
-    plain, attempts = CandidateTrainings.train_again, []
+    make_new_objective = CandidateTrainings.make_new_objective
+    attempts = []
 
-    def train_again(self, candidate, seed, number, attempt):
-        if attempt.stage == "re-evaluation" and (candidate, seed) == self.trainings[0]:
+    def make_failing(self, training, number, attempt):
+        if attempt.stage == "re-evaluation" and training == self.trainings[0]:
             attempts.append(number)
             if len(attempts) <= failures:
                 raise OSError("disk full")
-        return plain(self, candidate, seed, number, attempt)
+        return make_new_objective(self, training, number, attempt)
 
-    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    monkeypatch.setattr(CandidateTrainings, "make_new_objective", make_failing)
     url = f"sqlite:///{tmp_path}/study.db"
     stages = stages_of(definition, url, tmp_path, 1, top=1, seeds=2, ablation=True)
     work(stages)
@@ -536,7 +540,7 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     stages = two()
     costs = costs_of(stages)
     assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    contenders = [o.trial for o, each in stages.candidates.items() if each.contends]
+    contenders = [o.trial for o, each in stages.candidates.items() if each.may_win]
     assert 0 in contenders
     assert all(costs[number] <= costs[0] for number in contenders)
 
@@ -548,7 +552,7 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
     means = {origin: [0.001] for origin in stages.candidates} | {small: [0.002], large: [0.003]}
     found = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
     assert found.winner == large
-    assert not found.keeps_to_rule
+    assert not found.satisfies_rule
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class WinnerReporting(Reporting):
         if former is not None:
             typed = [*former.command]
         write_result.print_winner(evaluation, typed, self.console, repeat=self.repeats_test)
-        if not read_evaluation(study).left:
+        if not read_evaluation(study).remaining:
             end_command(study.stored, 0)
         return 0
 

@@ -41,7 +41,7 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
         if rule is not None and rule.conditions:
             reason += f" and satisfies {rule}"
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
-    contenders = sum(candidate.contends for candidate in candidates.values())
+    contenders = sum(candidate.may_win for candidate in candidates.values())
     failures = "; ".join(
         f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
         for failure in count_failures(evaluation.stages[-1].stored.trials())

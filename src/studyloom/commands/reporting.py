@@ -122,7 +122,7 @@ class StudyReporting(TrackingReporting):
         evaluation = read_evaluation(self.opened)
         study = evaluation.study
         code = self.report(evaluation, stop)
-        if not stop() and not read_evaluation(study).left:
+        if not stop() and not read_evaluation(study).remaining:
             end_command(study.stored, code)
         study.search.remove_left_files(study.definition.config.checkpoints.dir)
         return code
@@ -155,7 +155,7 @@ class StudyReporting(TrackingReporting):
             stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
         self.print_end(study, snapshot, stop)
         for callback in study.prepared.callbacks:
-            callback.finish(study.stored, ended=not read_evaluation(study).left)
+            callback.finish(study.stored, ended=not read_evaluation(study).remaining)
         if missing is not None:
             raise missing
         if snapshot.best is not None or stop():

@@ -1,4 +1,4 @@
-"""Assembles the result of a study from its stages."""
+"""Assembles the result of a study from its stages, and the configs that train its winner again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +11,12 @@ from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin
-from studyloom.winner.measurement import describe_untested, measure_winner
-from studyloom.winner.predictions import Explain
+from studyloom.winner.candidates import Origin, Training
 from studyloom.winner.evaluation import Evaluation
+from studyloom.winner.measurement import MeasuredWinner, describe_untested, measure_winner
+from studyloom.winner.predictions import Explain
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import STAGES, Candidate, Result
 from studyloom.winner.statistics import difference, summarize
@@ -26,8 +27,8 @@ class EvaluatedWinner:
     """A result, and what its files are made of.
 
     Args:
-        config: trains the winner again, as a primary config.
-        simple_config: trains the simple configuration; None without one.
+        config: the primary config that trains the winner again.
+        simple_config: the primary config of the simple configuration; None without one.
         weights: the content of winner.pt; None if a loop kept nothing.
         training_set: None if a loop has its own.
         sources: the source code that a notebook or script defined, by name.
@@ -56,8 +57,9 @@ def evaluate_winner(
     kept in the re-evaluation.
 
     Args:
-        evaluation: of a study whose stages have all ended, with a winner.
-        store: the connection of the command that holds the lease, see `Ledger.testing`.
+        evaluation: the evaluation of a study whose stages have all ended, with a winner.
+        command: the command line of the study, without its arguments.
+        store: writes to the database for the command that holds the lease, see `Ledger.testing`.
         repeat: whether to test again.
         explain: explains the winner's predictions on the test set; None for a result without
             explanations.
@@ -66,140 +68,195 @@ def evaluate_winner(
         NoWinner: a final training or the test has failed.
         StorageError: another command has taken over the lease.
     """
-    study, found = evaluation.study, evaluation.reevaluated
-    last = evaluation.trained
-    assert found is not None
-    assert last is not None
-    definition, search = study.definition, study.stored
+    study = evaluation.study
+    definition = study.definition
+    search = study.stored
+    reevaluated = evaluation.reevaluated
+    last_stage = evaluation.trained
+    assert reevaluated is not None
+    assert last_stage is not None
+    winner = reevaluated.winner
     if definition.tested:
-        tested, kept = measure_winner(evaluation, store, repeat=repeat, explain=explain)
+        measured = measure_winner(evaluation, store, repeat=repeat, explain=explain)
     else:
-        first = min(found.values_by_seed(found.winner))
-        kept = last.load_or_train(found.winner, first)
-        tested = describe_untested(last.source, found.winner)
-    candidates = describe_candidates(found, definition.metric.bounds)
-    winner, point = candidates[found.winner], found.candidates[found.winner].point
-    rows = tuple(candidates.values())
+        first_seed = min(reevaluated.values_by_seed(winner))
+        measured = MeasuredWinner(
+            tested=describe_untested(last_stage.source, winner),
+            state=last_stage.load_or_train(Training(winner, first_seed)),
+        )
+    candidates = describe_candidates(reevaluated, definition.metric.bounds)
     result = Result(
-        **vars(tested),
+        **vars(measured.tested),
         study=search.name,
-        stage=last.stored.name,
+        stage=last_stage.stored.name,
         trials=evaluation.trials,
         study_trials=sum(search.ledger.counts().values()),
-        reused={stage.title: stage.reused() for stage in evaluation.later if stage.title in STAGES},
+        reused=count_reused_trainings(evaluation),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
-        winner=winner,
-        candidates=rows,
+        winner=candidates[winner],
+        candidates=tuple(candidates.values()),
         metric=search.objectives[0],
         rule=str(evaluation.rule),
-        keeps=found.keeps_to_rule,
+        keeps=reevaluated.satisfies_rule,
         ablation=evaluation.ablation,
         command=tuple(command),
     )
-    (defined,) = search.attributes(DEFINED)
-    sources = {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
-    simple_config = None
-    ablation, defaults = evaluation.ablation, evaluation.defaults
-    if ablation is not None and defaults is not None and ablation.simple is not None:
-        simple_config = winner_config(definition, defaults.put_back(ablation.simple))
+    weights = None
+    if measured.state is not None:
+        weights = pack_weights(measured.state)
     return EvaluatedWinner(
         result=result,
-        config=winner_config(definition, point),
-        simple_config=simple_config,
-        weights=None if kept is None else pack_weights(kept),
+        config=winner_config(definition, reevaluated.candidates[winner].point),
+        simple_config=simple_config_of(evaluation),
+        weights=weights,
         training_set=study.data.split,
-        sources=sources,
+        sources=read_sources(search),
     )
 
 
-def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
+def count_reused_trainings(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
+    """Counts the trainings of each stage that were reused from earlier results, and all of them."""
+    counts = {}
+    for stage in evaluation.later:
+        if stage.title in STAGES:
+            counts[stage.title] = stage.count_reused()
+    return counts
+
+
+def simple_config_of(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Makes the primary config of the simple configuration; None without one."""
+    ablation = evaluation.ablation
+    defaults = evaluation.defaults
+    if ablation is None or defaults is None or ablation.simple is None:
+        return None
+    return winner_config(evaluation.study.definition, defaults.put_back(ablation.simple))
+
+
+def read_sources(search: StoredStudy) -> dict[str, str]:
+    """Reads the source code that a notebook or script defined, by name."""
+    (sources,) = search.attributes(DEFINED)
+    if not isinstance(sources, dict):
+        return {}
+    return {name: str(source) for name, source in sources.items()}
+
+
+def describe_candidates(
+    reevaluated: Reevaluated, bounds: tuple[float, float]
+) -> dict[Origin, Candidate]:
     """Describes the candidates by their values, the best first.
 
     Args:
         bounds: the lowest and the highest value of the metric.
     """
-    search, rows = found.search, dict[Origin, Candidate]()
-    names = [objective.name for objective in search.objectives[1:]]
-    for origin, source in found.candidates.items():
-        value, *costs = source.trial.values
-        row = Candidate(
-            trial=origin.trial,
-            params=dict(source.point.params),
-            search_value=value,
-            costs=dict(zip(names, costs, strict=True)),
-            baseline=source.is_baseline,
-        )
-        new_values = [*found.values_by_seed(origin).values()]
-        if found.values is not None:
-            row = replace(row, failed=found.seeds - len(new_values))
-        if new_values:
-            known = summarize(new_values, bounds)
-            gap = difference(search.sign * value, search.sign * known.mean)
-            row = replace(row, **vars(known), gap=gap)
-        rows[origin] = row
+    sign = reevaluated.search.sign
 
-    def rank(row: Candidate) -> tuple[bool, bool, float]:
-        return row.mean is None, row.failed > 0, -search.sign * (row.mean or 0.0)
+    def rank(item: tuple[Origin, Candidate]) -> tuple[bool, bool, float]:
+        _, candidate = item
+        lacks_values = candidate.mean is None
+        return lacks_values, candidate.failed > 0, -sign * (candidate.mean or 0.0)
 
-    return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
+    candidates = {}
+    for origin in reevaluated.candidates:
+        candidates[origin] = describe_candidate(reevaluated, origin, bounds)
+    return dict(sorted(candidates.items(), key=rank))
+
+
+def describe_candidate(
+    reevaluated: Reevaluated, origin: Origin, bounds: tuple[float, float]
+) -> Candidate:
+    """Describes a candidate by its values in the search and on new seeds.
+
+    Args:
+        bounds: the lowest and the highest value of the metric.
+    """
+    search = reevaluated.search
+    source = reevaluated.candidates[origin]
+    search_value, *costs = source.trial.values
+    cost_names = [objective.name for objective in search.objectives[1:]]
+    candidate = Candidate(
+        trial=origin.trial,
+        params=dict(source.point.params),
+        search_value=search_value,
+        costs=dict(zip(cost_names, costs, strict=True)),
+        baseline=source.is_baseline,
+    )
+    new_values = [*reevaluated.values_by_seed(origin).values()]
+    if reevaluated.values is not None:
+        candidate = replace(candidate, failed=reevaluated.seeds - len(new_values))
+    if new_values:
+        summary = summarize(new_values, bounds)
+        gap = difference(search.sign * search_value, search.sign * summary.mean)
+        candidate = replace(candidate, **vars(summary), gap=gap)
+    return candidate
 
 
 def is_result_of(result: Result, evaluation: Evaluation) -> bool:
-    """Whether a result comes from the last stage of an evaluation.
+    """Tells whether a result comes from the last stage of an evaluation.
 
     Compares the name of the stage, which contains budget and rule, the candidates with their
-    seeds, and what makes the network of a loop, which `predict` needs.
+    values on new seeds, and what makes the network of a loop, which `predict` needs.
     """
-    study, found, last = evaluation.study, evaluation.reevaluated, evaluation.trained
-    if found is None or last is None:
+    study = evaluation.study
+    reevaluated = evaluation.reevaluated
+    last_stage = evaluation.trained
+    if reevaluated is None or last_stage is None:
         return False
+    if result.stage != last_stage.stored.name or not result.belongs_to(study.stored):
+        return False
+    if result.trials != evaluation.trials:  # the search had ended early, and continued since
+        return False
+    if result.ablation is None and evaluation.ablation is not None:
+        return False
+    for candidate in result.candidates:
+        new_values = reevaluated.values_by_seed(Origin(candidate.trial)).values()
+        if [*candidate.values] != [*new_values]:
+            return False
     network = value_at(study.definition.config, "objective.network")
-    return (
-        result.stage == last.stored.name
-        and result.belongs_to(study.stored)
-        and result.trials == evaluation.trials  # else the search had ended, and was extended since
-        and (result.ablation is not None or evaluation.ablation is None)
-        and all(
-            [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
-            for row in result.candidates
-        )
-        and (network is None or network == result.named_network(study.run_dir))
-    )
+    return network is None or network == result.read_network(study.run_dir)
 
 
 def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     """Makes a primary config that trains a configuration without a search, so that it wins."""
-    choices = {**definition.composer.choices, **point.choices}
-    if "space" in choices:  # an option may choose others
-        choices["space"] = "none"
-    own: dict[str, str | None] = {
-        group: option for group, option in choices.items() if not group.startswith("hydra/")
-    }
-    # A group that the command removed with ~GROUP, to give the section itself.
-    removed = [each.key for each in definition.composer.overrides if each.deletes]
-    own |= dict.fromkeys(key for key in removed if key in SECTIONS)
+    config = definition.config
     sections = definition.sections(point)
-    # In full: what is at its default here may be something else in the study module's own config.
+    # The section is written in full: a value that is at its default here may have another default
+    # in the study module's own config.
     sections["train"] = value_at(definition.at(point), "train")
     sections["train"].pop("loss")
-    if (network := value_at(definition.config, "objective.network")) is not None:
+    network = value_at(config, "objective.network")
+    if network is not None:
         sections["objective"]["network"] = network
-    study = definition.config.study
     if definition.rule is not None:
         # The winner is chosen already, and the study module may have another rule.
         sections["winner"] = {"rule": None}
+    overrides: list[str | dict[str, str | None]] = []
+    for group, option in winner_options(definition, point).items():
+        overrides.append({f"override /{group}": option})
     return {
-        "defaults": [
-            definition.composer.config_name,
-            *({f"override /{group}": option} for group, option in own.items()),
-            "_self_",
-        ],
+        "defaults": [definition.composer.config_name, *overrides, "_self_"],
         "study": {
-            "name": f"{study.name}-winner",
-            "seed": study.seed,
+            "name": f"{config.study.name}-winner",
+            "seed": config.study.seed,
             "trials": 1,
             "baseline": True,
         },
         "space": None,
         **sections,
     }
+
+
+def winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
+    """Returns the options that a winner's config chooses by Hydra group; None removes the group."""
+    composer = definition.composer
+    choices = {**composer.choices, **point.choices}
+    if "space" in choices:  # an option of `space` could search again
+        choices["space"] = "none"
+    options: dict[str, str | None] = {}
+    for group, option in choices.items():
+        if not group.startswith("hydra/"):
+            options[group] = option
+    for override in composer.overrides:
+        # The command removed a group with ~GROUP, to give the section itself.
+        if override.deletes and override.key in SECTIONS:
+            options[override.key] = None
+    return options

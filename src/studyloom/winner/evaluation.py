@@ -1,18 +1,18 @@
-"""The way from a search to its winner: what is known of it, and which stage comes next.
+"""The evaluation of a study: how far it is from its search to its winner, and what comes next.
 
 The best of 40 trials is partly luck: its value is a maximum over noise. So the result is made in
 four steps, each computed from what the ones before have stored:
 
-1. Candidates: the best few trials of the search, and the baseline to compare with.
-2. Re-evaluated: each candidate is trained on the same new seeds and validation sets. The drop from
-   the value in the search to the mean on new seeds is the selection gap. The candidate with the
-   best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation` the
-   winner is trained there without each of its changes to the default configuration as well.
-3. Trained: winner and baseline, on the full training set.
-4. Tested: both, once, on the test set.
+1. The candidates are chosen: the best few trials of the search, and the baseline to compare with.
+2. In the re-evaluation, each candidate is trained on the same new seeds and validation sets. The
+   drop from the value in the search to the mean on new seeds is the selection gap. The candidate
+   with the best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation`
+   the winner is also trained without each of its changes to the default configuration.
+3. In the final training, winner and baseline are trained on the full training set.
+4. The test measures both, once, on the test set.
 
 `read_evaluation` reads all of it from the database each time, so that every process comes to the
-same evaluation, also after trials were opened again.
+same evaluation, also after trials were opened again. `next_stage` is the stage that has work.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,26 +24,27 @@ from studyloom.space.tree import Point
 from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import Candidates, Origin, choose_candidates
 from studyloom.winner.reevaluation import Reevaluated
-from studyloom.winner.result import Ablation, Tested
+from studyloom.winner.result import Ablation
 from studyloom.winner.stages import (
     PlannedStage,
     StagePlanner,
     trainings_after,
     winner_settings,
 )
-from studyloom.winner.stored_trainings import CandidateStage
+from studyloom.winner.stored_trainings import CandidateStage, StoredTest
 from studyloom.worker.open_study import OpenStudy, Stages
 from studyloom.worker.stage import Stage
 
 
 @dataclass
 class Evaluation:
-    """The state of a study on the way to its winner; what is not known yet is None.
+    """The state of a study on the way to its winner; a field is None until it is known.
 
     Args:
-        left: how many trials or trainings are left in the present stage.
+        remaining: how many trials or trainings of the present stage have not ended.
         rule: chooses the candidates, and the winner among them.
-        later: the stored stages after the search, the last of which is the present one.
+        later: the stored stages after the search; the last of them is the present one, unless a
+            stage is planned.
         planned: the next stage, if no worker has begun it.
         candidates: the best trials of the search, and the baseline.
         reevaluated: the candidates with their values on new seeds.
@@ -52,11 +53,10 @@ class Evaluation:
         ablation: what the changes of the winner are worth.
         trained: the last stage, all of whose trainings have ended: it has the networks.
         test: the stored test of these networks.
-        is_earlier_test: whether another stage with the same networks was tested.
     """
 
     study: OpenStudy
-    left: int
+    remaining: int
     later: list[CandidateStage] = field(default_factory=list)
     planned: PlannedStage | None = None
     rule: Rule | None = None
@@ -66,8 +66,7 @@ class Evaluation:
     defaults: Defaults | None = None
     ablation: Ablation | None = None
     trained: CandidateStage | None = None
-    test: Tested | None = None
-    is_earlier_test: bool = False
+    test: StoredTest | None = None
 
     @property
     def search(self) -> Stage:
@@ -100,26 +99,26 @@ class Evaluation:
 
     @property
     def lacks_winner(self) -> bool:
-        """Whether all stages have ended without a winner."""
-        return winner_settings(self.study).enabled and not self.left and self.trained is None
+        """Tells whether all stages have ended without a winner."""
+        return winner_settings(self.study).enabled and not self.remaining and self.trained is None
 
-    def follow(self, plan: PlannedStage) -> CandidateStage | None:
-        """Follows a stage that comes next; returns it if all its trainings have ended."""
+    def enter(self, plan: PlannedStage) -> CandidateStage | None:
+        """Makes a stage the present one; returns it if all its trainings have ended."""
         stage = plan.find()
         if stage is None:
             self.planned = plan
-            self.left = plan.trials
+            self.remaining = plan.trials
             return None
         self.later.append(stage)
-        self.left = stage.todo()
-        if self.left:
+        self.remaining = stage.todo()
+        if self.remaining:
             return None
         return stage
 
 
 def next_stage(evaluation: Evaluation) -> Stage | None:
     """Returns the first stage that has work, or None; makes its stored study if it has none."""
-    if not evaluation.left:
+    if not evaluation.remaining:
         return None
     if evaluation.planned is not None:
         return evaluation.planned.begin()
@@ -130,23 +129,26 @@ class WinnerStages(Stages):
     """The stages of a study up to the final training of its winner."""
 
     def next(self, study: OpenStudy) -> Stage | None:
+        """Returns the first stage that has work; None if none has."""
         return next_stage(read_evaluation(study))
 
     def begun(self, study: OpenStudy) -> list[Stage]:
+        """Returns the stages that are stored, in their order."""
         return read_evaluation(study).stages
 
 
 def read_evaluation(study: OpenStudy) -> Evaluation:
     """Reads from the database how far a study is on the way to its winner."""
-    evaluation = Evaluation(study, left=study.search.todo())
-    if evaluation.left:
+    evaluation = Evaluation(study, remaining=study.search.todo())
+    if evaluation.remaining:
         # A search that had ended may have trials again, as after `studyloom redo`: then other
         # trials than those in memory count.
         study.stored.storage.forget(study.stored.ledger.study_id)
         return evaluation
     settings = winner_settings(study)
     definition = study.definition
-    evaluation.rule = rule = definition.rule or study.stored.default_rule()
+    rule = definition.rule or study.stored.default_rule()
+    evaluation.rule = rule
     candidates = choose_candidates(
         definition, study.stored, rule, study.search.trials, settings.top
     )
@@ -159,12 +161,14 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     # A single candidate that will be tested is not trained again first.
     stage = None
     if not definition.tested or len(candidates) > 1 or ablates:
-        stage = evaluation.follow(planner.reevaluation(candidates))
+        stage = evaluation.enter(planner.reevaluation(candidates))
         if stage is None:
             return evaluation
     reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
     if stage is not None:
-        reevaluated = replace(reevaluated, values=stage.values(), partial=stage.partial_values())
+        reevaluated = replace(
+            reevaluated, values=stage.values(), partial_values=stage.partial_values()
+        )
     evaluation.reevaluated = reevaluated
     if not reevaluated.eligible:
         return evaluation
@@ -177,12 +181,10 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
 
     if definition.tested:
         points = final_points(evaluation, planner, reevaluated)
-        stage = evaluation.follow(planner.final_training(candidates, points))
+        stage = evaluation.enter(planner.final_training(candidates, points))
         if stage is None:
             return evaluation
-        earlier = stage.earlier_test(study.stored)
-        if earlier is not None:
-            evaluation.test, evaluation.is_earlier_test = earlier
+        evaluation.test = stage.find_test(study.stored)
     evaluation.trained = stage
     return evaluation
 
@@ -190,7 +192,7 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
 def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated) -> None:
     """Reads the ablation: the winner without each of its changes, then without several at once.
 
-    The simple configuration is that with the fewest changes which is about as good.
+    The simple configuration is the first of these that is about as good as the winner.
     """
     study = evaluation.study
     winner = reevaluated.winner
@@ -200,14 +202,14 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     losses = Losses(values, {}, study.stored.sign, planner.settings.margin)
     evaluation.defaults = defaults
     simple = None
-    if defaults.changed:
-        stage = evaluation.follow(planner.ablation(winner, defaults, defaults.changed))
+    if defaults.changes:
+        stage = evaluation.enter(planner.ablation(winner, defaults, defaults.changes))
         if stage is None:
             return
         losses = losses.with_values(stage.values())
-        for names in simplifications(study.definition, planner.rule, defaults, losses):
-            if len(names) > 1:
-                stage = evaluation.follow(planner.ablation(winner, defaults, [names]))
+        for names in possible_simplifications(study.definition, planner.rule, defaults, losses):
+            if len(names) > 1:  # single changes are trained already
+                stage = evaluation.enter(planner.ablation(winner, defaults, [names]))
                 if stage is None:
                     return
                 losses = losses.with_values(stage.values())
@@ -217,16 +219,16 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     evaluation.ablation = losses.describe(defaults, simple)
 
 
-def simplifications(
+def possible_simplifications(
     definition: Definition, rule: Rule, defaults: Defaults, losses: Losses
 ) -> list[Names]:
     """Returns the changes that a simple configuration may lack: all not needed, then fewer.
 
-    There are none with limits of costs, which are known only of trials of the search.
+    There are none if costs are limited: costs are known only for trials of the search.
     """
     if rule.conditions or definition.limits:
         return []
-    return [names for names in losses.attempts() if defaults.is_possible(names)]
+    return [names for names in losses.simplifications() if defaults.is_possible(names)]
 
 
 def final_points(
@@ -234,14 +236,13 @@ def final_points(
 ) -> dict[Origin, Point]:
     """Returns the configurations of the final training: winner and baseline.
 
-    The simple configuration is added, unless the winner was trained without it for its test before.
+    The simple configuration is added, unless a final training without it has begun before.
     """
     winner = reevaluated.winner
-    points = {
-        origin: source.point
-        for origin, source in reevaluated.candidates.items()
-        if origin in (winner, reevaluated.baseline)
-    }
+    points = {}
+    for origin, source in reevaluated.candidates.items():
+        if origin in (winner, reevaluated.baseline):
+            points[origin] = source.point
     ablation = evaluation.ablation
     defaults = evaluation.defaults
     if ablation is None or defaults is None or not ablation.simple:
