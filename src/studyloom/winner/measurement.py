@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from studyloom.averages import Interval
 from studyloom.config.values import describe_error
 from studyloom.data.examples import Part
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.metrics import METRICS
+from studyloom.metrics import METRICS, Metric
 from studyloom.objectives.user_functions import kept_name, weights_of
 from studyloom.storage.ledger import Store
 from studyloom.winner.candidates import CandidateTrainings, Origin, Training
@@ -180,7 +179,7 @@ def measure_loops(
     values = {}
     for candidate, results_by_seed in results.items():
         values[candidate] = [result[metric.name] for result in results_by_seed]
-    scores = compare_with_others(reevaluated, values, bounds=metric.bounds)
+    scores = compare_with_others(reevaluated, values, metric)
 
     described = DescribedPredictions()
     data = None
@@ -229,23 +228,22 @@ def warning_of_errors() -> Iterator[None]:
 def compare_with_others(
     reevaluated: Reevaluated,
     values: Mapping[Origin, Sequence[float]],
-    *,
-    bounds: Interval,
+    metric: Metric,
     sampled: Mapping[Origin, Sampled] | None = None,
 ) -> Scores:
     """Compares the winner with the baseline, and with the simple configuration if it was trained.
 
     Args:
         values: a value on the test set for each seed of each candidate.
-        bounds: the lowest and the highest value of the metric.
+        metric: the metric of these values.
         sampled: the values on single examples or resamples, see `resample`.
     """
     winner = reevaluated.winner
     baseline = reevaluated.baseline
-    scores = compare(values, winner, baseline, sampled, bounds)
+    scores = compare(values, winner, baseline, sampled, metric.bounds)
     for candidate in values:
         if candidate not in (winner, baseline):  # it is the simple configuration
-            simple = compare(values, winner, candidate, sampled, bounds).baseline
+            simple = compare(values, winner, candidate, sampled, metric.bounds).baseline
             return replace(scores, simple=simple)
     return scores
 
@@ -284,7 +282,7 @@ def measure_networks(
             network = make_network(job, states[winner][0], test)
             measured = MeasuredNetwork(job, network, metric, first_outputs, test)
             described = describe_predictions(measured, explain)
-    scores = compare_with_others(reevaluated, values, bounds=metric.bounds, sampled=sampled)
+    scores = compare_with_others(reevaluated, values, metric, sampled)
     seeds = [trainings.job(winner, seed).seed for seed in range(trainings.seeds)]
     return Tested(
         test=replace(scores, examples=len(test), references=references),
