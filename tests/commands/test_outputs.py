@@ -10,7 +10,7 @@ from snapshots import snapshot_of
 from toys import begin
 
 from studyloom.commands import outputs
-from studyloom.commands.looking import check
+from studyloom.commands.looking import status_exit_code
 from studyloom.commands.outputs import EventFile
 from studyloom.errors import ConfigError, FileError
 from studyloom.storage.opening import create_study
@@ -123,7 +123,7 @@ def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(stored):
         ({"exit_code": 0}, 0),
         ({"title": "done"}, 0),
     ):
-        assert check(progress_of(**given), stored) == code, given
+        assert status_exit_code(progress_of(**given), stored) == code, given
     with stored.ledger.testing():
-        assert check(progress_of(title="test"), stored) == 0
-    assert check(progress_of(title="test"), stored) == 3
+        assert status_exit_code(progress_of(title="test"), stored) == 0
+    assert status_exit_code(progress_of(title="test"), stored) == 3

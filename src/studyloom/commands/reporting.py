@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
 from studyloom.views import dry_run, terminal, words
+from studyloom.views.progress import Progress
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -47,8 +48,8 @@ class StudyReporting(TrackingReporting):
         self.outputs = outputs
         self.console = outputs.console
         self.began = datetime.now()
-        self.worked = False  # whether there was anything to do
-        self.announced = False  # whether it was printed what there is to do
+        self.worked = False  # whether workers have run
+        self.announced = False  # whether `announcement` was printed
 
     def open(self) -> None:
         prepare_logging(logging.WARNING)
@@ -70,7 +71,7 @@ class StudyReporting(TrackingReporting):
                     self.print_notices(study)
                     yield
             finally:
-                self.outputs.look()  # for the last time
+                self.outputs.report_progress()  # for the last time
 
     def print_notices(self, study: OpenStudy) -> None:
         """Prints what is special about a study before it is worked on."""
@@ -80,7 +81,7 @@ class StudyReporting(TrackingReporting):
             notice = f"{stored.name} is paused; studyloom resume {folder} resumes it"
             terminal.say(self.console, notice)
         terminal.print_code_changes(stored, self.console)
-        write_result.move_foreign_result(study, self.console)
+        write_result.move_result_of_another_study(study, self.console)
 
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
@@ -88,8 +89,10 @@ class StudyReporting(TrackingReporting):
         notes: list[str] = []
         if not self.announced:
             notes = self.announcement(task)
-        self.worked = self.announced = True
-        listeners = [*outputs.listeners, terminal.Resumptions(outputs.read(), self.console)]
+        self.announced = True
+        self.worked = True
+        listeners: list[Callable[[Progress], None]] = [*outputs.listeners]
+        listeners.append(terminal.Resumptions(outputs.read(), self.console))
         with terminal.Display(outputs.read, self.console, stop, listeners, notes):
             yield
 
@@ -100,21 +103,23 @@ class StudyReporting(TrackingReporting):
         stored = study.stored
         notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
         notes += prepared.definition.notes(prepared.data)
-        begun = any(trial.datetime_start for trial in stored.trials())
         verb = "begins"
-        if begun:
+        if any(trial.datetime_start for trial in stored.trials()):
             verb = "resumes"
         trials = study.search.todo()
-        work = f"{trials} trial{'' if trials == 1 else 's'}"
-        if not trials:
+        if trials == 0:
             work = read_evaluation(study).title
+        elif trials == 1:
+            work = "1 trial"
+        else:
+            work = f"{trials} trials"
         logs = f", logs in {task.logs}"
-        if prepared.launcher.works_here(task, task.todo()):
+        if prepared.launcher.works_here(task, task.todo()):  # it prints to this terminal
             logs = ""
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, follow: str | None) -> int:
-        if stop.lone_signal is not None:  # another process continues
+        if stop.lone_signal is not None:  # only this process was stopped; others continue
             return 0
         if follow is not None:  # the workers continue without this command
             terminal.say(self.console, follow)
@@ -184,8 +189,10 @@ class StudyReporting(TrackingReporting):
             if stop.requested is not None:
                 reason = f"stopped by {stop.requested}"
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
-        elif reason := end_of_search(snapshot, trials, worked=self.worked):
-            terminal.say(self.console, reason)
+        else:
+            reason = end_of_search(snapshot, trials, worked=self.worked)
+            if reason:
+                terminal.say(self.console, reason)
         if trials < snapshot.budget:
             line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
             terminal.say(self.console, f"{line}; the study has {snapshot.budget}")
