@@ -83,9 +83,9 @@ class WinnerReporting(Reporting):
             end_command(study.stored, 0)
         return 0
 
-    def continues(self, left: int) -> bool:
+    def continues(self, open_trials: int) -> bool:
         opened = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
-        terminal.say(self.console, f"{left} {opened}")
+        terminal.say(self.console, f"{open_trials} {opened}")
         return False
 
 

@@ -128,7 +128,7 @@ def trials(arguments: argparse.Namespace) -> None:
             text = as_csv(rows)
         else:
             text = as_json(rows)
-        if sys.stdout.isatty():  # a program gets every value as it is stored
+        if sys.stdout.isatty():  # a program gets every stored value unchanged
             text = printable(text)
         sys.stdout.write(text)
     else:

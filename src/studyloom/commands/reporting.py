@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
 from studyloom.views import dry_run, terminal, words
-from studyloom.views.progress import Progress
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
@@ -91,9 +90,10 @@ class StudyReporting(TrackingReporting):
             notes = self.announcement(task)
         self.announced = True
         self.worked = True
-        listeners: list[Callable[[Progress], None]] = [*outputs.listeners]
-        listeners.append(terminal.Resumptions(outputs.read(), self.console))
-        with terminal.Display(outputs.read, self.console, stop, listeners, notes):
+        resumptions = terminal.Resumptions(outputs.read(), self.console)
+        with terminal.Display(
+            outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
+        ):
             yield
 
     def announcement(self, task: Task) -> list[str]:
@@ -129,7 +129,7 @@ class StudyReporting(TrackingReporting):
         code = self.report(evaluation, stop)
         if not stop() and not read_evaluation(study).remaining:
             end_command(study.stored, code)
-        study.search.remove_left_files(study.definition.config.checkpoints.dir)
+        study.search.remove_files_of_ended_trials(study.definition.config.checkpoints.dir)
         return code
 
     def report(self, evaluation: Evaluation, stop: Stop) -> int:
@@ -197,9 +197,9 @@ class StudyReporting(TrackingReporting):
             line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
             terminal.say(self.console, f"{line}; the study has {snapshot.budget}")
 
-    def continues(self, left: int) -> bool:
+    def continues(self, open_trials: int) -> bool:
         follows = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
-        terminal.say(self.console, f"{left} {follows}")
+        terminal.say(self.console, f"{open_trials} {follows}")
         begin_recording(self.opened, self.command)
         self.announced = False
         return True

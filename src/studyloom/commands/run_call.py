@@ -69,7 +69,7 @@ class CallReporting(StudyReporting):
 
 
 def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
-    """Tells whether workers will run in other processes.
+    """Returns whether workers will run in other processes.
 
     If not, another process is needed only if this one loses its GPU.
     """

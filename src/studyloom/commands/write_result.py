@@ -37,7 +37,7 @@ def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
 
 
 def has_result_of_another_study(study: OpenStudy) -> bool:
-    """Tells whether the run directory of a study has the result of another one."""
+    """Returns whether the run directory of a study has the result of another one."""
     result = Result.read(study.run_dir)
     return result is not None and not result.belongs_to(study.stored)
 

@@ -131,7 +131,7 @@ class Defaults:
         return changes
 
     def is_possible(self, names: Names) -> bool:
-        """Tells whether the space has the configuration with these hyperparameters put back."""
+        """Returns whether the space has the configuration with these hyperparameters put back."""
         return self.definition.space.find_breach(self.put_back(names).params) is None
 
 
@@ -180,7 +180,7 @@ class Losses:
         return error_of_differences([self.winner, *series])
 
     def is_needed(self, name: str) -> bool:
-        """Tells whether the winner is better for a change: the loss's interval lies above zero.
+        """Returns whether the winner is better for a change: the loss's interval lies above zero.
 
         A change whose loss or error is unknown counts as needed.
         """
@@ -190,7 +190,7 @@ class Losses:
         return loss > self.error.half_interval
 
     def is_within_margin(self, names: Names) -> bool:
-        """Tells whether a configuration without these changes is about as good as the winner."""
+        """Returns whether a configuration without these changes is about as good as the winner."""
         loss = self.loss(*names)
         if loss is None:
             return False

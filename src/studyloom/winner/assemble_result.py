@@ -191,7 +191,7 @@ def describe_candidate(
 
 
 def is_result_of(result: Result, evaluation: Evaluation) -> bool:
-    """Tells whether a result comes from the last stage of an evaluation.
+    """Returns whether a result comes from the last stage of an evaluation.
 
     Compares the name of the stage, which contains budget and rule, the candidates with their
     values on new seeds, and what makes the network of a loop, which `predict` needs.

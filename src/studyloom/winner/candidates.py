@@ -116,7 +116,7 @@ def choose_candidates(
 
 
 def _is_within_budget(trial: FrozenTrial, budget: int) -> bool:
-    """Tells whether a trial has one of the first slots of the study, as many as a budget has."""
+    """Returns whether a trial has one of the first slots of the study, as many as a budget has."""
     slot = TrialRecord(trial).slot
     return slot is None or slot < budget
 
@@ -292,7 +292,7 @@ class CandidateTrainings:
 
     @property
     def repeats_reevaluation(self) -> bool:
-        """Tells whether final trainings would have the seeds and examples of the re-evaluation.
+        """Returns whether final trainings would have the seeds and examples of the re-evaluation.
 
         They would if a loop loads its data itself, or there is a separate validation set.
         """

@@ -99,7 +99,7 @@ class Evaluation:
 
     @property
     def lacks_winner(self) -> bool:
-        """Tells whether all stages have ended without a winner."""
+        """Returns whether all stages have ended without a winner."""
         return winner_settings(self.study).enabled and not self.remaining and self.trained is None
 
     def enter(self, plan: PlannedStage) -> CandidateStage | None:
@@ -128,11 +128,11 @@ def next_stage(evaluation: Evaluation) -> Stage | None:
 class WinnerStages(Stages):
     """The stages of a study up to the final training of its winner."""
 
-    def next(self, study: OpenStudy) -> Stage | None:
+    def find_next(self, study: OpenStudy) -> Stage | None:
         """Returns the first stage that has work; None if none has."""
         return next_stage(read_evaluation(study))
 
-    def begun(self, study: OpenStudy) -> list[Stage]:
+    def find_begun(self, study: OpenStudy) -> list[Stage]:
         """Returns the stages that are stored, in their order."""
         return read_evaluation(study).stages
 

@@ -141,7 +141,7 @@ def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
 
 
 def has_known_network(trainings: CandidateTrainings) -> bool:
-    """Tells whether the network of a loop and its training data are known.
+    """Returns whether the network of a loop and its training data are known.
 
     They are if a config names them as `objective.network` and `data`.
     """

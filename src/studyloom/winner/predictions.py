@@ -84,7 +84,7 @@ def describe_predictions(
 
 
 def scores_classes(outputs: Outputs, test: Part) -> bool:
-    """Tells whether outputs (n, classes) have a column for each label, and at least two columns.
+    """Returns whether outputs (n, classes) have a column for each label, and at least two columns.
 
     A softmax over the single logit of a binary network would be 1 for every input.
     """

@@ -107,7 +107,7 @@ class Network:
         return outputs, bool(classifies)
 
     def _has_classes(self, outputs: Tensor) -> bool:
-        """Tells whether the second dimension of outputs is the classes, at least two.
+        """Returns whether the second dimension of outputs is the classes, at least two.
 
         The second of three or more dimensions is the classes only if the first is the batch. A
         single logit is the value of no class.
@@ -117,7 +117,7 @@ class Network:
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Tells whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
+    """Returns whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
     if not bool((outputs >= 0).all()):
         return False
     return bool(((outputs.sum(1) - 1).abs() < ROUNDING).all())
@@ -236,7 +236,7 @@ class WinnerFiles:
 
     @property
     def _known_arguments(self) -> dict[str, Any]:
-        """The arguments that a class or function of a network may take, as far as they are known.
+        """The arguments, if known, that a class or function of a network may take.
 
         A loop that loads its own data has none.
         """
@@ -288,7 +288,7 @@ class WinnerFiles:
 
 
 def _check_config(config: Mapping[str, Any], trusted: Sequence[str] | None) -> bool:
-    """Checks that winner.yaml names only trusted code, and tells whether it is of a loop.
+    """Checks that winner.yaml names only trusted code, and returns whether it is of a loop.
 
     The loop itself and its network are left out: the loop is not called, and the network is checked
     when it is made.

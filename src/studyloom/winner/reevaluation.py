@@ -99,7 +99,7 @@ class Reevaluated:
         return best
 
     def _is_no_better(self, origin: Origin, baseline: Origin) -> bool:
-        """Tells whether chance may explain that a candidate is better than the baseline.
+        """Returns whether chance may explain that a candidate is better than the baseline.
 
         False where it is not compared: without a re-evaluation, with a rule, or if the baseline
         may not win or has no values on new seeds.
@@ -132,5 +132,5 @@ class Reevaluated:
 
     @property
     def satisfies_rule(self) -> bool:
-        """Tells whether the winner satisfies the rule on new seeds."""
+        """Returns whether the winner satisfies the rule on new seeds."""
         return self.rule.holds(self.values_by_name(self.winner))

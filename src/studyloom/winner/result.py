@@ -46,7 +46,7 @@ class Summary:
 
     @property
     def same(self) -> bool:
-        """Tells whether several seeds gave the same value, bit for bit.
+        """Returns whether several seeds gave the same value, bit for bit.
 
         The training then ignores the seed.
         """
@@ -160,12 +160,12 @@ class DataFacts:
 
     @property
     def takes_arrays(self) -> bool:
-        """Tells whether an input is one tensor, so that an array can hold it."""
+        """Returns whether an input is one tensor, so that an array can hold it."""
         return self.reads or self.shape is not None
 
     @property
     def loads_tokens(self) -> bool:
-        """Tells whether inputs are integers of a Dataset, such as token ids.
+        """Returns whether inputs are integers of a Dataset, such as token ids.
 
         A `Reader` makes its inputs from files instead.
         """
@@ -173,7 +173,7 @@ class DataFacts:
 
     @property
     def takes_integers(self) -> bool:
-        """Tells whether the network gets integers."""
+        """Returns whether the network gets integers."""
         return self.dtype != "float32" or self.loads_tokens
 
 
@@ -382,7 +382,7 @@ class Result(Tested):
             )
 
     def belongs_to(self, stored: StoredStudy) -> bool:
-        """Tells whether the winner was chosen from the trials that a study's database holds now.
+        """Returns whether the winner was chosen from the trials that a study's database holds now.
 
         A study of the same name in another database, or with another seed, has trials with the
         same numbers but other hyperparameters and values.
@@ -407,7 +407,7 @@ class Result(Tested):
 
     @property
     def is_of_loop(self) -> bool:
-        """Tells whether the winner is of a custom training loop, whose epochs are unknown."""
+        """Returns whether the winner is of a custom training loop, whose epochs are unknown."""
         return self.epochs is None
 
     def document(self) -> dict[str, Any]:

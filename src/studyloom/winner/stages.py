@@ -207,7 +207,7 @@ class StagePlanner:
         return replace(plan, trainings=replace(plan.trainings, candidates=points_with_values))
 
     def has_simple(self) -> bool | None:
-        """Tells whether the stored final training has the simple configuration.
+        """Returns whether the stored final training has the simple configuration.
 
         None if there is no final training of this budget and rule.
         """

@@ -203,7 +203,7 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
 
 
 def _is_finite(interval: Interval) -> bool:
-    """Tells whether both ends of an interval can be written as floats."""
+    """Returns whether both ends of an interval can be written as floats."""
     return all(map(math.isfinite, interval))
 
 
