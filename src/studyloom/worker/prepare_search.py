@@ -8,7 +8,6 @@ from pathlib import Path
 from studyloom.config.build import ErrorCollector
 from studyloom.config.study_config import StudyConfig
 from studyloom.decisions.strategy import Strategy
-from studyloom.decisions.warm_start import WarmStarts
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
@@ -27,7 +26,6 @@ from studyloom.worker.local import Join, build_launcher
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.stage import Stage
 from studyloom.worker.stopping import Stop
-from studyloom.worker.task import Launcher
 
 
 def prepare(
@@ -50,15 +48,16 @@ def prepare(
     # of them. Until then, a step is left out if a value that it needs is None.
     attempt = ErrorCollector()
     definition = attempt(lambda: define(config))
-    launcher: Launcher | None = Join()
-    if not joins:
+    if joins:
+        launcher = Join()
+    else:
         launcher = attempt(lambda: build_launcher(config))
     attempt(check_device)
     url = attempt(lambda: required_url(config))
     callbacks = attempt(lambda: make_callbacks(config))
     has_several_workers = launcher is not None and launcher.count(2) > 1
     data = attempt(lambda: load_data(config, shared=joins or has_several_workers))
-    starts: WarmStarts | None = None
+    starts = None
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
         # Configurations of a wrong space would be wrong too.
@@ -69,7 +68,6 @@ def prepare(
             url, several=has_several_workers, leaves_host=launcher.leaves_host
         )
     attempt.check()
-    assert launcher is not None
     # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.
     if definition.trains_networks:
