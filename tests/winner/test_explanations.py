@@ -36,7 +36,7 @@ def split_of(inputs, targets, outputs, **known):
     return Split(inputs, targets, outputs, "toy", **known)
 
 
-def test_the_calibration_error_is_the_distance_weighted_by_examples():
+def test_the_calibration_error_weights_distances_by_examples():
     told = calibrate(torch.tensor([[0.8, 0.2]] * 10), torch.tensor([0] * 8 + [1] * 2))
     assert told.error == pytest.approx(0.0, abs=1e-6), "it is right as often as sure"
     (bin_,) = told.bins
@@ -48,7 +48,7 @@ def test_the_calibration_error_is_the_distance_weighted_by_examples():
     assert sum(one.count for one in told.bins) == 8
 
 
-def test_each_class_has_the_share_that_is_right_of_it():
+def test_each_class_has_its_own_accuracy():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
@@ -60,7 +60,7 @@ def test_each_class_has_the_share_that_is_right_of_it():
 
 
 @pytest.mark.parametrize(("columns", "labels"), [(1, [0, 1]), (2, [0, 2]), (2, [-1, 1])])
-def test_outputs_without_a_column_for_each_label_are_not_shown_as_classes(columns, labels):
+def test_outputs_without_a_column_for_each_label_are_not_classes(columns, labels):
     part = split_of(torch.zeros(2, 1), torch.tensor(labels), 2)
     outputs, network = Outputs(torch.randn(2, columns), part.targets), Corner()
     own = Metric("right", "maximize", lambda outputs, targets: 0.5)
@@ -69,7 +69,7 @@ def test_outputs_without_a_column_for_each_label_are_not_shown_as_classes(column
     assert explain(replace(measured, metric=ACCURACY)) is None
 
 
-def test_groups_come_before_classes_and_numbers_have_them_too():
+def test_groups_are_preferred_to_classes_and_work_for_regression():
     class Grouped(Split):
         group_names = ("theo", "george", "theo")
 
@@ -86,7 +86,7 @@ def test_groups_come_before_classes_and_numbers_have_them_too():
     assert by_group(METRICS["rmse"], Outputs(targets, targets), part) is None, "it is no mean"
 
 
-def test_the_column_that_decides_matters_and_the_others_do_not():
+def test_only_the_column_that_decides_makes_the_metric_worse():
     torch.manual_seed(0)
     inputs = torch.randn(400, 3)
     targets = (inputs[:, 1] > 0).long()
@@ -112,7 +112,7 @@ def bright_corner(images):
     return torch.stack([torch.zeros_like(seen), 5 * seen], 1)
 
 
-def test_what_a_network_looks_at_is_what_it_owes_its_answer_to_and_is_drawn_red():
+def test_the_part_of_an_image_that_decides_is_drawn_red():
     for size in ((9, 5), (28, 28)):
         image = torch.zeros(1, *size)
         image[0, :4, :4] = 1.0
@@ -169,7 +169,7 @@ def job():
     return Job(*parts, everything, everything, epochs=1, batch_size=2, seed=0)
 
 
-def test_covered_images_come_to_the_network_as_those_of_the_test_do(caplog):
+def test_covered_images_are_collated_like_those_of_the_test(caplog):
     """Through the collate function, which may scale them and add inputs, in small batches.
 
     What cannot be explained does not cost the test.

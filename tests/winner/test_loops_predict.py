@@ -39,9 +39,7 @@ def ended(tmp_path_factory):
     stages.close()
 
 
-def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
-    ended, tmp_path, capsys
-):
+def test_a_loop_predicts_like_its_network_in_python_and_in_the_shell(ended, tmp_path, capsys):
     folder = ended
     with pytest.raises(ConfigError, match=r"toys\.make_network is not among"):
         load_winner(folder).predict(SPLIT.inputs)
@@ -64,7 +62,7 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
     assert [answer["label"] for answer in answers] == told.classes[:5].tolist()
 
 
-def test_what_explains_a_network_explains_it(ended):
+def test_the_network_of_a_loop_is_explained(ended):
     answer = Result.load(ended)
     assert (answer.own_test, answer.is_of_loop) == (False, True)
     assert answer.data.shape == SPLIT.shape
@@ -106,7 +104,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     return folder
 
 
-def test_the_winner_of_a_compiled_loop_predicts_with_the_network_that_is_not_compiled(tmp_path):
+def test_the_winner_of_a_compiled_loop_predicts_with_the_plain_network(tmp_path):
     layer = nn.Linear(2, 3)
     states = {"net": {f"_orig_mod.{name}": weight for name, weight in layer.state_dict().items()}}
     winner = load_winner(written(tmp_path / "run", states), network=partial(nn.Linear, 2, 3))
@@ -117,7 +115,7 @@ def test_the_winner_of_a_compiled_loop_predicts_with_the_network_that_is_not_com
     assert torch.equal(restored.weight, layer.weight)
 
 
-def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
+def test_arrays_and_lines_of_numbers_are_inputs_without_changes(tmp_path, capsys):
     layer = nn.Linear(2, 3)
     optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9, lr=1)
     states = {"net": layer.state_dict(), "optimizer": optimizer.state_dict()}
@@ -159,7 +157,7 @@ def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
     assert "Pair" not in repr(winner)
 
 
-def test_a_network_of_ours_may_be_given_too(tmp_path):
+def test_a_network_of_studyloom_may_be_given_too(tmp_path):
     model, shape = {"_target_": "nowhere.Net", "hidden": [5]}, (1, 2, 2)
     network = MLP(shape, 3, hidden=[5])
     facts = {"shape": [*shape], "outputs": 3}
@@ -280,7 +278,7 @@ def test_a_map_is_printed_up_to_a_size_and_then_in_summary():
     assert format_prediction(numbers) == "a\t2 × 100 numbers from 0.0000 to 199; --json prints all"
 
 
-def test_inputs_that_a_file_cannot_be_are_refused_with_the_fix(tmp_path, capsys):
+def test_unusable_input_files_are_refused_with_the_fix(tmp_path, capsys):
     folder = tmp_path / "run"
     section = {"_target_": "test_loops_predict.Named"}
     write_winner(folder, section, Named().state_dict(), **DATASET)
@@ -321,7 +319,7 @@ def linear(width=8):
     return nn.Linear(4, width)
 
 
-def test_a_dimension_that_may_be_time_is_cut_only_where_the_user_says_so(tmp_path):
+def test_a_dimension_that_may_be_time_is_cut_only_by_batch(tmp_path):
     network = Sequence().eval()
     written(tmp_path, {"net": network.state_dict()}, metric="loss")
     winner = load_winner(tmp_path, network=Sequence)
@@ -349,7 +347,7 @@ class Several(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "second"), [("tuple", 2), ("dict", "square")])
-def test_of_several_outputs_the_first_is_taken_or_the_one_that_is_named(tmp_path, kind, second):
+def test_the_first_of_several_outputs_predicts_unless_one_is_named(tmp_path, kind, second):
     network, x = Several(kind), torch.randn(3, 4)
     written(tmp_path, {"net": network.state_dict()}, kind=kind)
     winner = load_winner(tmp_path, network=Several)
@@ -366,7 +364,7 @@ def test_of_several_outputs_the_first_is_taken_or_the_one_that_is_named(tmp_path
             given.predict(x, output="mean")
 
 
-def test_a_network_keeps_the_precision_in_which_its_loop_trained_it(tmp_path):
+def test_a_network_keeps_the_precision_of_its_training(tmp_path):
     network, x = linear().double(), torch.randn(3, 4, dtype=torch.float64)
     written(tmp_path, {"net": network.state_dict()}, metric="loss")
     winner = load_winner(tmp_path, network=linear)
@@ -378,7 +376,7 @@ def test_a_network_keeps_the_precision_in_which_its_loop_trained_it(tmp_path):
     assert load_winner(tmp_path / "half", network=linear).predict(x).values.dtype == torch.float32
 
 
-def test_of_two_kept_networks_one_is_chosen_by_its_name(tmp_path):
+def test_one_of_two_kept_networks_is_chosen_by_name(tmp_path):
     networks = {"policy": linear(), "value": linear()}
     states = {name: each.state_dict() for name, each in networks.items()}
     layer = {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 8}
@@ -397,14 +395,14 @@ def test_of_two_kept_networks_one_is_chosen_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("inputs", [torch.randn(3, 5), torch.randn(4, 3, 2), [1.0, 2.0, 3.0]])
-def test_inputs_of_another_shape_are_refused_with_theirs(tmp_path, inputs):
+def test_an_error_names_the_shape_of_unusable_inputs(tmp_path, inputs):
     written(tmp_path, {"net": linear().state_dict()})
     shape = " × ".join(map(str, torch.as_tensor(inputs).shape))
     with pytest.raises(PredictError, match=f"^inputs: Linear cannot take these inputs of {shape}"):
         load_winner(tmp_path, network=linear).predict(inputs)
 
 
-def test_what_is_missing_is_said_with_the_way_out(tmp_path):
+def test_an_error_says_how_to_name_a_missing_network(tmp_path):
     both = {"net": embedded().state_dict(), "ema": embedded().state_dict()}
     bare = load_winner(written(tmp_path / "bare", {"net": both["net"]}))
     assert {*bare.states} == {"net"}

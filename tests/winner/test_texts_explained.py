@@ -81,7 +81,7 @@ def texts_of(part, errors=(0, 1, 2)):
     )
 
 
-def test_a_word_is_owed_what_the_network_says_without_it():
+def test_a_word_has_the_change_that_its_absence_makes():
     """Wherever the text is in an item, which stays as it is."""
     before = ROWS.clone()
     for form in ("in memory", *FORMS):
@@ -100,7 +100,7 @@ def test_a_word_is_owed_what_the_network_says_without_it():
     assert indices == [1], "nothing is owed to words that change nothing, and to one alone"
 
 
-def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
+def test_only_the_first_words_of_a_long_text_are_examined():
     row = torch.full((1, 2 + 3 * READ), 4)
     row[0, 2 + READ - 1], row[0, 2 + READ] = 2, 3
     labels = torch.zeros(1, dtype=torch.int64)
@@ -118,7 +118,7 @@ def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
     assert asked == [3], "the text, and once without each of its two words"
 
 
-def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
+def test_words_explain_a_winner_only_if_the_data_has_them():
     part = part_of("in memory")
     outputs = Outputs(Judge()(part.inputs).detach(), part.targets)
     measured = MeasuredNetwork(job(), Judge(), METRICS["accuracy"], outputs, part)
@@ -129,7 +129,7 @@ def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
     assert explain(replace(measured, test=silent)).texts == ()
 
 
-def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():
+def test_tokens_at_another_place_are_refused_before_any_training():
     wrong = Texts(FORMS["in a dict"][0], Tokens(WORDS, path=(0, "words")))
     with pytest.raises(DataError, match=r"item\[0\]\['words'\] is a row of integers"):
         Datasets(wrong, test=wrong, validation=1, outputs=2).train()

@@ -104,7 +104,7 @@ def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_
     assert plan.find().todo() == plan.trials
 
 
-def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
+def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
     definition, evaluated, tmp_path
 ):
     """Before all have been reevaluated, nobody asks for the winner."""
@@ -126,7 +126,7 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     assert (found.winner, found.values) == (before.winner, before.values)
 
 
-def test_the_best_trials_and_the_baseline_are_reevaluated_on_fresh_seeds_and_parts_the_same_for_all(
+def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
     evaluated,
 ):
     stages, _, _ = evaluated
@@ -142,7 +142,7 @@ def test_the_best_trials_and_the_baseline_are_reevaluated_on_fresh_seeds_and_par
     assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 3, "each is fresh"
 
 
-def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
+def test_values_are_those_of_plain_trainings_and_the_best_mean_wins(evaluated):
     stages, result, _ = evaluated
     assert [stage.title for stage in stages] == ["search", "re-evaluation", "final-training"]
     assert (stages.is_done(), stages.todo()) == (True, 0)
@@ -157,7 +157,7 @@ def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluate
     assert result.winner.gap == pytest.approx(result.winner.search_value - means[winner])
 
 
-def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
+def test_the_same_seed_gives_the_same_weights_on_all_training_data(evaluated):
     stages, _, _ = evaluated
     assert stages.final_training.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
     stored = flat(load_weights(stages.run_dir / "winner.pt"))
@@ -182,14 +182,14 @@ def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_p
     stages.close()
 
 
-def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
+def test_the_kept_epoch_is_that_of_the_mean_curve():
     curve = {"value": [0.1, 0.5, 0.5, 0.2]}
     assert find_kept_epoch(curve, "best", ACCURACY.sign) == 2
     assert find_kept_epoch(curve, "last", ACCURACY.sign) == 4
     assert find_kept_epoch({}, "best", ACCURACY.sign) is None
 
 
-def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_does_not(tmp_path):
+def test_a_single_candidate_wins_without_re_evaluation_unless_it_failed(tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(stages)
@@ -272,7 +272,7 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
 # The test
 
 
-def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(definition, tmp_path):
+def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp_path):
     """Also one that a killed command did not come back from; and the result says how many."""
     stages = stages_of(
         definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2
@@ -297,7 +297,7 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
 
 
 @network
-def test_what_only_the_report_shows_does_not_cost_the_test(
+def test_an_error_in_what_the_report_shows_keeps_the_test(
     definition, tmp_path, monkeypatch, caplog
 ):
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
@@ -311,7 +311,7 @@ def test_what_only_the_report_shows_does_not_cost_the_test(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
-def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_path, monkeypatch):
+def test_an_error_in_the_test_of_a_loop_is_explained(definition, tmp_path, monkeypatch):
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(stages)
     with monkeypatch.context() as wrong:
@@ -331,7 +331,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_pa
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
 @network
-def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definition, tmp_path):
+def test_an_undefined_metric_on_the_test_set_is_explained(definition, tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
     work(stages)
@@ -341,7 +341,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definitio
         evaluate_winner(stages, lambda: lacking, ["x"])
 
 
-def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
+def test_scores_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     stages, result, uses = evaluated
     assert uses == 1
     winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
@@ -372,7 +372,7 @@ def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(eval
 # The files
 
 
-def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
+def test_files_and_terminal_show_the_same_result(evaluated):
     """winner.yaml composes to the winner's configuration, with nothing to search."""
     stages, result, _ = evaluated
     files = {path.name for path in stages.run_dir.iterdir()}
@@ -420,7 +420,7 @@ def forecast(tmp_path_factory):
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 
 
-def test_where_less_is_better_the_least_are_reevaluated_and_the_least_mean_wins(forecast):
+def test_the_least_mean_wins_if_less_is_better(forecast):
     """In the order of time: all of them on the last part."""
     stages, result, _ = forecast
     trials = stages.search.stored.trials()
@@ -438,7 +438,7 @@ def test_where_less_is_better_the_least_are_reevaluated_and_the_least_mean_wins(
         assert valid.tolist() == [*range(len(stages.data.split) - 20, len(stages.data.split))]
 
 
-def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
+def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
     """`predict` answers as the winner did."""
     stages, result, source = forecast
     test, predictions = source.test(), result.predictions
@@ -490,7 +490,7 @@ def costs_of(stages):
     return {trial.number: trial.values[1] for trial in stages.search.stored.trials()}
 
 
-def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two, tmp_path):
+def test_only_trials_that_satisfy_the_rule_are_re_evaluated(two, tmp_path):
     stages = two("winner.rule='max accuracy where parameters < 400'")
     work(stages)
     costs, values = costs_of(stages), {t.number: t.values[0] for t in stages.search.stored.trials()}
@@ -516,7 +516,7 @@ def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two
 
 
 @pytest.mark.chaos
-def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two):
+def test_a_rule_that_is_set_again_tests_its_earlier_networks(two):
     """Another rule chooses another winner of the same search."""
     tests, winners = [], []
     for rule in ("max accuracy", "min parameters", "max accuracy"):
@@ -530,7 +530,7 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
     assert tests[0].winner == tests[2].winner != tests[1].winner
 
 
-def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_parameters_count(two):
+def test_there_is_no_winner_if_no_trial_satisfies_the_rule(two):
     """No more than those of the baseline."""
     stages = two("winner.rule='max accuracy where parameters < 1'")
     assert stages.candidates == {}
@@ -545,7 +545,7 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     assert all(costs[number] <= costs[0] for number in contenders)
 
 
-def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
+def test_the_best_mean_wins_if_none_satisfies_the_rule_on_new_seeds(two):
     stages = two("winner.rule='min parameters where accuracy > 0.01'")
     costs = costs_of(stages)
     small, large = sorted(stages.candidates, key=lambda origin: costs[origin.trial])[:2]
@@ -565,7 +565,7 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
     ],
 )
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_errors(
+def test_the_baseline_wins_unless_another_is_better_by_the_margin(
     values, baseline, wins, direction
 ):
     objective = ObjectiveValue("value", direction)
