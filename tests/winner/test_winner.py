@@ -66,7 +66,7 @@ PLATEAU = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 0}"
 
 @pytest.fixture(scope="module", params=EACH_KIND)
 def kind(request):
-    """Networks of ours, or a loop of one's own: these laws hold of both."""
+    """A network of studyloom, or a custom training loop: these laws hold for both."""
     return request.param
 
 
@@ -107,7 +107,7 @@ def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_
 def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
     definition, evaluated, tmp_path
 ):
-    """Before all have been reevaluated, nobody asks for the winner."""
+    """Before all trainings of the re-evaluation have ended, there is no winner."""
     ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
     first = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
@@ -122,8 +122,9 @@ def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
     assert not any("final-training" in name for name in names)
     work(stages)
     assert stages.is_done()
-    found, before = stages.reevaluated, evaluated[0].reevaluated
-    assert (found.winner, found.values) == (before.winner, before.values)
+    resumed = stages.reevaluated
+    uninterrupted = evaluated[0].reevaluated
+    assert (resumed.winner, resumed.values) == (uninterrupted.winner, uninterrupted.values)
 
 
 def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
@@ -138,20 +139,21 @@ def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
         train, valid = trainings.fold(seed)
         assert len(valid) == 40
         assert not {*train.tolist()} & {*valid.tolist()}
-    parts = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(2)]
-    assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 3, "each is fresh"
+    new_sets = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(2)]
+    set_of_search = frozenset(toy_folds(SPLIT)[0][1].tolist())
+    assert len({*new_sets, set_of_search}) == 3, "each validation set is new"
 
 
 def test_values_are_those_of_plain_trainings_and_the_best_mean_wins(evaluated):
     stages, result, _ = evaluated
     assert [stage.title for stage in stages] == ["search", "re-evaluation", "final-training"]
     assert (stages.is_done(), stages.todo()) == (True, 0)
-    found = stages.reevaluated
-    for candidate, values in found.values.items():
+    reevaluated = stages.reevaluated
+    for candidate, values in reevaluated.values.items():
         for seed, value in enumerate(values):
             assert train_plainly(stages.reevaluation, candidate, seed)[0] == value
     means = {row.trial: np.mean(row.values) for row in result.candidates}
-    winner = found.winner.trial
+    winner = reevaluated.winner.trial
     assert means[winner] == max(means.values())
     assert result.winner.trial == winner
     assert result.winner.gap == pytest.approx(result.winner.search_value - means[winner])
@@ -167,7 +169,7 @@ def test_the_same_seed_gives_the_same_weights_on_all_training_data(evaluated):
 
 
 def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_path):
-    """The examples that it would be evaluated on are among those that it trains on."""
+    """The examples of its validation are among those that it trains on."""
     plateau = ("~scheduler", f"+scheduler={PLATEAU}", "train.epochs=3")
     definition = ask(*SPACE, *plateau)
     stages = stages_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=2)
@@ -203,7 +205,7 @@ def test_a_single_candidate_wins_without_re_evaluation_unless_it_failed(tmp_path
     url = f"sqlite:///{tmp_path}/diverging/study.db"
     without = stages_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
     work(without)
-    assert (without.is_done(), without.todo()) == (False, 0), "there is none that could win"
+    assert (without.is_done(), without.todo()) == (False, 0), "no trial could win"
 
 
 @pytest.mark.parametrize("title", ["re-evaluation", "final-training"])
@@ -273,7 +275,7 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
 
 
 def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp_path):
-    """Also one that a killed command did not come back from; and the result says how many."""
+    """A use by a killed command counts too; the result says how many there were."""
     stages = stages_of(
         definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2
     )
@@ -290,10 +292,10 @@ def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp
     assert result.test.uses == reopened.test_uses() == 2
     assert "the test set was used 2 times" in "\n".join(winner_lines(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
-    for file in stages.final_training.weights.iterdir():  # which another host keeps
+    for file in stages.final_training.weights.iterdir():  # as if another host had them
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
-    assert again.test == result.test, "they are trained again to the same"
+    assert again.test == result.test, "the networks are trained again to the same weights"
 
 
 @network
@@ -315,7 +317,7 @@ def test_an_error_in_the_test_of_a_loop_is_explained(definition, tmp_path, monke
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(stages)
     with monkeypatch.context() as wrong:
-        for test, words in (
+        for test, reason in (
             (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); fix"),
             (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
             (
@@ -324,7 +326,7 @@ def test_an_error_in_the_test_of_a_loop_is_explained(definition, tmp_path, monke
             ),
         ):
             wrong.setattr(toys, "test", test)
-            with pytest.raises(NoWinner, match=words):
+            with pytest.raises(NoWinner, match=reason):
                 evaluate_winner(stages, CountedTest(), ["x"])
     assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 4
 
@@ -335,10 +337,10 @@ def test_an_undefined_metric_on_the_test_set_is_explained(definition, tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
     work(stages)
-    part = test_part()
-    lacking = replace(part, targets=part.targets.clamp(max=8))
+    test_set = test_part()
+    without_a_class = replace(test_set, targets=test_set.targets.clamp(max=8))
     with pytest.raises(NoWinner, match=r"no value on the test set: objective\.metric=roc_auc: "):
-        evaluate_winner(stages, lambda: lacking, ["x"])
+        evaluate_winner(stages, lambda: without_a_class, ["x"])
 
 
 def test_scores_and_wrong_images_are_those_of_the_stored_networks(evaluated):
@@ -379,22 +381,22 @@ def test_files_and_terminal_show_the_same_result(evaluated):
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
     card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(result))
     mean, both = result.test.winner.mean, map(format_value, result.test.winner.values)
-    shown = f"{mean:.4f} ({' and '.join(both)})"
-    assert shown in card
-    assert shown in lines
+    scores = f"{mean:.4f} ({' and '.join(both)})"
+    assert scores in card
+    assert scores in lines
     winner = stages.reevaluated.winner
     assert f"trial {winner.trial}" in lines
     assert is_result_of(result, stages.evaluation)
     json.dumps(result.document(), allow_nan=False)
-    written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
-    assert written["optimizer"]["lr"] == result.winner.params["optimizer.lr"]
+    winner_config = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
+    assert winner_config["optimizer"]["lr"] == result.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
     again = type(stages.definition).from_config(cfg, composer)
     assert Strategy(again).trials == 1
-    was = stages.definition.at(stages.candidates[winner].point)
+    expected = stages.definition.at(stages.candidates[winner].point)
     config = again.at(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
-        assert config[section] == was[section], section
+        assert config[section] == expected[section], section
 
 
 # Less is better, and numbers instead of classes
@@ -421,7 +423,7 @@ def forecast(tmp_path_factory):
 
 
 def test_the_least_mean_wins_if_less_is_better(forecast):
-    """In the order of time: all of them on the last part."""
+    """A series is split in the order of time: the validation set is its end."""
     stages, result, _ = forecast
     trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
@@ -431,7 +433,9 @@ def test_the_least_mean_wins_if_less_is_better(forecast):
     assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
     row = result.winner
-    assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
+    assert row.gap == pytest.approx(row.mean - row.search_value), (
+        "above 0 if the search overrated it"
+    )
     for seed in range(2):
         training, valid = stages.reevaluation.source.fold(seed)
         assert training.max() < valid.min()
@@ -439,7 +443,7 @@ def test_the_least_mean_wins_if_less_is_better(forecast):
 
 
 def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
-    """`predict` answers as the winner did."""
+    """`predict` gives the values of the test."""
     stages, result, source = forecast
     test, predictions = source.test(), result.predictions
     assert result.confusion is None
@@ -451,9 +455,9 @@ def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
     assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(result))
     assert "CSV files with 6 numbers in a line" in (stages.run_dir / "model_card.md").read_text()
     np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
-    answers = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
-    told = [result.values[0] for result in answers]
-    assert told == pytest.approx([pair[0] for pair in predictions.predicted], rel=1e-5)
+    predicted = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
+    values = [prediction.values[0] for prediction in predicted]
+    assert values == pytest.approx([pair[0] for pair in predictions.predicted], rel=1e-5)
 
 
 # Two objectives
@@ -463,7 +467,7 @@ def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
 def searched(tmp_path_factory):
     """A study with two objectives whose search has ended.
 
-    Its candidates have 4 to 64 units, each of 27 parameters, and 10 parameters beside them.
+    Its candidates have 4 to 64 units, each of 27 parameters, and 10 further parameters.
     """
     folder = tmp_path_factory.mktemp("searched")
     definition = ask(*TWO, "study.baseline=true")
@@ -494,15 +498,16 @@ def test_only_trials_that_satisfy_the_rule_are_re_evaluated(two, tmp_path):
     stages = two("winner.rule='max accuracy where parameters < 400'")
     work(stages)
     costs, values = costs_of(stages), {t.number: t.values[0] for t in stages.search.stored.trials()}
-    keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
-    assert 0 not in keeping, "the baseline has 442"
+    satisfying = [number for number in costs if costs[number] < 400]
+    satisfying.sort(key=lambda number: (-values[number], costs[number], number))
+    assert 0 not in satisfying, "the baseline has 442"
     numbers = {origin.trial for origin in stages.candidates}
-    assert numbers == {*keeping[:2], 0}, "it is reevaluated to be compared with"
+    assert numbers == {*satisfying[:2], 0}, "the baseline is re-evaluated for the comparison"
     winner = stages.reevaluated.winner.trial
-    assert winner in keeping
+    assert winner in satisfying
     result = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
     means = {row.trial: row.mean for row in result.candidates}
-    assert means[winner] == max(means[number] for number in keeping[:2])
+    assert means[winner] == max(means[number] for number in satisfying[:2])
     assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
     assert result.winner.costs == {"parameters": costs[winner]}
     assert result.test.difference is not None
@@ -531,7 +536,7 @@ def test_a_rule_that_is_set_again_tests_its_earlier_networks(two):
 
 
 def test_there_is_no_winner_if_no_trial_satisfies_the_rule(two):
-    """No more than those of the baseline."""
+    """The default rule allows no more parameters than the baseline has."""
     stages = two("winner.rule='max accuracy where parameters < 1'")
     assert stages.candidates == {}
     assert [stage.title for stage in stages] == ["search"]
@@ -540,7 +545,9 @@ def test_there_is_no_winner_if_no_trial_satisfies_the_rule(two):
     stages = two()
     costs = costs_of(stages)
     assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    contenders = [o.trial for o, each in stages.candidates.items() if each.may_win]
+    contenders = [
+        origin.trial for origin, candidate in stages.candidates.items() if candidate.may_win
+    ]
     assert 0 in contenders
     assert all(costs[number] <= costs[0] for number in contenders)
 
@@ -550,9 +557,9 @@ def test_the_best_mean_wins_if_none_satisfies_the_rule_on_new_seeds(two):
     costs = costs_of(stages)
     small, large = sorted(stages.candidates, key=lambda origin: costs[origin.trial])[:2]
     means = {origin: [0.001] for origin in stages.candidates} | {small: [0.002], large: [0.003]}
-    found = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
-    assert found.winner == large
-    assert not found.satisfies_rule
+    reevaluated = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
+    assert reevaluated.winner == large
+    assert not reevaluated.satisfies_rule
 
 
 @pytest.mark.parametrize(
@@ -561,7 +568,7 @@ def test_the_best_mean_wins_if_none_satisfies_the_rule_on_new_seeds(two):
         ([0.94, 0.95, 0.96], [0.90, 0.91, 0.92], True),
         ([0.94, 0.95, 0.96], [0.93, 0.94, 0.95], False),  # 1.2 standard errors
         ([0.9501] * 3, [0.95] * 3, True),  # no seed makes a difference
-        ([0.96], [0.95], True),  # of one seed nobody knows
+        ([0.96], [0.95], True),  # the spread of a single seed is unknown
     ],
 )
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
@@ -572,19 +579,21 @@ def test_the_baseline_wins_unless_another_is_better_by_the_margin(
     search = SimpleNamespace(
         metric="value", sign=objective.sign, objectives=[objective], values_by_name=lambda trial: {}
     )
-    means = {Origin(3): values, Origin(0): baseline}
-    means = {origin: [objective.sign * each for each in by] for origin, by in means.items()}
+    new_values = {
+        Origin(3): [objective.sign * value for value in values],
+        Origin(0): [objective.sign * value for value in baseline],
+    }
     candidates = {
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 3)
     }
-    found = Reevaluated(search, Rule(objective), candidates, means)
-    assert found.winner == Origin(3 if wins else 0)
+    reevaluated = Reevaluated(search, Rule(objective), candidates, new_values)
+    assert reevaluated.winner == Origin(3 if wins else 0)
 
 
 @pytest.mark.parametrize(
     ("partial", "wins"),
     [
-        ({0: 1.061, 2: 1.099}, False),  # on both of its seeds it is better
+        ({0: 1.061, 2: 1.099}, False),  # it is better on both of its seeds
         ({1: 1.19}, True),
         ({}, True),  # nothing to compare with
     ],
@@ -598,5 +607,5 @@ def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partia
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 1)
     }
     values = {Origin(1): [1.1745, 1.1585, 1.2125]}
-    found = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
-    assert found.winner == Origin(1 if wins else 0)
+    reevaluated = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
+    assert reevaluated.winner == Origin(1 if wins else 0)
