@@ -29,7 +29,7 @@ from studyloom.objectives.objective import Attempt
 from studyloom.winner.assemble_result import evaluate_winner
 from studyloom.winner.candidates import CandidateTrainings, Origin, Training
 from studyloom.winner.evaluation import Evaluation
-from studyloom.winner.predictions import network_outputs
+from studyloom.winner.predictions import compute_outputs
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
 
@@ -160,7 +160,7 @@ def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outc
             objective = trainings.make_new_objective(Training(origin, number), 0, Attempt())
             objective.run(lambda step: None, Stop())
             job = trainings.job(origin, number)
-            found = network_outputs(job, objective.weights(), part)
+            found = compute_outputs(job, objective.weights(), part)
             right.append((found.outputs.argmax(1) == found.targets).numpy())
         return Truth(np.mean(right, axis=1), np.mean(right, axis=0))
 

@@ -124,7 +124,7 @@ class ToyStudy:
     def reevaluation(self):
         """The re-evaluation, also where a single candidate needs none."""
         evaluation = self.evaluation
-        plan = StagePlanner(self.study, evaluation.rule).reevaluation(evaluation.candidates)
+        plan = StagePlanner(self.study, evaluation.rule).plan_reevaluation(evaluation.candidates)
         return plan.find() or plan.begin()
 
     @property

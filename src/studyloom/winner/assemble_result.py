@@ -30,7 +30,7 @@ class EvaluatedWinner:
         config: the primary config that trains the winner again.
         simple_config: the primary config of the simple configuration; None without one.
         weights: the content of winner.pt; None if a loop kept nothing.
-        training_set: None if a loop has its own.
+        training_set: the training set; None if a loop loads its data itself.
         sources: the source code that a notebook or script defined, by name.
     """
 
@@ -53,8 +53,8 @@ def evaluate_winner(
     """Tests winner and baseline, and assembles the result.
 
     A stored test of the same networks is reused, and the test set not used again, except with
-    `repeat`. A loop without `objective.test` is not tested: the result then has what the loop
-    kept in the re-evaluation.
+    `repeat`. A loop without `objective.test` is not tested: the result then has the states that the
+    loop kept in the re-evaluation.
 
     Args:
         evaluation: the evaluation of a study whose stages have all ended, with a winner.
@@ -106,8 +106,8 @@ def evaluate_winner(
         weights = pack_weights(measured.state)
     return EvaluatedWinner(
         result=result,
-        config=winner_config(definition, reevaluated.candidates[winner].point),
-        simple_config=simple_config_of(evaluation),
+        config=make_winner_config(definition, reevaluated.candidates[winner].point),
+        simple_config=make_simple_config(evaluation),
         weights=weights,
         training_set=study.data.split,
         sources=read_sources(search),
@@ -123,13 +123,13 @@ def count_reused_trainings(evaluation: Evaluation) -> dict[str, tuple[int, int]]
     return counts
 
 
-def simple_config_of(evaluation: Evaluation) -> dict[str, Any] | None:
+def make_simple_config(evaluation: Evaluation) -> dict[str, Any] | None:
     """Makes the primary config of the simple configuration; None without one."""
     ablation = evaluation.ablation
     defaults = evaluation.defaults
     if ablation is None or defaults is None or ablation.simple is None:
         return None
-    return winner_config(evaluation.study.definition, defaults.put_back(ablation.simple))
+    return make_winner_config(evaluation.study.definition, defaults.put_back(ablation.simple))
 
 
 def read_sources(search: StoredStudy) -> dict[str, str]:
@@ -215,7 +215,7 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
     return network is None or network == result.read_network(study.run_dir)
 
 
-def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
+def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     """Makes a primary config that trains a configuration without a search, so that it wins."""
     config = definition.config
     sections = definition.sections(point)
@@ -230,7 +230,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
         # The winner is chosen already, and the study module may have another rule.
         sections["winner"] = {"rule": None}
     overrides: list[str | dict[str, str | None]] = []
-    for group, option in winner_options(definition, point).items():
+    for group, option in choose_winner_options(definition, point).items():
         overrides.append({f"override /{group}": option})
     return {
         "defaults": [definition.composer.config_name, *overrides, "_self_"],
@@ -245,7 +245,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     }
 
 
-def winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
+def choose_winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
     """Returns the options that a winner's config chooses by Hydra group; None removes the group."""
     composer = definition.composer
     choices = {**composer.choices, **point.choices}

@@ -28,7 +28,7 @@ from studyloom.winner.result import Ablation
 from studyloom.winner.stages import (
     PlannedStage,
     StagePlanner,
-    trainings_after,
+    count_trainings_after,
     winner_settings,
 )
 from studyloom.winner.stored_trainings import CandidateStage, StoredTest
@@ -74,7 +74,7 @@ class Evaluation:
         search = self.study.search
         if not winner_settings(self.study).enabled:
             return search
-        return replace(search, following=trainings_after(self.study))
+        return replace(search, following=count_trainings_after(self.study))
 
     @property
     def stages(self) -> list[Stage]:
@@ -161,7 +161,7 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     # A single candidate that will be tested is not trained again first.
     stage = None
     if not definition.tested or len(candidates) > 1 or ablates:
-        stage = evaluation.enter(planner.reevaluation(candidates))
+        stage = evaluation.enter(planner.plan_reevaluation(candidates))
         if stage is None:
             return evaluation
     reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
@@ -180,8 +180,8 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
             return evaluation
 
     if definition.tested:
-        points = final_points(evaluation, planner, reevaluated)
-        stage = evaluation.enter(planner.final_training(candidates, points))
+        points = choose_final_points(evaluation, planner, reevaluated)
+        stage = evaluation.enter(planner.plan_final_training(candidates, points))
         if stage is None:
             return evaluation
         evaluation.test = stage.find_test(study.stored)
@@ -203,13 +203,13 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     evaluation.defaults = defaults
     simple = None
     if defaults.changes:
-        stage = evaluation.enter(planner.ablation(winner, defaults, defaults.changes))
+        stage = evaluation.enter(planner.plan_ablation(winner, defaults, defaults.changes))
         if stage is None:
             return
         losses = losses.with_values(stage.values())
-        for names in possible_simplifications(study.definition, planner.rule, defaults, losses):
+        for names in find_simplifications(study.definition, planner.rule, defaults, losses):
             if len(names) > 1:  # single changes are trained already
-                stage = evaluation.enter(planner.ablation(winner, defaults, [names]))
+                stage = evaluation.enter(planner.plan_ablation(winner, defaults, [names]))
                 if stage is None:
                     return
                 losses = losses.with_values(stage.values())
@@ -219,7 +219,7 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     evaluation.ablation = losses.describe(defaults, simple)
 
 
-def possible_simplifications(
+def find_simplifications(
     definition: Definition, rule: Rule, defaults: Defaults, losses: Losses
 ) -> list[Names]:
     """Returns the changes that a simple configuration may lack: all not needed, then fewer.
@@ -231,7 +231,7 @@ def possible_simplifications(
     return [names for names in losses.simplifications() if defaults.is_possible(names)]
 
 
-def final_points(
+def choose_final_points(
     evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated
 ) -> dict[Origin, Point]:
     """Returns the configurations of the final training: winner and baseline.

@@ -26,8 +26,8 @@ SILENT = (
 )
 
 
-# Float32 (n, *shape), and for each input a note to print with its prediction, or "". Or several
-# tensors by name or in order, without notes.
+# The inputs of a network, and a note to print with the prediction of each, or "". The inputs are a
+# float32 tensor (n, *shape), or several tensors by name or in order, which have no notes.
 Inputs = tuple[Any, list[str]]
 
 

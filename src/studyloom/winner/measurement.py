@@ -26,9 +26,9 @@ from studyloom.winner.predictions import (
     DescribedPredictions,
     Explain,
     MeasuredNetwork,
+    compute_outputs,
     describe_predictions,
     make_network,
-    network_outputs,
 )
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Scores, Tested
@@ -211,7 +211,7 @@ def measure_kept_network(
         job=job,
         network=make_network(job, weights, test),
         metric=METRICS.get(definition.metric.name, definition.metric),
-        outputs=network_outputs(job, weights, test),
+        outputs=compute_outputs(job, weights, test),
         test=test,
     )
 
@@ -263,7 +263,7 @@ def measure_networks(
     outputs: dict[Origin, list[Outputs]] = {}
     for candidate, weights_by_seed in states.items():
         job = jobs[candidate]
-        outputs[candidate] = [network_outputs(job, weights, test) for weights in weights_by_seed]
+        outputs[candidate] = [compute_outputs(job, weights, test) for weights in weights_by_seed]
     values = {}
     for candidate, outputs_by_seed in outputs.items():
         values[candidate] = [network.score(metric) for network in outputs_by_seed]

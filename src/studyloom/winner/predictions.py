@@ -63,7 +63,7 @@ def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Modu
     return network
 
 
-def network_outputs(job: Job, weights: Mapping[str, Tensor], part: Part) -> Outputs:
+def compute_outputs(job: Job, weights: Mapping[str, Tensor], part: Part) -> Outputs:
     """Runs the network of a job on a set of examples."""
     outputs, targets = evaluate_network(job, make_network(job, weights, part), part)
     return Outputs(outputs.cpu(), targets.cpu())

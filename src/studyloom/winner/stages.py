@@ -160,12 +160,12 @@ class StagePlanner:
         """The section `winner` of the study's config."""
         return winner_settings(self.study)
 
-    def reevaluation(self, candidates: Candidates) -> PlannedStage:
+    def plan_reevaluation(self, candidates: Candidates) -> PlannedStage:
         """Plans the re-evaluation: every candidate on new seeds and validation sets."""
         points = {origin: source.point for origin, source in candidates.items()}
         return self._plan(REEVALUATION, points)
 
-    def ablation(
+    def plan_ablation(
         self, winner: Origin, defaults: Defaults, removed_changes: Iterable[Names]
     ) -> PlannedStage:
         """Plans an ablation: the winner with hyperparameters at their defaults.
@@ -182,7 +182,7 @@ class StagePlanner:
             detail = f"{together} together"
         return self._plan(ABLATION, points, detail)
 
-    def final_training(
+    def plan_final_training(
         self, candidates: Candidates, points: Mapping[Origin, Point]
     ) -> PlannedStage:
         """Plans the final training: on all training data.
@@ -231,7 +231,7 @@ class StagePlanner:
         repeats_reevaluation = trainings.repeats_reevaluation
         following = 0
         if definition.tested and not is_final:
-            following = trainings_after(self.study)
+            following = count_trainings_after(self.study)
         return PlannedStage(
             study=self.study,
             title=title,
@@ -262,7 +262,7 @@ def winner_settings(study: OpenStudy) -> WinnerSection:
     return study.definition.config.winner
 
 
-def trainings_after(study: OpenStudy) -> int:
+def count_trainings_after(study: OpenStudy) -> int:
     """Returns how many trainings follow a stage that is not the last, at most."""
     settings = winner_settings(study)
     return (settings.top + 3) * settings.seeds

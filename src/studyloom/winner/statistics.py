@@ -90,14 +90,14 @@ def compare(
         bounds: the lowest and the highest value of the metric.
     """
 
-    def measured(key: Key) -> Measured:
+    def find_measured(key: Key) -> Measured:
         if sampled is None:
             return Measured(values[key], None)
         return Measured(values[key], sampled[key])
 
     scores = Scores(
-        winner=_summarize_measured(values[winner], [measured(winner)], bounds),
-        covers=_describe_cover(values[winner], has_examples=sampled is not None),
+        winner=_summarize_measured(values[winner], [find_measured(winner)], bounds),
+        covers=_find_cover(values[winner], has_examples=sampled is not None),
     )
     if baseline is None or baseline == winner:
         return scores
@@ -107,14 +107,14 @@ def compare(
     low, high = bounds
     return replace(
         scores,
-        baseline=_summarize_measured(values[baseline], [measured(baseline)], bounds),
+        baseline=_summarize_measured(values[baseline], [find_measured(baseline)], bounds),
         difference=_summarize_measured(
-            differences, [measured(winner), measured(baseline)], (low - high, high - low)
+            differences, [find_measured(winner), find_measured(baseline)], (low - high, high - low)
         ),
     )
 
 
-def _describe_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
+def _find_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
     """Returns which sources of chance the intervals of a comparison cover.
 
     Args:
@@ -145,7 +145,9 @@ def _summarize_measured(
             return summary
         by_seed.append(candidate.values)
         sampled.append(candidate.sampled)
-    return replace(summary, interval=_interval(summary.mean, by_seed, sampled, bounds))
+    return replace(
+        summary, interval=_interval_over_examples(summary.mean, by_seed, sampled, bounds)
+    )
 
 
 def error_of_differences(series: Sequence[Sequence[float]]) -> DifferenceError | None:
@@ -230,7 +232,7 @@ def _student(freedom: float, tail: float = 0.025) -> float:
     return float(stdtrit(min(freedom, 1e9), 1 - tail))
 
 
-def _interval(
+def _interval_over_examples(
     middle: float,
     values: Sequence[Sequence[float]],
     sampled: Sequence[Sampled],
@@ -261,7 +263,7 @@ def _interval(
             scaled_values.append([value / scale for value in series])
         scaled_rows = [rows / scale for rows in sampled]
         scaled_bounds = (low / scale, high / scale)
-        scaled = _interval(middle / scale, scaled_values, scaled_rows, scaled_bounds)
+        scaled = _interval_over_examples(middle / scale, scaled_values, scaled_rows, scaled_bounds)
         if scaled is None:
             return None
         interval = (scale * scaled[0], scale * scaled[1])

@@ -54,7 +54,9 @@ class CandidateStage(Stage):
     @property
     def trained(self) -> dict[Training, FrozenTrial]:
         """The ended trials; one that is not complete has failed, though it may have a value."""
-        return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
+        return group_by_training(
+            trial for trial in self.stored.trials() if trial.state.is_finished()
+        )
 
     def values(self) -> dict[Origin, list[float]]:
         """Returns a value for each seed of each candidate of which no training failed."""
@@ -126,7 +128,7 @@ class CandidateStage(Stage):
         store(self.stored.ledger.study_id, TESTED, to_document(tested))
 
 
-def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
+def group_by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
     """Returns trials of later stages by candidate and seed; the last one of several."""
     trials_by_training = {}
     for trial in trials:
@@ -194,7 +196,7 @@ def find_earlier_trainings(
     trainings: dict[Training, EarlierTraining] = {}
     for stage in stages:
         complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
-        for training, trial in by_training(complete).items():
+        for training, trial in group_by_training(complete).items():
             record = TrialRecord(trial)
             # A loop may have kept nothing; and the networks of older studies are not marked.
             has_network = title == FINAL_TRAINING or record.is_kept

@@ -63,7 +63,7 @@ class Join(Launcher):
             return
         broken = work_here(task, stop)
         if broken is not None:
-            raise needs_new_process(broken, task)
+            raise make_new_process_error(broken, task)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Local(Launcher):
             if broken is None:
                 return
             if not can_pass_objects():
-                raise needs_new_process(broken, task)
+                raise make_new_process_error(broken, task)
             log.warning("%s; a worker process continues", broken)
             slots = task.todo()
         if not slots:  # workers of other commands have ended the last trials meanwhile
@@ -205,7 +205,7 @@ def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
     return broken
 
 
-def needs_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
+def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
     """Returns an error that says how to do the rest where no worker process can be started."""
     kind = task.command.kind
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")

@@ -53,7 +53,7 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
         command = Command(invocation.program, arguments)
         with ExitStack() as cleanup, Stop(config.study.timeout) as stop:
             worker = partial(run_worker, config, command)
-            server = fork_workers(launcher_class(config), worker, cleanup)
+            server = fork_workers(find_launcher_class(config), worker, cleanup)
             run_study(config, replace(command, fork_server=server), Reporting(), stop)
 
     invocation.call(overrides, search)
@@ -96,7 +96,7 @@ class StudyProcess:
             Stop(config.study.timeout, line.is_requested) as stop,
         ):
             if self.worker is not None and not config.study.dry_run:
-                server = fork_workers(launcher_class(config), self.worker, cleanup)
+                server = fork_workers(find_launcher_class(config), self.worker, cleanup)
                 command = replace(command, fork_server=server)
             with ending_by_errors(stop, reporting):
                 receive_objects()
@@ -124,7 +124,7 @@ def run_worker(
     StudyProcess(config, command, reporting, stages).run()
 
 
-def launcher_class(config: StudyConfig) -> type[Launcher] | None:
+def find_launcher_class(config: StudyConfig) -> type[Launcher] | None:
     """Returns the class of a config's launcher; None if it has none, which `prepare` reports."""
     section = config["launcher"]
     if not isinstance(section, dict):
