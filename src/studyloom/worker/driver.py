@@ -197,8 +197,8 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
         stopwatch = Stopwatch.since(command.age())
         with ExitStack() as thread_count:
             if settings.deterministic:
-                # The number of threads decides the last bits of a sum. One thread is what a worker
-                # has, however many workers share the cores.
+                # The number of threads decides the last bits of a sum. With one thread, they do not
+                # depend on how many workers share the cores.
                 thread_count.enter_context(on_threads(1))
             while not stop():
                 stage = stages.find_next(study)
