@@ -90,7 +90,7 @@ def open_stages(stored, definition, data, url, run_dir, trials, **settings):
 
 @dataclass(frozen=True)
 class ToyStudy:
-    """An open study, what is known of its winner, and its stages by name: read again each time."""
+    """An open study with its evaluation and its stages by name, which are read again each time."""
 
     study: OpenStudy
 
@@ -109,12 +109,13 @@ class ToyStudy:
         count = 0
         while True:
             evaluation = self.evaluation
-            known, following = evaluation.stages, next_stage(evaluation)
+            stages = evaluation.stages
+            following = next_stage(evaluation)
             if evaluation.planned is not None:
-                known.append(following)
-            if count == len(known):
+                stages.append(following)
+            if count == len(stages):
                 return
-            yield known[count]
+            yield stages[count]
             count += 1
 
     def stage(self, title):
@@ -163,16 +164,17 @@ def evaluate_winner(stages, test, command, **more):
 
 
 def train_plainly(stage, candidate, seed):
-    """Trains a candidate without any objective of ours; returns the value and what is kept."""
+    """Trains a candidate without an objective; returns its value and the state that it keeps."""
     trainings = stage.source
     if trainings.definition.config.objective._target_ is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
-    parts, fresh = map(SPLIT.as_dataset, trainings.fold(seed)), trainings.new_seed(seed)
-    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
+    parts = map(SPLIT.as_dataset, trainings.fold(seed))
+    new_seed = trainings.new_seed(seed)
+    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, new_seed, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
-    with seeded(fresh):
+    with seeded(new_seed):
         value = toys.train(trainings.definition.at(trainings.candidates[candidate]).for_user(), run)
     return value, run.states()
 
