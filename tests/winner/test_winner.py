@@ -95,7 +95,7 @@ def evaluated(definition, tmp_path_factory):
 def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_url, tmp_path):
     study = stages_of(definition, sqlite_url, tmp_path, 1, seeds=2)
     train(study.search, SPLIT, 1)
-    plan = StagePlanner(study.study, study.evaluation.rule).reevaluation(study.candidates)
+    plan = StagePlanner(study.study, study.evaluation.rule).plan_reevaluation(study.candidates)
     storage = study.stored.ledger.storage
     attributes = {DEFINITION: plan.identity, UUID: "0" * 32}
     add_study(storage, str(plan.name), [StudyDirection.MAXIMIZE], attributes)
