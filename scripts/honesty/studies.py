@@ -26,10 +26,10 @@ import studyloom
 from studyloom import Float, Int
 from studyloom.commands.run_call import CallReporting
 from studyloom.objectives.objective import Attempt
-from studyloom.winner.candidates import CandidateTrainings, Origin
-from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.predictions import network_outputs
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.assemble_result import evaluate_winner
+from studyloom.winner.candidates import CandidateTrainings, Origin, Training
+from studyloom.winner.evaluation import Evaluation
+from studyloom.winner.predictions import compute_outputs
 from studyloom.winner.result import Candidate, Result
 from studyloom.worker.stopping import Stop
 
@@ -157,10 +157,10 @@ def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outc
         test = trainings.data.test()
         part, right = replace(test, inputs=fresh[0], targets=fresh[1]), []
         for number in range(trainings.seeds, trainings.seeds + SEEDS):
-            objective = trainings.train_again(origin, number, 0, Attempt())
+            objective = trainings.make_new_objective(Training(origin, number), 0, Attempt())
             objective.run(lambda step: None, Stop())
             job = trainings.job(origin, number)
-            found = network_outputs(job, objective.weights(), part)
+            found = compute_outputs(job, objective.weights(), part)
             right.append((found.outputs.argmax(1) == found.targets).numpy())
         return Truth(np.mean(right, axis=1), np.mean(right, axis=0))
 

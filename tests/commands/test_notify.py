@@ -30,35 +30,37 @@ def progress_of(best=None, **more):
 
 @pytest.fixture
 def program(tmp_path):
-    """A command that keeps what it is told, and the list of that."""
-    path = tmp_path / "tell.py"
+    """A command that keeps the notices that it gets, and a function that reads them."""
+    path = tmp_path / "notice.py"
     path.write_text(
         f"#!{sys.executable}\n"
         "import json, sys, pathlib\n"
-        f"told = pathlib.Path({str(tmp_path / 'told')!r})\n"
-        "with told.open('a') as file:\n"
+        f"notices = pathlib.Path({str(tmp_path / 'notices')!r})\n"
+        "with notices.open('a') as file:\n"
         "    print(json.dumps([sys.argv[1:], json.load(sys.stdin)]), file=file)\n"
     )
     path.chmod(0o755)
 
-    def told():
-        file = tmp_path / "told"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    def read_notices():
+        file = tmp_path / "notices"
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
-    return str(path), told
+    return str(path), read_notices
 
 
 @pytest.fixture
 def service():
-    """A service on loopback, in apprise's terms json://, and the list of what it was sent."""
-    got = []
+    """A service on loopback, in apprise's terms json://, and the list of notices that it got."""
+    notices = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         result = 200
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append(json.loads(body))
+            notices.append(json.loads(body))
             self.send_response(self.result)
             self.end_headers()
 
@@ -68,51 +70,51 @@ def service():
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{SECRET}", got, Handler
+    yield f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{SECRET}", notices, Handler
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_a_command_is_told_a_new_best_a_halt_and_the_end(program, monkeypatch):
+def test_a_command_gets_each_new_best_a_halt_and_the_end(program, monkeypatch):
     """The name of a study is none of its options."""
-    command, told = program
+    command, read_notices = program
     sender = Notices([f"{command} first"])
-    sender(progress_of(0.8))  # what was there before is no news
+    sender(progress_of(0.8))  # the first best trial is older than the command
     sender(progress_of(0.9))
-    sender(progress_of(0.95))  # so soon after the one before it is not told
+    sender(progress_of(0.95))  # it is not sent so soon after the one before
     monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
     for _ in range(2):
         sender(progress_of(0.96, halted="ValueError: no"))
     sender.finish(1, "the study has stopped")
-    assert [(first, subject) for (first, subject), _ in told()] == [
+    assert [(first, subject) for (first, subject), _ in read_notices()] == [
         ("first", "toy: best value 0.9000"),
         ("first", "toy: halted"),
         ("first", "toy: best value 0.9600"),
         ("first", "toy: ended with exit code 1"),
     ]
-    best, halted, _, end = (document for _, document in told())
+    best, halted, _, end = (document for _, document in read_notices())
     assert (best["study"], best["trial"], best["params"]) == ("--toy", 900, {"lr": 0.1})
     assert halted["reason"] == "ValueError: no"
     assert (end["exit_code"], end["body"]) == (1, "the study has stopped")
 
 
-def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
+def test_a_service_of_apprise_gets_the_result_as_text(service):
     pytest.importorskip("apprise")
-    url, got, _ = service
+    url, notices, _ = service
     result = {"metric": "accuracy", "trial": 3, "test": {"mean": 0.97, "std": None}}
     for target, code, reason in ((url, 0, None), (f"{url}?format=html", 1, "<img src=x> \x1b[2J")):
         sender = Notices([target])
         sender(progress_of(0.9, result=result))
         sender.finish(code, reason)
-    found, failed = got
-    assert found["title"] == "toy: test accuracy 0.9700, trial 3"
+    ended, failed = notices
+    assert ended["title"] == "toy: test accuracy 0.9700, trial 3"
     assert "<img" not in failed["message"]
     assert "&lt;img" in failed["message"]
     assert "\x1b" not in json.dumps(failed)
 
 
-def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp_path):
+def test_a_failed_notice_is_logged_without_its_secret(service, caplog, tmp_path):
     pytest.importorskip("apprise")
     url, _, handler = service
     handler.result = 500
@@ -123,15 +125,16 @@ def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp
         sender = Notices([url, f"{failing} --token {SECRET}"])
         sender(progress_of(0.9))
         sender.finish(0, None)
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("studyloom")]
-    assert told == [
+    records = [record for record in caplog.records if record.name.startswith("studyloom")]
+    messages = [record.getMessage() for record in records]
+    assert messages == [
         "notify: json://…: the service did not accept the notice",
         f"notify: {failing}: the command has ended with exit code 7",
     ]
-    assert SECRET not in "\n".join(told)
+    assert SECRET not in "\n".join(messages)
 
 
-def test_a_service_that_does_not_answer_holds_nothing_up(program, monkeypatch):
+def test_a_service_that_does_not_answer_delays_nothing(program, monkeypatch):
     monkeypatch.setattr(notify, "LAST", 0.2)
     monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
     gate = threading.Event()
@@ -142,19 +145,19 @@ def test_a_service_that_does_not_answer_holds_nothing_up(program, monkeypatch):
     sender.finish(0, None)
     assert not gate.is_set()
     gate.set()
-    sender._feed._thread.join(30)  # what is left goes where this test says
+    sender._feed._thread.join(30)  # the notices that are left go to `send` of this test
 
 
-def test_a_target_that_cannot_be_used_is_a_mistake_before_the_study(monkeypatch):
+def test_an_unusable_target_is_an_error_before_the_study(monkeypatch):
     pytest.importorskip("apprise")
-    for target, words in (
+    for target, reason in (
         ("no-such-program-here --x", "no-such-program-here: there is no such program"),
         (f"nosuchscheme://{SECRET}", "nosuchscheme://…: apprise knows no such URL"),
         (f"mailto:me:{SECRET}@host", "mailto: there is no such program"),
     ):
         with pytest.raises(ConfigError) as caught:
             Notices([target])
-        assert words in str(caught.value)
+        assert reason in str(caught.value)
         assert SECRET not in str(caught.value)
 
     def missing():

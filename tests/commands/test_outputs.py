@@ -1,4 +1,4 @@
-"""Events of a command in whole lines, for whose reader nobody waits; and an exit code for cron."""
+"""Events of a command: whole lines, which delay nothing; and an exit code for cron."""
 
 import errno
 import json
@@ -10,7 +10,7 @@ from snapshots import snapshot_of
 from toys import begin
 
 from studyloom.commands import outputs
-from studyloom.commands.looking import check
+from studyloom.commands.looking import status_exit_code
 from studyloom.commands.outputs import EventFile
 from studyloom.errors import ConfigError, FileError
 from studyloom.storage.opening import create_study
@@ -20,10 +20,10 @@ from studyloom.views.snapshot import WorkerStatus
 
 @pytest.fixture
 def stored(sqlite_url):
-    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=2)
+    return create_study(sqlite_url, "toy", {"defines": "nothing"}, trials=2)
 
 
-def tell(stored, value=0.5):
+def run_trial(stored, value=0.5):
     trial = begin(stored)
     claim = stored.ledger.claim("host:1", 2, 60, lambda *_: trial._trial_id)
     trial.suggest_float("lr", 0.0, 1.0)
@@ -35,29 +35,29 @@ def kinds(text):
     return [json.loads(line)["event"] for line in text.splitlines()]
 
 
-def test_a_file_of_events_is_continued_and_tells_nothing_twice(tmp_path, stored):
+def test_a_file_of_events_is_continued_without_repeats(tmp_path, stored):
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event": "beg')  # of a killed command
+    path.write_text('{"event": "beg')  # a killed command has left half a line
     for value, code in ((0.5, 130), (0.4, 0)):
-        tell(stored, value)
+        run_trial(stored, value)
         file = EventFile(path)
         file.attach(stored)
         file(ProgressReader(stored).read())
         file.finish(code, None)
     half, *lines = path.read_text().splitlines()
     assert half == '{"event": "beg'
-    told = ["began", "ended", "best", "exit", "began", "ended", "exit"]
-    assert kinds("\n".join(lines)) == told
+    expected = ["began", "ended", "best", "exit", "began", "ended", "exit"]
+    assert kinds("\n".join(lines)) == expected
 
 
-def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error_before_the_study(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "no program")):
-        with pytest.raises(ConfigError, match=rf"cannot be written: {words}.*; name another"):
+    for place, reason in (("missing/events", "No such"), (".", "Is a"), ("pipe", "no program")):
+        with pytest.raises(ConfigError, match=rf"cannot be written: {reason}.*; name another"):
             EventFile(tmp_path / place)
 
 
-def test_events_are_not_appended_to_a_file_that_holds_something_else(tmp_path):
+def test_events_are_not_appended_to_a_file_of_something_else(tmp_path):
     path = tmp_path / "study.db"
     path.write_bytes(b"SQLite format 3")
     with pytest.raises(FileError, match=r"another file is there.*name a new file"):
@@ -65,14 +65,14 @@ def test_events_are_not_appended_to_a_file_that_holds_something_else(tmp_path):
     assert path.read_bytes() == b"SQLite format 3"
 
 
-def test_a_program_gets_its_document_though_no_events_can_be_written(tmp_path):
+def test_a_program_gets_its_document_if_events_cannot_be_written(tmp_path):
     done = study(*QUICK, f"run_dir={tmp_path}", "--json", "--events", str(tmp_path / "none" / "x"))
     document = json.loads(done.stdout)
     assert (done.returncode, document["exit_code"]) == (2, 2)
     assert document["reason"].startswith("--events ")
 
 
-def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path):
+def test_a_slow_reader_gets_all_events_and_delays_nothing(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -90,7 +90,7 @@ def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path):
     os.close(reader)
 
 
-def test_an_error_of_writing_is_a_line_in_the_log(tmp_path, stored, monkeypatch, caplog):
+def test_an_error_in_writing_events_is_logged_once(tmp_path, stored, monkeypatch, caplog):
     file = EventFile(tmp_path / "events.jsonl")
     file.attach(stored)
 
@@ -98,7 +98,7 @@ def test_an_error_of_writing_is_a_line_in_the_log(tmp_path, stored, monkeypatch,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(outputs.os, "write", fail)
-    tell(stored)
+    run_trial(stored)
     for _ in range(3):
         file(ProgressReader(stored).read())
     file.finish(0, None)
@@ -111,9 +111,10 @@ def progress_of(workers=(), title="search", **more):
     return Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), title, **more)
 
 
-def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(stored):
-    alive, dead = (WorkerStatus("host:1", lease=lease) for lease in (9.0, -9.0))
-    for given, code in (
+def test_the_exit_code_of_status_says_if_a_study_needs_attention(stored):
+    alive = WorkerStatus("host:1", lease=9.0)
+    dead = WorkerStatus("host:1", lease=-9.0)
+    for state, code in (
         ({"workers": [alive]}, 0),
         ({"workers": [dead]}, 3),
         ({}, 3),
@@ -123,7 +124,7 @@ def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(stored):
         ({"exit_code": 0}, 0),
         ({"title": "done"}, 0),
     ):
-        assert check(progress_of(**given), stored) == code, given
+        assert status_exit_code(progress_of(**state), stored) == code, state
     with stored.ledger.testing():
-        assert check(progress_of(title="test"), stored) == 0
-    assert check(progress_of(title="test"), stored) == 3
+        assert status_exit_code(progress_of(title="test"), stored) == 0
+    assert status_exit_code(progress_of(title="test"), stored) == 3

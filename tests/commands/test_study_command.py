@@ -1,4 +1,4 @@
-"""How the command of a study ends, and what it says of it."""
+"""The ends of the command of a study: their exit codes, messages and reports."""
 
 import json
 import os
@@ -21,43 +21,47 @@ from studyloom.worker.process import ProcessReporting, ending_by_errors, exit_co
 from studyloom.worker.stopping import Stop
 
 
-class Told(ProcessReporting):
-    """Keeps how it was told the command of an open study ends."""
+class RecordedEnd(ProcessReporting):
+    """Keeps the exit code and reason with which the command of an open study ends."""
 
     study = object()
 
     def __init__(self):
-        self.told = []
+        self.ends = []
 
     def end(self, code, reason):
-        self.told.append((code, reason))
+        self.ends.append((code, reason))
 
 
-def test_a_second_ctrl_c_is_answered(capfd):
-    stop, outputs = Stop(), Told()
+def test_a_second_ctrl_c_prints_that_the_study_resumes(capfd):
+    stop = Stop()
+    reporting = RecordedEnd()
     stop.signal = 2
-    with pytest.raises(SystemExit) as caught, ending_by_errors(stop, outputs):
+    with pytest.raises(SystemExit) as caught, ending_by_errors(stop, reporting):
         raise Interrupted
     assert caught.value.code == 130
     assert "stopped at once; the same command resumes here" in capfd.readouterr().err
-    assert outputs.told == [(130, "stopped at once")]
+    assert reporting.ends == [(130, "stopped at once")]
 
 
-def test_an_error_ends_the_command_and_is_told(capsys):
+def test_an_error_is_printed_and_ends_the_command(capsys):
     for error, code in (
-        *((Halted("no value"), 1), (LaunchError("no worker"), 1), (OSError("full"), 1)),
-        *((StorageError("a person must decide"), 2), (DataError("damaged"), 2)),
+        (Halted("no value"), 1),
+        (LaunchError("no worker"), 1),
+        (OSError("full"), 1),
+        (StorageError("a person must decide"), 2),
+        (DataError("damaged"), 2),
         (StorageLost("away"), 1),
     ):
-        outputs = Told()
-        with pytest.raises(SystemExit) as caught, ending_by_errors(Stop(), outputs):
+        reporting = RecordedEnd()
+        with pytest.raises(SystemExit) as caught, ending_by_errors(Stop(), reporting):
             raise error
         assert caught.value.code == code
-        assert outputs.told == [(code, str(error))]
+        assert reporting.ends == [(code, str(error))]
         assert f"error: {error}" in capsys.readouterr().err
 
 
-def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
+def test_signal_stop_and_end_have_different_exit_codes():
     stop = Stop()
     assert exit_code(1, stop) == 1
     stop.requested = "studyloom stop"
@@ -66,10 +70,10 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
     assert exit_code(0, stop) == 143
 
 
-def test_the_end_of_a_search_says_what_its_counts_do_not_say():
-    none_keeps = replace(snapshot_of(complete=2), rule="max accuracy where parameters < 9")
-    words = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
-    assert end_of_search(none_keeps, 5, worked=False).startswith(words)
+def test_the_end_of_a_search_names_a_reason_that_counts_do_not_show():
+    none_satisfies = replace(snapshot_of(complete=2), rule="max accuracy where parameters < 9")
+    reason = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
+    assert end_of_search(none_satisfies, 5, worked=False).startswith(reason)
     all_failed = replace(snapshot_of(failed=5), rule="max accuracy")  # of two objectives
     assert end_of_search(all_failed, 5, worked=False) == "the budget of 5 trials is spent"
     assert end_of_search(snapshot_of(), 5, worked=False) == "the budget of 5 trials is spent"
@@ -77,20 +81,20 @@ def test_the_end_of_a_search_says_what_its_counts_do_not_say():
 
 
 @pytest.mark.chaos
-def test_neither_a_worker_nor_a_study_in_it_finds_what_the_command_tells(tmp_path):
-    """A notify URL often holds a secret, and each event would be told twice."""
-    (tmp_path / "own_loop.py").write_text(
+def test_workers_do_not_find_the_outputs_of_the_command(tmp_path):
+    """A notify URL often holds a secret, and each event would be reported twice."""
+    (tmp_path / "loop_of_test.py").write_text(
         "import os\n\n\ndef train(config, run):\n"
         "    names = ('STUDYLOOM_NOTIFY', 'STUDYLOOM_EVENTS', 'STUDYLOOM_JSON')\n"
         "    return float(sum(name in os.environ for name in names))\n"
     )
-    loop = ("objective._target_=own_loop.train", "objective.metric=found")
+    loop = ("objective._target_=loop_of_test.train", "objective.metric=variables")
     shared = ("objective.direction=minimize", "space=lr", "sampler=random", "pruner=none")
     where = (f"run_dir={tmp_path / 'run'}", "winner.enabled=false", "study.trials=2")
-    told = ("--json", f"--events={tmp_path / 'events'}", "notify=cat")
+    outputs = ("--json", f"--events={tmp_path / 'events'}", "notify=cat")
     path = os.pathsep.join((str(tmp_path), str(ROOT)))
     done = study(
-        *(*loop, *shared, *where, "launcher.workers=2", *told), PYTHONPATH=path, cwd=tmp_path
+        *(*loop, *shared, *where, "launcher.workers=2", *outputs), PYTHONPATH=path, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["best"]["value"] == 0

@@ -22,7 +22,7 @@ from studyloom.storage.attributes import RESULT
 from studyloom.storage.command_record import StoredCommand
 from studyloom.storage.redo import redo_failed
 from studyloom.views import report
-from studyloom.winner import read_evaluation
+from studyloom.winner import evaluation as winner_evaluation
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.result import Result
 from studyloom.worker import driver
@@ -33,13 +33,13 @@ REEVALUATED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.t
 
 def search(run_dir, *overrides):
     """Runs a small study in this process."""
-    every = [*QUICK, *REEVALUATED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
-    return api.run(CONF / "mnist.yaml", every, quiet=True)
+    overrides = [*QUICK, *REEVALUATED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
+    return api.run(CONF / "mnist.yaml", overrides, quiet=True)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A folder whose study has ended its search, and was not reevaluated."""
+    """A folder whose study has ended its search, without a re-evaluation."""
     folder = tmp_path_factory.mktemp("done") / "run"
     with search(folder, "winner.enabled=false"):
         return folder
@@ -57,17 +57,17 @@ def searched(done, tmp_path):
 
 @pytest.fixture
 def make_objective(monkeypatch):
-    """Returns a function that puts another one before the trainings of candidates."""
+    """Returns a function that lets another one be called before each training of a candidate."""
     make = CandidateTrainings.make_objective
 
-    def put(before):
-        def make_after(self, point, *rest):
-            before(point)
-            return make(self, point, *rest)
+    def call_before(function):
+        def make_after(self, point, *arguments):
+            function(point)
+            return make(self, point, *arguments)
 
         monkeypatch.setattr(CandidateTrainings, "make_objective", make_after)
 
-    return put
+    return call_before
 
 
 BUG = {"above": 2.0}
@@ -90,10 +90,10 @@ def score(config, run, part):
 
 
 @pytest.mark.parametrize("moment", ["re-evaluation", "test"])
-def test_trials_that_are_opened_after_the_search_are_trained_before_it_returns(
+def test_trials_opened_after_the_search_are_trained_before_it_returns(
     moment, monkeypatch, make_objective, tmp_path
 ):
-    """Failed ones are, and one of them wins: they were the best."""
+    """The trials had failed, and one of them wins: they were the best."""
     monkeypatch.setitem(BUG, "above", 0.4)
     opened = []
 
@@ -145,7 +145,7 @@ def test_a_process_that_lost_its_gpu_does_not_use_the_test_set(searched, monkeyp
 
 
 @pytest.mark.chaos
-def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why(
+def test_a_study_whose_candidates_all_failed_says_why_it_has_no_winner(
     make_objective, searched, capsys
 ):
     def diverge(point):
@@ -153,7 +153,7 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
             raise Diverged(0, 1, 2, "train", float("inf"))
 
     make_objective(diverge)
-    for _ in range(2):  # the second has nothing to do, and still no answer
+    for _ in range(2):  # the second has nothing to do, and still no result
         with pytest.raises(NoWinner) as caught:
             search(searched)
         assert "none of the 2 candidates was trained with all its new seeds" in str(caught.value)
@@ -164,12 +164,10 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
     assert main(["status", str(searched), "--check"]) == 1
     assert main(["winner", str(searched)]) == 1
     assert "error: there is no winner: none of the " in capsys.readouterr().err
-    assert ended(searched, capsys) == 1
+    assert read_exit_code(searched, capsys) == 1
 
 
-def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
-    searched, monkeypatch, capsys
-):
+def test_a_study_without_a_result_says_why_and_records_its_end(searched, monkeypatch, capsys):
     def contradict(stages):
         raise StorageError("the database is inconsistent")
 
@@ -177,9 +175,9 @@ def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
         patch.setattr(driver, "reconcile", contradict)
         with pytest.raises(StorageError, match="inconsistent"):
             search(searched)
-    assert ended(searched, capsys) == 2
+    assert read_exit_code(searched, capsys) == 2
     # A smaller budget has only trials that failed; a later one of the study is complete.
-    monkeypatch.setattr(read_evaluation, "choose_candidates", lambda *_: {})
+    monkeypatch.setattr(winner_evaluation, "choose_candidates", lambda *_: {})
     with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
         search(searched)
 
@@ -187,15 +185,15 @@ def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
 # `studyloom winner`
 
 
-def ended(run_dir, capsys):
-    """Returns the exit code with which the job has ended."""
+def read_exit_code(run_dir, capsys):
+    """Returns the exit code with which the study has ended."""
     capsys.readouterr()
     assert main(["status", str(run_dir), "--json"]) == 0
     return json.loads(capsys.readouterr().out)["exit_code"]
 
 
 @pytest.mark.chaos
-def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
+def test_a_stopped_winner_has_no_result_and_prints_no_earlier_one(
     searched, make_objective, monkeypatch, capsys
 ):
     make_objective(lambda point: signal.raise_signal(signal.SIGINT))
@@ -203,15 +201,15 @@ def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     out, err = capsys.readouterr()
     assert out == ""
     assert f"stopped; studyloom winner {searched} resumes here" in err
-    assert ended(searched, capsys) is None
+    assert read_exit_code(searched, capsys) is None
     monkeypatch.undo()
     assert main(["winner", str(searched), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]["trial"] != 7
-    assert ended(searched, capsys) == 0
+    assert read_exit_code(searched, capsys) == 0
 
 
 @pytest.mark.chaos
-def test_a_search_whose_money_is_spent_has_a_winner_and_goes_on_with_a_higher_limit(tmp_path):
+def test_a_search_at_its_cost_limit_continues_with_a_higher_one(tmp_path):
     for limit, trials in ((1e-9, 1), (1e9, 4)):
         priced = ("study.trials=4", "cost.per_hour=1", f"cost.limit={limit}")
         with search(tmp_path / "run", *priced) as study:
@@ -221,14 +219,12 @@ def test_a_search_whose_money_is_spent_has_a_winner_and_goes_on_with_a_higher_li
     assert ended is None
 
 
-def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(
-    searched, make_objective, capsys
-):
-    make_objective(lambda point: {}["mistake"])
+def test_a_winner_whose_trainings_all_raise_halts(searched, make_objective, capsys):
+    make_objective(lambda point: {}["error"])
     assert main(["winner", str(searched)]) == 1
-    assert "KeyError: 'mistake'" in capsys.readouterr().err
+    assert "KeyError: 'error'" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")], "the database was closed"
-    assert ended(searched, capsys) == 1
+    assert read_exit_code(searched, capsys) == 1
 
 
 def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeypatch, capsys):
@@ -242,31 +238,31 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
 
 
 @pytest.mark.chaos
-def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_left_to_do(
+def test_a_winner_is_tested_under_the_lease_and_a_late_stop_is_ignored(
     searched, monkeypatch, capsys
 ):
     """No other command uses the test set meanwhile."""
     evaluate = result.evaluate_winner
 
-    def evaluate_and_stop(evaluation, *given, **more):
+    def evaluate_and_stop(evaluation, *arguments, **options):
         assert evaluation.study.stored.ledger.held(testing=True)
-        written = evaluate(evaluation, *given, **more)
+        evaluated = evaluate(evaluation, *arguments, **options)
         signal.raise_signal(signal.SIGINT)
-        return written
+        return evaluated
 
     monkeypatch.setattr(result, "evaluate_winner", evaluate_and_stop)
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()
     assert "test      winner accuracy" in out
-    assert ended(searched, capsys) == 0
+    assert read_exit_code(searched, capsys) == 0
 
 
-def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, monkeypatch, capsys):
+def test_a_report_that_cannot_be_drawn_keeps_the_exit_code(searched, monkeypatch, capsys):
     monkeypatch.setattr(report, "trials_of_stages", lambda *_: 1 / 0)
     search(searched, "winner.enabled=false", "study.trials=3").close()
-    said = capsys.readouterr().err
-    assert "report.html is not written: It cannot be drawn: ZeroDivisionError" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "report.html is not written: It cannot be drawn: ZeroDivisionError" in errors
+    assert "Traceback" not in errors
     assert main(["report", str(searched)]) == 0
     assert "report.html is not written" in capsys.readouterr().err
 
@@ -310,16 +306,16 @@ def test_a_network_named_later_predicts_and_the_test_is_not_repeated(tmp_path, c
 
 
 @pytest.mark.chaos
-def test_ablate_prints_its_table_as_json_and_uses_the_test_set_at_most_once(searched, capsys):
+def test_ablate_prints_json_and_uses_the_test_set_at_most_once(searched, capsys):
     for _ in range(2):  # the second has nothing to train
         assert main(["ablate", str(searched), "--json"]) == 0
         printed = capsys.readouterr()
-        found = json.loads(printed.out)
-        assert found == Result.load(searched).document()["ablation"]
+        ablation = json.loads(printed.out)
+        assert ablation == Result.load(searched).document()["ablation"]
         assert "changes to the default configuration" in printed.err
     with api.open_study(searched) as study:
         assert study._stored.test_uses() == 1
-    assert all(row["values"] for row in found["rows"])
+    assert all(row["values"] for row in ablation["rows"])
     assert ("Ablation of the winner" in (searched / "report.html").read_text()) == bool(
-        found["rows"]
+        ablation["rows"]
     )

@@ -16,8 +16,8 @@ from studyloom.storage.opening import create_study
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.views.result_files import write_result_files
-from studyloom.winner import evaluation
-from studyloom.winner.read_evaluation import next_stage, read_evaluation
+from studyloom.winner import assemble_result
+from studyloom.winner.evaluation import next_stage, read_evaluation
 from studyloom.winner.stages import StagePlanner
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.stage import Stage
@@ -90,7 +90,7 @@ def open_stages(stored, definition, data, url, run_dir, trials, **settings):
 
 @dataclass(frozen=True)
 class ToyStudy:
-    """An open study, what is known of its winner, and its stages by name: read again each time."""
+    """An open study with its evaluation and its stages by name, which are read again each time."""
 
     study: OpenStudy
 
@@ -109,12 +109,13 @@ class ToyStudy:
         count = 0
         while True:
             evaluation = self.evaluation
-            known, following = evaluation.stages, next_stage(evaluation)
+            stages = evaluation.stages
+            following = next_stage(evaluation)
             if evaluation.planned is not None:
-                known.append(following)
-            if count == len(known):
+                stages.append(following)
+            if count == len(stages):
                 return
-            yield known[count]
+            yield stages[count]
             count += 1
 
     def stage(self, title):
@@ -124,7 +125,7 @@ class ToyStudy:
     def reevaluation(self):
         """The re-evaluation, also where a single candidate needs none."""
         evaluation = self.evaluation
-        plan = StagePlanner(self.study, evaluation.rule).reevaluation(evaluation.candidates)
+        plan = StagePlanner(self.study, evaluation.rule).plan_reevaluation(evaluation.candidates)
         return plan.find() or plan.begin()
 
     @property
@@ -158,21 +159,22 @@ def evaluate_winner(stages, test, command, **more):
     if isinstance(stages.data.source, ToySource):
         stages.data.source.test = test
     with stages.search.stored.ledger.testing() as store:
-        evaluated = evaluation.evaluate_winner(stages.evaluation, command, store, **more)
+        evaluated = assemble_result.evaluate_winner(stages.evaluation, command, store, **more)
         return write_result_files(evaluated, stages.run_dir)
 
 
 def train_plainly(stage, candidate, seed):
-    """Trains a candidate without any objective of ours; returns the value and what is kept."""
+    """Trains a candidate without an objective; returns its value and the state that it keeps."""
     trainings = stage.source
     if trainings.definition.config.objective._target_ is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
-    parts, fresh = map(SPLIT.as_dataset, trainings.fold(seed)), trainings.new_seed(seed)
-    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
+    parts = map(SPLIT.as_dataset, trainings.fold(seed))
+    new_seed = trainings.new_seed(seed)
+    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, new_seed, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
-    with seeded(fresh):
+    with seeded(new_seed):
         value = toys.train(
             trainings.definition.compose_config(trainings.candidates[candidate]).for_user(), run
         )

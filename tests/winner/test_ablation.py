@@ -1,4 +1,4 @@
-"""The winner without each of its changes: what is put back, trained, compared, and tested."""
+"""The winner without each of its changes: put back, trained, compared, and tested."""
 
 import math
 import random
@@ -25,10 +25,10 @@ from studyloom.views import figures
 from studyloom.views.terminal import winner_lines
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
+from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import Origin
-from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.result import SIMPLE, Ablation, AblationRow, Result, write_json
-from studyloom.winner.statistics import errors_of_differences
+from studyloom.winner.statistics import error_of_differences
 
 SPACE = (
     *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.baseline=false"),
@@ -57,7 +57,7 @@ CNN = {
 }
 
 
-def test_an_option_that_is_put_back_brings_the_defaults_of_its_branch_and_keeps_all_else():
+def test_an_option_put_back_has_the_defaults_of_its_branch():
     defaults = defaults_of(CNN)
     back = defaults.put_back(("model",))
     assert back.params == {name: CNN[name] for name in CNN if not name.startswith("model")} | {
@@ -72,24 +72,24 @@ def test_an_option_that_is_put_back_brings_the_defaults_of_its_branch_and_keeps_
     assert channels.params == CNN | {"model.cnn.channels": 16}
 
 
-def test_what_is_at_its_default_is_not_put_back_and_all_changes_together_are_the_baseline():
+def test_putting_back_all_changes_gives_the_baseline():
     defaults = defaults_of(CNN)
-    changed = [name for (name,) in defaults.changed]
-    assert {*changed} == {*CNN} - {"train.batch_size"}
-    assert defaults.put_back(changed) == defaults.definition.baseline
-    at = defaults_of(defaults.definition.baseline.params)
-    assert not at.changed
+    changes = [name for (name,) in defaults.changes]
+    assert {*changes} == {*CNN} - {"train.batch_size"}
+    assert defaults.put_back(changes) == defaults.definition.baseline
+    of_baseline = defaults_of(defaults.definition.baseline.params)
+    assert not of_baseline.changes
 
 
 # The default, the middle of the range, is about 0.017.
-def test_a_change_without_which_a_relation_breaks_is_not_put_back():
+def test_a_change_that_a_relation_needs_is_not_put_back():
     where = "space.where=['optimizer.lr < 0.015']"
     definition = ask(*SPACE, f"+{where}")
     point = definition.space.make_point(
         {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
     )
-    changed = Defaults(definition, point, []).changed
-    assert {*changed} == {("train.batch_size",), ("model.dropout",)}
+    changes = Defaults(definition, point, []).changes
+    assert {*changes} == {("train.batch_size",), ("model.dropout",)}
 
 
 def hills(trial):
@@ -98,7 +98,7 @@ def hills(trial):
     return sum(trial.suggest_float(f"width.{layer}", 0, 1) for layer in range(layers))
 
 
-def test_the_defaults_of_an_optuna_objective_are_the_middles_of_its_ranges(tmp_path, monkeypatch):
+def test_defaults_of_an_optuna_objective_are_the_middles_of_its_ranges(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text(
         "defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, "
         "_self_]\nstudy: {name: own, trials: 6}\n"
@@ -111,17 +111,17 @@ def test_the_defaults_of_an_optuna_objective_are_the_middles_of_its_ranges(tmp_p
     result = evaluate_winner(stages, None, ["x"])
     rows = {row.name: row for row in result.ablation.rows}
     assert rows["layers"].default == 3
-    kept = result.winner.params
-    widths = [kept.get(f"width.{layer}", 0.5) for layer in range(3)]
+    params = result.winner.params
+    widths = [params.get(f"width.{layer}", 0.5) for layer in range(3)]
     assert rows["layers"].values == (pytest.approx(sum(widths)),)
     assert {row.default for name, row in rows.items() if name != "layers"} == {0.5}
-    assert all(row.needed for row in rows.values()), "of one seed no noise is known"
+    assert all(row.needed for row in rows.values()), "the noise of a single seed is unknown"
 
 
 # What is shown of it
 
 
-def test_a_loss_is_needed_if_its_interval_lies_above_zero_and_the_least_are_left_first():
+def test_a_change_is_needed_if_the_interval_of_its_loss_is_above_zero():
     winner = [0.9, 0.92, 0.94]
     values = {
         ("a",): [0.5, 0.52, 0.55],
@@ -130,28 +130,31 @@ def test_a_loss_is_needed_if_its_interval_lies_above_zero_and_the_least_are_left
     }
     losses = Losses(winner, values, sign=1)
     assert [losses.is_needed(name) for name in "abcd"] == [True, False, False, True]
-    assert [*losses.attempts()] == [("b", "c"), ("c",)]
+    assert [*losses.simplifications()] == [("b", "c"), ("c",)]
     assert losses.loss("a") == pytest.approx(0.92 - np.mean(values["a",]))
-    error, half = losses.errors
-    assert 0 < error < half
+    assert 0 < losses.error.standard_error < losses.error.half_interval
     for sign in (1, -1):
-        mirrored = {names: [-sign * value for value in each] for names, each in values.items()}
-        found = Losses([-sign * value for value in winner], mirrored, sign=-sign)
-        assert found.loss("a") == pytest.approx(losses.loss("a"))
+        mirrored = {names: [-sign * value for value in row] for names, row in values.items()}
+        mirrored_losses = Losses([-sign * value for value in winner], mirrored, sign=-sign)
+        assert mirrored_losses.loss("a") == pytest.approx(losses.loss("a"))
 
 
-def test_the_interval_holds_for_all_differences_at_once_whatever_the_seeds_share():
+def test_the_interval_of_a_loss_holds_for_all_changes_at_once():
     draw = np.random.default_rng(0)
-    covered, runs = 0, 1000
+    covered = 0
+    runs = 1000
     for _ in range(runs):
         truth = draw.normal(0, 3, (6, 1))
         series = truth + draw.normal(0, 5, 3) + draw.normal(size=(6, 3))
-        _, half = errors_of_differences(series)
-        found, true = series.mean(1), truth[:, 0]
-        covered += bool((np.abs((found[1:] - found[0]) - (true[1:] - true[0])) <= half).all())
+        half = error_of_differences(series).half_interval
+        means = series.mean(1)
+        true_means = truth[:, 0]
+        errors = (means[1:] - means[0]) - (true_means[1:] - true_means[0])
+        covered += bool((np.abs(errors) <= half).all())
     assert 0.95 <= covered / runs < 0.985
-    assert errors_of_differences([[0.5], [0.6]]) is None
-    assert errors_of_differences([[0.5, 0.6], [0.1, 0.2]]) == pytest.approx((0, 0))
+    assert error_of_differences([[0.5], [0.6]]) is None
+    error = error_of_differences([[0.5, 0.6], [0.1, 0.2]])
+    assert (error.standard_error, error.half_interval) == pytest.approx((0, 0))
 
 
 # From the search to the test
@@ -176,7 +179,7 @@ def ablated(definition, tmp_path_factory):
     return stages, evaluate_winner(stages, test, ["x"]), test.loaded
 
 
-def test_each_value_is_that_of_a_plain_training_on_the_seeds_of_the_re_evaluation(ablated):
+def test_an_ablation_trains_on_the_seeds_of_the_re_evaluation(ablated):
     stages, result, _ = ablated
     titles = dict.fromkeys(stage.title for stage in stages)
     assert [*titles] == ["search", "re-evaluation", "ablation", "final-training"]
@@ -196,7 +199,7 @@ def test_each_value_is_that_of_a_plain_training_on_the_seeds_of_the_re_evaluatio
     assert is_result_of(result, stages.evaluation)
 
 
-def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_set(ablated):
+def test_the_simple_configuration_shares_the_single_use_of_the_test_set(ablated):
     stages, result, loaded = ablated
     assert loaded == result.test.uses == stages.search.stored.test_uses() == 1
     ablation = result.ablation
@@ -210,7 +213,7 @@ def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_s
 
 
 @pytest.mark.chaos
-def test_a_killed_ablation_comes_to_the_same_table(definition, ablated, tmp_path):
+def test_a_killed_ablation_resumes_to_the_same_table(definition, ablated, tmp_path):
     stages = open_stages(definition, tmp_path, ablation=True, margin=0.5)
     for stage in stages:
         if stage.title == "ablation":
@@ -225,7 +228,7 @@ def test_a_killed_ablation_comes_to_the_same_table(definition, ablated, tmp_path
 
 
 @pytest.mark.chaos
-def test_an_ablation_of_a_tested_winner_uses_no_test_set_and_says_so(definition, ablated, tmp_path):
+def test_an_ablation_of_a_tested_winner_does_not_use_the_test_set(definition, ablated, tmp_path):
     plain = open_stages(definition, tmp_path)
     work(plain)
     before = evaluate_winner(plain, CountedTest(), ["x"])
@@ -244,7 +247,7 @@ def test_an_ablation_of_a_tested_winner_uses_no_test_set_and_says_so(definition,
 
 
 @pytest.mark.chaos
-def test_a_command_without_the_key_keeps_what_was_tested_with_it(definition, tmp_path):
+def test_a_command_without_ablation_keeps_the_test_that_one_made(definition, tmp_path):
     first = open_stages(definition, tmp_path, ablation=True, margin=0.5)
     work(first)
     result = evaluate_winner(first, CountedTest(), ["x"])
@@ -254,7 +257,7 @@ def test_a_command_without_the_key_keeps_what_was_tested_with_it(definition, tmp
     assert stages.final_training.stored.name == result.stage
 
 
-def test_a_result_whose_ablation_is_something_else_is_not_read(ablated, tmp_path):
+def test_a_result_with_a_malformed_ablation_is_not_read(ablated, tmp_path):
     _, result, _ = ablated
     write_json(tmp_path / "winner.json", result)
     assert Result.load(tmp_path).ablation == result.ablation
@@ -265,14 +268,14 @@ def test_a_result_whose_ablation_is_something_else_is_not_read(ablated, tmp_path
         Result.load(tmp_path)
 
 
-def test_the_figure_has_a_dot_for_each_known_loss_and_its_table_every_change():
+def test_the_figure_of_an_ablation_shows_each_known_loss():
     rows = (
         AblationRow("a", 1, 0, (0.5, 0.6), 0.3, needed=True),
         AblationRow("b", "x", "y", (0.8, 0.9), -0.01, needed=False),
         AblationRow("c", 2, 0),
     )
-    found = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
-    chart = figures.ablation(found)
+    ablation = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
+    chart = figures.ablation(ablation)
     assert chart.names() == ["needed", "not needed"]
     dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
     assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
@@ -282,7 +285,7 @@ def test_the_figure_has_a_dot_for_each_known_loss_and_its_table_every_change():
         ("c", "2", "0", "no value: a training failed", "needed", ""),
     ]
     for hostile in (math.inf, math.nan):
-        assert figures.ablation(replace(found, error=hostile)) == "winner.json holds no losses."
+        assert figures.ablation(replace(ablation, error=hostile)) == "winner.json holds no losses."
     assert figures.ablation(Ablation(())) == "winner.json holds no losses."
 
 
@@ -297,8 +300,8 @@ def six(run, *, a=0.0, b=0.0, c=0.0, d=0.0, e=0.0, f=0.0):
 
 
 @pytest.mark.nightly
-def test_of_six_hyperparameters_those_two_that_matter_are_needed(tmp_path):
-    found = []
+def test_the_two_of_six_hyperparameters_that_matter_are_needed(tmp_path):
+    needed = []
     for seed in range(20):
         study = sl.search(
             six,
@@ -315,7 +318,7 @@ def test_of_six_hyperparameters_those_two_that_matter_are_needed(tmp_path):
             quiet=True,
         )
         rows = study.winner.details["ablation"]["rows"]
-        found.append("".join(sorted(row["name"][-1] for row in rows if row["needed"])))
+        needed.append("".join(sorted(row["name"][-1] for row in rows if row["needed"])))
         study.close()
-    print(found, file=sys.stderr)
-    assert found.count("ab") >= 18, found
+    print(needed, file=sys.stderr)
+    assert needed.count("ab") >= 18, needed

@@ -1,4 +1,4 @@
-"""The winner of a loop predicts as a network of ours does, once its network is known."""
+"""The winner of a loop predicts as a network of studyloom does, once its network is known."""
 
 import json
 from functools import partial
@@ -39,9 +39,7 @@ def ended(tmp_path_factory):
     stages.close()
 
 
-def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
-    ended, tmp_path, capsys
-):
+def test_a_loop_predicts_like_its_network_in_python_and_in_the_shell(ended, tmp_path, capsys):
     folder = ended
     with pytest.raises(ConfigError, match=r"toys\.make_network is not among"):
         load_winner(folder).predict(SPLIT.inputs)
@@ -50,30 +48,30 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
     winner.restore(network=network)
     with torch.no_grad():
         expected = network.eval()(SPLIT.inputs).softmax(1)
-    told = winner.predict(SPLIT.inputs)
-    assert torch.equal(told.probabilities, expected)
-    assert (told.classes == SPLIT.targets).float().mean() > 0.5
-    for given in (network, toys.make_network):
-        again = load_winner(folder, network=given).predict(SPLIT.inputs.numpy())
-        assert torch.equal(again.classes, told.classes)
+    prediction = winner.predict(SPLIT.inputs)
+    assert torch.equal(prediction.probabilities, expected)
+    assert (prediction.classes == SPLIT.targets).float().mean() > 0.5
+    for maker in (network, toys.make_network):
+        again = load_winner(folder, network=maker).predict(SPLIT.inputs.numpy())
+        assert torch.equal(again.classes, prediction.classes)
     np.save(tmp_path / "some.npy", SPLIT.inputs[:5].numpy())
     np.savetxt(tmp_path / "bad.csv", np.ones((2, 3)), delimiter=",")
-    asked = ("predict", str(folder), str(tmp_path / "some.npy"), "--trust", "toys", "--json")
-    assert main([*asked, "--code", "tests/helpers"]) == 0
-    answers = json.loads(capsys.readouterr().out)["predictions"]
-    assert [answer["label"] for answer in answers] == told.classes[:5].tolist()
+    command = ("predict", str(folder), str(tmp_path / "some.npy"), "--trust", "toys", "--json")
+    assert main([*command, "--code", "tests/helpers"]) == 0
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    assert [row["label"] for row in rows] == prediction.classes[:5].tolist()
 
 
-def test_what_explains_a_network_explains_it(ended):
-    answer = Result.load(ended)
-    assert (answer.own_test, answer.is_of_loop) == (False, True)
-    assert answer.data.shape == SPLIT.shape
-    assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
-    assert answer.explanations.calibration is not None
-    assert [row.name for row in answer.explanations.groups.rows] == [*map(str, range(10))]
+def test_the_network_of_a_loop_is_explained(ended):
+    result = Result.load(ended)
+    assert (result.own_test, result.is_of_loop) == (False, True)
+    assert result.data.shape == SPLIT.shape
+    assert sum(map(sum, result.confusion)) == result.test.examples == len(SPLIT)
+    assert result.explanations.calibration is not None
+    assert [row.name for row in result.explanations.groups.rows] == [*map(str, range(10))]
 
 
-# A loop whose data are its own
+# A loop that loads its data itself
 
 
 class Pair(nn.Module):
@@ -95,7 +93,7 @@ def not_a_network():
     return 3
 
 
-def written(folder, states, network=None, metric="accuracy", **params):
+def write_loop_result(folder, states, network=None, metric="accuracy", **params):
     objective = {"_target_": "mine.train"} | ({"network": network} if network else {})
     config = {"objective": objective, "params": {"lr": 0.1} | params}
     files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
@@ -106,10 +104,12 @@ def written(folder, states, network=None, metric="accuracy", **params):
     return folder
 
 
-def test_the_winner_of_a_compiled_loop_predicts_with_the_network_that_is_not_compiled(tmp_path):
+def test_the_winner_of_a_compiled_loop_predicts_with_the_plain_network(tmp_path):
     layer = nn.Linear(2, 3)
     states = {"net": {f"_orig_mod.{name}": weight for name, weight in layer.state_dict().items()}}
-    winner = load_winner(written(tmp_path / "run", states), network=partial(nn.Linear, 2, 3))
+    winner = load_winner(
+        write_loop_result(tmp_path / "run", states), network=partial(nn.Linear, 2, 3)
+    )
     inputs = torch.randn(4, 2)
     assert torch.equal(winner.predict(inputs).probabilities, layer(inputs).softmax(1))
     restored = nn.Linear(2, 3)
@@ -117,12 +117,12 @@ def test_the_winner_of_a_compiled_loop_predicts_with_the_network_that_is_not_com
     assert torch.equal(restored.weight, layer.weight)
 
 
-def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
+def test_arrays_and_lines_of_numbers_are_inputs_without_changes(tmp_path, capsys):
     layer = nn.Linear(2, 3)
     optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9, lr=1)
     states = {"net": layer.state_dict(), "optimizer": optimizer.state_dict()}
     section = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
-    folder = written(tmp_path / "run", states, section)
+    folder = write_loop_result(tmp_path / "run", states, section)
     rows = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
     (tmp_path / "rows.csv").write_text("1,2\n3,-4\n")
     np.save(tmp_path / "rows.npy", rows.numpy())
@@ -132,11 +132,11 @@ def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
     assert torch.equal(load_winner(folder).predict(rows).probabilities, expected)
     files = [str(tmp_path / name) for name in ("rows.csv", "rows.npy", "wide.npy")]
     assert main(["predict", str(folder), *files, "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert [row["label"] for row in told["predictions"]] == 2 * expected.argmax(1).tolist()
-    assert "wide.npy: " in told["errors"][0]
-    assert "mat1 and mat2 shapes cannot be multiplied" in told["errors"][0]
-    words = written(tmp_path / "words", {"net": embedded().state_dict()}, metric="loss")
+    document = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in document["predictions"]] == 2 * expected.argmax(1).tolist()
+    assert "wide.npy: " in document["errors"][0]
+    assert "mat1 and mat2 shapes cannot be multiplied" in document["errors"][0]
+    words = write_loop_result(tmp_path / "words", {"net": embedded().state_dict()}, metric="loss")
     ids = np.array([[1, 2], [0, 6]])
     values = load_winner(words, network=embedded).predict(ids).values
     assert values.shape == (2, 2), "numbers, since nothing says that they are classes"
@@ -144,31 +144,33 @@ def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
 
 def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
     network = Pair(4)
-    folder = written(tmp_path / "run", {"net": network.state_dict()}, width=4)
+    folder = write_loop_result(tmp_path / "run", {"net": network.state_dict()}, width=4)
     winner = load_winner(folder, network=Pair)
     left, right = torch.randn(300, 1, 2, 3), torch.randn(300, 1, 2, 3).double()
     with torch.no_grad():
         expected = network(left, right.float()).softmax(1)
     for inputs in ((left, right), {"right": right.numpy(), "left": left}):
-        told = winner.predict(inputs, softmax=True)
-        assert torch.allclose(told.probabilities, expected, atol=1e-6)
-        assert (told.classes.shape, told.names) == ((300, 2, 3), ())
-        told = winner.predict(inputs)
-        assert torch.allclose(told.values.softmax(1), expected, atol=1e-6), "classes may be last"
+        prediction = winner.predict(inputs, softmax=True)
+        assert torch.allclose(prediction.probabilities, expected, atol=1e-6)
+        assert (prediction.classes.shape, prediction.names) == ((300, 2, 3), ())
+        prediction = winner.predict(inputs)
+        assert torch.allclose(prediction.values.softmax(1), expected, atol=1e-6), (
+            "classes may be last"
+        )
     assert winner.shape == ()
     assert "Pair" not in repr(winner)
 
 
-def test_a_network_of_ours_may_be_given_too(tmp_path):
+def test_a_network_of_studyloom_may_be_given_too(tmp_path):
     model, shape = {"_target_": "nowhere.Net", "hidden": [5]}, (1, 2, 2)
     network = MLP(shape, 3, hidden=[5])
     facts = {"shape": [*shape], "outputs": 3}
     mark_trusted(write_winner(tmp_path / "run", model, network.state_dict(), **facts))
     inputs = torch.rand(4, *shape)
     expected = network.eval()(inputs).softmax(1).detach()
-    for given in (MLP, network):
-        told = load_winner(tmp_path / "run", network=given).predict(inputs)
-        assert torch.equal(told.probabilities, expected)
+    for maker in (MLP, network):
+        prediction = load_winner(tmp_path / "run", network=maker).predict(inputs)
+        assert torch.equal(prediction.probabilities, expected)
 
 
 # The command predicts what Python predicts
@@ -222,21 +224,21 @@ LIKE_PYTHON = {
 }
 
 
-def saved(folder, inputs, kind):
-    """Writes inputs to a file as a user does."""
+def save_inputs(folder, inputs, kind):
+    """Writes inputs to a file as a user would."""
     path = folder / f"inputs.{kind}"
     if kind == "csv":
         np.savetxt(path, inputs, fmt="%d", delimiter=",")
     elif kind == "npy":
         np.save(path, inputs.numpy())
     elif isinstance(inputs, tuple):
-        np.savez(path, *[each.numpy() for each in inputs])
+        np.savez(path, *[tensor.numpy() for tensor in inputs])
     else:
-        np.savez_compressed(path, **{name: each.numpy() for name, each in inputs.items()})
+        np.savez_compressed(path, **{name: tensor.numpy() for name, tensor in inputs.items()})
     return path
 
 
-def printed_by_command(capsys, folder, path):
+def predict_in_the_shell(capsys, folder, path):
     """Returns the predictions of the command for a file, as JSON and as lines."""
     assert main(["predict", str(folder), str(path), "--json"]) == 0
     predictions = json.loads(capsys.readouterr().out)["predictions"]
@@ -252,8 +254,8 @@ def test_the_command_predicts_from_files_what_python_predicts(case, tmp_path, ca
     folder = tmp_path / "run"
     write_winner(folder, section, kind().state_dict(), **DATASET | facts)
     mark_trusted(folder)
-    path = saved(tmp_path, inputs, ending)
-    predictions, lines = printed_by_command(capsys, folder, path)
+    path = save_inputs(tmp_path, inputs, ending)
+    predictions, lines = predict_in_the_shell(capsys, folder, path)
     if isinstance(inputs, dict) and len(inputs) == 1:
         (inputs,) = inputs.values()
     expected = load_winner(folder).predict(inputs)
@@ -280,7 +282,7 @@ def test_a_map_is_printed_up_to_a_size_and_then_in_summary():
     assert format_prediction(numbers) == "a\t2 × 100 numbers from 0.0000 to 199; --json prints all"
 
 
-def test_inputs_that_a_file_cannot_be_are_refused_with_the_fix(tmp_path, capsys):
+def test_unusable_input_files_are_refused_with_the_fix(tmp_path, capsys):
     folder = tmp_path / "run"
     section = {"_target_": "test_loops_predict.Named"}
     write_winner(folder, section, Named().state_dict(), **DATASET)
@@ -321,9 +323,9 @@ def linear(width=8):
     return nn.Linear(4, width)
 
 
-def test_a_dimension_that_may_be_time_is_cut_only_where_the_user_says_so(tmp_path):
+def test_a_dimension_that_may_be_time_is_cut_only_by_batch(tmp_path):
     network = Sequence().eval()
-    written(tmp_path, {"net": network.state_dict()}, metric="loss")
+    write_loop_result(tmp_path, {"net": network.state_dict()}, metric="loss")
     winner = load_winner(tmp_path, network=Sequence)
     inputs, state = torch.randn(400, 2, 4), (torch.randn(1, 2, 8), torch.randn(1, 2, 8))
     with torch.no_grad():
@@ -331,7 +333,7 @@ def test_a_dimension_that_may_be_time_is_cut_only_where_the_user_says_so(tmp_pat
         cut = torch.cat([network(part) for part in inputs.split(100)])
         assert torch.equal(winner.predict(inputs, batch=100).values, cut)
         assert torch.equal(winner.predict((inputs, state)).values, network(inputs, state))
-        named = {"state": tuple(each.double().numpy() for each in state), "x": inputs}
+        named = {"state": tuple(tensor.double().numpy() for tensor in state), "x": inputs}
         assert torch.equal(winner.predict(named).values, network(inputs, state))
 
 
@@ -349,9 +351,9 @@ class Several(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "second"), [("tuple", 2), ("dict", "square")])
-def test_of_several_outputs_the_first_is_taken_or_the_one_that_is_named(tmp_path, kind, second):
+def test_the_first_of_several_outputs_predicts_unless_one_is_named(tmp_path, kind, second):
     network, x = Several(kind), torch.randn(3, 4)
-    written(tmp_path, {"net": network.state_dict()}, kind=kind)
+    write_loop_result(tmp_path, {"net": network.state_dict()}, kind=kind)
     winner = load_winner(tmp_path, network=Several)
     with torch.no_grad():
         y = network.layer(x)
@@ -359,37 +361,39 @@ def test_of_several_outputs_the_first_is_taken_or_the_one_that_is_named(tmp_path
     assert torch.equal(winner.predict(x, softmax=True).probabilities, y.softmax(1).softmax(1))
     assert torch.equal(winner.predict(x, softmax=False).values, y.softmax(1))
     assert torch.equal(winner.predict(x, output=second, softmax=False).values, y**2)
-    written(tmp_path / "one", {"net": linear().state_dict()})
+    write_loop_result(tmp_path / "one", {"net": linear().state_dict()})
     single = load_winner(tmp_path / "one", network=linear)
-    for given, words in ((winner, "the outputs are"), (single, "the network gives one output")):
-        with pytest.raises(PredictError, match=f"output='mean': {words}"):
-            given.predict(x, output="mean")
+    for loaded, reason in ((winner, "the outputs are"), (single, "the network gives one output")):
+        with pytest.raises(PredictError, match=f"output='mean': {reason}"):
+            loaded.predict(x, output="mean")
 
 
-def test_a_network_keeps_the_precision_in_which_its_loop_trained_it(tmp_path):
+def test_a_network_keeps_the_precision_of_its_training(tmp_path):
     network, x = linear().double(), torch.randn(3, 4, dtype=torch.float64)
-    written(tmp_path, {"net": network.state_dict()}, metric="loss")
+    write_loop_result(tmp_path, {"net": network.state_dict()}, metric="loss")
     winner = load_winner(tmp_path, network=linear)
     with torch.no_grad():
         assert torch.equal(winner.predict(x).values, network(x))
         assert torch.equal(winner.predict(x.float()).values, network(x.float().double()))
     half = linear().bfloat16()
-    written(tmp_path / "half", {"net": half.state_dict()}, metric="loss")
+    write_loop_result(tmp_path / "half", {"net": half.state_dict()}, metric="loss")
     assert load_winner(tmp_path / "half", network=linear).predict(x).values.dtype == torch.float32
 
 
-def test_of_two_kept_networks_one_is_chosen_by_its_name(tmp_path):
+def test_one_of_two_kept_networks_is_chosen_by_name(tmp_path):
     networks = {"policy": linear(), "value": linear()}
-    states = {name: each.state_dict() for name, each in networks.items()}
+    states = {name: network.state_dict() for name, network in networks.items()}
     layer = {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 8}
     x = torch.randn(3, 4)
     with torch.no_grad():
         policy, value = networks["policy"](x), networks["value"](x)
-    written(tmp_path, states, {"value": layer}, metric="loss")
+    write_loop_result(tmp_path, states, {"value": layer}, metric="loss")
     assert torch.equal(load_winner(tmp_path).predict(x).values, value)
     again = load_winner(tmp_path, network={"policy": linear})
     assert torch.equal(again.predict(x).values, policy)
-    written(tmp_path / "named", states, {"policy": "test_loops_predict.linear"}, metric="loss")
+    write_loop_result(
+        tmp_path / "named", states, {"policy": "test_loops_predict.linear"}, metric="loss"
+    )
     assert torch.equal(load_winner(tmp_path / "named").predict(x).values, policy)
     (tmp_path / "named" / "made-by").unlink()
     with pytest.raises(ConfigError, match=r"test_loops_predict\.linear is not among"):
@@ -397,16 +401,16 @@ def test_of_two_kept_networks_one_is_chosen_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("inputs", [torch.randn(3, 5), torch.randn(4, 3, 2), [1.0, 2.0, 3.0]])
-def test_inputs_of_another_shape_are_refused_with_theirs(tmp_path, inputs):
-    written(tmp_path, {"net": linear().state_dict()})
+def test_an_error_names_the_shape_of_unusable_inputs(tmp_path, inputs):
+    write_loop_result(tmp_path, {"net": linear().state_dict()})
     shape = " × ".join(map(str, torch.as_tensor(inputs).shape))
     with pytest.raises(PredictError, match=f"^inputs: Linear cannot take these inputs of {shape}"):
         load_winner(tmp_path, network=linear).predict(inputs)
 
 
-def test_what_is_missing_is_said_with_the_way_out(tmp_path):
+def test_an_error_says_how_to_name_a_missing_network(tmp_path):
     both = {"net": embedded().state_dict(), "ema": embedded().state_dict()}
-    bare = load_winner(written(tmp_path / "bare", {"net": both["net"]}))
+    bare = load_winner(write_loop_result(tmp_path / "bare", {"net": both["net"]}))
     assert {*bare.states} == {"net"}
     assert bare.config.params.lr == 0.1
     for folder, network, words in (
@@ -414,16 +418,24 @@ def test_what_is_missing_is_said_with_the_way_out(tmp_path):
         (tmp_path / "bare", Pair, "objective.network: .*missing 1 required positional argument"),
         (tmp_path / "bare", not_a_network, "must give a torch.nn.Module; got int"),
         (tmp_path / "bare", nn.Linear(2, 2), "winner.pt: .*Missing key"),
-        (written(tmp_path / "both", both), embedded, "predicts, net or ema: add --network NAME="),
+        (
+            write_loop_result(tmp_path / "both", both),
+            embedded,
+            "predicts, net or ema: add --network NAME=",
+        ),
         (tmp_path / "both", {"emma": embedded}, r"load_winner\(RUN_DIR, network={'NAME': Net}\)"),
         (
             tmp_path / "both",
             {"net": embedded, "ema": embedded},
             "must say which network",
         ),
-        (written(tmp_path / "none", {}), embedded, "the winner was saved without its network"),
         (
-            written(tmp_path / "files", {"optimizer": {"lr": 1.0}, "files": {"a": b""}}),
+            write_loop_result(tmp_path / "none", {}),
+            embedded,
+            "the winner was saved without its network",
+        ),
+        (
+            write_loop_result(tmp_path / "files", {"optimizer": {"lr": 1.0}, "files": {"a": b""}}),
             embedded,
             "without its network: it kept only optimizer, files; winner.yaml",
         ),

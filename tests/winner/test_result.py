@@ -22,7 +22,7 @@ FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md"
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
 
 
-def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
+def test_a_written_result_is_read_back_and_a_malformed_one_is_not(tmp_path):
     result = result_of(test=TEST, data={"shape": [2]}).write(tmp_path, FILES)
     assert Result.read(tmp_path) == result
     assert result.document()["test"]["difference"]["interval"] == [0.01, 0.03]
@@ -31,14 +31,14 @@ def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
         assert Result.read(tmp_path) is None
 
 
-def test_what_an_earlier_studyloom_held_beside_it_is_passed_over(tmp_path):
+def test_fields_of_an_earlier_studyloom_are_ignored(tmp_path):
     left = [{"trial": 3, "seeds": 1, "cause": "behind", "reason": "only the better half went on"}]
     race = {"entrants": 4, "trainings": 8, "budget": 9, "seeds": 3, "last": [0, 1], "left": left}
     (tmp_path / "winner.json").write_text(json.dumps(document_of(race=race)))
     assert Result.read(tmp_path) == result_of()
 
 
-def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):
+def test_a_result_with_a_missing_file_or_a_file_of_another_one_is_refused(tmp_path):
     for name in FILES:
         result = result_of().write(tmp_path, FILES)
         for content in (b"another", None):
@@ -50,22 +50,22 @@ def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):
                 result.check_whole(tmp_path, name)
 
 
-def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monkeypatch):
+def test_a_write_that_is_killed_over_another_result_is_noticed(tmp_path, monkeypatch):
     result_of(study="before").write(tmp_path, FILES)
 
-    def killed(path, *rest, **options):
+    def write_until_killed(path, *arguments, **options):
         if path.name != "winner.json":
             raise KeyboardInterrupt
-        path.write_text(*rest)
+        path.write_text(*arguments)
 
-    monkeypatch.setattr("studyloom.winner.result.write_whole", killed)
-    changed = {name: content + b" anew" for name, content in FILES.items()}
+    monkeypatch.setattr("studyloom.winner.result.write_whole", write_until_killed)
+    changed = {name: content + b" again" for name, content in FILES.items()}
     with pytest.raises(KeyboardInterrupt):
         result_of().write(tmp_path, changed)
     assert Result.read(tmp_path) is None
 
 
-def test_numbers_say_what_they_are():
+def test_words_say_what_the_numbers_of_a_result_are():
     assert describe_choice(result_of(trials=40)) == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
     assert describe_choice(result_of(trials=40, study_trials=60)) == first
@@ -83,28 +83,28 @@ def test_numbers_say_what_they_are():
     assert describe_accepted_files(result_of(data=facts).data) == "files that mine.Letters reads"
 
 
-def test_where_the_training_ignores_the_seed_no_view_shows_a_spread():
+def test_no_view_shows_a_spread_if_the_training_ignores_the_seed():
     same = {"winner": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9, 0.9]}}
     result = result_of(test=same)
     assert format_mean(result.test.winner) == "0.9000"
     assert describe_stored_result(result.in_short()) == "test accuracy 0.9000, trial 0"
 
 
-def test_the_reason_of_a_winner_says_which_candidates_failed():
+def test_the_reason_for_a_winner_names_the_candidates_that_failed():
     complete = {"trial": 1, "mean": 1.18, "values": [1.17, 1.16, 1.21]}
     baseline = {"baseline": True, "failed": 1, "mean": 1.08, "values": [1.06, 1.1]}
     failed = "the baseline failed in 1 of 3 re-evaluations"
-    kept = result_of(winner=baseline, candidates=[complete, baseline])
+    result = result_of(winner=baseline, candidates=[complete, baseline])
     why = "since no candidate beats it by more than chance explains, on 2 new seeds"
-    assert explain_choice(kept) == f"{why}; {failed}"
+    assert explain_choice(result) == f"{why}; {failed}"
     result = result_of(winner=complete, candidates=[complete, baseline])
     assert (
         explain_choice(result) == f"the only candidate with values on all of 3 new seeds; {failed}"
     )
     never = {"baseline": True, "failed": 3}
     result = result_of(winner=complete, candidates=[complete, never])
-    words = "the baseline failed in 3 of 3 re-evaluations, so that nothing is compared with it"
-    assert explain_choice(result).endswith(words)
+    reason = "the baseline failed in 3 of 3 re-evaluations, so that nothing is compared with it"
+    assert explain_choice(result).endswith(reason)
 
 
 def test_a_single_candidate_has_no_best_mean():

@@ -8,10 +8,11 @@ from scipy import special, stats
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.result import Summary
 from studyloom.winner.statistics import (
+    DifferenceError,
     Outputs,
     compare,
     difference,
-    errors_of_differences,
+    error_of_differences,
     resample,
     summarize,
 )
@@ -26,8 +27,8 @@ def evaluate(seeds, right, draw=0):
     pairs = []
     for _ in range(seeds):
         hit = torch.rand(EXAMPLES, generator=generator) < right
-        answers = torch.where(hit, targets, 1 - targets)
-        pairs.append(Outputs(torch.nn.functional.one_hot(answers, 2).float(), targets))
+        predicted = torch.where(hit, targets, 1 - targets)
+        pairs.append(Outputs(torch.nn.functional.one_hot(predicted, 2).float(), targets))
     return pairs
 
 
@@ -37,13 +38,14 @@ def width(interval):
 
 def intervals(evaluated, name="accuracy"):
     metric = METRICS[name]
-    values = {n: [found.score(metric) for found in each] for n, each in evaluated.items()}
-    return values, compare(
-        values, 4, 0, resample(metric, evaluated, EXAMPLES, 0), bounds=metric.bounds
-    )
+    values = {}
+    for candidate, outputs_by_seed in evaluated.items():
+        values[candidate] = [outputs.score(metric) for outputs in outputs_by_seed]
+    sampled = resample(metric, evaluated, EXAMPLES, 0)
+    return values, compare(values, 4, 0, sampled, bounds=metric.bounds)
 
 
-def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
+def test_equal_networks_are_still_uncertain_by_the_examples():
     one = evaluate(1, 0.9)[0]
     values, test = intervals({4: [one] * 3, 0: evaluate(3, 0.8, 1)})
     assert summarize(values[4]).interval is None
@@ -66,8 +68,8 @@ def test_a_single_seed_has_an_interval_over_the_examples():
     assert test.difference.interval[0] > 0
 
 
-def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
-    """The difference is that of each seed with itself."""
+def test_without_values_of_examples_an_interval_covers_only_the_seeds():
+    """The difference is the mean of the differences between equal seeds."""
     assert resample(METRICS["accuracy"], {4: evaluate(1, 0.9)}, EXAMPLES // 2, 0) is None
     test = compare({4: [0.9, 0.8, 0.7], 0: [0.7, 0.6, 0.5]}, 4, 0)
     assert test.covers == "seeds"
@@ -85,8 +87,8 @@ def test_an_interval_over_seeds_is_that_of_scipy():
         assert summarize(values.tolist()).interval == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
-    """The root of a mean is none."""
+def test_a_metric_that_is_not_a_mean_is_computed_on_each_resample():
+    """The root of a mean is not a mean over examples."""
     numbers = torch.randn(EXAMPLES, 1, generator=torch.Generator().manual_seed(0))
     evaluated = {
         n: [Outputs(numbers + error * torch.cos(seed + 7 * numbers), numbers) for seed in range(3)]
@@ -113,23 +115,25 @@ def test_the_scores_of_examples_have_the_metric_as_their_mean():
         assert float(scores.mean()) == pytest.approx(METRICS[name](outputs, targets), rel=1e-6)
 
 
-def test_a_spread_takes_three_seeds_that_differ():
+def test_a_spread_needs_three_different_seeds():
     assert summarize([0.9]) == Summary(0.9, values=(0.9,))
     assert summarize([0.9, 0.8]) == Summary(pytest.approx(0.85), values=(0.9, 0.8))
     fixed = summarize([0.635] * 3)
     assert (fixed.std, fixed.interval, fixed.same) == (0.0, None, True)
-    one, two, others = evaluate(1, 0.9), evaluate(2, 0.9), evaluate(3, 0.8, 1)
-    for winner, baseline in ((two, others[:2]), (one * 3, others)):
+    one = evaluate(1, 0.9)
+    two = evaluate(2, 0.9)
+    baselines = evaluate(3, 0.8, 1)
+    for winner, baseline in ((two, baselines[:2]), (one * 3, baselines)):
         assert intervals({4: winner, 0: baseline})[1].covers == "examples"
 
 
-def test_values_that_only_rounding_tells_apart_have_no_difference():
+def test_values_that_differ_only_by_rounding_have_no_difference():
     assert difference(0.1 + 0.2, 0.3) == 0.0
     assert difference(0.5, 0.3) == 0.5 - 0.3
     assert compare({0: [0.1 + 0.2], 1: [0.3]}, 0, 1).difference.mean == 0.0
 
 
-def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond():
+def test_an_interval_ends_at_the_bounds_of_the_metric():
     near = summarize([0.97, 1.0, 0.99], METRICS["accuracy"].bounds)
     assert near.interval[1] == 1.0
     assert near.interval[0] == summarize([0.97, 1.0, 0.99]).interval[0]
@@ -145,16 +149,23 @@ def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond(
 @pytest.mark.parametrize("ease", [1.0, 4.0])
 def test_nineteen_of_twenty_intervals_contain_the_truth(ease):
     """Networks err on the same hard examples, by chance, and by their seed."""
-    generator, shifts = np.random.default_rng(0), {4: 0.3, 0: 0.0}
+    generator = np.random.default_rng(0)
+    shifts = {4: 0.3, 0: 0.0}
     many = 2 * generator.normal(size=100_000)
-    truth = {key: special.expit(ease + each - many).mean() for key, each in shifts.items()}
-    gain, covered, errors, widths = truth[4] - truth[0], [], [], []
+    truth = {key: special.expit(ease + shift - many).mean() for key, shift in shifts.items()}
+    gain = truth[4] - truth[0]
+    covered = []
+    errors = []
+    widths = []
     for _ in range(1000):
-        hard, values, rows = 2 * generator.normal(size=EXAMPLES), {}, {}
+        difficulty = 2 * generator.normal(size=EXAMPLES)
+        values = {}
+        rows = {}
         for key, shift in shifts.items():
             seeds = generator.normal(ease + shift, 0.06, size=(3, 1))
-            right = generator.random((3, EXAMPLES)) < special.expit(seeds - hard)
-            values[key], rows[key] = right.mean(1), right.T / np.sqrt(EXAMPLES)
+            right = generator.random((3, EXAMPLES)) < special.expit(seeds - difficulty)
+            values[key] = right.mean(1)
+            rows[key] = right.T / np.sqrt(EXAMPLES)
         test = compare(values, 4, 0, rows, bounds=METRICS["accuracy"].bounds)
         ends = (test.winner.interval, truth[4]), (test.difference.interval, gain)
         covered.append([low <= true <= high for (low, high), true in ends])
@@ -167,7 +178,7 @@ def test_nineteen_of_twenty_intervals_contain_the_truth(ease):
 HUGE = [7.9, 8.1, 1.4e217]  # a perplexity of exp(500) is a finite number
 
 
-def test_a_value_whose_square_overflows_is_summarized_as_it_is():
+def test_a_value_whose_square_overflows_is_summarized():
     summary = summarize(HUGE)
     assert summary.mean == pytest.approx(1.4e217 / 3)
     assert summary.std == pytest.approx(1.4e217 / np.sqrt(3))
@@ -175,19 +186,20 @@ def test_a_value_whose_square_overflows_is_summarized_as_it_is():
     assert summarize(largest) == Summary(0.0, values=largest)
 
 
-def test_an_interval_of_huge_values_is_that_of_small_ones_scaled():
+def test_an_interval_of_huge_values_is_a_scaled_one_of_small_values():
     small = {4: [1.0, 2.0, 4.0], 0: [3.0, 5.0, 6.0]}
     rows = {n: np.random.default_rng(n).normal(size=(50, 3)) for n in small}
     scale = 2.0**700
     huge = {n: [value * scale for value in values] for n, values in small.items()}
     expected = compare(small, 4, 0, rows)
-    found = compare(huge, 4, 0, {n: scale * series for n, series in rows.items()})
+    scores = compare(huge, 4, 0, {n: scale * series for n, series in rows.items()})
     for role in ("winner", "baseline", "difference"):
         interval = getattr(expected, role).interval
-        assert getattr(found, role).interval == tuple(scale * end for end in interval)
+        assert getattr(scores, role).interval == tuple(scale * end for end in interval)
 
 
 def test_the_error_of_differences_ignores_rounding_and_does_not_overflow():
-    assert errors_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]]) == (0.0, 0.0)
-    error, _ = errors_of_differences([HUGE, [7.8, 8.0, 9.0]])
-    assert error == pytest.approx(1.4e217 / 3, rel=1e-3)
+    equal = error_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]])
+    assert equal == DifferenceError(0.0, 0.0)
+    error = error_of_differences([HUGE, [7.8, 8.0, 9.0]])
+    assert error.standard_error == pytest.approx(1.4e217 / 3, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Which words misled a network: on one whose reasons are known, wherever a text is in its input."""
+"""Words that misled a network whose reasons are known, wherever a text is in its input."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ TABLE = torch.tensor([1.0, 2.0])
 
 
 class Judge(nn.Module):
-    """Says 1 by 2 for each `good`, -1 for each `bad`, and 3 for a text that ends with `very`."""
+    """Adds 2 to the logit of class 1 for each `good`, -1 for each `bad`, 3 for a last `very`."""
 
     def __init__(self):
         super().__init__()
@@ -39,8 +39,8 @@ class Judge(nn.Module):
     def forward(self, text, table=None):
         words = text[:, 2:]
         last = words.gather(1, ((words > 0).sum(1) - 1).clamp(min=0)[:, None])[:, 0]
-        said = 2.0 * (words == 2).sum(1) - 1.0 * (words == 3).sum(1) + 3.0 * (last == 5)
-        return self.scale * torch.stack([torch.zeros(len(words)), said], 1)
+        logit = 2.0 * (words == 2).sum(1) - 1.0 * (words == 3).sum(1) + 3.0 * (last == 5)
+        return self.scale * torch.stack([torch.zeros(len(words)), logit], 1)
 
 
 class Texts(Dataset):
@@ -57,9 +57,9 @@ class Texts(Dataset):
 
 
 FORMS = {
-    "alone": (lambda row: (row,), (0,)),
+    "only the text": (lambda row: (row,), (0,)),
     "an array": (lambda row: (row.numpy(),), (0,)),
-    "beside a table": (lambda row: (row, TABLE), (0,)),
+    "next to a table": (lambda row: (row, TABLE), (0,)),
     "in a pair": (lambda row: ((row, TABLE),), (0, 0)),
     "in a dict": (lambda row: ({"table": TABLE, "text": row},), (0, "text")),
 }
@@ -77,12 +77,16 @@ def part_of(form):
 def texts_of(part, errors=(0, 1, 2)):
     labels = torch.zeros(len(part), dtype=torch.int64)
     return explain_texts(
-        lambda some: evaluate_network(job(), Judge(), some)[0], part, part.tokens, labels, errors
+        lambda examples: evaluate_network(job(), Judge(), examples)[0],
+        part,
+        part.tokens,
+        labels,
+        errors,
     )
 
 
-def test_a_word_is_owed_what_the_network_says_without_it():
-    """Wherever the text is in an item, which stays as it is."""
+def test_a_word_has_the_change_that_its_absence_makes():
+    """The text may be anywhere in an item, which is not changed."""
     before = ROWS.clone()
     for form in ("in memory", *FORMS):
         first, second = texts_of(part_of(form))
@@ -97,39 +101,39 @@ def test_a_word_is_owed_what_the_network_says_without_it():
     part = part_of("in memory")
     part.inputs[0, 2:] = torch.tensor([4, 1, 4, 1, 0, 0])
     indices = [text.index for text in texts_of(part)]
-    assert indices == [1], "nothing is owed to words that change nothing, and to one alone"
+    assert indices == [1], "words that change nothing, and a single word, have no part in it"
 
 
-def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
+def test_only_the_first_words_of_a_long_text_are_examined():
     row = torch.full((1, 2 + 3 * READ), 4)
     row[0, 2 + READ - 1], row[0, 2 + READ] = 2, 3
     labels = torch.zeros(1, dtype=torch.int64)
-    asked = []
+    batches = []
 
-    def answer(part):
-        asked.append(len(part))
+    def predict(part):
+        batches.append(len(part))
         return Judge()(part.inputs).detach()
 
     tokens = Tokens(WORDS, first=2)
-    (told,) = explain_texts(answer, Split(row, labels, 2, "toy"), tokens, labels, [0])
-    assert len(told.words) == len(told.changes) == READ
-    assert told.left == 2 * READ
-    assert (told.words[-1], told.changes[-1]) == ("good", 2.0)
-    assert asked == [3], "the text, and once without each of its two words"
+    (text,) = explain_texts(predict, Split(row, labels, 2, "toy"), tokens, labels, [0])
+    assert len(text.words) == len(text.changes) == READ
+    assert text.left == 2 * READ
+    assert (text.words[-1], text.changes[-1]) == ("good", 2.0)
+    assert batches == [3], "the text, and once without each of its two words"
 
 
-def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
+def test_words_explain_a_winner_only_if_the_data_has_them():
     part = part_of("in memory")
     outputs = Outputs(Judge()(part.inputs).detach(), part.targets)
     measured = MeasuredNetwork(job(), Judge(), METRICS["accuracy"], outputs, part)
-    told = explain(measured)
-    assert [text.index for text in told.texts] == [1, 0], "the most confident error first"
-    json.dumps(to_document(told), allow_nan=False)
-    silent = Split(part.inputs, part.targets, 2, "toy")
-    assert explain(replace(measured, test=silent)).texts == ()
+    explanations = explain(measured)
+    assert [text.index for text in explanations.texts] == [1, 0], "the most confident error first"
+    json.dumps(to_document(explanations), allow_nan=False)
+    without_tokens = Split(part.inputs, part.targets, 2, "toy")
+    assert explain(replace(measured, test=without_tokens)).texts == ()
 
 
-def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():
+def test_tokens_at_another_place_are_refused_before_any_training():
     wrong = Texts(FORMS["in a dict"][0], Tokens(WORDS, path=(0, "words")))
     with pytest.raises(DataError, match=r"item\[0\]\['words'\] is a row of integers"):
         Datasets(wrong, test=wrong, validation=1, outputs=2).train()

@@ -47,13 +47,14 @@ from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
 from studyloom.winner import measurement
+from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import (
     CandidateSource,
     CandidateTrainings,
     Origin,
-    kept_epoch,
+    Training,
+    find_kept_epoch,
 )
-from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
@@ -65,7 +66,7 @@ PLATEAU = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 0}"
 
 @pytest.fixture(scope="module", params=EACH_KIND)
 def kind(request):
-    """Networks of ours, or a loop of one's own: these laws hold of both."""
+    """A network of studyloom, or a custom training loop: these laws hold for both."""
     return request.param
 
 
@@ -94,7 +95,7 @@ def evaluated(definition, tmp_path_factory):
 def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_url, tmp_path):
     study = stages_of(definition, sqlite_url, tmp_path, 1, seeds=2)
     train(study.search, SPLIT, 1)
-    plan = StagePlanner(study.study, study.evaluation.rule).reevaluation(study.candidates)
+    plan = StagePlanner(study.study, study.evaluation.rule).plan_reevaluation(study.candidates)
     storage = study.stored.ledger.storage
     attributes = {DEFINITION: plan.identity, UUID: "0" * 32}
     add_study(storage, str(plan.name), [StudyDirection.MAXIMIZE], attributes)
@@ -103,10 +104,10 @@ def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_
     assert plan.find().todo() == plan.trials
 
 
-def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
+def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
     definition, evaluated, tmp_path
 ):
-    """Before all have been reevaluated, nobody asks for the winner."""
+    """Before all trainings of the re-evaluation have ended, there is no winner."""
     ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
     first = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
@@ -121,11 +122,12 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     assert not any("final-training" in name for name in names)
     work(stages)
     assert stages.is_done()
-    found, before = stages.reevaluated, evaluated[0].reevaluated
-    assert (found.winner, found.values) == (before.winner, before.values)
+    resumed = stages.reevaluated
+    uninterrupted = evaluated[0].reevaluated
+    assert (resumed.winner, resumed.values) == (uninterrupted.winner, uninterrupted.values)
 
 
-def test_the_best_trials_and_the_baseline_are_reevaluated_on_fresh_seeds_and_parts_the_same_for_all(
+def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
     evaluated,
 ):
     stages, _, _ = evaluated
@@ -137,26 +139,27 @@ def test_the_best_trials_and_the_baseline_are_reevaluated_on_fresh_seeds_and_par
         train, valid = trainings.fold(seed)
         assert len(valid) == 40
         assert not {*train.tolist()} & {*valid.tolist()}
-    parts = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(2)]
-    assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 3, "each is fresh"
+    new_sets = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(2)]
+    set_of_search = frozenset(toy_folds(SPLIT)[0][1].tolist())
+    assert len({*new_sets, set_of_search}) == 3, "each validation set is new"
 
 
-def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
+def test_values_are_those_of_plain_trainings_and_the_best_mean_wins(evaluated):
     stages, result, _ = evaluated
     assert [stage.title for stage in stages] == ["search", "re-evaluation", "final-training"]
     assert (stages.is_done(), stages.todo()) == (True, 0)
-    found = stages.reevaluated
-    for candidate, values in found.values.items():
+    reevaluated = stages.reevaluated
+    for candidate, values in reevaluated.values.items():
         for seed, value in enumerate(values):
             assert train_plainly(stages.reevaluation, candidate, seed)[0] == value
     means = {row.trial: np.mean(row.values) for row in result.candidates}
-    winner = found.winner.trial
+    winner = reevaluated.winner.trial
     assert means[winner] == max(means.values())
     assert result.winner.trial == winner
     assert result.winner.gap == pytest.approx(result.winner.search_value - means[winner])
 
 
-def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
+def test_the_same_seed_gives_the_same_weights_on_all_training_data(evaluated):
     stages, _, _ = evaluated
     assert stages.final_training.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
     stored = flat(load_weights(stages.run_dir / "winner.pt"))
@@ -166,7 +169,7 @@ def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_we
 
 
 def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_path):
-    """The examples that it would be evaluated on are among those that it trains on."""
+    """The examples of its validation are among those that it trains on."""
     plateau = ("~scheduler", f"+scheduler={PLATEAU}", "train.epochs=3")
     definition = ask(*SPACE, *plateau)
     stages = stages_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=2)
@@ -181,14 +184,14 @@ def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_p
     stages.close()
 
 
-def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
+def test_the_kept_epoch_is_that_of_the_mean_curve():
     curve = {"value": [0.1, 0.5, 0.5, 0.2]}
-    assert kept_epoch(curve, "best", ACCURACY.sign) == 2
-    assert kept_epoch(curve, "last", ACCURACY.sign) == 4
-    assert kept_epoch({}, "best", ACCURACY.sign) is None
+    assert find_kept_epoch(curve, "best", ACCURACY.sign) == 2
+    assert find_kept_epoch(curve, "last", ACCURACY.sign) == 4
+    assert find_kept_epoch({}, "best", ACCURACY.sign) is None
 
 
-def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_does_not(tmp_path):
+def test_a_single_candidate_wins_without_re_evaluation_unless_it_failed(tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(stages)
@@ -202,17 +205,19 @@ def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_d
     url = f"sqlite:///{tmp_path}/diverging/study.db"
     without = stages_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
     work(without)
-    assert (without.is_done(), without.todo()) == (False, 0), "there is none that could win"
+    assert (without.is_done(), without.todo()) == (False, 0), "no trial could win"
 
 
 @pytest.mark.parametrize("title", ["re-evaluation", "final-training"])
 def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatch, title):
-    plain, failed = CandidateTrainings.train_again, []
+    make_new_objective = CandidateTrainings.make_new_objective
+    failed = []
 
-    def train_again(self, candidate, seed, number, attempt):
-        objective = plain(self, candidate, seed, number, attempt)
-        if attempt.stage == title and seed == 1 and candidate == max(self.candidates):
-            failed.append(candidate)
+    def make_failing(self, training, number, attempt):
+        objective = make_new_objective(self, training, number, attempt)
+        is_last = training == (max(self.candidates), 1)
+        if attempt.stage == title and is_last:
+            failed.append(training.candidate)
             monkeypatch.setattr(objective, "run", partial(diverge_later, objective.run))
         return objective
 
@@ -224,7 +229,7 @@ def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatc
 
         return run(report_two, stopping)
 
-    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    monkeypatch.setattr(CandidateTrainings, "make_new_objective", make_failing)
     url = f"sqlite:///{tmp_path}/study.db"
     stages = stages_of(ask(*SPACE, "train.epochs=4"), url, tmp_path, 3, top=2, seeds=2)
     work(stages)
@@ -235,7 +240,7 @@ def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatc
         assert failed[0] not in stages.reevaluated.eligible
         return
     with pytest.raises(NoWinner, match="could not be trained on all data: train loss is nan"):
-        stage.load_or_train(failed[0], 1)
+        stage.load_or_train(Training(failed[0], 1))
 
 
 @pytest.mark.parametrize(("failures", "values"), [(1, 2), (2, 1)])
@@ -243,16 +248,17 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
     definition, tmp_path, monkeypatch, failures, values
 ):
     """The first training of the stage: in a search its failure would halt the study."""
-    plain, attempts = CandidateTrainings.train_again, []
+    make_new_objective = CandidateTrainings.make_new_objective
+    attempts = []
 
-    def train_again(self, candidate, seed, number, attempt):
-        if attempt.stage == "re-evaluation" and (candidate, seed) == self.trainings[0]:
+    def make_failing(self, training, number, attempt):
+        if attempt.stage == "re-evaluation" and training == self.trainings[0]:
             attempts.append(number)
             if len(attempts) <= failures:
                 raise OSError("disk full")
-        return plain(self, candidate, seed, number, attempt)
+        return make_new_objective(self, training, number, attempt)
 
-    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    monkeypatch.setattr(CandidateTrainings, "make_new_objective", make_failing)
     url = f"sqlite:///{tmp_path}/study.db"
     stages = stages_of(definition, url, tmp_path, 1, top=1, seeds=2, ablation=True)
     work(stages)
@@ -268,8 +274,8 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
 # The test
 
 
-def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(definition, tmp_path):
-    """Also one that a killed command did not come back from; and the result says how many."""
+def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp_path):
+    """A use by a killed command counts too; the result says how many there were."""
     stages = stages_of(
         definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2
     )
@@ -286,14 +292,14 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
     assert result.test.uses == reopened.test_uses() == 2
     assert "the test set was used 2 times" in "\n".join(winner_lines(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
-    for file in stages.final_training.weights.iterdir():  # which another host keeps
+    for file in stages.final_training.weights.iterdir():  # as if another host had them
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
-    assert again.test == result.test, "they are trained again to the same"
+    assert again.test == result.test, "the networks are trained again to the same weights"
 
 
 @network
-def test_what_only_the_report_shows_does_not_cost_the_test(
+def test_an_error_in_what_the_report_shows_keeps_the_test(
     definition, tmp_path, monkeypatch, caplog
 ):
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
@@ -307,11 +313,11 @@ def test_what_only_the_report_shows_does_not_cost_the_test(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
-def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_path, monkeypatch):
+def test_an_error_in_the_test_of_a_loop_is_explained(definition, tmp_path, monkeypatch):
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(stages)
     with monkeypatch.context() as wrong:
-        for test, words in (
+        for test, reason in (
             (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); fix"),
             (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
             (
@@ -320,24 +326,24 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_pa
             ),
         ):
             wrong.setattr(toys, "test", test)
-            with pytest.raises(NoWinner, match=words):
+            with pytest.raises(NoWinner, match=reason):
                 evaluate_winner(stages, CountedTest(), ["x"])
     assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 4
 
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
 @network
-def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definition, tmp_path):
+def test_an_undefined_metric_on_the_test_set_is_explained(definition, tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
     work(stages)
-    part = test_part()
-    lacking = replace(part, targets=part.targets.clamp(max=8))
+    test_set = test_part()
+    without_a_class = replace(test_set, targets=test_set.targets.clamp(max=8))
     with pytest.raises(NoWinner, match=r"no value on the test set: objective\.metric=roc_auc: "):
-        evaluate_winner(stages, lambda: lacking, ["x"])
+        evaluate_winner(stages, lambda: without_a_class, ["x"])
 
 
-def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
+def test_scores_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     stages, result, uses = evaluated
     assert uses == 1
     winner = stages.definition.compose_config(stages.candidates[stages.reevaluated.winner].point)
@@ -368,29 +374,29 @@ def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(eval
 # The files
 
 
-def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
+def test_files_and_terminal_show_the_same_result(evaluated):
     """winner.yaml composes to the winner's configuration, with nothing to search."""
     stages, result, _ = evaluated
     files = {path.name for path in stages.run_dir.iterdir()}
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
     card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(result))
     mean, both = result.test.winner.mean, map(format_value, result.test.winner.values)
-    shown = f"{mean:.4f} ({' and '.join(both)})"
-    assert shown in card
-    assert shown in lines
+    scores = f"{mean:.4f} ({' and '.join(both)})"
+    assert scores in card
+    assert scores in lines
     winner = stages.reevaluated.winner
     assert f"trial {winner.trial}" in lines
     assert is_result_of(result, stages.evaluation)
     json.dumps(result.document(), allow_nan=False)
-    written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
-    assert written["optimizer"]["lr"] == result.winner.params["optimizer.lr"]
+    winner_config = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
+    assert winner_config["optimizer"]["lr"] == result.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
     again = type(stages.definition).from_config(cfg, composer)
     assert Strategy(again).trials == 1
-    was = stages.definition.compose_config(stages.candidates[winner].point)
+    expected = stages.definition.compose_config(stages.candidates[winner].point)
     config = again.compose_config(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
-        assert config[section] == was[section], section
+        assert config[section] == expected[section], section
 
 
 # Less is better, and numbers instead of classes
@@ -416,8 +422,8 @@ def forecast(tmp_path_factory):
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 
 
-def test_where_less_is_better_the_least_are_reevaluated_and_the_least_mean_wins(forecast):
-    """In the order of time: all of them on the last part."""
+def test_the_least_mean_wins_if_less_is_better(forecast):
+    """A series is split in the order of time: the validation set is its end."""
     stages, result, _ = forecast
     trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
@@ -427,15 +433,17 @@ def test_where_less_is_better_the_least_are_reevaluated_and_the_least_mean_wins(
     assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
     row = result.winner
-    assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
+    assert row.gap == pytest.approx(row.mean - row.search_value), (
+        "above 0 if the search overrated it"
+    )
     for seed in range(2):
         training, valid = stages.reevaluation.source.fold(seed)
         assert training.max() < valid.min()
         assert valid.tolist() == [*range(len(stages.data.split) - 20, len(stages.data.split))]
 
 
-def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
-    """`predict` answers as the winner did."""
+def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
+    """`predict` gives the values of the test."""
     stages, result, source = forecast
     test, predictions = source.test(), result.predictions
     assert result.confusion is None
@@ -447,9 +455,9 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
     assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(result))
     assert "CSV files with 6 numbers in a line" in (stages.run_dir / "model_card.md").read_text()
     np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
-    answers = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
-    told = [result.values[0] for result in answers]
-    assert told == pytest.approx([pair[0] for pair in predictions.predicted], rel=1e-5)
+    predicted = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
+    values = [prediction.values[0] for prediction in predicted]
+    assert values == pytest.approx([pair[0] for pair in predictions.predicted], rel=1e-5)
 
 
 # Two objectives
@@ -459,7 +467,7 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
 def searched(tmp_path_factory):
     """A study with two objectives whose search has ended.
 
-    Its candidates have 4 to 64 units, each of 27 parameters, and 10 parameters beside them.
+    Its candidates have 4 to 64 units, each of 27 parameters, and 10 further parameters.
     """
     folder = tmp_path_factory.mktemp("searched")
     definition = ask(*TWO, "study.baseline=true")
@@ -486,19 +494,20 @@ def costs_of(stages):
     return {trial.number: trial.values[1] for trial in stages.search.stored.trials()}
 
 
-def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two, tmp_path):
+def test_only_trials_that_satisfy_the_rule_are_re_evaluated(two, tmp_path):
     stages = two("winner.rule='max accuracy where parameters < 400'")
     work(stages)
     costs, values = costs_of(stages), {t.number: t.values[0] for t in stages.search.stored.trials()}
-    keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
-    assert 0 not in keeping, "the baseline has 442"
+    satisfying = [number for number in costs if costs[number] < 400]
+    satisfying.sort(key=lambda number: (-values[number], costs[number], number))
+    assert 0 not in satisfying, "the baseline has 442"
     numbers = {origin.trial for origin in stages.candidates}
-    assert numbers == {*keeping[:2], 0}, "it is reevaluated to be compared with"
+    assert numbers == {*satisfying[:2], 0}, "the baseline is re-evaluated for the comparison"
     winner = stages.reevaluated.winner.trial
-    assert winner in keeping
+    assert winner in satisfying
     result = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
     means = {row.trial: row.mean for row in result.candidates}
-    assert means[winner] == max(means[number] for number in keeping[:2])
+    assert means[winner] == max(means[number] for number in satisfying[:2])
     assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
     assert result.winner.costs == {"parameters": costs[winner]}
     assert result.test.difference is not None
@@ -512,7 +521,7 @@ def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two
 
 
 @pytest.mark.chaos
-def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two):
+def test_a_rule_that_is_set_again_tests_its_earlier_networks(two):
     """Another rule chooses another winner of the same search."""
     tests, winners = [], []
     for rule in ("max accuracy", "min parameters", "max accuracy"):
@@ -526,8 +535,8 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
     assert tests[0].winner == tests[2].winner != tests[1].winner
 
 
-def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_parameters_count(two):
-    """No more than those of the baseline."""
+def test_there_is_no_winner_if_no_trial_satisfies_the_rule(two):
+    """The default rule allows no more parameters than the baseline has."""
     stages = two("winner.rule='max accuracy where parameters < 1'")
     assert stages.candidates == {}
     assert [stage.title for stage in stages] == ["search"]
@@ -536,19 +545,21 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     stages = two()
     costs = costs_of(stages)
     assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    contenders = [o.trial for o, each in stages.candidates.items() if each.contends]
+    contenders = [
+        origin.trial for origin, candidate in stages.candidates.items() if candidate.may_win
+    ]
     assert 0 in contenders
     assert all(costs[number] <= costs[0] for number in contenders)
 
 
-def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
+def test_the_best_mean_wins_if_none_satisfies_the_rule_on_new_seeds(two):
     stages = two("winner.rule='min parameters where accuracy > 0.01'")
     costs = costs_of(stages)
     small, large = sorted(stages.candidates, key=lambda origin: costs[origin.trial])[:2]
     means = {origin: [0.001] for origin in stages.candidates} | {small: [0.002], large: [0.003]}
-    found = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
-    assert found.winner == large
-    assert not found.keeps_to_rule
+    reevaluated = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
+    assert reevaluated.winner == large
+    assert not reevaluated.satisfies_rule
 
 
 @pytest.mark.parametrize(
@@ -557,30 +568,32 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
         ([0.94, 0.95, 0.96], [0.90, 0.91, 0.92], True),
         ([0.94, 0.95, 0.96], [0.93, 0.94, 0.95], False),  # 1.2 standard errors
         ([0.9501] * 3, [0.95] * 3, True),  # no seed makes a difference
-        ([0.96], [0.95], True),  # of one seed nobody knows
+        ([0.96], [0.95], True),  # the spread of a single seed is unknown
     ],
 )
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_errors(
+def test_the_baseline_wins_unless_another_is_better_by_the_margin(
     values, baseline, wins, direction
 ):
     objective = ObjectiveValue("value", direction)
     search = SimpleNamespace(
         metric="value", sign=objective.sign, objectives=[objective], values_by_name=lambda trial: {}
     )
-    means = {Origin(3): values, Origin(0): baseline}
-    means = {origin: [objective.sign * each for each in by] for origin, by in means.items()}
+    new_values = {
+        Origin(3): [objective.sign * value for value in values],
+        Origin(0): [objective.sign * value for value in baseline],
+    }
     candidates = {
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 3)
     }
-    found = Reevaluated(search, Rule(objective), candidates, means)
-    assert found.winner == Origin(3 if wins else 0)
+    reevaluated = Reevaluated(search, Rule(objective), candidates, new_values)
+    assert reevaluated.winner == Origin(3 if wins else 0)
 
 
 @pytest.mark.parametrize(
     ("partial", "wins"),
     [
-        ({0: 1.061, 2: 1.099}, False),  # on both of its seeds it is better
+        ({0: 1.061, 2: 1.099}, False),  # it is better on both of its seeds
         ({1: 1.19}, True),
         ({}, True),  # nothing to compare with
     ],
@@ -594,5 +607,5 @@ def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partia
         Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 1)
     }
     values = {Origin(1): [1.1745, 1.1585, 1.2125]}
-    found = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
-    assert found.winner == Origin(1 if wins else 0)
+    reevaluated = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
+    assert reevaluated.winner == Origin(1 if wins else 0)

@@ -117,5 +117,5 @@ def test_a_thread_that_never_ends_does_not_keep_a_worker_from_its_end(worker):
 def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
     arguments = ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"]
     monkeypatch.setattr(task.sys, "argv", arguments)
-    worker = Command.of_this_process().worker()
+    worker = Command.of_this_process().worker_arguments()
     assert worker[-3:] == ["a.b=1", "launchers=2", "launcher=join"]

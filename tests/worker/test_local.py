@@ -19,7 +19,7 @@ from studyloom.storage.opening import open_study
 from studyloom.training.device import check_device, training_device
 from studyloom.worker import local
 from studyloom.worker.local import Local, build_launcher, visible_gpus
-from studyloom.worker.process import launcher_class
+from studyloom.worker.process import find_launcher_class
 from studyloom.worker.stopping import Stop
 from studyloom.worker.task import Task
 
@@ -269,7 +269,7 @@ class MyLocal(Local):
 )
 def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
     section = target and {"_target_": target}
-    found = launcher_class(StudyConfig({}, {"launcher": section}, ()))
+    found = find_launcher_class(StudyConfig({}, {"launcher": section}, ()))
     assert (found is not None and found.may_fork) == may_fork
 
 

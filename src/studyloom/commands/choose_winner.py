@@ -1,4 +1,4 @@
-"""`studyloom winner` and what else works on a search that has ended."""
+"""`studyloom winner`, and opening a study whose search has ended, as `studyloom compress` does."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
 from studyloom.storage.opening import check_definition
 from studyloom.views import terminal
-from studyloom.winner.read_evaluation import WinnerStages, read_evaluation
+from studyloom.winner.evaluation import WinnerStages, read_evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.driver import Reporting, run_study
 from studyloom.worker.open_study import OpenStudy
@@ -31,6 +31,9 @@ class WinnerReporting(Reporting):
     Args:
         command: the command of `studyloom`.
         repeat: whether to test the winner again if it was tested before.
+
+    Attributes:
+        result: the summary of the result, once it is known.
     """
 
     def __init__(self, command: Command, console: terminal.SafeConsole, *, repeat: bool) -> None:
@@ -39,11 +42,11 @@ class WinnerReporting(Reporting):
         self.repeats_test = repeat
         self.outputs = Outputs()
         self.outputs.console = console
-        self.result: Any = None
+        self.result: dict[str, Any] | None = None
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
-        check_ended(study)
+        check_search_has_ended(study)
         with super().attached(study), recording_end(study.stored):
             begin_recording(study, self.command)
             self.outputs.attach(study.stored, study.run_dir)
@@ -70,31 +73,32 @@ class WinnerReporting(Reporting):
         missing = find_no_winner(evaluation)
         if missing is not None:
             raise missing
-        former = Result.read(study.run_dir)
-        typed = self.command.as_typed
-        if former is not None:
-            typed = [*former.command]
-        write_result.print_winner(evaluation, typed, self.console, repeat=self.repeats_test)
-        if not read_evaluation(study).left:
+        # winner.json names the command of the study; a new one keeps the name of the earlier one.
+        earlier_result = Result.read(study.run_dir)
+        command_line = self.command.as_typed
+        if earlier_result is not None:
+            command_line = [*earlier_result.command]
+        write_result.print_winner(evaluation, command_line, self.console, repeat=self.repeats_test)
+        if not read_evaluation(study).remaining:
             end_command(study.stored, 0)
         return 0
 
-    def continues(self, left: int) -> bool:
+    def continues(self, open_trials: int) -> bool:
         opened = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
-        terminal.say(self.console, f"{left} {opened}")
+        terminal.say(self.console, f"{open_trials} {opened}")
         return False
 
 
 def choose_winner(
     config: StudyConfig, console: terminal.SafeConsole, *, repeat: bool = True
-) -> tuple[str, Any]:
+) -> tuple[str, dict[str, Any] | None]:
     """Chooses and tests the winner of a search that has ended.
 
     Args:
         repeat: whether to test it again if it was tested before.
 
     Returns:
-        The name of the study, and a summary of its result.
+        The name of the study, and a summary of its result; None if it has none.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
@@ -110,7 +114,7 @@ def choose_winner(
 
 
 @contextmanager
-def open_ended(config: StudyConfig, stop: Stop) -> Iterator[OpenStudy]:
+def open_study_after_search(config: StudyConfig, stop: Stop) -> Iterator[OpenStudy]:
     """Opens the config's study, whose search must have ended, and closes it afterwards.
 
     Raises:
@@ -118,11 +122,11 @@ def open_ended(config: StudyConfig, stop: Stop) -> Iterator[OpenStudy]:
     """
     prepared = prepare(config, joins=True)
     with open_search(prepared, stop, create=False) as study:
-        check_ended(study)
+        check_search_has_ended(study)
         yield study
 
 
-def check_ended(study: OpenStudy) -> None:
+def check_search_has_ended(study: OpenStudy) -> None:
     """Checks that a study has the definition of its config, and that its search has ended.
 
     Raises:

@@ -2,7 +2,7 @@
 
 The fields of large documents are defined where the documents are made, those of small ones here.
 The reference "Events and JSON" is generated from them, and tests check the commands against them.
-Hyperparameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
+Hyperparameters are named by their path, such as optimizer.lr. Times are in seconds; `at` is in UTC.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict
@@ -58,7 +58,7 @@ class Redone(TypedDict):
 
 
 class ProposalContext(TypedDict):
-    """What a proposer needs to know.
+    """The information that a proposer needs.
 
     `space` is a JSON Schema, and `left` counts the trials that have not begun. `ended` says why the
     study takes no more proposals, and `best_region` has the range of each hyperparameter in the
@@ -90,7 +90,7 @@ class WrittenReport(TypedDict):
 
 
 class Adopted(TypedDict):
-    """What a study of another program shows, by title, and the commands that continue it."""
+    """The findings on a study of another program, by title, and the commands that continue it."""
 
     study: str
     findings: dict[str, str]
@@ -118,7 +118,7 @@ class Predicted(TypedDict):
 
 
 class Replayed(TypedDict):
-    """Whether a trial that was trained again has the same result, bit for bit or in tolerance."""
+    """The comparison of a trial that was trained again: equal, bit for bit or within tolerance."""
 
     study: str
     trial: int
@@ -127,7 +127,7 @@ class Replayed(TypedDict):
 
 
 class Check(TypedDict):
-    """A check of `studyloom doctor`, and what it saw."""
+    """A check of `studyloom doctor`, and its outcome in `words`."""
 
     name: str
     state: Literal["ok", "warning", "to do", "failed", "not possible here"]

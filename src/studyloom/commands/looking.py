@@ -24,6 +24,7 @@ from studyloom.commands.options import (
     locate_study,
     open_run,
     print_json,
+    text_stream,
 )
 from studyloom.commands.plugins import load_plugin
 from studyloom.environment import STORAGE
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from studyloom.views.progress import Progress, ProgressReader
     from studyloom.worker.stopping import Request
 
-PAGE, ADOPTED = "compare.html", "adopt.html"
-STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
+PAGE = "compare.html"  # the default file of `studyloom compare`
+ADOPTED = "adopt.html"  # the default file of `studyloom adopt`
+STATUS_DEADLINE = 2.0  # seconds that `studyloom status` waits for a busy database
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
-LOOK = 0.5  # seconds between looks at the workers
+POLL = 0.5  # seconds between two readings of the workers
 LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
 
 
@@ -62,9 +64,10 @@ def status(arguments: argparse.Namespace) -> int:
 
     # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A look that waits for a busy database is not worth a warning.
+    # Waiting for a busy database is not worth a warning here.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
-    reader, console = ProgressReader(open_run(arguments, STATUS_DEADLINE)), terminal.make_console()
+    reader = ProgressReader(open_run(arguments, STATUS_DEADLINE))
+    console = terminal.make_console()
     if arguments.watch and arguments.json:
         terminal.watch_json(reader, lambda text: print(text, end="", flush=True))
     elif arguments.watch:
@@ -73,13 +76,15 @@ def status(arguments: argparse.Namespace) -> int:
         print(reader.status().as_json())
     else:
         console.print(terminal.render_status(reader.status(), console.width))
-    return check(reader.read(), reader.stored) if arguments.check else 0
+    if arguments.check:
+        return status_exit_code(reader.read(), reader.stored)
+    return 0
 
 
-def check(progress: "Progress", stored: "StoredStudy") -> int:
-    """Returns an exit code that says whether a job needs attention.
+def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
+    """Returns an exit code that says whether a study needs attention.
 
-    It is 0 if the job has succeeded, or workers run it or a process tests its winner; 1 if it has
+    It is 0 if the study has succeeded, workers run it, or a process tests its winner; 1 if it has
     failed, 3 if no worker runs, and 4 if another terminal has stopped or paused it.
     """
     if progress.halted is not None or progress.exit_code:
@@ -90,8 +95,9 @@ def check(progress: "Progress", stored: "StoredStudy") -> int:
         return 4
     if any(worker.alive for worker in progress.current.workers):
         return 0
-    is_tested = any(process.left > 0 for process in stored.ledger.held(testing=True))
-    return 0 if is_tested else 3
+    if any(process.left > 0 for process in stored.ledger.held(testing=True)):
+        return 0
+    return 3
 
 
 @command(
@@ -114,10 +120,17 @@ def trials(arguments: argparse.Namespace) -> None:
         raise ValueError("--curves needs --csv")
     stored = open_run(arguments)
     if arguments.csv or arguments.json:
-        rows = (curve_rows if arguments.curves else trial_rows)(stored)
-        text = (as_csv if arguments.csv else as_json)(rows)
-        # Programs get every value as stored.
-        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+        make_rows = trial_rows
+        if arguments.curves:
+            make_rows = curve_rows
+        rows = make_rows(stored)
+        if arguments.csv:
+            text = as_csv(rows)
+        else:
+            text = as_json(rows)
+        if sys.stdout.isatty():  # a program gets every stored value unchanged
+            text = printable(text)
+        sys.stdout.write(text)
     else:
         print_trials(stored, make_console())
 
@@ -133,7 +146,9 @@ def report(arguments: argparse.Namespace) -> None:
     1,200 × 630 pixels."""
     from studyloom.views.report import write_report
 
-    draw_png = load_plugin("draw_png") if arguments.png else None
+    draw_png = None
+    if arguments.png:
+        draw_png = load_plugin("draw_png")
     path = write_report(open_run(arguments), arguments.run_dir, draw_png=draw_png)
     if arguments.json:
         print_json({"report": str(path)})
@@ -168,11 +183,11 @@ def compare(arguments: argparse.Namespace) -> None:
     path = arguments.page or arguments.run_dirs[0] / PAGE
     if arguments.page is not None:
         check_page(path)  # before the studies are read, which may take long
-    found = []
+    opened = []
     for run_dir in arguments.run_dirs:
         arguments.run_dir = run_dir
-        found.append((run_dir, open_run(arguments)))
-    studies = read_studies(found)
+        opened.append((run_dir, open_run(arguments)))
+    studies = read_studies(opened)
     if arguments.json:
         print_json(document(studies))
         return
@@ -208,13 +223,13 @@ def adopt(arguments: argparse.Namespace) -> None:
     load_plugin("adopt")(arguments)
 
 
-PLACE = argument("run_dir", "RUN_DIR", "the folder of the study", type=Path, nargs="?")
+OPTIONAL_RUN_DIR = argument("run_dir", "RUN_DIR", "the folder of the study", type=Path, nargs="?")
 
 
 @command(
     "check database, disks and machine for a study",
     either(
-        PLACE,
+        OPTIONAL_RUN_DIR,
         argument("--storage", "URL", "a database, such as postgresql://user@host/name"),
         flag("--gpu", "check the GPUs here for minutes; print a table to paste into an issue"),
         required=True,
@@ -233,7 +248,8 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     if (arguments.gpu and arguments.repair) or (arguments.yes and not arguments.repair):
         raise ValueError("--gpu and --repair cannot be combined, and --yes needs --repair")
-    url, name = (arguments.storage, None)
+    url = arguments.storage
+    name = None
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)
 
@@ -242,26 +258,38 @@ def doctor(arguments: argparse.Namespace) -> int:
             return bool(arguments.yes)
         return input("fix this? [y/N] ").strip().lower() in ("y", "yes")
 
-    checks, differences, mended = list[dict[str, Any]](), list[str](), None
+    checks: list[dict[str, Any]] = []
+    differences: list[str] = []
+    is_repaired = None
     if arguments.gpu:
-        checks = load_plugin("gpu_checks")(quiet=arguments.json)
+        check_gpus = load_plugin("gpu_checks")
+        checks = check_gpus(quiet=arguments.json)
     elif arguments.repair:
-        with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
-            differences, mended = repair(url, name, confirm)
+        with contextlib.redirect_stdout(text_stream(arguments)):
+            differences, is_repaired = repair(url, name, confirm)
     else:
         checks = show(url, arguments.run_dir, quiet=arguments.json)
-    undone = any(check["state"] == "to do" for check in checks) or (differences and not mended)
-    code = 2 if undone else int(any(check["state"] == "failed" for check in checks))
+    states = [check["state"] for check in checks]
+    code = 0
+    if "to do" in states or (differences and not is_repaired):
+        code = 2
+    elif "failed" in states:
+        code = 1
     if arguments.json:
-        document = {"checks": checks, "differences": differences, "mended": mended}
-        print_json(document | {"exit_code": code})
+        document = {
+            "checks": checks,
+            "differences": differences,
+            "mended": is_repaired,
+            "exit_code": code,
+        }
+        print_json(document)
     return code
 
 
 @command(
     "show a study in the browser while it runs",
     either(
-        PLACE,
+        OPTIONAL_RUN_DIR,
         argument("--storage", "URL", "a database (default: that of STUDYLOOM_STORAGE)"),
     ),
     *CONSENT,
@@ -280,23 +308,24 @@ def dashboard(arguments: argparse.Namespace) -> None:
     from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
 
-    url, name = arguments.storage or STORAGE.get(), arguments.study
+    url = arguments.storage or STORAGE.get()
+    name = arguments.study
     if arguments.run_dir is not None:
-        url, its_name = locate_study(arguments)
-        name = name or its_name
+        url, name_of_run = locate_study(arguments)
+        name = name or name_of_run
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     title = ProgressReader(stored).read().line
 
-    def tell(address: str) -> None:
-        console = make_console(sys.stderr if arguments.json else sys.stdout)
+    def print_address(address: str) -> None:
+        console = make_console(text_stream(arguments))
         console.print(f"{title}\n{address}  (Ctrl-C ends it)", soft_wrap=True)
         if arguments.json:
             print_json({"study": stored.name, "url": address})
 
-    serve(stored, arguments.run_dir, arguments.port, tell)
+    serve(stored, arguments.run_dir, arguments.port, print_address)
 
 
 # stop, pause and resume
@@ -312,45 +341,75 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     from studyloom.worker.stopping import read_control, set_control
 
     stored = open_run(arguments, DEADLINE)
-    reader, before = ProgressReader(stored), read_control(stored)
+    reader = ProgressReader(stored)
+    before = read_control(stored)
     progress = reader.read()
     if request is not None and progress.ended:
-        words, request = f"has ended already; there is nothing to {request}", before
+        outcome = f"has ended already; there is nothing to {request}"
+        request = before
     else:
         if not set_control(stored, request):
-            before, request = "stop", "stop"
+            # The study is being stopped, which only a command that runs it again withdraws.
+            before = "stop"
+            request = "stop"
         if request is not None:
-            words = wait(reader, request, say=not arguments.json)
+            outcome = wait_for_release(reader, request, prints=not arguments.json)
+        elif before:
+            outcome = "continues"
         else:
-            words = "continues" if before else "was neither stopped nor paused"
-    left = holders(reader.read()) if request is not None else []
+            outcome = "was neither stopped nor paused"
+    workers: list[str] = []
+    if request is not None:
+        workers = find_workers(reader.read())
     if arguments.json:
-        found = {"study": stored.name, "before": before, "control": request}
-        print_json(found | {"worked_on": bool(holders(progress)), "workers": left})
+        document = {
+            "study": stored.name,
+            "before": before,
+            "control": request,
+            "worked_on": bool(find_workers(progress)),
+            "workers": workers,
+        }
+        print_json(document)
     else:
-        print(f"{one_line(stored.name)} {words}")
-    return int(bool(left) and not progress.ended)
+        print(f"{one_line(stored.name)} {outcome}")
+    if workers and not progress.ended:
+        return 1
+    return 0
 
 
-def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
-    """Waits until the workers have released their trials; returns the outcome in words."""
-    done = {"stop": "is stopped", "pause": "is paused"}[request]
-    end, said = time.monotonic() + LONGEST, not say
-    while held := holders(reader.read()):
-        if not said:
-            said = True
-            many = "a trial is" if len(held) == 1 else f"{len(held)} trials are"
-            print(f"{many} released at the end of the epoch", flush=True)
+def wait_for_release(reader: "ProgressReader", request: "Request", *, prints: bool) -> str:
+    """Waits until the workers have released their trials; returns the outcome in words.
+
+    Args:
+        prints: whether to print that it waits.
+    """
+    outcome = {"stop": "is stopped", "pause": "is paused"}[request]
+    remedy = {"stop": "the command that runs it", "pause": "studyloom resume"}[request]
+    end = time.monotonic() + LONGEST
+    is_printed = not prints
+    while True:
+        workers = find_workers(reader.read())
+        if not workers:
+            return f"{outcome}; {remedy} resumes it"
+        if not is_printed:
+            is_printed = True
+            trials = "a trial is"
+            if len(workers) > 1:
+                trials = f"{len(workers)} trials are"
+            print(f"{trials} released at the end of the epoch", flush=True)
         if time.monotonic() > end:
-            return f"{done}, but {', '.join(map(one_line, held))} still train"
-        time.sleep(LOOK)
-    how = {"stop": "the command that runs it", "pause": "studyloom resume"}
-    return f"{done}; {how[request]} resumes it"
+            return f"{outcome}, but {', '.join(map(one_line, workers))} still train"
+        time.sleep(POLL)
 
 
-def holders(progress: "Progress") -> list[str]:
-    """Returns the ids of the workers that hold trials of a job now."""
-    return [w.owner for stage in progress.stages for w in stage.workers if w.alive]
+def find_workers(progress: "Progress") -> list[str]:
+    """Returns the ids of the workers that hold trials of a study now."""
+    owners = []
+    for stage in progress.stages:
+        for worker in stage.workers:
+            if worker.alive:
+                owners.append(worker.owner)
+    return owners
 
 
 @command(
@@ -405,8 +464,8 @@ def redo(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"study": stored.name, "trials": numbers})
     elif numbers:
-        words = f"{len(numbers)} failed trials are open again: {format_ranges(numbers)}"
-        print(f"{one_line(stored.name)}: {words}; the command that runs it trains them")
+        outcome = f"{len(numbers)} failed trials are open again: {format_ranges(numbers)}"
+        print(f"{one_line(stored.name)}: {outcome}; the command that runs it trains them")
     else:
         print(f"{one_line(stored.name)}: no trial has failed")
 

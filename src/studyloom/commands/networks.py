@@ -1,7 +1,6 @@
 """`studyloom winner`, `ablate`, `compress`, `predict`, `replay`: what a study has trained."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,11 +13,13 @@ from studyloom.commands.options import (
     JSON,
     NETWORK,
     RUN_DIR,
+    NetworkTarget,
     argument,
     command,
     locate_study,
     open_run,
     print_json,
+    text_stream,
     trust,
 )
 from studyloom.commands.plugins import load_plugin
@@ -31,21 +32,22 @@ if TYPE_CHECKING:
     from studyloom.winner.result import InputPrediction
 
 
-# Run in this process, whatever launcher the study's command had.
+# Overrides that run the stages after the search in this process, whatever launcher the study had.
 EVALUATE = ("winner.enabled=true", "launcher=join")
 
 
-Named = str | dict[str, str]  # a value of the option `--network`
-
-
-def reevaluate(
-    arguments: argparse.Namespace, *more: str, repeat: bool, network: Named | None = None
-) -> tuple[str, Any]:
+def run_later_stages(
+    arguments: argparse.Namespace,
+    *overrides: str,
+    repeat: bool,
+    network: NetworkTarget | None = None,
+) -> tuple[str, dict[str, Any] | None]:
     """Runs the stages after the search; see `commands.choose_winner`.
 
     Args:
-        more: overrides of the study's command.
-        network: what makes the network of a loop, if the user names it now.
+        overrides: overrides of the study's command.
+        repeat: whether to test the winner again if it was tested before.
+        network: a value of the option `--network`, if the user gives it.
     """
     from studyloom.commands.choose_winner import choose_winner
     from studyloom.config.compose import recompose
@@ -55,12 +57,15 @@ def reevaluate(
 
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *EVALUATE, *more, trusted=arguments.trust_config) as cfg,
+        recompose(
+            arguments.run_dir, *EVALUATE, *overrides, trusted=arguments.trust_config
+        ) as config,
     ):
         if network is not None and (arguments.run_dir / "winner.json").exists():
-            load_network(arguments.run_dir, named=network)  # nothing is written if it cannot be
-        out = sys.stderr if arguments.json else sys.stdout
-        return choose_winner(cfg, make_console(out), repeat=repeat)
+            # A network that cannot be made is an error before anything is written.
+            load_network(arguments.run_dir, named=network)
+        console = make_console(text_stream(arguments))
+        return choose_winner(config, console, repeat=repeat)
 
 
 @command(
@@ -74,20 +79,20 @@ def winner(arguments: argparse.Namespace) -> None:
     """
     network = arguments.network
     if network is None:
-        study, result = reevaluate(arguments, repeat=True)
+        study, result = run_later_stages(arguments, repeat=True)
     else:
         override = network_override(network)
-        study, result = reevaluate(arguments, override, repeat=False, network=network)
+        study, result = run_later_stages(arguments, override, repeat=False, network=network)
     if arguments.json:
         print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
 
 
-def network_override(network: Named) -> str:
+def network_override(network: NetworkTarget) -> str:
     """Returns the override of `objective.network` for a value of the option `--network`."""
     if isinstance(network, str):
         return f"objective.network={network}"
-    ((kept, target),) = network.items()
-    return f"objective.network={{{kept}:{target}}}"
+    ((name, target),) = network.items()
+    return f"objective.network={{{name}:{target}}}"
 
 
 @command(
@@ -102,7 +107,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     """
     from studyloom.winner.result import Result, to_document
 
-    reevaluate(arguments, "winner.ablation=true", repeat=False)
+    run_later_stages(arguments, "winner.ablation=true", repeat=False)
     if arguments.json:
         print_json(to_document(Result.load(arguments.run_dir).ablation))
 
@@ -122,28 +127,31 @@ def compress(arguments: argparse.Namespace) -> None:
     """Compresses the winner: exports it to ONNX, prunes, distills and quantizes it to int8. Prints
     the cost of each variant, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.choose_winner import open_ended
+    from studyloom.commands.choose_winner import open_study_after_search
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
     from studyloom.views.terminal import make_console
-    from studyloom.winner.read_evaluation import read_evaluation
+    from studyloom.winner.evaluation import read_evaluation
     from studyloom.winner.result import to_document
     from studyloom.worker.stopping import Stop
 
-    console = make_console(sys.stderr if arguments.json else sys.stdout)
+    console = make_console(text_stream(arguments))
     if arguments.trust_server:
         locate_study(arguments)
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as cfg,
-        ExitStack() as opened,
+        recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as config,
+        ExitStack() as open_studies,
     ):
-        with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
-            study = opened.enter_context(open_ended(cfg, stop))
+        # Ctrl-C while the study is opened stops the command in order, and later ends it at once:
+        # compression holds no trial that others could continue.
+        with Stop() as stop:
+            study = open_studies.enter_context(open_study_after_search(config, stop))
         if stop():
             raise Interrupted
-        record = load_plugin("compress")(read_evaluation(study), arguments.settings, stop, console)
+        compress_winner = load_plugin("compress")
+        record = compress_winner(read_evaluation(study), arguments.settings, stop, console)
     if arguments.json:
         print_json(to_document(record))
     else:
@@ -184,7 +192,8 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def print_results(predictions: "Iterator[InputPrediction]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
-    documents, errors = list[Any](), list[str]()
+    documents: list[dict[str, Any]] = []
+    errors: list[str] = []
     try:
         for prediction in predictions:
             documents.append(asdict(prediction))
@@ -192,7 +201,9 @@ def print_results(predictions: "Iterator[InputPrediction]") -> int:
         errors = error.errors
         print_errors(error)
     print_json({"predictions": documents, "errors": errors})
-    return 2 if errors else 0
+    if errors:
+        return 2
+    return 0
 
 
 @command(
@@ -212,16 +223,23 @@ def replay(arguments: argparse.Namespace) -> int:
     from studyloom.views.terminal import make_console
 
     stored = open_run(arguments)
-    # As `python -m studies.mine` does, for a trial that may name code there.
-    here = Path.cwd() if arguments.trust else None
+    # A trusted trial may name code in the current folder, where `python -m studies.mine` looks too.
+    folder = None
+    if arguments.trust:
+        folder = Path.cwd()
     collect_as_usual()
-    console = make_console(sys.stderr if arguments.json else sys.stdout)
-    with code_of_study(arguments.run_dir, here), beside_configs(arguments.run_dir):
+    console = make_console(text_stream(arguments))
+    with code_of_study(arguments.run_dir, folder), beside_configs(arguments.run_dir):
         train_again = load_plugin("replay")
         code: int = train_again(
             stored, arguments.run_dir, arguments.trial, arguments.trust, console
         )
     if arguments.json:
-        found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}
-        print_json(found | {"exit_code": code})
+        document = {
+            "study": stored.name,
+            "trial": arguments.trial,
+            "equal": code == 0,
+            "exit_code": code,
+        }
+        print_json(document)
     return code

@@ -1,4 +1,4 @@
-"""What the commands of `studyloom` share: their entries, common arguments, and opening a study."""
+"""The parts that the commands of `studyloom` share: entries, common arguments, opening a study."""
 
 import argparse
 import io
@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from studyloom.storage.stored_study import StoredStudy
 
-Argument = Callable[[Any], object]  # adds itself to a parser, or to a group of one
+Argument = Callable[[Any], object]  # adds an argument to a parser, or to one of its groups
 Act = Callable[[argparse.Namespace], int | None]
+NetworkTarget = str | dict[str, str]  # a value of the option `--network`
 
 # The functions import what they need: torch, Optuna and Hydra take two seconds, for which `--help`
 # should not wait.
@@ -24,9 +25,9 @@ class Entry:
 
     Args:
         about: its line in the list of commands.
-        act: runs it with the parsed arguments, and returns the exit code; None for 0. Its name is
-            the command's, and its docstring the description in the command's help.
-        arguments: each adds an argument to the command's parser.
+        act: runs it with the parsed arguments, and returns the exit code; None for 0. The function
+            has the name of the command, and its docstring is the description in the help.
+        arguments: functions that add the arguments to the command's parser.
         examples: command lines that its help ends with.
     """
 
@@ -47,6 +48,7 @@ def argument(name: str, metavar: str | None, about: str, **options: Any) -> Argu
 
 
 def flag(name: str, about: str) -> Argument:
+    """Returns a function that adds an option without a value."""
     return lambda parser: parser.add_argument(name, action="store_true", help=about)
 
 
@@ -59,8 +61,8 @@ def either(*arguments: Argument, required: bool = False) -> Argument:
 
     def add(parser: argparse.ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group(required=required)
-        for each in arguments:
-            each(group)
+        for add_argument in arguments:
+            add_argument(group)
 
     return add
 
@@ -94,10 +96,12 @@ CODE = argument(
 JSON = flag("--json", "print JSON, for programs")
 
 
-def parse_network(text: str) -> str | dict[str, str]:
+def parse_network(text: str) -> NetworkTarget:
     """Parses the option `--network` to a value of `objective.network`."""
-    kept, equals, target = text.rpartition("=")
-    return {kept: target} if equals else target
+    name, equals, target = text.rpartition("=")
+    if equals:
+        return {name: target}
+    return target
 
 
 NETWORK = argument(
@@ -109,14 +113,22 @@ NETWORK = argument(
 
 
 def trust(about: str) -> Argument:
+    """Returns a function that adds the option `--trust`, which may be repeated."""
     return ForUntrusted(argument("--trust", "PACKAGE", about, action="append", default=[]))
 
 
 def replace_unencodable() -> None:
-    """Prints `?` for characters that the encoding of the standard streams lacks."""
+    """Lets the standard streams write `?` for characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a test or an embedding program has its own
             stream.reconfigure(errors="replace")
+
+
+def text_stream(arguments: argparse.Namespace) -> TextIO:
+    """Returns the stream for text: standard output, which `--json` leaves to the document."""
+    if arguments.json:
+        return sys.stderr
+    return sys.stdout
 
 
 def print_json(document: Any) -> None:

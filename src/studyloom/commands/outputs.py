@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import optuna
 
@@ -36,29 +36,34 @@ from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 
-EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.write_event` formats one
-LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
+EVENTS_BEGIN = b'{"event"'  # the first bytes of a file of events, see `progress.write_event`
+# Seconds that the reader of a pipe has to take the last events when the command ends.
+LAST = 5.0
 log = logging.getLogger(__name__)
 
 
 def take_environment() -> dict[str, str]:
-    """Takes the settings of outputs out of the environment, and returns the variables.
+    """Takes the settings of outputs out of the environment, and returns them by variable.
 
     Call it before the process forks: no fork shall find them.
     """
-    taken = {variable.name: variable.take() for variable in (EVENTS, NOTIFY, JSON)}
-    return {name: value for name, value in taken.items() if value is not None}
+    settings = {}
+    for variable in (EVENTS, NOTIFY, JSON):
+        value = variable.take()
+        if value is not None:
+            settings[variable.name] = value
+    return settings
 
 
 def prepare_logging(level: int) -> None:
     """Writes log records and warnings on standard error, those of Optuna only if they are errors.
 
     Args:
-        level: from which records are written.
+        level: the lowest level of records that are written.
     """
     replace_unencodable()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
+    # The pool logs the traceback of each exception that it raises, such as a second Ctrl-C.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter(LINE))
@@ -66,26 +71,39 @@ def prepare_logging(level: int) -> None:
     logging.captureWarnings(True)
 
 
+class ProgressListener(Protocol):
+    """Reports the progress of a study to something other than the terminal."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Reports what is new in the progress."""
+
+    def finish(self, code: int, reason: str | None) -> None:
+        """Reports the exit code of the command, and why it is not 0."""
+
+
 class Outputs:
-    """Reports what happens in a job.
+    """Reports what happens in a study.
 
     Args:
-        taken: the variables of `take_environment`.
+        settings: the settings of outputs by variable, see `take_environment`.
 
     Attributes:
         as_json: whether standard output gets a JSON object at the end, and nothing else.
         console: output for people: standard output, or standard error with --json.
-        listeners: called with each progress that is read, and at the end with the exit code.
+        listeners: the outputs that get each progress that is read, and at the end the exit code.
         notes: lines that are printed before the first trial.
     """
 
-    def __init__(self, taken: Mapping[str, str] | None = None) -> None:
-        self._taken = taken or {}
-        self.as_json = bool(self._taken.get(JSON.name))
-        self.console = make_console(sys.stderr if self.as_json else sys.stdout)
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = settings or {}
+        self.as_json = bool(self._settings.get(JSON.name))
+        stream = sys.stdout
+        if self.as_json:
+            stream = sys.stderr
+        self.console = make_console(stream)
         self.console.lasting = True
         self.events: EventFile | None = None
-        self.listeners: list[Any] = []
+        self.listeners: list[ProgressListener] = []
         self.notes: Sequence[str] = ()
         self._progress: Progress | None = None
         self._reader: ProgressReader | None = None
@@ -97,11 +115,14 @@ class Outputs:
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.
         """
-        if path := self._taken.get(EVENTS.name):
+        path = self._settings.get(EVENTS.name)
+        if path:
             self.events = EventFile(Path(path))
             self.listeners.append(self.events)
-        if targets := self._taken.get(NOTIFY.name):
-            self.listeners.append(load_plugin("notify")(targets.splitlines()))
+        targets = self._settings.get(NOTIFY.name)
+        if targets:
+            make_notices = load_plugin("notify")
+            self.listeners.append(make_notices(targets.splitlines()))
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
         """Begins to report on a study."""
@@ -116,18 +137,20 @@ class Outputs:
         self._progress = self._reader.read()
         return self._progress
 
-    def look(self) -> None:
-        """Reads the job once more and reports what is new; does nothing if it cannot be read."""
-        if self._reader is not None:
-            # Optuna has a KeyError for a study that was deleted.
-            with contextlib.suppress(StudyloomError, KeyError):
-                progress = self.read()
-                for listener in self.listeners:
-                    listener(progress)
+    def report_progress(self) -> None:
+        """Reads the study once more and reports what is new; nothing if it cannot be read."""
+        if self._reader is None:
+            return
+        # Optuna raises a KeyError for a study that was deleted.
+        with contextlib.suppress(StudyloomError, KeyError):
+            progress = self.read()
+            for listener in self.listeners:
+                listener(progress)
 
     def finish(self, code: int, reason: str | None = None) -> None:
         """Reports the exit code of the command, and why it is not 0; reads no more of the study."""
-        reason = None if reason is None else mask_passwords(reason)
+        if reason is not None:
+            reason = mask_passwords(reason)
         for listener in self.listeners:
             listener.finish(code, reason)
         if self.as_json:
@@ -154,31 +177,51 @@ class RunDocument(TypedDict):
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
 ) -> dict[str, Any]:
-    """Returns a `RunDocument`; unknown values are null."""
-    best = None if progress is None else progress.search.best
-    shown = best and {"trial": best.number, "value": value_of(best), "params": best.params}
-    return {
+    """Returns a `RunDocument`; unknown values are null.
+
+    Args:
+        progress: the last progress; None if the study was not opened.
+        reason: why the exit code is not 0.
+    """
+    document: dict[str, Any] = {
         "exit_code": code,
         "reason": reason,
-        "study": progress and progress.search.name,
-        "run_dir": run_dir and str(run_dir),
-        "stage": progress and progress.title,
-        "done": progress and progress.done,
-        "budget": progress and progress.budget,
-        "best": shown,
-        "result": progress and progress.result,
+        "study": None,
+        "run_dir": None,
+        "stage": None,
+        "done": None,
+        "budget": None,
+        "best": None,
+        "result": None,
     }
+    if run_dir is not None:
+        document["run_dir"] = str(run_dir)
+    if progress is None:
+        return document
+    document["study"] = progress.search.name
+    document["stage"] = progress.title
+    document["done"] = progress.done
+    document["budget"] = progress.budget
+    document["result"] = progress.result
+    best = progress.search.best
+    if best is not None:
+        document["best"] = {
+            "trial": best.number,
+            "value": value_of(best),
+            "params": best.params,
+        }
+    return document
 
 
 # Events
 
 
 class EventFile:
-    """Writes the events of a job, a line of JSON for each, to a file or a pipe.
+    """Writes the events of a study, a line of JSON for each, to a file or a pipe.
 
-    It does not wait for the reader of a pipe while the study runs, and at most 5 s at the end. An
-    existing file is continued: its events are not written again. If writing fails, the study goes
-    on without events, and the log has a warning.
+    It does not wait for the reader of a pipe while the study runs, and at most 5 s at the end: text
+    that the reader has not taken is pending. An existing file is continued: its events are not
+    written again. If writing fails, the study continues without events, and the log has a warning.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -196,17 +239,21 @@ class EventFile:
             check_output(path, "--events", EVENTS_BEGIN)
             self._file: int | None = os.open(path, flags, 0o644)
         except OSError as error:
-            why = "no program reads the pipe" if error.errno == errno.ENXIO else error.strerror
+            reason = error.strerror
+            if error.errno == errno.ENXIO:
+                reason = "no program reads the pipe"
             raise ConfigError(
-                f"--events {printable(str(path))}: cannot be written: {why}; name another file"
+                f"--events {printable(str(path))}: cannot be written: {reason}; name another file"
             ) from None
 
     def attach(self, stored: StoredStudy) -> None:
-        """Begins to write events of a study; first reads those that the file has already."""
-        self._study, self._study_id = stored.name, stored.ledger.uuid or None
-        self._history = History.read(self._lines(), self._study_id)
+        """Begins to write events of a study; first reads the events that the file has already."""
+        self._study = stored.name
+        self._study_id = stored.ledger.uuid or None
+        self._history = History.read(self._read_lines(), self._study_id)
 
-    def _lines(self) -> Iterator[str]:
+    def _read_lines(self) -> Iterator[str]:
+        """Yields the lines of the file; a pipe has none. Ends a last line that lacks its end."""
         if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
@@ -219,30 +266,32 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes the events since the last call."""
         if self._history is not None:
-            lines = [self._line(event) for event in self._history.new(progress)]
+            lines = [self._format(event) for event in self._history.new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
         """Writes the exit code of the command, and closes the file."""
         event = {"event": "exit", "code": code, "reason": reason}
-        self._write(self._line(event).encode())
+        self._write(self._format(event).encode())
         end = time.monotonic() + LAST
         while self._pending and time.monotonic() < end:
             time.sleep(0.05)
             self._write(b"")
         self._close()
 
-    def _line(self, event: Mapping[str, Any]) -> str:
+    def _format(self, event: Mapping[str, Any]) -> str:
+        """Formats an event as a line."""
         return write_event(event, self._study, self._study_id)
 
     def _write(self, text: bytes) -> None:
-        """Writes as much as the reader accepts, and keeps the rest."""
+        """Writes pending and new text as far as the reader accepts it; the rest is then pending."""
         if self._file is None:
             return
         self._pending += text
         try:
             while self._pending:
-                self._pending = self._pending[os.write(self._file, self._pending) :]
+                written = os.write(self._file, self._pending)
+                self._pending = self._pending[written:]
         except BlockingIOError:
             return
         except OSError as error:
@@ -250,6 +299,8 @@ class EventFile:
             self._close()
 
     def _close(self) -> None:
+        """Closes the file; pending text is lost."""
         if self._file is not None:
             os.close(self._file)
-        self._file, self._pending = None, b""
+        self._file = None
+        self._pending = b""

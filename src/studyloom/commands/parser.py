@@ -49,10 +49,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action(self, action: argparse.Action) -> str:
         if not isinstance(action, argparse._SubParsersAction):
             return super()._format_action(action)
-        write = super()._format_action
-        lines = {each.dest: write(each) for each in action._choices_actions}
-        listed = {head: [lines[e.act.__name__] for e in group] for head, group in GROUPS.items()}
-        return "\n".join(f"{head}\n{''.join(group)}" for head, group in listed.items())
+        lines = {}
+        for command in action._choices_actions:
+            lines[command.dest] = super()._format_action(command)
+        groups = []
+        for heading, entries in GROUPS.items():
+            lines_of_group = [lines[entry.act.__name__] for entry in entries]
+            groups.append(f"{heading}\n{''.join(lines_of_group)}")
+        return "\n".join(groups)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,34 +70,41 @@ class Parser(argparse.ArgumentParser):
         In Python 3.11, argparse does not assign `margin=0.01` of `compress RUN_DIR --json
         margin=0.01` to the list `settings`, but returns it as unknown.
         """
-        found, left = self.parse_known_args(args, namespace)
-        if "settings" in found:
-            found.settings = found.settings + [word for word in left if not word.startswith("-")]
-            left = [word for word in left if word.startswith("-")]
-        if left:
-            option = left[0].partition("=")[0]
-            options = {name: options_of(command) for name, command in self.commands.items()}
-            owners = [name for name in options if option in options[name]]
-            wrong = ""
-            if owners:
-                wrong = f"; {option} is an option of {', '.join(owners)}"
-            elif option.startswith("-"):
-                wrong = nearest(option, sorted({*itertools.chain(*options.values())}))
-            self.error(f"unrecognized arguments: {' '.join(left)}{wrong}")
-        return found
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if "settings" in arguments:
+            settings = [argument for argument in unknown if not argument.startswith("-")]
+            arguments.settings = arguments.settings + settings
+            unknown = [argument for argument in unknown if argument.startswith("-")]
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            hint = self._hint_at_option(option)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return arguments
+
+    def _hint_at_option(self, option: str) -> str:
+        """Returns which commands have an option, or which one has a similar name; "" if none."""
+        options = {name: options_of(command) for name, command in self.commands.items()}
+        owners = [name for name in options if option in options[name]]
+        if owners:
+            return f"; {option} is an option of {', '.join(owners)}"
+        if option.startswith("-"):
+            return nearest(option, sorted({*itertools.chain(*options.values())}))
+        return ""
 
     def error(self, message: str) -> NoReturn:
-        """Prints what is wrong on one line, and ends the process with exit code 2."""
-        if wrong := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message):
-            known = f"{', '.join(self.commands)}{nearest(wrong[1], [*self.commands])}"
-            message = f"{wrong[1]}: no such command; there are {known}"
+        """Prints an error on one line, and ends the process with exit code 2."""
+        unknown_command = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message)
+        if unknown_command:
+            name = unknown_command[1]
+            names = f"{', '.join(self.commands)}{nearest(name, [*self.commands])}"
+            message = f"{name}: no such command; there are {names}"
         super().error(printable(message))
 
 
 def make_parser() -> Parser:
     """Makes the parser of the command line.
 
-    Of the parsed arguments, `act` is the function of the command, and `parser` this parser.
+    The parsed arguments have the function of the command as `act`, and this parser as `parser`.
     """
     examples = ("studyloom new mine", "studyloom status runs/mine --watch")
     parser = Parser(
@@ -107,23 +118,29 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:
-        said = inspect.getdoc(entry.act) or entry.about
-        parts = (textwrap.fill(part, WIDEST - 2) for part in said.split("\n\n"))
+        description = inspect.getdoc(entry.act) or entry.about
+        paragraphs = [textwrap.fill(part, WIDEST - 2) for part in description.split("\n\n")]
         command = commands.add_parser(
             entry.act.__name__,
             help=entry.about,
-            description="\n\n".join(parts),
+            description="\n\n".join(paragraphs),
             epilog=format_examples(entry.examples),
             formatter_class=HelpFormatter,
         )
         command.set_defaults(act=entry.act, parser=parser)
-        untrusted = [add for add in entry.arguments if isinstance(add, ForUntrusted)]
-        for add in (each for each in entry.arguments if each not in untrusted):
-            add(command)
-        group = command.add_argument_group(UNTRUSTED)  # of which nothing is printed if it is empty
-        for add in untrusted:
-            add(group)
+        add_arguments(command, entry)
     return parser
+
+
+def add_arguments(command: argparse.ArgumentParser, entry: Entry) -> None:
+    """Adds the arguments of a command to its parser; the help shows options of trust last."""
+    for add_argument in entry.arguments:
+        if not isinstance(add_argument, ForUntrusted):
+            add_argument(command)
+    group = command.add_argument_group(UNTRUSTED)  # the help leaves out an empty group
+    for add_argument in entry.arguments:
+        if isinstance(add_argument, ForUntrusted):
+            add_argument(group)
 
 
 def options_of(command: argparse.ArgumentParser) -> list[str]:
@@ -133,5 +150,7 @@ def options_of(command: argparse.ArgumentParser) -> list[str]:
 
 def format_examples(examples: Sequence[str]) -> str:
     """Formats the examples that a help ends with."""
-    head = "example:" if len(examples) == 1 else "examples:"
-    return "\n".join([head, *(f"  {example}" for example in examples)])
+    heading = "examples:"
+    if len(examples) == 1:
+        heading = "example:"
+    return "\n".join([heading, *(f"  {example}" for example in examples)])

@@ -4,7 +4,7 @@ from studyloom.errors import NoWinner
 from studyloom.storage.command_record import CommandRecord, begin_command, store_stage
 from studyloom.storage.failures import count_failures
 from studyloom.text import one_line
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.stages import winner_settings
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.task import Command
@@ -41,7 +41,7 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
         if rule is not None and rule.conditions:
             reason += f" and satisfies {rule}"
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
-    contenders = sum(candidate.contends for candidate in candidates.values())
+    contenders = sum(candidate.may_win for candidate in candidates.values())
     failures = "; ".join(
         f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
         for failure in count_failures(evaluation.stages[-1].stored.trials())

@@ -17,7 +17,7 @@ from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration
 from studyloom.views import dry_run, terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.worker.callbacks import TrialCallback
 from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.process import ProcessReporting
@@ -47,8 +47,8 @@ class StudyReporting(TrackingReporting):
         self.outputs = outputs
         self.console = outputs.console
         self.began = datetime.now()
-        self.worked = False  # whether there was anything to do
-        self.announced = False  # whether it was printed what there is to do
+        self.worked = False  # whether workers have run
+        self.announced = False  # whether `announcement` was printed
 
     def open(self) -> None:
         prepare_logging(logging.WARNING)
@@ -70,7 +70,7 @@ class StudyReporting(TrackingReporting):
                     self.print_notices(study)
                     yield
             finally:
-                self.outputs.look()  # for the last time
+                self.outputs.report_progress()  # for the last time
 
     def print_notices(self, study: OpenStudy) -> None:
         """Prints what is special about a study before it is worked on."""
@@ -80,7 +80,7 @@ class StudyReporting(TrackingReporting):
             notice = f"{stored.name} is paused; studyloom resume {folder} resumes it"
             terminal.say(self.console, notice)
         terminal.print_code_changes(stored, self.console)
-        write_result.move_foreign_result(study, self.console)
+        write_result.move_result_of_another_study(study, self.console)
 
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
@@ -88,9 +88,12 @@ class StudyReporting(TrackingReporting):
         notes: list[str] = []
         if not self.announced:
             notes = self.announcement(task)
-        self.worked = self.announced = True
-        listeners = [*outputs.listeners, terminal.Resumptions(outputs.read(), self.console)]
-        with terminal.Display(outputs.read, self.console, stop, listeners, notes):
+        self.announced = True
+        self.worked = True
+        resumptions = terminal.Resumptions(outputs.read(), self.console)
+        with terminal.Display(
+            outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
+        ):
             yield
 
     def announcement(self, task: Task) -> list[str]:
@@ -100,21 +103,23 @@ class StudyReporting(TrackingReporting):
         stored = study.stored
         notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
         notes += prepared.definition.notes(prepared.data)
-        begun = any(trial.datetime_start for trial in stored.trials())
         verb = "begins"
-        if begun:
+        if any(trial.datetime_start for trial in stored.trials()):
             verb = "resumes"
         trials = study.search.todo()
-        work = f"{trials} trial{'' if trials == 1 else 's'}"
-        if not trials:
+        if trials == 0:
             work = read_evaluation(study).title
+        elif trials == 1:
+            work = "1 trial"
+        else:
+            work = f"{trials} trials"
         logs = f", logs in {task.logs}"
-        if prepared.launcher.works_here(task, task.todo()):
+        if prepared.launcher.works_here(task, task.todo()):  # it prints to this terminal
             logs = ""
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, follow: str | None) -> int:
-        if stop.lone_signal is not None:  # another process continues
+        if stop.lone_signal is not None:  # only this process was stopped; others continue
             return 0
         if follow is not None:  # the workers continue without this command
             terminal.say(self.console, follow)
@@ -122,9 +127,9 @@ class StudyReporting(TrackingReporting):
         evaluation = read_evaluation(self.opened)
         study = evaluation.study
         code = self.report(evaluation, stop)
-        if not stop() and not read_evaluation(study).left:
+        if not stop() and not read_evaluation(study).remaining:
             end_command(study.stored, code)
-        study.search.remove_left_files(study.definition.config.checkpoints.dir)
+        study.search.remove_files_of_ended_trials(study.definition.config.checkpoints.dir)
         return code
 
     def report(self, evaluation: Evaluation, stop: Stop) -> int:
@@ -155,7 +160,7 @@ class StudyReporting(TrackingReporting):
             stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
         self.print_end(study, snapshot, stop)
         for callback in study.prepared.callbacks:
-            callback.finish(study.stored, ended=not read_evaluation(study).left)
+            callback.finish(study.stored, ended=not read_evaluation(study).remaining)
         if missing is not None:
             raise missing
         if snapshot.best is not None or stop():
@@ -184,15 +189,17 @@ class StudyReporting(TrackingReporting):
             if stop.requested is not None:
                 reason = f"stopped by {stop.requested}"
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
-        elif reason := end_of_search(snapshot, trials, worked=self.worked):
-            terminal.say(self.console, reason)
+        else:
+            reason = end_of_search(snapshot, trials, worked=self.worked)
+            if reason:
+                terminal.say(self.console, reason)
         if trials < snapshot.budget:
             line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
             terminal.say(self.console, f"{line}; the study has {snapshot.budget}")
 
-    def continues(self, left: int) -> bool:
+    def continues(self, open_trials: int) -> bool:
         follows = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
-        terminal.say(self.console, f"{left} {follows}")
+        terminal.say(self.console, f"{open_trials} {follows}")
         begin_recording(self.opened, self.command)
         self.announced = False
         return True

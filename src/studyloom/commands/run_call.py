@@ -1,7 +1,7 @@
-"""The study of a call from Python: what it passes to its workers, and how it ends."""
+"""The study of a call from Python: it passes objects of the program to workers, and then runs."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import optuna
@@ -15,7 +15,7 @@ from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
 from studyloom.user_code.pickled import MAIN, OWN, passing_objects
-from studyloom.winner.read_evaluation import WinnerStages
+from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
 from studyloom.worker.process import exit_code
@@ -24,10 +24,10 @@ from studyloom.worker.task import Command
 
 
 class CallReporting(StudyReporting):
-    """Reports on the study of a call, and passes what only its program defines to workers.
+    """Reports on the study of a call, and passes objects that only its program defines to workers.
 
     Args:
-        ending: ends what is passed on, after the study is closed.
+        ending: a stack whose end, after the study is closed, ends the passing of objects.
     """
 
     def __init__(
@@ -38,18 +38,26 @@ class CallReporting(StudyReporting):
         self.ending = ending
 
     def prepare(self, prepared: Prepared) -> None:
-        needed = needs_process(self.config, prepared)
+        needs_processes = needs_other_processes(self.config, prepared)
         names = names_of_program(self.config)
-        if names and needed and prepared.launcher.leaves_host:
+        if names and needs_processes and prepared.launcher.leaves_host:
             raise ConfigError(
                 f"{', '.join(names)}: is defined only in this program, and the launcher starts "
                 "workers on other hosts, which cannot import it; move it into a module that they "
                 "have"
             )
-        digests = digests_of_program(prepared) if names else {}
-        used = find_main_globals(names) if names else ()
+        digests: dict[str, str] = {}
+        used_globals: Iterable[str] = ()
+        if names:
+            digests = digests_of_program(prepared)
+            used_globals = find_main_globals(names)
         self.ending.enter_context(
-            passing_objects(names, source_digests=digests, used_globals=used, needed=needed)
+            passing_objects(
+                names,
+                source_digests=digests,
+                used_globals=used_globals,
+                needed=needs_processes,
+            )
         )
 
     @contextmanager
@@ -60,23 +68,30 @@ class CallReporting(StudyReporting):
             yield
 
 
-def needs_process(config: StudyConfig, prepared: Prepared) -> bool:
-    """Whether there will be another process; else there is one only if this one loses its GPU."""
+def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
+    """Returns whether workers will run in other processes.
+
+    If not, another process is needed only if this one loses its GPU.
+    """
     launcher = prepared.launcher
-    # With a time limit for trials, or several GPUs, a single worker is a process too.
+    # With a time limit for trials, or several GPUs, even a single worker is another process.
     return launcher.count(2) > 1 or launcher.gpus > 1 or config.study.trial_timeout is not None
 
 
 def names_of_program(config: StudyConfig) -> list[str]:
     """Returns the names in a config that only this program defines."""
-    return [name for name in dict.fromkeys(find_targets(config.written)) if name.startswith(OWN)]
+    targets = dict.fromkeys(find_targets(config.written))
+    return [name for name in targets if name.startswith(OWN)]
 
 
 def digests_of_program(prepared: Prepared) -> dict[str, str]:
-    """Returns the digests of the sources of what only this program defines, by name."""
-    code = prepared.definition.code
-    digests = {key.removeprefix(CODE): digest for key, digest in code.items()}
-    return {key: digest for key, digest in digests.items() if f"{key}.".startswith(MAIN)}
+    """Returns the digests of the sources that only this program defines, by name."""
+    digests = {}
+    for key, digest in prepared.definition.code.items():
+        name = key.removeprefix(CODE)
+        if f"{name}.".startswith(MAIN):
+            digests[name] = digest
+    return digests
 
 
 def run_call(
@@ -119,8 +134,10 @@ def run_call(
                 code = 2
             outputs.finish(exit_code(code, stop), reason)
     if stop.signal is not None:
-        with suppress(KeyboardInterrupt):  # of Python's own handler, which has no words
-            signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
+        # The caller's handler of the signal, which is installed again, gets it now. Python's own
+        # handler raises a KeyboardInterrupt without a message.
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(stop.signal)
         raise KeyboardInterrupt(f"the study was stopped; {command.resumes} it") from error
     assert reporting.study is not None
     return reporting.study

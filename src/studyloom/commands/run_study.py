@@ -10,7 +10,7 @@ from studyloom.commands.outputs import Outputs, prepare_logging, take_environmen
 from studyloom.commands.reporting import StudyReporting, TrackingReporting
 from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
-from studyloom.winner.read_evaluation import WinnerStages
+from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.forks import can_fork
 from studyloom.worker.line import Line
 from studyloom.worker.process import StudyProcess, run_worker

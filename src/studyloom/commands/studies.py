@@ -15,17 +15,17 @@ from studyloom.files import ASSETS
 SHELLS = ("bash", "zsh", "fish")
 
 
-def kind(parser: argparse.ArgumentParser) -> None:
+def add_kind(parser: argparse.ArgumentParser) -> None:
     """Adds `--kind`, and a line for each kind of training to the help."""
     kinds = json.loads((ASSETS / "new" / "kinds.json").read_text(encoding="utf-8"))
     about = "how it is trained; one of the kinds below (default: tensors)"
     parser.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
     width = max(map(len, kinds))
-    further = " " * (width + 2)
-    lines = [
-        textwrap.fill(f"{name:{width}}  {kind['about']}", 76, subsequent_indent=further)
-        for name, kind in kinds.items()
-    ]
+    indent = " " * (width + 2)
+    lines = []
+    for name, kind in kinds.items():
+        entry = f"{name:{width}}  {kind['about']}"
+        lines.append(textwrap.fill(entry, 76, subsequent_indent=indent))
     lines = textwrap.indent("\n".join(lines), "  ").splitlines()
     parser.epilog = "\n".join(["kinds:", *lines, "", parser.epilog or ""])
 
@@ -40,7 +40,7 @@ def kind(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=Path(),
     ),
-    *(kind, JSON),
+    *(add_kind, JSON),
     examples=["studyloom new mine", "studyloom new mine ~/project --kind lightning"],
 )
 def new(arguments: argparse.Namespace) -> None:
@@ -51,15 +51,16 @@ def new(arguments: argparse.Namespace) -> None:
 
     files = write_study(arguments.name, arguments.folder, arguments.kind)
     folder = arguments.folder
-    begin = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
-    following = f"{begin}python -m studies.{arguments.name}"
+    next_command = f"python -m studies.{arguments.name}"
+    if folder != Path():
+        next_command = f"cd {shlex.quote(str(folder))} && {next_command}"
     if arguments.json:
-        print_json({"files": {str(path): files[path] for path in files}, "next": following})
+        print_json({"files": {str(path): files[path] for path in files}, "next": next_command})
         return
     width = max(len(str(path)) for path in files)
     for path, about in files.items():
         print(f"{path!s:{width}}  {about}")
-    print(f"\nnext  {following}")
+    print(f"\nnext  {next_command}")
 
 
 @command(
@@ -95,23 +96,24 @@ def run(arguments: argparse.Namespace) -> None:
     invocation = invocation_of(arguments.source)
     sys.argv[1:] = arguments.overrides
 
-    def task(cfg: Any) -> None:
+    def run_study(cfg: Any) -> None:
         from studyloom.processes import importing_torch
 
-        with importing_torch():  # it takes seconds, and `starting` is printed before
+        # The import takes seconds; `starting` is printed before it.
+        with importing_torch():
             from studyloom.commands.run_study import command_process
             from studyloom.config.study_config import StudyConfig
             from studyloom.worker.task import Command
 
-        # The arguments as hydra_main left them.
+        # `hydra_main` has removed its options from the arguments.
         program = ("-m", "studyloom", "run", arguments.source)
         command = Command(program, tuple(sys.argv[1:]))
         command_process(StudyConfig.of(cfg), command).run()
 
     source = arguments.source
-    task.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"
+    run_study.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"
     with module_path(invocation.root):
-        hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
+        hydra_main(str(invocation.config_dir), invocation.config_name)(run_study)()
 
 
 @command(
@@ -133,7 +135,10 @@ def keys(arguments: argparse.Namespace) -> None:
         return
     print("| key | default | meaning |\n|---|---|---|")
     for key, default, meaning in rows:
-        print(f"| `{key}` | {default and f'`{default}`'} | {meaning} |")
+        cell = ""
+        if default:
+            cell = f"`{default}`"
+        print(f"| `{key}` | {cell} | {meaning} |")
 
 
 @command(

@@ -14,25 +14,32 @@ from studyloom.storage.command_record import store_result
 from studyloom.views import terminal
 from studyloom.views.result_files import write_result_files
 from studyloom.views.words import describe_result
-from studyloom.winner.evaluation import evaluate_winner, is_result_of
-from studyloom.winner.read_evaluation import Evaluation, read_evaluation
+from studyloom.winner.assemble_result import evaluate_winner, is_result_of
+from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
 from studyloom.worker.failure_causes import gpu_is_lost
 from studyloom.worker.open_study import OpenStudy
 
 
-def move_foreign_result(study: OpenStudy, console: Console) -> None:
-    """Moves the result of another study aside, such as one of the same name in another database."""
+def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
+    """Moves a result in the run directory aside if it belongs to another study.
 
-    def is_foreign() -> bool:
-        result = Result.read(study.run_dir)
-        return result is not None and not result.belongs_to(study.stored)
+    Such a study may have the same name, and be in another database.
+    """
+    if not has_result_of_another_study(study):
+        return
+    with study.stored.ledger.testing():
+        # Another command may have moved it before this one got the lease. The check before spares
+        # the lease, which may need a connection, in most cases.
+        if has_result_of_another_study(study):
+            move = f"belongs to another study; it was moved to {move_aside(study.run_dir)}"
+            terminal.say(console, f"the result in {study.run_dir} {move}")
 
-    if is_foreign():  # checked without the lock first, which may need a connection
-        with study.stored.ledger.testing():
-            if is_foreign():  # no other command was quicker
-                moved = f"belongs to another study; it was moved to {move_aside(study.run_dir)}"
-                terminal.say(console, f"the result in {study.run_dir} {moved}")
+
+def has_result_of_another_study(study: OpenStudy) -> bool:
+    """Returns whether the run directory of a study has the result of another one."""
+    result = Result.read(study.run_dir)
+    return result is not None and not result.belongs_to(study.stored)
 
 
 def write_best(study: OpenStudy, best: FrozenTrial) -> None:
@@ -41,11 +48,11 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
     point = definition.space.make_point(best.params)
     sections = without_transform(definition.sections(point))
     sections["train"].pop("loss")
-    values = ", ".join(
-        f"{objective.name} {value}"
-        for objective, value in zip(definition.objectives, best.values, strict=True)
-    )
-    header = f"# {definition.config.study.name}, trial {best.number}: {values} in the search\n"
+    values = []
+    for objective, value in zip(definition.objectives, best.values, strict=True):
+        values.append(f"{objective.name} {value}")
+    trial = f"{definition.config.study.name}, trial {best.number}"
+    header = f"# {trial}: {', '.join(values)} in the search\n"
     write_whole(study.run_dir / "best.yaml", header + as_yaml(sections))
 
 
@@ -57,7 +64,7 @@ def print_winner(
     Tests it first, unless winner.json has the result already.
 
     Args:
-        evaluation: of a study with a winner.
+        evaluation: the evaluation of a study with a winner.
         command: the command line of the study, without its arguments.
         repeat: whether to test again.
 
@@ -70,26 +77,41 @@ def print_winner(
         current = read_evaluation(study)  # another command may have tested the winner meanwhile
         if current.trained is not None:
             evaluation = current
-        known = result is not None and is_result_of(result, evaluation)
-        if result is None or not known or repeat:
+        is_current = result is not None and is_result_of(result, evaluation)
+        if result is None or not is_current or repeat:
             if gpu_is_lost():
                 raise BrokenProcess(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
             explain = load_plugin("explain")
-            evaluated = evaluate_winner(evaluation, command, store, repeat=known, explain=explain)
+            # A stored test is reused, unless its result is here already: then the user repeats it.
+            evaluated = evaluate_winner(
+                evaluation, command, store, repeat=is_current, explain=explain
+            )
             result = write_result_files(evaluated, study.run_dir)
-    store_result(study.stored, result.in_short())
     stored = study.stored
-    best = next((trial.number for trial in stored.ranked(evaluation.rule)), None)
-    strong = "bold" if console.is_jupyter else "bold green"
-    sentence = describe_result(result, stored) or ""
-    terminal.say(console, sentence, "" if result.test is None else strong)
-    for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
-        terminal.say(console, line, indent=10)
+    store_result(stored, result.in_short())
+    print_result(result, evaluation, console)
     if not is_newer(study.run_dir / "report.html", study.run_dir / "winner.json"):
         write_report(study)
+
+
+def print_result(result: Result, evaluation: Evaluation, console: Console) -> None:
+    """Prints the result of a study: the sentence that sums it up, and its details."""
+    stored = evaluation.study.stored
+    style = ""
+    if result.test is not None:
+        style = "bold green"
+        if console.is_jupyter:
+            style = "bold"
+    terminal.say(console, describe_result(result, stored) or "", style)
+    best = None
+    ranked = stored.ranked(evaluation.rule)
+    if ranked:
+        best = ranked[0].number
+    for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
+        terminal.say(console, line, indent=10)
 
 
 def write_report(study: OpenStudy) -> None:

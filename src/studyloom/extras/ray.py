@@ -170,7 +170,7 @@ class Ray(Launcher):
             )(Actor)
             task.logs.mkdir(parents=True, exist_ok=True)
             prefix = f"{host_id()}-{os.getpid()}-worker"
-            command = task.command.worker()
+            command = task.command.worker_arguments()
             workers = []
             for number in range(1, self.count(task.todo()) + 1):
                 log = task.logs.absolute() / f"{prefix}{number}.log"

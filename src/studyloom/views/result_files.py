@@ -5,7 +5,7 @@ from pathlib import Path
 from studyloom.config.values import as_yaml
 from studyloom.text import code_in_markdown, format_value, in_markdown, printable
 from studyloom.views import words
-from studyloom.winner.evaluation import EvaluatedWinner
+from studyloom.winner.assemble_result import EvaluatedWinner
 from studyloom.winner.result import CARD, SIMPLE, Result
 
 

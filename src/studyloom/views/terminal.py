@@ -54,7 +54,7 @@ from studyloom.worker.stopping import Stop
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
-    from studyloom.winner.read_evaluation import Evaluation
+    from studyloom.winner.evaluation import Evaluation
     from studyloom.worker.task import Command
 
 WHOLE = 130  # columns of the table of variants with the percentiles of their latencies

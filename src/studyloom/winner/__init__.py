@@ -1,11 +1,12 @@
 """The winner: the best trials re-evaluated with new seeds, one of them chosen, and tested once.
 
-`winner.read_evaluation` describes how the result is made, from `candidates` by way of `stages` and
-`stored_trainings` to `measurement` and `evaluation`. `views.result_files` writes it below the run
-directory.
+`evaluation` describes the stages on the way there. `candidates`, `stages` and `stored_trainings`
+are what these stages train, `measurement` tests the winner, and `assemble_result` makes the
+`result` of all of it, which `views.result_files` writes below the run directory.
 """
 
 __all__ = [
+    "assemble_result",
     "candidates",
     "evaluation",
     "explanation_values",
@@ -13,7 +14,6 @@ __all__ = [
     "measurement",
     "predictions",
     "predictor",
-    "read_evaluation",
     "result",
     "stages",
     "statistics",

@@ -1,7 +1,12 @@
 """The ablation: each hyperparameter of the winner is put back to its default, and trained again.
 
-The trainings have the seeds and validation splits of the re-evaluation, so that each configuration
-is compared with the winner seed by seed.
+A *change* is a hyperparameter whose value in the winner differs from its default. The ablation
+trains the winner without each of its changes, on the seeds and validation splits of the
+re-evaluation, so that each configuration is compared with the winner seed by seed. The *loss* of a
+change is how much worse the metric gets without it.
+
+The *simple configuration* is the winner without as many changes as possible, while it remains about
+as good. It is found by putting back all changes that are not needed, and then fewer and fewer.
 """
 
 import math
@@ -15,12 +20,19 @@ from optuna.trial import FrozenTrial
 from studyloom.averages import mean
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
-from studyloom.space.tree import Hyperparameter, Point, config_group, find_middle, find_misfit
+from studyloom.space.tree import (
+    Hyperparameter,
+    Params,
+    Point,
+    config_group,
+    find_middle,
+    find_misfit,
+)
 from studyloom.winner.candidates import Origin
 from studyloom.winner.result import Ablation, AblationRow
-from studyloom.winner.statistics import difference, errors_of_differences
+from studyloom.winner.statistics import DifferenceError, difference, error_of_differences
 
-Names = tuple[str, ...]  # of the hyperparameters that are put back
+Names = tuple[str, ...]  # the names of hyperparameters that are put back together
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,12 @@ class Defaults:
     """Puts hyperparameters of a configuration back to their defaults.
 
     A default is the value in the config of the chosen options, or the middle of the range if that
-    lies outside. An Optuna objective has no config: its defaults are the middles of the ranges.
+    value lies outside. An Optuna objective has no config: its defaults are the middles of the
+    ranges.
 
     Args:
         point: the configuration of the winner.
-        trials: of the search.
+        trials: the trials of the search.
     """
 
     definition: Definition
@@ -42,62 +55,94 @@ class Defaults:
     def put_back(self, names: Names) -> Point:
         """Returns the configuration with these hyperparameters at their defaults.
 
-        The hyperparameters that an option opens are then at their defaults too.
+        If an option is put back, it may open other hyperparameters; they are at their defaults too.
         """
-        kept = {name: value for name, value in self.point.params.items() if name not in names}
+        params = {name: value for name, value in self.point.params.items() if name not in names}
         if self.definition.suggests:
-            ranges: Any = [item for trial in self.trials for item in trial.distributions.items()]
-            return Point(params={name: find_middle(each) for name, each in ranges} | kept)
-        space, composer = self.definition.space, self.definition.composer
+            return Point(params=self._middles() | params)
+        # The first walk finds which options the configuration has. Defaults depend on options, so
+        # only the second walk, which composes the config with them, reads the right defaults.
+        options = self._walk(params, self.definition.composer.choices).choices
+        point = self._walk(params, options)
+        return replace(point, values=point.values | self._further_values(point))
 
-        def walk(choices: Mapping[str, str]) -> Point:
-            config = composer.compose(choices)
+    def _middles(self) -> dict[str, object]:
+        """Returns the middle of each range that an Optuna objective has suggested from."""
+        middles = {}
+        for trial in self.trials:
+            distributions: Mapping[str, Any] = trial.distributions  # narrower than Optuna's type
+            for name, distribution in distributions.items():
+                middles[name] = find_middle(distribution)
+        return middles
 
-            def decide(parameter: Hyperparameter) -> Any:
-                if parameter.name in kept:
-                    return kept[parameter.name]
-                if parameter.role == "option":
-                    value: Any = composer.choices.get(config_group(parameter.key))
-                else:
-                    value = parameter.read_default(choices, lambda key: value_at(config, key))
-                fits = find_misfit(parameter.distribution, value) is None
-                return value if fits else find_middle(parameter.distribution)
+    def _walk(self, params: Params, options: Mapping[str, str]) -> Point:
+        """Returns a configuration with some values, and defaults for all other hyperparameters.
 
-            return space.walk(decide)
+        Args:
+            params: the values by hyperparameter name.
+            options: the chosen options by Hydra group; the config composed with them has the
+                defaults.
+        """
+        composer = self.definition.composer
+        config = composer.compose(options)
 
-        found = walk(walk(composer.choices).choices)  # each option has other defaults
-        own, config = (
-            space.make_point(self.point.params).values,
-            self.definition.compose_config(found),
-        )
-        # Epochs, sizes and a learning rate that the winner has besides its hyperparameters.
-        others = {
-            key: value
-            for key, value in self.point.values.items()
-            if value != own.get(key) == found.values.get(key) and has_key(config, key)
-        }
-        return replace(found, values=found.values | others)
+        def decide(hyperparameter: Hyperparameter) -> Any:
+            if hyperparameter.name in params:
+                return params[hyperparameter.name]
+            default: Any
+            if hyperparameter.role == "option":
+                # The study's own option; `options` has that of the winner.
+                default = composer.choices.get(config_group(hyperparameter.key))
+            else:
+                default = hyperparameter.read_default(options, lambda key: value_at(config, key))
+            if find_misfit(hyperparameter.distribution, default) is None:
+                return default
+            return find_middle(hyperparameter.distribution)
+
+        return self.definition.space.walk(decide)
+
+    def _further_values(self, point: Point) -> dict[str, object]:
+        """Returns the values that the winner has in addition to its hyperparameters.
+
+        Such are the epochs that early stopping chose, sizes, or a learning rate. Values that
+        putting back changes are left out, and so are keys that the new configuration lacks.
+
+        Args:
+            point: the configuration with hyperparameters at their defaults.
+        """
+        searched_values = self.definition.space.make_point(self.point.params).values
+        config = self.definition.compose_config(point)
+        values = {}
+        for key, value in self.point.values.items():
+            is_further = value != searched_values.get(key)
+            is_put_back = searched_values.get(key) != point.values.get(key)
+            if is_further and not is_put_back and has_key(config, key):
+                values[key] = value
+        return values
 
     @cached_property
-    def changed(self) -> Sequence[Names]:
+    def changes(self) -> Sequence[Names]:
         """The hyperparameters that are not at their defaults, and may be put back one by one."""
-        params = self.point.params
-        back = {name: self.put_back((name,)).params[name] for name in params}
-        changed = [(name,) for name in params if back[name] != params[name]]
-        return [*filter(self.is_possible, changed)]
+        changes = []
+        for name, value in self.point.params.items():
+            default = self.put_back((name,)).params[name]
+            if default != value and self.is_possible((name,)):
+                changes.append((name,))
+        return changes
 
     def is_possible(self, names: Names) -> bool:
-        """Whether the space has the configuration with these hyperparameters put back."""
+        """Returns whether the space has the configuration with these hyperparameters put back."""
         return self.definition.space.find_breach(self.put_back(names).params) is None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Compares configurations with some hyperparameters put back with the winner, seed by seed.
+    """Compares the winner with configurations that lack some of its changes, seed by seed.
 
     Args:
-        winner: its values on new seeds.
-        values: those of the configurations; one of which a training failed has none.
+        winner: the winner's value for each new seed.
+        values: the values of each configuration in the same order, by the names of the
+            hyperparameters that are put back; a configuration is missing if a training failed.
         sign: 1 if more of the metric is better, else -1.
         margin: the loss that the simple configuration may have; None for the standard error.
     """
@@ -116,42 +161,68 @@ class Losses:
         """Returns how much worse the mean is than the winner's; None without values."""
         if names not in self.values:
             return None
-        pairs = zip(self.winner, self.values[names], strict=True)
-        return mean([self.sign * difference(*pair) for pair in pairs])
+        differences = []
+        for value_of_winner, value in zip(self.winner, self.values[names], strict=True):
+            differences.append(self.sign * difference(value_of_winner, value))
+        return mean(differences)
+
+    @property
+    def single_changes(self) -> list[Names]:
+        """The changes that were put back one by one, and have values."""
+        return [names for names in self.values if len(names) == 1]
 
     @cached_property
-    def errors(self) -> tuple[float, float] | None:
-        """The standard error of a loss, and half of its interval; None for a single seed."""
-        single = [values for names, values in self.values.items() if len(names) == 1]
-        return errors_of_differences([self.winner, *single]) if single else None
+    def error(self) -> DifferenceError | None:
+        """The error of each loss; None for a single seed."""
+        if not self.single_changes:
+            return None
+        series = [self.values[names] for names in self.single_changes]
+        return error_of_differences([self.winner, *series])
 
     def is_needed(self, name: str) -> bool:
-        """Whether the loss without the change is shown: its interval lies above zero."""
+        """Returns whether the winner is better for a change: the loss's interval lies above zero.
+
+        A change whose loss or error is unknown counts as needed.
+        """
         loss = self.loss(name)
-        return loss is None or self.errors is None or loss > self.errors[1]
+        if loss is None or self.error is None:
+            return True
+        return loss > self.error.half_interval
 
     def is_within_margin(self, names: Names) -> bool:
-        """Whether the simple configuration may put this back."""
-        loss, error = self.loss(*names), self.errors[0] if self.errors else 0.0
-        return loss is not None and loss <= (error if self.margin is None else self.margin)
+        """Returns whether a configuration without these changes is about as good as the winner."""
+        loss = self.loss(*names)
+        if loss is None:
+            return False
+        margin = self.margin
+        if margin is None:
+            margin = 0.0
+            if self.error is not None:
+                margin = self.error.standard_error
+        return loss <= margin
 
-    def attempts(self) -> Iterator[Names]:
-        """Yields the changes that are not needed, together: all of them, then the next fewer."""
-        single = [names for names in self.values if len(names) == 1]
-        free = sorted(
-            (self.loss(*each) or 0.0, *each) for each in single if not self.is_needed(*each)
-        )
-        for count in range(len(free), 0, -1):
-            yield tuple(sorted(name for _, name in free[:count]))
+    def simplifications(self) -> Iterator[Names]:
+        """Yields what to put back together: all changes that are not needed, then ever fewer.
+
+        The change with the largest loss is kept first.
+        """
+        dispensable = []
+        for (name,) in self.single_changes:
+            if not self.is_needed(name):
+                dispensable.append((self.loss(name) or 0.0, name))
+        names = [name for _, name in sorted(dispensable)]
+        for count in range(len(names), 0, -1):
+            yield tuple(sorted(names[:count]))
 
     def describe(self, defaults: Defaults, simple: Names | None) -> Ablation:
         """Describes a finished ablation, the most needed change first.
 
         Args:
-            simple: what the simple configuration puts back; None without one.
+            simple: the hyperparameters that the simple configuration puts back; None without one.
         """
-        rows = [
-            AblationRow(
+        rows = []
+        for (name,) in defaults.changes:
+            row = AblationRow(
                 name=name,
                 value=defaults.point.params[name],
                 default=defaults.put_back((name,)).params[name],
@@ -159,12 +230,24 @@ class Losses:
                 loss=self.loss(name),
                 needed=self.is_needed(name),
             )
-            for (name,) in defaults.changed
-        ]
-        rows.sort(key=lambda row: -(math.inf if row.loss is None else row.loss))
+            rows.append(row)
+        rows.sort(key=_rank_by_loss)
+        half_interval = None
+        if self.error is not None:
+            half_interval = self.error.half_interval
+        simple_loss = None
+        if simple is not None:
+            simple_loss = self.loss(*simple)
         return Ablation(
             rows=tuple(rows),
-            error=None if self.errors is None else self.errors[1],
+            error=half_interval,
             simple=simple,
-            simple_loss=self.loss(*simple or ()) or 0.0,
+            simple_loss=simple_loss or 0.0,
         )
+
+
+def _rank_by_loss(row: AblationRow) -> float:
+    """Ranks the largest loss first; a change whose training failed comes before all others."""
+    if row.loss is None:
+        return -math.inf
+    return -row.loss

@@ -1,5 +1,10 @@
 """The candidates for the winner: chosen from a search, and trained with new seeds.
 
+A *candidate* is one of the best trials of the search, or the baseline. An ablation adds copies of
+the winner with some hyperparameters put back to their defaults. An `Origin` says which of them it
+is, and identifies it in the database. A *training* is a candidate with the number of a new seed;
+the trials of the stages after the search are such trainings.
+
 Every choice is a pure function of the stored trials, so that each process comes to the same one.
 """
 
@@ -8,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from optuna.pruners import BasePruner, NopPruner
@@ -22,7 +27,7 @@ from studyloom.objectives.objective import Attempt, Objective, StoredObjective
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.rule import Cost, Rule
-from studyloom.space.tree import Point, Space
+from studyloom.space.tree import Params, Point, Space
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
@@ -34,6 +39,7 @@ class Origin:
     """The trial that a candidate comes from, and what is changed.
 
     Args:
+        trial: the number of the trial in the search.
         defaults: the names of hyperparameters that are put back to their defaults.
     """
 
@@ -49,7 +55,7 @@ class Origin:
         return columns
 
     @classmethod
-    def read(cls, columns: Mapping[str, Any]) -> "Origin":
+    def read(cls, columns: Params) -> "Origin":
         """Reads the candidate from the hyperparameters of a stored training."""
         defaults = columns.get("defaults")
         if not defaults:
@@ -59,17 +65,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class CandidateSource:
-    """Holds a candidate for the winner: its trial, and the configuration to train.
+    """A candidate for the winner: its trial, and the configuration to train.
 
     Args:
         point: the configuration.
-        contends: whether it may win; the baseline may only be compared with.
+        may_win: whether it may win; a baseline that is not may still be compared with the winner.
     """
 
     trial: FrozenTrial
     point: Point
     is_baseline: bool = False
-    contends: bool = True
+    may_win: bool = True
 
     @property
     def recorded_values(self) -> Sequence[float]:
@@ -88,54 +94,82 @@ def choose_candidates(
     Args:
         trials: the budget of this command; the study may have trials of a larger one.
         top: how many of the best trials are chosen.
+
+    Returns:
+        The candidates, by the number of their trial.
     """
-    ranked = [t for t in search.ranked(rule) if (TrialRecord(t).slot or 0) < trials]
+    ranked = [trial for trial in search.ranked(rule) if _is_within_budget(trial, trials)]
     if not ranked:
         return {}
-    contenders = {trial.number for trial in ranked}
     baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
-    chosen = {trial.number: trial for trial in (*ranked[:top], *baselines)}
-    return {
-        Origin(number): CandidateSource(
-            chosen[number],
-            _point_of(chosen[number], definition),
+    trials_by_number = {trial.number: trial for trial in (*ranked[:top], *baselines)}
+    numbers_that_may_win = {trial.number for trial in ranked}
+    candidates = {}
+    for number, trial in sorted(trials_by_number.items()):
+        candidates[Origin(number)] = CandidateSource(
+            trial,
+            _point_of(trial, definition),
             is_baseline=bool(baselines) and number == baselines[0].number,
-            contends=number in contenders,
+            may_win=number in numbers_that_may_win,
         )
-        for number in sorted(chosen)
-    }
+    return candidates
+
+
+def _is_within_budget(trial: FrozenTrial, budget: int) -> bool:
+    """Returns whether a trial has one of the first slots of the study, as many as a budget has."""
+    slot = TrialRecord(trial).slot
+    return slot is None or slot < budget
 
 
 def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     """Returns the configuration of a trial, with the epochs that early stopping chose, if it did.
 
     With patience or weights=best the number of epochs is a choice like a hyperparameter:
-    re-evaluation and final training, which has no validation set, keep it. The learning rate
+    re-evaluation and final training, which has no validation set, repeat it. The learning rate
     schedule remains that of all epochs.
     """
     point = definition.space.make_point(trial.params)
-    train = definition.compose_config(point).train if definition.trains_networks else None
-    if train is None or (train.patience, train.weights) == (None, "last"):
+    if not definition.trains_networks:
         return point
-    until = kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
-    pinned = {"train.until": until, "train.patience": None, "train.weights": "last"}
+    train = definition.compose_config(point).train
+    if train.patience is None and train.weights == "last":
+        return point
+    epoch = find_kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
+    pinned = {"train.until": epoch, "train.patience": None, "train.weights": "last"}
     return replace(point, values=point.values | pinned)
 
 
-def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, sign: int) -> int | None:
-    """Returns the epoch, from 1, whose weights a trial kept, by its mean curve; None without."""
+def find_kept_epoch(curves: Mapping[str, Sequence[float]], weights: str, sign: int) -> int | None:
+    """Returns the epoch, from 1, whose weights a trial kept, by its mean curve.
+
+    Args:
+        curves: the columns of the learning curve; None is returned if they have no values.
+        weights: `last`, or `best` for the epoch with the best value.
+        sign: 1 if more of the metric is better, else -1.
+    """
     values = curves.get("value", ())
-    if not values or keep == "last":
-        return len(values) or None
-    return 1 + max(range(len(values)), key=lambda at: sign * values[at])
+    if not values:
+        return None
+    if weights == "last":
+        return len(values)
+    best = max(range(len(values)), key=lambda index: sign * values[index])
+    return best + 1
 
 
-Training = tuple[Origin, int]  # a candidate, and the number of a seed
+class Training(NamedTuple):
+    """A training of a stage after the search.
+
+    Attributes:
+        seed: the number of the new seed, from 0; see `CandidateTrainings.new_seed`.
+    """
+
+    candidate: Origin
+    seed: int
 
 
 @dataclass(frozen=True)
 class EarlierTraining:
-    """Holds a training of an earlier stage that this stage reuses.
+    """A training of an earlier stage that this stage reuses.
 
     Args:
         source: the name of that stage and the number of the trial, as shown to users.
@@ -148,22 +182,33 @@ class EarlierTraining:
 
     def objective(self) -> StoredObjective | None:
         """Returns an objective with the result of the trial; None if another host has its file."""
-        try:
-            kept = None if self.file is None else load_weights(self.file)
-        except (OSError, ValueError):
-            return None
-        record, value = TrialRecord(self.trial), self.trial.values[0]
-        return StoredObjective(value, record.columns, record.standard_error, kept, self.source)
+        weights = None
+        if self.file is not None:
+            try:
+                weights = load_weights(self.file)
+            except (OSError, ValueError):
+                return None
+        record = TrialRecord(self.trial)
+        return StoredObjective(
+            value=self.trial.values[0],
+            columns=record.columns,
+            error=record.standard_error,
+            kept=weights,
+            source=self.source,
+        )
 
 
 @dataclass(frozen=True)
 class IsCandidate:
-    """A relation of `Space`: leaves out combinations of columns that are no candidate."""
+    """A relation of `Space`, which leaves out combinations of columns that are no candidate.
+
+    The grid of an ablation's trainings would otherwise have each trial with each set of defaults.
+    """
 
     candidates: frozenset[Origin]
     names = frozenset({"trial", "defaults"})
 
-    def holds(self, params: Mapping[str, Any]) -> bool:
+    def holds(self, params: Params) -> bool:
         return Origin.read(params) in self.candidates
 
 
@@ -171,11 +216,13 @@ class IsCandidate:
 class CandidateTrainings:
     """Gives workers each candidate with each seed to train, as a search gives them trials.
 
-    All candidates get the same seeds and folds, so that they do not differ by luck.
+    It is the `TrialSource` and the `TrialStrategy` of a stage after the search. All candidates get
+    the same seeds and folds, so that they do not differ by luck.
 
     Args:
+        candidates: the configurations to train.
         seeds: the number of seeds for each candidate.
-        whole: whether to train on all training data, as final trainings do.
+        trains_on_all: whether to train on all training data, as final trainings do.
         find_earlier: finds the trainings of other stages that this one reuses.
     """
 
@@ -183,7 +230,7 @@ class CandidateTrainings:
     data: TrainingData
     candidates: Mapping[Origin, Point]
     seeds: int
-    whole: bool = False
+    trains_on_all: bool = False
     find_earlier: Callable[[], Mapping[Training, EarlierTraining]] = dict
     baseline: Point | None = None
 
@@ -191,13 +238,15 @@ class CandidateTrainings:
     def space(self) -> Space:
         """The trainings as a grid: trial, hyperparameters at their defaults, and seed."""
         rows = [origin.columns for origin in self.candidates]
-        relations: tuple[IsCandidate, ...] = ()
-        tree: dict[str, Any] = {"trial": {"choice": _distinct(rows, "trial")}}
-        if any("defaults" in row for row in rows):
-            tree["defaults"] = {"choice": _distinct(rows, "defaults")}
-            relations = (IsCandidate(frozenset(self.candidates)),)
+        tree: dict[str, Any] = {"trial": {"choice": _distinct_values(rows, "trial")}}
+        has_defaults = any("defaults" in row for row in rows)
+        if has_defaults:
+            tree["defaults"] = {"choice": _distinct_values(rows, "defaults")}
         tree["seed"] = {"int": [0, self.seeds - 1]}
-        return replace(parse_space(tree, lambda group: ()), relations=relations)
+        space = parse_space(tree, lambda group: ())
+        if not has_defaults:
+            return space
+        return replace(space, relations=(IsCandidate(frozenset(self.candidates)),))
 
     @cached_property
     def earlier(self) -> Mapping[Training, EarlierTraining]:
@@ -206,27 +255,34 @@ class CandidateTrainings:
 
     @property
     def seed(self) -> int:
+        """The seed of the study."""
         return self.definition.seed
 
     @property
     def trainings(self) -> Sequence[Training]:
-        return [*itertools.product(self.candidates, range(self.seeds))]
+        """Each candidate with the number of each seed."""
+        pairs = itertools.product(self.candidates, range(self.seeds))
+        return [Training(candidate, seed) for candidate, seed in pairs]
 
     def new_seed(self, seed: int) -> int:
-        """Derives a seed that the search has not used: no other path has its length."""
+        """Derives a new seed from its number.
+
+        The search has not used it: seeds of the search are derived from fewer numbers.
+        """
         return derive(self.seed, seed, 0, 0)
 
     @property
     def new_seeds(self) -> tuple[int, ...]:
+        """The new seeds, in the order of their numbers."""
         return tuple(map(self.new_seed, range(self.seeds)))
 
     def fold(self, seed: int) -> Fold | None:
-        """Returns the examples of a training; None where a loop loads its data itself.
+        """Returns the examples of the trainings with a seed; None if a loop loads its data itself.
 
         A training on all data is validated on one fifth of them, which only shows that it works.
         A separate validation set, `data.valid`, is used unchanged.
         """
-        if self.whole and self.data.split is not None:
+        if self.trains_on_all and self.data.split is not None:
             return self.data.split.whole_fold()
         return self.new_fold(seed)
 
@@ -235,16 +291,19 @@ class CandidateTrainings:
         return self.definition.make_new_fold(self.data, seed)
 
     @property
-    def repeats(self) -> bool:
-        """Whether final trainings would repeat the seeds and examples of the re-evaluation.
+    def repeats_reevaluation(self) -> bool:
+        """Returns whether final trainings would have the seeds and examples of the re-evaluation.
 
         They would if a loop loads its data itself, or there is a separate validation set.
         """
-        split, fold = self.data.split, self.new_fold(0)
-        return split is None or fold is None or len(fold[0]) == len(split)
+        split = self.data.split
+        fold = self.new_fold(0)
+        if split is None or fold is None:
+            return True
+        return len(fold.training) == len(split)
 
     def job(self, candidate: Origin, seed: int) -> Job:
-        """Builds the training of a candidate with a seed, by its number."""
+        """Builds the training of a candidate with the seed of this number."""
         fold = self.fold(seed)
         assert fold is not None
         return self.definition.build_job(self.candidates[candidate], fold, self.new_seed(seed))
@@ -256,26 +315,27 @@ class CandidateTrainings:
 
         Reuses the result of an earlier stage that has trained it.
         """
-        training = Origin.read(point.values), point.values["seed"]
+        training = Training(Origin.read(point.values), point.values["seed"])
         earlier = self.earlier.get(training)
-        if earlier is not None and (stored := earlier.objective()) is not None:
-            return stored
-        return self.train_again(*training, number, attempt)
+        if earlier is not None:
+            stored = earlier.objective()
+            if stored is not None:
+                return stored
+        return self.make_new_objective(training, number, attempt)
 
-    def train_again(self, candidate: Origin, seed: int, number: int, attempt: Attempt) -> Objective:
-        """Makes the objective that trains a candidate, even if an earlier stage has trained it.
+    def make_new_objective(self, training: Training, number: int, attempt: Attempt) -> Objective:
+        """Makes the objective of a training, even if an earlier stage has trained it.
 
         Args:
-            seed: the number of the seed.
             number: the number of the trial.
         """
         return self.definition.make_objective(
-            self.candidates[candidate],
+            self.candidates[training.candidate],
             number,
             self.data,
             attempt,
-            seed=self.new_seed(seed),
-            fold=self.fold(seed),
+            seed=self.new_seed(training.seed),
+            fold=self.fold(training.seed),
         )
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
@@ -290,7 +350,7 @@ class CandidateTrainings:
 
     @property
     def keeps_state(self) -> tuple[str, ...]:
-        """Returns nothing: the grid is the same in every process."""
+        """Nothing: the grid is the same in every process."""
         return ()
 
     def sampler(self, number: int, *, redraws: bool = False) -> GridSampler:
@@ -300,6 +360,6 @@ class CandidateTrainings:
         return NopPruner()
 
 
-def _distinct(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+def _distinct_values(rows: Sequence[Mapping[str, object]], column: str) -> list[object]:
     """Returns the distinct values of a column; "" where a row lacks it."""
     return list(dict.fromkeys(row.get(column, "") for row in rows))

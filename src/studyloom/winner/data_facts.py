@@ -1,6 +1,6 @@
 """The facts about a winner's data that one needs to use its network."""
 
-from typing import Any
+from typing import cast
 
 from studyloom.config.values import value_at
 from studyloom.data.examples import Part
@@ -8,35 +8,58 @@ from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.training.batches import find_input_dtype
 from studyloom.winner.candidates import CandidateTrainings, Origin
-from studyloom.winner.result import DataFacts, RangeFacts
+from studyloom.winner.result import DataFacts, DtypeName, RangeFacts
 
 
 def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | None) -> DataFacts:
-    """Describes the data, as far as the use of the winner's network needs it."""
-    data, job = trainings.data, trainings.job(winner, 0)
-    assert data.split is not None
-    split, shown = data.split, data.split if test is None else test
-    transform = None if data.source is None else data.source.transform
-    section = value_at(trainings.definition.config, "data.transform")
-    seen = InputRange.measure(split)
-    dtype: Any = "float32"  # in which the network takes inputs
-    if isinstance(split, Split) and not split.inputs.is_floating_point():
-        network = job.model(shape=split.shape, outputs=split.outputs)
-        dtype = str(find_input_dtype(job, network, split)).removeprefix("torch.")
+    """Describes the data, as far as the use of the winner's network needs it.
+
+    Args:
+        test: the test set; None if the winner was not tested, or tests itself.
+    """
+    data = trainings.data
+    split = data.split
+    assert split is not None
+    examples = split
+    test_digest = ""
+    if test is not None:
+        examples = test
+        test_digest = test.digest
+    shape = None
+    if examples.shape is not None:
+        shape = tuple(examples.shape)
+    transform = None
+    if data.source is not None:
+        transform = data.source.transform
+    transform_section = value_at(trainings.definition.config, "data.transform")
+    input_range = InputRange.measure(split)
+    range_facts = None
+    if input_range is not None:
+        range_facts = RangeFacts(**vars(input_range))
     return DataFacts(
         digest=split.digest,
-        test_digest="" if test is None else test.digest,
-        shape=None if shown.shape is None else tuple(shown.shape),
-        outputs=shown.outputs,
+        test_digest=test_digest,
+        shape=shape,
+        outputs=examples.outputs,
         mean=split.mean,
         std=split.std,
-        dtype=dtype,
-        classifies=shown.classifies,
-        names=tuple(shown.names),
-        columns=tuple(shown.columns),
-        inputs=None if seen is None else RangeFacts(**vars(seen)),
+        dtype=name_input_type(trainings, winner, split),
+        classifies=examples.classifies,
+        names=tuple(examples.names),
+        columns=tuple(examples.columns),
+        inputs=range_facts,
         loaded=not split.in_memory,
         kind=split.kind,
         reads=isinstance(transform, Reader),
-        transform=describe_transform(transform, section, split),
+        transform=describe_transform(transform, transform_section, split),
     )
+
+
+def name_input_type(trainings: CandidateTrainings, winner: Origin, split: Part) -> DtypeName:
+    """Returns the name of the type in which the winner's network takes its inputs."""
+    if not isinstance(split, Split) or split.inputs.is_floating_point():
+        return "float32"
+    job = trainings.job(winner, 0)
+    network = job.model(shape=split.shape, outputs=split.outputs)
+    dtype = find_input_dtype(job, network, split)
+    return cast(DtypeName, str(dtype).removeprefix("torch."))

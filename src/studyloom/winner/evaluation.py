@@ -1,205 +1,253 @@
-"""Assembles the result of a study from its stages."""
+"""The evaluation of a study: how far it is from its search to its winner, and what comes next.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+The best of 40 trials is partly luck: its value is a maximum over noise. So the result is made in
+four steps, each computed from what the ones before have stored:
 
-from studyloom.config.values import value_at
-from studyloom.data.examples import Part
-from studyloom.definition.definition import SECTIONS, Definition
+1. The candidates are chosen: the best few trials of the search, and the baseline to compare with.
+2. In the re-evaluation, each candidate is trained on the same new seeds and validation sets. The
+   drop from the value in the search to the mean on new seeds is the selection gap. The candidate
+   with the best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation`
+   the winner is also trained without each of its changes to the default configuration.
+3. In the final training, winner and baseline are trained on the full training set.
+4. The test measures both, once, on the test set.
+
+`read_evaluation` reads all of it from the database each time, so that every process comes to the
+same evaluation, also after trials were opened again. `next_stage` is the stage that has work.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from studyloom.decisions.early_end import decide_early_end
+from studyloom.definition.definition import Definition
+from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import DEFINED
-from studyloom.storage.ledger import Store
-from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin
-from studyloom.winner.measurement import describe_untested, measure_winner
-from studyloom.winner.predictions import Explain
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.ablation import Defaults, Losses, Names
+from studyloom.winner.candidates import Candidates, Origin, choose_candidates
 from studyloom.winner.reevaluation import Reevaluated
-from studyloom.winner.result import STAGES, Candidate, Result
-from studyloom.winner.statistics import difference, summarize
+from studyloom.winner.result import Ablation
+from studyloom.winner.stages import (
+    PlannedStage,
+    StagePlanner,
+    count_trainings_after,
+    winner_settings,
+)
+from studyloom.winner.stored_trainings import CandidateStage, StoredTest
+from studyloom.worker.open_study import OpenStudy, Stages
+from studyloom.worker.stage import Stage
 
 
-@dataclass(frozen=True)
-class EvaluatedWinner:
-    """A result, and what its files are made of.
-
-    Args:
-        config: trains the winner again, as a primary config.
-        simple_config: trains the simple configuration; None without one.
-        weights: the content of winner.pt; None if a loop kept nothing.
-        training_set: None if a loop has its own.
-        sources: the source code that a notebook or script defined, by name.
-    """
-
-    result: Result
-    config: dict[str, Any]
-    simple_config: dict[str, Any] | None
-    weights: bytes | None
-    training_set: Part | None
-    sources: dict[str, str]
-
-
-def evaluate_winner(
-    evaluation: Evaluation,
-    command: Sequence[str],
-    store: Store,
-    *,
-    repeat: bool = False,
-    explain: Explain | None = None,
-) -> EvaluatedWinner:
-    """Tests winner and baseline, and assembles the result.
-
-    A stored test of the same networks is reused, and the test set not used again, except with
-    `repeat`. A loop without `objective.test` is not tested: the result then has what the loop
-    kept in the re-evaluation.
+@dataclass
+class Evaluation:
+    """The state of a study on the way to its winner; a field is None until it is known.
 
     Args:
-        evaluation: of a study whose stages have all ended, with a winner.
-        store: the connection of the command that holds the lease, see `Ledger.testing`.
-        repeat: whether to test again.
-        explain: explains the winner's predictions on the test set; None for a result without
-            explanations.
-
-    Raises:
-        NoWinner: a final training or the test has failed.
-        StorageError: another command has taken over the lease.
+        remaining: how many trials or trainings of the present stage have not ended.
+        rule: chooses the candidates, and the winner among them.
+        later: the stored stages after the search; the last of them is the present one, unless a
+            stage is planned.
+        planned: the next stage, if no worker has begun it.
+        candidates: the best trials of the search, and the baseline.
+        reevaluated: the candidates with their values on new seeds.
+        winner: the candidate that wins.
+        defaults: puts hyperparameters of the winner back to their defaults, for an ablation.
+        ablation: what the changes of the winner are worth.
+        trained: the last stage, all of whose trainings have ended: it has the networks.
+        test: the stored test of these networks.
     """
-    study, found = evaluation.study, evaluation.reevaluated
-    last = evaluation.trained
-    assert found is not None
-    assert last is not None
-    definition, search = study.definition, study.stored
+
+    study: OpenStudy
+    remaining: int
+    later: list[CandidateStage] = field(default_factory=list)
+    planned: PlannedStage | None = None
+    rule: Rule | None = None
+    candidates: Candidates | None = None
+    reevaluated: Reevaluated | None = None
+    winner: Origin | None = None
+    defaults: Defaults | None = None
+    ablation: Ablation | None = None
+    trained: CandidateStage | None = None
+    test: StoredTest | None = None
+
+    @property
+    def search(self) -> Stage:
+        """The search, after which further trainings may follow."""
+        search = self.study.search
+        if not winner_settings(self.study).enabled:
+            return search
+        return replace(search, following=count_trainings_after(self.study))
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stored stages, the search first."""
+        return [self.search, *self.later]
+
+    @property
+    def title(self) -> str:
+        """The title of the present stage."""
+        if self.planned is not None:
+            return self.planned.title
+        return self.stages[-1].title
+
+    @property
+    def trials(self) -> int:
+        """How many trials the winner is chosen from: fewer than the budget if the search ended."""
+        search = self.study.search
+        end = decide_early_end(search.stored, search.trials)
+        if end is None:
+            return search.trials
+        return end.begun
+
+    @property
+    def lacks_winner(self) -> bool:
+        """Returns whether all stages have ended without a winner."""
+        return winner_settings(self.study).enabled and not self.remaining and self.trained is None
+
+    def enter(self, plan: PlannedStage) -> CandidateStage | None:
+        """Makes a stage the present one; returns it if all its trainings have ended."""
+        stage = plan.find()
+        if stage is None:
+            self.planned = plan
+            self.remaining = plan.trials
+            return None
+        self.later.append(stage)
+        self.remaining = stage.todo()
+        if self.remaining:
+            return None
+        return stage
+
+
+def next_stage(evaluation: Evaluation) -> Stage | None:
+    """Returns the first stage that has work, or None; makes its stored study if it has none."""
+    if not evaluation.remaining:
+        return None
+    if evaluation.planned is not None:
+        return evaluation.planned.begin()
+    return evaluation.stages[-1]
+
+
+class WinnerStages(Stages):
+    """The stages of a study up to the final training of its winner."""
+
+    def find_next(self, study: OpenStudy) -> Stage | None:
+        """Returns the first stage that has work; None if none has."""
+        return next_stage(read_evaluation(study))
+
+    def find_begun(self, study: OpenStudy) -> list[Stage]:
+        """Returns the stages that are stored, in their order."""
+        return read_evaluation(study).stages
+
+
+def read_evaluation(study: OpenStudy) -> Evaluation:
+    """Reads from the database how far a study is on the way to its winner."""
+    evaluation = Evaluation(study, remaining=study.search.todo())
+    if evaluation.remaining:
+        # A search that had ended may have trials again, as after `studyloom redo`: then other
+        # trials than those in memory count.
+        study.stored.storage.forget(study.stored.ledger.study_id)
+        return evaluation
+    settings = winner_settings(study)
+    definition = study.definition
+    rule = definition.rule or study.stored.default_rule()
+    evaluation.rule = rule
+    candidates = choose_candidates(
+        definition, study.stored, rule, study.search.trials, settings.top
+    )
+    evaluation.candidates = candidates
+    if not settings.enabled or not candidates:
+        return evaluation
+    planner = StagePlanner(study, rule)
+    ablates = settings.ablation or planner.has_simple() is True
+
+    # A single candidate that will be tested is not trained again first.
+    stage = None
+    if not definition.tested or len(candidates) > 1 or ablates:
+        stage = evaluation.enter(planner.plan_reevaluation(candidates))
+        if stage is None:
+            return evaluation
+    reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
+    if stage is not None:
+        reevaluated = replace(
+            reevaluated, values=stage.values(), partial_values=stage.partial_values()
+        )
+    evaluation.reevaluated = reevaluated
+    if not reevaluated.eligible:
+        return evaluation
+    evaluation.winner = reevaluated.winner
+
+    if ablates:
+        read_ablation(evaluation, planner, reevaluated)
+        if evaluation.ablation is None:
+            return evaluation
+
     if definition.tested:
-        tested, kept = measure_winner(evaluation, store, repeat=repeat, explain=explain)
-    else:
-        first = min(found.values_by_seed(found.winner))
-        kept = last.load_or_train(found.winner, first)
-        tested = describe_untested(last.source, found.winner)
-    candidates = describe_candidates(found, definition.metric.bounds)
-    winner, point = candidates[found.winner], found.candidates[found.winner].point
-    rows = tuple(candidates.values())
-    result = Result(
-        **vars(tested),
-        study=search.name,
-        stage=last.stored.name,
-        trials=evaluation.trials,
-        study_trials=sum(search.ledger.counts().values()),
-        reused={stage.title: stage.reused() for stage in evaluation.later if stage.title in STAGES},
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
-        winner=winner,
-        candidates=rows,
-        metric=search.objectives[0],
-        rule=str(evaluation.rule),
-        keeps=found.keeps_to_rule,
-        ablation=evaluation.ablation,
-        command=tuple(command),
-    )
-    (defined,) = search.attributes(DEFINED)
-    sources = {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
-    simple_config = None
-    ablation, defaults = evaluation.ablation, evaluation.defaults
-    if ablation is not None and defaults is not None and ablation.simple is not None:
-        simple_config = winner_config(definition, defaults.put_back(ablation.simple))
-    return EvaluatedWinner(
-        result=result,
-        config=winner_config(definition, point),
-        simple_config=simple_config,
-        weights=None if kept is None else pack_weights(kept),
-        training_set=study.data.split,
-        sources=sources,
-    )
+        points = choose_final_points(evaluation, planner, reevaluated)
+        stage = evaluation.enter(planner.plan_final_training(candidates, points))
+        if stage is None:
+            return evaluation
+        evaluation.test = stage.find_test(study.stored)
+    evaluation.trained = stage
+    return evaluation
 
 
-def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
-    """Describes the candidates by their values, the best first.
+def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated) -> None:
+    """Reads the ablation: the winner without each of its changes, then without several at once.
 
-    Args:
-        bounds: the lowest and the highest value of the metric.
+    The simple configuration is the first of these that is about as good as the winner.
     """
-    search, rows = found.search, dict[Origin, Candidate]()
-    names = [objective.name for objective in search.objectives[1:]]
-    for origin, source in found.candidates.items():
-        value, *costs = source.trial.values
-        row = Candidate(
-            trial=origin.trial,
-            params=dict(source.point.params),
-            search_value=value,
-            costs=dict(zip(names, costs, strict=True)),
-            baseline=source.is_baseline,
-        )
-        new_values = [*found.values_by_seed(origin).values()]
-        if found.values is not None:
-            row = replace(row, failed=found.seeds - len(new_values))
-        if new_values:
-            known = summarize(new_values, bounds)
-            gap = difference(search.sign * value, search.sign * known.mean)
-            row = replace(row, **vars(known), gap=gap)
-        rows[origin] = row
+    study = evaluation.study
+    winner = reevaluated.winner
+    point = reevaluated.candidates[winner].point
+    values = (reevaluated.values or {}).get(winner, ())
+    defaults = Defaults(study.definition, point, study.stored.trials())
+    losses = Losses(values, {}, study.stored.sign, planner.settings.margin)
+    evaluation.defaults = defaults
+    simple = None
+    if defaults.changes:
+        stage = evaluation.enter(planner.plan_ablation(winner, defaults, defaults.changes))
+        if stage is None:
+            return
+        losses = losses.with_values(stage.values())
+        for names in find_simplifications(study.definition, planner.rule, defaults, losses):
+            if len(names) > 1:  # single changes are trained already
+                stage = evaluation.enter(planner.plan_ablation(winner, defaults, [names]))
+                if stage is None:
+                    return
+                losses = losses.with_values(stage.values())
+            if losses.is_within_margin(names):
+                simple = names
+                break
+    evaluation.ablation = losses.describe(defaults, simple)
 
-    def rank(row: Candidate) -> tuple[bool, bool, float]:
-        return row.mean is None, row.failed > 0, -search.sign * (row.mean or 0.0)
 
-    return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
+def find_simplifications(
+    definition: Definition, rule: Rule, defaults: Defaults, losses: Losses
+) -> list[Names]:
+    """Returns the changes that a simple configuration may lack: all not needed, then fewer.
 
-
-def is_result_of(result: Result, evaluation: Evaluation) -> bool:
-    """Whether a result comes from the last stage of an evaluation.
-
-    Compares the name of the stage, which contains budget and rule, the candidates with their
-    seeds, and what makes the network of a loop, which `predict` needs.
+    There are none if costs are limited: costs are known only for trials of the search.
     """
-    study, found, last = evaluation.study, evaluation.reevaluated, evaluation.trained
-    if found is None or last is None:
-        return False
-    network = value_at(study.definition.config, "objective.network")
-    return (
-        result.stage == last.stored.name
-        and result.belongs_to(study.stored)
-        and result.trials == evaluation.trials  # else the search had ended, and was extended since
-        and (result.ablation is not None or evaluation.ablation is None)
-        and all(
-            [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
-            for row in result.candidates
-        )
-        and (network is None or network == result.named_network(study.run_dir))
-    )
+    if rule.conditions or definition.limits:
+        return []
+    return [names for names in losses.simplifications() if defaults.is_possible(names)]
 
 
-def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
-    """Makes a primary config that trains a configuration without a search, so that it wins."""
-    choices = {**definition.composer.choices, **point.choices}
-    if "space" in choices:  # an option may choose others
-        choices["space"] = "none"
-    own: dict[str, str | None] = {
-        group: option for group, option in choices.items() if not group.startswith("hydra/")
-    }
-    # A group that the command removed with ~GROUP, to give the section itself.
-    removed = [each.key for each in definition.composer.overrides if each.deletes]
-    own |= dict.fromkeys(key for key in removed if key in SECTIONS)
-    sections = definition.sections(point)
-    # In full: what is at its default here may be something else in the study module's own config.
-    sections["train"] = value_at(definition.compose_config(point), "train")
-    sections["train"].pop("loss")
-    if (network := value_at(definition.config, "objective.network")) is not None:
-        sections["objective"]["network"] = network
-    study = definition.config.study
-    if definition.rule is not None:
-        # The winner is chosen already, and the study module may have another rule.
-        sections["winner"] = {"rule": None}
-    return {
-        "defaults": [
-            definition.composer.config_name,
-            *({f"override /{group}": option} for group, option in own.items()),
-            "_self_",
-        ],
-        "study": {
-            "name": f"{study.name}-winner",
-            "seed": study.seed,
-            "trials": 1,
-            "baseline": True,
-        },
-        "space": None,
-        **sections,
-    }
+def choose_final_points(
+    evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated
+) -> dict[Origin, Point]:
+    """Returns the configurations of the final training: winner and baseline.
+
+    The simple configuration is added, unless a final training without it has begun before.
+    """
+    winner = reevaluated.winner
+    points = {}
+    for origin, source in reevaluated.candidates.items():
+        if origin in (winner, reevaluated.baseline):
+            points[origin] = source.point
+    ablation = evaluation.ablation
+    defaults = evaluation.defaults
+    if ablation is None or defaults is None or not ablation.simple:
+        return points
+    if planner.has_simple() is not False:
+        simple = replace(winner, defaults=ablation.simple)
+        points[simple] = defaults.put_back(ablation.simple)
+    return points

@@ -11,7 +11,14 @@ from studyloom.averages import Interval
 
 @dataclass(frozen=True)
 class Bin:
-    """The predictions within a range of confidence; `interval` is that of their accuracy."""
+    """The predictions within a range of confidence.
+
+    Attributes:
+        low: the lower end of the range; `high` is the upper one.
+        count: the number of predictions.
+        confidence: the mean confidence.
+        interval: the 95% interval of the accuracy.
+    """
 
     low: float
     high: float
@@ -23,7 +30,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The confidence of a classifier, and its accuracy."""
+    """The confidence of a classifier, compared with its accuracy.
+
+    Attributes:
+        error: the mean distance between confidence and accuracy over the bins, weighted by count.
+        confidence: the mean confidence.
+    """
 
     error: float
     confidence: float
@@ -43,7 +55,12 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class Groups:
-    """The metric on each group of examples, or class; `left` is how many are left out."""
+    """The metric on each group of examples, or on each class.
+
+    Attributes:
+        of: "group" or "class".
+        left: how many groups or classes are left out.
+    """
 
     of: str
     left: int
@@ -52,7 +69,11 @@ class Groups:
 
 @dataclass(frozen=True)
 class Column:
-    """How much worse the metric gets when one column is shuffled, over several shuffles."""
+    """The loss in the metric when one column of a table is shuffled.
+
+    Attributes:
+        worse: how much worse the metric gets, on average over several shuffles.
+    """
 
     name: str
     worse: float
@@ -61,9 +82,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """A misclassified image with what misled the network in red.
+    """A misclassified image; the parts that misled the network are red.
 
     Attributes:
+        index: the position of the image in the test set.
         image: a PNG in a data URL.
         most: the largest loss of confidence.
     """
@@ -80,6 +102,10 @@ class ExplainedText:
     """A misclassified text of the test set.
 
     Attributes:
+        index: the position of the text in the test set.
+        probabilities: the probability of the true class, and of the predicted one.
+        words: the words that were examined.
+        changes: how much each word's absence lowers the margin.
         margin: the log of the ratio of the predicted class's probability to the true class's.
         left: how many further words were not examined.
     """
@@ -96,7 +122,9 @@ class ExplainedText:
 
 @dataclass(frozen=True)
 class Explanations:
-    """All that explains a winner; empty where it does not apply to the data, or failed.
+    """All explanations of a winner.
+
+    A field is empty if it does not apply to the data, or could not be made.
 
     Attributes:
         calibration: how confident a classifier is, and how often it is right.

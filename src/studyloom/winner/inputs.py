@@ -1,6 +1,6 @@
 """Makes inputs of a network from arrays, as described by the study's data source."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,14 @@ SILENT = (
 )
 
 
-# Float32 (n, *shape), and for each input a note to print with its prediction, or "". Or several
-# tensors by name or in order, without notes.
+# The inputs of a network, and a note to print with the prediction of each, or "". The inputs are a
+# float32 tensor (n, *shape), or several tensors by name or in order, which have no notes.
 Inputs = tuple[Any, list[str]]
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Makes inputs of a network from arrays, and checks those that are read from files.
+    """Makes inputs of a network from arrays, and checks inputs that were read from files.
 
     Args:
         transform: makes an input from a file; None if the study has none.
@@ -59,76 +59,129 @@ class InputFormat:
                 images may be missing.
             dtype: the name of their original type.
         """
-        shape, transform = self.shape, self.transform
         if not self.facts.takes_arrays:
             raise PredictError(SEVERAL)
+        shape = self.shape
         if self.facts.loads_tokens and numbers.ndim in (len(shape), len(shape) + 1):
             shape = tuple(numbers.shape[-len(shape) :])  # sequences may have any length
         if not shape:
             if not numbers.ndim or not len(numbers):
                 raise PredictError("it must hold an input for each entry of its first dimension")
             return self.finish(numbers)
-        gray = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-        if gray and numbers.ndim < 4 and tuple(numbers.shape) != shape:
-            numbers = numbers.unsqueeze(-3)
-        rows = numbers[None] if tuple(numbers.shape) == shape else numbers
+        rows = self._as_rows(numbers, shape)
+        if not is_image(shape) or self.transform is None or isinstance(self.transform, Sound):
+            return self.finish(rows)
+        has_integers = dtype.startswith(("int", "uint"))
+        # The data source normalizes its images itself, by known values.
+        has_normalization = (self.facts.mean, self.facts.std) != (0, 1)
+        normalizes = isinstance(self.transform, Image) and has_normalization
+        if not has_integers and not normalizes:
+            return self.finish(rows)
+        return self._from_levels(rows, dtype)
+
+    def _as_rows(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns the inputs that an array holds, as (n, *shape).
+
+        Raises:
+            PredictError: the array has another shape.
+        """
+        is_gray = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        if is_gray and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+            numbers = numbers.unsqueeze(-3)  # the channels, which grayscale images may lack
+        rows = numbers
+        if tuple(numbers.shape) == shape:
+            rows = numbers[None]
         if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
             raise PredictError(
                 f"it must hold an input of {format_shape(shape)} numbers, or several; "
                 f"got {format_shape(numbers.shape) or 'one number'}"
             )
-        if not is_image(shape) or transform is None or isinstance(transform, Sound):
-            return self.finish(rows)
-        # Whether the data source normalizes its images itself, by known values.
-        normal = isinstance(transform, Image) and (self.facts.mean, self.facts.std) != (0, 1)
-        whole = dtype.startswith(("int", "uint"))
-        if not whole and not normal:
-            return self.finish(rows)
-        most = 65535 if dtype == "uint16" else 255 if whole else 1
-        low, high = (float(end) for end in rows.aminmax())
-        if low < 0 or high > most:
-            wanted = f"its integers must be pixels from 0 to {most}, or to 65535 as uint16"
-            if not whole:
-                wanted = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
-            raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
-        return self.from_pixels(rows / most)
+        return rows
 
-    def from_pixels(self, pixels: Tensor, done: Sequence[str] | None = None) -> Inputs:
+    def _from_levels(self, rows: Tensor, dtype: str) -> Inputs:
+        """Makes inputs from images whose numbers are levels from black to white.
+
+        Args:
+            rows: (n, channels, height, width).
+            dtype: the name of their original type, which says how large white is.
+        """
+        has_integers = dtype.startswith(("int", "uint"))
+        white = 1
+        if dtype == "uint16":
+            white = 65535
+        elif has_integers:
+            white = 255
+        low, high = (float(end) for end in rows.aminmax())
+        if low < 0 or high > white:
+            rule = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
+            if has_integers:
+                rule = f"its integers must be pixels from 0 to {white}, or to 65535 as uint16"
+            raise PredictError(f"{rule}; got {low:.6g} to {high:.6g}")
+        return self.from_pixels(rows / white)
+
+    def from_pixels(self, pixels: Tensor, changes: Sequence[str] | None = None) -> Inputs:
         """Makes inputs from pixels (n, channels, height, width) from 0 to 1.
 
         Args:
-            done: the changes made to the image of a file, which may have another size and
+            changes: the changes made to the image of a file, which may have another size and
                 background; None for arrays, whose images must fit.
         """
         if self.transform is None:
             raise PredictError(SILENT)
         if not isinstance(self.transform, Image):
             levels = (pixels * 255).round().to(torch.uint8)
-            return self.finish(self.apply_transform(levels), done or ())
-        if done is not None:
-            row, more = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
-            return self.finish(row[None], [*done, *more])
-        return self.finish(self.transform.normalize(pixels))
+            return self.finish(self.apply_transform(levels), changes or ())
+        if changes is None:
+            return self.finish(self.transform.normalize(pixels))
+        row, further_changes = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
+        return self.finish(row[None], [*changes, *further_changes])
 
     def apply_transform(self, items: Tensor) -> Tensor:
-        """Calls the user's transform for each item."""
-        make: Callable[..., Any] | None = self.transform
-        assert make is not None
+        """Calls the user's transform for each item (n, …).
+
+        Raises:
+            PredictError: it raises an exception, or returns another shape.
+        """
+        transform: Callable[..., Any] | None = self.transform
+        assert transform is not None
         try:
-            rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
-        except Exception as error:  # whatever a user's function raises
+            rows = torch.stack([torch.as_tensor(transform(item)).float() for item in items])
+        except Exception as error:  # a user's function may raise anything
             raise transform_error(error) from error
         if tuple(rows.shape[1:]) != self.shape:
-            wanted, got = format_shape(self.shape), format_shape(rows.shape[1:]) or "one number"
-            raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
+            shape = format_shape(rows.shape[1:]) or "one number"
+            raise PredictError(
+                f"data.transform must return {format_shape(self.shape)} numbers; got {shape}"
+            )
         return rows
 
-    def finish(self, rows: Tensor, done: Iterable[str] = (), own: Sequence[str] = ()) -> Inputs:
+    def finish(
+        self, rows: Tensor, changes: Sequence[str] = (), notes_of_reader: Sequence[str] = ()
+    ) -> Inputs:
         """Checks inputs, and notes how they were changed and differ from the training data.
 
         Args:
-            own: the notes of a `Reader`, one for each input.
+            rows: the inputs, (n, *shape).
+            changes: the changes made to all of them.
+            notes_of_reader: the notes of a `Reader`, one for each input.
         """
+        self._check(rows)
+        differences: dict[int, str] = {}
+        # A `Reader` knows better how its inputs differ, and says so in its notes.
+        if self.facts.inputs is not None and not self.facts.reads:
+            input_range = InputRange(**vars(self.facts.inputs))
+            differences = input_range.describe_differences(rows, self.facts.columns)
+        notes = []
+        for index in range(len(rows)):
+            parts = [*changes]
+            if notes_of_reader:
+                parts.append(notes_of_reader[index])
+            parts.append(differences.get(index, ""))
+            notes.append("; ".join(filter(None, parts)))
+        return rows, notes
+
+    def _check(self, rows: Tensor) -> None:
+        """Raises PredictError if a network cannot take inputs (n, *shape)."""
         if len(rows) > MOST_INPUTS:
             raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
         finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
@@ -137,11 +190,6 @@ class InputFormat:
             raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
         if self.facts.takes_integers and not bool((rows == rows.round()).all()):
             raise PredictError("its numbers must be integers, as the network takes them")
-        facts, unlike = self.facts, dict[int, str]()
-        if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
-            unlike = InputRange(**vars(facts.inputs)).describe_differences(rows, facts.columns)
-        words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
-        return rows, ["; ".join(filter(None, each)) for each in words]
 
 
 def transform_error(error: Exception) -> PredictError:

@@ -32,11 +32,13 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.training.states import load_state
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import InputFormat
-from studyloom.winner.result import DataFacts, Result
+from studyloom.winner.result import DataFacts, DtypeName, Result
 
-BATCH = 256  # inputs of a call, as in an evaluation on the CPU
-ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
-SHOWN, MOST_PROBABLE = 20, 5  # inputs in a notebook, and the classes of a single one
+BATCH = 256  # inputs in a call of the network, as in an evaluation on the CPU
+# The largest distance from 1 of the sum of probabilities in float32 or bfloat16.
+ROUNDING = 1e-4
+SHOWN = 20  # inputs that a notebook shows
+MOST_PROBABLE = 5  # classes that a notebook shows of a single input
 NO_NETWORK = (
     "{}: the winner is of a custom training loop, and nothing says what makes its network; add "
     "--network mine.Net, here or once to `studyloom winner RUN_DIR`, which tests nothing again; "
@@ -59,11 +61,17 @@ class Network:
     @property
     def precision(self) -> torch.dtype:
         """The type of its weights, in which it takes floats."""
-        types = (weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
-        return next(types, torch.float32)
+        for weight in self.model.parameters():
+            if weight.is_floating_point():
+                return weight.dtype
+        return torch.float32
 
     def __call__(
-        self, inputs: Any, batch: int | None = None, softmax: bool | None = None, output: Any = None
+        self,
+        inputs: Any,
+        batch: int | None = None,
+        softmax: bool | None = None,
+        output: str | int | None = None,
     ) -> tuple[Tensor, bool]:
         """Predicts for inputs (n, *shape), or for several; see `studyloom.Winner.predict`.
 
@@ -73,43 +81,74 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        whole = self.form.facts.takes_integers and isinstance(inputs, Tensor)
-        size = batch or (BATCH if self.batched else None)
+        size = batch or None
+        if size is None and self.batched:
+            size = BATCH
+        dtype = self.precision
+        if self.form.facts.takes_integers and isinstance(inputs, Tensor):
+            dtype = torch.int64
         try:
-            given = as_taken(inputs, torch.int64 if whole else self.precision)
-            outputs = predict_outputs(self.model, given, size, output)
-            # Of three dimensions or more, the second is known to be the classes next to a batch.
-            known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
-            known = known and outputs.shape[1] > 1  # one logit is the value of no class
-            classifies = (self.form.facts.classifies and known) if softmax is None else softmax
+            outputs = predict_outputs(self.model, convert_inputs(inputs, dtype), size, output)
+            classifies = softmax
+            if softmax is None:
+                classifies = self.form.facts.classifies and self._has_classes(outputs)
+            # With softmax=True the user says that the outputs are logits.
             if classifies and (softmax or not _are_probabilities(outputs)):
                 outputs = outputs.softmax(1)
-        except Exception as error:  # whatever a user's network raises
-            shape = f" of {format_shape(inputs.shape)}" if isinstance(inputs, Tensor) else ""
-            words = f"{type(self.model).__name__} cannot take these inputs{shape}: "
-            raise PredictError(words + one_line(describe_error(error))[:300]) from error
+        except Exception as error:  # a user's network may raise anything
+            shape = ""
+            if isinstance(inputs, Tensor):
+                shape = f" of {format_shape(inputs.shape)}"
+            problem = f"{type(self.model).__name__} cannot take these inputs{shape}"
+            reason = one_line(describe_error(error))[:300]
+            raise PredictError(f"{problem}: {reason}") from error
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError("its numbers are too far from the training data for finite outputs")
-        return outputs, classifies
+        return outputs, bool(classifies)
+
+    def _has_classes(self, outputs: Tensor) -> bool:
+        """Returns whether the second dimension of outputs is the classes, at least two.
+
+        The second of three or more dimensions is the classes only if the first is the batch. A
+        single logit is the value of no class.
+        """
+        has_class_dimension = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
+        return has_class_dimension and outputs.shape[1] > 1
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
-    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < ROUNDING).all())
+    """Returns whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
+    if not bool((outputs >= 0).all()):
+        return False
+    return bool(((outputs.sum(1) - 1).abs() < ROUNDING).all())
 
 
-def as_taken(inputs: Any, precision: torch.dtype) -> Any:
+def convert_inputs(inputs: Any, precision: torch.dtype) -> Any:
     """Returns inputs as a network takes them: tensors, floats in its precision.
 
     Args:
         inputs: a tensor or an array, or several in nested mappings and tuples.
     """
     if isinstance(inputs, Mapping):
-        return {name: as_taken(each, precision) for name, each in inputs.items()}
+        return {name: convert_inputs(value, precision) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(as_taken(each, precision) for each in inputs)
-    given = torch.as_tensor(inputs).detach().cpu()
-    return given.to(precision) if given.is_floating_point() else given
+        return tuple(convert_inputs(value, precision) for value in inputs)
+    tensor = torch.as_tensor(inputs).detach().cpu()
+    if tensor.is_floating_point():
+        return tensor.to(precision)
+    return tensor
+
+
+@dataclass(frozen=True)
+class UnloadedNetwork:
+    """A network of a winner, and the weights that are to be loaded into it.
+
+    Args:
+        model: the network, with weights as it was made.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,15 +156,17 @@ class WinnerFiles:
     """The contents of a winner's files: its result, its configuration and its weights.
 
     Args:
-        trusted: the packages whose code may be called; None: all, see `consent`.
-        kept: weights of a network, or the states of a loop by their names in `run.keep`.
+        trusted: the packages whose code may be called; None for all, see `consent`.
+        config: the content of winner.yaml.
+        state: the weights of a network, or the states of a loop by their names in `run.keep`.
+        is_of_loop: whether a custom training loop has trained the winner.
     """
 
     run_dir: Path
     result: Result
     trusted: Sequence[str] | None
     config: Mapping[str, Any]
-    kept: dict[str, Any]
+    state: dict[str, Any]
     is_of_loop: bool
 
     @classmethod
@@ -137,37 +178,33 @@ class WinnerFiles:
             ConfigError: the config has an interpolation, or names code other than the loop that is
                 not trusted.
         """
-        result, allowed = Result.load(run_dir), consent(run_dir, trusted)
+        result = Result.load(run_dir)
+        allowed = consent(run_dir, trusted)
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
         result.check_whole(run_dir, *names)
         config = read_yaml(run_dir / "winner.yaml", trusted=allowed is None)
-        checked = written_values(config)
-        objective = checked.get("objective")
-        is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
-        if is_of_loop:
-            if "${" not in str(objective["_target_"]):
-                del objective["_target_"]  # the loop itself, which is not called here
-            objective.pop("network", None)  # is checked when it is called
-        check_targets(checked, allowed)
-        kept: dict[str, Any] = {}
-        try:
-            if "winner.pt" in names:
-                kept = load_weights(run_dir / "winner.pt", untrusted=allowed is not None)
-        except ValueError as error:
-            raise PredictError(str(error)) from None
-        return cls(run_dir, result, allowed, config, kept, is_of_loop)
+        is_of_loop = _check_config(config, allowed)
+        state: dict[str, Any] = {}
+        if "winner.pt" in names:
+            try:
+                state = load_weights(run_dir / "winner.pt", untrusted=allowed is not None)
+            except ValueError as error:
+                raise PredictError(str(error)) from None
+        return cls(run_dir, result, allowed, config, state, is_of_loop)
 
     @property
     def states(self) -> dict[str, Any]:
         """The state dict of each object that a loop gave to `run.keep`, by its name."""
-        return self.kept if self.is_of_loop else {}
+        if not self.is_of_loop:
+            return {}
+        return self.state
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Loads the states that a loop kept into objects; see `studyloom.Winner.restore`."""
-        unknown = [name for name in parts if name not in self.states]
-        if unknown:
-            kept = ", ".join(self.states) or "nothing"
-            raise PredictError(f"the winner kept no {unknown[0]}; it kept {kept}")
+        for name in parts:
+            if name not in self.states:
+                names = ", ".join(self.states) or "nothing"
+                raise PredictError(f"the winner kept no {name}; it kept {names}")
         for name, part in parts.items():
             load_state(part, self.states[name])
 
@@ -175,44 +212,99 @@ class WinnerFiles:
         """Makes the network of the winner, with its weights.
 
         Args:
-            make: the network, or a class or function that makes it; None: what the files name.
+            make: the network, or a class or function that makes it; None if the files name it.
 
         Raises:
             PredictError: the files cannot be used.
             ConfigError: winner.yaml or winner.json names something that is not trusted.
         """
-        config, facts, weights, known = self.config, self.result.data, self.kept, dict[str, Any]()
-        if facts is not None:
-            known = {"shape": facts.shape, "outputs": facts.outputs}
         if self.is_of_loop:
-            named = written_values(config["objective"]).get("network") if make is None else make
-            name = find_network_name(named)
-            weights = select_weights(weights, name)
-            if named is None:
-                raise PredictError(NO_NETWORK.format(self.run_dir))
-            named = named if name is None else named[name]
-            if make is None:
-                section = named if isinstance(named, Mapping) else {"_target_": named}
-                check_targets({"objective": {"network": section}}, self.trusted)
-                named = build_named_function(section, NETWORK)
-            make = named
+            network = self._make_network_of_loop(make)
         else:
-            if "model" not in config or facts is None:
-                raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
-            if make is None:
-                make = build_network(config["model"], facts.shape, facts.outputs)
-            else:
-                known |= {"classes": facts.outputs} | value_at(config, "model")
-        model = make_loop_network(make, config, **known)
+            network = self._make_trained_network(make)
+        model = network.model
         try:
             # A loop may have brought its network to another precision, which its weights have.
-            load_state(model, weights, assign=self.is_of_loop)
+            load_state(model, network.weights, assign=self.is_of_loop)
         except (ValueError, RuntimeError) as error:
-            file, reason = self.run_dir / "winner.pt", one_line(str(error))[:300]
-            raise PredictError(f"{file}: {reason}") from None
+            reason = one_line(str(error))[:300]
+            raise PredictError(f"{self.run_dir / 'winner.pt'}: {reason}") from None
+        facts = self.result.data
         if facts is None:
             return Network(model, InputFormat(_facts_of(model, self.result)), batched=False)
         return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
+
+    @property
+    def _known_arguments(self) -> dict[str, Any]:
+        """The arguments, if known, that a class or function of a network may take.
+
+        A loop that loads its own data has none.
+        """
+        facts = self.result.data
+        if facts is None:
+            return {}
+        return {"shape": facts.shape, "outputs": facts.outputs}
+
+    def _make_network_of_loop(self, make: Any) -> UnloadedNetwork:
+        """Makes the network of a custom training loop.
+
+        Args:
+            make: what makes it, or {name: what makes it} if the loop kept several networks; None
+                if winner.yaml names that.
+        """
+        target = make
+        if make is None:
+            target = written_values(self.config["objective"]).get("network")
+        name = find_network_name(target)
+        weights = select_weights(self.state, name)
+        if target is None:
+            raise PredictError(NO_NETWORK.format(self.run_dir))
+        if name is not None:
+            target = target[name]
+        if make is None:
+            section = target
+            if not isinstance(target, Mapping):
+                section = {"_target_": target}
+            check_targets({"objective": {"network": section}}, self.trusted)
+            target = build_named_function(section, NETWORK)
+        return UnloadedNetwork(
+            make_loop_network(target, self.config, **self._known_arguments), weights
+        )
+
+    def _make_trained_network(self, make: Any) -> UnloadedNetwork:
+        """Makes the network of a training of studyloom: that of the section `model`.
+
+        Args:
+            make: a class or function that makes it instead, from the values of the section; None
+                for the class that the section names.
+        """
+        facts = self.result.data
+        if "model" not in self.config or facts is None:
+            raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
+        arguments = self._known_arguments
+        if make is None:
+            make = build_network(self.config["model"], facts.shape, facts.outputs)
+        else:
+            arguments |= {"classes": facts.outputs} | value_at(self.config, "model")
+        return UnloadedNetwork(make_loop_network(make, self.config, **arguments), self.state)
+
+
+def _check_config(config: Mapping[str, Any], trusted: Sequence[str] | None) -> bool:
+    """Checks that winner.yaml names only trusted code, and returns whether it is of a loop.
+
+    The loop itself and its network are left out: the loop is not called, and the network is checked
+    when it is made.
+    """
+    checked = written_values(config)
+    objective = checked.get("objective")
+    is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
+    if is_of_loop:
+        is_interpolation = "${" in str(objective["_target_"])
+        if not is_interpolation:  # `check_targets` reports an interpolation as an error
+            del objective["_target_"]
+        objective.pop("network", None)
+    check_targets(checked, trusted)
+    return is_of_loop
 
 
 def read_winner_files(run_dir: Path, trusted: Sequence[str] = ()) -> WinnerFiles:
@@ -227,24 +319,43 @@ def load_network(
     """Loads the network of the winner in a run directory; see `WinnerFiles`.
 
     Args:
-        named: what makes the network, as a value of `objective.network` that the user gives, whose
-            code is called; None: what the files name.
+        named: a value of `objective.network` that the user gives, whose code is called; None if
+            the files name what makes the network.
     """
     files = WinnerFiles.read(run_dir, trusted)
     if named is None:
         return files.network()
     make = build_named_function(named, NETWORK)
-    kept = find_network_name(named)
-    return files.network(make if kept is None else {kept: make})
+    name = find_network_name(named)
+    if name is None:
+        return files.network(make)
+    return files.network({name: make})
 
 
 def _facts_of(model: nn.Module, result: Result) -> DataFacts:
     """Describes the data of a loop that loads its own, as far as network and metric show it."""
+    dtype: DtypeName = "float32"
+    if isinstance(_first_layer(model), nn.Embedding):
+        dtype = "int64"
     metric = METRICS.get(result.metric.name)
-    layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
-    whole = isinstance(next(layers, None), nn.Embedding)
-    classifies = metric is not None and metric.targets == "classes"
-    return DataFacts("", "", (), None, 0.0, 1.0, "int64" if whole else "float32", classifies)
+    return DataFacts(
+        digest="",
+        test_digest="",
+        shape=(),
+        outputs=None,
+        mean=0.0,
+        std=1.0,
+        dtype=dtype,
+        classifies=metric is not None and metric.targets == "classes",
+    )
+
+
+def _first_layer(model: nn.Module) -> nn.Module | None:
+    """Returns the first module of a network that has parameters itself; None if none has."""
+    for module in model.modules():
+        if [*module.parameters(recurse=False)]:
+            return module
+    return None
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -287,23 +398,47 @@ class Prediction:
 
         None for outputs of other shapes, which a notebook then shows as `print` does.
         """
-        outputs = self.values if self.probabilities is None else self.probabilities
+        outputs = self.values
+        heading = "numbers"
+        if self.probabilities is not None:
+            outputs = self.probabilities
+            heading = "class"
         if outputs is None or outputs.ndim != 2:
             return None
-        several = len(outputs) > 1
-        rows = list[tuple[Any, ...]]()
-        for place, row in enumerate(outputs[:SHOWN]):
-            key, note = place if several else None, self.notes[place] if self.notes else None
-            if self.probabilities is None:
-                rows.append((key, " ".join(f"{value:.5g}" for value in row.tolist()), None, note))
-                continue
-            best = row.topk(min(1 if several else MOST_PROBABLE, len(row)))
-            for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                name = self.class_names[label] if self.class_names else label
-                rows.append((key, name, f"{share:.4f}", note))
-        found = "numbers" if self.probabilities is None else "class"
-        table = html_table(("input", found, "probability", "note"), rows)
-        return f"{table}<p>and {len(outputs) - SHOWN} more</p>" if len(outputs) > SHOWN else table
+        rows: list[tuple[object, ...]] = []
+        for index in range(min(len(outputs), SHOWN)):
+            rows += self._html_rows(outputs, index)
+        table = html_table(("input", heading, "probability", "note"), rows)
+        if len(outputs) > SHOWN:
+            table += f"<p>and {len(outputs) - SHOWN} more</p>"
+        return table
+
+    def _html_rows(self, outputs: Tensor, index: int) -> list[tuple[object, ...]]:
+        """Returns the rows of an input: its number, class or numbers, probability and note.
+
+        Args:
+            outputs: the probabilities (n, classes), or the numbers (n, outputs).
+            index: the position of the input.
+        """
+        number = None  # a single input needs none
+        most = MOST_PROBABLE
+        if len(outputs) > 1:
+            number = index
+            most = 1
+        note = None
+        if self.notes:
+            note = self.notes[index]
+        row = outputs[index]
+        if self.probabilities is None:
+            return [(number, " ".join(f"{value:.5g}" for value in row.tolist()), None, note)]
+        rows: list[tuple[object, ...]] = []
+        best = row.topk(min(most, len(row)))
+        for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            name = label
+            if self.class_names:
+                name = self.class_names[label]
+            rows.append((number, name, f"{probability:.4f}", note))
+        return rows
 
 
 class Predictor:
@@ -335,29 +470,40 @@ class Predictor:
         output: str | int | None = None,
     ) -> Prediction:
         """Predicts classes or numbers; see `studyloom.Winner.predict`."""
-        network, how = self._network, {"batch": batch, "softmax": softmax, "output": output}
         if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and not self.shape):
-            return self._say(inputs, (), **how)
+            outputs, classifies = self._network(inputs, batch, softmax, output)
+            return self._make_prediction(outputs, classifies, ())
         try:
-            given = torch.as_tensor(inputs).detach().cpu()
-            dtype = str(given.dtype).removeprefix("torch.")
-            if given.is_complex():
+            tensor = torch.as_tensor(inputs).detach().cpu()
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if tensor.is_complex():
                 raise TypeError("they are complex")
-            numbers = given.to(torch.promote_types(network.precision, torch.float32))
+            numbers = tensor.to(torch.promote_types(self._network.precision, torch.float32))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = network.form.from_numbers(numbers, dtype)
-            return self._say(rows, tuple(notes), **how)
+            rows, notes = self._network.form.from_numbers(numbers, dtype)
+            outputs, classifies = self._network(rows, batch, softmax, output)
         except PredictError as error:
-            raise PredictError(
-                f"inputs: {error}".replace("inputs: it must", "inputs must")
-            ) from None
+            message = f"inputs: {error}".replace("inputs: it must", "inputs must")
+            raise PredictError(message) from None
+        return self._make_prediction(outputs, classifies, tuple(notes))
 
-    def _say(self, inputs: Any, notes: tuple[str, ...], **how: Any) -> Prediction:
-        outputs, classifies = self._network(inputs, **how)
+    def _make_prediction(
+        self, outputs: Tensor, classifies: bool, notes: tuple[str, ...]
+    ) -> Prediction:
+        """Makes the prediction of outputs (n, …); of classes if the network classifies."""
         if not classifies:
             return Prediction(values=outputs, notes=notes)
-        classes, words = outputs.argmax(1), self._network.form.facts.names
-        names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
-        return Prediction(classes, outputs, names, notes=notes, class_names=words)
+        classes = outputs.argmax(1)
+        class_names = self._network.form.facts.names
+        names: tuple[str, ...] = ()
+        if class_names and classes.ndim == 1:
+            names = tuple(class_names[label] for label in classes.tolist())
+        return Prediction(
+            classes=classes,
+            probabilities=outputs,
+            names=names,
+            notes=notes,
+            class_names=class_names,
+        )

@@ -21,24 +21,27 @@ MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Reevaluated:
-    """Holds the candidates of a search with their values on new seeds, and chooses the winner.
+    """The candidates of a search with their values on new seeds, and the winner among them.
 
     Args:
-        values: a value for each seed, of each candidate without a failed training; None without a
-            re-evaluation, which a single candidate that will be tested does not need.
-        partial: of each other candidate the values that it has, by the number of their seed.
+        values: the candidates without a failed training, each with a value for each seed; None
+            without a re-evaluation, which a single candidate that will be tested does not need.
+        partial_values: the other candidates, each with the values that it has, by the number of
+            the seed.
     """
 
     search: StoredStudy
     rule: Rule
     candidates: Candidates
     values: Mapping[Origin, Sequence[float]] | None
-    partial: Mapping[Origin, Mapping[int, float]] = field(default_factory=dict)
+    partial_values: Mapping[Origin, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> int:
-        """The number of new seeds, as of each candidate without a failed training."""
-        return max((len(values) for values in (self.values or {}).values()), default=0)
+        """The number of new seeds; 0 if no candidate was trained with all of them."""
+        if self.values is None:
+            return 0
+        return max((len(values) for values in self.values.values()), default=0)
 
     def values_by_seed(self, origin: Origin) -> Mapping[int, float]:
         """Returns the values of a candidate on new seeds; those of failed trainings are missing."""
@@ -46,18 +49,24 @@ class Reevaluated:
             return {}
         if origin in self.values:
             return dict(enumerate(self.values[origin]))
-        return self.partial.get(origin, {})
+        return self.partial_values.get(origin, {})
 
     @property
     def eligible(self) -> list[Origin]:
-        """The candidates that may win; after a re-evaluation only those that have values in it."""
-        contenders = [o for o, candidate in self.candidates.items() if candidate.contends]
-        if self.values is None:
-            return contenders
-        return [origin for origin in contenders if origin in self.values]
+        """The candidates that may win.
+
+        After a re-evaluation, these are only candidates without failed trainings.
+        """
+        eligible = []
+        for origin, candidate in self.candidates.items():
+            has_all_values = self.values is None or origin in self.values
+            if candidate.may_win and has_all_values:
+                eligible.append(origin)
+        return eligible
 
     @property
     def baseline(self) -> Origin | None:
+        """The default configuration, if it is among the candidates."""
         for origin, candidate in self.candidates.items():
             if candidate.is_baseline:
                 return origin
@@ -68,42 +77,49 @@ class Reevaluated:
         """The eligible candidate that is best on new seeds; the lower number wins a tie.
 
         If no candidate satisfies the rule on new seeds, the one with the best mean wins. The
-        baseline wins if that one is not better than it by more than `MARGIN`, on the seeds for
-        which the baseline has values.
+        baseline wins instead if that candidate is not better by more than `MARGIN`, on the seeds
+        for which the baseline has values.
         """
-        known = {origin: self.known(origin) for origin in self.eligible}
-        satisfying = [origin for origin in known if self.rule.holds(known[origin])]
-        metric, sign = self.search.metric, self.search.sign
+        values_of = {origin: self.values_by_name(origin) for origin in self.eligible}
+        satisfying = [origin for origin, values in values_of.items() if self.rule.holds(values)]
+        metric = self.search.metric
+        sign = self.search.sign
 
-        def rank(origin: Origin) -> tuple[float, ...]:
-            values = known[origin]
-            by_rule = self.rule.rank(values) if satisfying else 0.0
-            return by_rule, -sign * values[metric], origin.trial
+        def rank(origin: Origin) -> tuple[float, float, int]:
+            values = values_of[origin]
+            rank_by_rule = 0.0
+            if satisfying:
+                rank_by_rule = self.rule.rank(values)
+            return rank_by_rule, -sign * values[metric], origin.trial
 
-        chosen = min(satisfying or known, key=rank)
+        best = min(satisfying or values_of, key=rank)
         baseline = self.baseline
-        if baseline is not None and self._is_no_better(chosen, baseline):
+        if baseline is not None and self._is_no_better(best, baseline):
             return baseline
-        return chosen
+        return best
 
     def _is_no_better(self, origin: Origin, baseline: Origin) -> bool:
-        """Whether chance explains that a candidate is better than the baseline, as far as known."""
+        """Returns whether chance may explain that a candidate is better than the baseline.
+
+        False where it is not compared: without a re-evaluation, with a rule, or if the baseline
+        may not win or has no values on new seeds.
+        """
         if self.values is None or self.rule != Rule(self.search.objectives[0]):
             return False
-        if origin == baseline or not self.candidates[baseline].contends:
+        if origin == baseline or not self.candidates[baseline].may_win:
             return False
-        compared = self.values_by_seed(baseline)
-        if not compared:
+        baseline_by_seed = self.values_by_seed(baseline)
+        if not baseline_by_seed:
             return False
-        other = [*compared.values()]
-        one = [self.values[origin][seed] for seed in compared]
-        gain = self.search.sign * difference(mean(one), mean(other))
-        if len(one) < 2:
+        baseline_values = [*baseline_by_seed.values()]
+        values = [self.values[origin][seed] for seed in baseline_by_seed]
+        gain = self.search.sign * difference(mean(values), mean(baseline_values))
+        if len(values) < 2:
             return gain < 0
-        error = math.hypot(standard_deviation(one), standard_deviation(other))
-        return gain <= MARGIN * error / math.sqrt(len(one))
+        error = math.hypot(standard_deviation(values), standard_deviation(baseline_values))
+        return gain <= MARGIN * error / math.sqrt(len(values))
 
-    def known(self, origin: Origin) -> dict[str, float]:
+    def values_by_name(self, origin: Origin) -> dict[str, float]:
         """Returns the values of a candidate by name, for the rule.
 
         The mean on new seeds, if there is one, replaces the value in the search.
@@ -115,6 +131,6 @@ class Reevaluated:
         return values
 
     @property
-    def keeps_to_rule(self) -> bool:
-        """Whether the winner satisfies the rule on new seeds."""
-        return self.rule.holds(self.known(self.winner))
+    def satisfies_rule(self) -> bool:
+        """Returns whether the winner satisfies the rule on new seeds."""
+        return self.rule.holds(self.values_by_name(self.winner))

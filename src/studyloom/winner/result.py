@@ -27,7 +27,7 @@ SIMPLE = "winner.simple.yaml"
 RESULT_FILES = ("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", SIMPLE)
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
-STAGES = ("re-evaluation", "final-training")  # whose trainings may be reused
+STAGES = ("re-evaluation", "final-training")  # stages that may reuse earlier trainings
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,18 @@ class Summary:
 
     @property
     def same(self) -> bool:
-        """Whether several seeds gave the same value, bit for bit: the training ignores the seed."""
+        """Returns whether several seeds gave the same value, bit for bit.
+
+        The training then ignores the seed.
+        """
         return len(self.values) > 1 and len({*self.values}) == 1
 
     @property
     def mean_and_error(self) -> Interval:
         """The mean minus and plus its standard error; only the mean if that is unknown."""
-        error = (self.std or 0.0) / math.sqrt(len(self.values) or 1)
+        if self.std is None:
+            return self.mean, self.mean
+        error = self.std / math.sqrt(len(self.values) or 1)
         return self.mean - error, self.mean + error
 
 
@@ -62,8 +67,8 @@ class Candidate:
 
     Attributes:
         costs: the values of further objectives by name.
-        values: one for each new seed whose training did not fail; empty without a re-evaluation,
-            as are the next three.
+        values: a value for each new seed whose training did not fail; empty without a
+            re-evaluation, as `mean`, `std` and `interval` are then None.
         gap: the selection gap; above 0 if the search overrated the candidate.
         failed: how many of its trainings with new seeds failed, each of them twice.
     """
@@ -129,9 +134,12 @@ class DataFacts:
     Attributes:
         digest: the SHA-256 of the training set.
         shape: the shape of one input; None if it is not one tensor.
-        mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
-        loaded: whether the examples come from a Dataset, and `kind` the type of its inputs.
-        transform: how a file becomes an input, as a section with a `_target_`.
+        mean: the number that was subtracted from pixels from 0 to 1.
+        std: the number by which they were divided then.
+        loaded: whether the examples come from a Dataset.
+        kind: the type of the inputs of a Dataset, such as int64.
+        reads: whether a `Reader` of the study makes inputs from files.
+        transform: a section whose `_target_` makes an input from a file.
     """
 
     digest: str
@@ -152,17 +160,20 @@ class DataFacts:
 
     @property
     def takes_arrays(self) -> bool:
-        """Whether an input is one tensor, so that an array can hold it."""
+        """Returns whether an input is one tensor, so that an array can hold it."""
         return self.reads or self.shape is not None
 
     @property
     def loads_tokens(self) -> bool:
-        """Whether inputs are integers of a Dataset, such as token ids; a `Reader` makes its own."""
+        """Returns whether inputs are integers of a Dataset, such as token ids.
+
+        A `Reader` makes its inputs from files instead.
+        """
         return self.loaded and not self.reads and str(self.kind).startswith("int")
 
     @property
     def takes_integers(self) -> bool:
-        """Whether the network gets integers."""
+        """Returns whether the network gets integers."""
         return self.dtype != "float32" or self.loads_tokens
 
 
@@ -191,9 +202,10 @@ class InputPrediction:
     """The class of one input, with its name and probability, or numbers, or a map of either.
 
     Attributes:
-        values: the numbers; of a map, row after row.
+        values: the numbers; those of a map row after row.
+        word: the name of the class.
         labels: the class at each place of a map, row after row.
-        shape: of a map; empty for a class, and for a row of numbers.
+        shape: the shape of a map; empty for a class, and for a row of numbers.
         note: how the input was changed, and how it differs from the training data.
     """
 
@@ -212,9 +224,10 @@ class AblationRow:
     """A hyperparameter of the winner that was put back to its default.
 
     Attributes:
-        value: that of the winner.
+        value: the value that the winner has.
         values: the metric for each seed with the default; empty if a training failed.
-        loss: how much worse their mean is than the winner's.
+        loss: how much worse the mean of `values` is than the winner's.
+        needed: whether the loss is above zero by more than chance explains.
     """
 
     name: str
@@ -233,7 +246,7 @@ class Ablation:
         rows: the changes, the most needed one first.
         error: half of the 95% interval of each loss; None if it is unknown.
         simple: the hyperparameters at their defaults in winner.simple.yaml; None without one.
-        simple_loss: its loss on the seeds of the re-evaluation.
+        simple_loss: the loss of that configuration on the seeds of the re-evaluation.
     """
 
     rows: tuple[AblationRow, ...]
@@ -247,7 +260,7 @@ class Tested:
     """The findings on the test set, which the study stores.
 
     Attributes:
-        untested: why the objective cannot be tested, as it says itself; None where it says nothing.
+        untested: why the objective cannot be tested, in its words; None if it gives no reason.
         own_test: whether only the user's function measured the winner, without a network of it.
         confusion: counts by true class (rows) and predicted class (columns).
     """
@@ -318,10 +331,14 @@ class Result(Tested):
         """
         try:
             result = cls.load(run_dir)
-            whole = not result.mismatched_files(run_dir)
+            mismatched = result.find_mismatched_files(run_dir)
         except (OSError, PredictError):
             return None
-        return result if whole and (stored is None or result.belongs_to(stored)) else None
+        if mismatched:
+            return None
+        if stored is not None and not result.belongs_to(stored):
+            return None
+        return result
 
     def write(self, run_dir: Path, files: Mapping[str, bytes]) -> "Result":
         """Writes winner.json, and then the files that belong to it.
@@ -335,45 +352,54 @@ class Result(Tested):
             write_whole(run_dir / name, content, durable=True)
         return written
 
-    def mismatched_files(self, run_dir: Path, *names: str) -> list[str]:
+    def find_mismatched_files(self, run_dir: Path, *names: str) -> list[str]:
         """Returns the files that are missing or were not written with this winner.json.
+
+        Args:
+            names: the names of the files to check; none for all that were written with it.
 
         Raises:
             OSError: a file cannot be read.
         """
-        return [
-            name
-            for name in names or [name for name in RESULT_FILES if name in self.files]
-            if not (run_dir / name).is_file()  # a FIFO would be waited for
-            or self.files.get(name) != digest_of((run_dir / name).read_bytes())
-        ]
+        if not names:
+            names = tuple(name for name in RESULT_FILES if name in self.files)
+        mismatched = []
+        for name in names:
+            path = run_dir / name
+            # Reading a FIFO would wait for a program that writes to it.
+            if not path.is_file() or self.files.get(name) != digest_of(path.read_bytes()):
+                mismatched.append(name)
+        return mismatched
 
     def check_whole(self, run_dir: Path, *names: str) -> None:
         """Raises PredictError if files were not written with this winner.json."""
-        if mismatched := self.mismatched_files(run_dir, *names):
-            again = f"run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
+        mismatched = self.find_mismatched_files(run_dir, *names)
+        if mismatched:
+            remedy = f"run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
             raise PredictError(
                 f"{run_dir}: the result is incomplete: {' and '.join(mismatched)} did not come "
-                f"with winner.json; {again}"
+                f"with winner.json; {remedy}"
             )
 
     def belongs_to(self, stored: StoredStudy) -> bool:
-        """Whether the winner was chosen from the trials that the study's database holds now.
+        """Returns whether the winner was chosen from the trials that a study's database holds now.
 
         A study of the same name in another database, or with another seed, has trials with the
         same numbers but other hyperparameters and values.
         """
-        trials = {
-            trial.number: (trial.params, trial.values[0])
-            for trial in stored.trials()
-            if trial.values
-        }
-        return self.study == stored.name and all(
-            trials.get(row.trial) == (row.params, row.search_value) for row in self.candidates
-        )
+        if self.study != stored.name:
+            return False
+        trials = {trial.number: trial for trial in stored.trials()}
+        for candidate in self.candidates:
+            trial = trials.get(candidate.trial)
+            if trial is None or not trial.values:
+                return False
+            if (trial.params, trial.values[0]) != (candidate.params, candidate.search_value):
+                return False
+        return True
 
-    def named_network(self, run_dir: Path) -> Any:
-        """Returns what winner.yaml names as `objective.network`; None if it names nothing."""
+    def read_network(self, run_dir: Path) -> Any:
+        """Reads `objective.network` of winner.yaml; None if it has no such key."""
         from studyloom.config.trust import read_yaml  # here: no view of a result waits for it
         from studyloom.config.values import value_at
 
@@ -381,7 +407,7 @@ class Result(Tested):
 
     @property
     def is_of_loop(self) -> bool:
-        """Whether the winner is a custom training loop, whose epochs are unknown."""
+        """Returns whether the winner is of a custom training loop, whose epochs are unknown."""
         return self.epochs is None
 
     def document(self) -> dict[str, Any]:
@@ -394,31 +420,36 @@ class Result(Tested):
 
         They are empty for another metric, which cannot be compared with the search.
         """
+        values: dict[str, Summary] = {}
         if metric != self.metric.name:
-            return {}
-        test = None if self.test is None else self.test.winner
-        found = {"re-evaluation": self.winner.reevaluation, "test": test}
-        return {name: values for name, values in found.items() if values is not None}
+            return values
+        if self.winner.reevaluation is not None:
+            values["re-evaluation"] = self.winner.reevaluation
+        if self.test is not None:
+            values["test"] = self.test.winner
+        return values
 
     def in_short(self) -> "ShortResult":
         """Returns the summary that the database stores, for views without a run directory."""
-        chosen, test = self.winner, self.test
-
-        def short(values: Summary | None) -> Spread | None:
-            if values is None:
-                return None
-            return {"mean": values.mean, "std": None if values.same else values.std}
-
+        winner = self.winner
+        test = None
+        baseline_test = None
+        examples = None
+        if self.test is not None:
+            test = _spread_of(self.test.winner)
+            examples = self.test.examples
+            if self.test.baseline is not None:
+                baseline_test = self.test.baseline.mean
         return {
             "stage": self.stage,
             "metric": self.metric.name,
-            "trial": chosen.trial,
-            "params": chosen.params,
-            "search_value": chosen.search_value,
-            "reevaluation": short(chosen.reevaluation),
-            "test": None if test is None else short(test.winner),
-            "baseline_test": test.baseline.mean if test and test.baseline else None,
-            "examples": None if test is None else test.examples,
+            "trial": winner.trial,
+            "params": winner.params,
+            "search_value": winner.search_value,
+            "reevaluation": _spread_of(winner.reevaluation),
+            "test": test,
+            "baseline_test": baseline_test,
+            "examples": examples,
         }
 
 
@@ -427,6 +458,15 @@ class Spread(TypedDict):
 
     mean: float
     std: float | None
+
+
+def _spread_of(values: Summary | None) -> Spread | None:
+    """Returns mean and standard deviation; no standard deviation if all seeds gave one value."""
+    if values is None:
+        return None
+    if values.same:
+        return {"mean": values.mean, "std": None}
+    return {"mean": values.mean, "std": values.std}
 
 
 class ShortResult(TypedDict):
@@ -446,14 +486,14 @@ class ShortResult(TypedDict):
 
 
 def to_document(value: Any) -> Any:
-    """Converts one of these types to JSON values."""
+    """Converts a value of this module's types to JSON values."""
     import msgspec  # here: no search waits for it
 
     return msgspec.to_builtins(value)
 
 
 def from_document(document: Any, kind: type[T]) -> T:
-    """Reads one of these types.
+    """Reads a value of one of this module's types from JSON values.
 
     Raises:
         ValueError: the document is something else.
@@ -464,10 +504,12 @@ def from_document(document: Any, kind: type[T]) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value of this module's types to a file."""
     write_whole(path, json.dumps(to_document(value), indent=1), durable=True)
 
 
 def digest_of(content: bytes) -> str:
+    """Returns the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -477,17 +519,24 @@ def move_aside(run_dir: Path) -> Path | None:
     Raises:
         OSError: the files cannot be moved.
     """
-    files = [run_dir / name for name in RESULT_FILES]
-    files.append(run_dir / "winner")  # the folder of the networks
-    files += sorted(run_dir.glob("winner.*"))  # also those that other commands made of it
-    # In this order: without winner.json, which is first, the others are not a result.
-    files = [file for file in dict.fromkeys(files) if file.exists()]
+    paths = [run_dir / name for name in RESULT_FILES]
+    paths.append(run_dir / "winner")  # the folder of the networks
+    paths += sorted(run_dir.glob("winner.*"))  # includes files that other commands made of it
+    # winner.json is moved first: without it, the other files are not a result.
+    files = [path for path in dict.fromkeys(paths) if path.exists()]
     if not files:
         return None
-    earlier = run_dir / "earlier"
-    numbers = itertools.count(1)
-    folder = next(path for n in numbers if not (path := earlier / f"result-{n}").exists())
-    folder.mkdir(parents=True)
+    folder = _new_folder(run_dir / "earlier")
     for file in files:
         file.rename(folder / file.name)
     return folder
+
+
+def _new_folder(parent: Path) -> Path:
+    """Makes the first of the folders result-1, result-2, … that does not exist yet."""
+    for number in itertools.count(1):
+        folder = parent / f"result-{number}"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError  # the numbers do not end

@@ -1,7 +1,8 @@
 """The stages after the search: what each trains, and the study in which it is stored.
 
 The trainings of a stage are another study in the database of the search. Workers share them, and
-they survive crashes as the search does.
+they survive crashes as the search does. `StagePlanner` plans a stage from what is known so far; a
+`PlannedStage` becomes a `CandidateStage` once it is stored.
 """
 
 import hashlib
@@ -26,7 +27,11 @@ from studyloom.storage.stored_study import (
 )
 from studyloom.winner.ablation import Defaults, Names
 from studyloom.winner.candidates import Candidates, CandidateTrainings, Origin
-from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings, networks_folder
+from studyloom.winner.stored_trainings import (
+    CandidateStage,
+    find_earlier_trainings,
+    networks_folder,
+)
 from studyloom.worker.open_study import OpenStudy
 
 WITH_SIMPLE = "with the simple configuration"  # in the name of a final training
@@ -37,9 +42,11 @@ class PlannedStage:
     """A stage after the search, which may not be stored yet.
 
     Args:
-        name: of its stored study, by all that its trainings depend on but the candidates.
-        repeats: whether it would repeat trainings of the re-evaluation or the ablation.
-        keeps: whether the networks are kept.
+        name: the name of its stored study, which has all that its trainings depend on but the
+            candidates.
+        repeats_reevaluation: whether its trainings have the seeds and examples of the
+            re-evaluation, as those of a final training may.
+        keeps_networks: whether the trained networks are saved.
         following: how many trainings follow in later stages, at most.
     """
 
@@ -47,8 +54,8 @@ class PlannedStage:
     title: str
     name: StageName
     trainings: CandidateTrainings
-    repeats: bool
-    keeps: bool
+    repeats_reevaluation: bool
+    keeps_networks: bool
     following: int
 
     @property
@@ -74,8 +81,7 @@ class PlannedStage:
         the baseline was trained again.
         """
         candidates = repr(self.identity["candidates"])
-        digest = hashlib.sha256(candidates.encode()).hexdigest()[:8]
-        return str(self.name), str(self.name.with_detail(digest))
+        return str(self.name), str(self.name.with_detail(_short_digest(candidates)))
 
     def find(self) -> CandidateStage | None:
         """Returns the stage with its stored study; None if no worker has begun it.
@@ -90,35 +96,41 @@ class PlannedStage:
             if not differences(stored.definition() or {}, self.identity):
                 if sum(stored.ledger.counts().values()) < self.trials:
                     return None
-                return self._stored_in(stored)
+                return self._make_stage(stored)
         return None
 
     def begin(self) -> CandidateStage:
-        """Makes the stored study, unless another worker has, and returns the stage with it."""
+        """Creates the stored study, unless another worker has, and returns the stage with it."""
         first, second = self.names
         try:
             stored = self._create(first)
         except DefinitionError:  # it has other candidates
             stored = self._create(second)
         store_stage(self.study.stored, self.title, stored.name)
-        return self._stored_in(stored)
+        return self._make_stage(stored)
 
     def _create(self, name: str) -> StoredStudy:
+        """Creates the stored study, or opens it; raises DefinitionError if it differs."""
         objectives = [self.study.definition.metric]
         return create_in_same_database(
             self.study.stored, name, self.identity, self.trials, objectives
         )
 
-    def _stored_in(self, stored: StoredStudy) -> CandidateStage:
-        folder = self.study.run_dir / "winner" if self.keeps else None
+    def _make_stage(self, stored: StoredStudy) -> CandidateStage:
+        """Makes the stage with its stored study."""
+        folder = None
+        weights = None
+        if self.keeps_networks:
+            folder = self.study.run_dir / "winner"
+            weights = networks_folder(folder, stored.name)
         find_earlier = partial(
-            earlier_trainings,
+            find_earlier_trainings,
             self.study.stored,
             self.title,
             stored.name,
             self.identity,
             folder,
-            repeats=self.repeats and self.title == FINAL_TRAINING,
+            repeats_reevaluation=self.repeats_reevaluation and self.title == FINAL_TRAINING,
         )
         trainings = replace(self.trainings, find_earlier=find_earlier)
         return CandidateStage(
@@ -127,7 +139,7 @@ class PlannedStage:
             source=trainings,
             strategy=trainings,
             trials=self.trials,
-            weights=None if folder is None else networks_folder(folder, stored.name),
+            weights=weights,
             following=self.following,
         )
 
@@ -145,26 +157,32 @@ class StagePlanner:
 
     @property
     def settings(self) -> WinnerSection:
+        """The section `winner` of the study's config."""
         return winner_settings(self.study)
 
-    def reevaluation(self, candidates: Candidates) -> PlannedStage:
+    def plan_reevaluation(self, candidates: Candidates) -> PlannedStage:
         """Plans the re-evaluation: every candidate on new seeds and validation sets."""
         points = {origin: source.point for origin, source in candidates.items()}
         return self._plan(REEVALUATION, points)
 
-    def ablation(
-        self, winner: Origin, defaults: Defaults, put_back: Iterable[Names]
+    def plan_ablation(
+        self, winner: Origin, defaults: Defaults, removed_changes: Iterable[Names]
     ) -> PlannedStage:
         """Plans an ablation: the winner with hyperparameters at their defaults.
 
         Args:
-            put_back: the names of the hyperparameters that each training has at their defaults.
+            removed_changes: the hyperparameters that are put back, for each training.
         """
-        points = {replace(winner, defaults=names): defaults.put_back(names) for names in put_back}
+        points = {}
+        for names in removed_changes:
+            points[replace(winner, defaults=names)] = defaults.put_back(names)
+        detail = ""
         together = max(len(origin.defaults) for origin in points)
-        return self._plan(ABLATION, points, f"{together} together" if together > 1 else "")
+        if together > 1:
+            detail = f"{together} together"
+        return self._plan(ABLATION, points, detail)
 
-    def final_training(
+    def plan_final_training(
         self, candidates: Candidates, points: Mapping[Origin, Point]
     ) -> PlannedStage:
         """Plans the final training: on all training data.
@@ -173,42 +191,57 @@ class StagePlanner:
         examples that it trains on, the metric reaches its plateau later, or never.
 
         Args:
-            points: the configurations to train; with hyperparameters at their defaults that of the
-                simple configuration.
+            points: the configurations to train; the one whose origin has defaults is the simple
+                configuration.
         """
-        simple = any(origin.defaults for origin in points)
-        plan = self._plan(FINAL_TRAINING, points, WITH_SIMPLE if simple else "")
-        if plan.repeats:
+        detail = ""
+        if any(origin.defaults for origin in points):
+            detail = WITH_SIMPLE
+        plan = self._plan(FINAL_TRAINING, points, detail)
+        if plan.repeats_reevaluation:
             return plan
-        recorded = {}
+        points_with_values = {}
         for origin, point in points.items():
             values = candidates[Origin(origin.trial)].recorded_values
-            recorded[origin] = self.study.definition.with_recorded_values(point, values)
-        return replace(plan, trainings=replace(plan.trainings, candidates=recorded))
+            points_with_values[origin] = self.study.definition.with_recorded_values(point, values)
+        return replace(plan, trainings=replace(plan.trainings, candidates=points_with_values))
 
     def has_simple(self) -> bool | None:
-        """Whether the stored final training has the simple configuration; None without one."""
-        begun = StoredCommand.read(self.study.stored).stages.get(FINAL_TRAINING, "")
-        if not f"{begun} ".startswith(f"{self._name(FINAL_TRAINING)} "):
-            return None  # it belongs to another budget or rule
-        return WITH_SIMPLE in begun
+        """Returns whether the stored final training has the simple configuration.
+
+        None if there is no final training of this budget and rule.
+        """
+        stored_name = StoredCommand.read(self.study.stored).stages.get(FINAL_TRAINING, "")
+        if not f"{stored_name} ".startswith(f"{self._name(FINAL_TRAINING)} "):
+            return None
+        return WITH_SIMPLE in stored_name
 
     def _plan(self, title: str, points: Mapping[Origin, Point], detail: str = "") -> PlannedStage:
+        """Plans a stage.
+
+        Args:
+            points: the configurations to train.
+            detail: an addition to the name of the stage.
+        """
         definition = self.study.definition
-        final = title == FINAL_TRAINING
+        is_final = title == FINAL_TRAINING
         trainings = CandidateTrainings(
-            definition, self.study.data, points, self.settings.seeds, whole=final
+            definition, self.study.data, points, self.settings.seeds, trains_on_all=is_final
         )
-        repeats = trainings.repeats
+        repeats_reevaluation = trainings.repeats_reevaluation
+        following = 0
+        if definition.tested and not is_final:
+            following = count_trainings_after(self.study)
         return PlannedStage(
             study=self.study,
             title=title,
             name=self._name(title).with_detail(detail),
             trainings=trainings,
-            repeats=repeats,
-            # Without a final training, or if it only repeats this, the result has these networks.
-            keeps=final or repeats or not definition.tested,
-            following=0 if final or not definition.tested else trainings_after(self.study),
+            repeats_reevaluation=repeats_reevaluation,
+            # The result has the networks of the re-evaluation if there is no final training, or if
+            # a final training would only repeat it.
+            keeps_networks=is_final or repeats_reevaluation or not definition.tested,
+            following=following,
         )
 
     def _name(self, title: str) -> StageName:
@@ -220,8 +253,7 @@ class StagePlanner:
         if self.rule != Rule(search.objectives[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
         if search.code_changes():  # other code, other trainings
-            digest = hashlib.sha256(repr(sorted(search.code().items())).encode()).hexdigest()
-            name = name.with_detail(f"code {digest[:8]}")
+            name = name.with_detail(f"code {_short_digest(repr(sorted(search.code().items())))}")
         return name
 
 
@@ -230,7 +262,12 @@ def winner_settings(study: OpenStudy) -> WinnerSection:
     return study.definition.config.winner
 
 
-def trainings_after(study: OpenStudy) -> int:
+def count_trainings_after(study: OpenStudy) -> int:
     """Returns how many trainings follow a stage that is not the last, at most."""
     settings = winner_settings(study)
     return (settings.top + 3) * settings.seeds
+
+
+def _short_digest(text: str) -> str:
+    """Returns a digest for the name of a stage."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,10 +1,15 @@
-"""Means over seeds, their intervals, and differences."""
+"""Means over seeds, their 95% intervals, and the differences between candidates.
+
+A mean over seeds is uncertain for two reasons: another seed would have trained another network, and
+another draw of test examples would have measured it differently. Without values of single examples
+an interval covers only the first reason: it is Student's. With them it covers both, see `compare`.
+"""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +22,18 @@ from studyloom.winner.result import Scores, Summary
 if TYPE_CHECKING:
     from torch import Tensor
 
-Key = TypeVar("Key")  # of a network or candidate
-# Rows of values by seed, (rows, seeds), whose covariance over rows is that of the values over test
-# examples: the values on resamples, or those of single examples over the root of their number.
+Key = TypeVar("Key")  # identifies a network or candidate
+# Values of networks with several seeds on test examples: float64 (rows, seeds). Their covariance
+# over the rows is the covariance of the networks' values over draws of test examples. Each row is a
+# resample, or a single example, divided by the square root of the number of examples.
 Sampled = NDArray[np.float64]
 # A metric of scikit-learn takes some milliseconds for each network and resample.
 RESAMPLES = 99
 ROUNDING = 1e-12  # the largest share of a value by which only rounding changes it
-ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
+ENOUGH = 3  # seeds for a spread: with two, Student's interval is 13 standard errors to each side
 NORMAL = 1.959964  # standard deviations from the mean to the ends of a 95% interval
-BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
+# The sources of chance that an interval covers.
+Covers = Literal["seeds and examples", "seeds", "examples"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,33 @@ class Outputs:
     targets: "Tensor"
 
     def score(self, metric: Metric) -> float:
+        """Returns the metric of these outputs."""
         return metric(self.outputs, self.targets)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The values of one candidate on the test set.
+
+    Args:
+        values: a value for each seed.
+        sampled: its values on single examples or resamples; None if they are not known.
+    """
+
+    values: Sequence[float]
+    sampled: Sampled | None
+
+
+@dataclass(frozen=True)
+class DifferenceError:
+    """The error of the difference between two means over the same seeds.
+
+    Args:
+        half_interval: half of the 95% interval, which holds for all differences at once.
+    """
+
+    standard_error: float
+    half_interval: float
 
 
 def compare(
@@ -50,60 +83,101 @@ def compare(
     """Summarizes winner and baseline, and the difference between them.
 
     Args:
-        sampled: by which the variance over test examples is known, see `resample`; None if
-            intervals shall cover only seeds, and the difference is that of each seed with itself.
+        values: a value for each seed of each candidate.
+        sampled: the values on single examples or resamples, see `resample`. If None, intervals
+            cover only the seeds, and each seed of the winner is compared with the same seed of the
+            baseline.
         bounds: the lowest and the highest value of the metric.
     """
 
-    def summary(series: Sequence[float], ends: Interval, one: Key, other: Key | None) -> Summary:
-        known = summarize(series, ends)
+    def find_measured(key: Key) -> Measured:
         if sampled is None:
-            return known
-        keys = [key for key in (one, other) if key is not None]
-        by_seed, on = [values[key] for key in keys], [sampled[key] for key in keys]
-        return replace(known, interval=_interval(known.mean, by_seed, on, ends))
+            return Measured(values[key], None)
+        return Measured(values[key], sampled[key])
 
-    won = values[winner]
-    spread = len(won) >= ENOUGH and len({*won}) > 1
-    covers = SEEDS if sampled is None else BOTH if spread else EXAMPLES
-    scores = Scores(summary(won, bounds, winner, None), covers)
+    scores = Scores(
+        winner=_summarize_measured(values[winner], [find_measured(winner)], bounds),
+        covers=_find_cover(values[winner], has_examples=sampled is not None),
+    )
     if baseline is None or baseline == winner:
         return scores
-    other = values[baseline]
-    differences = [difference(*pair) for pair in zip(won, other, strict=True)]
+    differences = []
+    for value, value_of_baseline in zip(values[winner], values[baseline], strict=True):
+        differences.append(difference(value, value_of_baseline))
     low, high = bounds
     return replace(
         scores,
-        baseline=summary(other, bounds, baseline, None),
-        difference=summary(differences, (low - high, high - low), winner, baseline),
+        baseline=_summarize_measured(values[baseline], [find_measured(baseline)], bounds),
+        difference=_summarize_measured(
+            differences, [find_measured(winner), find_measured(baseline)], (low - high, high - low)
+        ),
     )
 
 
-def errors_of_differences(series: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+def _find_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
+    """Returns which sources of chance the intervals of a comparison cover.
+
+    Args:
+        values: the winner's value for each seed.
+        has_examples: whether values on single examples are known.
+    """
+    if not has_examples:
+        return "seeds"
+    if len(values) >= ENOUGH and len({*values}) > 1:
+        return "seeds and examples"
+    return "examples"
+
+
+def _summarize_measured(
+    values: Sequence[float], measured: Sequence[Measured], bounds: Interval
+) -> Summary:
+    """Summarizes values over seeds, or differences; the interval covers examples if it can.
+
+    Args:
+        values: the values of a candidate, or the differences of two.
+        measured: the candidate, or the two that differ.
+    """
+    summary = summarize(values, bounds)
+    by_seed = []
+    sampled = []
+    for candidate in measured:
+        if candidate.sampled is None:
+            return summary
+        by_seed.append(candidate.values)
+        sampled.append(candidate.sampled)
+    return replace(
+        summary, interval=_interval_over_examples(summary.mean, by_seed, sampled, bounds)
+    )
+
+
+def error_of_differences(series: Sequence[Sequence[float]]) -> DifferenceError | None:
     """Returns the error of the difference between the means of the first series and any other.
 
     Each series has a value for each seed. The noise is what neither series nor seed explains,
-    pooled over all series: three seeds of a single one are too few to estimate it.
-
-    Returns:
-        The standard error; and half of the 95% interval, which holds for all differences at once
-        (Student's, with Bonferroni's correction). None for a single seed.
+    pooled over all series: three seeds of a single one are too few to estimate it. The interval is
+    Student's, with Bonferroni's correction for the number of differences. None for a single seed.
     """
     unscaled = np.array(series)
-    others, seeds = unscaled.shape[0] - 1, unscaled.shape[1]
-    if not (freedom := others * (seeds - 1)):
+    differences = unscaled.shape[0] - 1
+    seeds = unscaled.shape[1]
+    freedom = differences * (seeds - 1)
+    if not freedom:
         return None
     scale = scale_of(unscaled.ravel().tolist())
     values = unscaled / scale
-    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    rest[np.abs(rest) <= ROUNDING * np.abs(values).max()] = 0.0
-    error = scale * math.sqrt(2 * float((rest**2).sum()) / freedom / seeds)
-    return error, error * _student(freedom, 0.025 / others)
+    # Without the mean of each series and of each seed only the noise is left.
+    noise = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    noise[np.abs(noise) <= ROUNDING * np.abs(values).max()] = 0.0
+    variance = float((noise**2).sum()) / freedom
+    standard_error = scale * math.sqrt(2 * variance / seeds)
+    return DifferenceError(standard_error, standard_error * _student(freedom, 0.025 / differences))
 
 
 def difference(one: float, other: float) -> float:
     """Returns one minus the other; 0 if they differ only by rounding."""
-    return 0.0 if math.isclose(one, other, rel_tol=ROUNDING) else one - other
+    if math.isclose(one, other, rel_tol=ROUNDING):
+        return 0.0
+    return one - other
 
 
 def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
@@ -114,24 +188,25 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     Args:
         bounds: the lowest and the highest value of the metric.
     """
-    middle, known = mean(values), tuple(values)
+    summary = Summary(mean(values), values=tuple(values))
     if len(values) < ENOUGH:
-        return Summary(middle, values=known)
+        return summary
     spread = standard_deviation(values)
-    if spread == 0:
-        return Summary(middle, spread, values=known)
     if not math.isfinite(spread):
-        return Summary(middle, values=known)
+        return summary
+    summary = replace(summary, std=spread)
+    if spread == 0:
+        return summary
     half = _student(len(values) - 1) * spread / math.sqrt(len(values))
-    interval = _finite((middle - half, middle + half))
-    if interval is not None:
-        interval = _within(interval, middle, bounds)
-    return Summary(middle, spread, interval, known)
+    interval = (summary.mean - half, summary.mean + half)
+    if not _is_finite(interval):
+        return summary
+    return replace(summary, interval=_within(interval, summary.mean, bounds))
 
 
-def _finite(interval: Interval) -> Interval | None:
-    """Returns an interval; None if an end is larger than any float."""
-    return interval if all(map(math.isfinite, interval)) else None
+def _is_finite(interval: Interval) -> bool:
+    """Returns whether both ends of an interval can be written as floats."""
+    return all(map(math.isfinite, interval))
 
 
 def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
@@ -147,13 +222,17 @@ def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
 
 
 def _student(freedom: float, tail: float = 0.025) -> float:
-    """Returns Student's quantile for an interval that misses by `tail` on each side."""
+    """Returns Student's quantile for an interval that misses by `tail` on each side.
+
+    Args:
+        freedom: the degrees of freedom.
+    """
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # 0.4 s to import
 
     return float(stdtrit(min(freedom, 1e9), 1 - tail))
 
 
-def _interval(
+def _interval_over_examples(
     middle: float,
     values: Sequence[Sequence[float]],
     sampled: Sequence[Sampled],
@@ -170,45 +249,91 @@ def _interval(
 
     Args:
         middle: the mean, or the difference.
-        values: by seed, of a candidate, or of the two that differ.
-        sampled: their rows, see `resample`.
+        values: a value for each seed, of a candidate, or of each of the two that differ.
+        sampled: the values of the same candidates on examples, see `resample`.
+        bounds: the lowest and the highest value of the mean or difference.
     """
+    low, high = bounds
     scale = scale_of([middle, *itertools.chain(*values)])
     if scale != 1:
-        low, high = bounds
-        scaled = [[value / scale for value in series] for series in values]
-        rows = [series / scale for series in sampled]
-        interval = _interval(middle / scale, scaled, rows, (low / scale, high / scale))
-        return None if interval is None else _finite((scale * interval[0], scale * interval[1]))
-    count, examples, seeds = len(values[0]), 0.0, [0.0]
-    several = count >= ENOUGH
-    for n, one in enumerate(sampled):
-        for m, other in enumerate(sampled):
-            shared = np.cov(one.T, other.T)[:count, count:]
-            own = several and n == m  # then without the covariance of a network with itself
-            total = shared.sum() - own * np.trace(shared)
-            examples += (1 if n == m else -1) * total / (count * (count - own))
-    if several:
-        seeds = [standard_deviation(each) ** 2 / count for each in values]
-    whole = sum(seeds) + max(0.0, float(examples))
-    low, high = bounds
-    if whole == 0 or middle in bounds:  # as of examples that are all right
+        # The square of a huge value would overflow: the interval is that of values divided by a
+        # power of two, multiplied by it.
+        scaled_values = []
+        for series in values:
+            scaled_values.append([value / scale for value in series])
+        scaled_rows = [rows / scale for rows in sampled]
+        scaled_bounds = (low / scale, high / scale)
+        scaled = _interval_over_examples(middle / scale, scaled_values, scaled_rows, scaled_bounds)
+        if scaled is None:
+            return None
+        interval = (scale * scaled[0], scale * scaled[1])
+        if not _is_finite(interval):
+            return None
+        return interval
+    seeds = len(values[0])
+    variances_over_seeds = [0.0]
+    if seeds >= ENOUGH:
+        variances_over_seeds = [standard_deviation(series) ** 2 / seeds for series in values]
+    variance = sum(variances_over_seeds) + max(0.0, _variance_over_examples(sampled, seeds))
+    if variance == 0 or middle in bounds:  # such as the accuracy if all examples are right
         return None
-    squares = sum(each**2 for each in seeds) / max(1, count - 1)
-    half = _student(whole**2 / squares if squares else math.inf) * math.sqrt(whole)
+    freedom = math.inf
+    squares = sum(over_seeds**2 for over_seeds in variances_over_seeds) / max(1, seeds - 1)
+    if squares:
+        freedom = variance**2 / squares
+    half = _student(freedom) * math.sqrt(variance)
     if not (math.isfinite(high - low) and low < middle < high):
         return middle - half, middle + half
+    return _interval_of_odds(middle, half, bounds)
+
+
+def _variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> float:
+    """Returns the variance of a mean over seeds, or of a difference of two, over test examples.
+
+    The variance of a difference is the sum of both variances, minus the covariance in both orders.
+
+    Args:
+        sampled: the rows of a candidate, or of the two that differ.
+        seeds: the number of seeds.
+    """
+    variance = 0.0
+    for one_index, one in enumerate(sampled):
+        for other_index, other in enumerate(sampled):
+            covariances = np.cov(one.T, other.T)[:seeds, seeds:]
+            total = covariances.sum()
+            pairs = seeds * seeds
+            is_variance = one_index == other_index
+            if is_variance and seeds >= ENOUGH:
+                # A network's covariance with itself also has the chance of this network, which
+                # the variance over seeds counts already.
+                total = total - np.trace(covariances)
+                pairs = seeds * (seeds - 1)
+            if is_variance:
+                variance += total / pairs
+            else:
+                variance -= total / pairs
+    return float(variance)
+
+
+def _interval_of_odds(middle: float, half: float, bounds: Interval) -> Interval:
+    """Returns an interval that is symmetric in the logarithm of the odds, so that it has bounds.
+
+    Args:
+        middle: a value between the bounds.
+        half: half of the interval that would be symmetric in the value.
+    """
     from scipy.special import expit
 
-    place = math.log((middle - low) / (high - middle))
+    low, high = bounds
+    log_odds = math.log((middle - low) / (high - middle))
     step = half * (high - low) / ((middle - low) * (high - middle))
-    first, last = low + (high - low) * expit(np.array([place - step, place + step]))
+    first, last = low + (high - low) * expit(np.array([log_odds - step, log_odds + step]))
     return float(first), float(last)
 
 
 def resample(
     metric: Metric,
-    found: Mapping[Key, Sequence[Outputs]],
+    outputs: Mapping[Key, Sequence[Outputs]],
     examples: int,
     seed: int,
 ) -> dict[Key, Sampled] | None:
@@ -217,32 +342,63 @@ def resample(
     Each resample has as many examples of each class as the test set, so that metrics over classes
     are defined. A metric that is a mean over examples needs none: its rows are the examples.
 
+    Args:
+        outputs: the outputs of the network of each seed, by candidate.
+        examples: the number of test examples.
+
     Returns:
         The rows by candidate; None if outputs do not belong to single examples, as with several
         predicted steps of a sequence, or if the metric is undefined on a resample.
     """
-    networks = [each for by_seed in found.values() for each in by_seed]
-    if any(len(each.outputs) != examples or len(each.targets) != examples for each in networks):
-        return None
-    scores = {n: [_scores(metric, each) for each in by] for n, by in found.items()}
-    if all(each is not None for by_seed in scores.values() for each in by_seed):
-        return {n: np.array(by).T / math.sqrt(examples) for n, by in scores.items()}
-    targets, generator = networks[0].targets.cpu().numpy(), np.random.default_rng(seed)
-    labels = targets if targets.ndim == 1 and targets.dtype.kind in "iu" else np.zeros(examples)
-    strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    resampled = {n: np.zeros((RESAMPLES, len(each))) for n, each in found.items()}
+    networks = [*itertools.chain(*outputs.values())]
+    for network in networks:
+        if len(network.outputs) != examples or len(network.targets) != examples:
+            return None
+    by_example = _score_examples(metric, outputs, examples)
+    if by_example is not None:
+        return by_example
+    sampled = {}
+    for key, by_seed in outputs.items():
+        sampled[key] = np.zeros((RESAMPLES, len(by_seed)))
+    strata = _strata(networks[0].targets.cpu().numpy())
+    generator = np.random.default_rng(seed)
     for row in range(RESAMPLES):
-        # As `generator.choice` draws, in half of its time.
-        drawn = np.concatenate([s[generator.integers(0, len(s), len(s))] for s in strata])
-        for n, by_seed in found.items():
+        # This draws as `generator.choice` does, in half of its time.
+        draws = [stratum[generator.integers(0, len(stratum), len(stratum))] for stratum in strata]
+        drawn = np.concatenate(draws)
+        for key, by_seed in outputs.items():
             try:
-                values = [metric(each.outputs[drawn], each.targets[drawn]) for each in by_seed]
+                sampled[key][row] = [
+                    metric(network.outputs[drawn], network.targets[drawn]) for network in by_seed
+                ]
             except UndefinedMetric:
                 return None
-            resampled[n][row] = values
-    return resampled
+    return sampled
 
 
-def _scores(metric: Metric, found: Outputs) -> NDArray[np.float64] | None:
-    scores = example_scores(metric, found.outputs, found.targets)
-    return None if scores is None else scores.cpu().numpy()
+def _strata(targets: NDArray[np.generic]) -> list[NDArray[np.intp]]:
+    """Returns the indices of the examples of each class; all examples if there are no classes."""
+    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+        return [np.arange(len(targets))]
+    return [np.flatnonzero(targets == label) for label in np.unique(targets)]
+
+
+def _score_examples(
+    metric: Metric, outputs: Mapping[Key, Sequence[Outputs]], examples: int
+) -> dict[Key, Sampled] | None:
+    """Returns the metric of each example; None if the metric is not a mean over examples.
+
+    Args:
+        outputs: the outputs of the network of each seed, by candidate.
+        examples: the number of test examples.
+    """
+    sampled = {}
+    for key, by_seed in outputs.items():
+        columns = []
+        for network in by_seed:
+            scores = example_scores(metric, network.outputs, network.targets)
+            if scores is None:
+                return None
+            columns.append(scores.cpu().numpy())
+        sampled[key] = np.array(columns).T / math.sqrt(examples)
+    return sampled

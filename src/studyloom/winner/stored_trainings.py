@@ -33,6 +33,19 @@ from studyloom.worker.stopping import Stop
 
 
 @dataclass(frozen=True)
+class StoredTest:
+    """The stored test of a stage's networks.
+
+    Args:
+        is_earlier: whether another stage with the same networks was tested. If not, the command
+            was killed before it wrote the result, or the run directory no longer holds the result.
+    """
+
+    tested: Tested
+    is_earlier: bool
+
+
+@dataclass(frozen=True)
 class CandidateStage(Stage):
     """A stage after the search, whose trials train each candidate with each seed."""
 
@@ -41,37 +54,40 @@ class CandidateStage(Stage):
     @property
     def trained(self) -> dict[Training, FrozenTrial]:
         """The ended trials; one that is not complete has failed, though it may have a value."""
-        return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
+        return group_by_training(
+            trial for trial in self.stored.trials() if trial.state.is_finished()
+        )
 
     def values(self) -> dict[Origin, list[float]]:
         """Returns a value for each seed of each candidate of which no training failed."""
-        return {
-            candidate: [*values.values()]
-            for candidate, values in self._values_by_seed().items()
-            if len(values) == self.source.seeds
-        }
-
-    def partial_values(self) -> dict[Origin, dict[int, float]]:
-        """Returns the values of each candidate of which a training failed, by their seed."""
-        return {
-            candidate: values
-            for candidate, values in self._values_by_seed().items()
-            if len(values) < self.source.seeds
-        }
-
-    def _values_by_seed(self) -> dict[Origin, dict[int, float]]:
-        values = dict[Origin, dict[int, float]]()
-        for (candidate, seed), trial in sorted(self.trained.items()):
-            if trial.state == TrialState.COMPLETE:
-                values.setdefault(candidate, {})[seed] = trial.values[0]
+        values = {}
+        for candidate, by_seed in self._values_by_seed().items():
+            if len(by_seed) == self.source.seeds:
+                values[candidate] = [*by_seed.values()]
         return values
 
-    def reused(self) -> tuple[int, int]:
+    def partial_values(self) -> dict[Origin, dict[int, float]]:
+        """Returns the values by seed of each candidate of which a training failed."""
+        values = {}
+        for candidate, by_seed in self._values_by_seed().items():
+            if len(by_seed) < self.source.seeds:
+                values[candidate] = by_seed
+        return values
+
+    def _values_by_seed(self) -> dict[Origin, dict[int, float]]:
+        """Returns the value of each complete training, by candidate and number of the seed."""
+        values: dict[Origin, dict[int, float]] = {}
+        for training, trial in sorted(self.trained.items()):
+            if trial.state == TrialState.COMPLETE:
+                values.setdefault(training.candidate, {})[training.seed] = trial.values[0]
+        return values
+
+    def count_reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""
         records = map(TrialRecord, self.stored.trials())
         return sum(record.reused is not None for record in records), self.trials
 
-    def load_or_train(self, candidate: Origin, seed: int) -> dict[str, Any] | None:
+    def load_or_train(self, training: Training) -> dict[str, Any] | None:
         """Loads the network of a training; trains it again if its file is on another host.
 
         Returns:
@@ -81,32 +97,30 @@ class CandidateStage(Stage):
             NoWinner: that training has failed.
         """
         assert self.weights is not None
-        trial = self.trained[candidate, seed]
+        trial = self.trained[training]
         if trial.state != TrialState.COMPLETE:
             reason = TrialRecord(trial).reason or trial.state.name
-            raise NoWinner(f"trial {candidate.trial} could not be trained on all data: {reason}")
+            number = training.candidate.trial
+            raise NoWinner(f"trial {number} could not be trained on all data: {reason}")
         try:
             return load_weights(self.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
             if not self.source.definition.tested and not TrialRecord(trial).is_kept:
                 return None
         attempt = Attempt(stage=self.title)
-        objective = self.source.train_again(candidate, seed, trial.number, attempt)
+        objective = self.source.make_new_objective(training, trial.number, attempt)
         objective.run(lambda step: None, Stop())
         return objective.weights()
 
-    def earlier_test(self, search: StoredStudy) -> tuple[Tested, bool] | None:
-        """Finds the test of the same networks for an earlier result, if there was one.
-
-        Returns:
-            The findings, and whether they come from another stage. If not, the command was killed
-            before it wrote the result, or the run directory no longer holds the result.
-        """
-        own = self.stored.definition() or {}
-        for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name, own)):
-            (tested,) = stage.attributes(TESTED)
-            if tested and stage.definition() == own:
-                return from_document(tested, Tested), stage is not self.stored
+    def find_test(self, search: StoredStudy) -> StoredTest | None:
+        """Finds the test of these networks, by this stage or an earlier one, if there was one."""
+        definition = self.stored.definition() or {}
+        earlier = find_earlier_stages(search, self.title, self.stored.name, definition)
+        for stage in (self.stored, *earlier):
+            (document,) = stage.attributes(TESTED)
+            if document and stage.definition() == definition:
+                tested = from_document(document, Tested)
+                return StoredTest(tested, is_earlier=stage is not self.stored)
         return None
 
     def store_test(self, tested: Tested, store: Store) -> None:
@@ -114,74 +128,84 @@ class CandidateStage(Stage):
         store(self.stored.ledger.study_id, TESTED, to_document(tested))
 
 
-def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
+def group_by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
     """Returns trials of later stages by candidate and seed; the last one of several."""
-    return {
-        (Origin.read(trial.params), trial.params["seed"]): trial
-        for trial in trials
-        if {"trial", "seed"} <= {*trial.params}
-    }
+    trials_by_training = {}
+    for trial in trials:
+        params = trial.params
+        if "trial" in params and "seed" in params:
+            trials_by_training[Training(Origin.read(params), params["seed"])] = trial
+    return trials_by_training
 
 
-def earlier_stages(
-    search: StoredStudy, title: str, name: str, definition: Mapping[str, Any]
+def find_earlier_stages(
+    search: StoredStudy, title: str, name: str, definition: Mapping[str, object]
 ) -> Iterator[StoredStudy]:
-    """Yields a stage under other budgets and rules, if it trains the same for a candidate and seed.
+    """Finds the stages of other budgets and rules that train as a stage does.
+
+    For a candidate and a seed, each of them has the same training as the stage.
 
     Args:
-        definition: of the stage; all of it must be the same but its candidates and seeds.
+        title: the title of the stages to find, such as "re-evaluation".
+        name: the name of the stage's stored study, which is left out.
+        definition: the definition of the stage; all of it must be the same but its candidates and
+            seeds.
     """
     for later in search.later_stages():
         study_name = later.study.study_name
-        if later.name is not None and later.name.title == title and study_name != name:
-            stage = open_in_same_database(search, study_name)
-            if stage is not None and _conditions(stage.definition()) == _conditions(definition):
-                yield stage
+        if later.name is None or later.name.title != title or study_name == name:
+            continue
+        stage = open_in_same_database(search, study_name)
+        if stage is not None and _conditions(stage.definition()) == _conditions(definition):
+            yield stage
 
 
-def _conditions(definition: Mapping[str, Any] | None) -> dict[str, Any]:
+def _conditions(definition: Mapping[str, object] | None) -> dict[str, object]:
     """Returns what a training depends on in addition to its candidate and seed."""
-    known = (definition or {}).items()
-    return {key: value for key, value in known if key not in ("candidates", "seeds")}
+    conditions = dict(definition or {})
+    conditions.pop("candidates", None)
+    conditions.pop("seeds", None)
+    return conditions
 
 
-def earlier_trainings(
+def find_earlier_trainings(
     search: StoredStudy,
     title: str,
     name: str,
-    definition: Mapping[str, Any],
+    definition: Mapping[str, object],
     folder: Path | None,
     *,
-    repeats: bool,
+    repeats_reevaluation: bool,
 ) -> Mapping[Training, EarlierTraining]:
     """Finds the trainings of other stages that a stage reuses.
 
     Args:
-        name: of the stored study of the stage.
-        definition: of the stage.
+        title: the title of the stage.
+        name: the name of its stored study.
+        definition: its definition.
         folder: the folder of the networks of all stages; None if they are not needed.
-        repeats: whether the stage would repeat the trainings of a re-evaluation or ablation.
+        repeats_reevaluation: whether its trainings have the seeds and examples of a re-evaluation
+            or ablation, which it then reuses too.
     """
-    known: dict[Training, EarlierTraining] = {}
     titles = [title]
-    if repeats:
+    if repeats_reevaluation:
         titles += [REEVALUATION, ABLATION]
-    stages = [
-        stage
-        for stage_title in titles
-        for stage in earlier_stages(search, stage_title, name, definition)
-    ]
+    stages: list[StoredStudy] = []
+    for stage_title in titles:
+        stages += find_earlier_stages(search, stage_title, name, definition)
+    trainings: dict[Training, EarlierTraining] = {}
     for stage in stages:
-        weights = None if folder is None else networks_folder(folder, stage.name)
-        complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
-        for training, trial in by_training(complete).items():
+        complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+        for training, trial in group_by_training(complete).items():
             record = TrialRecord(trial)
-            source = record.reused or f"{stage.name}, trial {trial.number}"
             # A loop may have kept nothing; and the networks of older studies are not marked.
-            kept = title == FINAL_TRAINING or record.is_kept
-            file = weights / f"trial-{trial.number}.pt" if weights and kept else None
-            known.setdefault(training, EarlierTraining(trial, source, file))
-    return known
+            has_network = title == FINAL_TRAINING or record.is_kept
+            file = None
+            if folder is not None and has_network:
+                file = networks_folder(folder, stage.name) / f"trial-{trial.number}.pt"
+            source = record.reused or f"{stage.name}, trial {trial.number}"
+            trainings.setdefault(training, EarlierTraining(trial, source, file))
+    return trainings
 
 
 def networks_folder(folder: Path, stage: str) -> Path:

@@ -26,21 +26,24 @@ from studyloom.worker.stopping import Stop, withdraw_stop
 
 def find_starts(definition: Definition, url: str) -> WarmStarts:
     """Finds the configurations to begin with; opens the database only for a warm start."""
-    cfg = definition.config
-    if cfg.study.warm_start is None:
+    config = definition.config
+    if config.study.warm_start is None:
         return find_warm_starts(definition)
     folder = folder_of(url)
-    address = url if folder is not None and not folder.exists() else serve(url, own=True)
-    begun: list[str] = []  # the earlier studies of which it has trials
+    if folder is not None and not folder.exists():
+        # The embedded server has not been made yet, and has no study with trials.
+        return find_warm_starts(definition, [])
+    address = serve(url, own=True)
+    sources: list[str] = []  # the earlier studies that the study has warm starts of already
     if folder_of(address) is None:
-        name = str(cfg.study.name)
+        name = str(config.study.name)
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            begun = read_sources(stored)
-    return find_warm_starts(definition, begun)
+            sources = read_sources(stored)
+    return find_warm_starts(definition, sources)
 
 
 def may_be_new(definition: Definition, url: str) -> bool:
-    """Returns whether a database has no study of a definition's name, or does not say so."""
+    """Returns whether a database has no study of a definition's name, or cannot be read."""
     with suppress(StorageError):
         return str(definition.config.study.name) not in study_names(url, deadline=0.0)
     return True
@@ -49,19 +52,26 @@ def may_be_new(definition: Definition, url: str) -> bool:
 def begin_search(
     strategy: Strategy, digest: str, url: str, starts: WarmStarts, stop: Stop
 ) -> StoredStudy:
-    """Creates the study of a definition, or opens it, and stores what the config says of it.
+    """Creates the study of a definition, or opens it, and stores the settings of its config.
 
     Args:
-        digest: of the training data.
-        stop: whether to wait no longer for the database.
+        digest: the digest of the training data.
+        url: the storage URL.
+        starts: the configurations that are tried first.
+        stop: ends the wait for a database that is away.
 
     Raises:
         DefinitionError: the study of that name has another definition.
         StorageError: the database cannot be used.
         OSError: the run directory cannot be written to.
     """
-    definition, pruner, trials = strategy.definition, strategy.pruner(), strategy.trials
+    definition = strategy.definition
     config = definition.config
+    trials = strategy.trials
+    pruner = strategy.pruner()
+    lowest_rung = 0
+    if isinstance(pruner, AshaPruner):
+        lowest_rung = pruner.min_resource
     stored = create_study(
         url,
         str(config.study.name),
@@ -69,12 +79,12 @@ def begin_search(
         trials,
         config.storage.deadline,
         objectives=definition.objectives,
-        rung=pruner.min_resource if isinstance(pruner, AshaPruner) else 0,
+        rung=lowest_rung,
         accept_code_change=config.study.accept_code_change,
     )
     with closed_on_error(stored):
         note_run(Path(config.run_dir), config)
-        _settle(stored, definition, starts, trials)
+        _store_settings(stored, definition, starts, trials)
         stored.retry.stopping = stop
         withdraw_stop(stored)
     return stored
@@ -90,27 +100,36 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
     name = str(definition.config.study.name)
     stored = open_study(url, name, definition.config.storage.deadline)
     with closed_on_error(stored):
-        if code := stored.code():  # the user may edit it while the study runs
+        code = stored.code()
+        if code:  # the user may edit it while the study runs
             check_definition(name, code, definition.code)
         stored.retry.stopping = stop
     return stored
 
 
-def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
+def match_stored_study(strategy: Strategy, stored: StoredStudy) -> Strategy:
     """Returns a strategy with the lowest rung and the sampler that its study began with."""
-    # A study of before this was stored has begun without rungs, or at epoch 1.
-    known = stored.optuna.user_attrs
-    return replace(strategy, began=known.get(RUNG, 0), auto_sampler=known.get(SAMPLER))
+    attributes = stored.optuna.user_attrs
+    # A study that is older than this attribute began without rungs, or at epoch 1.
+    lowest_rung = attributes.get(RUNG, 0)
+    return replace(strategy, began=lowest_rung, auto_sampler=attributes.get(SAMPLER))
 
 
-def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
-    """Stores the settings that a definition lacks, and queues configurations to try first."""
+def _store_settings(
+    stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int
+) -> None:
+    """Stores the settings that are no part of a definition, and queues the warm starts."""
     stored.store_rule(definition.rule)
-    if sources := definition.script_sources():
+    sources = definition.script_sources()
+    if sources:
         stored.optuna.set_user_attr(DEFINED, sources)
-    study, cost = definition.config.study, definition.config.cost
+    study = definition.config.study
+    cost = definition.config.cost
+    min_improvement = None
+    if study.stop == "improvement":
+        min_improvement = study.min_improvement
     bounds = Bounds(
-        min_improvement=study.min_improvement if study.stop == "improvement" else None,
+        min_improvement=min_improvement,
         epochs=study.epochs,
         trials=trials,
         cost=cost.limit,

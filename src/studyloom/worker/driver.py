@@ -1,10 +1,12 @@
 """The driver of a study, with which every command, call and worker runs it from config to end.
 
-They differ in their `Command` and their `Reporting`, and in the stages that they know.
+They differ in their `Command`, in their `Reporting`, and in the `Stages` that they know: a call of
+the kernel knows only the search. The launcher of the study gets a `Task`, and works on it with
+workers in this process or in others.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from studyloom.config.study_config import StudyConfig
@@ -26,7 +28,7 @@ SEARCH_ONLY = Stages()
 
 
 class Reporting:
-    """Reports on a study that is run: here nothing.
+    """Reports on a study that is run. The base class reports nothing.
 
     Attributes:
         study: the study, once it is open.
@@ -35,10 +37,10 @@ class Reporting:
     study: OpenStudy | None = None
 
     def show_dry_run(self, definition: Definition) -> None:
-        """Shows what a dry run would search."""
+        """Shows the search that a dry run does not begin."""
 
     def make_callbacks(self, config: StudyConfig) -> Sequence[TrialCallback]:
-        """Makes what gets each trial of the search that ends.
+        """Makes the callbacks that get each trial of the search that ends.
 
         Raises:
             ConfigError: all errors in its part of the config.
@@ -71,15 +73,19 @@ class Reporting:
         """Reports how a study has ended, or why it was stopped, and returns the exit code.
 
         Args:
-            follow: what to print if workers continue without this process; else None.
+            follow: a line to print if workers continue without this process; else None.
 
         Raises:
             NoWinner: a training that the result needs, or the test, has failed.
         """
         return 0
 
-    def continues(self, left: int) -> bool:
-        """Whether to train trials that were opened meanwhile, as by `studyloom redo`."""
+    def continues(self, open_trials: int) -> bool:
+        """Returns whether to train trials that were opened meanwhile, as by `studyloom redo`.
+
+        Args:
+            open_trials: the number of these trials.
+        """
         return True
 
 
@@ -108,26 +114,40 @@ def run_study(
         open_search(prepared, stop, create=command.begins) as study,
         obeying_requests(study, command, stop),
     ):
-        launcher = study.prepared.launcher
         task = make_task(study, stages, command)
         if not command.is_worker:
-            reopen(stages.begun(study))
+            reopen(stages.find_begun(study))
         if command.begins:
+            launcher = study.prepared.launcher
             check_connections(study.prepared.url, launcher.count(task.todo()))
         with reporting.attached(study):
             while True:
-                follow = None
-                while follow is None and not stop() and task.todo():
-                    with reporting.watch(task, stop):
-                        follow = launcher.launch(task, stop)
-                    if not command.is_worker and not stop():
-                        reconcile(stages.begun(study))
+                follow = work_on(task, study, stages, reporting, stop)
                 code = reporting.finish(stop, follow)
-                left = 0
-                if follow is None and not stop():
-                    left = task.todo()
-                if not left or not reporting.continues(left):
+                if follow is not None or stop():
                     return code
+                # `studyloom redo` may have opened trials while the result was made.
+                open_trials = task.todo()
+                if not open_trials or not reporting.continues(open_trials):
+                    return code
+
+
+def work_on(
+    task: Task, study: OpenStudy, stages: Stages, reporting: Reporting, stop: Stop
+) -> str | None:
+    """Launches workers until nothing is left to do, or a stop is requested.
+
+    Returns:
+        A line to print if workers continue without this process; else None.
+    """
+    while not stop() and task.todo():
+        with reporting.watch(task, stop):
+            follow = study.prepared.launcher.launch(task, stop)
+        if not task.command.is_worker and not stop():
+            reconcile(stages.find_begun(study))
+        if follow is not None:
+            return follow
+    return None
 
 
 @contextmanager
@@ -165,27 +185,36 @@ def reconcile(stages: Iterable[Stage]) -> None:
 def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
     """Makes the task of a launcher: the open trials of all stages."""
     settings = study.definition.config.study
-    limits = Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+    limits = Limits(
+        lease=settings.lease,
+        trial_timeout=settings.trial_timeout,
+        max_attempts=settings.max_attempts,
+        max_failures=settings.max_failures,
+        repeats=settings.repeats,
+    )
 
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())
-        # The number of threads, which decides the last bits, is that of any workers.
-        with on_threads(1) if settings.deterministic else nullcontext():
+        with ExitStack() as thread_count:
+            if settings.deterministic:
+                # The number of threads decides the last bits of a sum. With one thread, they do not
+                # depend on how many workers share the cores.
+                thread_count.enter_context(on_threads(1))
             while not stop():
-                stage = stages.next(study)
+                stage = stages.find_next(study)
                 if stage is None:
                     return
                 with make_worker(study, stage, stop, limits, stopwatch, command) as worker:
                     worker.run()
 
     def todo() -> int:
-        stage = stages.next(study)
+        stage = stages.find_next(study)
         if stage is None:
             return 0
         return stage.todo() + stage.following
 
     def halted() -> bool:
-        stage = stages.next(study)
+        stage = stages.find_next(study)
         return stage is not None and stage.stored.halted() is not None
 
     return Task(

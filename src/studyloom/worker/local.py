@@ -1,4 +1,8 @@
-"""Workers on this host: one in this process, or several in their own processes."""
+"""Workers on this host: one in this process, or several in their own processes.
+
+A single worker *works here*, in the process of the command. If this process can no longer use its
+GPU after a trial, it is *broken*: a worker process does the rest, if one can be started.
+"""
 
 import contextlib
 import logging
@@ -7,7 +11,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +51,8 @@ class Join(Launcher):
         Raises:
             StorageLost: the database stays away.
             Halted: all trials fail for the same reason.
-            LaunchError: work is left; as BrokenProcess, since this process can do no more.
+            LaunchError: trials are open, and no worker runs them; BrokenProcess if this process
+                can run no more.
         """
         if task.command.is_worker:  # the launcher renews the lease
             try:
@@ -57,10 +61,9 @@ class Join(Launcher):
                 task.command.line.send("died", error)
                 raise
             return
-        with working_here(task, stop) as attempt:
-            task.work(stop)
-        if attempt.broken is not None:
-            raise in_a_new_process(attempt.broken, task)
+        broken = work_here(task, stop)
+        if broken is not None:
+            raise make_new_process_error(broken, task)
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,12 @@ class Local(Launcher):
             )
         available = len(visible_gpus())
         if self.gpus > 1 and available < self.gpus:
+            gpus = f"{available} GPUs"
+            if available == 1:
+                gpus = "1 GPU"
             raise ValueError(
-                f"launcher.gpus={self.gpus}: this process sees {available} "
-                f"GPU{'' if available == 1 else 's'}; choose a smaller number, or set "
-                "CUDA_VISIBLE_DEVICES"
+                f"launcher.gpus={self.gpus}: this process sees {gpus}; "
+                "choose a smaller number, or set CUDA_VISIBLE_DEVICES"
             )
 
     def launch(self, task: Task, stop: Stop) -> None:
@@ -103,44 +108,51 @@ class Local(Launcher):
         """
         slots = task.todo()
         if self.works_here(task, slots):
-            with working_here(task, stop) as attempt:
-                task.work(stop)
-            broken = attempt.broken
+            broken = work_here(task, stop)
             if broken is None:
                 return
             if not can_pass_objects():
-                raise in_a_new_process(broken, task)
+                raise make_new_process_error(broken, task)
             log.warning("%s; a worker process continues", broken)
             slots = task.todo()
-        if not slots:  # others have ended the last trials meanwhile
+        if not slots:  # workers of other commands have ended the last trials meanwhile
             return
-        count = self.count(slots)
-        command = [sys.executable, *task.command.worker()]
-        common = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
-        # With the process id: two commands at once on one run directory share no log.
+        Supervisor(task, self._make_workers(task, self.count(slots))).run(stop)
+
+    def _make_workers(self, task: Task, count: int) -> "list[LocalWorker]":
+        """Makes the handles of a number of workers, which are not started yet."""
+        command = [sys.executable, *task.command.worker_arguments()]
+        variables = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
+        # With the process id in the name, two commands on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
-        fork_server = task.command.fork_server
-        workers = [
-            LocalWorker(command, common | own, task.logs / f"{prefix}{n}.log", fork_server)
-            for n, own in enumerate(self.environments(count), 1)
-        ]
-        Supervisor(task, workers).run(stop)
+        workers = []
+        for number, variables_of_worker in enumerate(self.environments(count), 1):
+            worker = LocalWorker(
+                command,
+                variables | variables_of_worker,
+                task.logs / f"{prefix}{number}.log",
+                task.command.fork_server,
+            )
+            workers.append(worker)
+        return workers
 
     def works_here(self, task: Task, slots: int) -> bool:
-        """Whether this process is the only worker for open slots, and writes no log.
+        """Returns whether this process is the only worker for open slots, and writes no log.
 
-        With a time limit a single worker has a process too: a trial that hangs ends with it. With
-        `gpus` it has one, which sees only these, and so has a worker whose trials this process
-        cannot train, since its GPU is lost.
+        A single worker has a process if there is a time limit, so that a trial that hangs can be
+        ended with it; if it has several GPUs, since it sees only these; and if this process has
+        lost its GPU.
         """
-        needs_process = self.gpus > 1 or task.limits.trial_timeout is not None
-        return not needs_process and self.count(slots) <= 1 and not gpu_is_lost()
+        if self.gpus > 1 or task.limits.trial_timeout is not None:
+            return False
+        return self.count(slots) <= 1 and not gpu_is_lost()
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers != "auto":
             return min(int(self.workers), slots)
-        if available := len(visible_gpus()):
+        available = len(visible_gpus())
+        if available:
             return min(available // self.gpus * self.per_gpu, slots)
         if training_device().type == "mps":
             return min(self.per_gpu, slots)
@@ -159,45 +171,41 @@ class Local(Launcher):
         """Returns the variables of each worker: its devices, and its share of the cores."""
         devices = self.devices()
         threads = str(max(1, count_cores() // count))
-        common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        return [
-            common | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
-            for n in range(count)
-        ]
+        environments = []
+        for number in range(count):
+            variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            if devices:
+                variables["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+            environments.append(variables)
+        return environments
 
 
-@dataclass
-class WorkHere:
-    """The work of this process on a task.
+def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
+    """Works on a task in this process, and renews its leases meanwhile.
 
-    Attributes:
-        broken: why another process has to do what is left; None if nothing is.
-    """
-
-    broken: BrokenProcess | None = None
-
-
-@contextlib.contextmanager
-def working_here(task: Task, stop: Stop) -> Iterator[WorkHere]:
-    """Renews the leases of this process while the body works on a task.
+    Returns:
+        The error after which another process has to do the rest; None if nothing is left to do.
 
     Raises:
         LaunchError: trials are open, and no worker runs them.
     """
-    attempt = WorkHere()
+    broken = None
     with renewing_leases(task, lambda: [worker_id(os.getpid())]):
         try:
-            yield attempt
+            task.work(stop)
         except BrokenProcess as error:
-            attempt.broken = error
-    left = 0 if stop() else task.todo()
-    if not left:
-        attempt.broken = None
-    elif attempt.broken is None:
-        raise LaunchError(f"{left} trials are open, and no worker runs them")
+            broken = error
+    if stop():
+        return None
+    open_trials = task.todo()
+    if not open_trials:
+        return None
+    if broken is None:
+        raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
+    return broken
 
 
-def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
+def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
     """Returns an error that says how to do the rest where no worker process can be started."""
     kind = task.command.kind
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
@@ -218,14 +226,20 @@ def visible_gpus() -> list[str]:
     """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(n) for n in range(count)]
+    if visible:
+        return visible.split(",")[:count]
+    return [str(number) for number in range(count)]
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
     """Raises ValueError unless a setting is an integer from 1 on, or "auto" if `auto` is set."""
-    if (type(value) is not int or value < 1) and not (auto and value == "auto"):
-        words = f"{'auto, or ' * auto}an integer of at least 1"
-        raise ValueError(f"launcher.{name} must be {words}; got {value!r}")
+    rule = "an integer of at least 1"
+    if auto:
+        if value == "auto":
+            return
+        rule = f"auto, or {rule}"
+    if type(value) is not int or value < 1:
+        raise ValueError(f"launcher.{name} must be {rule}; got {value!r}")
 
 
 @dataclass
@@ -233,8 +247,14 @@ class LocalWorker:
     """The handle of a worker on this host, which is the leader of a process group.
 
     Args:
-        command: starts the worker where there is no fork server, on a GPU, or if that has died.
+        command: the command line that starts the worker if it cannot be forked: there is no fork
+            server, or it has died, or the worker uses a GPU.
+        environment: the variables that are set for the worker.
         log: the file to which the worker's output is appended.
+
+    Attributes:
+        mark: the value of a variable that all programs inherit that the worker starts, so that they
+            can be found and ended.
     """
 
     command: list[str]
@@ -252,32 +272,48 @@ class LocalWorker:
 
     @property
     def active(self) -> bool:
+        """Returns whether there is a worker."""
         return self.process is not None
 
     @property
     def worker_id(self) -> str | None:
-        return None if self.process is None else worker_id(self.process.pid)
+        """The id of the worker in the ledger; None without a worker."""
+        if self.process is None:
+            return None
+        return worker_id(self.process.pid)
 
     def start(self) -> None:
+        """Forks a worker, or starts it as a command."""
         self.listener = Listener()
-        theirs = self.listener.detach()
+        workers_end = self.listener.detach()
         try:
-            self.process = self._fork(theirs) or self._spawn(theirs)
+            self.process = self._fork(workers_end) or self._spawn(workers_end)
         finally:
-            os.close(theirs)
+            os.close(workers_end)
 
     def poll(self) -> WorkerExit | None:
-        code = None if self.process is None else self.process.poll()
+        """Reads the messages of the worker, and returns how it ended; None if it has not."""
+        code = None
+        if self.process is not None:
+            code = self.process.poll()
         self.messages = self.listener.listen()
-        return None if code is None else WorkerExit(code)
+        if code is None:
+            return None
+        return WorkerExit(code)
 
     def stop(self) -> None:
+        """Requests that the worker releases its trial and ends."""
         if self.process is not None:
             self.listener.request_stop(self.process.pid)
 
     def kill(self) -> str | None:
-        """Ends the worker, and all that it has started, also in other sessions."""
-        ended, process = self.worker_id, self.process
+        """Ends the worker, and all that it has started, also in other sessions.
+
+        Returns:
+            The id of the worker in the ledger; None if there was none.
+        """
+        id_of_worker = self.worker_id
+        process = self.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -285,9 +321,14 @@ class LocalWorker:
             process.wait()
             self.listener.close()
         self.process = None
-        return ended
+        return id_of_worker
 
     def _fork(self, line: int) -> ForkedWorker | None:
+        """Forks the worker; None if it cannot be forked.
+
+        Args:
+            line: the descriptor of the worker's end of its line.
+        """
         if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
@@ -296,6 +337,11 @@ class LocalWorker:
             return None
 
     def _spawn(self, line: int) -> subprocess.Popen[bytes]:
+        """Starts the worker as a command, in a new session.
+
+        Args:
+            line: the descriptor of the worker's end of its line.
+        """
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 self.command,
@@ -308,18 +354,20 @@ class LocalWorker:
 
 
 def kill_marked(mark: str) -> None:
-    """Kills the programs that a worker has started, whose environment has its mark.
+    """Kills the programs that a worker has started: all whose environment has its mark.
 
-    Once the worker has ended, those in another session are no longer descendants of ours.
+    A program in another session is no longer a descendant of this process once the worker has
+    ended, so that only its environment shows where it comes from.
     """
-    for _ in range(10):  # they may be starting others meanwhile
-        found = [
-            process
-            for process in psutil.process_iter(["environ"])
-            if (process.info["environ"] or {}).get(MARK.name) == mark
-        ]
-        for process in found:
+    for _ in range(10):  # a program may start others before it is killed
+        marked = []
+        for process in psutil.process_iter(["environ"]):
+            environment = process.info["environ"] or {}
+            if environment.get(MARK.name) == mark:
+                marked.append(process)
+        for process in marked:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        if not psutil.wait_procs(found, timeout=0.1)[1]:
+        _, alive = psutil.wait_procs(marked, timeout=0.1)
+        if not alive:
             return

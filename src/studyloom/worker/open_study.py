@@ -16,11 +16,13 @@ from studyloom.worker.task import Launcher
 
 @dataclass(frozen=True)
 class Prepared:
-    """The objects that a config describes; `data` is on this process's device.
+    """The objects that a config describes.
 
     Args:
+        data: the training data, on the device of this process if studyloom trains networks.
+        url: the storage URL.
         starts: the configurations that are tried first.
-        callbacks: what gets each trial of the search that ends.
+        callbacks: the callbacks that get each trial of the search that ends.
     """
 
     definition: Definition
@@ -42,6 +44,7 @@ class OpenStudy:
 
     @property
     def stored(self) -> StoredStudy:
+        """The stored study of the search."""
         return self.search.stored
 
     @property
@@ -64,10 +67,12 @@ class OpenStudy:
 class Stages:
     """The stages of a study: here only its search; `winner` adds those that follow it."""
 
-    def next(self, study: OpenStudy) -> Stage | None:
+    def find_next(self, study: OpenStudy) -> Stage | None:
         """Returns the first stage that has work; None if none has."""
-        return study.search if study.search.todo() else None
+        if not study.search.todo():
+            return None
+        return study.search
 
-    def begun(self, study: OpenStudy) -> list[Stage]:
+    def find_begun(self, study: OpenStudy) -> list[Stage]:
         """Returns the stages that have begun, in their order."""
         return [study.search]

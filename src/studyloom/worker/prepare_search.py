@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from studyloom.config.build import ErrorCollector
 from studyloom.config.study_config import StudyConfig
@@ -16,10 +15,10 @@ from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.urls import serve
 from studyloom.training.device import check_device, training_device
 from studyloom.worker.begin_search import (
-    as_begun,
     begin_search,
     find_starts,
     join_search,
+    match_stored_study,
     may_be_new,
 )
 from studyloom.worker.callbacks import MakeCallbacks
@@ -30,43 +29,59 @@ from studyloom.worker.stopping import Stop
 
 
 def prepare(
-    cfg: StudyConfig, *, joins: bool = False, make_callbacks: MakeCallbacks = lambda config: ()
+    config: StudyConfig,
+    *,
+    joins: bool = False,
+    make_callbacks: MakeCallbacks = lambda config: (),
 ) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
         joins: whether this process works on a study that exists already: its networks have been
             tried by the command that began the study, and there is no warm start.
-        make_callbacks: makes what gets each trial of the search that ends.
+        make_callbacks: makes the callbacks that get each trial of the search that ends.
 
     Raises:
         ConfigError: lists every error.
     """
+    # Each step that fails adds its errors to the collector and gives None; `check` then raises all
+    # of them. Until then, a step is left out if a value that it needs is None.
     attempt = ErrorCollector()
-    definition = attempt(lambda: define(cfg))
-    launcher: Any = Join() if joins else attempt(lambda: build_launcher(cfg))
+    definition = attempt(lambda: define(config))
+    if joins:
+        launcher = Join()
+    else:
+        launcher = attempt(lambda: build_launcher(config))
     attempt(check_device)
-    url = attempt(lambda: required_url(cfg))
-    callbacks = attempt(lambda: make_callbacks(cfg))
-    several = launcher is not None and launcher.count(2) > 1
-    data = attempt(lambda: load_data(cfg, shared=joins or several))
-    starts: Any = None
+    url = attempt(lambda: required_url(config))
+    callbacks = attempt(lambda: make_callbacks(config))
+    has_several_workers = launcher is not None and launcher.count(2) > 1
+    data = attempt(lambda: load_data(config, shared=joins or has_several_workers))
+    starts = None
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
-        # Not after an error: configurations of a wrong space would be wrong too.
+        # Configurations of a wrong space would be wrong too.
         if url is not None and not attempt.errors:
             starts = attempt(lambda: find_starts(definition, url))
     if url is not None and launcher is not None:
-        away = launcher.leaves_host
-        attempt.errors += check_database_reach(url, several=several, leaves_host=away)
+        attempt.errors += check_database_reach(
+            url, several=has_several_workers, leaves_host=launcher.leaves_host
+        )
     attempt.check()
     # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if definition.trains_networks and (device := training_device()).type != "cpu":
-        data = data.to(device)
-    strategy = Strategy(definition)
+    if definition.trains_networks:
+        device = training_device()
+        if device.type != "cpu":
+            data = data.to(device)
     prepared = Prepared(
-        definition, strategy, launcher, data, url, Path(cfg.run_dir), callbacks=callbacks
+        definition=definition,
+        strategy=Strategy(definition),
+        launcher=launcher,
+        data=data,
+        url=url,
+        run_dir=Path(config.run_dir),
+        callbacks=callbacks,
     )
     if starts is None:
         return prepared
@@ -78,7 +93,7 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
     """Opens the study of a search in its database, and closes it after the body.
 
     Args:
-        stop: whether to wait no longer for the database.
+        stop: ends the wait for a database that is away.
         create: whether to make a missing study and to store its settings from the config.
 
     Raises:
@@ -93,15 +108,15 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
     trials = strategy.trials
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
-        # A cluster is started before it may fail a new study.
+        # A cluster that does not start is an error before the study is made.
         if may_be_new(definition, url):
             prepared.launcher.start(trials, run_dir)
         stored = begin_search(strategy, prepared.data.digest, url, prepared.starts, stop)
     else:
         stored = join_search(definition, url, stop)
-    strategy = as_begun(strategy, stored)
+    strategy = match_stored_study(strategy, stored)
     prepared = replace(prepared, url=url, strategy=strategy)
     search = Stage(SEARCH, stored, definition, strategy, trials, callbacks=prepared.callbacks)
     with closing(OpenStudy(prepared, search)) as study:
-        collect_as_usual()  # trials come next
+        collect_as_usual()  # the garbage collector, which the trials need
         yield study

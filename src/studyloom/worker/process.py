@@ -51,17 +51,16 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
 
     def search(config: StudyConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)
-        with ExitStack() as ending, Stop(config.study.timeout) as stop:
-            server = fork_workers(
-                launcher_class(config), partial(run_worker, config, command), ending
-            )
+        with ExitStack() as cleanup, Stop(config.study.timeout) as stop:
+            worker = partial(run_worker, config, command)
+            server = fork_workers(find_launcher_class(config), worker, cleanup)
             run_study(config, replace(command, fork_server=server), Reporting(), stop)
 
     invocation.call(overrides, search)
 
 
 class ProcessReporting(Reporting):
-    """Reports on the study of a whole process: here nothing, as a worker."""
+    """Reports on the study of a whole process. The base class reports nothing, as in a worker."""
 
     def open(self) -> None:
         """Prepares to report, before the study is prepared."""
@@ -75,7 +74,7 @@ class StudyProcess:
     """A process that runs a study, from its config to its exit code.
 
     Args:
-        worker: what a fork of this process does as a worker; None without forks.
+        worker: runs a fork of this process as a worker; None without forks.
     """
 
     config: StudyConfig
@@ -92,12 +91,12 @@ class StudyProcess:
         reporting = self.reporting
         line = command.line
         with (
-            ExitStack() as ending,
+            ExitStack() as cleanup,
             line.sending_exit_code(),
             Stop(config.study.timeout, line.is_requested) as stop,
         ):
             if self.worker is not None and not config.study.dry_run:
-                server = fork_workers(launcher_class(config), self.worker, ending)
+                server = fork_workers(find_launcher_class(config), self.worker, cleanup)
                 command = replace(command, fork_server=server)
             with ending_by_errors(stop, reporting):
                 receive_objects()
@@ -105,7 +104,10 @@ class StudyProcess:
                 reporting.open()
                 code = run_study(config, command, reporting, stop, self.stages)
                 code = exit_code(code, stop)
-                reporting.end(code, stop.reason if stop() else None)
+                reason = None
+                if stop():
+                    reason = stop.reason
+                reporting.end(code, reason)
             sys.exit(code)
 
 
@@ -122,16 +124,17 @@ def run_worker(
     StudyProcess(config, command, reporting, stages).run()
 
 
-def launcher_class(cfg: StudyConfig) -> type[Launcher] | None:
-    """Returns the class of a config's launcher; None if it is wrong, as `prepare` reports."""
-    if not isinstance(cfg["launcher"], dict):
+def find_launcher_class(config: StudyConfig) -> type[Launcher] | None:
+    """Returns the class of a config's launcher; None if it has none, which `prepare` reports."""
+    section = config["launcher"]
+    if not isinstance(section, dict):
         return None
     try:
-        named = find_target(cfg["launcher"], "launcher")
+        target = find_target(section, "launcher")
     except ConfigError:
         return None
-    if isinstance(named, type) and issubclass(named, Launcher):
-        return named
+    if isinstance(target, type) and issubclass(target, Launcher):
+        return target
     return None
 
 
@@ -139,7 +142,9 @@ def exit_code(code: int, stop: Stop) -> int:
     """Returns the exit code of a process: 128 and the signal that stopped it, or else `code`."""
     if stop.signal is not None:
         return 128 + stop.signal
-    return STOPPED if stop.requested is not None else code
+    if stop.requested is not None:
+        return STOPPED
+    return code
 
 
 @contextmanager
@@ -156,24 +161,28 @@ def ending_by_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]:
         sys.exit(code)
     except BaseException as error:
         if reporting.study is None:
-            end_unopened(error, reporting)
+            end_without_study(error, reporting)
         else:
-            end_opened(error, stop, reporting)
+            end_with_study(error, stop, reporting)
         raise
 
 
-def end_unopened(error: BaseException, reporting: ProcessReporting) -> None:
-    """Ends the process by an error that keeps the study from being opened, if it is such a one."""
+def end_without_study(error: BaseException, reporting: ProcessReporting) -> None:
+    """Ends the process by an error before the study is open; returns if its traceback is wanted."""
     if isinstance(error, ValueError | OSError | LaunchError):
         reporting.end(2, str(error))
         exit_with(error, 2)
 
 
-def end_opened(error: BaseException, stop: Stop, reporting: ProcessReporting) -> None:
-    """Ends the process by an error in an open study; returns if its traceback is to be printed."""
+def end_with_study(error: BaseException, stop: Stop, reporting: ProcessReporting) -> None:
+    """Ends the process by an error in an open study; returns if its traceback is wanted.
+
+    The trials so far are stored, and the same command does the rest later.
+    """
     if isinstance(error, StudyloomError | OSError):
-        # The search is done, and what remains can be done later.
-        code = 1 if isinstance(error, OSError) else error.exit_code
+        code = 1
+        if not isinstance(error, OSError):
+            code = error.exit_code
         if not isinstance(error, Halted):
             code = exit_code(code, stop)
         reporting.end(code, str(error))

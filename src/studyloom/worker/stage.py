@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.early_end import decide_early_end
@@ -59,7 +59,7 @@ class TrialSource(Protocol):
         """Makes the training of a trial.
 
         Args:
-            number: of the trial, from which its seed follows.
+            number: the number of the trial, from which its seed is derived.
         """
 
 
@@ -68,10 +68,15 @@ class TrialStrategy(Protocol):
 
     @property
     def keeps_state(self) -> tuple[str, ...]:
-        """Which of `sampler` and `pruner` is one object for all trials."""
+        """Names which of `sampler` and `pruner` is one object for all trials."""
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
-        """Makes the sampler of a trial; `redraws` if its configuration was refused."""
+        """Makes the sampler of a trial.
+
+        Args:
+            number: the number of the trial, from which the sampler's seed is derived.
+            redraws: whether a first configuration of the trial was refused.
+        """
 
     def pruner(self) -> BasePruner:
         """Makes the pruner of a worker."""
@@ -84,7 +89,7 @@ class Stage:
     Args:
         weights: the folder for the network of each complete trial; None to keep none.
         following: how many trials follow in later stages, at most.
-        callbacks: what gets each trial that ends.
+        callbacks: the callbacks that get each trial that ends.
     """
 
     title: str
@@ -98,28 +103,29 @@ class Stage:
 
     @property
     def is_search(self) -> bool:
+        """Returns whether this stage is the search."""
         return self.title == SEARCH
 
     def has_ended(self) -> bool:
-        """Whether it has ended by its bounds, so that no further trial begins."""
+        """Returns whether its bounds have ended it early, so that no further trial begins."""
         return decide_early_end(self.stored, self.trials) is not None
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""
         return self.stored.ledger.todo(self.trials, begun=self.has_ended())
 
-    def remove_left_files(self, folder: str | None) -> None:
-        """Removes the files in a folder of trials whose worker died after their end."""
+    def remove_files_of_ended_trials(self, folder: str | None) -> None:
+        """Removes the files of trials that ended while their worker died, from a folder."""
         if folder is not None:
             TrialFiles(self, Path(folder)).remove_left()
 
 
 @dataclass(frozen=True)
 class TrialFiles:
-    """The files of the trials of a stage: what they resume from, and the weights that they keep.
+    """The files of the trials of a stage: the states to resume from, and the final weights.
 
     Args:
-        folder: for the states of running trials; None to save none.
+        folder: the folder for the states of running trials; None to save none.
     """
 
     stage: Stage
@@ -130,9 +136,12 @@ class TrialFiles:
         if self.folder is None:
             return None
         stored = self.stage.stored
-        parts = [stored.name, number, self.stage.source.seed, point.params]
-        identity, path = json.dumps(parts, default=str), self.folder / f"trial-{number}.pt"
-        return Checkpoint(path, identity, stored.ledger.uuid)
+        identity = [stored.name, number, self.stage.source.seed, point.params]
+        return Checkpoint(
+            path=self.folder / f"trial-{number}.pt",
+            identity=json.dumps(identity, default=str),
+            study=stored.ledger.uuid,
+        )
 
     @staticmethod
     def folder_of(checkpoint: Checkpoint) -> Path:
@@ -141,35 +150,56 @@ class TrialFiles:
         Its name has a digest of the checkpoint's identity and study, so that a trial of another
         study does not resume from its files.
         """
-        named = checkpoint.identity + checkpoint.study
-        digest = hashlib.sha256(named.encode()).hexdigest()[:12]
+        identity = checkpoint.identity + checkpoint.study
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
 
     def remove(self, number: int, point: Point) -> None:
         """Removes the files that an ended trial has left for another attempt, if any."""
-        if checkpoint := self.checkpoint(number, point):
-            with contextlib.suppress(OSError):
-                checkpoint.remove()
-            shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
+        checkpoint = self.checkpoint(number, point)
+        if checkpoint is None:
+            return
+        with contextlib.suppress(OSError):
+            checkpoint.remove()
+        shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
 
     def remove_left(self) -> None:
         """Removes files of ended trials whose worker died before it could remove them."""
-        if self.folder is None or not self.folder.is_dir():
+        numbers = self._find_numbers()
+        if not numbers:  # the trials need not be read
             return
-        found = (re.match(r"trial-(\d+)[.-]", path.name) for path in self.folder.iterdir())
-        numbers = {int(match[1]) for match in found if match}
-        for trial in self.stage.stored.trials() if numbers else ():
+        for trial in self.stage.stored.trials():
             if trial.number in numbers and trial.state.is_finished():
-                with contextlib.suppress(KeyError):
-                    point = self.stage.source.space.make_point(trial.params)
-                    checkpoint = self.checkpoint(trial.number, point)
-                    # Another study may have its files in the same folder.
-                    if checkpoint is not None and not checkpoint.is_of_another_training():
-                        self.remove(trial.number, point)
+                self._remove_of_ended(trial)
+
+    def _find_numbers(self) -> set[int]:
+        """Returns the numbers of the trials that have files in the folder."""
+        if self.folder is None or not self.folder.is_dir():
+            return set()
+        numbers = set()
+        for path in self.folder.iterdir():
+            match = re.match(r"trial-(\d+)[.-]", path.name)
+            if match:
+                numbers.add(int(match[1]))
+        return numbers
+
+    def _remove_of_ended(self, trial: FrozenTrial) -> None:
+        """Removes the files of an ended trial; the same number of another study keeps its files."""
+        try:
+            point = self.stage.source.space.make_point(trial.params)
+        except KeyError:  # the space no longer has its hyperparameters
+            return
+        checkpoint = self.checkpoint(trial.number, point)
+        if checkpoint is not None and not checkpoint.is_of_another_training():
+            self.remove(trial.number, point)
 
     def keep_weights(self, trial: Trial, objective: Objective) -> None:
-        """Saves the weights of a complete trial, if they are wanted and it has any."""
+        """Saves the weights of a complete trial, if its stage keeps weights and it has any."""
         folder = self.stage.weights
-        if folder is not None and (weights := objective.weights()) is not None:
-            save_weights(folder / f"trial-{trial.number}.pt", weights)
-            trial.set_user_attr(KEPT, True)
+        if folder is None:
+            return
+        weights = objective.weights()
+        if weights is None:
+            return
+        save_weights(folder / f"trial-{trial.number}.pt", weights)
+        trial.set_user_attr(KEPT, True)

@@ -1,4 +1,4 @@
-"""What every launcher gets: the task of its workers, their command, and the renewal of leases."""
+"""The task that a launcher gets, the command that its workers run, and the renewal of leases."""
 
 import sys
 import threading
@@ -35,12 +35,13 @@ class Command:
 
     Args:
         program: Python's arguments before the overrides, such as ("-m", "studies.mnist").
+        arguments: the arguments after `program`: the overrides.
         age: returns the seconds for which the command has run.
         is_call: whether the user called a function instead.
-        kind: what the user repeats to resume the study: a command, call or cell.
+        kind: the kind of thing that the user repeats to resume the study: a command, call or cell.
         begins: whether it may begin a study; else it works on one that exists.
         is_worker: whether a launcher has started this process as a worker.
-        line: to the launcher that has started this process, if one has.
+        line: the line to the launcher that has started this process, if one has.
         fork_server: forks workers; None if each worker is started as a command.
     """
 
@@ -58,7 +59,9 @@ class Command:
     def of_this_process(cls) -> "Command":
         """Returns the command that the user typed to start this process."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
-        program = ("-m", spec.name) if spec is not None else (sys.argv[0],)
+        program: tuple[str, ...] = (sys.argv[0],)
+        if spec is not None:  # Python was started with -m
+            program = ("-m", spec.name)
         return cls(program, tuple(sys.argv[1:]))
 
     @property
@@ -68,19 +71,27 @@ class Command:
 
     @property
     def again(self) -> str:
-        """Says what a user does to run the study again."""
-        return "run the cell again" if self.kind == "cell" else f"the same {self.kind}"
+        """The words for what a user does to run the study again."""
+        if self.kind == "cell":
+            return "run the cell again"
+        return f"the same {self.kind}"
 
     @property
     def resumes(self) -> str:
-        """Says what resumes the study."""
-        return f"{self.again} {'to resume' if self.kind == 'cell' else 'resumes'}"
+        """The words for what resumes the study, to be followed by "it" or "here"."""
+        if self.kind == "cell":
+            return f"{self.again} to resume"
+        return f"{self.again} resumes"
 
     def without(self, *keys: str) -> list[str]:
         """Returns the arguments without the overrides of some keys, and of all below them."""
-        return [each for each in self.arguments if not Override.parse(each).is_within(*keys)]
+        arguments = []
+        for argument in self.arguments:
+            if not Override.parse(argument).is_within(*keys):
+                arguments.append(argument)
+        return arguments
 
-    def worker(self) -> list[str]:
+    def worker_arguments(self) -> list[str]:
         """Returns the arguments with which Python runs a worker of this command."""
         return [*self.program, *self.without("launcher"), "launcher=join"]
 
@@ -92,7 +103,8 @@ class Task:
     Args:
         work: works in this process until nothing is left or a stop is requested.
         todo: returns the number of open slots, at most.
-        fork_server: a `launch.forks.ForkServer`; None if each worker is started as a command.
+        limits: the limits of trials, such as the duration of a lease.
+        name: the name of the study.
         halted: returns whether the study has stopped itself.
     """
 
@@ -107,6 +119,7 @@ class Task:
 
     @property
     def logs(self) -> Path:
+        """The folder of the workers' logs."""
         return self.run_dir / "logs"
 
 
@@ -123,7 +136,7 @@ class Launcher(ABC):
 
     @property
     def leaves_host(self) -> bool:
-        """Whether workers may run on other hosts, which see no file of this one."""
+        """Returns whether workers may run on other hosts, which see no file of this one."""
         return False
 
     @abstractmethod
@@ -139,7 +152,7 @@ class Launcher(ABC):
         return None
 
     def works_here(self, task: Task, slots: int) -> bool:
-        """Whether this process is the only worker for open slots, and writes no log."""
+        """Returns whether this process is the only worker for open slots, and writes no log."""
         return False
 
     @abstractmethod
@@ -147,7 +160,7 @@ class Launcher(ABC):
         """Works on the task until its budget is spent or `stop` is true.
 
         Returns:
-            What to print, if workers continue after this command has ended; else None.
+            A line to print if workers continue after this command has ended; else None.
 
         Raises:
             LaunchError: workers die before they claim a trial.
@@ -161,8 +174,8 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
 
     def renew(end: threading.Event) -> None:
         while not end.wait(task.limits.lease / RENEWALS):
-            # A lock may keep only this from being written. If the database stays away, it is for
-            # the body to say so.
+            # A lock may keep only this from being written. If the database stays away, the body
+            # raises an error too, which is reported.
             with suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 

@@ -21,8 +21,8 @@ from studyloom.extras.export.record import CHOSEN, Compressed
 from studyloom.extras.export.settings import Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
 from studyloom.views.terminal import WHOLE, render_rows, say
-from studyloom.winner.evaluation import is_result_of
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.assemble_result import is_result_of
+from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
 

@@ -25,7 +25,7 @@ from studyloom.extras.export.variants import (
 from studyloom.files import write_whole
 from studyloom.space.rule import Rule
 from studyloom.storage.ledger import Store
-from studyloom.winner.read_evaluation import Evaluation
+from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.result import Result, digest_of, from_document, to_document, write_json
 from studyloom.worker.stopping import Stop
 

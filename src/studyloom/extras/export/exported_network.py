@@ -28,8 +28,8 @@ from studyloom.training.batches import find_input_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
+from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.predictions import make_network
-from studyloom.winner.read_evaluation import Evaluation
 
 TEMPERATURE = 4.0  # by which outputs are divided, which softens their probabilities
 SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest

@@ -119,7 +119,7 @@ class InputFiles:
             raise PredictError(
                 f"winner.json: data.transform does not make {self.form.shape} of a file"
             )
-        return self.form.finish(rows.float(), own=notes)
+        return self.form.finish(rows.float(), notes_of_reader=notes)
 
 
 def _is_image_file(content: bytes) -> bool:

@@ -1,0 +1,262 @@
+"""Assembles the result of a study from its stages, and the configs that train its winner again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from studyloom.config.values import value_at
+from studyloom.data.examples import Part
+from studyloom.definition.definition import SECTIONS, Definition
+from studyloom.space.tree import Point
+from studyloom.storage.attributes import DEFINED
+from studyloom.storage.ledger import Store
+from studyloom.storage.stored_study import StoredStudy
+from studyloom.training.checkpoint import pack_weights
+from studyloom.winner.candidates import Origin, Training
+from studyloom.winner.evaluation import Evaluation
+from studyloom.winner.measurement import MeasuredWinner, describe_untested, measure_winner
+from studyloom.winner.predictions import Explain
+from studyloom.winner.reevaluation import Reevaluated
+from studyloom.winner.result import STAGES, Candidate, Result
+from studyloom.winner.statistics import difference, summarize
+
+
+@dataclass(frozen=True)
+class EvaluatedWinner:
+    """A result, and what its files are made of.
+
+    Args:
+        config: the primary config that trains the winner again.
+        simple_config: the primary config of the simple configuration; None without one.
+        weights: the content of winner.pt; None if a loop kept nothing.
+        training_set: the training set; None if a loop loads its data itself.
+        sources: the source code that a notebook or script defined, by name.
+    """
+
+    result: Result
+    config: dict[str, Any]
+    simple_config: dict[str, Any] | None
+    weights: bytes | None
+    training_set: Part | None
+    sources: dict[str, str]
+
+
+def evaluate_winner(
+    evaluation: Evaluation,
+    command: Sequence[str],
+    store: Store,
+    *,
+    repeat: bool = False,
+    explain: Explain | None = None,
+) -> EvaluatedWinner:
+    """Tests winner and baseline, and assembles the result.
+
+    A stored test of the same networks is reused, and the test set not used again, except with
+    `repeat`. A loop without `objective.test` is not tested: the result then has the states that the
+    loop kept in the re-evaluation.
+
+    Args:
+        evaluation: the evaluation of a study whose stages have all ended, with a winner.
+        command: the command line of the study, without its arguments.
+        store: writes to the database for the command that holds the lease, see `Ledger.testing`.
+        repeat: whether to test again.
+        explain: explains the winner's predictions on the test set; None for a result without
+            explanations.
+
+    Raises:
+        NoWinner: a final training or the test has failed.
+        StorageError: another command has taken over the lease.
+    """
+    study = evaluation.study
+    definition = study.definition
+    search = study.stored
+    reevaluated = evaluation.reevaluated
+    last_stage = evaluation.trained
+    assert reevaluated is not None
+    assert last_stage is not None
+    winner = reevaluated.winner
+    if definition.tested:
+        measured = measure_winner(evaluation, store, repeat=repeat, explain=explain)
+    else:
+        first_seed = min(reevaluated.values_by_seed(winner))
+        measured = MeasuredWinner(
+            tested=describe_untested(last_stage.source, winner),
+            state=last_stage.load_or_train(Training(winner, first_seed)),
+        )
+    candidates = describe_candidates(reevaluated, definition.metric.bounds)
+    result = Result(
+        **vars(measured.tested),
+        study=search.name,
+        stage=last_stage.stored.name,
+        trials=evaluation.trials,
+        study_trials=sum(search.ledger.counts().values()),
+        reused=count_reused_trainings(evaluation),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        winner=candidates[winner],
+        candidates=tuple(candidates.values()),
+        metric=search.objectives[0],
+        rule=str(evaluation.rule),
+        keeps=reevaluated.satisfies_rule,
+        ablation=evaluation.ablation,
+        command=tuple(command),
+    )
+    weights = None
+    if measured.state is not None:
+        weights = pack_weights(measured.state)
+    return EvaluatedWinner(
+        result=result,
+        config=make_winner_config(definition, reevaluated.candidates[winner].point),
+        simple_config=make_simple_config(evaluation),
+        weights=weights,
+        training_set=study.data.split,
+        sources=read_sources(search),
+    )
+
+
+def count_reused_trainings(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
+    """Counts the trainings of each stage that were reused from earlier results, and all of them."""
+    counts = {}
+    for stage in evaluation.later:
+        if stage.title in STAGES:
+            counts[stage.title] = stage.count_reused()
+    return counts
+
+
+def make_simple_config(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Makes the primary config of the simple configuration; None without one."""
+    ablation = evaluation.ablation
+    defaults = evaluation.defaults
+    if ablation is None or defaults is None or ablation.simple is None:
+        return None
+    return make_winner_config(evaluation.study.definition, defaults.put_back(ablation.simple))
+
+
+def read_sources(search: StoredStudy) -> dict[str, str]:
+    """Reads the source code that a notebook or script defined, by name."""
+    (sources,) = search.attributes(DEFINED)
+    if not isinstance(sources, dict):
+        return {}
+    return {name: str(source) for name, source in sources.items()}
+
+
+def describe_candidates(
+    reevaluated: Reevaluated, bounds: tuple[float, float]
+) -> dict[Origin, Candidate]:
+    """Describes the candidates by their values, the best first.
+
+    Args:
+        bounds: the lowest and the highest value of the metric.
+    """
+    sign = reevaluated.search.sign
+
+    def rank(item: tuple[Origin, Candidate]) -> tuple[bool, bool, float]:
+        _, candidate = item
+        lacks_values = candidate.mean is None
+        return lacks_values, candidate.failed > 0, -sign * (candidate.mean or 0.0)
+
+    candidates = {}
+    for origin in reevaluated.candidates:
+        candidates[origin] = describe_candidate(reevaluated, origin, bounds)
+    return dict(sorted(candidates.items(), key=rank))
+
+
+def describe_candidate(
+    reevaluated: Reevaluated, origin: Origin, bounds: tuple[float, float]
+) -> Candidate:
+    """Describes a candidate by its values in the search and on new seeds.
+
+    Args:
+        bounds: the lowest and the highest value of the metric.
+    """
+    search = reevaluated.search
+    source = reevaluated.candidates[origin]
+    search_value, *costs = source.trial.values
+    cost_names = [objective.name for objective in search.objectives[1:]]
+    candidate = Candidate(
+        trial=origin.trial,
+        params=dict(source.point.params),
+        search_value=search_value,
+        costs=dict(zip(cost_names, costs, strict=True)),
+        baseline=source.is_baseline,
+    )
+    new_values = [*reevaluated.values_by_seed(origin).values()]
+    if reevaluated.values is not None:
+        candidate = replace(candidate, failed=reevaluated.seeds - len(new_values))
+    if new_values:
+        summary = summarize(new_values, bounds)
+        gap = difference(search.sign * search_value, search.sign * summary.mean)
+        candidate = replace(candidate, **vars(summary), gap=gap)
+    return candidate
+
+
+def is_result_of(result: Result, evaluation: Evaluation) -> bool:
+    """Returns whether a result comes from the last stage of an evaluation.
+
+    Compares the name of the stage, which contains budget and rule, the candidates with their
+    values on new seeds, and what makes the network of a loop, which `predict` needs.
+    """
+    study = evaluation.study
+    reevaluated = evaluation.reevaluated
+    last_stage = evaluation.trained
+    if reevaluated is None or last_stage is None:
+        return False
+    if result.stage != last_stage.stored.name or not result.belongs_to(study.stored):
+        return False
+    if result.trials != evaluation.trials:  # the search had ended early, and continued since
+        return False
+    if result.ablation is None and evaluation.ablation is not None:
+        return False
+    for candidate in result.candidates:
+        new_values = reevaluated.values_by_seed(Origin(candidate.trial)).values()
+        if [*candidate.values] != [*new_values]:
+            return False
+    network = value_at(study.definition.config, "objective.network")
+    return network is None or network == result.read_network(study.run_dir)
+
+
+def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
+    """Makes a primary config that trains a configuration without a search, so that it wins."""
+    config = definition.config
+    sections = definition.sections(point)
+    # The section is written in full: a value that is at its default here may have another default
+    # in the study module's own config.
+    sections["train"] = value_at(definition.compose_config(point), "train")
+    sections["train"].pop("loss")
+    network = value_at(config, "objective.network")
+    if network is not None:
+        sections["objective"]["network"] = network
+    if definition.rule is not None:
+        # The winner is chosen already, and the study module may have another rule.
+        sections["winner"] = {"rule": None}
+    overrides: list[str | dict[str, str | None]] = []
+    for group, option in choose_winner_options(definition, point).items():
+        overrides.append({f"override /{group}": option})
+    return {
+        "defaults": [definition.composer.config_name, *overrides, "_self_"],
+        "study": {
+            "name": f"{config.study.name}-winner",
+            "seed": config.study.seed,
+            "trials": 1,
+            "baseline": True,
+        },
+        "space": None,
+        **sections,
+    }
+
+
+def choose_winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
+    """Returns the options that a winner's config chooses by Hydra group; None removes the group."""
+    composer = definition.composer
+    choices = {**composer.choices, **point.choices}
+    if "space" in choices:  # an option of `space` could search again
+        choices["space"] = "none"
+    options: dict[str, str | None] = {}
+    for group, option in choices.items():
+        if not group.startswith("hydra/"):
+            options[group] = option
+    for override in composer.overrides:
+        # The command removed a group with ~GROUP, to give the section itself.
+        if override.deletes and override.key in SECTIONS:
+            options[override.key] = None
+    return options
