@@ -16,9 +16,9 @@ from studyloom.data import Datasets
 from studyloom.data.split import Split
 from studyloom.extras.explain import explain
 from studyloom.extras.explain.explain import (
-    by_group,
     calibrate,
     explain_images,
+    measure_groups,
     occlude,
     permute_columns,
 )
@@ -52,7 +52,7 @@ def test_each_class_has_the_share_that_is_right_of_it():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
-    told = by_group(ACCURACY, Outputs(outputs, targets), part)
+    told = measure_groups(ACCURACY, Outputs(outputs, targets), part)
     assert told.of == "class"
     assert told.left == 0
     rows = {row.name: (row.count, row.value) for row in told.rows}
@@ -76,14 +76,14 @@ def test_groups_come_before_classes_and_numbers_have_them_too():
     targets = torch.tensor([[0.0], [1.0], [2.0]])
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
     found = Outputs(targets + torch.tensor([[1.0], [0.0], [3.0]]), targets)
-    told = by_group(MSE, found, part)
+    told = measure_groups(MSE, found, part)
     assert told.of == "group"
     rows = {row.name: row for row in told.rows}
     assert rows["theo"].value == pytest.approx((1 + 9) / 2)
     assert rows["george"].interval == (0.0, 0.0)
     low, high = rows["theo"].interval
     assert low <= rows["theo"].value <= high
-    assert by_group(METRICS["rmse"], Outputs(targets, targets), part) is None, "it is no mean"
+    assert measure_groups(METRICS["rmse"], Outputs(targets, targets), part) is None, "it is no mean"
 
 
 def test_the_column_that_decides_matters_and_the_others_do_not():
