@@ -132,7 +132,7 @@ def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp
 
 
 def test_a_service_that_does_not_answer_holds_nothing_up(program, monkeypatch):
-    monkeypatch.setattr(notify, "LAST", 0.2)
+    monkeypatch.setattr(notify, "END_LIMIT", 0.2)
     monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
     gate = threading.Event()
     monkeypatch.setattr(notify, "send", lambda *_: gate.wait(30))
