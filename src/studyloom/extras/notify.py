@@ -111,7 +111,7 @@ class Notices:
         body = reason or summary
         self._put(progress, subject, body, exit_code=code, reason=reason, result=result)
 
-    def _put(self, progress: Progress, subject: str, body: str, **fields: Any) -> None:
+    def _put(self, progress: Progress, subject: str, body: str, **fields: object) -> None:
         """Hands a notice to the thread that sends it.
 
         Args:

@@ -144,7 +144,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
 
     Args:
         name: the study that is compared; None for all studies.
-        confirm: asks whether to fix the differences that were printed.
+        confirm: returns True if the differences that were printed shall be fixed.
 
     Returns:
         The differences, and whether they were fixed.

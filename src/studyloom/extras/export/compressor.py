@@ -206,10 +206,10 @@ class Compressor:
 
 
 def _median_latencies(
-    chosen: VariantFacts, original: VariantFacts
+    variant: VariantFacts, original: VariantFacts
 ) -> dict[str, tuple[float, float]]:
-    """Returns the median latencies of the chosen variant and of the original, by batch size."""
+    """Returns the median latencies of a variant and of the original, by batch size."""
     medians = {}
-    for batch, latency in chosen.latency.items():
+    for batch, latency in variant.latency.items():
         medians[batch] = (latency.median, original.latency[batch].median)
     return medians

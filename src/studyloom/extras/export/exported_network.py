@@ -34,6 +34,7 @@ from studyloom.winner.read_evaluation import Evaluation
 TEMPERATURE = 4.0  # by which outputs are divided, which softens their probabilities
 SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest
 LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+Section = Mapping[str, Any]  # the section `model` of a configuration
 LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
 
 
@@ -45,7 +46,7 @@ class Original:
         network: on the CPU.
         job: the job that trained it.
         examples: the training data of the study, on the device to train on.
-        section: the section `model` of its configuration.
+        section: the section `model` of its configuration; None if a custom loop makes its network.
         seed: draws the examples that set the ranges of int8.
         calibration: the number of these examples.
     """
@@ -53,7 +54,7 @@ class Original:
     network: nn.Module
     job: Job
     examples: Part
-    section: Any
+    section: Section | None
     seed: int
     calibration: int
 
@@ -142,6 +143,7 @@ class Original:
     def student(self, width: float) -> nn.Module:
         """Returns a trained network whose widths are a share of the original's."""
         build = partial(build_network, shape=self.examples.shape, outputs=self.examples.outputs)
+        assert self.section is not None  # the network of a custom loop has no students
         section, _ = narrow(self.section, width, build)
         return self.train(lambda: build(section))
 
@@ -222,7 +224,7 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
 
 
 def narrow(
-    section: Mapping[str, Any], width: float, build: Callable[[Mapping[str, Any]], nn.Module]
+    section: Section, width: float, build: Callable[[Section], nn.Module]
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the section of a narrower network, and which of its arguments are smaller.
 
@@ -250,7 +252,7 @@ def narrow(
     return narrower, changed
 
 
-def _possible_widths(section: Mapping[str, Any]) -> Iterator[tuple[str, int | list[int]]]:
+def _possible_widths(section: Section) -> Iterator[tuple[str, int | list[int]]]:
     """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
         numbers = value if isinstance(value, list) else [value]
@@ -259,9 +261,9 @@ def _possible_widths(section: Mapping[str, Any]) -> Iterator[tuple[str, int | li
 
 
 def _has_fewer_parameters(
-    section: Mapping[str, Any],
+    section: Section,
     parameters: int,
-    build: Callable[[Mapping[str, Any]], nn.Module],
+    build: Callable[[Section], nn.Module],
 ) -> bool:
     """Returns True if the network of a section can be built with less than so many parameters."""
     try:

@@ -82,11 +82,11 @@ class OnnxNetwork(nn.Module):
             ) from error
         return outputs
 
-    def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
+    def __deepcopy__(self, memo: Mapping[int, object]) -> "OnnxNetwork":
         return self  # it has no state
 
 
-def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any]) -> bytes:
+def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, object]) -> bytes:
     """Exports a network to ONNX, for batches of any size.
 
     Args:

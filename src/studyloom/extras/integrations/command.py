@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import psutil
 
@@ -86,7 +86,7 @@ class Command(Adapter):
         """True if a resumed trial finds its files; without steps it starts from scratch."""
         return self.step is not None
 
-    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
+    def check(self, config: Mapping[str, object], space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
         errors = [*_run_errors(self.run, names=[*params, *RESERVED])]
@@ -120,11 +120,11 @@ class Command(Adapter):
             if not Path(name).exists():
                 yield f"objective.inputs: there is no {name} in {Path.cwd()}"
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
+    def notes(self, config: Mapping[str, object]) -> list[str]:
         """Returns lines that are printed before trial 0."""
         return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
 
-    def _folder_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+    def _folder_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields what a user must know about the folders in which the trials run."""
         if self.cwd == "project":
             return
@@ -143,7 +143,7 @@ class Command(Adapter):
                 f"command reads it, set objective.inputs=[{states[0]}]"
             )
 
-    def _seed_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+    def _seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields a line if the command is not given its seed, so that new seeds change nothing."""
         if value_at(config, "winner.enabled") is False:
             return
@@ -194,7 +194,7 @@ class Command(Adapter):
             if path.stat().st_size <= LARGEST:
                 yield path.relative_to(here), path.read_text(errors="replace")
 
-    def _working_folder(self, config: Mapping[str, Any], *left_out: Path) -> WorkingFolder:
+    def _working_folder(self, config: Mapping[str, object], *left_out: Path) -> WorkingFolder:
         """Returns what makes the folders of trials, in which no folder of studyloom appears.
 
         Args:
@@ -245,7 +245,7 @@ class Command(Adapter):
             if is_source and absolute.is_relative_to(here) and absolute.is_file():
                 yield absolute
 
-    def __call__(self, config: Mapping[str, Any], run: Run) -> float:
+    def __call__(self, config: Mapping[str, object], run: Run) -> float:
         """Runs the command to its end, and returns the last value.
 
         Raises:
@@ -280,7 +280,7 @@ class Command(Adapter):
         return output.last_value
 
     @contextlib.contextmanager
-    def _working_in(self, config: Mapping[str, Any], run: Run, name: str) -> Iterator[Path]:
+    def _working_in(self, config: Mapping[str, object], run: Run, name: str) -> Iterator[Path]:
         """Yields the folder in which the command runs for a trial.
 
         If that is the folder of the project, it warns of files that several trials have written.
@@ -313,7 +313,7 @@ class Command(Adapter):
                 )
 
 
-def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+def _params(config: Mapping[str, object]) -> dict[str, object]:
     """Returns the values of `params` by key, such as `optimizer.lr`."""
     params = value_at(config, "params")
     if not params:
@@ -321,7 +321,7 @@ def _params(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(flatten(params))
 
 
-def _placeholder_values(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def _placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
     """Returns the values that a command may use, by the names of their placeholders."""
     return _params(config) | {
         "seed": run.seed,
@@ -357,7 +357,7 @@ def _names_in(run: str) -> list[str]:
     return [match["name"] for match in PLACE.finditer(run) if match["name"]]
 
 
-def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
+def _fill(run: str, values: Mapping[str, object]) -> list[str]:
     """Fills values into the words of a command, as YAML writes them; `{{lr}}` stays text."""
 
     def replace_placeholder(match: re.Match[str]) -> str:
@@ -412,11 +412,11 @@ def _space_errors(run: object, space: Space) -> Iterator[str]:
 # The output of a command
 
 
-def _pattern_errors(group: str, pattern: Any) -> Iterator[str]:
+def _pattern_errors(group: str, pattern: str) -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError) as error:  # a TypeError: YAML has read a number
         yield f"objective.{group} must be a regular expression; got {pattern!r}: {error}"
         return
     if group not in compiled.groupindex and compiled.groups != 1:

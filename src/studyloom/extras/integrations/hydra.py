@@ -41,7 +41,7 @@ class Hydra(ConfiguredAdapter):
     def __post_init__(self) -> None:
         self.path = find_config("objective.config", self.config)
 
-    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
+    def check(self, config: Mapping[str, object], space: Space) -> list[str]:
         """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
@@ -70,7 +70,7 @@ class Hydra(ConfiguredAdapter):
         with application(self.path, {}) as config:
             return config
 
-    def __call__(self, config: Mapping[str, Any], run: Run) -> Any:
+    def __call__(self, config: Mapping[str, object], run: Run) -> Any:
         """Calls the function.
 
         Raises:

@@ -262,7 +262,7 @@ def limit_responses() -> None:
 
     make_session = request_utils._cached_get_request_session
 
-    def read_body(response: Any, stream: bool = False, **_: Any) -> None:
+    def read_body(response: Any, stream: bool = False, **_: object) -> None:
         """Reads the body of a response up to the limit; `requests` then finds it read."""
         if stream:  # a download by the user's code, which is not read as a whole
             return
@@ -275,7 +275,7 @@ def limit_responses() -> None:
                 raise OSError(f"{url} sent a response of more than {MOST_BYTES // 2**20} MiB")
         response._content = bytes(body)
 
-    def make_limited_session(*arguments: Any, **keywords: Any) -> Any:
+    def make_limited_session(*arguments: object, **keywords: object) -> Any:
         session = make_session(*arguments, **keywords)
         session.hooks["response"] = [read_body]
         return session

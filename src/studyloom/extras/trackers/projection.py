@@ -92,7 +92,7 @@ class TrackedTrial:
     study: TrackedStudy
     number: int
     state: str
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     values: Mapping[str, float]
     facts: Mapping[str, str]
     points: Sequence[CurvePoint]
@@ -112,7 +112,7 @@ class TrackedResult:
 
     study: TrackedStudy
     trial: int | None
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     values: Mapping[str, float]
     files: Mapping[str, Path]
 
@@ -462,7 +462,7 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
         values[f"trials.{state}"] = float(count)
     result = Result.read(run_dir, stored)
     number = _number_of_shown_trial(stored, result)
-    params: Mapping[str, Any] = {}
+    params: Mapping[str, object] = {}
     for trial in trials:
         if trial.number == number:
             params = trial.params

@@ -83,7 +83,7 @@ class WandB(Tracker):
                 for point in points:
                     numbers[one_line(point.name)] = point.value
                 run.log(numbers, step=epoch)
-            summary: dict[str, Any] = {"state": trial.state}
+            summary: dict[str, object] = {"state": trial.state}
             for name, value in trial.values.items():
                 summary[f"final/{one_line(name)}"] = value
             run.summary.update(summary)
