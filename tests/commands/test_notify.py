@@ -135,7 +135,7 @@ def test_a_failed_notice_is_logged_without_its_secret(service, caplog, tmp_path)
 
 
 def test_a_service_that_does_not_answer_delays_nothing(program, monkeypatch):
-    monkeypatch.setattr(notify, "LAST", 0.2)
+    monkeypatch.setattr(notify, "END_LIMIT", 0.2)
     monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
     gate = threading.Event()
     monkeypatch.setattr(notify, "send", lambda *_: gate.wait(30))

@@ -16,9 +16,9 @@ from studyloom.data import Datasets
 from studyloom.data.split import Split
 from studyloom.extras.explain import explain
 from studyloom.extras.explain.explain import (
-    by_group,
     calibrate,
     explain_images,
+    measure_groups,
     occlude,
     permute_columns,
 )
@@ -53,7 +53,7 @@ def test_each_class_has_its_own_accuracy():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
-    groups = by_group(ACCURACY, Outputs(outputs, targets), part)
+    groups = measure_groups(ACCURACY, Outputs(outputs, targets), part)
     assert groups.of == "class"
     assert groups.left == 0
     rows = {row.name: (row.count, row.value) for row in groups.rows}
@@ -77,14 +77,14 @@ def test_groups_are_preferred_to_classes_and_work_for_regression():
     targets = torch.tensor([[0.0], [1.0], [2.0]])
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
     outputs = Outputs(targets + torch.tensor([[1.0], [0.0], [3.0]]), targets)
-    groups = by_group(MSE, outputs, part)
+    groups = measure_groups(MSE, outputs, part)
     assert groups.of == "group"
     rows = {row.name: row for row in groups.rows}
     assert rows["theo"].value == pytest.approx((1 + 9) / 2)
     assert rows["george"].interval == (0.0, 0.0)
     low, high = rows["theo"].interval
     assert low <= rows["theo"].value <= high
-    assert by_group(METRICS["rmse"], Outputs(targets, targets), part) is None, (
+    assert measure_groups(METRICS["rmse"], Outputs(targets, targets), part) is None, (
         "a root is not a mean"
     )
 

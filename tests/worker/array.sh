@@ -32,7 +32,7 @@ while [ "$lives" -gt 0 ]; do
     if [ "$again" ]; then # the signal has ended the wait
         wait "$worker"
         code=$?
-        # By its index: the number of the last task is that of the whole array too.
+        # The index is needed: the job id of the last task is that of the whole array too.
         [ "$code" = 143 ] && exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in

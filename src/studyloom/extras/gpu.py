@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import Any
@@ -44,12 +44,26 @@ PRETENDING = (
     "import sys; from studyloom.cli import main; from studyloom.worker import local; "
     "local.visible_gpus = lambda: {}; sys.exit(main())"
 )
+# The study that is run with a network of this module. Two batches of 32 examples are an epoch.
 STUDY = (
-    *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe"),
-    *("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardize"),
-    *("space=lr", "sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
-    *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
+    "run",
+    "mnist",
+    "model._target_=studyloom.extras.gpu.Probe",
+    "~model.hidden",
+    "~model.activation",
+    "~model.dropout",
+    "~model.init",
+    "~model.standardize",
+    "space=lr",
+    "sampler=random",
+    "pruner=none",
+    "study.trials=2",
+    "train.epochs=2",
+    "data.validation=100",
+    "train.samples_per_epoch=64",
+    "train.batch_size=32",
 )
+SECOND_EPOCH = 3  # the first batch of the second epoch
 
 
 class NotPossible(Exception):
@@ -61,8 +75,8 @@ class Probe(nn.Module):
 
     Each process writes a note, a file in the folder of the variable STUDYLOOM_GPU_NOTES, and then
     waits until there are as many as STUDYLOOM_GPU_COUNT requires. So processes that should train at
-    the same time must do so. Batches of one or two do not count: these are tries before the first
-    trial.
+    the same time must do so. Batches of one or two examples do not count: with them studyloom tries
+    a network before the first trial.
 
     Args:
         explodes: whether it then allocates more memory than there is.
@@ -77,16 +91,16 @@ class Probe(nn.Module):
             nn.Linear(32, outputs),
         )
         self.explodes = explodes
-        self.steps = 0
+        self.batches = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training and len(inputs) > 2:
-            self.steps += 1
+            self.batches += 1
         folder = GPU_NOTES.get()
-        if self.steps == 3 and folder:
+        if self.batches == SECOND_EPOCH and folder:
             write_note(Path(folder), inputs.device)
             if self.explodes:
-                torch.empty(2**50, device=inputs.device)
+                torch.empty(2**50, device=inputs.device)  # 4 PiB: no GPU has as much
         outputs: Tensor = self.layers(inputs)
         return outputs
 
@@ -111,7 +125,7 @@ def write_note(folder: Path, device: torch.device) -> None:
     if device != CPU:
         card = uuid_of(device)
     unfinished = folder / f"{os.getpid()}.new"
-    unfinished.write_text(json.dumps([card, visible]))
+    unfinished.write_text(json.dumps(asdict(Note(card, visible))))
     unfinished.rename(unfinished.with_suffix(".json"))
     wait_for(lambda: len(notes_in(folder)) >= int(os.environ[GPU_COUNT.name]))
 
@@ -171,11 +185,14 @@ class Gpus:
         program = ["-m", "studyloom"]
         if self.device == CPU:
             program = ["-c", PRETENDING.format([*visible])]
-        environment = {name: value for name, value in os.environ.items() if PREFIX not in name}
+        environment = {}  # without the variables by which a user configures studyloom
+        for name, value in os.environ.items():
+            if PREFIX not in name:
+                environment[name] = value
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
         environment["XDG_STATE_HOME"] = str(self.folder)
-        for name, value in variables.items():
-            environment[name] = str(value)
+        for name, setting in variables.items():
+            environment[name] = str(setting)
         process = Popen(
             [sys.executable, *program, *map(str, arguments)],
             cwd=self.folder,
@@ -213,17 +230,23 @@ class Gpus:
         folder = run_dir / "notes"
         folder.mkdir()
         self.run(
-            *(*STUDY, f"run_dir={run_dir}", *overrides),
+            *STUDY,
+            f"run_dir={run_dir}",
+            *overrides,
             visible=visible,
             meanwhile=lambda: meanwhile(folder),
             **{GPU_NOTES.name: folder, GPU_COUNT.name: count},
         )
-        notes = [Note(*json.loads(file.read_text())) for file in notes_in(folder)]
+        notes = [Note(**json.loads(file.read_text())) for file in notes_in(folder)]
         require(len(notes) == count, f"{len(notes)} processes took part, and not {count}")
         return run_dir, notes
 
     def share(self, count: int, *overrides: str) -> str:
-        """Lets two processes train on so many cards."""
+        """Has two processes train at the same time, and checks that they use so many cards.
+
+        Args:
+            count: the number of cards that the study sees and must use.
+        """
         _, notes = self.study(*overrides, NO_WINNER, visible=self.first(count), count=2)
         cards = sorted({note.card for note in notes})
         return require(len(cards) == count, f"2 processes on {', '.join(cards)}")
@@ -237,7 +260,7 @@ def trials_of(run_dir: Path) -> list[dict[str, Any]]:
 
 @functools.cache
 def run_exploding_study(cards: Gpus) -> tuple[Path, str]:
-    """Runs a study on the last card, whose second trial needs too much memory.
+    """Runs a study on the last card; its second trial needs more memory than there is.
 
     Several checks look at this study, which is run once.
 
@@ -286,10 +309,10 @@ def train_on(device: torch.device, precision: str = "fp32") -> Tensor:
     return torch.tensor([epoch.train_loss for (epoch,) in training])
 
 
-def check_near(losses: Tensor, expected: Tensor, most: float) -> str:
+def check_near(losses: Tensor, expected: Tensor, tolerance: float) -> str:
     """Checks that losses differ from the expected ones by at most a share of these."""
     distance = float((losses / expected - 1).abs().max())
-    return require(distance <= most, f"{distance:.1e} apart; at most {most:g} is right")
+    return require(distance <= tolerance, f"{distance:.1e} apart; at most {tolerance:g} is right")
 
 
 # The checks
@@ -386,9 +409,11 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
             f"torch {torch.__version__} can use no GPU here; is it built for yours, and what does "
             "CUDA_VISIBLE_DEVICES hide?"
         )
-    print_line: Callable[[str], None] = functools.partial(print, flush=True)
-    if quiet:
-        print_line = _print_nothing
+
+    def print_line(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
     cuda = f"CUDA {torch.version.cuda}, {read_nvidia_driver()}"
     print_line(in_markdown(f"{list_versions().message}, {cuda}") + "\n")
     print_line(in_markdown(list_devices().message) + "\n")
@@ -399,13 +424,9 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
         for check in CHECKS:
             row = _run_check(check, cards)
             rows.append(row)
-            words = in_markdown(shorten(row["words"], 300))
-            print_line(f"| {row['name']} | {row['state']} | {row['seconds']} | {words} |")
+            observation = in_markdown(shorten(row["words"], 300))
+            print_line(f"| {row['name']} | {row['state']} | {row['seconds']} | {observation} |")
     return rows
-
-
-def _print_nothing(line: str) -> None:
-    """Stands for `print` where a program reads the rows."""
 
 
 def _run_check(check: Callable[[Gpus], str], cards: Gpus) -> dict[str, Any]:

@@ -41,6 +41,7 @@ A hyperparameter search. `ask` returns the objective, the search space and the t
 proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
 LONGEST = 100_000  # characters of a report
+Document = dict[str, Any]  # an object in JSON
 # The columns of a comparison that are measured on the test set.
 TEST_FIELDS = ("test", "std", "difference")
 
@@ -91,7 +92,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             raise ToolError(mask_passwords(printable(str(error)))) from None
 
     @server.tool(annotations=read_only)
-    def ask(latest: int = 100) -> dict[str, Any]:
+    def ask(latest: int = 100) -> Document:
         """Returns the objective, the space as JSON Schema, how many proposals are left, and
         the latest trials.
         """
@@ -101,7 +102,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         return plain(context)
 
     @server.tool()
-    def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
+    def propose(point: Document, why: str = "") -> Document:
         """Queues a configuration of the space as a trial, and returns the number of the trial.
 
         Hyperparameters that `point` leaves out have their defaults. `why` is stored with the trial.
@@ -110,7 +111,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             return {"trial": queue.propose(stored, point, arguments.by, why)}
 
     @server.tool(annotations=read_only)
-    def status() -> dict[str, Any]:
+    def status() -> Document:
         """Returns how far the search is: trials by state, the best one, workers, the time left."""
         with open_studies([run_dir]) as [stored]:
             state = asdict(ProgressReader(stored).status().document())
@@ -119,7 +120,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             return plain(state)
 
     @server.tool(annotations=read_only)
-    def compare() -> dict[str, Any]:
+    def compare() -> Document:
         """Compares this study with the others of the server's run directories: what each found,
         and at what cost. The server must have been started with two to seven of them.
         """
@@ -133,7 +134,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             comparison = document(read_studies(folders_and_studies))
             if hides_test(studies[0]):
                 for row in comparison["studies"]:
-                    row.update(dict.fromkeys(TEST_FIELDS))
+                    for name in TEST_FIELDS:
+                        row[name] = None
             return plain(comparison)
 
     @server.tool(annotations=read_only)
@@ -146,14 +148,14 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     return server
 
 
-def plain(document: dict[str, Any]) -> dict[str, Any]:
+def plain(document: Document) -> Document:
     """Returns a document as `--json` prints it: of plain values, and numbers as JSON has them."""
-    plain_document: dict[str, Any] = json.loads(to_json(document))
+    plain_document: Document = json.loads(to_json(document))
     return plain_document
 
 
 def hides_test(stored: StoredStudy) -> bool:
-    """Whether trials of the search are still to come, so that no test value may be shown."""
+    """Returns True while trials of the search are still to come: no test value may be shown."""
     search = ProgressReader(stored).read().stages[0]
     return search.left > 0
 

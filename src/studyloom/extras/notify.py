@@ -1,8 +1,8 @@
-"""Notices to people: by an apprise URL or a command, at the end, at a halt, at a new best.
+"""Notices to people at a new best trial, at a halt and at the end, by an apprise URL or a command.
 
-A thread sends them, so that a service that is slow or away holds nothing up. What fails is a line
-in the log. A URL often holds a secret: it comes from the command line or the environment, is in no
-file, and is never shown.
+A thread sends them, so that the study does not wait for a service that is slow or away. A notice
+that cannot be sent becomes a line in the log. A URL often holds a secret: it comes from the command
+line or the environment, is in no file, and is never shown.
 """
 
 import importlib
@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from studyloom.errors import refuse
 from studyloom.extras.trackers.projection import Feed
@@ -29,7 +31,7 @@ from studyloom.views.words import (
 
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best
 COMMAND_LIMIT = 60.0  # seconds that a command may take
-LAST = 30.0  # seconds for what is still to be sent when the command ends
+END_LIMIT = 30.0  # seconds that a command waits at its end for notices that are not sent yet
 log = logging.getLogger(__name__)
 
 
@@ -41,95 +43,140 @@ class Notices:
             input and the subject as its last argument.
 
     Raises:
-        ConfigError: all targets that cannot be used: nothing would be sent hours later.
+        ConfigError: some targets cannot be used; it names them all. They are checked here because
+            otherwise the first notice, hours later, would be lost.
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
-        refuse([words for target in targets if (words := error_in(target))])
+        errors = []
+        for target in targets:
+            error = error_in(target)
+            if error is not None:
+                errors.append(error)
+        refuse(errors)
         self._targets = list(targets)
-        self._sent_at = -BEST_INTERVAL  # when a new best was reported
-        self._best: int | None = None  # the number of the best trial that was reported last
-        self._before: Progress | None = None
+        self._best_sent_at = -BEST_INTERVAL  # when the last notice of a new best was sent
+        self._best: int | None = None  # the number of the best trial that needs no notice any more
+        self._progress: Progress | None = None  # at the last call
         self._feed = Feed("notify")
 
     def __call__(self, progress: Progress) -> None:
-        """Sends a notice of a new best trial or a halt, unless it is from before the command."""
-        before, self._before = self._before, progress
+        """Sends a notice of a halt or a new best trial, unless it is from before the command."""
+        before = self._progress
+        self._progress = progress
         best = progress.search.best
-        if before is None:
-            self._best = None if best is None else best.number
+        if before is None:  # the first call shows the state from before the command
+            if best is not None:
+                self._best = best.number
             return
         if progress.halted is not None and progress.halted != before.halted:
             self._put(progress, "halted", progress.halted, reason=progress.halted)
-        late = time.monotonic() - self._sent_at >= BEST_INTERVAL
-        if best is not None and best.number != self._best and late:
-            self._best, self._sent_at = best.number, time.monotonic()
-            subject = f"best {progress.search.metric} {format_trial_values(best)}"
-            found = f"trial {best.number}: {format_parameters(best.params)}"
-            body = f"{found}\n{progress.stage_words}, {progress.eta_words}"
-            value = (best.values or [None])[0]
-            self._put(progress, subject, body, trial=best.number, value=value, params=best.params)
+        is_new_best = best is not None and best.number != self._best
+        is_due = time.monotonic() - self._best_sent_at >= BEST_INTERVAL
+        if best is not None and is_new_best and is_due:
+            self._best = best.number
+            self._best_sent_at = time.monotonic()
+            self._put_best(progress, best)
 
     def finish(self, code: int, reason: str | None) -> None:
         """Sends how the command has ended, and waits for a while until all is sent.
 
         Args:
+            code: the exit code of the command.
             reason: why the exit code is not 0.
         """
-        progress = self._before
-        if progress is not None:
-            result = progress.result
-            words = progress.stage_words if result is None else describe_stored_result(result)
-            subject = words if code == 0 else f"ended with exit code {code}"
-            fields = {"exit_code": code, "reason": reason, "result": result}
-            self._put(progress, subject, reason or words, **fields)
-        self._feed.close(LAST)
+        if self._progress is not None:
+            self._put_end(self._progress, code, reason)
+        self._feed.close(END_LIMIT)
 
-    def _put(self, progress: Progress, subject: str, body: str, **fields: Any) -> None:
+    def _put_best(self, progress: Progress, best: FrozenTrial) -> None:
+        """Hands over the notice of a new best trial."""
+        subject = f"best {progress.search.metric} {format_trial_values(best)}"
+        trial = f"trial {best.number}: {format_parameters(best.params)}"
+        body = f"{trial}\n{progress.stage_words}, {progress.eta_words}"
+        value = None
+        if best.values:
+            value = best.values[0]
+        self._put(progress, subject, body, trial=best.number, value=value, params=best.params)
+
+    def _put_end(self, progress: Progress, code: int, reason: str | None) -> None:
+        """Hands over the notice of the command's end."""
+        result = progress.result
+        summary = progress.stage_words
+        if result is not None:
+            summary = describe_stored_result(result)
+        subject = summary
+        if code != 0:
+            subject = f"ended with exit code {code}"
+        body = reason or summary
+        self._put(progress, subject, body, exit_code=code, reason=reason, result=result)
+
+    def _put(self, progress: Progress, subject: str, body: str, **fields: object) -> None:
+        """Hands a notice to the thread that sends it.
+
+        Args:
+            fields: further fields of the JSON that commands get.
+        """
         notice = {"study": progress.search.name, "subject": subject, "body": body, **fields}
         self._feed.put(partial(self._send, notice))
 
     def _send(self, notice: dict[str, Any]) -> None:
+        """Sends a notice to all targets, and logs each that fails."""
         for target in self._targets:
             try:
                 failure = send(target, notice)
-            except Exception as error:  # its words may hold the secret of a URL
+            except Exception as error:  # its message is not logged: it may hold a URL's secret
                 failure = type(error).__name__
             if failure is not None:
                 log.warning("notify: %s: %s", name_of(target), failure)
 
 
 def is_url(target: str) -> bool:
-    """Whether a target is a URL of apprise, and not a command."""
+    """Returns True for a URL of apprise, and False for a command."""
     return "://" in target.split(" ", 1)[0]
 
 
 def name_of(target: str) -> str:
     """Names a target without its secrets: the scheme of its URL, or the program."""
-    first = target.split("://")[0][:20] + "://…" if is_url(target) else shlex.split(target)[0]
-    return one_line(first)
+    if is_url(target):
+        scheme = target.split("://")[0]
+        return one_line(f"{scheme[:20]}://…")
+    program = shlex.split(target)[0]
+    return one_line(program)
 
 
 def error_in(target: str) -> str | None:
-    """Returns why a target cannot be used."""
-    if not is_url(target):
-        try:
-            program = (shlex.split(target) or [""])[0]
-        except ValueError as error:
-            return f"notify: the command cannot be read: {error}"
-        if shutil.which(program) is None:  # what follows a colon may be a secret
-            shown = one_line(program.split(":")[0])
-            way_out = "name a program, or a URL of apprise such as ntfy://topic"
-            return f"notify: {shown}: there is no such program; {way_out}"
-        return None
+    """Returns why a target cannot be used; None if it can."""
+    if is_url(target):
+        return _error_in_url(target)
+    return _error_in_command(target)
+
+
+def _error_in_command(command: str) -> str | None:
+    """Returns why a command cannot be run; None if it can."""
     try:
-        with warnings.catch_warnings():  # of the plugins that it imports now, all of them
+        arguments = shlex.split(command)
+    except ValueError as error:
+        return f"notify: the command cannot be read: {error}"
+    program = arguments[0] if arguments else ""
+    if shutil.which(program) is not None:
+        return None
+    name = one_line(program.split(":")[0])  # what follows a colon may be a secret
+    fix = "name a program, or a URL of apprise such as ntfy://topic"
+    return f"notify: {name}: there is no such program; {fix}"
+
+
+def _error_in_url(url: str) -> str | None:
+    """Returns why apprise cannot use a URL; None if it can."""
+    try:
+        with warnings.catch_warnings():  # apprise imports all its plugins now, and some warn
             warnings.simplefilter("ignore")
-            usable = load_apprise().Apprise.instantiate(target) is not None
+            service = load_apprise().Apprise.instantiate(url)
     except ImportError:
         return f"notify: a URL needs the extra notify: {pip_install('notify')}"
-    unknown = f"notify: {name_of(target)}: apprise knows no such URL; see apprise --details"
-    return None if usable else unknown
+    if service is None:
+        return f"notify: {name_of(url)}: apprise knows no such URL; see apprise --details"
+    return None
 
 
 def load_apprise() -> Any:
@@ -140,22 +187,36 @@ def load_apprise() -> Any:
 
 
 def send(target: str, notice: dict[str, Any]) -> str | None:
-    """Sends a notice; returns why it was refused, and None if it was not."""
-    # A command would take what begins with a dash for an option.
+    """Sends a notice to a target; returns why it was refused, or None if it was accepted."""
+    # Without leading dashes, which would make a command take the subject for an option.
     subject = one_line(f"{notice['study']}: {notice['subject']}").lstrip("-")
     if is_url(target):
-        apprise = load_apprise()
-        service = apprise.Apprise()
-        service.add(target)
-        # As plain text, or a service that shows HTML or Markdown would render it.
-        body, plain = printable(notice["body"]), apprise.NotifyFormat.TEXT
-        taken = service.notify(title=subject, body=body, body_format=plain)
-        return None if taken else "the service did not accept the notice"
-    done = subprocess.run(
-        [*shlex.split(target), subject],
-        input=to_json(notice).encode(),
+        return _send_to_url(target, subject, printable(notice["body"]))
+    return _send_to_command(target, subject, to_json(notice))
+
+
+def _send_to_url(url: str, subject: str, body: str) -> str | None:
+    """Sends a notice to a service; returns why it was refused."""
+    apprise = load_apprise()
+    service = apprise.Apprise()
+    service.add(url)
+    # Marked as plain text, since a service would otherwise render HTML or Markdown in it.
+    plain = apprise.NotifyFormat.TEXT
+    is_accepted = service.notify(title=subject, body=body, body_format=plain)
+    if not is_accepted:
+        return "the service did not accept the notice"
+    return None
+
+
+def _send_to_command(command: str, subject: str, document: str) -> str | None:
+    """Runs a command with the notice as JSON on standard input; returns how it failed."""
+    process = subprocess.run(
+        [*shlex.split(command), subject],
+        input=document.encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=COMMAND_LIMIT,
     )
-    return f"the command has ended with exit code {done.returncode}" if done.returncode else None
+    if process.returncode != 0:
+        return f"the command has ended with exit code {process.returncode}"
+    return None

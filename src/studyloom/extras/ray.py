@@ -71,7 +71,7 @@ class Ray(Launcher):
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots.
 
-        Joins the cluster if that is needed to know how many workers fit.
+        Joins a running cluster if that is needed to know how many workers fit.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -122,6 +122,7 @@ class Ray(Launcher):
         """Starts the cluster, or joins it, unless that is done; returns the module `ray`.
 
         Args:
+            slots: the number of open slots.
             run_dir: the run directory, which the copy of this folder does not contain.
 
         Raises:
@@ -131,8 +132,9 @@ class Ray(Launcher):
             with ExitStack() as stack:
                 if self.address is None:
                     cpus = count_cores()
-                    if self.workers != "auto":  # the workers may be more than the cores
-                        cpus = max(cpus, min(int(self.workers), slots) * self.num_cpus)
+                    if self.workers != "auto":
+                        workers = min(int(self.workers), slots)
+                        cpus = max(cpus, workers * self.num_cpus)  # may be more than the cores
                     stack.enter_context(own_cluster(cpus))
                 else:
                     stack.callback(lambda: import_ray().shutdown())
@@ -215,11 +217,11 @@ class Ray(Launcher):
 
 
 def _is_number_of_gpus(number: object) -> bool:
-    """Whether a number is an integer of at least 0, or a fraction of 1."""
-    if type(number) not in (int, float):
+    """Returns True for an integer of at least 0, and for a fraction of 1."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
         return False
-    assert isinstance(number, int | float)
-    return 0 <= number <= 1 or (number > 1 and number % 1 == 0)
+    is_integer = number % 1 == 0
+    return 0 <= number <= 1 or (number > 1 and is_integer)
 
 
 @contextmanager
@@ -337,7 +339,10 @@ class RayWorker:
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
-        if self._pending is None or not self._ray.wait([self._pending], timeout=0)[0]:
+        if self._pending is None:
+            return None
+        ready, _ = self._ray.wait([self._pending], timeout=0)
+        if not ready:
             return None
         try:
             self.worker_id, code, output, self.messages = self._ray.get(self._pending)
@@ -357,7 +362,8 @@ class RayWorker:
         If the worker is alive nevertheless, it will notice that another one has its trial.
         """
         is_unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        if is_unavailable and self.worker_id is None:  # Ray restarts it, or waits for a node
+        if is_unavailable and self.worker_id is None:
+            # Ray restarts the actor, or waits for a node; no worker has started there yet.
             self.start()
             return None
         reason = type(error).__name__
@@ -365,7 +371,7 @@ class RayWorker:
             reason = str(error).splitlines()[0]
         with self.log.open("a") as log:
             log.write(f"{reason}\n")
-        if not is_unavailable:  # it is lost, and the next start creates another one
+        if not is_unavailable:  # the actor is lost, and the next start creates another one
             self._actor = None
         return WorkerExit(None, f"its actor ({reason})")
 

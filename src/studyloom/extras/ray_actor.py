@@ -33,7 +33,7 @@ class Actor:
         self.process: subprocess.Popen[bytes] | None = None
         self._listener: Listener
         self._output: IO[bytes]
-        self._read = 0  # bytes of the output that were in a reply
+        self._sent = 0  # bytes of the output that were in a reply
 
     def start(
         self,
@@ -56,9 +56,9 @@ class Actor:
         """
         self.kill()
         shares_disk = Path(log).exists()
-        base = Path(folder)
-        if not shares_disk:
-            base = Path.cwd()
+        base = Path.cwd()  # Ray's copy of the folder
+        if shares_disk:
+            base = Path(folder)
         paths = []
         if shares_disk or not Path(package).is_absolute():
             paths.append(str(base / package))
@@ -66,9 +66,9 @@ class Actor:
             paths.append(environment.get("PYTHONPATH", ""))
         paths.append(os.environ.get("PYTHONPATH", ""))  # Ray's copy of the package
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        self._read = 0
+        self._sent = 0
         self._listener = Listener()
-        line = self._listener.detach()
+        line = self._listener.detach()  # the file descriptor that the worker writes messages to
         variables = {
             **os.environ,
             **environment,
@@ -97,8 +97,8 @@ class Actor:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(wait)
         code = self.process.returncode
-        output = os.pread(self._output.fileno(), CHUNK, self._read)
-        self._read += len(output)
+        output = os.pread(self._output.fileno(), CHUNK, self._sent)
+        self._sent += len(output)
         if len(output) == CHUNK:  # there may be more
             code = None
         return worker_id(self.process.pid), code, output, self._listener.listen()

@@ -33,7 +33,7 @@ while [ "$lives" -gt 0 ]; do
     if [ "$again" ]; then # the signal has ended the wait
         wait "$worker"
         code=$?
-        # By its index: the number of the last task is that of the whole array too.
+        # The index is needed: the job id of the last task is that of the whole array too.
         [ "$code" = 143 ] && exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in
@@ -124,7 +124,7 @@ class Slurm(Launcher):
     def script(
         self, name: str, tasks: int, command: Sequence[str], folder: Path, logs: Path
     ) -> str:
-        """Returns the script of the array: directives, `lines`, and a worker that is kept alive.
+        """Returns the script of the array: directives, `lines`, and BODY, which runs a worker.
 
         Args:
             name: the name of the job.
@@ -152,7 +152,7 @@ class Slurm(Launcher):
             "time": self.time,
             "mem": self.memory,
             "output": str(logs).replace("%", "%%") + "/slurm-%A_%a.log",
-            "signal": f"B:USR2@{WARNING}",
+            "signal": f"B:USR2@{WARNING}",  # sent to the script and not to the worker
             "open-mode": "append",
             "export": "ALL",
         }
@@ -189,4 +189,5 @@ def submit_script(path: Path) -> str:
     if process.returncode:
         reason = " ".join(process.stderr.split())
         raise LaunchError(f"launcher=slurm: {reason}; the script is {path}")
-    return process.stdout.strip().partition(";")[0]
+    number, _, _ = process.stdout.strip().partition(";")  # NUMBER, or NUMBER;CLUSTER
+    return number

@@ -68,7 +68,8 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
 
         host = environ.get("HTTP_HOST", "")
         origin = environ.get("HTTP_ORIGIN")
-        if _is_loopback(host) and origin in (None, f"http://{host}", f"https://{host}"):
+        is_from_this_site = origin in (None, f"http://{host}", f"https://{host}")
+        if _is_loopback(host) and is_from_this_site:
             return app(environ, start_safely)
         reason = "this dashboard accepts requests only to localhost, none from other websites\n"
         return _respond(start_safely, "403 Forbidden", "text/plain", reason)
@@ -77,7 +78,7 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header, with or without a port, names this machine."""
+    """Returns True if a Host header, with or without a port, names this machine."""
     try:
         return urlsplit(f"//{host}").hostname in LOOPBACK
     except ValueError:  # such as an address whose bracket is not closed
@@ -127,8 +128,8 @@ class ReportParts:
 
     def update(self, parts: Mapping[str, str]) -> None:
         """Replaces the parts; those whose HTML is the same keep the version of their change."""
-        # The order counts too: it is that of the rows in the table.
-        if [*parts.items()] == [(key, part.html) for key, part in self.parts.items()]:
+        previous = {key: part.html for key, part in self.parts.items()}
+        if list(parts.items()) == list(previous.items()):  # the order, too, is that of the rows
             return
         self.version += 1
         for key in self.parts:
@@ -144,7 +145,7 @@ class ReportParts:
         self.parts = updated
 
     def find_version(self, name: str) -> int | None:
-        """Returns the number of a version; None for one of another server, or none at all."""
+        """Returns the number of a version; None if the name is not that of one of this server."""
         match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", name)
         if match is None:
             return None
@@ -190,10 +191,12 @@ class LivePage:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
-        if path[1:] in REQUESTS:
-            status, message = self.control(path[1:], environ)
+        request = path.removeprefix("/")
+        if request in REQUESTS:
+            status, message = self.control(request, environ)
             return _respond(start_response, status, "text/plain", message)
-        if path not in ("", "/", "/changes") or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if path not in ("", "/", "/changes") or not is_read:
             return self.app(environ, start_response)
         with self.refreshing:
             if time.monotonic() >= self.next_refresh:
@@ -231,7 +234,7 @@ class LivePage:
         return "200 OK", f"{name} requested"
 
     def _is_from_report(self, environ: "WSGIEnvironment") -> bool:
-        """Whether a request was posted on this machine, with the token of this server's report."""
+        """Returns True if a request was posted on this machine, with the token of the report."""
         if not self.token:
             return False
         token = environ.get("HTTP_X_REPORT_TOKEN", "").encode()
@@ -301,20 +304,25 @@ class LivePage:
             configs = read_configs(self.run_dir)
         head, sections = read_report(self.stored, result, configs, progress, self.run_dir)
         rows: dict[str, str] = {}
-        bare_sections = [_move_rows(section, rows) for section in sections]
+        sections_without_rows = []
+        for section in sections:
+            rows |= _render_rows(section)
+            sections_without_rows.append(_without_rows(section))
+        links = [(section, "") for section in sections_without_rows]
         parts = {
             "head": str(fill("head.html", head=head)),
-            "nav": str(fill("nav.html", sections=[(section, "") for section in bare_sections])),
+            "nav": str(fill("nav.html", sections=links)),
             "progress": self._render_progress(progress),
         }
-        for section in bare_sections:
+        for section in sections_without_rows:
             parts[section.key] = str(section_html(section))
-        return parts | rows, bare_sections
+        return parts | rows, sections_without_rows
 
     def _render_progress(self, progress: Progress) -> str:
         """Returns the line that shows how far the study is, with its buttons."""
-        buttons = {}  # whether each would change anything
-        if self.token and progress.control != "stop" and not progress.ended:
+        buttons = {}  # by name; False for a button that would change nothing
+        takes_requests = progress.control != "stop" and not progress.ended
+        if self.token and takes_requests:
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
         words_on_wide_screen = 1
@@ -348,13 +356,21 @@ class LivePage:
         return document(self.stored.name, head, sections, live, progress, self.run_dir)
 
 
-def _move_rows(section: Section, rows: dict[str, str]) -> Section:
-    """Moves the rows of the table of trials into `rows`, and returns the section without them."""
-    blocks = []
+def _render_rows(section: Section) -> dict[str, str]:
+    """Returns the HTML of each row of the table of trials, by key; nothing for other sections."""
+    rows = {}
     for block in section.blocks:
         if isinstance(block, Trials):
             for row in block.rows:
                 rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, columns=block.columns))
+    return rows
+
+
+def _without_rows(section: Section) -> Section:
+    """Returns a section with an empty table of trials, if it has that table."""
+    blocks = []
+    for block in section.blocks:
+        if isinstance(block, Trials):
             block = replace(block, rows=())
         blocks.append(block)
     return replace(section, blocks=blocks)
@@ -432,7 +448,7 @@ def serve(
     """
     with bind(port) as server, quiet_importances():
         # shutdown() waits for serve_forever() to return. A signal handler runs inside of
-        # serve_forever(), which it would wait for without end; another thread may wait.
+        # serve_forever(): if it called shutdown(), it would wait for itself. A thread may wait.
         def stop(*_: object) -> None:
             threading.Thread(target=server.shutdown, daemon=True).start()
 

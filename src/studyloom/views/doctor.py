@@ -46,15 +46,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class DifferingStudy:
     """A study whose ledger does not agree with its trials.
 
     Args:
-        study: its name.
         difference: how the two differ.
     """
 
-    study: str
+    name: str
     ledger: Ledger
     difference: str
 
@@ -105,9 +104,9 @@ def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
     return Finding(OK, without_password(parse_url(url))), ledgers
 
 
-def find_disagreements(
+def find_differing_studies(
     ledgers: Mapping[str, Ledger], name: str | None = None
-) -> list[Disagreement]:
+) -> list[DifferingStudy]:
     """Compares the ledgers of studies with their trials, and changes nothing.
 
     Args:
@@ -116,30 +115,36 @@ def find_disagreements(
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    disagreements = []
-    for study, ledger in ledgers.items():
-        search = study.partition("/")[0]  # the later stages of a study are called NAME/STAGE
-        if name is None or name in (study, search):
+    differing_studies = []
+    for name_of_stage, ledger in ledgers.items():
+        name_of_search, _, _ = name_of_stage.partition("/")  # later stages are called NAME/STAGE
+        if name is None or name in (name_of_stage, name_of_search):
             difference = ledger.compare()
             if difference is not None:
-                disagreements.append(Disagreement(study, ledger, difference))
-    return disagreements
+                differing_studies.append(DifferingStudy(name_of_stage, ledger, difference))
+    return differing_studies
 
 
 def check_agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     """Checks that ledger and trials agree in all studies."""
     try:
-        disagreements = find_disagreements(ledgers)
+        differing_studies = find_differing_studies(ledgers)
     except StorageError as error:
         return Finding(TODO, str(error))
-    if not disagreements:
+    if not differing_studies:
         return Finding(OK, "agrees with the trials")
-    differences = "; ".join(f"{one.study}: {one.difference}" for one in disagreements)
-    return Finding(WARNING, f"{differences}; the next run of the study fixes this, or --repair")
+    differences = [f"{study.name}: {study.difference}" for study in differing_studies]
+    return Finding(
+        WARNING, f"{'; '.join(differences)}; the next run of the study fixes this, or --repair"
+    )
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
     """Prints how ledger and trials differ, and fixes it if confirmed.
+
+    Args:
+        name: the study that is compared; None for all studies.
+        confirm: returns True if the differences that were printed shall be fixed.
 
     Returns:
         The differences, and whether they were fixed.
@@ -147,18 +152,18 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    disagreements = find_disagreements(open_ledgers(url, 0.0), name)
-    if not disagreements:
+    differing_studies = find_differing_studies(open_ledgers(url, 0.0), name)
+    if not differing_studies:
         print("the budget agrees with the trials")
         return [], False
-    differences = [f"{one_line(one.study)}: {one.difference}" for one in disagreements]
+    differences = [f"{one_line(study.name)}: {study.difference}" for study in differing_studies]
     for difference in differences:
         print(indented(difference), flush=True)
     if not confirm():
         print("nothing was changed; --yes fixes this")
         return differences, False
-    for disagreement in disagreements:
-        disagreement.ledger.compare(repair=True)
+    for study in differing_studies:
+        study.ledger.compare(repair=True)
     print("fixed")
     return differences, True
 
@@ -167,7 +172,8 @@ def check_disk(folder: Path, *, wal: bool) -> Finding:
     """Checks the kind of a file system, and the space on it.
 
     Args:
-        wal: whether SQLite writes there, whose log of changes needs memory that processes share.
+        wal: whether SQLite writes there. Its log of changes (WAL) needs memory that all processes
+            share, which a network file system does not offer.
     """
     folder = find_existing(folder)
     kind = filesystem_of(folder)

@@ -32,7 +32,7 @@ from studyloom.text import (
     shorten,
 )
 from studyloom.views.words import ablation_rows
-from studyloom.winner.result import Ablation, Predictions, Result
+from studyloom.winner.result import Ablation, Predictions, Result, Summary
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW = 280  # pixels of a horizontal axis on a phone
@@ -200,7 +200,7 @@ class Chart(Block):
         return round(LETTER * longest + 8)
 
     def is_read(self, mark: Mark) -> bool:
-        """Whether the pointer reads the values of a mark."""
+        """Returns True if the pointer reads the values of a mark."""
         if mark.trials:
             return True
         is_guide = "dotted" in mark.style or "stepped" in mark.style
@@ -253,10 +253,10 @@ def spaced(
 
     Every label is tried first, then every second one and so on, and at last only the outer two.
     """
-    scale = pixels / ((high - low) or 1)
+    pixels_per_unit = pixels / ((high - low) or 1)
 
     def is_clear(left: Tick, right: Tick) -> bool:
-        distance = (right.at - left.at) * scale
+        distance = (right.at - left.at) * pixels_per_unit
         if upright:
             return distance >= LINE
         return distance >= LETTER * (len(left.label) + len(right.label)) / 2 + GAP
@@ -293,7 +293,7 @@ def responsive(
 
 
 def is_one_value(low: float, high: float) -> bool:
-    """Whether two numbers, the lower one first, are equal up to rounding."""
+    """Returns True if two numbers, the lower one first, are equal up to rounding."""
     return high - low <= ROUNDING * max(abs(low), abs(high))
 
 
@@ -610,8 +610,8 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _order(setting: object) -> tuple[str, float, str]:
-    """Sorts numbers by size, and other settings after them by type and name."""
+def _sort_key(setting: object) -> tuple[str, float, str]:
+    """Returns a key that sorts numbers by size, and other settings after them by type and name."""
     if isinstance(setting, int | float):
         return "", float(setting), str(setting)
     return type(setting).__name__, 0.0, str(setting)
@@ -650,24 +650,29 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
 
     Many different numbers are divided into four ranges with as many trials each.
     """
-    ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
-    settings = list(dict.fromkeys(trial.params[name] for trial in ordered))
-    groups: list[tuple[str, list[FrozenTrial]]] = []
-    if len(settings) <= 2 * BINS or not all(map(_is_number, settings)):
-        for setting in settings:
-            members = [trial for trial in trials if trial.params[name] == setting]
-            groups.append((_label(setting, 60), members))
-    else:
-        ends = [len(ordered) * part // BINS for part in range(BINS + 1)]
-        for start, end in itertools.pairwise(ends):
-            first = _label(ordered[start].params[name])
-            last = _label(ordered[end - 1].params[name])
-            groups.append((f"{first} to {last}", ordered[start:end]))
     rows = []
-    for label, members in groups:
+    for label, members in _group_by_setting(trials, name):
         values = sorted(map(_value, members), key=lambda value: -sign * value)
         rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
     return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
+
+
+def _group_by_setting(
+    trials: Sequence[FrozenTrial], name: str
+) -> Iterator[tuple[str, Sequence[FrozenTrial]]]:
+    """Yields the label of each setting, or range of settings, and the trials that have it."""
+    ordered = sorted(trials, key=lambda trial: _sort_key(trial.params[name]))
+    settings = list(dict.fromkeys(trial.params[name] for trial in ordered))
+    if len(settings) <= 2 * BINS or not all(map(_is_number, settings)):
+        for setting in settings:
+            members = [trial for trial in trials if trial.params[name] == setting]
+            yield _label(setting, 60), members
+        return
+    ends = [len(ordered) * part // BINS for part in range(BINS + 1)]
+    for start, end in itertools.pairwise(ends):
+        first = _label(ordered[start].params[name])
+        last = _label(ordered[end - 1].params[name])
+        yield f"{first} to {last}", ordered[start:end]
 
 
 def history(
@@ -689,8 +694,8 @@ def history(
     if winner is not None:
         new_values = winner.new_values(axis.metric)
     ends_of_new_values: list[float] = []
-    for summary_of_seeds in new_values.values():
-        ends_of_new_values += summary_of_seeds.mean_and_error
+    for new_value in new_values.values():
+        ends_of_new_values += new_value.mean_and_error
 
     y = axis.scale_of([*axis.near(values.values()), *ends_of_new_values], height)
     heights = {number: y.clip(axis.height(value)) for number, value in values.items()}
@@ -711,16 +716,12 @@ def history(
     x = replace(x, high=right_edge + step * len(new_values))
 
     marks = _outcome_marks(places, outcomes, near)
-    steps = best_so_far(complete_trials(trials), axis.sign)
-    line: list[Point] = []
-    for trial in steps:
+    improvements = best_so_far(complete_trials(trials), axis.sign)
+    corners: list[Point] = []
+    for trial in improvements:
         if trial.number in near:
-            line.append((trial.number, heights[trial.number]))
-    lines = []
-    if line:
-        _, best_height = line[-1]
-        lines.append([*line, (last_number, best_height)])
-    marks.append(Mark("best so far", "best", "line", lines, width=2, style=("stepped",)))
+            corners.append((trial.number, heights[trial.number]))
+    marks.append(_best_so_far_mark(corners, last_number))
     baseline = value_of(marked["baseline"])
     if baseline is not None and y.low <= axis.height(baseline) <= y.high:
         baseline_height = axis.height(baseline)
@@ -736,23 +737,47 @@ def history(
     if ringed is not None and ringed in near:
         ring = {ringed: (ringed, heights[ringed])}
         marks.append(points(name, name, ring, 13, shape="ring"))
-    for position, (name, summary_of_seeds) in enumerate(new_values.items()):
-        at = right_edge + step * position
-        bar = [(at, axis.height(end)) for end in summary_of_seeds.mean_and_error]
-        marks.append(Mark("", "winner", "line", [bar], width=2))
-        shape = "dot"
-        if name == "test":
-            shape = "square"
-        mean = (at, axis.height(summary_of_seeds.mean))
-        marks.append(Mark(name, "winner", shape, [[mean]]))
+    for position, (name, new_value) in enumerate(new_values.items()):
+        marks += _new_value_marks(name, new_value, right_edge + step * position, axis)
 
-    rows = [(trial.number, format_value(_value(trial))) for trial in steps]
+    rows = [(trial.number, format_value(_value(trial))) for trial in improvements]
     note = ""
     if baseline is not None:
         note = f"The baseline has {format_value(baseline)}."
     table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(values)} trials, in the order in which they began"
     return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _best_so_far_mark(corners: Sequence[Point], last_number: int) -> Mark:
+    """Returns the line of the best value so far, which continues to the last trial.
+
+    Args:
+        corners: the places of the trials that were better than all before them.
+    """
+    lines = []
+    if corners:
+        _, best_height = corners[-1]
+        lines.append([*corners, (last_number, best_height)])
+    return Mark("best so far", "best", "line", lines, width=2, style=("stepped",))
+
+
+def _new_value_marks(name: str, value: Summary, x: float, axis: Axis) -> list[Mark]:
+    """Returns the mean of the winner on new seeds, with a bar from end to end of its error.
+
+    Args:
+        name: the name of the value; `test` is drawn as a square.
+        x: where it is drawn.
+    """
+    bar = [(x, axis.height(end)) for end in value.mean_and_error]
+    shape = "dot"
+    if name == "test":
+        shape = "square"
+    mean = (x, axis.height(value.mean))
+    return [
+        Mark("", "winner", "line", [bar], width=2),
+        Mark(name, "winner", shape, [[mean]]),
+    ]
 
 
 def _outcome_marks(
@@ -801,7 +826,12 @@ def curves(
     if not all_curves:
         return "No trial has ended an epoch yet."
     highlighted = {trial.number for trial in marked.values() if trial is not None}
-    ranked = sorted(all_curves, key=lambda number: -axis.sign * all_curves[number][-1][1])
+
+    def last_value(number: int) -> float:
+        _, value = all_curves[number][-1]
+        return value
+
+    ranked = sorted(all_curves, key=lambda number: -axis.sign * last_value(number))
     latest = list(all_curves)[-MOST_LATEST:]
     drawn = {*ranked[:MOST_BEST], *latest, *highlighted}
     lines: dict[int, list[Point]] = {}
@@ -842,19 +872,26 @@ def curves(
         rungs.update(TrialRecord(trial).rungs)
     for rung in sorted(rungs):
         marks.append(dotted("", "paused", [(rung, y.low), (rung, y.high)]))
-
-    rows = []
-    for number in ranked[:CURVE_ROWS]:
-        curve_values = [value for _, value in all_curves[number]]
-        first = format_value(curve_values[0])
-        best = format_value(max(curve_values, key=lambda value: axis.sign * value))
-        last = format_value(curve_values[-1])
-        rows.append((number, outcomes[number], len(curve_values), first, best, last))
-    head = ("trial", "state", "epochs", "first", "best", "last")
-    note = _count_left_out(rows, len(ranked), "trials")
-    table = PageTable(head, rows, words=(1,), note=note)
+    best_first = {number: all_curves[number] for number in ranked}
+    table = _curves_table(best_first, outcomes, axis)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _curves_table(
+    best_first: Mapping[int, Curve], outcomes: Mapping[int, str], axis: Axis
+) -> PageTable:
+    """Returns the table of learning curves: their length, first, best and last value."""
+    rows = []
+    for number, curve in itertools.islice(best_first.items(), CURVE_ROWS):
+        values = [value for _, value in curve]
+        first = format_value(values[0])
+        best = format_value(max(values, key=lambda value: axis.sign * value))
+        last = format_value(values[-1])
+        rows.append((number, outcomes[number], len(values), first, best, last))
+    head = ("trial", "state", "epochs", "first", "best", "last")
+    note = _count_left_out(rows, len(best_first), "trials")
+    return PageTable(head, rows, words=(1,), note=note)
 
 
 def losses_section(trial: FrozenTrial | None) -> str:
@@ -886,7 +923,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
         return f"Trial {trial.number} stored no losses."
     marks = [_quantity_mark(name, line, index) for index, (name, line) in enumerate(lines.items())]
     y = plain_scale([0.0, *values], upright=True, height=height)
-    bottom = 0.0
+    bottom = 0.0  # without the margin below it, unless a value is below 0
     if min(values) < 0:
         bottom = min(0.0, y.low)
     title = ""
@@ -898,8 +935,9 @@ def losses(trial: FrozenTrial) -> Chart | str:
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
         lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
         marks.append(dotted("", "pruned", [(lowest, y.low), (lowest, y.high)]))
+        middle = (epochs[0] + epochs[-1]) / 2
         side = "right"
-        if lowest > (epochs[0] + epochs[-1]) / 2:
+        if lowest > middle:
             side = "left"
         notes.append(Note(lowest, y.high, f"lowest at epoch {lowest}", side))
     rows = []
@@ -907,7 +945,10 @@ def losses(trial: FrozenTrial) -> Chart | str:
         cells = []
         for name in names:
             value = columns[name][position]
-            cells.append(format_value(value) if _is_finite(value) else "")
+            cell = ""
+            if _is_finite(value):
+                cell = format_value(value)
+            cells.append(cell)
         rows.append((epoch, *cells))
     titles = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(titles)} of trial {trial.number} by epoch"
@@ -953,10 +994,15 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     if cost.sign > 0:
         better = "more"
     title = f"{cost.name}, {better} is better"
-    x = log_scale(costs, title) if is_logarithmic else plain_scale(costs, title)
+    if is_logarithmic:
+        x = log_scale(costs, title)
+    else:
+        x = plain_scale(costs, title)
     ticks = []
     for tick in x.ticks:
-        amount = 10**tick.at if is_logarithmic else tick.at
+        amount = tick.at
+        if is_logarithmic:
+            amount = 10**tick.at
         # `format_cost` writes the digits that a rule of the winner accepts.
         ticks.append(Tick(tick.at, format_cost(amount)))
     x = replace(x, ticks=responsive(ticks, x.low, x.high))
@@ -964,8 +1010,10 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     places: dict[int, Point] = {}
     for trial in trials:
         value, amount = trial.values[:2]
-        across = math.log10(amount) if is_logarithmic else amount
-        places[trial.number] = (across, axis.height(value))
+        coordinate = amount
+        if is_logarithmic:
+            coordinate = math.log10(amount)
+        places[trial.number] = (coordinate, axis.height(value))
     feasible = {trial.number for trial in stored.feasible()}
     on_front = {trial.number for trial in stored.front()}
     front_places = _select(places, on_front)
@@ -1002,7 +1050,7 @@ def setting_scale(
     """
     settings = [trial.params[name] for trial in trials]
     distribution = trials[0].distributions[name]
-    choices = list(dict.fromkeys(sorted(settings, key=_order)))
+    choices = list(dict.fromkeys(sorted(settings, key=_sort_key)))
     if isinstance(distribution, CategoricalDistribution) or not all(map(_is_number, settings)):
         positions = {choice: float(position) for position, choice in enumerate(choices)}
         scale = _choice_scale(choices, name, pixels)
@@ -1021,11 +1069,13 @@ def setting_scale(
         scale = plain_scale(settings, name)
 
     is_whole = all(isinstance(setting, int) for setting in settings)
-    marks: Sequence[float] = []
+    marks: Sequence[float] = []  # instead of those of the scale
     if len(choices) <= MOST_CHOICES and (is_whole or has_step):
         marks = choices
     elif not is_logarithmic and (is_whole or pixels is not None):
-        count = 5 if pixels is None else 3
+        count = 5
+        if pixels is not None:
+            count = 3
         marks = round_marks(min(settings), max(settings), count)
         if is_whole:
             marks = [mark for mark in marks if mark == int(mark)]
@@ -1083,7 +1133,9 @@ def slices(
     values = {trial.number: _value(trial) for trial in complete}
     bottom = axis.height(min(values.values()))
     top = axis.height(max(values.values()))
-    reach = top - bottom or math.inf
+    reach = top - bottom
+    if reach == 0:  # all complete trials have one value, and the axis covers all trials
+        reach = math.inf
     early = ended_early(trials)
     for last_values_of_outcome in early.values():
         values |= last_values_of_outcome
@@ -1104,16 +1156,19 @@ def slices(
         for trial, position in zip(members, across, strict=True):
             places[trial.number] = (position, heights[trial.number])
         marks = _early_marks(places, early, near)
-        done = _remove(places, {number for numbers in early.values() for number in numbers})
+        complete_places = _remove(places, set[int]().union(*early.values()))
         # The later a trial began, the bluer its dot.
-        shades = {number: min(SHADES - 1, SHADES * number // end) for number in done}
-        marks += _shaded(done, shades, 7)
+        shades = {}
+        for number in complete_places:
+            shades[number] = min(SHADES - 1, SHADES * number // end)
+        marks += _shaded(complete_places, shades, 7)
         if best is not None and best.number in places:
             ring = _select(places, [best.number])
             marks.append(points("", "best", ring, 12, shape="ring"))
-        label = f"{axis.metric} over {name}, of {len(done)} complete trials"
-        if len(places) > len(done):
-            label += f" and {len(places) - len(done)} that ended early"
+        label = f"{axis.metric} over {name}, of {len(complete_places)} complete trials"
+        ended = len(places) - len(complete_places)
+        if ended:
+            label += f" and {ended} that ended early"
         complete_members = [trial for trial in complete if name in trial.params]
         table = summary(complete_members, name, axis.sign)
         charts[name] = Chart(label, SMALL, x, y, marks, table)
@@ -1319,10 +1374,11 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
             if outcome in bars:
                 corners = [(seconds_of(span.start), row), (seconds_of(span.end), row)]
                 bars[outcome][span.trial.number] = corners
-        idle = f"{100 * idle_share([(span.start, span.end) for span in spans]):.1f}%"
+        share = idle_share([(span.start, span.end) for span in spans])
+        idle = f"{100 * share:.1f}%"
         notes.append(Note(0, row + BAR + 0.02, f"{shorten(worker, 32)} · {idle} idle", "above"))
-        trained = format_duration(sum((span.end - span.start).total_seconds() for span in spans))
-        rows.insert(0, (worker, len(spans), trained, idle))
+        seconds = sum((span.end - span.start).total_seconds() for span in spans)
+        rows.insert(0, (worker, len(spans), format_duration(seconds), idle))  # as drawn, top first
     marks = []
     for outcome, parts in bars.items():
         marks.append(Mark(outcome, _color(outcome), "bar", [*parts.values()], [*parts], BAR))
@@ -1397,32 +1453,47 @@ def predictions(stored: Predictions) -> Chart | str:
     targets = [numbers[0] for numbers in stored.targets]
     if not predicted:
         return "winner.json holds no predictions."
-    pairs = [*zip(targets, predicted, strict=True)]
-    all_numbers = [*targets, *predicted]
+    pairs = list(zip(targets, predicted, strict=True))
     rows = []
     for example, (target, prediction) in enumerate(pairs[:EXAMPLE_ROWS]):
         rows.append((example, format_value(target), format_value(prediction)))
     note = _count_left_out(rows, len(pairs), "examples")
     table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
-        height = 280
-        marks = [
-            Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
-            Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
-        ]
-        x = whole_scale(0, max(1, len(pairs) - 1), "example")
-        y = plain_scale(all_numbers, upright=True, height=height)
-        label = f"predictions and true values of {len(pairs)} examples in the order of time"
-    else:
-        height = 360
-        diagonal = [(end, end) for end in (min(all_numbers), max(all_numbers))]
-        marks = [
-            dotted("prediction = true value", "pruned", diagonal),
-            Mark("best", "best", "dot", [[pair] for pair in pairs], width=6),
-        ]
-        x = plain_scale(all_numbers, "true value")
-        y = plain_scale(all_numbers, "prediction", upright=True, height=height)
-        label = f"predictions over true values of {len(pairs)} examples"
+        return _predictions_over_time(targets, predicted, table)
+    return _predictions_over_targets(targets, predicted, table)
+
+
+def _predictions_over_time(
+    targets: Sequence[float], predicted: Sequence[float], table: PageTable
+) -> Chart:
+    """Draws predicted and true numbers as two lines over the examples."""
+    height = 280
+    marks = [
+        Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
+        Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
+    ]
+    x = whole_scale(0, max(1, len(targets) - 1), "example")
+    y = plain_scale([*targets, *predicted], upright=True, height=height)
+    label = f"predictions and true values of {len(targets)} examples in the order of time"
+    return Chart(label, height, x, y, marks, table)
+
+
+def _predictions_over_targets(
+    targets: Sequence[float], predicted: Sequence[float], table: PageTable
+) -> Chart:
+    """Draws a dot for each example, and the diagonal on which predictions are right."""
+    height = 360
+    numbers = [*targets, *predicted]
+    diagonal = [(end, end) for end in (min(numbers), max(numbers))]
+    dots = [[pair] for pair in zip(targets, predicted, strict=True)]
+    marks = [
+        dotted("prediction = true value", "pruned", diagonal),
+        Mark("best", "best", "dot", dots, width=6),
+    ]
+    x = plain_scale(numbers, "true value")
+    y = plain_scale(numbers, "prediction", upright=True, height=height)
+    label = f"predictions over true values of {len(targets)} examples"
     return Chart(label, height, x, y, marks, table)
 
 

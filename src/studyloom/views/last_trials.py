@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from optuna.trial import FrozenTrial
 
@@ -47,10 +48,17 @@ def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> li
         trials.insert(0, best)
     rows = [_make_row(trial, progress) for trial in trials]
     heads = ("", "trial", "state", "epochs", progress.search.metric)
-    columns: list[Sequence[str]] = [*zip(heads, *(row.cells for row in rows), strict=True)]
+    cells_of_rows = [row.cells for row in rows]
+    columns: list[Sequence[str]] = list(zip(heads, *cells_of_rows, strict=True))
     if not with_best:
         del columns[0]
     columns += _setting_columns([row.settings for row in rows], _order_settings(progress))
+    fitting = _select_fitting(columns, width)
+    return list(zip(*fitting, strict=True))
+
+
+def _select_fitting(columns: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:
+    """Returns the columns that fit; after one that is too wide, a narrower one may fit."""
     fitting = []
     room = width + GAP  # no gap follows the last column
     for column in columns:
@@ -58,7 +66,7 @@ def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> li
         if size <= room:
             fitting.append(column)
             room -= size
-    return [*zip(*fitting, strict=True)]
+    return fitting
 
 
 def _select_last(progress: Progress) -> list[FrozenTrial]:
@@ -71,8 +79,12 @@ def _select_last(progress: Progress) -> list[FrozenTrial]:
         is_best = trials is search and best is not None and trial.number == best.number
         if trial.datetime_start is not None and not is_best:
             started.append(trial)
-    started.sort(key=lambda trial: (TrialRecord(trial).outcome == "running", find_end_time(trial)))
-    return sorted(started[-LAST:], key=lambda trial: trial.number)
+
+    def running_last(trial: FrozenTrial) -> tuple[bool, datetime]:
+        return TrialRecord(trial).outcome == "running", find_end_time(trial)
+
+    last = sorted(started, key=running_last)[-LAST:]
+    return sorted(last, key=lambda trial: trial.number)
 
 
 def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
@@ -80,11 +92,10 @@ def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
 
     A candidate is the trial of the search whose configuration the training repeats.
     """
-    search = progress.trials.get(SEARCH, ())
     candidate = trial
     settings = trial.params
     if progress.title != SEARCH and progress.title in progress.trials:
-        for searched in search:
+        for searched in progress.trials.get(SEARCH, ()):
             if searched.number == trial.params.get("trial"):
                 candidate = searched
                 settings = {"seed": trial.params.get("seed"), **searched.params}
@@ -132,6 +143,18 @@ def _setting_columns(
         rows: the hyperparameters of each trial, by name.
         order: names of hyperparameters, whose columns come first.
     """
+    titles = _title_settings(rows, order)
+    rows_by_title = []
+    for row in rows:
+        rows_by_title.append({titles[name]: value for name, value in row.items()})
+    for title in dict.fromkeys(titles.values()):
+        cells = [row.get(title, "") for row in rows_by_title]
+        if any(title in row for row in rows_by_title):
+            yield f"{title:{LEAST}}", *cells
+
+
+def _title_settings(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> dict[str, str]:
+    """Returns the title of the column of each hyperparameter, by name."""
     last_parts = {}
     for names in (order, *rows):
         for name in names:
@@ -145,9 +168,4 @@ def _setting_columns(
         titles[name] = part
         if part in ambiguous:
             titles[name] = one_line(name)
-    titled_rows = []
-    for row in rows:
-        titled_rows.append({titles[name]: value for name, value in row.items()})
-    for title in dict.fromkeys(titles.values()):
-        if any(title in row for row in titled_rows):
-            yield f"{title:{LEAST}}", *(row.get(title, "") for row in titled_rows)
+    return titles

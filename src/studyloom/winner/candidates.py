@@ -193,7 +193,7 @@ class EarlierTraining:
             value=self.trial.values[0],
             columns=record.columns,
             error=record.standard_error,
-            kept=weights,
+            stored_weights=weights,
             source=self.source,
         )
 

@@ -93,7 +93,7 @@ def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
     memory, result = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     write = memory.write_trial
     with first_line() as line:
-        monkeypatch.setattr(projection, "UNSEEN", 0.01)
+        monkeypatch.setattr(projection, "SILENT", 0.01)
         monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
         project(stored, {"mine": memory}, tmp_path, result)
     assert caplog.messages == [

@@ -103,21 +103,30 @@ class CsvFile:
         position = self.place(column)
         filled_rows = [row for row in self.rows if row.cells[position]]
         cells = [row.cells[position] for row in filled_rows]
-        if cells and all(cell.lower() in TRUTHS for cell in cells):
+        if not cells:
+            return Domain(CategoricalDistribution([""]), str)
+        if all(cell.lower() in TRUTHS for cell in cells):
             return Domain(CategoricalDistribution([False, True]), parse_truth)
-        if cells and all(INTEGER.fullmatch(cell) for cell in cells):
-            for row, cell in zip(filled_rows, cells, strict=True):
-                # Python refuses to read an integer of over 4,300 digits, but not as a float.
-                if abs(float(cell)) > LARGEST:
-                    problem = f"the integer {shorten(cell, 40)} is larger than 2**53; remove the "
-                    problem += "column, or list the others with --params"
-                    raise self.error(problem, row.line, column)
+        if all(INTEGER.fullmatch(cell) for cell in cells):
+            self._check_integers(column, filled_rows)
             integers = [int(cell) for cell in cells]
             return Domain(IntDistribution(min(integers), max(integers)), int)
         numbers = [number for number in map(parse_number, cells) if _is_finite(number)]
-        if cells and len(numbers) == len(cells):
+        if len(numbers) == len(cells):
             return Domain(FloatDistribution(min(numbers), max(numbers)), float)
-        return Domain(CategoricalDistribution([*dict.fromkeys(cells)] or [""]), str)
+        different = list(dict.fromkeys(cells))
+        return Domain(CategoricalDistribution(different), str)
+
+    def _check_integers(self, column: str, rows: Sequence[Row]) -> None:
+        """Raises DataError if one of the integers in a column is too large."""
+        position = self.place(column)
+        for row in rows:
+            cell = row.cells[position]
+            # Python refuses to read an integer of over 4,300 digits, but not as a float.
+            if abs(float(cell)) > LARGEST:
+                problem = f"the integer {shorten(cell, 40)} is larger than 2**53"
+                fix = "remove the column, or list the others with --params"
+                raise self.error(f"{problem}; {fix}", row.line, column)
 
 
 def parse_truth(cell: str) -> bool:
@@ -163,7 +172,7 @@ def read_csv_file(path: Path) -> CsvFile:
 def _rows(path: Path, reader: Any, columns: Sequence[str]) -> Iterator[Row]:
     """Yields the rows below the header; empty lines are skipped."""
     count = 0
-    last_line = reader.line_num  # of the row before; a cell in quotes may have several lines
+    last_line = reader.line_num  # of the row before; a row has several if a cell in quotes has
     for cells in reader:
         line = last_line + 1
         last_line = reader.line_num
@@ -199,15 +208,17 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[str]:
         except UnicodeDecodeError:
             text = "\0"
         if "\0" in text:  # the file may be UTF-16
-            problem = "the line is not UTF-8 text; export it as UTF-8, or convert it "
-            problem += f"with iconv -f {_encoding(line)} -t UTF-8"
-            raise _error(path, problem, number)
+            fix = f"export it as UTF-8, or convert it with iconv -f {_encoding(line)} -t UTF-8"
+            raise _error(path, f"the line is not UTF-8 text; {fix}", number)
         yield from io.StringIO(text, newline="")  # several lines, if only \r ends them
 
 
 def _encoding(line: bytes) -> str:
     """Guesses the encoding of a line that is not UTF-8."""
-    return "UTF-16" if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+    begins_with_mark = line.startswith((b"\xff\xfe", b"\xfe\xff"))  # the byte order mark of UTF-16
+    if begins_with_mark or b"\0" in line:
+        return "UTF-16"
+    return "LATIN1"
 
 
 def _error(

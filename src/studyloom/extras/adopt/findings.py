@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import quantiles
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,14 @@ from studyloom.views.words import format_parameters
 LONGEST = 300  # characters of a finding
 LONG = 3.0  # times the 95th percentile of durations, after which a running trial is stale
 STALE_SECONDS = 86400.0  # after which a running trial is stale while no trial has ended
-NEAR = 300  # trials, at most, of the best half, that are compared with their nearest neighbors
-RIVALS = 200  # of the best, among which luck decides
-DRAWS = 2000  # of noise
-ENOUGH = 5  # complete trials, before luck is estimated
+MOST_NEIGHBORS = 300  # trials of the best half that are compared with their nearest neighbors
+MOST_RIVALS = 200  # of the best trials, among which luck decides
+DRAWS = 2000  # of noise, from which the probability is counted
+ENOUGH = 5  # complete trials, or repeats, before luck is estimated from them
 MOST_GROUPS = 5  # of repeated trials that are listed
 MOST_REASONS = 5  # of failures that are listed
-REPLAYS = 10  # of ASHA, each in another order
-REPLAYED = 100  # trials of a replay of ASHA
+REPLAYS = 10  # of ASHA in a random order
+MOST_REPLAYED = 100  # trials in a replay of ASHA
 MOST_SECONDS = 86400.0 * 3650  # ten years: a longer duration is an error of a clock
 
 
@@ -189,14 +189,7 @@ def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
     Some versions of Optuna store local times and some store UTC; the shorter age counts.
     """
-    durations = []
-    for trial in trials:
-        duration = _seconds_between(trial.datetime_start, trial.datetime_complete)
-        if duration is not None and 0 <= duration < MOST_SECONDS:
-            durations.append(duration)
-    limit = STALE_SECONDS
-    if len(durations) > 1:
-        limit = LONG * quantiles(durations, n=20)[-1]
+    limit = _longest_usual_duration(trials)
     now = min(datetime.now(), datetime.now(UTC).replace(tzinfo=None))
     stale = []
     for trial in trials:
@@ -205,6 +198,19 @@ def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
             if age is not None and age > limit:
                 stale.append(trial)
     return stale
+
+
+def _longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
+    """Returns the seconds after which a running trial is stale."""
+    durations = []
+    for trial in trials:
+        duration = _seconds_between(trial.datetime_start, trial.datetime_complete)
+        if duration is not None and 0 <= duration < MOST_SECONDS:
+            durations.append(duration)
+    if len(durations) < 2:
+        return STALE_SECONDS
+    percentile_95 = quantiles(durations, n=20)[-1]
+    return LONG * percentile_95
 
 
 def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:
@@ -227,20 +233,20 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
     ranked = study.ranked
     if len(ranked) < ENOUGH:
         return None
-    values = study.sign * np.array([trial.values[0] for trial in ranked[:RIVALS]])
+    values = study.sign * np.array([trial.values[0] for trial in ranked[:MOST_RIVALS]])
     with np.errstate(all="ignore"):  # of values such as 1e308
         noise = _noise_of_repeats(ranked, groups)
         source = "repeated configurations"
         if noise is None:
             best_half = ranked[: math.ceil(len(ranked) / 2)]
-            noise = _noise_of_neighbors(best_half[:NEAR])
+            noise = _noise_of_neighbors(best_half[:MOST_NEIGHBORS])
             source = "neighboring configurations"
         true_values = values + np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
-        other = float(np.mean(true_values.argmax(1) > 0))
+        other_is_best = true_values.argmax(1) > 0  # at 0 is the trial with the best stored value
         lead = float(values[0] - values[1])
     if not math.isfinite(noise + lead):
         return None
-    return Luck(noise, source, lead, other)
+    return Luck(noise, source, lead, float(np.mean(other_is_best)))
 
 
 def _noise_of_repeats(
@@ -252,16 +258,16 @@ def _noise_of_repeats(
         ranked: the trials that count.
     """
     value_of = {trial.number: trial.values[0] for trial in ranked}
-    squares = 0.0
-    freedom = 0  # degrees of freedom: the repeats beyond the first of each group
+    squares = 0.0  # the sum of squared distances to the mean of each group
+    degrees_of_freedom = 0  # the repeats beyond the first of each group
     for group in groups:
         values = [value_of[trial.number] for trial in group if trial.number in value_of]
         if values:
             squares += float(np.var(values)) * len(values)
-            freedom += len(values) - 1
-    if freedom < ENOUGH:
+            degrees_of_freedom += len(values) - 1
+    if degrees_of_freedom < ENOUGH:
         return None
-    return math.sqrt(squares / freedom)
+    return math.sqrt(squares / degrees_of_freedom)
 
 
 def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
@@ -270,12 +276,14 @@ def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     The median difference × 1.4826 is the standard deviation of a normal distribution; a difference
     of two values has √2 times the noise of one.
     """
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    ranks = np.zeros((len(trials), 1))
+    names: dict[str, None] = {}  # in the order in which they first occur
+    for trial in trials:
+        names.update(dict.fromkeys(trial.params))
+    columns = [np.zeros(len(trials))]  # without hyperparameters, all trials are equally near
     if names:
         columns = [_rank_settings([trial.params.get(name) for trial in trials]) for name in names]
-        ranks = np.stack(columns, 1)
-    distances = np.abs(ranks[:, None] - ranks[None]).mean(2)
+    ranks = np.stack(columns, 1)
+    distances = np.abs(ranks[:, None] - ranks[None]).mean(2)  # (trials, trials)
     np.fill_diagonal(distances, np.inf)  # no trial is its own neighbor
     nearest = distances.argmin(1)
     values = np.array([trial.values[0] for trial in trials])
@@ -283,69 +291,85 @@ def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     return float(1.4826 * np.median(differences) / math.sqrt(2))
 
 
-def _rank_settings(settings: Sequence[Any]) -> NDArray[np.float64]:
+def _rank_settings(settings: Sequence[object]) -> NDArray[np.float64]:
     """Ranks the settings of a hyperparameter from 0 to 1: numbers, then other choices by name."""
     by_name = {repr(setting): setting for setting in settings}  # a choice may be a list
-    names = sorted(by_name, key=lambda name: _order(by_name[name]))
+    names = sorted(by_name, key=lambda name: _sort_key(by_name[name]))
     last = max(len(names) - 1, 1)
-    rank_of = {name: position / last for position, name in enumerate(names)}
-    return np.array([rank_of[repr(setting)] for setting in settings])
+    ranks = {}
+    for position, name in enumerate(names):
+        ranks[name] = position / last
+    return np.array([ranks[repr(setting)] for setting in settings])
 
 
-def _order(setting: Any) -> tuple[bool, float, str]:
-    """Sorts numbers by size, and other settings after them by name."""
+def _sort_key(setting: object) -> tuple[bool, float, str]:
+    """Returns a key that sorts numbers by size, and other settings after them by name."""
+    name = repr(setting)
     if isinstance(setting, int | float) and not math.isnan(setting):
-        return False, float(setting), repr(setting)
-    return True, 0.0, repr(setting)
+        return False, float(setting), name
+    return True, 0.0, name
 
 
 # The epochs that ASHA would have spent
 
 
 def replay_asha(study: AdoptedStudy) -> Promotion | None:
-    """Replays the learning curves in the order of `pruner=asha`; None if there are none.
+    """Replays the learning curves in the order of `pruner=asha`; None if they are too short.
 
-    One worker begins the trials in their order, and for the interval in random orders. A trial that
-    was pruned is assumed to stay at its last value. Of more than 100 trials 100 are replayed, and
-    the others are assumed to cost as much.
+    One worker begins the trials in their order, and for the interval in random orders. Of more than
+    100 trials 100 are replayed, and the others are assumed to cost as much.
     """
-    curves = []
-    pruned_curves = []
     spent = 0
     for trial in study.trials:
-        has_ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        if has_ended and trial.intermediate_values:
-            curve = [value for _, value in sorted(trial.intermediate_values.items())]
-            curves.append(curve)
-            spent += len(curve)
-            if trial.state == TrialState.PRUNED:
-                pruned_curves.append(curve)
-    longest = max((len(curve) for curve in curves), default=0)
-    if longest < 3:
+        spent += len(_learning_curve(trial))
+    curves = _extended_curves(study.trials)
+    longest = max(map(len, curves), default=0)
+    if longest < 3:  # epochs, without which there is no rung to stop at
         return None
-    for curve in pruned_curves:
-        last = curve[-1]
-        curve += [last] * (longest - len(curve))
     objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
     asha = AshaPruner(epochs=longest).make_order([objective])
     generator = np.random.default_rng(0)
     orders = [np.arange(len(curves))]
     for _ in range(REPLAYS):
         orders.append(generator.permutation(len(curves)))
-    replayed = min(REPLAYED, len(curves))
+    replayed = min(MOST_REPLAYED, len(curves))
     totals = []
     for order in orders:
         totals.append(count_epochs(asha, [curves[position] for position in order[:replayed]]))
-    scaled = np.array(totals) * len(curves) / replayed
-    low, high = np.percentile(scaled, (2.5, 97.5)).round().astype(int).tolist()
-    return Promotion(round(scaled[0]), low, high, spent)
+    epochs_of_all = np.array(totals) * len(curves) / replayed
+    low, high = np.percentile(epochs_of_all, (2.5, 97.5)).round().astype(int).tolist()
+    return Promotion(epochs=round(epochs_of_all[0]), low=low, high=high, spent=spent)
+
+
+def _learning_curve(trial: FrozenTrial) -> list[float]:
+    """Returns the values that a trial reported; none if it runs or has failed."""
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return []
+    return [value for _, value in sorted(trial.intermediate_values.items())]
+
+
+def _extended_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
+    """Returns the learning curves; a pruned trial is assumed to stay at its last value."""
+    curves = []
+    pruned_curves = []
+    for trial in trials:
+        curve = _learning_curve(trial)
+        if curve:
+            curves.append(curve)
+            if trial.state == TrialState.PRUNED:
+                pruned_curves.append(curve)
+    longest = max(map(len, curves), default=0)
+    for curve in pruned_curves:
+        missing = longest - len(curve)
+        curve.extend([curve[-1]] * missing)
+    return curves
 
 
 def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
     """Counts the epochs that a worker spends on trials with these learning curves.
 
     The worker takes the trial that the order chooses, and trains it from rung to rung as long as
-    the order would choose it next, or to its end.
+    the order would choose it next, or to its end. As in a search, each trial has a slot.
     """
     standings = [Standing(slot, UNCLAIMED) for slot in range(len(curves))]
     spent = 0
@@ -355,8 +379,7 @@ def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
         is_trained_on = not choice.ends_pruned
         while is_trained_on:
             last = standings[slot].last or 0
-            later_rungs = [rung for rung in order.rungs(len(curve)) if rung > last]
-            stop = later_rungs[0] if later_rungs else len(curve)
+            stop = _next_stop(order, last, len(curve))
             spent += stop - last
             reports = {**standings[slot].reports, stop: RungReport(stop, curve[stop - 1])}
             standings[slot] = Standing(slot, OWN, stop, reports, paused=stop)
@@ -366,3 +389,11 @@ def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
             state = DONE
         standings[slot] = replace(standings[slot], state=state)
     return spent
+
+
+def _next_stop(order: AshaOrder, epoch: int, end: int) -> int:
+    """Returns the next rung after an epoch; the end of the trial if there is none."""
+    for rung in order.rungs(end):
+        if rung > epoch:
+            return rung
+    return end

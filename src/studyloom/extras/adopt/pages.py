@@ -1,6 +1,5 @@
 """`studyloom adopt`: prints what a study of another program shows, and writes a report."""
 
-import itertools
 import json
 import math
 import re
@@ -100,7 +99,7 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     Raises:
         ConfigError: a hyperparameter is renamed to the name of another one.
     """
-    best = [*itertools.islice(filter(has_written_form, study.ranked), MOST_FIRST)]
+    best = [trial for trial in study.ranked if has_written_form(trial)][:MOST_FIRST]
     keys = _config_keys(best, renames)
     valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
@@ -154,12 +153,15 @@ def _search_call(study: AdoptedStudy, best: Sequence[FrozenTrial]) -> str:
 
 
 def has_written_form(trial: FrozenTrial) -> bool:
-    """Whether a command can hold all hyperparameters of a trial."""
+    """Returns True if a command can hold all hyperparameters of a trial."""
     return all(is_writable(setting) for setting in trial.params.values())
 
 
-def is_writable(setting: Any) -> bool:
-    """Whether a command can hold a setting: text, finite numbers, lists and mappings of these."""
+def is_writable(setting: object) -> bool:
+    """Returns True if a command can hold a setting.
+
+    It can hold text, finite numbers, and lists and mappings of these.
+    """
     if isinstance(setting, float):
         return math.isfinite(setting)
     if isinstance(setting, list | tuple):
@@ -170,12 +172,17 @@ def is_writable(setting: Any) -> bool:
 
 
 def is_config_key(name: str) -> bool:
-    """Whether a key of a config that the search may change can have a name."""
-    return NAME.fullmatch(name) is not None and name.split(".")[0] in SEARCHED
+    """Returns True if a name can be a key of a config that the search may change."""
+    section = name.split(".")[0]
+    return NAME.fullmatch(name) is not None and section in SEARCHED
 
 
 def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
-    """Formats configurations for `study.enqueue`; a trial without any of the keys is left out."""
+    """Formats configurations for `study.enqueue`; a trial without any of the keys is left out.
+
+    Args:
+        keys: the config key of each hyperparameter that can be named.
+    """
     points = []
     for trial in trials:
         settings = []
@@ -183,7 +190,7 @@ def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> li
             if name in keys:
                 settings.append(f"{keys[name]}:{json.dumps(value)}")
         if settings:
-            points.append(f"{{{','.join(settings)}}}")
+            points.append("{" + ",".join(settings) + "}")
     return points
 
 
@@ -232,7 +239,7 @@ def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
 def _importances(study: AdoptedStudy) -> page.Bars | str:
     """Returns Optuna's importances of the hyperparameters, or a sentence that says why not."""
     objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
-    rated = optuna.create_study(direction=objective.direction)
+    rated = optuna.create_study(direction=objective.direction)  # in memory
     stride = 1 + len(study.complete) // MOST_DRAWN
     for trial in study.complete[::stride]:
         rated.add_trial(
@@ -242,6 +249,7 @@ def _importances(study: AdoptedStudy) -> page.Bars | str:
                 distributions=trial.distributions,
             )
         )
+    # `importances` reads no more than this of a stored study.
     stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
     computed = importances(stored)
     if not computed.shares:

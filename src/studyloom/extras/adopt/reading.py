@@ -57,11 +57,11 @@ class AdoptedStudy:
     @cached_property
     def complete(self) -> list[FrozenTrial]:
         """The complete trials with finite values, by number."""
-        return [
-            trial
-            for trial in self.trials
-            if trial.state == TrialState.COMPLETE and trial.values and _is_finite(trial.values[0])
-        ]
+        complete = []
+        for trial in self.trials:
+            if trial.state == TrialState.COMPLETE and trial.values and _is_finite(trial.values[0]):
+                complete.append(trial)
+        return complete
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
@@ -71,7 +71,7 @@ class AdoptedStudy:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial breaks no constraint."""
+    """Returns True if a trial breaks no constraint: the value of each is at most 0."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
@@ -162,12 +162,12 @@ def _parameter_columns(file: CsvFile, value: str) -> list[str]:
     columns_of_mlflow = [column for column in file.columns if column.startswith(PARAMS)]
     if columns_of_mlflow:
         return columns_of_mlflow
-    before = file.columns[: file.place(value)]
-    return [
-        column
-        for column in before
-        if column and column.lower() not in ABOUT and not column.startswith(("_", "tags."))
-    ]
+    names = []
+    for column in file.columns[: file.place(value)]:
+        describes_run = column.lower() in ABOUT or column.startswith(("_", "tags."))
+        if column and not describes_run:
+            names.append(column)
+    return names
 
 
 def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str, str]:
@@ -183,14 +183,19 @@ def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str
         if column == value:
             raise file.error("the metric is no hyperparameter; leave it out of --params", 1, column)
         if by_name.setdefault(name, column) != column:
-            problem = f"another column is called {shorten(one_line(name), 80)} too; list the "
-            problem += "columns of hyperparameters with --params"
-            raise file.error(problem, 1, column)
+            problem = f"another column is called {shorten(one_line(name), 80)} too"
+            fix = "list the columns of hyperparameters with --params"
+            raise file.error(f"{problem}; {fix}", 1, column)
     return by_name
 
 
 def _trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
-    """Returns the trial of a run, without its hyperparameters and times."""
+    """Returns the trial of a run, without its hyperparameters and times.
+
+    Args:
+        state: the state of the run in the file; empty if the file does not say it.
+        value: the value of the metric; None if the file has none.
+    """
     trial_state = TrialState.FAIL
     reason = state
     if state.lower() in UNFINISHED:

@@ -4,10 +4,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from studyloom.averages import Interval
@@ -36,53 +37,72 @@ from studyloom.winner.predictions import (
 )
 from studyloom.winner.statistics import NORMAL, Outputs
 
-MOST_ERRORS = 8  # explained predictions: 169 evaluations for an image, at most 121 for a text
+MOST_ERRORS = 8  # wrong predictions that are explained; each needs up to 169 evaluations
 BINS = 10  # of confidence, equally wide
-GROUPS = 30  # that are kept, those with most examples
+MOST_GROUPS = 30  # groups or classes that are reported, those with the most examples
 DRAWS = 999  # resamples of a group's examples
-ORDERS = 20  # of each column
+SHUFFLES = 20  # of each column
 PATCHES = 7  # along a side of an image; they overlap by half
-WORDS = 120  # of a text that are looked at and shown, its first ones
+MOST_WORDS = 120  # the first words of a text, which are examined and shown
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
 T = TypeVar("T")
-Ask = Callable[[Part], Tensor]  # returns the outputs of the network for a part, on the CPU
+# Returns the outputs of the network for a set of examples, on the CPU.
+Predict = Callable[[Part], Tensor]
 
 
 def explain(measured: MeasuredNetwork) -> Explanations | None:
-    """Explains what a network predicts on the test set; None where nothing applies to its data."""
-    metric, outputs, test = measured.metric, measured.outputs, measured.test
-    explanations = Explanations(groups=attempt("groups", by_group, metric, outputs, test))
+    """Explains what a network predicts on the test set; None if nothing applies to its data."""
+    metric = measured.metric
+    outputs = measured.outputs
+    test = measured.test
+    seed = measured.job.seed
 
-    def ask(part: Part) -> Tensor:
-        return evaluate_network(measured.job, measured.network, part)[0].cpu()
+    def predict(part: Part) -> Tensor:
+        outputs_of_part, _ = evaluate_network(measured.job, measured.network, part)
+        return outputs_of_part.cpu()
 
+    groups = attempt("groups", lambda: measure_groups(metric, outputs, test))
+    explanations = Explanations(groups=groups)
     if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
-        seed = measured.job.seed
-        columns = attempt("columns", permute_columns, metric, ask, outputs, test, seed)
+        columns = attempt("columns", lambda: permute_columns(metric, predict, outputs, test, seed))
         explanations = replace(explanations, columns=columns or ())
     if scores_classes(outputs, test):
-        probabilities, labels = outputs.outputs.softmax(1), outputs.targets
-        errors = confident_errors(probabilities, labels)[:MOST_ERRORS]
-        calibration = attempt("calibration", calibrate, probabilities, labels)
-        explanations = replace(explanations, calibration=calibration)
-        if test.shape is not None and is_image(test.shape):
-            occlusions = attempt("occlusions", explain_images, ask, test, outputs, errors)
-            explanations = replace(explanations, occlusions=occlusions or ())
-        if test.tokens is not None:
-            texts = attempt("texts", explain_texts, ask, test, test.tokens, labels, errors)
-            explanations = replace(explanations, texts=texts or ())
-    return None if explanations == Explanations() else explanations
+        explanations = _explain_classes(explanations, predict, outputs, test)
+    if explanations == Explanations():
+        return None
+    return explanations
 
 
-def attempt(name: str, explain_part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+def _explain_classes(
+    explanations: Explanations, predict: Predict, outputs: Outputs, test: Part
+) -> Explanations:
+    """Returns explanations with those that only the network of a classifier has."""
+    probabilities = outputs.outputs.softmax(1)
+    labels = outputs.targets
+    tokens = test.tokens
+    errors = confident_errors(probabilities, labels)[:MOST_ERRORS]
+    calibration = attempt("calibration", lambda: calibrate(probabilities, labels))
+    explanations = replace(explanations, calibration=calibration)
+    if test.shape is not None and is_image(test.shape):
+        occlusions = attempt("occlusions", lambda: explain_images(predict, test, outputs, errors))
+        explanations = replace(explanations, occlusions=occlusions or ())
+    if tokens is not None:
+        texts = attempt("texts", lambda: explain_texts(predict, test, tokens, labels, errors))
+        explanations = replace(explanations, texts=texts or ())
+    return explanations
+
+
+def attempt(name: str, explain_part: Callable[[], T]) -> T | None:
     """Returns a part of the explanations; None with a warning if the user's code fails in it."""
     try:
-        return explain_part(*args, **kwargs)
-    except Exception as error:  # the test has been made
+        return explain_part()
+    except Exception as error:  # the test itself has been made, and its result is not lost
         log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
         return None
+
+
+# Means over examples
 
 
 def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
@@ -96,100 +116,149 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
         labels: (n,), on the CPU.
     """
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == labels).double()
-    place = (confidence * BINS).long().clamp(max=BINS - 1)
-    bins, error = [], 0.0
-    for number in sorted({*place.tolist()}):
-        own = place == number
-        count = int(own.sum())
-        sure, share = float(confidence[own].mean()), float(right[own].mean())
-        error += count / len(labels) * abs(share - sure)
-        ends = wilson(int(right[own].sum()), count)
-        bins.append(Bin(number / BINS, (number + 1) / BINS, count, sure, share, ends))
-    return Calibration(error, float(confidence.mean()), float(right.mean()), tuple(bins))
+    is_right = (predicted == labels).double()
+    bin_numbers = (confidence * BINS).long().clamp(max=BINS - 1)
+    bins = []
+    error = 0.0
+    for number in sorted(set(bin_numbers.tolist())):
+        in_bin = bin_numbers == number
+        count = int(in_bin.sum())
+        mean_confidence = float(confidence[in_bin].mean())
+        bin_accuracy = float(is_right[in_bin].mean())
+        error += count / len(labels) * abs(bin_accuracy - mean_confidence)
+        bins.append(
+            Bin(
+                low=number / BINS,
+                high=(number + 1) / BINS,
+                count=count,
+                confidence=mean_confidence,
+                accuracy=bin_accuracy,
+                interval=wilson(int(is_right[in_bin].sum()), count),
+            )
+        )
+    return Calibration(
+        error=error,
+        confidence=float(confidence.mean()),
+        accuracy=float(is_right.mean()),
+        bins=tuple(bins),
+    )
 
 
-def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
+def measure_groups(metric: Metric, outputs: Outputs, test: Part) -> Groups | None:
     """Measures a network on each group of the test set; without groups, on each class.
 
     Returns:
         None without groups or classes, and for a metric that is not a mean over examples.
     """
-    targets = found.targets
-    scores = example_scores(metric, found.outputs, targets)
+    scores = example_scores(metric, outputs.outputs, outputs.targets)
     if scores is None:
         return None
-    if len(test.group_names) == len(targets):
-        kind, names = "group", list(test.group_names)
-    elif scores_classes(found, test):
-        known = test.names or tuple(map(str, range(found.outputs.shape[1])))
-        kind, names = "class", [known[label] for label in targets.tolist()]
+    if len(test.group_names) == len(outputs.targets):
+        kind = "group"
+        names_of_examples = list(test.group_names)
+    elif scores_classes(outputs, test):
+        kind = "class"
+        names_of_examples = _class_names_of_examples(outputs, test)
     else:
         return None
-    members: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        members.setdefault(name, []).append(place)
-    largest = sorted(members, key=lambda name: (-len(members[name]), name))[:GROUPS]
-    order = [name for name in (test.names or sorted(members)) if name in largest]
-    order = order if len(order) == len(largest) else sorted(largest)
+    positions: dict[str, list[int]] = {}  # of the examples of each group
+    for position, name in enumerate(names_of_examples):
+        positions.setdefault(name, []).append(position)
+    largest_first = sorted(positions, key=lambda name: (-len(positions[name]), name))
     rows = []
-    for name in order:
-        own = scores[torch.tensor(members[name])]
-        if metric.function is accuracy:
-            ends = wilson(int(own.sum()), len(own))
-        else:
-            draws = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
-            ends = _percentiles(own.numpy()[draws].mean(1), 2.5)
-        rows.append(GroupMean(name, len(own), float(own.mean()), ends))
-    return Groups(kind, len(members) - len(rows), tuple(rows))
+    for name in _in_order_of_classes(largest_first[:MOST_GROUPS], test.names):
+        scores_of_group = scores[torch.tensor(positions[name])]
+        rows.append(_mean_of_group(name, scores_of_group, metric))
+    return Groups(kind, len(positions) - len(rows), tuple(rows))
+
+
+def _class_names_of_examples(outputs: Outputs, test: Part) -> list[str]:
+    """Returns the name of each example's class; its number if classes have no names."""
+    class_names = test.names
+    if not class_names:
+        classes = outputs.outputs.shape[1]
+        class_names = tuple(map(str, range(classes)))
+    return [class_names[label] for label in outputs.targets.tolist()]
+
+
+def _in_order_of_classes(names: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Sorts names as the classes are; by the alphabet if some are not the name of a class."""
+    in_order = [name for name in class_names if name in names]
+    if len(in_order) == len(names):
+        return in_order
+    return sorted(names)
+
+
+def _mean_of_group(name: str, scores: Tensor, metric: Metric) -> GroupMean:
+    """Returns the mean of a group's scores, with its 95% interval."""
+    count = len(scores)
+    if metric.function is accuracy:
+        interval = wilson(int(scores.sum()), count)
+    else:
+        resamples = np.random.default_rng(0).integers(0, count, (DRAWS, count))
+        interval = _percentiles(scores.numpy()[resamples].mean(1), 2.5)
+    return GroupMean(name, count, float(scores.mean()), interval)
 
 
 def wilson(right: int, count: int) -> Interval:
     """Returns the 95% interval of an accuracy (Wilson 1927, JASA 22).
 
     It is never empty, even if all or none are right.
+
+    Args:
+        right: how many of the `count` predictions are right.
     """
-    share, square = right / count, NORMAL**2 / count
+    share = right / count
+    square = NORMAL**2 / count
     middle = share + square / 2
     half = NORMAL * math.sqrt(share * (1 - share) / count + square / (4 * count))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
-def _percentiles(values: Any, tail: float) -> Interval:
+def _percentiles(values: Sequence[float] | NDArray[np.floating], tail: float) -> Interval:
+    """Returns the interval of values that leaves out `tail` percent of them at each end."""
     low, high = np.percentile(values, (tail, 100 - tail))
     return float(low), float(high)
 
 
 def permute_columns(
-    metric: Metric, ask: Ask, found: Outputs, test: Split, seed: int
+    metric: Metric, predict: Predict, outputs: Outputs, test: Split, seed: int
 ) -> tuple[Column, ...]:
     """Measures how much worse a network gets if one column is shuffled.
 
     A column that duplicates another one may seem unimportant (Breiman 2001, Machine Learning 45).
 
+    Args:
+        outputs: the outputs of the network on the test set.
+        seed: draws the orders in which columns are shuffled.
+
     Returns:
-        the columns, the most important first, without those with an undefined metric.
+        The columns, the most important first, without those with an undefined metric.
     """
     generator = torch.Generator().manual_seed(seed)
-    known, columns = found.score(metric), []
-    for column, name in enumerate(test.columns):
-        worse = []
+    original_value = outputs.score(metric)
+    columns = []
+    for position, name in enumerate(test.columns):
         inputs = test.inputs.clone()
-        for _ in range(ORDERS):
-            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-            inputs[:, column] = test.inputs[order, column]
-            changed = replace(test, inputs=inputs, references={})
-            try:
-                worse.append(metric.sign * (known - metric(ask(changed), found.targets)))
-            except UndefinedMetric:
-                break
-        else:
-            columns.append(Column(name, float(np.mean(worse)), _percentiles(worse, 5)))
+        losses = []
+        try:
+            for _ in range(SHUFFLES):
+                order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+                inputs[:, position] = test.inputs[order, position]
+                shuffled = replace(test, inputs=inputs, references={})
+                value = metric(predict(shuffled), outputs.targets)
+                losses.append(metric.sign * (original_value - value))
+        except UndefinedMetric:
+            continue
+        columns.append(Column(name, float(np.mean(losses)), _percentiles(losses, 5)))
     return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
 
 
+# Images
+
+
 def explain_images(
-    ask: Ask, test: Part, outputs: Outputs, errors: Sequence[int]
+    predict: Predict, test: Part, outputs: Outputs, errors: Sequence[int]
 ) -> tuple[Occlusion, ...]:
     """Covers one patch after the other, and measures the confidence left in a wrong prediction.
 
@@ -204,57 +273,67 @@ def explain_images(
     explained = []
     for index in errors:
         image = test.input_at(index)
-        if image is None:
-            continue
-
-        def ask_in_place(images: Tensor, index: int = index) -> Tensor:
-            return ask(with_inputs(test, index, [*images]))
-
-        change = occlude(ask_in_place, image)
-        most = float(change.abs().max())
-        drawn = overlay(image.float().cpu(), change / most if most else change)
-        occlusion = Occlusion(
-            index=index,
-            label=int(outputs.targets[index]),
-            predicted=int(outputs.outputs[index].argmax()),
-            image=png(drawn),
-            most=most,
-        )
-        explained.append(occlusion)
+        if image is not None:
+            explained.append(_explain_image(predict, test, outputs, index, image))
     return tuple(explained)
 
 
-def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def _explain_image(
+    predict: Predict, test: Part, outputs: Outputs, index: int, image: Tensor
+) -> Occlusion:
+    """Explains the prediction for an image, which is the input at an index of the test set."""
+
+    def predict_images(images: Tensor) -> Tensor:
+        return predict(with_inputs(test, index, list(images)))
+
+    change = occlude(predict_images, image)
+    largest_change = float(change.abs().max())
+    if largest_change:
+        change = change / largest_change
+    return Occlusion(
+        index=index,
+        label=int(outputs.targets[index]),
+        predicted=int(outputs.outputs[index].argmax()),
+        image=png(overlay(image.float().cpu(), change)),
+        most=largest_change,
+    )
+
+
+def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Returns how much of a network's confidence in its prediction depends on each pixel.
 
     Args:
-        ask: returns logits (n, classes) for images, on the CPU.
+        predict: returns logits (n, classes) for images, on the CPU.
         image: (channels, height, width), also of integers.
 
     Returns:
         (height, width): the mean, over all patches that cover a pixel, of what the probability of
         the prediction loses if they are covered.
     """
-    tall, wide = image.shape[-2:]
-    places = [(rows, columns) for rows in _patches(tall) for columns in _patches(wide)]
-    covered = image.repeat(len(places), 1, 1, 1)
-    for number, (rows, columns) in enumerate(places):
-        covered[number, :, rows, columns] = image.float().mean()
-    probabilities = ask(torch.cat([image[None], covered])).softmax(1)
-    chosen = int(probabilities[0].argmax())
-    lost = probabilities[0, chosen] - probabilities[1:, chosen]
-    total, count = torch.zeros(tall, wide), torch.zeros(tall, wide)
-    for (rows, columns), loss in zip(places, lost, strict=True):
+    height, width = image.shape[-2:]
+    patches = [(rows, columns) for rows in _patches(height) for columns in _patches(width)]
+    covered = image.repeat(len(patches), 1, 1, 1)
+    for position, (rows, columns) in enumerate(patches):
+        covered[position, :, rows, columns] = image.float().mean()
+    probabilities = predict(torch.cat([image[None], covered])).softmax(1)
+    predicted = int(probabilities[0].argmax())
+    losses = probabilities[0, predicted] - probabilities[1:, predicted]
+    total = torch.zeros(height, width)
+    count = torch.zeros(height, width)
+    for (rows, columns), loss in zip(patches, losses, strict=True):
         total[rows, columns] += loss
         count[rows, columns] += 1
     return total / count
 
 
 def _patches(size: int) -> list[slice]:
-    """Returns the patches along a side of the given pixels."""
-    length = min(size, max(2, -(-size // PATCHES)))
-    starts = [*range(0, size - length + 1, max(1, length // 2))]
-    starts += [size - length] if starts[-1] + length < size else []
+    """Returns the patches along a side of an image, which cover all of its pixels."""
+    length = min(size, max(2, math.ceil(size / PATCHES)))
+    stride = max(1, length // 2)
+    last_start = size - length
+    starts = list(range(0, last_start + 1, stride))
+    if starts[-1] < last_start:
+        starts.append(last_start)
     return [slice(start, start + length) for start in starts]
 
 
@@ -269,16 +348,22 @@ def overlay(image: Tensor, change: Tensor) -> Tensor:
         (3, height, width), from 0 to 1.
     """
     gray = image.mean(0)
-    low, high = gray.min(), gray.max()
+    low = gray.min()
+    high = gray.max()
     gray = 0.25 + 0.5 * (gray - low) / (high - low).clamp(min=1e-12)
-    red, blue = change.clamp(min=0), (-change).clamp(min=0)
-    weight = 0.75 * (red + blue)
-    tinted = [gray * (1 - weight) + 0.75 * part for part in (red, torch.zeros_like(red), blue)]
+    red = change.clamp(min=0)
+    green = torch.zeros_like(red)
+    blue = (-change).clamp(min=0)
+    opacity = 0.75 * (red + blue)
+    tinted = [gray * (1 - opacity) + 0.75 * color for color in (red, green, blue)]
     return torch.stack(tinted)
 
 
+# Texts
+
+
 def explain_texts(
-    ask: Ask, test: Part, tokens: Tokens, labels: Tensor, errors: Sequence[int]
+    predict: Predict, test: Part, tokens: Tokens, labels: Tensor, errors: Sequence[int]
 ) -> tuple[ExplainedText, ...]:
     """Leaves out one word after the other, and measures the confidence left in a wrong prediction.
 
@@ -297,36 +382,51 @@ def explain_texts(
     """
     explained = []
     for index in errors:
-        if isinstance(test, Split):
-            row: Tensor | None = test.inputs[index]
-        else:
-            assert isinstance(test, Examples)
-            row = tokens.row_of(test.evaluation.load_item(index))
-        numbers = [] if row is None else tokens.numbers_of(row)
-        read = numbers[:WORDS]
-        if row is None or len({*numbers}) < 2:  # without its one word a text is empty
+        row = _row_of_text(test, tokens, index)
+        # A text of one word would be empty without it.
+        if row is None or len(set(tokens.numbers_of(row))) < 2:
             continue
-        different = [*dict.fromkeys(read)]
-        rows = [row, *(tokens.without(row, number) for number in different)]
-        outputs = ask(with_inputs(test, index, rows, tokens.path)).double()
-        label, likely = int(labels[index]), outputs[0].softmax(0)
-        predicted = int(likely.argmax())
-        margins = outputs[:, predicted] - outputs[:, label]
-        owed = dict(zip(different, (margins[0] - margins[1:]).tolist(), strict=True))
-        changes = tuple(round(owed[number], 4) for number in read)
-        if any(changes) and all(map(math.isfinite, changes)):
-            text = ExplainedText(
-                index,
-                label,
-                predicted,
-                (float(likely[label]), float(likely[predicted])),
-                round(float(margins[0]), 4),
-                tuple(tokens.word(number) for number in read),
-                changes,
-                len(numbers) - len(read),
-            )
+        text = _explain_text(predict, test, tokens, int(labels[index]), index, row)
+        if any(text.changes) and all(map(math.isfinite, text.changes)):
             explained.append(text)
     return tuple(explained)
+
+
+def _row_of_text(test: Part, tokens: Tokens, index: int) -> Tensor | None:
+    """Returns the row of token numbers of a text; None if the item has none."""
+    if isinstance(test, Split):
+        return test.inputs[index]
+    assert isinstance(test, Examples)
+    return tokens.row_of(test.evaluation.load_item(index))
+
+
+def _explain_text(
+    predict: Predict, test: Part, tokens: Tokens, label: int, index: int, row: Tensor
+) -> ExplainedText:
+    """Explains the prediction for a text, whose row is at an index of the test set."""
+    numbers = tokens.numbers_of(row)
+    examined = numbers[:MOST_WORDS]
+    different = list(dict.fromkeys(examined))
+    shortened_rows = [tokens.without(row, number) for number in different]
+    outputs = predict(with_inputs(test, index, [row, *shortened_rows], tokens.path)).double()
+    probabilities = outputs[0].softmax(0)
+    predicted = int(probabilities.argmax())
+    margins = outputs[:, predicted] - outputs[:, label]  # of the text, then of each shortened row
+    losses = (margins[0] - margins[1:]).tolist()
+    loss_without = dict(zip(different, losses, strict=True))
+    return ExplainedText(
+        index=index,
+        label=label,
+        predicted=predicted,
+        probabilities=(float(probabilities[label]), float(probabilities[predicted])),
+        margin=round(float(margins[0]), 4),
+        words=tuple(tokens.word(number) for number in examined),
+        changes=tuple(round(loss_without[number], 4) for number in examined),
+        left=len(numbers) - len(examined),
+    )
+
+
+# An example with other inputs
 
 
 def with_inputs(
@@ -338,27 +438,42 @@ def with_inputs(
     the same size.
 
     Args:
-        index: of the example.
+        index: the index of the example in the test set.
         inputs: each replaces the example's input, and has its type.
         path: the positions and keys that lead to the input in an item of a Dataset.
     """
     if isinstance(test, Split):
         targets = test.targets[index].repeat(len(inputs))
-        return replace(test, inputs=torch.stack([*inputs]), targets=targets, references={})
+        return replace(test, inputs=torch.stack(list(inputs)), targets=targets, references={})
     assert isinstance(test, Examples)
     item = test.evaluation.load_item(index)
-    items = [_put(item, [*path], each) for each in inputs]
+    items = [_replace_at(path, item, replacement) for replacement in inputs]
     view = Items((NamedDataset("data.test", items),), test.evaluation.collate)
     return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())
 
 
-def _put(tree: Any, path: list[int | str], part: Tensor) -> Any:
+def _replace_at(path: Sequence[Any], value: Any, replacement: Tensor) -> Any:
+    """Returns a copy of nested mappings and sequences that holds the replacement at a path.
+
+    Each part of the copy keeps its type: a namedtuple is copied to a namedtuple, and the
+    replacement of an array becomes an array.
+
+    Args:
+        path: the keys and positions that lead to the tensor or array to replace; empty if `value`
+            is that tensor or array.
+        value: an item of a Dataset, or a value within it; it is not changed.
+    """
     if not path:
-        return part.numpy() if isinstance(tree, np.ndarray) else part
-    step: Any = path[0]
-    changed = _put(tree[step], path[1:], part)
-    if isinstance(tree, Mapping):
-        return {**tree, step: changed}
-    parts = [*tree]
-    parts[step] = changed
-    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+        if isinstance(value, np.ndarray):
+            return replacement.numpy()
+        return replacement
+    step = path[0]
+    changed = _replace_at(path[1:], value[step], replacement)
+    if isinstance(value, Mapping):
+        return {**value, step: changed}
+    elements = list(value)
+    elements[step] = changed
+    is_namedtuple = hasattr(value, "_fields")
+    if is_namedtuple:  # its class takes the elements as separate arguments
+        return type(value)(*elements)
+    return type(value)(elements)

@@ -28,9 +28,12 @@ from studyloom.worker.stopping import Stop
 
 
 def compress(
-    evaluation: Evaluation, words: Sequence[str], stop: Stop, console: Console
+    evaluation: Evaluation, assignments: Sequence[str], stop: Stop, console: Console
 ) -> Compressed:
-    """Compresses the winner of a study that has ended, as words KEY=VALUE say.
+    """Compresses the winner of a study that has ended, and prints each step.
+
+    Args:
+        assignments: the settings, as KEY=VALUE each.
 
     Raises:
         UserError: compression is not possible, see `compress_winner`.
@@ -43,7 +46,8 @@ def compress(
         console.print(Text(step), soft_wrap=True)
 
     try:
-        return compress_winner(evaluation, Settings.parse(words), print_step, stop)
+        settings = Settings.parse(assignments)
+        return compress_winner(evaluation, settings, print_step, stop)
     except StudyloomError:
         raise
     except (RuntimeError, ValueError) as error:  # from PyTorch or the user's code
@@ -57,7 +61,8 @@ def compress_winner(evaluation: Evaluation, settings: Settings, say: Say, stop: 
 
     Args:
         say: called with a description of each step.
-        stop: whether to stop; what is trained by then is lost, and nothing is written.
+        stop: ends the work where a signal or command requests it. What is trained by then is
+            lost, and nothing is written.
 
     Raises:
         CompressError: there is no winner that studyloom trained, or it cannot be exported.
@@ -111,5 +116,6 @@ def print_compressed(record: Compressed, console: Console) -> None:
         if console.width < WHOLE:  # a narrow terminal shows only medians; winner.onnx.json has more
             cells = tuple(cell.partition(" (")[0] for cell in cells)
         rows.append(cells)
-    console.print(render_rows(rows, (0, len(rows[0]) - 1), CHOSEN), soft_wrap=True)
+    columns_of_text = (0, len(rows[0]) - 1)  # the names, and the marks or notes
+    console.print(render_rows(rows, columns_of_text, CHOSEN), soft_wrap=True)
     say(console, "\n".join(record.lines()))

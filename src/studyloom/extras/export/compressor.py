@@ -13,16 +13,25 @@ from studyloom.extras.export.exported_network import (
     count_parameters,
 )
 from studyloom.extras.export.onnx import OnnxNetwork
-from studyloom.extras.export.record import NETWORK, RECORD, Chosen, Compressed, Scores
+from studyloom.extras.export.record import (
+    NETWORK,
+    RECORD,
+    Chosen,
+    Compressed,
+    Scores,
+    VariantFacts,
+)
 from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
     Evaluator,
     Say,
-    differ,
+    Variant,
+    compare_outputs,
     evaluate,
     export,
 )
 from studyloom.files import write_whole
+from studyloom.metrics import Metric
 from studyloom.space.rule import Rule
 from studyloom.storage.ledger import Store
 from studyloom.winner.evaluation import Evaluation
@@ -53,28 +62,22 @@ class Compressor:
     def make(self, result: Result, rule: Rule | None) -> Compressed:
         """Makes the variants and the one that a rule chooses, tests it and writes its files."""
         settings = self.settings
-        definition = self.evaluation.study.definition
         facts = result.data
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # meanwhile nothing polls the database
             original = Original.retrained(self.evaluation, settings.calibration)
-        evaluator = Evaluator(metric_of(definition), settings, original, facts)
-        recipes = evaluator.recipes()
-        if not definition.trains_networks:
-            recipes = recipes[:1]
-            self._begin(OWN_LOOP)
-        variants, failed = evaluator.make(recipes, self._begin, self.stop)
-        rule = rule or evaluator.default_rule()
+        metric = metric_of(self.evaluation.study.definition)
+        evaluator = Evaluator(metric, settings, original, facts)
+        variants, failed = self._make_variants(evaluator)
+        if rule is None:
+            rule = evaluator.default_rule()
         chosen = evaluator.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
         with self.stop.interruptible():
             winner = Original.of_winner(self.evaluation, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
-        medians = {}
-        for batch, latency in chosen.facts.latency.items():
-            medians[batch] = (latency.median, evaluator.original_facts.latency[batch].median)
         run_dir = self.evaluation.study.run_dir
         with self.writing(result) as store:
             record = Compressed(
@@ -89,10 +92,10 @@ class Compressor:
                 variants=(*(variant.facts for variant in variants), *failed),
                 bytes_of_winner=(run_dir / "winner.pt").stat().st_size,
                 chosen=Chosen(
-                    chosen.facts.name,
-                    len(content),
-                    count_parameters(network),
-                    medians,
+                    name=chosen.facts.name,
+                    bytes=len(content),
+                    parameters=count_parameters(network),
+                    medians=_median_latencies(chosen.facts, evaluator.original_facts),
                 ),
                 test=self._test(evaluator, winner, content, store),
             )
@@ -102,16 +105,24 @@ class Compressor:
             write_whole(run_dir / NETWORK, content, durable=True)
         return record
 
-    def _begin(self, words: str) -> None:
+    def _make_variants(self, evaluator: Evaluator) -> tuple[list[Variant], list[VariantFacts]]:
+        """Returns the variants, and the facts of those that could not be made."""
+        recipes = evaluator.recipes()
+        if not self.evaluation.study.definition.trains_networks:
+            recipes = recipes[:1]  # the original itself
+            self._begin(OWN_LOOP)
+        return evaluator.make(recipes, self._begin, self.stop)
+
+    def _begin(self, step: str) -> None:
         """Prints which step begins; raises Stopped if a stop was requested."""
         if self.stop():
             raise Stopped
-        self.say(words)
+        self.say(step)
 
     def _test(self, evaluator: Evaluator, winner: Original, content: bytes, store: Store) -> Scores:
         """Measures a file and the winner on the test set, which is used once for this file.
 
-        The result is stored in the database at once.
+        The scores are stored in the database at once, from where a later command takes them.
         """
         digest = digest_of(content)
         search = self.evaluation.study.stored
@@ -121,23 +132,27 @@ class Compressor:
             scores = replace(from_document(earlier_results[digest], Scores), earlier=True)
         else:
             search.count_test_use(store)  # first, so that a test is counted if this is killed
-            test = self.evaluation.study.data.test()
-            outputs_of_winner = evaluate(winner, winner.network, test)
-            outputs_of_file = evaluate(winner, OnnxNetwork(content), test)
-            difference = differ(metric, winner, outputs_of_winner, outputs_of_file)
-            scores = Scores(
-                value=outputs_of_file.score(metric),
-                original=outputs_of_winner.score(metric),
-                difference=difference.mean,
-                interval=difference.interval or (difference.mean, difference.mean),
-                covers=difference.interval is not None,
-                examples=len(test),
-            )
+            scores = self._measure(metric, winner, content)
             results = {**earlier_results, digest: to_document(scores)}
             store(search.ledger.study_id, TESTED, results)
         worst_change = min(metric.sign * end for end in scores.interval)
         is_within = worst_change >= -evaluator.margin - EXACT
         return replace(scores, within=is_within, uses=search.test_uses())
+
+    def _measure(self, metric: Metric, winner: Original, content: bytes) -> Scores:
+        """Measures a file and the winner on the test set."""
+        test = self.evaluation.study.data.test()
+        outputs_of_winner = evaluate(winner, winner.network, test)
+        outputs_of_file = evaluate(winner, OnnxNetwork(content), test)
+        difference = compare_outputs(metric, winner, outputs_of_winner, outputs_of_file)
+        return Scores(
+            value=outputs_of_file.score(metric),
+            original=outputs_of_winner.score(metric),
+            difference=difference.mean,
+            interval=difference.interval or (difference.mean, difference.mean),
+            covers=difference.interval is not None,
+            examples=len(test),
+        )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -188,3 +203,13 @@ class Compressor:
                     "run this one again"
                 )
             yield store
+
+
+def _median_latencies(
+    variant: VariantFacts, original: VariantFacts
+) -> dict[str, tuple[float, float]]:
+    """Returns the median latencies of a variant and of the original, by batch size."""
+    medians = {}
+    for batch, latency in variant.latency.items():
+        medians[batch] = (latency.median, original.latency[batch].median)
+    return medians

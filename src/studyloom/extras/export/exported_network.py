@@ -34,6 +34,7 @@ from studyloom.winner.predictions import make_network
 TEMPERATURE = 4.0  # by which outputs are divided, which softens their probabilities
 SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest
 LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+Section = Mapping[str, Any]  # the section `model` of a configuration
 LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
 
 
@@ -44,22 +45,22 @@ class Original:
     Attributes:
         network: on the CPU.
         job: the job that trained it.
-        part: the examples, on the device to train on.
-        section: the section `model` of its configuration.
+        examples: the training data of the study, on the device to train on.
+        section: the section `model` of its configuration; None if a custom loop makes its network.
         seed: draws the examples that set the ranges of int8.
         calibration: the number of these examples.
     """
 
     network: nn.Module
     job: Job
-    part: Part
-    section: Any
+    examples: Part
+    section: Section | None
     seed: int
     calibration: int
 
     @classmethod
     def retrained(cls, evaluation: Evaluation, calibration: int) -> "Original":
-        """Trains the winner's configuration without a validation set, always the same one."""
+        """Trains the winner's configuration without a validation set, which is always the same."""
         data = evaluation.study.data
         definition = evaluation.study.definition
         winner = evaluation.winner
@@ -79,7 +80,7 @@ class Original:
         else:
             attempt = Attempt(stage=FINAL_TRAINING)
             objective = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
-            objective.run(lambda step: None, Unstopped())
+            objective.run(_report_nothing, Unstopped())
             network = _load_network(objective.weights() or {}, job, evaluation)
         section = definition.compose_config(point).get("model")
         return cls(network, job, data.split, section, seed, calibration)
@@ -89,16 +90,16 @@ class Original:
         """Loads the winner, with the job that trained it on all training data."""
         study = evaluation.study
         winner = evaluation.winner
-        part = study.data.split
+        examples = study.data.split
         assert winner is not None
         assert evaluation.trained is not None
-        assert part is not None
+        assert examples is not None
         trainings = evaluation.trained.source
-        job = trainings.job(winner, 0)
+        job = trainings.job(winner, seed=0)  # the network of the first seed is in winner.pt
         config = study.definition.compose_config(trainings.candidates[winner])
         network = _load_network(load_weights(study.run_dir / "winner.pt"), job, evaluation)
         seed = trainings.new_seed(0)
-        return cls(network, job, part, config.get("model"), seed, calibration)
+        return cls(network, job, examples, config.get("model"), seed, calibration)
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -107,7 +108,7 @@ class Original:
         order = torch.randperm(len(self.job.train), generator=generator)
         rows = []
         for position in order[: max(2, self.calibration)]:  # an export needs two examples
-            row = self.part.input_at(int(self.job.train[position]))
+            row = self.examples.input_at(int(self.job.train[position]))
             if row is not None:
                 rows.append(row)
         return torch.stack(rows).cpu().to(self.dtype)
@@ -115,9 +116,9 @@ class Original:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type in which the network takes inputs."""
-        if isinstance(self.part, Split):
-            return find_input_dtype(self.job, self.network, self.part)
-        if str(self.part.kind).startswith("int"):
+        if isinstance(self.examples, Split):
+            return find_input_dtype(self.job, self.network, self.examples)
+        if str(self.examples.kind).startswith("int"):
             return torch.int64
         return torch.float32
 
@@ -130,9 +131,9 @@ class Original:
         Args:
             make: returns the network on the CPU, the same at every call.
         """
-        step = distillation(self.network, self.dtype, meaning_of(self.job, self.part))
+        step = distillation(self.network, self.dtype, meaning_of(self.job, self.examples))
         job = replace(self.job, model=lambda shape, outputs: make(), step=step)
-        return train_network(job, self.part)
+        return train_network(job, self.examples)
 
     def pruned(self, ratio: float) -> nn.Module:
         """Returns the network without a share of its channels and units, trained again."""
@@ -141,40 +142,45 @@ class Original:
 
     def student(self, width: float) -> nn.Module:
         """Returns a trained network whose widths are a share of the original's."""
-        build = partial(build_network, shape=self.part.shape, outputs=self.part.outputs)
+        build = partial(build_network, shape=self.examples.shape, outputs=self.examples.outputs)
+        assert self.section is not None  # the network of a custom loop has no students
         section, _ = narrow(self.section, width, build)
         return self.train(lambda: build(section))
 
 
+def _report_nothing(step: object) -> None:
+    """Stands for the report of each step of a loop, which nothing stores here."""
+
+
 def _load_network(weights: dict[str, Any], job: Job, evaluation: Evaluation) -> nn.Module:
-    """Makes the network of a job with the weights of its training, in eval mode.
+    """Makes the network of a job with trained weights, in eval mode.
 
     Args:
-        weights: as `winner.pt` holds them; those of a custom loop are named.
+        weights: the weights by their names in the network, if studyloom trained it. A custom loop
+            may train several networks: then the weights of each, by the name under which the loop
+            keeps it. `objective.network` names the one to load.
     """
     definition = evaluation.study.definition
-    part = evaluation.study.data.split
-    assert part is not None
     if not definition.trains_networks:
         name = find_network_name(definition.config.objective.network)
         weights = select_weights(weights, name)
-    return make_network(job, weights, part).eval()
+    training_data = evaluation.study.data.split
+    assert training_data is not None
+    return make_network(job, weights, training_data).eval()
 
 
-def train_network(job: Job, part: Part) -> nn.Module:
-    """Trains a job to its end.
-
-    Returns:
-        The network in eval mode, on the CPU.
+def train_network(job: Job, examples: Part) -> nn.Module:
+    """Trains the network of a job, and returns it on the CPU in eval mode.
 
     Raises:
         Diverged: its loss is not finite.
     """
-    training = Training([job], part)
+    training = Training([job], examples)
     with closing(training):
-        for _ in training:
+        for _ in training:  # each step is an epoch
             pass
-    return make_network(job, training.weights()[0], part).cpu().eval()
+    (weights,) = training.weights()  # a list with an item for each job
+    return make_network(job, weights, examples).cpu().eval()
 
 
 def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
@@ -200,7 +206,7 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     layers = [module for module in pruned.modules() if isinstance(module, prunable)]
     if not layers:
         raise CompressError("it has no layer whose channels can be pruned")
-    before = count_parameters(pruned)
+    parameters_before = count_parameters(pruned)
     try:
         torch_pruning.pruner.MagnitudePruner(
             pruned,
@@ -212,13 +218,13 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
         pruned(inputs)
     except Exception as error:  # the library raises any for a layer that it does not know
         raise CompressError(f"it cannot be pruned: {type(error).__name__}: {error}") from error
-    if count_parameters(pruned) == before:
+    if count_parameters(pruned) == parameters_before:
         raise CompressError(f"nothing of it can be pruned at a ratio of {ratio:g}")
     return pruned
 
 
 def narrow(
-    section: Mapping[str, Any], width: float, build: Callable[[Mapping[str, Any]], nn.Module]
+    section: Section, width: float, build: Callable[[Section], nn.Module]
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the section of a narrower network, and which of its arguments are smaller.
 
@@ -246,7 +252,7 @@ def narrow(
     return narrower, changed
 
 
-def _possible_widths(section: Mapping[str, Any]) -> Iterator[tuple[str, int | list[int]]]:
+def _possible_widths(section: Section) -> Iterator[tuple[str, int | list[int]]]:
     """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
         numbers = value if isinstance(value, list) else [value]
@@ -255,11 +261,11 @@ def _possible_widths(section: Mapping[str, Any]) -> Iterator[tuple[str, int | li
 
 
 def _has_fewer_parameters(
-    section: Mapping[str, Any],
+    section: Section,
     parameters: int,
-    build: Callable[[Mapping[str, Any]], nn.Module],
+    build: Callable[[Section], nn.Module],
 ) -> bool:
-    """Whether the network of a section can be built and has fewer parameters than another one."""
+    """Returns True if the network of a section can be built with less than so many parameters."""
     try:
         return count_parameters(build(section)) < parameters
     except Exception:  # the network refuses its arguments
@@ -315,9 +321,9 @@ def _softened_distance(outputs: Tensor, outputs_of_teacher: Tensor) -> Tensor:
     return divergence * TEMPERATURE**2
 
 
-def meaning_of(job: Job, part: Part) -> str:
+def meaning_of(job: Job, examples: Part) -> str:
     """Returns the meaning of the outputs of a job's network: classes, labels or numbers."""
-    if part.classifies:
+    if examples.classifies:
         return "classes"
     loss = getattr(job.loss, "loss", None)  # within `OneHot`, or a user's loss that wraps one
     if isinstance(loss, LABEL_LOSSES):

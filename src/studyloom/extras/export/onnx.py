@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from studyloom.extras.export.export_errors import CompressError
 from studyloom.installation import pip_install
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch_pruning")
-INPUTS = "inputs"  # the name in the file, as is the next one
+# The names of inputs and outputs in the file.
+INPUTS = "inputs"
 OUTPUTS = "outputs"
-# How far outputs of the ONNX file may be from PyTorch's: as a share of the largest output of all.
+# How far outputs of the ONNX file may be from those of PyTorch, as a share of the largest output.
 TOLERANCE = 1e-4
 CALIBRATION_BATCH = 64  # training examples that set the ranges of int8 at once
 
@@ -66,24 +68,25 @@ class OnnxNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.from_numpy(self.run(inputs.numpy()))
 
-    def run(self, inputs: Any) -> Any:
+    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Returns the outputs for an array of inputs, as an array.
 
         Raises:
             CompressError: onnxruntime fails, such as for a size of the batch that it lacks.
         """
         try:
-            return self.session.run(None, {INPUTS: inputs})[0]
+            outputs: NDArray[Any] = self.session.run(None, {INPUTS: inputs})[0]
         except Exception as error:  # its exceptions derive directly from Exception
             raise CompressError(
                 f"onnxruntime cannot run the network: {_format_cause(error)}"
             ) from error
+        return outputs
 
-    def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
+    def __deepcopy__(self, memo: Mapping[int, object]) -> "OnnxNetwork":
         return self  # it has no state
 
 
-def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any]) -> bytes:
+def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, object]) -> bytes:
     """Exports a network to ONNX, for batches of any size.
 
     Args:
@@ -212,12 +215,12 @@ def _strip(model: Any) -> None:
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    if not _has_subgraphs(graph):  # they refer to the names of the outer graph
+    if not _has_subgraphs(graph):  # subgraphs would refer to the former names
         _shorten_names(graph)
 
 
 def _has_subgraphs(graph: Any) -> bool:
-    """Whether a node contains another graph, such as the branches of an `if`."""
+    """Returns True if a node contains another graph, such as the branches of an `if`."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
@@ -226,7 +229,7 @@ def _has_subgraphs(graph: Any) -> bool:
 
 
 def _shorten_names(graph: Any) -> None:
-    """Gives the nodes of a graph numbers for names, which take 1.6 of 25.5 KB of a small file."""
+    """Replaces the names in a graph by numbers; names take 1.6 of the 25.5 KB of a small file."""
     unchanged = {INPUTS, OUTPUTS, ""}
     numbers: dict[str, str] = {}
 

@@ -120,34 +120,49 @@ class Compressed:
         """Yields the header of the table of variants, and then a row for each."""
         heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
         yield "variant", self.metric.name, *heads
-        for row in (self.original, *self.variants):
-            if row.note is not None:
-                yield row.name, *["–"] * 5, row.note
+        for variant in (self.original, *self.variants):
+            if variant.note is not None:
+                missing_values = ["–"] * 5
+                yield variant.name, *missing_values, variant.note
                 continue
             drop = ""
-            if row is not self.original:
-                drop = _format_interval(row.drop_interval)
+            if variant is not self.original:
+                drop = _format_interval(variant.drop_interval)
             mark = ""
-            if row.name == self.chosen.name:
+            if variant.name == self.chosen.name:
                 mark = CHOSEN
             yield (
-                row.name,
-                format_value(row.value),
+                variant.name,
+                format_value(variant.value),
                 drop,
-                f"{row.bytes:_}",
-                _format_latency(row.latency["1"]),
-                _format_latency(row.latency["64"]),
+                f"{variant.bytes:_}",
+                _format_latency(variant.latency["1"]),
+                _format_latency(variant.latency["64"]),
                 mark,
             )
 
     def lines(self) -> list[str]:
         """Returns the lines about the chosen variant."""
         chosen = self.chosen
-        test = self.test
+        return [
+            f"chosen {chosen.name} by {self.rule}",
+            f"{self.bytes_of_winner / chosen.bytes:.2f}× smaller: {chosen.bytes:_} bytes, "
+            f"winner.pt has {self.bytes_of_winner:_}",
+            self._speed_line(),
+            *self._test_lines(),
+        ]
+
+    def _speed_line(self) -> str:
+        """Returns how much faster than the original the chosen variant is."""
         speedups = []
-        for batch, (median, median_of_original) in chosen.medians.items():
+        for batch, (median, median_of_original) in self.chosen.medians.items():
             speedups.append(f"{median_of_original / median:.2f}× as fast at batch {batch}")
         threads = plural(self.threads, "thread")
+        return f"{', '.join(speedups)}, against PyTorch eager on {threads}: medians"
+
+    def _test_lines(self) -> list[str]:
+        """Returns how the chosen variant and the original compare on the test set."""
+        test = self.test
         interval = ""
         if test.covers:
             interval = f", 95% interval {_format_interval(test.interval)} over examples"
@@ -158,10 +173,6 @@ class Compressed:
         if test.earlier:
             earlier = ", for this very file by an earlier command"
         return [
-            f"chosen {chosen.name} by {self.rule}",
-            f"{self.bytes_of_winner / chosen.bytes:.2f}× smaller: {chosen.bytes:_} bytes, "
-            f"winner.pt has {self.bytes_of_winner:_}",
-            f"{', '.join(speedups)}, against PyTorch eager on {threads}: medians",
             f"test {self.metric.name} {format_value(test.value)}, the original has "
             f"{format_value(test.original)}, on {test.examples:,} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "

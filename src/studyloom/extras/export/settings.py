@@ -1,4 +1,4 @@
-"""The settings of a compression: words KEY=VALUE of a command line, and their errors."""
+"""The settings of a compression, which a command line gives as KEY=VALUE, and their errors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -42,11 +42,11 @@ class Settings:
     repeats: int = 200
 
     @classmethod
-    def parse(cls, words: Sequence[str]) -> "Settings":
+    def parse(cls, assignments: Sequence[str]) -> "Settings":
         """Parses the settings of a command line.
 
         Args:
-            words: such as `ratios=[0.5]`; a value is read as YAML is.
+            assignments: such as `ratios=[0.5]`; the value is read as YAML.
 
         Raises:
             ConfigError: all errors found.
@@ -54,10 +54,10 @@ class Settings:
         names = [field.name for field in fields(cls)]
         values: dict[str, Any] = {}
         errors = []
-        for word in words:
-            key, equals, text = word.partition("=")
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
             if not equals:
-                errors.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
+                errors.append(f"{assignment}: must be KEY=VALUE, such as margin=0.01")
                 continue
             try:
                 value = yaml.safe_load(text)
@@ -125,7 +125,10 @@ def _is_share(value: object) -> bool:
 
 
 def metric_of(definition: Definition) -> Metric:
-    """Returns the metric by which variants are compared; for a loop, the built-in of that name."""
+    """Returns the metric by which variants are compared.
+
+    A custom loop computes its metric itself: the built-in metric of that name stands for it.
+    """
     return METRICS.get(definition.metric.name, definition.metric)
 
 

@@ -56,13 +56,19 @@ class Variant:
     facts: VariantFacts
 
 
-def evaluate(original: Original, network: nn.Module, part: Part | None = None) -> Outputs:
-    """Evaluates a network on the CPU: on a part, or else on the original's validation set."""
+def evaluate(original: Original, network: nn.Module, test: Part | None = None) -> Outputs:
+    """Evaluates a network on the CPU: on the test set if there is one, else on the validation set.
+
+    Args:
+        original: the network that the other one was made of; it has the validation set.
+    """
     job = replace(original.job, precision="fp32")
-    if part is None:
-        examples = original.part.to("cpu")
-        return Outputs(*evaluate_network(job, network, examples, job.valid.cpu()))
-    return Outputs(*evaluate_network(job, network, part.to("cpu")))
+    if test is None:
+        examples = original.examples.to("cpu")
+        outputs, targets = evaluate_network(job, network, examples, job.valid.cpu())
+    else:
+        outputs, targets = evaluate_network(job, network, test.to("cpu"))
+    return Outputs(outputs, targets)
 
 
 def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
@@ -86,11 +92,12 @@ def export(original: Original, network: nn.Module, facts: DataFacts, *, quantize
     return content
 
 
-def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) -> Summary:
-    """Compares what two networks predict for the same examples.
+def compare_outputs(metric: Metric, original: Original, before: Outputs, after: Outputs) -> Summary:
+    """Compares the values of two networks on the same examples.
 
     Returns:
-        The difference, after minus before; without an interval if it is not known over examples.
+        The difference, after minus before. Its interval covers the choice of examples; it has none
+        if a custom evaluation made the outputs.
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
     sampled = None
@@ -123,17 +130,21 @@ class Evaluator:
 
     @property
     def margin(self) -> float:
-        """How much of the metric may be lost: a share of 1 if it ends at 1, else of its value."""
-        unit = abs(self.original_facts.value)
-        if self.metric.scale == "unit":
-            unit = 1.0
+        """How much of the metric may be lost.
+
+        The setting is a share of the original's value, but a difference for a metric that ends at
+        1, such as accuracy.
+        """
+        unit = 1.0
+        if self.metric.scale != "unit":
+            unit = abs(self.original_facts.value)
         return self.settings.margin * unit
 
     def default_rule(self) -> Rule:
-        """Returns the rule for the smallest variant that surely loses no more than the margin."""
-        return Rule(
-            ObjectiveValue("bytes", "minimize"), (Condition("drop_high", "<=", self.margin),)
-        )
+        """Returns the rule for the smallest variant whose loss is shown to be within the margin."""
+        fewest_bytes = ObjectiveValue("bytes", "minimize")
+        is_within_margin = Condition("drop_high", "<=", self.margin)
+        return Rule(fewest_bytes, (is_within_margin,))
 
     def recipes(self) -> list[Recipe]:
         """Returns the recipes of the variants that are tried; the first is the original itself."""
@@ -154,10 +165,10 @@ class Evaluator:
         Args:
             recipes: the first is the original itself.
             say: called with a description of each step.
-            stop: whether to stop.
+            stop: ends the work where a signal or command requests it.
 
         Returns:
-            The variants; and those that could not be made, with a note that says why.
+            The variants; and the facts of those that could not be made, with a note that says why.
 
         Raises:
             CompressError: the original itself cannot be exported.
@@ -173,7 +184,8 @@ class Evaluator:
             except (StudyloomError, RuntimeError, ValueError) as error:
                 if not variants:  # if the original has no form in ONNX, nothing else has
                     raise
-                failed.append(VariantFacts(recipe.name, note=" ".join(str(error).split())[:200]))
+                reason = " ".join(str(error).split())  # in one line
+                failed.append(VariantFacts(recipe.name, note=reason[:200]))
         say(f"measuring latencies on {plural(self.settings.threads, 'thread')}")
         with stop.interruptible():
             return self._measure(variants), failed
@@ -239,7 +251,7 @@ class Evaluator:
 
     def _facts(self, name: str, network: nn.Module, size: int, outputs: Outputs) -> VariantFacts:
         """Compares the outputs of a variant with those of the original; a drop is a loss."""
-        difference = differ(self.metric, self.original, self.outputs, outputs)
+        difference = compare_outputs(self.metric, self.original, self.outputs, outputs)
         ends = difference.interval or (difference.mean, difference.mean)
         # Adding 0.0 turns -0.0, which would be printed with its sign, into 0.0.
         low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
@@ -253,24 +265,30 @@ class Evaluator:
         )
 
     def _measure(self, variants: Sequence[Variant]) -> list[Variant]:
-        """Measures latencies, also of PyTorch eager, and returns the variants with theirs."""
+        """Measures the latencies of the original, in PyTorch eager, and of the variants.
+
+        Returns:
+            The variants with their latencies; those of the original become its facts.
+        """
         network = self.original.network.eval()
         threads = self.settings.threads
         sessions = [OnnxNetwork(variant.content, threads) for variant in variants]
-        # The latencies by batch size, of the original and then of each variant.
-        latencies: list[dict[str, Latency]] = [{} for _ in range(1 + len(variants))]
+        latencies_of_original: dict[str, Latency] = {}  # by the size of the batch
+        latencies_of_variants: list[dict[str, Latency]] = [{} for _ in variants]
         with on_threads(threads), torch.inference_mode():
             for batch in BATCHES:
                 inputs = self._examples(batch)
                 calls: list[Callable[[], object]] = [partial(network, inputs)]
-                calls += [partial(session.run, inputs.numpy()) for session in sessions]
+                for session in sessions:
+                    calls.append(partial(session.run, inputs.numpy()))
                 measured = measure_latencies(calls, self.settings.repeats)
-                for by_batch, latency in zip(latencies, measured, strict=True):
-                    by_batch[str(batch)] = latency
-        self.original_facts = replace(self.original_facts, latency=latencies[0])
+                latencies_of_original[str(batch)] = measured[0]
+                for latencies, latency in zip(latencies_of_variants, measured[1:], strict=True):
+                    latencies[str(batch)] = latency
+        self.original_facts = replace(self.original_facts, latency=latencies_of_original)
         measured_variants = []
-        for variant, by_batch in zip(variants, latencies[1:], strict=True):
-            facts = replace(variant.facts, latency=by_batch)
+        for variant, latencies in zip(variants, latencies_of_variants, strict=True):
+            facts = replace(variant.facts, latency=latencies)
             measured_variants.append(replace(variant, facts=facts))
         return measured_variants
 
@@ -293,7 +311,7 @@ def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> li
     In this order, other work of the machine slows all calls alike.
 
     Args:
-        repeats: how often each is measured at most.
+        repeats: how often each is measured, or less often if its calls take more than LONGEST.
     """
     for call in calls:
         for _ in range(WARM):
@@ -303,12 +321,13 @@ def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> li
         for call, seconds in zip(calls, seconds_of_calls, strict=True):
             if sum(seconds) > LONGEST:
                 continue
-            call()  # loads its weights into the cache, from which the other calls removed them
+            # Not measured: loads its weights into the cache, from which other calls removed them.
+            call()
             began = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - began)
     latencies = []
     for seconds in seconds_of_calls:
-        median, low, high = (float(end) * 1e3 for end in np.percentile(seconds, (50, 10, 90)))
-        latencies.append(Latency(median, low, high, len(seconds)))
+        median, low, high = np.percentile(seconds, (50, 10, 90)) * 1e3  # milliseconds
+        latencies.append(Latency(float(median), float(low), float(high), len(seconds)))
     return latencies

@@ -48,7 +48,7 @@ class Validations:
 
     @property
     def is_last(self) -> bool:
-        """Whether no validation comes after the next."""
+        """True if no validation comes after the next one."""
         return self.number is not None and self.number == self.run.count
 
     def next_path(self, suffix: str) -> Path:
@@ -56,10 +56,11 @@ class Validations:
 
         Two files take turns: the last state must exist until the next one is complete.
         """
-        return self.run.dir / f"{(self.number or 0) % 2}{suffix}"
+        turn = (self.number or 0) % 2
+        return self.run.dir / f"{turn}{suffix}"
 
     def begin(self, count: int | None) -> None:
-        """Begins, or resumes after a checkpoint whose state the trainer has restored by now.
+        """Begins the training; after a checkpoint, once the trainer has restored its state.
 
         Args:
             count: how many validations there are in all; None if that is not known.
@@ -84,8 +85,8 @@ class Validations:
             )
         numbers = {self.run.metric: logged[self.monitored]}
         for name, value in logged.items():
-            is_further = name not in (*COLUMNS, self.run.metric, self.monitored)
-            if is_further and math.isfinite(float(value)):
+            is_reserved = name in (*COLUMNS, self.run.metric, self.monitored)
+            if not is_reserved and math.isfinite(float(value)):
                 numbers[name] = float(value)
         self.run.report(**numbers)
         self.reported = True
@@ -121,5 +122,5 @@ class Validations:
             ) from None
 
     def _next(self) -> None:
-        """Counts the next validation; the number stays after the last."""
+        """Counts the next validation; after the last one the number stays."""
         self.number = next(self._epochs, self.number or 0)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import psutil
 
@@ -31,12 +31,12 @@ from studyloom.user_code.digests import CODE, digest_source
 from studyloom.worker.local import visible_gpus
 from studyloom.worker.supervisor import WorkerExit
 
-KEPT = "work"  # in the run directory: the working folders that are kept
+WORK = "work"  # in the run directory: the working folders that are kept
 RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")  # names in braces that are no keys of params
 # A placeholder such as {lr}, or {{lr}} for the text {lr}.
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
-# Suffixes of files that decide a value if a command names them. Other files, such as .json, may be
-# results of the command.
+# Suffixes of the files whose content decides a value if a command names them. Files of other kinds,
+# such as .json, may be results of the command.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
 LARGEST = 2**20  # bytes of a source
 LAST_LINES = 12
@@ -83,13 +83,14 @@ class Command(Adapter):
 
     @property
     def resumes_from_files(self) -> bool:
-        """Whether a trial that is resumed finds its files; without steps it starts from scratch."""
+        """True if a resumed trial finds its files; without steps it starts from scratch."""
         return self.step is not None
 
-    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
+    def check(self, config: Mapping[str, object], space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
-        errors = [*_word_errors(self.run, [*params, *RESERVED]), *_space_errors(self.run, space)]
+        errors = [*_run_errors(self.run, names=[*params, *RESERVED])]
+        errors += _space_errors(self.run, space)
         for name in RESERVED:
             if name in params:
                 errors.append(f"params.{name}: {{{name}}} is reserved; rename it")
@@ -119,11 +120,11 @@ class Command(Adapter):
             if not Path(name).exists():
                 yield f"objective.inputs: there is no {name} in {Path.cwd()}"
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
+    def notes(self, config: Mapping[str, object]) -> list[str]:
         """Returns lines that are printed before trial 0."""
         return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
 
-    def _folder_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+    def _folder_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields what a user must know about the folders in which the trials run."""
         if self.cwd == "project":
             return
@@ -142,7 +143,7 @@ class Command(Adapter):
                 f"command reads it, set objective.inputs=[{states[0]}]"
             )
 
-    def _seed_notes(self, config: Mapping[str, Any]) -> Iterator[str]:
+    def _seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields a line if the command is not given its seed, so that new seeds change nothing."""
         if value_at(config, "winner.enabled") is False:
             return
@@ -155,25 +156,36 @@ class Command(Adapter):
 
     def _digit_notes(self) -> Iterator[str]:
         """Yields a line if a script prints its value with so few digits that trials tie."""
+        rounded_value = self._pattern_of_rounded_value()
+        if rounded_value is None:
+            return
+        for path, text in self._sources():
+            match = rounded_value.search(text)
+            if match is not None:
+                line = text.count("\n", 0, match.start()) + 1
+                digits = match["braces"] or match["percent"]
+                yield (
+                    f"{path}, line {line}: the value is rounded to .{digits}f, so that trials "
+                    "may tie; print more digits"
+                )
+                return
+
+    def _pattern_of_rounded_value(self) -> re.Pattern[str] | None:
+        """Returns a pattern that finds in source code where the value is printed with few digits.
+
+        The text before a number in the output is mostly the text before its format in the source:
+        for the value `loss (.+)` this finds `loss {loss:.2f}`. None without such a text.
+        """
         group = "("
         if "(?P<value>" in self.value:
             group = "(?P<value>"
-        # The pattern of the output before its number often occurs in the source before a format.
         before, group, _ = self.value.partition(group)
         if not group or not before.strip():
-            return
-        with contextlib.suppress(re.error):  # the group is within another one
-            rounded = re.compile(before + FEW_DIGITS)
-            for path, text in self._sources():
-                match = rounded.search(text)
-                if match is not None:
-                    line = text.count("\n", 0, match.start()) + 1
-                    digits = match["braces"] or match["percent"]
-                    yield (
-                        f"{path}, line {line}: the value is rounded to .{digits}f, so that trials "
-                        "may tie; print more digits"
-                    )
-                    return
+            return None
+        try:
+            return re.compile(before + FEW_DIGITS)
+        except re.error:  # the group is within another one
+            return None
 
     def _sources(self) -> Iterator[tuple[Path, str]]:
         """Yields the source files of the project that the command names, and their text."""
@@ -182,15 +194,23 @@ class Command(Adapter):
             if path.stat().st_size <= LARGEST:
                 yield path.relative_to(here), path.read_text(errors="replace")
 
-    def _working_folder(self, config: Mapping[str, Any], *left_out: Path) -> WorkingFolder:
-        """Returns what makes the folders of trials, in which no folder of studyloom appears."""
+    def _working_folder(self, config: Mapping[str, object], *left_out: Path) -> WorkingFolder:
+        """Returns what makes the folders of trials, in which no folder of studyloom appears.
+
+        Args:
+            left_out: further folders that do not appear.
+        """
         project = Path.cwd()
         folders = [*left_out]
-        if run_dir := value_at(config, "run_dir"):
+        run_dir = value_at(config, "run_dir")
+        if run_dir:
             path = Path(run_dir).absolute()
-            # Mostly runs/NAME, next to those of other studies.
-            folders.append(path.parent if project in path.parent.parents else path)
-        if checkpoints := value_at(config, "checkpoints.dir"):
+            # It is mostly runs/NAME: then runs/ does not appear, with the results of all studies.
+            if project in path.parent.parents:
+                path = path.parent
+            folders.append(path)
+        checkpoints = value_at(config, "checkpoints.dir")
+        if checkpoints:
             folders.append(Path(checkpoints).absolute())
         return WorkingFolder(project, folders, self.inputs)
 
@@ -210,11 +230,11 @@ class Command(Adapter):
 
     def _named_files(self) -> Iterator[Path]:
         """Yields the source files below the working directory that the command names."""
-        words = [word for word in shlex.split(self.run) if not PLACE.search(word)]
+        arguments = [word for word in shlex.split(self.run) if not PLACE.search(word)]
         paths = []
-        for word in words:
-            paths.append(Path(word.rpartition("=")[2]))  # also that of --config=a.yaml
-        for option, module in pairwise(words):
+        for argument in arguments:
+            paths.append(Path(argument.rpartition("=")[2]))  # of --config=a.yaml, the path after =
+        for option, module in pairwise(arguments):
             if option == "-m":
                 path = Path(*module.split("."))
                 paths += [path.with_suffix(".py"), path / "__main__.py"]
@@ -225,46 +245,31 @@ class Command(Adapter):
             if is_source and absolute.is_relative_to(here) and absolute.is_file():
                 yield absolute
 
-    def __call__(self, config: Mapping[str, Any], run: Run) -> float:
+    def __call__(self, config: Mapping[str, object], run: Run) -> float:
         """Runs the command to its end, and returns the last value.
 
         Raises:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
-        record = run.dir / ".output"
-        output = Output(self.value, self.step, run)
+        record = run.dir / ".output"  # what all attempts at the trial have printed
+        output = Output(self.value, self.step, report=run)
         if self.step is None:  # values are counted, so the command must start from scratch
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
         for line in _read_earlier_lines(record):
             output.read_line(line)
-        values = _params(config) | {
-            "seed": run.seed,
-            "trial": run.trial,
-            "checkpoint_dir": run.dir.absolute(),
-            "gpus": max(1, len(visible_gpus())),
-        }
-        words = _fill(self.run, values)
-        variables = {
-            SEED.name: str(run.seed),
-            TRIAL.name: str(run.trial),
-            CHECKPOINT_DIR.name: str(run.dir.absolute()),
-        }
-        # Python buffers its output to a file, unless this variable is set.
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
-        name = f"trial-{run.trial}"
-        if run.stage != "search":
-            name = f"{run.stage}-{name}"
+        arguments = _fill(self.run, _placeholder_values(config, run))
+        name = _name_of_training(run)
         # A replay has no run directory, and keeps its log only while it runs.
-        folder = value_at(config, "run_dir") or run.dir
-        path = Path(folder, "logs", f"{name}.log")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_of_logs = Path(value_at(config, "run_dir") or run.dir, "logs")
+        folder_of_logs.mkdir(parents=True, exist_ok=True)
+        path = folder_of_logs / f"{name}.log"
         with (
-            self._working_in(config, run, name) as folder_of_trial,
+            self._working_in(config, run, name) as folder,
             path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            run_process(words, environment, record, folder_of_trial) as (process, lines),
+            run_process(arguments, _environment(run), record, folder) as (process, lines),
         ):
-            log.write(f"$ {mask_passwords(shlex.join(words))}\n")
+            log.write(f"$ {mask_passwords(shlex.join(arguments))}\n")
             for line in lines:
                 log.write(f"{line}\n")
                 output.read_line(line)
@@ -275,7 +280,7 @@ class Command(Adapter):
         return output.last_value
 
     @contextlib.contextmanager
-    def _working_in(self, config: Mapping[str, Any], run: Run, name: str) -> Iterator[Path]:
+    def _working_in(self, config: Mapping[str, object], run: Run, name: str) -> Iterator[Path]:
         """Yields the folder in which the command runs for a trial.
 
         If that is the folder of the project, it warns of files that several trials have written.
@@ -286,10 +291,10 @@ class Command(Adapter):
         run_dir = value_at(config, "run_dir")
         if self.cwd == "trial":
             folder = run.dir.absolute()
-            kept = None
+            storage = None
             if self.keep and run_dir:
-                kept = Path(run_dir, KEPT, name).absolute()
-            yield self._working_folder(config, folder).of_trial(folder, kept)
+                storage = Path(run_dir, WORK, name).absolute()
+            yield self._working_folder(config, folder).of_trial(folder, storage)
             return
         project = Path.cwd()
         if not run_dir:  # a replay
@@ -308,12 +313,39 @@ class Command(Adapter):
                 )
 
 
-def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+def _params(config: Mapping[str, object]) -> dict[str, object]:
     """Returns the values of `params` by key, such as `optimizer.lr`."""
     params = value_at(config, "params")
     if not params:
         return {}
     return dict(flatten(params))
+
+
+def _placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
+    """Returns the values that a command may use, by the names of their placeholders."""
+    return _params(config) | {
+        "seed": run.seed,
+        "trial": run.trial,
+        "checkpoint_dir": run.dir.absolute(),
+        "gpus": max(1, len(visible_gpus())),
+    }
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """Returns the environment variables of a command."""
+    return os.environ | {
+        "PYTHONUNBUFFERED": "1",  # Python would buffer output that goes to a file
+        SEED.name: str(run.seed),
+        TRIAL.name: str(run.trial),
+        CHECKPOINT_DIR.name: str(run.dir.absolute()),
+    }
+
+
+def _name_of_training(run: Run) -> str:
+    """Returns the name of a training in the run directory: of a later stage, with the stage."""
+    if run.stage == "search":
+        return f"trial-{run.trial}"
+    return f"{run.stage}-trial-{run.trial}"
 
 
 # The words of a command. It is split into words before values are put into placeholders such as
@@ -325,7 +357,7 @@ def _names_in(run: str) -> list[str]:
     return [match["name"] for match in PLACE.finditer(run) if match["name"]]
 
 
-def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
+def _fill(run: str, values: Mapping[str, object]) -> list[str]:
     """Fills values into the words of a command, as YAML writes them; `{{lr}}` stays text."""
 
     def replace_placeholder(match: re.Match[str]) -> str:
@@ -336,8 +368,8 @@ def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
     return [PLACE.sub(replace_placeholder, word) for word in shlex.split(run)]
 
 
-def _word_errors(run: object, names: Sequence[str]) -> Iterator[str]:
-    """Yields the errors of a command that may have placeholders for some names."""
+def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
+    """Yields the errors of a command that may have placeholders only for these names."""
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return
@@ -360,11 +392,12 @@ def _space_errors(run: object, space: Space) -> Iterator[str]:
     """Yields the hyperparameters of a space that a command does not use."""
     names = _names_in(str(run))
     nodes: list[Node] = [*space.groups()]
-    for _, leaves in space.branches():
-        nodes += leaves
+    for _, nodes_of_branch in space.branches():
+        nodes += nodes_of_branch
     for node in nodes:
         key = node.key.removeprefix("params.")
-        if key == node.key or isinstance(node, Group):
+        is_below_params = key != node.key
+        if not is_below_params or isinstance(node, Group):
             yield (
                 f"space.{node.name}: a command receives only what lies below params; write "
                 f"space.params.{key}, and a default in params.{key}"
@@ -379,11 +412,11 @@ def _space_errors(run: object, space: Space) -> Iterator[str]:
 # The output of a command
 
 
-def _pattern_errors(group: str, pattern: Any) -> Iterator[str]:
+def _pattern_errors(group: str, pattern: str) -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError) as error:  # a TypeError: YAML has read a number
         yield f"objective.{group} must be a regular expression; got {pattern!r}: {error}"
         return
     if group not in compiled.groupindex and compiled.groups != 1:
@@ -506,7 +539,10 @@ def _read_lines(path: Path, start: int, has_ended: Callable[[], bool]) -> Iterat
 
 @contextlib.contextmanager
 def run_process(
-    words: Sequence[str], environment: Mapping[str, str], output: Path, folder: Path | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    output: Path,
+    folder: Path | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
     """Runs a command in a new process group; at the end of the body all its processes have ended.
 
@@ -514,10 +550,10 @@ def run_process(
     in time. If this process is killed, so is the command.
 
     Args:
-        words: the program and its arguments, which no shell reads.
+        arguments: the program and its arguments, which no shell reads.
         environment: all its variables.
-        output: the file to which its output is appended. Through a pipe, output would be lost if
-            this process is killed.
+        output: the file to which its output is appended. Output in a pipe would be lost if this
+            process is killed.
         folder: the folder in which it runs; None for that of this process.
 
     Yields:
@@ -529,7 +565,7 @@ def run_process(
     with output.open("ab") as file:
         start = file.tell()
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        with running_process_group(words, env=environment, cwd=folder, **pipes) as process:
+        with running_process_group(arguments, env=environment, cwd=folder, **pipes) as process:
             try:
                 yield process, _read_lines(output, start, lambda: process.poll() is not None)
             finally:
@@ -538,16 +574,16 @@ def run_process(
 
 def _end(leader: subprocess.Popen[bytes]) -> None:
     """Ends a process group, and all processes below its leader, also those of other groups."""
-    below: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         command = psutil.Process(leader.pid)
-        below = [*command.children(recursive=True), command]
+        processes = [*command.children(recursive=True), command]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGTERM)
     try:
-        psutil.wait_procs(below, timeout=GRACE)
+        psutil.wait_procs(processes, timeout=GRACE)
     finally:
-        for process in below:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         with contextlib.suppress(ProcessLookupError):

@@ -41,11 +41,13 @@ class Hydra(ConfiguredAdapter):
     def __post_init__(self) -> None:
         self.path = find_config("objective.config", self.config)
 
-    def check(self, config: Mapping[str, Any], space: Space) -> list[str]:
+    def check(self, config: Mapping[str, object], space: Space) -> list[str]:
         """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
-            inspect.signature(function).bind(None, **_run_argument(function, None))
+            config_of_application = None  # binding looks only at the number and names of arguments
+            run_argument = _run_argument(function, None)
+            inspect.signature(function).bind(config_of_application, **run_argument)
         except Exception as error:  # whatever the application raises when it is imported
             hint = ""
             if isinstance(error, AttributeError):
@@ -68,7 +70,7 @@ class Hydra(ConfiguredAdapter):
         with application(self.path, {}) as config:
             return config
 
-    def __call__(self, config: Mapping[str, Any], run: Run) -> Any:
+    def __call__(self, config: Mapping[str, object], run: Run) -> Any:
         """Calls the function.
 
         Raises:
@@ -79,7 +81,8 @@ class Hydra(ConfiguredAdapter):
         if self.seed is not None:
             values = with_values(values, {self.seed: run.seed})
         with application(self.path, values, run.dir) as application_config:
-            result = function(application_config, **_run_argument(function, run))
+            run_argument = _run_argument(function, run)
+            result = function(application_config, **run_argument)
         return pick(result, self.value, self.call)
 
     def _function(self) -> Callable[..., Any]:
@@ -97,7 +100,7 @@ class Hydra(ConfiguredAdapter):
 
 
 def _run_argument(function: Callable[..., Any], run: Run | None) -> dict[str, Run | None]:
-    """Returns the run as an argument, if the function has a parameter `run`."""
+    """Returns the run as a keyword argument; none if the function has no parameter `run`."""
     if "run" in inspect.signature(function).parameters:
         return {"run": run}
     return {}
@@ -117,13 +120,14 @@ def pick(result: Any, key: str | None, call: str) -> Any:
     """
     if isinstance(result, tuple) and result:
         result = result[0]
-    keys = []
-    if isinstance(result, Mapping):
+    if not isinstance(result, Mapping):
+        if key is None:
+            return result
+        keys = []
+    else:
         keys = [str(name) for name in result]
-    elif key is None:
-        return result
-    if key in keys:
-        return result[key]
+        if key in keys:
+            return result[key]
     problem = f"objective.value={key}: not there"
     if key is None:
         problem = "objective.value is not set"

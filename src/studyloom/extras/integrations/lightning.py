@@ -32,35 +32,36 @@ class Report(Checkpoint):
             run, value, "the module", "give it a validation_step and data"
         )
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: object, pl_module: Any) -> None:
         self._validations.run.keep_at_end(module=pl_module)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: object) -> None:
         self._validations.begin(_count_validations(trainer))
         if self._validations.run.checkpoint is not None:
             # The checkpoint was saved between two epochs. Lightning takes it for one within an
             # epoch: it would not begin the next epoch as usual, with a new order of the examples.
+            # Therefore it is made to believe that it does not resume.
             loop = trainer.fit_loop
             loop._restarting = False
             loop.epoch_loop.restarting = False
             iter(loop._data_fetcher)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: object) -> None:
         self._validations.report(trainer.callback_metrics)
         if not trainer.is_last_batch:
             self._validations.finish()
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, pl_module: object) -> None:
         if self._validations.reported:
             # Saved here and not after the validation: only now have all schedulers been stepped.
             path = self._validations.next_path(".ckpt")
             trainer.save_checkpoint(path)
             self._validations.finish(path)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: object, pl_module: object) -> None:
         self._validations.end()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: Any) -> None:
+    def on_exception(self, trainer: object, pl_module: object, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             raise exception  # Lightning would end this process with the exit code 1
 

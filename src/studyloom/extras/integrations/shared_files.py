@@ -60,12 +60,12 @@ class SharedFiles:
             The trials that wrote a file, by its name, for each file that was not known to be
             shared before.
         """
-        known_before = self._shared()
+        shared_before = self._shared()
         files = dict(self._written_since(began))
         self._write({"trial": trial, "ended": time.time(), "files": files})
         newly_shared = {}
         for name, trials in self._shared().items():
-            if name not in known_before:
+            if name not in shared_before:
                 newly_shared[name] = trials
         return newly_shared
 
@@ -76,10 +76,10 @@ class SharedFiles:
             file.write(f"{json.dumps(line)}\n")
 
     def _written_since(self, began: float) -> Iterator[tuple[str, float]]:
-        """Yields the names and times of the files below the project written since a time."""
+        """Yields the files below the project that were written since a time, and when."""
         looked_at = 0
         for folder, folders, names in os.walk(self.project):
-            # os.walk enters only the folders that are left in this list.
+            # os.walk enters only the folders that are left in this list, in its order.
             folders[:] = sorted(name for name in folders if self._is_entered(Path(folder, name)))
             for name in sorted(names):
                 looked_at += 1
@@ -92,7 +92,7 @@ class SharedFiles:
                         yield str(path.relative_to(self.project)), written
 
     def _is_entered(self, folder: Path) -> bool:
-        """Whether files in a folder count."""
+        """Returns True if the files in a folder are looked at."""
         is_hidden = folder.name.startswith(".") or folder.name == "__pycache__"
         return not is_hidden and folder != self.left_out
 
@@ -110,13 +110,7 @@ class SharedFiles:
                 if name in writes.files:
                     writers.append(trial)
                     times += writes.files[name]
-            # A trial that ran all the time between the writes may be the only one that wrote.
-            first = min(times) + SLACK
-            last = max(times) - SLACK
-            one_ran_throughout = any(
-                writes.began <= first and last <= writes.ended for writes in trials.values()
-            )
-            if len(writers) > 1 and not one_ran_throughout:
+            if len(writers) > 1 and not _one_ran_throughout(trials, min(times), max(times)):
                 shared[name] = writers
         return shared
 
@@ -131,3 +125,14 @@ class SharedFiles:
                 for name, written in entry.get("files", {}).items():
                     writes.files.setdefault(name, []).append(written)
         return trials
+
+
+def _one_ran_throughout(trials: Mapping[str, TrialWrites], first: float, last: float) -> bool:
+    """Returns True if a trial ran all the time between the first and the last write of a file.
+
+    That trial may be the only one that wrote the file.
+    """
+    for writes in trials.values():
+        if writes.began <= first + SLACK and last - SLACK <= writes.ended:
+            return True
+    return False

@@ -31,33 +31,35 @@ class StudyloomCallback(TrainerCallback):
     def __init__(self, run: Run, value: str) -> None:
         self._validations = Validations(run, value, "the trainer", "set eval_strategy='epoch'")
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_init_end(self, args: Any, state: object, control: object, **kwargs: object) -> None:
         args.output_dir = str(self._validations.run.dir)
         args.seed = self._validations.run.seed
         set_seed(args.seed)  # the trainer has just set the seed of its arguments
+        # With a limit of 1 the trainer would remove the last state before the run has the next one.
         args.save_total_limit = max(args.save_total_limit or 2, 2)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: object, **kwargs: Any) -> None:
         self._validations.run.keep_at_end(model=kwargs["model"])
         self._validations.begin(_count_evaluations(args, state))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step > 0:  # not before the first step
+    def on_evaluate(self, args: object, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:  # an evaluation before the first step is not reported
             metrics = {}
             for name, value in kwargs["metrics"].items():
-                if not name.endswith(("_runtime", "_per_second", "epoch")):
+                describes_evaluation = name.endswith(("_runtime", "_per_second", "epoch"))
+                if not describes_evaluation:
                     metrics[name] = value
             self._validations.report(metrics)
             if self._validations.reported and not self._validations.is_last:
                 control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: object, **kwargs: object) -> None:
         self._validations.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         self._validations.finish()  # an evaluation that save_strategy="best" has not saved
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         self._validations.end()
 
 

@@ -36,23 +36,24 @@ class WorkingFolder:
     left_out: Collection[Path] = ()
     inputs: Collection[str] = ()
 
-    def of_trial(self, folder: Path, kept: Path | None = None) -> Path:
+    def of_trial(self, folder: Path, storage: Path | None = None) -> Path:
         """Returns the working folder of a trial; makes it unless an earlier attempt has.
+
+        The project appears in it as a folder, so that it has neighbors too, such as ../data.
 
         Args:
             folder: the folder of the trial, which is removed when the trial ends.
-            kept: where the working folder is kept, under the first free name; None if it is
-                removed with the trial's folder.
+            storage: where the working folder is kept after that, under this name or the first free
+                one; None if it is removed with the trial's folder.
         """
         work = folder / FOLDER
-        if work.exists():
-            return work / self.project.name
-        if kept is None:
-            self._make(work)
-        else:
-            unused = _find_unused(kept)
-            self._make(unused)
-            work.symlink_to(unused)
+        if not work.exists():
+            if storage is None:
+                self._make(work)
+            else:
+                unused = _find_unused(storage)
+                self._make(unused)
+                work.symlink_to(unused)
         return work / self.project.name
 
     def states(self) -> list[str]:
@@ -72,7 +73,7 @@ class WorkingFolder:
                 yield path
 
     def _make(self, folder: Path) -> None:
-        """Makes a working folder: all of it, or nothing if this process is killed."""
+        """Makes a working folder, which gets its name once it is complete."""
         unfinished = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
         project = unfinished / self.project.name
@@ -90,7 +91,7 @@ class WorkingFolder:
             return
         for entry in neighbors:
             path = Path(entry.path)
-            if path != self.project and not self._leads_to_left_out(path):
+            if path != self.project and not self._holds_left_out(path):
                 (target / entry.name).symlink_to(path)
 
     def _mirror(self, source: Path, target: Path) -> None:
@@ -110,24 +111,29 @@ class WorkingFolder:
                     appearance.symlink_to(path)
 
     def _is_mirrored(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry is a folder whose entries appear in a new folder, and not a link."""
+        """Returns True if an entry is a folder for which a new folder is made, and no link."""
         path = Path(entry.path)
         if not entry.is_dir(follow_symlinks=False) or path in self.left_out:
             return False
-        if self._leads_to_left_out(path):  # a link would lead in circles
+        if self._holds_left_out(path):  # a link would lead in circles
             return True
-        return not entry.name.startswith(".") and not _has_many(path)
+        is_hidden = entry.name.startswith(".")
+        return not is_hidden and not _has_many_files(path)
 
     def _is_state(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry is a saved state that does not appear. A link to one counts as input."""
+        """Returns True if an entry is a saved state that does not appear.
+
+        A state that `inputs` names does appear, and so does a link to a state.
+        """
         path = Path(entry.path)
         if not STATES.intersection(path.suffixes) or not entry.is_file(follow_symlinks=False):
             return False
         inputs = {self.project / name for name in self.inputs}
-        return inputs.isdisjoint([path, *path.parents])
+        is_input = not inputs.isdisjoint([path, *path.parents])
+        return not is_input
 
-    def _leads_to_left_out(self, path: Path) -> bool:
-        """Whether a path is or contains a folder that does not appear."""
+    def _holds_left_out(self, path: Path) -> bool:
+        """Returns True if a path is or contains a folder that does not appear."""
         return any(path == folder or path in folder.parents for folder in self.left_out)
 
 
@@ -150,8 +156,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _has_many(folder: Path) -> bool:
-    """Whether there are more than `MANY` files in a folder and the folders below it."""
+def _has_many_files(folder: Path) -> bool:
+    """Returns True for more than `MANY` files in a folder and the folders below it."""
     files = 0
     for _, _, names in os.walk(folder):
         files += len(names)

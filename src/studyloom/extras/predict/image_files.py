@@ -40,6 +40,7 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tens
 
     Args:
         channels: 1 for grayscale, 3 for color.
+        size: the height and width of the network's inputs; much larger images are reduced.
 
     Returns:
         Pixels as float32 (channels, height, width) from 0 (black) to 1 (white), and a list of the
@@ -62,7 +63,7 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tens
 
 
 def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Returns the pixels of an image, and the changes to it."""
+    """Returns the pixels of an image as `read_image` does, and the changes to it."""
     changes = []
     if getattr(image, "is_animated", False):  # only formats of several frames have the attribute
         changes.append("first of several frames")
@@ -80,10 +81,11 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
     if channels == 1:
         mode = "L"
     image = image.convert(mode)
-    shrink = min(image.height // (SPARE * size[0]), image.width // (SPARE * size[1]))
-    if shrink > 1:
-        changes.append(f"{image.width} × {image.height} pixels, every {shrink} × {shrink} made one")
-        image = image.reduce(shrink)
+    height, width = size
+    factor = min(image.height // (SPARE * height), image.width // (SPARE * width))
+    if factor > 1:
+        changes.append(f"{image.width} × {image.height} pixels, every {factor} × {factor} made one")
+        image = image.reduce(factor)
     pixels = torch.from_numpy(np.array(image)).float().div_(255)
     if channels == 1:
         return pixels[None], changes
@@ -93,27 +95,27 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
 def _read_levels(image: PIL.Image.Image) -> Tensor:
     """Returns pixels that are not bytes as float32 (1, height, width) from 0 to 1.
 
-    Floats may be from 0 to 1, or to the largest integer of 8 or 16 bits; the least of these that
-    holds them is white.
+    White is 65535 among integers. Floats may be from 0 to 1, or to the largest integer of 8 or 16
+    bits: white is the least of these three that no pixel exceeds.
     """
     levels = torch.from_numpy(np.asarray(image).astype(np.float32))[None]
     is_positive = bool(torch.isfinite(levels).all()) and float(levels.min()) >= 0
-    possible = [largest for largest in LARGEST_LEVELS if float(levels.max()) <= largest]
-    if not is_positive or not possible:
+    possible_whites = [white for white in LARGEST_LEVELS if float(levels.max()) <= white]
+    if not is_positive or not possible_whites:
         raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
-    white = 65535
     if image.mode == "F":
-        white = possible[0]
-    return levels / white
+        return levels / possible_whites[0]
+    return levels / LARGEST_LEVELS[-1]
 
 
 def _remove_transparency(image: PIL.Image.Image) -> _Opaque:
     """Puts an image on white, or on black if its visible parts are light."""
     image = image.convert("RGBA")
-    alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
-    if alpha.min() == 255:
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32)  # from 0 to 255
+    if opacity.min() == 255:
         return _Opaque(image)
-    brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
+    gray = np.asarray(image.convert("L"))
+    brightness = float((gray * opacity).sum() / max(1.0, opacity.sum()))
     paper = "white"
     if brightness > 127:
         paper = "black"

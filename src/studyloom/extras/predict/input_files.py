@@ -26,7 +26,9 @@ from studyloom.winner.inputs import SEVERAL, InputFormat, Inputs, transform_erro
 MOST_BYTES = 256 * 2**20  # in a file
 MOST_ARRAYS = 1000  # in a .npz file
 ARRAY = b"\x93NUMPY"  # the first bytes of a .npy file
-ARCHIVE = b"PK\x03\x04"  # the first bytes of a .npz file
+ARCHIVE = b"PK\x03\x04"  # the first bytes of a .npz file, which is a zip file of .npy files
+DIRECTORY_ENTRY = b"PK\x01\x02"  # the first bytes of an entry in the directory of a zip file
+ANY_IMAGE = (3, 64, 64)  # how an image is read for a custom transform of inputs that are no images
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,55 @@ class InputFiles:
         any file for a `Reader`, a .npz file for a network of several inputs, an image for images,
         and else a CSV file of inputs.
         """
-        length = path.stat().st_size
-        if length > MOST_BYTES:
-            raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
-        if length == 0:
-            raise PredictError("it is empty")
-        content = path.read_bytes()
-        form = self.form
-        facts = form.facts
-        shape = form.shape
-        transform = form.transform
+        content = _read_content(path)
+        transform = self.form.transform
         if content.startswith(ARRAY):
             return self._from_array(_read_array(content))
         if isinstance(transform, Sound | Reader):
             return self._from_content(content, transform)
         if content.startswith(ARCHIVE):
             return self._from_archive(_read_archive(content))
-        if not facts.takes_arrays:
+        if not self.form.facts.takes_arrays:
             raise PredictError(SEVERAL)
+        if self._holds_image(content):
+            return self._from_image(content)
+        return self._from_lines(content)
+
+    @property
+    def _has_custom_transform(self) -> bool:
+        """True if a transform of the user, and not one of studyloom, makes the inputs."""
+        transform = self.form.transform
+        return transform is not None and not isinstance(transform, Image)
+
+    def _holds_image(self, content: bytes) -> bool:
+        """Returns True if a file must be read as an image.
+
+        Every file must be one if the inputs are images. A custom transform may make inputs of any
+        shape from images as well as from numbers: then the content decides.
+        """
+        shape = self.form.shape
         if not shape:
+            return False
+        return is_image(shape) or (self._has_custom_transform and _is_image_file(content))
+
+    def _from_image(self, content: bytes) -> Inputs:
+        """Makes an input from an image."""
+        shape = self.form.shape
+        if not is_image(shape):
+            shape = ANY_IMAGE
+        channels, *size = shape
+        pixels, changes = read_image(content, channels, size)
+        return self.form.from_pixels(pixels[None], changes)
+
+    def _from_lines(self, content: bytes) -> Inputs:
+        """Makes inputs from the lines of a CSV file."""
+        form = self.form
+        shape = form.shape
+        are_sequences = form.facts.loads_tokens and len(shape) == 1  # of any length
+        if not shape or are_sequences:
             return form.finish(_read_lines(content, (), None))
-        is_users = transform is not None and not isinstance(transform, Image)
-        if is_image(shape) or (is_users and _is_image_file(content)):
-            channels, *size = shape if is_image(shape) else (3, 64, 64)
-            pixels, done = read_image(content, channels, size)
-            return form.from_pixels(pixels[None], done)
-        if facts.loads_tokens and len(shape) == 1:  # sequences may have any length
-            return form.finish(_read_lines(content, (), None))
-        lines = _read_lines(content, facts.columns, math.prod(shape))
-        if is_users:
+        lines = _read_lines(content, form.facts.columns, math.prod(shape))
+        if self._has_custom_transform:
             return form.finish(form.apply_transform(lines))
         return form.finish(lines.reshape(-1, *shape))
 
@@ -122,8 +144,18 @@ class InputFiles:
         return self.form.finish(rows.float(), notes_of_reader=notes)
 
 
+def _read_content(path: Path) -> bytes:
+    """Reads a file that is neither empty nor too large."""
+    length = path.stat().st_size
+    if length > MOST_BYTES:
+        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+    if length == 0:
+        raise PredictError("it is empty")
+    return path.read_bytes()
+
+
 def _is_image_file(content: bytes) -> bool:
-    """Whether a file begins like an image."""
+    """Returns True if a file begins like an image."""
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     return is_webp or content.startswith(SIGNATURES)
 
@@ -137,10 +169,13 @@ def _read_array(content: bytes) -> np.ndarray:
 
 
 def _read_archive(content: bytes) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .npz file by name; they may be larger than the file, up to a limit."""
-    # Each entry of the directory begins with these bytes. They are counted before zipfile reads the
-    # directory as a whole, which a file of millions of entries could make it do.
-    if content.count(b"PK\x01\x02") > MOST_ARRAYS:
+    """Reads the arrays of a .npz file, by name.
+
+    The file may be compressed: the arrays may be larger than it is, up to MOST_BYTES.
+    """
+    # zipfile reads the whole directory at once, and a hostile file could fill the memory with
+    # millions of entries. Therefore they are counted before zipfile sees the file.
+    if content.count(DIRECTORY_ENTRY) > MOST_ARRAYS:
         raise PredictError(f"it must hold at most {MOST_ARRAYS} arrays")
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -151,7 +186,8 @@ def _read_archive(content: bytes) -> dict[str, np.ndarray]:
                     f"its arrays must have at most {MOST_BYTES >> 20} MiB; divide it"
                 )
             for member in members:
-                arrays[member.filename.removesuffix(".npy")] = _read_member(archive, member)
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _read_member(archive, member)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise PredictError(f"it is a damaged .npz file: {one_line(str(error))}") from None
     if not arrays:
@@ -170,6 +206,27 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     return _read_array(content)
 
 
+@dataclass(frozen=True)
+class _LineFormat:
+    """The format that all lines of a CSV file must have.
+
+    Args:
+        fields: the number of fields in a line.
+        positions: the positions of the fields that hold the numbers of an input, in their order.
+        requirement: the format in words, for errors.
+    """
+
+    fields: int
+    positions: Sequence[int]
+    requirement: str
+
+    def read(self, line: Sequence[str]) -> list[float]:
+        """Returns the numbers of an input; raises ValueError for a line of another format."""
+        if len(line) != self.fields:
+            raise ValueError("some numbers are missing, or too many")
+        return [float(line[position]) for position in self.positions]
+
+
 def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:
     """Reads a CSV file with an input in each line, as float32 (n, count).
 
@@ -179,31 +236,36 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
     """
     if count is None:
         count = content.partition(b"\n")[0].count(b",") + 1
-    positions = [*range(count)]  # of the numbers in a line
-    width = count  # the number of fields in a line
-    requirement = f"{count} numbers, which the network takes"
     rows = []
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         if columns:
-            header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in columns if header.count(name) != 1]
-            if missing:
-                raise PredictError(f"it must have one column {', '.join(missing)}")
-            positions = [header.index(name) for name in columns]
-            width = len(header)
-            requirement = f"{width} fields, and numbers for {', '.join(columns)}"
-        for row in reader:
-            if not row:
+            line_format = _format_by_header(next(reader, []), columns)
+        else:
+            requirement = f"{count} numbers, which the network takes"
+            line_format = _LineFormat(count, range(count), requirement)
+        for line in reader:
+            if not line:
                 continue
             try:
-                if len(row) != width:
-                    raise ValueError("some numbers are missing, or too many")
-                rows.append([float(row[position]) for position in positions])
+                rows.append(line_format.read(line))
             except ValueError:
-                raise PredictError(f"line {reader.line_num} must have {requirement}") from None
+                raise PredictError(
+                    f"line {reader.line_num} must have {line_format.requirement}"
+                ) from None
     except (UnicodeDecodeError, csv.Error):
         raise PredictError("it must be a .npy file or a CSV file") from None
     if not rows:
         raise PredictError("it must hold at least one line of numbers")
     return torch.tensor(rows)
+
+
+def _format_by_header(header: Sequence[str], columns: Sequence[str]) -> _LineFormat:
+    """Returns the format of the lines below a header, which must have all columns once."""
+    names = [name.strip() for name in header]
+    missing = [name for name in columns if names.count(name) != 1]
+    if missing:
+        raise PredictError(f"it must have one column {', '.join(missing)}")
+    positions = [names.index(name) for name in columns]
+    requirement = f"{len(names)} fields, and numbers for {', '.join(columns)}"
+    return _LineFormat(len(names), positions, requirement)

@@ -30,17 +30,18 @@ DEADLINE = 10.0  # seconds to wait for a database that is busy or away
 MOST_POINTS = 20  # of a learning curve
 LEAST_TRIALS = 10  # trials with values that a best region needs
 COLUMNS = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
+Document = dict[str, Any]  # an object in JSON
 
 
-def ask(stored: StoredStudy) -> dict[str, Any]:
+def ask(stored: StoredStudy) -> Document:
     """Returns what a proposer needs to know, as `commands.documents.ProposalContext` describes."""
     space = read_space(stored)
     trials = stored.trials()
     budget = read_bounds(stored).trials
     free_slots = count_free_slots(stored)
-    closed = why_closed(stored)
+    reason_of_end = why_closed(stored)
     proposals_left = 0
-    if not closed:
+    if reason_of_end is None:
         proposals_left = _count_proposals_left(space, trials, budget, free_slots)
     return {
         "study": stored.name,
@@ -49,13 +50,13 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
         "budget": budget,
         "left": free_slots,
         "proposals_left": proposals_left,
-        "ended": closed,
+        "ended": reason_of_end,
         "best_region": best_region(stored, trials),
         "trials": _describe_trials(stored, trials),
     }
 
 
-def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> Document:
     """Returns the objective of a study, the value of its baseline, and what it trains."""
     snapshot = take_snapshot(stored)
     objective = stored.objectives[0]
@@ -89,7 +90,7 @@ def _count_proposals_left(
     return max(0, min(free_slots, allowed))
 
 
-def _describe_trials(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+def _describe_trials(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> list[Document]:
     """Returns the state, values, configuration and learning curve of each trial."""
     by_number = {trial.number: trial for trial in trials}
     descriptions = []
@@ -116,11 +117,11 @@ def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
         if value is not None and math.isfinite(value):
             points.append((epoch, value))
     stride = max(1, math.ceil(len(points) / MOST_POINTS))
-    from_the_end = points[::-stride]
+    from_the_end = points[::-stride]  # begins with the last point, which must be among them
     return from_the_end[::-1]
 
 
-def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | None:
     """Returns where the best trials are; None if fewer than ten have a value.
 
     These are the best tenth, from which TPE draws, but at least three. A trial that stopped early
@@ -130,6 +131,7 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any
         By hyperparameter: `low` and `high` of a number, or how often each choice occurs.
     """
     further_objectives = [objective.name for objective in stored.objectives[1:]]
+    # Trials that stopped early become complete ones, with the value that is expected of them.
     extrapolated = extrapolate(trials, stored.optuna.directions, further_objectives)
     complete = [trial for trial in extrapolated if trial.state == TrialState.COMPLETE]
     if len(complete) < LEAST_TRIALS:
@@ -143,8 +145,8 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any
     return {name: _summarize(settings) for name, settings in values.items()}
 
 
-def _summarize(settings: Sequence[Any]) -> dict[str, Any]:
-    """Returns the ends of numbers, or how often each choice occurs."""
+def _summarize(settings: Sequence[Any]) -> Document:
+    """Returns the range of numbers, or how often each choice occurs."""
     if all(isinstance(setting, int | float) for setting in settings):
         return {"low": min(settings), "high": max(settings)}
     return dict(Counter(map(str, settings)))
@@ -169,13 +171,17 @@ def print_asked(arguments: Any) -> None:
         return
     definition = facts["definition"]
     objective = f"{definition['direction']} {definition['metric']}"
-    progress = facts["ended"]
-    if not progress:
-        begun = f"all {facts['budget']} trials have begun"
-        if facts["left"]:
-            begun = f"{facts['left']} of {facts['budget']} trials have not begun"
-        progress = f"{begun}; {facts['proposals_left']} may be proposed now"
     console = make_console()
-    for line in (f"{facts['study']}: {objective}; {definition['about']}", progress):
+    for line in (f"{facts['study']}: {objective}; {definition['about']}", _progress_line(facts)):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))
+
+
+def _progress_line(facts: Document) -> str:
+    """Returns how many trials may be proposed, or why none may."""
+    if facts["ended"]:
+        return str(facts["ended"])
+    begun = f"all {facts['budget']} trials have begun"
+    if facts["left"]:
+        begun = f"{facts['left']} of {facts['budget']} trials have not begun"
+    return f"{begun}; {facts['proposals_left']} may be proposed now"

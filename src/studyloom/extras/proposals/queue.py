@@ -56,13 +56,11 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         ConfigError: all that is wrong with it; or a trial has it already, or no slot is free.
     """
     errors = []
+    if not by:
+        errors.append(_error_in_line("by", by))
     for name, text in (("by", by), ("why", why)):
-        is_missing = name == "by" and not text
-        if is_missing or len(text) > LONGEST[name] or one_line(text) != text:
-            errors.append(
-                f"{name} must be a line of at most {LONGEST[name]} printable characters; "
-                f"got {shorten_end(text, 80)!r}"
-            )
+        if len(text) > LONGEST[name] or one_line(text) != text:
+            errors.append(_error_in_line(name, text))
     space = read_space(stored)
     try:
         placed = place_point(space, _parse_object(point))
@@ -77,11 +75,18 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         raise ConfigError([shorten_end(one_line(line), 300) for line in errors[:MOST_ERRORS]])
     proposal = Proposal(placed.point, {"by": by, "why": why, "id": uuid.uuid4().hex})
     budget = read_bounds(stored).trials
-    most = space.most_proposals(budget)
     baseline = None
     if space.baseline:
         baseline = default
-    return _fill_slot(stored, proposal, most, baseline)
+    return _fill_slot(stored, proposal, space.most_proposals(budget), baseline)
+
+
+def _error_in_line(name: str, text: str) -> str:
+    """Returns the error of an argument that must be a line of text."""
+    return (
+        f"{name} must be a line of at most {LONGEST[name]} printable characters; "
+        f"got {shorten_end(text, 80)!r}"
+    )
 
 
 def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from studyloom.storage.attributes import SPACE
 from studyloom.storage.stored_study import StoredStudy
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]  # a description in JSON Schema
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class StoredSpace:
     def most_proposals(self, budget: int) -> int:
         """Returns how many trials of a budget may be proposed."""
         # 0.29 * 100 is 28.999… as a float; without the small number it would be cut to 28.
-        return min(budget, int(self.share * budget + 1e-9))
+        allowed = int(self.share * budget + 1e-9)
+        return min(budget, allowed)
 
 
 def read_space(stored: StoredStudy) -> StoredSpace:
@@ -74,11 +76,12 @@ def read_space(stored: StoredStudy) -> StoredSpace:
         ) from None
 
 
-def json_schema(stored_space: StoredSpace) -> dict[str, Any]:
+def json_schema(stored_space: StoredSpace) -> Schema:
     """Describes the configurations of a space in JSON Schema.
 
-    A hyperparameter is a property of its name. A group is a `oneOf` of its options with what each
-    opens; a list is an array. A hyperparameter that a proposal leaves out has its default.
+    A hyperparameter is a property with its name; if a proposal leaves it out, it has its default. A
+    group is a `oneOf` with a schema for each option and the hyperparameters that the option opens.
+    A list is an array.
     """
     space = stored_space.space
     schema = {"$schema": DIALECT, "type": "object", **_describe_nodes(space.nodes, stored_space)}
@@ -90,17 +93,18 @@ def json_schema(stored_space: StoredSpace) -> dict[str, Any]:
 
 def _describe_nodes(
     nodes: Sequence[Node], stored_space: StoredSpace, group: str = "", option: str = ""
-) -> dict[str, Any]:
-    """Describes the hyperparameters that one option of a group opens.
+) -> Schema:
+    """Describes the hyperparameters at the root of a space, or those that an option opens.
 
     Args:
-        nodes: the nodes below the option, or the root nodes of the space.
-        group: the name of the group, and `option`: its option; empty for the root.
+        nodes: the nodes at the root, or below the option.
+        group: the name of the option's group; empty for the root.
+        option: the name of the option; empty for the root.
     """
-    properties: dict[str, Any] = {}
+    properties: Schema = {}
     if group:
         properties[group] = {"const": option}
-    groups: list[dict[str, Any]] = []
+    groups: list[Schema] = []
     for node in nodes:
         match node:
             case Group():
@@ -111,13 +115,13 @@ def _describe_nodes(
             case ListNode(name):
                 properties[name] = _describe_list(node)
                 properties[name]["default"] = stored_space.starts.get(name)
-    schema: dict[str, Any] = {"properties": properties}
+    schema: Schema = {"properties": properties}
     if groups:
         schema["allOf"] = groups
     return schema
 
 
-def _describe_options(group: Group, stored_space: StoredSpace) -> list[dict[str, Any]]:
+def _describe_options(group: Group, stored_space: StoredSpace) -> list[Schema]:
     """Describes each option of a group with the hyperparameters that it opens.
 
     A proposal must name its option, except the default one.
@@ -134,9 +138,9 @@ def _describe_options(group: Group, stored_space: StoredSpace) -> list[dict[str,
     return schemas
 
 
-def _describe_list(node: ListNode) -> dict[str, Any]:
+def _describe_list(node: ListNode) -> Schema:
     """Describes a list of values, whose length is searched or that of another list."""
-    array: dict[str, Any] = {
+    array: Schema = {
         "type": "array",
         "items": _describe_values(node.item),
         "minItems": 1,
@@ -149,7 +153,7 @@ def _describe_list(node: ListNode) -> dict[str, Any]:
     return array
 
 
-def _describe_values(distribution: Distribution) -> dict[str, Any]:
+def _describe_values(distribution: Distribution) -> Schema:
     """Describes the values of a distribution, with its step and whether it is logarithmic."""
     if isinstance(distribution, CategoricalDistribution):
         return {"enum": [*distribution.choices]}

@@ -18,8 +18,8 @@ FURTHER_QUANTITIES = ("train_loss", "valid_loss")  # of a network that studyloom
 # threads, six epochs on MNIST-5k were at most 0.9% apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
 # is reported as different, since no tolerance would mean anything there.
-LOSS = 0.05  # relative
-COUNTED = 0.01  # of the validation examples, and at least one
+MOST_LOSS = 0.05  # how far apart losses may be, as a share
+MOST_EXAMPLES = 0.01  # by how many validation examples accuracies may differ, as a share
 OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
 # Failures whose reason holds computed numbers; the wording of other reasons may change.
 WITH_NUMBERS = (failures.DIVERGED, failures.INFEASIBLE)
@@ -53,7 +53,7 @@ class Course:
 
     @property
     def failed_inside(self) -> bool:
-        """Whether it failed by itself, so that a replay must fail too."""
+        """True if it failed by itself, so that a replay must fail too."""
         return self.failure is not None and self.failure.kind not in OUTSIDE
 
     @classmethod
@@ -62,16 +62,12 @@ class Course:
 
         Args:
             is_loop: whether it called a custom loop, which names its curves itself.
+
+        Raises:
+            ValueError: its curves have different lengths.
         """
         columns = TrialRecord(trial).columns
-        if columns:
-            names: Sequence[str] = FURTHER_QUANTITIES
-            if is_loop:
-                names = [name for name in columns if name not in COLUMNS]
-            curve = {metric: columns.get("value", [])}
-            curve |= {name: columns.get(name, []) for name in names}
-        else:
-            curve = {metric: [value for _, value in sorted(trial.intermediate_values.items())]}
+        curve = _read_curve(trial, metric, is_loop=is_loop)
         if len({len(numbers) for numbers in curve.values()}) > 1:
             raise ValueError(
                 f"its attribute `{EPOCHS}` must have a number for each epoch and quantity"
@@ -92,20 +88,21 @@ class Course:
         Without a tolerance numbers must be equal bit for bit.
         """
 
-        def are_equal(quantity: str, stored: float | None, number: float | None) -> bool:
-            if stored == number:
+        def are_equal(quantity: str, stored: float | None, now: float | None) -> bool:
+            if stored == now:
                 return True
-            return tolerance is not None and tolerance.holds(quantity, stored, number)
+            return tolerance is not None and tolerance.holds(quantity, stored, now)
 
         for position in range(min(self.epochs, replayed.epochs)):
-            for quantity, numbers in self.curve.items():
-                number = None
+            for quantity, stored_numbers in self.curve.items():
+                stored = stored_numbers[position]
+                now = None
                 if quantity in replayed.curve:
-                    number = replayed.curve[quantity][position]
-                if not are_equal(quantity, numbers[position], number):
-                    return _format_difference(position + 1, quantity, numbers[position], number)
-        returned = self.value is not None and replayed.failure is None
-        if returned and not are_equal(self.metric, self.value, replayed.value):
+                    now = replayed.curve[quantity][position]
+                if not are_equal(quantity, stored, now):
+                    return _format_difference(position + 1, quantity, stored, now)
+        both_returned = self.value is not None and replayed.failure is None
+        if both_returned and not are_equal(self.metric, self.value, replayed.value):
             epoch = replayed.epochs
             return _format_difference(epoch, self.metric, self.value, replayed.value)
         return self._find_failure_difference(replayed, exactly=tolerance is None)
@@ -116,17 +113,33 @@ class Course:
         if self.failed_inside:
             expected = self.failure
         stored = _format_failure(expected, exactly=exactly)
-        repeated = _format_failure(replayed.failure, exactly=exactly)
-        if stored == repeated:
+        now = _format_failure(replayed.failure, exactly=exactly)
+        if stored == now:
             return None
         epoch = replayed.epochs
         if replayed.failure is not None:
             epoch += 1  # it failed within the next epoch
-        return _format_difference(epoch, "failure", stored, repeated)
+        return _format_difference(epoch, "failure", stored, now)
 
 
-def _format_difference(epoch: int, quantity: str, stored: object, replayed: object) -> str:
-    return f"epoch {epoch}, {quantity}: stored {stored}, now {replayed}"
+def _read_curve(
+    trial: FrozenTrial, metric: str, *, is_loop: bool
+) -> dict[str, Sequence[float | None]]:
+    """Returns the numbers of each epoch by quantity, the metric first."""
+    columns = TrialRecord(trial).columns
+    if not columns:  # its workers died: only the values that they had reported are stored
+        return {metric: [value for _, value in sorted(trial.intermediate_values.items())]}
+    names: Sequence[str] = FURTHER_QUANTITIES
+    if is_loop:
+        names = [name for name in columns if name not in COLUMNS]
+    curve: dict[str, Sequence[float | None]] = {metric: columns.get("value", [])}
+    for name in names:
+        curve[name] = columns.get(name, [])
+    return curve
+
+
+def _format_difference(epoch: int, quantity: str, stored: object, now: object) -> str:
+    return f"epoch {epoch}, {quantity}: stored {stored}, now {now}"
 
 
 @dataclass(frozen=True)
@@ -145,22 +158,23 @@ class Tolerance:
         """The number of validation examples by which accuracies may differ; 0 for other metrics."""
         if self.metric != "accuracy" or self.examples == 0:
             return 0
-        return max(1, math.ceil(COUNTED * self.examples))
+        return max(1, math.ceil(MOST_EXAMPLES * self.examples))
 
     def holds(self, quantity: str, stored: float | None, replayed: float | None) -> bool:
-        """Whether two values of a quantity are close enough; a loop may have reported none."""
+        """Returns True if two values are close enough; None is a value that was not reported."""
         if stored is None or replayed is None:
             return stored is replayed
         if quantity == self.metric and self.most_examples:
-            # The accuracy may be a mean over folds, and so no multiple of one example.
-            return abs(replayed - stored) * self.examples <= self.most_examples + 1e-6
-        return math.isclose(stored, replayed, rel_tol=LOSS, abs_tol=1e-6)
+            # The accuracy may be a mean over folds, and then is no multiple of one example.
+            examples_apart = abs(replayed - stored) * self.examples
+            return examples_apart <= self.most_examples + 1e-6
+        return math.isclose(stored, replayed, rel_tol=MOST_LOSS, abs_tol=1e-6)
 
     def __str__(self) -> str:
         if not self.most_examples:
-            return f"losses and {self.metric} within {LOSS:.0%}"
+            return f"losses and {self.metric} within {MOST_LOSS:.0%}"
         return (
-            f"losses within {LOSS:.0%}, "
+            f"losses within {MOST_LOSS:.0%}, "
             f"accuracies within {self.most_examples} of {self.examples} validation examples"
         )
 

@@ -8,10 +8,12 @@ from typing import Any
 import optuna
 import torch
 from optuna import TrialPruned
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.course_comparison import Course, Tolerance
 from studyloom.extras.replay.replayed_objective import make_objective
@@ -45,33 +47,17 @@ def replay(
             trusted, or the data is not the same.
     """
     trial = find_trial(stored.trials(), number)
-    record = TrialRecord(trial)
-    try:
-        provenance = Provenance.read(record.provenance)
-        cfg = rebuild(provenance, run_dir, trusted)
-        expected = Course.read(trial, stored.metric, is_loop=is_loop(cfg))
-        calls_several = is_loop(cfg) and cfg.objective.folds * cfg.objective.seeds > 1
-        if calls_several and not record.columns:
-            raise ValueError("its workers died, and it reported only the end of each fold or seed")
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"trial {number} cannot be replayed: {error}") from None
+    original = _read_original(stored, trial, run_dir, trusted)
+    cfg = original.cfg
+    provenance = original.provenance
+    expected = original.course
     data = load_data(cfg, provenance, run_dir)
-    last = expected.epochs
-    if calls_several:
-        last = expected.jobs
-    if expected.failed_inside:
-        last += 1  # the epoch in which it must fail again
+    last = original.last_epoch
     # A loop may return another value than it reported last, or fail, after its last epoch.
     trains_to_end = is_loop(cfg) and (expected.value is not None or expected.failed_inside)
     if not last and not trains_to_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
-    state = trial.state.name.lower()
-    if expected.failure is not None:
-        state = f"failed: {one_line(expected.failure.reason)}"
-    head = f"trial {number} of {one_line(stored.name)}, {state}; epochs stored: {expected.epochs}"
-    console.print(Text(head))
+    console.print(Text(_describe_trial(stored, trial, expected)))
 
     def print_epoch(number: int, epoch: Step) -> None:
         value = f"{stored.metric} {format_value(epoch.value)}"
@@ -93,8 +79,55 @@ def replay(
     return print_verdict(comparison, provenance, environment, changes, console)
 
 
+@dataclass(frozen=True)
+class _Original:
+    """The stored trial.
+
+    Args:
+        last_epoch: the epoch at which its replay ends, counted over all calls of a loop.
+    """
+
+    cfg: StudyConfig
+    provenance: Provenance
+    course: Course
+    last_epoch: int
+
+
+def _read_original(
+    stored: StoredStudy, trial: FrozenTrial, run_dir: Path, trusted: Sequence[str]
+) -> _Original:
+    """Reads what is stored of a trial; raises ValueError if it does not suffice for a replay."""
+    record = TrialRecord(trial)
+    try:
+        provenance = Provenance.read(record.provenance)
+        cfg = rebuild(provenance, run_dir, trusted)
+        course = Course.read(trial, stored.metric, is_loop=is_loop(cfg))
+        calls_several = is_loop(cfg) and cfg.objective.folds * cfg.objective.seeds > 1
+        if calls_several and not record.columns:
+            raise ValueError("its workers died, and it reported only the end of each fold or seed")
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"trial {trial.number} cannot be replayed: {error}") from None
+    last = course.epochs
+    if calls_several:
+        last = course.jobs
+    if course.failed_inside:
+        last += 1  # the epoch in which it must fail again
+    return _Original(cfg, provenance, course, last)
+
+
+def _describe_trial(stored: StoredStudy, trial: FrozenTrial, course: Course) -> str:
+    """Returns which trial is replayed, and how it ended."""
+    state = trial.state.name.lower()
+    if course.failure is not None:
+        state = f"failed: {one_line(course.failure.reason)}"
+    name = one_line(stored.name)
+    return f"trial {trial.number} of {name}, {state}; epochs stored: {course.epochs}"
+
+
 def _count_threads(provenance: Provenance) -> int:
-    """Returns how many threads the trial had; if that is not stored, as many as PyTorch has now."""
+    """Returns how many threads the trial had; if that is unknown, as many as PyTorch has now."""
     threads = provenance.environment.get("threads")
     if type(threads) is int and 1 <= threads <= MOST_THREADS:
         return threads
@@ -102,7 +135,7 @@ def _count_threads(provenance: Provenance) -> int:
 
 
 def find_code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
-    """Returns a line for each change since the study began of the code that a trial names."""
+    """Returns a line for each part of the code that the trial names and that has changed since."""
     digests = compute_code_digests(provenance.config)
     stored_digests = {}
     for key, digest in stored.code().items():
@@ -119,7 +152,7 @@ class _Enough(Exception):
 def train_again(
     objective: Objective, metric: str, until: int | None, report: Callable[[int, Step], None]
 ) -> Course:
-    """Trains the first epochs of a trial again.
+    """Trains the first epochs of a trial again, and returns how that went.
 
     Args:
         until: how many epochs to train, counted over all calls of a loop. None to train to the
@@ -187,17 +220,14 @@ def print_verdict(
         line = f"equal bit for bit: {_describe_equal(expected, replayed)}"
         console.print(Text(line, style="bold green"))
         return 0
-    trial_environment = provenance.environment
-    reasons = [*changes, *differences(trial_environment, environment)]
-    is_reordered = any(trial_environment.get(name) != environment[name] for name in REORDERING)
-    if provenance.device != "cpu":
-        is_reordered = True
-        reasons.append("a GPU may add in another order each time")
-    if provenance.claims > 1:
-        is_reordered = True  # the workers before the last may have had other threads
-        reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
+    reasons = [*changes, *differences(provenance.environment, environment)]
+    reorderings = _find_reorderings(provenance)
+    reasons += reorderings
+    has_other_parts = any(
+        provenance.environment.get(name) != environment[name] for name in REORDERING
+    )
     verdict = f"different from {difference}"
-    if is_reordered:
+    if reorderings or has_other_parts:
         difference = expected.find_difference(replayed, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
     if difference is None:
@@ -208,7 +238,19 @@ def print_verdict(
             reasons = ["nothing differs in code, versions, device, threads and commit"]
     for reason in reasons:
         console.print(Text(f"  {reason}"))
-    return int(difference is not None)
+    if difference is None:
+        return 0
+    return 1
+
+
+def _find_reorderings(provenance: Provenance) -> list[str]:
+    """Returns why the trial itself may have added numbers in an unknown order."""
+    reasons = []
+    if provenance.device != "cpu":
+        reasons.append("a GPU may add in another order each time")
+    if provenance.claims > 1:  # the workers before the last may have had other threads
+        reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
+    return reasons
 
 
 def _describe_equal(expected: Course, replayed: Course) -> str:

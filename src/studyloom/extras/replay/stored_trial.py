@@ -40,14 +40,16 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
 def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that a stored trial may name; None if it may name all.
 
-    A trial may name all in a run directory of the user's commands, if the database is there too.
-    In a run directory that others write to, it may name only `packages`. If the database is
-    elsewhere, others may write to it: then it may also name what the user's command named.
+    Args:
+        packages: those that the user trusts on the command line.
     """
-    if trust.consent(run_dir, packages) is not None:
+    others_write_here = trust.consent(run_dir, packages) is not None
+    if others_write_here:
         return packages
-    if any((run_dir / name).exists() for name in ("study.db", "postgres")):
+    database_is_here = any((run_dir / name).exists() for name in ("study.db", "postgres"))
+    if database_is_here:
         return None
+    # Others may write to the database, but not to the config of the user's command.
     config = written_values(read_written(run_dir, "config.yaml"))
     return [*packages, *trust.packages_to_trust(config)]
 
@@ -59,14 +61,15 @@ def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> St
 
 
 def is_loop(cfg: StudyConfig) -> bool:
-    """Whether the trial of a configuration called a custom training loop."""
+    """Returns True if a trial of the configuration calls a custom training loop."""
     return cfg.objective._target_ is not None
 
 
 def load_data(cfg: StudyConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
     """Loads the data of a run, and makes its folds.
 
-    The files are where the configuration of the run says now: they may have been moved since.
+    The files are where the configuration of the run says now: they may have been moved since the
+    trial.
 
     Returns:
         The data, on a GPU if the trial used one and there is one here; empty if a loop loads its
@@ -74,14 +77,7 @@ def load_data(cfg: StudyConfig, provenance: Provenance, run_dir: Path) -> Traini
     """
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
-    section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
-    locations: dict[str, Any] = {}
-    if isinstance(section, dict):
-        for path in find_location_keys(section):
-            value: Any = functools.reduce(operator.getitem, path, section)
-            if isinstance(value, str | int):  # not a section, which could name untrusted code
-                locations[".".join(("data", *path))] = value
-    source = build_source(cfg.with_values(locations)["data"])
+    source = build_source(cfg.with_values(_read_locations(run_dir))["data"])
     split = source.train()
     if split.digest != provenance.data:
         raise ValueError(
@@ -95,3 +91,16 @@ def load_data(cfg: StudyConfig, provenance: Provenance, run_dir: Path) -> Traini
     if not is_loop(cfg) and backend is not None and backend.is_available():
         device = torch.device(provenance.device, 0)
     return TrainingData(source, split, folds).to(device)
+
+
+def _read_locations(run_dir: Path) -> dict[str, str | int]:
+    """Returns where the files of a run's data are, by key, such as `data.root`."""
+    section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
+    locations: dict[str, str | int] = {}
+    if isinstance(section, dict):
+        for path in find_location_keys(section):
+            value: Any = functools.reduce(operator.getitem, path, section)
+            if isinstance(value, str | int):  # not a section, which could name untrusted code
+                key = ".".join(("data", *path))
+                locations[key] = value
+    return locations

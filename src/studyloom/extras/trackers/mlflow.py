@@ -95,11 +95,11 @@ class MLflow(Tracker):
         ended = int(trial.ended * 1000)
         for name, value in trial.values.items():
             metrics.append(Metric(key_of(f"final/{name}"), value, ended, 0))
-        for first in range(0, len(metrics), MOST_METRICS):
-            client.log_batch(run, metrics[first : first + MOST_METRICS])
+        for start in range(0, len(metrics), MOST_METRICS):
+            client.log_batch(run, metrics[start : start + MOST_METRICS])
         params = [Param(key_of(name), _text(value)) for name, value in trial.params.items()]
-        for first in range(0, len(params), MOST_PARAMS):
-            client.log_batch(run, params=params[first : first + MOST_PARAMS])
+        for start in range(0, len(params), MOST_PARAMS):
+            client.log_batch(run, params=params[start : start + MOST_PARAMS])
         run_tags = [RunTag(STATE, _text(trial.state))]
         for name, fact in trial.facts.items():
             run_tags.append(RunTag(f"studyloom.{name}", _text(fact)))
@@ -130,7 +130,8 @@ class MLflow(Tracker):
     def written(self, study: TrackedStudy) -> set[int]:
         numbers = set()
         for run in self._search(study, {KIND: "trial"}):
-            if run.info.end_time and STATE in run.data.tags:  # they are written last
+            is_whole = run.info.end_time and STATE in run.data.tags  # they are written last
+            if is_whole:
                 numbers.add(int(run.data.tags[TRIAL]))
         return numbers
 
@@ -157,7 +158,7 @@ class MLflow(Tracker):
         return self._connection
 
     def _search(self, study: TrackedStudy, tags: Mapping[str, str]) -> list[Any]:
-        """Returns the runs with such tags, the first one made first."""
+        """Returns the runs of a study that have these tags, the first one made first."""
         connection = self._connect(study)
         conditions = []
         for name, text in {STUDY: study.uuid, **tags}.items():
@@ -176,28 +177,32 @@ class MLflow(Tracker):
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _run(self, study: TrackedStudy, name: str, tags: Mapping[str, str], start: float) -> str:
-        """Returns the id of the run with such tags, which is made if it is missing.
+        """Returns the id of the run with these tags, which is made if it is missing.
 
         Two workers may make it at once. Both then see two runs, and agree that the first one stays.
         """
         connection = self._connect(study)
-        own_tags = {}
+        searched_tags = {}  # without those of MLflow
         for tag, text in tags.items():
             if tag.startswith("studyloom."):
-                own_tags[tag] = text
-        runs = self._search(study, own_tags)
+                searched_tags[tag] = text
+        runs = self._search(study, searched_tags)
         if runs:
             return str(runs[0].info.run_id)
         run = connection.client.create_run(
             connection.experiment, int(start * 1000), {STUDY: study.uuid, **tags}, run_name=name
         )
-        first = self._search(study, own_tags)[0]
+        first = self._search(study, searched_tags)[0]
         if first.info.run_id != run.info.run_id:
             connection.client.delete_run(run.info.run_id)
         return str(first.info.run_id)
 
     def _check_artifacts(self, study: TrackedStudy, location: str) -> None:
-        """Raises an error if a database in the run directory would write files outside of it."""
+        """Checks that a database in the run directory does not write files outside of it.
+
+        Args:
+            location: where the artifacts of a run are written, as the database says.
+        """
         match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
         run_dir = study.run_dir.resolve()
         if match and Path(match[1]).resolve().is_relative_to(run_dir):
@@ -257,7 +262,7 @@ def limit_responses() -> None:
 
     make_session = request_utils._cached_get_request_session
 
-    def read_body(response: Any, stream: bool = False, **_: Any) -> None:
+    def read_body(response: Any, stream: bool = False, **_: object) -> None:
         """Reads the body of a response up to the limit; `requests` then finds it read."""
         if stream:  # a download by the user's code, which is not read as a whole
             return
@@ -270,7 +275,7 @@ def limit_responses() -> None:
                 raise OSError(f"{url} sent a response of more than {MOST_BYTES // 2**20} MiB")
         response._content = bytes(body)
 
-    def make_limited_session(*arguments: Any, **keywords: Any) -> Any:
+    def make_limited_session(*arguments: object, **keywords: object) -> Any:
         session = make_session(*arguments, **keywords)
         session.hooks["response"] = [read_body]
         return session

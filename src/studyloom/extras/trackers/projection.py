@@ -36,9 +36,9 @@ from studyloom.worker.callbacks import TrialCallback
 
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
-WORKER_WAITS = 30.0  # seconds that a worker waits for its trackers at its end
+WORKER_WAITS = 30.0  # seconds that a worker waits for each of its trackers at its end
 PATIENCE = 300.0  # seconds that a command waits at its end for a tracker that sets no `patience`
-UNSEEN = 2.0  # seconds of these after which a message says that the command waits
+SILENT = 2.0  # seconds that a command waits before a message says so
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +92,7 @@ class TrackedTrial:
     study: TrackedStudy
     number: int
     state: str
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     values: Mapping[str, float]
     facts: Mapping[str, str]
     points: Sequence[CurvePoint]
@@ -112,7 +112,7 @@ class TrackedResult:
 
     study: TrackedStudy
     trial: int | None
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     values: Mapping[str, float]
     files: Mapping[str, Path]
 
@@ -158,37 +158,47 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
     trackers: dict[str, Tracker] = {}
     errors: list[str] = []
     for name, settings in section.items():
-        if settings is None or not hasattr(settings, "items"):
-            errors.append(f"track.{name} must be a section with a _target_, not {settings!r}")
-            continue
         try:
-            tracker = build(settings, f"track.{name}")
+            trackers[str(name)] = _build_tracker(f"track.{name}", settings)
         except ConfigError as error:
             errors += error.errors
-            continue
-        except Exception as error:  # whatever a user's class raises, and a missing method
-            errors.append(f"track.{name}: {describe_error(error)}")
-            continue
-        if not isinstance(tracker, Tracker):
-            errors.append(
-                f"track.{name}: a tracker is a subclass of studyloom.extras.trackers.Tracker; "
-                f"{type(tracker).__name__} is not"
-            )
-            continue
-        seconds: object = tracker.patience  # a section may set it to any value
-        if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
-            errors.append(
-                f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
-            )
-        trackers[str(name)] = tracker
     refuse(errors)
     return trackers
 
 
-class Feed:
-    """Writes to one tracker, or another slow target, in order, in a thread, without blocking.
+def _build_tracker(key: str, settings: Any) -> Tracker:
+    """Builds the tracker of one section.
 
-    If a tracker fails in a worker, the command writes the rest at its end.
+    Args:
+        key: the key of the section, such as track.mlflow.
+
+    Raises:
+        ConfigError: an error in the section.
+    """
+    if not hasattr(settings, "items"):
+        raise ConfigError(f"{key} must be a section with a _target_, not {settings!r}")
+    try:
+        tracker = build(settings, key)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's class raises, and a missing method
+        raise ConfigError(f"{key}: {describe_error(error)}") from None
+    if not isinstance(tracker, Tracker):
+        raise ConfigError(
+            f"{key}: a tracker is a subclass of studyloom.extras.trackers.Tracker; "
+            f"{type(tracker).__name__} is not"
+        )
+    seconds: object = tracker.patience  # a section may set it to any value
+    if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
+        raise ConfigError(f"{key}.patience must be a positive number of seconds, not {seconds!r}")
+    return tracker
+
+
+class Feed:
+    """Makes the calls that write to one slow target, such as a tracker, in a thread and in order.
+
+    The first call that fails is logged; later ones are made nevertheless. If a tracker fails in a
+    worker, the command writes what it lacks at its end.
 
     Args:
         name: the key that configures it, such as track.mlflow.
@@ -211,13 +221,14 @@ class Feed:
         """Waits until all calls were made, but no longer than `seconds`.
 
         Returns:
-            Whether all calls were made.
+            True if all calls were made.
         """
-        self._queue.put(None)
+        self._queue.put(None)  # ends the thread
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        """Makes the calls until the queue holds None."""
         while (write := self._queue.get()) is not None:
             try:
                 write()
@@ -281,7 +292,7 @@ def project(
         if trial.state.is_finished():
             trials.append(track_trial(trial, stored, study))
     began = time.monotonic()
-    writings = []
+    writings = []  # to all trackers at the same time
     for name, tracker in trackers.items():
         missing: list[TrackedTrial | TrackedResult] = [*trials]
         if result is not None:
@@ -290,16 +301,7 @@ def project(
         feed.put(partial(_write, tracker, study, missing))
         writings.append(_Writing(feed, missing, tracker.patience))
     for writing in writings:
-        feed = writing.feed
-        patience = writing.patience
-        if not feed.close(min(UNSEEN, patience)) and writing.missing:
-            most = f"waiting {patience:g} s at most ({feed.name}.patience)"
-            missing_words = _describe_missing(writing.missing, len(trials))
-            log.warning("%s: %s, since it may lack %s", feed.name, most, missing_words)
-            feed.close(began + patience - time.monotonic())
-        if writing.missing:
-            missing_words = _describe_missing(writing.missing, len(trials))
-            log.warning("%s: may lack %s; the same command writes it", feed.name, missing_words)
+        _wait_for(writing, began, len(trials))
 
 
 @dataclass(frozen=True)
@@ -316,10 +318,30 @@ class _Writing:
     patience: float
 
 
+def _wait_for(writing: _Writing, began: float, total: int) -> None:
+    """Waits for the writing to a tracker, and logs what the tracker may lack at the end.
+
+    Args:
+        began: when the writing began, as `time.monotonic` says.
+        total: the number of trials of the study.
+    """
+    feed = writing.feed
+    patience = writing.patience
+    is_complete = feed.close(min(SILENT, patience))
+    if not is_complete and writing.missing:
+        most = f"waiting {patience:g} s at most ({feed.name}.patience)"
+        items = _describe_missing(writing.missing, total)
+        log.warning("%s: %s, since it may lack %s", feed.name, most, items)
+        feed.close(began + patience - time.monotonic())
+    if writing.missing:
+        items = _describe_missing(writing.missing, total)
+        log.warning("%s: may lack %s; the same command writes it", feed.name, items)
+
+
 def _write(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
-    """Writes the missing items, and removes from the list each one that the tracker has.
+    """Writes the missing items, and removes each one from the list once the tracker has it.
 
     An item that cannot be written does not keep the others from being written.
     """
@@ -381,20 +403,24 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
         number = trial.user_attrs.get(name)
         if isinstance(number, int | float):
             values[name] = float(number)
-    facts = {
+    possible_facts = {
         "worker": record.worker,
         "baseline": record.is_baseline or None,
         "failure": record.failure,
         "reason": record.error,
     }
+    facts = {}
+    for name, fact in possible_facts.items():
+        if fact is not None:
+            facts[name] = mask_passwords(str(fact))
     return TrackedTrial(
         study=study,
         number=trial.number,
         state=record.outcome,
         params=dict(trial.params),
         values=values,
-        facts={name: mask_passwords(str(fact)) for name, fact in facts.items() if fact is not None},
-        points=[*curve(trial, stored.metric)],
+        facts=facts,
+        points=list(curve(trial, stored.metric)),
         started=_to_seconds(trial.datetime_start),
         ended=_to_seconds(trial.datetime_complete),
     )
@@ -415,7 +441,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     """
     time_of_epoch = (trial.datetime_start or datetime.now()).timestamp()
     for epoch in TrialRecord(trial).epochs():
-        time_of_epoch += epoch.get("seconds", 0.001)
+        time_of_epoch += epoch.get("seconds", 0.001)  # a time for each epoch, even if unknown
         for column, value in epoch.items():
             name = column
             if column == "value":
@@ -435,13 +461,8 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     for state, count in sorted(counts.items()):
         values[f"trials.{state}"] = float(count)
     result = Result.read(run_dir, stored)
-    number: int | None = None
-    if result is not None:
-        number = result.winner.trial
-    else:
-        for best in stored.ranked()[:1]:
-            number = best.number
-    params: Mapping[str, Any] = {}
+    number = _number_of_shown_trial(stored, result)
+    params: Mapping[str, object] = {}
     for trial in trials:
         if trial.number == number:
             params = trial.params
@@ -452,8 +473,22 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
         names = FILES
         params = result.winner.params
         values |= _values_of_result(result)
-    paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
-    return TrackedResult(study, number, dict(params), values, paths)
+    files = {}
+    for name in names:
+        path = study.run_dir / name
+        if path.is_file():
+            files[name] = path
+    return TrackedResult(study, number, dict(params), values, files)
+
+
+def _number_of_shown_trial(stored: StoredStudy, result: Result | None) -> int | None:
+    """Returns the number of the winner, or of the best trial without one; None without either."""
+    if result is not None:
+        return result.winner.trial
+    ranked = stored.ranked()
+    if not ranked:
+        return None
+    return ranked[0].number
 
 
 def _values_of_result(result: Result) -> dict[str, float]:

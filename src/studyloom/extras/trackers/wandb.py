@@ -23,7 +23,9 @@ from studyloom.extras.trackers.projection import (
 from studyloom.text import one_line
 
 EPOCH = "epoch"
-SERVICE = "WANDB_SERVICE"  # the variable with which W&B hands its service on to child processes
+# The variable with which W&B hands its service on to child processes. The second of its parts is
+# the pid of the process that started the service.
+SERVICE = "WANDB_SERVICE"
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,7 @@ class WandB(Tracker):
         patience: float = PATIENCE,
     ) -> None:
         require("wandb")
-        # A process hands its service of W&B on to the processes that it starts. That service would
-        # still hold the run of a killed worker as one in use, and no other process could write it.
-        # The variable has the pid of the process that started the service as its second part.
-        if os.environ.get(SERVICE, "").split("-")[1:2] != [str(os.getpid())]:
-            os.environ.pop(SERVICE, None)
+        _forget_inherited_service()
         self.patience = patience
         self.dir = Path(dir)
         self.project = str(project)
@@ -85,16 +83,15 @@ class WandB(Tracker):
                 for point in points:
                     numbers[one_line(point.name)] = point.value
                 run.log(numbers, step=epoch)
-            summary: dict[str, Any] = {"state": trial.state}
+            summary: dict[str, object] = {"state": trial.state}
             for name, value in trial.values.items():
                 summary[f"final/{one_line(name)}"] = value
             run.summary.update(summary)
 
         run_id = f"{trial.study.uuid}-{trial.number}"
+        name = f"trial-{trial.number}"
         has_failed = trial.state == "failed"
-        self._write(
-            write, _RunSettings(trial.study, run_id, f"trial-{trial.number}", "trial", has_failed)
-        )
+        self._write(write, _RunSettings(trial.study, run_id, name, "trial", has_failed))
 
     def write_result(self, result: TrackedResult) -> None:
         import wandb
@@ -121,7 +118,14 @@ class WandB(Tracker):
         return numbers
 
     def _write(self, write: Callable[[Any], None], settings: _RunSettings) -> None:
-        """Writes a run; once more if W&B's service has died, without which all later runs fail."""
+        """Writes a run.
+
+        If W&B's service has died, all later runs would fail: then the run is written again, by
+        another service.
+
+        Args:
+            write: writes the content of the run that it is called with.
+        """
         import wandb
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
@@ -185,6 +189,18 @@ class WandB(Tracker):
                 for earlier in runs.glob(f"*run-*-{run_id}"):
                     shutil.rmtree(earlier)
                 shutil.move(folder, runs / folder.name)
+
+
+def _forget_inherited_service() -> None:
+    """Removes the service of W&B that another process has started from the environment.
+
+    A process hands its service on to the processes that it starts. That service would still hold
+    the run of a killed worker as one in use, and no other process could write it.
+    """
+    service = os.environ.get(SERVICE, "").split("-")
+    pid_of_starter = service[1:2]  # empty without a service
+    if pid_of_starter != [str(os.getpid())]:
+        os.environ.pop(SERVICE, None)
 
 
 def _plain(value: object) -> int | float | bool | str | None:
