@@ -5,8 +5,9 @@ import pytest
 from toys import compose
 
 from studies import CONF
-from studyloom.config.compose import GROUPS, Composer
+from studyloom.config.compose import Composer
 from studyloom.config.overrides import group_options
+from studyloom.config.sources import GROUPS
 from studyloom.errors import ConfigError
 
 

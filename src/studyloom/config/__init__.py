@@ -18,6 +18,7 @@ __all__ = [
     "runs",
     "scaffold",
     "schema",
+    "sources",
     "study_config",
     "trust",
     "values",

@@ -32,13 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom import processes
 from studyloom._version import __version__
-from studyloom.config.compose import (
-    GROUPS,
-    check_run_dir,
-    composing_once,
-    register,
-    restored_hydra,
-)
+from studyloom.config.compose import restored_hydra
 from studyloom.config.overrides import (
     STUDY_GROUPS,
     VERSION_BASE,
@@ -49,6 +43,7 @@ from studyloom.config.overrides import (
 )
 from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import Config, unknown_keys
+from studyloom.config.sources import GROUPS, check_run_dir, composing_once, register
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import TrustRules, in_force, read_yaml
 from studyloom.config.values import flatten, written_values

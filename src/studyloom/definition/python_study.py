@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from studyloom.config.compose import GROUPS, OF_NETWORKS
 from studyloom.config.main import read_given
 from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
 from studyloom.config.schema import SCHEMA, check_name
+from studyloom.config.sources import GROUPS, OF_NETWORKS
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.config.values import as_yaml
 from studyloom.data import Datasets, Loaded
