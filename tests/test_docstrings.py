@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 import studyloom
 import studyloom.data
+from studyloom.config.config_sources import GROUPS, OF_ALL, OF_NETWORKS
 from studyloom.config.schema import StudySection, TrainSection, WinnerSection
-from studyloom.config.sources import GROUPS, OF_ALL, OF_NETWORKS
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)

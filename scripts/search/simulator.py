@@ -25,8 +25,8 @@ from omegaconf import open_dict
 
 import studyloom
 from studyloom.config.compose import Composer
+from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
-from studyloom.config.sources import register
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.placement import place_point
 from studyloom.decisions.strategy import Strategy

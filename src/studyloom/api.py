@@ -28,7 +28,7 @@ from studyloom.winner.result import Result, from_document
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
 
-    from studyloom.config.main import Invocation, Source
+    from studyloom.config.invocation import Invocation, Source
     from studyloom.config.study_config import StudyConfig
     from studyloom.winner.predictor import Prediction, Predictor, WinnerFiles
     from studyloom.worker.task import Command
@@ -412,9 +412,9 @@ def run_from_python(
     source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
     """Runs a study for `studyloom.run` outside of a study module."""
-    from studyloom.config.main import invocation_of
+    from studyloom.config.invocation import find_invocation
 
-    return _run(invocation_of(source, overrides), overrides, quiet)
+    return _run(find_invocation(source, overrides), overrides, quiet)
 
 
 def _run(
@@ -543,7 +543,7 @@ def search(
         >>> print(study.winner.number in range(4))
         True
     """
-    from studyloom.config.main import of_sections
+    from studyloom.config.invocation import write_sections
     from studyloom.definition.python_study import ask
 
     more, less = _names(maximize), _names(minimize)
@@ -566,7 +566,7 @@ def search(
     given = {key: value for key, value in named.items() if value is not None}
     keywords = [*signature(search).parameters][1:-1]
     asked = ask(subject, {} if space is None else space, data, given | settings, keywords)
-    invocation = of_sections(asked.sections, asked.run_dir)
+    invocation = write_sections(asked.sections, asked.run_dir)
     asked.write()
     return _run(invocation, (), quiet, is_call=True, notes=asked.notes)
 

@@ -6,8 +6,8 @@ from toys import compose
 
 from studies import CONF
 from studyloom.config.compose import Composer
+from studyloom.config.config_sources import GROUPS
 from studyloom.config.overrides import group_options
-from studyloom.config.sources import GROUPS
 from studyloom.errors import ConfigError
 
 

@@ -8,7 +8,8 @@ from commands import ROOT
 from hydra.errors import HydraException
 
 from studies import CONF
-from studyloom.config.main import arguments, hydra_main
+from studyloom.config.arguments import rewrite_arguments
+from studyloom.config.main import hydra_main
 
 SECRET = "postgresql://user:hunter2@host/name"
 
@@ -127,7 +128,7 @@ def test_a_url_without_a_password_stays():
         "storage.url=${oc.env:X}",
         "params.password=3",
     ):
-        assert arguments([typed]) == [typed]
+        assert rewrite_arguments([typed]) == [typed]
 
 
 def test_a_dry_run_leaves_nothing_behind(command, tmp_path):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config import trust
+from studyloom.config.config_sources import register
 from studyloom.config.overrides import (
     VERSION_BASE,
     Override,
@@ -24,7 +25,6 @@ from studyloom.config.overrides import (
     group_options,
 )
 from studyloom.config.runs import config_folders, read_written, untrusted_run
-from studyloom.config.sources import register
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import as_yaml, has_key, value_at, written_values
 from studyloom.errors import ConfigError

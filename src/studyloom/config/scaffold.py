@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from studyloom.config.sources import GROUPS
+from studyloom.config.config_sources import GROUPS
 from studyloom.errors import ScaffoldError
 from studyloom.files import ASSETS
 

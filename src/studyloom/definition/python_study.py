@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from studyloom.config.main import read_given
+from studyloom.config.config_sources import GROUPS, OF_NETWORKS
+from studyloom.config.invocation import read_sections
 from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
 from studyloom.config.schema import SCHEMA, check_name
-from studyloom.config.sources import GROUPS, OF_NETWORKS
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.config.values import as_yaml
 from studyloom.data import Datasets, Loaded
@@ -357,7 +357,7 @@ def _add_arrays(study: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
 
 def write_definition(run_dir: Path, folder: Path) -> Path:
     """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
-    sections = read_given(run_dir)
+    sections = read_sections(run_dir)
     script = read_recorded_script(run_dir)
     text, errors = as_yaml(sections), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):

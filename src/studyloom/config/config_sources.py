@@ -51,7 +51,7 @@ QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
 class OwnGroups(SearchPathPlugin):
     """Adds `GROUPS` to the search path of every config, after the study's own folders.
 
-    Hydra asks each such plugin whenever it sets up a search path. The user's own code may compose
+    Hydra calls each such plugin whenever it sets up a search path. The user's own code may compose
     configs too, and gets no groups of studyloom.
     """
 
