@@ -17,6 +17,7 @@ from studyloom.text import nearest
 from studyloom.user_code.importing import ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
 
+Target = Callable[..., Any]  # a class or function that a section names
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them
 
 
@@ -29,8 +30,7 @@ def plain(section: object, key: str) -> dict[str, Any]:
     _check_for_missing(section, key)
     if not isinstance(section, Mapping):
         raise ConfigError(f"{key} must be a section; got {section}")
-    values: dict[str, Any] = copy_value(dict(section), key)
-    return values
+    return dict(copy_value(dict(section), key))
 
 
 def _check_for_missing(value: object, key: str) -> None:
@@ -45,7 +45,7 @@ def _check_for_missing(value: object, key: str) -> None:
         raise ConfigError(f"Missing mandatory value: {key}")
 
 
-def find_target(section: object, key: str) -> Callable[..., Any]:
+def find_target(section: object, key: str) -> Any:
     """Returns the class or function that a section names by `_target_`; see `build`."""
     _check_for_missing(section, key)
     check_section(key, section)
@@ -53,7 +53,7 @@ def find_target(section: object, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key} must have a _target_, the dotted name of a class or function")
     name = section["_target_"]
     try:
-        target: Callable[..., Any] = find_member(name)
+        target: Target = find_member(name)
         if not callable(target):
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
     except ConfigError:  # the module does what no import should do, whatever key names it
@@ -87,7 +87,7 @@ def build(section: object, key: str, **offered: object) -> Any:
     return call_target(find_target(section, key), section, key, **offered)
 
 
-def call_target(target: Callable[..., Any], section: object, key: str, **offered: object) -> Any:
+def call_target(target: Target, section: object, key: str, **offered: object) -> Any:
     """Calls a target with the keys of a section that has named it, or one like it; see `build`."""
     values = plain(section, key)
     arguments = _accepted_arguments(target, values, offered)
@@ -115,7 +115,7 @@ def call_target(target: Callable[..., Any], section: object, key: str, **offered
 
 
 def _accepted_arguments(
-    target: Callable[..., Any], values: Mapping[str, object], offered: Mapping[str, object]
+    target: Target, values: Mapping[str, object], offered: Mapping[str, object]
 ) -> dict[str, object]:
     """Returns the offered arguments that a target has parameters for, and no value yet."""
     arguments: dict[str, object] = {}
@@ -170,7 +170,7 @@ def _is_section(value: object) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def _build_within(value: object, key: str) -> Any:
+def _build_within(value: object, key: str) -> object:
     """Copies a value of a section, and builds the sections in it."""
     if _is_section(value):
         return build(value, key)

@@ -269,7 +269,7 @@ def application(
 
 
 def values_of_application(
-    config: DictConfig, values: Mapping[str, object], keys: Iterable[str]
+    config: Any, values: Mapping[str, object], keys: Iterable[str]
 ) -> dict[str, Any]:
     """Returns what the config of an application has at some keys, once values are set in it.
 

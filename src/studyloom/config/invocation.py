@@ -281,7 +281,9 @@ def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
 
 
 def write_sections(
-    primary: Mapping[str, object], run_dir: Path, groups: Mapping[str, object] | None = None
+    primary: Mapping[str, object],
+    run_dir: Path,
+    groups: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Invocation:
     """Writes a primary config below its run directory, where the workers read it.
 
@@ -292,7 +294,7 @@ def write_sections(
         ConfigError: a value has a password, or the directory cannot be written to.
     """
     check_run_dir(str(run_dir))
-    configs: dict[str, Any] = {WRITTEN: primary}
+    configs = {WRITTEN: primary}
     values = dict(primary)
     for group, option in (groups or {}).items():
         configs[f"{group}/{WRITTEN}"] = option
@@ -335,8 +337,7 @@ def read_sections(run_dir: Path) -> dict[str, Any]:
     if hydra_config is None or hydra_config.job.config_name != WRITTEN:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(hydra_config)["main"]) / f"{WRITTEN}.yaml"
-    sections: dict[str, Any] = written_values(read_yaml(path, trusted=True))
-    return sections
+    return dict(written_values(read_yaml(path, trusted=True)))
 
 
 # The state of the process

@@ -265,8 +265,7 @@ def merge_setting(sections: Mapping[str, object], key: str, value: object) -> di
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: {describe_compose_error(error)}") from error
-    merged: dict[str, Any] = written_values(config)
-    return merged
+    return dict(written_values(config))
 
 
 def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
@@ -243,7 +242,7 @@ def packages_to_trust(config: object) -> list[str]:
     return sorted(packages)
 
 
-def content_errors(config: Mapping[Any, object], trusted: Sequence[str]) -> Iterator[str]:
+def content_errors(config: Mapping[str, object], trusted: Sequence[str]) -> Iterator[str]:
     """Finds forbidden settings in sections of an untrusted config, as plain values."""
     for section, content in config.items():
         if section in NEVER:
@@ -259,7 +258,7 @@ def content_errors(config: Mapping[Any, object], trusted: Sequence[str]) -> Iter
 
 
 def _section_errors(
-    section: str, content: Mapping[Any, object], trusted: Sequence[str]
+    section: str, content: Mapping[str, object], trusted: Sequence[str]
 ) -> Iterator[str]:
     """Finds keys of a section that access resources outside the study."""
     target = str(content.get("_target_"))

@@ -92,7 +92,7 @@ def written_values(config: object) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
-def with_values(config: Mapping[str, object], values: Mapping[str, object]) -> dict[str, Any]:
+def with_values(config: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object]:
     """Returns a config with other values at some keys; what has not changed is shared."""
     changed = dict(config)
     for key, value in values.items():
@@ -169,7 +169,7 @@ def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def flatten(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Yields the innermost values of nested mappings with their paths; {} counts as a value."""
     if not isinstance(value, dict) or not value:
         yield path, value
