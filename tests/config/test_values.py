@@ -22,7 +22,7 @@ def test_values_are_set_on_a_copy():
     assert base["model"]["hidden"] == [128]
 
 
-def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
+def test_a_config_has_a_null_key_but_no_key_within_a_list():
     cfg, _ = compose()
     for key in ("train", "train.clip", "model.hidden"):
         assert has_key(cfg, key)
