@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from studyloom.config.compose import note_run, recompose
-from studyloom.config.runs import read_run, storage_url
+from studyloom.config.runs import read_run, read_storage_url
 from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError
 from studyloom.files import MARK
@@ -73,11 +73,11 @@ def test_a_url_file_must_be_readable_by_its_owner_only(strange, tmp_path):
             file.chmod(mode)
         cfg = strange("storage=postgres", f"storage.file={file}")
         with pytest.raises(ConfigError, match=f"storage.file: .*{expected}") as caught:
-            storage_url(cfg)
+            read_storage_url(cfg)
         assert "hunter2" not in str(caught.value)
     file.write_text(f"{SECRET}\n")
     file.chmod(0o600)
-    assert storage_url(cfg) == SECRET
+    assert read_storage_url(cfg) == SECRET
     assert read_run(tmp_path / "run", trusted=True) == (SECRET, "mnist")
     assert "hunter2" not in "".join(
         path.read_text() for path in (tmp_path / "run" / ".hydra").iterdir()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from studyloom.config.schema import RANGES, SCHEMA, check_name, out_of_range
+from studyloom.config.schema import RANGES, SCHEMA, check_name, find_out_of_range
 
 
 def test_an_unknown_key_that_plus_adds_to_a_section_is_refused(command, capsys):
@@ -28,7 +28,7 @@ NAMES = [(name, allowed) for allowed, names in RANGES.items() for name in names]
 
 
 def test_each_key_with_a_range_is_a_number_and_its_default_is_in_the_range():
-    assert [*out_of_range(SCHEMA)] == []
+    assert [*find_out_of_range(SCHEMA)] == []
     for name, _ in NAMES:
         section, _, key = name.partition(".")
         node = type(SCHEMA[section]._get_node(key)).__name__
@@ -45,6 +45,6 @@ def test_a_number_out_of_range_is_an_error_that_names_the_range(name, allowed):
     for value in (*inside, *outside):
         config = SCHEMA.copy()
         config[section][key] = value if is_whole else float(value)
-        errors = [*out_of_range(config)]
+        errors = [*find_out_of_range(config)]
         assert len(errors) == (value in outside), (value, errors)
         assert all(line.startswith(f"{name} must be {allowed.text}") for line in errors)

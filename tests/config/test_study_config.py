@@ -93,9 +93,9 @@ def test_the_config_of_the_users_functions_is_read_only():
 
 def test_merged_options_of_several_groups_equal_what_hydra_composes(monkeypatch):
     config, shared = compose("optimizer.lr=0.5", "train.epochs=3", "model.hidden=[64]")
-    composer = replace(shared, base=config, _cache={}, _composed={})
+    composer = replace(shared, base=config, _completed={}, _composed={})
     choices = {"model": "cnn", "optimizer": "sgd", "loss": "mse"}
-    together = replace(shared, _cache={}, _composed={}).compose(choices)
+    together = replace(shared, _completed={}, _composed={}).compose(choices)
     for group, option in choices.items():
         composer.compose({group: option})
     monkeypatch.setattr(hydra, "compose", None)

@@ -18,7 +18,7 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import (
     check_targets,
-    content_errors,
+    find_content_errors,
     packages_to_trust,
     read_yaml,
 )
@@ -470,7 +470,7 @@ def test_a_new_section_is_refused_until_it_is_listed_as_open():
     for key in REACHES_OUT:
         config = OmegaConf.create()
         OmegaConf.update(config, key, "x")
-        assert [*content_errors(OmegaConf.to_container(config), ["hydra"])], key
+        assert [*find_content_errors(OmegaConf.to_container(config), ["hydra"])], key
 
 
 def test_paths_of_untrusted_data_are_refused_for_every_package():
@@ -488,5 +488,5 @@ def test_paths_of_untrusted_data_are_refused_for_every_package():
         "data.load.path": {"load": table | {"path": "x.csv"}},
     }
     for key, section in cases.items():
-        (words,) = content_errors({"data": section}, ["torchvision", "torch", key])
+        (words,) = find_content_errors({"data": section}, ["torchvision", "torch", key])
         assert words.startswith(f"{key} reaches outside the study")

@@ -8,7 +8,7 @@ from studyloom.config.values import has_key, value_at
 def test_values_are_set_on_a_copy():
     cfg, shared = compose()
     composer = replace(
-        shared, _cache={}, _composed={}
+        shared, _completed={}, _composed={}
     )  # what other tests have kept there may be changed
     base = composer.compose({})
     changed = base.with_values({"optimizer.lr": 0.5, "model.hidden": [1, 2], "train.batch_size": 8})

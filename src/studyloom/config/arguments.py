@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from studyloom.config.config_sources import GROUPS
 from studyloom.config.overrides import Override, describe_compose_error, find_override_errors
-from studyloom.config.schema import unknown_keys
+from studyloom.config.schema import find_unknown_keys
 from studyloom.config.trust import TrustRules
 from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError
@@ -116,7 +116,7 @@ def find_trust_rules(argv: Sequence[str], folder: Path) -> TrustRules:
 
 def find_config_errors(config: DictConfig) -> list[str]:
     """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
-    errors = unknown_keys(config)
+    errors = find_unknown_keys(config)
     if HydraConfig.get().job.chdir:
         way_out = "leave it out; run_dir=… says where the files of a study are"
         errors.append(f"hydra.job.chdir=true: {way_out}")

@@ -131,7 +131,7 @@ def _accepted_arguments(
 ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 
 
-def section_of(config: Mapping[str, object], key: str) -> Mapping[str, object] | None:
+def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object] | None:
     """Returns the section with a target that a key is an argument of; None if there is none.
 
     Keys of `params` are arguments of the custom training loop.
@@ -143,14 +143,14 @@ def section_of(config: Mapping[str, object], key: str) -> Mapping[str, object] |
     return section
 
 
-def argument(config: Mapping[str, object], key: str) -> inspect.Parameter | None:
+def find_parameter(config: Mapping[str, object], key: str) -> inspect.Parameter | None:
     """Returns the parameter of a section's target that a missing key would set.
 
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
         cannot be imported is assumed to have it: the error comes when it is built.
     """
-    section = section_of(config, key)
+    section = find_section(config, key)
     if section is None:
         return None
     try:

@@ -30,6 +30,7 @@ from studyloom.config.values import as_yaml, has_key, value_at, written_values
 from studyloom.errors import ConfigError
 from studyloom.files import is_trusted, mark_trusted, write_whole
 
+Choices = frozenset[tuple[str, str]]  # groups, each with the option that is chosen for it
 OPTIMIZER_GROUPS = "optimizer.groups"  # a key of every optimizer: no argument of its class
 
 
@@ -52,12 +53,9 @@ class Composer:
     choices: Mapping[str, str]
     base: StudyConfig | None = None
     complete: Callable[[StudyConfig, Mapping[str, str]], StudyConfig] = lambda config, _: config
-    _cache: dict[frozenset[tuple[str, str]], StudyConfig] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    _composed: dict[frozenset[tuple[str, str]], StudyConfig] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    # Configs by the choices that differ from the user's own: completed ones, and those of Hydra.
+    _completed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
+    _composed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_hydra(cls) -> "Composer":
@@ -75,7 +73,7 @@ class Composer:
 
     def keep(self, config: StudyConfig) -> None:
         """Caches the user's own config, so that Hydra need not build it again."""
-        self._cache[frozenset()] = config
+        self._completed[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:
         """Composes the config under other choices, by group; ConfigError if that is not possible.
@@ -87,14 +85,14 @@ class Composer:
             if self.choices.get(group) != option:
                 changed[group] = option
         cache_key = frozenset(changed.items())
-        if cache_key not in self._cache:
+        if cache_key not in self._completed:
             try:
                 composed = self._merge_options(changed)
-                self._cache[cache_key] = self.complete(composed, {**self.choices, **changed})
+                self._completed[cache_key] = self.complete(composed, {**self.choices, **changed})
             except Exception as error:
                 assignments = ", ".join(_assignments(changed))
                 raise ConfigError(f"{assignments}: {describe_compose_error(error)}") from error
-        return self._cache[cache_key]
+        return self._completed[cache_key]
 
     def _merge_options(self, changed: Mapping[str, str]) -> StudyConfig:
         """Merges the sections of groups, each composed with its own options.
@@ -115,6 +113,7 @@ class Composer:
         return self.base.with_sections(sections)
 
     def _compose_once(self, changed: Mapping[str, str]) -> StudyConfig:
+        """Composes the config under changed choices, or returns it if it was composed before."""
         cache_key = frozenset(changed.items())
         if cache_key not in self._composed:
             self._composed[cache_key] = StudyConfig.of(self._compose(changed))
@@ -132,7 +131,10 @@ class Composer:
         return file
 
     def _compose(self, changed: Mapping[str, str]) -> DictConfig:
-        """Composes without the overrides within the changed groups, then with those that fit."""
+        """Composes without the overrides within the changed groups, then with those that fit.
+
+        Only a composed config shows which keys the other options have.
+        """
         keys = [group.replace("/", ".") for group in changed]
         overrides = [override for override in self.overrides if override.key not in keys]
         within = [override for override in overrides if _is_of_option(override, keys)]
@@ -171,6 +173,9 @@ def _is_of_option(override: Override, keys: Sequence[str]) -> bool:
 
 def _without(overrides: Sequence[Override], removed: Sequence[Override]) -> list[Override]:
     return [override for override in overrides if override not in removed]
+
+
+# The state of Hydra
 
 
 @contextmanager
@@ -239,6 +244,9 @@ def find_config(key: str, name: str) -> Path:
     )
 
 
+# The user's own Hydra applications
+
+
 @contextmanager
 def application(
     config: Path, values: Mapping[str, object], output: Path | None = None
@@ -280,6 +288,9 @@ def values_of_application(
     merged = OmegaConf.merge(config, values)
     assert isinstance(merged, DictConfig)
     return {key: value_at(merged, key) for key in keys}
+
+
+# Commands of run directories
 
 
 def note_run(run_dir: Path, config: StudyConfig) -> None:

@@ -34,7 +34,7 @@ from studyloom.config.compose import restored_hydra
 from studyloom.config.config_sources import GROUPS, check_run_dir, register
 from studyloom.config.overrides import STUDY_GROUPS, VERSION_BASE, Override
 from studyloom.config.runs import config_folders, read_written
-from studyloom.config.schema import Config, unknown_keys
+from studyloom.config.schema import Config, find_unknown_keys
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import read_yaml
 from studyloom.config.values import as_yaml, flatten, written_values
@@ -266,7 +266,7 @@ def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     Each group becomes a separate file, so that overrides and spaces can choose other options.
     """
     if OmegaConf.get_type(config) is not Config:
-        raise ConfigError(unknown_keys(config))
+        raise ConfigError(find_unknown_keys(config))
     sections = written_values(config)
     sections.pop("hydra", None)
     groups = {}

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.references import is_within
-from studyloom.config.schema import SCHEMA, unknown_keys
+from studyloom.config.schema import SCHEMA, find_unknown_keys
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, written_values
 from studyloom.environment import variables_help
@@ -129,7 +129,7 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
             return []  # the error is in the config itself
         for override in _choices_first(options.overrides):
             try:
-                unknown = unknown_keys(compose([*accepted, override.text]))
+                unknown = find_unknown_keys(compose([*accepted, override.text]))
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
                 explanation = explain_override(
                     override, error, functools.partial(compose, accepted)
@@ -204,7 +204,7 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
             names = [str(name) for name in node if str(name) != "hydra"]
             explanation = describe_unknown_key(".".join(parts[: depth + 1]), names)
             if depth == 0:
-                suggestion = meant(parts[-1], config)
+                suggestion = suggest_key(parts[-1], config)
                 if suggestion:
                     return explanation.partition("; did you mean")[0] + suggestion
             return explanation
@@ -212,7 +212,7 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
     return None
 
 
-def meant(name: str, config: Mapping[str, object]) -> str:
+def suggest_key(name: str, config: Mapping[str, object]) -> str:
     """Suggests the whole key of a name that was typed without its section, such as `trials`."""
     if isinstance(config, StudyConfig):
         sections = config.written

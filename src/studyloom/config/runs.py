@@ -25,7 +25,7 @@ SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
 EMBEDDED = "embedded_postgres:///"  # the URL of a server whose data lies in the run directory
 
 
-def storage_url(config: Mapping[str, object]) -> str | None:
+def read_storage_url(config: Mapping[str, object]) -> str | None:
     """Reads the storage URL of a config from `storage.file` or, without one, `storage.url`.
 
     Raises:
@@ -98,7 +98,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
 def _read_trusted(config: DictConfig) -> StudyAddress:
     name = str(value_at(config, "study.name"))
     try:
-        return StudyAddress(storage_url(config), name)
+        return StudyAddress(read_storage_url(config), name)
     except InterpolationResolutionError:  # a variable is not set
         return StudyAddress(None, name)
 

@@ -259,7 +259,7 @@ SCHEMA: DictConfig = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
-def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
+def find_out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
     """Yields a line for each value outside of its range in `RANGES`; null is always allowed."""
     for allowed, names in RANGES.items():
         for name in names:
@@ -289,7 +289,7 @@ def check_name(name: str) -> str | None:
     return f"study.name must be a folder name, not {name!r}: it {reason}"
 
 
-def unknown_keys(config: DictConfig) -> list[str]:
+def find_unknown_keys(config: DictConfig) -> list[str]:
     """Finds keys in studyloom's own sections that the schema lacks, and returns a line for each.
 
     Hydra itself accepts `+study.trails=9`. An objective with a `_target_` may have further keys:

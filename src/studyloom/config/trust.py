@@ -134,7 +134,7 @@ class TrustRules:
         if package != "_global_":
             for group in reversed(name.split("/")[:-1]):
                 sections = {group: sections}
-        errors += content_errors(sections, self.trusted)
+        errors += find_content_errors(sections, self.trusted)
         if errors:
             raise ConfigError([f"{path}: {error}" for error in errors])
 
@@ -242,7 +242,7 @@ def packages_to_trust(config: object) -> list[str]:
     return sorted(packages)
 
 
-def content_errors(config: Mapping[str, object], trusted: Sequence[str]) -> Iterator[str]:
+def find_content_errors(config: Mapping[str, object], trusted: Sequence[str]) -> Iterator[str]:
     """Finds forbidden settings in sections of an untrusted config, as plain values."""
     for section, content in config.items():
         if section in NEVER:

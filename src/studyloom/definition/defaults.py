@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from studyloom.config.build import argument
+from studyloom.config.build import find_parameter
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import has_key, value_at
 from studyloom.space.tree import Space, find_default
@@ -34,7 +34,7 @@ def with_defaults(
         section = key.partition(".")[0]
         parameter = None
         if not has_key(config, key):
-            parameter = argument(config, key)
+            parameter = find_parameter(config, key)
             # Without a declaration, a name next to other params may be a misspelt one.
             free = section == "params" and (node.default is not None or not has_params)
             if parameter is None and not free:

@@ -23,7 +23,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from studyloom.config.config_sources import GROUPS, OF_NETWORKS
 from studyloom.config.invocation import read_sections
-from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
+from studyloom.config.overrides import STUDY_GROUPS, merge_setting, suggest_key
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.config.values import as_yaml
@@ -174,7 +174,7 @@ def _near_keyword(name: str, keywords: Sequence[str]) -> str:
     """Suggests a keyword of `search`, or the section that has a key of this name."""
     if close := get_close_matches(name, keywords, n=1, cutoff=0.8):
         return f"; did you mean {close[0]}?"
-    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", meant(name, SCHEMA))
+    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", suggest_key(name, SCHEMA))
     return in_section or nearest(name, SECTIONS)
 
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from optuna.distributions import IntDistribution
 
-from studyloom.config.build import argument, section_of
+from studyloom.config.build import find_parameter, find_section
 from studyloom.config.overrides import explain_key
-from studyloom.config.schema import Config, check_name, out_of_range
+from studyloom.config.schema import Config, check_name, find_out_of_range
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
@@ -78,7 +78,7 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
 def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterator[str]:
     """Yields errors in studyloom's sections, which need neither the data nor the space."""
     yield from filter(None, [check_name(definition.config.study.name)])
-    yield from out_of_range(definition.config)
+    yield from find_out_of_range(definition.config)
     yield from _rules(definition)
     yield from _check_objectives(definition)
     yield from strategy.check()
@@ -187,8 +187,8 @@ def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
 
 def _declaring(branch: Branch, node: ValueNode | ListNode, default: Any) -> str:
     """Returns the name of the class or function that declares a default, or ""."""
-    section = section_of(branch.config, node.key)
-    declared = argument(branch.config, node.key)
+    section = find_section(branch.config, node.key)
+    declared = find_parameter(branch.config, node.key)
     if node.default is not None or section is None or declared is None:
         return ""
     if declared.default is inspect.Parameter.empty:
