@@ -278,7 +278,7 @@ def application(
 
 def values_of_application(
     config: Any, values: Mapping[str, object], keys: Iterable[str]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Returns what the config of an application has at some keys, once values are set in it.
 
     Args:

@@ -115,13 +115,14 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
     The list is empty if the error is in the config itself.
     """
     options = parse_command_line(config_path, config_name, argv)
-    first, second = Path(options.config_dir).absolute(), Path(options.config_path).absolute()
-    if not (first / f"{options.config_name}.yaml").exists():
-        first, second = second, first  # the primary config must lie in the first folder
+    folder = Path(options.config_dir).absolute()
+    other_folder = Path(options.config_path).absolute()
+    if not (folder / f"{options.config_name}.yaml").exists():  # it must have the primary config
+        folder, other_folder = other_folder, folder
     errors: list[str] = []
-    accepted = [f"hydra.searchpath=[file://{second}]"]
+    accepted = [f"hydra.searchpath=[file://{other_folder}]"]
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(first), **VERSION_BASE):
+    with hydra.initialize_config_dir(str(folder), **VERSION_BASE):
         compose = functools.partial(hydra.compose, options.config_name)
         try:
             compose(accepted)
@@ -136,7 +137,7 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
                 )
                 section, _, name = override.key.partition(".")
                 if section == "params" and "no such key" in explanation and "." not in name:
-                    file = first / f"{options.config_name}.yaml"
+                    file = folder / f"{options.config_name}.yaml"
                     explanation += suggest_line(name, override.value or "", file, section)
                 errors.append(explanation)
                 continue
