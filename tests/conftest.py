@@ -19,7 +19,7 @@ from alembic.util import pyfiles
 from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
 
-from studyloom.config.compose import register
+from studyloom.config.config_sources import register
 
 register()  # schema and groups, for tests that compose by themselves as a page would
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import studyloom
 import studyloom.data
-from studyloom.config.compose import GROUPS, OF_ALL, OF_NETWORKS
+from studyloom.config.config_sources import GROUPS, OF_ALL, OF_NETWORKS
 from studyloom.config.schema import StudySection, TrainSection, WinnerSection
 
 PUBLIC = {

@@ -24,7 +24,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 
 import studyloom
-from studyloom.config.compose import Composer, register
+from studyloom.config.compose import Composer
+from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.placement import place_point

@@ -28,7 +28,7 @@ from studyloom.winner.result import Result, from_document
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
 
-    from studyloom.config.main import Invocation, Source
+    from studyloom.config.invocation import Invocation, Source
     from studyloom.config.study_config import StudyConfig
     from studyloom.winner.predictor import Prediction, Predictor, WinnerFiles
     from studyloom.worker.task import Command
@@ -440,9 +440,9 @@ def run_from_python(
     source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
     """Runs a study for `studyloom.run` outside of a study module."""
-    from studyloom.config.main import invocation_of
+    from studyloom.config.invocation import find_invocation
 
-    return _run(invocation_of(source, overrides), overrides, quiet)
+    return _run(find_invocation(source, overrides), overrides, quiet)
 
 
 def _run(
@@ -580,7 +580,7 @@ def search(
         >>> print(study.winner.number in range(4))
         True
     """
-    from studyloom.config.main import of_sections
+    from studyloom.config.invocation import write_sections
     from studyloom.definition.python_study import read_call
 
     if space is None:
@@ -608,7 +608,7 @@ def search(
     all_settings |= settings
     _, *keywords, _ = signature(search).parameters  # without `subject` and `settings`
     study = read_call(subject, space, data, all_settings, keywords)
-    invocation = of_sections(study.sections, study.run_dir)
+    invocation = write_sections(study.sections, study.run_dir)
     study.write()
     return _run(invocation, (), quiet, is_call=True, notes=study.notes)
 

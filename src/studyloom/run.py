@@ -13,7 +13,7 @@ from studyloom.errors import StudyloomError
 
 if TYPE_CHECKING:
     from studyloom.api import Study
-    from studyloom.config.main import Source
+    from studyloom.config.invocation import Source
 
 
 def run(source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False) -> "Study":

@@ -27,7 +27,7 @@ def section(**values):
     return {"_target_": "test_build.Part", **values}
 
 
-def test_a_part_is_built_with_what_it_accepts_and_has_no_value_for():
+def test_build_passes_an_offered_argument_that_the_section_lacks():
     offered = {"seed": 7, "shape": (1, 2), "depth": 2}
     for values, given in (
         ({"width": 3}, {"width": 3, "depth": 2, "seed": 7}),
@@ -39,12 +39,12 @@ def test_a_part_is_built_with_what_it_accepts_and_has_no_value_for():
     assert (type(lists["width"]), type(lists["extra"])) == (list, dict)
 
 
-def test_a_partial_part_waits_for_its_arguments():
+def test_a_partial_section_becomes_a_function_of_the_missing_arguments():
     make = build(section(_partial_=True, depth=2), "part", seed=7)
     assert make(width=3).given == {"width": 3, "depth": 2, "seed": 7}
 
 
-def test_a_target_that_is_not_there_is_named():
+def test_an_error_names_a_target_that_does_not_exist():
     for target, words in {
         "studyloom.models.MPL": r"part\._target_=studyloom\.models\.MPL: .*did you mean MLP\?",
         "no_such_package.Net": r"part\._target_=no_such_package\.Net: .*No module named 'no_such_p",
@@ -57,7 +57,7 @@ def test_a_target_that_is_not_there_is_named():
         build({"width": 3}, "part")
 
 
-def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+def test_an_error_says_why_a_target_module_cannot_be_imported(tmp_path, monkeypatch):
     (tmp_path / "guests").mkdir()
     (tmp_path / "guests" / "__init__.py").touch()
     (tmp_path / "guests" / "pole.py").write_text("import a_package_that_is_not_installed\n")
@@ -68,7 +68,7 @@ def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
         build(section(_target_="guests.pile.train"), "part")
 
 
-def test_the_words_of_a_constructor_are_those_of_the_user():
+def test_the_error_of_a_constructor_is_described_in_its_own_words():
     with pytest.raises(ValueError, match=r"model\.width is 3: expected 4") as caught:
         build(section(width={"_target_": "test_build.Broken"}), "part")
     assert describe_error(caught.value) == "model.width is 3: expected 4"
@@ -76,7 +76,7 @@ def test_the_words_of_a_constructor_are_those_of_the_user():
     assert describe_error(ValueError("a\n  b")) == "a b"
 
 
-def test_an_exception_that_has_no_text_is_described_by_its_type():
+def test_an_exception_without_a_text_is_described_by_its_type():
     class Unreadable(ValueError):
         def __str__(self):
             raise SystemExit(1)
@@ -84,7 +84,7 @@ def test_an_exception_that_has_no_text_is_described_by_its_type():
     assert describe_error(Unreadable()) == "Unreadable"
 
 
-def test_a_trial_has_a_job_for_each_fold_and_seed_with_seeds_of_their_own():
+def test_a_trial_has_a_job_for_each_fold_and_seed_with_its_own_seed():
     cfg, _ = compose("objective.folds=3", "objective.seeds=2", "train.l1=0.5", "train.epochs=4")
     folds = [(torch.arange(200) + k, torch.arange(5) + k) for k in range(3)]
     jobs = build_jobs(cfg, folds, seed=9)
@@ -97,7 +97,7 @@ def test_a_trial_has_a_job_for_each_fold_and_seed_with_seeds_of_their_own():
     assert jobs[0].model(shape=(1, 4, 4), outputs=3)(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
 
 
-def test_a_network_is_given_the_shape_and_the_outputs_by_the_names_it_has_for_them():
+def test_a_network_gets_the_shape_and_outputs_that_its_signature_names():
     for network, made in {"classifier": ((2, 3), 4, 5), "regressor": (4, 5), "fixed": 5}.items():
         section = {"_target_": f"{__name__}.{network}", "width": 5}
         assert build_network(section, [2, 3], 4) == made
@@ -123,7 +123,7 @@ class Keeper:
         values.append(4)
 
 
-def test_each_object_has_lists_of_its_own_although_its_section_was_built_before():
+def test_two_objects_built_from_one_section_share_no_list():
     section = {"_target_": f"{__name__}.Keeper", "values": [1, 2, 3]}
     first, second = build(section, "keeper"), build(section, "keeper")
     assert first.values == second.values == [1, 2, 3, 4]

@@ -5,12 +5,13 @@ import pytest
 from toys import compose
 
 from studies import CONF
-from studyloom.config.compose import GROUPS, Composer
+from studyloom.config.compose import Composer
+from studyloom.config.config_sources import GROUPS
 from studyloom.config.overrides import group_options
 from studyloom.errors import ConfigError
 
 
-def test_composing_again_carries_the_users_own_overrides_where_the_other_branch_has_them(composing):
+def test_another_option_keeps_the_overrides_whose_keys_it_has(composing):
     _, composer = compose("optimizer.lr=0.5", "train.epochs=3", "model.hidden=[64]")
     cfg = composer.compose({"model": "cnn", "optimizer": "sgd"})
     assert cfg["model"]["_target_"] == "studyloom.models.CNN"
@@ -19,7 +20,7 @@ def test_composing_again_carries_the_users_own_overrides_where_the_other_branch_
     assert composer.compose({"model": "mlp"})["model"]["hidden"] == [64]
 
 
-def test_what_was_added_to_ones_own_choice_is_not_added_to_another():
+def test_keys_that_overrides_add_to_one_option_are_not_added_to_another():
     _, composer = compose("+model.bias=3", "++model.gain=4", "~model.hidden", "~model.dropout")
     other = composer.compose({"model": "cnn"})["model"]
     assert {"bias", "gain", "dropout", "hidden"} & {*other} == set()
@@ -29,7 +30,7 @@ def test_what_was_added_to_ones_own_choice_is_not_added_to_another():
     assert "hidden" not in own
 
 
-def test_parameter_groups_are_of_every_optimizer():
+def test_every_optimizer_keeps_parameter_groups():
     groups = {"head": {"match": "4.*", "lr": 0.5}}
     for added, set_after in (
         ("+optimizer.groups={head: {match: '4.*', lr: 0.5}}", "train.epochs=3"),
@@ -42,14 +43,14 @@ def test_parameter_groups_are_of_every_optimizer():
             assert (chosen["groups"], chosen.get("amsgrad")) == (groups, amsgrad), name
 
 
-def test_a_config_is_composed_once(monkeypatch):
+def test_a_composer_composes_each_choice_of_options_once(monkeypatch):
     _, composer = compose("model.hidden=[64]")
     first = composer.compose({"model": "cnn", "optimizer": "sgd"})
     monkeypatch.setattr(hydra, "compose", None)
     assert composer.compose({"optimizer": "sgd", "model": "cnn"}) is first
 
 
-def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
+def test_a_composer_searches_the_config_folders_of_the_command(command, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: studyloom.models.MLP\n")
     composed = []
@@ -62,13 +63,13 @@ def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
     assert [cfg["model"]["blocks"] for cfg in composed] == [2, 2]
 
 
-def test_an_option_that_does_not_compose_is_named():
+def test_an_error_names_an_option_that_does_not_compose():
     _, composer = compose("train.epochs=3")
     with pytest.raises(ConfigError, match=r"model=ran: .*Could not find 'model/ran'"):
         composer.compose({"model": "ran"})
 
 
-def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
+def test_an_option_in_the_users_folder_hides_one_of_studyloom(tmp_path):
     assert Path(CONF) == GROUPS
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "cnn.yaml").write_text("_target_: mine.CNN\n")
@@ -82,7 +83,7 @@ def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
     assert compose("model=cnn", name="own", folder=tmp_path)[0]["model"]["_target_"] == "mine.CNN"
 
 
-def test_a_config_that_is_edited_is_read_anew_and_what_one_changes_no_other_sees(tmp_path):
+def test_a_config_file_is_read_again_after_an_edit_and_never_shared(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("defaults: [mnist, _self_]\nstudy: {trials: 3}\n")
     first, _ = compose(name="own", folder=tmp_path)

@@ -8,12 +8,13 @@ from commands import ROOT
 from hydra.errors import HydraException
 
 from studies import CONF
-from studyloom.config.main import arguments, hydra_main
+from studyloom.config.arguments import rewrite_arguments
+from studyloom.config.main import hydra_main
 
 SECRET = "postgresql://user:hunter2@host/name"
 
 
-def test_all_mistakes_are_told_without_a_traceback_and_end_with_2(command, capsys, tmp_path):
+def test_all_errors_of_a_command_line_are_printed_with_exit_code_2(command, capsys, tmp_path):
     overrides = ("model=mpl", "study.trails=3", "study.trials=many", "train.l1=[1")
     assert command(*overrides) == 2
     out, err = capsys.readouterr()
@@ -23,23 +24,21 @@ def test_all_mistakes_are_told_without_a_traceback_and_end_with_2(command, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_says_at_once_that_it_begins_unless_a_program_reads_it(
-    command, capsys, monkeypatch
-):
+def test_a_command_prints_that_it_starts_unless_a_program_reads_it(command, capsys, monkeypatch):
     monkeypatch.setenv("STUDYLOOM_JSON", "")
     for more, shown in (((), "mnist: starting\n"), (("--dry-run",), ""), (("--json",), "{")):
         assert command("model=mpl", *more) == 2
         assert capsys.readouterr().out[: len(shown) or None] == shown
 
 
-def test_a_mistake_in_another_option_is_a_json_document_too(command, capsys, monkeypatch):
+def test_json_reports_an_error_in_another_option(command, capsys, monkeypatch):
     for argv in (("--events", "--json"), ("notify=[", "--json"), (f"storage={SECRET}", "--json")):
         monkeypatch.setenv("STUDYLOOM_JSON", "")
         assert command(*argv) == 2
         assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
-def test_a_command_begins_before_torch_is_imported():
+def test_a_command_prints_that_it_starts_before_torch_is_imported():
     """It takes seconds."""
     code = (
         "import atexit, sys; from studyloom.cli import main;"
@@ -51,7 +50,7 @@ def test_a_command_begins_before_torch_is_imported():
 
 
 @pytest.mark.parametrize("options", [["--help"], ["--version"], ["--cfg", "job"], ["model=mpl"]])
-def test_a_command_does_not_fail_when_the_reader_of_its_output_has_gone(options):
+def test_a_command_whose_output_pipe_is_closed_does_not_fail(options):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:
@@ -62,14 +61,14 @@ def test_a_command_does_not_fail_when_the_reader_of_its_output_has_gone(options)
     assert mistaken or not done.stderr
 
 
-def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):
+def test_a_multirun_is_refused(command, capsys, tmp_path):
     for flag in ("-m", "hydra.mode=MULTIRUN"):
         assert command(flag, "train.epochs=1,2") == 2
         assert capsys.readouterr().err.startswith(f"error: {flag}: ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_before_a_study_handles_it_ends_with_a_line_and_130(command, capfd):
+def test_an_early_interrupt_prints_one_line_and_exits_with_130(command, capfd):
     def interrupted(cfg):
         raise KeyboardInterrupt
 
@@ -78,13 +77,13 @@ def test_an_interrupt_before_a_study_handles_it_ends_with_a_line_and_130(command
     assert capfd.readouterr().err == "stopped before the first trial\n"
 
 
-def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch):
+def test_hydra_full_error_shows_the_traceback(command, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(HydraException):
         command("model=mpl")
 
 
-def test_a_mistake_in_a_config_file_is_told_with_what_is_wrong_in_it(command, capsys, tmp_path):
+def test_an_error_in_a_config_file_is_explained(command, capsys, tmp_path):
     for text, parts in {
         "defaults: [mnist, _self_]\ntrain: {epoch: 3}\n": ["train", "epoch"],
         "defaults: [mnist, _self_]\ntrain: {epochs: many}\n": ["many", "Integer", "epochs"],
@@ -102,7 +101,7 @@ def test_a_mistake_in_a_config_file_is_told_with_what_is_wrong_in_it(command, ca
         assert "Traceback" not in error
 
 
-def test_a_password_on_the_command_line_is_refused_with_the_way_out(command, capsys, tmp_path):
+def test_a_password_on_a_command_line_is_refused_with_the_way_out(command, capsys, tmp_path):
     for typed in (
         f"storage.url={SECRET}",
         f"++storage.url='{SECRET}'",
@@ -119,7 +118,7 @@ def test_a_password_on_the_command_line_is_refused_with_the_way_out(command, cap
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_url_without_a_password_stays():
+def test_a_url_without_a_password_is_accepted():
     for typed in (
         "storage.url=sqlite:///study.db",
         "storage.url=postgresql://user@host/name",
@@ -127,10 +126,10 @@ def test_a_url_without_a_password_stays():
         "storage.url=${oc.env:X}",
         "params.password=3",
     ):
-        assert arguments([typed]) == [typed]
+        assert rewrite_arguments([typed]) == [typed]
 
 
-def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
+def test_a_dry_run_writes_nothing(command, tmp_path):
     values = ("TRUE", "y", "'true'", "1")
     for flag in (
         "--dry-run",
@@ -145,7 +144,7 @@ def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_a_command_writes_nothing_before_its_question_is_accepted(command, tmp_path):
+def test_a_command_writes_nothing_before_its_task_runs(command, tmp_path):
     cfg, composer = command("study.name=x")
     assert cfg.study.dry_run is False
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -154,7 +153,7 @@ def test_a_command_writes_nothing_before_its_question_is_accepted(command, tmp_p
     assert composer.choices["model"] == "mlp"
 
 
-def test_what_would_put_the_files_of_a_study_elsewhere_is_refused(command, capsys):
+def test_settings_that_move_files_out_of_the_run_directory_are_refused(command, capsys):
     for typed, words in (
         ("hydra.job.chdir=true", "hydra.job.chdir=true: leave it out"),
         ("run_dir='runs/a?mode=memory'", "must not have ? or %"),
@@ -165,7 +164,7 @@ def test_what_would_put_the_files_of_a_study_elsewhere_is_refused(command, capsy
         assert words in capsys.readouterr().err
 
 
-def test_a_run_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):
+def test_an_error_names_a_run_directory_that_cannot_be_created(command, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert command("run_dir=file/run") == 2
     error = capsys.readouterr().err

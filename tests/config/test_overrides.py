@@ -41,7 +41,7 @@ def test_an_override_has_a_prefix_a_key_and_a_value(prefix, typed, key, value):
     assert not override.is_within("mod", "model.hidden.deep")
 
 
-def test_all_overrides_that_do_not_compose_are_told_at_once_each_on_a_line_with_its_neighbour():
+def test_every_wrong_override_gets_a_line_with_the_nearest_name():
     errors = find_override_errors(CONF, "mnist", [*WRONG, "train.epochs=3", "model=mlp"])
     assert len(errors) == len(WRONG)
     for parts in WRONG.values():
@@ -51,7 +51,7 @@ def test_all_overrides_that_do_not_compose_are_told_at_once_each_on_a_line_with_
     ]
 
 
-def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the_line(tmp_path):
+def test_an_unknown_param_is_explained_with_the_file_and_line_to_add(tmp_path):
     write_study("mine", tmp_path, kind="loop")
     folder = tmp_path / "conf"
     (line,) = find_override_errors(str(folder), "mine", ["params.depth=2"])
@@ -59,7 +59,7 @@ def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the
     assert f"; to have it, add `depth: 2` to params in {folder}/mine.yaml, with" in line
 
 
-def test_a_key_is_checked_in_the_option_that_was_chosen_wherever_both_stand(tmp_path):
+def test_a_key_is_checked_in_the_chosen_option_in_any_order_of_overrides(tmp_path):
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "mine.yaml").write_text("train:\n  batch_size: {choice: [32, 64]}\n")
     right = ["model.blocks=1", "model=cnn", "hydra.verbose=true"]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from studyloom.config.compose import note_run, recompose
-from studyloom.config.runs import read_run, storage_url
+from studyloom.config.runs import read_run, read_storage_url
 from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError
 from studyloom.files import MARK
@@ -31,7 +31,7 @@ def finished(strange, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_says_where_its_study_is(finished, tmp_path):
+def test_a_run_directory_names_its_database_and_study(finished, tmp_path):
     assert read_run(finished, trusted=True) == ("sqlite:///run/study.db", "x")
     (finished / "study.db").write_text("")
     assert read_run(finished) == (f"sqlite:///{finished}/study.db", "x")
@@ -39,7 +39,9 @@ def test_a_run_says_where_its_study_is(finished, tmp_path):
     assert read_run(tmp_path / "moved") == (f"sqlite:///{tmp_path}/moved/study.db", "x")
 
 
-def test_a_run_whose_url_is_in_the_environment_asks_for_it(strange, tmp_path, monkeypatch):
+def test_a_url_from_the_environment_is_not_kept_in_the_run_directory(
+    strange, tmp_path, monkeypatch
+):
     monkeypatch.setenv("STUDYLOOM_STORAGE", SECRET)
     strange("storage=postgres")
     assert read_run(tmp_path / "run") == (SECRET, "mnist")
@@ -48,7 +50,7 @@ def test_a_run_whose_url_is_in_the_environment_asks_for_it(strange, tmp_path, mo
         read_run(tmp_path / "run")
 
 
-def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is(strange, tmp_path):
+def test_a_moved_run_directory_finds_its_embedded_server(strange, tmp_path):
     strange("storage=embedded_postgres")
     (tmp_path / "run" / "study.db").touch()  # of an earlier run
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -58,7 +60,7 @@ def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is
     )
 
 
-def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(strange, tmp_path):
+def test_a_url_file_must_be_readable_by_its_owner_only(strange, tmp_path):
     file = tmp_path / "url"
     for content, mode, expected in (
         (SECRET, 0o640, "url must be readable by its owner only, .* mode 0640; run chmod 600"),
@@ -71,24 +73,24 @@ def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(strange, tmp_pa
             file.chmod(mode)
         cfg = strange("storage=postgres", f"storage.file={file}")
         with pytest.raises(ConfigError, match=f"storage.file: .*{expected}") as caught:
-            storage_url(cfg)
+            read_storage_url(cfg)
         assert "hunter2" not in str(caught.value)
     file.write_text(f"{SECRET}\n")
     file.chmod(0o600)
-    assert storage_url(cfg) == SECRET
+    assert read_storage_url(cfg) == SECRET
     assert read_run(tmp_path / "run", trusted=True) == (SECRET, "mnist")
     assert "hunter2" not in "".join(
         path.read_text() for path in (tmp_path / "run" / ".hydra").iterdir()
     )
 
 
-def test_a_folder_in_which_nothing_ran_is_named(tmp_path):
+def test_an_error_names_a_folder_in_which_no_study_has_run(tmp_path):
     for folder in (tmp_path, tmp_path / "run"):
         with pytest.raises(ConfigError, match=f"{folder}: no study has run there"):
             read_run(folder)
 
 
-def test_what_a_run_directory_says_counts_once_the_user_says_that_it_is_theirs(finished):
+def test_a_run_directory_is_trusted_once_the_user_says_so(finished):
     config = finished / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("${oc.env:STUDYLOOM_STORAGE,", "${oc.env:OTHER,"))
     with pytest.raises(ConfigError, match="add --trust-config"):
@@ -97,7 +99,7 @@ def test_what_a_run_directory_says_counts_once_the_user_says_that_it_is_theirs(f
     read_run(finished)  # said once
 
 
-def test_a_config_that_hydra_has_not_written_is_a_line(tmp_path):
+def test_a_config_that_hydra_did_not_write_is_explained(tmp_path):
     (tmp_path / ".hydra").mkdir()
     for content, words in {
         "a: [": "cannot be read",
@@ -111,9 +113,7 @@ def test_a_config_that_hydra_has_not_written_is_a_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".hydra"]
 
 
-def test_a_command_composed_again_keeps_no_override_of_the_keys_that_replace_them(
-    strange, tmp_path
-):
+def test_recompose_drops_overrides_of_the_keys_that_it_replaces(strange, tmp_path):
     typed = ("~launcher.per_gpu", "++launcher.workers=2", "+params.margin=0.1", "train.epochs=3")
     strange(*typed, "params={}")
     with recompose(tmp_path / "run", "launcher=join", "params=null", trusted=True) as cfg:

@@ -17,7 +17,7 @@ def run(*command, cwd):
     return done.stdout
 
 
-def test_a_study_is_written_to_an_empty_folder_with_a_word_on_each_file(tmp_path, capsys):
+def test_a_new_study_is_written_with_a_description_of_each_file(tmp_path, capsys):
     assert main(["new", "mine", str(tmp_path / "project")]) == 0
     shown = capsys.readouterr().out
     project = tmp_path / "project"
@@ -28,7 +28,7 @@ def test_a_study_is_written_to_an_empty_folder_with_a_word_on_each_file(tmp_path
     assert f"cd {project} && python -m studies.mine" in shown
 
 
-def test_what_is_written_is_short_and_says_what_to_change(tmp_path):
+def test_a_new_study_is_short_and_says_what_to_change(tmp_path):
     for kind in KINDS:
         for path in write_study("mine", tmp_path / kind, kind):
             text = path.read_text()
@@ -40,7 +40,7 @@ def test_what_is_written_is_short_and_says_what_to_change(tmp_path):
         assert "To change:" in ast.get_docstring(ast.parse(page))
 
 
-def test_help_has_a_line_for_each_kind_whose_templates_are_all_used(capsys):
+def test_each_kind_of_study_is_in_the_help_and_uses_all_its_templates(capsys):
     with pytest.raises(SystemExit):
         main(["new", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -59,7 +59,7 @@ def test_help_has_a_line_for_each_kind_whose_templates_are_all_used(capsys):
         for kind in KINDS
     ],
 )
-def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
+def test_the_test_and_the_dry_run_of_a_new_study_pass(kind, tmp_path):
     if kind in ("lightning", "transformers"):
         pytest.importorskip(kind, exc_type=ImportError)
     write_study("mine", tmp_path, kind)
@@ -67,7 +67,7 @@ def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
     assert "2 passed" in run(*command, "tests/test_mine.py", cwd=tmp_path)
 
 
-def test_a_name_that_would_be_in_the_way_is_refused(tmp_path, capsys):
+def test_a_name_that_hides_a_module_or_config_is_refused(tmp_path, capsys):
     for words, names in {
         "must consist of lower-case letters, digits and _": ("my-study", "Mine", "../up", "/x", ""),
         "must not be a keyword of Python": ("class", "match"),
@@ -80,7 +80,7 @@ def test_a_name_that_would_be_in_the_way_is_refused(tmp_path, capsys):
     assert not (tmp_path / "project").exists()
 
 
-def test_nothing_is_written_over_and_all_that_is_there_is_named(tmp_path):
+def test_existing_files_are_named_and_not_overwritten(tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "conf").mkdir()
     for name in ("studies/mine.py", "conf/mine.yaml"):
@@ -95,7 +95,7 @@ def test_nothing_is_written_over_and_all_that_is_there_is_named(tmp_path):
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3
 
 
-def test_a_second_study_goes_beside_the_first(tmp_path):
+def test_a_second_study_is_written_beside_the_first(tmp_path):
     write_study("mine", tmp_path)
     shared = (tmp_path / "studies" / "__init__.py").read_text()
     assert len(write_study("other", tmp_path, "loop")) == len(KINDS["loop"]["files"])

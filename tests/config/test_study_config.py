@@ -51,7 +51,7 @@ def resolved(sections):
         {"model.depth": 7},
     ],
 )
-def test_interpolations_follow_the_values_of_a_trial_as_omegaconf_resolves_them(values):
+def test_interpolations_of_a_trial_resolve_as_in_omegaconf(values):
     config = StudyConfig.of(OmegaConf.create(SECTIONS))
     written = OmegaConf.create(SECTIONS)
     for key, value in values.items():
@@ -83,7 +83,7 @@ def test_values_of_typed_keys_are_converted_or_refused():
         config.with_values({"train.epochs": "many"})
 
 
-def test_the_users_functions_get_a_config_that_cannot_be_changed():
+def test_the_config_of_the_users_functions_is_read_only():
     config, _ = compose()
     given = config.with_values({"optimizer.lr": 0.5}).for_user(seed=7)
     assert (given.optimizer.lr, given["train"]["epochs"], given.seed) == (0.5, 6, 7)
@@ -91,11 +91,11 @@ def test_the_users_functions_get_a_config_that_cannot_be_changed():
         given.train.epochs = 3
 
 
-def test_options_of_several_groups_are_merged_to_what_hydra_composes(monkeypatch):
+def test_merged_options_of_several_groups_equal_what_hydra_composes(monkeypatch):
     config, shared = compose("optimizer.lr=0.5", "train.epochs=3", "model.hidden=[64]")
-    composer = replace(shared, base=config, _cache={}, _composed={})
+    composer = replace(shared, base=config, _completed={}, _composed={})
     choices = {"model": "cnn", "optimizer": "sgd", "loss": "mse"}
-    together = replace(shared, _cache={}, _composed={}).compose(choices)
+    together = replace(shared, _completed={}, _composed={}).compose(choices)
     for group, option in choices.items():
         composer.compose({group: option})
     monkeypatch.setattr(hydra, "compose", None)
@@ -105,6 +105,6 @@ def test_options_of_several_groups_are_merged_to_what_hydra_composes(monkeypatch
     assert merged.train.loss == merged["loss"]
 
 
-def test_a_config_is_handed_to_another_process():
+def test_a_config_can_be_pickled():
     config, _ = compose()
     assert pickle.loads(pickle.dumps(config)) == config

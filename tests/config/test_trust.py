@@ -18,7 +18,7 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.trust import (
     check_targets,
-    content_errors,
+    find_content_errors,
     packages_to_trust,
     read_yaml,
 )
@@ -40,7 +40,7 @@ def errors_of(config, *trusted) -> list[str]:
 # Which code a config may name
 
 
-def test_what_our_own_configs_name_is_trusted():
+def test_the_targets_of_studylooms_own_configs_are_trusted():
     for group in GROUPS:
         for path in sorted(Path(CONF, group).glob("*.yaml")):
             option = OmegaConf.to_container(OmegaConf.load(path))
@@ -75,7 +75,7 @@ STRANGE = [
 ]
 
 
-def test_parts_of_torch_and_optuna_are_trusted_and_nothing_else_is():
+def test_only_listed_parts_of_torch_and_optuna_are_trusted():
     for target in TRUSTED:
         check_targets({"model": {"_target_": target, "_partial_": True}})
     for target in STRANGE:
@@ -83,7 +83,7 @@ def test_parts_of_torch_and_optuna_are_trusted_and_nothing_else_is():
         assert errors[0].startswith(f"model._target_: {target} "), target
 
 
-def test_a_target_is_found_wherever_it_is(tmp_path):
+def test_a_target_is_found_at_any_depth(tmp_path):
     bad = {"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}"}
     places = {
         "model": {"model": bad},
@@ -103,7 +103,7 @@ def test_a_target_is_found_wherever_it_is(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interpolation_is_a_mistake_and_never_resolved(monkeypatch):
+def test_an_interpolation_is_an_error_and_is_not_resolved(monkeypatch):
     called = []
     OmegaConf.register_new_resolver("test_trust", lambda: called.append(1), replace=True)
     cases = {
@@ -138,7 +138,7 @@ def package(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_package_that_the_user_trusts_is_no_way_to_what_it_imports(package):
+def test_trust_in_a_package_does_not_extend_to_what_it_imports(package):
     config = {"model": {"_target_": "mypackage.Net"}, "loss": {"_target_": "mypackage.make"}}
     assert len(errors_of(config)) == 2
     assert packages_to_trust(config) == ["mypackage"]
@@ -158,14 +158,14 @@ def test_a_package_that_the_user_trusts_is_no_way_to_what_it_imports(package):
         errors_of({"model": {"_target_": "mypackage.Net"}}, prefix)
 
 
-def test_what_is_not_trusted_is_not_imported(package):
+def test_an_untrusted_target_is_not_imported(package):
     errors_of({"model": {"_target_": "broken.Net"}})
     assert "broken" not in sys.modules
     (mistake,) = errors_of({"model": {"_target_": "broken.Net"}}, "broken")
     assert mistake == "model._target_: broken.Net cannot be imported: OSError: no such device"
 
 
-def test_a_file_is_read_as_data(tmp_path, monkeypatch):
+def test_yaml_of_a_file_is_read_as_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "winner.yaml"
     path.write_text("model: {_target_: studyloom.models.MLP, hidden: [16, 8]}\n")
@@ -192,7 +192,7 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     ],
     ids=["aliases", "values", "bytes"],
 )
-def test_an_untrusted_file_is_small_and_what_a_command_of_mine_wrote_may_be_large(tmp_path, text):
+def test_only_a_trusted_file_may_be_large(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"an alias, or more than|at most 256 KB"):
@@ -201,7 +201,7 @@ def test_an_untrusted_file_is_small_and_what_a_command_of_mine_wrote_may_be_larg
         assert read_yaml(path, trusted=True).a
 
 
-def test_an_untrusted_file_is_a_regular_one(tmp_path):
+def test_an_untrusted_file_must_be_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "device").symlink_to("/dev/zero")
     for name in ("fifo", "device"):
@@ -289,7 +289,7 @@ def foreign(tmp_path_factory, out):
     return write
 
 
-def test_an_attack_is_refused_before_anything_is_composed(
+def test_an_attack_is_refused_before_a_config_is_composed(
     command, capsys, tmp_path, foreign, out, monkeypatch
 ):
     monkeypatch.setenv("SECRET", SECRET)
@@ -344,7 +344,7 @@ ALLOWED = {
 }
 
 
-def test_what_stays_within_the_study_is_composed(command, foreign):
+def test_an_untrusted_config_that_stays_within_the_study_is_composed(command, foreign):
     for files in ALLOWED.values():
         OmegaConf.to_container(composed(command, foreign(files), "run_dir=run"), resolve=True)
 
@@ -357,9 +357,7 @@ REFUSED = {
 }
 
 
-def test_what_reaches_out_is_refused_until_the_user_says_that_the_folder_is_theirs(
-    command, foreign, capsys, out
-):
+def test_settings_outside_the_study_need_a_trusted_folder(command, foreign, capsys, out):
     text = "defaults: [mnist, override launcher: slurm, override data: mnist, _self_]\n"
     for name, (key, value) in REFUSED.items():
         section = OmegaConf.create()
@@ -379,7 +377,7 @@ def test_what_reaches_out_is_refused_until_the_user_says_that_the_folder_is_thei
         assert str(OmegaConf.select(cfg, key)).replace(str(out), "OUT") == str(value)
 
 
-def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreign, capsys):
+def test_an_untrusted_objective_that_runs_a_command_is_refused(command, foreign, capsys):
     target = "studyloom.extras.integrations.Command"
     text = f"objective: {{_target_: {target}, run: touch OUT/x, value: (.)}}"
     folder = foreign({"theirs": f"defaults: [mnist, _self_]\n{text}"})
@@ -396,14 +394,14 @@ def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreig
     assert cfg.objective["_target_"] == target
 
 
-def test_an_objective_of_the_integrations_is_trusted_by_their_package():
+def test_an_integration_is_trusted_by_the_package_of_all():
     config = {"objective": {"_target_": "studyloom.extras.integrations.Command"}}
     packages = packages_to_trust(config)
     assert packages == ["studyloom.extras.integrations"]
     check_targets(config, packages)
 
 
-def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command, foreign, capsys):
+def test_all_errors_of_an_untrusted_file_come_at_once(command, foreign, capsys):
     text = (
         "defaults: [mnist, hydra/x, _self_]\nhydra: {run: {dir: x}}\nrun_dir: x\nmodle: {a: 1}\n"
         "model: {_target_: os.system, command: '${oc.env:HOME}'}\n"
@@ -422,7 +420,7 @@ def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command
         assert any(line.startswith("model.command: ${oc.env:HOME} must not") for line in lines)
 
 
-def test_an_option_that_only_a_trial_chooses_is_read_as_data_too(command, foreign):
+def test_an_option_that_only_a_trial_chooses_is_checked_too(command, foreign):
     folder = foreign(
         {
             "theirs": "defaults: [mnist, _self_]\nspace: {model: {mlp: {}, bad: {}}}\n",
@@ -437,7 +435,7 @@ def test_an_option_that_only_a_trial_chooses_is_read_as_data_too(command, foreig
     command("--config-dir", str(folder), "--config-name", "theirs", task=choose)
 
 
-def test_a_folder_that_the_command_line_names_is_data_however_it_names_it(command, foreign, capsys):
+def test_a_folder_on_the_command_line_is_untrusted_however_it_is_named(command, foreign, capsys):
     folder = str(foreign({"storage/theirs": "url: sqlite:///OUT/x.db\n"}))
     for way in (f"--config-dir={folder}", f"hydra.searchpath=[file://{folder}]"):
         assert command(way, "storage=theirs") == 2
@@ -448,7 +446,7 @@ def test_a_folder_that_the_command_line_names_is_data_however_it_names_it(comman
     assert "model/mlp.yaml: model._target_: os.mkdir" in capsys.readouterr().err
 
 
-def test_arguments_of_ones_own_code_are_not_theirs_to_change(command, foreign):
+def test_an_untrusted_config_cannot_add_a_target_to_trusted_code(command, foreign):
     folder = foreign({"theirs": "defaults: [mnist, _self_]\nparams: {a: 1}\n"})
 
     def build_own(cfg):
@@ -466,16 +464,16 @@ REACHES_OUT = {
 }
 
 
-def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
+def test_a_new_section_is_refused_until_it_is_listed_as_open():
     """Whoever adds a key to the schema: look at what it does, and then at trust.CLOSED."""
     assert {*map(str, SCHEMA)} - {*trust.OPEN} == {key for key in REACHES_OUT if "." not in key}
     for key in REACHES_OUT:
         config = OmegaConf.create()
         OmegaConf.update(config, key, "x")
-        assert [*content_errors(OmegaConf.to_container(config), ["hydra"])], key
+        assert [*find_content_errors(OmegaConf.to_container(config), ["hydra"])], key
 
 
-def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_reads_it():
+def test_paths_of_untrusted_data_are_refused_for_every_package():
     photos = {"_target_": "torchvision.datasets.ImageFolder", "root": "OUT"}
     table = {"_target_": "studyloom.data.Table"}
     own = {"_target_": "studyloom.data.Datasets"}
@@ -490,5 +488,5 @@ def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_re
         "data.load.path": {"load": table | {"path": "x.csv"}},
     }
     for key, section in cases.items():
-        (words,) = content_errors({"data": section}, ["torchvision", "torch", key])
+        (words,) = find_content_errors({"data": section}, ["torchvision", "torch", key])
         assert words.startswith(f"{key} reaches outside the study")

@@ -8,7 +8,7 @@ from studyloom.config.values import has_key, value_at
 def test_values_are_set_on_a_copy():
     cfg, shared = compose()
     composer = replace(
-        shared, _cache={}, _composed={}
+        shared, _completed={}, _composed={}
     )  # what other tests have kept there may be changed
     base = composer.compose({})
     changed = base.with_values({"optimizer.lr": 0.5, "model.hidden": [1, 2], "train.batch_size": 8})
@@ -22,7 +22,7 @@ def test_values_are_set_on_a_copy():
     assert base["model"]["hidden"] == [128]
 
 
-def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
+def test_a_config_has_a_null_key_but_no_key_within_a_list():
     cfg, _ = compose()
     for key in ("train", "train.clip", "model.hidden"):
         assert has_key(cfg, key)

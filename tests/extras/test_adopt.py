@@ -20,7 +20,7 @@ from toy_worker import FOLDER, fresh, work
 from toys import ask
 
 from studyloom.cli import main
-from studyloom.config.compose import register
+from studyloom.config.config_sources import register
 from studyloom.decisions.placement import place_point
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.errors import DataError, StorageError

@@ -46,6 +46,6 @@ def define_with(composed):
         cfg = cfg.with_values(
             {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
         )
-        return NetworkDefinition.from_config(cfg, replace(composer, _cache={}))
+        return NetworkDefinition.from_config(cfg, replace(composer, _completed={}))
 
     return define

@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from studies import CONF
-from studyloom.config.compose import Composer, register
+from studyloom.config.compose import Composer
+from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
 from studyloom.config.study_config import StudyConfig
 from studyloom.data.split import Split, make_folds

@@ -1,6 +1,6 @@
 """The output next to the terminal: the log, events, notices, and JSON at the end.
 
-The command line names their targets, and `config.main` moves them into environment variables.
+The command line names their targets, and `config.arguments` moves them into environment variables.
 `take_environment` removes them, so that neither workers nor studies within an objective write to
 them again.
 """

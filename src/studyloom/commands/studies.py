@@ -90,10 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
     the command or config, 3 after studyloom stop, and 128 or more after a signal. Run the same
     command again to resume.
     """
-    from studyloom.config.main import hydra_main, invocation_of, module_path
+    from studyloom.config.invocation import find_invocation, module_path
+    from studyloom.config.main import hydra_main
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
-    invocation = invocation_of(arguments.source)
+    invocation = find_invocation(arguments.source)
     sys.argv[1:] = arguments.overrides
 
     def run_study(cfg: Any) -> None:

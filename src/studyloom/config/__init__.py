@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from studyloom.config.main import hydra_main as hydra_main
 
 __all__ = [
+    "arguments",
     "build",
     "compose",
+    "config_sources",
     "hydra_main",
+    "invocation",
     "main",
     "overrides",
     "runs",

@@ -17,64 +17,67 @@ from studyloom.text import nearest
 from studyloom.user_code.importing import ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
 
+Target = Callable[..., Any]  # a class or function that a section names
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them
 
 
-def plain(section: Any, key: str) -> dict[str, Any]:
+def plain(section: object, key: str) -> dict[str, Any]:
     """Returns a copy of a section.
 
     Raises:
         ConfigError: the section, or a value in it, is missing or cannot be resolved.
     """
-    _check_given(section, key)
+    _check_for_missing(section, key)
     if not isinstance(section, Mapping):
         raise ConfigError(f"{key} must be a section; got {section}")
-    values: dict[str, Any] = copy_value(dict(section), key)
-    return values
+    return dict(copy_value(dict(section), key))
 
 
-def _check_given(value: Any, key: str) -> None:
+def _check_for_missing(value: object, key: str) -> None:
     """Raises ConfigError if a value, or one within it, is `???`."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            _check_given(inner, f"{key}.{name}")
+            _check_for_missing(inner, f"{key}.{name}")
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            _check_given(inner, f"{key}[{place}]")
+            _check_for_missing(inner, f"{key}[{place}]")
     elif isinstance(value, str) and value == MISSING:
         raise ConfigError(f"Missing mandatory value: {key}")
 
 
-def find_target(section: Any, key: str) -> Any:
+def find_target(section: object, key: str) -> Any:
     """Returns the class or function that a section names by `_target_`; see `build`."""
-    _check_given(section, key)
+    _check_for_missing(section, key)
     check_section(key, section)
     if not isinstance(section, Mapping) or "_target_" not in section:
         raise ConfigError(f"{key} must have a _target_, the dotted name of a class or function")
     name = section["_target_"]
     try:
-        target = find_member(name)
+        target: Target = find_member(name)
         if not callable(target):
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
     except ConfigError:  # the module does what no import should do, whatever key names it
         raise
-    except Exception as error:  # whatever a user's module raises when it is imported
-        hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
-        if name.startswith(MAIN) and isinstance(error, AttributeError):
+    except AttributeError as error:
+        if name.startswith(MAIN):
             raise ConfigError(f"{key}._target_: {name} {ELSEWHERE}") from error
-        raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{hint}") from error
+        suggestion = nearest(error.name, dir(error.obj))
+        raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{suggestion}") from error
+    except Exception as error:  # whatever a user's module raises when it is imported
+        raise ConfigError(f"{key}._target_={name}: {describe_error(error)}") from error
     return target
 
 
-def build(section: Any, key: str, **offered: Any) -> Any:
+def build(section: object, key: str, **offered: object) -> Any:
     """Calls a section's `_target_` with the section's other keys as arguments.
 
     Sections within it are built first, as Hydra's `instantiate` does, which takes 3 ms for each.
     Sections that the target's attribute `DEFERRED` names are passed as functions without arguments,
-    which build them when called. With `_partial_: true` the result is a function of the rest.
+    which build them when called. With `_partial_: true` the result is a function that takes the
+    missing arguments.
 
     Args:
-        key: of the section, for errors.
+        key: the section's own key, for errors.
         offered: further arguments, passed on if the target has a parameter of that name and the
             section has no value for it.
 
@@ -84,22 +87,25 @@ def build(section: Any, key: str, **offered: Any) -> Any:
     return call_target(find_target(section, key), section, key, **offered)
 
 
-def call_target(target: Any, section: Any, key: str, **offered: Any) -> Any:
+def call_target(target: Target, section: object, key: str, **offered: object) -> Any:
     """Calls a target with the keys of a section that has named it, or one like it; see `build`."""
     values = plain(section, key)
-    accepted = inspect.signature(target).parameters if offered else ()
-    arguments = {
-        name: value for name, value in offered.items() if name in accepted and name not in values
-    }
+    arguments = _accepted_arguments(target, values, offered)
     # Any class or function may be a target, also a user's; only `data.Datasets` has the attribute.
     deferred = getattr(target, "DEFERRED", ())
-    recursive = values.get("_recursive_", True)
+    builds_inner_sections = values.get("_recursive_", True)
     for name, value in values.items():
+        if name in SETTINGS:
+            continue
         if name in deferred and _is_section(value) and not value.get("_partial_"):
             arguments[name] = functools.partial(build, value, f"{key}.{name}")
-        elif name not in SETTINGS:
-            arguments[name] = _build_within(value, f"{key}.{name}") if recursive else value
-    positional = [_build_within(each, f"{key}._args_") for each in values.get("_args_", ())]
+        elif builds_inner_sections:
+            arguments[name] = _build_within(value, f"{key}.{name}")
+        else:
+            arguments[name] = value
+    positional = []
+    for value in values.get("_args_", ()):
+        positional.append(_build_within(value, f"{key}._args_"))
     if values.get("_partial_"):
         return functools.partial(target, *positional, **arguments)
     try:
@@ -108,52 +114,70 @@ def call_target(target: Any, section: Any, key: str, **offered: Any) -> Any:
         raise ConfigError(f"{key}: {describe_error(error)}") from error
 
 
+def _accepted_arguments(
+    target: Target, values: Mapping[str, object], offered: Mapping[str, object]
+) -> dict[str, object]:
+    """Returns the offered arguments that a target has parameters for, and no value yet."""
+    arguments: dict[str, object] = {}
+    if not offered:
+        return arguments
+    parameters = inspect.signature(target).parameters
+    for name, value in offered.items():
+        if name in parameters and name not in values:
+            arguments[name] = value
+    return arguments
+
+
 ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 
 
-def section_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object] | None:
     """Returns the section with a target that a key is an argument of; None if there is none.
 
     Keys of `params` are arguments of the custom training loop.
     """
-    above = key.rpartition(".")[0]
-    section = node_at(config, re.sub(r"^params\b", "objective", above))
+    section_key = key.rpartition(".")[0]
+    section = node_at(config, re.sub(r"^params\b", "objective", section_key))
     if not isinstance(section, Mapping) or section.get("_target_") is None:
         return None
     return section
 
 
-def argument(config: Mapping[str, Any], key: str) -> inspect.Parameter | None:
+def find_parameter(config: Mapping[str, object], key: str) -> inspect.Parameter | None:
     """Returns the parameter of a section's target that a missing key would set.
 
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
         cannot be imported is assumed to have it: the error comes when it is built.
     """
-    section = section_of(config, key)
+    section = find_section(config, key)
     if section is None:
         return None
-    name = key.rpartition(".")[2]
     try:
-        known = inspect.signature(find_target(section, key)).parameters
+        parameters = inspect.signature(find_target(section, key)).parameters
     except Exception:  # a user's module may raise anything
         return ANY
-    any_name = (each for each in known.values() if each.kind is each.VAR_KEYWORD)
-    return known.get(name) or next(any_name, None)
+    name = key.rpartition(".")[2]
+    if name in parameters:
+        return parameters[name]
+    for parameter in parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return parameter
+    return None
 
 
-def _is_section(value: Any) -> bool:
+def _is_section(value: object) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def _build_within(value: Any, key: str) -> Any:
+def _build_within(value: object, key: str) -> object:
     """Copies a value of a section, and builds the sections in it."""
     if _is_section(value):
         return build(value, key)
     if isinstance(value, Mapping):
-        return {name: _build_within(each, f"{key}.{name}") for name, each in value.items()}
+        return {name: _build_within(inner, f"{key}.{name}") for name, inner in value.items()}
     if isinstance(value, list):
-        return [_build_within(each, f"{key}[{place}]") for place, each in enumerate(value)]
+        return [_build_within(item, f"{key}[{place}]") for place, item in enumerate(value)]
     return value
 
 
@@ -163,7 +187,7 @@ class ErrorCollector:
 
     errors: list[str] = field(default_factory=list)
 
-    def __call__(self, make: Callable[[], Any]) -> Any:
+    def __call__(self, make: Callable[[], object]) -> Any:
         """Returns what `make` returns, or None if it fails.
 
         Raises:

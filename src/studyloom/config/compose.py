@@ -1,43 +1,23 @@
-"""Composes configs: studyloom's additions to Hydra, and the stored command of a run directory."""
+"""Composes configs with Hydra again: with other options, or as a run directory's command did."""
 
-import functools
-import pickle
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-
-# Hydra has no public way to replace its sources of configs: `Plugins.register` ignores a second
-# source of a scheme, and sources of `hydra.searchpath` always have the scheme `file`.
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import (
-    ImportlibResourcesConfigSource,
-)
-from hydra._internal.core_plugins.structured_config_source import (
-    StructuredConfigSource as HydrasStructuredConfigSource,
-)
-from hydra._internal.hydra import Hydra
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config import trust
+from studyloom.config.config_sources import register
 from studyloom.config.overrides import (
     VERSION_BASE,
     Override,
@@ -45,166 +25,13 @@ from studyloom.config.overrides import (
     group_options,
 )
 from studyloom.config.runs import config_folders, read_written, untrusted_run
-from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.study_config import StudyConfig
-from studyloom.config.values import as_yaml, has_key, value_at
+from studyloom.config.values import as_yaml, has_key, value_at, written_values
 from studyloom.errors import ConfigError
-from studyloom.files import PACKAGE, is_trusted, mark_trusted, write_whole
-from studyloom.text import one_line
+from studyloom.files import is_trusted, mark_trusted, write_whole
 
-# studyloom's own groups: a wheel has them in the package, a checkout at its top.
-GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
-
-
-class OwnGroups(SearchPathPlugin):
-    """Adds `GROUPS` to the search path of every config, after the study's own folders."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if not trust.in_own_code():
-            search_path.append("studyloom", f"file://{GROUPS}")
-
-
-# The options of the groups that a primary config does not name; those of networks last.
-OF_ALL = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
-OF_NETWORKS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
-OF_ALL_OPTIMIZERS = "optimizer.groups"  # our own key: no argument of an optimizer's class
-QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
-
-
-def with_defaults(config: Any) -> Any:
-    """Returns a config file with an option of each group that its defaults list does not name.
-
-    Applies only if the list has `studyloom`, which selects them, and not to Hydra's log files.
-    """
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    listed = list(plain.get("defaults") or ()) if isinstance(plain, dict) else []
-    if "studyloom" not in listed:
-        return config
-    keys = {str(key) for item in listed if isinstance(item, dict) for key in item}
-    known = {re.split(r"[@ ]", key.removeprefix("override "))[0].strip("/") for key in keys}
-    is_loop = OmegaConf.select(config, "objective._target_") is not None
-    wanted = OF_ALL | ({} if is_loop else OF_NETWORKS)
-    wanted |= {} if "space" in config else {"space": "none"}
-    place = listed.index("studyloom") + 1
-    listed[place:place] = [{key: each} for key, each in wanted.items() if key not in known]
-    listed += ["_self_"] * ("_self_" not in listed)
-    listed += [{key: "none"} for key in QUIET if key not in keys]
-    with open_dict(config):
-        config["defaults"] = listed
-    return config
-
-
-class ReadOnce:
-    """A Hydra config source that parses each config once in a process, and then unpickles it.
-
-    A command composes for its own config and for each branch of its space, from much the same
-    files. Hydra parses them each time, and copies all its sources, with the configs that they
-    hold, whenever it composes or lists options: 0.1 s for the same 20 files.
-    """
-
-    def __deepcopy__(self, _: Any) -> "ReadOnce":
-        return self  # nothing in it changes
-
-    def read_once(self, key: tuple[Any, ...], read: Callable[[], ConfigResult]) -> ConfigResult:
-        """Returns a copy of the config of a key, which `read` is called for once."""
-        if key not in KNOWN:
-            KNOWN[key] = pickle.dumps(read())
-        result: ConfigResult = pickle.loads(KNOWN[key])
-        return result
-
-
-KNOWN: dict[tuple[Any, ...], bytes] = {}
-
-
-class GuardedFiles(ReadOnce, FileConfigSource):
-    """Hydra's source of config files, which reads untrusted ones as data.
-
-    It provides each file that Hydra composes, also when a trial chooses another option, so that
-    no defaults list and no search path leads to a file that was not checked.
-    """
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        rules, folder = trust.active(), Path(self.path)
-        # The user's own config may add folders to the search path.
-        if self.provider == "hydra.searchpath in main" or (rules and rules.owns(folder)):
-            rules = None
-        load = FileConfigSource.load_config
-
-        def read() -> ConfigResult:
-            result: ConfigResult = load(self, config_path)
-            if rules is not None:
-                package = (result.header or {}).get("package")
-                rules.check(folder, config_path, result.config, package)
-            result.config = with_defaults(result.config)
-            return result
-
-        file = folder / self._normalize_file_name(config_path)
-        if rules is not None or not file.is_file():  # Hydra says which file is missing
-            return read()
-        known = file.stat()
-        key = (self.provider, self.path, config_path, known.st_mtime_ns, known.st_size)
-        return self.read_once(key, read)
-
-
-class PackagedFiles(ReadOnce, ImportlibResourcesConfigSource):
-    """The configs in Hydra's own package, and in other packages."""
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        load = ImportlibResourcesConfigSource.load_config
-        return self.read_once((self.path, config_path), lambda: load(self, config_path))
-
-
-# Hydra knows the source of its schema by the name of the class.
-class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
-    """The configs that are Python classes: the schemas of studyloom, Hydra and study modules."""
-
-
-@contextmanager
-def composing_once() -> Iterator[None]:
-    """Makes Hydra run what it composes in the body, without composing it before for `hydra.mode`.
-
-    A study runs once: a command line for several runs (`--multirun`) has been refused before.
-    """
-    # `hydra.main` has no argument for the mode. It composes the whole config to read `hydra.mode`,
-    # also with `--run`, which takes two thirds of the time of the first composition.
-    ask, Hydra.get_mode = Hydra.get_mode, lambda *args, **kwargs: RunMode.RUN  # type: ignore
-    try:
-        yield
-    finally:
-        Hydra.get_mode = ask  # type: ignore[method-assign]
-
-
-@functools.cache
-def register() -> None:
-    """Registers the schema, the groups and the resolver, once in a process."""
-    renamed = "register_new_resolver" if VERSION_BASE else "register_resolver"  # by Hydra 1.4
-    getattr(OmegaConf, renamed)("studyloom.run_dir", _run_dir, replace=True)
-    # So that `track=[mlflow]` on a command line needs no line in the primary config.
-    schema = SCHEMA.copy()
-    with open_dict(schema):
-        schema["defaults"] = ["_self_", {"track": []}]
-    ConfigStore.instance().store("studyloom", schema)
-    Plugins.instance().register(OwnGroups)
-    for source in (GuardedFiles, PackagedFiles, StructuredConfigSource):
-        SourcesRegistry.instance().types[source.scheme()] = source
-
-
-def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
-    # The name is checked here, since Hydra makes the run directory before any code of ours runs.
-    if error := check_name(str(name)):
-        raise ConfigError(error)
-    check_run_dir(str(run_dir))
-    return "." if dry_run else run_dir  # a dry run leaves nothing behind
-
-
-def check_run_dir(run_dir: str) -> None:
-    """Checks the name of a run directory; raises ConfigError if no file can lie in it."""
-    # The URL of a SQLite file means something else by the first two.
-    if {"?", "%", "\0"} & {*run_dir}:
-        shown = one_line(run_dir)
-        raise ConfigError(
-            f"run_dir={shown}: must not have ? or %, nor a zero byte; name another folder"
-        )
+Choices = frozenset[tuple[str, str]]  # groups, each with the option that is chosen for it
+OPTIMIZER_GROUPS = "optimizer.groups"  # a key of every optimizer: no argument of its class
 
 
 @dataclass(frozen=True)
@@ -226,12 +53,9 @@ class Composer:
     choices: Mapping[str, str]
     base: StudyConfig | None = None
     complete: Callable[[StudyConfig, Mapping[str, str]], StudyConfig] = lambda config, _: config
-    _cache: dict[frozenset[tuple[str, str]], StudyConfig] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    _composed: dict[frozenset[tuple[str, str]], StudyConfig] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    # Configs by the choices that differ from the user's own: completed ones, and those of Hydra.
+    _completed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
+    _composed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_hydra(cls) -> "Composer":
@@ -239,34 +63,36 @@ class Composer:
         config = HydraConfig.get()
         choices = {str(group): str(option) for group, option in config.runtime.choices.items()}
         # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
-        overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
-        return cls(str(config.job.config_name), tuple(map(Override.parse, overrides)), choices)
+        arguments = written_values(config.overrides.task)
+        overrides = tuple(Override.parse(argument) for argument in arguments)
+        return cls(str(config.job.config_name), overrides, choices)
 
     def options(self, group: str) -> list[str]:
-        """Returns the options of a config group; none of what is no group."""
+        """Returns the options of a config group; none if there is no such group."""
         return group_options(group)
 
     def keep(self, config: StudyConfig) -> None:
         """Caches the user's own config, so that Hydra need not build it again."""
-        self._cache[frozenset()] = config
+        self._completed[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:
         """Composes the config under other choices, by group; ConfigError if that is not possible.
 
         Hydra composes each option once (about 70 ms); several options are merged.
         """
-        changed = {
-            group: option for group, option in choices.items() if self.choices.get(group) != option
-        }
+        changed = {}
+        for group, option in choices.items():
+            if self.choices.get(group) != option:
+                changed[group] = option
         cache_key = frozenset(changed.items())
-        if cache_key not in self._cache:
+        if cache_key not in self._completed:
             try:
                 composed = self._merge_options(changed)
-                self._cache[cache_key] = self.complete(composed, {**self.choices, **changed})
+                self._completed[cache_key] = self.complete(composed, {**self.choices, **changed})
             except Exception as error:
-                named = ", ".join(f"{group}={option}" for group, option in changed.items())
-                raise ConfigError(f"{named}: {describe_compose_error(error)}") from error
-        return self._cache[cache_key]
+                assignments = ", ".join(_assignments(changed))
+                raise ConfigError(f"{assignments}: {describe_compose_error(error)}") from error
+        return self._completed[cache_key]
 
     def _merge_options(self, changed: Mapping[str, str]) -> StudyConfig:
         """Merges the sections of groups, each composed with its own options.
@@ -287,6 +113,7 @@ class Composer:
         return self.base.with_sections(sections)
 
     def _compose_once(self, changed: Mapping[str, str]) -> StudyConfig:
+        """Composes the config under changed choices, or returns it if it was composed before."""
         cache_key = frozenset(changed.items())
         if cache_key not in self._composed:
             self._composed[cache_key] = StudyConfig.of(self._compose(changed))
@@ -295,32 +122,60 @@ class Composer:
     def file_of(self, section: str, choices: Mapping[str, str]) -> Path | None:
         """Returns the file of the study's config folder that defines a section."""
         option = choices.get(section, self.choices.get(section))
-        name = self.config_name if option is None else f"{section}/{option}"
+        name = self.config_name
+        if option is not None:
+            name = f"{section}/{option}"
         file = main_folder() / f"{name}.yaml"
-        return file if file.is_file() else None
+        if not file.is_file():
+            return None
+        return file
 
     def _compose(self, changed: Mapping[str, str]) -> DictConfig:
-        """Composes without the overrides inside the changed groups, then with those that fit."""
-        groups = [f"{group}={option}" for group, option in changed.items()]
+        """Composes without the overrides within the changed groups, then with those that fit.
+
+        Only a composed config shows which keys the other options have.
+        """
         keys = [group.replace("/", ".") for group in changed]
-        kept = [override for override in self.overrides if override.key not in keys]
-        inside = [
-            override
-            for override in kept
-            if override.is_within(*keys)
-            and not ("+" in override.prefix and override.is_within(OF_ALL_OPTIMIZERS))
-        ]
-        outside = [override.text for override in kept if override not in inside]
-        config = hydra.compose(self.config_name, [*outside, *groups])
-        dropped = [
-            override
-            for override in inside
-            if override.prefix == "+" or not has_key(config, override.key)
-        ]
-        if len(dropped) < len(inside):
-            fitting = [override.text for override in kept if override not in dropped]
-            config = hydra.compose(self.config_name, [*fitting, *groups])
-        return config
+        overrides = [override for override in self.overrides if override.key not in keys]
+        within = [override for override in overrides if _is_of_option(override, keys)]
+        config = self._compose_with(_without(overrides, within), changed)
+        unfit = []
+        for override in within:
+            if override.prefix == "+" or not has_key(config, override.key):
+                unfit.append(override)
+        if len(unfit) == len(within):
+            return config
+        return self._compose_with(_without(overrides, unfit), changed)
+
+    def _compose_with(
+        self, overrides: Sequence[Override], changed: Mapping[str, str]
+    ) -> DictConfig:
+        arguments = [override.text for override in overrides]
+        return hydra.compose(self.config_name, arguments + _assignments(changed))
+
+
+def _assignments(choices: Mapping[str, str]) -> list[str]:
+    """Returns group choices as overrides."""
+    return [f"{group}={option}" for group, option in choices.items()]
+
+
+def _is_of_option(override: Override, keys: Sequence[str]) -> bool:
+    """Returns whether an override sets a key of one option, which another one may not have.
+
+    Args:
+        keys: the keys of the groups that get another option.
+    """
+    adds = "+" in override.prefix
+    if adds and override.is_within(OPTIMIZER_GROUPS):
+        return False
+    return override.is_within(*keys)
+
+
+def _without(overrides: Sequence[Override], removed: Sequence[Override]) -> list[Override]:
+    return [override for override in overrides if override not in removed]
+
+
+# The state of Hydra
 
 
 @contextmanager
@@ -330,34 +185,45 @@ def isolated_hydra() -> Iterator[None]:
     That Hydra does not know our groups. So code in the body may use `hydra.main`,
     `hydra.initialize` and argparse itself.
     """
-    arguments, hydra_config = sys.argv, HydraConfig.instance()
-    config, given = hydra_config.cfg, list(arguments)
+    command_line = sys.argv
+    arguments = list(command_line)
+    hydra_config = HydraConfig.instance()
+    config = hydra_config.cfg
     try:
         with restored_hydra(), trust.in_force(None):
-            sys.argv = given[:1]
+            sys.argv = arguments[:1]
             yield
     finally:
-        sys.argv, arguments[:], hydra_config.cfg = arguments, given, config
+        sys.argv = command_line
+        command_line[:] = arguments
+        hydra_config.cfg = config
 
 
 @contextmanager
 def restored_hydra() -> Iterator[None]:
     """Clears Hydra's state for the body, and restores it afterwards."""
-    app, runtime, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
-    before = app.hydra, runtime.conf.copy(), version.version_base
+    app = GlobalHydra.instance()
+    hydra_of_app = app.hydra
+    runtime = JobRuntime.instance()
+    runtime_config = runtime.conf.copy()
+    version = VersionBase.instance()
+    version_base = version.version_base
     app.clear()
     try:
         yield
     finally:
         GlobalHydra.set_instance(app)  # `hydra.initialize` leaves a copy instead
-        app.hydra, runtime.conf, version.version_base = before
+        app.hydra = hydra_of_app
+        runtime.conf = runtime_config
+        version.version_base = version_base
 
 
 def main_folder() -> Path:
     """Returns the folder of the study's own configs."""
-    sources = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    main = next(source.path for source in sources if source.provider == "main")
-    return Path(str(main).removeprefix("file://"))
+    for source in GlobalHydra.instance().config_loader().get_search_path().get_path():
+        if source.provider == "main":
+            return Path(str(source.path).removeprefix("file://"))
+    raise LookupError("Hydra is not initialized with a folder of configs")
 
 
 def find_config(key: str, name: str) -> Path:
@@ -366,19 +232,24 @@ def find_config(key: str, name: str) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    folders = main_folder(), Path.cwd()
-    for folder in folders:
+    config_folder = main_folder()
+    working_folder = Path.cwd()
+    for folder in (config_folder, working_folder):
         for path in (folder / name, folder / f"{name}.yaml"):
             if path.is_file():
                 return path.resolve()
     raise ConfigError(
-        f"{key}={name}: there is no such file, as seen from {folders[0]} or from {folders[1]}"
+        f"{key}={name}: there is no such file, as seen from {config_folder} "
+        f"or from {working_folder}"
     )
+
+
+# The user's own Hydra applications
 
 
 @contextmanager
 def application(
-    config: Path, values: Mapping[str, Any], output: Path | None = None
+    config: Path, values: Mapping[str, object], output: Path | None = None
 ) -> Iterator[DictConfig]:
     """Composes the primary config of a Hydra application as its own command does.
 
@@ -406,8 +277,8 @@ def application(
 
 
 def values_of_application(
-    config: Any, values: Mapping[str, Any], keys: Iterable[str]
-) -> dict[str, Any]:
+    config: Any, values: Mapping[str, object], keys: Iterable[str]
+) -> dict[str, object]:
     """Returns what the config of an application has at some keys, once values are set in it.
 
     Args:
@@ -419,21 +290,19 @@ def values_of_application(
     return {key: value_at(merged, key) for key in keys}
 
 
+# Commands of run directories
+
+
 def note_run(run_dir: Path, config: StudyConfig) -> None:
     """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
 
     Called once the study definition is accepted, since later commands use what they find there.
     """
     folder = run_dir / ".hydra"
-    known: Any = HydraConfig.instance().cfg
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "config": as_yaml(config.written),
-        "hydra": OmegaConf.to_yaml(known),
-        "overrides": OmegaConf.to_yaml(known.hydra.overrides.task),
-    }
-    for name, text in files.items():
-        write_whole(folder / f"{name}.yaml", text)
+    write_whole(folder / "config.yaml", as_yaml(config.written))
+    write_whole(folder / "hydra.yaml", OmegaConf.to_yaml(HydraConfig.instance().cfg))
+    write_whole(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
     mark_trusted(run_dir)
 
 
@@ -451,9 +320,13 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def initialized_as(former: Any) -> Iterator[dict[str, str]]:
-    """Initializes Hydra as a former command did, and yields that command's config folders."""
-    folders = config_folders(former)
+def initialized_as(hydra_config: DictConfig) -> Iterator[dict[str, str]]:
+    """Initializes Hydra as a former command did, and yields that command's config folders.
+
+    Args:
+        hydra_config: the section `hydra` of the command's config.
+    """
+    folders = config_folders(hydra_config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
         yield folders
@@ -471,27 +344,29 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     Raises:
         ConfigError: the user has run no command there, or its config no longer composes.
     """
-    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    hydra_config = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
         mark_trusted(run_dir)
     elif not is_trusted(run_dir):
         raise untrusted_run(run_dir, "says which command is run again, from which configuration")
-    changed = [Override.parse(item).key for item in overrides]
-    task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
-    unchanged = [item for item in task if not Override.parse(item).is_within(*changed)]
-    place = str(run_dir).replace("'", r"\'")
+    changed = [Override.parse(argument).key for argument in overrides]
+    arguments = []
+    for argument in written_values(hydra_config.overrides.task):
+        if not Override.parse(argument).is_within(*changed):
+            arguments.append(argument)
+    quoted = str(run_dir).replace("'", r"\'")
+    arguments.append(f"run_dir='{quoted}'")
+    arguments += overrides
     register()
     try:
-        with initialized_as(former) as folders:
-            more = folders.get("command-line")
-            search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
-            cfg = hydra.compose(
-                str(former.job.config_name),
-                [*unchanged, f"run_dir='{place}'", *overrides, *search],
-                return_hydra_config=True,
+        with initialized_as(hydra_config) as folders:
+            if "command-line" in folders:
+                arguments.append(f"hydra.searchpath=[file://{folders['command-line']}]")
+            config = hydra.compose(
+                str(hydra_config.job.config_name), arguments, return_hydra_config=True
             )
-            HydraConfig.instance().set_config(cfg)
-            yield StudyConfig.of(cfg)
+            HydraConfig.instance().set_config(config)
+            yield StudyConfig.of(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"

@@ -16,7 +16,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from studyloom.config.schema import SCHEMA, unknown_keys
+from studyloom.config.references import is_within
+from studyloom.config.schema import SCHEMA, find_unknown_keys
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import flatten, written_values
 from studyloom.environment import variables_help
@@ -24,12 +25,22 @@ from studyloom.errors import ConfigError
 from studyloom.text import describe_unknown_key, format_scalar, nearest, printable, suggest_line
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
-VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
+VERSION_BASE: dict[str, Any] = {}
+if hydra.__version__ < "1.4":
+    VERSION_BASE["version_base"] = None
 
 # The groups of a study.
 STUDY_GROUPS = (
-    *("data", "model", "optimizer", "scheduler", "loss", "space"),
-    *("sampler", "pruner", "storage", "launcher"),
+    "data",
+    "model",
+    "optimizer",
+    "scheduler",
+    "loss",
+    "space",
+    "sampler",
+    "pruner",
+    "storage",
+    "launcher",
 )
 OPTIONS = """
 options:
@@ -54,9 +65,9 @@ class Override:
 
     Attributes:
         prefix: `+` adds a key, `++` adds or changes it, `~` deletes it; empty: changes it.
-        key: with dots, such as model.hidden; also that of a group, such as model/block.
+        key: with dots, such as model.hidden; a group such as model/block is model.block.
         value: as typed; None without a value.
-        text: all of it as typed.
+        text: the whole override as typed.
     """
 
     prefix: str
@@ -69,17 +80,21 @@ class Override:
         """Parses an argument, also one that Hydra would refuse."""
         typed, equals, value = text.partition("=")
         key = typed.lstrip("+~")
-        prefix = typed.removesuffix(key)
-        return cls(prefix, key.strip().replace("/", "."), value if equals else None, text)
+        return cls(
+            prefix=typed.removesuffix(key),
+            key=key.strip().replace("/", "."),
+            value=value if equals else None,
+            text=text,
+        )
 
     @property
     def deletes(self) -> bool:
-        """Whether it deletes its key."""
+        """True if it deletes its key."""
         return self.prefix == "~"
 
     def is_within(self, *keys: str) -> bool:
-        """Whether it is of one of some keys, or of one below them."""
-        return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
+        """Returns whether it sets one of some keys, or a key within one of them."""
+        return any(is_within(self.key, key) for key in keys)
 
 
 def parse_command_line(
@@ -100,34 +115,53 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
     The list is empty if the error is in the config itself.
     """
     options = parse_command_line(config_path, config_name, argv)
-    folders = [str(Path(folder).absolute()) for folder in (options.config_dir, options.config_path)]
-    # The primary config must lie in the first folder.
-    folders.sort(key=lambda folder: not (Path(folder) / f"{options.config_name}.yaml").exists())
+    folder = Path(options.config_dir).absolute()
+    other_folder = Path(options.config_path).absolute()
+    if not (folder / f"{options.config_name}.yaml").exists():  # it must have the primary config
+        folder, other_folder = other_folder, folder
     errors: list[str] = []
-    accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
+    accepted = [f"hydra.searchpath=[file://{other_folder}]"]
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(folders[0], **VERSION_BASE):
+    with hydra.initialize_config_dir(str(folder), **VERSION_BASE):
         compose = functools.partial(hydra.compose, options.config_name)
         try:
             compose(accepted)
         except Exception:
             return []  # the error is in the config itself
-        # Group choices before values: a key is checked in the option that was chosen for it.
-        overrides = [Override.parse(text) for text in options.overrides]
-        for override in sorted(overrides, key=lambda each: "." in each.text.partition("=")[0]):
+        for override in _choices_first(options.overrides):
             try:
-                if unknown := unknown_keys(compose([*accepted, override.text])):
-                    errors += unknown
-                else:
-                    accepted.append(override.text)
+                unknown = find_unknown_keys(compose([*accepted, override.text]))
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
-                message = explain_override(override, error, functools.partial(compose, accepted))
+                explanation = explain_override(
+                    override, error, functools.partial(compose, accepted)
+                )
                 section, _, name = override.key.partition(".")
-                if section == "params" and "no such key" in message and "." not in name:
-                    file = Path(folders[0]) / f"{options.config_name}.yaml"
-                    message += suggest_line(name, override.value or "", file, section)
-                errors.append(message)
+                if section == "params" and "no such key" in explanation and "." not in name:
+                    file = folder / f"{options.config_name}.yaml"
+                    explanation += suggest_line(name, override.value or "", file, section)
+                errors.append(explanation)
+                continue
+            if unknown:
+                errors += unknown
+            else:
+                accepted.append(override.text)
     return errors
+
+
+def _choices_first(arguments: Sequence[str]) -> list[Override]:
+    """Parses overrides, and puts group choices before values.
+
+    A key is checked in the option that was chosen for its group.
+    """
+    choices = []
+    values = []
+    for argument in arguments:
+        override = Override.parse(argument)
+        if "." in argument.partition("=")[0]:
+            values.append(override)
+        else:
+            choices.append(override)
+    return [*choices, *values]
 
 
 def explain_override(
@@ -138,87 +172,101 @@ def explain_override(
     Args:
         compose: composes the config without it.
     """
-    path, value = override.key.split("@")[0], override.value
-    if isinstance(error, OverrideParseException) or not path:
+    key = override.key.split("@")[0]
+    if isinstance(error, OverrideParseException) or not key:
         return (
             f"{override.text}: cannot be parsed; write key=value, and quote a value that contains "
             "a bracket, a comma or a space"
         )
-    if options := group_options(path.replace(".", "/")):
-        if value not in options:
-            return (
-                f"{override.text}: no such option; {path} has "
-                f"{', '.join(options)}{nearest(value, options)}"
-            )
-    elif unknown := explain_key(path, compose()):
-        return unknown
+    options = group_options(key.replace(".", "/"))
+    if not options:
+        unknown = explain_key(key, compose())
+        if unknown is not None:
+            return unknown
+    elif override.value not in options:
+        return (
+            f"{override.text}: no such option; {key} has "
+            f"{', '.join(options)}{nearest(override.value, options)}"
+        )
     return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
 
 
-def explain_key(path: str, config: Mapping[str, Any]) -> str | None:
-    """Explains where a path leaves a config, with the nearest key; None if it exists."""
-    node: Any = config
-    parts = path.split(".")
+def explain_key(key: str, config: Mapping[str, object]) -> str | None:
+    """Explains where a key leaves a config, with the nearest key; None if it exists."""
+    node: object = config
+    parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping):
             return (
-                f"{path}: no such key; {'.'.join(parts[:depth])} is {format_scalar(node)} and has "
-                f"no keys; if it takes some, write +{path}=…"
+                f"{key}: no such key; {'.'.join(parts[:depth])} is {format_scalar(node)} and has "
+                f"no keys; if it takes some, write +{key}=…"
             )
         if part not in node:
-            known = [str(name) for name in node if str(name) != "hydra"]
-            missing = describe_unknown_key(".".join(parts[: depth + 1]), known)
-            if depth == 0 and (other := meant(parts[-1], config)):
-                return missing.partition("; did you mean")[0] + other
-            return missing
+            names = [str(name) for name in node if str(name) != "hydra"]
+            explanation = describe_unknown_key(".".join(parts[: depth + 1]), names)
+            if depth == 0:
+                suggestion = suggest_key(parts[-1], config)
+                if suggestion:
+                    return explanation.partition("; did you mean")[0] + suggestion
+            return explanation
         node = node[part]
     return None
 
 
-def meant(name: str, config: Mapping[str, Any]) -> str:
+def suggest_key(name: str, config: Mapping[str, object]) -> str:
     """Suggests the whole key of a name that was typed without its section, such as `trials`."""
     if isinstance(config, StudyConfig):
-        written: Any = config.written
+        sections = config.written
     else:
-        written = written_values(config)
-    paths = [path for path, _ in flatten(written)]
-    # The first key of a name is meant, and of epochs those of a training.
-    paths.sort(key=lambda path: not path.startswith("train."))
-    found = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    close = difflib.get_close_matches(name, found, n=1, cutoff=0.8)
-    return f"; did you mean {found[close[0]]}?" if close else ""
+        sections = written_values(config)
+    keys = [key for key, _ in flatten(sections)]
+    # The first key of a name is meant, and for epochs the one of a training.
+    keys.sort(key=lambda key: not key.startswith("train."))
+    keys_by_name: dict[str, str] = {}
+    for key in keys:
+        keys_by_name.setdefault(key.rpartition(".")[2], key)
+    matches = difflib.get_close_matches(name, keys_by_name, n=1, cutoff=0.8)
+    if not matches:
+        return ""
+    return f"; did you mean {keys_by_name[matches[0]]}?"
 
 
 def describe_compose_error(error: BaseException) -> str:
     """Puts an error of Hydra or OmegaConf on one line, without its search path and its types."""
-    lines = [line.strip() for line in str(error).partition("Config search path:")[0].splitlines()]
-    message = " ".join(
-        line
-        for line in lines
-        if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
-    )
-    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", message):
-        return ours[1]
-    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    keys = []
+    parts = []
+    for raw_line in str(error).partition("Config search path:")[0].splitlines():
+        line = raw_line.strip()
+        if line.startswith("full_key: "):
+            keys.append(line.removeprefix("full_key: "))
+        elif line and not re.match(r"(full_key|object_type|reference_type)[:=]", line):
+            parts.append(line)
+    message = " ".join(parts)
+    match = re.search(r"ConfigError raised while resolving interpolation: (.*)", message)
+    if match is not None:
+        return match[1]
     if keys and re.search(r"Key '\w+' not in '\w+'", message):
-        section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0]) if "." in keys[0] else SCHEMA
+        section = SCHEMA
+        if "." in keys[0]:
+            section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0])
         return describe_unknown_key(keys[0], [str(name) for name in section])
-    return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
+    if keys:
+        return f"{message} ({', '.join(keys)})"
+    return message or type(error).__name__
 
 
-def merge_setting(sections: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+def merge_setting(sections: Mapping[str, object], key: str, value: object) -> dict[str, Any]:
     """Returns the sections of a config with a value at a key, into which mappings are merged.
 
     Raises:
         ConfigError: no config can have it there.
     """
-    config = OmegaConf.create(sections)
+    config = OmegaConf.create(dict(sections))
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: {describe_compose_error(error)}") from error
-    merged: dict[str, Any] = written_values(config)
-    return merged
+    return dict(written_values(config))
 
 
 def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
@@ -235,20 +283,29 @@ def study_help(about: str, config_path: str, config_name: str, argv: Sequence[st
             config = hydra.compose(config_name, options.overrides)
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap
             config = hydra.compose(config_name)
-        wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
-        groups = {group: ", ".join(group_options(group)) for group in STUDY_GROUPS}
-        named = [wrapper.fill(f"{group}={each}") for group, each in groups.items() if each]
-    lines = OmegaConf.to_yaml(config).splitlines()
+        groups = _describe_groups()
+    keys = textwrap.indent(OmegaConf.to_yaml(config).removesuffix("\n"), "  ", lambda line: True)
     parts = [
         about.strip(),
         OPTIONS,
         f"{variables_help()}\n",
         "groups and their options, which an override such as sampler=random chooses:",
-        *named,
+        *groups,
         "\nkeys and their values, which an override such as study.trials=50 sets:",
-        *(f"  {line}" for line in lines),
+        keys,
     ]
     return printable("\n".join(parts))
+
+
+def _describe_groups() -> list[str]:
+    """Returns a paragraph for each group of a study that has options."""
+    wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
+    paragraphs = []
+    for group in STUDY_GROUPS:
+        options = ", ".join(group_options(group))
+        if options:
+            paragraphs.append(wrapper.fill(f"{group}={options}"))
+    return paragraphs
 
 
 def group_options(group: str) -> list[str]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 Path = tuple[str | int, ...]  # the keys, and the places in lists, that lead to a value
 
@@ -20,7 +19,7 @@ class Reference:
 
     Attributes:
         path: its place in the config.
-        text: of the interpolation.
+        text: the interpolation.
         follows: the keys whose values it follows, directly or through other references; None if any
             key may be one, as for a resolver of the user.
     """
@@ -42,22 +41,34 @@ class Reference:
     @property
     def source(self) -> str | None:
         """The one key whose value it takes unchanged; None if it is another expression."""
-        whole = OF_ONE_KEY.fullmatch(self.text)
-        return None if whole is None else whole[1]
+        match = OF_ONE_KEY.fullmatch(self.text)
+        if match is None:
+            return None
+        return match[1]
+
+    @property
+    def is_in_list(self) -> bool:
+        """True if the value is an item of a list, or lies within one."""
+        return any(isinstance(part, int) for part in self.path)
 
     def is_changed_by(self, keys: Iterable[str]) -> bool:
-        """Whether its value may be another once the values of some keys are others."""
+        """Returns whether its value may change once the values of some keys do."""
         if self.follows is None:
             return True
         return any(overlap(key, followed) for key in keys for followed in self.follows)
 
 
+def is_within(key: str, section: str) -> bool:
+    """Returns whether a key is a section, or lies in it."""
+    return f"{key}.".startswith(f"{section}.")
+
+
 def overlap(first: str, second: str) -> bool:
-    """Whether two keys are the same, or one is within the other."""
-    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
+    """Returns whether two keys are the same, or one lies in the other."""
+    return is_within(first, second) or is_within(second, first)
 
 
-def find_references(config: Mapping[str, Any]) -> list[Reference]:
+def find_references(config: Mapping[str, object]) -> list[Reference]:
     """Returns the references of a config whose interpolations are not resolved."""
     return connect([_reference(path, text) for path, text in _interpolations(config, ())])
 
@@ -77,6 +88,7 @@ def connect(references: Sequence[Reference]) -> list[Reference]:
 
 
 def _with_indirect(reference: Reference, references: Sequence[Reference]) -> frozenset[str] | None:
+    """Returns the keys of a reference, and those of the references that it follows."""
     follows = reference.follows
     if follows is None:
         return None
@@ -88,7 +100,7 @@ def _with_indirect(reference: Reference, references: Sequence[Reference]) -> fro
     return follows
 
 
-def _interpolations(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+def _interpolations(value: object, path: Path) -> Iterator[tuple[Path, str]]:
     """Yields the path and the text of each interpolation within a value."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
@@ -101,10 +113,11 @@ def _interpolations(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _reference(path: Path, text: str) -> Reference:
+    """Returns the reference of an interpolation, with the keys that stand in its text."""
     keys = KEY.findall(text)
     resolvers = [name for name in RESOLVER.findall(text) if name != "oc.select"]
-    understood = len(keys) + len(resolvers) == text.count("${")
-    if not understood or any(name not in WITHOUT_KEYS for name in resolvers):
+    is_understood = len(keys) + len(resolvers) == text.count("${")
+    if not is_understood or not set(resolvers).issubset(WITHOUT_KEYS):
         return Reference(path, text, None)
     return Reference(path, text, frozenset(_absolute(key, path) for key in keys))
 
@@ -115,5 +128,5 @@ def _absolute(key: str, path: Path) -> str:
     levels = len(key) - len(name)
     if levels == 0:
         return name
-    section = ".".join(str(part) for part in path[:-levels])
-    return f"{section}.{name}" if section else name
+    sections = [str(part) for part in path[:-levels]]
+    return ".".join([*sections, name])

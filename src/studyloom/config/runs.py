@@ -8,14 +8,14 @@ import itertools
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
 from studyloom.config.trust import read_yaml
-from studyloom.config.values import value_at
+from studyloom.config.values import value_at, written_values
 from studyloom.environment import STORAGE
 from studyloom.errors import ConfigError
 from studyloom.files import is_trusted, mark_trusted
@@ -25,7 +25,7 @@ SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
 EMBEDDED = "embedded_postgres:///"  # the URL of a server whose data lies in the run directory
 
 
-def storage_url(config: Mapping[str, Any]) -> str | None:
+def read_storage_url(config: Mapping[str, object]) -> str | None:
     """Reads the storage URL of a config from `storage.file` or, without one, `storage.url`.
 
     Raises:
@@ -35,13 +35,17 @@ def storage_url(config: Mapping[str, Any]) -> str | None:
     name = value_at(config, "storage.file")
     if name is None:
         url = value_at(config, "storage.url")
-        return None if url is None else str(url)
+        if url is None:
+            return None
+        return str(url)
     path = Path(name).expanduser()
     try:
-        mode, url = stat.S_IMODE(path.stat().st_mode), path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", "not UTF-8 text")
-        raise ConfigError(f"storage.file: {path} cannot be read: {why}") from None
+        mode = stat.S_IMODE(path.stat().st_mode)
+        url = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"storage.file: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"storage.file: {path} cannot be read: not UTF-8 text") from None
     if mode & 0o077:
         raise ConfigError(
             f"storage.file: {path} must be readable by its owner only, since it may hold a "
@@ -52,6 +56,14 @@ def storage_url(config: Mapping[str, Any]) -> str | None:
             f"storage.file: {path} is empty; put postgresql://user:password@host/database into it"
         )
     return url
+
+
+@dataclass(frozen=True)
+class StudyAddress:
+    """The storage URL of a study and its name, as a run directory has them; None if it does not."""
+
+    url: str | None
+    name: str | None
 
 
 def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
@@ -68,13 +80,10 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     if trusted:
         mark_trusted(run_dir)
     if trusted or is_trusted(run_dir):
-        name = value_at(config, "study.name")
-        try:
-            url = storage_url(config)
-        except InterpolationResolutionError:  # a variable is not set
-            url = None
+        address = _read_trusted(config)
     else:
-        url, name = _read_untrusted(run_dir, config)
+        address = _read_untrusted(run_dir, config)
+    url = address.url
     # A database inside the folder is found from any working directory, and after a move.
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
@@ -83,25 +92,34 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     if url is None:
         path = run_dir / ".hydra" / "config.yaml"
         raise ConfigError(f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE")
-    return url, str(name)
+    return url, str(address.name)
 
 
-def _read_untrusted(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
-    """Reads the URL and name of an untrusted run directory, without resolving interpolations.
+def _read_trusted(config: DictConfig) -> StudyAddress:
+    name = str(value_at(config, "study.name"))
+    try:
+        return StudyAddress(read_storage_url(config), name)
+    except InterpolationResolutionError:  # a variable is not set
+        return StudyAddress(None, name)
+
+
+def _read_untrusted(run_dir: Path, config: DictConfig) -> StudyAddress:
+    """Reads the address in an untrusted run directory, without resolving interpolations.
 
     Raises:
         ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
     """
-    whole: Any = OmegaConf.to_container(config, resolve=False)
+    sections = written_values(config)
     try:
-        url, name = str(whole["storage"]["url"]), whole["study"]["name"]
+        url = str(sections["storage"]["url"])
+        name = str(sections["study"]["name"])
     except (LookupError, TypeError):
-        return None, None
+        return StudyAddress(None, None)
     if url.startswith(f"${{oc.env:{STORAGE.name}"):
-        return STORAGE.get(), name
+        return StudyAddress(STORAGE.get(), name)
     if not url.startswith(EMBEDDED) and not (run_dir / "study.db").exists():
         raise untrusted_run(run_dir, "names a database outside of it")
-    return url, name
+    return StudyAddress(url, name)
 
 
 def read_written(run_dir: Path, name: str) -> DictConfig:
@@ -113,9 +131,9 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     try:
         return read_yaml(run_dir / ".hydra" / name, trusted=is_trusted(run_dir))
     except FileNotFoundError:
-        near = nearest(run_dir, sibling_runs(run_dir))
+        suggestion = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(
-            f"{run_dir}: no study has run there; a run directory holds .hydra/{name}{near}"
+            f"{run_dir}: no study has run there; a run directory holds .hydra/{name}{suggestion}"
         ) from None
     except NotADirectoryError:
         raise ConfigError(f"{run_dir}: must be a folder, in which a study has run") from None
@@ -123,10 +141,12 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
 
 def sibling_runs(run_dir: Path) -> list[str]:
     """Returns the run directories next to one that does not exist, some hundreds at most."""
+    siblings = []
     with suppress(OSError):
-        beside = itertools.islice(run_dir.parent.iterdir(), SIBLINGS)
-        return sorted(str(path) for path in beside if (path / ".hydra").is_dir())
-    return []
+        for path in itertools.islice(run_dir.parent.iterdir(), SIBLINGS):
+            if (path / ".hydra").is_dir():
+                siblings.append(str(path))
+    return sorted(siblings)
 
 
 def untrusted_run(run_dir: Path, why: str) -> ConfigError:
@@ -137,10 +157,14 @@ def untrusted_run(run_dir: Path, why: str) -> ConfigError:
     )
 
 
-def config_folders(former: Any) -> dict[str, str]:
-    """Returns the config folders of a command, by where each was named."""
-    return {
-        str(source.provider): str(source.path)
-        for source in former.runtime.config_sources
-        if source.schema == "file"
-    }
+def config_folders(hydra_config: DictConfig) -> dict[str, str]:
+    """Returns the config folders of a command, by where each was named.
+
+    Args:
+        hydra_config: the section `hydra` of the command's config.
+    """
+    folders = {}
+    for source in hydra_config.runtime.config_sources:
+        if source.schema == "file":
+            folders[str(source.provider)] = str(source.path)
+    return folders

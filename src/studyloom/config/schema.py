@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -13,7 +13,7 @@ from studyloom.text import describe_unknown_key, printable
 LONGEST_NAME = 200  # file systems allow 255 bytes; the rest is for suffixes
 
 
-def key(default: Any, meaning: str) -> Any:
+def key(default: object, meaning: str) -> Any:
     """Returns the field of a key, with its meaning as `studyloom keys` prints it."""
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"meaning": meaning})
@@ -169,43 +169,87 @@ class Config:
     )
 
 
-def describe_keys() -> list[tuple[str, str, str]]:
-    """Returns each key with its default (in the syntax of the command line) and its meaning."""
-    rows: list[tuple[str, str, str]] = []
+class Key(NamedTuple):
+    """A key of the schema.
+
+    Attributes:
+        name: with its section, such as study.trials.
+        default: in the syntax of the command line; empty if it has none.
+        meaning: as `studyloom keys` prints it.
+    """
+
+    name: str
+    default: str
+    meaning: str
+
+
+def describe_keys() -> list[Key]:
+    """Returns the keys of all sections, and those that belong to no section."""
+    keys = []
     for section in fields(Config):
-        kind: Any = section.default_factory
-        if not is_dataclass(kind):
-            inner = [(section.name, section)] if section.metadata else []
-        else:
-            inner = [(f"{section.name}.{each.name}", each) for each in fields(kind)]
-        for name, each in inner:
-            default = each.default_factory() if callable(each.default_factory) else each.default
-            shown = "" if default == MISSING else json.dumps(default).strip('"')
-            rows.append((name, shown, each.metadata["meaning"]))
-    return rows
+        section_class: object = section.default_factory
+        if is_dataclass(section_class):
+            for key_field in fields(section_class):
+                keys.append(_describe_key(f"{section.name}.{key_field.name}", key_field))
+        elif section.metadata:
+            keys.append(_describe_key(section.name, section))
+    return keys
 
 
-# Keys of numbers, by their range in words, the least and the greatest value; none is infinite.
-RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
-    ("at least 1", 1, math.inf): (
-        *(
-            "study.trials",
-            "study.epochs",
-            "study.warm_start_top",
-            "study.max_attempts",
-            "study.max_failures",
-            "study.round",
-        ),
-        *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
+def _describe_key(name: str, key_field: "Field[object]") -> Key:
+    default = key_field.default
+    if callable(key_field.default_factory):
+        default = key_field.default_factory()
+    text = ""
+    if default != MISSING:
+        text = json.dumps(default).strip('"')
+    return Key(name, text, key_field.metadata["meaning"])
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have, which are finite.
+
+    Attributes:
+        text: the range in words.
+    """
+
+    text: str
+    least: float
+    greatest: float = math.inf
+
+    def has(self, value: float) -> bool:
+        """Returns whether a value lies in the range."""
+        return self.least <= value <= self.greatest and value < math.inf
+
+
+# The keys that have a range.
+RANGES: dict[Range, tuple[str, ...]] = {
+    Range("at least 1", 1): (
+        "study.trials",
+        "study.epochs",
+        "study.warm_start_top",
+        "study.max_attempts",
+        "study.max_failures",
+        "study.round",
+        "objective.folds",
+        "objective.seeds",
+        "winner.top",
+        "winner.seeds",
         "study.lease",  # which is renewed four times in that time, by a write each
     ),
-    ("at least 0", 0, math.inf): (
-        *("study.seed", "storage.deadline", "cost.per_hour"),
+    Range("at least 0", 0): (
+        "study.seed",
+        "storage.deadline",
+        "cost.per_hour",
         "checkpoints.interval",
     ),
-    ("from 0 to 1", 0, 1): ("study.proposals",),
-    ("a positive number", math.ulp(0.0), math.inf): (
-        *("study.timeout", "study.trial_timeout", "study.min_improvement", "cost.limit"),
+    Range("from 0 to 1", 0, 1): ("study.proposals",),
+    Range("a positive number", math.ulp(0.0)): (
+        "study.timeout",
+        "study.trial_timeout",
+        "study.min_improvement",
+        "cost.limit",
         "winner.margin",
     ),
 }
@@ -215,32 +259,37 @@ SCHEMA: DictConfig = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
-def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
+def find_out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
     """Yields a line for each value outside of its range in `RANGES`; null is always allowed."""
-    for (words, low, high), names in RANGES.items():
+    for allowed, names in RANGES.items():
         for name in names:
             section, _, key_name = name.partition(".")
             value = config[section].get(key_name)
-            if value is not None and not (low <= value <= high and value < math.inf):
-                or_null = ", or null" * (OmegaConf.select(SCHEMA, name) is None)
-                yield f"{name} must be {words}{or_null}; got {value}"
+            if value is None or allowed.has(value):
+                continue
+            text = allowed.text
+            if OmegaConf.select(SCHEMA, name) is None:
+                text += ", or null"
+            yield f"{name} must be {text}; got {value}"
 
 
 def check_name(name: str) -> str | None:
     """Explains why a study's name cannot be a folder name; None if it can."""
-    shown, size = repr(name), len(name.encode())
-    if not name or name in (".", "..") or any(part in name for part in ("/", "\\", "..", "\0")):
-        why = "cannot be empty, or contain '/', '\\', '..' or NUL"
+    size = len(name.encode())
+    has_forbidden_part = any(part in name for part in ("/", "\\", "..", "\0"))
+    if name in ("", ".") or has_forbidden_part:
+        reason = "cannot be empty, or contain '/', '\\', '..' or NUL"
     elif printable(name) != name or "\n" in name:
-        why = "cannot contain control characters"
+        reason = "cannot contain control characters"
     elif size > LONGEST_NAME:
-        shown, why = f"{name[:20]!r}…", f"is {size} bytes long; at most {LONGEST_NAME} are possible"
+        reason = f"is {size} bytes long; at most {LONGEST_NAME} are possible"
+        return f"study.name must be a folder name, not {name[:20]!r}…: it {reason}"
     else:
         return None
-    return f"study.name must be a folder name, not {shown}: it {why}"
+    return f"study.name must be a folder name, not {name!r}: it {reason}"
 
 
-def unknown_keys(config: DictConfig) -> list[str]:
+def find_unknown_keys(config: DictConfig) -> list[str]:
     """Finds keys in studyloom's own sections that the schema lacks, and returns a line for each.
 
     Hydra itself accepts `+study.trails=9`. An objective with a `_target_` may have further keys:
@@ -251,13 +300,15 @@ def unknown_keys(config: DictConfig) -> list[str]:
             "defaults must be a list that begins with `studyloom`, which adds the sections of "
             "studyloom to a primary config"
         ]
-    errors: list[str] = []
+    errors = []
     for section in fields(Config):
-        kind: Any = section.default_factory
-        if is_dataclass(kind):
-            known = [str(name) for name in SCHEMA[section.name]]
-            unknown = [str(name) for name in config[section.name] if name not in known]
-            if section.name == "objective" and config.objective["_target_"] is not None:
-                continue
-            errors += [describe_unknown_key(f"{section.name}.{name}", known) for name in unknown]
+        section_class: object = section.default_factory
+        if not is_dataclass(section_class):
+            continue
+        if section.name == "objective" and config.objective["_target_"] is not None:
+            continue
+        names = [str(name) for name in SCHEMA[section.name]]
+        for name in config[section.name]:
+            if name not in names:
+                errors.append(describe_unknown_key(f"{section.name}.{name}", names))
     return errors

@@ -7,14 +7,14 @@ resolved. The config of a trial is the study's with other values at some keys.
 import functools
 import pickle
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from studyloom.config.references import Reference, connect, find_references, overlap
+from studyloom.config.references import Reference, connect, find_references, is_within, overlap
 from studyloom.config.schema import (
     SCHEMA,
     CheckpointsSection,
@@ -32,6 +32,7 @@ from studyloom.config.values import (
     unresolved,
     value_at,
     with_values,
+    written_values,
 )
 from studyloom.errors import ConfigError
 
@@ -45,13 +46,19 @@ SECTIONS = {
     "winner": WinnerSection,
     "cost": CostSection,
 }
-# The types that a key may have; a key of the type Any is left out.
-KEY_TYPES = {
-    f"{section}.{key.name}": typing.get_args(key.type) or (key.type,)
-    for section, kind in SECTIONS.items()
-    for key in fields(kind)
-    if key.type is not Any
-}
+
+
+def _read_key_types() -> dict[str, tuple[object, ...]]:
+    """Returns the types that each key may have; keys of the type Any are left out."""
+    types = {}
+    for section, section_class in SECTIONS.items():
+        for key in fields(section_class):
+            if key.type is not Any:
+                types[f"{section}.{key.name}"] = typing.get_args(key.type) or (key.type,)
+    return types
+
+
+KEY_TYPES = _read_key_types()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +80,12 @@ class StudyConfig(Mapping[str, Any]):
     resolved: Mapping[str, Any]
     references: Sequence[Reference]
     base: "StudyConfig | None" = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: DictConfig) -> "StudyConfig":
         """Reads a config that Hydra has composed."""
-        written: Any = OmegaConf.to_container(config, resolve=False)
+        written = written_values(config)
         written.pop("hydra", None)
         references = find_references(written)
         values = copy_value(written)
@@ -87,7 +94,7 @@ class StudyConfig(Mapping[str, Any]):
         return cls(written, values, references)
 
     @classmethod
-    def of_trial(cls, sections: Mapping[str, Any]) -> "StudyConfig":
+    def of_trial(cls, sections: Mapping[str, object]) -> "StudyConfig":
         """Reads the sections that a trial stored; keys of ours that it lacks have their defaults.
 
         Raises:
@@ -153,81 +160,98 @@ class StudyConfig(Mapping[str, Any]):
         """The price of computing."""
         return self._typed("cost", CostSection)
 
-    def _typed(self, name: str, kind: type[Section]) -> Section:
-        keys = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    def _typed(self, name: str, section_class: type[Section]) -> Section:
+        """Returns a section as its class, without keys that the class lacks."""
         section = value_at(self, name)
-        return kind(**{key: value for key, value in section.items() if key in keys})
+        values = {}
+        for key in section_class.__dataclass_fields__:  # type: ignore[attr-defined]
+            if key in section:
+                values[key] = section[key]
+        return section_class(**values)
 
     # Other values
 
-    def with_values(self, values: Mapping[str, Any]) -> "StudyConfig":
+    def with_values(self, values: Mapping[str, object]) -> "StudyConfig":
         """Returns this config with other values at some keys; interpolations follow them.
 
         Raises:
             ValidationError: a value does not have the type of its key.
         """
         typed = {key: _with_type(key, value) for key, value in values.items()}
-        unchanged = [
-            reference
-            for reference in self.references
-            if not any(f"{reference.key}.".startswith(f"{key}.") for key in typed)
-        ]
-        literals = {key: _literal(value) for key, value in typed.items()}
-        earlier = {
-            key: value
-            for key, value in self.changes.items()
-            if not any(f"{key}.".startswith(f"{changed}.") for changed in typed)
-        }
+        literals = {key: _escape(value) for key, value in typed.items()}
+        references = []
+        for reference in self.references:
+            if not _is_within_any(reference.key, typed):
+                references.append(reference)
+        changes = {}
+        for key, value in self.changes.items():
+            if not _is_within_any(key, typed):
+                changes[key] = value
+        changes.update(literals)
         changed = StudyConfig(
-            with_values(self.written, literals),
-            with_values(self.resolved, typed),
-            unchanged,
-            self.base or self,
-            {**earlier, **literals},
+            written=with_values(self.written, literals),
+            resolved=with_values(self.resolved, typed),
+            references=references,
+            base=self.base or self,
+            changes=changes,
         )
         return changed._updated(typed)
 
-    def with_sections(self, others: Mapping[str, "StudyConfig"]) -> "StudyConfig":
-        """Returns this config with some sections as other configs have them."""
+    def with_sections(self, configs: Mapping[str, "StudyConfig"]) -> "StudyConfig":
+        """Returns this config with some sections as other configs have them.
+
+        Args:
+            configs: the config that has a section, by the section's name.
+        """
         written = dict(self.written)
-        values = dict(self.resolved)
-        references = [each for each in self.references if each.path[0] not in others]
-        for section, other in others.items():
-            written[section] = other.written[section]
-            values[section] = other.resolved[section]
-            references += [each for each in other.references if each.path[0] == section]
-        return StudyConfig(written, values, connect(references))._updated(others)
+        resolved = dict(self.resolved)
+        references = []
+        for reference in self.references:
+            if reference.path[0] not in configs:
+                references.append(reference)
+        for section, config in configs.items():
+            written[section] = config.written[section]
+            resolved[section] = config.resolved[section]
+            for reference in config.references:
+                if reference.path[0] == section:
+                    references.append(reference)
+        return StudyConfig(written, resolved, connect(references))._updated(configs)
 
     def differs_only_in(self, section: str, other: "StudyConfig") -> bool:
-        """Whether all other sections are written as in another config."""
-        mine = {name: value for name, value in self.written.items() if name != section}
-        others = {name: value for name, value in other.written.items() if name != section}
-        return mine == others
+        """Returns whether all other sections are written as in another config."""
+        written = dict(self.written)
+        written.pop(section, None)
+        other_written = dict(other.written)
+        other_written.pop(section, None)
+        return written == other_written
 
-    def _updated(self, keys: Mapping[str, Any]) -> "StudyConfig":
+    def _updated(self, keys: Iterable[str]) -> "StudyConfig":
         """Resolves the references again that follow some keys."""
         stale = [reference for reference in self.references if reference.is_changed_by(keys)]
         if not stale:
             return self
-        sources = [reference.source for reference in stale]
         resolved = self.resolved
-        # A reference to one value is a copy of it, unless another one must be resolved before.
-        if any(
-            source is None or any(overlap(source, each.key) for each in stale) for source in sources
-        ):
-            config = OmegaConf.create(dict(self.written))
-            values = [_resolve(config, reference) for reference in stale]
-        else:
-            values = [value_at(resolved, str(source)) for source in sources]
-        for reference, value in zip(stale, values, strict=True):
-            if all(isinstance(part, str) for part in reference.path):
-                resolved = with_values(resolved, {reference.key: _with_type(reference.key, value)})
-            else:  # in a list, which is copied
+        for reference, value in zip(stale, self._resolve_again(stale), strict=True):
+            if reference.is_in_list:  # the list is copied
                 resolved = with_values(resolved, {reference.key: node_at(resolved, reference.key)})
                 _set(resolved, reference, value)
+            else:
+                resolved = with_values(resolved, {reference.key: _with_type(reference.key, value)})
         return replace(self, resolved=resolved)
 
-    def for_user(self, **values: Any) -> Any:
+    def _resolve_again(self, references: Sequence[Reference]) -> list[object]:
+        """Returns the values of references whose values in `resolved` are out of date."""
+        values = []
+        for reference in references:
+            source = reference.source
+            if source is None or any(overlap(source, stale.key) for stale in references):
+                # An expression, or one that follows another reference: OmegaConf resolves them all.
+                config = OmegaConf.create(dict(self.written))
+                return [_resolve(config, stale) for stale in references]
+            values.append(value_at(self.resolved, source))  # a copy of one value
+        return values
+
+    def for_user(self, **values: object) -> Any:
         """Returns a read-only config of OmegaConf, as the user's own functions get it.
 
         Its keys are attributes and items, such as `config.model.hidden`.
@@ -249,27 +273,33 @@ class StudyConfig(Mapping[str, Any]):
         return pickle.dumps(config)
 
 
-def _resolve(config: DictConfig, reference: Reference) -> Any:
+def _is_within_any(key: str, sections: Iterable[str]) -> bool:
+    return any(is_within(key, section) for section in sections)
+
+
+def _resolve(config: DictConfig, reference: Reference) -> object:
     """Returns the value of a reference as plain Python; an `Unresolved` if it has none."""
     try:
         node: Any = config
         for part in reference.path:
             node = node[part]
-        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        if OmegaConf.is_config(node):
+            node = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         return unresolved(reference.text, str(error).partition("\n")[0])
+    return node
 
 
-def _set(values: Any, reference: Reference, value: Any) -> None:
+def _set(sections: Any, reference: Reference, value: object) -> None:
     """Sets the value of a reference in sections that nothing else shares."""
-    *above, last = reference.path
-    node = values
-    for part in above:
+    *containers, last = reference.path
+    node = sections
+    for part in containers:
         node = node[part]
     node[last] = value
 
 
-def _with_type(key: str, value: Any) -> Any:
+def _with_type(key: str, value: object) -> object:
     """Converts a value of a typed section to its type, as Hydra does."""
     types = KEY_TYPES.get(key)
     if types is None or type(value) in types or "${" in str(value):
@@ -277,7 +307,8 @@ def _with_type(key: str, value: Any) -> Any:
     section, _, name = key.partition(".")
     node = _scratch(section)
     node[name] = value
-    return copy_value(node[name])
+    converted: object = copy_value(node[name])
+    return converted
 
 
 @functools.cache
@@ -287,12 +318,12 @@ def _scratch(section: str) -> DictConfig:
     return copy
 
 
-def _literal(value: Any) -> Any:
+def _escape(value: object) -> object:
     """Escapes what would be an interpolation in a value."""
     if isinstance(value, Mapping):
-        return {name: _literal(inner) for name, inner in value.items()}
+        return {name: _escape(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_literal(inner) for inner in value]
+        return [_escape(inner) for inner in value]
     if isinstance(value, str):
         return value.replace("${", r"\${")
     return value

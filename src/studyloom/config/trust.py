@@ -10,17 +10,17 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.schema import SCHEMA
+from studyloom.config.values import written_values
 from studyloom.errors import ConfigError
 from studyloom.files import is_trusted, read_text
 from studyloom.moved import MOVED
@@ -29,17 +29,29 @@ from studyloom.user_code.importing import ELSEWHERE, find_member, script_as_main
 from studyloom.user_code.pickled import MAIN
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.decisions.samplers"),
-    *("studyloom.decisions.gaussian_process", "studyloom.decisions.asha", "studyloom.optimizers"),
+    "studyloom.models",
+    "studyloom.losses",
+    "studyloom.data",
+    "studyloom.decisions.samplers",
+    "studyloom.decisions.gaussian_process",
+    "studyloom.decisions.asha",
+    "studyloom.optimizers",
     # Only these two launchers: others run commands from the config, or code on other machines.
-    *("studyloom.worker.Join", "studyloom.worker.local.Join"),
-    *("studyloom.worker.Local", "studyloom.worker.local.Local"),
-    *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
+    "studyloom.worker.Join",
+    "studyloom.worker.local.Join",
+    "studyloom.worker.Local",
+    "studyloom.worker.local.Local",
+    "torch.nn",
+    "torch.optim",
+    "optuna.samplers",
+    "optuna.pruners",
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = (
-    *("studyloom.schedules", "studyloom.decisions.asha.default_pruner"),
-    *("torch.nn.functional", "torch.nn.init"),
+    "studyloom.schedules",
+    "studyloom.decisions.asha.default_pruner",
+    "torch.nn.functional",
+    "torch.nn.init",
 )
 # To be trusted as a package, since its classes are defined in modules of it.
 INTEGRATIONS = "studyloom.extras.integrations"
@@ -56,14 +68,28 @@ SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
 MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+if hasattr(yaml, "CSafeLoader"):
+    LOADER = yaml.CSafeLoader
+else:
+    LOADER = yaml.SafeLoader
 REACHES_OUT = (
     "reaches outside the study, which an untrusted config must not; remove it, or review the file "
     "and copy it next to your own configs (in a run directory, `studyloom status RUN_DIR "
     "--trust-config` is enough)"
 )
-# An error in words, and the package that `trust=[…]` must name to allow it; None if nothing helps.
-Mistake = tuple[str, str | None]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A part of an untrusted config that is not allowed.
+
+    Attributes:
+        reason: why it is not allowed.
+        package: the package that `trust=[…]` must name to allow it; None if nothing helps.
+    """
+
+    reason: str
+    package: str | None = None
 
 
 @dataclass
@@ -71,39 +97,46 @@ class TrustRules:
     """The trust rules in force while a command composes its config.
 
     Args:
-        own: folders whose files are the user's own, and are not checked.
+        own_folders: folders whose files are the user's own, and are not checked.
         trusted: packages on the command line's `trust=[…]`.
         read_untrusted: whether an untrusted config was read.
     """
 
-    own: tuple[Path, ...]
+    own_folders: tuple[Path, ...]
     trusted: tuple[str, ...] = ()
     read_untrusted: bool = False
 
     def owns(self, folder: Path) -> bool:
-        """Whether a folder of configs is the user's own, or studyloom's."""
-        within = any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
-        return within or is_trusted(folder)
+        """Returns whether a folder of configs is the user's own, or studyloom's."""
+        resolved = folder.resolve()
+        if any(resolved.is_relative_to(own_folder.resolve()) for own_folder in self.own_folders):
+            return True
+        return is_trusted(folder)
 
-    def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
-        """Checks a config of an untrusted folder, such as model/mlp, and its header's package.
+    def check(self, folder: Path, name: str, config: object, package: str | None) -> None:
+        """Checks a config of an untrusted folder.
+
+        Args:
+            name: the config's path in the folder, such as model/mlp.
+            package: the package in the config's header.
 
         Raises:
             ConfigError: all errors in it.
         """
-        self.read_untrusted, name = True, name.removesuffix(".yaml")
-        plain: Any = OmegaConf.to_container(config, resolve=False)
-        if not isinstance(plain, dict):
-            raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
-        found = [*_default_errors(plain.pop("defaults", []))]
+        self.read_untrusted = True
+        path = folder / f"{name.removesuffix('.yaml')}.yaml"
+        sections = written_values(config)
+        if not isinstance(sections, dict):
+            raise ConfigError(f"{path}: must be a mapping of sections")
+        errors = [*_default_errors(sections.pop("defaults", []))]
         if package not in (None, "_global_", "_group_"):
-            found.append("the header must be `# @package _global_`, or none")
+            errors.append("the header must be `# @package _global_`, or none")
         if package != "_global_":
             for group in reversed(name.split("/")[:-1]):
-                plain = {group: plain}
-        found += content_errors(plain, self.trusted)
-        if found:
-            raise ConfigError([f"{folder / name}.yaml: {words}" for words in found])
+                sections = {group: sections}
+        errors += find_content_errors(sections, self.trusted)
+        if errors:
+            raise ConfigError([f"{path}: {error}" for error in errors])
 
 
 _active: list[TrustRules | None] = []
@@ -111,11 +144,13 @@ _active: list[TrustRules | None] = []
 
 def active() -> TrustRules | None:
     """Returns the rules of the running command; None outside of one, or in the user's code."""
-    return _active[-1] if _active else None
+    if not _active:
+        return None
+    return _active[-1]
 
 
 def in_own_code() -> bool:
-    """Whether the user's own code composes configs, see `in_force`."""
+    """Returns whether the user's own code composes configs, see `in_force`."""
     return bool(_active) and _active[-1] is None
 
 
@@ -145,24 +180,32 @@ def read_yaml(path: Path, *, trusted: bool = False) -> DictConfig:
     """
     try:
         text = read_text(path, trusted=trusted)
-        for count, event in enumerate([] if trusted else yaml.parse(text, LOADER)):
-            if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
+        if not trusted:
+            _check_size(text)
         config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        words = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read as YAML: {words}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from None
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path}: a configuration must be a mapping of sections")
     return config
 
 
+def _check_size(text: str) -> None:
+    """Raises ValueError if YAML has aliases, or more values than a run writes."""
+    for count, event in enumerate(yaml.parse(text, LOADER)):
+        if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
+
+
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that files of a run directory may name; None for all, if it is own."""
-    return None if is_trusted(run_dir) else trusted
+    if is_trusted(run_dir):
+        return None
+    return trusted
 
 
-def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
+def check_targets(config: object, trusted: Sequence[str] | None = ()) -> None:
     """Checks every `_target_` of a config, at any depth, before anything is built from it.
 
     Args:
@@ -174,11 +217,13 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
     """
     if trusted is None:
         return
-    if errors := [words for words, _ in _find(config, "", trusted, references=False)]:
+    violations = _find_violations(config, "", trusted, allows_references=False)
+    errors = [violation.reason for violation in violations]
+    if errors:
         raise ConfigError(errors)
 
 
-def check_section(key: str, section: Any) -> None:
+def check_section(key: str, section: object) -> None:
     """Checks a section before it is built, if the command has read an untrusted config.
 
     The untrusted config may set arguments of the user's code, so the whole section is checked.
@@ -188,13 +233,16 @@ def check_section(key: str, section: Any) -> None:
         check_targets({key: section}, rules.trusted)
 
 
-def packages_to_trust(config: Any) -> list[str]:
+def packages_to_trust(config: object) -> list[str]:
     """Returns the packages to trust for the targets in the plain config of the user's study."""
-    found = _find(config, "", (), references=True)
-    return sorted({need for _, need in found if need is not None})
+    packages = set()
+    for violation in _find_violations(config, "", (), allows_references=True):
+        if violation.package is not None:
+            packages.add(violation.package)
+    return sorted(packages)
 
 
-def content_errors(config: Any, trusted: Sequence[str]) -> Iterator[str]:
+def find_content_errors(config: Mapping[str, object], trusted: Sequence[str]) -> Iterator[str]:
     """Finds forbidden settings in sections of an untrusted config, as plain values."""
     for section, content in config.items():
         if section in NEVER:
@@ -205,119 +253,163 @@ def content_errors(config: Any, trusted: Sequence[str]) -> Iterator[str]:
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):
             yield from _section_errors(section, content, trusted)
-    yield from (words for words, _ in _find(config, "", trusted, references=True))
+    for violation in _find_violations(config, "", trusted, allows_references=True):
+        yield violation.reason
 
 
 def _section_errors(
-    section: str, content: Mapping[str, Any], trusted: Sequence[str]
+    section: str, content: Mapping[str, object], trusted: Sequence[str]
 ) -> Iterator[str]:
     """Finds keys of a section that access resources outside the study."""
     target = str(content.get("_target_"))
-    # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
-    theirs = is_below(target, trusted) and not is_below(target, ("studyloom",))
-    known = [str(key) for key in SCHEMA.objective]
+    # A user who trusts the package of a data source or objective trusts it with its arguments.
+    trusts_target = is_below(target, trusted) and not is_below(target, ("studyloom",))
+    objective_keys = [str(key) for key in SCHEMA.objective]
     for name, value in content.items():
         key = f"{section}.{name}"
         if value is None or key == "space.where":
             continue
-        if section == "data" and (not theirs or isinstance(value, Mapping)):
+        if section == "data" and (not trusts_target or isinstance(value, Mapping)):
             yield from _path_errors(value, key)
-        elif section == "objective" and name not in known and not theirs:
-            yield f"{key} {REACHES_OUT}{nearest(name, known)}"
-        elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in CLOSED:
+        elif section == "objective" and name not in objective_keys and not trusts_target:
+            yield f"{key} {REACHES_OUT}{nearest(name, objective_keys)}"
+        elif section == "space":
+            if str(name).split(".")[0] not in SEARCHED:
+                yield f"{key} {REACHES_OUT}"
+        elif key in CLOSED:
             yield f"{key} {REACHES_OUT}"
 
 
-def _path_errors(value: Any, key: str) -> Iterator[str]:
-    """Finds settings below a data source that name a file or folder."""
+def _path_errors(value: object, key: str) -> Iterator[str]:
+    """Finds settings within a data source that name a file or folder."""
     name = key.rpartition(".")[2]
     if name == "_target_" or value in (None, []):
         return
-    named = name in PATHS or (isinstance(value, str) and re.search(r"[/\\]|^~", value))
-    if named and not (isinstance(value, str) and OWN_FILE.fullmatch(value)):
+    if isinstance(value, str):
+        looks_like_path = name in PATHS or re.search(r"[/\\]|^~", value)
+        if looks_like_path and not OWN_FILE.fullmatch(value):
+            yield f"{key} {REACHES_OUT}"
+    elif name in PATHS:
         yield f"{key} {REACHES_OUT}"
     elif isinstance(value, Mapping):
-        for inner, below in value.items():
-            yield from _path_errors(below, f"{key}.{inner}")
+        for inner_name, inner in value.items():
+            yield from _path_errors(inner, f"{key}.{inner_name}")
     elif isinstance(value, list):
-        for below in value:
-            yield from _path_errors(below, key)
+        for item in value:
+            yield from _path_errors(item, key)
 
 
-def _default_errors(defaults: Any) -> Iterator[str]:
+def _default_errors(defaults: object) -> Iterator[str]:
     """Finds the entries of a defaults list that override Hydra's options, or move an option.
 
     Files that other entries name are read as data, or are the user's own.
     """
-    yield from (words for words, _ in _find(defaults, "defaults", (), references=False))
-    for item in defaults if isinstance(defaults, list) else [defaults]:
-        shown = str(item).strip("{}").replace("'", "")
-        is_hydras = re.search(r"(^|[\s/])hydra/", shown) and not SILENT.fullmatch(shown)
-        if is_hydras or "@" in shown:
-            yield f"defaults: {shown} must neither set options of Hydra nor move an option with @"
+    for violation in _find_violations(defaults, "defaults", (), allows_references=False):
+        yield violation.reason
+    if not isinstance(defaults, list):
+        defaults = [defaults]
+    for item in defaults:
+        entry = str(item).strip("{}").replace("'", "")
+        sets_hydra = re.search(r"(^|[\s/])hydra/", entry) and not SILENT.fullmatch(entry)
+        if sets_hydra or "@" in entry:
+            yield f"defaults: {entry} must neither set options of Hydra nor move an option with @"
 
 
-def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> Iterator[Mistake]:
+def _find_violations(
+    node: object, key: str, trusted: Sequence[str], *, allows_references: bool
+) -> Iterator[Violation]:
     """Finds the targets of a config that are not trusted, and its interpolations.
 
     Args:
-        references: whether `${section.key}` is allowed.
+        key: the key of the node; empty for a whole config.
+        allows_references: whether values may be `${section.key}`.
     """
     if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=False)
+        node = written_values(node)
     if isinstance(node, Mapping):
         for name, value in node.items():
-            below = f"{key}.{name}" if key else str(name)
+            inner_key = f"{key}.{name}".removeprefix(".")
             is_target = str(name).strip().casefold() == "_target_"
-            if is_target and "${" not in str(value) and (why := _distrust(value, trusted)):
-                yield f"{below}: {value} {why[0]}", why[1]
+            if is_target and "${" not in str(value):
+                violation = _check_target(value, trusted)
+                if violation is not None:
+                    yield replace(violation, reason=f"{inner_key}: {value} {violation.reason}")
             if "${" in str(name):
-                yield f"{below}: the key must not have an interpolation", None
-            yield from _find(value, below, trusted, references=references and not is_target)
+                yield Violation(f"{inner_key}: the key must not have an interpolation")
+            yield from _find_violations(
+                value, inner_key, trusted, allows_references=allows_references and not is_target
+            )
     elif isinstance(node, str):
-        sections = REFERENCE.findall(node) if references else []
-        rest = REFERENCE.sub("", node) if references else node
-        if "${" in rest or any(each not in (*OPEN, "run_dir") for each in sections):
-            ways = "; only ${section.key} is possible" if references else "; write the value itself"
-            yield f"{key}: {node} must not be an interpolation{ways}", None
+        if allows_references:
+            if _has_other_interpolation(node):
+                reason = "must not be an interpolation; only ${section.key} is possible"
+                yield Violation(f"{key}: {node} {reason}")
+        elif "${" in node:
+            reason = "must not be an interpolation; write the value itself"
+            yield Violation(f"{key}: {node} {reason}")
     elif isinstance(node, Sequence):
-        for position, value in enumerate(node):
-            yield from _find(value, f"{key}[{position}]", trusted, references=references)
+        for place, value in enumerate(node):
+            yield from _find_violations(
+                value, f"{key}[{place}]", trusted, allows_references=allows_references
+            )
 
 
-def _distrust(target: Any, trusted: Sequence[str]) -> Mistake | None:
-    """Explains why a target must not be called, and what to trust; None if it may be called."""
+def _has_other_interpolation(text: str) -> bool:
+    """Returns whether a text has interpolations other than those of open sections."""
+    if "${" in REFERENCE.sub("", text):
+        return True
+    return not set(REFERENCE.findall(text)).issubset((*OPEN, "run_dir"))
+
+
+def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
+    """Explains why a target must not be called; None if it may be called."""
     if not isinstance(target, str) or "." not in target:
-        return "is not the dotted name of a class or function", None
-    first = target.split(".")[0]
-    need = target if first in ("studyloom", "torch", "optuna") else first
-    if is_below(target, (INTEGRATIONS,)):
-        need = INTEGRATIONS
+        return Violation("is not the dotted name of a class or function")
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        return ELSEWHERE if target.startswith(MAIN) else _way_out(need), need
+        package = _package_of_target(target)
+        if target.startswith(MAIN):
+            return Violation(ELSEWHERE, package)
+        return Violation(_way_out(package), package)
     parent, _, name = target.rpartition(".")
     try:
         member = find_member(f"{MOVED.get(parent, parent)}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
-        return f"cannot be imported: {name_error(error)}", None
-    if not (inspect.isclass(member) or inspect.isroutine(member)):
-        return "is not a class or function of a module", None
-    defined = f"{member.__module__}.{member.__qualname__}"
-    if not is_below(defined, (*(CLASSES if inspect.isclass(member) else FUNCTIONS), *trusted)):
-        need = str(member.__module__).split(".")[0]
-        return f"is {defined}, which {_way_out(need)}", need
-    return None
+        return Violation(f"cannot be imported: {name_error(error)}")
+    prefixes: Sequence[str]
+    if inspect.isclass(member):
+        prefixes = CLASSES
+    elif inspect.isroutine(member):
+        prefixes = FUNCTIONS
+    else:
+        return Violation("is not a class or function of a module")
+    # The name may lead through a module to anything that this module imports.
+    definition = f"{member.__module__}.{member.__qualname__}"
+    if is_below(definition, (*prefixes, *trusted)):
+        return None
+    package = str(member.__module__).split(".")[0]
+    return Violation(f"is {definition}, which {_way_out(package)}", package)
+
+
+def _package_of_target(target: str) -> str:
+    """Returns the package to trust for a target; in large packages, the target itself."""
+    if is_below(target, (INTEGRATIONS,)):
+        return INTEGRATIONS
+    package = target.split(".")[0]
+    if package in ("studyloom", "torch", "optuna"):
+        return target
+    return package
 
 
 def is_below(name: str, prefixes: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the prefixes, or below one."""
+    """Returns whether a dotted name is one of the prefixes, or lies below one."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _way_out(need: str) -> str:
+def _way_out(package: str) -> str:
+    """Says how to trust a package."""
     return (
         "is not among the code that an untrusted configuration may name; if you trust it with "
-        f"your machine, add 'trust=[{need}]' to a study's command, or --trust {need} to a "
+        f"your machine, add 'trust=[{package}]' to a study's command, or --trust {package} to a "
         "studyloom command"
     )
 
@@ -325,11 +417,11 @@ def _way_out(need: str) -> str:
 @contextmanager
 def seeding_as(run_dir: Path) -> Iterator[None]:
     """Seeds the user's modules that the body imports as the study of a run directory does."""
-    seed = None
-    with suppress(OSError, ConfigError, OmegaConfBaseException):
-        config = read_yaml(run_dir / ".hydra" / "config.yaml", trusted=is_trusted(run_dir))
-        seed = OmegaConf.select(config, "study.seed")
-    with seeding_imports(seed) if isinstance(seed, int) else nullcontext():
+    seed = _read_recorded(run_dir, "config.yaml", "study.seed")
+    if isinstance(seed, int):
+        with seeding_imports(seed):
+            yield
+    else:
         yield
 
 
@@ -342,24 +434,35 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     `folder` with `--code`. It comes last on the module path, so that it hides no other package.
     The script that searched is imported only in the user's own run directory.
     """
-    recorded, given = None, folder
-    with suppress(OSError, ConfigError, OmegaConfBaseException):
-        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml", trusted=is_trusted(run_dir))
-        recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
-    if folder is None and (is_trusted(run_dir) or (wanted and recorded == Path.cwd())):
-        folder = recorded
-    if folder is not None:
-        sys.path.append(str(folder.absolute()))
+    recorded = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
+    recorded_folder = None
+    if recorded is not None:
+        recorded_folder = Path(str(recorded))
+    module_folder = folder
+    if folder is None and (is_trusted(run_dir) or (wanted and recorded_folder == Path.cwd())):
+        module_folder = recorded_folder
+    if module_folder is not None:
+        sys.path.append(str(module_folder.absolute()))
     try:
-        with seeding_as(run_dir), script_as_main(run_dir, given):
+        with seeding_as(run_dir), script_as_main(run_dir, folder):
             yield
     except ConfigError as error:
-        missing = any("No module named" in line for line in error.errors)
-        if not missing or folder is not None or recorded is None:
+        lacks_module = any("No module named" in line for line in error.errors)
+        if not lacks_module or module_folder is not None or recorded_folder is None:
             raise
-        way_out = f"if you trust the code there, go there, or add --code {quote(str(recorded))}"
-        hint = f"{run_dir}: the study was run in {recorded}; {way_out}"
+        argument = quote(str(recorded_folder))
+        way_out = f"if you trust the code there, go there, or add --code {argument}"
+        hint = f"{run_dir}: the study was run in {recorded_folder}; {way_out}"
         raise ConfigError([*error.errors, hint]) from None
     finally:
-        if folder is not None:
-            sys.path.remove(str(folder.absolute()))
+        if module_folder is not None:
+            sys.path.remove(str(module_folder.absolute()))
+
+
+def _read_recorded(run_dir: Path, name: str, key: str) -> object:
+    """Returns a value that Hydra wrote into a run directory; None if it cannot be read."""
+    with suppress(OSError, ConfigError, OmegaConfBaseException):
+        config = read_yaml(run_dir / ".hydra" / name, trusted=is_trusted(run_dir))
+        value: object = OmegaConf.select(config, key)
+        return value
+    return None

@@ -33,9 +33,9 @@ def unresolved(text: str, reason: str) -> Unresolved:
     return value
 
 
-def node_at(config: Mapping[str, Any], key: str) -> Any:
+def node_at(config: Mapping[str, object], key: str) -> Any:
     """Returns the value at a key as the config holds it; ABSENT if there is no such key."""
-    node: Any = config
+    node: object = config
     if key == "":
         return node
     for name in key.split("."):
@@ -45,13 +45,13 @@ def node_at(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def has_key(config: Mapping[str, Any], key: str) -> bool:
-    """Whether a config has a key, even if its value is null."""
+def has_key(config: Mapping[str, object], key: str) -> bool:
+    """Returns whether a config has a key, even if its value is null."""
     node = node_at(config, key)
     return node is not ABSENT and not _is_missing(node)
 
 
-def value_at(config: Mapping[str, Any], key: str) -> Any:
+def value_at(config: Mapping[str, object], key: str) -> Any:
     """Returns a copy of the value at a key; None if there is no such key.
 
     Raises:
@@ -63,15 +63,15 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
     return copy_value(node, key)
 
 
-def _is_missing(node: Any) -> bool:
+def _is_missing(node: object) -> bool:
     return isinstance(node, str) and node == MISSING
 
 
-def copy_value(value: Any, key: str = "") -> Any:
+def copy_value(value: object, key: str = "") -> Any:
     """Copies the mappings and lists of a value, also those of a config that the user's code gets.
 
     Args:
-        key: of the value, for errors.
+        key: the value's own key, for errors.
 
     Raises:
         ConfigError: it has an interpolation that cannot be resolved.
@@ -87,12 +87,12 @@ def copy_value(value: Any, key: str = "") -> Any:
     return value
 
 
-def written_values(config: Any) -> Any:
+def written_values(config: object) -> Any:
     """Returns the values of a config of OmegaConf, with interpolations unresolved."""
     return OmegaConf.to_container(config, resolve=False)
 
 
-def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def with_values(config: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object]:
     """Returns a config with other values at some keys; what has not changed is shared."""
     changed = dict(config)
     for key, value in values.items():
@@ -100,26 +100,33 @@ def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         node = changed
         for section in sections:
             inner = node.get(section)
-            copy = dict(inner) if isinstance(inner, Mapping) else {}
+            copy: dict[str, object] = {}
+            if isinstance(inner, Mapping):
+                copy.update(inner)
             node[section] = copy
             node = copy
         node[name] = copy_value(value, key)
     return changed
 
 
-def plain_sections(config: Mapping[str, Any], *sections: str) -> dict[str, Any]:
+def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
     """Returns sections of a config as plain values, except missing ones and null.
 
     `objective.network`, which changes no trial's result, is left out too.
     """
-    values = {section: value_at(config, section) for section in sections}
-    if isinstance(objective := values.get("objective"), dict):
+    sections = {}
+    for name in names:
+        section = value_at(config, name)
+        if section is not None:
+            sections[name] = section
+    objective = sections.get("objective")
+    if isinstance(objective, dict):
         objective.pop("network", None)
         # Left out if null: a config that is read again must not have a null target.
         for name in ("_target_", "test", "constraints"):
             if objective.get(name) is None:
                 objective.pop(name, None)
-    return {section: value for section, value in values.items() if value is not None}
+    return sections
 
 
 def describe_error(error: BaseException) -> str:
@@ -128,7 +135,9 @@ def describe_error(error: BaseException) -> str:
 
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(error_text(error).split()) if isinstance(error, ValueError) else ""
+    text = ""
+    if isinstance(error, ValueError):
+        text = " ".join(error_text(error).split())
     return text or name_error(error)
 
 
@@ -140,14 +149,14 @@ def keys_explained() -> Iterator[None]:
     except (ConfigAttributeError, ConfigKeyError) as error:
         if not error.full_key or not isinstance(error.parent_node, DictConfig):
             raise
-        words = describe_unknown_key(error.full_key, [str(name) for name in error.parent_node])
+        reason = describe_unknown_key(error.full_key, [str(name) for name in error.parent_node])
         raise ConfigError(
-            f"{words}; your function reads this key from its config, which is the study's "
+            f"{reason}; your function reads this key from its config, which is the study's "
             "with the values of the trial; add your own keys to the section params"
         ) from error
 
 
-def as_yaml(config: Mapping[str, Any]) -> str:
+def as_yaml(config: Mapping[str, object]) -> str:
     """Returns a config as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
@@ -160,10 +169,13 @@ def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Yields the innermost values of nested mappings with their paths; {} counts as a value."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from flatten(inner, f"{path}.{key}" if path else str(key))
-    else:
+    if not isinstance(value, dict) or not value:
         yield path, value
+        return
+    for name, inner in value.items():
+        if path:
+            yield from flatten(inner, f"{path}.{name}")
+        else:
+            yield from flatten(inner, str(name))

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from studyloom.config.build import argument
+from studyloom.config.build import find_parameter
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import has_key, value_at
 from studyloom.space.tree import Space, find_default
@@ -39,7 +39,7 @@ def with_defaults(
         section = key.partition(".")[0]
         declared_default: object = inspect.Parameter.empty
         if not has_key(config, key):
-            parameter = argument(config, key)
+            parameter = find_parameter(config, key)
             if parameter is not None:
                 declared_default = parameter.default
             elif section != "params":

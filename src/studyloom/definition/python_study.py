@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from studyloom.config.compose import GROUPS, OF_NETWORKS
-from studyloom.config.main import read_given
-from studyloom.config.overrides import STUDY_GROUPS, meant, merge_setting
+from studyloom.config.config_sources import GROUPS, OF_NETWORKS
+from studyloom.config.invocation import read_sections
+from studyloom.config.overrides import STUDY_GROUPS, merge_setting, suggest_key
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.config.values import as_yaml
@@ -351,7 +351,7 @@ def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
     similar = get_close_matches(name, keywords, n=1, cutoff=0.8)
     if similar:
         return f"; did you mean {similar[0]}?"
-    key_suggestion = meant(name, SCHEMA)  # such as "; did you mean train.epochs?"
+    key_suggestion = suggest_key(name, SCHEMA)  # such as "; did you mean train.epochs?"
     in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", key_suggestion)
     return in_section or nearest(name, SECTIONS)
 
@@ -602,7 +602,7 @@ def _add_arrays(study: PythonStudy, train: TensorDataset, test: TensorDataset) -
 
 def write_definition(run_dir: Path, folder: Path) -> Path:
     """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
-    sections = read_given(run_dir)
+    sections = read_sections(run_dir)
     _refuse_own_names(as_yaml(sections), run_dir)
     name = sections["study"]["name"]
     load = sections.get("data", {}).get("load", {})

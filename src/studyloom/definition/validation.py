@@ -12,9 +12,9 @@ from typing import Protocol
 
 from optuna.distributions import IntDistribution
 
-from studyloom.config.build import argument, section_of
+from studyloom.config.build import find_parameter, find_section
 from studyloom.config.overrides import explain_key
-from studyloom.config.schema import Config, check_name, out_of_range
+from studyloom.config.schema import Config, check_name, find_out_of_range
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import NETWORK_SECTIONS, Branch, Definition
@@ -82,7 +82,7 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
     name_error = check_name(definition.config.study.name)
     if name_error:
         yield name_error
-    yield from out_of_range(definition.config)
+    yield from find_out_of_range(definition.config)
     yield from _find_contradictions(definition)
     yield from _check_objectives(definition)
     yield from strategy.check()
@@ -251,8 +251,8 @@ def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
 
 def _find_owner_of_default(branch: Branch, node: ValueNode | ListNode, default: object) -> str:
     """Returns the name of the class or function that declares a default; "" if none does."""
-    section = section_of(branch.config, node.key)
-    parameter = argument(branch.config, node.key)
+    section = find_section(branch.config, node.key)
+    parameter = find_parameter(branch.config, node.key)
     if node.default is not None or section is None or parameter is None:
         return ""
     if parameter.default is inspect.Parameter.empty:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studyloom.config.runs import storage_url
+from studyloom.config.runs import read_storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.storage import connections
@@ -16,7 +16,7 @@ from studyloom.storage.urls import folder_of, parse_url
 
 def required_url(cfg: Mapping[str, Any]) -> str:
     """Reads the storage URL of a config; raises ConfigError if it is missing or invalid."""
-    url = storage_url(cfg)
+    url = read_storage_url(cfg)
     if url is None:
         raise ConfigError(
             "storage.url must be set; put postgresql://user:password@host/database into "

@@ -54,6 +54,14 @@ def _library_folders() -> tuple[Path, ...]:
     return tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
 
 
+def above_packages(path: Path) -> Path:
+    """Returns the folder above the outermost package of a module."""
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
 def is_users_code(path: Path) -> bool:
     """Returns whether a file is the user's code, and not that of Python, a package or studyloom."""
     if set(INSTALLED).intersection(path.parts):

@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from studyloom.config.build import find_target
-from studyloom.config.main import Source, invocation_of
+from studyloom.config.invocation import Source, find_invocation
 from studyloom.config.study_config import StudyConfig
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
@@ -47,7 +47,7 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
         Halted: all trials fail for the same reason.
         LaunchError: workers die before they claim a trial.
     """
-    invocation = invocation_of(source, overrides)
+    invocation = find_invocation(source, overrides)
 
     def search(config: StudyConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)

@@ -1,0 +1,135 @@
+"""The arguments of a command: rewritten for Hydra, and explained if Hydra refuses them."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from studyloom.config.config_sources import GROUPS
+from studyloom.config.overrides import Override, describe_compose_error, find_override_errors
+from studyloom.config.schema import find_unknown_keys
+from studyloom.config.trust import TrustRules
+from studyloom.environment import EVENTS, JSON, NOTIFY
+from studyloom.errors import ConfigError
+from studyloom.text import mask_passwords
+
+
+def rewrite_arguments(argv: Sequence[str]) -> list[str]:
+    """Rewrites a command line for Hydra, and moves output options to environment variables.
+
+    Raises:
+        ConfigError: an argument has a password, or an invalid address.
+    """
+    arguments = take_outputs(argv)
+    refuse_passwords(arguments)
+    for place, argument in enumerate(arguments):
+        if argument == "--dry-run":
+            arguments[place] = "study.dry_run=true"
+    return arguments
+
+
+def refuse_passwords(argv: Sequence[str]) -> None:
+    """Refuses a URL with a password, which Hydra would write to files and `ps` shows to everybody.
+
+    Raises:
+        ConfigError: an argument has one; the message does not show it.
+    """
+    for argument in argv:
+        text = re.sub(r"\$\{[\w.:]*\}", "", argument)  # a variable that holds one shows nothing
+        if "://" in text and mask_passwords(text).replace("***", "") != text:
+            raise ConfigError(
+                f"{Override.parse(argument).key}: must not have a password on a command line, "
+                "which is stored in files; set storage=postgres and the environment variable "
+                "STUDYLOOM_STORAGE to the URL, or put the password into ~/.pgpass"
+            )
+
+
+def take_outputs(argv: Sequence[str]) -> list[str]:
+    """Moves `--events`, `--json` and `notify=` to the environment; returns the other arguments.
+
+    Raises:
+        ConfigError: an option lacks its value.
+    """
+    if "--json" in argv:  # first, since what is wrong with the others is a document too
+        os.environ[JSON.name] = "1"
+    others: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        override = Override.parse(argument)
+        if override.key == "--events":
+            file = override.value
+            if file is None:
+                file = next(arguments, "-")
+            if file.startswith("-"):
+                raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
+            os.environ[EVENTS.name] = file
+        elif override.key == "notify" and not override.deletes:
+            os.environ[NOTIFY.name] = "\n".join(parse_notify(override.value or ""))
+        elif argument != "--json":
+            others.append(argument)
+    return others
+
+
+def parse_notify(text: str) -> list[str]:
+    """Returns the URLs and commands of `notify=…`: a single one, or a list in Hydra's syntax.
+
+    Raises:
+        ConfigError: it is a list that cannot be read. The message does not show it.
+    """
+    value: object
+    try:
+        value = OverridesParser.create().parse_override(f"notify={text}").value()
+    except HydraException:  # an address may have any character
+        if text.startswith("["):
+            raise ConfigError(
+                "notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"
+            ) from None
+        value = text.strip("'\"")
+    if not isinstance(value, list):
+        value = [value]
+    targets = []
+    for item in value:
+        if item is not None and (not isinstance(item, str) or "\n" in item):
+            raise ConfigError("notify: must be a URL of apprise, a command, or a list of these")
+        if item:
+            targets.append(str(item))
+    return targets
+
+
+def find_trust_rules(argv: Sequence[str], folder: Path) -> TrustRules:
+    """Returns the trust rules of a command line and of the folder of the study's own configs.
+
+    Only the `trust=[…]` of the command line counts: an untrusted config must not trust itself.
+    """
+    packages: list[str] = []
+    for argument in argv:
+        override = Override.parse(argument)
+        if override.key == "trust":  # the last one counts
+            packages = re.findall(r"""[^\s,'"\[\]]+""", override.value or "")
+    return TrustRules((folder, GROUPS), tuple(packages))
+
+
+def find_config_errors(config: DictConfig) -> list[str]:
+    """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
+    errors = find_unknown_keys(config)
+    if HydraConfig.get().job.chdir:
+        way_out = "leave it out; run_dir=… says where the files of a study are"
+        errors.append(f"hydra.job.chdir=true: {way_out}")
+    return errors
+
+
+def explain_failure(
+    error: Exception, config_path: str, config_name: str, argv: Sequence[str]
+) -> list[str]:
+    """Explains, in lines, why Hydra could not compose the config or create run_dir."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
+    if isinstance(error, ConfigError):  # of an untrusted file
+        return list(error.errors)
+    errors = find_override_errors(config_path, config_name, argv)
+    return errors or [describe_compose_error(error)]
