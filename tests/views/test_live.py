@@ -28,7 +28,7 @@ def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
     display = Display(lambda: None, Console(file=io.StringIO(), width=width))
     best = trial_of(0.98765, params={LONG: 0.5, "lr": 0.25})
     snapshot = snapshot_of(name, best=best, free=35, done=5, pruned=4)
-    works = [Work(done=30, rests=[10.0], new=3, each=20.0)]
+    works = [Work(done=30, remaining=[10.0], new_trials=3, new_length=20.0)]
     stands = progress_of(snapshot, eta=7500.0, elapsed=8.0, works=works)
     text = shown(display.render(stands), width=width)
     assert max(map(len, text.splitlines())) <= width

@@ -11,7 +11,7 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
-from studyloom.views.progress import Event, History, ProgressReader, write_event
+from studyloom.views.progress import Event, History, ProgressReader, format_event
 from studyloom.views.terminal import Resumptions
 from studyloom.worker.stopping import set_control
 
@@ -30,9 +30,9 @@ def test_the_reference_lists_every_event_and_every_field():
 
 
 def look(stored, history):
-    events = [*history.new(ProgressReader(stored).read())]
+    events = [*history.record_new(ProgressReader(stored).read())]
     for event in events:
-        document = documented(json.loads(write_event(event, "toy", "1f")), "event")
+        document = documented(json.loads(format_event(event, "toy", "1f")), "event")
         fields = FIELDS[event["event"]]
         assert fields - OPTIONAL[event["event"]] <= {*document} <= fields
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
@@ -74,8 +74,10 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
     assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
     words = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
     assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
-    lines = [write_event(e, "t", "1f") for e in History().new(ProgressReader(stored).read())]
-    assert not [*History.read(lines, "1f").new(ProgressReader(stored).read())]
+    lines = [
+        format_event(e, "t", "1f") for e in History().record_new(ProgressReader(stored).read())
+    ]
+    assert not [*History.read(lines, "1f").record_new(ProgressReader(stored).read())]
 
 
 def test_a_stream_is_named_once_at_its_first_report_and_at_each_resumption(stored):
@@ -122,13 +124,13 @@ def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_d
     # A history that is read back tells the rest alone.
     history = History()
     progress = ProgressReader(half_done).read()
-    lines = [write_event(event, "toy", "1f") for event in history.new(progress)]
+    lines = [format_event(event, "toy", "1f") for event in history.record_new(progress)]
     for cut in range(len(lines)):
         read = History.read([*lines[:cut], "half a li", "[]", '{"event": "began"}'], "1f")
-        rest = [write_event(event, "toy", "1f") for event in read.new(progress)]
+        rest = [format_event(event, "toy", "1f") for event in read.record_new(progress)]
         assert [strip(line) for line in rest] == [strip(line) for line in lines[cut:]]
     other = History.read(lines, "of another study")
-    assert len([*other.new(progress)]) == len(lines)
+    assert len([*other.record_new(progress)]) == len(lines)
 
 
 def strip(line):
@@ -144,7 +146,7 @@ def test_a_halt_a_request_and_a_reason_are_told(stored):
     stored.ledger.finish(claim)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     set_control(stored, "pause")
-    told = [*History().new(ProgressReader(stored).read())]
+    told = [*History().record_new(ProgressReader(stored).read())]
     assert "hunter2" not in str(told)
     kinds = [kind for kind, *_ in look(stored, history)]
     assert kinds == ["began", "ended", "control", "halted"]
@@ -154,7 +156,7 @@ def test_a_halt_a_request_and_a_reason_are_told(stored):
 
 def test_an_event_is_one_line_whatever_it_holds():
     for text in ("a\nb", "\x1b[2J", "=1+1", "\ud800"):
-        line = write_event({"event": "halted", "reason": text}, text, None)
+        line = format_event({"event": "halted", "reason": text}, text, None)
         assert line.count("\n") == 1
         assert line.isascii()
         assert "\x1b" not in line

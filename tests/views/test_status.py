@@ -60,7 +60,7 @@ def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypat
     monkeypatch.setattr(ledger, "counts", end_trials_first)
     progress = ProgressReader(half_done).read()
     assert headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
-    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned"
+    assert progress.stage_text == "search: 4 of 8 trials, 1 pruned"
 
 
 def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
@@ -70,7 +70,7 @@ def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
     half_done.ledger.claim("host:5", 8, 60, lambda *_: own._trial_id)
     half_done.storage.load(half_done.ledger.study_id, own._trial_id)
     progress = ProgressReader(half_done).read()
-    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned, 1 paused"
+    assert progress.stage_text == "search: 4 of 8 trials, 1 pruned, 1 paused"
     assert "2 complete, 1 pruned, 1 failed" in headline(progress.search)
 
 
@@ -97,7 +97,7 @@ def test_counts_have_a_comma_from_a_thousand_on():
     assert headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
     assert "the best after 1,100 of 2,000 trials" in describe_best(search)
     progress = Progress(search, (StageProgress("search", 1100, 900, search),), "search")
-    assert progress.stage_words == "search: 1,100 of 2,000 trials, 1,200 paused"
+    assert progress.stage_text == "search: 1,100 of 2,000 trials, 1,200 paused"
 
 
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):

@@ -84,11 +84,11 @@ def check(progress: "Progress", stored: "StoredStudy") -> int:
     """
     if progress.halted is not None or progress.exit_code:
         return 1
-    if progress.ended:
+    if progress.has_ended:
         return 0
     if progress.control is not None:
         return 4
-    if any(worker.alive for worker in progress.current.workers):
+    if any(worker.is_alive for worker in progress.current.workers):
         return 0
     is_tested = any(process.left > 0 for process in stored.ledger.held(testing=True))
     return 0 if is_tested else 3
@@ -314,7 +314,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     stored = open_run(arguments, DEADLINE)
     reader, before = ProgressReader(stored), read_control(stored)
     progress = reader.read()
-    if request is not None and progress.ended:
+    if request is not None and progress.has_ended:
         words, request = f"has ended already; there is nothing to {request}", before
     else:
         if not set_control(stored, request):
@@ -329,7 +329,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
         print_json(found | {"worked_on": bool(holders(progress)), "workers": left})
     else:
         print(f"{one_line(stored.name)} {words}")
-    return int(bool(left) and not progress.ended)
+    return int(bool(left) and not progress.has_ended)
 
 
 def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
@@ -350,7 +350,7 @@ def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
 
 def holders(progress: "Progress") -> list[str]:
     """Returns the ids of the workers that hold trials of a job now."""
-    return [w.owner for stage in progress.stages for w in stage.workers if w.alive]
+    return [w.owner for stage in progress.stages for w in stage.workers if w.is_alive]
 
 
 @command(

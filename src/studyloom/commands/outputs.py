@@ -30,13 +30,13 @@ from studyloom.views.progress import (
     History,
     Progress,
     ProgressReader,
-    write_event,
+    format_event,
 )
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 
-EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.write_event` formats one
+EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.format_event` formats one
 LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes the events since the last call."""
         if self._history is not None:
-            lines = [self._line(event) for event in self._history.new(progress)]
+            lines = [self._line(event) for event in self._history.record_new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
@@ -233,7 +233,7 @@ class EventFile:
         self._close()
 
     def _line(self, event: Mapping[str, Any]) -> str:
-        return write_event(event, self._study, self._study_id)
+        return format_event(event, self._study, self._study_id)
 
     def _write(self, text: bytes) -> None:
         """Writes as much as the reader accepts, and keeps the rest."""

@@ -25,7 +25,7 @@ from studyloom.views.comparison import document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
-from studyloom.views.terminal import aligned
+from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
 
 try:
@@ -200,7 +200,7 @@ def _lines(block: Block) -> Iterator[str]:
             cells = []
             for row in (head, *rows):
                 cells.append([one_line(str(cell)) for cell in row])
-            yield from aligned(cells, text_columns)
+            yield from align_rows(cells, text_columns)
         case Chart(label=label, table=table):
             yield label
             yield from _lines(table)

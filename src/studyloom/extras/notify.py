@@ -66,7 +66,7 @@ class Notices:
             self._best, self._sent_at = best.number, time.monotonic()
             subject = f"best {progress.search.metric} {format_trial_values(best)}"
             found = f"trial {best.number}: {format_parameters(best.params)}"
-            body = f"{found}\n{progress.stage_words}, {progress.eta_words}"
+            body = f"{found}\n{progress.stage_text}, {progress.eta_text}"
             value = (best.values or [None])[0]
             self._put(progress, subject, body, trial=best.number, value=value, params=best.params)
 
@@ -79,7 +79,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             result = progress.result
-            words = progress.stage_words if result is None else describe_stored_result(result)
+            words = progress.stage_text if result is None else describe_stored_result(result)
             subject = words if code == 0 else f"ended with exit code {code}"
             fields = {"exit_code": code, "reason": reason, "result": result}
             self._put(progress, subject, reason or words, **fields)

@@ -20,7 +20,7 @@ from studyloom.text import format_duration, format_parameter, mask_passwords, on
 from studyloom.views import figures, page, words
 from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import aligned
+from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
 
 # Keys of the config that Hydra wrote which affect a search without being in its definition.
@@ -263,5 +263,5 @@ def print_comparison(studies: Sequence[Compared], console: Console) -> None:
     for key, values in differing(studies):
         rows.append([f"  {one_line(key)}", *map(one_line, values)])
     console.print()
-    for line in aligned(rows, words=(0,)):
+    for line in align_rows(rows, text_columns=(0,)):
         console.print(Text(line), soft_wrap=True)

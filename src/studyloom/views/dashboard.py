@@ -221,7 +221,7 @@ class LivePage:
             return "403 Forbidden", "refused: only the report may ask for this; load it again"
         try:
             with self.refreshing:
-                if self.reader.read().ended:
+                if self.reader.read().has_ended:
                     return "409 Conflict", "the study has ended"
                 if not set_control(self.stored, REQUESTS[name]):
                     return "409 Conflict", f"refused: {STOPPED}"
@@ -314,17 +314,17 @@ class LivePage:
     def _render_progress(self, progress: Progress) -> str:
         """Returns the line that shows how far the study is, with its buttons."""
         buttons = {}  # whether each would change anything
-        if self.token and progress.control != "stop" and not progress.ended:
+        if self.token and progress.control != "stop" and not progress.has_ended:
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
         words_on_wide_screen = 1
-        if progress.later_words:
+        if progress.later_text:
             words_on_wide_screen = 2
         html = fill(
             "progress.html",
             done=progress.done,
             budget=progress.budget,
-            words=progress.now_words(),
+            words=progress.describe_now(),
             said=words_on_wide_screen,
             buttons=buttons,
         )

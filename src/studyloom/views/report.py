@@ -33,7 +33,7 @@ from studyloom.text import (
 from studyloom.views import drawing, figures, page, words
 from studyloom.views.explanations import explanation_sections
 from studyloom.views.page import Absent, Section, Words, drawn, section
-from studyloom.views.progress import WORDS, Progress, ProgressReader
+from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
 from studyloom.views.snapshot import Importances, Snapshot, importances, varied_parameters
 from studyloom.winner.result import Result, Wrong
 from studyloom.worker_log import read_trial_end
@@ -142,7 +142,7 @@ def winner_fact(progress: Progress, result: Result | None) -> words.Fact:
     """Says whether the best is real, or which stages lead to the winner."""
     if result is not None:
         return words.winner_fact(result)
-    later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
+    later = [f"{STAGE_NAMES[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
     return words.Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
 
 
@@ -154,15 +154,15 @@ def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) 
     if ends is not None:
         took = format_duration((ends[1] - ends[0]).total_seconds())
         explanation.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
-    if progress.at_work:
-        now = [progress.stage_words]
+    if progress.is_at_work:
+        now = [progress.stage_text]
         if not live:
-            now += [progress.eta_words, progress.control_words]
+            now += [progress.eta_text, progress.control_text]
         return words.Fact("Time so far", took, "; ".join(filter(None, now)))
     worked = seconds_worked(trials)
     if worked:
         explanation.append(f"workers trained for {format_duration(worked)}")
-    if not progress.ended:
+    if not progress.has_ended:
         explanation.append("no worker runs")
     return words.Fact("Took", took, "; ".join(explanation))
 
@@ -275,10 +275,12 @@ def search_sections(
         figure = drawn(figures.front, stored, {"winner": won} | marked, axis, table)
         yield section("front", [figure], rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history, trials, marked, axis, winner, snapshot.alive)
+    figure = drawn(figures.history, trials, marked, axis, winner, snapshot.live_trials)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
-    yield section("curves", [drawn(figures.curves, trials, marked, axis, snapshot.alive)], **most)
+    yield section(
+        "curves", [drawn(figures.curves, trials, marked, axis, snapshot.live_trials)], **most
+    )
     losses: figures.Block = Absent(f"{words.begin_sentence(words.explain_no_best(snapshot))}.")
     which = ""
     if (shown := won or best) is not None:
@@ -372,8 +374,8 @@ def trials_section(
         }
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        state = shown_state(trials[trial], snapshot.alive)
-        more = trial_details(trials[trial], logs.get(trial, ""), snapshot.alive)
+        state = shown_state(trials[trial], snapshot.live_trials)
+        more = trial_details(trials[trial], logs.get(trial, ""), snapshot.live_trials)
         table.append(page.Row(trial, state, cells, mark, more))
     full = {name: name.removeprefix("params.") for name in asked}
     titles = SHOWN | {name: name.removeprefix("values.") for name in values}
@@ -550,7 +552,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     rows = []
     for worker in snapshot.workers:
         cells = words.worker_cells(worker)[:3]
-        lease = "" if worker.alive else "silent: another worker resumes the trial"
+        lease = "" if worker.is_alive else "silent: another worker resumes the trial"
         params = "" if worker.trial is None else words.format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:
@@ -561,7 +563,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
 def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
     """Renders the timeline of the workers, and the failures."""
     trials = stored.trials()
-    alive = snapshot.alive
+    alive = snapshot.live_trials
     if alive is None:
         alive = frozenset()
     latest = f" These are the latest {MOST} of {len(trials)} trials." if len(trials) > MOST else ""

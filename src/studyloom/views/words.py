@@ -282,12 +282,12 @@ def explain_no_best(snapshot: Snapshot) -> str:
 
 def count_uncounted(snapshot: Snapshot) -> list[str]:
     """Says how many trials are paused, interrupted, or kept but not counted, if any."""
-    states = [shown_state(trial, snapshot.alive) for trial in snapshot.trials]
+    states = [shown_state(trial, snapshot.live_trials) for trial in snapshot.trials]
     counts = {
         "paused": snapshot.outcomes.get("paused"),
         INTERRUPTED: states.count(INTERRUPTED),
-        "foreign": snapshot.foreign,
-        "set aside": snapshot.aside,
+        "foreign": snapshot.external,
+        "set aside": snapshot.replaced,
     }
     return [f"{count:,} {kind}" for kind, count in counts.items() if count]
 
@@ -298,7 +298,7 @@ def count_trials(snapshot: Snapshot) -> list[str]:
         f"{snapshot.outcomes.get(outcome, 0):,} {outcome}"
         for outcome in ("complete", "pruned", "failed")
     ]
-    running = sum(worker.alive for worker in snapshot.workers)
+    running = sum(worker.is_alive for worker in snapshot.workers)
     if running:
         counts.append(f"{running} running")
     return [*counts, *count_uncounted(snapshot)]
@@ -377,7 +377,7 @@ def worker_cells(worker: WorkerStatus) -> list[str]:
         cells[2] = format_value(worker.value)
     if worker.held is not None:
         cells[3] = format_duration(worker.held)
-    if not worker.alive:
+    if not worker.is_alive:
         cells[4] = "expired"
     elif worker.lease is not None:
         cells[4] = f"expires in {format_duration(worker.lease)}"
