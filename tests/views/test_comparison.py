@@ -13,7 +13,13 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
 from studyloom.storage.opening import create_study
-from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
+from studyloom.views.comparison import (
+    best_so_far,
+    draw_curves,
+    find_differences,
+    read_studies,
+    render,
+)
 
 
 @pytest.fixture
@@ -53,12 +59,12 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
         [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0), "random")]
     )
     assert [study.label for study in studies] == ["a", "b"], "their names are the same"
-    assert differing(studies) == [("sampler._target_", ["tpe", "random"])]
+    assert find_differences(studies) == {"sampler._target_": ["tpe", "random"]}
     assert "They have the same definition." in render(studies)
     first, _ = studies
     assert best_so_far(first, over_time=False) == [(1, 0.5), (2, 0.7), (4, 0.8), (4, 0.8)]
     assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
-    chart = curves(studies, over_time=True)
+    chart = draw_curves(studies, over_time=True)
     assert chart.names() == ["a", "b"]
     (line,) = next(mark for mark in chart.marks if mark.name == "a").parts
     assert line[0][0] == 2
@@ -81,7 +87,7 @@ def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran
     first = ran("a", values(0.5))
     second = ran("b", values(0.5), objectives=(ObjectiveValue("loss", "minimize"),))
     studies = read_studies([first, second])
-    assert isinstance(curves(studies, over_time=False), str)
+    assert isinstance(draw_curves(studies, over_time=False), str)
     assert "measure different things" in render(studies)
     for wrong, why in (
         ([first], "2 to 7 run directories; got 1"),

@@ -247,7 +247,7 @@ def test_only_the_report_of_your_own_running_study_has_buttons(half_done, tmp_pa
                 assert ask(server.server_port, "/stop", "POST", X_Report_Token=token)[0] == 403
             assert "data-request=" not in ask(server.server_port, "/")[2]
     assert "data-request" not in write_report(half_done, tmp_path).read_text()
-    monkeypatch.setattr(Progress, "ended", True)
+    monkeypatch.setattr(Progress, "has_ended", True)
     page = live_own(half_done, tmp_path)
     with served(guarded(page)) as server:
         assert "data-request=" not in ask(server.server_port, "/")[2]

@@ -39,7 +39,7 @@ from studyloom.views.figures import (
     together,
     whole_scale,
 )
-from studyloom.views.page import section
+from studyloom.views.page import make_section
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -307,9 +307,9 @@ def test_further_quantities_of_a_loop_are_drawn_with_gaps():
     }
     assert len({mark.color for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
-    assert section(losses_section(trial), [], which="").title == "Further quantities"
+    assert make_section(losses_section(trial), [], which="").title == "Further quantities"
     as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}
-    assert section(losses_section(as_we_do), [], which="").title == "Overfitting"
+    assert make_section(losses_section(as_we_do), [], which="").title == "Overfitting"
     assert "lowest at epoch 2" in str(losses(as_we_do))
 
 

@@ -24,9 +24,10 @@ from studyloom.storage.attributes import (
     TRACEBACK,
 )
 from studyloom.storage.opening import create_study
-from studyloom.views import figures, report
+from studyloom.views import figures, trial_details
 from studyloom.views.dashboard import LivePage, guarded
-from studyloom.views.report import ending, read_logs, trial_details, write_report
+from studyloom.views.report import write_report
+from studyloom.views.trial_details import describe_end, read_logs
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
 RATE = FloatDistribution(1e-4, 1.0, log=True)
@@ -75,11 +76,11 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
         ),
     ):
         trial.number = int(words[words.find("Trial ") + 6]) if "Trial " in words else 0
-        assert ending(trial) == words
+        assert describe_end(trial) == words
 
 
 def test_an_infinite_time_is_left_out():
-    told = trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
+    told = trial_details.trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
     json.dumps(told, allow_nan=False)
     assert "times" not in told
 
@@ -104,9 +105,9 @@ def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many
     assert {*logs} == {0, 2, 3}, "how one ended is known without its log"
     assert logs[0].splitlines() == ["hello", ended_line(trials[0])]
     assert logs[2].splitlines() == [*noise[-39:], ended_line(trials[2])]
-    assert len(logs[3].splitlines()[1]) == report.LOG_LINE
+    assert len(logs[3].splitlines()[1]) == trial_details.MOST_CHARACTERS
     write_log(tmp_path, "trial-4.log", "why it failed")
-    monkeypatch.setattr(report, "LOGGED", 400)
+    monkeypatch.setattr(trial_details, "MOST_LOGGED", 400)
     assert {*read_logs(tmp_path, trials)} == {4, 3}, "what failed comes first, then the latest"
 
 

@@ -21,7 +21,7 @@ from studyloom.storage.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
     ProgressReader,
 )
-from studyloom.views.report import time_fact, winner_fact
+from studyloom.views.report import make_time_fact, make_winner_fact
 from studyloom.views.words import describe_best, describe_stored_result
 from studyloom.worker.stopping import set_control
 
@@ -78,12 +78,14 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
     assert progress.is_at_work
-    assert time_fact(progress, [], live=False).explanation.startswith("search: 2 of 4 trials; ")
-    assert winner_fact(progress, None).explanation == (
+    assert make_time_fact(progress, [], is_live=False).explanation.startswith(
+        "search: 2 of 4 trials; "
+    )
+    assert make_winner_fact(progress, None).explanation == (
         "not yet: re-evaluation 0/4, final training 0/4"
     )
     assert progress.describe_now()[:2] == ["search: 2 of 4 trials", then]
-    assert time_fact(progress, [], live=True).explanation == "search: 2 of 4 trials"
+    assert make_time_fact(progress, [], is_live=True).explanation == "search: 2 of 4 trials"
     set_control(stored, "pause")
     assert reader.read().is_at_work
     assert "pausing: 1 trial is released at its last epoch" in reader.read().describe_now()

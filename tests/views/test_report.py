@@ -59,8 +59,8 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with a result, or without one."""
-    top, sections = read_report(stored, winner and result_of(**winner), text)
-    return pages.report_page(top, sections)
+    head, sections = read_report(stored, winner and result_of(**winner), text)
+    return pages.render_report(head, sections)
 
 
 def text_of(page):
@@ -108,9 +108,9 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         (None, ("–", "not yet: ")),
     ):
         result = winner and result_of(**winner)
-        top, sections = read_report(searched, result)
-        assert len(top.facts) == 4
-        tried, best, won, took = top.facts
+        head, sections = read_report(searched, result)
+        assert len(head.facts) == 4
+        tried, best, won, took = head.facts
         assert tried.value == "39 of 40", "one runs"
         assert tried.explanation.startswith("4 hyperparameters; 24 complete, 8 pruned, 7 failed")
         assert (best.value, best.explanation) == ("0.9370", "trial 37; the baseline has 0.9000")
@@ -151,8 +151,8 @@ def test_the_ring_of_the_best_trial_lies_on_that_of_the_winner_with_its_costs(sq
     assert {name for name, _ in rings} == {"winner", "best", "baseline"}
     widths = [width for _, width in rings]
     assert widths == sorted(widths, reverse=True), "a hole in a larger one would hide it"
-    top, _ = read_report(stored, result)
-    assert top.facts[2].explanation.startswith("trial 1, parameters 90; ")
+    head, _ = read_report(stored, result)
+    assert head.facts[2].explanation.startswith("trial 1, parameters 90; ")
 
 
 def test_a_study_says_what_is_not_there_yet(study_of):
@@ -240,15 +240,15 @@ def test_of_very_many_those_at_even_distances_and_those_that_stand_out_are_shown
     """Values fall, but for one that is the best of all."""
     values = {number: 1 - number / 40 for number in range(40)} | {27: 2.0}
     stored = study_of([a_trial(number, accuracy=value) for number, value in values.items()])
-    assert report.sample(stored, take_snapshot(stored), None) == (stored, "")
-    monkeypatch.setattr(report, "MOST", 10)
-    monkeypatch.setattr(report, "BEST", 3)
-    shown, note = report.sample(stored, take_snapshot(stored), 35)
-    numbers = [trial.number for trial in shown.trials()]
+    assert report.sample_trials(stored, take_snapshot(stored), None) is None
+    monkeypatch.setattr(report, "MOST_TRIALS", 10)
+    monkeypatch.setattr(report, "MOST_RANKED", 3)
+    sampled = report.sample_trials(stored, take_snapshot(stored), 35)
+    numbers = [trial.number for trial in sampled.trials()]
     # Every fourth; the three best, of which 0 was the best before 27; and the winner.
     assert numbers == sorted({*range(0, 40, 4), 27, 0, 1, 35})
-    assert note.startswith(f"{len(numbers)} of 40 trials are shown")
-    assert next(trial.number for trial in shown.ranked()) == 27
+    assert sampled.note.startswith(f"{len(numbers)} of 40 trials are shown")
+    assert next(trial.number for trial in sampled.ranked()) == 27
     page = write_report(stored, tmp_path).read_text()
     assert "of 40 trials are shown: 10 at even distances" in page
     assert "40 complete" in page
@@ -313,7 +313,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     assert "It cannot be drawn: OverflowError" in text
     assert "Hyperparameter importance" in text
     assert "All trials" in text
-    monkeypatch.setattr("studyloom.views.words.trials_fact", lambda *_: 1 / 0)
+    monkeypatch.setattr("studyloom.views.words.make_trials_fact", lambda *_: 1 / 0)
     with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):
         write_report(study, tmp_path)
     assert UndrawnReport.exit_code == 0

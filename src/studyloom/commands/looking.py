@@ -161,7 +161,12 @@ def compare(arguments: argparse.Namespace) -> None:
     """Prints studies side by side: their results, costs and differences. Writes an HTML file with
     their curves over trials and time, and prints its path.
     """
-    from studyloom.views.comparison import document, print_comparison, read_studies, write_page
+    from studyloom.views.comparison import (
+        make_document,
+        print_comparison,
+        read_studies,
+        write_page,
+    )
     from studyloom.views.page import check_page
     from studyloom.views.terminal import make_console
 
@@ -174,7 +179,7 @@ def compare(arguments: argparse.Namespace) -> None:
         found.append((run_dir, open_run(arguments)))
     studies = read_studies(found)
     if arguments.json:
-        print_json(document(studies))
+        print_json(make_document(studies))
         return
     print_comparison(studies, make_console())
     write_page(studies, path)

@@ -30,7 +30,7 @@ from studyloom.errors import StudyloomError
 from studyloom.files import is_trusted
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
-from studyloom.views.page import Section, Trials, document, fill, section_html
+from studyloom.views.page import Section, Trials, fill_template, render_page, render_section
 from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.report import read_configs, read_report
 from studyloom.winner.result import Result
@@ -303,12 +303,14 @@ class LivePage:
         rows: dict[str, str] = {}
         bare_sections = [_move_rows(section, rows) for section in sections]
         parts = {
-            "head": str(fill("head.html", head=head)),
-            "nav": str(fill("nav.html", sections=[(section, "") for section in bare_sections])),
+            "head": str(fill_template("head.html", head=head)),
+            "nav": str(
+                fill_template("nav.html", sections=[(section, "") for section in bare_sections])
+            ),
             "progress": self._render_progress(progress),
         }
         for section in bare_sections:
-            parts[section.key] = str(section_html(section))
+            parts[section.key] = str(render_section(section))
         return parts | rows, bare_sections
 
     def _render_progress(self, progress: Progress) -> str:
@@ -320,7 +322,7 @@ class LivePage:
         words_on_wide_screen = 1
         if progress.later_text:
             words_on_wide_screen = 2
-        html = fill(
+        html = fill_template(
             "progress.html",
             done=progress.done,
             budget=progress.budget,
@@ -345,7 +347,7 @@ class LivePage:
         head = Markup(parts.get("head", ""))
         progress = Markup(parts.get("progress", ""))
         sections = [(section, Markup(parts[section.key])) for section in self.sections]
-        return document(self.stored.name, head, sections, live, progress, self.run_dir)
+        return render_page(self.stored.name, head, sections, live, progress, self.run_dir)
 
 
 def _move_rows(section: Section, rows: dict[str, str]) -> Section:
@@ -354,7 +356,9 @@ def _move_rows(section: Section, rows: dict[str, str]) -> Section:
     for block in section.blocks:
         if isinstance(block, Trials):
             for row in block.rows:
-                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, columns=block.columns))
+                rows[f"{ROW}{row.number}"] = str(
+                    fill_template("row.html", row=row, columns=block.columns)
+                )
             block = replace(block, rows=())
         blocks.append(block)
     return replace(section, blocks=blocks)

@@ -13,7 +13,7 @@ from studyloom.views.figures import (
     dotted,
     plain_scale,
 )
-from studyloom.views.page import drawn
+from studyloom.views.page import draw_figure
 from studyloom.views.words import number
 from studyloom.winner.explanation_values import (
     Bin,
@@ -28,7 +28,7 @@ from studyloom.winner.result import Result
 STRONGEST = 6  # words listed for each class
 
 
-def explanation_sections(result: Result) -> Iterator[page.Section]:
+def render_explanations(result: Result) -> Iterator[page.Section]:
     """Yields the section with all that explains the winner; none without explanations."""
     explanations = result.explanations
     if explanations is None:
@@ -37,10 +37,10 @@ def explanation_sections(result: Result) -> Iterator[page.Section]:
     metric = result.metric.name
     images = [_image(item) for item in explanations.occlusions if page.is_embedded(item.image)]
     if images:
-        parts.append(page.part("misled", [page.Images(images)]))
+        parts.append(page.make_part("misled", [page.Images(images)]))
     texts = [_text(text, result.classes or ()) for text in explanations.texts if any(text.changes)]
     if texts:
-        parts.append(page.part("words", texts))
+        parts.append(page.make_part("words", texts))
     if explanations.calibration is not None:
         parts.append(_calibration(explanations.calibration))
     if explanations.groups is not None:
@@ -48,7 +48,7 @@ def explanation_sections(result: Result) -> Iterator[page.Section]:
     if explanations.columns:
         parts.append(_columns(explanations.columns, metric))
     if parts:
-        yield page.section("explanations", parts)
+        yield page.make_section("explanations", parts)
 
 
 def _image(occlusion: Occlusion) -> page.CaptionedImage:
@@ -92,9 +92,9 @@ def _strongest(weights: Sequence[tuple[str, float]], sign: int) -> list[str]:
 
 
 def _calibration(calibration: Calibration) -> page.Part:
-    return page.part(
+    return page.make_part(
         "calibration",
-        [drawn(draw_calibration, calibration.bins)],
+        [draw_figure(draw_calibration, calibration.bins)],
         confidence=number(calibration.confidence),
         accuracy=number(calibration.accuracy),
         error=number(calibration.error),
@@ -143,7 +143,7 @@ def _groups(groups: Groups, metric: str) -> page.Part:
         note = f"{groups.left} further ones with fewer examples are left out."
     head = (kind, "examples", metric, "95% interval")
     table = PageTable(head, rows, words=(0,), note=note)
-    return page.part("groups", [table], kind=kind, Kind=kind.capitalize())
+    return page.make_part("groups", [table], kind=kind, Kind=kind.capitalize())
 
 
 def _columns(columns: Sequence[Column], metric: str) -> page.Part:
@@ -152,4 +152,4 @@ def _columns(columns: Sequence[Column], metric: str) -> page.Part:
         for column in columns
     ]
     head = ("column", f"{metric} worse by", "5% to 95%")
-    return page.part("columns", [PageTable(head, rows, words=(0,))])
+    return page.make_part("columns", [PageTable(head, rows, words=(0,))])

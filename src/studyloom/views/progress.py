@@ -329,12 +329,12 @@ class Progress:
 
     @property
     def has_ended(self) -> bool:
-        """Tells whether nothing is left to do."""
+        """Returns whether nothing is left to do."""
         return self.exit_code is not None or self.title == DONE
 
     @property
     def is_at_work(self) -> bool:
-        """Tells whether a worker runs, or a pause is requested, before the job has ended."""
+        """Returns whether a worker runs, or a pause is requested, before the job has ended."""
         if self.has_ended:
             return False
         return self.live_workers > 0 or bool(self.control_text)
@@ -481,7 +481,7 @@ class ProgressReader:
     def _weigh_parameters(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
         """Returns the importances, from at least `1 / growth` of the complete trials.
 
-        Importances of thousands of trials take long. A display that is drawn each second asks for
+        Importances of thousands of trials take long. A display that is drawn each second needs
         new ones only after the trials have grown by a factor.
         """
         complete = search.outcomes.get("complete", 0)
@@ -567,7 +567,7 @@ class ProgressReader:
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
             start = record.stage_of(self.stored.name, title)
-            # The space tells a stage of 1 seed from one of 10 seeds.
+            # With the space, a stage of 1 seed is not the start of one of 10 seeds.
             if not f"{name} ".startswith(f"{start} "):
                 continue
             if name not in self._stage_studies:
@@ -580,7 +580,7 @@ class ProgressReader:
 
 
 def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
-    """Tells whether any worker of some studies holds a lease that has not expired."""
+    """Returns whether any worker of some studies holds a lease that has not expired."""
     return any(worker.is_alive for snapshot in snapshots for worker in snapshot.workers)
 
 

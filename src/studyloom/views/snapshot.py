@@ -62,7 +62,7 @@ class WorkerStatus:
 
     @property
     def is_alive(self) -> bool:
-        """Tells whether the worker's lease has not expired."""
+        """Returns whether the worker's lease has not expired."""
         return self.lease is None or self.lease > 0
 
 

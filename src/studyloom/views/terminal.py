@@ -266,7 +266,7 @@ class _PrintCall:
 class CellConsole(SafeConsole):
     """A console that prints into one output of a notebook's cell.
 
-    A cell would show each call of `print` as an output of its own, with a gap before it. Here each
+    A cell would show each call of `print` as a separate output, with a gap before it. Here each
     call replaces the output by one with all that was printed.
     """
 

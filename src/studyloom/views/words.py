@@ -344,7 +344,7 @@ def explain_no_importances(importances: Importances) -> str:
     return TOO_FEW
 
 
-def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
+def make_trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
     """Says how many trials of how many hyperparameters were searched."""
     names = {name for trial in stored.trials() for name in trial.params}
     counts = ", ".join(count_trials(snapshot))
@@ -352,7 +352,7 @@ def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
     return Fact("Trials", format_done(snapshot), f"{hyperparameters}; {counts}")
 
 
-def best_fact(snapshot: Snapshot) -> Fact:
+def make_best_fact(snapshot: Snapshot) -> Fact:
     """Says which trial is the best of the search, and which value the baseline has there."""
     best, baseline = snapshot.best, snapshot.baseline
     explanation = explain_no_best(snapshot)
@@ -527,7 +527,7 @@ def _notes(*notes: str) -> Iterator[Fact]:
             yield Fact("", note)
 
 
-def winner_fact(result: Result) -> Fact:
+def make_winner_fact(result: Result) -> Fact:
     """Says whether the best is real: the value of the winner on the test set, or on new seeds."""
     winner, test = result.winner, result.test
     values = winner.reevaluation if test is None else test.winner

@@ -22,7 +22,7 @@ from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import figures, page
-from studyloom.views.page import Head, Section, drawn, section
+from studyloom.views.page import Head, Section, draw_figure, make_section
 from studyloom.views.snapshot import importances
 from studyloom.views.terminal import make_console
 from studyloom.views.words import explain_no_importances
@@ -195,19 +195,19 @@ def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str
     if study.ranked:
         best = study.ranked[0]
     marked = {"best": best, "baseline": None}
-    history = drawn(figures.history, trials, marked, axis)
-    curves = drawn(figures.curves, trials, marked, axis)
+    history = draw_figure(figures.history, trials, marked, axis)
+    curves = draw_figure(figures.curves, trials, marked, axis)
     better = "Higher" if study.sign > 0 else "Lower"
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     sections = [
         Section("continue", "Continue", [page.Lines(steps)]),
-        section("search", [history], axis="", better=better),
-        section("curves", [curves], **most),
-        section("importances", [drawn(_importances, study)]),
+        make_section("search", [history], axis="", better=better),
+        make_section("curves", [curves], **most),
+        make_section("importances", [draw_figure(_importances, study)]),
     ]
     sentence = f"What the trials of this study show. {findings['trials']}."
     head = Head(study.name, sentence, [page.Facts([*findings.items()])])
-    return page.report_page(head, sections)
+    return page.render_report(head, sections)
 
 
 def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
