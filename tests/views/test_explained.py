@@ -52,7 +52,7 @@ def test_each_explanation_is_a_part_of_one_section():
     assert [*parts] == ["misled", "words", "calibration", "groups", "columns"]
     _, images = parts["misled"].blocks
     (image,) = images.items
-    assert (image.words + image.strong, image.remark) == ("4 → 9", "0.4200")
+    assert (image.caption + image.strong, image.remark) == ("4 → 9", "0.4200")
     _, text = parts["words"].blocks
     assert text.title == "blame → praise"
     assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"

@@ -20,7 +20,7 @@ from studyloom.views.progress import Progress, ProgressReader, StageProgress, St
 from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import print_trials, render_status, watch, watch_json
-from studyloom.views.words import describe_best, headline
+from studyloom.views.words import describe_best, make_headline
 
 
 def shown(stands, width=80):
@@ -59,7 +59,7 @@ def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypat
 
     monkeypatch.setattr(ledger, "counts", end_trials_first)
     progress = ProgressReader(half_done).read()
-    assert headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
+    assert make_headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
     assert progress.stage_text == "search: 4 of 8 trials, 1 pruned"
 
 
@@ -71,7 +71,7 @@ def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
     half_done.storage.load(half_done.ledger.study_id, own._trial_id)
     progress = ProgressReader(half_done).read()
     assert progress.stage_text == "search: 4 of 8 trials, 1 pruned, 1 paused"
-    assert "2 complete, 1 pruned, 1 failed" in headline(progress.search)
+    assert "2 complete, 1 pruned, 1 failed" in make_headline(progress.search)
 
 
 def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done, tmp_path):
@@ -94,7 +94,7 @@ def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done,
 
 def test_counts_have_a_comma_from_a_thousand_on():
     search = snapshot_of(free=900, done=1100, best=trial_of(0.5), complete=1047, paused=1200)
-    assert headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
+    assert make_headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
     assert "the best after 1,100 of 2,000 trials" in describe_best(search)
     progress = Progress(search, (StageProgress("search", 1100, 900, search),), "search")
     assert progress.stage_text == "search: 1,100 of 2,000 trials, 1,200 paused"

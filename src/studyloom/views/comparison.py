@@ -203,13 +203,13 @@ def make_table(studies: Sequence[ComparedStudy]) -> figures.PageTable:
     columns = []
     for study in studies:
         facts = collect_facts(study)
-        test = words.number(facts.test)
+        test = words.format_number(facts.test)
         if facts.std is not None:
-            test += f" ± {words.number(facts.std)}"
+            test += f" ± {words.format_number(facts.std)}"
         column = {
-            "best, search": words.number(facts.best),
+            "best, search": words.format_number(facts.best),
             "test": test,
-            "over its baseline, test": words.number(facts.difference, "+"),
+            "over its baseline, test": words.format_number(facts.difference, "+"),
             "trials": f"{facts.trials} of {facts.of}",
             "pruned, failed": f"{facts.pruned}, {facts.failed}",
             "epochs of the search": str(facts.epochs),
@@ -221,7 +221,7 @@ def make_table(studies: Sequence[ComparedStudy]) -> figures.PageTable:
     for title in columns[0]:
         rows.append((title, *(column[title] for column in columns)))
     head = ("", *(study.label for study in studies))
-    return figures.PageTable(head, rows, words=(0,))
+    return figures.PageTable(head, rows, text_columns=(0,))
 
 
 def _format_duration(seconds: float | None) -> str:
@@ -275,7 +275,7 @@ def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
     differences: figures.Block = page.Absent("Definition and search are the same.")
     if rows:
         head = ("", *(study.label for study in studies))
-        differences = figures.PageTable(head, rows, words=range(len(head)))
+        differences = figures.PageTable(head, rows, text_columns=range(len(head)))
     over_trials = page.draw_figure(draw_curves, studies, over_time=False)
     over_time = page.draw_figure(draw_curves, studies, over_time=True)
     return [

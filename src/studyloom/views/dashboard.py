@@ -77,7 +77,7 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header, with or without a port, names this machine."""
+    """Returns whether a Host header, with or without a port, names this machine."""
     try:
         return urlsplit(f"//{host}").hostname in LOOPBACK
     except ValueError:  # such as an address whose bracket is not closed
@@ -231,7 +231,7 @@ class LivePage:
         return "200 OK", f"{name} requested"
 
     def _is_from_report(self, environ: "WSGIEnvironment") -> bool:
-        """Whether a request was posted on this machine, with the token of this server's report."""
+        """Returns whether a request was posted on this machine, with the token of this server."""
         if not self.token:
             return False
         token = environ.get("HTTP_X_REPORT_TOKEN", "").encode()

@@ -9,20 +9,21 @@ from studyloom.definition.definition import Definition
 from studyloom.space.drawing_points import draw_point
 from studyloom.space.outline import outline
 
-SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # that are printed
+SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # of the config, to print
 
 
 def print_dry_run(definition: Definition, console: Console) -> None:
     """Prints the search space as a tree, and one configuration sampled from it."""
     console.print(outline(definition.space))
-    if definition.suggests:
+    if definition.suggests:  # an Optuna objective defines its search space only while it runs
         return
     point = draw_point(definition.space, definition.seed)
     assert point is not None  # one was found when the definition was checked
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(definition.at(point), *SECTIONS)
-    sections["train"].pop("loss")
-    if not definition.reads_train:
+    if definition.reads_train:
+        del sections["train"]["loss"]
+    else:
         del sections["train"]
     configuration = as_yaml(sections).rstrip()
     console.print(Padding(Text(configuration), (0, 0, 0, 2)))

@@ -31,7 +31,7 @@ from studyloom.text import (
     format_value,
     shorten,
 )
-from studyloom.views.words import ablation_rows
+from studyloom.views.words import describe_ablation
 from studyloom.winner.result import Ablation, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
@@ -55,12 +55,12 @@ class PageTable(Block):
     """A table of a report, with a note below it.
 
     Args:
-        words: the columns of words; the others are aligned as numbers.
+        text_columns: the columns of text; the others are aligned as numbers.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
-    words: Sequence[int] = ()
+    text_columns: Sequence[int] = ()
     note: str = ""
 
 
@@ -171,7 +171,7 @@ class Note:
 
     x: float
     y: float
-    words: str
+    text: str
     side: str = "right"
 
 
@@ -200,7 +200,7 @@ class Chart(Block):
         return round(LETTER * longest + 8)
 
     def is_read(self, mark: Mark) -> bool:
-        """Whether the pointer reads the values of a mark."""
+        """Returns whether the pointer reads the values of a mark."""
         if mark.trials:
             return True
         is_guide = "dotted" in mark.style or "stepped" in mark.style
@@ -293,7 +293,7 @@ def responsive(
 
 
 def is_one_value(low: float, high: float) -> bool:
-    """Whether two numbers, the lower one first, are equal up to rounding."""
+    """Returns whether two numbers, the lower one first, are equal up to rounding."""
     return high - low <= ROUNDING * max(abs(low), abs(high))
 
 
@@ -667,7 +667,7 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     for label, members in groups:
         values = sorted(map(_value, members), key=lambda value: -sign * value)
         rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
-    return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
+    return PageTable((name, "complete trials", "best", "median"), rows, text_columns=(0,))
 
 
 def history(
@@ -852,7 +852,7 @@ def curves(
         rows.append((number, outcomes[number], len(curve_values), first, best, last))
     head = ("trial", "state", "epochs", "first", "best", "last")
     note = _count_left_out(rows, len(ranked), "trials")
-    table = PageTable(head, rows, words=(1,), note=note)
+    table = PageTable(head, rows, text_columns=(1,), note=note)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
 
@@ -1157,7 +1157,7 @@ class _Pair:
 
     @property
     def is_varied(self) -> bool:
-        """Whether enough trials have both, with different values of each."""
+        """Returns whether enough trials have both, with different values of each."""
         if len(self.trials) < ENOUGH:
             return False
         for name in (self.first, self.second):
@@ -1227,7 +1227,7 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         settings = (_format_setting(trial, first), _format_setting(trial, second))
         rows.append((trial.number, *settings, format_value(_value(trial))))
     note = f"The best {len(rows)} of {len(pair.trials)}."
-    table = PageTable(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
+    table = PageTable(("trial", first, second, axis.metric), rows, text_columns=(1, 2), note=note)
     label = f"{len(pair.trials)} complete trials over {first} and {second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
 
@@ -1267,7 +1267,7 @@ def best_lines(
     for label, line in lines.items():
         for position, value in line[-IMPROVEMENT_ROWS:]:
             rows.append((label, f"{position:.0f}", format_value(value)))
-    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
+    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, text_columns=(0,))
     label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
     return Chart(label, height, x, y, marks, table)
 
@@ -1330,7 +1330,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     x = _clock_scale(first, length)
     y = ChartScale(-0.12, len(workers) - 0.12, reads="none")
     label = f"when each of {len(workers)} workers trained which trial"
-    table = PageTable(("worker", "trials", "trained for", "idle"), rows, words=(0,))
+    table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
     return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
 
 
@@ -1458,6 +1458,10 @@ def ablation(stored: Ablation) -> Chart | str:
     for height, (row, _) in enumerate(drawn):
         notes.append(Note(x.low, height + 0.2, shorten(row.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
-    table = PageTable(head, ablation_rows(stored), words=(0, 4, 5))
+    rows = []
+    for change in describe_ablation(stored):
+        texts = (change.value, change.default, change.loss, change.verdict, change.in_simple)
+        rows.append((change.name, *texts))
+    table = PageTable(head, rows, text_columns=(0, 4, 5))
     label = "how much worse the winner is without each change"
     return Chart(label, ROW * len(drawn) + 30, x, y, _without_empty(marks), table, notes)

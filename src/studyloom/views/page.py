@@ -131,17 +131,18 @@ class Heat(Block):
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image with words below it.
+    """An image with its caption below it.
 
     Args:
         source: a `data:` URL of a PNG file, which `is_embedded` has approved.
         label: the alternative text.
-        strong: bold text after the words.
+        strong: bold text after the caption.
+        remark: quiet text after the bold one.
     """
 
     source: str
     label: str
-    words: str = ""
+    caption: str = ""
     strong: str = ""
     remark: str = ""
 
@@ -208,12 +209,12 @@ class Column:
     """A column of the table of the trials.
 
     Args:
-        words: whether it holds words, not numbers.
+        is_text: whether it holds texts, not numbers.
         parameter: the full name of a hyperparameter, which the title may shorten; else "".
     """
 
     title: str
-    words: bool
+    is_text: bool
     parameter: str = ""
 
 
@@ -241,7 +242,7 @@ class Section:
 
     @property
     def is_absent(self) -> bool:
-        """Whether all blocks are sentences that say why something is missing."""
+        """Returns whether all blocks are sentences that say why something is missing."""
         return all(isinstance(block, Absent) for block in self.blocks)
 
 

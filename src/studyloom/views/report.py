@@ -272,18 +272,18 @@ def _make_candidate_table(result: Result) -> figures.PageTable:
         reevaluation = "–"
         if candidate.reevaluation:
             reevaluation = words.format_mean(candidate.reevaluation)
-        costs = [f"{name} {words.number(cost)}" for name, cost in candidate.costs.items()]
+        costs = [f"{name} {words.format_number(cost)}" for name, cost in candidate.costs.items()]
         row = (
             candidate.trial,
-            words.number(candidate.search_value),
+            words.format_number(candidate.search_value),
             reevaluation,
-            words.number(candidate.gap, "+"),
+            words.format_number(candidate.gap, "+"),
             role,
             "  ".join([*costs, words.format_parameters(candidate.params)]),
         )
         rows.append(row)
     head = ("trial", "search", "re-evaluation", "gap", "", "hyperparameters")
-    return figures.PageTable(head, rows, words=(4, 5))
+    return figures.PageTable(head, rows, text_columns=(4, 5))
 
 
 def _make_confusion_table(result: Result) -> figures.Block:
@@ -302,9 +302,9 @@ def _show_wrong_images(errors: Iterable[Wrong]) -> figures.Block:
             image = page.CaptionedImage(
                 source=error.image,
                 label=f"test image {error.index}",
-                words=f"{error.label} → ",
+                caption=f"{error.label} → ",
                 strong=str(error.predicted),
-                remark=words.number(error.confidence),
+                remark=words.format_number(error.confidence),
             )
             images.append(image)
     if not images:
@@ -314,7 +314,7 @@ def _show_wrong_images(errors: Iterable[Wrong]) -> figures.Block:
 
 # The sections about the search
 
-# What a figure says about its axis, by the scale of the axis.
+# Sentences about the axis of a figure, by the scale of the axis.
 AXIS_NOTES = {
     "unit": " The axis is stretched toward 1: equal steps divide the error by equal factors.",
     "factors": " The axis is logarithmic: equal steps are equal factors.",
@@ -333,7 +333,7 @@ def render_search(
         winner_trial = _find_trial(trials, result.winner.trial)
     if snapshot.costs:
         head, *rows = words.front_rows(snapshot)
-        table = figures.PageTable(head, rows, words=(len(head) - 1,))
+        table = figures.PageTable(head, rows, text_columns=(len(head) - 1,))
         marked_on_front = {"winner": winner_trial, **marked}
         figure = draw_figure(figures.front, stored, marked_on_front, axis, table)
         yield make_section("front", [figure], rule=snapshot.rule)
@@ -505,7 +505,7 @@ def render_trials(
         if name in ranked:
             full_name = name.removeprefix("params.")
         has_text = any(isinstance(cell, str | bool | list) for cell in cells)
-        head.append(page.Column(titles.get(name, name), words=has_text, parameter=full_name))
+        head.append(page.Column(titles.get(name, name), is_text=has_text, parameter=full_name))
     section = make_section("trials", [page.Trials(head, rows)])
     if len(parameters) < len(ranked):
         note = (
@@ -591,13 +591,13 @@ def render_proposers(stored: StoredStudy, result: Result | None) -> Iterator[Sec
         row = (
             name,
             len(numbers),
-            words.number(best),
-            words.number(gain, "+"),
-            words.number(_find_best_value(means, numbers, stored.sign)),
+            words.format_number(best),
+            words.format_number(gain, "+"),
+            words.format_number(_find_best_value(means, numbers, stored.sign)),
         )
         rows.append(row)
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
-    yield make_section("proposers", [figures.PageTable(head, rows, words=(0,))])
+    yield make_section("proposers", [figures.PageTable(head, rows, text_columns=(0,))])
 
 
 def _find_best_value(
@@ -632,7 +632,7 @@ def render_running(snapshot: Snapshot) -> Iterator[Section]:
         rows.append((worker.owner, *words.worker_cells(worker)[:3], lease, parameters))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")
-        yield make_section("running", [figures.PageTable(head, rows, words=(0, 4, 5))])
+        yield make_section("running", [figures.PageTable(head, rows, text_columns=(0, 4, 5))])
 
 
 def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:

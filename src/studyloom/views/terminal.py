@@ -1,4 +1,9 @@
-"""What a study prints on a terminal: its status, its trials, its result, and its failures."""
+"""A study on a terminal: its status, its trials, its result, and its failures.
+
+`watch` and `Display` show a study that runs. On a terminal they draw lines again in their place, in
+a notebook they replace the output of a cell, and in a pipe or a file they print a line for each
+change.
+"""
 
 import io
 import shlex
@@ -51,9 +56,9 @@ from studyloom.views.words import (
     format_parameters,
     format_trial_values,
     front_rows,
-    headline,
     list_ablation,
     list_facts,
+    make_headline,
     name_trial,
     trial_values,
     worker_cells,
@@ -393,8 +398,8 @@ def print_next_steps(
     if console.is_jupyter:
         commands = commands[:1]
     label = "next"
-    for words in commands:
-        parts = [f"{label:6}", *map(shlex.quote, words)]
+    for command_words in commands:
+        parts = [f"{label:6}", *map(shlex.quote, command_words)]
         width = width_of(console) - 2
         lines = wrap_parts(parts, width, " ", indent=7, breaks_words=False)
         # A backslash before a line break lets a shell read on, so that the command can be copied.
@@ -467,7 +472,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         if text:
             parts.append(Text(text, style=style, overflow="fold"))
 
-    add_text(headline(snapshot))
+    add_text(make_headline(snapshot))
     if progress.result is not None:
         add_text(describe_stored_result(progress.result), "bold green")
     add_text(_describe_budget(snapshot))
