@@ -6,7 +6,8 @@ from rich.console import Console
 from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
 from studyloom.views import terminal as live
-from studyloom.views.progress import Progress, ProgressReader, StageProgress, Work
+from studyloom.views.estimate import Work
+from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.terminal import Display, LinePrinter
 from studyloom.worker.stopping import Stop
 

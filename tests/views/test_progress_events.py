@@ -11,7 +11,8 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
-from studyloom.views.progress import Event, History, ProgressReader, format_event
+from studyloom.views.events import Event, History, format_event
+from studyloom.views.progress import ProgressReader
 from studyloom.views.terminal import Resumptions
 from studyloom.worker.stopping import set_control
 

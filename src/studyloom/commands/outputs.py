@@ -25,18 +25,13 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import check_output
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
-from studyloom.views.progress import (
-    BestTrial,
-    History,
-    Progress,
-    ProgressReader,
-    format_event,
-)
+from studyloom.views.events import History, format_event
+from studyloom.views.progress import BestTrial, Progress, ProgressReader
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 
-EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.format_event` formats one
+EVENTS_BEGIN = b'{"event"'  # of a file of events, as `format_event` formats one
 LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ __all__ = [
     "dashboard",
     "doctor",
     "dry_run",
+    "events",
     "explanations",
     "figures",
     "notebook",

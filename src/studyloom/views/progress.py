@@ -1,8 +1,8 @@
-"""The progress of a whole job: search, re-evaluation and final training.
+"""The progress of a study through its stages: search, re-evaluation and final training.
 
 `ProgressReader` reads all stages as one `Progress`: what has ended, what was spent, and how long
-the rest will take. `Status` adds hyperparameter importances and failures. Both format themselves as
-words and as JSON: the document of a status, and an object for each event.
+the rest will take. `Status` adds hyperparameter importances and failures, and formats itself as
+JSON.
 """
 
 import itertools
@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from statistics import fmean
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 
@@ -33,6 +32,7 @@ from studyloom.storage.stored_study import (
 )
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
+from studyloom.views.estimate import Work, estimate_seconds, estimate_work
 from studyloom.views.snapshot import (
     Snapshot,
     WorkerStatus,
@@ -47,181 +47,8 @@ from studyloom.views.words import (
 from studyloom.winner.result import ShortResult
 from studyloom.worker.stopping import Request, read_control
 
-WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
+WATCH_INTERVAL = 1.0  # seconds between looks at a study of other processes
 MOST_IMPORTANT = 5  # hyperparameters whose importance a status has
-FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaPruner` does
-
-
-# The estimate of the time that a job will take. Work is counted in epochs: those that trials have
-# trained, those that are expected of trials that have begun, and those of trials that have not.
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of one stage in epochs; a trial that reports none counts as one epoch.
-
-    A call of a loop counts as one epoch if a trial has several, for its folds and seeds.
-
-    Args:
-        done: the epochs that its trials have trained.
-        remaining: how many more epochs each trial that has begun is expected to train.
-        new_trials: how many trials have not begun.
-        new_length: how many epochs each of the new trials is expected to train.
-        full_length: the epochs of a trial that nothing ends early.
-        pace: a worker's seconds per epoch; None if unknown.
-    """
-
-    done: float = 0.0
-    remaining: Sequence[float] = ()
-    new_trials: int = 0
-    new_length: float = 1.0
-    full_length: float = 1.0
-    pace: float | None = None
-
-    @property
-    def left(self) -> float:
-        """The epochs that are expected to come."""
-        return sum(self.remaining) + self.new_trials * self.new_length
-
-    @property
-    def share(self) -> float:
-        """The share of its epochs that is done, from 0 to 1."""
-        if not self.left:
-            return 1.0
-        return self.done / (self.done + self.left)
-
-
-def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
-    """Estimates the seconds that successive stages will take.
-
-    A stage that has not begun is estimated by the pace of the one before.
-
-    Returns:
-        The seconds; None if no worker runs, or too little is known.
-    """
-    if workers < 1:
-        return None
-    seconds = 0.0
-    pace: float | None = None
-    for work in works:
-        if work.pace is not None:
-            pace = work.pace
-        if not work.left:
-            continue
-        if pace is None:
-            return None
-        trials_at_once = max(1, min(workers, work.new_trials + len(work.remaining)))
-        # The last trial runs on one worker, and ends later than all others on average.
-        last_alone = 0.0
-        if work.new_trials:
-            last_alone = work.new_length / 2 * (1 - 1 / trials_at_once)
-        # A trial runs on one worker, so that a stage takes at least as long as its longest trial.
-        seconds += pace * max(work.left / trials_at_once + last_alone, *work.remaining, 0.0)
-    return seconds
-
-
-def estimate_work(stage: "StageProgress", trials: Sequence[FrozenTrial], before: Work) -> Work:
-    """Estimates the work of a stage from its trials so far.
-
-    Args:
-        before: the work of the stage before it, whose full trials are as long.
-    """
-    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
-    ended_lengths = []
-    known_lengths = []
-    positive_rungs = []
-    for record in records:
-        if record.trial.state.is_finished():
-            ended_lengths.append(max(1, record.steps_done))
-        known_lengths.append(record.steps_planned or record.steps_done)
-        positive_rungs += [rung for rung in record.rungs if rung > 0]
-    full_length = max(known_lengths, default=0) or before.full_length
-    rungs = []
-    rung = min(positive_rungs, default=full_length)
-    while rung < full_length:
-        rungs.append(rung)
-        rung *= FACTOR
-    lengths = _ExpectedLengths(full_length, rungs, ended_lengths)
-
-    pace = measure_pace(stage, records)
-    ages = {worker.trial: worker.held or 0.0 for worker in stage.workers}
-    done = float(sum(ended_lengths))
-    remaining = []
-    for record in records:
-        if record.trial.state.is_finished():
-            continue
-        trained: float = record.steps_done
-        if not trained and pace:  # its age says how much of its first epoch it has trained
-            trained = min(1.0, ages.get(record.trial.number, 0.0) / pace)
-        is_paused = record.paused is not None
-        remaining.append(lengths.expect_more(trained, is_paused=is_paused))
-        done += trained
-    new_trials = max(0, stage.left - len(remaining))
-    return Work(done, remaining, new_trials, lengths.expect_more(0), full_length, pace)
-
-
-@dataclass(frozen=True)
-class _ExpectedLengths:
-    """Expects how long trials train, from the trials of a stage so far.
-
-    With rungs, one of FACTOR trials is expected to pass each rung. Without rungs, a trial is
-    expected to end where those ended on average that have trained longer than it has so far.
-
-    Args:
-        full_length: the epochs of a trial that nothing ends early.
-        rungs: the epochs at which trials are compared, before `full_length`; empty without rungs.
-        ended_lengths: the epochs of each trial that has ended.
-    """
-
-    full_length: float
-    rungs: Sequence[float]
-    ended_lengths: Sequence[int]
-
-    def expect_more(self, trained: float, *, is_paused: bool = False) -> float:
-        """Returns how many more epochs a trial is expected to train.
-
-        Args:
-            trained: the epochs that it has trained.
-            is_paused: whether it waits at a rung, which it may not pass.
-        """
-        end = self.full_length
-        longer = [length for length in self.ended_lengths if length > trained]
-        if longer and not self.rungs:
-            end = fmean(longer)
-        steps = []
-        for rung in self.rungs:
-            if rung > trained or (is_paused and rung == trained):
-                steps.append(rung)
-        probability = 1.0  # that the trial trains until the next step
-        epochs = 0.0
-        for step in [*steps, end]:
-            epochs += probability * max(0.0, step - trained)
-            probability /= FACTOR
-            trained = step
-        return epochs
-
-
-def measure_pace(stage: "StageProgress", records: Sequence[TrialRecord]) -> float | None:
-    """Returns a worker's seconds per epoch; before a trial has paused or ended, of those running.
-
-    Reused trainings took no time.
-    """
-    epochs = 0
-    seconds = 0.0
-    for record in records:
-        if record.outcome != "running" and record.reused is None:
-            epochs += max(1, record.steps_done)
-            seconds += record.seconds or record.times.get("training", 0.0)
-    if not epochs:
-        seconds = 0.0
-        for worker in stage.workers:
-            if worker.epoch:
-                epochs += worker.epoch
-                seconds += worker.held or 0.0
-    if not epochs:
-        return None
-    return seconds / epochs
-
 
 TEST = "test"
 DONE = "done"
@@ -238,7 +65,7 @@ STAGE_NAMES = {
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage of a job has come.
+    """How far a stage of a study has come.
 
     Args:
         title: the title of the stage, such as SEARCH.
@@ -267,7 +94,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """A job at one moment. Two are equal if nothing but the time differs.
+    """A study at one moment, with all of its stages. Two are equal if nothing but the time differs.
 
     Args:
         search: the snapshot of the search.
@@ -276,9 +103,9 @@ class Progress:
         halted: why the study was aborted, if it was.
         control: stop or pause, if another terminal has requested it.
         result: a summary of the winner and its test; None before there is one.
-        exit_code: the exit code of the command that ended the job; None while work is left.
+        exit_code: the exit code of the command that ended the study; None while work is left.
         elapsed: seconds from the start of the command until now, or until its end.
-        eta: seconds until the end of the whole job; None if no worker runs or too little is known.
+        eta: seconds until the end of the study; None if no worker runs or too little is known.
         hours: the hours that all stages have spent.
         cost: the cost of these hours; None if no price is known.
         trials: the trials of each stage that has begun, by its title.
@@ -334,7 +161,7 @@ class Progress:
 
     @property
     def is_at_work(self) -> bool:
-        """Returns whether a worker runs, or a pause is requested, before the job has ended."""
+        """Returns whether a worker runs, or a pause is requested, before the study has ended."""
         if self.has_ended:
             return False
         return self.live_workers > 0 or bool(self.control_text)
@@ -396,7 +223,7 @@ class Progress:
 
     @property
     def eta_text(self) -> str:
-        """The time left of the whole job, and when it ends."""
+        """The time left of the whole study, and when it ends."""
         if self.eta is None:
             return "ETA –"
         text = f"ETA {format_duration(self.eta)}"
@@ -422,7 +249,7 @@ class Progress:
         return ""
 
     def list_times(self) -> Iterator[str]:
-        """Yields how long a running job has taken and will take, and what it has spent."""
+        """Yields how long a running study has taken and will take, and what it has spent."""
         if not self.has_ended:
             if self.elapsed is not None:
                 yield f"elapsed {format_duration(self.elapsed)}"
@@ -441,7 +268,7 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """The job as one line, without the values that change every second."""
+        """The study as one line, without the values that change every second."""
         search = self.search
         parts = [one_line(search.name), self.stage_text, self.best_text]
         running = len(self.current.workers)
@@ -455,7 +282,7 @@ class Progress:
 
 
 class ProgressReader:
-    """Reads a job repeatedly.
+    """Reads a study repeatedly.
 
     Opens the studies of later stages once, and recomputes the importances of hyperparameters only
     after a further trial is complete.
@@ -492,7 +319,7 @@ class ProgressReader:
         return self._importances
 
     def statuses(self) -> Iterator["Status | StorageError"]:
-        """Reads the job every second until it has ended.
+        """Reads the study every second until it has ended.
 
         Yields:
             The status, or the error if the database cannot be read; the next read may succeed.
@@ -509,7 +336,7 @@ class ProgressReader:
                 time.sleep(WATCH_INTERVAL)
 
     def read(self) -> Progress:
-        """Reads the current progress of the job.
+        """Reads the current progress of the study.
 
         Raises:
             StorageError: the database cannot be read.
@@ -608,7 +435,7 @@ def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:
         trials: Sequence[FrozenTrial] = ()
         if stage.snapshot is not None:
             trials = stage.snapshot.trials
-        before = estimate_work(stage, trials, before)
+        before = estimate_work(trials, stage.left, stage.workers, before)
         works.append(before)
     return works
 
@@ -677,7 +504,7 @@ def measure_elapsed(record: CommandRecord | None) -> float | None:
 
 
 def estimate_time_left(progress: Progress) -> float | None:
-    """Estimates the seconds until the whole job has ended."""
+    """Estimates the seconds until the whole study has ended."""
     if progress.has_ended:
         return 0.0
     if progress.title == TEST:
@@ -728,200 +555,7 @@ def wrap_parts(
     return [line.replace("\xa0", " ") for line in lines]
 
 
-# The events of a job, found by comparing the stored trials with the events so far. An event then
-# does not depend on the process and host that trained a trial, and is reported exactly once, even
-# if the command is killed before it could report it.
-
-
-class Event(TypedDict):
-    """The fields of each line of --events FILE.
-
-    An event says that a trial has begun, has reported an epoch, is resumed after its worker died,
-    has ended, or is the new best; that another terminal has requested to stop, pause or resume;
-    that the study was aborted; that the winner is known; or that the command ends.
-
-    `id` differs between studies of one name. `files` is true if a resumed trial has no checkpoint,
-    and finds the files that its command has left.
-    """
-
-    event: Literal[
-        "began", "reported", "resumed", "ended", "best", "control", "halted", "result", "exit"
-    ]
-    at: str
-    study: str
-    id: str | None
-    stage: NotRequired[Literal["search", "re-evaluation", "ablation", "final-training"]]
-    trial: NotRequired[int]
-    params: NotRequired[dict[str, Any]]
-    worker: NotRequired[str | None]
-    epoch: NotRequired[int | None]
-    deaths: NotRequired[int]
-    files: NotRequired[bool]
-    epochs: NotRequired[int | None]
-    state: NotRequired[Literal["complete", "pruned", "failed"]]
-    value: NotRequired[float | None]
-    values: NotRequired[list[float | None] | None]
-    seconds: NotRequired[float | None]
-    request: NotRequired[Request | None]
-    reason: NotRequired[str | None]
-    result: NotRequired[ShortResult]
-    code: NotRequired[int]
-
-
-# The events of the study itself, not of a trial, each with its field. If the value of the field
-# differs from the last event of this kind, the event is reported again.
-STUDY_EVENTS = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
-NO_EPOCH = -1.0  # the last epoch of a trial that has begun and reported none
-
-
-@dataclass
-class History:
-    """The events so far, by which those of a later moment are found.
-
-    Attributes:
-        epochs: the last epoch of each trial, by stage and number: NO_EPOCH before the first, and
-            infinity after the end.
-        deaths: how often the worker of each trial has died, by stage and number.
-        last: the value of the last event of each kind that is in STUDY_EVENTS.
-    """
-
-    epochs: dict[tuple[str, int], float] = field(default_factory=dict)
-    deaths: dict[tuple[str, int], int] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-
-    def record(self, event: Mapping[str, Any]) -> None:
-        """Records an event.
-
-        Raises:
-            KeyError, TypeError or ValueError: it has not the fields of an event.
-        """
-        kind = event["event"]
-        if kind in STUDY_EVENTS:
-            self.last[kind] = event[STUDY_EVENTS[kind]]
-            return
-        if kind == "exit":
-            return
-        trial = str(event["stage"]), int(event["trial"])
-        if kind == "resumed":
-            self.deaths[trial] = int(event["deaths"])
-            return
-        if kind == "began":
-            epoch = NO_EPOCH
-        elif kind == "ended":
-            epoch = math.inf
-        else:
-            epoch = float(event["epoch"])
-        self.epochs[trial] = max(epoch, self.epochs.get(trial, NO_EPOCH))
-
-    @classmethod
-    def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
-        """Reads the events of an earlier command, from its lines.
-
-        Args:
-            lines: lines of JSON; others, such as the half line of a killed command, are skipped.
-        """
-        history = cls()
-        for line in lines:
-            try:
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("id") == study_id:
-                    history.record(event)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
-        return history
-
-    def record_new(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the events since the last call, and records them."""
-        events: list[dict[str, Any]] = []
-        for stage, trials in progress.trials.items():
-            for trial in trials:
-                events += self._find_trial_events(stage, trial)
-        events += self._find_study_events(progress)
-        for event in events:
-            self.record(event)
-            yield event
-
-    def _find_trial_events(self, stage: str, trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-        """Yields the events of a trial that are not recorded."""
-        last_epoch = self.epochs.get((stage, trial.number))
-        has_ended = trial.state.is_finished()
-        if last_epoch == math.inf or trial.datetime_start is None:
-            return
-        # Between its claim and its first commit a trial has no hyperparameters yet.
-        if not (trial.params or trial.intermediate_values or has_ended):
-            return
-        record = TrialRecord(trial)
-        place = {"stage": stage, "trial": trial.number}
-        if last_epoch is None:
-            yield {"event": "began", **place, "params": trial.params, "worker": record.worker}
-        resumed = record.resumed
-        if resumed and resumed["deaths"] > self.deaths.get((stage, trial.number), 0):
-            resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
-            if resumed.get("files"):
-                resumption["files"] = True
-            yield {"event": "resumed", **place, **resumption, "reason": resumed["death"]}
-        for epoch, value in sorted(trial.intermediate_values.items()):
-            if last_epoch is None or epoch > last_epoch:
-                report = {"epoch": epoch, "value": value, "epochs": record.steps_planned}
-                yield {"event": "reported", **place, **report}
-        if has_ended:
-            yield {"event": "ended", **place, **_describe_end(trial)}
-
-    def _find_study_events(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the changes of the study since the last events.
-
-        A value that has vanished is no event, except a request to stop or pause.
-        """
-        last = self.last
-        best = progress.search.best
-        if best is not None and best.number != last.get("best"):
-            yield {"event": "best", "stage": "search", **_describe_end(best)}
-        if progress.control != last.get("control"):
-            yield {"event": "control", "request": progress.control}
-        if progress.halted is not None and progress.halted != last.get("halted"):
-            yield {"event": "halted", "reason": progress.halted}
-        if progress.result is not None and progress.result != last.get("result"):
-            yield {"event": "result", "result": dict(progress.result)}
-
-
-def _describe_end(trial: FrozenTrial) -> dict[str, Any]:
-    """Returns the fields of an event about a trial that has ended."""
-    record = TrialRecord(trial)
-    return {
-        "trial": trial.number,
-        "state": record.outcome,
-        "value": value_of(trial),
-        "values": trial.values,
-        "params": trial.params,
-        "seconds": record.seconds,
-        "reason": record.reason,
-    }
-
-
-def format_event(event: Mapping[str, Any], study: str, study_id: str | None) -> str:
-    """Formats an event as one line of JSON, with its line break."""
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    document = {"event": event["event"], "at": at, "study": study, "id": study_id, **event}
-    return f"{to_json(document)}\n"
-
-
-def to_json(document: object) -> str:
-    """Formats a document as one line of JSON, with null for numbers that are not finite."""
-    return json.dumps(_replace_nonfinite(document), allow_nan=False, default=str)
-
-
-def _replace_nonfinite(value: object) -> object:
-    """Replaces numbers that are not finite by None in nested mappings and lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _replace_nonfinite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_nonfinite(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-# The status of a job, for people and for programs.
+# The status of a study, for people and for programs.
 
 
 class BestTrial(TypedDict):
@@ -977,7 +611,7 @@ class StatusDocument:
 
     `best` is chosen by the rule of the study; `front` is the Pareto front, `ended` why the search
     ended before its budget was spent, `gain` the expected improvement of the trials left, `eta` the
-    seconds left of the whole job, and `foreign` the number of trials of other programs.
+    seconds left of the whole study, and `foreign` the number of trials of other programs.
     """
 
     study: str
@@ -1018,7 +652,7 @@ def _describe_trial(snapshot: Snapshot, trial: FrozenTrial) -> Any:
 
 @dataclass(frozen=True)
 class Status:
-    """A study and its job at one moment. Two are equal if nothing but the time differs.
+    """A study at one moment, in detail. Two are equal if nothing but the time differs.
 
     Args:
         importances: the shares of the most important hyperparameters, with a sum of at most 1;
@@ -1079,3 +713,19 @@ class Status:
             result=result,
             exit_code=progress.exit_code,
         )
+
+
+def to_json(document: object) -> str:
+    """Formats a document as one line of JSON, with null for numbers that are not finite."""
+    return json.dumps(_replace_nonfinite(document), allow_nan=False, default=str)
+
+
+def _replace_nonfinite(value: object) -> object:
+    """Replaces numbers that are not finite by None in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _replace_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_nonfinite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

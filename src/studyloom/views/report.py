@@ -738,7 +738,7 @@ def read_report(
     Args:
         result: the result of the study, if there is one.
         configs: the configurations, from `read_configs`.
-        progress: the progress of the whole job, for a live report.
+        progress: the progress of all stages, for a live report.
         run_dir: where the logs are, if known.
     """
     is_live = progress is not None

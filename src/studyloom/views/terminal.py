@@ -40,10 +40,10 @@ from studyloom.text import (
     printable,
 )
 from studyloom.user_code.digests import CODE
+from studyloom.views.events import History
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import (
     STAGE_NAMES,
-    History,
     Progress,
     ProgressReader,
     Status,
@@ -451,10 +451,10 @@ def _list_next_commands(
     return commands
 
 
-# The status of a study: printed once, watched until the job has ended, or live during its work.
+# The status of a study: printed once, watched until the study has ended, or live during its work.
 
 TICK = 0.1  # seconds between looks at whether to stop
-LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on, at least
+LIVE_INTERVAL = 0.5  # seconds between looks at a study that this process works on, at least
 LOOKING = 0.05  # the share of time that these looks may take: trials run in this process
 LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
 QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
@@ -553,7 +553,7 @@ class LinePrinter:
         self._last_time = time.monotonic()
 
     def show(self, line: str, progress: Progress | None) -> None:
-        """Prints a line with the time left of a job, if one is due."""
+        """Prints a line with the time left of a study, if one is due."""
         interval = QUIET_INTERVAL
         if line != self._last_line:
             interval = self.interval
@@ -569,7 +569,7 @@ class LinePrinter:
 
 
 def watch(reader: ProgressReader, console: Console) -> None:
-    """Shows a job until it has ended: live on a terminal, otherwise a line for each change."""
+    """Shows a study until it has ended: live on a terminal, otherwise a line for each change."""
     if not console.is_interactive:
         printer = LinePrinter(console, 0.0)
         for status in reader.statuses():
@@ -590,7 +590,7 @@ def watch(reader: ProgressReader, console: Console) -> None:
 
 
 def watch_json(reader: ProgressReader, write: Callable[[str], object]) -> None:
-    """Writes a line of JSON, with its line break, for each change until a job has ended."""
+    """Writes a line of JSON, with its line break, for each change until a study has ended."""
     last_status = None
     for status in reader.statuses():
         if isinstance(status, Status) and status != last_status:
@@ -650,12 +650,12 @@ def _list_streams(trials: Sequence[FrozenTrial], number: int) -> list[str]:
 
 
 class Display:
-    """Shows a job while the body of a `with` runs it: live, in a notebook, or as plain lines.
+    """Shows a study while the body of a `with` runs it: live, in a notebook, or as plain lines.
 
-    A thread looks at the job every LIVE_INTERVAL until the body ends.
+    A thread looks at the study every LIVE_INTERVAL until the body ends.
 
     Args:
-        read: reads the progress of the job.
+        read: reads the progress of the study.
         stop: whether the process is stopping, which is shown; None if nothing stops it.
         listeners: called with each progress that is read, and with the last one after the body.
         notes: lines that are printed first; a cell shows them only until the body ends.
@@ -696,7 +696,7 @@ class Display:
             self._read_progress()
 
     def _watch(self) -> None:
-        """Shows the job until the body ends, in the way that suits the console."""
+        """Shows the study until the body ends, in the way that suits the console."""
         if isinstance(self.console, CellConsole):
             with self._showing_stop():
                 self._watch_in_cell(self.console)
@@ -725,11 +725,11 @@ class Display:
             self.stop.is_shown = False
 
     def _watch_in_cell(self, console: CellConsole) -> None:
-        """Draws the job below the notes, in the output of the cell."""
+        """Draws the study below the notes, in the output of the cell."""
         self._look_repeatedly(lambda progress: console.show(self._notes, self.render(progress)))
 
     def _watch_on_terminal(self) -> None:
-        """Draws the job repeatedly in its place; other lines are printed above it, and stay."""
+        """Draws the study repeatedly in its place; other lines are printed above it, and stay."""
         with LiveLines(console=self.console, auto_refresh=False, transient=True) as live:
 
             def draw(progress: Progress) -> None:
@@ -747,10 +747,10 @@ class Display:
     def _look_repeatedly(
         self, draw: Callable[[Progress], None], at_tick: Callable[[], None] | None = None
     ) -> None:
-        """Reads the job and draws it until the body ends.
+        """Reads the study and draws it until the body ends.
 
         Args:
-            at_tick: called more often than the job is read.
+            at_tick: called more often than the study is read.
         """
         next_look = 0.0
         while not self._body_ended.wait(min(TICK, LIVE_INTERVAL)):
@@ -776,7 +776,7 @@ class Display:
         return progress
 
     def render(self, progress: Progress) -> RenderableType:
-        """Renders a job for a terminal, as wide as the console."""
+        """Renders a study for a terminal, as wide as the console."""
         width = self.console.width
         head = wrap_parts([one_line(progress.search.name), progress.stage_text], width, "  ")
         times = [*progress.list_times()]
