@@ -31,7 +31,7 @@ def estimate(trials, left, workers=(), before=None):
     return estimate_work(trials, left, workers, before or Work())
 
 
-def test_stages_take_their_remaining_epochs_at_the_pace_of_the_trained_ones():
+def test_stages_take_their_remaining_epochs_at_the_pace_so_far():
     search = Work(
         done=40, remaining=[5.0], new_trials=3, new_length=10.0, full_length=10.0, pace=2.0
     )
@@ -64,7 +64,7 @@ def test_before_a_trial_has_ended_running_trials_show_the_pace():
     assert (later.new_length, later.share, later.pace) == (10.0, 0.0, None)
 
 
-def test_a_loop_that_is_called_for_folds_counts_its_calls_and_not_its_epochs():
+def test_a_loop_called_for_folds_counts_calls_and_not_epochs():
     """Three jobs of twenty epochs take a minute, of which one job is left."""
     curve = {"number": [*range(20)], "value": [0.5] * 20, attributes.JOBS: [3] * 20}
     jobs = {attributes.PLANNED_JOBS: 3}

@@ -62,7 +62,7 @@ def rows_of(body):
     ]
 
 
-def test_a_study_shows_winner_best_and_baseline_in_search_reevaluation_and_test(searched, tmp_path):
+def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_path):
     body = parse(study_html(searched, tmp_path, result_of(**WINNER)))
     head, *rows = [row[:-1] for row in rows_of(body)]
     assert head == ["", "trial", "in the search", "re-evaluation", "test"]
@@ -125,7 +125,7 @@ def test_a_winner_shows_its_facts_and_hyperparameters():
 LIKELY = torch.tensor([[0.06, 0.5, 0.04, 0.1, 0.2, 0.01, 0.09], [0.9, 0.1, 0, 0, 0, 0, 0]])
 
 
-def test_a_prediction_shows_the_five_likely_classes_of_an_input_or_the_class_of_each():
+def test_a_prediction_shows_five_classes_of_an_input_or_the_class_of_each():
     names = tuple("abcdefg")
     one = Prediction(probabilities=LIKELY[:1], class_names=names, notes=("resized",))
     assert rows_of(parse(one._repr_html_())) == [
@@ -144,7 +144,7 @@ def test_a_prediction_shows_the_five_likely_classes_of_an_input_or_the_class_of_
     assert Prediction(values=torch.zeros(1, 2, 3))._repr_html_() is None
 
 
-def test_text_of_others_is_shown_and_not_obeyed(study_of):
+def test_untrusted_text_is_shown_and_never_interpreted(study_of):
     nasty = HOSTILE.replace("\x00", "").replace("\ud800", "")  # which a database does not store
     params = {nasty: (nasty, CategoricalDistribution([nasty]))}
     stored = study_of([a_trial(0, params=params, **{BASELINE: True})], name=nasty)

@@ -116,12 +116,12 @@ def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, l
     end_command(stored, 1)
     progress = reader.read()
     assert (progress.title, progress.has_ended, progress.exit_code) == ("done", True, 1)
-    words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert describe_stored_result(progress.result) == words
+    summary = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
+    assert describe_stored_result(progress.result) == summary
     assert "test accuracy 0.9725" in progress.line
 
 
-def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored, later):
+def test_a_continued_study_has_no_result_until_its_new_stages_end(stored, later):
     begin_command(stored, RECORD, 0.0)
     work(stored, 4)
     work(later(REEVALUATION, 4), 4)
@@ -137,7 +137,7 @@ def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored
     assert "best 0.5" in progress.line
 
 
-def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
+def test_a_stage_of_ten_seeds_is_not_taken_for_one_of_one_seed(sqlite_url, stored):
     """The name for 1 seed is the beginning of that for 10."""
     work(stored, 4)
     reevaluation = replace(RECORD, seeds=10).stage_of(stored.name, REEVALUATION)
@@ -145,11 +145,11 @@ def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
     store_stage(stored, REEVALUATION, reevaluation)
     for seeds, trials in ((10, 20), (1, 2)):
         begin_command(stored, replace(RECORD, seeds=seeds), 0.0)
-        words = ProgressReader(stored).read().stage_text
-        assert words == f"re-evaluation: 0 of {trials} trainings"
+        text = ProgressReader(stored).read().stage_text
+        assert text == f"re-evaluation: 0 of {trials} trainings"
 
 
-def test_of_optunas_own_study_trials_are_counted_as_it_has_no_slots(sqlite_url):
+def test_trials_of_an_optuna_study_are_counted_since_it_has_no_slots(sqlite_url):
     study = optuna.create_study(study_name="own", storage=sqlite_url)
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=3)
     trial = study.ask()
@@ -176,7 +176,7 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     assert reader.read().stage_text == "re-evaluation: 2 of 3 trainings, 1 pruned"
 
 
-def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
+def test_a_study_has_ended_until_a_worker_runs_again(stored):
     begin_command(stored, RECORD, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     end_command(stored, 1)
