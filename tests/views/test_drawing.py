@@ -12,7 +12,7 @@ from PIL import Image
 from studyloom.errors import ConfigError
 from studyloom.extras.image import draw_png
 from studyloom.views.drawing import share, svg
-from studyloom.views.figures import history
+from studyloom.views.figures import draw_history
 from studyloom.views.page import FOLDER, Absent, Head
 from studyloom.views.report import write_report
 from studyloom.views.words import Fact
@@ -29,7 +29,7 @@ def texts_of(root):
 @pytest.fixture
 def chart(searched):
     trials = searched.trials()
-    return history(trials, {"best": trials[37], "baseline": trials[0]}, AXIS)
+    return draw_history(trials, {"best": trials[37], "baseline": trials[0]}, AXIS)
 
 
 def test_a_figure_is_wellformed_svg_of_shapes_and_all_its_labels(chart):

@@ -272,7 +272,7 @@ def test_the_figure_has_a_dot_for_each_known_loss_and_its_table_every_change():
         AblationRow("c", 2, 0),
     )
     found = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
-    chart = figures.ablation(found)
+    chart = figures.draw_ablation(found)
     assert chart.names() == ["needed", "not needed"]
     dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
     assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
@@ -282,8 +282,10 @@ def test_the_figure_has_a_dot_for_each_known_loss_and_its_table_every_change():
         ("c", "2", "0", "no value: a training failed", "needed", ""),
     ]
     for hostile in (math.inf, math.nan):
-        assert figures.ablation(replace(found, error=hostile)) == "winner.json holds no losses."
-    assert figures.ablation(Ablation(())) == "winner.json holds no losses."
+        assert (
+            figures.draw_ablation(replace(found, error=hostile)) == "winner.json holds no losses."
+        )
+    assert figures.draw_ablation(Ablation(())) == "winner.json holds no losses."
 
 
 NOISE = 0.02  # the standard deviation of a value

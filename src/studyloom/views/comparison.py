@@ -266,7 +266,7 @@ def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> figures
         if (study.stored.metric, study.stored.sign) != (stored.metric, stored.sign):
             return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
-    return figures.best_lines(lines, stored.metric, stored.sign, over_time=over_time)
+    return figures.draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
 
 
 def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:

@@ -319,15 +319,15 @@ class LivePage:
         if self.token and progress.control != "stop" and not progress.has_ended:
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
-        words_on_wide_screen = 1
+        wide_count = 1  # texts that only a wide screen shows: the stage, and those to come
         if progress.later_text:
-            words_on_wide_screen = 2
+            wide_count = 2
         html = fill_template(
             "progress.html",
             done=progress.done,
             budget=progress.budget,
-            words=progress.describe_now(),
-            said=words_on_wide_screen,
+            texts=progress.describe_now(),
+            wide_count=wide_count,
             buttons=buttons,
         )
         return str(html)

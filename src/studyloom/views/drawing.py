@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studyloom.views.figures import LETTER, Block, Chart, Mark, spaced
+from studyloom.views.figures import LETTER, Block, Chart, Mark, drop_overlapping
 from studyloom.views.page import FOLDER, Absent, Head, fill_template
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)
@@ -74,7 +74,7 @@ def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
         "top": top,
         "high": high,
         "legend": legend,
-        "up": spaced(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
+        "up": drop_overlapping(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
         "across": [tick for tick in chart.x.ticks if tick.when != other_screen],
     }
 

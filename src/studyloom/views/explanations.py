@@ -10,7 +10,7 @@ from studyloom.views.figures import (
     Mark,
     PageTable,
     Tick,
-    dotted,
+    make_dotted_line,
     plain_scale,
 )
 from studyloom.views.page import draw_figure
@@ -133,7 +133,7 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
         points.append([(confidence_bin.confidence, confidence_bin.accuracy)])
         intervals.append([(confidence_bin.confidence, low), (confidence_bin.confidence, high)])
     marks = [
-        dotted("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
+        make_dotted_line("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
         Mark("", "best", "line", intervals, width=2),
         Mark("accuracy", "best", "dot", points, width=9),
     ]

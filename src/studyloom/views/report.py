@@ -244,7 +244,7 @@ def render_winner(result: Result) -> Iterator[Section]:
     yield make_section("candidates", [_make_candidate_table(result)])
     ablation = result.ablation
     if ablation is not None and ablation.rows:
-        blocks = [draw_figure(figures.ablation, ablation)]
+        blocks = [draw_figure(figures.draw_ablation, ablation)]
         simple = words.describe_simple(result)
         if simple:
             blocks.append(Paragraph(f"winner.simple.yaml is {simple}."))
@@ -253,7 +253,7 @@ def render_winner(result: Result) -> Iterator[Section]:
     if why_absent:
         yield make_section("winner", [Absent(why_absent)])
     elif result.predictions is not None:
-        figure = draw_figure(figures.predictions, result.predictions)
+        figure = draw_figure(figures.draw_predictions, result.predictions)
         yield make_section("predictions", [figure])
     else:
         yield make_section("confusion", [_make_confusion_table(result)])
@@ -335,14 +335,14 @@ def render_search(
         head, *rows = words.front_rows(snapshot)
         table = figures.PageTable(head, rows, text_columns=(len(head) - 1,))
         marked_on_front = {"winner": winner_trial, **marked}
-        figure = draw_figure(figures.front, stored, marked_on_front, axis, table)
+        figure = draw_figure(figures.draw_front, stored, marked_on_front, axis, table)
         yield make_section("front", [figure], rule=snapshot.rule)
     better = "Lower"
     if axis.sign > 0:
         better = "Higher"
-    figure = draw_figure(figures.history, trials, marked, axis, result, snapshot.live_trials)
+    figure = draw_figure(figures.draw_history, trials, marked, axis, result, snapshot.live_trials)
     yield make_section("search", [figure], axis=AXIS_NOTES[axis.scale], better=better)
-    figure = draw_figure(figures.curves, trials, marked, axis, snapshot.live_trials)
+    figure = draw_figure(figures.draw_curves, trials, marked, axis, snapshot.live_trials)
     yield make_section("curves", [figure], best=figures.MOST_BEST, latest=figures.MOST_LATEST)
     yield _render_losses(snapshot, winner_trial)
 
@@ -365,10 +365,10 @@ def _render_losses(snapshot: Snapshot, winner_trial: FrozenTrial | None) -> Sect
         role = "best"
     else:
         reason = words.begin_sentence(words.explain_no_best(snapshot))
-        return make_section(figures.losses_section(None), [Absent(f"{reason}.")], which="")
-    figure = draw_figure(figures.losses, trial)
+        return make_section(figures.name_losses_section(None), [Absent(f"{reason}.")], which="")
+    figure = draw_figure(figures.draw_losses, trial)
     which = f"Trial {trial.number}, the {role}. "
-    return make_section(figures.losses_section(trial), [figure], which=which)
+    return make_section(figures.name_losses_section(trial), [figure], which=which)
 
 
 MOST_SLICES = 24  # figures of one hyperparameter each, of the most important ones
@@ -422,8 +422,8 @@ def render_parameters(
         yield section
     trials = stored.trials()
     names = parameters.names[:MOST_SLICES]
-    yield make_section("slices", [draw_figure(figures.slices, trials, names, best, axis)])
-    yield make_section("together", [draw_figure(figures.together, trials, names, axis)])
+    yield make_section("slices", [draw_figure(figures.draw_slices, trials, names, best, axis)])
+    yield make_section("together", [draw_figure(figures.draw_pair, trials, names, axis)])
 
 
 # The table of all trials
@@ -644,7 +644,7 @@ def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]
     note = ""
     if len(trials) > MOST_TRIALS:
         note = f" These are the latest {MOST_TRIALS} of {len(trials)} trials."
-    timeline = draw_figure(figures.timeline, trials[-MOST_TRIALS:], live_trials)
+    timeline = draw_figure(figures.draw_timeline, trials[-MOST_TRIALS:], live_trials)
     yield make_section("workers", [timeline], latest=note)
     failures: list[figures.Block] = [*_render_failures(trials)]
     if not failures:
@@ -747,7 +747,7 @@ def read_report(
     snapshot = progress.search
     current = progress.current
     values = figures.last_values(stored.trials()).values()
-    axis = figures.Axis.of(stored.metric, stored.sign, values)
+    axis = figures.Axis.choose(stored.metric, stored.sign, values)
     winner_number = None
     if result is not None:
         winner_number = result.winner.trial

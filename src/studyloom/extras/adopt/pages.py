@@ -190,13 +190,15 @@ def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> li
 def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
     """Renders the report of a study."""
     trials = _choose_drawn(study)
-    axis = figures.Axis.of(study.metric, study.sign, [trial.values[0] for trial in study.complete])
+    axis = figures.Axis.choose(
+        study.metric, study.sign, [trial.values[0] for trial in study.complete]
+    )
     best = None
     if study.ranked:
         best = study.ranked[0]
     marked = {"best": best, "baseline": None}
-    history = draw_figure(figures.history, trials, marked, axis)
-    curves = draw_figure(figures.curves, trials, marked, axis)
+    history = draw_figure(figures.draw_history, trials, marked, axis)
+    curves = draw_figure(figures.draw_curves, trials, marked, axis)
     better = "Higher" if study.sign > 0 else "Lower"
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     sections = [
