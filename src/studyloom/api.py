@@ -359,9 +359,9 @@ class Study:
 
     def _repr_html_(self) -> str:
         """The result in a sentence, notable trials, optimization history, and the report."""
-        from studyloom.views.notebook import study_html
+        from studyloom.views.notebook import render_study
 
-        return study_html(self._stored, self.run_dir, self._result())
+        return render_study(self._stored, self.run_dir, self._result())
 
     def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
         if frozen is None:

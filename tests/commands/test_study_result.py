@@ -262,7 +262,7 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
 
 
 def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, monkeypatch, capsys):
-    monkeypatch.setattr(report, "trials_of_stages", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "collect_trials_of_stages", lambda *_: 1 / 0)
     search(searched, "winner.enabled=false", "study.trials=3").close()
     said = capsys.readouterr().err
     assert "report.html is not written: It cannot be drawn: ZeroDivisionError" in said

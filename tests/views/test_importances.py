@@ -13,7 +13,7 @@ from toys import two_sided
 
 from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
 from studyloom.views.report import read_report
-from studyloom.views.snapshot import importances, varied_parameters
+from studyloom.views.snapshot import compute_importances, find_varied_parameters
 from studyloom.views.words import ALL_ALIKE, TOO_FEW, explain_no_importances
 
 FRACTION = FloatDistribution(0.0, 1.0)
@@ -63,8 +63,8 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
     space = {"a": FRACTION, "b": FRACTION, "c": IntDistribution(1, 9), "d": CHOICE}
     plain = made(40, lambda p: 3 * p["a"] + p["b"], **space)
     for stored in (plain, conditional(study_of)):
-        shares = importances(stored).shares
-        assert shares == importances(stored).shares
+        shares = compute_importances(stored).shares
+        assert shares == compute_importances(stored).shares
         assert [*shares.values()] == sorted(shares.values(), reverse=True)
         assert sum(shares.values()) == pytest.approx(1)
         assert shares == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
@@ -87,7 +87,7 @@ def test_each_objective_has_its_importances(sqlite_url):
     values = [(0.5 + number % 7 / 20, 100.0 + 50 * (number % 5)) for number in range(14)]
     stored = two_sided(sqlite_url, *values, None)
     for position in (0, 1):
-        shares = importances(stored, position).shares
+        shares = compute_importances(stored, position).shares
         assert shares == pytest.approx(shown_by_the_dashboard(stored, position))
 
 
@@ -101,7 +101,7 @@ def test_the_deciding_hyperparameter_comes_first_whatever_its_kind(made):
         )
     ):
         space = {"choice": letters, "number": FRACTION, "count": IntDistribution(0, 100)}
-        shares = importances(made(100, value, seed, **space)).shares
+        shares = compute_importances(made(100, value, seed, **space)).shares
         assert next(iter(shares)) == name
 
 
@@ -120,7 +120,7 @@ def test_without_importances_a_sentence_says_why(study_of):
         )
 
     def reason(stored):
-        computed = importances(stored)
+        computed = compute_importances(stored)
         assert computed.shares == {}
         return explain_no_importances(computed)
 
@@ -135,8 +135,8 @@ def test_without_importances_a_sentence_says_why(study_of):
 
 def test_a_hyperparameter_is_varied_if_enough_trials_differ_in_it(made):
     trials = made(5, lambda p: p["a"], a=FRACTION, b=IntDistribution(3, 3)).trials()
-    assert varied_parameters(trials) == varied_parameters(trials, 5) == ["a"]
-    assert varied_parameters(trials, 6) == varied_parameters([]) == []
+    assert find_varied_parameters(trials) == find_varied_parameters(trials, 5) == ["a"]
+    assert find_varied_parameters(trials, 6) == find_varied_parameters([]) == []
 
 
 def test_the_evaluator_needs_no_scikit_learn_and_leaves_its_package_whole():

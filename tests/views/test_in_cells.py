@@ -12,7 +12,7 @@ from test_drawing import HOSTILE, SVG
 from studyloom.api import Winner
 from studyloom.storage.attributes import BASELINE
 from studyloom.storage.trial_tables import Rows
-from studyloom.views.notebook import study_html
+from studyloom.views.notebook import render_study
 from studyloom.winner.predictor import Prediction
 
 WON = {
@@ -63,7 +63,7 @@ def rows_of(body):
 
 
 def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_path):
-    body = parse(study_html(searched, tmp_path, result_of(**WINNER)))
+    body = parse(render_study(searched, tmp_path, result_of(**WINNER)))
     head, *rows = [row[:-1] for row in rows_of(body)]
     assert head == ["", "trial", "in the search", "re-evaluation", "test"]
     assert rows == [
@@ -79,7 +79,7 @@ def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_
 
 
 def test_before_a_result_a_study_shows_the_search_and_its_history(searched, study_of):
-    body = parse(study_html(searched, None, None))
+    body = parse(render_study(searched, None, None))
     assert rows_of(body)[0][:3] == ["", "trial", "in the search"]
     (figure,) = body.iter(f"{SVG}svg")
     texts = [text.text for text in figure.iter(f"{SVG}text")]
@@ -87,7 +87,7 @@ def test_before_a_result_a_study_shows_the_search_and_its_history(searched, stud
 
 
 def test_a_study_without_a_value_shows_its_counts(study_of):
-    body = parse(study_html(study_of(), None, None))
+    body = parse(render_study(study_of(), None, None))
     assert ["".join(p.itertext()) for p in body.iter("p")] == [
         "No trial is complete yet, after 0 of 40 trials.",
         "toy: 0 of 40 trials – 0 complete, 0 pruned, 0 failed",
@@ -106,7 +106,7 @@ def test_the_report_is_linked_from_the_folder_of_the_notebook(searched, tmp_path
     ):
         here.mkdir(exist_ok=True)
         monkeypatch.chdir(here)
-        (link,) = parse(study_html(searched, folder, None)).iter("a")
+        (link,) = parse(render_study(searched, folder, None)).iter("a")
         assert link.get("href") == address
 
 
@@ -151,7 +151,7 @@ def test_untrusted_text_is_shown_and_never_interpreted(study_of):
     result = document_of(winner={"params": {HOSTILE: HOSTILE}}, test=TEST, rule=HOSTILE)
     prediction = Prediction(probabilities=LIKELY, class_names=(HOSTILE,) * 7, notes=(HOSTILE,) * 2)
     for shown in (
-        study_html(stored, None, None),
+        render_study(stored, None, None),
         winner_of(result)._repr_html_(),
         prediction._repr_html_(),
         Rows((HOSTILE,), ((HOSTILE,),))._repr_html_(),

@@ -21,7 +21,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import page as pages
 from studyloom.views import report
 from studyloom.views.report import read_report, write_report
-from studyloom.views.snapshot import importances, take_snapshot
+from studyloom.views.snapshot import compute_importances, take_snapshot
 from studyloom.views.words import explain_decision
 
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -266,7 +266,9 @@ def test_only_the_most_important_of_many_hyperparameters_are_shown(study_of, mon
     page = render(stored, None, "")
     note = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
     assert note in text_of(page)
-    assert [name for name in heads(page) if name in space] == [*importances(stored).shares][:2]
+    assert [name for name in heads(page) if name in space] == [*compute_importances(stored).shares][
+        :2
+    ]
 
 
 def heads(page):
@@ -290,7 +292,7 @@ def test_the_table_begins_with_important_hyperparameters_in_short_names(study_of
     trials = [a_trial(n, accuracy=n * 7 % 40 / 40, params=settings(n)) for n in range(40)]
     stored = study_of(trials)
     page = render(stored, None, "")
-    shares = importances(stored).shares
+    shares = compute_importances(stored).shares
     assert next(iter(shares)) == "optimizer.adamw.weight_decay"
     short = {
         "optimizer": "optimizer",

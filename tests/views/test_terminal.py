@@ -11,10 +11,10 @@ from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
 from studyloom.views.terminal import (
     LiveLines,
     compare_with_baseline,
+    describe_winner,
     format_times,
     make_console,
     say,
-    winner_lines,
 )
 
 
@@ -31,7 +31,7 @@ def lines_of(examples, covers, values):
     summary = {"mean": 0.17, "values": values, "interval": (0.159, 0.181)}
     test = {"winner": summary, "examples": examples, "covers": covers}
     winner = {"mean": 0.16, "values": [0.15, 0.17], "gap": 0.0}
-    return "\n".join(winner_lines(result_of(test=test, winner=winner, seeds=[1, 2])))
+    return "\n".join(describe_winner(result_of(test=test, winner=winner, seeds=[1, 2])))
 
 
 def test_an_interval_over_examples_names_the_number_of_seeds():
@@ -62,15 +62,17 @@ def test_best_trial_and_winner_are_printed_with_why_they_differ():
     two += [{"trial": 2, "search_value": 0.97, "mean": 0.96, "values": [0.96] * 3}]
     won = result_of(winner=two[1], candidates=two, seeds=[1, 2, 3])
     why = "since it had the best mean on 3 new seeds"
-    assert next(winner_lines(won, 1)) == f"best of the search: trial 1; winner: trial 2, {why}"
+    assert next(describe_winner(won, 1)) == f"best of the search: trial 1; winner: trial 2, {why}"
     ruled = replace(
         result_of(winner=two[0], candidates=two, seeds=[1]), rule="max accuracy where …"
     )
-    assert next(winner_lines(ruled)) == "winner: trial 1, by max accuracy where …, on 3 new seeds"
+    assert (
+        next(describe_winner(ruled)) == "winner: trial 1, by max accuracy where …, on 3 new seeds"
+    )
     kept = result_of(winner=two[0] | {"baseline": True}, candidates=two, seeds=[1])
-    assert "beats the baseline by no more than chance" in next(winner_lines(kept))
+    assert "beats the baseline by no more than chance" in next(describe_winner(kept))
     alone = result_of(test={"winner": {"mean": 0.5}}, seeds=[1])
-    assert next(winner_lines(alone)) == "winner: trial 0, the only candidate"
+    assert next(describe_winner(alone)) == "winner: trial 0, the only candidate"
 
 
 def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines():

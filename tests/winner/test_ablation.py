@@ -22,7 +22,7 @@ import studyloom as sl
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import PredictError
 from studyloom.views import figures
-from studyloom.views.terminal import winner_lines
+from studyloom.views.terminal import describe_winner
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.candidates import Origin
@@ -205,7 +205,7 @@ def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_s
     assert (stages.run_dir / SIMPLE).exists()
     assert len(result.test.simple.values) == SEEDS
     assert "on the test set: " in describe_simple(result)
-    lines = "\n".join(winner_lines(result))
+    lines = "\n".join(describe_winner(result))
     assert all(line in lines for line in list_ablation(result))
 
 

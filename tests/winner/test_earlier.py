@@ -16,7 +16,7 @@ from studyloom.storage.attributes import REUSED
 from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
-from studyloom.views.terminal import winner_lines
+from studyloom.views.terminal import describe_winner
 from studyloom.winner.candidates import CandidateTrainings
 
 SETTINGS = {"top": 1, "seeds": 2}
@@ -80,7 +80,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
             assert trial.user_attrs[REUSED] == f"{was.stored.name}, trial {same.number}"
     again, weights = flat(load_weights(tmp_path / "winner.pt")), flat(weights)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
-    lines = "\n".join(winner_lines(grown))
+    lines = "\n".join(describe_winner(grown))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     anew = evaluate_winner(large, CountedTest(), ["x"], repeat=True)  # if one asks for it
     assert anew.test == replace(result.test, uses=2)

@@ -172,7 +172,7 @@ class StudyReporting(TrackingReporting):
         if not console.is_jupyter:
             console.print(terminal.compare_with_baseline(snapshot, console.width))
             if snapshot.rule is not None:
-                console.print(terminal.front_table(snapshot))
+                console.print(terminal.render_front(snapshot))
         elif evaluation.trained is None:
             terminal.say(console, words.describe_best(snapshot))
 

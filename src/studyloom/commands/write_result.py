@@ -86,7 +86,7 @@ def print_winner(
     strong = "bold" if console.is_jupyter else "bold green"
     sentence = describe_result(result, stored) or ""
     terminal.say(console, sentence, "" if result.test is None else strong)
-    for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
+    for line in terminal.describe_winner(result, best, brief=console.is_jupyter):
         terminal.say(console, line, indent=10)
     if not is_newer(study.run_dir / "report.html", study.run_dir / "winner.json"):
         write_report(study)

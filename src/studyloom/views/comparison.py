@@ -18,7 +18,7 @@ from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures, page, words
-from studyloom.views.report import find_period, sum_worked_seconds, trials_of_stages
+from studyloom.views.report import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
@@ -75,7 +75,7 @@ def read_studies(folders_and_studies: Sequence[tuple[Path, StoredStudy]]) -> lis
             stored=stored,
             snapshot=take_snapshot(stored),
             result=Result.read(folder, stored),
-            trials=trials_of_stages(stored),
+            trials=collect_trials_of_stages(stored),
             settings=_read_settings(folder, stored),
         )
         studies.append(study)

@@ -19,7 +19,7 @@ from studyloom.winner.result import Candidate, Result, Summary
 COLUMNS = ("", "trial", "in the search", "re-evaluation", "test", "hyperparameters")
 
 
-def study_html(stored: StoredStudy, run_dir: Path | None, result: Result | None) -> str:
+def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | None) -> str:
     """Shows a study: its result in a sentence, notable trials, and the first figure of its report.
 
     Args:

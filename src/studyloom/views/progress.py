@@ -36,7 +36,7 @@ from studyloom.views.estimate import Work, estimate_seconds, estimate_work
 from studyloom.views.snapshot import (
     Snapshot,
     WorkerStatus,
-    importances,
+    compute_importances,
     take_snapshot,
 )
 from studyloom.views.words import (
@@ -314,7 +314,7 @@ class ProgressReader:
         complete = search.outcomes.get("complete", 0)
         weighed = self._weighed_trials
         if weighed is None or not weighed <= complete <= growth * weighed:
-            self._importances = importances(self.stored).shares
+            self._importances = compute_importances(self.stored).shares
             self._weighed_trials = complete
         return self._importances
 

@@ -29,7 +29,12 @@ from studyloom.views import drawing, figures, page, words
 from studyloom.views.explanations import render_explanations
 from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
 from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
-from studyloom.views.snapshot import Importances, Snapshot, importances, varied_parameters
+from studyloom.views.snapshot import (
+    Importances,
+    Snapshot,
+    compute_importances,
+    find_varied_parameters,
+)
 from studyloom.views.trial_details import read_logs, trial_details
 from studyloom.winner.result import Result, Wrong
 
@@ -106,7 +111,7 @@ def find_period(trials: Sequence[FrozenTrial]) -> Period | None:
     return Period(min(starts), max(ends))
 
 
-def trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
+def collect_trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
     """Returns the trials of the search, and the trainings of the later stages."""
     trials = [*stored.trials()]
     for stage in stored.later_stages():
@@ -332,7 +337,7 @@ def render_search(
     if result is not None:
         winner_trial = _find_trial(trials, result.winner.trial)
     if snapshot.costs:
-        head, *rows = words.front_rows(snapshot)
+        head, *rows = words.list_front(snapshot)
         table = figures.PageTable(head, rows, text_columns=(len(head) - 1,))
         marked_on_front = {"winner": winner_trial, **marked}
         figure = draw_figure(figures.draw_front, stored, marked_on_front, axis, table)
@@ -395,9 +400,9 @@ class RankedParameters:
 
 def rank_parameters(stored: StoredStudy) -> RankedParameters:
     """Computes the importances of a study's hyperparameters, and sorts those that varied."""
-    by_objective = [importances(stored, place) for place in range(len(stored.objectives))]
+    by_objective = [compute_importances(stored, place) for place in range(len(stored.objectives))]
     shares = by_objective[0].shares
-    names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
+    names = find_varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
     names.sort(key=lambda name: -shares.get(name, 0.0))
     return RankedParameters(names, by_objective)
 
@@ -629,7 +634,9 @@ def render_running(snapshot: Snapshot) -> Iterator[Section]:
         parameters = ""
         if worker.trial is not None:
             parameters = words.format_parameters(worker.params)
-        rows.append((worker.owner, *words.worker_cells(worker)[:3], lease, parameters))
+        texts = words.describe_worker(worker)
+        row = (worker.owner, texts.trial, texts.epoch, texts.value, lease, parameters)
+        rows.append(row)
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")
         yield make_section("running", [figures.PageTable(head, rows, text_columns=(0, 4, 5))])
@@ -779,7 +786,7 @@ def read_report(
         yield from render_workers(stored, snapshot)
         yield render_environment(stored.trials(), result, configs)
 
-    trials = trials_of_stages(stored)
+    trials = collect_trials_of_stages(stored)
     first_figure = search_sections[0].blocks[0]
     head = make_head(stored, progress, result, trials, first_figure, is_live=is_live)
     return head, render_sections()

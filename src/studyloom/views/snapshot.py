@@ -1,8 +1,8 @@
 """A snapshot: a study at one moment, as all views show it.
 
 `take_snapshot` counts the trials and slots of a study, and finds its best trial, its baseline and
-its workers. A slot is the place of one trial in the budget. `importances` says how much each
-hyperparameter matters.
+its workers. A slot is the place of one trial in the budget. `compute_importances` says how much
+each hyperparameter matters.
 """
 
 import math
@@ -227,7 +227,7 @@ def _read_workers(
     return tuple(workers)
 
 
-def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
+def find_varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
     """Returns the hyperparameters that had different values in at least `least` of the trials."""
     values_by_name: dict[str, list[Any]] = {}
     for trial in trials:
@@ -240,7 +240,7 @@ def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str
     return sorted(varied)
 
 
-def importances(stored: StoredStudy, position: int = 0) -> Importances:
+def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
     """Returns the importances of hyperparameters, as optuna-dashboard shows them.
 
     PED-ANOVA (Watanabe et al., IJCAI 2023) compares the distribution of each hyperparameter in the
@@ -260,7 +260,7 @@ def importances(stored: StoredStudy, position: int = 0) -> Importances:
         scores = ped_anova().evaluate(
             stored.optuna, target=lambda trial: -sign * trial.values[position]
         )
-    varied = varied_parameters(trials)
+    varied = find_varied_parameters(trials)
     total = sum(scores.values())
     if not varied or not total:
         return Importances()

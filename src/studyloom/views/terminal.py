@@ -52,16 +52,16 @@ from studyloom.views.progress import (
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.words import (
     describe_stored_result,
+    describe_worker,
     explain_choice,
+    format_each_value,
     format_parameters,
     format_trial_values,
-    front_rows,
     list_ablation,
     list_facts,
+    list_front,
     make_headline,
     name_trial,
-    trial_values,
-    worker_cells,
 )
 from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
@@ -91,7 +91,9 @@ def width_of(console: Console) -> int:
     return sys.maxsize
 
 
-def winner_lines(result: Result, best: int | None = None, *, brief: bool = False) -> Iterator[str]:
+def describe_winner(
+    result: Result, best: int | None = None, *, brief: bool = False
+) -> Iterator[str]:
     """Formats a result for a terminal, line by line.
 
     Args:
@@ -178,7 +180,7 @@ def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
 
 def _name_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
-    value, *costs = trial_values(trial)
+    value, *costs = format_each_value(trial)
     metric = f"{snapshot.metric} {value}"
     error = TrialRecord(trial).standard_error
     if error is not None:
@@ -187,12 +189,12 @@ def _name_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     return [metric, *(f"{name} {cost}" for name, cost in named_costs)]
 
 
-def front_table(snapshot: Snapshot) -> RenderableType:
+def render_front(snapshot: Snapshot) -> RenderableType:
     """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best."""
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    head, *rows = front_rows(snapshot)
+    head, *rows = list_front(snapshot)
     labeled_rows = [["front", *head]]
     for row in rows:
         labeled_rows.append(["", *row])
@@ -307,7 +309,7 @@ class CellConsole(SafeConsole):
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
     """Prints why trials failed, the most frequent kind of failure first."""
-    say(console, "\n".join(failure_lines(count_failures(stored.trials()))))
+    say(console, "\n".join(list_failures(count_failures(stored.trials()))))
 
 
 def print_not_kept(stored: StoredStudy, console: Console) -> None:
@@ -330,7 +332,7 @@ def print_warnings(stored: StoredStudy, console: Console) -> None:
         say(console, one_line(warning))
 
 
-def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
+def list_failures(failures: Sequence[FailureCount]) -> list[str]:
     """Says how many trials failed for each kind of reason, with the first reason of the kind."""
     lines = []
     for failure in failures:
@@ -486,12 +488,13 @@ def render_status(status: Status, width: int) -> RenderableType:
         explanation = "the study stopped itself, since its trials fail with this"
         add_text(f"{explanation}: {one_line(progress.halted)}", "bold red")
     for worker in progress.current.workers:
-        trial, _, _, age, lease = worker_cells(worker)
-        add_text(f"worker {one_line(worker.owner)}: trial {trial} for {age}, {lease}")
+        texts = describe_worker(worker)
+        trial = f"trial {texts.trial} for {texts.held}, {texts.lease}"
+        add_text(f"worker {one_line(worker.owner)}: {trial}")
     table = last_trials(progress, width, with_best=False)  # the line "best" below names it
     if len(table) > 1:
         parts.append(render_rows(table, range(width)))
-    add_text("\n".join(failure_lines(status.failures)))
+    add_text("\n".join(list_failures(status.failures)))
     if status.importances:
         add_text("what matters", "dim")
         longest = max(map(len, status.importances))
@@ -499,7 +502,7 @@ def render_status(status: Status, width: int) -> RenderableType:
             add_text(f"  {one_line(name):{longest}}  {share:3.0%}")
     parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
-        parts.append(front_table(snapshot))
+        parts.append(render_front(snapshot))
     return Group(*parts)
 
 

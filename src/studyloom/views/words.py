@@ -10,7 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -113,10 +113,10 @@ def describe_objective(objective: ObjectiveValue) -> str:
 
 def format_trial_values(trial: FrozenTrial) -> str:
     """Formats the value of a trial, or all of its values, in one line."""
-    return ", ".join(trial_values(trial))
+    return ", ".join(format_each_value(trial))
 
 
-def trial_values(trial: FrozenTrial) -> list[str]:
+def format_each_value(trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial: the metric, then the costs; a dash if it has no values."""
     if not trial.values:
         return ["–"]
@@ -428,31 +428,47 @@ def make_best_fact(snapshot: Snapshot) -> Fact:
     return Fact("Best, search", format_number(value_of(best)), explanation)
 
 
-def worker_cells(worker: WorkerStatus) -> list[str]:
-    """Formats trial, epoch and value of a worker, its time since the claim, and its lease."""
-    trial = "–"
+@dataclass(frozen=True)
+class WorkerTexts:
+    """A worker in words; a dash where nothing is known.
+
+    Attributes:
+        trial: the number of its trial.
+        epoch: the last epoch of the trial, and how many are planned.
+        value: the value after this epoch.
+        held: how long the worker has held its trial.
+        lease: when its lease expires.
+    """
+
+    trial: str = "–"
+    epoch: str = "–"
+    value: str = "–"
+    held: str = "–"
+    lease: str = "–"
+
+
+def describe_worker(worker: WorkerStatus) -> WorkerTexts:
+    """Describes what a worker does."""
+    texts = WorkerTexts()
     if worker.trial is not None:
-        trial = str(worker.trial)
-    epoch = "–"
+        texts = replace(texts, trial=str(worker.trial))
     if worker.epoch is not None:
         epoch = str(worker.epoch)
         if worker.epochs is not None:
             epoch += f"/{worker.epochs}"
-    value = "–"
+        texts = replace(texts, epoch=epoch)
     if worker.value is not None:
-        value = format_value(worker.value)
-    held = "–"
+        texts = replace(texts, value=format_value(worker.value))
     if worker.held is not None:
-        held = format_duration(worker.held)
-    lease = "–"
+        texts = replace(texts, held=format_duration(worker.held))
     if not worker.is_alive:
-        lease = "expired"
+        texts = replace(texts, lease="expired")
     elif worker.lease is not None:
-        lease = f"expires in {format_duration(worker.lease)}"
-    return [trial, epoch, value, held, lease]
+        texts = replace(texts, lease=f"expires in {format_duration(worker.lease)}")
+    return texts
 
 
-def front_rows(snapshot: Snapshot) -> list[list[str]]:
+def list_front(snapshot: Snapshot) -> list[list[str]]:
     """Formats the Pareto front as rows, with best trial and baseline even if dominated.
 
     Returns:
@@ -471,7 +487,7 @@ def front_rows(snapshot: Snapshot) -> list[list[str]]:
     rows = [[snapshot.metric, *snapshot.costs, "trial", ""]]
     for trial in sorted(trials.values(), key=lambda trial: [*trial.values[1:], trial.number]):
         mark = ", ".join(marks.get(trial.number, []))
-        rows.append([*trial_values(trial), str(trial.number), mark])
+        rows.append([*format_each_value(trial), str(trial.number), mark])
     return rows
 
 

@@ -23,7 +23,7 @@ from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import figures, page
 from studyloom.views.page import Head, Section, draw_figure, make_section
-from studyloom.views.snapshot import importances
+from studyloom.views.snapshot import compute_importances
 from studyloom.views.terminal import make_console
 from studyloom.views.words import explain_no_importances
 
@@ -245,7 +245,7 @@ def _importances(study: AdoptedStudy) -> page.Bars | str:
             )
         )
     stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
-    computed = importances(stored)
+    computed = compute_importances(stored)
     if not computed.shares:
         return explain_no_importances(computed)
     return page.Bars([*computed.shares.items()])
