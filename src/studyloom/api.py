@@ -22,7 +22,7 @@ from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import Rows, curve_rows, trial_rows
 from studyloom.storage.urls import serve
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.words import format_parameters, headline, list_facts
+from studyloom.views.words import format_parameters, list_facts, make_headline
 from studyloom.winner.result import Result, from_document
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
@@ -373,13 +373,13 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {headline(take_snapshot(self._stored))}>"
+        return f"<studyloom.Study {make_headline(take_snapshot(self._stored))}>"
 
     def _repr_html_(self) -> str:
         """The result in a sentence, notable trials, optimization history, and the report."""
-        from studyloom.views.notebook import study_html
+        from studyloom.views.notebook import render_study
 
-        return study_html(self._stored, self.run_dir, self._result())
+        return render_study(self._stored, self.run_dir, self._result())
 
     def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
         """Returns Optuna's trial as one of the API; None for None."""

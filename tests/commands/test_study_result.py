@@ -258,7 +258,7 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_is_ignored(
 
 
 def test_a_report_that_cannot_be_drawn_keeps_the_exit_code(searched, monkeypatch, capsys):
-    monkeypatch.setattr(report, "trials_of_stages", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "collect_trials_of_stages", lambda *_: 1 / 0)
     search(searched, "winner.enabled=false", "study.trials=3").close()
     errors = capsys.readouterr().err
     assert "report.html is not written: It cannot be drawn: ZeroDivisionError" in errors

@@ -86,10 +86,10 @@ def test_a_study_whose_slots_are_open_again_has_not_ended(sqlite_url, definition
     work_with_bug(monkeypatch, definition, stored)
     end_command(stored, 1)
     reader = ProgressReader(stored)
-    assert reader.read().ended
+    assert reader.read().has_ended
     redo_failed(stored)
     progress = reader.read()
-    assert (progress.title, progress.ended, progress.exit_code) == ("search", False, None)
+    assert (progress.title, progress.has_ended, progress.exit_code) == ("search", False, None)
 
 
 def test_trials_that_fail_again_can_be_trained_once_more(sqlite_url, definition, monkeypatch):

@@ -47,10 +47,10 @@ def palettes():
     style = (ASSETS / "report" / "page.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     for text in (light, dark):
-        found = re.findall(r"--([\w-]+): #([0-9a-f]{6});", text)
+        variables = re.findall(r"--([\w-]+): #([0-9a-f]{6});", text)
         yield {
             name: linear([int(code[n : n + 2], 16) / 255 for n in (0, 2, 4)])
-            for name, code in found
+            for name, code in variables
         }
 
 
@@ -73,7 +73,7 @@ def difference(one, other, seen):
     return float(np.linalg.norm(np.subtract(*labs)))
 
 
-def test_kinds_of_trials_are_told_from_each_other_by_all_eyes():
+def test_colors_of_trials_can_be_distinguished_by_all_eyes():
     """A difference of 0.02 is just seen."""
     for palette, (eyes, seen) in itertools.product(palettes(), SEEN.items()):
         for one, other in itertools.combinations(KINDS, 2):
@@ -81,7 +81,7 @@ def test_kinds_of_trials_are_told_from_each_other_by_all_eyes():
             assert apart >= 0.1, (eyes, one, other)
 
 
-def test_what_is_drawn_and_written_stands_out_from_the_paper():
+def test_marks_and_texts_have_enough_contrast_with_the_background():
     for palette in palettes():
         for name in KINDS:
             assert contrast(palette[name], palette["paper"]) >= 3, name

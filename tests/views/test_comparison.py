@@ -13,7 +13,13 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, ObjectiveValue
 from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
 from studyloom.storage.opening import create_study
-from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
+from studyloom.views.comparison import (
+    best_so_far,
+    draw_curves,
+    find_differences,
+    read_studies,
+    render,
+)
 
 
 @pytest.fixture
@@ -47,18 +53,18 @@ def values(*accuracies, seconds=2.0):
     ]
 
 
-def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
+def test_studies_of_one_definition_differ_only_in_their_samplers(ran):
     """Their curves are the best so far over trials, and over the time of workers."""
     studies = read_studies(
         [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0), "random")]
     )
     assert [study.label for study in studies] == ["a", "b"], "their names are the same"
-    assert differing(studies) == [("sampler._target_", ["tpe", "random"])]
+    assert find_differences(studies) == {"sampler._target_": ["tpe", "random"]}
     assert "They have the same definition." in render(studies)
     first, _ = studies
     assert best_so_far(first, over_time=False) == [(1, 0.5), (2, 0.7), (4, 0.8), (4, 0.8)]
     assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
-    chart = curves(studies, over_time=True)
+    chart = draw_curves(studies, over_time=True)
     assert chart.names() == ["a", "b"]
     (line,) = next(mark for mark in chart.marks if mark.name == "a").parts
     assert line[0][0] == 2
@@ -67,7 +73,7 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     assert len({mark.color for mark in chart.marks}) == 2
 
 
-def test_trials_that_were_replaced_or_are_foreign_take_no_place_on_the_axis_of_trials(ran):
+def test_replaced_and_external_trials_take_no_place_on_the_axis_of_trials(ran):
     folder, stored = ran("a", values(0.5, 0.6))
     stored.optuna.add_trial(a_trial(2, TrialState.FAIL, **{FORMER_SLOT: 2}))
     stored.optuna.add_trial(a_trial(3, accuracy=0.9))
@@ -77,11 +83,11 @@ def test_trials_that_were_replaced_or_are_foreign_take_no_place_on_the_axis_of_t
     assert best_so_far(first, over_time=False) == steps
 
 
-def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran):
+def test_different_metrics_share_no_axis_and_one_study_is_not_compared(ran):
     first = ran("a", values(0.5))
     second = ran("b", values(0.5), objectives=(ObjectiveValue("loss", "minimize"),))
     studies = read_studies([first, second])
-    assert isinstance(curves(studies, over_time=False), str)
+    assert isinstance(draw_curves(studies, over_time=False), str)
     assert "measure different things" in render(studies)
     for wrong, why in (
         ([first], "2 to 7 run directories; got 1"),
@@ -92,7 +98,7 @@ def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran
             read_studies(wrong)
 
 
-def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_same(ran, capsys):
+def test_compare_prints_a_table_writes_html_and_prints_the_same_as_json(ran, capsys):
     trial = a_trial(0)
     row = {"params": trial.params, "search_value": trial.value, "mean": 0.9, "std": 0.01}
     test = {"winner": {"mean": 0.88, "std": 0.02}, "difference": {"mean": 0.1}}
@@ -100,13 +106,13 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     folders = [ran("a", values(0.9, 0.8), result=result)[0], ran("b", [*forty()][:5], "random")[0]]
     command = ["compare", *map(str, folders), "--trust-config"]
     assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    documented(found, "compare")
-    first, second = found["studies"]
+    document = json.loads(capsys.readouterr().out)
+    documented(document, "compare")
+    first, second = document["studies"]
     assert [first[key] for key in ("best", "test", "difference", "std")] == [0.9, 0.88, 0.1, 0.02]
     assert (first["epochs"], first["worker_seconds"]) == (8, 4.0)
     assert (second["test"], second["pruned"], second["of"]) == (None, 1, 40)
-    assert found["differs"] == {"sampler._target_": ["tpe", "random"]}
+    assert document["differs"] == {"sampler._target_": ["tpe", "random"]}
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^best, search +0\.9000 +0\.9020$", printed, re.MULTILINE)
@@ -117,7 +123,7 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     assert "Differences" in (folders[0] / "compare.html").read_text()
 
 
-def test_the_page_of_a_comparison_replaces_only_a_page(ran, tmp_path, capsys):
+def test_a_comparison_replaces_only_an_html_file_of_studyloom(ran, tmp_path, capsys):
     """A mistyped name could be that of the database or of the weights."""
     run_dirs = [ran(name, values(0.9))[0] for name in "ab"]
     before = (run_dirs[0] / "study.db").read_bytes()

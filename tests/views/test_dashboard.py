@@ -50,7 +50,7 @@ def changes(port, since):
     return json.loads(ask(port, f"/changes?since={since}")[2])
 
 
-def test_only_loopback_names_and_its_own_pages_get_an_answer():
+def test_requests_are_answered_only_to_localhost_and_from_its_reports():
     with served(guarded(other_app)) as server:
         port = server.server_port
         host = f"localhost:{port}"
@@ -65,7 +65,7 @@ def test_only_loopback_names_and_its_own_pages_get_an_answer():
         assert ask(port, "/", method="POST", Host=host, Origin=f"http://{host}")[0] == 200
 
 
-def test_a_taken_port_gives_way_to_the_next_free_one():
+def test_the_next_free_port_is_used_if_one_is_taken():
     with bind(0) as taken, bind(taken.server_port) as server:
         assert server.server_port > taken.server_port
         assert server.server_address[0] == "127.0.0.1"
@@ -73,7 +73,7 @@ def test_a_taken_port_gives_way_to_the_next_free_one():
         bind(65536)
 
 
-def test_a_page_gets_only_what_has_changed(study_of):
+def test_a_live_report_receives_only_what_has_changed(study_of):
     stored = study_of([a_trial(n, accuracy=0.5 + n / 100) for n in range(6)])
     page = live(stored)
     page.interval = 0
@@ -105,7 +105,7 @@ def test_a_page_gets_only_what_has_changed(study_of):
             assert {*everything["order"]} | {"head", "nav", "progress"} == {*everything["parts"]}
 
 
-def test_the_page_shows_that_a_database_is_away_and_that_it_is_back(study_of, monkeypatch):
+def test_the_live_report_shows_when_the_database_is_away_and_back(study_of, monkeypatch):
     page = live(study_of([a_trial(0)]))
     errors = iter([OSError("no answer from postgresql://me:secret@host/db\x1b[31m"), KeyError("k")])
     render = page._render
@@ -126,15 +126,17 @@ def test_the_page_shows_that_a_database_is_away_and_that_it_is_back(study_of, mo
     assert page.changes_since("")["trouble"] == ""
 
 
-def test_the_page_shows_progress_then_running_trials_then_the_result(half_done, tmp_path):
+def test_the_live_report_shows_progress_running_trials_and_the_result(half_done, tmp_path):
     page = live(half_done, tmp_path)
     page.refresh()
     before = page.changes_since("")
     assert before["order"][:2] == ["search", "running"]
     assert "host:4" in before["parts"]["running"]
     assert '<progress value="4" max="8"' in before["parts"]["progress"]
-    words = '<span class="roomy">search: 4 of 8 trials, 1 pruned · </span>ETA '
-    assert words in before["parts"]["progress"], "a phone has these words only in the facts below"
+    progress_html = '<span class="roomy">search: 4 of 8 trials, 1 pruned · </span>ETA '
+    assert progress_html in before["parts"]["progress"], (
+        "a phone has these words only in the facts below"
+    )
     trial = half_done.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
     result = document_of(winner=row | {"values": [0.5]})
@@ -145,7 +147,7 @@ def test_the_page_shows_progress_then_running_trials_then_the_result(half_done, 
     assert after["order"][:4] == ["search", "running", "details", "candidates"]
 
 
-def test_the_first_address_is_the_page_with_optuna_dashboard_behind_it(study_of, tmp_path):
+def test_the_report_is_at_the_root_and_optuna_dashboard_below_it(study_of, tmp_path):
     """A database that goes away does not end the server."""
     with served(application(study_of([a_trial(0)]), tmp_path)) as server:
         port = server.server_port
@@ -210,7 +212,7 @@ def test_a_stale_report_cannot_withdraw_a_stop(half_done, tmp_path):
             assert read_control(half_done) == "stop"
 
 
-def test_without_token_or_from_another_page_nothing_is_stored(half_done, tmp_path):
+def test_requests_without_the_token_or_from_another_site_store_nothing(half_done, tmp_path):
     page = live_own(half_done, tmp_path)
     token = page.token
     elsewhere = {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "192.0.2.1"}
@@ -247,7 +249,7 @@ def test_only_the_report_of_your_own_running_study_has_buttons(half_done, tmp_pa
                 assert ask(server.server_port, "/stop", "POST", X_Report_Token=token)[0] == 403
             assert "data-request=" not in ask(server.server_port, "/")[2]
     assert "data-request" not in write_report(half_done, tmp_path).read_text()
-    monkeypatch.setattr(Progress, "ended", True)
+    monkeypatch.setattr(Progress, "has_ended", True)
     page = live_own(half_done, tmp_path)
     with served(guarded(page)) as server:
         assert "data-request=" not in ask(server.server_port, "/")[2]
@@ -260,8 +262,8 @@ def test_importances_of_few_trials_print_no_warning(study_of):
     fraction = FloatDistribution(0.0, 1.0)
     always = {"p": (0.5, fraction)}
     once = {"q": (0.5, fraction)}
-    others = [a_trial(number, params=always) for number in (1, 2)]
-    stored = study_of([a_trial(0, params=always | once), *others])
+    later_trials = [a_trial(number, params=always) for number in (1, 2)]
+    stored = study_of([a_trial(0, params=always | once), *later_trials])
     param_importance_cache.clear()  # which knows a study only by its id, in all databases
     path = f"/api/studies/{stored.ledger.study_id}/param_importances"
     with warnings.catch_warnings(record=True) as caught:
@@ -307,7 +309,7 @@ def page(browser):
 
 
 @pytest.mark.browser
-def test_a_page_follows_the_study_and_keeps_filter_order_and_focus(page, study_of):
+def test_a_live_report_keeps_filter_order_and_focus_as_it_changes(page, study_of):
     choices = CategoricalDistribution(["plain", EVIL])
     stored = study_of(
         [a_trial(n, accuracy=0.5 + n / 100, params={"p": ("plain", choices)}) for n in range(4)]
@@ -326,8 +328,8 @@ def test_a_page_follows_the_study_and_keeps_filter_order_and_focus(page, study_o
                     **{FAILURE: EVIL, REASON: EVIL}),
         )  # fmt: skip
         page.locator("#trial-5").wait_for(state="attached")
-        shown = "#all-trials tbody tr:not([hidden]) th"
-        numbers = f"[...document.querySelectorAll('{shown}')].map((c) => +c.textContent)"
+        visible_rows = "#all-trials tbody tr:not([hidden]) th"
+        numbers = f"[...document.querySelectorAll('{visible_rows}')].map((c) => +c.textContent)"
         assert page.evaluate(numbers) == [4, 0, 1, 2, 3], "sorted and filtered as before"
         assert page.evaluate("document.querySelector('#search details').open")
         assert page.evaluate("document.activeElement.className") == "plot"
@@ -354,12 +356,15 @@ def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_pa
     live_page.interval = 1.0  # seconds for which the page says that a request has arrived
     with served(guarded(live_page)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
-        for name, stored, words in (("pause", "pause", "pausing: 2 trials"), ("resume", None, "")):
+        for name, stored, message in (
+            ("pause", "pause", "pausing: 2 trials"),
+            ("resume", None, ""),
+        ):
             page.get_by_role("button", name=name, exact=True).click()
             page.get_by_text(f"{name} requested").wait_for()
             assert read_control(half_done) == stored
-            if words:
-                page.locator("#progress").get_by_text(words).wait_for()
+            if message:
+                page.locator("#progress").get_by_text(message).wait_for()
         page.get_by_role("button", name="stop", exact=True).click()  # the fixture dismisses it
         assert page.seen == ["Stop the study? The command that runs it resumes it."]
         assert read_control(half_done) is None

@@ -55,7 +55,7 @@ def contents_of(url):
         return {name: sorted(map(str, cells)) for name, cells in rows.items()}
 
 
-def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
+def test_a_healthy_study_is_ok_and_remains_unchanged(study, tmp_path):
     before = contents_of(study)
     assert problems_of(study, tmp_path) == {}
     assert contents_of(study) == before
@@ -78,7 +78,7 @@ def test_the_database_is_opened_once(study, monkeypatch):
     assert urls == [study]
 
 
-def test_a_missing_database_is_made_by_the_first_run_or_put_back(tmp_path, capsys):
+def test_a_missing_database_is_created_by_a_run_or_to_be_restored(tmp_path, capsys):
     assert problems_of(f"sqlite:///{tmp_path}/new/study.db")["database"].state == doctor.WARNING
     assert list(tmp_path.iterdir()) == []
     assert "to do" not in [check["state"] for check in show(f"sqlite:///{tmp_path}/study.db")]
@@ -90,14 +90,14 @@ def test_a_missing_database_is_made_by_the_first_run_or_put_back(tmp_path, capsy
     assert all(line.split()[0] in {"ok", "warning", "to"} for line in lines)
 
 
-def test_a_server_that_does_not_answer_is_one_line():
+def test_an_unreachable_server_is_reported_in_one_line():
     findings = problems_of(f"postgresql://user:{CANARY}@127.0.0.1:1/db")
     assert {*findings} == {"database"}
     assert "user:***@127.0.0.1:1/db: " in findings["database"].message
     assert "refused" in findings["database"].message
 
 
-def test_a_damaged_file_is_one_line_and_stays_as_it_is(tmp_path):
+def test_a_damaged_file_is_reported_in_one_line_and_remains_unchanged(tmp_path):
     path = tmp_path / "study.db"
     connect(f"sqlite:///{path}", create=True).engine.dispose()
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_one_line_and_stays_as_it_is(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_a_study_of_another_format_is_to_do_and_is_not_repaired(study):
+def test_a_study_of_another_format_is_reported_and_not_repaired(study):
     connect(study).set_study_user_attr(1, DEFINITION, {})
     finding = findings_of(study)["database"]
     assert finding.state == doctor.TODO
@@ -120,7 +120,7 @@ def test_a_study_of_another_format_is_to_do_and_is_not_repaired(study):
         doctor.repair(study, "s", lambda: True)
 
 
-def test_a_network_disk_or_read_only_folder_is_to_do_and_a_full_disk_warned(tmp_path, monkeypatch):
+def test_network_disks_read_only_folders_and_full_disks_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "SMALL", 10**18)
     finding = doctor.check_disk(tmp_path, wal=False)
     assert (finding.state, "free some" in finding.message) == (doctor.WARNING, True)

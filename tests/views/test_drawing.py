@@ -12,7 +12,7 @@ from PIL import Image
 from studyloom.errors import ConfigError
 from studyloom.extras.image import draw_png
 from studyloom.views.drawing import share, svg
-from studyloom.views.figures import history
+from studyloom.views.figures import draw_history
 from studyloom.views.page import FOLDER, Absent, Head
 from studyloom.views.report import write_report
 from studyloom.views.words import Fact
@@ -29,7 +29,7 @@ def texts_of(root):
 @pytest.fixture
 def chart(searched):
     trials = searched.trials()
-    return history(trials, {"best": trials[37], "baseline": trials[0]}, AXIS)
+    return draw_history(trials, {"best": trials[37], "baseline": trials[0]}, AXIS)
 
 
 def test_a_figure_is_wellformed_svg_of_shapes_and_all_its_labels(chart):
@@ -42,7 +42,7 @@ def test_a_figure_is_wellformed_svg_of_shapes_and_all_its_labels(chart):
     assert "var(" not in ET.tostring(root, "unicode"), "it has no style sheet"
 
 
-def test_a_hostile_name_is_text_also_with_characters_that_xml_lacks(chart):
+def test_a_hostile_name_is_text_even_with_characters_outside_of_xml(chart):
     marks = [replace(mark, name=HOSTILE) for mark in chart.marks]
     y = replace(chart.y, title=HOSTILE)
     root = ET.fromstring(svg(replace(chart, marks=marks, y=y, label=HOSTILE)))
@@ -58,7 +58,7 @@ def test_all_colors_of_marks_are_in_the_style_sheet(chart):
         assert f"--{mark.color}: #" in style
 
 
-def test_the_shared_image_has_name_sentence_facts_and_figure_at_1200_by_630(chart):
+def test_the_image_to_share_has_name_sentence_facts_and_figure(chart):
     facts = [Fact(HOSTILE, HOSTILE, HOSTILE)] * 4
     absent = Absent("No trial has a value yet.")
     for figure, text_of_figure in ((chart, "accuracy"), (absent, "No trial")):

@@ -1,17 +1,17 @@
-"""How far a stage has come in epochs, and how long the rest of a job takes."""
+"""How many epochs of a stage are done, and how long the rest of a study takes."""
 
 import random
 from datetime import datetime
+from itertools import pairwise
 
 import pytest
 from optuna.trial import TrialState, create_trial
 from promoting import EPOCHS, Search, order_of
-from snapshots import snapshot_of
 
 from studyloom.storage import attributes
 from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RUNGS, TIMES
 from studyloom.storage.standings import DONE, OPEN, UNCLAIMED
-from studyloom.views.progress import StageProgress, Work, estimate, work_of
+from studyloom.views.estimate import Work, estimate_seconds, estimate_work
 from studyloom.views.snapshot import WorkerStatus
 
 
@@ -22,98 +22,106 @@ def a_trial(number, epochs, state=TrialState.RUNNING, seconds=0.0, **attributes)
         intermediate_values=dict.fromkeys(range(1, epochs + 1), 0.5),
         user_attrs={TIMES: {"training": seconds}, **attributes},
     )
-    trial.number, trial.datetime_start = number, datetime(2026, 1, 1)
+    trial.number = number
+    trial.datetime_start = datetime(2026, 1, 1)
     return trial
 
 
-def work(trials, left, workers=(), before=None):
-    done = sum(trial.state.is_finished() for trial in trials)
-    stage = StageProgress("search", done, left, snapshot_of(workers=workers))
-    return work_of(stage, trials, before or Work())
+def estimate(trials, left, workers=(), before=None):
+    return estimate_work(trials, left, workers, before or Work())
 
 
-def test_stages_take_the_epochs_that_are_left_at_the_pace_of_those_done():
-    search = Work(done=40, rests=[5.0], new=3, each=10.0, whole=10.0, pace=2.0)
-    assert estimate([search], 1) == 70.0
-    assert estimate([search], 3) == pytest.approx(70 / 3 + 20 / 2 * 2 / 3)  # the last ends later
-    assert estimate([search, Work(new=2, each=10.0)], 1) == 110.0, "at the pace of the search"
-    assert estimate([Work(rests=[30.0], pace=1.0)], 4) == 30.0, "one trial is on one worker"
-    assert estimate([Work(new=4)], 1) is None, "nothing is known"
-    assert estimate([search], 0) is None, "no worker runs"
+def test_stages_take_their_remaining_epochs_at_the_pace_so_far():
+    search = Work(
+        done=40, remaining=[5.0], new_trials=3, new_length=10.0, full_length=10.0, pace=2.0
+    )
+    assert estimate_seconds([search], 1) == 70.0
+    last_trial = 20 / 2 * 2 / 3  # ends later than the others
+    assert estimate_seconds([search], 3) == pytest.approx(70 / 3 + last_trial)
+    later = Work(new_trials=2, new_length=10.0)
+    assert estimate_seconds([search, later], 1) == 110.0, "at the pace of the search"
+    one_trial = Work(remaining=[30.0], pace=1.0)
+    assert estimate_seconds([one_trial], 4) == 30.0, "one trial is on one worker"
+    assert estimate_seconds([Work(new_trials=4)], 1) is None, "nothing is known"
+    assert estimate_seconds([search], 0) is None, "no worker runs"
 
 
-def test_a_trial_that_reports_nothing_is_one_epoch_and_its_age_counts():
-    ended = [a_trial(n, 0, TrialState.COMPLETE, seconds=10.0) for n in range(4)]
-    half = work([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held=5.0)])
-    assert (half.pace, half.done, half.rests, half.new) == (10.0, 4.5, [0.5], 4)
+def test_a_trial_without_reports_is_one_epoch_of_which_its_age_is_done():
+    ended = [a_trial(number, 0, TrialState.COMPLETE, seconds=10.0) for number in range(4)]
+    half = estimate([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held=5.0)])
+    assert (half.pace, half.done, half.remaining, half.new_trials) == (10.0, 4.5, [0.5], 4)
     assert half.share == 0.5
-    over = work([*ended, a_trial(4, 0)], 1, [WorkerStatus("a:1", 4, held=99.0)])
-    assert (over.rests, over.share) == ([0.0], 1.0)
+    late = estimate([*ended, a_trial(4, 0)], 1, [WorkerStatus("a:1", 4, held=99.0)])
+    assert (late.remaining, late.share) == ([0.0], 1.0)
 
 
-def test_before_a_trial_has_ended_those_that_run_say_how_long_it_takes():
+def test_before_a_trial_has_ended_running_trials_show_the_pace():
     running = a_trial(0, 2, **{PLANNED_EPOCHS: 10})
-    found = work([running], 4, [WorkerStatus("a:1", 0, 2, held=4.0)])
-    assert (found.pace, found.rests, found.new, found.each) == (2.0, [8.0], 3, 10.0)
-    later = work([], 6, before=found)
-    assert (later.each, later.share, later.pace) == (10.0, 0.0, None)
+    search = estimate([running], 4, [WorkerStatus("a:1", 0, 2, held=4.0)])
+    assert (search.pace, search.remaining) == (2.0, [8.0])
+    assert (search.new_trials, search.new_length) == (3, 10.0)
+    later = estimate([], 6, before=search)
+    assert (later.new_length, later.share, later.pace) == (10.0, 0.0, None)
 
 
-def test_the_calls_of_a_loop_that_ended_are_counted_and_not_their_epochs():
+def test_a_loop_called_for_folds_counts_calls_and_not_epochs():
     """Three jobs of twenty epochs take a minute, of which one job is left."""
     curve = {"number": [*range(20)], "value": [0.5] * 20, attributes.JOBS: [3] * 20}
     jobs = {attributes.PLANNED_JOBS: 3}
     ended = a_trial(0, 3, TrialState.COMPLETE, 60.0, **jobs)
     ended.user_attrs[attributes.EPOCHS] = curve
-    found = work([ended, a_trial(1, 2, **jobs)], 1)
-    assert (found.pace, found.rests, found.new) == (20.0, [1.0], 0)
-    assert estimate([found], 1) == 20.0
+    work = estimate([ended, a_trial(1, 2, **jobs)], 1)
+    assert (work.pace, work.remaining, work.new_trials) == (20.0, [1.0], 0)
+    assert estimate_seconds([work], 1) == 20.0
 
 
-def test_without_rungs_ended_trials_say_how_early_others_end():
-    pruned = [a_trial(n, 2, TrialState.PRUNED) for n in range(3)]
-    whole = a_trial(3, 10, TrialState.COMPLETE)
-    found = work([*pruned, whole, a_trial(4, 1), a_trial(5, 4)], 12)
-    assert (found.rests, found.each) == ([4.0 - 1, 10.0 - 4], 4.0)
+def test_without_rungs_trials_are_expected_to_end_as_early_as_ended_ones():
+    pruned = [a_trial(number, 2, TrialState.PRUNED) for number in range(3)]
+    complete = a_trial(3, 10, TrialState.COMPLETE)
+    work = estimate([*pruned, complete, a_trial(4, 1), a_trial(5, 4)], 12)
+    assert (work.remaining, work.new_length) == ([4.0 - 1, 10.0 - 4], 4.0)
 
 
-class Watched(Search):
-    """A search whose share is looked at after each epoch, next to the epochs so far."""
+class WatchedSearch(Search):
+    """A simulated search whose share of done epochs is recorded after each epoch."""
 
     def look(self):
+        """Returns the number of epochs so far, and the share that is estimated to be done."""
         trials = []
         for slot, epochs in self.epochs.items():
-            if (state := self.state[slot]) == UNCLAIMED:
+            slot_state = self.state[slot]
+            if slot_state == UNCLAIMED:
                 continue
-            ended = TrialState.COMPLETE if epochs == EPOCHS else TrialState.PRUNED
-            waits = {PAUSED: epochs} if state == OPEN else {}
-            rungs = {PLANNED_EPOCHS: EPOCHS, RUNGS: self.order.rungs(epochs)}
-            state = ended if state == DONE else TrialState.RUNNING
-            trials.append(a_trial(slot, epochs, state, **rungs, **waits))
-        found = work(trials, len(self.state) - sum(t.state.is_finished() for t in trials))
-        return sum(self.epochs.values()), found.share
+            stored = {PLANNED_EPOCHS: EPOCHS, RUNGS: self.order.rungs(epochs)}
+            if slot_state == OPEN:
+                stored[PAUSED] = epochs
+            state = TrialState.RUNNING
+            if slot_state == DONE:
+                state = TrialState.COMPLETE if epochs == EPOCHS else TrialState.PRUNED
+            trials.append(a_trial(slot, epochs, state, **stored))
+        ended = sum(trial.state.is_finished() for trial in trials)
+        work = estimate(trials, len(self.state) - ended)
+        return sum(self.epochs.values()), work.share
 
     def train(self, slot):
-        goes_on = super().train(slot)
-        self.shares.append(self.look())
-        return goes_on
+        continues = super().train(slot)
+        self.looks.append(self.look())
+        return continues
 
 
 @pytest.mark.parametrize(("trials", "workers", "rung"), [(36, 2, 2), (20, 4, 2), (30, 1, 1)])
-def test_paused_trials_count_by_their_epochs_so_that_the_share_neither_stands_nor_leaps(
-    trials, workers, rung
-):
-    """By trials alone it would stand at 0 for a third of the epochs."""
+def test_the_share_rises_evenly_since_paused_trials_count_by_their_epochs(trials, workers, rung):
+    """If only ended trials counted, it would stay at 0 for a third of the epochs."""
     fate = random.Random(trials)
     ends = [(fate.random(), fate.uniform(0.2, 1)) for _ in range(trials)]
     curves = [[end * (1 - 2.7 ** (-rate * n)) for n in range(1, EPOCHS + 1)] for end, rate in ends]
-    search = Watched(curves, order_of(min_resource=rung), workers=workers)
-    search.shares = []
+    search = WatchedSearch(curves, order_of(min_resource=rung), workers=workers)
+    search.looks = []
     search.run()
-    total, last = search.look()
-    assert last == 1.0
-    shares = [share for _, share in search.shares]
-    steps = [after - before for before, after in zip(shares, [*shares[1:], last], strict=True)]
-    assert min(steps) > -0.05, "a promotion brings more to do"
+    all_epochs, last_share = search.look()
+    assert last_share == 1.0
+    shares = [share for _, share in search.looks]
+    steps = [after - before for before, after in pairwise([*shares, last_share])]
+    assert min(steps) > -0.05, "a promotion adds epochs"
     assert max(steps) < 0.12
-    assert max(abs(share - epochs / total) for epochs, share in search.shares) < 0.25
+    assert max(abs(share - epochs / all_epochs) for epochs, share in search.looks) < 0.25

@@ -2,8 +2,8 @@
 
 from results import result_of
 
-from studyloom.views.explanations import explanation_sections
-from studyloom.views.page import section_html
+from studyloom.views.explanations import render_explanations
+from studyloom.views.page import render_section
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 BIN = {"low": 0.9, "high": 1.0, "count": 9, "confidence": 0.97, "accuracy": 0.9}
@@ -43,7 +43,7 @@ EXPLANATIONS = {
 def parts_of(explanations):
     """The parts of the only section, by their key."""
     result = result_of(**WINNER, explanations=explanations)
-    (section,) = explanation_sections(result)
+    (section,) = render_explanations(result)
     return {part.key: part for part in section.blocks}
 
 
@@ -52,7 +52,7 @@ def test_each_explanation_is_a_part_of_one_section():
     assert [*parts] == ["misled", "words", "calibration", "groups", "columns"]
     _, images = parts["misled"].blocks
     (image,) = images.items
-    assert (image.words + image.strong, image.remark) == ("4 → 9", "0.4200")
+    assert (image.caption + image.strong, image.remark) == ("4 → 9", "0.4200")
     _, text = parts["words"].blocks
     assert text.title == "blame → praise"
     assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"
@@ -74,15 +74,15 @@ def test_each_explanation_is_a_part_of_one_section():
 
 
 def test_a_result_without_explanations_has_no_section_of_them():
-    assert [*explanation_sections(result_of(**WINNER))] == []
-    assert [*explanation_sections(result_of(**WINNER, explanations={}))] == []
+    assert [*render_explanations(result_of(**WINNER))] == []
+    assert [*render_explanations(result_of(**WINNER, explanations={}))] == []
 
 
-def test_a_word_is_marked_by_more_than_its_color_and_a_hostile_one_is_not_obeyed():
+def test_words_are_marked_by_more_than_color_and_hostile_ones_are_text():
     words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
     text = EXPLANATIONS["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
-    (section,) = explanation_sections(result_of(**WINNER, explanations={"texts": [text]}))
-    page = str(section_html(section))
+    (section,) = render_explanations(result_of(**WINNER, explanations={"texts": [text]}))
+    page = str(render_section(section))
     assert '<mark class="off" style="--s:1.00">&lt;img src=x&gt;</mark>' in page
     assert '<mark class="right" style="--s:0.50">bad</mark>' in page
     assert "<mark>and" not in page

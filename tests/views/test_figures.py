@@ -22,24 +22,24 @@ from studyloom.views.figures import (
     ChartScale,
     Tick,
     complete_trials,
-    curves,
-    history,
+    draw_curves,
+    draw_history,
+    draw_losses,
+    draw_pair,
+    draw_slices,
+    draw_timeline,
+    fit_labels,
     idle_share,
     log_marks,
     log_scale,
-    losses,
-    losses_section,
+    name_losses_section,
     plain_scale,
-    responsive,
     round_marks,
     setting_scale,
-    slices,
-    summary,
-    timeline,
-    together,
+    summarize_settings,
     whole_scale,
 )
-from studyloom.views.page import section
+from studyloom.views.page import make_section
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -84,7 +84,7 @@ def test_axes_have_round_marks_in_their_range_and_equal_values_have_one():
     for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
         assert scale.low < scale.high
         assert scale.ticks
-        assert all(scale.low <= tick.at <= scale.high for tick in scale.ticks)
+        assert all(scale.low <= tick.coordinate <= scale.high for tick in scale.ticks)
 
 
 @pytest.mark.parametrize("value", [0.9300000012345678, 1e-9 / 3, 123456789.123, 0.5, 1.0])
@@ -102,7 +102,7 @@ def test_values_that_differ_in_their_last_bits_are_one_value_of_an_axis(value):
             drawn.append([scales[-1].place(axis.height(each)) for each in values])
         for scale, places in zip(scales, drawn, strict=True):
             assert max(places) - min(places) < 0.1
-            assert all(-1 <= scale.place(tick.at) <= SIZE + 1 for tick in scale.ticks)
+            assert all(-1 <= scale.place(tick.coordinate) <= SIZE + 1 for tick in scale.ticks)
 
 
 def test_close_values_have_labels_that_differ():
@@ -131,7 +131,7 @@ def test_integers_have_integer_labels_and_accuracies_a_logarithmic_axis():
 
 def test_an_unknown_loss_that_differs_by_factors_has_a_logarithmic_axis():
     def scale(*values, metric="distance", sign=-1):
-        return Axis.of(metric, sign, values).scale
+        return Axis.choose(metric, sign, values).scale
 
     assert scale(57.0, 1.2, 1.0, 0.9) == "factors"
     for plain in ((), (2.0, 1.0), (57.0, 0.0), (57.0, -1.0)):
@@ -147,8 +147,8 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
     values = [57.0, *(least + 0.3 - n / 100 for n in range(30))]
     for sign in (-1, 1):
         trials = numbered(*(a_trial(n, accuracy=-sign * v) for n, v in enumerate(values)))
-        axis = Axis.of("distance", sign, [trial.value for trial in trials])
-        figure = history(trials, marked(trials[-1], trials[0]), axis)
+        axis = Axis.choose("distance", sign, [trial.value for trial in trials])
+        figure = draw_history(trials, marked(trials[-1], trials[0]), axis)
         (line,) = mark_of(figure, "best so far").parts
         places = [figure.y.place(y) for _, y in line]
         assert max(places) - min(places) > SIZE / 2
@@ -162,19 +162,19 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
     for low, high in ((0, 1), (0.1, 0.97), (1e-9, 3e-9), (-12345, 98765), (0.123, 0.1231)):
         ticks = [Tick(mark, f"{mark:.10g}") for mark in round_marks(low, high, 40)]
-        shown = responsive(ticks, low, high)
+        shown = fit_labels(ticks, low, high)
         for screen, pixels in (("narrow", 280), ("roomy", 860)):
             own = [tick for tick in shown if tick.when in ("", screen)]
             assert own
             for left, right in itertools.pairwise(own):
                 width = LETTER * (len(left.label) + len(right.label)) / 2
-                assert (right.at - left.at) / (high - low) * pixels >= width
+                assert (right.coordinate - left.coordinate) / (high - low) * pixels >= width
 
 
 def test_a_curve_of_one_epoch_is_a_point_within_its_axis():
-    figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), marked(), AXIS)
+    figure = draw_curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), marked(), AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
-    figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), marked(), AXIS)
+    figure = draw_curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), marked(), AXIS)
     path = figure.path(mark_of(figure, "complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
@@ -182,7 +182,7 @@ def test_a_curve_of_one_epoch_is_a_point_within_its_axis():
         trial = a_trial(0, accuracy=0.5)
         trial.user_attrs.pop(EPOCHS)
         trial.intermediate_values = dict.fromkeys(steps, 0.5)
-        figure = curves([trial], marked(trial), AXIS)
+        figure = draw_curves([trial], marked(trial), AXIS)
         assert figure.x.low < min(steps) <= max(steps) < figure.x.high
 
 
@@ -193,7 +193,7 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     diverged.user_attrs[EPOCHS]["value"][-1] = float("nan")
     waiting = create_trial(state=TrialState.WAITING)
     trials = numbered(*searched.trials(), valueless, unbounded, diverged, waiting)
-    figure = history(trials, marked(trials[37], trials[0]), AXIS)
+    figure = draw_history(trials, marked(trials[37], trials[0]), AXIS)
     drawn = [mark for mark in figure.marks if mark.name != "best" and mark.trials]
     assert sorted(n for mark in drawn for n in mark.trials) == [*range(43)]
     at = {n: y for mark in drawn for n, (_, y) in zip(mark.trials, points_of(mark), strict=True)}
@@ -212,27 +212,29 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     paths = "".join(figure.path(mark) for mark in figure.marks)
     places = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
     assert all(-20 <= place <= 1020 for place in places), "they stay within it"
-    assert isinstance(history([valueless], marked(), AXIS), str)
-    assert history([trials[39]], marked(), AXIS).names() == ["running"], "before one is complete"
+    assert isinstance(draw_history([valueless], marked(), AXIS), str)
+    assert draw_history([trials[39]], marked(), AXIS).names() == ["running"], (
+        "before one is complete"
+    )
 
 
 def test_the_history_rings_the_winner_and_has_its_comparable_new_values(searched):
     won = {"trial": 36, "values": (0.92, 0.93, 0.94), "mean": 0.93, "std": 0.012}
     result = result_of(winner=won, test={"winner": {"values": [0.91], "mean": 0.91}})
     best = searched.trials()[37]
-    figure = history(searched.trials(), marked(best), AXIS, result)
+    figure = draw_history(searched.trials(), marked(best), AXIS, result)
     assert mark_of(figure, "winner").trials == [36]
     (again,), (test,) = (points_of(mark_of(figure, name)) for name in ("re-evaluation", "test"))
     assert (again[1], test[1]) == (AXIS.height(0.93), AXIS.height(0.91))
     assert 39 < again[0] < test[0] < figure.x.high, "to the right of all trials"
-    across = history(searched.trials(), marked(best, best), AXIS, result)
+    across = draw_history(searched.trials(), marked(best, best), AXIS, result)
     ends = [x for x, _ in points_of(mark_of(across, "baseline"))]
     assert ends == [across.x.low, across.x.high]
     bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
     ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
     assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.height, ends)])
     other = replace(result, metric=ObjectiveValue("loss", "minimize"))
-    assert not {"re-evaluation", "test"} & {*history([best], marked(), AXIS, other).names()}
+    assert not {"re-evaluation", "test"} & {*draw_history([best], marked(), AXIS, other).names()}
 
 
 def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():
@@ -247,7 +249,7 @@ def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():
         for pixels in (None, 124):
             scale, places = setting_scale(over(distribution, *settings), "p", pixels)
             assert [tick.label for tick in scale.ticks] == labels
-            assert {*places} == {tick.at for tick in scale.ticks}
+            assert {*places} == {tick.coordinate for tick in scale.ticks}
     for low, high in ((0.08, 0.2), (2e-4, 3e-4), (0.21, 0.59), (1e-5, 7e-1), (5, 1234), (3, 4)):
         for log in (False, True):
             trials = over(FloatDistribution(low, high, log=log), low, high)
@@ -267,7 +269,7 @@ def test_pruned_and_paused_trials_are_squares_or_strokes_at_the_edge():
     )
     trials.append(a_trial(6, TrialState.RUNNING, 0.89, 1, {"lr": (0.6, rate), "x": (0.3, rate)}))
     trials[6].number, trials[6].user_attrs[PAUSED] = 6, 2
-    chart = slices(trials, ["lr"], trials[1], AXIS).charts["lr"]
+    chart = draw_slices(trials, ["lr"], trials[1], AXIS).charts["lr"]
     shapes = {(m.color, m.shape): [*m.trials] for m in chart.marks if "ramp" not in m.color}
     assert shapes == {
         ("best", "ring"): [1],
@@ -279,17 +281,17 @@ def test_pruned_and_paused_trials_are_squares_or_strokes_at_the_edge():
     assert points_of(square) == [(0.2, AXIS.height(0.88))]
     heights = [y for mark in chart.marks for _, y in points_of(mark)]
     assert all(chart.y.low <= height <= chart.y.high for height in heights)
-    drawn = {n for mark in together(trials, ["lr", "x"], AXIS).marks for n in mark.trials}
+    drawn = {n for mark in draw_pair(trials, ["lr", "x"], AXIS).marks for n in mark.trials}
     assert drawn == {0, 1, 2, 3, 5, 6}
 
 
 def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
     trials = over(CategoricalDistribution(["a", "b"]), "a", "b", "a")
-    assert [row[:2] for row in summary(trials, "p", 1).rows] == [("a", 2), ("b", 1)]
+    assert [row[:2] for row in summarize_settings(trials, "p", 1).rows] == [("a", 2), ("b", 1)]
     many = over(FloatDistribution(0, 1), *(n / 20 for n in range(20)))
     for trial in many:
         trial.values = [trial.params["p"]]
-    rows = summary(many, "p", -1).rows
+    rows = summarize_settings(many, "p", -1).rows
     assert [row[1] for row in rows] == [5, 5, 5, 5]
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
@@ -298,7 +300,7 @@ def test_further_quantities_of_a_loop_are_drawn_with_gaps():
     trial, as_we_do = a_trial(3), a_trial(4)
     told = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "valid_loss": [2, 1, 1]}
     trial.user_attrs[EPOCHS] = told | {"loss": [3.0, None, 1.0], "recall": [0.1, 0.2, 0.3]}
-    figure = losses(trial)
+    figure = draw_losses(trial)
     drawn = {mark.name: points_of(mark) for mark in figure.marks}
     assert drawn == {
         "loss": [(1, 3.0), (3, 1.0)],
@@ -307,10 +309,10 @@ def test_further_quantities_of_a_loop_are_drawn_with_gaps():
     }
     assert len({mark.color for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
-    assert section(losses_section(trial), [], which="").title == "Further quantities"
+    assert make_section(name_losses_section(trial), [], which="").title == "Further quantities"
     as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}
-    assert section(losses_section(as_we_do), [], which="").title == "Overfitting"
-    assert "lowest at epoch 2" in str(losses(as_we_do))
+    assert make_section(name_losses_section(as_we_do), [], which="").title == "Overfitting"
+    assert "lowest at epoch 2" in str(draw_losses(as_we_do))
 
 
 def test_idle_is_the_share_of_gaps_and_a_running_trial_lasts_until_now():
@@ -323,7 +325,7 @@ def test_idle_is_the_share_of_gaps_and_a_running_trial_lasts_until_now():
         assert idle_share(times) == pytest.approx(share)
     trials = numbered(a_trial(0), a_trial(1, TrialState.RUNNING))
     left, worked = (
-        points_of(mark_of(timeline(trials, alive), state))[-1][0]
+        points_of(mark_of(draw_timeline(trials, alive), state))[-1][0]
         for alive, state in (((), "interrupted"), ((1,), "running"))
     )
     assert left == 11
@@ -333,7 +335,7 @@ def test_idle_is_the_share_of_gaps_and_a_running_trial_lasts_until_now():
 
 def test_pruned_curves_end_where_they_were_pruned():
     trials = numbered(a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1))
-    figure = curves(trials, marked(trials[0]), AXIS)
+    figure = draw_curves(trials, marked(trials[0]), AXIS)
     assert [x for x, _ in points_of(mark_of(figure, "pruned"))] == [1, 2]
     assert [x for x, _ in points_of(mark_of(figure, "best"))] == [1, 2, 3, 4]
     (end,) = (mark for mark in figure.marks if mark.shape == "square")
@@ -344,7 +346,7 @@ def test_of_many_curves_the_best_and_the_latest_are_drawn(monkeypatch):
     monkeypatch.setattr(figures, "MOST_BEST", 10)
     monkeypatch.setattr(figures, "MOST_LATEST", 20)
     many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))
-    figure = curves(many, marked(many[0]), AXIS)
+    figure = draw_curves(many, marked(many[0]), AXIS)
     drawn = {number for mark in figure.marks for number in mark.trials}
     best = sorted(range(90), key=lambda n: -many[n].value)[:10]
     assert drawn == {*best, *range(70, 90), 0}
@@ -356,14 +358,14 @@ def test_complete_trials_are_points_over_one_and_two_hyperparameters(
     searched,
 ):
     trials = complete_trials(searched.trials())
-    charts = slices(trials, ["model", "lr", "cnn.channels"], trials[-1], AXIS).charts
+    charts = draw_slices(trials, ["model", "lr", "cnn.channels"], trials[-1], AXIS).charts
     for name, chart in charts.items():
         own = [trial.number for trial in trials if name in trial.params]
         dots = sorted(n for mark in chart.marks if mark.shape == "dot" for n in mark.trials)
         assert dots == own
     assert charts["lr"].x.reads == "tens"
-    assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
-    figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
+    assert isinstance(draw_pair(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
+    figure = draw_pair(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
     assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
 
 
@@ -375,7 +377,7 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     snapshot = take_snapshot(stored)
     marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": stored.trials()[3]}
     table = figures.PageTable(("trial",), [])
-    figure = figures.front(stored, marked, Axis("accuracy", "plain", 1), table)
+    figure = figures.draw_front(stored, marked, Axis("accuracy", "plain", 1), table)
     assert figure.x.reads == "tens", "costs that differ by more than ten times"
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
     points = {m.name: {(round(10**x), y) for x, y in points_of(m)} for m in figure.marks}

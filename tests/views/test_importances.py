@@ -13,7 +13,7 @@ from toys import two_sided
 
 from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
 from studyloom.views.report import read_report
-from studyloom.views.snapshot import importances, varied_parameters
+from studyloom.views.snapshot import compute_importances, find_varied_parameters
 from studyloom.views.words import ALL_ALIKE, TOO_FEW, explain_no_importances
 
 FRACTION = FloatDistribution(0.0, 1.0)
@@ -38,8 +38,8 @@ def shown_by_the_dashboard(stored, position=0):
     param_importance_cache.clear()  # which knows a study only by its id, in all databases
     with served(wsgi(stored.storage)) as server:
         path = f"/api/studies/{stored.ledger.study_id}/param_importances"
-        found = json.loads(ask(server.server_port, path)[2])["param_importances"]
-    return {each["name"]: each["importance"] for each in found[position]}
+        entries = json.loads(ask(server.server_port, path)[2])["param_importances"]
+    return {entry["name"]: entry["importance"] for entry in entries[position]}
 
 
 def branching(params):
@@ -54,8 +54,8 @@ def conditional(study_of, trials=60):
     for _ in range(trials):
         params = branching(drawn.ask(space).params)
         value = params["lr"] + params.get("mlp.width", 0.9)
-        own = {name: space[name] for name in params}
-        made.append(create_trial(value=value, params=params, distributions=own))
+        space_of_trial = {name: space[name] for name in params}
+        made.append(create_trial(value=value, params=params, distributions=space_of_trial))
     return study_of(made)
 
 
@@ -63,33 +63,35 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
     space = {"a": FRACTION, "b": FRACTION, "c": IntDistribution(1, 9), "d": CHOICE}
     plain = made(40, lambda p: 3 * p["a"] + p["b"], **space)
     for stored in (plain, conditional(study_of)):
-        found = importances(stored).shares
-        assert found == importances(stored).shares
-        assert [*found.values()] == sorted(found.values(), reverse=True)
-        assert sum(found.values()) == pytest.approx(1)
-        assert found == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
-        assert found == pytest.approx(shown_by_the_dashboard(stored))
+        shares = compute_importances(stored).shares
+        assert shares == compute_importances(stored).shares
+        assert [*shares.values()] == sorted(shares.values(), reverse=True)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
+        assert shares == pytest.approx(shown_by_the_dashboard(stored))
 
 
-def test_page_status_and_dashboard_show_the_same_next_to_pruned_and_failed_trials(searched):
-    theirs = shown_by_the_dashboard(searched)
+def test_report_status_and_dashboard_show_the_same_importances(searched):
+    dashboard_shares = shown_by_the_dashboard(searched)
     _, sections = read_report(searched)
-    (block,) = next(each.blocks for each in sections if each.key == "importances")
-    assert dict(block.items) == pytest.approx(theirs)
+    (block,) = next(section.blocks for section in sections if section.key == "importances")
+    assert dict(block.items) == pytest.approx(dashboard_shares)
     status = ProgressReader(searched).status().importances
-    assert [*status] == sorted(theirs, key=lambda name: -theirs[name])[:MOST_IMPORTANT]
-    assert status == pytest.approx({name: theirs[name] for name in status})
+    assert [*status] == sorted(dashboard_shares, key=lambda name: -dashboard_shares[name])[
+        :MOST_IMPORTANT
+    ]
+    assert status == pytest.approx({name: dashboard_shares[name] for name in status})
 
 
-def test_each_objective_has_importances_of_its_own(sqlite_url):
+def test_each_objective_has_its_importances(sqlite_url):
     values = [(0.5 + number % 7 / 20, 100.0 + 50 * (number % 5)) for number in range(14)]
     stored = two_sided(sqlite_url, *values, None)
     for position in (0, 1):
-        found = importances(stored, position).shares
-        assert found == pytest.approx(shown_by_the_dashboard(stored, position))
+        shares = compute_importances(stored, position).shares
+        assert shares == pytest.approx(shown_by_the_dashboard(stored, position))
 
 
-def test_what_decides_the_value_comes_first_whatever_its_kind(made):
+def test_the_deciding_hyperparameter_comes_first_whatever_its_kind(made):
     letters = CategoricalDistribution(["a", "b", "c"])
     for seed, (name, value) in enumerate(
         (
@@ -99,8 +101,8 @@ def test_what_decides_the_value_comes_first_whatever_its_kind(made):
         )
     ):
         space = {"choice": letters, "number": FRACTION, "count": IntDistribution(0, 100)}
-        found = importances(made(100, value, seed, **space)).shares
-        assert next(iter(found)) == name
+        shares = compute_importances(made(100, value, seed, **space)).shares
+        assert next(iter(shares)) == name
 
 
 def test_without_importances_a_sentence_says_why(study_of):
@@ -109,7 +111,7 @@ def test_without_importances_a_sentence_says_why(study_of):
             [
                 create_trial(
                     value=value,
-                    params={key: own[n % len(own)] for key, own in params.items()},
+                    params={key: choices[n % len(choices)] for key, choices in params.items()},
                     distributions=dict.fromkeys(params, FRACTION),
                 )
                 for n, value in enumerate(values)
@@ -118,9 +120,9 @@ def test_without_importances_a_sentence_says_why(study_of):
         )
 
     def reason(stored):
-        found = importances(stored)
-        assert found.shares == {}
-        return explain_no_importances(found)
+        computed = compute_importances(stored)
+        assert computed.shares == {}
+        return explain_no_importances(computed)
 
     varied = {"lr": (0.1, 0.2, 0.3)}
     assert reason(study_of((), "none")) == TOO_FEW
@@ -131,13 +133,13 @@ def test_without_importances_a_sentence_says_why(study_of):
     assert reason(study("no hyperparameter", range(20))) == ALL_ALIKE
 
 
-def test_a_hyperparameter_has_varied_if_enough_trials_have_two_values_of_it(made):
+def test_a_hyperparameter_is_varied_if_enough_trials_differ_in_it(made):
     trials = made(5, lambda p: p["a"], a=FRACTION, b=IntDistribution(3, 3)).trials()
-    assert varied_parameters(trials) == varied_parameters(trials, 5) == ["a"]
-    assert varied_parameters(trials, 6) == varied_parameters([]) == []
+    assert find_varied_parameters(trials) == find_varied_parameters(trials, 5) == ["a"]
+    assert find_varied_parameters(trials, 6) == find_varied_parameters([]) == []
 
 
-def test_the_evaluator_is_imported_without_scikit_learn_and_leaves_its_package_whole():
+def test_the_evaluator_needs_no_scikit_learn_and_leaves_its_package_whole():
     look = """
 import sys
 from studyloom.storage.optuna_internals import ped_anova

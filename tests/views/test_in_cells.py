@@ -12,7 +12,7 @@ from test_drawing import HOSTILE, SVG
 from studyloom.api import Winner
 from studyloom.storage.attributes import BASELINE
 from studyloom.storage.trial_tables import Rows
-from studyloom.views.notebook import study_html
+from studyloom.views.notebook import render_study
 from studyloom.winner.predictor import Prediction
 
 WON = {
@@ -62,8 +62,8 @@ def rows_of(body):
     ]
 
 
-def test_a_study_shows_winner_best_and_baseline_in_search_reevaluation_and_test(searched, tmp_path):
-    body = parse(study_html(searched, tmp_path, result_of(**WINNER)))
+def test_a_study_shows_winner_best_and_baseline_with_their_values(searched, tmp_path):
+    body = parse(render_study(searched, tmp_path, result_of(**WINNER)))
     head, *rows = [row[:-1] for row in rows_of(body)]
     assert head == ["", "trial", "in the search", "re-evaluation", "test"]
     assert rows == [
@@ -79,7 +79,7 @@ def test_a_study_shows_winner_best_and_baseline_in_search_reevaluation_and_test(
 
 
 def test_before_a_result_a_study_shows_the_search_and_its_history(searched, study_of):
-    body = parse(study_html(searched, None, None))
+    body = parse(render_study(searched, None, None))
     assert rows_of(body)[0][:3] == ["", "trial", "in the search"]
     (figure,) = body.iter(f"{SVG}svg")
     texts = [text.text for text in figure.iter(f"{SVG}text")]
@@ -87,7 +87,7 @@ def test_before_a_result_a_study_shows_the_search_and_its_history(searched, stud
 
 
 def test_a_study_without_a_value_shows_its_counts(study_of):
-    body = parse(study_html(study_of(), None, None))
+    body = parse(render_study(study_of(), None, None))
     assert ["".join(p.itertext()) for p in body.iter("p")] == [
         "No trial is complete yet, after 0 of 40 trials.",
         "toy: 0 of 40 trials – 0 complete, 0 pruned, 0 failed",
@@ -106,7 +106,7 @@ def test_the_report_is_linked_from_the_folder_of_the_notebook(searched, tmp_path
     ):
         here.mkdir(exist_ok=True)
         monkeypatch.chdir(here)
-        (link,) = parse(study_html(searched, folder, None)).iter("a")
+        (link,) = parse(render_study(searched, folder, None)).iter("a")
         assert link.get("href") == address
 
 
@@ -125,7 +125,7 @@ def test_a_winner_shows_its_facts_and_hyperparameters():
 LIKELY = torch.tensor([[0.06, 0.5, 0.04, 0.1, 0.2, 0.01, 0.09], [0.9, 0.1, 0, 0, 0, 0, 0]])
 
 
-def test_a_prediction_shows_the_five_likely_classes_of_an_input_or_the_class_of_each():
+def test_a_prediction_shows_five_classes_of_an_input_or_the_class_of_each():
     names = tuple("abcdefg")
     one = Prediction(probabilities=LIKELY[:1], class_names=names, notes=("resized",))
     assert rows_of(parse(one._repr_html_())) == [
@@ -144,14 +144,14 @@ def test_a_prediction_shows_the_five_likely_classes_of_an_input_or_the_class_of_
     assert Prediction(values=torch.zeros(1, 2, 3))._repr_html_() is None
 
 
-def test_text_of_others_is_shown_and_not_obeyed(study_of):
+def test_untrusted_text_is_shown_and_never_interpreted(study_of):
     nasty = HOSTILE.replace("\x00", "").replace("\ud800", "")  # which a database does not store
     params = {nasty: (nasty, CategoricalDistribution([nasty]))}
     stored = study_of([a_trial(0, params=params, **{BASELINE: True})], name=nasty)
     result = document_of(winner={"params": {HOSTILE: HOSTILE}}, test=TEST, rule=HOSTILE)
     prediction = Prediction(probabilities=LIKELY, class_names=(HOSTILE,) * 7, notes=(HOSTILE,) * 2)
     for shown in (
-        study_html(stored, None, None),
+        render_study(stored, None, None),
         winner_of(result)._repr_html_(),
         prediction._repr_html_(),
         Rows((HOSTILE,), ((HOSTILE,),))._repr_html_(),

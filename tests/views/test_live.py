@@ -6,7 +6,8 @@ from rich.console import Console
 from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
 from studyloom.views import terminal as live
-from studyloom.views.progress import Progress, ProgressReader, StageProgress, Work
+from studyloom.views.estimate import Work
+from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.terminal import Display, LinePrinter
 from studyloom.worker.stopping import Stop
 
@@ -28,9 +29,9 @@ def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
     display = Display(lambda: None, Console(file=io.StringIO(), width=width))
     best = trial_of(0.98765, params={LONG: 0.5, "lr": 0.25})
     snapshot = snapshot_of(name, best=best, free=35, done=5, pruned=4)
-    works = [Work(done=30, rests=[10.0], new=3, each=20.0)]
-    stands = progress_of(snapshot, eta=7500.0, elapsed=8.0, works=works)
-    text = shown(display.render(stands), width=width)
+    works = [Work(done=30, remaining=[10.0], new_trials=3, new_length=20.0)]
+    progress = progress_of(snapshot, eta=7500.0, elapsed=8.0, works=works)
+    text = shown(display.render(progress), width=width)
     assert max(map(len, text.splitlines())) <= width
     assert "search:5of40trials,4pruned" in joined(text)
     assert all(word in text for word in ("0.9877", "complete", " 30%")), text
@@ -41,7 +42,7 @@ def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "dumb"])
-def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
+def test_a_study_is_displayed_while_it_runs(half_done, monkeypatch, kind):
     monkeypatch.setenv("TERM", "dumb" if kind == "dumb" else "xterm")
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
     monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
@@ -54,17 +55,17 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
             raise error
         return read()
 
-    told = []
-    with Display(busy, console, listeners=[told.append]):
+    progresses = []
+    with Display(busy, console, listeners=[progresses.append]):
         half_done.optuna.tell(4, 0.95)
         until(lambda: "0.9500" in console.file.getvalue())
     text = console.file.getvalue()
-    assert told[-1].search.best.value == 0.95
+    assert progresses[-1].search.best.value == 0.95
     assert "search: 5 of 8 trials" in text
     assert ("\x1b" in text) is (kind == "terminal")
 
 
-def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(monkeypatch):
+def test_a_line_is_printed_after_a_change_and_else_once_a_minute(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=80)
@@ -81,16 +82,16 @@ def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(mo
 
 
 @pytest.mark.parametrize("interval", [0.01, 60.0])
-def test_what_a_signal_says_is_told_also_just_before_the_end(half_done, monkeypatch, interval):
+def test_a_signal_is_reported_even_just_before_the_end(half_done, monkeypatch, interval):
     """It stands above what is drawn anew; in a minute no look comes in between."""
     monkeypatch.setattr(live, "LIVE_INTERVAL", interval)
     monkeypatch.setattr(live, "TICK", max(interval, live.TICK))
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    stop, words = Stop(), "stopping; once more stops at once\n"
+    stop, message = Stop(), "stopping; once more stops at once\n"
     with Display(ProgressReader(half_done).read, console, stop):
         until(lambda: stop.is_shown)  # so that the handler prints nothing into the drawing
         stop.signal = 2
         if interval < 1:
-            until(lambda: words in console.file.getvalue())
-    assert console.file.getvalue().count(words) >= 1
+            until(lambda: message in console.file.getvalue())
+    assert console.file.getvalue().count(message) >= 1
     assert not stop.is_shown

@@ -24,9 +24,10 @@ from studyloom.storage.attributes import (
     TRACEBACK,
 )
 from studyloom.storage.opening import create_study
-from studyloom.views import figures, report
+from studyloom.views import figures, trial_details
 from studyloom.views.dashboard import LivePage, guarded
-from studyloom.views.report import ending, read_logs, trial_details, write_report
+from studyloom.views.report import write_report
+from studyloom.views.trial_details import describe_end, read_logs
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
 RATE = FloatDistribution(1e-4, 1.0, log=True)
@@ -49,9 +50,9 @@ def numbered(*trials):
     return [*trials]
 
 
-def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
+def test_the_end_of_a_trial_is_described_with_reason_and_epochs():
     planned = {PLANNED_EPOCHS: 20}
-    for trial, words in (
+    for trial, sentence in (
         (a_trial(0, epochs=19, **planned), "It is complete, after 20 of 20 epochs."),
         (
             a_trial(0, TrialState.RUNNING, 0.5, 1, **{PLANNED_JOBS: 3}),
@@ -74,19 +75,17 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
             "killed.",
         ),
     ):
-        trial.number = int(words[words.find("Trial ") + 6]) if "Trial " in words else 0
-        assert ending(trial) == words
+        trial.number = int(sentence[sentence.find("Trial ") + 6]) if "Trial " in sentence else 0
+        assert describe_end(trial) == sentence
 
 
 def test_an_infinite_time_is_left_out():
-    told = trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
-    json.dumps(told, allow_nan=False)
-    assert "times" not in told
+    details = trial_details.trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
+    json.dumps(details, allow_nan=False)
+    assert "times" not in details
 
 
-def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many(
-    tmp_path, monkeypatch
-):
+def test_a_trial_has_the_last_lines_of_its_logs_up_to_a_limit_for_all(tmp_path, monkeypatch):
     trials = numbered(*(a_trial(n) for n in range(4)), a_trial(4, TrialState.FAIL))
     noise = [f"line {n}" for n in range(60)]
     worker = ["hello", ended_line(trials[0]), ended_line(trials[1]), *noise, ended_line(trials[2])]
@@ -104,9 +103,9 @@ def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many
     assert {*logs} == {0, 2, 3}, "how one ended is known without its log"
     assert logs[0].splitlines() == ["hello", ended_line(trials[0])]
     assert logs[2].splitlines() == [*noise[-39:], ended_line(trials[2])]
-    assert len(logs[3].splitlines()[1]) == report.LOG_LINE
+    assert len(logs[3].splitlines()[1]) == trial_details.MOST_CHARACTERS
     write_log(tmp_path, "trial-4.log", "why it failed")
-    monkeypatch.setattr(report, "LOGGED", 400)
+    monkeypatch.setattr(trial_details, "MOST_LOGGED", 400)
     assert {*read_logs(tmp_path, trials)} == {4, 3}, "what failed comes first, then the latest"
 
 
@@ -198,23 +197,23 @@ def shown(page):
 
 
 @pytest.mark.browser
-def test_the_address_of_a_trial_opens_it_with_all_that_is_known(opened, tmp_path):
+def test_the_address_of_a_trial_opens_its_details(opened, tmp_path):
     page = opened("#trial-9")
     assert shown(page) == 9
     assert page.locator("#trial img").count() == 0, "what is stored is text"
-    said = page.locator("#trial").inner_text()
-    for words in (
+    text = page.locator("#trial").inner_text()
+    for line in (
         f"It failed after 2 epochs, at 0.5000: ValueError: {HOSTILE}",
         f"line 1\n{HOSTILE}",
         f"begins\n{HOSTILE}\N{SYMBOL FOR ESCAPE}[31m",
         f"worker\t{HOSTILE}",
         "It cannot be replayed",
     ):
-        assert words in said
+        assert line in text
     page = opened("#trial-3")
-    said = page.locator("#trial").inner_text()
-    assert f"studyloom replay {tmp_path} --trial 3" in said
-    assert re.search(r"training\s+8 s\s+80%\s+storage\s+2 s\s+20%", said)
+    text = page.locator("#trial").inner_text()
+    assert f"studyloom replay {tmp_path} --trial 3" in text
+    assert re.search(r"training\s+8 s\s+80%\s+storage\s+2 s\s+20%", text)
     rows = page.locator("#trial tr.differs th").all_inner_texts()
     assert rows == [f"p.{HOSTILE}"], "what differs from the baseline comes first"
     names = page.locator("#trial table:not(.facts, .bars) tbody th").all_inner_texts()
@@ -224,7 +223,7 @@ def test_the_address_of_a_trial_opens_it_with_all_that_is_known(opened, tmp_path
 
 
 @pytest.mark.browser
-def test_keys_and_the_back_button_go_through_the_trials_and_out(opened):
+def test_keys_and_the_back_button_step_through_trials_and_close_them(opened):
     page = opened()
     page.evaluate("scrollTo(0, 500)")
     page.locator("#all-trials a").nth(4).click()
@@ -270,9 +269,9 @@ def test_every_point_line_and_row_leads_to_its_trial(opened):
         page.mouse.move(0, 0)  # what scrolls below a pointer is told too
         plot.focus()
         page.keyboard.press("Home")
-        told = int(re.match(r"trial (\d+)", page.locator(".tip").inner_text())[1])
+        number = int(re.match(r"trial (\d+)", page.locator(".tip").inner_text())[1])
         page.keyboard.press("Enter")
-        assert shown(page) == told
+        assert shown(page) == number
         page.keyboard.press("Escape")
         spots = plot.evaluate(
             "(plot) => reading(plot).points.filter((p) => p.trial).map((p) => [p.x, p.y, p.trial])"
@@ -302,8 +301,8 @@ def test_every_point_line_and_row_leads_to_its_trial(opened):
 
 
 def visible(page):
-    shown = "#all-trials tbody tr:not([hidden]) th"
-    return [int(text) for text in page.locator(shown).all_inner_texts()]
+    visible_rows = "#all-trials tbody tr:not([hidden]) th"
+    return [int(text) for text in page.locator(visible_rows).all_inner_texts()]
 
 
 def emphasised(page, figure):
@@ -331,7 +330,7 @@ def brush(page, plot, *shares):
 
 
 @pytest.mark.browser
-def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figures(opened):
+def test_a_brush_and_the_filter_select_trials_in_table_and_figures(opened):
     page = opened()
     plot = page.locator("#together .plot")
     upright = json.loads(plot.get_attribute("data-y"))["title"] == "lr"
@@ -365,9 +364,7 @@ def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figu
 
 
 @pytest.mark.browser
-def test_a_curve_that_no_figure_draws_is_drawn_in_the_view_of_its_trial(
-    page, study_of, tmp_path, monkeypatch
-):
+def test_a_trial_shows_its_curve_even_if_no_figure_draws_it(page, study_of, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "MOST_BEST", 1)
     monkeypatch.setattr(figures, "MOST_LATEST", 1)
     trials = [a_trial(n, accuracy=0.9 - n / 100) for n in range(4)]
@@ -381,7 +378,7 @@ def test_a_curve_that_no_figure_draws_is_drawn_in_the_view_of_its_trial(
 
 
 @pytest.mark.browser
-def test_an_open_trial_follows_the_study(page, study_of):
+def test_an_open_trial_is_updated_with_the_study(page, study_of):
     stored = study_of([a_trial(0), a_trial(1, TrialState.RUNNING, 0.5, 0)])
     live = LivePage(stored, None, lambda *_: [])
     live.interval = 0.05
@@ -395,7 +392,7 @@ def test_an_open_trial_follows_the_study(page, study_of):
 
 
 @pytest.mark.browser
-def test_what_is_chosen_is_chosen_as_the_study_goes_on(page, study_of):
+def test_a_selection_remains_as_the_study_continues(page, study_of):
     trials = [a_trial(n, accuracy=0.5 + n / 20, params=settings(n)) for n in range(6)]
     stored = study_of(trials[:4])
     live = LivePage(stored, None, lambda *_: [])

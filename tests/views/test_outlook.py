@@ -30,7 +30,7 @@ def twelve(study_of):
     return stored
 
 
-def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(twelve):
+def test_a_running_search_shows_the_expected_gain_of_further_trials(twelve):
     """In numbers and in words, on a terminal and in the report."""
     set_bounds(twelve, Bounds(0.0005, None, 40))
     snapshot = take_snapshot(twelve)
@@ -41,16 +41,16 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     printed = shown(render_status(status, 100), width=100)
     assert "budget left: 28 trials" in printed
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
-    found = json.loads(status.as_json())
-    assert (found["ended"], found["gain"]) == (None, gain)
+    document = json.loads(status.as_json())
+    assert (document["ended"], document["gain"]) == (None, gain)
     _, sections = read_report(twelve)
-    details = next(each for each in sections if each.key == "details")
+    details = next(section for section in sections if section.key == "details")
     facts = next(dict(block.items) for block in details.blocks if isinstance(block, Facts))
     gained = f"{gain:.4f} accuracy; the search ends below 0.0005"
     assert facts["expected gain of further trials"] == gained
 
 
-def test_one_that_has_ended_says_so_in_all_views(twelve):
+def test_all_views_show_that_a_search_has_ended_early(twelve):
     set_bounds(twelve, Bounds(0.1, None, 40))
     decide_early_end(twelve, 40)
     snapshot = take_snapshot(twelve)
@@ -70,6 +70,6 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     assert (snapshot.left, snapshot.forecast.running) == (1, 1), "it runs to its end"
 
 
-def test_with_several_objectives_nothing_is_said_of_further_trials(sqlite_url):
+def test_several_objectives_have_no_expected_gain(sqlite_url):
     two = two_sided(sqlite_url, *[(0.9, n) for n in range(3)])
     assert "further trials" not in shown(render_status(ProgressReader(two).status(), 80))

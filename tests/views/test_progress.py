@@ -21,7 +21,7 @@ from studyloom.storage.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
     ProgressReader,
 )
-from studyloom.views.report import time_fact, winner_fact
+from studyloom.views.report import make_time_fact, make_winner_fact
 from studyloom.views.words import describe_best, describe_stored_result
 from studyloom.worker.stopping import set_control
 
@@ -69,7 +69,7 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
     begin_command(stored, RECORD, 12.0)
     reader = ProgressReader(stored)
-    assert not reader.read().at_work
+    assert not reader.read().is_at_work
     work(stored, 2, running=1)
     progress = reader.read()
     then = "then re-evaluation 4, final training 4"
@@ -77,46 +77,51 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert progress.elapsed >= 12
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
-    assert progress.at_work
-    assert time_fact(progress, [], live=False).explanation.startswith("search: 2 of 4 trials; ")
-    assert winner_fact(progress, None).explanation == (
+    assert progress.is_at_work
+    assert make_time_fact(progress, [], is_live=False).explanation.startswith(
+        "search: 2 of 4 trials; "
+    )
+    assert make_winner_fact(progress, None).explanation == (
         "not yet: re-evaluation 0/4, final training 0/4"
     )
-    assert progress.now_words()[:2] == ["search: 2 of 4 trials", then]
-    assert time_fact(progress, [], live=True).explanation == "search: 2 of 4 trials"
+    assert progress.describe_now()[:2] == ["search: 2 of 4 trials", then]
+    assert make_time_fact(progress, [], is_live=True).explanation == "search: 2 of 4 trials"
     set_control(stored, "pause")
-    assert reader.read().at_work
-    assert "pausing: 1 trial is released at its last epoch" in reader.read().now_words()
+    assert reader.read().is_at_work
+    assert "pausing: 1 trial is released at its last epoch" in reader.read().describe_now()
 
 
 def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, later):
     begin_command(stored, RECORD, 0.0)
     reader = ProgressReader(stored)
     work(stored, 4)
-    assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
+    assert (reader.read().title, reader.read().has_ended) == (REEVALUATION, False)
     reevaluation = later(REEVALUATION, 2)
     work(reevaluation, 1)
     progress = reader.read()
     assert (progress.title, progress.current.name) == (REEVALUATION, reevaluation.name)
-    assert progress.now_words()[:2] == ["re-evaluation: 1 of 2 trainings", "then final training 4"]
+    assert progress.describe_now()[:2] == [
+        "re-evaluation: 1 of 2 trainings",
+        "then final training 4",
+    ]
     assert progress.share == 0.5
     work(reevaluation, 1)
     final = later(FINAL_TRAINING, 1)
     work(final, 1)
     store_result(stored, result_of("of another stage"))
-    assert (reader.read().title, reader.read().ended) == ("test", False)
+    assert (reader.read().title, reader.read().has_ended) == ("test", False)
     store_result(stored, result_of(final.name))
     progress = reader.read()
-    assert (progress.title, progress.ended) == ("done", True)
+    assert (progress.title, progress.has_ended) == ("done", True)
     end_command(stored, 1)
     progress = reader.read()
-    assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
-    words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert describe_stored_result(progress.result) == words
+    assert (progress.title, progress.has_ended, progress.exit_code) == ("done", True, 1)
+    summary = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
+    assert describe_stored_result(progress.result) == summary
     assert "test accuracy 0.9725" in progress.line
 
 
-def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored, later):
+def test_a_continued_study_has_no_result_until_its_new_stages_end(stored, later):
     begin_command(stored, RECORD, 0.0)
     work(stored, 4)
     work(later(REEVALUATION, 4), 4)
@@ -132,7 +137,7 @@ def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored
     assert "best 0.5" in progress.line
 
 
-def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
+def test_a_stage_of_ten_seeds_is_not_taken_for_one_of_one_seed(sqlite_url, stored):
     """The name for 1 seed is the beginning of that for 10."""
     work(stored, 4)
     reevaluation = replace(RECORD, seeds=10).stage_of(stored.name, REEVALUATION)
@@ -140,19 +145,19 @@ def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
     store_stage(stored, REEVALUATION, reevaluation)
     for seeds, trials in ((10, 20), (1, 2)):
         begin_command(stored, replace(RECORD, seeds=seeds), 0.0)
-        words = ProgressReader(stored).read().stage_words
-        assert words == f"re-evaluation: 0 of {trials} trainings"
+        text = ProgressReader(stored).read().stage_text
+        assert text == f"re-evaluation: 0 of {trials} trainings"
 
 
-def test_of_optunas_own_study_trials_are_counted_as_it_has_no_slots(sqlite_url):
+def test_trials_of_an_optuna_study_are_counted_since_it_has_no_slots(sqlite_url):
     study = optuna.create_study(study_name="own", storage=sqlite_url)
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=3)
     trial = study.ask()
     study.enqueue_trial({"x": 0.5})
     reader = ProgressReader(open_study(sqlite_url, "own"))
     progress = reader.read()
-    assert progress.stage_words == "search: 3 of 5 trials"
-    assert (progress.search.slots["free"], progress.ended) == (1, False)
+    assert progress.stage_text == "search: 3 of 5 trials"
+    assert (progress.search.slots["free"], progress.has_ended) == (1, False)
     study.tell(trial, 0.5)
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
     assert describe_best(reader.read().search).endswith("after 5 of 5 trials")
@@ -163,22 +168,22 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     reader = ProgressReader(stored)
     work(stored, 3)
     work(stored, 1, value=None)
-    assert reader.read().stage_words == "re-evaluation: 0 of 4 trainings", "it has not begun"
+    assert reader.read().stage_text == "re-evaluation: 0 of 4 trainings", "it has not begun"
     reevaluation = later(REEVALUATION, 3)
     work(reevaluation, 1)
-    assert reader.read().stage_words == "re-evaluation: 1 of 3 trainings"
+    assert reader.read().stage_text == "re-evaluation: 1 of 3 trainings"
     work(reevaluation, 1, value=None)
-    assert reader.read().stage_words == "re-evaluation: 2 of 3 trainings, 1 pruned"
+    assert reader.read().stage_text == "re-evaluation: 2 of 3 trainings, 1 pruned"
 
 
-def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
+def test_a_study_has_ended_until_a_worker_runs_again(stored):
     begin_command(stored, RECORD, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     end_command(stored, 1)
     progress = ProgressReader(stored).read()
-    assert (progress.ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
+    assert (progress.has_ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
     work(stored, 0, running=1)
-    assert not ProgressReader(stored).read().ended
+    assert not ProgressReader(stored).read().has_ended
 
 
 def test_hours_are_counted_by_threads_and_gpus(stored):
@@ -192,4 +197,4 @@ def test_hours_are_counted_by_threads_and_gpus(stored):
     progress = ProgressReader(stored).read()
     assert (progress.hours.cores, progress.hours.gpus) == (8.0, 1.0)
     assert progress.cost == 2.0  # of the GPUs, since there are some
-    assert {"8.00 core-hours", "cost 2.00"} <= {*progress.time_words()}
+    assert {"8.00 core-hours", "cost 2.00"} <= {*progress.list_times()}

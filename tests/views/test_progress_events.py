@@ -11,7 +11,8 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
-from studyloom.views.progress import Event, History, ProgressReader, write_event
+from studyloom.views.events import Event, History, format_event
+from studyloom.views.progress import ProgressReader
 from studyloom.views.terminal import Resumptions
 from studyloom.worker.stopping import set_control
 
@@ -30,15 +31,15 @@ def test_the_reference_lists_every_event_and_every_field():
 
 
 def look(stored, history):
-    events = [*history.new(ProgressReader(stored).read())]
+    events = [*history.record_new(ProgressReader(stored).read())]
     for event in events:
-        document = documented(json.loads(write_event(event, "toy", "1f")), "event")
+        document = documented(json.loads(format_event(event, "toy", "1f")), "event")
         fields = FIELDS[event["event"]]
         assert fields - OPTIONAL[event["event"]] <= {*document} <= fields
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
 
 
-def test_a_trial_begins_reports_and_ends_and_each_is_told_once(stored):
+def test_begin_report_and_end_of_a_trial_are_each_one_event(stored):
     history = History()
     assert look(stored, history) == []
     trial = begin(stored)
@@ -56,7 +57,7 @@ def test_a_trial_begins_reports_and_ends_and_each_is_told_once(stored):
     assert look(stored, history) == []
 
 
-def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_terminal(
+def test_a_resumed_trial_is_one_event_and_one_line_on_the_terminal(
     stored,
 ):
     history, trial = History(), begin(stored)
@@ -72,13 +73,15 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
         for _ in range(2):
             tell(ProgressReader(stored).read())
     assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
-    words = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
-    assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
-    lines = [write_event(e, "t", "1f") for e in History().new(ProgressReader(stored).read())]
-    assert not [*History.read(lines, "1f").new(ProgressReader(stored).read())]
+    start = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
+    assert console.export_text().splitlines() == [f"{start}1", f"{start}2"]
+    lines = [
+        format_event(e, "t", "1f") for e in History().record_new(ProgressReader(stored).read())
+    ]
+    assert not [*History.read(lines, "1f").record_new(ProgressReader(stored).read())]
 
 
-def test_a_stream_is_named_once_at_its_first_report_and_at_each_resumption(stored):
+def test_a_stream_is_named_at_its_first_report_and_each_resumption(stored):
     trial, console = begin(stored), Console(record=True, width=200)
     stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
     trial.suggest_float("lr", 0.0, 1.0)
@@ -97,7 +100,7 @@ def test_a_stream_is_named_once_at_its_first_report_and_at_each_resumption(store
     ]
 
 
-def test_a_command_that_finds_its_files_is_not_said_to_start_again(stored):
+def test_a_command_that_finds_its_files_does_not_start_from_scratch(stored):
     trial, console = begin(stored), Console(record=True)
     stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
     trial.suggest_float("lr", 0.0, 1.0)
@@ -106,11 +109,11 @@ def test_a_command_that_finds_its_files_is_not_said_to_start_again(stored):
     trial.set_user_attr(RESUMED, resumed)
     assert look(stored, History()) == [("began", 0, None), ("resumed", 0, None)]
     tell(ProgressReader(stored).read())
-    words = "trial 0 runs its command again, in the same folder, since its worker died: it was"
-    assert console.export_text().startswith(words)
+    line = "trial 0 runs its command again, in the same folder, since its worker died: it was"
+    assert console.export_text().startswith(line)
 
 
-def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):
+def test_a_new_reader_gets_all_events_and_a_returning_one_the_rest(half_done):
     events = look(half_done, History())
     assert [event[0] for event in events].count("began") == 5
     assert [event[0] for event in events].count("ended") == 4
@@ -122,20 +125,20 @@ def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_d
     # A history that is read back tells the rest alone.
     history = History()
     progress = ProgressReader(half_done).read()
-    lines = [write_event(event, "toy", "1f") for event in history.new(progress)]
+    lines = [format_event(event, "toy", "1f") for event in history.record_new(progress)]
     for cut in range(len(lines)):
         read = History.read([*lines[:cut], "half a li", "[]", '{"event": "began"}'], "1f")
-        rest = [write_event(event, "toy", "1f") for event in read.new(progress)]
-        assert [strip(line) for line in rest] == [strip(line) for line in lines[cut:]]
+        later_lines = [format_event(event, "toy", "1f") for event in read.record_new(progress)]
+        assert [strip(line) for line in later_lines] == [strip(line) for line in lines[cut:]]
     other = History.read(lines, "of another study")
-    assert len([*other.new(progress)]) == len(lines)
+    assert len([*other.record_new(progress)]) == len(lines)
 
 
 def strip(line):
     return {key: value for key, value in json.loads(line).items() if key != "at"}
 
 
-def test_a_halt_a_request_and_a_reason_are_told(stored):
+def test_aborts_requests_and_reasons_are_events(stored):
     history = History()
     trial = begin(stored)
     claim = stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
@@ -144,17 +147,17 @@ def test_a_halt_a_request_and_a_reason_are_told(stored):
     stored.ledger.finish(claim)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     set_control(stored, "pause")
-    told = [*History().new(ProgressReader(stored).read())]
-    assert "hunter2" not in str(told)
+    events = [*History().record_new(ProgressReader(stored).read())]
+    assert "hunter2" not in str(events)
     kinds = [kind for kind, *_ in look(stored, history)]
     assert kinds == ["began", "ended", "control", "halted"]
     set_control(stored, None)
     assert [kind for kind, *_ in look(stored, history)] == ["control"]
 
 
-def test_an_event_is_one_line_whatever_it_holds():
+def test_an_event_is_one_line_whatever_text_it_holds():
     for text in ("a\nb", "\x1b[2J", "=1+1", "\ud800"):
-        line = write_event({"event": "halted", "reason": text}, text, None)
+        line = format_event({"event": "halted", "reason": text}, text, None)
         assert line.count("\n") == 1
         assert line.isascii()
         assert "\x1b" not in line

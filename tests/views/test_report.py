@@ -21,7 +21,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.views import page as pages
 from studyloom.views import report
 from studyloom.views.report import read_report, write_report
-from studyloom.views.snapshot import importances, take_snapshot
+from studyloom.views.snapshot import compute_importances, take_snapshot
 from studyloom.views.words import explain_decision
 
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -59,8 +59,8 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with a result, or without one."""
-    top, sections = read_report(stored, winner and result_of(**winner), text)
-    return pages.report_page(top, sections)
+    head, sections = read_report(stored, winner and result_of(**winner), text)
+    return pages.render_report(head, sections)
 
 
 def text_of(page):
@@ -70,14 +70,14 @@ def text_of(page):
     return " ".join(html.unescape(bare).split())
 
 
-def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_figure(searched):
+def test_a_report_has_facts_every_trial_and_a_table_for_each_figure(searched):
     page = render(searched, WINNER, "")
-    for words in (
+    for text in (
         *("0.9370", "0.9000", "0.9612 ± 0.0034", "0.9012 ± 0.0045", "1,000 examples", "used once"),
         *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "± is the standard deviation over 2 seeds"),
         *("24 complete, 8 pruned, 7 failed", "Winner: lr=0.1", "commit c0ffee"),
     ):
-        assert words in text_of(page)
+        assert text in text_of(page)
     rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)"[^>]*>(.*?)</tr>', page, re.DOTALL)
     assert [int(number) for number, *_ in rows] == [*range(40)]
     assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "interrupted"}
@@ -88,16 +88,16 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
 
 
 def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched):
-    for won, others, said in (
+    for won, others, reason in (
         (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "since it had the best mean on 2"),
         (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], "by min image, on 2 new seeds"),
     ):
         result = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
         text = " ".join(explain_decision(result_of(**WINNER | result), 40, searched.sign))
-        assert said in text
+        assert reason in text
 
 
-def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_comes_below(searched):
+def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
     alone = WINNER | {"test": WINNER["test"] | {"baseline": None, "difference": None}}
     first = alone | {"winner": WON | {"baseline": True}}
     for winner, facts in (
@@ -108,14 +108,14 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         (None, ("–", "not yet: ")),
     ):
         result = winner and result_of(**winner)
-        top, sections = read_report(searched, result)
-        assert len(top.facts) == 4
-        tried, best, won, took = top.facts
+        head, sections = read_report(searched, result)
+        assert len(head.facts) == 4
+        tried, best, winner_fact, took = head.facts
         assert tried.value == "39 of 40", "one runs"
         assert tried.explanation.startswith("4 hyperparameters; 24 complete, 8 pruned, 7 failed")
         assert (best.value, best.explanation) == ("0.9370", "trial 37; the baseline has 0.9000")
-        assert won.value == facts[0]
-        assert won.explanation.startswith(facts[1])
+        assert winner_fact.value == facts[0]
+        assert winner_fact.explanation.startswith(facts[1])
         assert (took.label, took.value) == ("Took", "7 min 8 s")
         first, details, *_ = sections
         assert (first.key, details.key) == ("search", "details")
@@ -132,7 +132,7 @@ def first_chart(stored, winner=None):
     return next(sections).blocks[0]
 
 
-def test_the_axis_of_a_loss_is_logarithmic_if_only_trials_that_ended_early_differ_by_factors(
+def test_a_loss_axis_is_logarithmic_if_pruned_trials_differ_by_factors(
     sqlite_url,
 ):
     least = [ObjectiveValue("distance", "minimize")]
@@ -143,19 +143,19 @@ def test_the_axis_of_a_loss_is_logarithmic_if_only_trials_that_ended_early_diffe
     assert first_chart(stored).y.reads == "tens"
 
 
-def test_the_ring_of_the_best_trial_lies_on_that_of_the_winner_with_its_costs(sqlite_url):
+def test_best_trial_and_winner_are_one_ring_with_the_costs(sqlite_url):
     stored = two_sided(sqlite_url, (0.5, 100), (0.75, 90))
-    won = {"trial": 1, "search_value": 0.75, "costs": {"parameters": 90.0}}
-    result = result_of(winner=won)
+    winner_trial = {"trial": 1, "search_value": 0.75, "costs": {"parameters": 90.0}}
+    result = result_of(winner=winner_trial)
     rings = [(m.name, m.width) for m in first_chart(stored, result).marks if m.shape == "ring"]
     assert {name for name, _ in rings} == {"winner", "best", "baseline"}
     widths = [width for _, width in rings]
     assert widths == sorted(widths, reverse=True), "a hole in a larger one would hide it"
-    top, _ = read_report(stored, result)
-    assert top.facts[2].explanation.startswith("trial 1, parameters 90; ")
+    head, _ = read_report(stored, result)
+    assert head.facts[2].explanation.startswith("trial 1, parameters 90; ")
 
 
-def test_a_study_says_what_is_not_there_yet(study_of):
+def test_a_report_says_what_is_missing_so_far(study_of):
     page = render(study_of(), None, "")
     assert 'class="plot"' not in page
     for line in (
@@ -168,14 +168,14 @@ def test_a_study_says_what_is_not_there_yet(study_of):
     render(study_of([*trials, create_trial(value=0.0)], name="bare"), None, "")
 
 
-def test_no_validation_set_is_spoken_of_that_an_objective_may_not_have(study_of):
+def test_a_validation_set_is_not_mentioned_as_some_objectives_have_none(study_of):
     lr = {"params": {"lr": 0.1}, "distributions": {"lr": FloatDistribution(0, 1)}}
     html = render(study_of(create_trial(value=n / 10, **lr) for n in range(3)), None, "")
     assert "validation" not in html
     assert "Best, search" in html
 
 
-def test_what_proposers_gained_is_told_beside_the_sampler_and_their_names_are_text(study_of):
+def test_proposers_are_compared_with_the_sampler_and_their_names_are_text(study_of):
     by = {"by": f"anna{IMAGE}", "why": SCRIPT}
     marks = [{BASELINE: True}, {}, {}, {PROPOSED: by}, {PROPOSED: by}, {PROPOSED: {"by": "bo"}}]
     states = [TrialState.COMPLETE] * 5 + [TrialState.FAIL]
@@ -199,7 +199,7 @@ def test_what_proposers_gained_is_told_beside_the_sampler_and_their_names_are_te
         assert "proposed by bo 1 – – –" in text
 
 
-def test_failures_only_are_told_by_class_with_their_messages(study_of):
+def test_failures_are_listed_by_kind_with_their_messages(study_of):
     attrs = {FAILURE: "error", REASON: "ValueError: one", TRACEBACK: "line 1\nline 2"}
     trials = [a_trial(number, TrialState.FAIL, params={}, **attrs) for number in range(2)]
     trials += [
@@ -210,51 +210,51 @@ def test_failures_only_are_told_by_class_with_their_messages(study_of):
     stored = study_of(trials)
     stored.optuna.set_user_attr(HALTED, "ValueError: one")
     text = text_of(render(stored, None, ""))
-    for words in (
+    for message in (
         "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1",
         "unexplained 1 × no reason is stored",
         "line 1 line 2",
         "The study stopped itself, since its trials fail with this: ValueError: one",
     ):
-        assert words in text
+        assert message in text
 
 
-def test_a_page_of_two_objectives_has_the_front_and_what_matters_for_each(sqlite_url):
+def test_two_objectives_have_a_front_and_importances_for_each(sqlite_url):
     values = ((0.5 + number % 7 / 20, 100.0 + 50 * (number % 7)) for number in range(14))
     page = render(two_sided(sqlite_url, *values, None), None, "")
-    words = text_of(page)
-    for said in (
+    text = text_of(page)
+    for sentence in (
         *("Pareto front", "The best trial is chosen by max accuracy where parameters <= 100"),
         *("What matters for accuracy", "What matters for parameters", "trial 0, parameters 100"),
     ):
-        assert said in words
+        assert sentence in text
     rows = re.findall(r'<tr><td class="number">([^<]*)</td><td class="number">([^<]*)</td>', page)
     assert ("0.8000", "400") in rows
     legends = re.findall(r'<li class="c-[\w-]+"><i[^>]*></i>([^<]*)</li>', page)
     assert {"front", "staircase", "baseline", "best"} <= {*legends}
 
 
-def test_of_very_many_those_at_even_distances_and_those_that_stand_out_are_shown(
+def test_a_large_study_is_sampled_at_even_distances_with_notable_trials(
     study_of, monkeypatch, tmp_path
 ):
     """Values fall, but for one that is the best of all."""
     values = {number: 1 - number / 40 for number in range(40)} | {27: 2.0}
     stored = study_of([a_trial(number, accuracy=value) for number, value in values.items()])
-    assert report.sample(stored, take_snapshot(stored), None) == (stored, "")
-    monkeypatch.setattr(report, "MOST", 10)
-    monkeypatch.setattr(report, "BEST", 3)
-    shown, note = report.sample(stored, take_snapshot(stored), 35)
-    numbers = [trial.number for trial in shown.trials()]
+    assert report.sample_trials(stored, take_snapshot(stored), None) is None
+    monkeypatch.setattr(report, "MOST_TRIALS", 10)
+    monkeypatch.setattr(report, "MOST_RANKED", 3)
+    sampled = report.sample_trials(stored, take_snapshot(stored), 35)
+    numbers = [trial.number for trial in sampled.trials()]
     # Every fourth; the three best, of which 0 was the best before 27; and the winner.
     assert numbers == sorted({*range(0, 40, 4), 27, 0, 1, 35})
-    assert note.startswith(f"{len(numbers)} of 40 trials are shown")
-    assert next(trial.number for trial in shown.ranked()) == 27
+    assert sampled.note.startswith(f"{len(numbers)} of 40 trials are shown")
+    assert next(trial.number for trial in sampled.ranked()) == 27
     page = write_report(stored, tmp_path).read_text()
     assert "of 40 trials are shown: 10 at even distances" in page
     assert "40 complete" in page
 
 
-def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypatch):
+def test_only_the_most_important_of_many_hyperparameters_are_shown(study_of, monkeypatch):
     monkeypatch.setattr(report, "MOST_COLUMNS", 2)
     monkeypatch.setattr(report, "MOST_SLICES", 3)
     space = {f"p{n}": FloatDistribution(0.0, 1.0) for n in range(6)}
@@ -264,9 +264,11 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
         for params in at
     )
     page = render(stored, None, "")
-    said = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
-    assert said in text_of(page)
-    assert [name for name in heads(page) if name in space] == [*importances(stored).shares][:2]
+    note = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
+    assert note in text_of(page)
+    assert [name for name in heads(page) if name in space] == [*compute_importances(stored).shares][
+        :2
+    ]
 
 
 def heads(page):
@@ -275,7 +277,7 @@ def heads(page):
     return re.findall(r"<th[^>]*>([^<]*)</th>", head)
 
 
-def test_the_table_begins_with_what_matters_under_names_as_short_as_tells_them_apart(study_of):
+def test_the_table_begins_with_important_hyperparameters_in_short_names(study_of):
     unit, group = FloatDistribution(0.0, 1.0), CategoricalDistribution(["sgd", "adamw"])
 
     def settings(number):
@@ -290,7 +292,7 @@ def test_the_table_begins_with_what_matters_under_names_as_short_as_tells_them_a
     trials = [a_trial(n, accuracy=n * 7 % 40 / 40, params=settings(n)) for n in range(40)]
     stored = study_of(trials)
     page = render(stored, None, "")
-    shares = importances(stored).shares
+    shares = compute_importances(stored).shares
     assert next(iter(shares)) == "optimizer.adamw.weight_decay"
     short = {
         "optimizer": "optimizer",
@@ -304,7 +306,7 @@ def test_the_table_begins_with_what_matters_under_names_as_short_as_tells_them_a
     assert 'title="optimizer.adamw.weight_decay">weight_decay</th>' in page
 
 
-def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, tmp_path):
+def test_a_figure_that_cannot_be_drawn_is_a_line_in_the_report(study_of, monkeypatch, tmp_path):
     huge = [
         a_trial(n, accuracy=(-1) ** n * 1.7e308, epochs=0, params=branching(n)) for n in range(30)
     ]
@@ -313,7 +315,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     assert "It cannot be drawn: OverflowError" in text
     assert "Hyperparameter importance" in text
     assert "All trials" in text
-    monkeypatch.setattr("studyloom.views.words.trials_fact", lambda *_: 1 / 0)
+    monkeypatch.setattr("studyloom.views.words.make_trials_fact", lambda *_: 1 / 0)
     with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):
         write_report(study, tmp_path)
     assert UndrawnReport.exit_code == 0
@@ -335,9 +337,7 @@ def test_only_embedded_images_are_shown(study_of):
         assert page.count("<img ") == page.count(f'src="{PIXEL}"') == count, image
 
 
-def test_the_report_is_written_anew_with_what_lies_in_the_folder_and_no_password(
-    study_of, tmp_path
-):
+def test_report_rewrites_the_report_of_a_folder_without_passwords(study_of, tmp_path):
     url = f"postgresql://me:{CANARY}@host/db"
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text(f"storage:\n  url: {url}\nöl: 1\n")
@@ -350,8 +350,8 @@ def test_the_report_is_written_anew_with_what_lies_in_the_folder_and_no_password
     for _ in range(2):
         page = write_report(stored, tmp_path).read_text()
     assert {*tmp_path.iterdir()} - before == {tmp_path / "report.html"}
-    words = "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host"
-    assert f"{words}/db öl: 1" in text_of(page)
+    line = "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host"
+    assert f"{line}/db öl: 1" in text_of(page)
     assert CANARY not in page
 
 
@@ -410,7 +410,7 @@ def open_page(browser, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_browser_draws_all_figures_tells_each_point_and_asks_for_nothing(searched, open_page):
+def test_a_browser_draws_figures_reads_points_and_requests_nothing(searched, open_page):
     page = open_page(render(searched, WINNER, "a: 1"))
     assert page.locator(".plot").count() == 8
     drawn = page.evaluate(
@@ -441,7 +441,7 @@ def test_a_browser_draws_all_figures_tells_each_point_and_asks_for_nothing(searc
 
 
 @pytest.mark.browser
-def test_a_phone_scrolls_down_only(searched, open_page):
+def test_a_phone_scrolls_only_down(searched, open_page):
     for width in (1280, 360):
         page = open_page(render(searched, WINNER, "a" * 500), width=width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -464,8 +464,8 @@ def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_
         for n in range(8)
     ]
     page = open_page(render(study_of(trials), None, ""))
-    shown = "#all-trials tbody tr:not([hidden]) th"
-    numbers = f"[...document.querySelectorAll('{shown}')].map((c) => +c.textContent)"
+    visible_rows = "#all-trials tbody tr:not([hidden]) th"
+    numbers = f"[...document.querySelectorAll('{visible_rows}')].map((c) => +c.textContent)"
     page.get_by_role("button", name="accuracy", exact=True).click()
     assert page.evaluate(numbers) == [0, 4, 3, 7, 2, 6, 1, 5]
     assert page.locator("#all-trials th[aria-sort=ascending]").inner_text() == "accuracy"
@@ -485,19 +485,17 @@ def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_
 
 
 @pytest.mark.browser
-def test_a_filter_hides_empty_columns_and_finds_hyperparameters_by_whole_names(
-    searched, open_page, tmp_path
-):
+def test_a_filter_hides_empty_columns_and_knows_whole_names(searched, open_page, tmp_path):
     page = open_page(render(searched, None, ""))
-    shown = """[...document.querySelectorAll("#all-trials th[scope=col]")]
+    visible_titles = """[...document.querySelectorAll("#all-trials th[scope=col]")]
         .filter((cell) => cell.offsetWidth).map((cell) => cell.textContent)"""
-    everything = page.evaluate(shown)
+    everything = page.evaluate(visible_titles)
     assert {"channels", "momentum", "why"} <= {*everything}
     page.locator("#filter").fill("cnn complete")
-    assert {*everything} - {*page.evaluate(shown)} == {"momentum", "why"}
+    assert {*everything} - {*page.evaluate(visible_titles)} == {"momentum", "why"}
     page.locator("#filter").fill("mlp.momentum<0.3")
     assert page.locator("#count").inner_text().startswith("15 of 40")
-    assert "channels" not in page.evaluate(shown)
+    assert "channels" not in page.evaluate(visible_titles)
     with page.expect_download() as saved:
         page.locator("#csv").click()
     saved.value.save_as(tmp_path / "trials.csv")
@@ -505,7 +503,7 @@ def test_a_filter_hides_empty_columns_and_finds_hyperparameters_by_whole_names(
     assert {"mlp.momentum", "cnn.channels"} <= {*head}
     assert len(rows) == 15
     page.locator("#filter").fill("")
-    assert page.evaluate(shown) == everything
+    assert page.evaluate(visible_titles) == everything
 
 
 @pytest.mark.browser
@@ -516,9 +514,9 @@ def test_the_first_screen_holds_the_figure_and_is_saved_as_an_image(
     page = open_page(render(searched, WINNER, ""), width=width)
     page.set_viewport_size({"width": width, "height": height})
     assert page.locator(".numbers > div").count() == 4
-    for shown in (".result", ".numbers", "#search h2", "#search .plot"):
-        box = page.locator(shown).bounding_box()
-        assert box["y"] + box["height"] <= height, shown
+    for selector in (".result", ".numbers", "#search h2", "#search .plot"):
+        box = page.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= height, selector
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save as image").click()
     saved.value.save_as(tmp_path / "saved.png")
@@ -545,7 +543,7 @@ def test_a_browser_shows_what_looks_like_html_as_text(study_of, open_page):
 
 
 @pytest.mark.browser
-def test_the_pages_policy_lets_no_other_script_run_and_no_request_out(study_of, open_page):
+def test_the_security_policy_blocks_other_scripts_and_all_requests(study_of, open_page):
     taken = "document.title = 'taken'"
     intruder = f'<img src=x onerror="{taken}"><script>{taken}</script>'
     bare = str(render(study_of(), None, ""))  # a Markup would escape what replaces

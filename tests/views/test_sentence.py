@@ -52,7 +52,7 @@ def changed(**keys):
     return result_of(**result)
 
 
-def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
+def test_the_sentence_can_be_quoted_and_says_no_more_than_is_known(stored):
     assert describe_result(changed(), stored) == (
         "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, "
         "4.4 points over the baseline"
@@ -73,7 +73,7 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         assert words in describe_result(result, stored)
 
 
-def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
+def test_a_network_is_described_by_its_class_and_what_was_searched(study_of):
     ours = "studyloom.models."
     mlp = {"_target_": f"{ours}MLP", "hidden": [128, 64]}
     lstm = {"_target_": f"{ours}Recurrent", "cell": "lstm", "hidden": 64, "layers": 1}
@@ -93,7 +93,7 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
         assert describe_result(result, stored).startswith(f"{words}, SGD at 0.1: ")
 
 
-def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
+def test_a_loop_is_described_by_its_hyperparameters_and_metric(sqlite_url):
     objectives = (ObjectiveValue("perplexity", "minimize"),)
     stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, 3, objectives=objectives)
     fill(stored, a_trial(0, accuracy=12.5, params={}))
@@ -108,7 +108,7 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
     )
 
 
-def test_an_accuracy_beyond_1_is_told_as_the_loop_returns_it(study_of):
+def test_an_accuracy_above_1_is_printed_as_the_loop_returns_it(study_of):
     """A loop may return percent, of which 97.7 is no share."""
     stored = study_of([a_trial(0, accuracy=90.0, **{BASELINE: True}), a_trial(1, accuracy=95.0)])
     sentence = describe_best(take_snapshot(stored))
@@ -121,7 +121,7 @@ def test_an_accuracy_beyond_1_is_told_as_the_loop_returns_it(study_of):
     )
 
 
-def test_a_list_of_the_space_is_told_as_one(sqlite_url):
+def test_a_list_of_the_search_space_is_one_value(sqlite_url):
     widths, rates = IntDistribution(1, 512), FloatDistribution(0.0, 1.0)
     params = {
         "hidden.length": (2, IntDistribution(1, 3)),
@@ -138,7 +138,7 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
     assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, lr 0.5: ")
 
 
-def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
+def test_the_sentence_of_a_running_search_describes_the_best_so_far(stored, study_of):
     assert describe_best(take_snapshot(stored)) == (
         "A CNN with 16 channels, AdamW at 0.0033: 95.0% in the search, the best after "
         "2 of 40 trials; the baseline has 90.0%"

@@ -20,7 +20,7 @@ from studyloom.views.progress import Progress, ProgressReader, StageProgress, St
 from studyloom.views.report import write_report
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import print_trials, render_status, watch, watch_json
-from studyloom.views.words import describe_best, headline
+from studyloom.views.words import describe_best, make_headline
 
 
 def shown(stands, width=80):
@@ -29,7 +29,7 @@ def shown(stands, width=80):
     return console.file.getvalue()
 
 
-def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
+def test_a_status_shows_all_that_is_known_of_a_study(half_done):
     text = shown(ProgressReader(half_done).status())
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
@@ -59,8 +59,8 @@ def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypat
 
     monkeypatch.setattr(ledger, "counts", end_trials_first)
     progress = ProgressReader(half_done).read()
-    assert headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
-    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned"
+    assert make_headline(progress.search).startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
+    assert progress.stage_text == "search: 4 of 8 trials, 1 pruned"
 
 
 def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
@@ -70,8 +70,8 @@ def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
     half_done.ledger.claim("host:5", 8, 60, lambda *_: own._trial_id)
     half_done.storage.load(half_done.ledger.study_id, own._trial_id)
     progress = ProgressReader(half_done).read()
-    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned, 1 paused"
-    assert "2 complete, 1 pruned, 1 failed" in headline(progress.search)
+    assert progress.stage_text == "search: 4 of 8 trials, 1 pruned, 1 paused"
+    assert "2 complete, 1 pruned, 1 failed" in make_headline(progress.search)
 
 
 def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done, tmp_path):
@@ -94,13 +94,13 @@ def test_a_running_trial_that_no_worker_holds_is_shown_as_interrupted(half_done,
 
 def test_counts_have_a_comma_from_a_thousand_on():
     search = snapshot_of(free=900, done=1100, best=trial_of(0.5), complete=1047, paused=1200)
-    assert headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
+    assert make_headline(search).startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
     assert "the best after 1,100 of 2,000 trials" in describe_best(search)
     progress = Progress(search, (StageProgress("search", 1100, 900, search),), "search")
-    assert progress.stage_words == "search: 1,100 of 2,000 trials, 1,200 paused"
+    assert progress.stage_text == "search: 1,100 of 2,000 trials, 1,200 paused"
 
 
-def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
+def test_the_proposer_of_the_best_trial_is_shown_as_plain_text(half_done):
     stands = ProgressReader(half_done).status()
     stands.progress.search.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
     for width in (40, 80):
@@ -127,7 +127,7 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
         assert all(f"{name}={value}" in joined(text) for name, value in params.items())
 
 
-def test_importances_are_told_once_they_mean_something(stored):
+def test_importances_are_shown_after_enough_trials(stored):
     for number in range(12):
         trial = begin(stored)
         lr, width = trial.suggest_float("lr", 0.0, 1.0), trial.suggest_int("width", 1, 9)
@@ -163,7 +163,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     assert 10 < document["eta"] <= 25
 
 
-def test_what_is_no_finite_number_is_null():
+def test_numbers_that_are_not_finite_are_null():
     worker = WorkerStatus("w:1", 1, 1, value=-math.inf, lease=1.0, held=1.0)
     snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
     stage = StageProgress("search", 0, 1, snapshot)
@@ -243,7 +243,7 @@ def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
     assert [document["workers"][0]["epoch"] for document in documents[:2]] == [2, 3]
 
 
-def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
+def test_a_terminal_gets_a_view_that_is_redrawn(half_done, monkeypatch):
     steps = (nothing, lambda: half_done.optuna.tell(4, 0.95), lambda: spend(half_done))
     text = watched(half_done, monkeypatch, *steps, terminal=True, errors=AWAY)
     assert "\x1b[" in text
@@ -265,7 +265,7 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
     assert ("toy  search: 4 of 8" in out, err) == (True, "")
 
 
-def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite_url):
+def test_two_objectives_show_the_front_with_best_baseline_and_rule(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
     stands = ProgressReader(stored).status()
     text = shown(stands, 80)

@@ -11,10 +11,10 @@ from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
 from studyloom.views.terminal import (
     LiveLines,
     compare_with_baseline,
+    describe_winner,
     format_times,
     make_console,
     say,
-    winner_lines,
 )
 
 
@@ -31,10 +31,10 @@ def lines_of(examples, covers, values):
     summary = {"mean": 0.17, "values": values, "interval": (0.159, 0.181)}
     test = {"winner": summary, "examples": examples, "covers": covers}
     winner = {"mean": 0.16, "values": [0.15, 0.17], "gap": 0.0}
-    return "\n".join(winner_lines(result_of(test=test, winner=winner, seeds=[1, 2])))
+    return "\n".join(describe_winner(result_of(test=test, winner=winner, seeds=[1, 2])))
 
 
-def test_an_interval_over_examples_says_of_how_many_seeds_it_has_the_mean():
+def test_an_interval_over_examples_names_the_number_of_seeds():
     """The values of two seeds may lie outside of it."""
     few = lines_of(1000, "examples", [0.221, 0.119])
     assert "0.1700 (0.2210 and 0.1190)" in few
@@ -44,33 +44,35 @@ def test_an_interval_over_examples_says_of_how_many_seeds_it_has_the_mean():
     assert f"{mean} seeds and examples" in lines_of(1000, "seeds and examples", [0.1, 0.2, 0.21])
 
 
-def test_validation_parts_are_fresh_only_where_the_data_are_divided_for_the_study():
+def test_new_validation_splits_are_mentioned_only_if_there_are_some():
     assert "on new seeds and validation splits" in lines_of(1000, "examples", [0.17])
     own = lines_of(None, "seeds", [0.16, 0.17, 0.18])
     assert "on new seeds" in own
     assert "validation parts" not in own
 
 
-def test_the_console_of_studies_takes_no_text_for_markup(capsys):
+def test_a_console_prints_markup_verbatim(capsys):
     for name in MARKUP:
         make_console().print(name, soft_wrap=True)
         assert capsys.readouterr().out == f"{name}\n"
 
 
-def test_the_best_of_the_search_and_the_winner_stand_together_and_why_they_differ():
+def test_best_trial_and_winner_are_printed_with_why_they_differ():
     two = [{"trial": 1, "search_value": 0.98, "mean": 0.95, "values": [0.95] * 3}]
     two += [{"trial": 2, "search_value": 0.97, "mean": 0.96, "values": [0.96] * 3}]
     won = result_of(winner=two[1], candidates=two, seeds=[1, 2, 3])
     why = "since it had the best mean on 3 new seeds"
-    assert next(winner_lines(won, 1)) == f"best of the search: trial 1; winner: trial 2, {why}"
+    assert next(describe_winner(won, 1)) == f"best of the search: trial 1; winner: trial 2, {why}"
     ruled = replace(
         result_of(winner=two[0], candidates=two, seeds=[1]), rule="max accuracy where …"
     )
-    assert next(winner_lines(ruled)) == "winner: trial 1, by max accuracy where …, on 3 new seeds"
+    assert (
+        next(describe_winner(ruled)) == "winner: trial 1, by max accuracy where …, on 3 new seeds"
+    )
     kept = result_of(winner=two[0] | {"baseline": True}, candidates=two, seeds=[1])
-    assert "beats the baseline by no more than chance" in next(winner_lines(kept))
+    assert "beats the baseline by no more than chance" in next(describe_winner(kept))
     alone = result_of(test={"winner": {"mean": 0.5}}, seeds=[1])
-    assert next(winner_lines(alone)) == "winner: trial 0, the only candidate"
+    assert next(describe_winner(alone)) == "winner: trial 0, the only candidate"
 
 
 def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines():
@@ -86,7 +88,7 @@ def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines():
         )
 
 
-def test_lines_that_a_narrower_terminal_has_wrapped_are_cleared_with_all_their_rows():
+def test_lines_wrapped_by_a_narrower_terminal_are_cleared_entirely():
     console = make_console(io.StringIO(), width=80, force_terminal=True, color_system=None)
     with LiveLines(console=console, auto_refresh=False) as live:
         for width, drawn in ((80, [80, 70, 10]), (40, [40]), (80, [1])):
@@ -96,7 +98,7 @@ def test_lines_that_a_narrower_terminal_has_wrapped_are_cleared_with_all_their_r
             assert ups == {80: {3: 0, 1: 1}, 40: {1: 2 + 2 + 1}}[width][len(drawn)]
 
 
-def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial():
+def test_the_time_of_workers_is_in_percent_with_the_wait_at_the_end():
     began = datetime(2026, 1, 1)
     ends = {"before": -60, "a": 10, "b": 20}
     trials = []

@@ -83,9 +83,7 @@ def looks_at(run_dir):
 
 
 @pytest.mark.parametrize("value", WRONG, ids=str)
-def test_an_attribute_of_another_type_counts_as_missing_and_all_else_is_shown(
-    value, half_done, sqlite_url, tmp_path
-):
+def test_an_attribute_of_another_type_counts_as_missing(value, half_done, sqlite_url, tmp_path):
     half_done.close()
     engine = sqlalchemy.create_engine(sqlite_url)
     change = "INSERT OR REPLACE INTO trial_user_attributes (trial_id, key, value_json) "
@@ -119,7 +117,7 @@ def test_names_of_metrics_of_another_type_count_as_missing(names, half_done, sql
     stored.close()
 
 
-def test_attributes_of_trials_of_another_program_stay_as_they_are(sqlite_url):
+def test_attributes_of_another_program_remain_unchanged(sqlite_url):
     study = optuna.create_study(storage=sqlite_url, study_name="plain")
     study.add_trial(create_trial(value=1.0, user_attrs={"epochs": 20, "times": "many"}))
     stored = open_study(sqlite_url, "plain")
@@ -128,7 +126,9 @@ def test_attributes_of_trials_of_another_program_stay_as_they_are(sqlite_url):
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_url, tmp_path):
+def test_a_cell_that_optuna_cannot_read_is_reported_in_one_line(
+    kind, half_done, sqlite_url, tmp_path
+):
     half_done.close()
     change, said = CELLS[kind]
     engine = sqlalchemy.create_engine(sqlite_url)

@@ -22,7 +22,7 @@ import studyloom as sl
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import PredictError
 from studyloom.views import figures
-from studyloom.views.terminal import winner_lines
+from studyloom.views.terminal import describe_winner
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.assemble_result import is_result_of
@@ -208,7 +208,7 @@ def test_the_simple_configuration_shares_the_single_use_of_the_test_set(ablated)
     assert (stages.run_dir / SIMPLE).exists()
     assert len(result.test.simple.values) == SEEDS
     assert "on the test set: " in describe_simple(result)
-    lines = "\n".join(winner_lines(result))
+    lines = "\n".join(describe_winner(result))
     assert all(line in lines for line in list_ablation(result))
 
 
@@ -275,7 +275,7 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
         AblationRow("c", 2, 0),
     )
     ablation = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
-    chart = figures.ablation(ablation)
+    chart = figures.draw_ablation(ablation)
     assert chart.names() == ["needed", "not needed"]
     dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
     assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
@@ -285,8 +285,11 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
         ("c", "2", "0", "no value: a training failed", "needed", ""),
     ]
     for hostile in (math.inf, math.nan):
-        assert figures.ablation(replace(ablation, error=hostile)) == "winner.json holds no losses."
-    assert figures.ablation(Ablation(())) == "winner.json holds no losses."
+        assert (
+            figures.draw_ablation(replace(ablation, error=hostile))
+            == "winner.json holds no losses."
+        )
+    assert figures.draw_ablation(Ablation(())) == "winner.json holds no losses."
 
 
 NOISE = 0.02  # the standard deviation of a value

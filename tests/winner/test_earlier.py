@@ -16,7 +16,7 @@ from studyloom.storage.attributes import REUSED
 from studyloom.storage.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
-from studyloom.views.terminal import winner_lines
+from studyloom.views.terminal import describe_winner
 from studyloom.winner.candidates import CandidateTrainings
 
 SETTINGS = {"top": 1, "seeds": 2}
@@ -80,7 +80,7 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
             assert trial.user_attrs[REUSED] == f"{earlier_stage.stored.name}, trial {reused.number}"
     again, weights = flat(load_weights(tmp_path / "winner.pt")), flat(weights)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
-    lines = "\n".join(winner_lines(new_result))
+    lines = "\n".join(describe_winner(new_result))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     repeated = evaluate_winner(large, CountedTest(), ["x"], repeat=True)
     assert repeated.test == replace(result.test, uses=2)

@@ -45,7 +45,7 @@ from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
-from studyloom.views.terminal import winner_lines
+from studyloom.views.terminal import describe_winner
 from studyloom.winner import measurement
 from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import (
@@ -290,7 +290,7 @@ def test_each_use_of_the_test_set_is_counted_before_it_is_loaded(definition, tmp
     result = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
     assert result.test.uses == reopened.test_uses() == 2
-    assert "the test set was used 2 times" in "\n".join(winner_lines(result))
+    assert "the test set was used 2 times" in "\n".join(describe_winner(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
     for file in stages.final_training.weights.iterdir():  # as if another host had them
         file.unlink()
@@ -379,7 +379,7 @@ def test_files_and_terminal_show_the_same_result(evaluated):
     stages, result, _ = evaluated
     files = {path.name for path in stages.run_dir.iterdir()}
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
-    card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(result))
+    card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(describe_winner(result))
     mean, both = result.test.winner.mean, map(format_value, result.test.winner.values)
     scores = f"{mean:.4f} ({' and '.join(both)})"
     assert scores in card
@@ -452,7 +452,9 @@ def test_a_regression_keeps_its_predictions_and_the_value_of_a_rule(forecast):
     assert result.test.winner.values[0] == pytest.approx(float(distance), rel=1e-5)
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
     assert result.test.references == {"persistence": pytest.approx(rule)}
-    assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(result))
+    assert any(
+        line.split() == ["persistence", format_value(rule)] for line in describe_winner(result)
+    )
     assert "CSV files with 6 numbers in a line" in (stages.run_dir / "model_card.md").read_text()
     np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
     predicted = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
@@ -511,10 +513,10 @@ def test_only_trials_that_satisfy_the_rule_are_re_evaluated(two, tmp_path):
     assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
     assert result.winner.costs == {"parameters": costs[winner]}
     assert result.test.difference is not None
-    reason, tested, *_ = winner_lines(result)
+    reason, tested, *_ = describe_winner(result)
     assert reason.startswith(f"winner: trial {winner}, ")
     assert tested.endswith(f", parameters {costs[winner]:.0f}")
-    *_, last = winner_lines(replace(result, keeps=False))
+    *_, last = describe_winner(replace(result, keeps=False))
     assert "on new seeds no candidate satisfies max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()
     assert "Chosen by `max accuracy where parameters < 400`" in card

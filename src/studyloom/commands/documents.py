@@ -8,7 +8,7 @@ Hyperparameters are named by their path, such as optimizer.lr. Times are in seco
 from typing import Any, Literal, NotRequired, TypedDict
 
 from studyloom.commands import outputs
-from studyloom.views import comparison, progress
+from studyloom.views import comparison, events, progress
 from studyloom.winner import result
 from studyloom.worker.stopping import Request
 
@@ -203,6 +203,6 @@ DOCUMENTS: dict[str, Any] = {
     "keys": list[Key],
     "completion": Completion,
     "errors": Errors,
-    "event": progress.Event,
+    "event": events.Event,
     "notice": Notice,
 }

@@ -89,11 +89,11 @@ def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
     """
     if progress.halted is not None or progress.exit_code:
         return 1
-    if progress.ended:
+    if progress.has_ended:
         return 0
     if progress.control is not None:
         return 4
-    if any(worker.alive for worker in progress.current.workers):
+    if any(worker.is_alive for worker in progress.current.workers):
         return 0
     if any(process.left > 0 for process in stored.ledger.held(testing=True)):
         return 0
@@ -176,7 +176,12 @@ def compare(arguments: argparse.Namespace) -> None:
     """Prints studies side by side: their results, costs and differences. Writes an HTML file with
     their curves over trials and time, and prints its path.
     """
-    from studyloom.views.comparison import document, print_comparison, read_studies, write_page
+    from studyloom.views.comparison import (
+        make_document,
+        print_comparison,
+        read_studies,
+        write_page,
+    )
     from studyloom.views.page import check_page
     from studyloom.views.terminal import make_console
 
@@ -189,7 +194,7 @@ def compare(arguments: argparse.Namespace) -> None:
         opened.append((run_dir, open_run(arguments)))
     studies = read_studies(opened)
     if arguments.json:
-        print_json(document(studies))
+        print_json(make_document(studies))
         return
     print_comparison(studies, make_console())
     write_page(studies, path)
@@ -344,7 +349,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     reader = ProgressReader(stored)
     before = read_control(stored)
     progress = reader.read()
-    if request is not None and progress.ended:
+    if request is not None and progress.has_ended:
         outcome = f"has ended already; there is nothing to {request}"
         request = before
     else:
@@ -372,7 +377,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
         print_json(document)
     else:
         print(f"{one_line(stored.name)} {outcome}")
-    if workers and not progress.ended:
+    if workers and not progress.has_ended:
         return 1
     return 0
 
@@ -407,7 +412,7 @@ def find_workers(progress: "Progress") -> list[str]:
     owners = []
     for stage in progress.stages:
         for worker in stage.workers:
-            if worker.alive:
+            if worker.is_alive:
                 owners.append(worker.owner)
     return owners
 

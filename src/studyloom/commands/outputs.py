@@ -25,18 +25,13 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import check_output
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
-from studyloom.views.progress import (
-    BestTrial,
-    History,
-    Progress,
-    ProgressReader,
-    write_event,
-)
+from studyloom.views.events import History, format_event
+from studyloom.views.progress import BestTrial, Progress, ProgressReader
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 
-EVENTS_BEGIN = b'{"event"'  # the first bytes of a file of events, see `progress.write_event`
+EVENTS_BEGIN = b'{"event"'  # the first bytes of a file of events, see `events.format_event`
 # Seconds that the reader of a pipe has to take the last events when the command ends.
 LAST = 5.0
 log = logging.getLogger(__name__)
@@ -266,7 +261,7 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes the events since the last call."""
         if self._history is not None:
-            lines = [self._format(event) for event in self._history.new(progress)]
+            lines = [self._format(event) for event in self._history.record_new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
@@ -281,7 +276,7 @@ class EventFile:
 
     def _format(self, event: Mapping[str, Any]) -> str:
         """Formats an event as a line."""
-        return write_event(event, self._study, self._study_id)
+        return format_event(event, self._study, self._study_id)
 
     def _write(self, text: bytes) -> None:
         """Writes pending and new text as far as the reader accepts it; the rest is then pending."""

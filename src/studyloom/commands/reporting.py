@@ -173,11 +173,11 @@ class StudyReporting(TrackingReporting):
         elapsed = ""
         if self.worked:  # as the progress says
             elapsed = f", {format_duration(self.command.age())}"
-        terminal.say(console, f"\n{words.headline(snapshot)}{elapsed}")
+        terminal.say(console, f"\n{words.make_headline(snapshot)}{elapsed}")
         if not console.is_jupyter:
             console.print(terminal.compare_with_baseline(snapshot, console.width))
             if snapshot.rule is not None:
-                console.print(terminal.front_table(snapshot))
+                console.print(terminal.render_front(snapshot))
         elif evaluation.trained is None:
             terminal.say(console, words.describe_best(snapshot))
 

@@ -110,7 +110,7 @@ def print_result(result: Result, evaluation: Evaluation, console: Console) -> No
     ranked = stored.ranked(evaluation.rule)
     if ranked:
         best = ranked[0].number
-    for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
+    for line in terminal.describe_winner(result, best, brief=console.is_jupyter):
         terminal.say(console, line, indent=10)
 
 

@@ -306,7 +306,7 @@ def _with_type(key: str, value: object) -> object:
         return value
     section, _, name = key.partition(".")
     node = _scratch(section)
-    node[name] = value
+    OmegaConf.update(node, name, value)
     converted: object = copy_value(node[name])
     return converted
 

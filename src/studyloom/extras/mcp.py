@@ -21,11 +21,11 @@ from studyloom.installation import pip_install
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
-from studyloom.views.comparison import document, read_studies
+from studyloom.views.comparison import make_document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
-from studyloom.views.terminal import aligned
+from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
 
 try:
@@ -131,7 +131,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             )
         with open_studies(arguments.run_dirs) as studies:
             folders_and_studies = [*zip(arguments.run_dirs, studies, strict=True)]
-            comparison = document(read_studies(folders_and_studies))
+            comparison = make_document(read_studies(folders_and_studies))
             if hides_test(studies[0]):
                 for row in comparison["studies"]:
                     for name in TEST_FIELDS:
@@ -143,7 +143,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         """Returns the report as text: importances, the course of the search, proposals."""
         with open_studies([run_dir]) as [stored]:
             text = "\n".join(report_lines(stored, run_dir))
-            return shorten_end(str(page.shown(text)), LONGEST)
+            return shorten_end(str(page.make_safe(text)), LONGEST)
 
     return server
 
@@ -184,7 +184,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
 def _lines(block: Block) -> Iterator[str]:
     """Yields a block of the report as lines of text, except images and the table of trials."""
     match block:
-        case page.Absent(text) | page.Words(text):
+        case page.Absent(text) | page.Paragraph(text):
             yield text
         case page.Lines(lines):
             yield from lines
@@ -202,7 +202,7 @@ def _lines(block: Block) -> Iterator[str]:
             cells = []
             for row in (head, *rows):
                 cells.append([one_line(str(cell)) for cell in row])
-            yield from aligned(cells, text_columns)
+            yield from align_rows(cells, text_columns)
         case Chart(label=label, table=table):
             yield label
             yield from _lines(table)

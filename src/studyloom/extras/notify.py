@@ -93,7 +93,7 @@ class Notices:
         """Hands over the notice of a new best trial."""
         subject = f"best {progress.search.metric} {format_trial_values(best)}"
         trial = f"trial {best.number}: {format_parameters(best.params)}"
-        body = f"{trial}\n{progress.stage_words}, {progress.eta_words}"
+        body = f"{trial}\n{progress.stage_text}, {progress.eta_text}"
         value = None
         if best.values:
             value = best.values[0]
@@ -102,7 +102,7 @@ class Notices:
     def _put_end(self, progress: Progress, code: int, reason: str | None) -> None:
         """Hands over the notice of the command's end."""
         result = progress.result
-        summary = progress.stage_words
+        summary = progress.stage_text
         if result is not None:
             summary = describe_stored_result(result)
         subject = summary

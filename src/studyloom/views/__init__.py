@@ -1,7 +1,8 @@
 """Views: a snapshot of a study, and how it is shown.
 
-Live and at the end in the terminal, by `studyloom status`, in a notebook, as report.html with
-figures, and as a live report in the browser, with a link to optuna-dashboard.
+A terminal shows a study while it runs and at its end, and so does `studyloom status`. A notebook
+shows it as HTML. report.html has figures, and the dashboard is the same report live in the browser,
+with a link to optuna-dashboard.
 """
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "dashboard",
     "doctor",
     "dry_run",
+    "events",
     "explanations",
     "figures",
     "notebook",

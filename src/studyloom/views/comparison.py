@@ -1,4 +1,4 @@
-"""`studyloom compare`: studies side by side: their differences, results and costs."""
+"""Studies side by side, as `studyloom compare` shows them: differences, results and costs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,25 @@ from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures, page, words
-from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
+from studyloom.views.report import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import aligned
+from studyloom.views.terminal import align_rows
 from studyloom.winner.result import Result
 
-# Keys of the config that Hydra wrote which affect a search without being in its definition.
-DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
+# Sections of the config that affect a search without being in the study definition.
+SEARCH_SECTIONS = ("sampler", "pruner", "study", "winner", "launcher")
 UNLIKE = "These studies measure different things, so that their values have no axis in common."
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A study to compare: trials of all stages; settings of its definition and its search."""
+class ComparedStudy:
+    """A study to compare.
+
+    Args:
+        label: a short name that no other of the compared studies has.
+        trials: the trials of all stages.
+        settings: the study definition and the settings of the search, by key.
+    """
 
     label: str
     run_dir: Path
@@ -41,39 +47,51 @@ class Compared:
     settings: Mapping[str, Any]
 
 
-def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
+def read_studies(folders_and_studies: Sequence[tuple[Path, StoredStudy]]) -> list[ComparedStudy]:
     """Reads studies to compare them.
+
+    Args:
+        folders_and_studies: the run directory of each study, and the study.
 
     Raises:
         ConfigError: there are fewer than two or too many studies, or one is named twice.
     """
-    folders = [folder.resolve() for folder, _ in found]
-    if not 2 <= len(found) <= figures.MOST_STUDIES:
+    count = len(folders_and_studies)
+    if not 2 <= count <= figures.MOST_STUDIES:
         raise ConfigError(
-            f"compare: takes 2 to {figures.MOST_STUDIES} run directories; got {len(found)}"
+            f"compare: takes 2 to {figures.MOST_STUDIES} run directories; got {count}"
         )
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise ConfigError(f"compare: {folder} is named twice; name each study once")
-    names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
-    compared = []
-    for label, (folder, stored) in zip(names, found, strict=True):
-        result = Result.read(folder, stored)
-        trials, settings = trials_of_stages(stored), _settings(folder, stored)
-        snapshot = take_snapshot(stored)
-        compared.append(Compared(label, folder, stored, snapshot, result, trials, settings))
-    return compared
+    folders = [folder for folder, _ in folders_and_studies]
+    paths = [folder.resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"compare: {path} is named twice; name each study once")
+    labels = _choose_labels(folders, [stored.name for _, stored in folders_and_studies])
+    studies = []
+    for label, (folder, stored) in zip(labels, folders_and_studies, strict=True):
+        study = ComparedStudy(
+            label=label,
+            run_dir=folder,
+            stored=stored,
+            snapshot=take_snapshot(stored),
+            result=Result.read(folder, stored),
+            trials=collect_trials_of_stages(stored),
+            settings=_read_settings(folder, stored),
+        )
+        studies.append(study)
+    return studies
 
 
-def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+def _choose_labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
     """Returns unique labels of studies: names, or else folders, or else whole paths."""
-    for labels in (names, [folder.name for folder in folders]):
+    folder_names = [folder.name for folder in folders]
+    for labels in (names, folder_names):
         if len({*labels}) == len(labels):
             return [shorten(one_line(label), 32) for label in labels]
     return [one_line(str(folder)) for folder in folders]
 
 
-def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
+def _read_settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
     """Returns the definition of a study and its search settings, by key.
 
     The config that Hydra wrote is read as data; without it there is only the stored definition.
@@ -83,7 +101,7 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
         config = written_values(read_written(run_dir, "config.yaml"))
     except (ConfigError, OSError):
         return settings
-    for name in DECIDES:
+    for name in SEARCH_SECTIONS:
         section = config.get(name)
         if isinstance(section, dict):
             settings |= dict(flatten(section, name))
@@ -91,18 +109,22 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
     return settings
 
 
-def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Returns the keys whose values differ, with the value of each study, or – without one."""
-    keys = sorted({key for study in studies for key in study.settings})
-    rows = []
-    for key in keys:
-        values = [
-            mask_passwords(format_parameter(study.settings[key])) if key in study.settings else "–"
-            for study in studies
-        ]
+def find_differences(studies: Sequence[ComparedStudy]) -> dict[str, list[str]]:
+    """Returns the values of each study for the keys that differ, – where a study lacks the key."""
+    keys: set[str] = set()
+    for study in studies:
+        keys |= study.settings.keys()
+    differences = {}
+    for key in sorted(keys):
+        values = []
+        for study in studies:
+            value = "–"
+            if key in study.settings:
+                value = mask_passwords(format_parameter(study.settings[key]))
+            values.append(value)
         if len({*values}) > 1:
-            rows.append((key, [shorten(value, 60) for value in values]))
-    return rows
+            differences[key] = [shorten(value, 60) for value in values]
+    return differences
 
 
 @dataclass(frozen=True)
@@ -137,131 +159,169 @@ class Comparison:
     differs: Mapping[str, list[Any]]
 
 
-def facts(study: Compared) -> ComparedFacts:
+def collect_facts(study: ComparedStudy) -> ComparedFacts:
     """Returns the results of a study and their cost."""
-    snapshot, trials = study.snapshot, study.stored.trials()
-    test = study.result.test if study.result else None
+    test_mean = None
+    test_std = None
+    difference = None
+    if study.result is not None and study.result.test is not None:
+        test = study.result.test
+        test_mean = test.winner.mean
+        test_std = test.winner.std
+        if test.difference is not None:
+            difference = test.difference.mean
+    seconds = None
+    period = find_period(study.trials)
+    if period is not None:
+        seconds = period.seconds
     return ComparedFacts(
         name=study.stored.name,
         run_dir=str(study.run_dir),
         metric=study.stored.metric,
-        best=value_of(snapshot.best),
-        test=test.winner.mean if test else None,
-        std=test.winner.std if test else None,
-        difference=test.difference.mean if test and test.difference else None,
-        trials=snapshot.done,
-        of=snapshot.budget,
-        pruned=snapshot.outcomes.get("pruned", 0),
-        failed=snapshot.outcomes.get("failed", 0),
-        epochs=sum(TrialRecord(trial).epoch_count for trial in trials),
-        seconds=wall_seconds(study.trials),
-        worker_seconds=seconds_worked(study.trials),
+        best=value_of(study.snapshot.best),
+        test=test_mean,
+        std=test_std,
+        difference=difference,
+        trials=study.snapshot.done,
+        of=study.snapshot.budget,
+        pruned=study.snapshot.outcomes.get("pruned", 0),
+        failed=study.snapshot.outcomes.get("failed", 0),
+        epochs=sum(TrialRecord(trial).epoch_count for trial in study.stored.trials()),
+        seconds=seconds,
+        worker_seconds=sum_worked_seconds(study.trials),
     )
 
 
-def document(studies: Sequence[Compared]) -> dict[str, Any]:
+def make_document(studies: Sequence[ComparedStudy]) -> dict[str, Any]:
     """Returns a comparison as a JSON document."""
-    return asdict(Comparison([*map(facts, studies)], dict(differing(studies))))
+    facts = [collect_facts(study) for study in studies]
+    return asdict(Comparison(facts, find_differences(studies)))
 
 
-def table(studies: Sequence[Compared]) -> figures.PageTable:
+def make_table(studies: Sequence[ComparedStudy]) -> figures.PageTable:
     """Returns the studies side by side: a row for each fact, a column for each study."""
     columns = []
     for study in studies:
-        known = facts(study)
-        spread = "" if known.std is None else f" ± {words.number(known.std)}"
+        facts = collect_facts(study)
+        test = words.format_number(facts.test)
+        if facts.std is not None:
+            test += f" ± {words.format_number(facts.std)}"
         column = {
-            "best, search": words.number(known.best),
-            "test": f"{words.number(known.test)}{spread}",
-            "over its baseline, test": words.number(known.difference, "+"),
-            "trials": f"{known.trials} of {known.of}",
-            "pruned, failed": f"{known.pruned}, {known.failed}",
-            "epochs of the search": str(known.epochs),
-            "from first start to last end": _took(known.seconds),
-            "workers trained for": _took(known.worker_seconds),
+            "best, search": words.format_number(facts.best),
+            "test": test,
+            "over its baseline, test": words.format_number(facts.difference, "+"),
+            "trials": f"{facts.trials} of {facts.of}",
+            "pruned, failed": f"{facts.pruned}, {facts.failed}",
+            "epochs of the search": str(facts.epochs),
+            "from first start to last end": _format_duration(facts.seconds),
+            "workers trained for": _format_duration(facts.worker_seconds),
         }
         columns.append(column)
-    rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
-    return figures.PageTable(("", *(study.label for study in studies)), rows, words=(0,))
+    rows = []
+    for title in columns[0]:
+        rows.append((title, *(column[title] for column in columns)))
+    head = ("", *(study.label for study in studies))
+    return figures.PageTable(head, rows, text_columns=(0,))
 
 
-def _took(seconds: float | None) -> str:
-    return "–" if not seconds else format_duration(seconds)
+def _format_duration(seconds: float | None) -> str:
+    if not seconds:
+        return "–"
+    return format_duration(seconds)
 
 
-def best_so_far(study: Compared, *, over_time: bool) -> list[tuple[float, float]]:
-    """Returns the best value after each trial that improved it, and at the end."""
+def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, float]]:
+    """Returns the points of a curve: the best value after each trial that improved it.
+
+    A last point repeats the best value at the end of the search.
+
+    Args:
+        over_time: whether the curve is over the seconds that workers have trained, and not over
+            the number of trials.
+    """
     trials = study.stored.trials()
     ended = [trial for trial in trials if trial.state.is_finished()]
-    # Numbers have gaps, of trials that were replaced or are another program's.
-    at = {trial.number: float(place) for place, trial in enumerate(trials, 1)}
+    # The place of each trial on the horizontal axis, by number. Trials are counted, because their
+    # numbers have gaps, where a trial was replaced or is another program's.
+    places = {trial.number: float(place) for place, trial in enumerate(trials, 1)}
     end = float(len(trials))
     if over_time:
         ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
         end = 0.0
         for trial in ended:
-            end += seconds_worked([trial])
-            at[trial.number] = end
+            end += sum_worked_seconds([trial])
+            places[trial.number] = end
     steps = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
-    points = [(at[trial.number], trial.values[0]) for trial in steps]
-    return [*points, (end, points[-1][1])] if points else []
+    points = [(places[trial.number], trial.values[0]) for trial in steps]
+    if points:
+        _, last_value = points[-1]
+        points.append((end, last_value))
+    return points
 
 
-def curves(studies: Sequence[Compared], *, over_time: bool) -> figures.Chart | str:
+def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> figures.Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
-    (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
-    if others:
-        return UNLIKE
+    stored = studies[0].stored
+    for study in studies:
+        if (study.stored.metric, study.stored.sign) != (stored.metric, stored.sign):
+            return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
-    return figures.best_lines(lines, metric, sign, over_time=over_time)
+    return figures.draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
 
 
-def sections(studies: Sequence[Compared]) -> list[page.Section]:
+def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
     """Returns the sections of the HTML comparison."""
-    rows = [(key, *values) for key, values in differing(studies)]
-    head = ("", *(study.label for study in studies))
-    differs: figures.Block = page.Absent("Definition and search are the same.")
+    rows = [(key, *values) for key, values in find_differences(studies).items()]
+    differences: figures.Block = page.Absent("Definition and search are the same.")
     if rows:
-        differs = figures.PageTable(head, rows, words=range(len(head)))
+        head = ("", *(study.label for study in studies))
+        differences = figures.PageTable(head, rows, text_columns=range(len(head)))
+    over_trials = page.draw_figure(draw_curves, studies, over_time=False)
+    over_time = page.draw_figure(draw_curves, studies, over_time=True)
     return [
-        page.section("found", [table(studies)]),
-        page.section("differs", [differs]),
-        page.section("over-trials", [page.drawn(curves, studies, over_time=False)]),
-        page.section("over-time", [page.drawn(curves, studies, over_time=True)]),
+        page.make_section("found", [make_table(studies)]),
+        page.make_section("differs", [differences]),
+        page.make_section("over-trials", [over_trials]),
+        page.make_section("over-time", [over_time]),
     ]
 
 
-def render(studies: Sequence[Compared]) -> str:
+def render(studies: Sequence[ComparedStudy]) -> str:
     """Renders the comparison as self-contained HTML."""
-    lines = [f"{study.label}: {_sentence(study)}" for study in studies]
-    asked = {
-        json.dumps(study.stored.definition(), sort_keys=True, default=str) for study in studies
-    }
-    same = (
-        "They have the same definition." if len(asked) == 1 else "They have different definitions."
-    )
+    definitions = set()
+    for study in studies:
+        definitions.add(json.dumps(study.stored.definition(), sort_keys=True, default=str))
+    sentence = "They have different definitions."
+    if len(definitions) == 1:
+        sentence = "They have the same definition."
     name = " · ".join(study.label for study in studies)
-    return page.report_page(page.Head(name, same, [page.Lines(lines)]), sections(studies))
+    head = page.Head(name, sentence, [page.Lines([_describe(study) for study in studies])])
+    return page.render_report(head, render_sections(studies))
 
 
-def _sentence(study: Compared) -> str:
-    return f"{words.describe_study(study.snapshot, study.stored, study.result)}."
+def _describe(study: ComparedStudy) -> str:
+    """Describes a study in one sentence, after its label."""
+    sentence = words.describe_study(study.snapshot, study.stored, study.result)
+    return f"{study.label}: {sentence}."
 
 
-def write_page(studies: Sequence[Compared], path: Path) -> None:
+def write_page(studies: Sequence[ComparedStudy], path: Path) -> None:
     """Writes the comparison as HTML; raises FileError or OSError if it cannot."""
     page.write_page(path, render(studies))
 
 
-def print_comparison(studies: Sequence[Compared], console: Console) -> None:
+def print_comparison(studies: Sequence[ComparedStudy], console: Console) -> None:
     """Prints studies side by side: the sentence of each, their results, and their differences."""
     for study in studies:
-        console.print(Text(f"{study.label}: {_sentence(study)}"), soft_wrap=True)
-    found = table(studies)
-    rows = [[*map(one_line, map(str, row))] for row in (found.head, *found.rows)]
-    rows += [[""] * len(found.head), ["what differs", *[""] * len(studies)]]
-    for key, values in differing(studies):
+        console.print(Text(_describe(study)), soft_wrap=True)
+    table = make_table(studies)
+    rows = []
+    for row in (table.head, *table.rows):
+        rows.append([one_line(str(cell)) for cell in row])
+    rows.append([""] * len(table.head))
+    rows.append(["what differs", *[""] * len(studies)])
+    for key, values in find_differences(studies).items():
         rows.append([f"  {one_line(key)}", *map(one_line, values)])
     console.print()
-    for line in aligned(rows, words=(0,)):
+    for line in align_rows(rows, text_columns=(0,)):
         console.print(Text(line), soft_wrap=True)

@@ -30,7 +30,7 @@ from studyloom.errors import StudyloomError
 from studyloom.files import is_trusted
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
-from studyloom.views.page import Section, Trials, document, fill, section_html
+from studyloom.views.page import Section, Trials, fill_template, render_page, render_section
 from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.report import read_configs, read_report
 from studyloom.winner.result import Result
@@ -224,7 +224,7 @@ class LivePage:
             return "403 Forbidden", "refused: only the report may ask for this; load it again"
         try:
             with self.refreshing:
-                if self.reader.read().ended:
+                if self.reader.read().has_ended:
                     return "409 Conflict", "the study has ended"
                 if not set_control(self.stored, REQUESTS[name]):
                     return "409 Conflict", f"refused: {STOPPED}"
@@ -310,30 +310,30 @@ class LivePage:
             sections_without_rows.append(_without_rows(section))
         links = [(section, "") for section in sections_without_rows]
         parts = {
-            "head": str(fill("head.html", head=head)),
-            "nav": str(fill("nav.html", sections=links)),
+            "head": str(fill_template("head.html", head=head)),
+            "nav": str(fill_template("nav.html", sections=links)),
             "progress": self._render_progress(progress),
         }
         for section in sections_without_rows:
-            parts[section.key] = str(section_html(section))
+            parts[section.key] = str(render_section(section))
         return parts | rows, sections_without_rows
 
     def _render_progress(self, progress: Progress) -> str:
         """Returns the line that shows how far the study is, with its buttons."""
         buttons = {}  # by name; False for a button that would change nothing
-        takes_requests = progress.control != "stop" and not progress.ended
+        takes_requests = progress.control != "stop" and not progress.has_ended
         if self.token and takes_requests:
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
-        words_on_wide_screen = 1
-        if progress.later_words:
-            words_on_wide_screen = 2
-        html = fill(
+        wide_count = 1  # texts that only a wide screen shows: the stage, and those to come
+        if progress.later_text:
+            wide_count = 2
+        html = fill_template(
             "progress.html",
             done=progress.done,
             budget=progress.budget,
-            words=progress.now_words(),
-            said=words_on_wide_screen,
+            texts=progress.describe_now(),
+            wide_count=wide_count,
             buttons=buttons,
         )
         return str(html)
@@ -353,7 +353,7 @@ class LivePage:
         head = Markup(parts.get("head", ""))
         progress = Markup(parts.get("progress", ""))
         sections = [(section, Markup(parts[section.key])) for section in self.sections]
-        return document(self.stored.name, head, sections, live, progress, self.run_dir)
+        return render_page(self.stored.name, head, sections, live, progress, self.run_dir)
 
 
 def _render_rows(section: Section) -> dict[str, str]:
@@ -362,7 +362,8 @@ def _render_rows(section: Section) -> dict[str, str]:
     for block in section.blocks:
         if isinstance(block, Trials):
             for row in block.rows:
-                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, columns=block.columns))
+                html = fill_template("row.html", row=row, columns=block.columns)
+                rows[f"{ROW}{row.number}"] = str(html)
     return rows
 
 

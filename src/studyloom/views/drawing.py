@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studyloom.views.figures import LETTER, Block, Chart, Mark, spaced
-from studyloom.views.page import FOLDER, Absent, Head, fill
+from studyloom.views.figures import LETTER, Block, Chart, Mark, drop_overlapping
+from studyloom.views.page import FOLDER, Absent, Head, fill_template
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)
 COLORS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", LIGHT))
@@ -25,7 +25,7 @@ def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
         chart: what it draws.
         width: of the image in pixels, and `height` likewise.
     """
-    return fill("figure.svg", **layout(chart, width, height))
+    return fill_template("figure.svg", **layout(chart, width, height))
 
 
 def share(head: Head, figure: Block) -> str:
@@ -39,7 +39,9 @@ def share(head: Head, figure: Block) -> str:
         values |= layout(figure, 837, 248)
     elif isinstance(figure, Absent):
         values["why"] = figure.why
-    return fill("share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **values)
+    return fill_template(
+        "share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **values
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
         "top": top,
         "high": high,
         "legend": legend,
-        "up": spaced(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
+        "up": drop_overlapping(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
         "across": [tick for tick in chart.x.ticks if tick.when != other_screen],
     }
 

@@ -9,13 +9,13 @@ from studyloom.definition.definition import Definition
 from studyloom.space.drawing_points import draw_point
 from studyloom.space.outline import outline
 
-SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # that are printed
+SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # of the config, to print
 
 
 def print_dry_run(definition: Definition, console: Console) -> None:
     """Prints the search space as a tree, and one configuration sampled from it."""
     console.print(outline(definition.space))
-    if definition.suggests:
+    if definition.suggests:  # an Optuna objective defines its search space only while it runs
         return
     point = draw_point(definition.space, definition.seed)
     assert point is not None  # one was found when the definition was checked

@@ -10,11 +10,11 @@ from studyloom.views.figures import (
     Mark,
     PageTable,
     Tick,
-    dotted,
+    make_dotted_line,
     plain_scale,
 )
-from studyloom.views.page import drawn
-from studyloom.views.words import number
+from studyloom.views.page import draw_figure
+from studyloom.views.words import format_number
 from studyloom.winner.explanation_values import (
     Bin,
     Calibration,
@@ -28,76 +28,96 @@ from studyloom.winner.result import Result
 STRONGEST = 6  # words listed for each class
 
 
-def explanation_sections(result: Result) -> Iterator[page.Section]:
+def render_explanations(result: Result) -> Iterator[page.Section]:
     """Yields the section with all that explains the winner; none without explanations."""
     explanations = result.explanations
     if explanations is None:
         return
     parts: list[page.Part] = []
     metric = result.metric.name
-    images = [_image(item) for item in explanations.occlusions if page.is_embedded(item.image)]
+    images = []
+    for occlusion in explanations.occlusions:
+        if page.is_embedded(occlusion.image):
+            images.append(_show_occlusion(occlusion))
     if images:
-        parts.append(page.part("misled", [page.Images(images)]))
-    texts = [_text(text, result.classes or ()) for text in explanations.texts if any(text.changes)]
+        parts.append(page.make_part("misled", [page.Images(images)]))
+    texts = []
+    for text in explanations.texts:
+        if any(text.changes):
+            texts.append(_render_text(text, result.classes or ()))
     if texts:
-        parts.append(page.part("words", texts))
+        parts.append(page.make_part("words", texts))
     if explanations.calibration is not None:
-        parts.append(_calibration(explanations.calibration))
+        parts.append(_render_calibration(explanations.calibration))
     if explanations.groups is not None:
-        parts.append(_groups(explanations.groups, metric))
+        parts.append(_render_groups(explanations.groups, metric))
     if explanations.columns:
-        parts.append(_columns(explanations.columns, metric))
+        parts.append(_render_columns(explanations.columns, metric))
     if parts:
-        yield page.section("explanations", parts)
+        yield page.make_section("explanations", parts)
 
 
-def _image(occlusion: Occlusion) -> page.CaptionedImage:
+def _show_occlusion(occlusion: Occlusion) -> page.CaptionedImage:
+    """Shows an image with the patches that misled the winner."""
     return page.CaptionedImage(
         source=occlusion.image,
         label=f"what misled the winner on test image {occlusion.index}",
-        words=f"{occlusion.label} → ",
+        caption=f"{occlusion.label} → ",
         strong=str(occlusion.predicted),
-        remark=number(occlusion.most),
+        remark=format_number(occlusion.most),
     )
 
 
-def _text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
+def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
     """Renders a misclassified text, with its words shaded and the strongest ones listed."""
     names = dict(enumerate(classes))
     truth = names.get(text.label, str(text.label))
     predicted = names.get(text.predicted, str(text.predicted))
     weights = [*zip(text.words, text.changes, strict=False)]
-    most = max(abs(change) for _, change in weights)
+    largest = max(abs(change) for _, change in weights)
     lines = []
     for name, sign in ((predicted, 1), (truth, -1)):
-        strongest = _strongest(weights, sign)
+        strongest = _list_strongest(weights, sign)
         if strongest:
             lines.append(f"for {name}: {', '.join(strongest)}")
     if text.left:
         lines.append(f"{text.left} further words were not tested")
-    shaded = page.Shaded([(word, change / most) for word, change in weights])
-    probabilities = " and ".join(map(number, text.probabilities))
-    margin = number(text.margin, "+")
+    shaded = page.Shaded([(word, change / largest) for word, change in weights])
+    probabilities = " and ".join(map(format_number, text.probabilities))
+    margin = format_number(text.margin, "+")
     remark = f"test text {text.index}, probabilities {probabilities}, in all {margin}"
     return page.Part(f"{truth} → {predicted}", [shaded, page.Lines(lines)], remark)
 
 
-def _strongest(weights: Sequence[tuple[str, float]], sign: int) -> list[str]:
-    """Returns the distinct words with the strongest evidence for one class, and their weights."""
+def _list_strongest(weights: Sequence[tuple[str, float]], sign: int) -> list[str]:
+    """Returns the distinct words with the strongest evidence for one class, and their weights.
+
+    Args:
+        weights: each word, and how much the log odds of the predicted class fall without it.
+        sign: 1 for the predicted class, -1 for the true one.
+    """
     least = page.FAINT * max(abs(change) for _, change in weights)
-    strong = {word: change for word, change in weights if sign * change >= least}
-    first = sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]
-    mark = "+" if sign > 0 else "−"
-    return [f"{word} {mark}{abs(strong[word]):.2f}" for word in first]
+    strong = {}
+    for word, change in weights:
+        if sign * change >= least:
+            strong[word] = change
+    mark = "−"
+    if sign > 0:
+        mark = "+"
+    lines = []
+    for word in sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]:
+        lines.append(f"{word} {mark}{abs(strong[word]):.2f}")
+    return lines
 
 
-def _calibration(calibration: Calibration) -> page.Part:
-    return page.part(
+def _render_calibration(calibration: Calibration) -> page.Part:
+    """Renders how well the confidence of predictions matches their accuracy."""
+    return page.make_part(
         "calibration",
-        [drawn(draw_calibration, calibration.bins)],
-        confidence=number(calibration.confidence),
-        accuracy=number(calibration.accuracy),
-        error=number(calibration.error),
+        [draw_figure(draw_calibration, calibration.bins)],
+        confidence=format_number(calibration.confidence),
+        accuracy=format_number(calibration.accuracy),
+        error=format_number(calibration.error),
     )
 
 
@@ -106,21 +126,25 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
     if not bins:
         return "winner.json holds no calibration."
     height = 320
-    points = [[(one.confidence, one.accuracy)] for one in bins]
-    intervals = [[(one.confidence, end) for end in one.interval] for one in bins]
+    points = []
+    intervals = []
+    for confidence_bin in bins:
+        low, high = confidence_bin.interval
+        points.append([(confidence_bin.confidence, confidence_bin.accuracy)])
+        intervals.append([(confidence_bin.confidence, low), (confidence_bin.confidence, high)])
     marks = [
-        dotted("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
+        make_dotted_line("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
         Mark("", "best", "line", intervals, width=2),
         Mark("accuracy", "best", "dot", points, width=9),
     ]
     rows = []
-    for one in bins:
-        low, high = one.interval
+    for confidence_bin in bins:
+        low, high = confidence_bin.interval
         row = (
-            f"{one.low:.1f} to {one.high:.1f}",
-            one.count,
-            format_value(one.confidence),
-            format_value(one.accuracy),
+            f"{confidence_bin.low:.1f} to {confidence_bin.high:.1f}",
+            confidence_bin.count,
+            format_value(confidence_bin.confidence),
+            format_value(confidence_bin.accuracy),
             f"{low:.3f} to {high:.3f}",
         )
         rows.append(row)
@@ -129,27 +153,29 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
     x = ChartScale(-0.03, 1.03, ticks, "confidence")
     y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)
     label = f"the accuracy of {len(bins)} bins of confidence"
-    return Chart(label, height, x, y, marks, PageTable(head, rows, words=(0,)))
+    return Chart(label, height, x, y, marks, PageTable(head, rows, text_columns=(0,)))
 
 
-def _groups(groups: Groups, metric: str) -> page.Part:
+def _render_groups(groups: Groups, metric: str) -> page.Part:
+    """Renders the metric of each group of examples, such as of each class."""
     kind = groups.of
-    rows = [
-        (row.name, row.count, number(row.value), " to ".join(map(number, row.interval)))
-        for row in groups.rows
-    ]
+    rows = []
+    for group in groups.rows:
+        interval = " to ".join(map(format_number, group.interval))
+        rows.append((group.name, group.count, format_number(group.value), interval))
     note = ""
     if groups.left:
         note = f"{groups.left} further ones with fewer examples are left out."
     head = (kind, "examples", metric, "95% interval")
-    table = PageTable(head, rows, words=(0,), note=note)
-    return page.part("groups", [table], kind=kind, Kind=kind.capitalize())
+    table = PageTable(head, rows, text_columns=(0,), note=note)
+    return page.make_part("groups", [table], kind=kind, Kind=kind.capitalize())
 
 
-def _columns(columns: Sequence[Column], metric: str) -> page.Part:
-    rows = [
-        (column.name, number(column.worse), " to ".join(map(number, column.interval)))
-        for column in columns
-    ]
+def _render_columns(columns: Sequence[Column], metric: str) -> page.Part:
+    """Renders how much worse the metric is when the values of each column are shuffled."""
+    rows = []
+    for column in columns:
+        interval = " to ".join(map(format_number, column.interval))
+        rows.append((column.name, format_number(column.worse), interval))
     head = ("column", f"{metric} worse by", "5% to 95%")
-    return page.part("columns", [PageTable(head, rows, words=(0,))])
+    return page.make_part("columns", [PageTable(head, rows, text_columns=(0,))])

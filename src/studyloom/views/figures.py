@@ -31,7 +31,7 @@ from studyloom.text import (
     format_value,
     shorten,
 )
-from studyloom.views.words import ablation_rows
+from studyloom.views.words import describe_ablation
 from studyloom.winner.result import Ablation, Predictions, Result, Summary
 
 SIZE = 1000  # units of the drawing along each axis
@@ -55,12 +55,12 @@ class PageTable(Block):
     """A table of a report, with a note below it.
 
     Args:
-        words: the columns of words; the others are aligned as numbers.
+        text_columns: the columns of text; the others are aligned as numbers.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
-    words: Sequence[int] = ()
+    text_columns: Sequence[int] = ()
     note: str = ""
 
 
@@ -69,11 +69,11 @@ class Tick:
     """A label of an axis.
 
     Args:
-        at: its coordinate.
+        coordinate: where it is on the axis.
         when: `narrow` or `roomy` if it is only for a phone or only for a wide screen; else empty.
     """
 
-    at: float
+    coordinate: float
     label: str
     when: str = ""
 
@@ -95,29 +95,29 @@ class ChartScale:
     reads: str = "plain"
     words: Sequence[str] = ()
 
-    def place(self, at: float) -> float:
+    def place(self, coordinate: float) -> float:
         """Returns where a coordinate is drawn, from 0 to SIZE."""
         span = self.high - self.low
         if span == 0:
             return SIZE / 2
-        return SIZE * (at - self.low) / span
+        return SIZE * (coordinate - self.low) / span
 
-    def share(self, at: float) -> str:
+    def share(self, coordinate: float) -> str:
         """Returns where a coordinate is drawn, in percent."""
-        return f"{100 * self.place(at) / SIZE:.2f}"
+        return f"{100 * self.place(coordinate) / SIZE:.2f}"
 
     def edge(self, tick: Tick) -> str:
         """Returns the class of a long label at an end of the axis, which must not stick out."""
-        share = self.place(tick.at) / SIZE
+        share = self.place(tick.coordinate) / SIZE
         if len(tick.label) < 5 or 0.04 < share < 0.96:
             return ""
         if share < 0.5:
             return " first"
         return " last"
 
-    def clip(self, at: float) -> float:
+    def clip(self, coordinate: float) -> float:
         """Returns a coordinate, or the nearer end of the axis if it lies beyond."""
-        return min(max(at, self.low), self.high)
+        return min(max(coordinate, self.low), self.high)
 
     @property
     def reading(self) -> Mapping[str, object]:
@@ -152,7 +152,7 @@ class Mark:
     style: Sequence[str] = ()
 
 
-def points(
+def make_points(
     name: str, color: str, places: Mapping[int, Point], width: float = 8, shape: str = "dot"
 ) -> Mark:
     """Returns a dot for each trial, by the trial's number."""
@@ -160,7 +160,7 @@ def points(
     return Mark(name, color, shape, parts, [*places], width)
 
 
-def dotted(name: str, color: str, ends: Part, width: float = 1) -> Mark:
+def make_dotted_line(name: str, color: str, ends: Part, width: float = 1) -> Mark:
     """Returns a dotted line between two ends."""
     return Mark(name, color, "line", [ends], width=width, style=("dotted",))
 
@@ -171,7 +171,7 @@ class Note:
 
     x: float
     y: float
-    words: str
+    text: str
     side: str = "right"
 
 
@@ -246,7 +246,7 @@ class Multiples(Block):
     charts: Mapping[str, Chart] = field(default_factory=dict)
 
 
-def spaced(
+def drop_overlapping(
     ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
 ) -> Sequence[Tick]:
     """Drops labels, which have ascending coordinates, until no two overlap.
@@ -256,7 +256,7 @@ def spaced(
     pixels_per_unit = pixels / ((high - low) or 1)
 
     def is_clear(left: Tick, right: Tick) -> bool:
-        distance = (right.at - left.at) * pixels_per_unit
+        distance = (right.coordinate - left.coordinate) * pixels_per_unit
         if upright:
             return distance >= LINE
         return distance >= LETTER * (len(left.label) + len(right.label)) / 2 + GAP
@@ -269,7 +269,7 @@ def spaced(
     return ticks[:1]
 
 
-def responsive(
+def fit_labels(
     ticks: Sequence[Tick], low: float, high: float, pixels: float | None = None
 ) -> Sequence[Tick]:
     """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen.
@@ -278,9 +278,9 @@ def responsive(
         pixels: the length of the axis, if it is the same on all screens.
     """
     if pixels is not None:
-        return spaced(ticks, low, high, pixels)
-    on_phone = spaced(ticks, low, high, NARROW)
-    on_wide_screen = spaced(ticks, low, high, ROOMY)
+        return drop_overlapping(ticks, low, high, pixels)
+    on_phone = drop_overlapping(ticks, low, high, NARROW)
+    on_wide_screen = drop_overlapping(ticks, low, high, ROOMY)
     labels = []
     for tick in ticks:
         if tick in on_phone and tick in on_wide_screen:
@@ -315,7 +315,7 @@ def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
     step = next(step for step in _round_steps() if (high - low) / step <= 12)
     first = math.ceil(low / step) * step
     ticks = [Tick(mark, str(mark)) for mark in range(first, math.floor(high) + 1, step)]
-    return ChartScale(start, end, responsive(ticks, start, end), title, "whole")
+    return ChartScale(start, end, fit_labels(ticks, start, end), title, "whole")
 
 
 def _round_steps() -> Iterator[int]:
@@ -353,9 +353,9 @@ def plain_scale(
     marks = round_marks(start, end, 6)
     ticks: Sequence[Tick] = [*map(Tick, marks, tick_labels(marks, 4))]
     if upright:
-        ticks = spaced(ticks, start, end, height, upright=True)
+        ticks = drop_overlapping(ticks, start, end, height, upright=True)
     else:
-        ticks = responsive(ticks, start, end)
+        ticks = fit_labels(ticks, start, end)
     return ChartScale(start, end, ticks, title)
 
 
@@ -374,7 +374,7 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     start = low - margin
     end = high + margin
     marks = log_marks(min(values), max(values))
-    ticks = responsive(
+    ticks = fit_labels(
         [Tick(math.log10(mark), f"{mark:.3g}") for mark in marks], start, end, pixels
     )
     if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
@@ -418,7 +418,7 @@ class Axis:
     sign: int
 
     @classmethod
-    def of(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
+    def choose(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
         """Returns the axis of a metric, by its name and finite values.
 
         The scale of an unknown metric is `factors` if less is better and its values, all above 0,
@@ -487,7 +487,7 @@ class Axis:
         marks = self.marks(low, high)
         ticks = [*map(Tick, map(self.height, marks), tick_labels(marks, 6))]
         reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
-        labels = spaced(ticks, start, end, height, upright=True)
+        labels = drop_overlapping(ticks, start, end, height, upright=True)
         return ChartScale(start, end, labels, self.metric, reads)
 
 
@@ -645,7 +645,7 @@ def _count_left_out(rows: Sequence[object], total: int, what: str) -> str:
     return f"{count} further {what} are left out."
 
 
-def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
+def summarize_settings(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     """Returns the values of complete trials by their setting of a hyperparameter.
 
     Many different numbers are divided into four ranges with as many trials each.
@@ -654,7 +654,7 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     for label, members in _group_by_setting(trials, name):
         values = sorted(map(_value, members), key=lambda value: -sign * value)
         rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
-    return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
+    return PageTable((name, "complete trials", "best", "median"), rows, text_columns=(0,))
 
 
 def _group_by_setting(
@@ -675,12 +675,12 @@ def _group_by_setting(
         yield f"{first} to {last}", ordered[start:end]
 
 
-def history(
+def draw_history(
     trials: Sequence[FrozenTrial],
     marked: Marked,
     axis: Axis,
     winner: Result | None = None,
-    alive: Collection[int] | None = None,
+    live_trials: Collection[int] | None = None,
 ) -> Chart | str:
     """Draws each trial at its last value, the best so far, and the winner's values on new seeds.
 
@@ -702,7 +702,7 @@ def history(
     near = {number for number, value in values.items() if heights[number] == axis.height(value)}
     margin = 0.05 * (y.high - y.low)
     bottom = y.low - margin
-    outcomes = {trial.number: shown_state(trial, alive) for trial in trials}
+    outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     places = {}
     for number, outcome in outcomes.items():
         if outcome in HISTORY:
@@ -726,7 +726,7 @@ def history(
     if baseline is not None and y.low <= axis.height(baseline) <= y.high:
         baseline_height = axis.height(baseline)
         ends = [(x.low, baseline_height), (x.high, baseline_height)]
-        marks.append(dotted("baseline", "baseline", ends, 1.5))
+        marks.append(make_dotted_line("baseline", "baseline", ends, 1.5))
     name = "best"
     ringed = None
     if winner is not None:
@@ -736,7 +736,7 @@ def history(
         ringed = marked["best"].number
     if ringed is not None and ringed in near:
         ring = {ringed: (ringed, heights[ringed])}
-        marks.append(points(name, name, ring, 13, shape="ring"))
+        marks.append(make_points(name, name, ring, 13, shape="ring"))
     for position, (name, new_value) in enumerate(new_values.items()):
         marks += _new_value_marks(name, new_value, right_edge + step * position, axis)
 
@@ -799,8 +799,8 @@ def _outcome_marks(
         name_of_strokes = outcome
         if shown:
             name_of_strokes = ""  # the legend names the outcome once
-        marks.append(points(outcome, _color(outcome), shown, size, shape=shape))
-        marks.append(points(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
+        marks.append(make_points(outcome, _color(outcome), shown, size, shape=shape))
+        marks.append(make_points(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
     return marks
 
 
@@ -814,11 +814,11 @@ def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     return by_number
 
 
-def curves(
+def draw_curves(
     trials: Sequence[FrozenTrial],
     marked: Marked,
     axis: Axis,
-    alive: Collection[int] | None = None,
+    live_trials: Collection[int] | None = None,
 ) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
     height = 360
@@ -849,7 +849,7 @@ def curves(
             return Mark(name, _color(name), "dot", parts, numbers, 7, style)
         return Mark(name, _color(name), "line", parts, numbers, width, style)
 
-    outcomes = {trial.number: shown_state(trial, alive) for trial in trials}
+    outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     marks = []
     for outcome in CURVES:
         members = []
@@ -859,7 +859,7 @@ def curves(
         marks.append(mark_of(outcome, members, 1.3, ("faint",)))
         if outcome in UNFINISHED:
             ends = {number: lines[number][-1] for number in members}
-            marks.append(points("", _color(outcome), ends, 5, shape="square"))
+            marks.append(make_points("", _color(outcome), ends, 5, shape="square"))
     for name, trial in marked.items():
         members = []
         if trial is not None and trial.number in lines:
@@ -871,7 +871,7 @@ def curves(
     for trial in trials:
         rungs.update(TrialRecord(trial).rungs)
     for rung in sorted(rungs):
-        marks.append(dotted("", "paused", [(rung, y.low), (rung, y.high)]))
+        marks.append(make_dotted_line("", "paused", [(rung, y.low), (rung, y.high)]))
     best_first = {number: all_curves[number] for number in ranked}
     table = _curves_table(best_first, outcomes, axis)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
@@ -891,17 +891,17 @@ def _curves_table(
         rows.append((number, outcomes[number], len(values), first, best, last))
     head = ("trial", "state", "epochs", "first", "best", "last")
     note = _count_left_out(rows, len(best_first), "trials")
-    return PageTable(head, rows, words=(1,), note=note)
+    return PageTable(head, rows, text_columns=(1,), note=note)
 
 
-def losses_section(trial: FrozenTrial | None) -> str:
-    """Names the section of the figure that `losses` draws."""
+def name_losses_section(trial: FrozenTrial | None) -> str:
+    """Names the section of the figure that `draw_losses` draws."""
     if trial is not None and {*quantities([trial])} - {*LOSSES}:
         return "quantities"
     return "losses"
 
 
-def losses(trial: FrozenTrial) -> Chart | str:
+def draw_losses(trial: FrozenTrial) -> Chart | str:
     """Draws the training and validation loss of a trial, epoch by epoch.
 
     For a custom training loop it draws all that the loop reported next to the value.
@@ -934,7 +934,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
     notes = []
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
         lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
-        marks.append(dotted("", "pruned", [(lowest, y.low), (lowest, y.high)]))
+        marks.append(make_dotted_line("", "pruned", [(lowest, y.low), (lowest, y.high)]))
         middle = (epochs[0] + epochs[-1]) / 2
         side = "right"
         if lowest > middle:
@@ -977,7 +977,7 @@ def _quantity_mark(name: str, line: Part, index: int) -> Mark:
     return Mark(title, color, "dot", parts, width=8, style=style)
 
 
-def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> Chart | str:
+def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> Chart | str:
     """Draws each complete trial by cost and value, including those that violate a constraint.
 
     Args:
@@ -1000,12 +1000,12 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
         x = plain_scale(costs, title)
     ticks = []
     for tick in x.ticks:
-        amount = tick.at
+        amount = tick.coordinate
         if is_logarithmic:
-            amount = 10**tick.at
+            amount = 10**tick.coordinate
         # `format_cost` writes the digits that a rule of the winner accepts.
-        ticks.append(Tick(tick.at, format_cost(amount)))
-    x = replace(x, ticks=responsive(ticks, x.low, x.high))
+        ticks.append(Tick(tick.coordinate, format_cost(amount)))
+    x = replace(x, ticks=fit_labels(ticks, x.low, x.high))
 
     places: dict[int, Point] = {}
     for trial in trials:
@@ -1023,9 +1023,9 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     staircase = [sorted(front_places.values())]
     marks = [
         Mark("staircase", "best", "line", staircase, width=1.5, style=("stepped", "quiet")),
-        points("infeasible", "failed", _remove(places, feasible), shape="square"),
-        points("beaten", "complete", _select(places, feasible - on_front), size),
-        points("front", "best", front_places),
+        make_points("infeasible", "failed", _remove(places, feasible), shape="square"),
+        make_points("beaten", "complete", _select(places, feasible - on_front), size),
+        make_points("front", "best", front_places),
     ]
     for name, marked_trial in marked.items():
         if marked_trial is not None and marked_trial.values:
@@ -1033,7 +1033,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
             if name == "winner":
                 width = 20  # it may be the best trial too, and then is a ring around that ring
             place = _select(places, [marked_trial.number])
-            marks.append(points(name, name, place, width, shape="ring"))
+            marks.append(make_points(name, name, place, width, shape="ring"))
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
@@ -1084,7 +1084,7 @@ def setting_scale(
         if is_whole and pixels is None:
             digits = ".0f"
         ticks = [Tick(place(mark), format(mark, digits)) for mark in marks]
-        scale = replace(scale, ticks=responsive(ticks, scale.low, scale.high, pixels))
+        scale = replace(scale, ticks=fit_labels(ticks, scale.low, scale.high, pixels))
     if is_whole and not is_logarithmic:
         scale = replace(scale, reads="whole")
     return scale, [place(setting) for setting in settings]
@@ -1099,7 +1099,7 @@ def _choice_scale(choices: Sequence[object], name: str, pixels: float | None) ->
     ticks = [Tick(position, _label(choice, length)) for position, choice in enumerate(choices)]
     low = -0.5
     high = len(choices) - 0.5
-    labels = responsive(ticks, low, high, pixels)
+    labels = fit_labels(ticks, low, high, pixels)
     return ChartScale(low, high, labels, name, "words", [_label(choice) for choice in choices])
 
 
@@ -1119,7 +1119,7 @@ def _scattered(
     return scattered
 
 
-def slices(
+def draw_slices(
     trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
 ) -> Multiples | str:
     """Draws the value of each trial over each hyperparameter; the last value if it ended early.
@@ -1164,13 +1164,13 @@ def slices(
         marks += _shaded(complete_places, shades, 7)
         if best is not None and best.number in places:
             ring = _select(places, [best.number])
-            marks.append(points("", "best", ring, 12, shape="ring"))
+            marks.append(make_points("", "best", ring, 12, shape="ring"))
         label = f"{axis.metric} over {name}, of {len(complete_places)} complete trials"
         ended = len(places) - len(complete_places)
         if ended:
             label += f" and {ended} that ended early"
         complete_members = [trial for trial in complete if name in trial.params]
-        table = summary(complete_members, name, axis.sign)
+        table = summarize_settings(complete_members, name, axis.sign)
         charts[name] = Chart(label, SMALL, x, y, marks, table)
     return Multiples(charts)
 
@@ -1182,8 +1182,8 @@ def _early_marks(
     marks = []
     for outcome, numbers in early.items():
         members = _select(places, numbers)
-        marks.append(points("", outcome, _select(members, near), 5, shape="square"))
-        marks.append(points("", outcome, _remove(members, near), 2, shape="rug"))
+        marks.append(make_points("", outcome, _select(members, near), 5, shape="square"))
+        marks.append(make_points("", outcome, _remove(members, near), 2, shape="rug"))
     return _without_empty(marks)
 
 
@@ -1192,7 +1192,7 @@ def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float
     marks = []
     for shade in range(SHADES):
         members = {number for number in places if shades[number] == shade}
-        marks.append(points("", f"ramp-{shade}", _select(places, members), width))
+        marks.append(make_points("", f"ramp-{shade}", _select(places, members), width))
     return _without_empty(marks)
 
 
@@ -1212,7 +1212,7 @@ class _Pair:
 
     @property
     def is_varied(self) -> bool:
-        """Whether enough trials have both, with different values of each."""
+        """Returns whether enough trials have both, with different values of each."""
         if len(self.trials) < ENOUGH:
             return False
         for name in (self.first, self.second):
@@ -1244,7 +1244,7 @@ def _format_setting(trial: FrozenTrial, name: str) -> str:
     return format_parameter(trial.params[name])
 
 
-def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
+def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws trials over the two most important hyperparameters that occur together.
 
     Prefers two numbers to a number and a choice, and these to two choices.
@@ -1263,7 +1263,7 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     x, across = setting_scale(members, first)
     y, up = setting_scale(members, second)
     ticks = [tick for tick in y.ticks if tick.when != "narrow"]
-    y = replace(y, ticks=spaced(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
+    y = replace(y, ticks=drop_overlapping(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
     if x.reads == "words":
         across = _scattered(across, members, GOLDEN, 0.4)
     if y.reads == "words":
@@ -1282,12 +1282,12 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         settings = (_format_setting(trial, first), _format_setting(trial, second))
         rows.append((trial.number, *settings, format_value(_value(trial))))
     note = f"The best {len(rows)} of {len(pair.trials)}."
-    table = PageTable(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
+    table = PageTable(("trial", first, second, axis.metric), rows, text_columns=(1, 2), note=note)
     label = f"{len(pair.trials)} complete trials over {first} and {second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
 
 
-def best_lines(
+def draw_best_lines(
     lines: Mapping[str, Part], metric: str, sign: int, *, over_time: bool
 ) -> Chart | str:
     """Draws the best value so far of several studies, over their trials or seconds of workers.
@@ -1304,7 +1304,7 @@ def best_lines(
             values.append(value)
     if not values:
         return NOTHING_COMPLETE
-    axis = Axis.of(metric, sign, values)
+    axis = Axis.choose(metric, sign, values)
     marks = []
     for index, (label, line) in enumerate(lines.items()):
         if line:
@@ -1322,7 +1322,7 @@ def best_lines(
     for label, line in lines.items():
         for position, value in line[-IMPROVEMENT_ROWS:]:
             rows.append((label, f"{position:.0f}", format_value(value)))
-    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
+    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, text_columns=(0,))
     label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
     return Chart(label, height, x, y, marks, table)
 
@@ -1346,14 +1346,16 @@ class _Span:
     end: datetime
 
 
-def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
+def draw_timeline(
+    trials: Sequence[FrozenTrial], live_trials: Collection[int | None]
+) -> Chart | str:
     """Draws a row for each worker, with a bar for each trial that began there.
 
     Args:
-        alive: the numbers of the trials that a worker trains now. Their bars end now; those of
-            other unfinished trials end at the latest time stored with any trial.
+        live_trials: the numbers of the trials that living workers hold. Their bars end now; those
+            of other unfinished trials end at the latest time stored with any trial.
     """
-    spans_by_worker = _spans_by_worker(trials, alive)
+    spans_by_worker = _spans_by_worker(trials, live_trials)
     if not spans_by_worker:
         return "No trial has begun yet."
     workers = sorted(spans_by_worker, reverse=True)  # rows are drawn from the bottom up
@@ -1370,7 +1372,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     for row, worker in enumerate(workers):
         spans = spans_by_worker[worker]
         for span in spans:
-            outcome = shown_state(span.trial, alive)
+            outcome = shown_state(span.trial, live_trials)
             if outcome in bars:
                 corners = [(seconds_of(span.start), row), (seconds_of(span.end), row)]
                 bars[outcome][span.trial.number] = corners
@@ -1386,7 +1388,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     x = _clock_scale(first, length)
     y = ChartScale(-0.12, len(workers) - 0.12, reads="none")
     label = f"when each of {len(workers)} workers trained which trial"
-    table = PageTable(("worker", "trials", "trained for", "idle"), rows, words=(0,))
+    table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
     return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
 
 
@@ -1401,11 +1403,11 @@ def _clock_scale(first: datetime, length: float) -> ChartScale:
     for part in range(6):
         seconds = length * part / 5
         ticks.append(Tick(seconds, (first + timedelta(seconds=seconds)).strftime(pattern)))
-    return ChartScale(0.0, length, responsive(ticks, 0.0, length), "", "none")
+    return ChartScale(0.0, length, fit_labels(ticks, 0.0, length), "", "none")
 
 
 def _spans_by_worker(
-    trials: Sequence[FrozenTrial], alive: Collection[int | None]
+    trials: Sequence[FrozenTrial], live_trials: Collection[int | None]
 ) -> dict[str, list[_Span]]:
     """Returns when each worker trained its trials, in the order of their numbers."""
     started = [trial for trial in trials if trial.datetime_start is not None]
@@ -1419,7 +1421,7 @@ def _spans_by_worker(
     for trial in started:
         start = trial.datetime_start or latest
         end = trial.datetime_complete
-        if end is None and trial.number in alive:
+        if end is None and trial.number in live_trials:
             end = max(datetime.now(), start)
         elif end is None:
             end = latest
@@ -1447,7 +1449,7 @@ def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
     return 1 - busy / total
 
 
-def predictions(stored: Predictions) -> Chart | str:
+def draw_predictions(stored: Predictions) -> Chart | str:
     """Draws predicted and true numbers: over time if they are in that order, else as pairs."""
     predicted = [numbers[0] for numbers in stored.predicted]
     targets = [numbers[0] for numbers in stored.targets]
@@ -1488,7 +1490,7 @@ def _predictions_over_targets(
     diagonal = [(end, end) for end in (min(numbers), max(numbers))]
     dots = [[pair] for pair in zip(targets, predicted, strict=True)]
     marks = [
-        dotted("prediction = true value", "pruned", diagonal),
+        make_dotted_line("prediction = true value", "pruned", diagonal),
         Mark("best", "best", "dot", dots, width=6),
     ]
     x = plain_scale(numbers, "true value")
@@ -1500,7 +1502,7 @@ def _predictions_over_targets(
 MOST_ABLATED = 40  # rows of the figure; its table has all
 
 
-def ablation(stored: Ablation) -> Chart | str:
+def draw_ablation(stored: Ablation) -> Chart | str:
     """Draws how much worse the winner is without each of its changes, with intervals.
 
     The change that is needed most is on top.
@@ -1515,7 +1517,7 @@ def ablation(stored: Ablation) -> Chart | str:
         return "winner.json holds no losses."
     x = plain_scale([0.0, *ends], "worse by")
     y = ChartScale(-0.5, len(drawn) - 0.3, reads="none")
-    marks = [dotted("", "pruned", [(0, -0.5), (0, len(drawn) - 0.5)])]
+    marks = [make_dotted_line("", "pruned", [(0, -0.5), (0, len(drawn) - 0.5)])]
     for needed, name, color in ((True, "needed", "best"), (False, "not needed", "complete")):
         dots: list[Part] = []
         intervals: list[Part] = []
@@ -1529,6 +1531,10 @@ def ablation(stored: Ablation) -> Chart | str:
     for height, (row, _) in enumerate(drawn):
         notes.append(Note(x.low, height + 0.2, shorten(row.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
-    table = PageTable(head, ablation_rows(stored), words=(0, 4, 5))
+    rows = []
+    for change in describe_ablation(stored):
+        texts = (change.value, change.default, change.loss, change.verdict, change.in_simple)
+        rows.append((change.name, *texts))
+    table = PageTable(head, rows, text_columns=(0, 4, 5))
     label = "how much worse the winner is without each change"
     return Chart(label, ROW * len(drawn) + 30, x, y, _without_empty(marks), table, notes)

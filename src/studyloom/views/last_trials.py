@@ -106,7 +106,7 @@ def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
     epochs = str(record.steps_done)
     if record.steps_planned is not None:
         epochs = f"{record.steps_done}/{record.steps_planned}"
-    state = shown_state(trial, progress.current.alive)
+    state = shown_state(trial, progress.current.live_trials)
     cells = (mark, str(candidate.number), state, epochs, _format_value(trial))
     return _Row(cells, join_lists(settings))
 

@@ -6,7 +6,6 @@ policy forbids other files, the network, and all scripts except the embedded one
 
 import base64
 import hashlib
-import itertools
 import re
 import shlex
 import tomllib
@@ -29,7 +28,7 @@ from studyloom.views.words import Fact
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
-NUMBERED = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
+TRIAL_NUMBERS = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
 PAGE_BEGIN = b"<!DOCTYPE html>"
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
 P = ParamSpec("P")
@@ -44,8 +43,8 @@ class Absent(Block):
 
 
 @dataclass(frozen=True)
-class Words(Block):
-    """A paragraph.
+class Paragraph(Block):
+    """A paragraph of text.
 
     Args:
         kind: `bad`, `caption`, `quiet` or `parameters`; empty for plain text.
@@ -105,32 +104,45 @@ class Heat(Block):
     label: str
 
     @cached_property
-    def most(self) -> dict[bool, int]:
-        """The largest count on the diagonal, under True, and the largest off it, under False."""
-        most = {True: 1, False: 1}
+    def largest_correct(self) -> int:
+        """The largest count on the diagonal, and at least 1."""
+        return self._find_largest(on_diagonal=True)
+
+    @cached_property
+    def largest_wrong(self) -> int:
+        """The largest count off the diagonal, and at least 1."""
+        return self._find_largest(on_diagonal=False)
+
+    def _find_largest(self, *, on_diagonal: bool) -> int:
+        largest = 1
         for row, counts in enumerate(self.rows):
             for column, count in enumerate(counts):
-                most[row == column] = max(most[row == column], count)
-        return most
+                if (row == column) is on_diagonal:
+                    largest = max(largest, count)
+        return largest
 
     def shade(self, row: int, column: int) -> float:
         """Returns the shade of a cell, 0 to 1, relative to the others on or off the diagonal."""
-        return self.rows[row][column] / self.most[row == column]
+        count = self.rows[row][column]
+        if row == column:
+            return count / self.largest_correct
+        return count / self.largest_wrong
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image with words below it.
+    """An image with its caption below it.
 
     Args:
         source: a `data:` URL of a PNG file, which `is_embedded` has approved.
         label: the alternative text.
-        strong: bold text after the words.
+        strong: bold text after the caption.
+        remark: quiet text after the bold one.
     """
 
     source: str
     label: str
-    words: str = ""
+    caption: str = ""
     strong: str = ""
     remark: str = ""
 
@@ -154,9 +166,17 @@ class Shaded(Block):
     def runs(self) -> list[tuple[str, float]]:
         """The words, with adjacent ones of negligible weight joined into one of weight 0."""
         runs: list[tuple[str, float]] = []
-        for strong, group in itertools.groupby(self.words, lambda pair: abs(pair[1]) >= FAINT):
-            pairs = [*group]
-            runs += pairs if strong else [(" ".join(word for word, _ in pairs), 0.0)]
+        weak_words: list[str] = []
+        for word, weight in self.words:
+            if abs(weight) < FAINT:
+                weak_words.append(word)
+                continue
+            if weak_words:
+                runs.append((" ".join(weak_words), 0.0))
+                weak_words = []
+            runs.append((word, weight))
+        if weak_words:
+            runs.append((" ".join(weak_words), 0.0))
         return runs
 
 
@@ -164,8 +184,8 @@ class Shaded(Block):
 class Cell:
     """A cell of the table of the trials: its text, and the value to sort by."""
 
-    shown: str
-    value: Any = None
+    text: str
+    value: object = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +194,7 @@ class Row:
 
     Args:
         mark: `best`, `baseline` or `winner`, or several.
-        more: further facts, from `report.trial_details`.
+        more: further facts, from `trial_details`.
     """
 
     number: int
@@ -189,12 +209,12 @@ class Column:
     """A column of the table of the trials.
 
     Args:
-        words: whether it holds words, not numbers.
+        is_text: whether it holds texts, not numbers.
         parameter: the full name of a hyperparameter, which the title may shorten; else "".
     """
 
     title: str
-    words: bool
+    is_text: bool
     parameter: str = ""
 
 
@@ -222,21 +242,27 @@ class Section:
 
     @property
     def is_absent(self) -> bool:
-        """Whether all blocks are sentences that say why something is missing."""
+        """Returns whether all blocks are sentences that say why something is missing."""
         return all(isinstance(block, Absent) for block in self.blocks)
 
 
-def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
-    """Makes a section of sections.toml, with these words filled into its title and caption."""
-    known = SECTIONS[name]
-    title, caption = (str(known.get(key, "")).format(**words) for key in ("title", "caption"))
-    return Section(known.get("key", name), title, blocks, caption)
+def make_section(name: str, blocks: Sequence[Block], **values: object) -> Section:
+    """Makes a section of sections.toml.
+
+    Args:
+        values: what is filled into its title and caption, by the name of the place.
+    """
+    entry = SECTIONS[name]
+    title = str(entry.get("title", "")).format(**values)
+    caption = str(entry.get("caption", "")).format(**values)
+    return Section(entry.get("key", name), title, blocks, caption)
 
 
-def part(name: str, blocks: Sequence[Block], **words: object) -> Part:
+def make_part(name: str, blocks: Sequence[Block], **values: object) -> Part:
     """Makes a part of a section from an entry of sections.toml, with its caption first."""
-    known = section(name, blocks, **words)
-    return Part(known.title, [Words(known.caption, "caption"), *blocks], key=known.key)
+    section = make_section(name, blocks, **values)
+    caption = Paragraph(section.caption, "caption")
+    return Part(section.title, [caption, *blocks], key=section.key)
 
 
 @dataclass(frozen=True)
@@ -254,24 +280,30 @@ class Head:
     image: str = ""
 
 
-def undrawn(error: Exception) -> str:
+def describe_drawing_error(error: Exception) -> str:
     """Says why something cannot be drawn."""
     return f"It cannot be drawn: {name_error(error)}"
 
 
-def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:
-    """Draws a figure, or a sentence if it cannot be drawn, as with values of 1e308 and -1e308."""
+def draw_figure(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:
+    """Draws a figure, or a sentence if it cannot be drawn, as with values of 1e308 and -1e308.
+
+    Args:
+        draw: returns the figure, or the sentence if there is nothing to draw.
+    """
     try:
         figure = draw(*args, **kwargs)
     except StudyloomError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        figure = undrawn(error)
-    return Absent(figure) if isinstance(figure, str) else figure
+        return Absent(describe_drawing_error(error))
+    if isinstance(figure, str):
+        return Absent(figure)
+    return figure
 
 
 def is_embedded(source: object) -> TypeGuard[str]:
-    """Whether a text is an embedded PNG: no other address is shown."""
+    """Returns whether a text is an embedded PNG: no image from another address is shown."""
     return isinstance(source, str) and IMAGE.fullmatch(source) is not None
 
 
@@ -281,54 +313,59 @@ POLICY = (
 )
 
 
-def shown(value: Any) -> Any:
+def make_safe(value: object) -> object:
     """Makes values from a study safe to show, and masks passwords; templates escape them."""
-    return value if isinstance(value, Markup) else mask_passwords(printable(str(value)))
+    if isinstance(value, Markup):
+        return value
+    return mask_passwords(printable(str(value)))
 
 
 @cache
 def environment() -> Environment:
     """Returns the environment of the templates, with escaping on."""
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
-        finalize=shown,
+        finalize=make_safe,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.tests["of"] = lambda block, name: type(block).__name__ == name
-    made.filters |= {"dotted": _dotted, "linked": _linked, "safe_data": _safe_data}
-    return made
+    templates.tests["of"] = lambda block, name: type(block).__name__ == name
+    templates.filters |= {
+        "dotted": _break_after_dots,
+        "linked": _link_trials,
+        "safe_data": _make_data_safe,
+    }
+    return templates
 
 
-def _dotted(name: Any) -> Markup:
+def _break_after_dots(name: object) -> Markup:
     """Returns a name that a line break may split after each dot."""
-    return Markup(".<wbr>").join(str(shown(name)).split("."))
+    return Markup(".<wbr>").join(str(make_safe(name)).split("."))
 
 
-def _linked(words: Any) -> Markup:
-    """Returns words in which the number of each trial links to it."""
+def _link_trials(text: object) -> Markup:
+    """Returns a text in which the number of each trial links to it."""
 
-    def link(found: re.Match[str]) -> str:
-        return re.sub(r"\d+", r'<a href="#trial-\g<0>">\g<0></a>', found[0])
+    def link_numbers(match: re.Match[str]) -> str:
+        return re.sub(r"\d+", r'<a href="#trial-\g<0>">\g<0></a>', match[0])
 
-    return Markup(NUMBERED.sub(link, str(escape(shown(words)))))
+    return Markup(TRIAL_NUMBERS.sub(link_numbers, str(escape(make_safe(text)))))
 
 
-def _safe_data(value: Any) -> Any:
+def _make_data_safe(value: object) -> object:
     """Makes all strings in the data of a script safe to show."""
-    match value:
-        case str():
-            return str(shown(value))
-        case Mapping():
-            return {str(shown(key)): _safe_data(each) for key, each in value.items()}
-        case Sequence():
-            return [_safe_data(each) for each in value]
+    if isinstance(value, str):
+        return str(make_safe(value))
+    if isinstance(value, Mapping):
+        return {str(make_safe(key)): _make_data_safe(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_make_data_safe(item) for item in value]
     return value
 
 
-def fill(template: str, **values: Any) -> Markup:
+def fill_template(template: str, **values: Any) -> Markup:
     """Renders a template as safe HTML."""
     return Markup(environment().get_template(template).render(**values).strip())
 
@@ -340,12 +377,14 @@ def _asset(name: str) -> Markup:
 
 
 def _hash(script: str) -> str:
+    """Returns the hash by which the content security policy allows an embedded script."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def section_html(section: Section) -> Markup:
-    return fill("section.html", section=section)
+def render_section(section: Section) -> Markup:
+    """Renders a section as HTML."""
+    return fill_template("section.html", section=section)
 
 
 def check_page(path: Path) -> None:
@@ -354,11 +393,11 @@ def check_page(path: Path) -> None:
     Raises:
         FileError: it is in no folder, or something else is there.
     """
-    shown = f"--page {printable(str(path))}"
+    option = f"--page {printable(str(path))}"
     if not path.parent.is_dir():
-        raise FileError(f"{shown}: there is no folder {printable(str(path.parent))}; create it")
+        raise FileError(f"{option}: there is no folder {printable(str(path.parent))}; create it")
     if path.exists() and not path.is_file():
-        raise FileError(f"{shown}: is not a file, and stays unchanged; name a new file")
+        raise FileError(f"{option}: is not a file, and stays unchanged; name a new file")
     check_output(path, "--page", PAGE_BEGIN)
 
 
@@ -374,13 +413,13 @@ def write_page(path: Path, html: str) -> None:
     write_whole(path.resolve(), html.encode(errors="replace"))
 
 
-def report_page(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:
+def render_report(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:
     """Renders the report of a study as self-contained HTML."""
-    rendered = [(section, section_html(section)) for section in sections]
-    return document(head.name, fill("head.html", head=head), rendered, run_dir=run_dir)
+    rendered = [(section, render_section(section)) for section in sections]
+    return render_page(head.name, fill_template("head.html", head=head), rendered, run_dir=run_dir)
 
 
-def document(
+def render_page(
     name: str,
     head: Markup,
     sections: Sequence[tuple[Section, Markup]],
@@ -391,19 +430,29 @@ def document(
     """Renders a report around its parts.
 
     Args:
+        name: the title of the report.
+        head: the top of the report, as HTML.
+        sections: the sections, each with its HTML.
         live: the settings of the script of a live report; None for a static one.
+        progress: the progress of the study, as HTML.
         run_dir: where trials can be replayed, if known.
     """
-    scripts = [_asset("page.js")] + ([_asset("live.js")] if live is not None else [])
-    connect = "'none'" if live is None else "'self'"
-    return fill(
+    scripts = [_asset("page.js")]
+    connect = "'none'"
+    if live is not None:
+        scripts.append(_asset("live.js"))
+        connect = "'self'"
+    replay = ""
+    if run_dir is not None:
+        replay = f"studyloom replay {shlex.quote(str(run_dir))} --trial"
+    return fill_template(
         "page.html",
         name=name,
         head=head,
         sections=sections,
         live=live,
         progress=Markup(progress),
-        replay="" if run_dir is None else f"studyloom replay {shlex.quote(str(run_dir))} --trial",
+        replay=replay,
         scripts=scripts,
         style=_asset("page.css"),
         policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),

@@ -1,8 +1,8 @@
-"""The progress of a whole job: search, re-evaluation and final training.
+"""The progress of a study through its stages: search, re-evaluation and final training.
 
 `ProgressReader` reads all stages as one `Progress`: what has ended, what was spent, and how long
-the rest will take. `Status` adds hyperparameter importances and failures. Both format themselves as
-words and as JSON: the document of a status, and an object for each event.
+the rest will take. `Status` adds hyperparameter importances and failures, and formats itself as
+JSON.
 """
 
 import itertools
@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from statistics import fmean
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 
@@ -33,10 +32,11 @@ from studyloom.storage.stored_study import (
 )
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
+from studyloom.views.estimate import Work, estimate_seconds, estimate_work
 from studyloom.views.snapshot import (
     Snapshot,
     WorkerStatus,
-    importances,
+    compute_importances,
     take_snapshot,
 )
 from studyloom.views.words import (
@@ -47,121 +47,13 @@ from studyloom.views.words import (
 from studyloom.winner.result import ShortResult
 from studyloom.worker.stopping import Request, read_control
 
-WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
+WATCH_INTERVAL = 1.0  # seconds between looks at a study of other processes
 MOST_IMPORTANT = 5  # hyperparameters whose importance a status has
-FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaPruner` does
 
-
-@dataclass(frozen=True)
-class Work:
-    """The work of one stage in epochs; a trial that reports none counts as one epoch.
-
-    A call of a loop counts as one epoch if a trial has several, for its folds and seeds.
-
-    Args:
-        done: the epochs that its trials have trained.
-        rests: how many more each trial that has begun is expected to train.
-        new: how many trials have not begun.
-        each: how many epochs each of these is expected to train.
-        whole: the epochs of a trial that nothing ends early.
-        pace: a worker's seconds per epoch; None if unknown.
-    """
-
-    done: float = 0.0
-    rests: Sequence[float] = ()
-    new: int = 0
-    each: float = 1.0
-    whole: float = 1.0
-    pace: float | None = None
-
-    @property
-    def left(self) -> float:
-        """The epochs that are expected to come."""
-        return sum(self.rests) + self.new * self.each
-
-    @property
-    def share(self) -> float:
-        """The share of its epochs that is done, from 0 to 1."""
-        return self.done / (self.done + self.left) if self.left else 1.0
-
-
-def estimate(works: Iterable[Work], workers: int) -> float | None:
-    """Estimates the seconds that successive stages will take.
-
-    A stage that has not begun is estimated by the pace of the one before.
-
-    Returns:
-        The seconds; None if no worker runs, or too little is known.
-    """
-    if workers < 1:
-        return None
-    seconds = 0.0
-    pace: float | None = None
-    for work in works:
-        pace = pace if work.pace is None else work.pace
-        if not work.left:
-            continue
-        if pace is None:
-            return None
-        at_once = max(1, min(workers, work.new + len(work.rests)))
-        # The last trial runs on one worker, and ends later than all others on average.
-        last = work.each / 2 * (1 - 1 / at_once) if work.new else 0.0
-        seconds += pace * max(work.left / at_once + last, *work.rests, 0.0)
-    return seconds
-
-
-def work_of(stage: "StageProgress", trials: Sequence[FrozenTrial], before: Work) -> Work:
-    """Returns the work of a stage, as its trials so far show it.
-
-    Args:
-        before: the work of the stage before it, whose whole trials are as long.
-    """
-    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
-    lengths = [max(1, each.steps_done) for each in records if each.trial.state.is_finished()]
-    known = [each.steps_planned or each.steps_done for each in records]
-    whole = max(known, default=0) or before.whole
-    first = min((rung for each in records for rung in each.rungs if rung > 0), default=whole)
-    steps = (first * FACTOR**n for n in itertools.count())
-    rungs = [*itertools.takewhile(lambda step: step < whole, steps)]
-
-    def rest(trained: float, *, waits: bool = False) -> float:
-        """Returns how many more epochs a trial is expected to train; few pass a rung."""
-        longer = [length for length in lengths if length > trained]
-        until = whole if rungs or not longer else fmean(longer)
-        chance, epochs = 1.0, 0.0
-        for step in [*(r for r in rungs if r > trained or (waits and r == trained)), until]:
-            epochs += chance * max(0.0, step - trained)
-            chance, trained = chance / FACTOR, step
-        return epochs
-
-    pace, done, rests = pace_of(stage, records), float(sum(lengths)), list[float]()
-    ages = {worker.trial: worker.held or 0.0 for worker in stage.workers}
-    for each in records:
-        if not each.trial.state.is_finished():
-            age = ages.get(each.trial.number, 0.0)
-            trained = each.steps_done or min(1.0, age / pace if pace else 0.0)
-            rests.append(rest(trained, waits=each.paused is not None))
-            done += trained
-    return Work(done, rests, max(0, stage.left - len(rests)), rest(0), whole, pace)
-
-
-def pace_of(stage: "StageProgress", records: Sequence[TrialRecord]) -> float | None:
-    """Returns a worker's seconds per epoch; before a trial has paused or ended, of those running.
-
-    Reused trainings took no time.
-    """
-    known = [each for each in records if each.outcome != "running" and each.reused is None]
-    epochs = sum(max(1, each.steps_done) for each in known)
-    seconds = sum(each.seconds or each.times.get("training", 0.0) for each in known)
-    if not epochs:
-        epochs = sum(worker.epoch or 0 for worker in stage.workers)
-        seconds = sum(worker.held or 0.0 for worker in stage.workers if worker.epoch)
-    return seconds / epochs if epochs else None
-
-
-TEST, DONE = "test", "done"
-# The titles of stages for people.
-WORDS = {
+TEST = "test"
+DONE = "done"
+# The titles of stages, as people read them.
+STAGE_NAMES = {
     SEARCH: "search",
     REEVALUATION: "re-evaluation",
     ABLATION: "ablation",
@@ -173,10 +65,13 @@ WORDS = {
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage of a job has come.
+    """How far a stage of a study has come.
 
     Args:
-        left: how many of its trials have not ended; before it begins, at most.
+        title: the title of the stage, such as SEARCH.
+        done: how many of its trials have ended.
+        left: how many of its trials have not ended; before it begins, the most that it may have.
+        snapshot: the study of the stage; None before it begins.
     """
 
     title: str
@@ -192,26 +87,31 @@ class StageProgress:
     @property
     def workers(self) -> Sequence[WorkerStatus]:
         """The workers that hold its trials."""
-        return () if self.snapshot is None else self.snapshot.workers
+        if self.snapshot is None:
+            return ()
+        return self.snapshot.workers
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A job at one moment. Two are equal if nothing but the time differs.
+    """A study at one moment, with all of its stages. Two are equal if nothing but the time differs.
 
     Args:
+        search: the snapshot of the search.
         stages: the search, and the stages after it that are still expected or have run.
+        title: the title of the stage that is running, TEST or DONE.
         halted: why the study was aborted, if it was.
         control: stop or pause, if another terminal has requested it.
         result: a summary of the winner and its test; None before there is one.
-        exit_code: the exit code of the command that ended the job; None while work is left.
+        exit_code: the exit code of the command that ended the study; None while work is left.
         elapsed: seconds from the start of the command until now, or until its end.
-        eta: seconds until the end of the whole job; None if no worker runs or too little is known.
+        eta: seconds until the end of the study; None if no worker runs or too little is known.
         hours: the hours that all stages have spent.
         cost: the cost of these hours; None if no price is known.
         trials: the trials of each stage that has begun, by its title.
         works: the work of each of `stages`.
-        importances: those of the hyperparameters, to order them; may lag behind.
+        importances: the importances of the hyperparameters, to order them. They may be based on
+            fewer trials than are complete.
     """
 
     search: Snapshot
@@ -239,7 +139,10 @@ class Progress:
     @property
     def stage(self) -> StageProgress:
         """The stage that is running; the last one when all have ended."""
-        return next((s for s in self.stages if s.title == self.title), self.stages[-1])
+        for stage in self.stages:
+            if stage.title == self.title:
+                return stage
+        return self.stages[-1]
 
     @property
     def done(self) -> int:
@@ -252,110 +155,134 @@ class Progress:
         return sum(stage.budget for stage in self.stages)
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do."""
+    def has_ended(self) -> bool:
+        """Returns whether nothing is left to do."""
         return self.exit_code is not None or self.title == DONE
+
+    @property
+    def is_at_work(self) -> bool:
+        """Returns whether a worker runs, or a pause is requested, before the study has ended."""
+        if self.has_ended:
+            return False
+        return self.live_workers > 0 or bool(self.control_text)
+
+    @property
+    def live_workers(self) -> int:
+        """The number of workers of the current stage whose lease has not expired."""
+        return sum(worker.is_alive for worker in self.current.workers)
 
     @property
     def share(self) -> float:
         """The share of the epochs of the current stage that is done, from 0 to 1."""
-        shares = {s.title: w.share for s, w in zip(self.stages, self.works, strict=False)}
-        return shares.get(self.title, 1.0)
+        for stage, work in zip(self.stages, self.works, strict=False):
+            if stage.title == self.title:
+                return work.share
+        return 1.0
 
     @property
-    def stage_words(self) -> str:
+    def stage_text(self) -> str:
         """The progress of the current stage, and how many of its trials were pruned."""
-        if self.title == DONE or self.stage.title != self.title:
-            return WORDS[self.title]
-        stage, noun = self.stage, "trials" if self.title == SEARCH else "trainings"
+        stage = self.stage
+        if self.title == DONE or stage.title != self.title:
+            return STAGE_NAMES[self.title]
+        noun = "trainings"
+        if self.title == SEARCH:
+            noun = "trials"
         counts = [f"{stage.done:,} of {stage.budget:,} {noun}"]
-        if (own := stage.snapshot) is not None:
-            pruned = own.outcomes.get("pruned", 0)
-            counts += [*[f"{pruned:,} pruned"] * bool(pruned), *count_uncounted(own)]
-        return f"{WORDS[self.title]}: {', '.join(counts)}"
+        if stage.snapshot is not None:
+            pruned = stage.snapshot.outcomes.get("pruned", 0)
+            if pruned:
+                counts.append(f"{pruned:,} pruned")
+            counts += count_uncounted(stage.snapshot)
+        return f"{STAGE_NAMES[self.title]}: {', '.join(counts)}"
 
     @property
-    def later_words(self) -> str:
+    def later_text(self) -> str:
         """The stages to come, with the number of their trainings; empty without one."""
         titles = [stage.title for stage in self.stages]
-        present = titles.index(self.title) if self.title in titles else len(titles)
-        later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
-        return f"then {', '.join(later)}" if later else ""
+        if self.title not in titles:
+            return ""
+        position = titles.index(self.title)
+        later = [f"{STAGE_NAMES[s.title]} {s.budget}" for s in self.stages[position + 1 :]]
+        if not later:
+            return ""
+        return f"then {', '.join(later)}"
 
     @property
-    def best_words(self) -> str:
+    def best_text(self) -> str:
         """The result, or else the best trial so far."""
         if self.result is not None:
             return describe_stored_result(self.result)
         best = self.search.best
         if best is None:
             return "no result yet"
-        mark = ", the baseline" if TrialRecord(best).is_baseline else ""
-        return f"best {format_trial_values(best)} (trial {best.number}{mark})"
+        name = f"trial {best.number}"
+        if TrialRecord(best).is_baseline:
+            name += ", the baseline"
+        return f"best {format_trial_values(best)} ({name})"
 
-    def time_words(self) -> Iterator[str]:
-        """Yields how long a running job has taken and will take, and what it has spent."""
-        if not self.ended:
+    @property
+    def eta_text(self) -> str:
+        """The time left of the whole study, and when it ends."""
+        if self.eta is None:
+            return "ETA –"
+        text = f"ETA {format_duration(self.eta)}"
+        if self.eta < 1:
+            return text
+        end = datetime.now() + timedelta(seconds=self.eta)
+        return f"{text}, at {format_moment(end)}"
+
+    @property
+    def control_text(self) -> str:
+        """The request of another terminal to stop or pause; empty if there is none."""
+        workers = len(self.current.workers)
+        if self.control == "pause":
+            if not workers:
+                return "paused"
+            if workers == 1:
+                return "pausing: 1 trial is released at its last epoch"
+            return f"pausing: {workers} trials are released at their last epoch"
+        if self.control == "stop" and not self.has_ended:
+            if workers:
+                return "stopping"
+            return "stopped"
+        return ""
+
+    def list_times(self) -> Iterator[str]:
+        """Yields how long a running study has taken and will take, and what it has spent."""
+        if not self.has_ended:
             if self.elapsed is not None:
                 yield f"elapsed {format_duration(self.elapsed)}"
-            yield self.eta_words
-        hours = self.hours
-        if hours.cores >= 0.01:
-            yield f"{hours.cores:.2f} core-hours"
-        if hours.gpus >= 0.01:
-            yield f"{hours.gpus:.2f} GPU-hours"
+            yield self.eta_text
+        if self.hours.cores >= 0.01:
+            yield f"{self.hours.cores:.2f} core-hours"
+        if self.hours.gpus >= 0.01:
+            yield f"{self.hours.gpus:.2f} GPU-hours"
         if self.cost is not None:
             yield f"cost {self.cost:.2f}"
 
-    def now_words(self) -> list[str]:
-        """The stage, those to come, a request to stop or pause, and the times, for a report."""
-        words = (self.stage_words, self.later_words, self.control_words, *self.time_words())
-        return [*filter(None, words)]
-
-    @property
-    def at_work(self) -> bool:
-        """Whether a worker runs, or a pause is requested, before the job has ended."""
-        held = any(worker.alive for worker in self.current.workers)
-        return not self.ended and (held or bool(self.control_words))
-
-    @property
-    def eta_words(self) -> str:
-        """The time left of the whole job, and when it ends."""
-        if (eta := self.eta) is None:
-            return "ETA –"
-        words = f"ETA {format_duration(eta)}"
-        at = clock_words(datetime.now() + timedelta(seconds=eta))
-        return words if eta < 1 else f"{words}, at {at}"
-
-    @property
-    def control_words(self) -> str:
-        """The request of another terminal to stop or pause; empty if there is none."""
-        held = len(self.current.workers)
-        if self.control == "pause":
-            if not held:
-                return "paused"
-            if held == 1:
-                return "pausing: 1 trial is released at its last epoch"
-            return f"pausing: {held} trials are released at their last epoch"
-        if self.control == "stop" and not self.ended:
-            return "stopped" if not held else "stopping"
-        return ""
+    def describe_now(self) -> list[str]:
+        """Returns the stage, those to come, a request to stop or pause, and the times."""
+        texts = (self.stage_text, self.later_text, self.control_text, *self.list_times())
+        return [text for text in texts if text]
 
     @property
     def line(self) -> str:
-        """The job as one line, without the values that change every second."""
+        """The study as one line, without the values that change every second."""
         search = self.search
-        parts = [one_line(search.name), self.stage_words, self.best_words]
-        if running := len(self.current.workers):
+        parts = [one_line(search.name), self.stage_text, self.best_text]
+        running = len(self.current.workers)
+        if running:
             parts.append(f"{running} running")
-        parts.append(self.control_words)
+        if self.control_text:
+            parts.append(self.control_text)
         if search.forecast.ending is not None and self.title in (SEARCH, DONE):
             parts.append(search.forecast.ending.reason)
-        return "  ".join(filter(None, parts))
+        return "  ".join(parts)
 
 
 class ProgressReader:
-    """Reads a job repeatedly.
+    """Reads a study repeatedly.
 
     Opens the studies of later stages once, and recomputes the importances of hyperparameters only
     after a further trial is complete.
@@ -363,8 +290,8 @@ class ProgressReader:
 
     def __init__(self, stored: StoredStudy) -> None:
         self.stored = stored
-        self._beside: dict[str, StoredStudy] = {}
-        self._complete: int | None = None  # how many trials the importances are based on
+        self._stage_studies: dict[str, StoredStudy] = {}  # those of later stages, by name
+        self._weighed_trials: int | None = None  # how many trials the importances are based on
         self._importances: Mapping[str, float] = {}
 
     def status(self) -> "Status":
@@ -374,141 +301,192 @@ class ProgressReader:
             StorageError: the database cannot be read.
         """
         progress = self.read()
-        shares = self._weigh(progress.search)
-        few = dict([*shares.items()][:MOST_IMPORTANT])
-        return Status(progress, few, count_failures(progress.search.trials))
+        shares = self._weigh_parameters(progress.search)
+        largest = dict(itertools.islice(shares.items(), MOST_IMPORTANT))
+        return Status(progress, largest, count_failures(progress.search.trials))
 
-    def _weigh(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
-        """Returns the importances, from at least `1 / growth` of the complete trials."""
+    def _weigh_parameters(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
+        """Returns the importances, from at least `1 / growth` of the complete trials.
+
+        Importances of thousands of trials take long. A display that is drawn each second needs
+        new ones only after the trials have grown by a factor.
+        """
         complete = search.outcomes.get("complete", 0)
-        if self._complete is None or not self._complete <= complete <= growth * self._complete:
-            self._importances = importances(self.stored).shares
-            self._complete = complete
+        weighed = self._weighed_trials
+        if weighed is None or not weighed <= complete <= growth * weighed:
+            self._importances = compute_importances(self.stored).shares
+            self._weighed_trials = complete
         return self._importances
 
     def statuses(self) -> Iterator["Status | StorageError"]:
-        """Reads the job every second until it has ended.
+        """Reads the study every second until it has ended.
 
         Yields:
             The status, or the error if the database cannot be read; the next read may succeed.
         """
-        ended = False
-        while not ended:
+        has_ended = False
+        while not has_ended:
             try:
                 status = self.status()
-                ended = status.progress.ended
+                has_ended = status.progress.has_ended
                 yield status
             except StorageError as error:
                 yield error
-            if not ended:
+            if not has_ended:
                 time.sleep(WATCH_INTERVAL)
 
     def read(self) -> Progress:
-        """Reads the current progress of the job.
+        """Reads the current progress of the study.
 
         Raises:
             StorageError: the database cannot be read.
         """
         command = StoredCommand.read(self.stored)
-        record, names, result = command.record, command.stages, command.result
-        studies = {SEARCH: self.stored, **dict(self._begun(record, names))}
+        record = command.record
+        studies = {SEARCH: self.stored}
+        if record is not None:
+            studies |= self._open_begun_stages(record, command.stages)
         snapshots = {title: take_snapshot(stored) for title, stored in studies.items()}
-        trials = {title: snapshot.trials for title, snapshot in snapshots.items()}
-        search, left = snapshots[SEARCH], snapshots[SEARCH].left
-        if record is not None and record.trials < search.budget:  # another command raised it
-            left = min(left, record.trials - _count_ended(search.trials, record.trials))
-        feasible = bool(self.stored.feasible())
-        stages = tuple(expected_stages(record, left, snapshots, feasible))
+        search = snapshots[SEARCH]
+        left = _count_left(record, search)
+        has_candidates = bool(self.stored.feasible())
+        stages = tuple(expect_stages(record, left, snapshots, has_candidates=has_candidates))
+        result = command.result
         last = stages[-1].snapshot
         if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
         hours = sum_hours(
             trial for stored in studies.values() for trial in stored.trials_of_workers()
         )
-        works = [Work()]
-        for stage in stages:
-            works.append(work_of(stage, trials.get(stage.title, ()), works[-1]))
-        # Workers may run although a command has ended the job.
-        goes_on = any(w.alive for snapshot in snapshots.values() for w in snapshot.workers)
+        cost = hours.cost(None)
+        exit_code = None
+        if record is not None:
+            cost = hours.cost(record.per_hour)
+            if not _has_live_worker(snapshots.values()):  # one may run after a command has ended
+                exit_code = record.ended
         progress = Progress(
             search=search,
             stages=stages,
-            title=present_title(stages, result is not None),
+            title=find_running_stage(stages, has_result=result is not None),
             halted=self.stored.halted(),
             control=read_control(self.stored),
             result=result,
-            exit_code=None if record is None or goes_on else record.ended,
-            elapsed=elapsed_of(record),
+            exit_code=exit_code,
+            elapsed=measure_elapsed(record),
             hours=hours,
-            cost=hours.cost(None if record is None else record.per_hour),
-            trials=trials,
-            works=works[1:],
-            importances=self._weigh(search, growth=1.5),
+            cost=cost,
+            trials={title: snapshot.trials for title, snapshot in snapshots.items()},
+            works=_estimate_works(stages),
+            importances=self._weigh_parameters(search, growth=1.5),
         )
-        return replace(progress, eta=time_left(progress))
+        return replace(progress, eta=estimate_time_left(progress))
 
-    def _begun(
-        self, record: CommandRecord | None, names: Mapping[str, str]
-    ) -> Iterator[tuple[str, StoredStudy]]:
-        """Yields the studies of the later stages that have begun, by title."""
+    def _open_begun_stages(
+        self, record: CommandRecord, names: Mapping[str, str]
+    ) -> Mapping[str, StoredStudy]:
+        """Returns the studies of the later stages that the last command has begun, by title.
+
+        Args:
+            names: the name of the study that last ran each stage, by title. It may belong to a
+                command with another budget.
+        """
+        begun = {}
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
-            own = record and record.stage_of(self.stored.name, title)
-            if own is None or not f"{name} ".startswith(f"{own} "):
-                continue  # it belongs to another budget
-            if name not in self._beside and (stored := open_in_same_database(self.stored, name)):
-                self._beside[name] = stored
-            if name in self._beside:
-                yield title, self._beside[name]
+            start = record.stage_of(self.stored.name, title)
+            # With the space, a stage of 1 seed is not the start of one of 10 seeds.
+            if not f"{name} ".startswith(f"{start} "):
+                continue
+            if name not in self._stage_studies:
+                stored = open_in_same_database(self.stored, name)
+                if stored is None:
+                    continue
+                self._stage_studies[name] = stored
+            begun[title] = self._stage_studies[name]
+        return begun
 
 
-def _count_ended(trials: Iterable[FrozenTrial], slots: int) -> int:
-    """Counts the ended trials of the first `slots` slots."""
-    ended = [TrialRecord(trial).slot for trial in trials if trial.state.is_finished()]
-    return sum(slot is not None and slot < slots for slot in ended)
+def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
+    """Returns whether any worker of some studies holds a lease that has not expired."""
+    return any(worker.is_alive for snapshot in snapshots for worker in snapshot.workers)
 
 
-def expected_stages(
-    record: CommandRecord | None, left: int, begun: Mapping[str, Snapshot], feasible: bool
+def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
+    """Counts the trials that the last command has still to do.
+
+    Another command may have raised the budget of the study. The last one then does only the first
+    slots, up to the number of trials that it was started with.
+    """
+    if record is None or record.trials >= search.budget:
+        return search.left
+    ended = 0
+    for trial in search.trials:
+        slot = TrialRecord(trial).slot
+        if trial.state.is_finished() and slot is not None and slot < record.trials:
+            ended += 1
+    return min(search.left, record.trials - ended)
+
+
+def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:
+    """Estimates the work of each stage, of which the one before it shows the length of a trial."""
+    works = []
+    before = Work()
+    for stage in stages:
+        trials: Sequence[FrozenTrial] = ()
+        if stage.snapshot is not None:
+            trials = stage.snapshot.trials
+        before = estimate_work(trials, stage.left, stage.workers, before)
+        works.append(before)
+    return works
+
+
+def expect_stages(
+    record: CommandRecord | None,
+    left: int,
+    begun: Mapping[str, Snapshot],
+    *,
+    has_candidates: bool,
 ) -> Iterator[StageProgress]:
     """Yields the search, and the stages that are expected after it.
 
     Args:
         left: how many trials of the search are still to be done.
         begun: the snapshots of the stages that have begun, by title.
-        feasible: whether the search has a trial that can be re-evaluated.
+        has_candidates: whether the search has a trial that can be re-evaluated.
     """
     search = begun[SEARCH]
     yield StageProgress(SEARCH, search.done, left, search)
-    if record is None or not record.reevaluated or (not left and not feasible):
-        return  # nothing can be re-evaluated
-    alone = not left and search.outcomes.get("complete", 0) == 1
-    needed = not record.tested or not alone
-    expected = {
-        REEVALUATION: (record.top + 1) * record.seeds
-        if needed and FINAL_TRAINING not in begun
-        else 0,
-        ABLATION: 0,  # unknown until the winner is
-        FINAL_TRAINING: 2 * record.seeds if record.tested else 0,
-    }
-    for title, trials in expected.items():
-        if (own := begun.get(title)) is not None:
-            yield StageProgress(title, own.done, own.left, own)
-        elif trials:
-            yield StageProgress(title, 0, trials)
+    if record is None or not record.reevaluated:
+        return
+    if not left and not has_candidates:
+        return
+    # The trainings of each stage. Those of the ablation are unknown before there is a winner.
+    expected = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
+    has_one_candidate = not left and search.outcomes.get("complete", 0) == 1
+    is_chosen_anyway = record.tested and has_one_candidate
+    if FINAL_TRAINING not in begun and not is_chosen_anyway:
+        expected[REEVALUATION] = (record.top + 1) * record.seeds
+    if record.tested:
+        expected[FINAL_TRAINING] = 2 * record.seeds
+    for title, trainings in expected.items():
+        if title in begun:
+            snapshot = begun[title]
+            yield StageProgress(title, snapshot.done, snapshot.left, snapshot)
+        elif trainings:
+            yield StageProgress(title, 0, trainings)
 
 
-def present_title(stages: Sequence[StageProgress], has_result: bool) -> str:
-    """Returns the title of the running stage."""
+def find_running_stage(stages: Sequence[StageProgress], *, has_result: bool) -> str:
+    """Returns the title of the running stage; TEST or DONE after the last one."""
     for stage in stages:
         if stage.left:
             return stage.title
-    if not has_result:
-        return DONE if len(stages) == 1 else TEST
-    return DONE
+    if has_result or len(stages) == 1:
+        return DONE
+    return TEST
 
 
-def elapsed_of(record: CommandRecord | None) -> float | None:
+def measure_elapsed(record: CommandRecord | None) -> float | None:
     """Returns the seconds since a command began, or until it ended; None if unknown.
 
     Uses the clock of this host, which may differ from that of the command's host.
@@ -517,211 +495,67 @@ def elapsed_of(record: CommandRecord | None) -> float | None:
         return None
     try:
         began = datetime.fromisoformat(record.began)
-        end = datetime.now(UTC) if record.at is None else datetime.fromisoformat(record.at)
+        end = datetime.now(UTC)
+        if record.at is not None:
+            end = datetime.fromisoformat(record.at)
         return max(0.0, (end - began).total_seconds())
     except (ValueError, TypeError):  # another program may have written it
         return None
 
 
-def time_left(progress: Progress) -> float | None:
-    """Estimates the seconds until the whole job has ended."""
-    if progress.ended:
+def estimate_time_left(progress: Progress) -> float | None:
+    """Estimates the seconds until the whole study has ended."""
+    if progress.has_ended:
         return 0.0
     if progress.title == TEST:
         return None
-    return estimate(progress.works, sum(worker.alive for worker in progress.current.workers))
+    return estimate_seconds(progress.works, progress.live_workers)
 
 
 DAY = timedelta(days=1)
 
 
-def clock_words(moment: datetime) -> str:
+def format_moment(moment: datetime) -> str:
     """Formats a moment in local time: 15:42, or with the day if it is not today."""
     now = datetime.now()
     if moment.date() == now.date():
         return f"{moment:%H:%M}"
-    return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"
+    if moment - now < 6 * DAY:
+        return f"{moment:%a %H:%M}"
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def wrap(
-    parts: Iterable[str], width: int, by: str = ", ", *, indent: int = 0, fold: bool = True
+def wrap_parts(
+    parts: Iterable[str],
+    width: int,
+    separator: str = ", ",
+    *,
+    indent: int = 0,
+    breaks_words: bool = True,
 ) -> list[str]:
     """Joins parts to lines of at most `width` columns; breaks a part only if it is longer.
 
     Args:
-        by: what stands between two parts.
+        separator: what stands between two parts.
         indent: how many spaces each line but the first begins with.
-        fold: whether a word that is longer than a line is broken.
+        breaks_words: whether a word that is longer than a line is broken.
     """
-    held = (part.replace(" ", "\xa0") if len(part) < width - indent else part for part in parts)
-    ways: Any = {"break_long_words": fold, "break_on_hyphens": False}
-    lines = textwrap.wrap(by.join(held), width, subsequent_indent=" " * indent, **ways)
+    unbroken = []  # parts whose spaces `textwrap` does not take for spaces
+    for part in parts:
+        if len(part) < width - indent:
+            part = part.replace(" ", "\xa0")
+        unbroken.append(part)
+    lines = textwrap.wrap(
+        separator.join(unbroken),
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=breaks_words,
+        break_on_hyphens=False,
+    )
     return [line.replace("\xa0", " ") for line in lines]
 
 
-# The events of a job, found by comparing the stored trials with the events so far. So they do not
-# depend on the process and host that trained a trial, and even if the command is killed in between,
-# each is reported exactly once.
-
-
-class Event(TypedDict):
-    """The fields of each line of --events FILE; `id` differs between studies of one name.
-
-    A trial has begun, has reported an epoch, is resumed after its worker died, has ended, or is
-    the new best; another terminal has requested to stop, pause or resume; the study was aborted;
-    the winner is known; the command ends. `files` is true if a resumed trial has no checkpoint, and
-    finds the files that its command has left.
-    """
-
-    event: Literal[
-        "began", "reported", "resumed", "ended", "best", "control", "halted", "result", "exit"
-    ]
-    at: str
-    study: str
-    id: str | None
-    stage: NotRequired[Literal["search", "re-evaluation", "ablation", "final-training"]]
-    trial: NotRequired[int]
-    params: NotRequired[dict[str, Any]]
-    worker: NotRequired[str | None]
-    epoch: NotRequired[int | None]
-    deaths: NotRequired[int]
-    files: NotRequired[bool]
-    epochs: NotRequired[int | None]
-    state: NotRequired[Literal["complete", "pruned", "failed"]]
-    value: NotRequired[float | None]
-    values: NotRequired[list[float | None] | None]
-    seconds: NotRequired[float | None]
-    request: NotRequired[Request | None]
-    reason: NotRequired[str | None]
-    result: NotRequired[ShortResult]
-    code: NotRequired[int]
-
-
-# The fields of each event of the job; when they change, the event is reported again.
-OF_STUDY = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
-
-
-@dataclass
-class History:
-    """The events so far: for each trial the last epoch, and how often its worker died.
-
-    The epoch is -1 before the first, and infinity after the end. Also holds the last event of each
-    kind that is in OF_STUDY.
-    """
-
-    epochs: dict[tuple[str, int], float] = field(default_factory=dict)
-    deaths: dict[tuple[str, int], int] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Records an event."""
-        if (kind := event["event"]) in OF_STUDY:
-            self.last[kind] = event[OF_STUDY[kind]]
-        elif kind != "exit":
-            key = str(event["stage"]), int(event["trial"])
-            if kind == "resumed":
-                self.deaths[key] = int(event["deaths"])
-                return
-            epoch = {"began": -1.0, "ended": math.inf}.get(kind) or float(event["epoch"])
-            self.epochs[key] = max(epoch, self.epochs.get(key, -1.0))
-
-    @classmethod
-    def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
-        """Reads the events of an earlier command, from its lines.
-
-        Args:
-            lines: lines of JSON; others, such as the half line of a killed command, are skipped.
-        """
-        history = cls()
-        for line in lines:
-            try:
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("id") == study_id:
-                    history.take(event)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
-        return history
-
-    def new(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the new events since the last call, and records them."""
-        for event in [*_of_trials(self, progress), *_of_study(self, progress)]:
-            self.take(event)
-            yield event
-
-
-def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
-        known_epoch = history.epochs.get((title, trial.number))
-        ended, record = trial.state.is_finished(), TrialRecord(trial)
-        # Between its claim and its first commit a trial has no parameters yet.
-        known = trial.params or trial.intermediate_values or ended
-        if known_epoch == math.inf or trial.datetime_start is None or not known:
-            continue
-        same = {"stage": title, "trial": trial.number}
-        if known_epoch is None:
-            yield {"event": "began", **same, "params": trial.params, "worker": record.worker}
-        resumed = record.resumed
-        if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
-            resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
-            if resumed.get("files"):
-                resumption["files"] = True
-            yield {"event": "resumed", **same, **resumption, "reason": resumed["death"]}
-        for epoch, value in sorted(trial.intermediate_values.items()):
-            if known_epoch is None or epoch > known_epoch:
-                said = {"epoch": epoch, "value": value, "epochs": record.steps_planned}
-                yield {"event": "reported", **same, **said}
-        if ended:
-            yield {"event": "ended", **same, **_ended(trial)}
-
-
-def _of_study(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yields the changes of the job; of values that vanish, only a request to stop or pause."""
-    last, best = history.last, progress.search.best
-    if best is not None and best.number != last.get("best"):
-        yield {"event": "best", "stage": "search", **_ended(best)}
-    if progress.control != last.get("control"):
-        yield {"event": "control", "request": progress.control}
-    if progress.halted is not None and progress.halted != last.get("halted"):
-        yield {"event": "halted", "reason": progress.halted}
-    if progress.result is not None and progress.result != last.get("result"):
-        yield {"event": "result", "result": dict(progress.result)}
-
-
-def _ended(trial: FrozenTrial) -> dict[str, Any]:
-    record = TrialRecord(trial)
-    return {
-        "trial": trial.number,
-        "state": record.outcome,
-        "value": value_of(trial),
-        "values": trial.values,
-        "params": trial.params,
-        "seconds": record.seconds,
-        "reason": record.reason,
-    }
-
-
-def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> str:
-    """Formats an event as one line of JSON, with its line break."""
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    document = {"event": event["event"], "at": at, "study": study, "id": study_id, **event}
-    return f"{to_json(document)}\n"
-
-
-def to_json(document: Any) -> str:
-    """Formats a document as one line of JSON, with null for numbers that are not finite."""
-    return json.dumps(finite(document), allow_nan=False, default=str)
-
-
-def finite(value: Any) -> Any:
-    """Replaces numbers that are not finite by None in nested mappings and lists."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# The status of a job, for people and for programs.
+# The status of a study, for people and for programs.
 
 
 class BestTrial(TypedDict):
@@ -777,7 +611,7 @@ class StatusDocument:
 
     `best` is chosen by the rule of the study; `front` is the Pareto front, `ended` why the search
     ended before its budget was spent, `gain` the expected improvement of the trials left, `eta` the
-    seconds left of the whole job, and `foreign` the number of trials of other programs.
+    seconds left of the whole study, and `foreign` the number of trials of other programs.
     """
 
     study: str
@@ -808,21 +642,21 @@ class StatusDocument:
     exit_code: int | None
 
 
-def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
-    if trial is None:
-        return None
+def _describe_trial(snapshot: Snapshot, trial: FrozenTrial) -> Any:
+    """Returns a BestTrial, with each cost as a further field, which a TypedDict cannot declare."""
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
-    known = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
-    return known | {"proposed_by": TrialRecord(trial).proposer()} | costs
+    proposer = TrialRecord(trial).proposer()
+    common = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
+    return {**common, "proposed_by": proposer, **costs}
 
 
 @dataclass(frozen=True)
 class Status:
-    """A study and its job at one moment. Two are equal if nothing but the time differs.
+    """A study at one moment, in detail. Two are equal if nothing but the time differs.
 
     Args:
-        importances: those of the most important hyperparameters, with a sum of at most 1; empty
-            before they can be computed.
+        importances: the shares of the most important hyperparameters, with a sum of at most 1;
+            empty before they can be computed.
     """
 
     progress: Progress
@@ -835,9 +669,22 @@ class Status:
 
     def document(self) -> StatusDocument:
         """Makes the document of the status."""
-        progress, snapshot = self.progress, self.progress.search
-        result: Any = progress.result
-        ended, outcomes = snapshot.forecast.ending, snapshot.outcomes
+        progress = self.progress
+        snapshot = progress.search
+        outcomes = snapshot.outcomes
+        result: Any = progress.result  # a ShortResult, as the database stores it
+        best = None
+        if snapshot.best is not None:
+            best = _describe_trial(snapshot, snapshot.best)
+        baseline = None
+        if snapshot.baseline is not None:
+            baseline = _describe_trial(snapshot, snapshot.baseline)
+        end_reason = None
+        if snapshot.forecast.ending is not None:
+            end_reason = snapshot.forecast.ending.reason
+        failures = {}
+        for failure in self.failures:
+            failures[failure.kind] = FailuresOfKind(failure.count, failure.first_reason)
         return StatusDocument(
             study=snapshot.name,
             metric=snapshot.metric,
@@ -845,17 +692,17 @@ class Status:
             done=snapshot.done,
             slots=SlotCounts(**snapshot.slots),
             trials=OutcomeCounts(*(outcomes.get(state.name, 0) for state in fields(OutcomeCounts))),
-            best=_best_trial(snapshot, snapshot.best),
-            baseline=_best_trial(snapshot, snapshot.baseline),
-            front=[_best_trial(snapshot, trial) for trial in snapshot.front],
+            best=best,
+            baseline=baseline,
+            front=[_describe_trial(snapshot, trial) for trial in snapshot.front],
             rule=snapshot.rule,
             importances={**self.importances},
             workers=progress.current.workers,
-            failures={e.kind: FailuresOfKind(e.count, e.first_reason) for e in self.failures},
+            failures=failures,
             halted=progress.halted,
             eta=progress.eta,
-            foreign=snapshot.foreign,
-            ended=None if ended is None else ended.reason,
+            foreign=snapshot.external,
+            ended=end_reason,
             gain=snapshot.forecast.gain,
             stage=progress.title,
             stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
@@ -866,3 +713,19 @@ class Status:
             result=result,
             exit_code=progress.exit_code,
         )
+
+
+def to_json(document: object) -> str:
+    """Formats a document as one line of JSON, with null for numbers that are not finite."""
+    return json.dumps(_replace_nonfinite(document), allow_nan=False, default=str)
+
+
+def _replace_nonfinite(value: object) -> object:
+    """Replaces numbers that are not finite by None in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _replace_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_nonfinite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -4,12 +4,9 @@ It can be written while the search runs; a sentence replaces a figure that canno
 add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
-import itertools
-import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,156 +15,200 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage import attributes, trial_tables
-from studyloom.storage.failures import NO_REASON, count_failures, describe_resumption
+from studyloom.storage.failures import count_failures
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, describe_state, shown_state
+from studyloom.storage.trial_record import TrialRecord, shown_state
 from studyloom.text import (
     format_duration,
     format_parameter,
     format_value,
-    plural,
     shorten,
-    shorten_end,
     shorten_names,
 )
 from studyloom.views import drawing, figures, page, words
-from studyloom.views.explanations import explanation_sections
-from studyloom.views.page import Absent, Section, Words, drawn, section
-from studyloom.views.progress import WORDS, Progress, ProgressReader
-from studyloom.views.snapshot import Importances, Snapshot, importances, varied_parameters
+from studyloom.views.explanations import render_explanations
+from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
+from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
+from studyloom.views.snapshot import (
+    Importances,
+    Snapshot,
+    compute_importances,
+    find_varied_parameters,
+)
+from studyloom.views.trial_details import read_logs, trial_details
 from studyloom.winner.result import Result, Wrong
-from studyloom.worker_log import read_trial_end
 
-CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory, that are shown
-MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
-BEST = 100  # trials shown for their value
+CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory, that a report shows
+MOST_TRIALS = 2000  # that are drawn, besides the notable ones; at 100,000, all of them took 22 GB
+MOST_RANKED = 100  # trials that are drawn for their value
 
 
 @dataclass(frozen=True)
 class SampledStudy(StoredStudy):
-    """A study that shows views only the trials in `shown`."""
+    """A study that shows views only some of its trials.
 
-    shown: tuple[FrozenTrial, ...] = ()
+    Attributes:
+        sampled_trials: the trials that views see.
+        note: a sentence that says how many of the trials are shown, and which.
+    """
+
+    sampled_trials: tuple[FrozenTrial, ...] = ()
+    note: str = ""
 
     def trials(self, *, all_attributes: bool = False) -> list[FrozenTrial]:
-        return [*self.shown]
+        return [*self.sampled_trials]
 
 
-def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStudy, str]:
+def sample_trials(
+    stored: StoredStudy, snapshot: Snapshot, winner_number: int | None
+) -> SampledStudy | None:
     """Samples the trials of a very large study at even distances, and keeps the notable ones.
 
+    Args:
+        winner_number: the trial of the winner, which is kept; None without one.
+
     Returns:
-        The study with the sampled trials, and a sentence about it, empty if all are shown.
+        The study with the sampled trials; None if it is small enough to draw all of its trials.
     """
     trials = stored.trials()
-    if len(trials) <= MOST:
-        return stored, ""
-    marked = [snapshot.best, snapshot.baseline, *snapshot.front[:BEST], *stored.ranked()[:BEST]]
-    kept = {trial.number for trial in marked if trial is not None} | {won}
-    kept |= {trial.number for trial in trials if not trial.state.is_finished()}
-    kept |= {
-        trial.number for trial in figures.best_so_far(figures.complete_trials(trials), stored.sign)
-    }
-    kept |= {trials[len(trials) * place // MOST].number for place in range(MOST)}
-    shown = tuple(trial for trial in trials if trial.number in kept)
-    which = f"{MOST} at even distances, and those that stand out"
-    note = f"{len(shown)} of {len(trials)} trials are shown: {which}."
-    return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
+    if len(trials) <= MOST_TRIALS:
+        return None
+    steps = figures.best_so_far(figures.complete_trials(trials), stored.sign)
+    unfinished = [trial for trial in trials if not trial.state.is_finished()]
+    notable = [*snapshot.front[:MOST_RANKED], *stored.ranked()[:MOST_RANKED], *steps, *unfinished]
+    numbers = {trial.number for trial in notable}
+    for trial in (snapshot.best, snapshot.baseline):
+        if trial is not None:
+            numbers.add(trial.number)
+    if winner_number is not None:
+        numbers.add(winner_number)
+    for place in range(MOST_TRIALS):
+        numbers.add(trials[len(trials) * place // MOST_TRIALS].number)
+    sampled = tuple(trial for trial in trials if trial.number in numbers)
+    which = f"{MOST_TRIALS} at even distances, and those that stand out"
+    note = f"{len(sampled)} of {len(trials)} trials are shown: {which}."
+    return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, sampled, note)
 
 
-def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
-    """Returns when the first trial began and the last one ended; None without one."""
-    begun = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
-    ended = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
-    return (min(begun), max(ended)) if begun and ended else None
+@dataclass(frozen=True)
+class Period:
+    """The time from the start of the first of some trials to the end of the last."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.end - self.start).total_seconds()
 
 
-def trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
+def find_period(trials: Sequence[FrozenTrial]) -> Period | None:
+    """Returns the period of trials; None before one has begun and one has ended."""
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
+    if not starts or not ends:
+        return None
+    return Period(min(starts), max(ends))
+
+
+def collect_trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
     """Returns the trials of the search, and the trainings of the later stages."""
-    read = stored.storage.get_all_trials
-    studies = [stage.study for stage in stored.later_stages()]
-    later = (read(study._study_id, deepcopy=False) for study in studies)
-    return [*stored.trials(), *itertools.chain.from_iterable(later)]
+    trials = [*stored.trials()]
+    for stage in stored.later_stages():
+        trials += stored.storage.get_all_trials(stage.study._study_id, deepcopy=False)
+    return trials
 
 
-def wall_seconds(trials: Sequence[FrozenTrial]) -> float | None:
-    """Returns the seconds from the first start to the last end of trials; None without one."""
-    ends = span(trials)
-    return None if ends is None else (ends[1] - ends[0]).total_seconds()
+def sum_worked_seconds(trials: Iterable[FrozenTrial]) -> float:
+    """Returns the seconds that workers spent on trials, without their start-up.
+
+    A reused training took no time.
+    """
+    durations = []
+    for trial in trials:
+        record = TrialRecord(trial)
+        if record.reused is None:
+            for kind, seconds in record.times.items():
+                if kind != "start-up":
+                    durations.append(float(seconds))
+    return sum(durations)
 
 
-def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
-    """Returns the seconds that workers spent on trials, without start-up."""
-    return sum(
-        float(seconds)
-        for record in map(TrialRecord, trials)
-        if record.reused is None
-        for kind, seconds in record.times.items()
-        if kind != "start-up"
-    )
+# The top of the report: the result in a sentence, and four facts
 
 
-def head(
+def make_head(
     stored: StoredStudy,
     progress: Progress,
-    winner: Result | None,
+    result: Result | None,
     trials: Sequence[FrozenTrial],
     figure: figures.Block,
     *,
-    live: bool = False,
+    is_live: bool = False,
 ) -> page.Head:
-    """Renders the top of the report; a `live` one shows the times in a separate line.
+    """Makes the top of the report; a live report shows the times in a separate line.
 
     Args:
-        trials: of all stages.
+        trials: the trials of all stages.
+        figure: the first figure of the report, which the image to share contains.
     """
-    snapshot, blocks = progress.search, list[figures.Block]()
-    if (halted := stored.halted()) is not None:
-        why = f"The study stopped itself, since its trials fail with this: {halted}"
-        blocks.append(Words(why, "bad"))
-    if (ended := snapshot.forecast.ending) is not None:
-        blocks.append(Words(f"The search {ended.reason}."))
+    snapshot = progress.search
+    blocks: list[figures.Block] = []
+    halted = stored.halted()
+    if halted is not None:
+        reason = f"The study stopped itself, since its trials fail with this: {halted}"
+        blocks.append(Paragraph(reason, "bad"))
+    ending = snapshot.forecast.ending
+    if ending is not None:
+        blocks.append(Paragraph(f"The search {ending.reason}."))
     facts = (
-        words.trials_fact(stored, snapshot),
-        words.best_fact(snapshot),
-        winner_fact(progress, winner),
-        time_fact(progress, trials, live=live),
+        words.make_trials_fact(stored, snapshot),
+        words.make_best_fact(snapshot),
+        make_winner_fact(progress, result),
+        make_time_fact(progress, trials, is_live=is_live),
     )
-    sentence = f"{words.describe_study(snapshot, stored, winner)}."
-    top = page.Head(stored.name, sentence, blocks, facts)
-    return replace(top, image=drawing.share(top, figure))
+    sentence = f"{words.describe_study(snapshot, stored, result)}."
+    head = page.Head(stored.name, sentence, blocks, facts)
+    return replace(head, image=drawing.share(head, figure))
 
 
-def winner_fact(progress: Progress, result: Result | None) -> words.Fact:
+def make_winner_fact(progress: Progress, result: Result | None) -> words.Fact:
     """Says whether the best is real, or which stages lead to the winner."""
     if result is not None:
-        return words.winner_fact(result)
-    later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
-    return words.Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
+        return words.make_winner_fact(result)
+    later = []
+    for stage in progress.stages[1:]:
+        later.append(f"{STAGE_NAMES[stage.title]} {stage.done}/{stage.budget}")
+    return words.Fact("Winner", "–", f"not yet: {', '.join(later) or 'no re-evaluation'}")
 
 
-def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) -> words.Fact:
+def make_time_fact(
+    progress: Progress, trials: Sequence[FrozenTrial], *, is_live: bool
+) -> words.Fact:
     """Says how long the trainings took, and what runs now."""
-    took = "–"
+    duration = "–"
     explanation: list[str] = []
-    ends = span(trials)
-    if ends is not None:
-        took = format_duration((ends[1] - ends[0]).total_seconds())
-        explanation.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
-    if progress.at_work:
-        now = [progress.stage_words]
-        if not live:
-            now += [progress.eta_words, progress.control_words]
-        return words.Fact("Time so far", took, "; ".join(filter(None, now)))
-    worked = seconds_worked(trials)
-    if worked:
-        explanation.append(f"workers trained for {format_duration(worked)}")
-    if not progress.ended:
+    period = find_period(trials)
+    if period is not None:
+        duration = format_duration(period.seconds)
+        explanation.append(f"from {period.start:%Y-%m-%d %H:%M}")
+    if progress.is_at_work:
+        now = [progress.stage_text]
+        if not is_live:
+            now += [progress.eta_text, progress.control_text]
+        return words.Fact("Time so far", duration, "; ".join(filter(None, now)))
+    seconds = sum_worked_seconds(trials)
+    if seconds:
+        explanation.append(f"workers trained for {format_duration(seconds)}")
+    if not progress.has_ended:
         explanation.append("no worker runs")
-    return words.Fact("Took", took, "; ".join(explanation))
+    return words.Fact("Took", duration, "; ".join(explanation))
 
 
-def details_section(stored: StoredStudy, snapshot: Snapshot, result: Result | None) -> Section:
+# The sections about the result
+
+
+def render_details(stored: StoredStudy, snapshot: Snapshot, result: Result | None) -> Section:
     """Renders the reasons for the result, what it is based on, and the best hyperparameters."""
     lines: list[str] = []
     rows: list[tuple[str, object]] = []
@@ -188,155 +229,224 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, result: Result | No
     data = words.describe_data(stored, result)
     if data:
         rows.append(("data", data))
-    blocks: list[figures.Block] = [page.Facts(rows)]
+    blocks: list[figures.Block] = []
     if lines:
-        blocks.insert(0, page.Lines(lines))
-    best = None if snapshot.best is None else snapshot.best.params
-    if best is not None:
-        blocks.append(Words(f"Best:  {words.format_parameters(best)}", "parameters"))
-    if result is not None and result.winner.params != best:
+        blocks.append(page.Lines(lines))
+    blocks.append(page.Facts(rows))
+    best_params = None
+    if snapshot.best is not None:
+        best_params = snapshot.best.params
+        parameters = words.format_parameters(best_params)
+        blocks.append(Paragraph(f"Best:  {parameters}", "parameters"))
+    if result is not None and result.winner.params != best_params:
         parameters = words.format_parameters(result.winner.params)
-        blocks.append(Words(f"Winner:  {parameters}", "parameters"))
-    return section("details", blocks)
+        blocks.append(Paragraph(f"Winner:  {parameters}", "parameters"))
+    return make_section("details", blocks)
 
 
-def winner_sections(winner: Result) -> Iterator[Section]:
-    """Renders the candidates, and what the winner gets right and wrong on the test set."""
-    yield section("candidates", [candidates(winner)])
-    ablation = winner.ablation
+def render_winner(result: Result) -> Iterator[Section]:
+    """Renders the candidates, the ablation, and what the winner predicts on the test set."""
+    yield make_section("candidates", [_make_candidate_table(result)])
+    ablation = result.ablation
     if ablation is not None and ablation.rows:
-        blocks = [drawn(figures.ablation, ablation)]
-        simple = words.describe_simple(winner)
+        blocks = [draw_figure(figures.draw_ablation, ablation)]
+        simple = words.describe_simple(result)
         if simple:
-            blocks.append(Words(f"winner.simple.yaml is {simple}."))
-        yield section("ablation", blocks, metric=winner.metric.name)
-    missing = words.explain_no_predictions(winner)
-    if missing:
-        yield section("winner", [Absent(missing)])
-    elif winner.predictions is not None:
-        figure = drawn(figures.predictions, winner.predictions)
-        yield section("predictions", [figure])
+            blocks.append(Paragraph(f"winner.simple.yaml is {simple}."))
+        yield make_section("ablation", blocks, metric=result.metric.name)
+    why_absent = words.explain_no_predictions(result)
+    if why_absent:
+        yield make_section("winner", [Absent(why_absent)])
+    elif result.predictions is not None:
+        figure = draw_figure(figures.draw_predictions, result.predictions)
+        yield make_section("predictions", [figure])
     else:
-        counts: figures.Block = Absent("winner.json holds no confusion matrix.")
-        if matrix := winner.confusion:
-            names = winner.classes or range(len(matrix))
-            counts = page.Heat(names, matrix, "true classes by predicted ones")
-        yield section("confusion", [counts])
-        images = [
-            image(item.image, f"test image {item.index}", item, item.confidence)
-            for item in winner.wrong or ()
-            if page.is_embedded(item.image)
-        ]
-        shown = page.Images(images) if images else Absent("winner.json holds no images.")
-        yield section("wrong", [shown])
+        yield make_section("confusion", [_make_confusion_table(result)])
+        yield make_section("wrong", [_show_wrong_images(result.wrong or ())])
 
 
-def candidates(winner: Result) -> figures.PageTable:
-    """Renders the candidates as a table, with their values in the search and on new seeds."""
+def _make_candidate_table(result: Result) -> figures.PageTable:
+    """Makes a table of the candidates, with their values in the search and on new seeds."""
     rows = []
-    for row in winner.candidates:
-        role = "baseline" if row.baseline else ""
-        if row == winner.winner:
+    for candidate in result.candidates:
+        role = ""
+        if candidate == result.winner:
             role = "winner"
-        costs = [f"{name} {words.number(cost)}" for name, cost in row.costs.items()]
-        parameters = "  ".join([*costs, words.format_parameters(row.params)])
-        again = words.format_mean(row.reevaluation) if row.reevaluation else "–"
-        numbers = (row.trial, words.number(row.search_value), again, words.number(row.gap, "+"))
-        rows.append((*numbers, role, parameters))
-    return figures.PageTable(
-        ("trial", "search", "re-evaluation", "gap", "", "hyperparameters"), rows, words=(4, 5)
-    )
+        elif candidate.baseline:
+            role = "baseline"
+        reevaluation = "–"
+        if candidate.reevaluation:
+            reevaluation = words.format_mean(candidate.reevaluation)
+        costs = [f"{name} {words.format_number(cost)}" for name, cost in candidate.costs.items()]
+        row = (
+            candidate.trial,
+            words.format_number(candidate.search_value),
+            reevaluation,
+            words.format_number(candidate.gap, "+"),
+            role,
+            "  ".join([*costs, words.format_parameters(candidate.params)]),
+        )
+        rows.append(row)
+    head = ("trial", "search", "re-evaluation", "gap", "", "hyperparameters")
+    return figures.PageTable(head, rows, text_columns=(4, 5))
 
 
-def image(source: str, label: str, error: Wrong, remark: float) -> page.CaptionedImage:
-    """Renders an image that the winner misclassifies."""
-    predicted = str(error.predicted)
-    return page.CaptionedImage(source, label, f"{error.label} → ", predicted, words.number(remark))
+def _make_confusion_table(result: Result) -> figures.Block:
+    """Makes a table of the counts by true and predicted class."""
+    if not result.confusion:
+        return Absent("winner.json holds no confusion matrix.")
+    names = result.classes or range(len(result.confusion))
+    return page.Heat(names, result.confusion, "true classes by predicted ones")
 
 
-STRETCHED = {
+def _show_wrong_images(errors: Iterable[Wrong]) -> figures.Block:
+    """Shows the images that the winner misclassifies, each with its classes and confidence."""
+    images = []
+    for error in errors:
+        if page.is_embedded(error.image):
+            image = page.CaptionedImage(
+                source=error.image,
+                label=f"test image {error.index}",
+                caption=f"{error.label} → ",
+                strong=str(error.predicted),
+                remark=words.format_number(error.confidence),
+            )
+            images.append(image)
+    if not images:
+        return Absent("winner.json holds no images.")
+    return page.Images(images)
+
+
+# The sections about the search
+
+# Sentences about the axis of a figure, by the scale of the axis.
+AXIS_NOTES = {
     "unit": " The axis is stretched toward 1: equal steps divide the error by equal factors.",
     "factors": " The axis is logarithmic: equal steps are equal factors.",
     "plain": "",
 }
 
 
-def search_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: figures.Axis
+def render_search(
+    stored: StoredStudy, snapshot: Snapshot, result: Result | None, axis: figures.Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
-    trials, best = stored.trials(), snapshot.best
-    marked = {"baseline": snapshot.baseline, "best": best}
-    chosen = None if winner is None else winner.winner.trial
-    won = next((trial for trial in trials if trial.number == chosen), None)
+    trials = stored.trials()
+    marked = {"baseline": snapshot.baseline, "best": snapshot.best}
+    winner_trial = None
+    if result is not None:
+        winner_trial = _find_trial(trials, result.winner.trial)
     if snapshot.costs:
-        heads, *rows = words.front_rows(snapshot)
-        table = figures.PageTable(heads, rows, words=(len(heads) - 1,))
-        figure = drawn(figures.front, stored, {"winner": won} | marked, axis, table)
-        yield section("front", [figure], rule=snapshot.rule)
-    better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history, trials, marked, axis, winner, snapshot.alive)
-    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
-    most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
-    yield section("curves", [drawn(figures.curves, trials, marked, axis, snapshot.alive)], **most)
-    losses: figures.Block = Absent(f"{words.begin_sentence(words.explain_no_best(snapshot))}.")
-    which = ""
-    if (shown := won or best) is not None:
-        which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
-        losses = drawn(figures.losses, shown)
-    yield section(figures.losses_section(shown), [losses], which=which)
+        head, *rows = words.list_front(snapshot)
+        table = figures.PageTable(head, rows, text_columns=(len(head) - 1,))
+        marked_on_front = {"winner": winner_trial, **marked}
+        figure = draw_figure(figures.draw_front, stored, marked_on_front, axis, table)
+        yield make_section("front", [figure], rule=snapshot.rule)
+    better = "Lower"
+    if axis.sign > 0:
+        better = "Higher"
+    figure = draw_figure(figures.draw_history, trials, marked, axis, result, snapshot.live_trials)
+    yield make_section("search", [figure], axis=AXIS_NOTES[axis.scale], better=better)
+    figure = draw_figure(figures.draw_curves, trials, marked, axis, snapshot.live_trials)
+    yield make_section("curves", [figure], best=figures.MOST_BEST, latest=figures.MOST_LATEST)
+    yield _render_losses(snapshot, winner_trial)
 
 
-MOST_SLICES = 24  # of the most important hyperparameters
+def _find_trial(trials: Iterable[FrozenTrial], number: int) -> FrozenTrial | None:
+    """Returns the trial with a number; None if it is missing."""
+    for trial in trials:
+        if trial.number == number:
+            return trial
+    return None
+
+
+def _render_losses(snapshot: Snapshot, winner_trial: FrozenTrial | None) -> Section:
+    """Renders the losses of the winner in the search, or else of the best trial."""
+    if winner_trial is not None:
+        trial = winner_trial
+        role = "winner"
+    elif snapshot.best is not None:
+        trial = snapshot.best
+        role = "best"
+    else:
+        reason = words.begin_sentence(words.explain_no_best(snapshot))
+        return make_section(figures.name_losses_section(None), [Absent(f"{reason}.")], which="")
+    figure = draw_figure(figures.draw_losses, trial)
+    which = f"Trial {trial.number}, the {role}. "
+    return make_section(figures.name_losses_section(trial), [figure], which=which)
+
+
+MOST_SLICES = 24  # figures of one hyperparameter each, of the most important ones
 MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 
 
-def what_matters(stored: StoredStudy) -> tuple[list[str], list[Importances]]:
-    """Returns the varied hyperparameters, the most important first, and all importances."""
-    names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
-    by_objective = [importances(stored, place) for place, _ in enumerate(stored.objectives)]
+@dataclass(frozen=True)
+class RankedParameters:
+    """The hyperparameters of a search, and how much they matter.
+
+    Args:
+        names: those that varied, the most important for the metric first.
+        by_objective: the importances for each objective, for the metric first.
+    """
+
+    names: Sequence[str]
+    by_objective: Sequence[Importances]
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The importances for the metric."""
+        return self.by_objective[0].shares
+
+
+def rank_parameters(stored: StoredStudy) -> RankedParameters:
+    """Computes the importances of a study's hyperparameters, and sorts those that varied."""
+    by_objective = [compute_importances(stored, place) for place in range(len(stored.objectives))]
     shares = by_objective[0].shares
-    return sorted(names, key=lambda name: -shares.get(name, 0.0)), by_objective
+    names = find_varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
+    names.sort(key=lambda name: -shares.get(name, 0.0))
+    return RankedParameters(names, by_objective)
 
 
-def parameter_sections(
+def render_parameters(
     stored: StoredStudy,
     best: FrozenTrial | None,
     axis: figures.Axis,
-    names: Sequence[str],
-    by_objective: Sequence[Importances],
+    parameters: RankedParameters,
 ) -> Iterator[Section]:
     """Renders the importances of hyperparameters for each objective, and their effects."""
-    trials = stored.trials()
     for position, objective in enumerate(stored.objectives):
-        shares = by_objective[position].shares
-        block: figures.Block = page.Bars([*shares.items()])
-        if not shares:
-            block = Absent(words.explain_no_importances(by_objective[position]))
-        made = section("importances", [block])
-        if len(by_objective) > 1:
-            made = replace(made, title=f"What matters for {objective.name}")
+        computed = parameters.by_objective[position]
+        block: figures.Block = page.Bars([*computed.shares.items()])
+        if not computed.shares:
+            block = Absent(words.explain_no_importances(computed))
+        section = make_section("importances", [block])
+        if len(stored.objectives) > 1:
+            section = replace(section, title=f"What matters for {objective.name}")
         if position > 0:
-            made = replace(made, key=f"importances-{position}")
-        yield made
-    most = names[:MOST_SLICES]
-    yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
-    yield section("together", [drawn(figures.together, trials, most, axis)])
+            section = replace(section, key=f"importances-{position}")
+        yield section
+    trials = stored.trials()
+    names = parameters.names[:MOST_SLICES]
+    yield make_section("slices", [draw_figure(figures.draw_slices, trials, names, best, axis)])
+    yield make_section("together", [draw_figure(figures.draw_pair, trials, names, axis)])
 
 
-SHOWN = {
+# The table of all trials
+
+# The titles of columns of `trial_tables`, where they differ from the name of the column.
+COLUMN_TITLES = {
     "standard_error": "± error",
     "proposed_by": "proposed by",
     "seconds": "time",
     "reason": "why",
-}  # by its column
+}
 LONGEST = 60  # characters of a cell
 
 
-def trials_section(
+def render_trials(
     stored: StoredStudy,
     snapshot: Snapshot,
-    won: int | None,
+    winner_number: int | None,
     shares: Mapping[str, float],
     run_dir: Path | None,
 ) -> Section:
@@ -346,263 +456,271 @@ def trials_section(
     only the first are shown.
 
     Args:
+        winner_number: the trial of the winner; None without one.
         shares: the importances; empty if there are none.
         run_dir: where the trials' logs are, if known.
     """
-    rows = trial_tables.trial_rows(stored)
-    if not rows:
-        return section("trials", [Absent("No trial has begun yet.")])
-    columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
-    asked = [name for name in columns if name.startswith("params.")]
-    known = {trial_tables.column_of(name): -share for name, share in shares.items()}
-    asked.sort(key=lambda name: (known.get(name, 0.0), columns[name].count(None)))
-    ranked = asked[:MOST_COLUMNS]
+    table = trial_tables.trial_rows(stored)
+    if not table:
+        return make_section("trials", [Absent("No trial has begun yet.")])
+    columns = dict(zip(table.columns, zip(*table.cells, strict=True), strict=True))
+    ranked = _rank_parameter_columns(columns, shares)
+    parameters = ranked[:MOST_COLUMNS]
     values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
-    order = [*values, "standard_error", "epochs", *ranked, "proposed_by", "seconds", "reason"]
-    shown = {n: columns[n] for n in order if any(cell is not None for cell in columns[n])}
-    best = None if snapshot.best is None else snapshot.best.number
+    shown_columns = {}
+    for name in (
+        *values,
+        "standard_error",
+        "epochs",
+        *parameters,
+        "proposed_by",
+        "seconds",
+        "reason",
+    ):
+        if any(cell is not None for cell in columns[name]):
+            shown_columns[name] = columns[name]
+
     trials = {trial.number: trial for trial in stored.trials()}
-    logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
-    table = []
-    for row, trial in enumerate(columns["number"]):
-        marks = {
-            "winner": trial == won,
-            "best": trial == best,
-            attributes.BASELINE: columns[attributes.BASELINE][row],
-        }
-        mark = ", ".join(name for name, is_so in marks.items() if is_so)
-        cells = [_cell(name, column[row]) for name, column in shown.items()]
-        state = shown_state(trials[trial], snapshot.alive)
-        more = trial_details(trials[trial], logs.get(trial, ""), snapshot.alive)
-        table.append(page.Row(trial, state, cells, mark, more))
-    full = {name: name.removeprefix("params.") for name in asked}
-    titles = SHOWN | {name: name.removeprefix("values.") for name in values}
-    titles |= {"value": snapshot.metric}
-    short = shorten_names(full.values(), ["trial", "state", "epochs", *titles.values()])
-    head = [
-        page.Column(
-            short[full[name]] if name in full else titles.get(name, name),
-            words=any(isinstance(cell, str | bool | list) for cell in column),
-            parameter=full.get(name, ""),
+    logs: Mapping[int, str] = {}
+    if run_dir is not None:
+        logs = read_logs(run_dir, [*trials.values()])
+    rows = []
+    for position, number in enumerate(columns["number"]):
+        marks = []
+        if number == winner_number:
+            marks.append("winner")
+        if snapshot.best is not None and number == snapshot.best.number:
+            marks.append("best")
+        if columns[attributes.BASELINE][position]:
+            marks.append(attributes.BASELINE)
+        trial = trials[number]
+        row = page.Row(
+            number=number,
+            state=shown_state(trial, snapshot.live_trials),
+            cells=[_make_cell(name, cells[position]) for name, cells in shown_columns.items()],
+            mark=", ".join(marks),
+            more=trial_details(trial, logs.get(number, ""), snapshot.live_trials),
         )
-        for name, column in shown.items()
-    ]
-    made = section("trials", [page.Trials(head, table)])
-    few = (
-        f"Of {len(asked)} hyperparameters the {len(ranked)} most important are shown; "
-        "studyloom trials --csv has all."
+        rows.append(row)
+
+    titles = _title_columns(values, ranked, snapshot.metric)
+    head = []
+    for name, cells in shown_columns.items():
+        full_name = ""
+        if name in ranked:
+            full_name = name.removeprefix("params.")
+        has_text = any(isinstance(cell, str | bool | list) for cell in cells)
+        head.append(page.Column(titles.get(name, name), is_text=has_text, parameter=full_name))
+    section = make_section("trials", [page.Trials(head, rows)])
+    if len(parameters) < len(ranked):
+        note = (
+            f"Of {len(ranked)} hyperparameters the {len(parameters)} most important are shown; "
+            "studyloom trials --csv has all."
+        )
+        section = replace(section, caption=f"{section.caption} {note}")
+    return section
+
+
+def _rank_parameter_columns(
+    columns: Mapping[str, Sequence[object]], shares: Mapping[str, float]
+) -> list[str]:
+    """Returns the columns of hyperparameters: the most important, then the fullest first."""
+    share_by_column = {trial_tables.column_of(name): share for name, share in shares.items()}
+    names = [name for name in columns if name.startswith("params.")]
+    return sorted(
+        names, key=lambda name: (-share_by_column.get(name, 0.0), columns[name].count(None))
     )
-    return replace(made, caption=f"{made.caption} {few}") if len(ranked) < len(asked) else made
 
 
-def _cell(name: str, value: Any) -> page.Cell:
+def _title_columns(values: Iterable[str], parameters: Iterable[str], metric: str) -> dict[str, str]:
+    """Returns the titles of columns by name; the names of hyperparameters are shortened.
+
+    Args:
+        values: the columns of the objectives.
+        parameters: the columns of all hyperparameters, also of those that are not shown: a short
+            name must not fit one of these either.
+    """
+    titles = {**COLUMN_TITLES}
+    for name in values:
+        titles[name] = name.removeprefix("values.")
+    titles["value"] = metric
+    full_names = {name: name.removeprefix("params.") for name in parameters}
+    other_titles = ["trial", "state", "epochs", *titles.values()]
+    short_names = shorten_names(full_names.values(), other_titles)
+    for name, full_name in full_names.items():
+        titles[name] = short_names[full_name]
+    return titles
+
+
+def _make_cell(name: str, value: Any) -> page.Cell:
+    """Makes a cell of a column: its text, and the value by which the table is sorted."""
     if value is None:
         return page.Cell("")
-    if name == "seconds":
-        shown = format_duration(value) if value >= 10 else f"{value:.1f} s"
+    if name == "seconds" and value < 10:
+        text = f"{value:.1f} s"
+    elif name == "seconds":
+        text = format_duration(value)
     elif isinstance(value, float) and not name.startswith("params."):
-        shown = format_value(value)
+        text = format_value(value)
     else:
-        shown = shorten(format_parameter(value), LONGEST)
-    return page.Cell(shown, value)
+        text = shorten(format_parameter(value), LONGEST)
+    return page.Cell(text, value)
 
 
-# What the table shows of a trial below its row: its end, its times, its log.
-LOG_LINES, LOG_LINE = 40, 300  # of a trial's log, and the characters of one
-LOGGED = 60_000  # characters of all logs in a report
-WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
-LATE = timedelta(seconds=10)  # a log may report an end so much later than the database
-
-
-def trial_details(
-    trial: FrozenTrial, log: str, alive: Collection[int] | None = None
-) -> dict[str, Any]:
-    """Returns what a report shows of a trial, without empty values; `alive` as in `shown_state`."""
-    record, began = TrialRecord(trial), trial.datetime_start
-    spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
-    details = {
-        "end": ending(trial, alive),
-        "facts": {
-            "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
-            "worker": str(record.worker or ""),
-        },
-        "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
-        "traceback": str(record.traceback or ""),
-        "log": log,
-        "replayable": bool(record.provenance),
-    }
-    return {name: value for name, value in details.items() if value}
-
-
-def ending(trial: FrozenTrial, alive: Collection[int] | None = None) -> str:
-    """Says how a trial ended and why, or how far it has come."""
-    record = TrialRecord(trial)
-    kind, done, planned = shown_state(trial, alive), record.steps_done, record.steps_planned
-    epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
-    if record.planned_jobs is not None:
-        epochs = f"{done} of {planned} folds and seeds"
-    if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
-        epochs += f", at {format_value(last[-1][1])}"
-    rung = ": it waited at a rung, and others were promoted" if record.rungs else ""
-    sentences = {
-        "failed": f"It failed after {epochs}: {record.reason or NO_REASON}",
-        "pruned": f"It was pruned after {epochs}{rung}.",
-        "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
-        "running": f"It runs, and has trained {epochs}.",
-        INTERRUPTED: f"It is {describe_state(trial, alive)}: it has trained {epochs}.",
-        "waiting": "No worker has begun it yet.",
-    }
-    sentence = sentences.get(kind, f"It is complete, after {epochs}.")
-    if record.reused is not None:
-        sentence += f" It was not trained: its result is that of {record.reused}."
-    if resumed := record.resumed:
-        sentence += f" T{describe_resumption(trial.number, resumed, record.streams)[1:]}."
-    return sentence
-
-
-def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Returns the last log lines of trials by number, up to a limit for each and for all.
-
-    A command has a log for each trial. A worker has one log, of which a trial gets the lines
-    between the end of the previous trial and its own. Failed trials come first, then the latest.
-    """
-    texts = dict(_written(run_dir, trials))
-    failed = {trial.number for trial in trials if TrialRecord(trial).outcome == "failed"}
-    kept, left = dict[int, str](), LOGGED
-    for trial in sorted(texts, key=lambda trial: (trial not in failed, -trial)):
-        lines = [shorten_end(line, LOG_LINE) for line in texts[trial][-LOG_LINES:]]
-        text = "\n".join(lines)
-        left -= len(text)
-        if left < 0:
-            break
-        kept[trial] = text
-    return kept
-
-
-def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int, list[str]]]:
-    try:
-        folder = run_dir.resolve()
-        files = [path for path in (folder / "logs").glob("*.log") if path.is_file()]
-        files = [path for path in files if path.resolve().is_relative_to(folder)]
-        files.sort(key=lambda path: -path.stat().st_mtime)
-    except OSError:
-        return
-    ends = {trial.number: trial.datetime_complete for trial in trials}
-    own = {f"trial-{number}.log": number for number in ends}
-    for path in [path for path in files if not path.name.startswith("trial-")][:WORKER_LOGS]:
-        lines: list[str] = []
-        for line in _tail(path):
-            lines.append(line)
-            end = read_trial_end(line)
-            if end is None:
-                continue
-            trial_lines = lines
-            lines = []
-            ended = ends.get(end.trial)
-            # Another stage has a trial of this number too. A line with only its end adds nothing.
-            if ended is not None and abs(end.time - ended) < LATE and len(trial_lines) > 1:
-                yield end.trial, trial_lines
-    for path in files:
-        if path.name in own and (lines := _tail(path)):
-            yield own[path.name], lines
-
-
-def _tail(path: Path) -> list[str]:
-    """Returns the last lines of a file; none if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            return file.read(TAIL).decode(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Section]:
+def render_proposers(stored: StoredStudy, result: Result | None) -> Iterator[Section]:
     """Compares the trials of each proposer, if any, with those of the sampler."""
-    own = defaultdict[str | None, list[int]](list, {None: []})
+    numbers_by_proposer: dict[str | None, list[int]] = {None: []}  # None for the sampler
     for trial in stored.trials():
         record = TrialRecord(trial)
-        if (by := record.proposer()) or not record.is_given:
-            own[by].append(trial.number)
-    searched = {trial.number: trial.values[0] for trial in stored.ranked()}
-    means = {row.trial: row.mean for row in (winner.candidates if winner else ())}
-
-    def best(values: Mapping[int, float | None], numbers: Iterable[int]) -> float | None:
-        known = [value for n in numbers if (value := values.get(n)) is not None]
-        return max(known, key=lambda value: stored.sign * value, default=None)
-
-    rows, first = list[tuple[object, ...]](), best(searched, own[None])
-    for by, numbers in own.items():
-        found, who = best(searched, numbers), f"proposed by {by}" if by else "sampler"
-        gain = None if found is None or first is None else stored.sign * (found - first)
-        reevaluation = words.number(best(means, numbers))
-        rows.append((who, len(numbers), words.number(found), words.number(gain, "+"), reevaluation))
+        proposer = record.proposer()
+        if proposer or not record.is_given:
+            numbers_by_proposer.setdefault(proposer, []).append(trial.number)
+    if len(numbers_by_proposer) == 1:
+        return
+    search_values = {trial.number: trial.values[0] for trial in stored.ranked()}
+    means = {}
+    if result is not None:
+        for candidate in result.candidates:
+            if candidate.mean is not None:
+                means[candidate.trial] = candidate.mean
+    sampler_best = _find_best_value(search_values, numbers_by_proposer[None], stored.sign)
+    rows = []
+    for proposer, numbers in numbers_by_proposer.items():
+        name = "sampler"
+        if proposer:
+            name = f"proposed by {proposer}"
+        best = _find_best_value(search_values, numbers, stored.sign)
+        gain = None
+        if best is not None and sampler_best is not None:
+            gain = stored.sign * (best - sampler_best)
+        row = (
+            name,
+            len(numbers),
+            words.format_number(best),
+            words.format_number(gain, "+"),
+            words.format_number(_find_best_value(means, numbers, stored.sign)),
+        )
+        rows.append(row)
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
-    if len(own) > 1:
-        yield section("proposers", [figures.PageTable(head, rows, words=(0,))])
+    yield make_section("proposers", [figures.PageTable(head, rows, text_columns=(0,))])
 
+
+def _find_best_value(
+    values: Mapping[int, float], numbers: Iterable[int], sign: int
+) -> float | None:
+    """Returns the best value of some trials; None if none has a value.
+
+    Args:
+        values: the values of trials by number.
+        numbers: the numbers of the trials to compare.
+        sign: 1 if more is better, else -1.
+    """
+    compared = [values[number] for number in numbers if number in values]
+    return max(compared, key=lambda value: sign * value, default=None)
+
+
+# The sections about workers and failures
 
 MOST_MESSAGES = 10  # of one kind of failure
 
 
-def running_sections(snapshot: Snapshot) -> Iterator[Section]:
+def render_running(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs now: each worker's trial, epoch, value and hyperparameters."""
     rows = []
     for worker in snapshot.workers:
-        cells = words.worker_cells(worker)[:3]
-        lease = "" if worker.alive else "silent: another worker resumes the trial"
-        params = "" if worker.trial is None else words.format_parameters(worker.params)
-        rows.append((worker.owner, *cells, lease, params))
+        lease = ""
+        if not worker.is_alive:
+            lease = "silent: another worker resumes the trial"
+        parameters = ""
+        if worker.trial is not None:
+            parameters = words.format_parameters(worker.params)
+        texts = words.describe_worker(worker)
+        row = (worker.owner, texts.trial, texts.epoch, texts.value, lease, parameters)
+        rows.append(row)
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")
-        yield section("running", [figures.PageTable(head, rows, words=(0, 4, 5))])
+        yield make_section("running", [figures.PageTable(head, rows, text_columns=(0, 4, 5))])
 
 
-def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
+def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
     """Renders the timeline of the workers, and the failures."""
     trials = stored.trials()
-    alive = snapshot.alive
-    if alive is None:
-        alive = frozenset()
-    latest = f" These are the latest {MOST} of {len(trials)} trials." if len(trials) > MOST else ""
-    yield section("workers", [drawn(figures.timeline, trials[-MOST:], alive)], latest=latest)
-    yield section("failures", [*failures(trials)] or [Absent("No trial has failed.")])
+    live_trials = snapshot.live_trials
+    if live_trials is None:
+        live_trials = frozenset()
+    note = ""
+    if len(trials) > MOST_TRIALS:
+        note = f" These are the latest {MOST_TRIALS} of {len(trials)} trials."
+    timeline = draw_figure(figures.draw_timeline, trials[-MOST_TRIALS:], live_trials)
+    yield make_section("workers", [timeline], latest=note)
+    failures: list[figures.Block] = [*_render_failures(trials)]
+    if not failures:
+        failures = [Absent("No trial has failed.")]
+    yield make_section("failures", failures)
 
 
-def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
+def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
     """Yields the failures by kind, the most frequent first.
 
     Each message has its trials and one of their tracebacks.
     """
     for failure in count_failures(trials):
-        reasons = failure.by_reason()
+        trials_by_message = [*failure.by_reason().items()]
         blocks: list[figures.Block] = []
-        for reason, members in [*reasons.items()][:MOST_MESSAGES]:
-            numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
-            numbers += ", …" if len(members) > MOST_MESSAGES else ""
-            blocks += [Words(reason, "bad"), Words(f"trial {numbers}", "quiet")]
-            kept = [text for t in members if (text := TrialRecord(t).traceback) is not None]
-            blocks += [page.Folded("traceback", str(traceback)) for traceback in kept[:1]]
-        if len(reasons) > MOST_MESSAGES:
-            blocks.append(Words(f"and {len(reasons) - MOST_MESSAGES} other messages", "quiet"))
+        for message, failed_trials in trials_by_message[:MOST_MESSAGES]:
+            numbers = ", ".join(str(trial.number) for trial in failed_trials[:MOST_MESSAGES])
+            if len(failed_trials) > MOST_MESSAGES:
+                numbers += ", …"
+            blocks.append(Paragraph(message, "bad"))
+            blocks.append(Paragraph(f"trial {numbers}", "quiet"))
+            traceback = _find_traceback(failed_trials)
+            if traceback is not None:
+                blocks.append(page.Folded("traceback", traceback))
+        further = len(trials_by_message) - MOST_MESSAGES
+        if further > 0:
+            blocks.append(Paragraph(f"and {further} other messages", "quiet"))
         yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 
-def environment_section(
-    trials: Iterable[FrozenTrial], winner: Result | None, config_text: str
+def _find_traceback(trials: Iterable[FrozenTrial]) -> str | None:
+    """Returns the first traceback that a trial has stored; None if none has."""
+    for trial in trials:
+        traceback = TrialRecord(trial).traceback
+        if traceback is not None:
+            return str(traceback)
+    return None
+
+
+def render_environment(
+    trials: Iterable[FrozenTrial], result: Result | None, config_text: str
 ) -> Section:
     """Renders the environment in which the winner was trained, or else the first trial."""
-    known = (TrialRecord(trial).provenance.get("environment") for trial in trials)
-    first: dict[str, Any] = next((each for each in known if isinstance(each, dict)), {})
-    facts = {**((winner and winner.environment) or first)}
-    if winner is not None:
-        facts["data"] = winner.data.digest if winner.data else None
-        facts["seeds"] = [*winner.seeds] or None
+    facts: dict[str, Any] = {}
+    if result is not None:
+        facts |= result.environment
+    if not facts:
+        facts |= _find_environment(trials)
+    if result is not None:
+        if result.data is not None:
+            facts["data"] = result.data.digest
+        facts["seeds"] = [*result.seeds] or None
     block = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
     config: figures.Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
-    return section("environment", [block, config])
+    return make_section("environment", [block, config])
+
+
+def _find_environment(trials: Iterable[FrozenTrial]) -> Mapping[str, Any]:
+    """Returns the first environment that a trial has stored; empty if none has."""
+    for trial in trials:
+        environment = TrialRecord(trial).provenance.get("environment")
+        if isinstance(environment, dict):
+            return environment
+    return {}
+
+
+# The whole report
 
 
 def read_configs(run_dir: Path) -> str:
@@ -627,44 +745,57 @@ def read_report(
     Args:
         result: the result of the study, if there is one.
         configs: the configurations, from `read_configs`.
-        progress: the progress of the whole job, for a live report.
+        progress: the progress of all stages, for a live report.
         run_dir: where the logs are, if known.
     """
-    live = progress is not None
+    is_live = progress is not None
     if progress is None:
         progress = ProgressReader(stored).read()
-    snapshot, current = progress.search, progress.current
+    snapshot = progress.search
+    current = progress.current
     values = figures.last_values(stored.trials()).values()
-    axis = figures.Axis.of(stored.metric, stored.sign, values)
-    won = None if result is None else result.winner.trial
-    shown, note = sample(stored, snapshot, won)
-    search = [*noted(search_sections(shown, snapshot, result, axis), note)]
-    first = 2 if snapshot.costs else 1  # figures on the first screen, or directly below
+    axis = figures.Axis.choose(stored.metric, stored.sign, values)
+    winner_number = None
+    if result is not None:
+        winner_number = result.winner.trial
+    sampled = sample_trials(stored, snapshot, winner_number)
+    drawn: StoredStudy = stored  # the study with the trials that are drawn
+    note = ""
+    if sampled is not None:
+        drawn = sampled
+        note = sampled.note
+    search_sections = [*_add_note(render_search(drawn, snapshot, result, axis), note)]
+    first = 1  # figures that the first screen has, or that follow it directly
+    if snapshot.costs:
+        first = 2
 
-    def sections() -> Iterator[Section]:
-        yield from search[:first]
-        yield from running_sections(current)
-        yield details_section(stored, snapshot, result)
+    def render_sections() -> Iterator[Section]:
+        """Renders the sections one after the other, when they are needed: some take seconds."""
+        yield from search_sections[:first]
+        yield from render_running(current)
+        yield render_details(stored, snapshot, result)
         if result is not None:
-            yield from winner_sections(result)
-            yield from explanation_sections(result)
-        yield from search[first:]
-        yield from proposer_sections(stored, result)
-        names, by_objective = what_matters(shown)
-        shares = by_objective[0].shares
-        yield from noted([trials_section(shown, snapshot, won, shares, run_dir)], note)
-        yield from noted(parameter_sections(shown, snapshot.best, axis, names, by_objective), note)
-        yield from worker_sections(stored, snapshot)
-        yield environment_section(stored.trials(), result, configs)
+            yield from render_winner(result)
+            yield from render_explanations(result)
+        yield from search_sections[first:]
+        yield from render_proposers(stored, result)
+        parameters = rank_parameters(drawn)
+        trials_section = render_trials(drawn, snapshot, winner_number, parameters.shares, run_dir)
+        yield from _add_note([trials_section], note)
+        yield from _add_note(render_parameters(drawn, snapshot.best, axis, parameters), note)
+        yield from render_workers(stored, snapshot)
+        yield render_environment(stored.trials(), result, configs)
 
-    trials, figure = trials_of_stages(stored), search[0].blocks[0]
-    return head(stored, progress, result, trials, figure, live=live), sections()
+    trials = collect_trials_of_stages(stored)
+    first_figure = search_sections[0].blocks[0]
+    head = make_head(stored, progress, result, trials, first_figure, is_live=is_live)
+    return head, render_sections()
 
 
-def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
+def _add_note(sections: Iterable[Section], note: str) -> Iterator[Section]:
     """Adds a note to the captions of some sections."""
-    for each in sections:
-        yield replace(each, caption=f"{each.caption} {note}".strip())
+    for section in sections:
+        yield replace(section, caption=f"{section.caption} {note}".strip())
 
 
 def write_report(
@@ -689,14 +820,18 @@ def write_report(
     path = (folder or run_dir) / "report.html"
     result = Result.read(run_dir, stored)
     configs = read_configs(run_dir)
+    replay_dir = None  # a trial can be replayed where the configurations are
+    if configs:
+        replay_dir = run_dir
     try:
-        top, sections = read_report(stored, result, configs, run_dir=run_dir)
-        html = page.report_page(top, sections, run_dir if configs else None)
+        head, sections = read_report(stored, result, configs, run_dir=run_dir)
+        html = page.render_report(head, sections, replay_dir)
         if draw_png is not None:
-            write_whole(path.with_suffix(".png"), draw_png(top.image))
+            write_whole(path.with_suffix(".png"), draw_png(head.image))
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail because of its report
-        raise UndrawnReport(f"{path} is not written: {page.undrawn(error)}") from error
+        reason = page.describe_drawing_error(error)
+        raise UndrawnReport(f"{path} is not written: {reason}") from error
     write_whole(path, html.encode(errors="replace"))
     return path

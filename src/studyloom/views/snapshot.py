@@ -1,4 +1,9 @@
-"""A snapshot: a study at one moment, as all views show it."""
+"""A snapshot: a study at one moment, as all views show it.
+
+`take_snapshot` counts the trials and slots of a study, and finds its best trial, its baseline and
+its workers. A slot is the place of one trial in the budget. `compute_importances` says how much
+each hyperparameter matters.
+"""
 
 import math
 import warnings
@@ -56,8 +61,8 @@ class WorkerStatus:
     lease: float | None = field(default=None, compare=False)
 
     @property
-    def alive(self) -> bool:
-        """Whether its lease has not expired."""
+    def is_alive(self) -> bool:
+        """Returns whether the worker's lease has not expired."""
         return self.lease is None or self.lease > 0
 
 
@@ -66,16 +71,23 @@ class Snapshot:
     """A study at one moment.
 
     Args:
-        slots: the number of slots by state: free, held, done; of an Optuna study, of trials.
+        slots: the number of slots by state: free, held, done. A study of Optuna has no slots, so
+            its trials are counted.
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
+        best: the best complete trial by the rule of the study, if there is one.
         baseline: the complete trial of the default configuration, if there is one.
-        metric: the name of the first value of a trial; `costs` are those of the others.
-        rule: how the best is chosen; None if only the metric decides.
-        foreign: the number of trials that another program has added.
-        aside: the number of trials that another trial has replaced in their slot.
-        trials: all that fill slots, from which the counts follow.
-        alive: the numbers of the trials that living workers hold; None for an Optuna study.
+        workers: the workers that hold a slot.
+        metric: the name of the first value of a trial.
+        costs: the names of its further values.
+        front: the Pareto front; empty without costs.
+        rule: how the best trial is chosen; None if only the metric decides.
+        external: the number of trials that another program has added to the study.
+        replaced: the number of trials that another trial has replaced in their slot.
+        forecast: whether the search has ended early, or what further trials would gain.
+        trials: the trials that fill slots, from which the counts follow.
+        live_trials: the numbers of the trials that living workers hold; None for a study of
+            Optuna, which has no leases.
     """
 
     name: str
@@ -88,16 +100,18 @@ class Snapshot:
     costs: tuple[str, ...] = ()
     front: tuple[FrozenTrial, ...] = ()
     rule: str | None = None
-    foreign: int = 0
-    aside: int = 0
+    external: int = 0
+    replaced: int = 0
     forecast: Forecast = field(default_factory=Forecast)
     trials: Sequence[FrozenTrial] = field(default=(), compare=False, repr=False)
-    alive: frozenset[int] | None = None
+    live_trials: frozenset[int] | None = None
 
     @property
     def left(self) -> int:
-        """The number of trials still to be done."""
-        return self.budget - self.done if self.forecast.ending is None else self.forecast.running
+        """The number of trials still to be done; those that run, if the search ends early."""
+        if self.forecast.ending is not None:
+            return self.forecast.running
+        return self.budget - self.done
 
     @property
     def budget(self) -> int:
@@ -113,44 +127,58 @@ class Snapshot:
 def take_snapshot(stored: StoredStudy) -> Snapshot:
     """Reads a study; fetches only trials that are unfinished or ended since the last call.
 
-    All counts follow from one list of trials: trials end between two reads. They are read from the
-    database, since a worker of this process lists paused trials as pruned, for its sampler.
+    All counts follow from one list of trials, because a trial may end between two reads, and would
+    be counted twice or not at all. The trials are read from the database and not from this
+    process's cache, in which a worker lists paused trials as pruned for its sampler.
 
     Raises:
         StorageError: the database cannot be read.
     """
     held_before = stored.ledger.held()
     trials = stored.trials(all_attributes=True)
-    ended = {trial._trial_id for trial in trials if trial.state.is_finished()}
-    held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended]
-    # The trial of a slot that is claimed or released between the reads is not interrupted.
-    living = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    rule, costs = stored.rule(), tuple(objective.name for objective in stored.objectives[1:])
-    slots = _as_slots(trials)
-    alive = None
+    ended_ids = {trial._trial_id for trial in trials if trial.state.is_finished()}
+    held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended_ids]
+    slots = _count_trials_as_slots(trials)
+    live_trials = None
     if stored.is_studylooms:
-        alive = frozenset(trial.number for trial in trials if trial._trial_id in living)
-        slots = _count_slots(stored, len(held), len(ended))
+        slots = _count_slots(stored, len(held), len(ended_ids))
+        # A slot may be claimed or released while the trials are read. Its trial would look
+        # interrupted if the slots were read only before, or only after the trials.
+        live_ids = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
+        live_trials = frozenset(trial.number for trial in trials if trial._trial_id in live_ids)
+    rule = stored.rule()
+    costs = tuple(objective.name for objective in stored.objectives[1:])
+    front: tuple[FrozenTrial, ...] = ()
+    if costs:
+        front = tuple(stored.front())
+    rule_text = None
+    if costs or rule.conditions or rule.objective.name != stored.metric:
+        rule_text = str(rule)
     return Snapshot(
         name=stored.name,
         slots=slots,
         outcomes=Counter(TrialRecord(trial).outcome for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
-        baseline=next((trial for trial in complete if TrialRecord(trial).is_baseline), None),
-        workers=_workers(held, trials),
+        baseline=_find_baseline(trials),
+        workers=_read_workers(held, trials),
         metric=stored.metric,
         costs=costs,
-        front=tuple(stored.front()) if costs else (),
-        rule=str(rule)
-        if costs or rule.conditions or rule.objective.name != stored.metric
-        else None,
-        foreign=len(stored.external_trials()),
-        aside=len(stored.set_aside_trials()),
+        front=front,
+        rule=rule_text,
+        external=len(stored.external_trials()),
+        replaced=len(stored.set_aside_trials()),
         forecast=read_forecast(stored),
         trials=trials,
-        alive=alive,
+        live_trials=live_trials,
     )
+
+
+def _find_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """Returns the complete trial of the default configuration; None without one."""
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE and TrialRecord(trial).is_baseline:
+            return trial
+    return None
 
 
 def _count_slots(stored: StoredStudy, held: int, done: int) -> dict[str, int]:
@@ -165,43 +193,54 @@ def _count_slots(stored: StoredStudy, held: int, done: int) -> dict[str, int]:
     return {"free": budget - done - held, "held": held, "done": done}
 
 
-def _as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Counts the trials of an Optuna study as slots, of which it has none."""
+def _count_trials_as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Counts the trials of a study of Optuna by the states of slots, which it does not have."""
     states = Counter(trial.state for trial in trials)
-    free, held = states[TrialState.WAITING], states[TrialState.RUNNING]
+    free = states[TrialState.WAITING]
+    held = states[TrialState.RUNNING]
     return {"free": free, "held": held, "done": len(trials) - free - held}
 
 
-def _workers(held: Sequence[HeldSlot], trials: Sequence[FrozenTrial]) -> tuple[WorkerStatus, ...]:
-    by_id = {trial._trial_id: trial for trial in trials}
+def _read_workers(
+    held: Sequence[HeldSlot], trials: Sequence[FrozenTrial]
+) -> tuple[WorkerStatus, ...]:
+    """Returns the status of the worker of each held slot."""
+    trials_by_id = {trial._trial_id: trial for trial in trials}
     workers = []
     for slot in held:
         worker = WorkerStatus(slot.owner, held=slot.age, lease=slot.left)
-        if slot.trial_id in by_id:
-            trial = by_id[slot.trial_id]
+        if slot.trial_id in trials_by_id:
+            trial = trials_by_id[slot.trial_id]
             step = trial.last_step
+            value = None
+            if step is not None:
+                value = trial.intermediate_values[step]
             worker = replace(
                 worker,
                 trial=trial.number,
                 epoch=step,
                 epochs=TrialRecord(trial).steps_planned,
-                value=None if step is None else trial.intermediate_values[step],
+                value=value,
                 params=trial.params,
             )
         workers.append(worker)
     return tuple(workers)
 
 
-def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
+def find_varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
     """Returns the hyperparameters that had different values in at least `least` of the trials."""
-    values: dict[str, list[Any]] = {}
+    values_by_name: dict[str, list[Any]] = {}
     for trial in trials:
         for name, value in trial.params.items():
-            values.setdefault(name, []).append(value)
-    return sorted(name for name, seen in values.items() if len(seen) >= least and len({*seen}) > 1)
+            values_by_name.setdefault(name, []).append(value)
+    varied = []
+    for name, values in values_by_name.items():
+        if len(values) >= least and len({*values}) > 1:
+            varied.append(name)
+    return sorted(varied)
 
 
-def importances(stored: StoredStudy, position: int = 0) -> Importances:
+def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
     """Returns the importances of hyperparameters, as optuna-dashboard shows them.
 
     PED-ANOVA (Watanabe et al., IJCAI 2023) compares the distribution of each hyperparameter in the
@@ -210,26 +249,24 @@ def importances(stored: StoredStudy, position: int = 0) -> Importances:
     Args:
         position: the position of the objective.
     """
-    trials = [
-        trial
-        for trial in stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if math.isfinite(trial.values[position])
-    ]
+    complete_trials = stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in complete_trials if math.isfinite(trial.values[position])]
     if len(trials) < ENOUGH:
         return Importances(has_enough_trials=False)
     sign = stored.objectives[position].sign
-    with warnings.catch_warnings():  # that it minimizes, and that few trials have a hyperparameter
+    with warnings.catch_warnings():
+        # Optuna warns that it minimizes, and that few trials have some hyperparameter.
         warnings.simplefilter("ignore")
-        evaluated = ped_anova().evaluate(
+        scores = ped_anova().evaluate(
             stored.optuna, target=lambda trial: -sign * trial.values[position]
         )
-    varied = varied_parameters(trials)
-    total = sum(evaluated.values())
+    varied = find_varied_parameters(trials)
+    total = sum(scores.values())
     if not varied or not total:
         return Importances()
     shares = {}
-    # Optuna's order of equal importances is random.
-    for name in sorted(evaluated, key=lambda name: (-evaluated[name], name)):
-        if evaluated[name] or name in varied:
-            shares[name] = evaluated[name] / total
+    # Equal scores are sorted by name, since their order in Optuna's result is random.
+    for name in sorted(scores, key=lambda name: (-scores[name], name)):
+        if scores[name] or name in varied:
+            shares[name] = scores[name] / total
     return Importances(shares)

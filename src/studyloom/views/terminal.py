@@ -1,4 +1,9 @@
-"""What a study prints on a terminal: its status, its trials, its result, and its failures."""
+"""A study on a terminal: its status, its trials, its result, and its failures.
+
+`watch` and `Display` show a study that runs. On a terminal they draw lines again in their place, in
+a notebook they replace the output of a cell, and in a pipe or a file they print a line for each
+change.
+"""
 
 import io
 import shlex
@@ -6,11 +11,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -33,21 +40,28 @@ from studyloom.text import (
     printable,
 )
 from studyloom.user_code.digests import CODE
+from studyloom.views.events import History
 from studyloom.views.last_trials import last_trials
-from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
+from studyloom.views.progress import (
+    STAGE_NAMES,
+    Progress,
+    ProgressReader,
+    Status,
+    wrap_parts,
+)
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.words import (
     describe_stored_result,
+    describe_worker,
     explain_choice,
+    format_each_value,
     format_parameters,
     format_trial_values,
-    front_rows,
-    headline,
     list_ablation,
     list_facts,
+    list_front,
+    make_headline,
     name_trial,
-    trial_values,
-    worker_cells,
 )
 from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
@@ -55,55 +69,69 @@ from studyloom.worker.stopping import Stop
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
     from studyloom.winner.evaluation import Evaluation
+    from studyloom.worker.open_study import OpenStudy
     from studyloom.worker.task import Command
 
-WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
 
-
-def say(console: Console, words: str, style: str = "", indent: int = 0) -> None:
+def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
     """Prints lines; a terminal gets them broken between words, a pipe or a file gets them whole.
 
     Args:
         indent: how many spaces stand after a break.
     """
-    for line in words.splitlines():
-        parts = wrap([line], room_of(console), indent=indent, fold=False)
+    for line in text.splitlines():
+        parts = wrap_parts([line], width_of(console), indent=indent, breaks_words=False)
         console.print(Text("\n".join(parts), style), soft_wrap=True)
 
 
-def room_of(console: Console) -> int:
+def width_of(console: Console) -> int:
     """Returns how many columns a line may have: any number in a pipe or a file."""
-    return console.width if console.is_terminal else sys.maxsize
+    if console.is_terminal:
+        return console.width
+    return sys.maxsize
 
 
-def winner_lines(result: Result, best: int | None = None, *, brief: bool = False) -> Iterator[str]:
+def describe_winner(
+    result: Result, best: int | None = None, *, brief: bool = False
+) -> Iterator[str]:
     """Formats a result for a terminal, line by line.
 
     Args:
         best: the best trial of the search; None if it is not to be named.
         brief: whether to leave out what `±` means, and the interval of the mean.
     """
-    of_search = "" if best is None else f"best of the search: trial {best}; "
-    yield f"{of_search}winner: {name_trial(result.winner)}, {explain_choice(result)}"
-    first, *others = list_facts(result, with_uncertainty=not brief)
-    name = "winner   " if result.test is None else "test      winner"
-    yield f"{name} {first.value}  {first.explanation}"
-    yield from (f"{'':10}{fact}" for fact in others)
-    yield from (f"{'':12}{line}" for line in list_ablation(result))
+    best_text = ""
+    if best is not None:
+        best_text = f"best of the search: trial {best}; "
+    yield f"{best_text}winner: {name_trial(result.winner)}, {explain_choice(result)}"
+    winner_fact, *other_facts = list_facts(result, with_uncertainty=not brief)
+    label = "test      winner"
+    if result.test is None:
+        label = "winner   "
+    yield f"{label} {winner_fact.value}  {winner_fact.explanation}"
+    for fact in other_facts:
+        yield f"{'':10}{fact}"
+    for line in list_ablation(result):
+        yield f"{'':12}{line}"
 
 
 def render_rows(
-    rows: Sequence[Sequence[str]], words: Sequence[int], best: str = "best"
+    rows: Sequence[Sequence[str]], text_columns: Sequence[int], best: str = "best"
 ) -> RenderableType:
     """Renders rows in columns, their header dim.
 
     Args:
-        words: the columns to align left.
+        text_columns: the columns to align left.
         best: a word that a row of the best has in its first or last column, which is bold.
     """
-    marks = ({row[0], *row[-1].split(", ")} for row in rows[1:])
-    styles = ["dim", *("bold" if best in each else "" for each in marks)]
-    return Group(*map(Text, aligned(rows, words), styles))
+    styles = ["dim"]
+    for row in rows[1:]:
+        marks = {row[0], *row[-1].split(", ")}
+        if best in marks:
+            styles.append("bold")
+        else:
+            styles.append("")
+    return Group(*map(Text, align_rows(rows, text_columns), styles))
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
@@ -113,77 +141,101 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
         began: the start of this command. After it, the time from a worker's last trial to the end
             of the last trial of all counts as idle.
     """
-    kinds: Counter[str] = Counter()
-    last: dict[str, datetime] = {}
+    seconds_by_kind: Counter[str] = Counter()
+    last_ends: dict[str, datetime] = {}  # by worker
     for trial in trials:
         record = TrialRecord(trial)
-        kinds.update(record.times)
+        seconds_by_kind.update(record.times)
         if trial.datetime_complete is not None and trial.datetime_complete > began:
-            last[record.worker or ""] = trial.datetime_complete
-    kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
-    total = kinds.total()
-    return [f"{kind} {100 * part / total:.1f}%" for kind, part in kinds.most_common() if part]
+            last_ends[record.worker or ""] = trial.datetime_complete
+    if last_ends:
+        end = max(last_ends.values())
+        idle = sum((end - worker_end).total_seconds() for worker_end in last_ends.values())
+        seconds_by_kind.update({"idle": idle})
+    total = seconds_by_kind.total()
+    shares = []
+    for kind, seconds in seconds_by_kind.most_common():
+        if seconds:
+            shares.append(f"{kind} {100 * seconds / total:.1f}%")
+    return shares
 
 
 def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
     """Renders the baseline and the best trial: values, standard error, hyperparameters."""
-    lines, spread = list[str](), False
-    for name, trial in (("baseline", snapshot.baseline), ("best", snapshot.best)):
-        if trial is not None:
-            values = ", ".join(_named_values(snapshot, trial))
-            number = f"trial {trial.number}{proposer_words(trial)}"
-            parts = [f"{name:8}", values, number, *format_parameters(trial.params).split("  ")]
-            lines += wrap(parts, width, "  ", indent=10)
-            spread |= TrialRecord(trial).standard_error is not None
-    if spread:
+    lines: list[str] = []
+    has_error = False
+    for role, trial in (("baseline", snapshot.baseline), ("best", snapshot.best)):
+        if trial is None:
+            continue
+        values = ", ".join(_name_values(snapshot, trial))
+        number = f"trial {trial.number}{describe_proposer(trial)}"
+        parts = [f"{role:8}", values, number, *format_parameters(trial.params).split("  ")]
+        lines += wrap_parts(parts, width, "  ", indent=10)
+        if TrialRecord(trial).standard_error is not None:
+            has_error = True
+    if has_error:
         lines.append(f"{'':10}± is the standard error of the mean over folds and seeds")
     return Text("\n".join(lines))
 
 
-def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
+def _name_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
+    value, *costs = format_each_value(trial)
+    metric = f"{snapshot.metric} {value}"
     error = TrialRecord(trial).standard_error
-    value, *costs = trial_values(trial)
-    spread = "" if error is None else f" ± {format_error(error, value)}"
-    named_costs = map(" ".join, zip(snapshot.costs, costs, strict=False))
-    return [f"{snapshot.metric} {value}{spread}", *named_costs]
+    if error is not None:
+        metric += f" ± {format_error(error, value)}"
+    named_costs = zip(snapshot.costs, costs, strict=False)
+    return [metric, *(f"{name} {cost}" for name, cost in named_costs)]
 
 
-def front_table(snapshot: Snapshot) -> RenderableType:
+def render_front(snapshot: Snapshot) -> RenderableType:
     """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best."""
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    heads, *rows = front_rows(snapshot)
-    rows = [["front", *heads], *(["", *row] for row in rows)]
-    return Group(render_rows(rows, (0, len(heads))), rule)
+    head, *rows = list_front(snapshot)
+    labeled_rows = [["front", *head]]
+    for row in rows:
+        labeled_rows.append(["", *row])
+    return Group(render_rows(labeled_rows, (0, len(head))), rule)
 
 
-def proposer_words(trial: FrozenTrial) -> str:
+def describe_proposer(trial: FrozenTrial) -> str:
     """Says who proposed a trial, and why; empty for the sampler's trials."""
     record = TrialRecord(trial)
-    by, why = record.proposer(), record.proposer("why")
-    return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
+    proposer = record.proposer()
+    if not proposer:
+        return ""
+    text = f", proposed by {proposer}"
+    reason = record.proposer("why")
+    if reason:
+        text += f": {reason}"
+    return one_line(text)
 
 
-def more_trials(snapshot: Snapshot, definition: "Definition") -> str:
+def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
     """Returns the override that continues a search that has ended; empty if it has not."""
-    study, ended = definition.config.study, snapshot.forecast.ending
-    if ended is not None and ended.gain is not None:
+    study = definition.config.study
+    ending = snapshot.forecast.ending
+    if ending is None:
+        if snapshot.done == snapshot.budget == study.trials:
+            return f"study.trials={2 * snapshot.budget}"
+        return ""
+    if ending.gain is not None:
         assert study.min_improvement is not None
         return f"study.min_improvement={study.min_improvement / 2:g}"
-    if ended is not None and ended.spent is not None:
+    if ending.spent is not None:
         limit = definition.config.cost.limit
         assert limit is not None
         return f"cost.limit={2 * limit:g}"
-    if ended is not None:
-        return f"study.epochs={2 * ended.epochs}"
-    spent = snapshot.done == snapshot.budget == study.trials
-    return f"study.trials={2 * snapshot.budget}" if spent else ""
+    return f"study.epochs={2 * ending.epochs}"
 
 
 class SafeConsole(Console):
     """A console that escapes control sequences in text; only Rich's styles use them."""
+
+    lasting = False  # whether the program continues if the reader of its output closes it
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -194,102 +246,131 @@ class SafeConsole(Console):
             else:
                 yield Segment(printable(segment.text), segment.style)
 
-    lasting = False  # whether the program continues if the reader of its output closes it
-
     def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError that Rich handles here, where Rich would raise SystemExit."""
         if not self.lasting:
-            raise  # BrokenPipeError, and not SystemExit
+            raise
         discard_output(self.file.fileno())
 
 
-def make_console(file: Any = None, **options: Any) -> SafeConsole:
+def make_console(file: IO[str] | None = None, **options: Any) -> SafeConsole:
     """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
     options |= {"file": file or sys.stdout, "highlight": False, "markup": False, "emoji": False}
     console = SafeConsole(**options)
-    return CellConsole(**options) if console.is_jupyter else console
+    if console.is_jupyter:
+        return CellConsole(**options)
+    return console
+
+
+@dataclass(frozen=True)
+class _PrintCall:
+    """The arguments of a call of `Console.print`."""
+
+    objects: Sequence[Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CellConsole(SafeConsole):
-    """A console that prints into one output of a notebook's cell."""
+    """A console that prints into one output of a notebook's cell.
 
-    _printed: tuple[Any, ...] = ()
-    _output: Any = None  # the display handle
+    A cell would show each call of `print` as a separate output, with a gap before it. Here each
+    call replaces the output by one with all that was printed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._printed: list[_PrintCall] = []
+        self._output: Any = None  # IPython's handle of the output; None before the first print
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints as any other console, below what it has printed before."""
-        self._printed += ((objects, options),)
+        self._printed.append(_PrintCall(objects, options))
         self.show()
 
     def show(self, *block: RenderableType) -> None:
         """Shows everything printed so far, and a block below it until the next call."""
-        lines = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
-        for objects, options in [*self._printed, *[(block, {})] * bool(block)]:
-            lines.print(*objects, **options)
+        recorder = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
+        calls = [*self._printed]
+        if block:
+            calls.append(_PrintCall(block))
+        for call in calls:
+            recorder.print(*call.objects, **call.options)
         style = "white-space:pre-wrap;word-break:normal;line-height:normal;font-family:monospace"
         page = f'<pre style="{style}">{{code}}</pre>'
-        html = lines.export_html(inline_styles=True, code_format=page, clear=False)
-        content = {"text/html": html, "text/plain": lines.export_text()}
+        html = recorder.export_html(inline_styles=True, code_format=page, clear=False)
+        content = {"text/html": html, "text/plain": recorder.export_text()}
         if self._output is not None:
             self._output.update(content, raw=True)
-        elif not self.quiet:  # in the main thread, so that it belongs to the running cell
+        elif not self.quiet:
+            # The first output is made in the main thread, and so belongs to the running cell.
             display = import_module("IPython.display").display
             self._output = display(content, raw=True, display_id=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
     """Prints why trials failed, the most frequent kind of failure first."""
-    say(console, "\n".join(failure_lines(count_failures(stored.trials()))))
+    say(console, "\n".join(list_failures(count_failures(stored.trials()))))
 
 
 def print_not_kept(stored: StoredStudy, console: Console) -> None:
     """Warns about state of the user's loop that a trial resumed after a crash would lack."""
-    known = (TrialRecord(trial).not_kept for trial in stored.trials())
-    if names := next(filter(None, known), None):
-        missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
-        say(console, f"run.keep lacks {missing}: a trial resumed after a crash gets another value")
+    for trial in stored.trials():
+        names = TrialRecord(trial).not_kept
+        if names:
+            missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
+            reason = "a trial resumed after a crash gets another value"
+            say(console, f"run.keep lacks {missing}: {reason}")
+            return
 
 
 def print_warnings(stored: StoredStudy, console: Console) -> None:
     """Prints what trials have warned of, each line once."""
-    warnings = (line for trial in stored.trials() for line in TrialRecord(trial).warnings)
-    for line in dict.fromkeys(warnings):
-        say(console, one_line(line))
+    warnings: dict[str, None] = {}  # a dict keeps the order, unlike a set
+    for trial in stored.trials():
+        warnings |= dict.fromkeys(TrialRecord(trial).warnings)
+    for warning in warnings:
+        say(console, one_line(warning))
 
 
-def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
+def list_failures(failures: Sequence[FailureCount]) -> list[str]:
     """Says how many trials failed for each kind of reason, with the first reason of the kind."""
-    lines = [f"{each.kind}  {each.count} × such as: {each.first_reason}" for each in failures]
-    return [*map(one_line, lines)]
+    lines = []
+    for failure in failures:
+        line = f"{failure.kind}  {failure.count} × such as: {failure.first_reason}"
+        lines.append(one_line(line))
+    return lines
 
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
     """Prints a line for each trial: number, state, values, time, hyperparameters or reason."""
-    head = (
-        "trial",
-        "state",
-        ", ".join(g.name for g in stored.objectives),
-        "time",
-        "hyperparameters",
-    )
-    rows = [head]
+    objectives = ", ".join(objective.name for objective in stored.objectives)
+    rows = [("trial", "state", objectives, "time", "hyperparameters")]
     snapshot = take_snapshot(stored)
     for trial in snapshot.trials:
         record = TrialRecord(trial)
-        spent = "" if record.seconds is None else format_duration(record.seconds)
-        about = one_line(record.reason or format_parameters(trial.params)) + proposer_words(trial)
-        state = describe_state(trial, snapshot.alive)
-        rows.append((str(trial.number), state, format_trial_values(trial), spent, about))
-    say(console, "\n".join(aligned(rows, words=(1, 4))))
+        time_text = ""
+        if record.seconds is not None:
+            time_text = format_duration(record.seconds)
+        text = one_line(record.reason or format_parameters(trial.params)) + describe_proposer(trial)
+        state = describe_state(trial, snapshot.live_trials)
+        rows.append((str(trial.number), state, format_trial_values(trial), time_text, text))
+    say(console, "\n".join(align_rows(rows, text_columns=(1, 4))))
 
 
-def aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterator[str]:
-    """Yields rows as lines of untruncated columns; `words` are the columns to align left."""
+def align_rows(rows: Sequence[Sequence[str]], text_columns: Sequence[int]) -> Iterator[str]:
+    """Yields rows as lines of untruncated columns.
+
+    Args:
+        text_columns: the columns to align left; the others are aligned right, as numbers are.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [
-            cell.ljust(width) if column in words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = []
+        for column, cell in enumerate(row):
+            if column in text_columns:
+                cells.append(cell.ljust(widths[column]))
+            else:
+                cells.append(cell.rjust(widths[column]))
         yield "  ".join(cells).rstrip()
 
 
@@ -308,39 +389,74 @@ def print_next_steps(
     began: datetime,
 ) -> None:
     """Prints the paths of the results, and the next commands."""
-    study, stored = evaluation.study, evaluation.study.stored
-    if not console.is_jupyter:
-        curves = (TrialRecord(trial).curve for trial in stored.trials())
-        if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
-            console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-        trials = [trial for stage in evaluation.stages for trial in stage.stored.trials()]
-        say(console, ", ".join(format_times(trials, began)))
+    if console.is_jupyter:  # `study` and `study.winner` show the rest
+        report = evaluation.study.run_dir / "report.html"
+        if report.exists():
+            say(console, f"report {report}")
+    else:
+        _print_times(evaluation, console, began)
+        _print_paths(evaluation.study, console)
+    commands = _list_next_commands(evaluation.study, command, snapshot)
+    if console.is_jupyter:
+        commands = commands[:1]
+    label = "next"
+    for command_words in commands:
+        parts = [f"{label:6}", *map(shlex.quote, command_words)]
+        width = width_of(console) - 2
+        lines = wrap_parts(parts, width, " ", indent=7, breaks_words=False)
+        # A backslash before a line break lets a shell read on, so that the command can be copied.
+        console.print(Text(" \\\n".join(lines)), soft_wrap=True)
+        label = ""
+
+
+def _print_times(evaluation: "Evaluation", console: Console, began: datetime) -> None:
+    """Prints the seconds of an epoch, and how the workers spent their time."""
+    seconds: list[float] = []
+    for trial in evaluation.study.stored.trials():
+        seconds += TrialRecord(trial).curve.get("seconds", ())
+    if seconds:
+        console.print(f"{median(seconds):.2f} s per epoch (median of {len(seconds)})")
+    trials: list[FrozenTrial] = []
+    for stage in evaluation.stages:
+        trials += stage.stored.trials()
+    say(console, ", ".join(format_times(trials, began)))
+
+
+def _print_paths(study: "OpenStudy", console: Console) -> None:
+    """Prints the address of the database, and the paths of the result files that exist."""
     lines = [f"study  {without_password(parse_url(study.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
-    lines += [
-        f"{what:6} {study.run_dir / name}"
-        for what, name in files.items()
-        if (study.run_dir / name).exists()
-    ]
-    if console.is_jupyter:  # `study` and `study.winner` show the rest
-        lines = [line for line in lines if line.startswith("report")]
+    for label, name in files.items():
+        path = study.run_dir / name
+        if path.exists():
+            lines.append(f"{label:6} {path}")
     say(console, "\n".join(lines))
-    nexts = [["studyloom", verb, str(study.run_dir)] for verb in ("status", "dashboard")]
-    if study.definition.space.size() > 1 and (more := more_trials(snapshot, study.definition)):
-        key = more.partition("=")[0]
-        called = f"{command.again} with {more.removeprefix('study.')}".split()
-        again = [*command.as_typed, *command.without(key), more]
-        nexts.insert(0, called if command.is_call else again)
-    for n, words in enumerate(nexts[:1] if console.is_jupyter else nexts):
-        parts = [f"{'' if n else 'next':6}", *map(shlex.quote, words)]
-        lines = wrap(parts, room_of(console) - 2, " ", indent=7, fold=False)
-        console.print(Text(" \\\n".join(lines)), soft_wrap=True)  # a shell continues them
 
 
-# The status of a study: printed once, watched until the job has ended, or live during its work.
+def _list_next_commands(
+    study: "OpenStudy", command: "Command", snapshot: Snapshot
+) -> list[list[str]]:
+    """Returns the next commands, as lists of words: one that continues the search, and views."""
+    commands = []
+    override = ""
+    if study.definition.space.size() > 1:
+        override = find_continuation(snapshot, study.definition)
+    if override:
+        if command.is_call:
+            continuation = f"{command.again} with {override.removeprefix('study.')}".split()
+        else:
+            key = override.partition("=")[0]
+            continuation = [*command.as_typed, *command.without(key), override]
+        commands.append(continuation)
+    for verb in ("status", "dashboard"):
+        commands.append(["studyloom", verb, str(study.run_dir)])
+    return commands
+
+
+# The status of a study: printed once, watched until the study has ended, or live during its work.
 
 TICK = 0.1  # seconds between looks at whether to stop
-LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on, at least
+LIVE_INTERVAL = 0.5  # seconds between looks at a study that this process works on, at least
 LOOKING = 0.05  # the share of time that these looks may take: trials run in this process
 LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
 QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
@@ -349,64 +465,77 @@ BAR_WIDTH = 20  # columns
 
 def render_status(status: Status, width: int) -> RenderableType:
     """Renders the whole status, no wider than `width`; the least important lines come last."""
-    progress, snapshot = status.progress, status.progress.search
-    ended = snapshot.forecast.ending
+    progress = status.progress
+    snapshot = progress.search
+    has_ended_early = snapshot.forecast.ending is not None
     parts: list[RenderableType] = []
 
-    def line(words: str, style: str = "") -> None:
-        if words:
-            parts.append(Text(words, style=style, overflow="fold"))
+    def add_text(text: str, style: str = "") -> None:
+        if text:
+            parts.append(Text(text, style=style, overflow="fold"))
 
-    line(headline(snapshot))
+    add_text(make_headline(snapshot))
     if progress.result is not None:
-        line(describe_stored_result(progress.result), "bold green")
-    if ended is not None:
-        line(ended.reason)
-    else:
-        left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
-        line(f"budget left: {left:,} trial{'' if left == 1 else 's'}")
-    now = progress.now_words()  # the headline has the progress of the search
-    line("\n".join(wrap(now[1:] if progress.title == SEARCH else now, width)))
-    if ended is None:
-        line(snapshot.forecast.describe_gain(snapshot.metric) or "")
+        add_text(describe_stored_result(progress.result), "bold green")
+    add_text(_describe_budget(snapshot))
+    now = progress.describe_now()
+    if progress.title == SEARCH:
+        del now[0]  # the headline has the progress of the search
+    add_text("\n".join(wrap_parts(now, width)))
+    if not has_ended_early:
+        add_text(snapshot.forecast.describe_gain(snapshot.metric))
     if progress.halted is not None:
-        why = "the study stopped itself, since its trials fail with this"
-        line(f"{why}: {one_line(progress.halted)}", "bold red")
+        explanation = "the study stopped itself, since its trials fail with this"
+        add_text(f"{explanation}: {one_line(progress.halted)}", "bold red")
     for worker in progress.current.workers:
-        trial, _, _, age, lease = worker_cells(worker)
-        line(f"worker {one_line(worker.owner)}: trial {trial} for {age}, {lease}")
+        texts = describe_worker(worker)
+        trial = f"trial {texts.trial} for {texts.held}, {texts.lease}"
+        add_text(f"worker {one_line(worker.owner)}: {trial}")
     table = last_trials(progress, width, with_best=False)  # the line "best" below names it
     if len(table) > 1:
         parts.append(render_rows(table, range(width)))
-    line("\n".join(failure_lines(status.failures)))
+    add_text("\n".join(list_failures(status.failures)))
     if status.importances:
-        line("what matters", "dim")
+        add_text("what matters", "dim")
         longest = max(map(len, status.importances))
         for name, share in status.importances.items():
-            line(f"  {one_line(name):{longest}}  {share:3.0%}")
+            add_text(f"  {one_line(name):{longest}}  {share:3.0%}")
     parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
-        parts.append(front_table(snapshot))
+        parts.append(render_front(snapshot))
     return Group(*parts)
+
+
+def _describe_budget(snapshot: Snapshot) -> str:
+    """Says how many trials of the budget are left, or why the search has ended before it."""
+    if snapshot.forecast.ending is not None:
+        return snapshot.forecast.ending.reason
+    left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
+    if left == 1:
+        return "budget left: 1 trial"
+    return f"budget left: {left:,} trials"
 
 
 class LiveLines(Live):
     """Lines that are drawn again in their place, also after a resize.
 
-    A terminal that has become narrower has wrapped them, so that they take more rows than lines.
+    Rich moves the cursor up by as many rows as it has drawn lines. A terminal that has become
+    narrower has wrapped these lines, so that they take more rows, and the first would stay.
     """
 
-    cells: Sequence[int] = ()  # how many columns each line took when it was drawn
+    line_widths: Sequence[int] = ()  # how many columns each line took when it was drawn
 
     def process_renderables(self, renderables: list[Any]) -> list[Any]:
         """Clears the rows that the last lines take now; then prints, and draws the lines."""
         console = self.console
-        wrapped = sum(max(0, cells - 1) // console.width for cells in self.cells)
-        clear = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * wrapped
+        extra_rows = sum(max(0, width - 1) // console.width for width in self.line_widths)
+        clear_row = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)]
         lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
-        self.cells = [sum(segment.cell_length for segment in line) for line in lines]
+        self.line_widths = []
+        for line in lines:
+            self.line_widths.append(sum(segment.cell_length for segment in line))
         first, *others = super().process_renderables(renderables)
-        return [first, Control(*clear), *others]
+        return [first, Control(*(clear_row * extra_rows)), *others]
 
     def get_renderable(self) -> RenderableType:
         """Returns the lines, and an empty one, where the cursor stays at any width."""
@@ -421,25 +550,36 @@ class LinePrinter:
     """
 
     def __init__(self, console: Console, interval: float) -> None:
-        self.console, self.interval = console, interval
-        self._last, self._at = "", time.monotonic()
+        self.console = console
+        self.interval = interval
+        self._last_line = ""
+        self._last_time = time.monotonic()
 
     def show(self, line: str, progress: Progress | None) -> None:
-        """Prints a line with the time left of a job, if one is due."""
+        """Prints a line with the time left of a study, if one is due."""
+        interval = QUIET_INTERVAL
+        if line != self._last_line:
+            interval = self.interval
         now = time.monotonic()
-        if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
-            self._last, self._at = line, now
-            eta = f"  {progress.eta_words}" if progress is not None else ""
-            say(self.console, f"{datetime.now():%H:%M:%S}  {line}{eta}")
+        if now - self._last_time < interval:
+            return
+        self._last_line = line
+        self._last_time = now
+        eta = ""
+        if progress is not None:
+            eta = f"  {progress.eta_text}"
+        say(self.console, f"{datetime.now():%H:%M:%S}  {line}{eta}")
 
 
 def watch(reader: ProgressReader, console: Console) -> None:
-    """Shows a job until it has ended: live on a terminal, otherwise a line for each change."""
+    """Shows a study until it has ended: live on a terminal, otherwise a line for each change."""
     if not console.is_interactive:
-        lines = LinePrinter(console, 0.0)
+        printer = LinePrinter(console, 0.0)
         for status in reader.statuses():
-            progress = status.progress if isinstance(status, Status) else None
-            lines.show(progress.line if progress else str(status), progress)
+            if isinstance(status, Status):
+                printer.show(status.progress.line, status.progress)
+            else:
+                printer.show(str(status), None)
         return
     view: RenderableType = ""
     with LiveLines(console=console, auto_refresh=False) as live:
@@ -453,12 +593,12 @@ def watch(reader: ProgressReader, console: Console) -> None:
 
 
 def watch_json(reader: ProgressReader, write: Callable[[str], object]) -> None:
-    """Writes a line of JSON, with its line break, for each change until a job has ended."""
-    last = None
+    """Writes a line of JSON, with its line break, for each change until a study has ended."""
+    last_status = None
     for status in reader.statuses():
-        if isinstance(status, Status) and status != last:
+        if isinstance(status, Status) and status != last_status:
             write(f"{status.as_json()}\n")
-            last = status
+            last_status = status
 
 
 class Resumptions:
@@ -468,25 +608,32 @@ class Resumptions:
     """
 
     def __init__(self, progress: Progress, console: Console) -> None:
-        self.console, self._history = console, History()
-        list(self._history.new(progress))  # past events are not printed
+        self.console = console
+        self._history = History()
         self._streams_shown = False
+        for _ in self._history.record_new(progress):
+            pass  # past events are not printed
 
     def __call__(self, progress: Progress) -> None:
         if not self._streams_shown:
             self._show_streams(progress)
-        for event in self._history.new(progress):
+        for event in self._history.record_new(progress):
             if event["event"] == "resumed":
-                title, resumed = event["stage"], event | {"death": event["reason"]}
-                stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
-                streams = _streams_of(progress.trials[title], event["trial"])
-                words = f"{stage}{describe_resumption(event['trial'], resumed, streams)}"
-                say(self.console, words)
+                stage = event["stage"]
+                prefix = ""
+                if stage != SEARCH:
+                    prefix = f"{STAGE_NAMES.get(stage, stage)}: "
+                streams = _list_streams(progress.trials[stage], event["trial"])
+                resumed = {**event, "death": event["reason"]}
+                resumption = describe_resumption(event["trial"], resumed, streams)
+                say(self.console, f"{prefix}{resumption}")
 
     def _show_streams(self, progress: Progress) -> None:
+        """Prints the streams of the first trial that has some."""
         for trials in progress.trials.values():
             for trial in trials:
-                if streams := TrialRecord(trial).streams:
+                streams = TrialRecord(trial).streams
+                if streams:
                     names = ", ".join(map(one_line, streams))
                     say(
                         self.console,
@@ -497,7 +644,7 @@ class Resumptions:
                     return
 
 
-def _streams_of(trials: Sequence[FrozenTrial], number: int) -> list[str]:
+def _list_streams(trials: Sequence[FrozenTrial], number: int) -> list[str]:
     """Returns the names of a trial's streams whose position is not kept."""
     for trial in trials:
         if trial.number == number:
@@ -506,9 +653,12 @@ def _streams_of(trials: Sequence[FrozenTrial], number: int) -> list[str]:
 
 
 class Display:
-    """Shows a job while the body of a `with` runs it: live, in a notebook, or as plain lines.
+    """Shows a study while the body of a `with` runs it: live, in a notebook, or as plain lines.
+
+    A thread looks at the study every LIVE_INTERVAL until the body ends.
 
     Args:
+        read: reads the progress of the study.
         stop: whether the process is stopping, which is shown; None if nothing stops it.
         listeners: called with each progress that is read, and with the last one after the body.
         notes: lines that are printed first; a cell shows them only until the body ends.
@@ -522,11 +672,14 @@ class Display:
         listeners: Sequence[Callable[[Progress], None]] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
+        self.read = read
+        self.console = console
+        self.stop = stop
+        self.listeners = listeners
         self._notes = Text("\n".join(notes))
         self._lines = LinePrinter(console, LINE_INTERVAL)
-        self._stop_shown = False  # whether it was shown that the process is stopping
-        self._end = threading.Event()
+        self._stop_printed = False  # whether it was printed that the process is stopping
+        self._body_ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Display":
@@ -538,56 +691,84 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end.set()
+        self._body_ended.set()
         self._thread.join()
         if isinstance(self.console, CellConsole):
             self.console.show()
         if self.listeners:
-            self._take()
+            self._read_progress()
 
     def _watch(self) -> None:
-        """Redraws the job repeatedly; messages of signals are printed above and stay."""
-        cell = self.console if isinstance(self.console, CellConsole) else None
-        if cell is None and not self.console.is_interactive:
-            self._look(lambda progress: self._lines.show(progress.line, progress))
+        """Shows the study until the body ends, in the way that suits the console."""
+        if isinstance(self.console, CellConsole):
+            with self._showing_stop():
+                self._watch_in_cell(self.console)
+        elif self.console.is_interactive:
+            try:
+                with self._showing_stop():
+                    self._watch_on_terminal()
+            finally:
+                self._print_stop()  # the signal may have come after the last look
+        else:
+            self._look_repeatedly(lambda progress: self._lines.show(progress.line, progress))
+
+    @contextmanager
+    def _showing_stop(self) -> Iterator[None]:
+        """Lets this display say that the process is stopping, and not the handler of the signal.
+
+        The handler would print into the lines that are drawn.
+        """
+        if self.stop is None:
+            yield
             return
-        if self.stop is not None:
-            self.stop.is_shown = True
+        self.stop.is_shown = True
         try:
-            if cell is not None:
-                self._look(lambda progress: cell.show(self._notes, self.render(progress)))
-                return
-            with LiveLines(console=self.console, auto_refresh=False, transient=True) as live:
-                self._look(
-                    lambda progress: live.update(self.render(progress), refresh=True), self._tell
-                )
-                live.update("", refresh=True)
+            yield
         finally:
-            if self.stop is not None:
-                self.stop.is_shown = False
-            if cell is None:
-                self._tell()  # a signal since the last look, which the process has not reported
+            self.stop.is_shown = False
 
-    def _tell(self) -> None:
+    def _watch_in_cell(self, console: CellConsole) -> None:
+        """Draws the study below the notes, in the output of the cell."""
+        self._look_repeatedly(lambda progress: console.show(self._notes, self.render(progress)))
+
+    def _watch_on_terminal(self) -> None:
+        """Draws the study repeatedly in its place; other lines are printed above it, and stay."""
+        with LiveLines(console=self.console, auto_refresh=False, transient=True) as live:
+
+            def draw(progress: Progress) -> None:
+                live.update(self.render(progress), refresh=True)
+
+            self._look_repeatedly(draw, at_tick=self._print_stop)
+            live.update("", refresh=True)
+
+    def _print_stop(self) -> None:
         """Prints once that the process is stopping."""
-        if not self._stop_shown and self.stop is not None and self.stop():
-            self._stop_shown = True
-            say(self.console, stopping_words(self.stop.reason))
+        if not self._stop_printed and self.stop is not None and self.stop():
+            self._stop_printed = True
+            say(self.console, describe_stop(self.stop.reason))
 
-    def _look(
-        self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
+    def _look_repeatedly(
+        self, draw: Callable[[Progress], None], at_tick: Callable[[], None] | None = None
     ) -> None:
-        """Looks at the job until the body ends; `tell` is called at each tick."""
-        due = 0.0
-        while not self._end.wait(min(TICK, LIVE_INTERVAL)):
-            tell()
-            if (began := time.monotonic()) >= due:
-                if (progress := self._take()) is not None:
-                    draw(progress)
-                took = time.monotonic() - began
-                due = began + max(LIVE_INTERVAL, took / LOOKING)
+        """Reads the study and draws it until the body ends.
 
-    def _take(self) -> Progress | None:
+        Args:
+            at_tick: called more often than the study is read.
+        """
+        next_look = 0.0
+        while not self._body_ended.wait(min(TICK, LIVE_INTERVAL)):
+            if at_tick is not None:
+                at_tick()
+            began = time.monotonic()
+            if began >= next_look:
+                progress = self._read_progress()
+                if progress is not None:
+                    draw(progress)
+                duration = time.monotonic() - began
+                next_look = began + max(LIVE_INTERVAL, duration / LOOKING)
+
+    def _read_progress(self) -> Progress | None:
+        """Reads the progress and passes it to the listeners; returns None if it cannot be read."""
         try:
             progress = self.read()
         except Exception:
@@ -598,20 +779,27 @@ class Display:
         return progress
 
     def render(self, progress: Progress) -> RenderableType:
-        """Renders a job for a terminal, as wide as the console."""
-        width, share, words = self.console.width, progress.share, progress.control_words
+        """Renders a study for a terminal, as wide as the console."""
+        width = self.console.width
+        head = wrap_parts([one_line(progress.search.name), progress.stage_text], width, "  ")
+        times = [*progress.list_times()]
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(1.0, progress.share, width=BAR_WIDTH),
+            f"{progress.share:4.0%}",
+            Text(", ".join(times[:2])),
+        )
+        request = progress.control_text
         if self.stop is not None and self.stop():
-            words = stopping_words(self.stop.reason)
-        head = wrap([one_line(progress.search.name), progress.stage_words], width, "  ")
-        bar, times = Table.grid(padding=(0, 2)), [*progress.time_words()]
-        drawn = ProgressBar(1.0, share, width=BAR_WIDTH)
-        bar.add_row(drawn, f"{share:4.0%}", Text(", ".join(times[:2])))
-        more = wrap(filter(None, [progress.later_words, *times[2:], words]), width)
+            request = describe_stop(self.stop.reason)
+        details = [text for text in (progress.later_text, *times[2:], request) if text]
         table = render_rows(last_trials(progress, width), range(width))
-        return Group(Text("\n".join(head), "bold"), bar, *map(Text, more), table)
+        return Group(
+            Text("\n".join(head), "bold"), bar, *map(Text, wrap_parts(details, width)), table
+        )
 
 
-def stopping_words(reason: str) -> str:
+def describe_stop(reason: str) -> str:
     """Says that a process is stopping, and why, from `Stop.reason`."""
     if reason == "stopped":
         return "stopping; once more stops at once"

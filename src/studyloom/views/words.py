@@ -1,17 +1,16 @@
-"""The sentences about studies: each is made here, from data, for all views.
+"""The sentences about studies, which are made here from data, for all views.
 
 A study is described in one sentence that can be quoted, such as "A CNN with 16 channels, AdamW at
 0.0033: 97.7% ± 0.4 on 1,000 unseen images, 4.4 points over the baseline". Further functions explain
 a snapshot, a result with its candidates, test and ablation, and the data that a network takes.
 """
 
-import itertools
 import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -43,15 +42,16 @@ from studyloom.winner.result import (
     Summary,
 )
 
-MOST_DETAILS = 2  # of a network
-MOST_SETTINGS = 3  # of a trial without a network
+MOST_DETAILS = 2  # settings of a network that a sentence names
+MOST_SETTINGS = 3  # hyperparameters that a sentence names of a trial without a network
 # The keys that describe a network best, if the search varied none of its keys.
-TELLING = ("channels", "hidden", "width", "layers")
-SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
-VOWEL = r"[aeio]|u(?!-?net|ni)"  # begins a name that takes "an": not a U-Net
-NOUNS = {"Image": "images", "Sound": "recordings"}  # by what makes a file an input
-MOST_PRINTED = 100  # numbers of a map that are printed
-MOST_CLASSES = 3  # of a larger map that are printed
+SIZE_KEYS = ("channels", "hidden", "width", "layers")
+# Letters whose names begin with a vowel: an acronym such as MLP takes "an", and CNN takes "a".
+LETTERS_WITH_AN = "AEFHILMNORSX"
+NAMES_WITH_AN = r"[aeio]|u(?!-?net|ni)"  # the beginnings of other names with "an": not a U-Net
+NOUNS = {"Image": "images", "Sound": "recordings"}  # by the transform that makes a file an input
+MOST_PRINTED = 100  # numbers of a predicted map that are printed
+MOST_CLASSES = 3  # classes of a larger map that are printed
 NO_INTERVAL = "no interval: it needs three seeds that differ"
 FOLLOW_SEED = (
     "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
@@ -81,20 +81,24 @@ class Fact:
     explanation: str = ""
 
     def __str__(self) -> str:
-        named = f"{self.label} {self.value}" if self.label else self.value
-        return f"{named}: {self.explanation}" if self.explanation else named
+        text = self.value
+        if self.label:
+            text = f"{self.label} {text}"
+        if self.explanation:
+            text += f": {self.explanation}"
+        return text
 
 
-def number(value: object, sign: str = "") -> str:
+def format_number(value: object, sign: str = "") -> str:
     """Formats a number with a real minus sign; a dash for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     return format_value(value, sign).replace("-", "−")
 
 
-def begin_sentence(words: str) -> str:
+def begin_sentence(text: str) -> str:
     """Capitalizes the first letter, and leaves the others."""
-    return f"{words[:1].upper()}{words[1:]}"
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 # Trials
@@ -102,17 +106,18 @@ def begin_sentence(words: str) -> str:
 
 def describe_objective(objective: ObjectiveValue) -> str:
     """Says which values of an objective are better."""
-    better = "more" if objective.sign > 0 else "less"
-    return f"{objective.name}, {better} is better"
+    if objective.sign > 0:
+        return f"{objective.name}, more is better"
+    return f"{objective.name}, less is better"
 
 
 def format_trial_values(trial: FrozenTrial) -> str:
     """Formats the value of a trial, or all of its values, in one line."""
-    return ", ".join(trial_values(trial))
+    return ", ".join(format_each_value(trial))
 
 
-def trial_values(trial: FrozenTrial) -> list[str]:
-    """Formats each value of a trial: the metric, then the costs; only a dash without values."""
+def format_each_value(trial: FrozenTrial) -> list[str]:
+    """Formats each value of a trial: the metric, then the costs; a dash if it has no values."""
     if not trial.values:
         return ["–"]
     metric, *costs = trial.values
@@ -121,8 +126,10 @@ def trial_values(trial: FrozenTrial) -> list[str]:
 
 def format_parameters(params: Mapping[str, Any]) -> str:
     """Formats the hyperparameters of a trial in one line."""
-    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
-    return "  ".join(pairs) or "default configuration"
+    if not params:
+        return "default configuration"
+    pairs = [f"{one_line(name)}={format_parameter(value)}" for name, value in params.items()]
+    return "  ".join(pairs)
 
 
 def format_costs(costs: Mapping[str, float]) -> str:
@@ -130,17 +137,18 @@ def format_costs(costs: Mapping[str, float]) -> str:
     return "".join(f", {name} {format_cost(cost)}" for name, cost in costs.items())
 
 
-def costs_of(snapshot: Snapshot, trial: FrozenTrial) -> dict[str, float]:
+def map_costs(snapshot: Snapshot, trial: FrozenTrial) -> dict[str, float]:
     """Returns the costs of a complete trial by their names."""
     return dict(zip(snapshot.costs, trial.values[1:], strict=False))
 
 
 def describe_trial(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
     """Describes a trial: its network and optimizer, or else its first hyperparameters."""
-    record = None if trial is None else TrialRecord(trial)
-    config = _mapping(None if record is None else record.config)
-    network = _mapping(config.get("model"))
-    optimizer = _mapping(config.get("optimizer"))
+    config: Mapping[str, Any] = {}
+    if trial is not None:
+        config = _as_mapping(TrialRecord(trial).config)
+    network = _as_mapping(config.get("model"))
+    optimizer = _as_mapping(config.get("optimizer"))
     parts = []
     network_name = _class_of(network)
     if network_name:
@@ -149,84 +157,128 @@ def describe_trial(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
     if optimizer_name:
         rate = optimizer.get("lr")
         if isinstance(rate, int | float):
-            optimizer_name += f" at {_short(rate)}"
+            optimizer_name += f" at {_format_briefly(rate)}"
         parts.append(optimizer_name)
     if not parts:
-        settings = join_lists(params).items()
-        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in settings][:MOST_SETTINGS]
-    return one_line(", ".join(parts or ["The default configuration"]))
+        settings = [*join_lists(params).items()]
+        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in settings[:MOST_SETTINGS]]
+    if not parts:
+        parts = ["The default configuration"]
+    return one_line(", ".join(parts))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _as_mapping(value: object) -> Mapping[str, Any]:
+    """Returns a section of a stored config; empty for a value that is no section."""
+    if isinstance(value, Mapping):
+        return value
+    return {}
 
 
 def _class_of(section: Mapping[str, Any]) -> str:
+    """Returns the name of the class or function that a section names; empty without one."""
     return str(section.get("_target_") or "").rpartition(".")[2]
 
 
 def join_lists(params: Mapping[str, Any]) -> dict[str, str]:
-    """Formats each hyperparameter; the items of a list are joined."""
+    """Formats each hyperparameter; the items of a list are joined.
+
+    A list `hidden` of the search space is stored as `hidden.length`, `hidden.0`, `hidden.1`.
+    """
     formatted: dict[str, str] = {}
     for key, value in params.items():
-        above, _, last = key.rpartition(".")
-        if f"{above}.0" in params and (last == "length" or last.isdecimal()):
-            places = (f"{above}.{place}" for place in itertools.count())
-            items = itertools.takewhile(params.__contains__, places)
-            formatted[above] = "-".join(_short(params[item]) for item in items)
+        list_name, _, last_part = key.rpartition(".")
+        is_of_list = last_part == "length" or last_part.isdecimal()
+        if is_of_list and f"{list_name}.0" in params:
+            formatted[list_name] = _join_items(params, list_name)
         else:
-            formatted[key] = _short(value)
+            formatted[key] = _format_briefly(value)
     return formatted
 
 
+def _join_items(params: Mapping[str, Any], list_name: str) -> str:
+    """Joins the items of a list of the search space: 64-32."""
+    items: list[str] = []
+    while f"{list_name}.{len(items)}" in params:
+        item = params[f"{list_name}.{len(items)}"]
+        items.append(_format_briefly(item))
+    return "-".join(items)
+
+
 def _describe_network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """Describes a network: a CNN with 16 channels."""
+    """Describes a network: a CNN with 16 channels.
+
+    Args:
+        name: the name of its class.
+        network: its settings in the configuration of the trial.
+        params: the hyperparameters of the trial, of which those of the network are described.
+    """
     cell = network.get("cell")
-    if isinstance(cell, str):  # the kind of a Recurrent
-        name = cell.upper() if len(cell) <= 4 else cell
-    if len(name) <= 4 and name.isupper():
-        article = "An" if name[:1] in SPELT else "A"
-    else:
-        article = "An" if re.match(VOWEL, name.lower()) else "A"
-    searched = {
-        key.partition("[")[0].rpartition(".")[2] for key in params if key.startswith("model.")
-    }
-    keys = [key for key in network if key in searched]
+    if isinstance(cell, str):  # the kind of a Recurrent, such as lstm
+        name = cell
+        if len(cell) <= 4:
+            name = cell.upper()
+    searched_keys = set()
+    for param in params:
+        if param.startswith("model."):
+            searched_keys.add(param.partition("[")[0].rpartition(".")[2])
+    keys = [key for key in network if key in searched_keys]
     if not keys:
-        keys = [key for key in TELLING if key in network]
-    keys.sort(key=lambda key: key not in TELLING)
-    details = [detail for key in keys if (detail := _describe_setting(key, network[key]))]
-    if not details:
-        return f"{article} {name}"
-    return f"{article} {name} with {' and '.join(details[:MOST_DETAILS])}"
+        keys = [key for key in SIZE_KEYS if key in network]
+    keys.sort(key=lambda key: key not in SIZE_KEYS)
+    details = []
+    for key in keys:
+        detail = _describe_setting(key, network[key])
+        if detail:
+            details.append(detail)
+    description = f"{_choose_article(name)} {name}"
+    if details:
+        description += f" with {' and '.join(details[:MOST_DETAILS])}"
+    return description
 
 
-def _describe_setting(key: str, value: Any) -> str:
+def _choose_article(name: str) -> str:
+    """Returns A or An, as the name of a network is spoken: an acronym letter by letter."""
+    is_acronym = len(name) <= 4 and name.isupper()
+    if is_acronym:
+        has_vowel = name[0] in LETTERS_WITH_AN
+    else:
+        has_vowel = re.match(NAMES_WITH_AN, name.lower()) is not None
+    if has_vowel:
+        return "An"
+    return "A"
+
+
+def _describe_setting(key: str, value: object) -> str:
     """Describes a setting of a network, such as 16 channels; empty if it is no integer."""
     if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
         return f"{key} {'-'.join(map(str, value))}"
     if not isinstance(value, int) or isinstance(value, bool):
         return ""
-    return f"{value} {key}" if key.endswith("s") and value != 1 else f"{key} {value}"
+    if key.endswith("s") and value != 1:
+        return f"{value} {key}"
+    return f"{key} {value}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else format_parameter(value)
+def _format_briefly(value: object) -> str:
+    """Formats the value of a hyperparameter, a number with two digits."""
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    return format_parameter(value)
 
 
 # Values
 
 
 def _is_share(metric: str, value: float) -> bool:
-    """Whether a value of a metric is a share of 1, such as the accuracy, and shown in percent.
+    """Returns whether a value is a share of 1, such as an accuracy, which is shown in percent.
 
-    A loop may give the name of a known metric to another quantity.
+    The name of the metric does not suffice: a loop may call another quantity accuracy.
     """
-    known = METRICS.get(metric)
-    return known is not None and known.scale == "unit" and known.can_be(value)
+    definition = METRICS.get(metric)
+    return definition is not None and definition.scale == "unit" and definition.can_be(value)
 
 
-def _decimals(error: float | None) -> int:
+def _count_decimals(error: float | None) -> int:
     """Returns the decimals of a percentage, one to three, enough to show its error."""
     if not error or not math.isfinite(error):
         return 1
@@ -236,17 +288,18 @@ def _decimals(error: float | None) -> int:
 def format_metric(value: float, metric: str, error: float | None = None) -> str:
     """Formats a value of a metric, a share of 1 in percent."""
     if _is_share(metric, value):
-        return f"{100 * value:.{_decimals(error)}f}%"
+        return f"{100 * value:.{_count_decimals(error)}f}%"
     return f"{one_line(metric)} {format_value(value)}"
 
 
 def format_summary(summary: Summary, metric: str) -> str:
     """Formats mean ± standard deviation over the seeds, shares of 1 in percent."""
-    mean, error = summary.mean, summary.std
+    mean = summary.mean
+    error = summary.std
     if error is None or summary.same:
         return format_metric(mean, metric)
     if _is_share(metric, mean):
-        return f"{format_metric(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
+        return f"{format_metric(mean, metric, error)} ± {100 * error:.{_count_decimals(error)}f}"
     return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
@@ -281,24 +334,26 @@ def explain_no_best(snapshot: Snapshot) -> str:
 
 
 def count_uncounted(snapshot: Snapshot) -> list[str]:
-    """Says how many trials are paused, interrupted, or kept but not counted, if any."""
-    states = [shown_state(trial, snapshot.alive) for trial in snapshot.trials]
+    """Says how many trials are paused, interrupted, or not counted as done, if any."""
+    interrupted = 0
+    for trial in snapshot.trials:
+        if shown_state(trial, snapshot.live_trials) == INTERRUPTED:
+            interrupted += 1
     counts = {
-        "paused": snapshot.outcomes.get("paused"),
-        INTERRUPTED: states.count(INTERRUPTED),
-        "foreign": snapshot.foreign,
-        "set aside": snapshot.aside,
+        "paused": snapshot.outcomes.get("paused", 0),
+        INTERRUPTED: interrupted,
+        "foreign": snapshot.external,
+        "set aside": snapshot.replaced,
     }
     return [f"{count:,} {kind}" for kind, count in counts.items() if count]
 
 
 def count_trials(snapshot: Snapshot) -> list[str]:
     """Says how many trials are complete, pruned, failed, running or not counted."""
-    counts = [
-        f"{snapshot.outcomes.get(outcome, 0):,} {outcome}"
-        for outcome in ("complete", "pruned", "failed")
-    ]
-    running = sum(worker.alive for worker in snapshot.workers)
+    counts = []
+    for outcome in ("complete", "pruned", "failed"):
+        counts.append(f"{snapshot.outcomes.get(outcome, 0):,} {outcome}")
+    running = sum(worker.is_alive for worker in snapshot.workers)
     if running:
         counts.append(f"{running} running")
     return [*counts, *count_uncounted(snapshot)]
@@ -309,7 +364,7 @@ def format_done(snapshot: Snapshot) -> str:
     return f"{snapshot.done:,} of {snapshot.budget:,}"
 
 
-def headline(snapshot: Snapshot) -> str:
+def make_headline(snapshot: Snapshot) -> str:
     """Describes the study in one line: its name and its trials."""
     counts = ", ".join(count_trials(snapshot))
     return f"{one_line(snapshot.name)}: {format_done(snapshot)} trials – {counts}"
@@ -318,13 +373,14 @@ def headline(snapshot: Snapshot) -> str:
 def describe_best(snapshot: Snapshot) -> str:
     """Describes the progress of the search in one sentence: its best trial so far."""
     trials = f"{format_done(snapshot)} trials"
-    best, baseline = snapshot.best, snapshot.baseline
-    value = value_of(best)
-    if best is None or value is None:
+    best = snapshot.best
+    best_value = value_of(best)
+    if best is None or best_value is None:
         return begin_sentence(f"{explain_no_best(snapshot)}, after {trials}")
-    shown = format_metric(value, snapshot.metric)
-    described = describe_trial(best, best.params)
-    sentence = f"{described}: {shown} in the search, the best after {trials}"
+    description = describe_trial(best, best.params)
+    value = format_metric(best_value, snapshot.metric)
+    sentence = f"{description}: {value} in the search, the best after {trials}"
+    baseline = snapshot.baseline
     baseline_value = value_of(baseline)
     if baseline is None or baseline_value is None or baseline.number == best.number:
         return sentence
@@ -333,8 +389,11 @@ def describe_best(snapshot: Snapshot) -> str:
 
 def describe_study(snapshot: Snapshot, stored: StoredStudy, result: Result | None) -> str:
     """Describes a study in one sentence: by its tested winner, or by its best trial."""
-    sentence = None if result is None else describe_result(result, stored)
-    return sentence or describe_best(snapshot)
+    if result is not None:
+        sentence = describe_result(result, stored)
+        if sentence is not None:
+            return sentence
+    return describe_best(snapshot)
 
 
 def explain_no_importances(importances: Importances) -> str:
@@ -344,47 +403,72 @@ def explain_no_importances(importances: Importances) -> str:
     return TOO_FEW
 
 
-def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
+def make_trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
     """Says how many trials of how many hyperparameters were searched."""
-    names = {name for trial in stored.trials() for name in trial.params}
+    names: set[str] = set()
+    for trial in stored.trials():
+        names |= trial.params.keys()
     counts = ", ".join(count_trials(snapshot))
     hyperparameters = plural(len(names), "hyperparameter")
     return Fact("Trials", format_done(snapshot), f"{hyperparameters}; {counts}")
 
 
-def best_fact(snapshot: Snapshot) -> Fact:
+def make_best_fact(snapshot: Snapshot) -> Fact:
     """Says which trial is the best of the search, and which value the baseline has there."""
-    best, baseline = snapshot.best, snapshot.baseline
-    explanation = explain_no_best(snapshot)
-    if best is not None:
-        explanation = f"trial {best.number}{format_costs(costs_of(snapshot, best))}"
+    best = snapshot.best
+    if best is None:
+        explanation = explain_no_best(snapshot)
+    else:
+        explanation = f"trial {best.number}{format_costs(map_costs(snapshot, best))}"
+    baseline = snapshot.baseline
     if baseline is not None:
-        value, costs = number(value_of(baseline)), format_costs(costs_of(snapshot, baseline))
+        value = format_number(value_of(baseline))
+        costs = format_costs(map_costs(snapshot, baseline))
         explanation += f"; the baseline has {value}{costs}"
-    return Fact("Best, search", number(value_of(best)), explanation)
+    return Fact("Best, search", format_number(value_of(best)), explanation)
 
 
-def worker_cells(worker: WorkerStatus) -> list[str]:
-    """Formats trial, epoch and value of a worker, its time since the claim, and its lease."""
-    cells = ["–"] * 5
+@dataclass(frozen=True)
+class WorkerTexts:
+    """A worker in words; a dash where nothing is known.
+
+    Attributes:
+        trial: the number of its trial.
+        epoch: the last epoch of the trial, and how many are planned.
+        value: the value after this epoch.
+        held: how long the worker has held its trial.
+        lease: when its lease expires.
+    """
+
+    trial: str = "–"
+    epoch: str = "–"
+    value: str = "–"
+    held: str = "–"
+    lease: str = "–"
+
+
+def describe_worker(worker: WorkerStatus) -> WorkerTexts:
+    """Describes what a worker does."""
+    texts = WorkerTexts()
     if worker.trial is not None:
-        cells[0] = str(worker.trial)
+        texts = replace(texts, trial=str(worker.trial))
     if worker.epoch is not None:
-        cells[1] = str(worker.epoch)
+        epoch = str(worker.epoch)
         if worker.epochs is not None:
-            cells[1] += f"/{worker.epochs}"
+            epoch += f"/{worker.epochs}"
+        texts = replace(texts, epoch=epoch)
     if worker.value is not None:
-        cells[2] = format_value(worker.value)
+        texts = replace(texts, value=format_value(worker.value))
     if worker.held is not None:
-        cells[3] = format_duration(worker.held)
-    if not worker.alive:
-        cells[4] = "expired"
+        texts = replace(texts, held=format_duration(worker.held))
+    if not worker.is_alive:
+        texts = replace(texts, lease="expired")
     elif worker.lease is not None:
-        cells[4] = f"expires in {format_duration(worker.lease)}"
-    return cells
+        texts = replace(texts, lease=f"expires in {format_duration(worker.lease)}")
+    return texts
 
 
-def front_rows(snapshot: Snapshot) -> list[list[str]]:
+def list_front(snapshot: Snapshot) -> list[list[str]]:
     """Formats the Pareto front as rows, with best trial and baseline even if dominated.
 
     Returns:
@@ -393,17 +477,18 @@ def front_rows(snapshot: Snapshot) -> list[list[str]]:
     """
     trials = {trial.number: trial for trial in snapshot.front}
     marks: dict[int, list[str]] = {}
-    for name, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
+    for role, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
         if trial is not None:
-            mark = name if trial.number in trials else f"{name}, beaten"
+            mark = role
+            if trial.number not in trials:
+                mark = f"{role}, beaten"
             marks.setdefault(trial.number, []).append(mark)
             trials[trial.number] = trial
-    order = sorted(trials.values(), key=lambda trial: [*trial.values[1:], trial.number])
-    rows = [
-        [*trial_values(trial), str(trial.number), ", ".join(marks.get(trial.number, []))]
-        for trial in order
-    ]
-    return [[snapshot.metric, *snapshot.costs, "trial", ""], *rows]
+    rows = [[snapshot.metric, *snapshot.costs, "trial", ""]]
+    for trial in sorted(trials.values(), key=lambda trial: [*trial.values[1:], trial.number]):
+        mark = ", ".join(marks.get(trial.number, []))
+        rows.append([*format_each_value(trial), str(trial.number), mark])
+    return rows
 
 
 # A result
@@ -416,22 +501,28 @@ def name_trial(candidate: Candidate) -> str:
 
 def describe_result(result: Result, stored: StoredStudy) -> str | None:
     """Describes a result in one sentence; None if its winner has only the value of the search."""
-    winner, test = result.winner, result.test
-    trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
-    described = describe_trial(trial, winner.params)
+    winner = result.winner
+    test = result.test
     if test is not None:
         value = format_summary(test.winner, stored.metric)
-        gain = _compare_in_short(test, stored.metric)
-        return f"{described}: {value} on {_describe_test_set(result, test)}{gain}"
-    if winner.reevaluation is None:
+        gain = _compare_with_baseline(test, stored.metric)
+        basis = f"{value} on {_describe_test_set(result, test)}{gain}"
+    elif winner.reevaluation is not None:
+        value = format_summary(winner.reevaluation, stored.metric)
+        basis = f"{value} on {plural(len(winner.values), 'new seed')}, untested"
+    else:
         return None
-    value = format_summary(winner.reevaluation, stored.metric)
-    return f"{described}: {value} on {plural(len(winner.values), 'new seed')}, untested"
+    winner_trial = None
+    for trial in stored.trials():
+        if trial.number == winner.trial:
+            winner_trial = trial
+    return f"{describe_trial(winner_trial, winner.params)}: {basis}"
 
 
 def _describe_test_set(result: Result, test: Scores) -> str:
     """Describes the test set, such as 1,000 unseen images."""
-    data, noun = result.data, "examples"
+    data = result.data
+    noun = "examples"
     if data is not None and data.columns:
         noun = "rows"
     elif data is not None and data.transform:
@@ -441,20 +532,24 @@ def _describe_test_set(result: Result, test: Scores) -> str:
     return f"{test.examples:,} unseen {noun}"
 
 
-def _compare_in_short(test: Scores, metric: str) -> str:
+def _compare_with_baseline(test: Scores, metric: str) -> str:
     """Says how far the winner is from the baseline, and whether the interval includes 0."""
     difference = test.difference
     if difference is None:
         return ""
-    gain, interval = difference.mean, difference.interval
-    size = format_value(abs(gain))
+    distance = format_value(abs(difference.mean))
     if _is_share(metric, test.winner.mean):
-        size = f"{abs(100 * gain):.{_decimals(difference.std)}f} points"
-    side = "over" if gain >= 0 else "under"
-    sentence = f", {size} {side} the baseline"
-    if interval is not None and interval[0] <= 0 <= interval[1]:
-        sentence += " (the 95% interval includes 0)"
-    return sentence
+        decimals = _count_decimals(difference.std)
+        distance = f"{abs(100 * difference.mean):.{decimals}f} points"
+    side = "under"
+    if difference.mean >= 0:
+        side = "over"
+    text = f", {distance} {side} the baseline"
+    if difference.interval is not None:
+        low, high = difference.interval
+        if low <= 0 <= high:
+            text += " (the 95% interval includes 0)"
+    return text
 
 
 def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fact]:
@@ -473,7 +568,9 @@ def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fac
 
 
 def _list_untested(result: Result) -> Iterator[Fact]:
-    winner, reevaluation = result.winner, result.winner.reevaluation
+    """Yields the facts of a winner that was re-evaluated and not tested."""
+    winner = result.winner
+    reevaluation = winner.reevaluation
     assert reevaluation is not None  # a winner without a test was re-evaluated
     basis = plural(len(reevaluation.values), "new seed")
     yield Fact("winner", f"{result.metric.name} {format_mean(reevaluation)}", basis)
@@ -481,15 +578,17 @@ def _list_untested(result: Result) -> Iterator[Fact]:
         if candidate.baseline and candidate.reevaluation and candidate != winner:
             yield Fact("baseline", format_mean(candidate.reevaluation))
     yield Fact("selection gap", format_value(winner.gap or 0.0, "+"))
-    yield from _list_ablation(result)
+    yield from _summarize_ablation(result)
     spread = explain_spread(reevaluation)
     if result.is_of_loop and reevaluation.same:
         spread += f"; {FOLLOW_SEED}"
-    yield from _notes(spread, describe_reuse(result), explain_no_test(result))
+    yield from _list_notes(spread, describe_reuse(result), explain_no_test(result))
 
 
 def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Iterator[Fact]:
-    winner, metric = result.winner, result.metric.name
+    """Yields the facts of a tested winner; see `list_facts`."""
+    winner = result.winner
+    metric = result.metric.name
     basis = plural(len(result.seeds), "seed")
     if test.examples is not None:
         basis += f", {test.examples:,} examples"
@@ -503,44 +602,49 @@ def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Ite
     if winner.reevaluation is not None:
         mean = f"{format_mean(winner.reevaluation)} {describe_new_seeds(test)}"
         yield Fact("selection gap", format_value(winner.gap or 0.0, "+"), mean)
-    yield from _list_ablation(result)
+    yield from _summarize_ablation(result)
     if with_uncertainty:
-        yield from _notes(*explain_uncertainty(test))
+        yield from _list_notes(*explain_uncertainty(test))
     if result.is_of_loop and test.winner.same:
-        yield from _notes(FOLLOW_SEED)
-    yield from _notes(describe_reuse(result))
+        yield Fact("", FOLLOW_SEED)
+    yield from _list_notes(describe_reuse(result))
     if test.uses > 1:
-        yield from _notes(f"the test set was {format_uses(test.uses)}, and each use proves less")
+        yield Fact("", f"the test set was {format_uses(test.uses)}, and each use proves less")
     if not result.keeps:
-        yield from _notes(f"on new seeds no candidate satisfies {result.rule}; this is the best")
+        yield Fact("", f"on new seeds no candidate satisfies {result.rule}; this is the best")
 
 
-def _list_ablation(result: Result) -> Iterator[Fact]:
+def _summarize_ablation(result: Result) -> Iterator[Fact]:
     if result.ablation is not None:
         yield Fact("ablation", summarize_ablation(result.ablation))
 
 
-def _notes(*notes: str) -> Iterator[Fact]:
+def _list_notes(*notes: str) -> Iterator[Fact]:
     """Yields facts without a label; none of empty notes."""
     for note in notes:
         if note:
             yield Fact("", note)
 
 
-def winner_fact(result: Result) -> Fact:
+def make_winner_fact(result: Result) -> Fact:
     """Says whether the best is real: the value of the winner on the test set, or on new seeds."""
-    winner, test = result.winner, result.test
-    values = winner.reevaluation if test is None else test.winner
-    value = number(winner.search_value) if values is None else format_mean(values)
+    winner = result.winner
+    test = result.test
     name = f"{name_trial(winner)}{format_costs(winner.costs)}"
     if test is None:
+        value = format_number(winner.search_value)
+        if winner.reevaluation is not None:
+            value = format_mean(winner.reevaluation)
         seeds = plural(len(winner.values), "new seed")
         return Fact("Winner, re-evaluation", value, f"{name}; {seeds}, untested")
-    compared = "the baseline" if winner.baseline else "no baseline to compare with"
     if test.difference is not None:
         difference = describe_difference(test, with_cover=False)
-        compared = f"difference to the baseline {difference}"
-    return Fact("Winner, test", value, f"{name}; {compared}")
+        comparison = f"difference to the baseline {difference}"
+    elif winner.baseline:
+        comparison = "the baseline"
+    else:
+        comparison = "no baseline to compare with"
+    return Fact("Winner, test", format_mean(test.winner), f"{name}; {comparison}")
 
 
 def explain_decision(result: Result, budget: int, sign: int) -> Iterator[str]:
@@ -551,12 +655,16 @@ def explain_decision(result: Result, budget: int, sign: int) -> Iterator[str]:
         sign: 1 if more of the metric is better, else -1.
     """
     winner = result.winner
-    chosen = begin_sentence(f"{name_trial(winner)} was {describe_choice(result, budget)}")
-    yield f"{chosen}, {explain_choice(result)}."
-    means = [row.mean for row in result.candidates if row != winner and row.mean is not None]
-    if means and winner.mean is not None:
-        best = max(means, key=lambda mean: sign * mean)
-        yield f"Its mean is {number(winner.mean)}, the best of the others {number(best)}."
+    choice = begin_sentence(f"{name_trial(winner)} was {describe_choice(result, budget)}")
+    yield f"{choice}, {explain_choice(result)}."
+    other_means = []
+    for candidate in result.candidates:
+        if candidate != winner and candidate.mean is not None:
+            other_means.append(candidate.mean)
+    if other_means and winner.mean is not None:
+        mean = format_number(winner.mean)
+        best_other = format_number(max(other_means, key=lambda mean: sign * mean))
+        yield f"Its mean is {mean}, the best of the others {best_other}."
     if result.test is not None:
         yield f"The test set was {describe_test_use(result.test)}."
 
@@ -571,25 +679,29 @@ def describe_choice(result: Result, budget: int | None = None) -> str:
 
 def explain_choice(result: Result) -> str:
     """Says why the winner is not another candidate, and which of them failed in re-evaluations."""
-    failures = [describe_failures(row) for row in result.candidates if row.failed]
-    return "; ".join([_explain_comparison(result), *failures])
+    parts = [_explain_comparison(result)]
+    for candidate in result.candidates:
+        if candidate.failed:
+            parts.append(describe_failures(candidate))
+    return "; ".join(parts)
 
 
 def _explain_comparison(result: Result) -> str:
-    winner, sign = result.winner, result.metric.sign
+    """Says why the winner was preferred to the other candidates."""
+    winner = result.winner
+    sign = result.metric.sign
     if winner.mean is None or len(result.candidates) == 1:
         return "the only candidate"
-    complete = [
-        row.mean
-        for row in result.candidates
-        if row != winner and row.mean is not None and not row.failed
-    ]
     seeds = plural(len(winner.values), "new seed")
     if winner.baseline and winner.failed:
         return f"since no candidate beats it by more than chance explains, on {seeds}"
-    if not complete:
+    other_means = []  # of the other candidates that have a value on each seed
+    for candidate in result.candidates:
+        if candidate != winner and candidate.mean is not None and not candidate.failed:
+            other_means.append(candidate.mean)
+    if not other_means:
         return f"the only candidate with values on all of {seeds}"
-    if all(sign * winner.mean >= sign * mean for mean in complete):
+    if all(sign * winner.mean >= sign * mean for mean in other_means):
         return f"since it had the best mean on {seeds}"
     if winner.baseline and result.rule == str(Rule(result.metric)):
         reason = "since the best mean beats the baseline by no more than chance explains,"
@@ -598,23 +710,26 @@ def _explain_comparison(result: Result) -> str:
 
 
 def describe_failures(candidate: Candidate) -> str:
-    """Says how many re-evaluations of a candidate failed; some have."""
-    who = "the baseline" if candidate.baseline else name_trial(candidate)
+    """Says how many re-evaluations of a candidate failed, of which at least one has."""
+    name = name_trial(candidate)
+    if candidate.baseline:
+        name = "the baseline"
     count = plural(candidate.failed + len(candidate.values), "re-evaluation")
-    failures = f"{who} failed in {candidate.failed} of {count}"
+    text = f"{name} failed in {candidate.failed} of {count}"
     if candidate.baseline and not candidate.values:
-        failures += ", so that nothing is compared with it"
-    return failures
+        text += ", so that nothing is compared with it"
+    return text
 
 
 def describe_reuse(result: Result) -> str:
     """Says how many trainings were reused from earlier results or stages; empty if none."""
-    reused = [
-        f"{count} of {total} {TRAININGS.get(title, title)}"
-        for title, (count, total) in result.reused.items()
-        if count
-    ]
-    return f"reused, as trained before: {', '.join(reused)}" if reused else ""
+    counts = []
+    for title, (count, total) in result.reused.items():
+        if count:
+            counts.append(f"{count} of {total} {TRAININGS.get(title, title)}")
+    if not counts:
+        return ""
+    return f"reused, as trained before: {', '.join(counts)}"
 
 
 def explain_no_test(result: Result) -> str:
@@ -626,7 +741,9 @@ def explain_no_predictions(result: Result) -> str:
     """Says why a result has no predictions to show; empty if it should have some."""
     if result.test is None:
         return explain_no_test(result)
-    return OWN_TEST if result.own_test else ""
+    if result.own_test:
+        return OWN_TEST
+    return ""
 
 
 # The test
@@ -635,7 +752,7 @@ def explain_no_predictions(result: Result) -> str:
 def describe_cover(test: Scores) -> str:
     """Says what the intervals cover."""
     seeds = len(test.winner.values)
-    if test.covers == "examples" and seeds > 1:  # each of which may lie outside
+    if test.covers == "examples" and seeds > 1:  # the value of a new seed may lie outside
         return f"over examples, for the mean of these {seeds} seeds only"
     if test.covers == "seeds":
         return "over seeds only"
@@ -653,7 +770,9 @@ def describe_difference(test: Scores, *, with_cover: bool = True) -> str:
         return ""
     mean = format_value(difference.mean, "+")
     if difference.interval is None:
-        return f"{mean}, {NO_INTERVAL}" if len(difference.values) > 1 else mean
+        if len(difference.values) > 1:
+            return f"{mean}, {NO_INTERVAL}"
+        return mean
     low, high = difference.interval
     interval = f"95% interval {format_value(low, '+')} to {format_value(high, '+')}"
     if with_cover:
@@ -693,7 +812,9 @@ def describe_test_use(test: Scores) -> str:
 
 def format_uses(uses: int) -> str:
     """Says how often the test set was used."""
-    return "used once" if uses == 1 else f"used {uses} times"
+    if uses == 1:
+        return "used once"
+    return f"used {uses} times"
 
 
 # The ablation
@@ -703,32 +824,64 @@ def summarize_ablation(ablation: Ablation) -> str:
     """Says which changes to the default configuration are needed."""
     changes = f"{plural(len(ablation.rows), 'change')} to the default configuration"
     if ablation.error is None:
-        return f"{changes}; one seed does not show which are needed" if ablation.rows else changes
+        if ablation.rows:
+            return f"{changes}; one seed does not show which are needed"
+        return changes
     names = [one_line(row.name) for row in ablation.rows if row.needed]
     summary = f"{len(names)} of {changes} needed"
-    return f"{summary}: {', '.join(names)}" if names else summary
+    if names:
+        summary += f": {', '.join(names)}"
+    return summary
 
 
-def ablation_rows(ablation: Ablation) -> list[tuple[str, ...]]:
-    """Formats a row for each change: both values, how much worse, and whether it is needed."""
-    return [_ablation_row(ablation, row) for row in ablation.rows]
+@dataclass(frozen=True)
+class AblationCells:
+    """A change of an ablation in words.
+
+    Attributes:
+        name: the hyperparameter.
+        value: its value in the winner.
+        default: its default, with which it was trained again.
+        loss: how much worse the winner is with the default, ± half of the 95% interval.
+        verdict: whether the change is needed.
+        in_simple: "default" if winner.simple.yaml has the default, else empty.
+    """
+
+    name: str
+    value: str
+    default: str
+    loss: str
+    verdict: str
+    in_simple: str
 
 
-def _ablation_row(ablation: Ablation, row: AblationRow) -> tuple[str, ...]:
-    error, digits = ablation.error or 0.0, 4
+def describe_ablation(ablation: Ablation) -> list[AblationCells]:
+    """Describes each change of an ablation."""
+    return [_describe_change(ablation, row) for row in ablation.rows]
+
+
+def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
+    """Describes a change; its loss has as many decimals as show two digits of the error."""
+    error = ablation.error or 0.0
+    decimals = 4
     if error > 0:
-        digits = max(0, 1 - math.floor(math.log10(min(1e9, error))))
+        decimals = max(0, 1 - math.floor(math.log10(min(1e9, error))))
     loss = "no value: a training failed"
     if row.loss is not None:
-        loss = f"{row.loss:+.{digits}f} ± {error:.{digits}f}"
-    is_default = ablation.simple is not None and row.name in ablation.simple
-    return (
-        one_line(row.name),
-        one_line(format_parameter(row.value)),
-        one_line(format_parameter(row.default)),
-        loss,
-        "needed" if row.needed else "not needed",
-        "default" if is_default else "",
+        loss = f"{row.loss:+.{decimals}f} ± {error:.{decimals}f}"
+    verdict = "not needed"
+    if row.needed:
+        verdict = "needed"
+    in_simple = ""
+    if ablation.simple is not None and row.name in ablation.simple:
+        in_simple = "default"
+    return AblationCells(
+        name=one_line(row.name),
+        value=one_line(format_parameter(row.value)),
+        default=one_line(format_parameter(row.default)),
+        loss=loss,
+        verdict=verdict,
+        in_simple=in_simple,
     )
 
 
@@ -737,8 +890,9 @@ def list_ablation(result: Result) -> Iterator[str]:
     ablation = result.ablation
     if ablation is None:
         return
-    for name, value, default, loss, verdict, _ in ablation_rows(ablation):
-        yield f"{name} {value} → {default}: {loss}, {verdict}"
+    for change in describe_ablation(ablation):
+        setting = f"{change.name} {change.value} → {change.default}"
+        yield f"{setting}: {change.loss}, {change.verdict}"
     if ablation.rows:
         yield "how much worse the winner is without the change, ± half of the 95% interval"
     if ablation.simple is not None:
@@ -748,7 +902,8 @@ def list_ablation(result: Result) -> Iterator[str]:
 
 def describe_simple(result: Result) -> str:
     """Says how well winner.simple.yaml does on new seeds and on the test set; empty without one."""
-    ablation, test = result.ablation, result.test
+    ablation = result.ablation
+    test = result.test
     if ablation is None or ablation.simple is None:
         return ""
     loss = f"worse by {format_value(ablation.simple_loss)} on new seeds"
@@ -778,7 +933,7 @@ def describe_stored_result(stored: Mapping[str, Any]) -> str:
     return f"winner {trial}"
 
 
-def _format_stored_mean(values: Any) -> str:
+def _format_stored_mean(values: object) -> str:
     """Formats a mean ± its standard deviation; empty for anything else that may be stored."""
     match values:
         case {"mean": int() | float() as mean, "std": int() | float() as std}:
@@ -793,7 +948,8 @@ def _format_stored_mean(values: Any) -> str:
 
 def describe_accepted_files(data: DataFacts) -> str:
     """Describes the files that `studyloom predict` takes."""
-    shape, transform = data.shape, data.transform or {}
+    shape = data.shape
+    transform = data.transform or {}
     if data.reads:
         return f"files that {transform['_target_']} reads"
     if shape is None:
@@ -816,8 +972,11 @@ def describe_accepted_files(data: DataFacts) -> str:
 def describe_data(stored: StoredStudy, result: Result | None) -> str:
     """Says what the networks of a study were trained and tested on."""
     definition = stored.definition() or {}
-    data = None if result is None else result.data
-    test = None if result is None else result.test
+    data = None
+    test = None
+    if result is not None:
+        data = result.data
+        test = result.test
     parts = []
     source = definition.get("data._target_")
     if isinstance(source, str):
@@ -825,13 +984,18 @@ def describe_data(stored: StoredStudy, result: Result | None) -> str:
     if data is not None and data.shape:
         parts.append(f"inputs of {format_shape(data.shape)}")
     if data is not None and data.outputs is not None:
-        parts.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
+        noun = "outputs"
+        if data.classifies:
+            noun = "classes"
+        parts.append(f"{data.outputs} {noun}")
     validation = definition.get("data.validation")
     if isinstance(validation, int) and definition.get("objective.folds") in (None, 1):
         parts.append(f"{validation:,} examples to validate")
     if test is not None and test.examples is not None:
         parts.append(f"{test.examples:,} to test")
-    digest = definition.get("data.digest") if data is None else data.digest
+    digest = definition.get("data.digest")
+    if data is not None:
+        digest = data.digest
     if isinstance(digest, str) and digest:
         parts.append(f"SHA-256 {digest[:12]}…")
     return ", ".join(parts)
@@ -863,28 +1027,28 @@ def _summarize_map(prediction: InputPrediction) -> str:
         counts = Counter(labels).most_common(MOST_CLASSES)
         shares = [f"{label} {count / len(labels):.1%}" for label, count in counts]
         return f"{size} classes, most {', '.join(shares)}; --json prints all"
-    low, high = format_value(min(prediction.values)), format_value(max(prediction.values))
+    low = format_value(min(prediction.values))
+    high = format_value(max(prediction.values))
     return f"{size} numbers from {low} to {high}; --json prints all"
 
 
 # The first lines of the configurations that are written with a result
 
 
-def head_winner_config(result: Result, again: Sequence[str], *, is_importable: bool) -> str:
-    """Returns the comment of winner.yaml.
+def comment_winner_config(result: Result, command: Sequence[str] | None) -> str:
+    """Returns the comment at the top of winner.yaml.
 
     Args:
-        again: the command that trains the winner again.
-        is_importable: whether that command can import what the study was defined with.
+        command: the command that trains the winner again; None if no command can.
     """
-    if not is_importable:
+    if command is None:
         return f"# {_title(result)}.\n"
-    command = one_line(shlex.join(again))
-    return f"# {_title(result)}; this command trains it again:\n# {command}\n"
+    line = one_line(shlex.join(command))
+    return f"# {_title(result)}; this command trains it again:\n# {line}\n"
 
 
-def head_simple_config(result: Result) -> str:
-    """Returns the comment of winner.simple.yaml."""
+def comment_simple_config(result: Result) -> str:
+    """Returns the comment at the top of winner.simple.yaml."""
     assert result.ablation is not None
     names = result.ablation.simple or ()
     defaults = one_line(f"with the defaults of {', '.join(names)}: {describe_simple(result)}")
@@ -892,4 +1056,5 @@ def head_simple_config(result: Result) -> str:
 
 
 def _title(result: Result) -> str:
+    """Names the study and the trial of a winner."""
     return one_line(f"The winner of {result.study}, {name_trial(result.winner)}")

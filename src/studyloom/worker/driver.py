@@ -117,12 +117,17 @@ def run_study(
         task = make_task(study, stages, command)
         if not command.is_worker:
             reopen(stages.find_begun(study))
+        launcher = study.prepared.launcher
         if command.begins:
-            launcher = study.prepared.launcher
             check_connections(study.prepared.url, launcher.count(task.todo()))
         with reporting.attached(study):
             while True:
-                follow = work_on(task, study, stages, reporting, stop)
+                follow = None  # a line to print if workers continue without this process
+                while follow is None and not stop() and task.todo():
+                    with reporting.watch(task, stop):
+                        follow = launcher.launch(task, stop)
+                    if not command.is_worker and not stop():
+                        reconcile(stages.find_begun(study))
                 code = reporting.finish(stop, follow)
                 if follow is not None or stop():
                     return code
@@ -130,24 +135,6 @@ def run_study(
                 open_trials = task.todo()
                 if not open_trials or not reporting.continues(open_trials):
                     return code
-
-
-def work_on(
-    task: Task, study: OpenStudy, stages: Stages, reporting: Reporting, stop: Stop
-) -> str | None:
-    """Launches workers until nothing is left to do, or a stop is requested.
-
-    Returns:
-        A line to print if workers continue without this process; else None.
-    """
-    while not stop() and task.todo():
-        with reporting.watch(task, stop):
-            follow = study.prepared.launcher.launch(task, stop)
-        if not task.command.is_worker and not stop():
-            reconcile(stages.find_begun(study))
-        if follow is not None:
-            return follow
-    return None
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,9 +63,10 @@ class Join(Launcher):
                 task.command.line.send("died", error)
                 raise
             return
-        broken = work_here(task, stop)
-        if broken is not None:
-            raise make_new_process_error(broken, task)
+        with working_here(task, stop) as attempt:
+            task.work(stop)
+        if attempt.broken is not None:
+            raise make_new_process_error(attempt.broken, task)
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,13 @@ class Local(Launcher):
         """
         slots = task.todo()
         if self.works_here(task, slots):
-            broken = work_here(task, stop)
-            if broken is None:
+            with working_here(task, stop) as attempt:
+                task.work(stop)
+            if attempt.broken is None:
                 return
             if not can_pass_objects():
-                raise make_new_process_error(broken, task)
-            log.warning("%s; a worker process continues", broken)
+                raise make_new_process_error(attempt.broken, task)
+            log.warning("%s; a worker process continues", attempt.broken)
             slots = task.todo()
         if not slots:  # workers of other commands have ended the last trials meanwhile
             return
@@ -180,29 +184,38 @@ class Local(Launcher):
         return environments
 
 
-def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
-    """Works on a task in this process, and renews its leases meanwhile.
+@dataclass
+class WorkHere:
+    """The work of this process on a task.
 
-    Returns:
-        The error after which another process has to do the rest; None if nothing is left to do.
+    Attributes:
+        broken: the error after which another process has to do the rest; None if nothing is left
+            to do.
+    """
+
+    broken: BrokenProcess | None = None
+
+
+@contextmanager
+def working_here(task: Task, stop: Stop) -> Iterator[WorkHere]:
+    """Renews the leases of this process while the body works on a task.
 
     Raises:
         LaunchError: trials are open, and no worker runs them.
     """
-    broken = None
+    attempt = WorkHere()
     with renewing_leases(task, lambda: [worker_id(os.getpid())]):
         try:
-            task.work(stop)
+            yield attempt
         except BrokenProcess as error:
-            broken = error
-    if stop():
-        return None
-    open_trials = task.todo()
+            attempt.broken = error
+    open_trials = 0
+    if not stop():
+        open_trials = task.todo()
     if not open_trials:
-        return None
-    if broken is None:
+        attempt.broken = None
+    elif attempt.broken is None:
         raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
-    return broken
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:

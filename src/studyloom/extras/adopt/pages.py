@@ -21,8 +21,8 @@ from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import figures, page
-from studyloom.views.page import Head, Section, drawn, section
-from studyloom.views.snapshot import importances
+from studyloom.views.page import Head, Section, draw_figure, make_section
+from studyloom.views.snapshot import compute_importances
 from studyloom.views.terminal import make_console
 from studyloom.views.words import explain_no_importances
 
@@ -197,24 +197,26 @@ def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> li
 def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
     """Renders the report of a study."""
     trials = _choose_drawn(study)
-    axis = figures.Axis.of(study.metric, study.sign, [trial.values[0] for trial in study.complete])
+    axis = figures.Axis.choose(
+        study.metric, study.sign, [trial.values[0] for trial in study.complete]
+    )
     best = None
     if study.ranked:
         best = study.ranked[0]
     marked = {"best": best, "baseline": None}
-    history = drawn(figures.history, trials, marked, axis)
-    curves = drawn(figures.curves, trials, marked, axis)
+    history = draw_figure(figures.draw_history, trials, marked, axis)
+    curves = draw_figure(figures.draw_curves, trials, marked, axis)
     better = "Higher" if study.sign > 0 else "Lower"
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     sections = [
         Section("continue", "Continue", [page.Lines(steps)]),
-        section("search", [history], axis="", better=better),
-        section("curves", [curves], **most),
-        section("importances", [drawn(_importances, study)]),
+        make_section("search", [history], axis="", better=better),
+        make_section("curves", [curves], **most),
+        make_section("importances", [draw_figure(_importances, study)]),
     ]
     sentence = f"What the trials of this study show. {findings['trials']}."
     head = Head(study.name, sentence, [page.Facts([*findings.items()])])
-    return page.report_page(head, sections)
+    return page.render_report(head, sections)
 
 
 def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
@@ -251,7 +253,7 @@ def _importances(study: AdoptedStudy) -> page.Bars | str:
         )
     # `importances` reads no more than this of a stored study.
     stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
-    computed = importances(stored)
+    computed = compute_importances(stored)
     if not computed.shares:
         return explain_no_importances(computed)
     return page.Bars([*computed.shares.items()])

@@ -20,11 +20,13 @@ from studyloom.extras.export.onnx import check_installed
 from studyloom.extras.export.record import CHOSEN, Compressed
 from studyloom.extras.export.settings import Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
-from studyloom.views.terminal import WHOLE, render_rows, say
+from studyloom.views.terminal import render_rows, say
 from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.result import Result
 from studyloom.worker.stopping import Stop
+
+WIDTH_OF_PERCENTILES = 130  # columns of the table with the percentiles of latencies
 
 
 def compress(
@@ -110,10 +112,13 @@ def check_result(evaluation: Evaluation, result: Result) -> None:
 
 
 def print_compressed(record: Compressed, console: Console) -> None:
-    """Prints the variants of a compressed winner, and the chosen one."""
+    """Prints the variants of a compressed winner, and the chosen one.
+
+    A narrow terminal shows only the medians of latencies; winner.onnx.json has their percentiles.
+    """
     rows = []
     for cells in record.rows():
-        if console.width < WHOLE:  # a narrow terminal shows only medians; winner.onnx.json has more
+        if console.width < WIDTH_OF_PERCENTILES:
             cells = tuple(cell.partition(" (")[0] for cell in cells)
         rows.append(cells)
     columns_of_text = (0, len(rows[0]) - 1)  # the names, and the marks or notes

@@ -1,0 +1,187 @@
+"""The estimate of how much work a study has still to do, and how long it takes.
+
+Work is counted in epochs: those that trials have trained, those that are expected of trials that
+have begun, and those of trials that have not. The pace of a worker turns epochs into seconds.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from optuna.trial import FrozenTrial
+
+from studyloom.storage.trial_record import TrialRecord
+from studyloom.views.snapshot import WorkerStatus
+
+FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaPruner` does
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one stage in epochs; a trial that reports none counts as one epoch.
+
+    A call of a loop counts as one epoch if a trial has several, for its folds and seeds.
+
+    Args:
+        done: the epochs that its trials have trained.
+        remaining: how many more epochs each trial that has begun is expected to train.
+        new_trials: how many trials have not begun.
+        new_length: how many epochs each of the new trials is expected to train.
+        full_length: the epochs of a trial that nothing ends early.
+        pace: a worker's seconds per epoch; None if unknown.
+    """
+
+    done: float = 0.0
+    remaining: Sequence[float] = ()
+    new_trials: int = 0
+    new_length: float = 1.0
+    full_length: float = 1.0
+    pace: float | None = None
+
+    @property
+    def left(self) -> float:
+        """The epochs that are expected to come."""
+        return sum(self.remaining) + self.new_trials * self.new_length
+
+    @property
+    def share(self) -> float:
+        """The share of its epochs that is done, from 0 to 1."""
+        if not self.left:
+            return 1.0
+        return self.done / (self.done + self.left)
+
+
+def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
+    """Estimates the seconds that successive stages will take.
+
+    A stage that has not begun is estimated by the pace of the one before.
+
+    Returns:
+        The seconds; None if no worker runs, or too little is known.
+    """
+    if workers < 1:
+        return None
+    seconds = 0.0
+    pace: float | None = None
+    for work in works:
+        if work.pace is not None:
+            pace = work.pace
+        if not work.left:
+            continue
+        if pace is None:
+            return None
+        trials_at_once = max(1, min(workers, work.new_trials + len(work.remaining)))
+        # The last trial runs on one worker, and ends later than all others on average.
+        last_alone = 0.0
+        if work.new_trials:
+            last_alone = work.new_length / 2 * (1 - 1 / trials_at_once)
+        # A trial runs on one worker, so that a stage takes at least as long as its longest trial.
+        seconds += pace * max(work.left / trials_at_once + last_alone, *work.remaining, 0.0)
+    return seconds
+
+
+def estimate_work(
+    trials: Sequence[FrozenTrial], left: int, workers: Sequence[WorkerStatus], before: Work
+) -> Work:
+    """Estimates the work of a stage from its trials so far.
+
+    Args:
+        left: how many of the trials of the stage have not ended, with those that have not begun.
+        workers: the workers that hold its trials.
+        before: the work of the stage before it, whose full trials are as long.
+    """
+    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
+    ended_lengths = []
+    known_lengths = []
+    positive_rungs = []
+    for record in records:
+        if record.trial.state.is_finished():
+            ended_lengths.append(max(1, record.steps_done))
+        known_lengths.append(record.steps_planned or record.steps_done)
+        positive_rungs += [rung for rung in record.rungs if rung > 0]
+    full_length = max(known_lengths, default=0) or before.full_length
+    rungs = []
+    rung = min(positive_rungs, default=full_length)
+    while rung < full_length:
+        rungs.append(rung)
+        rung *= FACTOR
+    lengths = _ExpectedLengths(full_length, rungs, ended_lengths)
+
+    pace = measure_pace(records, workers)
+    ages = {worker.trial: worker.held or 0.0 for worker in workers}
+    done = float(sum(ended_lengths))
+    remaining = []
+    for record in records:
+        if record.trial.state.is_finished():
+            continue
+        trained: float = record.steps_done
+        if not trained and pace:  # its age says how much of its first epoch it has trained
+            trained = min(1.0, ages.get(record.trial.number, 0.0) / pace)
+        is_paused = record.paused is not None
+        remaining.append(lengths.expect_more(trained, is_paused=is_paused))
+        done += trained
+    new_trials = max(0, left - len(remaining))
+    return Work(done, remaining, new_trials, lengths.expect_more(0), full_length, pace)
+
+
+@dataclass(frozen=True)
+class _ExpectedLengths:
+    """Expects how long trials train, from the trials of a stage so far.
+
+    With rungs, one of FACTOR trials is expected to pass each rung. Without rungs, a trial is
+    expected to end where those ended on average that have trained longer than it has so far.
+
+    Args:
+        full_length: the epochs of a trial that nothing ends early.
+        rungs: the epochs at which trials are compared, before `full_length`; empty without rungs.
+        ended_lengths: the epochs of each trial that has ended.
+    """
+
+    full_length: float
+    rungs: Sequence[float]
+    ended_lengths: Sequence[int]
+
+    def expect_more(self, trained: float, *, is_paused: bool = False) -> float:
+        """Returns how many more epochs a trial is expected to train.
+
+        Args:
+            trained: the epochs that it has trained.
+            is_paused: whether it waits at a rung, which it may not pass.
+        """
+        end = self.full_length
+        longer = [length for length in self.ended_lengths if length > trained]
+        if longer and not self.rungs:
+            end = fmean(longer)
+        steps = []
+        for rung in self.rungs:
+            if rung > trained or (is_paused and rung == trained):
+                steps.append(rung)
+        probability = 1.0  # that the trial trains until the next step
+        epochs = 0.0
+        for step in [*steps, end]:
+            epochs += probability * max(0.0, step - trained)
+            probability /= FACTOR
+            trained = step
+        return epochs
+
+
+def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]) -> float | None:
+    """Returns a worker's seconds per epoch; before a trial has paused or ended, of those running.
+
+    Reused trainings took no time.
+    """
+    epochs = 0
+    seconds = 0.0
+    for record in records:
+        if record.outcome != "running" and record.reused is None:
+            epochs += max(1, record.steps_done)
+            seconds += record.seconds or record.times.get("training", 0.0)
+    if not epochs:
+        seconds = 0.0
+        for worker in workers:
+            if worker.epoch:
+                epochs += worker.epoch
+                seconds += worker.held or 0.0
+    if not epochs:
+        return None
+    return seconds / epochs
