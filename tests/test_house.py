@@ -222,8 +222,16 @@ def test_coupling_never_rises():
 
 # Constructs that stop a reader, at most for each 1,000 lines of code; `density.py` defines them.
 DENSITY = {
-    **{"paired": 0.1, "ternary": 0.5, "nested": 0.1, "comprehension": 23.0, "walrus": 0.2},
-    **{"boolarith": 0.1, "unnamed": 0.9, "getattr": 0.4, "any": 15.6, "indirect": 0.2},
+    "paired": 0.1,
+    "ternary": 0.5,
+    "nested": 0.1,
+    "comprehension": 23.0,
+    "walrus": 0.2,
+    "boolarith": 0.1,
+    "unnamed": 0.9,
+    "getattr": 0.4,
+    "any": 15.6,
+    "indirect": 0.2,
 }
 
 

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, TensorDataset
 
 from studyloom.data import Datasets
+from studyloom.data.examples import NamedDataset
 from studyloom.errors import DataError, LoaderDied
 from studyloom.models import MLP
 from studyloom.training.batches import make_batches
@@ -282,7 +283,7 @@ def test_a_signal_ends_a_training_that_waits_for_a_dataset():
 
     before, began = signal.signal(signal.SIGALRM, handle), time.monotonic()
     examples = drawn(evaluate=None, **WORKERS)
-    object.__setattr__(examples.training, "parts", (("data.train", Slow()),))
+    object.__setattr__(examples.training, "parts", (NamedDataset("data.train", Slow()),))
     try:
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         with pytest.raises(Interrupt):
