@@ -232,10 +232,11 @@ def test_another_question_under_the_same_name_is_an_exception(finished, tmp_path
         search(run_dir, "train.epochs=3")
 
 
-def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path):
-    function = "objective._target_=test_api.broken"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path, workers):
+    function = ("objective._target_=test_api.broken", "objective.direction=minimize")
     with pytest.raises(api.Halted, match="it is broken"):
-        search(tmp_path, function, "objective.direction=minimize")
+        search(tmp_path, *function, f"launcher.workers={workers}")
 
 
 def broken(config, report):

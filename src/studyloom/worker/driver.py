@@ -131,6 +131,8 @@ def run_study(
                 code = reporting.finish(stop, follow)
                 if follow is not None or stop():
                     return code
+                for stage in stages.find_begun(study):
+                    stage.stored.check_halted()
                 # `studyloom redo` may have opened trials while the result was made.
                 open_trials = task.todo()
                 if not open_trials or not reporting.continues(open_trials):
@@ -194,15 +196,15 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                 with make_worker(study, stage, stop, limits, stopwatch, command) as worker:
                     worker.run()
 
-    def todo() -> int:
-        stage = stages.find_next(study)
-        if stage is None:
-            return 0
-        return stage.todo() + stage.following
-
     def halted() -> bool:
         stage = stages.find_next(study)
         return stage is not None and stage.stored.halted() is not None
+
+    def todo() -> int:
+        stage = stages.find_next(study)
+        if stage is None or stage.stored.halted() is not None:
+            return 0
+        return stage.todo() + stage.following
 
     return Task(
         work=work,

@@ -102,7 +102,7 @@ class Task:
 
     Args:
         work: works in this process until nothing is left or a stop is requested.
-        todo: returns the number of open slots, at most.
+        todo: returns the number of open slots, at most; 0 if the study has stopped itself.
         limits: the limits of trials, such as the duration of a lease.
         name: the name of the study.
         halted: returns whether the study has stopped itself.
