@@ -23,7 +23,6 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import psutil
 from filelock import FileLock, Timeout
 
 from studyloom.environment import MARK
@@ -164,6 +163,8 @@ def _await_former_server(pid_file: Path) -> None:
         pid_file: PostgreSQL's file of a running server. Its first word is the process id, and its
             last one the state, `ready` or another one.
     """
+    import psutil  # here, since most commands start no server
+
     end = time.monotonic() + REAPED
     while pid_file.exists() and time.monotonic() < end:
         words = pid_file.read_text().split()
