@@ -232,7 +232,7 @@ def test_the_process_accepts_constants_and_repeated_configurations():
     study = optuna.create_study()
     distributions = FLAT.make_placeholder({}).distributions
     for number in range(12):
-        point = FLAT.make_placeholder({}, -(number % 2)).params
+        point = FLAT.make_placeholder({}, ("low", "high")[number % 2]).params
         study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 1)
     FLAT.suggest(study.ask())

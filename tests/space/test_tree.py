@@ -147,8 +147,8 @@ def test_a_default_that_equals_a_choice_is_that_choice():
     point = space.read_default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
     assert str([*point.params.values()]) == "[0, 1.0, 0.2]"
     leaf, items = space.nodes
-    assert find_default(leaf, 0.0, len) == 0
-    assert find_default(items, [1, 0.0], len) == [1, 0]
+    assert find_default(leaf, 0.0) == 0
+    assert find_default(items, [1, 0.0]) == [1, 0]
 
 
 def random_leaf(draw: random.Random) -> dict:

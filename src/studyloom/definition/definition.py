@@ -74,8 +74,8 @@ class Branch:
         if not self.nodes:
             return
         space = Space(self.nodes)
-        low_corner = space.make_placeholder({}, end=0).values
-        high_corner = space.make_placeholder({}, end=-1).values
+        low_corner = space.make_placeholder({}, end="low").values
+        high_corner = space.make_placeholder({}, end="high").values
         yield low_corner
         yield high_corner
         for node in self.nodes:

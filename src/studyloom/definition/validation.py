@@ -17,6 +17,7 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, find_out_of_range
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.defaults import find_shared_length
 from studyloom.definition.definition import NETWORK_SECTIONS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import ObjectiveValue
@@ -227,7 +228,7 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
         return ""
     value = "[…]"
     if isinstance(node, ValueNode):
-        value = format_scalar(find_end(node.distribution, 0))
+        value = format_scalar(find_end(node.distribution, "low"))
     if section == "params":
         return suggest_line(name, value, file, "params")
     if is_group:
@@ -257,23 +258,15 @@ def _find_owner_of_default(branch: Branch, node: ValueNode | ListNode, default: 
         return ""
     if parameter.default is inspect.Parameter.empty:
         return ""
-    # `len` is not called: only a list without a declared default needs the length of another list.
-    if default != find_default(node, parameter.default, len):
+    if default != find_default(node, parameter.default):
         return ""
     return str(section["_target_"])
 
 
 def _format_middle(branch: Branch, node: ValueNode | ListNode) -> str:
     """Returns the value in the middle of the range of a node without a default."""
-
-    def find_length(key: str) -> int:
-        """Returns the length of the list at a key, which decides that of another list."""
-        value = value_at(branch.config, key)
-        if isinstance(value, list):
-            return len(value)
-        return 1
-
-    return format_scalar(find_default(node, inspect.Parameter.empty, find_length))
+    shared_length = find_shared_length(node, branch.config, values={})
+    return format_scalar(find_default(node, inspect.Parameter.empty, shared_length))
 
 
 def _explain_misfit(node: ValueNode | ListNode, default: object, branch: Branch) -> Iterator[str]:

@@ -44,11 +44,16 @@ def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -
 
 
 def _draw_points(space: Space, seed: int) -> Iterator[Point]:
-    """Yields random configurations: each once if the space can be enumerated, else DRAWS."""
-    # The size of the space with its relations is found by enumerating it.
+    """Yields random configurations.
+
+    Those of a small space come in a random order, each once. A large space gives DRAWS, among which
+    some may be equal or break a relation.
+    """
+    # The relations do not count: the size with them is found by enumerating the space.
     size_without_relations = Space(space.nodes).size()
     if size_without_relations <= LARGEST_GRID:
-        for position in np.random.default_rng(seed).permutation(len(space.grid)):
+        positions = np.random.default_rng(seed).permutation(len(space.grid))
+        for position in positions:
             yield space.grid[position]
         return
     draw_value: Any = RandomSampler(seed).sample_independent

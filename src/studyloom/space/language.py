@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -40,7 +40,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 KINDS_OF_ITEMS = ("int", "float", "choice")
 DEFAULT = "default"  # the key of the baseline's value
 LONGEST_NAME = 500  # with `.length` a name has 512 in Optuna's tables on PostgreSQL
-LARGEST = sys.float_info.max  # of a database column, also for integers
+LARGEST = sys.float_info.max  # the largest number of a database column, also for integers
 
 
 def parse_space(tree: Mapping[str, Any], options: Options, parent_key: str = "") -> Space:
@@ -94,34 +94,36 @@ class _Parser:
         self.errors: list[str] = []
 
     def parse_nodes(self, tree: Mapping[Any, Any], place: _Place) -> list[Node]:
-        """Parses a mapping: the options of a group, hyperparameters, and nested mappings."""
-        tree = {str(child): spec for child, spec in tree.items()}
+        """Parses a mapping in the tree of a space: ranges, options of a group, nested mappings.
+
+        Args:
+            tree: the mapping.
+            place: where it is in the tree.
+        """
         group_options: Sequence[str] = ()  # empty if the mapping is not at the key of a group
         if place.key:
             group_options = self.options(config_group(place.key))
-        opened: dict[str, tuple[Node, ...]] = {}  # the nodes that each option opens
+        nodes_by_option: dict[str, tuple[Node, ...]] = {}
         nodes: list[Node] = []
         lists: dict[str, Spec] = {}  # the lists so far, whose lengths later ones may share
-        for child, spec in tree.items():
-            child_place = place.append(child)
-            is_mapping = isinstance(spec, Mapping)
-            # Only an option may open nothing: next to options an empty mapping is a misspelled one.
-            is_misspelled_option = is_mapping and not spec and bool(group_options)
-            if child in group_options and (spec is None or is_mapping):
+        for key, spec in tree.items():
+            child = str(key)
+            kind = _classify_child(child, spec, group_options)
+            if kind == "option":
                 option_place = place.append_option(child)
-                opened[child] = tuple(self.parse_nodes(spec or {}, option_place))
-            elif not is_mapping or is_misspelled_option:
-                self.errors.append(_explain_non_range(spec, child, place, group_options))
-            elif _is_range(spec):
-                node = self._collect(self._parse_range, spec, child_place, lists)
+                nodes_by_option[child] = tuple(self.parse_nodes(spec or {}, option_place))
+            elif kind == "range":
+                node = self._collect(self._parse_range, spec, place.append(child), lists)
                 if node is not None:
                     nodes.append(node)
                 if "list" in spec:
                     lists[child] = spec
+            elif kind == "mapping":
+                nodes += self.parse_nodes(spec, place.append(child))
             else:
-                nodes += self.parse_nodes(spec, child_place)
-        if opened:
-            return [Group(place.name, place.key, opened), *nodes]
+                self.errors.append(_explain_non_range(spec, child, place, group_options))
+        if nodes_by_option:
+            return [Group(place.name, place.key, nodes_by_option), *nodes]
         return nodes
 
     def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
@@ -135,13 +137,17 @@ class _Parser:
     def _parse_range(
         self, spec: Spec, place: _Place, lists: Mapping[str, Spec]
     ) -> ValueNode | ListNode | None:
-        """Parses a range; None if it is a list of which errors were collected.
+        """Parses a range such as {int: [1, 9]}.
 
         Args:
+            place: where it is in the tree.
             lists: the lists above it, by their keys.
 
+        Returns:
+            None for a list with errors in several parts, which were collected.
+
         Raises:
-            ConfigError: it is another range, which is invalid, or it is at the key of a group.
+            ConfigError: it is invalid, or at the key of a config group.
         """
         group = config_group(place.key)
         group_options = self.options(group)
@@ -157,6 +163,11 @@ class _Parser:
         return ValueNode(place.name, place.key, distribution, spec.get(DEFAULT))
 
     def _parse_list(self, spec: Spec, place: _Place, lists: Mapping[str, Spec]) -> ListNode | None:
+        """Parses a list such as {list: {int: [16, 512]}, length: {int: [1, 3]}}.
+
+        Returns:
+            None if the range of its items or its length is invalid; their errors were collected.
+        """
         _check_keys(spec, place.name, DEFAULT)
         item = spec["list"]
         if not isinstance(item, Mapping) or not any(kind in item for kind in KINDS_OF_ITEMS):
@@ -169,15 +180,30 @@ class _Parser:
         if distribution is None or length is None:
             return None
         if isinstance(length, str):
-            # The other list is next to this one, so that it has the same parents in the config.
-            *parents, _ = place.key.split(".")
-            length = ".".join([*parents, length])
+            # The other list is next to this one, so that both keys begin alike in the config.
+            parent_key = place.key.rpartition(".")[0]
+            length = _join(parent_key, length)
         return ListNode(place.name, place.key, distribution, length, spec.get(DEFAULT))
 
 
-def _is_range(spec: Spec) -> bool:
-    """Returns whether a mapping has the key of a kind of range."""
-    return any(kind in spec for kind in KEYS)
+def _classify_child(
+    child: str, spec: object, group_options: Sequence[str]
+) -> Literal["option", "range", "mapping", "invalid"]:
+    """Returns what a child of a mapping in the tree is: an option, a range, or a nested mapping.
+
+    Args:
+        spec: the value of the child.
+        group_options: the options that the mapping may have; empty if it is not at a group's key.
+    """
+    if child in group_options and (spec is None or isinstance(spec, Mapping)):
+        return "option"
+    if not isinstance(spec, Mapping):
+        return "invalid"
+    if not spec and group_options:
+        return "invalid"  # only an option may open nothing, so that this one is misspelled
+    if any(kind in spec for kind in KEYS):
+        return "range"
+    return "mapping"
 
 
 def _explain_non_range(
@@ -186,18 +212,20 @@ def _explain_non_range(
     """Returns the error of a child that is neither a range nor what an option opens.
 
     Args:
-        place: of the mapping that has the child.
+        spec: the value of the child.
+        place: where the mapping that has the child is in the tree.
         group_options: the options that the mapping may have; empty if it is not at a group's key.
     """
+    name = place.append(child).name
     options_text = ""
-    suggestion = ""
     if group_options:
         options_text = f", or what an option of {place.key} opens: {', '.join(group_options)}"
+    suggestion = ""
     if child not in group_options:
         suggestion = nearest(child, group_options)
     return (
-        f"space.{place.append(child).name} must be a range: {{int: [low, high]}}, {{float: [low, "
-        "high]}, {choice: [a, b]} or {list: …, length: …}"
+        f"space.{name} must be a range: {{int: [low, high]}}, {{float: [low, high]}}, "
+        "{choice: [a, b]} or {list: …, length: …}"
         f"{options_text}; got {spec!r}{suggestion}"
     )
 
@@ -206,8 +234,8 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Spec]) -> IntDistr
     """Parses the length of a list: an integer, a range, or the key of a list above it.
 
     Args:
-        name: of the list.
-        lists: those above it, by their keys.
+        name: the name of the list.
+        lists: the lists above it, by their keys.
 
     Returns:
         The lengths that are searched, a single one for an integer; or the key of the other list.
@@ -225,22 +253,24 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Spec]) -> IntDistr
     )
 
 
-def _check_other_list(other: str, name: str, lists: Mapping[str, Spec]) -> None:
+def _check_other_list(other_key: str, name: str, lists: Mapping[str, Spec]) -> None:
     """Raises ConfigError unless a list can be as long as another one.
 
     The other list must be above it, and its length must not be that of a third one.
 
     Args:
-        other: the key of the other list, as the length of this one has it.
-        name: of this list.
-        lists: those above it, by their keys.
+        other_key: the key of the other list, which is the length of this one.
+        name: the name of this list.
+        lists: the lists above this one, by their keys.
     """
-    if other in lists and not isinstance(lists[other].get("length"), str):
-        return
+    if other_key in lists:
+        other_length = lists[other_key].get("length")
+        if not isinstance(other_length, str):
+            return
+    list_keys = ", ".join(lists) or "there is no such list"
     raise ConfigError(
-        f"space.{name}.length must name a list above it that has its own length "
-        f"({', '.join(lists) or 'there is no such list'}); "
-        f"got {other!r}{nearest(other, [*lists])}"
+        f"space.{name}.length must name a list above it that has its own length ({list_keys}); "
+        f"got {other_key!r}{nearest(other_key, [*lists])}"
     )
 
 
@@ -259,18 +289,19 @@ def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
     If it has the keys of several kinds, the first one is its kind, and only the others are
     reported: which further keys fit depends on the kind.
     """
-    kind, *other_kinds = [kind for kind in KEYS if kind in spec]
-    allowed = (kind, *KEYS[kind], *further_keys)
-    wrong_keys = other_kinds
-    if not other_kinds:
-        wrong_keys = [key for key in spec if key not in allowed]
-    refuse(
-        [
+    kinds = [kind for kind in KEYS if kind in spec]
+    kind = kinds[0]
+    allowed_keys = (kind, *KEYS[kind], *further_keys)
+    wrong_keys = kinds[1:]
+    if not wrong_keys:
+        wrong_keys = [key for key in spec if key not in allowed_keys]
+    errors = []
+    for key in wrong_keys:
+        errors.append(
             f"space.{name}.{key}: no such key; a range of kind {kind} has "
-            f"{', '.join(allowed)}{nearest(key, allowed)}"
-            for key in wrong_keys
-        ]
-    )
+            f"{', '.join(allowed_keys)}{nearest(key, allowed_keys)}"
+        )
+    refuse(errors)
 
 
 def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distribution:
@@ -283,48 +314,59 @@ def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distributi
     return _parse_numbers(spec, name, "float")
 
 
-def _parse_numbers(spec: Spec, name: str, kind: str) -> IntDistribution | FloatDistribution:
-    """Parses a range of kind int or float."""
+def _parse_numbers(
+    spec: Spec, name: str, kind: Literal["int", "float"]
+) -> IntDistribution | FloatDistribution:
+    """Parses a range of kind int or float, such as {int: [1, 9], step: 2}."""
+    key = f"space.{name}.{kind}"
     bounds = spec[kind]
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        raise ConfigError(f"{key} must be a range [low, high]; got {bounds!r}")
+    low, high = bounds
     log = spec.get("log", False)
     step = spec.get("step")
-    where = f"space.{name}.{kind}"
-    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-        raise ConfigError(f"{where} must be a range [low, high]; got {bounds!r}")
-    low, high = bounds
+
     numbers = [low, high]
     if step is not None:
         numbers.append(step)
-    errors = [*_find_wrong_numbers(numbers, where, kind)]
+    errors = [*_find_wrong_numbers(numbers, key, kind)]
     if type(log) is not bool:
         errors.append(f"space.{name}.log must be true or false; got {log!r}")
     refuse(errors)
-    if step is not None and step > 0:  # other steps are refused below
+
+    if step is not None and step > 0:  # Optuna refuses other steps below
         high = _find_highest(low, high, step, name)
     try:
-        if kind == "int":
-            if step is None:
-                step = 1
-            return IntDistribution(int(low), int(high), log=log, step=step)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
+        if kind == "float":
+            return FloatDistribution(float(low), float(high), log=log, step=step)
+        if step is None:
+            step = 1
+        return IntDistribution(int(low), int(high), log=log, step=step)
     except ValueError as error:  # the ends, the step and `log` do not go together
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
 
 
-def _find_wrong_numbers(numbers: Sequence[Any], where: str, kind: str) -> Iterator[str]:
-    """Yields an error for each end or step that no range of kind int or float can have."""
+def _find_wrong_numbers(
+    numbers: Sequence[Any], key: str, kind: Literal["int", "float"]
+) -> Iterator[str]:
+    """Yields an error for each end or step that no range of its kind can have.
+
+    Args:
+        key: the key of the range in the config, for messages.
+    """
     types: tuple[type, ...] = (int, float)
     types_text = "numbers"
     if kind == "int":
         types = (int,)
         types_text = "integers"
     for number in numbers:
-        if type(number) not in types or not abs(number) <= LARGEST:
-            yield f"{where}: its ends and step must be finite {types_text}; got {number!r}"
+        is_valid = type(number) in types and abs(number) <= LARGEST  # False for NaN too
+        if not is_valid:
+            yield f"{key}: its ends and step must be finite {types_text}; got {number!r}"
 
 
 def _find_highest(low: float, high: float, step: float, name: str) -> float:
-    """Returns the highest value of a range with a step: the last step that is not above its end.
+    """Returns the highest value of a range with a step, such as 9 for 1 to 10 with a step of 4.
 
     It computes with the numbers as written: 0.3 - 0.1 is 0.2.
 
@@ -332,33 +374,40 @@ def _find_highest(low: float, high: float, step: float, name: str) -> float:
         ConfigError: the step is wider than the range.
     """
     first = Decimal(str(low))
-    last = Decimal(str(high))
-    width = Decimal(str(step))
-    if 0 < last - first < width:
+    step_width = Decimal(str(step))
+    range_width = Decimal(str(high)) - first
+    if 0 < range_width < step_width:
         raise ConfigError(
             f"space.{name}.step must not be wider than the range [{low}, {high}]; got {step}"
         )
-    highest = first + (last - first) // width * width
+    whole_steps = range_width // step_width
+    highest = first + whole_steps * step_width
     if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
         return int(highest)  # a float would change integers of more than 53 bits
     return float(highest)
 
 
-def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
+def _parse_choice(choices: Any, key: str) -> CategoricalDistribution:
+    """Parses the values of a choice.
+
+    Args:
+        key: the key of the list in the config, for messages.
+    """
     if not isinstance(choices, list | tuple) or not choices:
         raise ConfigError(
-            f"{where} must be a list of the values to choose from, [a, b, …]; got {choices!r}"
+            f"{key} must be a list of the values to choose from, [a, b, …]; got {choices!r}"
         )
-    refuse(
-        [
-            f"{where} must hold strings, finite numbers, true, false or null; got {value!r}"
-            for value in choices
-            if not is_scalar(value) or (isinstance(value, float) and not abs(value) <= LARGEST)
-        ]
-    )
+    errors = []
+    for value in choices:
+        is_infinite = isinstance(value, float) and not abs(value) <= LARGEST  # or NaN
+        if not is_scalar(value) or is_infinite:
+            errors.append(
+                f"{key} must hold strings, finite numbers, true, false or null; got {value!r}"
+            )
+    refuse(errors)
     if len(set(choices)) < len(choices):
         raise ConfigError(
-            f"{where} must not name a value twice, and 1, 1.0 and true are one value to "
+            f"{key} must not name a value twice, and 1, 1.0 and true are one value to "
             f"Optuna; got {choices!r}"
         )
     return CategoricalDistribution(tuple(choices))
@@ -380,22 +429,25 @@ def _find_long_names(space: Space) -> Iterator[str]:
 def _find_conflicts(space: Space) -> Iterator[str]:
     """Yields an error for each hyperparameter whose config key another one sets too.
 
-    The other one is in the same branch, or in one that this branch is nested in.
+    The other one is in the same branch, or in an outer one, whose options the branch has too.
     """
     branches = [*space.branches()]
     for branch in branches:
-        outer_names: dict[str, str] = {}  # in branches that this one is nested in, by config key
-        for other in branches:
-            is_nested_in_other = other.choices.items() < branch.choices.items()
-            if is_nested_in_other:
-                for node in other.nodes:
-                    outer_names[node.key] = node.name
-        for key, count in Counter(node.key for node in branch.nodes).items():
+        counts = Counter(node.key for node in branch.nodes)
+        for key, count in counts.items():
             if count > 1:
                 yield f"space.{key} is given twice; keep one of them"
+
+        outer_names_by_key: dict[str, str] = {}
+        for other in branches:
+            is_outer = other.choices.items() < branch.choices.items()
+            if is_outer:
+                for node in other.nodes:
+                    outer_names_by_key[node.key] = node.name
         for node in branch.nodes:
-            if node.key in outer_names:
+            outer_name = outer_names_by_key.get(node.key)
+            if outer_name is not None:
                 yield (
-                    f"space.{node.name}: space.{outer_names[node.key]} decides {node.key} too, "
+                    f"space.{node.name}: space.{outer_name} decides {node.key} too, "
                     "whichever option is chosen; keep one of them"
                 )

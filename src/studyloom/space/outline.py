@@ -45,7 +45,12 @@ def _describe_size(space: Space) -> str:
 
 
 def _add_nodes(tree: Tree, nodes: Sequence[Node], parent: str) -> None:
-    """Adds nodes to a tree, under their names without that of the parent, which ends in a dot."""
+    """Adds nodes to a tree.
+
+    Args:
+        parent: the beginning of their names, which is not repeated, such as `model.mlp.`; empty at
+            the root.
+    """
     for node in nodes:
         name = node.name.removeprefix(parent)
         match node:
@@ -58,6 +63,7 @@ def _add_nodes(tree: Tree, nodes: Sequence[Node], parent: str) -> None:
 
 
 def _add_group(tree: Tree, group: Group, name: str) -> None:
+    """Adds a group, its options below it, and below each option the nodes that it opens."""
     title = name
     if len(group.options) == 1:
         title = f"{name} (fixed)"

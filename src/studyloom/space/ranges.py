@@ -22,7 +22,7 @@ def Int(
         >>> Int(4, 256, log=True)
         {'int': [4, 256], 'log': True}
     """
-    return _make_range({"int": [low, high]}, log=log or None, step=step, default=default)
+    return _make_range({"int": [low, high]}, log=log, step=step, default=default)
 
 
 def Float(
@@ -46,7 +46,7 @@ def Float(
         >>> Float(0.0, 0.5, default=0.1)
         {'float': [0.0, 0.5], 'default': 0.1}
     """
-    return _make_range({"float": [low, high]}, log=log or None, step=step, default=default)
+    return _make_range({"float": [low, high]}, log=log, step=step, default=default)
 
 
 def Choice(*choices: Any, default: Any = None) -> Range:
@@ -61,8 +61,8 @@ def Choice(*choices: Any, default: Any = None) -> Range:
         {'choice': ['relu', 'tanh']}
     """
     if len(choices) == 1 and isinstance(choices[0], list | tuple):
-        choices = (*choices[0],)
-    return _make_range({"choice": [*choices]}, default=default)
+        choices = tuple(choices[0])
+    return _make_range({"choice": list(choices)}, default=default)
 
 
 def List(item: Range, length: int | str | Range, *, default: Sequence[Any] | None = None) -> Range:
@@ -80,9 +80,14 @@ def List(item: Range, length: int | str | Range, *, default: Sequence[Any] | Non
     return _make_range({"list": item, "length": length}, default=default)
 
 
-def _make_range(required: Range, **optional: Any) -> Range:
-    """Returns a range with its required keys, and the optional ones that are not None."""
+def _make_range(required: Range, *, log: bool = False, **optional: Any) -> Range:
+    """Returns a range with its required keys, `log` if true, and optional keys that are not None.
+
+    A `default` of False is kept: it is a choice.
+    """
     mapping = dict(required)
+    if log:
+        mapping["log"] = True
     for key, value in optional.items():
         if value is not None:
             mapping[key] = value

@@ -34,10 +34,18 @@ from studyloom.text import nearest, shorten_end
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
 LONGEST = 200
 WHERE = "where"  # the key of the relations in the section `space`
-NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
-LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
-NAME = r"[A-Za-z_][\w.]*"
-TOKEN = re.compile(rf"\s*({NUMBER.removeprefix('[-+]?')}|{NAME}|[<>]=?|==|[-+*/%()])\s*", re.ASCII)
+UNSIGNED_NUMBER = r"(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"  # such as 100_000, .5 or 1e-9
+NUMBER = rf"[-+]?{UNSIGNED_NUMBER}"
+NAME = r"[A-Za-z_][\w.]*"  # such as model.width
+# A limit of a cost, such as "<= 100_000".
+LIMIT = re.compile(rf"\s*(?P<sign><=|>=)\s*(?P<bound>{NUMBER})\s*", re.ASCII)
+# A token of a condition, such as `model.width`, `<=`, `*` or `4096`; the spaces around it are
+# ignored.
+TOKEN = re.compile(
+    rf"\s*(?P<token>{UNSIGNED_NUMBER}|{NAME}|[<>]=?|==|[-+*/%()])\s*",
+    re.ASCII,
+)
+# A rule, such as "max accuracy where parameters < 50_000".
 RULE = re.compile(
     rf"\s*(?P<direction>max|min)\s+(?P<name>{NAME})(?:\s+where\s+(?P<conditions>.*))?\s*",
     re.ASCII | re.DOTALL,
@@ -49,12 +57,10 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# The signs between two parts of a condition, by how tightly they bind, the loosest first.
-OPERATIONS: Sequence[Mapping[str, Callable[[Any, Any], Any]]] = (
-    SIGNS | {"==": operator.eq},
-    {"+": operator.add, "-": operator.sub},
-    {"*": operator.mul, "/": operator.truediv, "%": operator.mod},
-)
+Operations = Mapping[str, Callable[[Any, Any], Any]]
+COMPARISONS: Operations = SIGNS | {"==": operator.eq}  # between the two sums of a condition
+SUM_OPERATIONS: Operations = {"+": operator.add, "-": operator.sub}
+PRODUCT_OPERATIONS: Operations = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
 CLOSE = Fraction(1, 10**12)  # values whose difference is at most this share of them are equal
 
 
@@ -75,9 +81,11 @@ class Condition:
 
         It is at most 0 for a value that satisfies the limit, which is how Optuna reads constraints.
         """
-        excess = self.bound - value
-        if self.sign.startswith("<"):
+        is_upper_bound = self.sign.startswith("<")
+        if is_upper_bound:
             excess = value - self.bound
+        else:
+            excess = self.bound - value
         if self.bound == 0:
             return excess
         return excess / abs(self.bound)
@@ -95,13 +103,18 @@ class Relation:
     names: frozenset[str]
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        """Returns whether a configuration satisfies it.
+        """Returns whether a configuration satisfies the relation.
 
-        One that lacks a hyperparameter of the relation, since its branch has none, does.
+        A configuration that lacks one of its hyperparameters satisfies it: the relation is between
+        hyperparameters of another branch.
+
+        Args:
+            params: the value by hyperparameter name.
         """
-        if not params.keys() >= self.names:
+        has_all = params.keys() >= self.names
+        if not has_all:
             return True
-        return _compare(self.tokens, params)
+        return _Calculator(self.tokens, params).compare()
 
     def __str__(self) -> str:
         return self.text
@@ -141,11 +154,11 @@ class Rule:
         key: str = "winner.rule",
         hint: str = WHERE_COSTS,
     ) -> "Rule":
-        """Parses the text of a rule.
+        """Parses the text of a rule, such as "max accuracy where parameters < 50_000".
 
         Args:
             objectives: the values that each trial has, the metric first.
-            key: of the rule in the config, for messages.
+            key: the key of the rule in the config, for messages.
             hint: how to get further values, for messages.
 
         Raises:
@@ -153,24 +166,22 @@ class Rule:
         """
         parts = _split_rule(text)
         if parts is None:
-            example = cls(objectives[0])
-            if len(objectives) > 1:
-                example = cls(objectives[0], (Condition(objectives[1].name, "<", 50_000),))
+            example = _make_example_rule(objectives)
             raise ConfigError(
                 f"{key}: {shorten_end(text, 80)!r} is not a rule of at most {LONGEST} characters; "
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
                 "number, and `and` stands between two"
             )
-        objective_by_name = {objective.name: objective for objective in objectives}
-        names = dict.fromkeys([parts.name, *(condition.name for condition in parts.conditions)])
-        names_text = ", ".join(objective_by_name)
-        errors = [
-            f"{key}: {text!r}: {unknown} is not known of a trial; there are {names_text}"
-            f"{nearest(unknown, [*objective_by_name])}{hint}"
-            for unknown in names
-            if unknown not in objective_by_name
-        ]
-        objective = objective_by_name.get(parts.name)
+        objectives_by_name = {objective.name: objective for objective in objectives}
+        errors = []
+        for name in parts.names():
+            if name not in objectives_by_name:
+                suggestion = nearest(name, [*objectives_by_name])
+                errors.append(
+                    f"{key}: {text!r}: {name} is not known of a trial; there are "
+                    f"{', '.join(objectives_by_name)}{suggestion}{hint}"
+                )
+        objective = objectives_by_name.get(parts.name)
         if objective is not None and parts.direction != _direction(objective):
             better = "less"
             if objective.sign > 0:
@@ -179,9 +190,9 @@ class Rule:
             errors.append(f"{key}: {text!r}: {better} {objective.name} is better; write {expected}")
         refuse(errors)
         assert objective is not None
-        # A metric has more than its name and direction. Without it equal rules are equal.
-        stripped = ObjectiveValue(objective.name, objective.direction)
-        return cls(stripped, parts.conditions)
+        # A metric has more fields than these two, which would make rules of one text unequal.
+        compared_objective = ObjectiveValue(objective.name, objective.direction)
+        return cls(compared_objective, parts.conditions)
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Returns whether a trial with these values, by name, may win."""
@@ -212,6 +223,21 @@ class _RuleParts(NamedTuple):
     name: str
     conditions: tuple[Condition, ...]
 
+    def names(self) -> list[str]:
+        """Returns each name in the rule once: that of the objective, and those of conditions."""
+        names = [self.name]
+        for condition in self.conditions:
+            if condition.name not in names:
+                names.append(condition.name)
+        return names
+
+
+def _make_example_rule(objectives: Sequence[ObjectiveValue]) -> Rule:
+    """Makes a rule of the values that trials have, for the message about an invalid one."""
+    if len(objectives) == 1:
+        return Rule(objectives[0])
+    return Rule(objectives[0], (Condition(objectives[1].name, "<", 50_000),))
+
 
 def _split_rule(text: str) -> _RuleParts | None:
     """Returns the parts of a rule's text; None if it is too long, or not a rule."""
@@ -220,10 +246,10 @@ def _split_rule(text: str) -> _RuleParts | None:
     match = RULE.fullmatch(text)
     if match is None:
         return None
-    conditions: list[Condition] | None = []
     conditions_text = match["conditions"]
-    if conditions_text is not None:
-        conditions = _parse_bounds(conditions_text)
+    if conditions_text is None:
+        return _RuleParts(match["direction"], match["name"], ())
+    conditions = _parse_bounds(conditions_text)
     if conditions is None:
         return None
     return _RuleParts(match["direction"], match["name"], tuple(conditions))
@@ -237,17 +263,20 @@ def _direction(objective: ObjectiveValue) -> str:
 
 
 def _parse_bounds(text: str) -> list[Condition] | None:
-    """Parses the conditions of a rule; None if one is more than a name, a sign and a number."""
+    """Parses the conditions of a rule, such as "parameters < 50_000 and flops <= 1e9".
+
+    Returns:
+        None if they are no conditions, or if one is more than a name, a sign and a number.
+    """
     conditions = []
     try:
         for relation in _parse_conditions(text):
             name, sign, *bound_tokens = relation.tokens
-            bound: Any = _compute(bound_tokens[::-1], {})  # without values: a name has none
+            if sign not in SIGNS:  # as in `accuracy + 1 < 3`
+                return None
+            bound: Any = _Calculator(bound_tokens, {}).compute_sum()  # LookupError for a name
             conditions.append(Condition(name, sign, float(bound)))
     except (ValueError, LookupError, TypeError, OverflowError):
-        return None
-    # In `accuracy + 1 < 3` the second token is another sign.
-    if any(condition.sign not in SIGNS for condition in conditions):
         return None
     return conditions
 
@@ -256,7 +285,7 @@ def parse_limits(section: Any, quantities: Sequence[str] | None = COSTS) -> list
     """Parses `objective.constraints`, such as {parameters: "<= 100_000", flops: "<= 1e9"}.
 
     Args:
-        quantities: those that can have a limit; None for any.
+        quantities: the names that can have a limit; None if any name can.
 
     Raises:
         ConfigError: every value that is not a limit, and every unknown quantity.
@@ -269,20 +298,17 @@ def parse_limits(section: Any, quantities: Sequence[str] | None = COSTS) -> list
     errors = []
     limits = []
     for quantity, expression in (section or {}).items():
-        where = f"objective.constraints.{quantity}"
+        key = f"objective.constraints.{quantity}"
+        match = LIMIT.fullmatch(str(expression))
         if quantities is not None and quantity not in quantities:
             suggestion = nearest(quantity, quantities)
+            errors.append(f"{key}: unknown quantity; there are {', '.join(quantities)}{suggestion}")
+        elif match is None:
             errors.append(
-                f"{where}: unknown quantity; there are {', '.join(quantities)}{suggestion}"
+                f"{key} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
             )
-            continue
-        match = LIMIT.fullmatch(str(expression))
-        if match is None:
-            errors.append(
-                f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
-            )
-            continue
-        limits.append(Condition(str(quantity), match[1], float(match[2])))
+        else:
+            limits.append(Condition(str(quantity), match["sign"], float(match["bound"])))
     refuse(errors)
     return limits
 
@@ -290,13 +316,13 @@ def parse_limits(section: Any, quantities: Sequence[str] | None = COSTS) -> list
 def read_space(
     section: Any, options: Callable[[str], Sequence[str]], parent_key: str = ""
 ) -> Space:
-    """Parses the section `space`: the tree, and its key `where`, which has the relations.
+    """Parses the section `space`: the tree, and the relations at its key `where`.
 
     A mapping at the key `where` is not relations, but a hyperparameter of that name.
 
     Args:
-        options: as for `parse_space`.
-        parent_key: as for `parse_space`.
+        options: returns the options of a Hydra group such as `model/block`; none for no group.
+        parent_key: the config key below which the keys of the tree lie; empty for the root.
     """
     tree = dict(section or {})
     relations: Any = None
@@ -305,12 +331,17 @@ def read_space(
     space = parse_space(tree, options, parent_key)
     if not relations:
         return space
+    return replace(space, relations=parse_relations(relations, _list_numeric_names(space)))
+
+
+def _list_numeric_names(space: Space) -> list[str]:
+    """Returns the names of a space's hyperparameters whose values are numbers, in all branches."""
     distributions: dict[str, BaseDistribution] = {}
     for branch in space.branches():
-        # The high ends of lengths open all items of lists.
-        distributions |= space.make_placeholder(branch.choices, end=-1).distributions
-    numeric_names = [name for name in distributions if is_numeric(distributions[name])]
-    return replace(space, relations=parse_relations(relations, numeric_names))
+        # The high end of its length gives a list all the items that it may have.
+        longest = space.make_placeholder(branch.choices, end="high")
+        distributions.update(longest.distributions)
+    return [name for name in distributions if is_numeric(distributions[name])]
 
 
 def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
@@ -322,119 +353,145 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
     Raises:
         ConfigError: every invalid relation, and every unknown name.
     """
-    errors = []
+    errors: list[str] = []
     relations: list[Relation] = []
     texts = [section]
     if isinstance(section, list):
         texts = section
     for text in map(str, texts):
-        where = f"space.where: {text[:LONGEST]!r}"
+        start = f"space.where: {text[:LONGEST]!r}"  # of its messages
         try:
             conditions = _parse_conditions(text)
         except (ValueError, LookupError):
             errors.append(
-                f"{where} is not a relation of at most {LONGEST} characters; write names, numbers, "
-                f"+ - * / % ( ), and between two {', '.join(OPERATIONS[0])}, as in 'p.a * p.b < 9'"
+                f"{start} is not a relation of at most {LONGEST} characters; write names, numbers, "
+                f"+ - * / % ( ), and between two {', '.join(COMPARISONS)}, as in 'p.a * p.b < 9'"
             )
             continue
         relations += conditions
-        used_names = frozenset[str]().union(*(condition.names for condition in conditions))
-        for name in sorted(used_names.difference(names)):
+        unknown_names: set[str] = set()
+        for condition in conditions:
+            unknown_names |= condition.names.difference(names)
+        for name in sorted(unknown_names):
             hint = nearest(name, names) or f"; there are {', '.join(names) or 'none'}"
-            errors.append(f"{where}: {name} is not a numeric hyperparameter{hint}")
+            errors.append(f"{start}: {name} is not a numeric hyperparameter{hint}")
     refuse(errors)
     return tuple(relations)
 
 
 def _parse_conditions(text: str) -> list[Relation]:
-    """Parses conditions joined by `and`; raises ValueError or LookupError for anything else."""
+    """Parses conditions joined by `and`, such as "model.width <= 64 and model.depth < 4".
+
+    Raises:
+        ValueError, LookupError: the text is anything else, or too long.
+    """
     if len(text) > LONGEST:
         raise ValueError
     relations = []
     for condition in re.split(r"\sand\s", text):
-        tokens = tuple(match[1] for match in TOKEN.finditer(condition))
+        tokens = tuple(match["token"] for match in TOKEN.finditer(condition))
         text_without_spaces = "".join(condition.split())
-        if "".join(tokens) != text_without_spaces:  # something is not a token
+        if "".join(tokens) != text_without_spaces:  # some part is not a token
             raise ValueError
         names = frozenset(token for token in tokens if re.match(NAME, token))
-        # Whether its tokens are in a right order shows when it is computed, with any values.
-        _compare(tokens, dict.fromkeys(names, 1.0))
+        # Computing it, with any values, raises an error if its tokens are in a wrong order.
+        any_values = dict.fromkeys(names, 1.0)
+        _Calculator(tokens, any_values).compare()
         relations.append(Relation(condition.strip(), tokens, names))
     return relations
 
 
-def _compare(tokens: Sequence[str], values: Mapping[str, Any]) -> bool:
-    """Returns whether a condition holds; raises ValueError or LookupError if it is none.
+class _Calculator:
+    """Computes a condition or a sum from its tokens, from left to right.
+
+    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. A result is None
+    where it divides by 0, or a value is not finite. Each method takes the tokens that it computes,
+    and raises ValueError or LookupError if the next ones are not what it expects.
 
     Args:
-        values: by name.
+        values: the values of names.
     """
-    remaining = [*reversed(tokens)]  # in reverse, so that `pop` removes the next token
-    left_side = _compute(remaining, values)
-    sign = remaining.pop()
-    right_side = _compute(remaining, values)
-    if remaining:
-        raise ValueError
-    compare = OPERATIONS[0][sign]
-    if left_side is None or right_side is None:
-        return False
-    difference = abs(left_side - right_side)
-    if difference <= CLOSE * max(abs(left_side), abs(right_side)):
-        return bool(compare(left_side, left_side))  # as two equal values
-    return bool(compare(left_side, right_side))
 
+    def __init__(self, tokens: Sequence[str], values: Mapping[str, Any]) -> None:
+        self._remaining = [*reversed(tokens)]  # in reverse, so that `pop` takes the next token
+        self._values = values
 
-def _compute(remaining: list[str], values: Mapping[str, Any], level: int = 1) -> Fraction | None:
-    """Computes the sum that the next tokens are, or at a higher level a product or an operand.
-
-    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. The result is None
-    where it divides by 0, or a value is not finite.
-
-    Args:
-        remaining: the tokens that are not yet computed, in reverse. Those that are computed here
-            are removed from its end.
-        values: by name.
-        level: the position in OPERATIONS of the signs that are computed here: 1 for a sum. They
-            stand between operands, each of which is computed at the next level. After the last
-            level an operand is a number, a name, or a sum in parentheses.
-    """
-    if level == len(OPERATIONS):
-        return _compute_operand(remaining, values)
-    result = _compute(remaining, values, level + 1)
-    while remaining and remaining[-1] in OPERATIONS[level]:
-        sign = remaining.pop()
-        operand = _compute(remaining, values, level + 1)
-        divides_by_zero = sign in "/%" and not operand
-        if result is None or operand is None or divides_by_zero:
-            result = None
-        else:
-            result = OPERATIONS[level][sign](result, operand)
-    return result
-
-
-def _compute_operand(remaining: list[str], values: Mapping[str, Any]) -> Fraction | None:
-    """Computes a number, a name, a sum in parentheses, or one of these after a sign."""
-    token = remaining.pop()
-    if token in OPERATIONS[1]:  # + or - before an operand
-        operand = _compute_operand(remaining, values)
-        if operand is not None and token == "-":
-            return -operand
-        return operand
-    if token == "(":
-        result = _compute(remaining, values)
-        if remaining.pop() != ")":
+    def compare(self) -> bool:
+        """Returns whether the tokens are a condition that holds: a sum, a sign, and a sum."""
+        left_side = self.compute_sum()
+        sign = self._remaining.pop()
+        right_side = self.compute_sum()
+        if self._remaining:
             raise ValueError
+        compare = COMPARISONS[sign]
+        if left_side is None or right_side is None:
+            return False
+        difference = abs(left_side - right_side)
+        if difference <= CLOSE * max(abs(left_side), abs(right_side)):
+            right_side = left_side  # they count as equal
+        return bool(compare(left_side, right_side))
+
+    def compute_sum(self) -> Fraction | None:
+        """Computes a sum: products with + or - between them; a single product is a sum too."""
+        result = self._compute_product()
+        while self._next_is_in(SUM_OPERATIONS):
+            sign = self._remaining.pop()
+            operand = self._compute_product()
+            if result is None or operand is None:
+                result = None
+            else:
+                result = SUM_OPERATIONS[sign](result, operand)
         return result
-    if re.match(NAME, token):
-        return _to_fraction(values[token])
-    return _to_fraction(token)
+
+    def _compute_product(self) -> Fraction | None:
+        """Computes a product: operands with *, / or % between them, or a single operand."""
+        result = self._compute_operand()
+        while self._next_is_in(PRODUCT_OPERATIONS):
+            sign = self._remaining.pop()
+            operand = self._compute_operand()
+            divides_by_zero = sign in ("/", "%") and operand == 0
+            if result is None or operand is None or divides_by_zero:
+                result = None
+            else:
+                result = PRODUCT_OPERATIONS[sign](result, operand)
+        return result
+
+    def _compute_operand(self) -> Fraction | None:
+        """Computes a number, a name, a sum in parentheses, or one of these after + or -."""
+        token = self._remaining.pop()
+        if token == "+":
+            return self._compute_operand()
+        if token == "-":
+            operand = self._compute_operand()
+            if operand is None:
+                return None
+            return -operand
+        if token == "(":
+            result = self.compute_sum()
+            if self._remaining.pop() != ")":
+                raise ValueError
+            return result
+        if re.match(NAME, token):
+            return _to_fraction(self._values[token])
+        return _to_fraction(token)
+
+    def _next_is_in(self, operations: Operations) -> bool:
+        """Returns whether the next token is the sign of one of some operations."""
+        return bool(self._remaining) and self._remaining[-1] in operations
 
 
 @functools.lru_cache(4096, typed=True)  # a space that is counted has 100,000 configurations
 def _to_fraction(value: float | str) -> Fraction | None:
-    """Returns a value, or a number that is typed, as the decimal number that is written.
+    """Returns the number that is written: 1/10 for 0.1, whose binary value is a bit larger.
 
-    It is None for a value that is not finite, and raises ValueError for a typed one.
+    Args:
+        value: the value of a hyperparameter, or the text of a number, such as "50_000".
+
+    Returns:
+        None for a value that is not finite.
+
+    Raises:
+        ValueError: the number of a text is not finite.
     """
     if isinstance(value, str):
         return Fraction(str(float(value)))
@@ -442,4 +499,4 @@ def _to_fraction(value: float | str) -> Fraction | None:
         return None
     if isinstance(value, int):
         return Fraction(value)
-    return Fraction(f"{value:.15g}")
+    return Fraction(f"{value:.15g}")  # floats keep 15 decimal digits

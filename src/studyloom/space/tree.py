@@ -39,6 +39,7 @@ Scalar = str | int | float | bool | None  # a value of a hyperparameter
 Params = Mapping[str, Any]  # the value by hyperparameter name, as Optuna has it
 Choices = Mapping[str, str]  # the chosen option by Hydra group, such as `model/block`
 Lookup = Callable[[str], Any]  # returns the value of a config at a key
+End = Literal["low", "high"]  # an end of a range
 
 LARGEST_GRID = 100_000  # configurations that are enumerated
 
@@ -139,36 +140,47 @@ class Hyperparameter:
     index: int = 0
 
     def read_default(self, choices: Choices, lookup: Lookup) -> Any:
-        """Returns the value that a config has, see `Space.read_default`.
+        """Returns the value that a config has for this hyperparameter.
 
-        A scalar at the key of a list stands for each of its items. If the list of the config is
-        shorter, its last item stands for those that it lacks.
+        For an item of a list, the config may have a scalar, which is the value of every item, or a
+        shorter list, whose last item is the value of all further ones.
+
+        Args:
+            choices: the option of each group in the config.
+            lookup: returns the value of the config at a key.
         """
         if self.role == "option":
             return choices[config_group(self.key)]
         value = lookup(self.key)
-        if isinstance(value, list) and self.role == "length":
-            return len(value)
-        if isinstance(value, list) and self.role == "item" and value:
-            last = len(value) - 1
-            value = value[min(self.index, last)]
+        if isinstance(value, list):
+            if self.role == "length":
+                return len(value)
+            if self.role == "item" and value:
+                last_index = len(value) - 1
+                value = value[min(self.index, last_index)]
         return self.match_choice(value)
 
     def match_choice(self, value: Any) -> Any:
-        """Returns the choice that a value equals, such as 0 for 0.0; else the value."""
+        """Returns the choice that equals a value, such as 0 for 0.0; without one, the value."""
         if isinstance(self.distribution, CategoricalDistribution):
             for choice in self.distribution.choices:
                 if _is_same(choice, value):
                     return choice
         return value
 
-    def make_placeholder(self, choices: Choices, end: int = 0) -> Any:
-        """Returns the value where only options are chosen, see `Space.make_placeholder`."""
+    def make_placeholder(self, choices: Choices, end: End = "low") -> Any:
+        """Returns a value for a configuration of which only some options of groups matter.
+
+        Args:
+            choices: those options, by group. A group that is missing here, or lacks the option,
+                gets its first option, or its last one for the high end.
+            end: the end of its range that any other value is at.
+        """
         if self.role == "option":
             option = choices.get(config_group(self.key))
             if option is not None and find_misfit(self.distribution, option) is None:
                 return option
-        return find_end(self.distribution, end)  # also for a group that has no such option
+        return find_end(self.distribution, end)
 
 
 @dataclass(frozen=True)
@@ -211,13 +223,18 @@ class Space:
     relations: tuple[SpaceRelation, ...] = ()
 
     def find_breach(self, params: Params) -> str | None:
-        """Returns which relation these values break: "breaks …"; None if they break none."""
+        """Returns the first relation that some values break, as "breaks …" for a message.
+
+        Returns:
+            None if they break no relation.
+        """
         for relation in self.relations:
-            if not relation.holds(params):
-                values = [
-                    f"{name}={format_scalar(params[name])}" for name in sorted(relation.names)
-                ]
-                return f"breaks space.where '{relation}' with {', '.join(values)}"
+            if relation.holds(params):
+                continue
+            values = []
+            for name in sorted(relation.names):
+                values.append(f"{name}={format_scalar(params[name])}")
+            return f"breaks space.where '{relation}' with {', '.join(values)}"
         return None
 
     def make_point(self, params: Params) -> Point:
@@ -231,50 +248,13 @@ class Space:
             decide: returns the value of a hyperparameter; called in the order of the tree for each
                 one that the earlier values open.
         """
-        point = Point()
-
-        def assign(hyperparameter: Hyperparameter) -> Any:
-            value = decide(hyperparameter)
-            point.params[hyperparameter.name] = value
-            point.distributions[hyperparameter.name] = hyperparameter.distribution
-            return value
-
-        def visit_group(group: Group) -> None:
-            option = next(iter(group.options))
-            if len(group.options) > 1:
-                option = assign(Hyperparameter(group.name, group.distribution, group.key, "option"))
-            point.choices[group.config_group] = option
-            visit(group.options[option])
-
-        def visit_list(node: ListNode) -> None:
-            if isinstance(node.length, str):
-                length = len(point.values[node.length])
-            elif node.length.low == node.length.high:
-                length = node.length.low
-            else:
-                name = f"{node.name}.length"
-                length = assign(Hyperparameter(name, node.length, node.key, "length"))
-            items = []
-            for index in range(length):
-                name = f"{node.name}.{index}"
-                items.append(assign(Hyperparameter(name, node.item, node.key, "item", index)))
-            point.values[node.key] = items
-
-        def visit(nodes: Sequence[Node]) -> None:
-            for node in nodes:
-                match node:
-                    case Group():
-                        visit_group(node)
-                    case ValueNode(name=name, key=key, distribution=distribution):
-                        point.values[key] = assign(Hyperparameter(name, distribution, key, "value"))
-                    case ListNode():
-                        visit_list(node)
-
-        visit(self.nodes)
-        return point
+        walk = _Walk(decide)
+        walk.visit_nodes(self.nodes)
+        return walk.point
 
     def suggest(self, trial: BaseTrial) -> Point:
         """Returns the configuration that a trial's sampler suggests."""
+        # Optuna's public `suggest_float` and the like take ranges, and not distributions.
         suggest: Any = trial._suggest  # type: ignore[attr-defined]
         return self.walk(lambda hyper: suggest(hyper.name, hyper.distribution))
 
@@ -287,12 +267,12 @@ class Space:
         """
         return self.walk(lambda hyperparameter: hyperparameter.read_default(choices, lookup))
 
-    def make_placeholder(self, choices: Choices, end: int = 0) -> Point:
+    def make_placeholder(self, choices: Choices, end: End = "low") -> Point:
         """Returns a configuration of a branch, where only its options matter.
 
         Args:
             choices: options, which are chosen if the space has them.
-            end: the end of their ranges that all other values are at, see `find_end`.
+            end: the end of their ranges that all other values are at.
         """
         return self.walk(lambda hyperparameter: hyperparameter.make_placeholder(choices, end))
 
@@ -303,13 +283,14 @@ class Space:
                 yield from branch.nodes
 
     def size(self) -> float:
-        """Counts the configurations: infinity for a continuous range, or beyond all floats.
+        """Returns the number of configurations; infinity if a range is continuous.
 
-        Beyond LARGEST_GRID, those that break relations are counted too.
+        Configurations that break relations are left out only up to LARGEST_GRID, since each one has
+        to be checked.
         """
         try:
             size = _count_points(self.nodes)
-        except OverflowError:
+        except OverflowError:  # it is beyond all floats
             return math.inf
         if self.relations and size <= LARGEST_GRID:
             return len(self.grid)
@@ -351,22 +332,92 @@ class Space:
         return tuple(self.points())
 
     def branches(self) -> Iterator[SpaceBranch]:
-        """Yields each branch, from the root on."""
-        groups = [node for node in self.nodes if isinstance(node, Group)]
-        yield SpaceBranch({}, tuple(node for node in self.nodes if not isinstance(node, Group)))
+        """Yields each branch: a combination of options, with the hyperparameters that it opens.
+
+        The root comes first: no options, and the hyperparameters that are always searched. After it
+        come the branches below each option of each group at the root.
+        """
+        groups = []
+        root_nodes = []
+        for node in self.nodes:
+            if isinstance(node, Group):
+                groups.append(node)
+            else:
+                root_nodes.append(node)
+        yield SpaceBranch({}, tuple(root_nodes))
         for group in groups:
-            for option, opened in group.options.items():
-                for inner in Space(opened).branches():
-                    choices = {group.config_group: option, **inner.choices}
-                    yield SpaceBranch(choices, inner.nodes)
+            for option, opened_nodes in group.options.items():
+                for inner_branch in Space(opened_nodes).branches():
+                    choices = {group.config_group: option, **inner_branch.choices}
+                    yield SpaceBranch(choices, inner_branch.nodes)
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
         for node in self.nodes:
             if isinstance(node, Group):
                 yield node
-                for opened in node.options.values():
-                    yield from Space(opened).groups()
+                for opened_nodes in node.options.values():
+                    yield from Space(opened_nodes).groups()
+
+
+class _Walk:
+    """A walk through a tree, which decides the hyperparameters that the earlier values open.
+
+    Attributes:
+        decide: returns the value of a hyperparameter.
+        point: the configuration so far.
+    """
+
+    def __init__(self, decide: Callable[[Hyperparameter], Any]) -> None:
+        self.decide = decide
+        self.point = Point()
+
+    def visit_nodes(self, nodes: Sequence[Node]) -> None:
+        """Decides nodes in their order, and all that their options open."""
+        for node in nodes:
+            match node:
+                case Group():
+                    self._visit_group(node)
+                case ListNode():
+                    self._visit_list(node)
+                case ValueNode(name=name, key=key, distribution=distribution):
+                    hyperparameter = Hyperparameter(name, distribution, key, "value")
+                    self.point.values[key] = self._assign(hyperparameter)
+
+    def _visit_group(self, group: Group) -> None:
+        """Decides the option of a group, unless it has only one, and all that the option opens."""
+        option = next(iter(group.options))
+        if len(group.options) > 1:
+            hyperparameter = Hyperparameter(group.name, group.distribution, group.key, "option")
+            option = self._assign(hyperparameter)
+        self.point.choices[group.config_group] = option
+        self.visit_nodes(group.options[option])
+
+    def _visit_list(self, node: ListNode) -> None:
+        """Decides the length of a list, unless it is fixed or that of another list, and its items.
+
+        The other list, whose key is `node.length`, is earlier in the tree.
+        """
+        if isinstance(node.length, str):
+            length = len(self.point.values[node.length])
+        elif node.length.low == node.length.high:
+            length = node.length.low
+        else:
+            name = f"{node.name}.length"
+            length = self._assign(Hyperparameter(name, node.length, node.key, "length"))
+        items = []
+        for index in range(length):
+            name = f"{node.name}.{index}"
+            hyperparameter = Hyperparameter(name, node.item, node.key, "item", index)
+            items.append(self._assign(hyperparameter))
+        self.point.values[node.key] = items
+
+    def _assign(self, hyperparameter: Hyperparameter) -> Any:
+        """Decides a hyperparameter, notes its value in the configuration, and returns the value."""
+        value = self.decide(hyperparameter)
+        self.point.params[hyperparameter.name] = value
+        self.point.distributions[hyperparameter.name] = hyperparameter.distribution
+        return value
 
 
 @dataclass(frozen=True)
@@ -402,15 +453,23 @@ class _Odometer:
         self._sizes = []
 
     def decide(self, hyperparameter: Hyperparameter) -> Any:
-        """Returns the value of the next hyperparameter of the current walk."""
-        position = len(self._sizes)
+        """Returns the value of the next hyperparameter of the current walk.
+
+        Its digit is the index of that value. A hyperparameter without a digit, which the options
+        before it have just opened, gets the digit 0.
+        """
+        position = len(self._sizes)  # how many hyperparameters this walk has decided so far
         self._sizes.append(int(count_values(hyperparameter.distribution)))
         if position == len(self._digits):
             self._digits.append(0)
         return nth_value(hyperparameter.distribution, self._digits[position])
 
     def advance(self) -> bool:
-        """Moves on to the next configuration; returns False if there is none."""
+        """Turns the digits to the next configuration; returns False if this was the last one.
+
+        The last digit turns by one. If it has shown all values, it is dropped, and the digit before
+        it turns: the next walk may open other hyperparameters behind that one.
+        """
         while self._digits:
             last = len(self._digits) - 1
             if self._digits[last] + 1 < self._sizes[last]:
@@ -426,12 +485,15 @@ def config_group(key: str) -> str:
 
 
 def _count_points(nodes: Sequence[Node]) -> float:
-    """Returns the number of configurations of some nodes; infinity for a continuous range."""
+    """Returns the number of configurations of some nodes; infinity for a continuous range.
+
+    The counts of nodes are multiplied, and those of a group's options are added.
+    """
     total = 1.0
     for node in nodes:
         match node:
             case Group(options=options):
-                total *= sum(_count_points(opened) for opened in options.values())
+                total *= sum(_count_points(opened_nodes) for opened_nodes in options.values())
             case ValueNode(distribution=distribution):
                 total *= count_values(distribution)
             case ListNode(length=IntDistribution()):
@@ -442,7 +504,12 @@ def _count_points(nodes: Sequence[Node]) -> float:
 
 
 def _count_lists(node: ListNode, siblings: Sequence[Node]) -> float:
-    """Returns the number of configurations of a list, and of those that are as long as it."""
+    """Returns the number of configurations of a list with all lists that are as long as it.
+
+    Args:
+        node: a list whose length is not that of another one.
+        siblings: the nodes next to it, among which the other lists are.
+    """
     assert isinstance(node.length, IntDistribution)
     values_per_position = count_values(node.item)
     for other in siblings:
@@ -486,16 +553,14 @@ def find_middle(distribution: Distribution) -> Any:
         case FloatDistribution(low=low, high=high, log=log, step=step):
             if step is not None:
                 return nth_value(distribution, int(count_values(distribution)) // 2)
-            middle = low / 2 + high / 2  # their sum could be beyond all floats
+            middle = low / 2 + high / 2  # low + high could be beyond all floats
             if log:
                 middle = math.sqrt(low) * math.sqrt(high)
             rounded_middle = float(f"{middle:.4g}")  # easy to read, such as 0.003162
             return min(max(low, rounded_middle), high)
 
 
-def find_default(
-    node: ValueNode | ListNode, declared: Any, find_length: Callable[[str], int]
-) -> Any:
+def find_default(node: ValueNode | ListNode, declared: Any, shared_length: int = 1) -> Any:
     """Returns the default value of a node: its own, else the declared one, else the middle.
 
     A declared value outside the range is returned too, so that it can be refused.
@@ -503,7 +568,7 @@ def find_default(
     Args:
         declared: the default of the argument that the node sets; `inspect.Parameter.empty` if the
             argument has none.
-        find_length: returns the length of another list by its key.
+        shared_length: the length of the other list, if the node is a list that is as long as it.
     """
     if node.default is not None:
         return node.default
@@ -511,9 +576,8 @@ def find_default(
         return _to_config_value(declared)
     if isinstance(node, ValueNode):
         return find_middle(node.distribution)
-    if isinstance(node.length, str):
-        length = find_length(node.length)
-    else:
+    length = shared_length
+    if isinstance(node.length, IntDistribution):
         length = find_middle(node.length)
     return [find_middle(node.item)] * length
 
@@ -546,12 +610,13 @@ def _is_same(choice: Scalar, value: object) -> bool:
 
 
 def find_misfit(distribution: Distribution, value: object) -> str | None:
-    """Returns why a distribution cannot give a value: "is outside …"; None if it can."""
+    """Returns why a value is not one of a distribution, such as "is outside …"; None if it is."""
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
         if any(_is_same(choice, value) for choice in choices):
             return None
-        return f"is not among [{', '.join(map(format_scalar, choices))}]{nearest(value, choices)}"
+        choices_text = ", ".join(map(format_scalar, choices))
+        return f"is not among [{choices_text}]{nearest(value, choices)}"
     if isinstance(distribution, IntDistribution):
         if type(value) is not int:  # a bool is an instance of int too
             return f"is {describe_kind(value)}, but must be an integer"
@@ -573,7 +638,8 @@ def _find_range_misfit(
     if not step:
         return None
     steps = (value - low) / step
-    if abs(steps - round(steps)) < 1e-8:  # an integer, but for the rounding of floats
+    is_whole = abs(steps - round(steps)) < 1e-8  # floats are rounded: 0.3 / 0.1 is almost 3
+    if is_whole:
         return None
     return f"is not one of {low:.15g}, {low + step:.15g}, … {high:.15g}"
 
@@ -601,15 +667,15 @@ def describe(distribution: Distribution) -> str:
             return f"{low:g} … {high:g}"
 
 
-def find_end(distribution: Distribution, end: int) -> Any:
-    """Returns an end of a distribution.
-
-    Args:
-        end: 0 for the low end or the first choice, -1 for the high end or the last choice.
-    """
+def find_end(distribution: Distribution, end: End) -> Any:
+    """Returns an end of a distribution: of choices, the first is the low end."""
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[end]
-    return (distribution.low, distribution.high)[end]
+        if end == "low":
+            return distribution.choices[0]
+        return distribution.choices[-1]
+    if end == "low":
+        return distribution.low
+    return distribution.high
 
 
 def is_numeric(distribution: BaseDistribution) -> bool:
