@@ -79,7 +79,7 @@ def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url
         return sum(len(trial.intermediate_values) for trial in looks.trials())
 
     for _ in range(kills):
-        if not stored.ledger.todo(trials):
+        if not stored.ledger.count_open(trials):
             break
         before = reports()
         until(lambda n=before: reports() > n or not any(w.is_alive() for w in workers), 180)

@@ -30,7 +30,7 @@ def test_workers_killed_at_any_phase_cost_nothing(
     stored = prepare(url, trials)
     for phase in phases:
         kill_at(phase, url, trials, tmp_path)
-    assert stored.ledger.todo(trials)
+    assert stored.ledger.count_open(trials)
     run(url, trials, tmp_path)
     check(stored, trials, clean(trials))
 

@@ -245,7 +245,7 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_is_ignored(
     evaluate = result.evaluate_winner
 
     def evaluate_and_stop(evaluation, *arguments, **options):
-        assert evaluation.study.stored.ledger.held(testing=True)
+        assert evaluation.study.stored.ledger.testing_commands()
         evaluated = evaluate(evaluation, *arguments, **options)
         signal.raise_signal(signal.SIGINT)
         return evaluated

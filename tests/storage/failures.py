@@ -43,7 +43,7 @@ def begin(opened, study_id, _=None, owner="w"):
     ledger = ledger_of(opened, study_id)
 
     def make(connection, slot):
-        return sql.insert(connection, study_id, {"slot": slot})._trial_id
+        return sql.insert_trial(connection, study_id, {"slot": slot})._trial_id
 
     return ledger.claim(owner, 99, 60.0, make)
 

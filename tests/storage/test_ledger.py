@@ -52,7 +52,7 @@ def make(backend, name):
 def maker(ledger):
     """Makes the trial of a claim, as a worker does."""
     return lambda connection, slot: (
-        sql.insert(connection, ledger.study_id, {"slot": slot})._trial_id
+        sql.insert_trial(connection, ledger.study_id, {"slot": slot})._trial_id
     )
 
 
@@ -86,7 +86,7 @@ def test_a_budget_grows_and_never_shrinks_and_a_smaller_one_bounds_claims(ledger
     assert ledger.counts() == {"free": 5, "held": 0, "done": 0}
     assert [ledger.claim(owner, 2, LEASE).slot for owner in ("a", "b")] == [0, 1]
     assert ledger.claim("c", 2, LEASE) is None
-    assert (ledger.todo(2), ledger.todo(5)) == (2, 5)
+    assert (ledger.count_open(2), ledger.count_open(5)) == (2, 5)
 
 
 def test_a_released_slot_is_claimed_next_with_its_trial_and_no_death(ledger):
@@ -169,10 +169,10 @@ def test_a_supervisor_renews_and_shortens_no_lease_of_a_long_epoch(ledger):
     ledger.claim("a", 2, -1.0)
     ledger.renew_for(["a"], LEASE)
     assert ledger.claim("b", 1, LEASE) is None
-    assert 50 < ledger.held()[0].left <= 60
+    assert 50 < ledger.held()[0].seconds_left <= 60
     ledger.renew(ledger.claim("slow", 2, LEASE), 3600.0)
     ledger.renew_for(["slow"], LEASE)
-    assert ledger.held()[1].left > 3500
+    assert ledger.held()[1].seconds_left > 3500
 
 
 def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
@@ -181,7 +181,7 @@ def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
     ledger.claim("w", 2, LEASE)
     monkeypatch.setattr(time, "time", lambda: 1e12)
     assert ledger.claim("ahead", 1, LEASE) is None
-    assert 50 < ledger.held()[0].left <= 60
+    assert 50 < ledger.held()[0].seconds_left <= 60
 
 
 def test_only_the_slots_of_a_dead_worker_are_released(ledger):
@@ -248,7 +248,7 @@ def test_standings_hold_each_trials_reports_at_rungs_and_its_costs(either):
 
     def claim(owner, cost, *steps):
         attributes = {"parameters": cost, "other": 1.0}
-        made = partial(sql.insert, study_id=either.study_id, user_attrs=attributes)
+        made = partial(sql.insert_trial, study_id=either.study_id, user_attrs=attributes)
         claim = either.claim(owner, 4, LEASE, lambda c, _: made(c)._trial_id)
         for step in steps:
             either.storage.set_trial_intermediate_value(claim.trial_id, step, step / 10)
@@ -349,8 +349,10 @@ def test_two_trials_with_one_slot_or_number_are_left_to_a_person(ledger, what):
 
 CALLS = {
     "claim": lambda ledger, trials: ledger.claim("w", trials, LEASE),
-    "claim of a begun one": lambda ledger, trials: ledger.claim("w", trials, LEASE, begun=True),
-    "todo": lambda ledger, trials: ledger.todo(trials),
+    "claim of a begun one": lambda ledger, trials: ledger.claim(
+        "w", trials, LEASE, only_with_trial=True
+    ),
+    "count_open": lambda ledger, trials: ledger.count_open(trials),
     "held": lambda ledger, trials: ledger.held(),
     "overdue": lambda ledger, trials: ledger.overdue(["w"], 0.0),
     "renew_for": lambda ledger, trials: ledger.renew_for(["w"], LEASE),
@@ -389,7 +391,7 @@ def test_the_cost_of_a_call_does_not_grow_with_the_number_of_slots(sqlite_url, s
         ledgers[count].extend(count + 3)
     steps = Steps(backend.engine)
     for name, call in CALLS.items():
-        if (state, name) == ("free", "todo"):  # which counts them
+        if (state, name) == ("free", "count_open"):  # which counts them
             continue
         taken = []
         for count, grown in ledgers.items():
@@ -412,7 +414,7 @@ def waiting(monkeypatch):
     """Is set once a command says that it waits for another one."""
     said = threading.Event()
     monkeypatch.setattr(module.log, "warning", lambda *_: said.set())
-    monkeypatch.setattr(module, "LOOK", 0.02)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     return said
 
 
@@ -478,6 +480,6 @@ def test_the_lease_to_test_is_not_part_of_the_budget(ledger):
     ledger.extend(2)
     with ledger.testing():
         assert (ledger.counts(), ledger.held()) == ({"free": 2, "held": 0, "done": 0}, [])
-        assert (ledger.compare(), ledger.todo(2)) == (None, 2)
+        assert (ledger.compare(), ledger.count_open(2)) == (None, 2)
         assert [ledger.claim(owner, 9, LEASE).slot for owner in ("a", "b")] == [0, 1]
         assert ledger.claim("c", 9, LEASE) is None

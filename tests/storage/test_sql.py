@@ -36,7 +36,7 @@ def shipped(opened):
 
 def begin(opened, **user_attrs):
     return opened.execute(
-        lambda connection: sql.insert(connection, opened.study_id, user_attrs)._trial_id
+        lambda connection: sql.insert_trial(connection, opened.study_id, user_attrs)._trial_id
     )
 
 
@@ -107,7 +107,7 @@ def test_trials_that_are_read_in_several_blocks_are_the_same(opened, monkeypatch
 def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)
-    opened.execute(lambda connection: sql.insert(connection, other, {})._trial_id)
+    opened.execute(lambda connection: sql.insert_trial(connection, other, {})._trial_id)
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]

@@ -33,7 +33,9 @@ def study(buffer):
 
 
 def begin(backend, slot=0):
-    return backend.execute(lambda connection: sql.insert(connection, 1, {SLOT: slot})._trial_id)
+    return backend.execute(
+        lambda connection: sql.insert_trial(connection, 1, {SLOT: slot})._trial_id
+    )
 
 
 def stored(backend, trial_id):

@@ -95,7 +95,7 @@ def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
         return 4
     if any(worker.is_alive for worker in progress.current.workers):
         return 0
-    if any(process.left > 0 for process in stored.ledger.held(testing=True)):
+    if any(process.seconds_left > 0 for process in stored.ledger.testing_commands()):
         return 0
     return 3
 

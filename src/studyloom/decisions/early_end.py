@@ -334,7 +334,7 @@ def read_forecast(stored: StoredStudy) -> Forecast:
     ending = find_ending(bounds, outcomes, decision, estimates=False)
     running = 0
     if ending is not None:
-        running = stored.ledger.todo(bounds.trials, begun=True)
+        running = stored.ledger.count_open(bounds.trials, only_with_trial=True)
     return Forecast(ending, running, estimate_gain(bounds, outcomes), bounds)
 
 

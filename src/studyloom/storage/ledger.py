@@ -1,7 +1,7 @@
-"""The ledger: the budget of a study, as one table next to Optuna's, a row for each slot.
+"""The ledger: the budget of a study as a table with a row, its *slot*, for each of the N trials.
 
-A *slot* stands for one trial of the budget: `study.trials` slots make exactly as many trials,
-whatever the number of workers, restarts and crashes. A slot is free, held by a worker, or done.
+`study.trials` slots make exactly as many trials, whatever the number of workers, restarts and
+crashes. A slot is free, held by a worker, or done.
 
 A worker *claims* a slot before it begins a trial, in one conditional statement. A claim is a
 *lease* on the database's clock: it ends unless the worker renews it. A worker that claims a slot
@@ -36,13 +36,15 @@ from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID, Attribut
 from studyloom.storage.call_state import call_state
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
-from studyloom.storage.standings import Order, Segment, Standing, StandingsReader
+from studyloom.storage.standings import Next, Order, Segment, Standing, StandingsReader
 from studyloom.text import format_ranges
 
 # A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
 LEASE_FACTOR = 4
-TEST_SLOT = LARGEST - 1  # of the command that tests the winner; no budget is as large
-LOOK = 0.5  # seconds between looks at another command's lease
+# The slot of the command that tests the winner; no budget is as large.
+TEST_SLOT = LARGEST - 1
+POLL_SECONDS = 0.5  # between looks at another command's lease
+MakeTrial = Callable[[sa.Connection, int], int]  # makes a trial for a slot, and returns its id
 WriteRows = Callable[[sa.Connection], None]
 SlotRow = sa.Row[Any]  # columns of the table of slots
 Store = Callable[[int, str, Any], None]  # the id of a study, a key, and its value
@@ -56,7 +58,7 @@ class Claim:
     Attributes:
         slot: The slot.
         token: The number of claims on the slot so far, this one included.
-        trial_id: The id of its trial.
+        trial_id: The id of its trial; None until it has one.
         deaths: The number of claims on the slot that ended with their worker.
         death: How the last of those ended.
         fatal: Whether the trial must not be tried again.
@@ -80,7 +82,7 @@ class HeldSlot:
 
     owner: str
     trial_id: int | None
-    left: float  # seconds until the lease ends; negative if it has ended
+    seconds_left: float  # until the lease ends; negative if it has ended
     age: float  # seconds since the slot was claimed
 
 
@@ -92,6 +94,19 @@ class HeldClaim:
     study_id: int
     slot: int
     token: int
+
+
+@dataclass(frozen=True)
+class TakenSlot:
+    """A slot that was just claimed.
+
+    Attributes:
+        claim: The claim.
+        has_trial: Whether its trial exists; another program may have deleted it.
+    """
+
+    claim: Claim
+    has_trial: bool
 
 
 @dataclass(frozen=True)
@@ -147,91 +162,90 @@ class Ledger:
     # The life of a claim
 
     def extend(self, trials: int) -> bool:
-        """Adds the missing ones of the first `trials` slots; returns whether there were any."""
-        existing = sa.select(SLOTS.c.slot).where(self._in_study)
+        """Extends the budget to `trials` slots; returns whether any were missing."""
+        existing_slots = sa.select(SLOTS.c.slot).where(self._in_study)
 
-        def insert(connection: sa.Connection) -> bool:
-            missing = set(range(trials)).difference(connection.execute(existing).scalars())
-            rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
+        def insert_missing(connection: sa.Connection) -> bool:
+            missing_slots = set(range(trials)) - set(connection.execute(existing_slots).scalars())
+            rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing_slots)]
             if rows:
-                connection.execute(slot_table.NEW_SLOT, rows)
+                connection.execute(slot_table.INSERT_SLOT, rows)
             return bool(rows)
 
-        return self.storage.execute(insert)
+        return self.storage.execute(insert_missing)
 
     def claim(
         self,
         owner: str,
         trials: int,
         lease: float,
-        make: Callable[[sa.Connection, int], int] | None = None,
+        make_trial: MakeTrial | None = None,
         *,
-        begun: bool = False,
+        only_with_trial: bool = False,
         order: Order | None = None,
     ) -> Claim | None:
-        """Claims a slot, one with a trial first.
+        """Claims a slot: reserves it for a worker, which then runs the slot's trial.
 
         A worker holds one slot at a time. If it holds one already, the reply to its claim was lost
-        on the way from the database, and it takes that slot again.
+        on the way from the database, and it gets that slot again.
 
         Args:
             owner: The id of the worker.
-            trials: Only the first so many slots are taken.
+            trials: The budget: only the first so many slots are claimed.
             lease: Seconds until the claim ends unless it is renewed.
-            make: Creates a trial for a slot without one, or whose trial is gone, in the
-                transaction of the claim, and returns its id.
-            begun: Whether to take only a slot with a trial, since the search has ended.
-            order: Decides which slot is taken; None for the first, one with a trial before others.
+            make_trial: Makes a trial for a slot that has none, or whose trial was deleted, in the
+                transaction of the claim.
+            only_with_trial: Whether to claim only a slot that has a trial, since the search has
+                ended.
+            order: Decides which slot is claimed; None for the first, one with a trial before
+                others.
 
         Returns:
             The claim; None if all slots are done, or held by others.
         """
         parameters = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
 
-        def take(connection: sa.Connection) -> Claim | None:
-            # The study is locked before the slot is chosen, so that the trials are numbered in the
-            # order of their slots.
+        def take_slot(connection: sa.Connection) -> Claim | None:
+            # The study is locked first, so that trials are numbered in the order of their slots.
             self._lock_study(connection)
             if order is None:
-                row = _take_first(connection, parameters, only_with_trial=begun)
-                choice = None
+                taken = _take_first(connection, parameters, only_with_trial=only_with_trial)
             else:
                 standings = self._standings.read(connection, order, self.study_id, trials, owner)
-                choice = order.choose(standings, closed=begun)
+                choice = order.choose(standings, closed=only_with_trial)
                 if choice is None:
                     return None
-                row = _take_chosen(connection, parameters, choice.slot, only_with_trial=begun)
-            if row is None:
+                taken = _take(connection, parameters, choice, only_with_trial=only_with_trial)
+            if taken is None:
                 return None
-            claim = _read_claim(row)
-            if choice is not None:
-                claim = replace(claim, ends_pruned=choice.ends_pruned, segments=choice.segments)
-            has_trial = claim.trial_id is not None and _fills_slot(row.slot_of_trial, claim)
-            if make is not None and not has_trial:
-                claim = self._make_trial(connection, claim, make)
+            claim = taken.claim
+            if make_trial is not None and not taken.has_trial:
+                claim = self._make_trial(connection, claim, make_trial)
             if claim.trial_id is not None and claim.segments:
                 sql.write(connection, [sql.user_attr(claim.trial_id, SEGMENTS, claim.segments)])
             return claim
 
-        return self.storage.execute(take)
+        return self.storage.execute(take_slot)
 
-    def _make_trial(
-        self, connection: sa.Connection, claim: Claim, make: Callable[[sa.Connection, int], int]
-    ) -> Claim:
-        """Makes a trial for the slot of a claim, and returns the claim with it."""
+    def _make_trial(self, connection: sa.Connection, claim: Claim, make_trial: MakeTrial) -> Claim:
+        """Makes a trial for a claimed slot that has none, or whose trial was deleted.
+
+        Returns:
+            The claim with the id of the trial.
+        """
         if claim.trial_id is not None:
             log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
-            # Nothing that happened to the other trial counts.
-            claim = Claim(claim.slot, claim.token, None, segments=claim.segments)
-        claim = replace(claim, trial_id=make(connection, claim.slot))
-        row = {
+            # The workers that died in the deleted trial do not count against the new one.
+            claim = Claim(claim.slot, claim.token, trial_id=None, segments=claim.segments)
+        claim = replace(claim, trial_id=make_trial(connection, claim.slot))
+        columns = {
             "trial_id": claim.trial_id,
             "deaths": claim.deaths,
             "death": claim.death,
             "fatal": int(claim.fatal),
         }
-        has_slot = sa.and_(self._in_study, SLOTS.c.slot == claim.slot)
-        connection.execute(sa.update(SLOTS).where(has_slot).values(row))
+        is_claimed_slot = sa.and_(self._in_study, SLOTS.c.slot == claim.slot)
+        connection.execute(sa.update(SLOTS).where(is_claimed_slot).values(columns))
         return claim
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
@@ -247,7 +261,7 @@ class Ledger:
         Raises:
             ClaimLost: Another program has ended or deleted the trial; nothing was written.
         """
-        change = ClaimChange(slot_table.RENEW, {"lease": lease}, state="held")
+        change = ClaimChange(slot_table.RENEW, {"lease": lease}, next_state="held")
         return self._change(claim, change, write)
 
     def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
@@ -273,49 +287,77 @@ class Ledger:
         *,
         lock_study: bool = False,
     ) -> bool:
-        """Changes the row of a claim, and writes further rows if the claim still holds."""
-        own_claim = {**self._study_parameters, "own_slot": claim.slot, "own_token": claim.token}
-        parameters = {**own_claim, **change.parameters}
+        """Changes the row of a claimed slot, and writes further rows in the same transaction.
 
-        def work(connection: sa.Connection) -> bool:
+        The change takes effect only while the slot has the token of the claim. Each claim gives the
+        slot a new token, so a worker whose slot was claimed by another one writes nothing.
+
+        Args:
+            write: Writes further rows, such as reports of the trial.
+            lock_study: Whether the study is locked first, which is needed to make a trial.
+
+        Returns:
+            False if another worker has the slot by now.
+        """
+        claim_parameters = {
+            **self._study_parameters,
+            "own_slot": claim.slot,
+            "own_token": claim.token,
+        }
+
+        def change_row(connection: sa.Connection) -> bool:
             if lock_study:
                 self._lock_study(connection)
+            parameters = {**claim_parameters, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
             if row is None:
-                # Another worker has the slot, or an earlier try has done its COMMIT, and only the
-                # reply was lost: then the slot has the new state and still the same token.
+                # Another worker has the slot, unless an earlier try was committed and only the
+                # reply to it was lost: then the slot has the same token and the new state.
                 if not call_state.uncertain:
                     return False
-                state = connection.execute(slot_table.STATE_OF_CLAIM, own_claim).scalar()
-                return bool(state == change.state)
+                state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
+                return bool(state == change.next_state)
             if write is not None:
                 if claim.slot != TEST_SLOT:  # the command that tests the winner has no trial
                     _check_trial(row, claim)
                 write(connection)
             return True
 
-        return self.storage.execute(work)
+        return self.storage.execute(change_row)
 
     # Looks at the slots
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
-        """Reads how far the trials of the first slots have come, as `claim` does."""
+        """Reads the state of each of the first `trials` slots, and how far its trial has come.
+
+        Args:
+            owner: The worker that reads; the slot that it holds is marked as its own.
+            order: The order of claims, which says what is read: costs, and reports at rungs.
+        """
         return self.storage.read(
             lambda connection: self._standings.read(connection, order, self.study_id, trials, owner)
         )
 
-    def todo(self, trials: int, *, begun: bool = False) -> int:
-        """Counts how many of the first `trials` slots are not done; or only those with a trial."""
-        # Two counts in one statement, so that each uses its own index.
-        count = self._count_open(trials, slot_table.HAS_TRIAL)
-        if not begun:
-            count += self._count_open(trials, slot_table.HAS_NO_TRIAL)
-        (row,) = self._rows(sa.select(count.label("open"), sql.IS_STUDY.label("study_exists")))
+    def count_open(self, trials: int, *, only_with_trial: bool = False) -> int:
+        """Counts which of the first `trials` slots are not done.
+
+        Args:
+            only_with_trial: Whether to count only slots that have a trial.
+
+        Raises:
+            StorageLost: The study was deleted.
+        """
+        # The slots with and without a trial are counted separately, since each has its index.
+        count = self._count_query(trials, slot_table.HAS_TRIAL)
+        if not only_with_trial:
+            count += self._count_query(trials, slot_table.HAS_NO_TRIAL)
+        query = sa.select(count.label("open"), sql.IS_STUDY.label("study_exists"))
+        (row,) = self._rows(query)
         if not row.study_exists:
             raise sql.study_deleted()
         return int(row.open)
 
-    def _count_open(self, trials: int, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    def _count_query(self, trials: int, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         """Builds the query that counts the slots which are not done and meet a condition."""
         return (
             sa.select(sa.func.count())
@@ -324,43 +366,50 @@ class Ledger:
         )
 
     def counts(self) -> dict[str, int]:
-        """Counts the slots that are free, held and done."""
-        query = sa.select(SLOTS.c.state, sa.func.count()).where(self._in_study)
+        """Counts the slots that are free, held and done, by these names."""
         counts = {"free": 0, "held": 0, "done": 0}
-        for state, number in self._rows(query.group_by(SLOTS.c.state)):
-            counts[str(state)] = int(number)
+        query = sa.select(SLOTS.c.state, sa.func.count()).where(self._in_study)
+        for state, count in self._rows(query.group_by(SLOTS.c.state)):
+            counts[str(state)] = int(count)
         return counts
 
-    def held(self, *, testing: bool = False) -> list[HeldSlot]:
-        """Lists the slots that workers hold, by worker; or the process that tests the winner."""
-        if testing:
-            is_listed = SLOTS.c.slot == TEST_SLOT
-        else:
-            is_listed = self._in_study
-        time_left = SLOTS.c.expires - clock()
+    def held(self) -> list[HeldSlot]:
+        """Lists the slots that workers hold, by worker."""
+        return self._select_held(self._in_study)
+
+    def testing_commands(self) -> list[HeldSlot]:
+        """Lists the command that holds the lease to test the winner; empty if there is none."""
+        is_test_slot = sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot == TEST_SLOT)
+        return self._select_held(is_test_slot)
+
+    def _select_held(self, condition: sa.ColumnElement[bool]) -> list[HeldSlot]:
+        """Lists the held slots that meet a condition, by their holder."""
+        seconds_left = SLOTS.c.expires - clock()
         age = clock() - SLOTS.c.since
         query = (
-            sa.select(SLOTS.c.owner, SLOTS.c.trial_id, time_left, age)
-            .where(SLOTS.c.study_id == self.study_id, is_listed, IS_HELD)
+            sa.select(SLOTS.c.owner, SLOTS.c.trial_id, seconds_left, age)
+            .where(condition, IS_HELD)
             .order_by(SLOTS.c.owner)
         )
         return [HeldSlot(*row) for row in self._rows(query)]
 
-    def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
-        """Selects the claims of workers that are older than `limit` seconds."""
-        is_overdue = clock() - SLOTS.c.since > limit
-        query = sa.select(SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-        return [HeldClaim(*row) for row in self._rows(query.where(_held_by(workers), is_overdue))]
+    def overdue(self, workers: Sequence[str], seconds: float) -> list[HeldClaim]:
+        """Lists the claims that some workers have held for longer than `seconds`."""
+        is_overdue = clock() - SLOTS.c.since > seconds
+        query = sa.select(SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token).where(
+            _held_by(workers), is_overdue
+        )
+        return [HeldClaim(*row) for row in self._rows(query)]
 
     def never_claimed(self, connection: sa.Connection, trials: int) -> list[int]:
-        """Lists which of the first `trials` slots no worker has claimed, and no trial fills."""
+        """Lists which of the first `trials` slots have no trial and were never claimed."""
         query = (
             sa.select(SLOTS.c.slot)
             .where(
                 slot_table.IN_BUDGET,
                 slot_table.IS_OPEN,
                 slot_table.HAS_NO_TRIAL,
-                SLOTS.c.token == 0,
+                SLOTS.c.token == 0,  # each claim adds 1
             )
             .order_by(SLOTS.c.slot)
         )
@@ -370,18 +419,27 @@ class Ledger:
     # Claims of other workers
 
     def renew_for(self, workers: Sequence[str], lease: float) -> None:
-        """Extends the claims of workers for their supervisor; a lease that ends later stays."""
-        end = clock() + lease
-        ends_earlier = SLOTS.c.expires < end
-        statement = sa.update(SLOTS).where(_held_by(workers), ends_earlier).values(expires=end)
+        """Extends the claims of workers to `lease` seconds from now, for their supervisor.
+
+        A claim that ends later stays unchanged.
+        """
+        new_end = clock() + lease
+        ends_earlier = SLOTS.c.expires < new_end
+        statement = sa.update(SLOTS).where(_held_by(workers), ends_earlier).values(expires=new_end)
         self.storage.execute(lambda connection: connection.execute(statement))
 
     def record_death(self, owner: str, death: str, *, overdue: HeldClaim | None = None) -> int:
-        """Releases the slots of a dead worker, records how it ended, and returns their number.
+        """Releases the slots of a dead worker, and records how it ended.
 
         Args:
-            overdue: The claim whose trial must not be tried again, if the worker still holds it: it
-                may have ended that trial itself and have begun another one.
+            owner: The id of the worker.
+            death: How it ended.
+            overdue: A claim on a trial that took too long and must not be tried again. It counts
+                only if the worker still held it: it may have ended that trial itself, and have
+                begun another one.
+
+        Returns:
+            How many slots the worker held.
         """
         fatal: sa.ColumnElement[int] = sa.literal(0)
         if overdue is not None:
@@ -407,20 +465,24 @@ class Ledger:
         return int(self.storage.execute(lambda connection: connection.execute(statement).rowcount))
 
     def record_gone(self) -> None:
-        """Records the deaths of this host's workers whose process is gone, before leases end."""
-        for held in (*self.held(), *self.held(testing=True)):
-            host, _, pid = held.owner.rpartition(":")
+        """Records the death of each holder of a slot whose process on this host is gone.
+
+        Others can then claim its slot at once, and need not wait until its lease ends.
+        """
+        for holder in (*self.held(), *self.testing_commands()):
+            host, _, pid = holder.owner.rpartition(":")
             if host == host_id() and not is_alive(int(pid)):
-                self.record_death(held.owner, "its process is gone")
+                self.record_death(holder.owner, "its process is gone")
 
     # The lease to test the winner
 
     @contextmanager
     def testing(self) -> Iterator[Store]:
-        """Holds the lease to test the winner, for which another command waits.
+        """Holds the lease with which one command at a time tests the winner.
 
-        A lock of the server would be lost as the server restarts. An outage that is shorter than
-        `storage.deadline` leaves the lease valid; a process that has ended loses it at once.
+        Waits while another command holds it. A lock of the server would be lost as the server
+        restarts. The lease stays valid through an outage shorter than `storage.deadline`, and a
+        process that has ended loses it at once.
 
         Yields:
             A function that stores an attribute of a study of the database, by its id; it raises
@@ -429,26 +491,27 @@ class Ledger:
         lease = self.storage.retry.deadline + connections.LEASE
         claim = self._wait_to_test(lease)
 
-        def renew(end: threading.Event) -> None:
+        def renew_regularly(body_ended: threading.Event) -> None:
             with suppress(StorageError):
-                while not end.wait(connections.LEASE / connections.RENEWALS):
+                while not body_ended.wait(connections.LEASE / connections.RENEWALS):
                     self.renew(claim, lease)
 
         def store(study_id: int, key: str, value: object) -> None:
             def write(connection: sa.Connection) -> None:
                 sql.set_study_attr(connection, study_id, key, value)
 
-            if not self.renew(claim, lease, write):
+            is_held = self.renew(claim, lease, write)
+            if not is_held:
                 raise StorageError(
                     f"this command was silent for longer than {lease:g} s while it tested the "
                     "winner, and another one has taken over; run this one again to see its result"
                 )
 
         try:
-            with running_in_thread(renew):
+            with running_in_thread(renew_regularly):
                 yield store
         finally:
-            with suppress(StorageError):  # an error of the body counts more than one of this
+            with suppress(StorageError):  # it must not hide an error of the body
                 self.release(claim)
 
     def _wait_to_test(self, lease: float) -> Claim:
@@ -459,85 +522,95 @@ class Ledger:
             if claim is not None:
                 return claim
             self.record_gone()
-            holders = self.held(testing=True)  # one, or none if it has just released the slot
+            holders = self.testing_commands()  # none if it has just released the slot
             if holders and not is_announced:
                 is_announced = True
                 message = "waiting for %s, which tests the winner, for %g s at most"
                 log.warning(message, holders[0].owner, lease)
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
 
     def _try_to_test(self, connection: sa.Connection, lease: float) -> Claim | None:
         """Claims the slot of the command that tests the winner; None while another one holds it."""
         self._lock_study(connection)
-        connection.execute(slot_table.NEW_SLOT, {"study": self.study_id, "slot": TEST_SLOT})
+        # The first command that tests the winner makes the slot.
+        connection.execute(slot_table.INSERT_SLOT, {"study": self.study_id, "slot": TEST_SLOT})
         parameters = {
             "study": self.study_id,
             "trials": LARGEST,
             "me": worker_id(os.getpid()),
             "lease": lease,
         }
-        row = _take_chosen(connection, parameters, TEST_SLOT)
-        if row is None:
+        taken = _take(connection, parameters, Next(TEST_SLOT))
+        if taken is None:
             return None
-        return Claim(TEST_SLOT, row.token, None)
+        return Claim(TEST_SLOT, taken.claim.token, trial_id=None)
 
     # Changes by commands, and repairs
 
-    def enter(self, connection: sa.Connection, entries: Sequence[SlotEntry]) -> None:
+    def set_slots(self, connection: sa.Connection, entries: Sequence[SlotEntry]) -> None:
         """Writes the rows of some slots; a worker that holds one of them loses it."""
-        rows = [
-            {
+        rows = []
+        for entry in entries:
+            row = {
                 "study": self.study_id,
                 "slot": entry.slot,
                 "state": entry.state,
                 "trial_id": entry.trial_id,
             }
-            for entry in entries
-        ]
+            rows.append(row)
         if rows:
             connection.execute(slot_table.SET_SLOT, rows)
 
     def queue(
         self, connection: sa.Connection, slot: int, point: Point, attributes: Attributes
     ) -> FrozenTrial:
-        """Creates a waiting trial of a configuration, and opens a slot for it."""
-        trial = sql.insert(connection, self.study_id, {SLOT: slot, **attributes}, point)
-        self.enter(connection, [SlotEntry(slot, "free", trial._trial_id)])
+        """Makes a waiting trial of a configuration, which the next worker that claims `slot` runs.
+
+        A worker that holds the slot loses it.
+        """
+        trial = sql.insert_trial(connection, self.study_id, {SLOT: slot, **attributes}, point)
+        self.set_slots(connection, [SlotEntry(slot, "free", trial._trial_id)])
         return trial
 
     def reconcile(self, name: str, trials: int) -> bool:
         """Repairs the ledger if it differs from the trials, and extends it to `trials` slots.
 
+        Args:
+            name: The name of the study, for the log.
+
         Returns:
-            Whether they differed, see `compare`, or slots were missing.
+            Whether slots differed from their trials, or were missing.
         """
         slot_table.create_table(self.storage)
         difference = self.compare(repair=True)
         if difference is not None:
             log.warning("%s: %s", name, difference)
-        extended = self.extend(trials)
-        return extended or difference is not None
+        was_extended = self.extend(trials)
+        return was_extended or difference is not None
 
     def compare(self, *, repair: bool = False) -> str | None:
         """Compares the slots of the ledger, whose table exists, with the trials.
 
         A slot that a worker holds is skipped: its next report will fail.
 
+        Args:
+            repair: Whether slots that differ are set as their trials say.
+
         Returns:
-            Which slots differed, and how they are repaired; None if none did.
+            Which slots differ, and how they are repaired; None if none does.
 
         Raises:
             StorageError: Two trials have one slot or one number, so that a person must decide.
         """
 
-        def work(connection: sa.Connection) -> list[SlotEntry]:
+        def find_differences(connection: sa.Connection) -> list[SlotEntry]:
             self._lock_study(connection)
             entries = self._differing_slots(connection)
             if repair:
-                self.enter(connection, entries)
+                self.set_slots(connection, entries)
             return entries
 
-        entries = self.storage.execute(work)
+        entries = self.storage.execute(find_differences)
         if not entries:
             return None
         slots = format_ranges([entry.slot for entry in entries])
@@ -547,20 +620,21 @@ class Ledger:
         )
 
     def _differing_slots(self, connection: sa.Connection) -> list[SlotEntry]:
-        """Lists how slots should be that differ from their trials and that no worker holds."""
+        """Returns how each slot should be that differs from its trial and that no worker holds."""
         is_leased = sa.and_(IS_HELD, SLOTS.c.expires > clock()).label("is_leased")
         query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, is_leased)
         rows = connection.execute(query.where(self._in_study).with_for_update())
         row_by_slot = {row.slot: row for row in rows}
         trial_by_slot = _trials_by_slot(sql.read_summaries(connection, self.study_id))
         differing = []
-        for slot in sorted({*row_by_slot, *trial_by_slot}):
-            entry = _expected_entry(slot, trial_by_slot.get(slot))
+        for slot in sorted(row_by_slot.keys() | trial_by_slot.keys()):
+            expected_entry = _expected_entry(slot, trial_by_slot.get(slot))
             row = row_by_slot.get(slot)
-            if row is not None and row.is_leased:
-                continue
-            if row is None or _read_entry(row) != entry:
-                differing.append(entry)
+            if row is not None:
+                is_as_expected = _read_entry(row) == expected_entry
+                if row.is_leased or is_as_expected:
+                    continue
+            differing.append(expected_entry)
         return differing
 
 
@@ -571,28 +645,31 @@ class ClaimChange:
     Attributes:
         statement: Updates the row of the slot; no row if the claim no longer holds.
         parameters: Its parameters, besides those that name the claim.
-        state: The state of the slot afterwards.
+        next_state: The state of the slot afterwards.
     """
 
     statement: sa.UpdateBase
     parameters: Mapping[str, object]
-    state: str
+    next_state: str
 
 
-FINISH = ClaimChange(slot_table.END, {"next_state": "done"}, state="done")
-RELEASE = ClaimChange(slot_table.END, {"next_state": "free"}, state="free")
+FINISH = ClaimChange(slot_table.END, {"next_state": "done"}, next_state="done")
+RELEASE = ClaimChange(slot_table.END, {"next_state": "free"}, next_state="free")
 
 
 class NoLedger(Ledger):
     """The ledger of a study of another program: it has no slots, and there may be no table."""
 
-    def todo(self, trials: int, *, begun: bool = False) -> int:
+    def count_open(self, trials: int, *, only_with_trial: bool = False) -> int:
         return 0
 
     def counts(self) -> dict[str, int]:
         return {"free": 0, "held": 0, "done": 0}
 
-    def held(self, *, testing: bool = False) -> list[HeldSlot]:
+    def held(self) -> list[HeldSlot]:
+        return []
+
+    def testing_commands(self) -> list[HeldSlot]:
         return []
 
 
@@ -620,38 +697,59 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 
 def _take_first(
     connection: sa.Connection, parameters: sql.Row, *, only_with_trial: bool
-) -> SlotRow | None:
-    """Claims the first slot, one with a trial before others; returns its row, None without one."""
+) -> TakenSlot | None:
+    """Claims the first open slot, one with a trial before others; None if there is none."""
     statement = slot_table.claim_first(only_with_trial=only_with_trial)
-    return connection.execute(statement, parameters).one_or_none()
+    row = connection.execute(statement, parameters).one_or_none()
+    if row is None:
+        return None
+    return _read_taken(row, Next(row.slot))
 
 
-def _take_chosen(
+def _take(
     connection: sa.Connection,
     parameters: sql.Row,
-    slot: int,
+    choice: Next,
     *,
     only_with_trial: bool = False,
-) -> SlotRow | None:
-    """Claims a slot, and returns its row; None if another worker holds it, or it is done."""
+) -> TakenSlot | None:
+    """Claims the slot that was chosen; None if another worker holds it, or it is done."""
     statement = slot_table.claim_chosen(only_with_trial=only_with_trial)
-    return connection.execute(statement, {**parameters, "chosen": slot}).one_or_none()
+    row = connection.execute(statement, {**parameters, "chosen": choice.slot}).one_or_none()
+    if row is None:
+        return None
+    return _read_taken(row, choice)
 
 
-def _read_claim(row: SlotRow) -> Claim:
-    """Makes the claim of the row that a claiming statement has returned."""
-    return Claim(
+def _read_taken(row: SlotRow, choice: Next) -> TakenSlot:
+    """Makes the claim on a slot of the row that the claiming statement has returned.
+
+    Args:
+        choice: Why the slot was chosen: how far its trial is to run.
+    """
+    claim = Claim(
         slot=row.slot,
         token=row.token,
         trial_id=row.trial_id,
         deaths=row.deaths,
         death=row.death,
         fatal=bool(row.fatal),
+        ends_pruned=choice.ends_pruned,
+        segments=choice.segments,
     )
+    has_trial = row.trial_id is not None and _fills_slot(row.slot_of_trial, claim)
+    return TakenSlot(claim, has_trial)
 
 
 def _check_trial(row: SlotRow, claim: Claim) -> None:
-    """Raises ClaimLost if another program has deleted or ended the trial of a claim."""
+    """Checks that the trial of a claim still runs.
+
+    Args:
+        row: The row that the statement on the slot has returned.
+
+    Raises:
+        ClaimLost: Another program has deleted or ended the trial.
+    """
     if not _fills_slot(row.slot_of_trial, claim):
         raise sql.trial_deleted()
     if row.trial_state.is_finished():
@@ -674,14 +772,14 @@ def _expected_entry(slot: int, trial: sql.TrialSummary | None) -> SlotEntry:
         trial: The trial that fills the slot; None if none does.
     """
     if trial is None:
-        return SlotEntry(slot, "free", None)
+        return SlotEntry(slot, "free", trial_id=None)
     if trial.state.is_finished():
         return SlotEntry(slot, "done", trial.trial_id)
     return SlotEntry(slot, "free", trial.trial_id)
 
 
 def _read_entry(row: SlotRow) -> SlotEntry:
-    """Returns how a slot is; one whose lease has ended is as good as a free one."""
+    """Returns how a slot is that no worker holds; one whose lease has ended counts as free."""
     state = row.state
     if state == "held":
         state = "free"
@@ -689,7 +787,11 @@ def _read_entry(row: SlotRow) -> SlotEntry:
 
 
 def _trials_by_slot(trials: Sequence[sql.TrialSummary]) -> dict[int, sql.TrialSummary]:
-    """Returns the trials that fill slots; raises StorageError if two have one slot or number."""
+    """Returns the trials that fill slots, by slot.
+
+    Raises:
+        StorageError: Two trials have one slot or one number.
+    """
     by_slot = {trial.slot: trial for trial in trials if trial.slot is not None}
     _check_unique("slot", [trial.slot for trial in trials if trial.slot is not None])
     _check_unique("number", [trial.number for trial in trials])
@@ -697,9 +799,11 @@ def _trials_by_slot(trials: Sequence[sql.TrialSummary]) -> dict[int, sql.TrialSu
 
 
 def _check_unique(kind: str, values: Sequence[int]) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated:
+    """Raises StorageError if several trials have one value, such as one number."""
+    repeated_values = [value for value, count in Counter(values).items() if count > 1]
+    if repeated_values:
         raise StorageError(
             f"study.name: the database is inconsistent: several trials have the {kind} "
-            f"{format_ranges(sorted(repeated))}; delete all but one of each, as in optuna-dashboard"
+            f"{format_ranges(sorted(repeated_values))}; delete all but one of each, as in "
+            "optuna-dashboard"
         )

@@ -59,13 +59,13 @@ def replace_trial(
     """
     slot = TrialRecord(trial).slot
     assert slot is not None  # only trials with slots are counted
-    sql.write(connection, [(sql.SET_ASIDE, {"id": trial._trial_id})])
+    sql.write(connection, [sql.Write(sql.SET_ASIDE, {"id": trial._trial_id})])
     params = trial.system_attrs.get(sql.FIXED_PARAMS, {}) | trial.params
     if params or attributes:
         point = Point(params=params, distributions=trial.distributions)
         ledger.queue(connection, slot, point, attributes)
     else:
-        ledger.enter(connection, [SlotEntry(slot, "free", None)])
+        ledger.set_slots(connection, [SlotEntry(slot, "free", None)])
 
 
 def missing_baseline(stored: StoredStudy) -> str | None:

@@ -1,4 +1,4 @@
-"""The table of slots, and the statements with which workers take, renew and end a claim.
+"""The table of slots, the rows of a budget, and the SQL with which workers claim and end them.
 
 `ledger` says what slots, claims, leases and tokens are. Statements are built once: building one
 takes longer than the database takes to run it.
@@ -93,35 +93,38 @@ IS_READY = sa.or_(SLOTS.c.state == "free", HAS_EXPIRED)  # to be claimed
 
 
 def check_table(storage: RetryingStorage) -> bool:
-    """Returns whether there is a table of the ledger's name.
+    """Returns whether the table of slots exists.
 
     Raises:
-        StorageError: It is another program's, or that of another version of studyloom.
+        StorageError: There is a table of its name that lacks columns: it is another program's, or
+            that of another version of studyloom.
     """
 
     def read_columns(connection: sa.Connection) -> set[str]:
-        """Returns the names of the columns of the table; none if there is no table."""
         inspector = sa.inspect(connection)
         if not inspector.has_table(SLOTS.name):
             return set()
         return {column["name"] for column in inspector.get_columns(SLOTS.name)}
 
-    existing = storage.read(read_columns)
-    if not existing:
+    stored_columns = storage.read(read_columns)
+    if not stored_columns:
         return False
-    missing = sorted({column.name for column in SLOTS.columns} - existing)
-    if missing:
+    missing_columns = sorted({column.name for column in SLOTS.columns} - stored_columns)
+    if missing_columns:
         database = without_password(storage.retry.address)
         raise StorageError(
             f"storage.url: cannot use {database}: its table {SLOTS.name} has no "
-            f"{', '.join(missing)}; if another version of studyloom created it, install that "
-            "version; if another program did, rename it, or use another database"
+            f"{', '.join(missing_columns)}; if another version of studyloom created it, install "
+            "that version; if another program did, rename it, or use another database"
         )
     return True
 
 
 def create_table(storage: RetryingStorage) -> None:
-    """Creates the table with its indexes, and the index on Optuna's trials, if they are missing."""
+    """Creates the table of slots and its indexes, unless it exists.
+
+    An index of Optuna's trials by number is created too.
+    """
     if check_table(storage):
         return
     storage.execute(METADATA.create_all)
@@ -132,7 +135,7 @@ def create_table(storage: RetryingStorage) -> None:
 
 # Rows
 
-NEW_SLOT = sa.text(
+INSERT_SLOT = sa.text(
     "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
     "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
 )
@@ -187,7 +190,8 @@ STATE_OF_CLAIM = sa.select(SLOTS.c.state).where(IS_CLAIM)
 @lru_cache
 def claim_chosen(*, only_with_trial: bool = False) -> sa.Update:
     """Builds the statement that claims the slot of the parameter `chosen`."""
-    return _claim(sa.bindparam("chosen", type_=SLOTS.c.slot.type), _claimable(only_with_trial))
+    chosen_slot = sa.bindparam("chosen", type_=SLOTS.c.slot.type)
+    return _claim(chosen_slot, _claimable(only_with_trial))
 
 
 @lru_cache
@@ -201,8 +205,8 @@ def claim_first(*, only_with_trial: bool = False) -> sa.Update:
     candidates = [_first_slot(HELD_BY_ME, condition) for condition in conditions]
     candidates += [_first_slot(IS_OPEN, IS_READY, condition) for condition in conditions]
     no_slot = -1
-    first_that_exists = sa.func.coalesce(*candidates, no_slot)
-    return _claim(first_that_exists, conditions)
+    first_candidate = sa.func.coalesce(*candidates, no_slot)  # the first that is not NULL
+    return _claim(first_candidate, conditions)
 
 
 def _claimable(only_with_trial: bool) -> list[sa.ColumnElement[bool]]:
@@ -213,21 +217,26 @@ def _claimable(only_with_trial: bool) -> list[sa.ColumnElement[bool]]:
 
 
 def _first_slot(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    """Builds the query for the first slot of the budget for which conditions hold."""
+    """Builds the query for the first slot of the budget that meets all conditions."""
     return (
         sa.select(SLOTS.c.slot)
         .where(IN_BUDGET, *conditions)
         .order_by(SLOTS.c.slot)
         .limit(1)
-        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+        # PostgreSQL passes over a slot that another worker is claiming; SQLite has one writer.
+        .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
 
 
 def _claim(slot: sa.ColumnElement[int], conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Update:
-    """Builds the statement that claims a slot unless another worker holds it.
+    """Builds the statement that claims a slot, unless it is done or another worker holds it.
+
+    It returns no row if the slot cannot be claimed. If the lease of the previous holder has ended,
+    that worker counts as dead.
 
     Args:
+        slot: The slot, as a query or a parameter.
         conditions: The conditions of which the slot must meet one.
     """
     return (

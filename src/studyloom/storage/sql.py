@@ -1,4 +1,4 @@
-"""Optuna's tables, read and written many rows in a statement.
+"""Reads and writes Optuna's tables of studies and trials, many rows in a statement.
 
 Optuna's own methods take each row through SQLAlchemy's objects and commit each. The functions
 here read and write the same; the tests compare. 5,000 trials are read in a sixth of the time, and a
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
-from operator import itemgetter
-from typing import Any, TypeVar
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -62,12 +62,19 @@ T = TypeVar("T")
 Row = Mapping[str, Any]  # values by column or parameter
 TrialRows = Sequence[Any]  # rows of `trials`, from TRIAL_ROWS or a part of it
 Details = Mapping[sa.Table, sa.Executable]  # the statements that read the details of trials
-Write = tuple[sa.Executable, Row]  # a statement and its row
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 # Trials whose details are read at once: their ids are one text, which has a limit of 1 MB where a
 # file is untrusted.
 MOST_TRIALS_AT_ONCE = 50_000
+ROWS_AT_ONCE = 10_000  # rows of hyperparameters that are Python objects at once
 FIXED_PARAMS = "fixed_params"  # Optuna's system attribute with the values of a queued trial
+
+
+class Write(NamedTuple):
+    """A statement to execute, with the values of its parameters."""
+
+    statement: sa.Executable
+    row: Row
 
 
 class among(FunctionElement[bool]):
@@ -94,22 +101,25 @@ def _among_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> 
 
 
 def _upsert(
-    table: str, key: str, *columns: str, owner: str = "trial_id", keep: bool = False
+    table: str, key: str, *columns: str, owner: str = "trial_id", keep_existing: bool = False
 ) -> sa.TextClause:
     """Builds a statement that inserts a row, or updates the row with the same owner and key.
 
     Args:
+        key: The column that distinguishes the rows of one trial, such as an attribute's name.
+        columns: The other columns.
         owner: The column with the id of the study or trial to which the row belongs.
-        keep: Whether a row that exists stays unchanged.
+        keep_existing: Whether a row that exists stays unchanged.
     """
-    names = (owner, key, *columns)
-    if keep:
+    all_columns = (owner, key, *columns)
+    placeholders = ", ".join(f":{column}" for column in all_columns)
+    if keep_existing:
         on_conflict = "NOTHING"
     else:
-        on_conflict = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns)
+        changes = ", ".join(f"{column} = excluded.{column}" for column in columns)
+        on_conflict = f"UPDATE SET {changes}"
     return sa.text(
-        f"INSERT INTO {table} ({', '.join(names)}) "
-        f"VALUES ({', '.join(f':{name}' for name in names)}) "
+        f"INSERT INTO {table} ({', '.join(all_columns)}) VALUES ({placeholders}) "
         f"ON CONFLICT ({owner}, {key}) DO {on_conflict}"
     )
 
@@ -125,17 +135,17 @@ def add_study(
     directions: Sequence[StudyDirection],
     user_attrs: Attributes,
 ) -> int:
-    """Creates a study with its attributes, or finds the one of that name; returns its id.
+    """Creates a study with its attributes, unless one of that name exists; returns its id.
 
     Optuna commits the study and each attribute separately, so one whose creator dies in between
     looks like a study of another program.
     """
-    same_name = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
-    existing_id = connection.execute(same_name).scalar()
+    has_name = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    existing_id = connection.execute(has_name).scalar()
     if existing_id is not None:
         return int(existing_id)
-    insert = STUDIES.insert().returning(STUDIES.c.study_id)
-    study_id = int(connection.execute(insert, {"study_name": name}).scalar_one())
+    insert_study = STUDIES.insert().returning(STUDIES.c.study_id)
+    study_id = int(connection.execute(insert_study, {"study_name": name}).scalar_one())
     for objective, direction in enumerate(directions):
         row = {"study_id": study_id, "objective": objective, "direction": direction}
         connection.execute(TABLES["study_directions"].insert(), row)
@@ -204,12 +214,16 @@ def all_study_attrs(connection: sa.Connection, study_id: int) -> dict[str, Any]:
 
 
 def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[Any]:
-    """Reads some user attributes of a study, in one statement; None for each that is missing."""
+    """Reads some user attributes of a study, in one statement.
+
+    Returns:
+        The value for each key; None if it is missing, or has another type than studyloom stores.
+    """
     rows = connection.execute(SOME_STUDY_ATTRIBUTES, {"study": study_id, "keys": keys})
-    stored = {key: json.loads(value) for key, value in rows}
+    stored_values = {key: json.loads(value) for key, value in rows}
     values = []
     for key in keys:
-        value = stored.get(key)
+        value = stored_values.get(key)
         if not fits(key, value):
             value = None
         values.append(value)
@@ -302,14 +316,17 @@ def read_all_light(connection: sa.Connection, study_id: int) -> list[FrozenTrial
 
 
 def read_light(connection: sa.Connection, rows: TrialRows) -> list[FrozenTrial]:
-    """Reads the light details of trials, whose rows TRIAL_ROWS or a part of it has selected."""
+    """Makes trials from their rows in the table `trials`, with their details in other tables.
+
+    The attributes that no sampler or pruner uses are left out.
+    """
     return _with_details(connection, rows, LIGHT_DETAILS)
 
 
 def _with_details(
     connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
-    """Reads the details of the trials of these rows, and returns both as trials.
+    """Makes trials from their rows in the table `trials`, with their details in other tables.
 
     Args:
         details: The statements that read the details, DETAILS or LIGHT_DETAILS.
@@ -324,36 +341,29 @@ def _with_details(
 def _block_with_details(
     connection: sa.Connection, rows: TrialRows, details: Details
 ) -> list[FrozenTrial]:
-    """Reads the details of at most MOST_TRIALS_AT_ONCE trials."""
-    ids = {"ids": json.dumps([row.trial_id for row in rows])}
+    """Makes at most MOST_TRIALS_AT_ONCE trials from their rows in the table `trials`.
 
-    def read_table(table: sa.Table, read_row: Callable[..., T]) -> defaultdict[int, list[T]]:
-        """Reads each row of the trials in a table by a function; returns the results by trial."""
-        by_trial = defaultdict[int, list[T]](list)
-        for trial_id, *row in connection.execute(details[table], ids):
-            try:
-                by_trial[trial_id].append(read_row(*row))
-            except cells.CELL_ERRORS as error:
-                raise _unknown_cell_of(table, trial_id, error) from None
-        return by_trial
-
-    values = read_table(VALUES, cells.read_value)
-    reports = read_table(REPORTS, cells.read_report)
-    user_attrs = read_table(USER_ATTRIBUTES, cells.read_attribute)
-    system_attrs = read_table(SYSTEM_ATTRIBUTES, cells.read_system_attribute)
-    params = _read_params(connection, ids, details)
+    Args:
+        details: The statements that read their details in the other tables.
+    """
+    reader = _DetailsReader(connection, details, [row.trial_id for row in rows])
+    values = reader.read(VALUES, cells.read_value)
+    reports = reader.read(REPORTS, cells.read_report)
+    user_attrs = reader.read(USER_ATTRIBUTES, cells.read_attribute)
+    system_attrs = reader.read(SYSTEM_ATTRIBUTES, cells.read_system_attribute)
+    params = reader.read_params()
     trials = []
     for trial_id, number, state, start, complete, is_studylooms in rows:
         try:
             cells.check_integer(number, "number")
         except TypeError as error:
             raise _unknown_cell_of(TRIALS, trial_id, error) from None
-        by_objective = sorted(values[trial_id], key=itemgetter(0))
+        values_by_objective = sorted(values[trial_id], key=itemgetter(0))
         trial = FrozenTrial(
             number=number,
             state=state,
             value=None,
-            values=[value for _, value in by_objective] or None,
+            values=[value for _, value in values_by_objective] or None,
             datetime_start=local_time(start),
             datetime_complete=local_time(complete),
             params=params[trial_id].values,
@@ -375,29 +385,54 @@ class _Params:
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
 
 
-def _read_params(
-    connection: sa.Connection, ids: Row, details: Details
-) -> defaultdict[int, _Params]:
-    """Reads the hyperparameters of trials, by the trial's id.
+class _DetailsReader:
+    """Reads the details of some trials: their rows in the tables other than `trials`."""
 
-    Args:
-        ids: The parameter with the ids of the trials.
-    """
-    by_trial = defaultdict[int, _Params](_Params)
-    # A block of rows at a time, so that few of them are Python objects at once.
-    for block in connection.execute(details[PARAMS], ids).partitions(10_000):
-        for trial_id, name, value, stored in block:
+    def __init__(
+        self, connection: sa.Connection, details: Details, trial_ids: Sequence[int]
+    ) -> None:
+        self.connection = connection
+        self.details = details
+        self.parameters = {"ids": json.dumps(trial_ids)}
+
+    def read(self, table: sa.Table, read_row: Callable[..., T]) -> defaultdict[int, list[T]]:
+        """Reads the trials' rows in a table, by trial.
+
+        Args:
+            read_row: Makes a value of the cells of a row, without the id of its trial.
+
+        Raises:
+            StorageError: Another program has stored a cell that `read_row` cannot read.
+        """
+        by_trial = defaultdict[int, list[T]](list)
+        for trial_id, *row in self.connection.execute(self.details[table], self.parameters):
             try:
-                # Trials share names and distributions: for 1,000 trials of 2,000 hyperparameters,
-                # copies would take a gibibyte.
-                name = sys.intern(name)
-                distribution = parse_distribution(stored)
-                params = by_trial[trial_id]
-                params.distributions[name] = distribution
-                params.values[name] = distribution.to_external_repr(float(value))
+                by_trial[trial_id].append(read_row(*row))
             except cells.CELL_ERRORS as error:
-                raise _unknown_cell_of(PARAMS, trial_id, error) from None
-    return by_trial
+                raise _unknown_cell_of(table, trial_id, error) from None
+        return by_trial
+
+    def read_params(self) -> defaultdict[int, _Params]:
+        """Reads the hyperparameters of the trials, by the trial's id.
+
+        Raises:
+            StorageError: Another program has stored a cell that cannot be read.
+        """
+        by_trial = defaultdict[int, _Params](_Params)
+        rows = self.connection.execute(self.details[PARAMS], self.parameters)
+        for block in rows.partitions(ROWS_AT_ONCE):
+            for trial_id, name, value, distribution_json in block:
+                try:
+                    # Trials share names and distributions: for 1,000 trials of 2,000
+                    # hyperparameters, copies would take a gibibyte.
+                    name = sys.intern(name)
+                    distribution = parse_distribution(distribution_json)
+                    params = by_trial[trial_id]
+                    params.distributions[name] = distribution
+                    params.values[name] = distribution.to_external_repr(float(value))
+                except cells.CELL_ERRORS as error:
+                    raise _unknown_cell_of(PARAMS, trial_id, error) from None
+        return by_trial
 
 
 def _unknown_cell_of(table: sa.Table, trial_id: object, error: Exception) -> StorageError:
@@ -406,9 +441,10 @@ def _unknown_cell_of(table: sa.Table, trial_id: object, error: Exception) -> Sto
 
 
 def _fitting_user_attrs(attributes: Attributes, is_studylooms: bool) -> dict[str, Any]:
-    """Returns a trial's attributes without those that have another type than studyloom's.
+    """Drops those of a trial's attributes that have another type than studyloom stores.
 
-    An external trial keeps all: it may have attributes with the same names and another meaning.
+    An external trial, made by another program, keeps all: an attribute of the same name may have
+    another meaning there.
 
     Args:
         is_studylooms: Whether studyloom made the study of the trial.
@@ -457,7 +493,7 @@ class TrialSummary:
 
 
 def read_summaries(connection: sa.Connection, study_id: int) -> list[TrialSummary]:
-    """Reads the summaries of all trials of a study, in the order of their ids."""
+    """Reads number, state and slot of all trials of a study, in the order of their ids."""
     is_slot_attribute = sa.and_(
         USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT
     )
@@ -467,17 +503,17 @@ def read_summaries(connection: sa.Connection, study_id: int) -> list[TrialSummar
         .where(TRIALS.c.study_id == study_id)
         .order_by(TRIALS.c.trial_id)
     )
-    return [
-        TrialSummary(trial_id, number, state, parse_slot(stored))
-        for trial_id, number, state, stored in connection.execute(query)
-    ]
+    summaries = []
+    for trial_id, number, state, slot_json in connection.execute(query):
+        summaries.append(TrialSummary(trial_id, number, state, parse_slot(slot_json)))
+    return summaries
 
 
-def parse_slot(stored: str | None) -> int | None:
-    """Returns the slot in a stored attribute SLOT; None if no worker can have stored the value."""
-    if stored is None:
+def parse_slot(slot_json: str | None) -> int | None:
+    """Parses a stored attribute SLOT; None without one, or if no worker can have stored it."""
+    if slot_json is None:
         return None
-    slot = json.loads(stored)
+    slot = json.loads(slot_json)
     if not is_slot(slot):
         return None
     return int(slot)
@@ -494,16 +530,16 @@ def fills_slot(trial: FrozenTrial) -> bool:
 
 
 def without_reserved(trial: FrozenTrial) -> FrozenTrial:
-    """Copies an external trial without attributes that have the names of studyloom's.
+    """Copies another program's trial without the attributes that have names of studyloom's.
 
     They mean something else there: `epochs` may be a number.
     """
     if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
         return trial
     attributes = {key: value for key, value in trial.user_attrs.items() if key not in OF_TRIALS}
-    external = copy.copy(trial)
-    external.user_attrs = attributes
-    return external
+    copied = copy.copy(trial)
+    copied.user_attrs = attributes
+    return copied
 
 
 # Trials, written
@@ -521,7 +557,9 @@ INSERT = (
     )
     .returning(TRIALS.c.trial_id, TRIALS.c.number)
 )
-PARAM = _upsert("trial_params", "param_name", "param_value", "distribution_json", keep=True)
+PARAM = _upsert(
+    "trial_params", "param_name", "param_value", "distribution_json", keep_existing=True
+)
 VALUE = _upsert("trial_values", "objective", "value", "value_type")
 REPORT = _upsert(
     "trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type"
@@ -546,7 +584,7 @@ SET_ASIDE = (
 )
 
 
-def insert(
+def insert_trial(
     connection: sa.Connection,
     study_id: int,
     user_attrs: Attributes,
@@ -569,10 +607,12 @@ def insert(
         start = None
     row = {"study": study_id, "in_state": state, "at": start}
     trial_id, number = connection.execute(INSERT, row).one()
+
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
     if point is not None:
         writes += _param_writes(trial_id, point)
     write(connection, writes)
+
     trial = create_trial(state=state, user_attrs=dict(user_attrs))
     trial.number = number
     trial._trial_id = trial_id
@@ -581,14 +621,18 @@ def insert(
 
 
 def _param_writes(trial_id: int, point: Point) -> list[Write]:
-    """Makes the rows of a waiting trial's hyperparameters, also of those without a distribution."""
+    """Makes the rows of a waiting trial's hyperparameters.
+
+    A value without a distribution is stored as Optuna stores it for a trial that it queues: in a
+    system attribute.
+    """
     writes = []
     fixed = {name: value for name, value in point.params.items() if name not in point.distributions}
     if fixed:
         writes.append(system_attr(trial_id, FIXED_PARAMS, fixed))
     for name, distribution in point.distributions.items():
-        value = distribution.to_internal_repr(point.params[name])
-        writes.append(param(trial_id, name, value, distribution))
+        internal_value = distribution.to_internal_repr(point.params[name])
+        writes.append(param(trial_id, name, internal_value, distribution))
     return writes
 
 
@@ -598,61 +642,65 @@ def trial_deleted() -> TrialDeleted:
 
 
 def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
-    """Writes rows in their order, neighbors of one statement together.
+    """Executes writes in their order, neighbors of one statement together.
 
     The same rows may be written twice, as after a commit whose reply was lost.
     """
-    for statement, neighbors in groupby(writes, key=itemgetter(0)):
-        connection.execute(statement, [row for _, row in neighbors])
+    for statement, neighbors in groupby(writes, key=attrgetter("statement")):
+        connection.execute(statement, [neighbor.row for neighbor in neighbors])
 
 
-def param(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> Write:
+def param(trial_id: int, name: str, internal_value: float, distribution: BaseDistribution) -> Write:
     """Makes the row of a hyperparameter; its value is in the distribution's internal form."""
-    return PARAM, {
+    row = {
         "trial_id": trial_id,
         "param_name": name,
-        "param_value": value,
+        "param_value": internal_value,
         "distribution_json": distribution_to_json(distribution),
     }
+    return Write(PARAM, row)
 
 
 def report(trial_id: int, step: int, value: float) -> Write:
     """Makes the row of an intermediate value, which may be NaN or infinite."""
-    stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-    return REPORT, {
+    stored_value, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+    row = {
         "trial_id": trial_id,
         "step": step,
-        "intermediate_value": stored,
+        "intermediate_value": stored_value,
         "intermediate_value_type": kind.name,
     }
+    return Write(REPORT, row)
 
 
 def user_attr(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a user attribute, whose value must be JSON."""
-    return USER_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+    row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+    return Write(USER_ATTRIBUTE, row)
 
 
 def system_attr(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a system attribute, whose value must be JSON."""
-    return SYSTEM_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+    row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+    return Write(SYSTEM_ATTRIBUTE, row)
 
 
 def start(trial_id: int) -> Write:
     """Makes the change of a waiting trial that starts it now."""
-    return START, {"id": trial_id, "at": utc_now()}
+    return Write(START, {"id": trial_id, "at": utc_now()})
 
 
 def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
     """Makes the rows that end a trial, with a value for each objective or None."""
-    writes: list[Write] = []
+    writes = []
     for objective, value in enumerate(values or ()):
-        stored, kind = TrialValueModel.value_to_stored_repr(value)
+        stored_value, kind = TrialValueModel.value_to_stored_repr(value)
         row = {
             "trial_id": trial_id,
             "objective": objective,
-            "value": stored,
+            "value": stored_value,
             "value_type": kind.name,
         }
-        writes.append((VALUE, row))
-    writes.append((END, {"id": trial_id, "ended": state, "at": utc_now()}))
+        writes.append(Write(VALUE, row))
+    writes.append(Write(END, {"id": trial_id, "ended": state, "at": utc_now()}))
     return writes

@@ -1,8 +1,8 @@
-"""How far the trials of a study have come, which decides the slot that is claimed next.
+"""Standings: the state of each slot of the budget, and how far its trial has come.
 
-The *standing* of a slot is its state and what its trial has reported: its last step, its value at
-each *rung* (a step at which trials are compared) and its costs. An `Order`, such as that of ASHA,
-is a pure function of all standings, so that all workers come to the same decision.
+They decide the slot that is claimed next. A *standing* has what a trial has reported: its last
+step, its value at each *rung* (a step at which trials are compared) and its costs. An `Order`, such
+as that of ASHA, is a pure function of all standings, so that all workers come to the same decision.
 """
 
 import json
@@ -133,9 +133,9 @@ STATES = (
             (sa.and_(slot_table.IS_READY, slot_table.HAS_NO_TRIAL), UNCLAIMED),
             (slot_table.IS_READY, OPEN),
             else_=HELD,
-        ),
+        ).label("standing_state"),
         SLOTS.c.token,
-        SLOTS.c.state == "held",
+        (SLOTS.c.state == "held").label("is_held"),
     )
     .where(slot_table.IN_BUDGET)
     .order_by(SLOTS.c.slot)
@@ -182,63 +182,73 @@ class StandingsReader:
     def read(
         self, connection: sa.Connection, order: Order, study_id: int, trials: int, owner: str
     ) -> list[Standing]:
-        """Reads the standings of the first `trials` slots, as the worker `owner` sees them."""
+        """Reads the standings of the first `trials` slots, as the worker `owner` sees them.
+
+        A trial is read again only if it may have changed: if a worker holds its slot, or has
+        claimed it meanwhile, which gives the slot another token.
+        """
         parameters = {"study": study_id, "trials": trials, "me": owner}
         rows = connection.execute(STATES, parameters).all()
         slots_to_read = []
-        for slot, _, token, is_held in rows:
-            cached = self._cached.get(slot)
-            if is_held or cached is None or cached.token != token:
-                slots_to_read.append(slot)
+        for row in rows:
+            cached = self._cached.get(row.slot)
+            if row.is_held or cached is None or cached.token != row.token:
+                slots_to_read.append(row.slot)
         new_standings = _read_trials(connection, order, parameters, slots_to_read)
         standings = []
-        for slot, state, token, is_held in rows:
-            stateless = new_standings.get(slot) or self._cached[slot].standing
-            standing = replace(stateless, state=state)
+        for row in rows:
+            standing = new_standings.get(row.slot) or self._cached[row.slot].standing
+            standing = replace(standing, state=row.standing_state)
             standings.append(standing)
-            if is_held:
-                self._cached.pop(slot, None)
+            if row.is_held:
+                self._cached.pop(row.slot, None)
             else:
-                self._cached[slot] = CachedStanding(token, standing)
+                self._cached[row.slot] = CachedStanding(row.token, standing)
         return standings
 
 
 def _read_trials(
     connection: sa.Connection, order: Order, parameters: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
-    """Reads how far the trials of some slots have come, by slot, but not the slots' states.
+    """Reads the reports and attributes of the trials of some slots, and returns standings by slot.
+
+    The states of the slots are not among them; see `_make_standing`.
 
     Args:
-        parameters: The parameters of the statement STATES.
+        parameters: The parameters of the statement STATES: the study, its budget and the worker.
     """
-    all_parameters = {
+    parameters = {
         **parameters,
         "slots": json.dumps(slots),
         "names": [BASELINE, RUNGS, SEGMENTS, FAILURE, REASON, *order.costs],
     }
+    # NaN and infinity are stored as a type next to the value.
     parse_value = TrialIntermediateValueModel.stored_repr_to_intermediate_value
-    reports = defaultdict[int, list[RungReport]](list)  # all reports of a trial, by step
-    for slot, step, value, kind in connection.execute(REPORTS_OF_SLOTS, all_parameters):
-        reports[slot].append(RungReport(step, parse_value(value, kind)))
+    reports = defaultdict[int, list[RungReport]](list)  # all reports of a trial, by slot
+    for slot, step, stored_value, value_type in connection.execute(REPORTS_OF_SLOTS, parameters):
+        reports[slot].append(RungReport(step, parse_value(stored_value, value_type)))
     attributes = defaultdict[int, dict[str, Any]](dict)
-    for slot, name, stored in connection.execute(ATTRIBUTES_OF_SLOTS, all_parameters):
-        attributes[slot][name] = json.loads(stored)
+    for slot, name, stored_json in connection.execute(ATTRIBUTES_OF_SLOTS, parameters):
+        attributes[slot][name] = json.loads(stored_json)
     return {slot: _make_standing(slot, order, reports[slot], attributes[slot]) for slot in slots}
 
 
 def _make_standing(
     slot: int, order: Order, reports: Sequence[RungReport], attributes: Attributes
 ) -> Standing:
-    """Makes a standing of a trial's reports, by step, and its attributes; its state is not known.
+    """Makes the standing of a slot from the reports and attributes of its trial.
 
-    The state stays UNCLAIMED until `StandingsReader.read` sets it.
+    Its state stays UNCLAIMED until `StandingsReader.read` sets it.
+
+    Args:
+        reports: All reports, by step; none without a trial.
     """
     last_step = None
     if reports:
         last_step = reports[-1].step
     failure = None
     if FAILURE in attributes:
-        failure = Fault(str(attributes[FAILURE]), str(attributes.get(REASON)))
+        failure = Fault(kind=str(attributes[FAILURE]), reason=str(attributes.get(REASON)))
     return Standing(
         slot=slot,
         state=UNCLAIMED,
@@ -253,7 +263,11 @@ def _make_standing(
 
 
 def _reports_at_rungs(order: Order, reports: Sequence[RungReport]) -> dict[int, RungReport]:
-    """Returns, for each rung to which a trial has come, its first report there or later."""
+    """Returns a trial's report at each rung to which it has come, by the rung's step.
+
+    At a rung, trials are compared. A trial that does not report at each step counts there with its
+    first report at the rung's step or later.
+    """
     if not reports:
         return {}
     at_rungs = {}

@@ -68,7 +68,7 @@ class TrialBuffer(CachedStorage):
 
     def create(self, connection: Connection, study_id: int, user_attrs: Attributes) -> int:
         """Creates a running trial, which `load` then need not read, and returns its id."""
-        self._created = sql.insert(connection, study_id, user_attrs)
+        self._created = sql.insert_trial(connection, study_id, user_attrs)
         return self._created._trial_id
 
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:

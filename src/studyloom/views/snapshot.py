@@ -144,7 +144,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         slots = _count_slots(stored, len(held), len(ended_ids))
         # A slot may be claimed or released while the trials are read. Its trial would look
         # interrupted if the slots were read only before, or only after the trials.
-        live_ids = {slot.trial_id for slot in [*held_before, *held] if slot.left > 0}
+        live_ids = {slot.trial_id for slot in [*held_before, *held] if slot.seconds_left > 0}
         live_trials = frozenset(trial.number for trial in trials if trial._trial_id in live_ids)
     rule = stored.rule()
     costs = tuple(objective.name for objective in stored.objectives[1:])
@@ -208,7 +208,7 @@ def _read_workers(
     trials_by_id = {trial._trial_id: trial for trial in trials}
     workers = []
     for slot in held:
-        worker = WorkerStatus(slot.owner, held=slot.age, lease=slot.left)
+        worker = WorkerStatus(slot.owner, held=slot.age, lease=slot.seconds_left)
         if slot.trial_id in trials_by_id:
             trial = trials_by_id[slot.trial_id]
             step = trial.last_step

@@ -103,7 +103,12 @@ class SlotQueue:
             ended: Whether the search has ended, so that only trials that have begun are left.
         """
         return self.stored.ledger.claim(
-            self.owner, self.stage.trials, lease, self._create_trial, begun=ended, order=self.order
+            self.owner,
+            self.stage.trials,
+            lease,
+            self._create_trial,
+            only_with_trial=ended,
+            order=self.order,
         )
 
     def _create_trial(self, connection: Connection, slot: int) -> int:

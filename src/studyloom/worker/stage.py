@@ -112,7 +112,7 @@ class Stage:
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""
-        return self.stored.ledger.todo(self.trials, begun=self.has_ended())
+        return self.stored.ledger.count_open(self.trials, only_with_trial=self.has_ended())
 
     def remove_files_of_ended_trials(self, folder: str | None) -> None:
         """Removes the files of trials that ended while their worker died, from a folder."""

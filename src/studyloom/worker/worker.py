@@ -175,7 +175,7 @@ class Worker:
                             gpu_error = self.train(begun, slots)
                         self.finish_trial(begun, gpu_error)
                 wait = first_wait
-            elif ledger.todo(stage.trials, begun=ended):
+            elif ledger.count_open(stage.trials, only_with_trial=ended):
                 slots.halt()
                 self.idle(wait)
                 wait = min(1.5 * wait, longest_wait)
