@@ -13,8 +13,6 @@
     python scripts/bench.py small            # 30 small trials, 2,000 trivial ones; 10 minutes
     python scripts/bench.py start            # commands until they begin or print; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
-    python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
-    python scripts/bench.py memory           # of 4 workers that share a training set; 2 minutes
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
     python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
@@ -50,7 +48,6 @@ from database.kills import kills
 from database.overhead import overhead
 from database.workers import scale
 from honesty.measuring import honesty
-from profiling import profile_benches
 from search.comparison import Setting
 from search.fronts import compare_fronts
 from search.measuring import PARTS, measure
@@ -62,7 +59,6 @@ from small import small
 from starting import measure_start
 from training.against_plain import answer, example, tutorial
 from training.loading import loader
-from training.memory import memory
 
 
 def machine() -> str:
@@ -116,8 +112,6 @@ BENCHES = {
     ),
     "start": Bench(lambda a: measure_start(a.repeats or 3, a.before or None), {"before": ""}),
     "kills": Bench(lambda a: kills(a.trials or 60), {"trials": 3}),
-    "profile": Bench(lambda a: profile_benches(a.trials or 100), {"trials": 2}),
-    "memory": Bench(lambda a: memory(*(a.sizes or (10**9,))), {"sizes": [10**8]}),
     "search": Bench(
         lambda a: measure(
             a.only,
@@ -174,8 +168,7 @@ def main() -> None:
         nargs="+",
         type=int,
         help="workers of cluster; finished trials of overhead and growth, and for growth those of "
-        "one worker; sleepers of scale; images of loader; bytes of memory; studies of each kind of "
-        "honesty",
+        "one worker; sleepers of scale; images of loader; studies of each kind of honesty",
     )
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))

@@ -2,11 +2,10 @@
 
 The rules are an end without an improvement above `study.min_improvement` in 10 trials, and one
 after the share of the budget that `study.stop=improvement` used in the mean. The cost of an end is
-by how much the best trial is worse than that of the whole budget: in accuracy, and on HPOLib, whose
-losses have no common scale, in the distance from the median configuration to the best. The
-constants of `studyloom.decisions.early_end` were chosen on HPOLib only. The first
-trials of a search of 100 trials by TPE are the shorter search; trial 0 is in the middle of the
-space, where the default configuration would be.
+by how much less accurate the best trial is than that of the whole budget. The constants of
+`studyloom.decisions.early_end` were chosen on HPOLib, which is not measured here. The first trials
+of a search of 100 trials by TPE are the shorter search; trial 0 is in the middle of the space,
+where the default configuration would be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ from .tables import Recorded, Task, load, size
 REGRET = 0.005
 BUDGETS = (40, 100)
 TRIALS = max(BUDGETS)
-PERCENT = 100.0  # of accuracy, in NAS-Bench-201
 
 Rule = Callable[[list[float], int], int]  # values and budget to the number of trials at the end
 
@@ -60,19 +58,17 @@ def by_patience(values: list[float], budget: int, patience: int = 10) -> int:
     return next(late, budget)
 
 
-def as_metric(task: Task) -> Floats:
-    """Returns the final values of a task in units of min_improvement, (configurations, seeds)."""
+def final_values(task: Task) -> Floats:
+    """Returns the final accuracies of a task, (configurations, seeds)."""
     values: Floats = task.values[:, :, -1].astype(np.float64)
-    if task.family == "hpolib":  # the search has had logarithms; a study would have the losses
-        losses: Floats = -np.exp(-values)
-        means = losses.mean(1)
-        return losses / float(means.max() - np.median(means))
-    return values / PERCENT if task.family == "nasbench201" else values
+    return values
 
 
 def evaluate(runs: Sequence[Run], rule: Rule, budget: int) -> tuple[Floats, Floats]:
     """Returns for each run the share of the budget that a rule uses, and what the end costs."""
-    values, used, cost = as_metric(runs[0].results.task), [], []
+    values = final_values(runs[0].results.task)
+    used: list[float] = []
+    cost: list[float] = []
     for run in runs:
         tried, order = run.tape.configurations[:budget], run.results.order
         several = order.shape[1] > 1

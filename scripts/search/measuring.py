@@ -21,7 +21,7 @@ from .methods import Run
 from .simulator import folder
 from .tables import FAMILIES, load, names
 
-USUAL = ("lcbench", "curves", "hpobench", "nasbench201")  # HPOLib is for tuning
+USUAL = ("lcbench", "curves", "hpobench")
 PARTS = ("methods", "ends")
 
 Runs = list[list[Run]]  # of a family: for each task, for each seed

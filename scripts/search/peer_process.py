@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import warnings
-from types import SimpleNamespace
 from typing import Any
 
 Hyperparameter = tuple[str, str, list[Any], bool, str | None]
@@ -51,12 +50,6 @@ class Optimizer:
                 value = min(max(float(value), ends[0]), ends[1])
                 found[name] = round(value) if kind == "int" else value
         return found
-
-    def flat(self) -> list[tuple[str, str, list[Any], bool]]:
-        """Returns the space without conditions; ValueError if it has any."""
-        if any(option is not None for *_, option in self.space):
-            raise ValueError("takes no conditional space")
-        return [(name, kind, ends, log) for name, kind, ends, log, _ in self.space]
 
 
 class EpochByEpoch(Optimizer):
@@ -120,42 +113,6 @@ class Optuna(EpochByEpoch):
         return False
 
 
-class Syne(EpochByEpoch):
-    """Syne Tune: ASHA with conformalized quantile regression."""
-
-    def prepare(self) -> None:
-        import numpy as np
-        from syne_tune import config_space as kinds
-        from syne_tune.optimizer.baselines import ASHACQR
-
-        np.random.seed(self.seed)
-        makers = {"int": "randint", "float": "uniform"}
-        ranges = {
-            name: kinds.choice(ends)
-            if kind == "choice"
-            else getattr(kinds, "log" * log + makers[kind])(*ends)
-            for name, kind, ends, log in self.flat()
-        }
-        named = {"metric": "y", "time_attr": "epoch", "do_minimize": False}
-        self.scheduler = ASHACQR(ranges, max_t=self.epochs, random_seed=self.seed, **named)
-
-    def start(self) -> dict[str, Any]:
-        values = dict(self.scheduler.suggest().config)
-        # All that the scheduler reads of a `Trial`:
-        self.trials.append(SimpleNamespace(trial_id=len(self.trials), config=values))
-        self.scheduler.on_trial_add(self.trials[-1])
-        return values
-
-    def continues(self, trial: int, epoch: int, value: float) -> bool:
-        result = {"y": value, "epoch": epoch}
-        goes = self.scheduler.on_trial_result(self.trials[trial], result) == "CONTINUE"
-        if epoch == self.epochs:
-            self.scheduler.on_trial_complete(self.trials[trial], result)
-        elif not goes:
-            self.scheduler.on_trial_remove(self.trials[trial])
-        return goes and epoch < self.epochs
-
-
 class ByFidelity(Optimizer):
     """An optimizer that requests a configuration at a fidelity.
 
@@ -216,37 +173,7 @@ class Smac(ByFidelity):
         self.facade.tell(request, self.value_of(cost=-value, time=1.0), save=False)
 
 
-class Neps(ByFidelity):
-    """NePS: its default without priors, Hyperband."""
-
-    def prepare(self) -> None:
-        import random
-
-        import neps
-        import numpy as np
-        import torch
-        from neps.optimizers.algorithms import hyperband
-        from neps.space import SearchSpace
-
-        for seed in (np.random.seed, random.seed, torch.manual_seed):
-            seed(self.seed)
-        makers = {"int": neps.HPOInteger, "float": neps.HPOFloat}
-        ranges = {
-            name: neps.HPOCategorical(ends) if kind == "choice" else makers[kind](*ends, log=log)
-            for name, kind, ends, log in self.flat()
-        }
-        ranges["epochs"] = neps.HPOInteger(1, self.epochs, is_fidelity=True)
-        self.neps = neps.AskAndTell(hyperband(SearchSpace(ranges)))
-
-    def request(self) -> tuple[Any, Any, float]:
-        trial = self.neps.ask()
-        return trial, trial.config, trial.config.get("epochs", self.epochs)
-
-    def complete(self, request: Any, value: float) -> None:
-        self.neps.tell(request, -value)
-
-
-PEERS: dict[str, Any] = {"optuna": Optuna, "smac": Smac, "neps": Neps, "syne": Syne}
+PEERS: dict[str, Any] = {"optuna": Optuna, "smac": Smac}
 
 
 def main() -> None:

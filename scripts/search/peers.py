@@ -23,8 +23,6 @@ from .tables import Results
 REQUIRED = {  # what is installed for each
     "optuna": (),
     "smac": ("smac>=2.3,<3",),
-    "neps": ("neural-pipeline-search>=0.17,<0.18",),  # whose classes move
-    "syne": ("syne-tune>=0.16,<0.17", "huggingface_hub"),  # which its surrogate imports
 }
 
 

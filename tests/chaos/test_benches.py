@@ -9,9 +9,8 @@ import pytest
 from commands import ROOT
 
 from scripts.search import tables
-from scripts.search.comparison import FACTS, Search, Setting, work
 from scripts.search.methods import METHODS
-from scripts.search.simulator import define, replay
+from scripts.search.simulator import replay
 
 pytestmark = pytest.mark.nightly
 
@@ -30,7 +29,6 @@ PRINTED = {
     "loader": [r"^  ratio of the least [\d.]+, of processor time [\d.]+$"],
     "start": [r"^  (--dry-run|status|trials|--help) +[\d.]+"],
     "kills": [r"^3 trials, \d kills: \d+ s$", r"^ratio [\d.]+; values the same$"],
-    "memory": [r"^  (1|100) MB, (array|map): 4 at work +[\d.]+ GB"],
     "pareto": [r"^(nsga2|tpe) +\d+ +\d+ +[\d.]+ "],
     "record": [],
 }
@@ -60,17 +58,6 @@ def test_a_search_on_recorded_curves_is_the_same_at_each_replay(method, workers)
     assert found[0] == found[1]
 
 
-def test_a_configuration_is_read_off_a_recorded_one_with_all_its_choices():
-    rows = tables.load("curves", "rows")
-    space = define(rows, ("sampler=random",), 0).space
-    for params in rows.configurations[:40]:
-        point = space.make_point(params)
-        other = rows.configurations[rows.find(point)]
-        choices = [n for n, d in point.distributions.items() if hasattr(d, "choices")]
-        assert len(choices) > 1
-        assert all(other[name] == params[name] for name in choices)
-
-
 def test_the_bench_of_searches_prints_every_part():
     wanted = ("curves", "lcbench", "hpobench")
     families = [family for family in wanted if tables.names(family)]
@@ -90,8 +77,3 @@ def test_the_bench_of_searches_prints_every_part():
         "of 100 trials",
     ):
         assert re.search(rf"^{line}", done.stdout, re.MULTILINE), line
-
-
-def test_regrets_of_several_workers_end_with_the_budget():
-    _, found = work(Search("curves", "fashion", "tpe", 0, Setting(workers=4)))
-    assert found.shape == (len(FACTS) + 16 * 27,)
