@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, TRACEBACK, WORKER
-from studyloom.views.figures import Axis
+from studyloom.views.charts import Axis
 
 BEGAN = datetime(2026, 1, 1, 12)
 MODEL = CategoricalDistribution(["mlp", "cnn"])

@@ -15,12 +15,22 @@ from toys import fill, two_sided
 from studyloom.metrics import ObjectiveValue
 from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
-from studyloom.views.figures import (
+from studyloom.views.charts import (
     LETTER,
     SIZE,
     Axis,
     ChartScale,
+    PageTable,
     Tick,
+    choose_log_numbers,
+    choose_round_numbers,
+    fit_labels,
+    make_integer_scale,
+    make_linear_scale,
+    make_log_scale,
+)
+from studyloom.views.figures import (
+    Span,
     complete_trials,
     draw_curves,
     draw_history,
@@ -28,16 +38,10 @@ from studyloom.views.figures import (
     draw_pair,
     draw_slices,
     draw_timeline,
-    fit_labels,
     idle_share,
-    log_marks,
-    log_scale,
+    make_setting_axis,
     name_losses_section,
-    plain_scale,
-    round_marks,
-    setting_scale,
     summarize_settings,
-    whole_scale,
 )
 from studyloom.views.page import make_section
 from studyloom.views.snapshot import take_snapshot
@@ -71,17 +75,17 @@ def over(distribution, *settings):
 
 def test_axes_have_round_marks_in_their_range_and_equal_values_have_one():
     for low, high in ((0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)):
-        marks = AXIS.marks(low, high)
+        marks = AXIS.choose_numbers(low, high)
         assert 3 <= len(marks) <= 18
         assert all(low <= mark <= high for mark in marks)
         assert marks == sorted({*marks})
     for low, high in ((1e-6, 1e-1), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        marks = log_marks(low, high)
+        marks = choose_log_numbers(low, high)
         assert 1 <= len(marks) <= 4
         assert all(low <= value <= high for value in marks)
-    edges = [ChartScale(0, 1).edge(Tick(at, "00:48")) for at in (0, 0.5, 1)]
+    edges = [ChartScale(0, 1).edge_class(Tick(at, "00:48")) for at in (0, 0.5, 1)]
     assert edges == [" first", "", " last"], "a time does not stick out of its figure"
-    for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
+    for scale in (make_linear_scale([0.5]), AXIS.make_scale([1.0], 300), make_integer_scale(3, 3)):
         assert scale.low < scale.high
         assert scale.ticks
         assert all(scale.low <= tick.coordinate <= scale.high for tick in scale.ticks)
@@ -92,14 +96,18 @@ def test_values_that_differ_in_their_last_bits_are_one_value_of_an_axis(value):
     single = numpy.nextafter(numpy.float32(value), numpy.float32(numpy.inf))
     for other in (math.nextafter(value, math.inf), float(single)):
         values = sorted((value, other))
-        scales = [plain_scale(values), plain_scale(values, upright=True), log_scale(values)]
+        scales = [
+            make_linear_scale(values),
+            make_linear_scale(values, upright=True),
+            make_log_scale(values),
+        ]
         drawn = [[scale.place(each) for each in values] for scale in scales[:2]]
         drawn.append([scales[2].place(math.log10(each)) for each in values])
         for kind in ("plain", "factors", "unit"):
             axis = Axis("error", kind, -1)
-            assert axis.near([*9 * [value], other]) == sorted([*9 * [value], other])
-            scales.append(axis.scale_of(values, 300))
-            drawn.append([scales[-1].place(axis.height(each)) for each in values])
+            assert axis.drop_outliers([*9 * [value], other]) == sorted([*9 * [value], other])
+            scales.append(axis.make_scale(values, 300))
+            drawn.append([scales[-1].place(axis.coordinate(each)) for each in values])
         for scale, places in zip(scales, drawn, strict=True):
             assert max(places) - min(places) < 0.1
             assert all(-1 <= scale.place(tick.coordinate) <= SIZE + 1 for tick in scale.ticks)
@@ -108,8 +116,8 @@ def test_values_that_differ_in_their_last_bits_are_one_value_of_an_axis(value):
 def test_close_values_have_labels_that_differ():
     for values in ([0.93, 0.93001], [123456.0, 123457.0], [-1e-9, -1.00002e-9]):
         for scale in (
-            plain_scale(values, upright=True),
-            Axis("m", "plain", 1).scale_of(values, 300),
+            make_linear_scale(values, upright=True),
+            Axis("m", "plain", 1).make_scale(values, 300),
         ):
             labels = [tick.label for tick in scale.ticks]
             assert len({*labels}) == len(labels) >= 2
@@ -118,15 +126,19 @@ def test_close_values_have_labels_that_differ():
 
 def test_integers_have_integer_labels_and_accuracies_a_logarithmic_axis():
     for count in (1, 7, 40, 12345):
-        labels = [tick.label for tick in whole_scale(0, count).ticks]
+        labels = [tick.label for tick in make_integer_scale(0, count).ticks]
         assert all(label.isdigit() for label in labels)
         assert 1 <= len(labels) <= 14
     trials = over(IntDistribution(1, 3), 1, 2, 3)
     for pixels in (None, 124):
-        assert [t.label for t in setting_scale(trials, "p", pixels)[0].ticks] == ["1", "2", "3"]
-    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
-    assert AXIS.height(-0.01) < 0
-    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
+        assert [t.label for t in make_setting_axis(trials, "p", pixels).scale.ticks] == [
+            "1",
+            "2",
+            "3",
+        ]
+    assert [AXIS.coordinate(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
+    assert AXIS.coordinate(-0.01) < 0
+    assert AXIS.coordinate(1.0) == AXIS.coordinate(1.1) < 5
 
 
 def test_an_unknown_loss_that_differs_by_factors_has_a_logarithmic_axis():
@@ -161,7 +173,7 @@ def test_a_few_far_worse_trials_are_strokes_at_the_edge_of_the_history(least):
 
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
     for low, high in ((0, 1), (0.1, 0.97), (1e-9, 3e-9), (-12345, 98765), (0.123, 0.1231)):
-        ticks = [Tick(mark, f"{mark:.10g}") for mark in round_marks(low, high, 40)]
+        ticks = [Tick(mark, f"{mark:.10g}") for mark in choose_round_numbers(low, high, 40)]
         shown = fit_labels(ticks, low, high)
         for screen, pixels in (("narrow", 280), ("roomy", 860)):
             own = [tick for tick in shown if tick.when in ("", screen)]
@@ -197,9 +209,9 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     drawn = [mark for mark in figure.marks if mark.name != "best" and mark.trials]
     assert sorted(n for mark in drawn for n in mark.trials) == [*range(43)]
     at = {n: y for mark in drawn for n, (_, y) in zip(mark.trials, points_of(mark), strict=True)}
-    assert at[37] == AXIS.height(0.937)
-    assert [at[number] for number in (3, 39)] == [AXIS.height(value) for value in (0.7, 0.8)]
-    assert at[42] == pytest.approx(AXIS.height(0.8)), "its last finite value"
+    assert at[37] == AXIS.coordinate(0.937)
+    assert [at[number] for number in (3, 39)] == [AXIS.coordinate(value) for value in (0.7, 0.8)]
+    assert at[42] == pytest.approx(AXIS.coordinate(0.8)), "its last finite value"
     strokes = {n for mark in drawn if mark.shape == "rug" for n in mark.trials}
     assert strokes == {40, 41} == {n for n, y in at.items() if y < min(at[n] for n in range(40))}
     shapes = {mark.name: mark.shape for mark in figure.marks if mark.name in ("pruned", "running")}
@@ -225,14 +237,14 @@ def test_the_history_rings_the_winner_and_has_its_comparable_new_values(searched
     figure = draw_history(searched.trials(), marked(best), AXIS, result)
     assert mark_of(figure, "winner").trials == [36]
     (again,), (test,) = (points_of(mark_of(figure, name)) for name in ("re-evaluation", "test"))
-    assert (again[1], test[1]) == (AXIS.height(0.93), AXIS.height(0.91))
+    assert (again[1], test[1]) == (AXIS.coordinate(0.93), AXIS.coordinate(0.91))
     assert 39 < again[0] < test[0] < figure.x.high, "to the right of all trials"
     across = draw_history(searched.trials(), marked(best, best), AXIS, result)
     ends = [x for x, _ in points_of(mark_of(across, "baseline"))]
     assert ends == [across.x.low, across.x.high]
     bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
     ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
-    assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.height, ends)])
+    assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.coordinate, ends)])
     other = replace(result, metric=ObjectiveValue("loss", "minimize"))
     assert not {"re-evaluation", "test"} & {*draw_history([best], marked(), AXIS, other).names()}
 
@@ -247,14 +259,14 @@ def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():
         (FloatDistribution(0.0, 0.5, step=0.25), (0.5, 0.0, 0.25), ["0", "0.25", "0.5"]),
     ):
         for pixels in (None, 124):
-            scale, places = setting_scale(over(distribution, *settings), "p", pixels)
-            assert [tick.label for tick in scale.ticks] == labels
-            assert {*places} == {tick.coordinate for tick in scale.ticks}
+            axis = make_setting_axis(over(distribution, *settings), "p", pixels)
+            assert [tick.label for tick in axis.scale.ticks] == labels
+            assert {*axis.coordinates} == {tick.coordinate for tick in axis.scale.ticks}
     for low, high in ((0.08, 0.2), (2e-4, 3e-4), (0.21, 0.59), (1e-5, 7e-1), (5, 1234), (3, 4)):
         for log in (False, True):
             trials = over(FloatDistribution(low, high, log=log), low, high)
             for pixels in (None, 124):
-                assert len(setting_scale(trials, "p", pixels)[0].ticks) >= 2
+                assert len(make_setting_axis(trials, "p", pixels).scale.ticks) >= 2
 
 
 def test_pruned_and_paused_trials_are_squares_or_strokes_at_the_edge():
@@ -278,7 +290,7 @@ def test_pruned_and_paused_trials_are_squares_or_strokes_at_the_edge():
         ("paused", "square"): [6],
     }
     square = next(mark for mark in chart.marks if mark.color == "pruned")
-    assert points_of(square) == [(0.2, AXIS.height(0.88))]
+    assert points_of(square) == [(0.2, AXIS.coordinate(0.88))]
     heights = [y for mark in chart.marks for _, y in points_of(mark)]
     assert all(chart.y.low <= height <= chart.y.high for height in heights)
     drawn = {n for mark in draw_pair(trials, ["lr", "x"], AXIS).marks for n in mark.trials}
@@ -321,7 +333,7 @@ def test_idle_is_the_share_of_gaps_and_a_running_trial_lasts_until_now():
         ([(5, 10), (0, 4)], 0.1),
         ([(0, 10), (2, 4), (8, 20), (30, 40)], 0.25),
     ):
-        times = [tuple(BEGAN + timedelta(seconds=end) for end in ends) for ends in spans]
+        times = [Span(*(BEGAN + timedelta(seconds=end) for end in ends)) for ends in spans]
         assert idle_share(times) == pytest.approx(share)
     trials = numbered(a_trial(0), a_trial(1, TrialState.RUNNING))
     left, worked = (
@@ -363,7 +375,7 @@ def test_complete_trials_are_points_over_one_and_two_hyperparameters(
         own = [trial.number for trial in trials if name in trial.params]
         dots = sorted(n for mark in chart.marks if mark.shape == "dot" for n in mark.trials)
         assert dots == own
-    assert charts["lr"].x.reads == "tens"
+    assert charts["lr"].x.kind == "tens"
     assert isinstance(draw_pair(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
     figure = draw_pair(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
     assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
@@ -376,9 +388,9 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     fill(stored, create_trial(values=[0.99, 50], constraints={"flops": 1.0}))
     snapshot = take_snapshot(stored)
     marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": stored.trials()[3]}
-    table = figures.PageTable(("trial",), [])
+    table = PageTable(("trial",), [])
     figure = figures.draw_front(stored, marked, Axis("accuracy", "plain", 1), table)
-    assert figure.x.reads == "tens", "costs that differ by more than ten times"
+    assert figure.x.kind == "tens", "costs that differ by more than ten times"
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
     points = {m.name: {(round(10**x), y) for x, y in points_of(m)} for m in figure.marks}
     assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}

@@ -138,9 +138,9 @@ def test_a_loss_axis_is_logarithmic_if_pruned_trials_differ_by_factors(
     least = [ObjectiveValue("distance", "minimize")]
     stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=4, objectives=least)
     fill(stored, a_trial(0, accuracy=0.2), a_trial(1, accuracy=0.5))
-    assert first_chart(stored).y.reads == "plain"
+    assert first_chart(stored).y.kind == "plain"
     fill(stored, a_trial(2, TrialState.PRUNED, 3.0))
-    assert first_chart(stored).y.reads == "tens"
+    assert first_chart(stored).y.kind == "tens"
 
 
 def test_best_trial_and_winner_are_one_ring_with_the_costs(sqlite_url):

@@ -21,8 +21,8 @@ from studyloom.installation import pip_install
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
+from studyloom.views.charts import Block, Chart, Multiples, PageTable
 from studyloom.views.comparison import make_document, read_studies
-from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.terminal import align_rows

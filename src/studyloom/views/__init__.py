@@ -6,6 +6,7 @@ with a link to optuna-dashboard.
 """
 
 __all__ = [
+    "charts",
     "comparison",
     "dashboard",
     "doctor",

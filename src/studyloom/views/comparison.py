@@ -18,6 +18,7 @@ from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures, page, words
+from studyloom.views.charts import Block, Chart, PageTable
 from studyloom.views.report import collect_trials_of_stages, find_period, sum_worked_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import align_rows
@@ -198,7 +199,7 @@ def make_document(studies: Sequence[ComparedStudy]) -> dict[str, Any]:
     return asdict(Comparison(facts, find_differences(studies)))
 
 
-def make_table(studies: Sequence[ComparedStudy]) -> figures.PageTable:
+def make_table(studies: Sequence[ComparedStudy]) -> PageTable:
     """Returns the studies side by side: a row for each fact, a column for each study."""
     columns = []
     for study in studies:
@@ -221,7 +222,7 @@ def make_table(studies: Sequence[ComparedStudy]) -> figures.PageTable:
     for title in columns[0]:
         rows.append((title, *(column[title] for column in columns)))
     head = ("", *(study.label for study in studies))
-    return figures.PageTable(head, rows, text_columns=(0,))
+    return PageTable(head, rows, text_columns=(0,))
 
 
 def _format_duration(seconds: float | None) -> str:
@@ -259,7 +260,7 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
     return points
 
 
-def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> figures.Chart | str:
+def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     stored = studies[0].stored
     for study in studies:
@@ -272,10 +273,10 @@ def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> figures
 def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
     """Returns the sections of the HTML comparison."""
     rows = [(key, *values) for key, values in find_differences(studies).items()]
-    differences: figures.Block = page.Absent("Definition and search are the same.")
+    differences: Block = page.Absent("Definition and search are the same.")
     if rows:
         head = ("", *(study.label for study in studies))
-        differences = figures.PageTable(head, rows, text_columns=range(len(head)))
+        differences = PageTable(head, rows, text_columns=range(len(head)))
     over_trials = page.draw_figure(draw_curves, studies, over_time=False)
     over_time = page.draw_figure(draw_curves, studies, over_time=True)
     return [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studyloom.views.figures import LETTER, Block, Chart, Mark, drop_overlapping
+from studyloom.views.charts import LETTER, Block, Chart, Mark, drop_overlapping
 from studyloom.views.page import FOLDER, Absent, Head, fill_template
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)

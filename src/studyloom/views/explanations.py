@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from studyloom.text import format_value
 from studyloom.views import page
-from studyloom.views.figures import (
+from studyloom.views.charts import (
     Chart,
     ChartScale,
     Mark,
     PageTable,
     Tick,
     make_dotted_line,
-    plain_scale,
+    make_linear_scale,
 )
 from studyloom.views.page import draw_figure
 from studyloom.views.words import format_number
@@ -151,7 +151,7 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
     head = ("confidence", "examples", "mean confidence", "accuracy", "95% interval")
     ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
     x = ChartScale(-0.03, 1.03, ticks, "confidence")
-    y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)
+    y = make_linear_scale([0.0, 1.0], "accuracy", upright=True, height=height)
     label = f"the accuracy of {len(bins)} bins of confidence"
     return Chart(label, height, x, y, marks, PageTable(head, rows, text_columns=(0,)))
 

@@ -1,26 +1,21 @@
-"""The figures of the reports, as charts: scales, marks, and a table of the same values.
+"""The figures of the reports: charts of a study's trials, and of its winner's predictions.
 
-A chart contains no HTML. `page` draws it as SVG that stretches to its width, without script,
-network or images of several sizes. The function of a figure returns a chart, or a sentence that
-says why there is nothing to draw yet. `trials` are those of a study, by number; `marked` ones are
-highlighted.
-
-A value becomes a *coordinate* on its axis (`Axis.height`, `setting_scale`), and a coordinate
-becomes a *place* in the drawing, from 0 to SIZE (`ChartScale.place`). An *outcome* is how a trial
+The function of a figure returns a chart, or a sentence that says why there is nothing to draw yet.
+`trials` are those of a study, by number; `marked` ones are highlighted. An *outcome* is how a trial
 stands, as the table of trials calls it: complete, pruned, paused, failed, interrupted or running.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import median
+from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.metrics import METRICS
 from studyloom.storage.stored_study import StoredStudy, value_of
 from studyloom.storage.trial_record import INTERRUPTED, TrialRecord, shown_state
 from studyloom.storage.trial_tables import quantities
@@ -31,492 +26,43 @@ from studyloom.text import (
     format_value,
     shorten,
 )
+from studyloom.views.charts import (
+    Axis,
+    Chart,
+    ChartScale,
+    Mark,
+    Multiples,
+    Note,
+    PageTable,
+    Part,
+    Point,
+    Tick,
+    choose_round_numbers,
+    drop_overlapping,
+    fit_labels,
+    make_dotted_line,
+    make_integer_scale,
+    make_linear_scale,
+    make_log_scale,
+    make_trial_dots,
+)
 from studyloom.views.words import describe_ablation
-from studyloom.winner.result import Ablation, Predictions, Result, Summary
-
-SIZE = 1000  # units of the drawing along each axis
-NARROW = 280  # pixels of a horizontal axis on a phone
-ROOMY = 860  # pixels of a horizontal axis on a wide screen
-LETTER = 7.2  # pixels of a label's letter
-GAP = 8  # pixels between two labels
-LINE = 22  # pixels between the labels of a vertical axis
-ROUNDING = 1e-6  # of a value; numbers that are closer differ by rounding, also in single precision
-
-Point = tuple[float, float]
-Part = Sequence[Point]  # one connected line, or a single dot
-
-
-class Block:
-    """A piece of a report."""
-
-
-@dataclass(frozen=True)
-class PageTable(Block):
-    """A table of a report, with a note below it.
-
-    Args:
-        text_columns: the columns of text; the others are aligned as numbers.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    text_columns: Sequence[int] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A label of an axis.
-
-    Args:
-        coordinate: where it is on the axis.
-        when: `narrow` or `roomy` if it is only for a phone or only for a wide screen; else empty.
-    """
-
-    coordinate: float
-    label: str
-    when: str = ""
-
-
-@dataclass(frozen=True)
-class ChartScale:
-    """An axis: its coordinates and labels.
-
-    Args:
-        reads: how the script computes a value from a coordinate: `plain`, `whole` (rounded),
-            `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
-            one at that place), or `none`.
-    """
-
-    low: float
-    high: float
-    ticks: Sequence[Tick] = ()
-    title: str = ""
-    reads: str = "plain"
-    words: Sequence[str] = ()
-
-    def place(self, coordinate: float) -> float:
-        """Returns where a coordinate is drawn, from 0 to SIZE."""
-        span = self.high - self.low
-        if span == 0:
-            return SIZE / 2
-        return SIZE * (coordinate - self.low) / span
-
-    def share(self, coordinate: float) -> str:
-        """Returns where a coordinate is drawn, in percent."""
-        return f"{100 * self.place(coordinate) / SIZE:.2f}"
-
-    def edge(self, tick: Tick) -> str:
-        """Returns the class of a long label at an end of the axis, which must not stick out."""
-        share = self.place(tick.coordinate) / SIZE
-        if len(tick.label) < 5 or 0.04 < share < 0.96:
-            return ""
-        if share < 0.5:
-            return " first"
-        return " last"
-
-    def clip(self, coordinate: float) -> float:
-        """Returns a coordinate, or the nearer end of the axis if it lies beyond."""
-        return min(max(coordinate, self.low), self.high)
-
-    @property
-    def reading(self) -> Mapping[str, object]:
-        """The data from which the script computes values on the scale."""
-        return {
-            "low": self.low,
-            "high": self.high,
-            "title": self.title,
-            "reads": self.reads,
-            "words": self.words,
-        }
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Lines or dots of one kind.
-
-    Args:
-        shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
-            two lower corners, `width` its height).
-        parts: the coordinates; a part is a line or one dot.
-        trials: the number of the trial of each part; None for parts that are not trials.
-        style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
-    """
-
-    name: str
-    color: str
-    shape: str
-    parts: Sequence[Part]
-    trials: Sequence[int | None] = ()
-    width: float = 8
-    style: Sequence[str] = ()
-
-
-def make_points(
-    name: str, color: str, places: Mapping[int, Point], width: float = 8, shape: str = "dot"
-) -> Mark:
-    """Returns a dot for each trial, by the trial's number."""
-    parts = [[point] for point in places.values()]
-    return Mark(name, color, shape, parts, [*places], width)
-
-
-def make_dotted_line(name: str, color: str, ends: Part, width: float = 1) -> Mark:
-    """Returns a dotted line between two ends."""
-    return Mark(name, color, "line", [ends], width=width, style=("dotted",))
-
-
-@dataclass(frozen=True)
-class Note:
-    """A few words to the `right` or `left` of a position in a chart, or `above` it."""
-
-    x: float
-    y: float
-    text: str
-    side: str = "right"
-
-
-@dataclass(frozen=True)
-class Chart(Block):
-    """Marks between two axes, and a table of the same values."""
-
-    label: str
-    height: int
-    x: ChartScale
-    y: ChartScale
-    marks: Sequence[Mark]
-    table: PageTable
-    notes: Sequence[Note] = ()
-
-    def names(self) -> list[str]:
-        """Returns the names of its marks."""
-        return [mark.name for mark in self.marks if mark.name]
-
-    @property
-    def gutter(self) -> int:
-        """The pixels that the labels of its vertical axis take."""
-        longest = max((len(tick.label) for tick in self.y.ticks), default=0)
-        if longest == 0:
-            return 2
-        return round(LETTER * longest + 8)
-
-    def is_read(self, mark: Mark) -> bool:
-        """Returns True if the pointer reads the values of a mark."""
-        if mark.trials:
-            return True
-        is_guide = "dotted" in mark.style or "stepped" in mark.style
-        return bool(mark.name) and not is_guide
-
-    def path(self, mark: Mark, wide: float = SIZE, high: float = SIZE) -> str:
-        """Returns a mark as the data of an SVG path, in an area so wide and high."""
-        return "".join(self._part(mark, part, wide, high) for part in mark.parts)
-
-    def _part(self, mark: Mark, part: Part, wide: float, high: float) -> str:
-        """Returns one line or dot as the data of an SVG path, in which y grows downwards."""
-        places = []
-        for x, y in part:
-            from_left = wide * self.x.place(x) / SIZE
-            from_top = high * (1 - self.y.place(y) / SIZE)
-            places.append((from_left, from_top))
-        x, y = places[0]
-        start = f"M{_digits(x)} {_digits(y)}"
-        if mark.shape == "bar":
-            end, _ = places[1]
-            length = _digits(max(end - x, 0.6))  # a bar of no duration is visible too
-            height = _digits(mark.width * high / (self.y.high - self.y.low))
-            return f"{start}h{length}v-{height}h-{length}z"
-        if mark.shape == "rug":
-            return f"M{_digits(x)} {_digits(y - 0.016 * high)}v{_digits(0.032 * high)}"
-        if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a dot
-            return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
-        corner = "L{} {}"
-        if "stepped" in mark.style:
-            corner = "H{}V{}"
-        return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in places[1:])
-
-
-def _digits(number: float) -> str:
-    """Formats a number of an SVG path, with at most one digit after the point."""
-    return f"{number:.1f}".removesuffix(".0")
-
-
-@dataclass(frozen=True)
-class Multiples(Block):
-    """Small charts side by side, each below its title."""
-
-    charts: Mapping[str, Chart] = field(default_factory=dict)
-
-
-def drop_overlapping(
-    ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
-) -> Sequence[Tick]:
-    """Drops labels, which have ascending coordinates, until no two overlap.
-
-    Every label is tried first, then every second one and so on, and at last only the outer two.
-    """
-    pixels_per_unit = pixels / ((high - low) or 1)
-
-    def is_clear(left: Tick, right: Tick) -> bool:
-        distance = (right.coordinate - left.coordinate) * pixels_per_unit
-        if upright:
-            return distance >= LINE
-        return distance >= LETTER * (len(left.label) + len(right.label)) / 2 + GAP
-
-    selections = [ticks[::stride] for stride in range(1, len(ticks))]
-    outer_two = ticks[:: max(1, len(ticks) - 1)]
-    for selection in (*selections, outer_two):
-        if all(itertools.starmap(is_clear, itertools.pairwise(selection))):
-            return selection
-    return ticks[:1]
-
-
-def fit_labels(
-    ticks: Sequence[Tick], low: float, high: float, pixels: float | None = None
-) -> Sequence[Tick]:
-    """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen.
-
-    Args:
-        pixels: the length of the axis, if it is the same on all screens.
-    """
-    if pixels is not None:
-        return drop_overlapping(ticks, low, high, pixels)
-    on_phone = drop_overlapping(ticks, low, high, NARROW)
-    on_wide_screen = drop_overlapping(ticks, low, high, ROOMY)
-    labels = []
-    for tick in ticks:
-        if tick in on_phone and tick in on_wide_screen:
-            labels.append(replace(tick, when=""))
-        elif tick in on_phone:
-            labels.append(replace(tick, when="narrow"))
-        elif tick in on_wide_screen:
-            labels.append(replace(tick, when="roomy"))
-    return labels
-
-
-def is_one_value(low: float, high: float) -> bool:
-    """Returns True if two numbers, the lower one first, are equal up to rounding."""
-    return high - low <= ROUNDING * max(abs(low), abs(high))
-
-
-def tick_labels(marks: Sequence[float], digits: int) -> list[str]:
-    """Returns a label for each mark, with at least so many digits, and more until they differ."""
-    labels: list[str] = []
-    for count in range(digits, 17):
-        labels = [f"{mark:.{count}g}" for mark in marks]
-        if len({*labels}) == len({*marks}):
-            break
-    return labels
-
-
-def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
-    """Returns a horizontal axis of integers, with integer labels."""
-    margin = 0.03 * (high - low) + 0.3
-    start = low - margin
-    end = high + margin
-    step = next(step for step in _round_steps() if (high - low) / step <= 12)
-    first = math.ceil(low / step) * step
-    ticks = [Tick(mark, str(mark)) for mark in range(first, math.floor(high) + 1, step)]
-    return ChartScale(start, end, fit_labels(ticks, start, end), title, "whole")
-
-
-def _round_steps() -> Iterator[int]:
-    """Yields 1, 2, 5, 10, 20, 50, 100 and so on."""
-    for power in itertools.count():
-        for factor in (1, 2, 5):
-            yield factor * 10**power
-
-
-def round_marks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about `count` round numbers between two; only the lower one if they are one value."""
-    if is_one_value(low, high):
-        return [low]
-    exponent = math.floor(math.log10((high - low) / count))
-    power = 10.0**exponent
-    step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
-    # The ends may be multiples of the step up to rounding, such as 0.3 = 3 * 0.1.
-    multiples = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    if len(multiples) < 2:  # one number on an axis gives no measure
-        return round_marks(low, high, count + 1)
-    return [round(multiple * step, -exponent) for multiple in multiples]
-
-
-def plain_scale(
-    values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
-) -> ChartScale:
-    """Returns an axis of numbers, at least one, with round labels."""
-    low = min(values)
-    high = max(values)
-    margin = 0.05 * (high - low)
-    if is_one_value(low, high):
-        margin = 0.05 * max(1.0, abs(high))
-    start = low - margin
-    end = high + margin
-    marks = round_marks(start, end, 6)
-    ticks: Sequence[Tick] = [*map(Tick, marks, tick_labels(marks, 4))]
-    if upright:
-        ticks = drop_overlapping(ticks, start, end, height, upright=True)
-    else:
-        ticks = fit_labels(ticks, start, end)
-    return ChartScale(start, end, ticks, title)
-
-
-def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> ChartScale:
-    """Returns a horizontal axis of values above 0 on which equal steps are equal factors.
-
-    Args:
-        pixels: its length, if it is the same on all screens.
-    """
-    is_single = is_one_value(min(values), max(values))
-    low = math.log10(min(values))
-    high = math.log10(max(values))
-    margin = 0.05 * (high - low)
-    if is_single:
-        margin = 0.1
-    start = low - margin
-    end = high + margin
-    marks = log_marks(min(values), max(values))
-    ticks = fit_labels(
-        [Tick(math.log10(mark), f"{mark:.3g}") for mark in marks], start, end, pixels
-    )
-    if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
-        ticks = [Tick(power, f"{10**power:.2g}") for power in (low, high)]
-    return ChartScale(start, end, ticks, title, "tens")
-
-
-def log_marks(low: float, high: float) -> list[float]:
-    """Returns two to four round numbers between two values, powers of ten first; else the two."""
-    digits = [1, 3]
-    if high >= 100 * low:
-        digits = [1]
-    marks = []
-    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
-        for digit in digits:
-            mark = float(f"{digit * 10.0**power:.10g}")
-            if low <= mark <= high:
-                marks.append(mark)
-    if len(marks) < 2:
-        marks = round_marks(low, high, 4)
-    if len(marks) < 2:
-        marks = sorted({low, high})
-    return marks[:: math.ceil(len(marks) / 4)]
-
-
-LEAST = {"unit": 1e-4, "factors": 1e-12}  # the error, or the value, at which an axis ends
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The axis of a metric's values.
-
-    Args:
-        scale: `unit` is logarithmic in the distance to 1, so that 0.99 is as far above 0.9 as 0.9
-            is above 0; trials that learn nothing would otherwise squeeze all the others into the
-            top tenth. `factors` is logarithmic in the value, and `plain` linear.
-    """
-
-    metric: str
-    scale: str
-    sign: int
-
-    @classmethod
-    def choose(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
-        """Returns the axis of a metric, by its name and finite values.
-
-        The scale of an unknown metric is `factors` if less is better and its values, all above 0,
-        differ by more than a factor of ten; otherwise it is `plain`. A metric is unknown if the
-        known one of its name cannot have all of its values.
-        """
-        scale = "plain"
-        standard = METRICS.get(metric)
-        if standard is not None and standard.sign == sign and all(map(standard.can_be, values)):
-            scale = standard.scale
-        if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
-            scale = "factors"
-        return cls(metric, scale, sign)
-
-    def height(self, value: float) -> float:
-        """Returns the coordinate at which a value is drawn."""
-        if self.scale == "plain":
-            return value
-        if self.scale == "unit":
-            return -math.log10(max(1.0 - value, LEAST["unit"]))
-        return math.log10(max(value, LEAST["factors"]))
-
-    def near(self, values: Collection[float]) -> list[float]:
-        """Returns the values, without those far worse than the best nine tenths.
-
-        The best nine tenths then take at least a third of the axis.
-        """
-        ordered = sorted(values, key=lambda value: -self.sign * value)
-        best = ordered[0]
-        last = ordered[math.ceil(0.9 * len(ordered)) - 1]
-        most = 3 * abs(self.height(last) - self.height(best))
-
-        def is_near(value: float) -> bool:
-            if is_one_value(min(value, best), max(value, best)):
-                return True
-            return abs(self.height(value) - self.height(best)) <= most
-
-        return [value for value in ordered if is_near(value)]
-
-    def marks(self, low: float, high: float) -> list[float]:
-        """Returns some round values between `low` and `high`, or only `low` without any."""
-        marks: list[float] = []
-        if self.scale == "unit":
-            marks = _marks_below_one(low, high)
-        elif self.scale == "factors" and low > 0:
-            marks = log_marks(low, high)
-        if len(marks) < 3:
-            marks = round_marks(low, high, 8)
-        return marks
-
-    def scale_of(self, values: Collection[float], height: int) -> ChartScale:
-        """Returns the vertical axis for some values.
-
-        Args:
-            height: its length in pixels.
-        """
-        low = min(values)
-        high = max(values)
-        bottom = self.height(low)
-        top = self.height(high)
-        margin = 0.06 * (top - bottom)
-        if bottom == top or is_one_value(low, high):
-            margin = 0.05 * max(1.0, abs(top))
-        start = bottom - margin
-        end = top + margin
-        marks = self.marks(low, high)
-        ticks = [*map(Tick, map(self.height, marks), tick_labels(marks, 6))]
-        reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
-        labels = drop_overlapping(ticks, start, end, height, upright=True)
-        return ChartScale(start, end, labels, self.metric, reads)
-
-
-def _marks_below_one(low: float, high: float) -> list[float]:
-    """Returns the numbers between two whose distance to 1 is round, such as 0.5, 0.9 and 0.98."""
-    marks = []
-    for power in range(5):
-        for digit in (5, 3, 2, 1):
-            mark = round(1 - digit * 10.0**-power, 10)
-            if low <= mark <= high:
-                marks.append(mark)
-    return marks
-
-
-# The figures of a study
+from studyloom.winner.result import Ablation, AblationRow, Predictions, Result, Summary
 
 ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
 NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
 NOTHING_COMPLETE = "No trial is complete yet."
 NO_VALUE = "No trial has a value yet."
-# The width of a trial's mark in the history, by its outcome: small ones are squares, of trials that
-# ended early, are paused or interrupted. The last are on top.
+# The width of a trial's mark in the history, by its outcome. The last are on top.
 HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, INTERRUPTED: 7, "running": 9}
+SMALLEST_DOT = 8  # the width of a mark of the history from which on it is a dot, not a square
 # The outcomes in the order in which their curves are drawn: the last are on top.
 CURVES = ("failed", "pruned", "paused", INTERRUPTED, "running", "complete")
 BARS = ("complete", "pruned", "failed", "paused", INTERRUPTED, "running")  # order of the timeline
 UNFINISHED = ("failed", "pruned", "paused", INTERRUPTED)  # their curves end in a square
 COLORS = {INTERRUPTED: "running"}  # of a state that shares the color of another
 MANY = 400  # trials, whose marks are smaller
+SMALLER = 0.6  # the share of their width that is left
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
@@ -546,6 +92,9 @@ Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop 
 Marked = Mapping[str, FrozenTrial | None]  # `baseline`, `best` and, of a front, `winner`
 
 
+# Values and settings of trials
+
+
 def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the complete trials whose value is a finite number."""
     return [
@@ -556,7 +105,7 @@ def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def last_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
-    """Returns the value of each complete trial, and the last finite one that others reported."""
+    """Returns the last finite value of each trial by number; for a complete one its final value."""
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     for trial in trials:
         if trial.state != TrialState.COMPLETE:
@@ -584,14 +133,20 @@ def learning_curve(trial: FrozenTrial) -> Curve:
 
 
 def best_so_far(complete: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]:
-    """Returns the trials that were better than all feasible trials before them."""
-    steps: list[FrozenTrial] = []
+    """Returns the trials that were better than all feasible trials before them.
+
+    Args:
+        sign: 1 if more is better, -1 if less is.
+    """
+    improvements: list[FrozenTrial] = []
     for trial in complete:
         constraints = trial.constraints or {}
         is_feasible = all(excess <= 0 for excess in constraints.values())
-        if is_feasible and (not steps or sign * _value(trial) > sign * _value(steps[-1])):
-            steps.append(trial)
-    return steps
+        if not is_feasible:
+            continue
+        if not improvements or sign * _value(trial) > sign * _value(improvements[-1]):
+            improvements.append(trial)
+    return improvements
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -617,14 +172,14 @@ def _sort_key(setting: object) -> tuple[str, float, str]:
     return type(setting).__name__, 0.0, str(setting)
 
 
-def _select(places: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
-    """Returns the places of some trials, by number."""
-    return {number: place for number, place in places.items() if number in numbers}
+def _select(points: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
+    """Returns the points of some trials, by number."""
+    return {number: point for number, point in points.items() if number in numbers}
 
 
-def _remove(places: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
-    """Returns the places of all trials but some, by number."""
-    return {number: place for number, place in places.items() if number not in numbers}
+def _remove(points: Mapping[int, Point], numbers: Collection[int]) -> dict[int, Point]:
+    """Returns the points of all trials but some, by number."""
+    return {number: point for number, point in points.items() if number not in numbers}
 
 
 def _without_empty(marks: Sequence[Mark]) -> list[Mark]:
@@ -646,21 +201,29 @@ def _count_left_out(rows: Sequence[object], total: int, what: str) -> str:
 
 
 def summarize_settings(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
-    """Returns the values of complete trials by their setting of a hyperparameter.
+    """Returns a table of a hyperparameter's settings: how many trials, and their values.
 
     Many different numbers are divided into four ranges with as many trials each.
+
+    Args:
+        trials: complete trials that have the hyperparameter.
+        sign: 1 if more is better, -1 if less is.
     """
     rows = []
     for label, members in _group_by_setting(trials, name):
         values = sorted(map(_value, members), key=lambda value: -sign * value)
-        rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
+        best = values[0]
+        rows.append((label, len(members), format_value(best), format_value(median(values))))
     return PageTable((name, "complete trials", "best", "median"), rows, text_columns=(0,))
 
 
 def _group_by_setting(
     trials: Sequence[FrozenTrial], name: str
 ) -> Iterator[tuple[str, Sequence[FrozenTrial]]]:
-    """Yields the label of each setting, or range of settings, and the trials that have it."""
+    """Yields each setting of a hyperparameter as a label, and the trials that have it.
+
+    Yields BINS ranges instead, with as many trials each, if there are many different numbers.
+    """
     ordered = sorted(trials, key=lambda trial: _sort_key(trial.params[name]))
     settings = list(dict.fromkeys(trial.params[name] for trial in ordered))
     if len(settings) <= 2 * BINS or not all(map(_is_number, settings)):
@@ -668,11 +231,15 @@ def _group_by_setting(
             members = [trial for trial in trials if trial.params[name] == setting]
             yield _label(setting, 60), members
         return
-    ends = [len(ordered) * part // BINS for part in range(BINS + 1)]
-    for start, end in itertools.pairwise(ends):
-        first = _label(ordered[start].params[name])
-        last = _label(ordered[end - 1].params[name])
-        yield f"{first} to {last}", ordered[start:end]
+    limits = [len(ordered) * part // BINS for part in range(BINS + 1)]
+    for start, end in itertools.pairwise(limits):
+        members = ordered[start:end]
+        lowest = _label(members[0].params[name])
+        highest = _label(members[-1].params[name])
+        yield f"{lowest} to {highest}", members
+
+
+# The history
 
 
 def draw_history(
@@ -690,55 +257,43 @@ def draw_history(
     values = last_values(trials)
     if not values:
         return NO_VALUE
-    new_values = {}
+    new_values: Mapping[str, Summary] = {}
     if winner is not None:
         new_values = winner.new_values(axis.metric)
-    ends_of_new_values: list[float] = []
-    for new_value in new_values.values():
-        ends_of_new_values += new_value.mean_and_error
-
-    y = axis.scale_of([*axis.near(values.values()), *ends_of_new_values], height)
-    heights = {number: y.clip(axis.height(value)) for number, value in values.items()}
-    near = {number for number, value in values.items() if heights[number] == axis.height(value)}
-    margin = 0.05 * (y.high - y.low)
-    bottom = y.low - margin
+    y = _make_history_scale(axis, values.values(), new_values.values(), height)
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
-    places = {}
-    for number, outcome in outcomes.items():
-        if outcome in HISTORY:
-            places[number] = (number, heights.get(number, bottom))
-    if any(number not in values for number in places):
-        y = replace(y, low=bottom - margin)
     last_number = max(outcomes)
-    x = whole_scale(0, last_number, "trial")
+    x = make_integer_scale(0, last_number, "trial")
     right_edge = x.high
     step = 0.035 * (x.high - x.low)  # between the new values, to the right of the trials
     x = replace(x, high=right_edge + step * len(new_values))
 
-    marks = _outcome_marks(places, outcomes, near)
+    margin = 0.05 * (y.high - y.low)
+    bottom = y.low - margin
+    points: dict[int, Point] = {}
+    near = set()  # the trials that lie within the axis
+    for number, outcome in outcomes.items():
+        coordinate = bottom
+        if number in values:
+            unclipped = axis.coordinate(values[number])
+            coordinate = y.clip(unclipped)
+            if coordinate == unclipped:
+                near.add(number)
+        if outcome in HISTORY:
+            points[number] = (number, coordinate)
+    if any(number not in values for number in points):
+        y = replace(y, low=bottom - margin)
+
+    marks = _mark_outcomes(points, outcomes, near)
     improvements = best_so_far(complete_trials(trials), axis.sign)
-    corners: list[Point] = []
-    for trial in improvements:
-        if trial.number in near:
-            corners.append((trial.number, heights[trial.number]))
-    marks.append(_best_so_far_mark(corners, last_number))
+    corners = [points[trial.number] for trial in improvements if trial.number in near]
+    marks.append(_mark_best_so_far(corners, last_number))
     baseline = value_of(marked["baseline"])
-    if baseline is not None and y.low <= axis.height(baseline) <= y.high:
-        baseline_height = axis.height(baseline)
-        ends = [(x.low, baseline_height), (x.high, baseline_height)]
-        marks.append(make_dotted_line("baseline", "baseline", ends, 1.5))
-    name = "best"
-    ringed = None
-    if winner is not None:
-        name = "winner"
-        ringed = winner.winner.trial
-    elif marked["best"] is not None:
-        ringed = marked["best"].number
-    if ringed is not None and ringed in near:
-        ring = {ringed: (ringed, heights[ringed])}
-        marks.append(make_points(name, name, ring, 13, shape="ring"))
+    if baseline is not None:
+        marks += _mark_baseline(axis.coordinate(baseline), x, y)
+    marks.append(_ring_best(_select(points, near), marked, winner))
     for position, (name, new_value) in enumerate(new_values.items()):
-        marks += _new_value_marks(name, new_value, right_edge + step * position, axis)
+        marks += _mark_new_value(name, new_value, right_edge + step * position, axis)
 
     rows = [(trial.number, format_value(_value(trial))) for trial in improvements]
     note = ""
@@ -749,69 +304,112 @@ def draw_history(
     return Chart(label, height, x, y, _without_empty(marks), table)
 
 
-def _best_so_far_mark(corners: Sequence[Point], last_number: int) -> Mark:
+def _make_history_scale(
+    axis: Axis, values: Collection[float], new_values: Collection[Summary], height: int
+) -> ChartScale:
+    """Returns the vertical axis of the history: all values but outliers, and the new values.
+
+    Args:
+        values: the last value of each trial.
+        new_values: the winner's values on new seeds, which are drawn with their errors.
+        height: the length of the axis in pixels.
+    """
+    covered = axis.drop_outliers(values)
+    for new_value in new_values:
+        covered += new_value.mean_and_error
+    return axis.make_scale(covered, height)
+
+
+def _mark_best_so_far(corners: Sequence[Point], last_number: int) -> Mark:
     """Returns the line of the best value so far, which continues to the last trial.
 
     Args:
-        corners: the places of the trials that were better than all before them.
+        corners: the points of the trials that were better than all before them.
     """
     lines = []
     if corners:
-        _, best_height = corners[-1]
-        lines.append([*corners, (last_number, best_height)])
+        _, best = corners[-1]
+        lines.append([*corners, (last_number, best)])
     return Mark("best so far", "best", "line", lines, width=2, style=("stepped",))
 
 
-def _new_value_marks(name: str, value: Summary, x: float, axis: Axis) -> list[Mark]:
+def _mark_baseline(coordinate: float, x: ChartScale, y: ChartScale) -> list[Mark]:
+    """Returns a dotted line across the history at the baseline's value, if the axis has it."""
+    if not y.low <= coordinate <= y.high:
+        return []
+    ends = [(x.low, coordinate), (x.high, coordinate)]
+    return [make_dotted_line("baseline", "baseline", ends, width=1.5)]
+
+
+def _ring_best(points: Mapping[int, Point], marked: Marked, winner: Result | None) -> Mark:
+    """Returns a ring around the winner, or around the best trial before there is a winner."""
+    name = "best"
+    numbers = []
+    if winner is not None:
+        name = "winner"
+        numbers = [winner.winner.trial]
+    elif marked["best"] is not None:
+        numbers = [marked["best"].number]
+    return make_trial_dots(name, name, _select(points, numbers), 13, shape="ring")
+
+
+def _mark_new_value(name: str, value: Summary, x: float, axis: Axis) -> list[Mark]:
     """Returns the mean of the winner on new seeds, with a bar from end to end of its error.
 
     Args:
         name: the name of the value; `test` is drawn as a square.
         x: where it is drawn.
     """
-    bar = [(x, axis.height(end)) for end in value.mean_and_error]
+    bar = [(x, axis.coordinate(end)) for end in value.mean_and_error]
     shape = "dot"
     if name == "test":
         shape = "square"
-    mean = (x, axis.height(value.mean))
+    mean = (x, axis.coordinate(value.mean))
     return [
         Mark("", "winner", "line", [bar], width=2),
         Mark(name, "winner", shape, [[mean]]),
     ]
 
 
-def _outcome_marks(
-    places: Mapping[int, Point], outcomes: Mapping[int, str], near: Collection[int]
+def _mark_outcomes(
+    points: Mapping[int, Point], outcomes: Mapping[int, str], near: Collection[int]
 ) -> list[Mark]:
-    """Returns the dots or squares of the trials of each outcome; strokes for those not `near`."""
+    """Returns the dots or squares of the trials in the history, a mark for each outcome.
+
+    Args:
+        points: the coordinates of the trials, by number.
+        near: the trials that lie within the axis; the others are strokes at its edge.
+    """
     marks = []
-    for outcome, width in HISTORY.items():
-        size: float = width
+    for outcome, full_width in HISTORY.items():
+        width: float = full_width
         if len(outcomes) > MANY:
-            size = 0.6 * width
+            width = SMALLER * full_width
         shape = "dot"
-        if width < 8:
+        if full_width < SMALLEST_DOT:
             shape = "square"
-        members = {number for number in places if outcomes[number] == outcome}
-        member_places = _select(places, members)
-        shown = _select(member_places, near)
-        strokes = _remove(member_places, near)
+        members = {number for number in points if outcomes[number] == outcome}
+        dots = _select(points, members.intersection(near))
+        strokes = _select(points, members.difference(near))
         name_of_strokes = outcome
-        if shown:
+        if dots:
             name_of_strokes = ""  # the legend names the outcome once
-        marks.append(make_points(outcome, _color(outcome), shown, size, shape=shape))
-        marks.append(make_points(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
+        marks.append(make_trial_dots(outcome, _color(outcome), dots, width, shape))
+        marks.append(make_trial_dots(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
     return marks
+
+
+# Learning curves
 
 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     """Returns the learning curves whose values are finite numbers, by trial."""
-    by_number = {}
+    curves = {}
     for trial in trials:
         curve = learning_curve(trial)
         if curve and all(_is_finite(value) for _, value in curve):
-            by_number[trial.number] = curve
-    return by_number
+            curves[trial.number] = curve
+    return curves
 
 
 def draw_curves(
@@ -826,59 +424,84 @@ def draw_curves(
     if not all_curves:
         return "No trial has ended an epoch yet."
     highlighted = {trial.number for trial in marked.values() if trial is not None}
-
-    def last_value(number: int) -> float:
-        _, value = all_curves[number][-1]
-        return value
-
-    ranked = sorted(all_curves, key=lambda number: -axis.sign * last_value(number))
+    best_first = _sort_by_last_value(all_curves, axis.sign)
+    best = list(best_first)[:MOST_BEST]
     latest = list(all_curves)[-MOST_LATEST:]
-    drawn = {*ranked[:MOST_BEST], *latest, *highlighted}
-    lines: dict[int, list[Point]] = {}
+    drawn = _select_curves(all_curves, {*best, *latest, *highlighted})
+
     values = []
     epochs = []
-    for number, curve in all_curves.items():
-        if number in drawn:
-            lines[number] = [(epoch, axis.height(value)) for epoch, value in curve]
-            values += [value for _, value in curve]
-            epochs += [epoch for epoch, _ in curve]
-
-    def mark_of(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
-        parts = [lines[number] for number in numbers]
-        if all(len(part) == 1 for part in parts):  # a single epoch needs some width
-            return Mark(name, _color(name), "dot", parts, numbers, 7, style)
-        return Mark(name, _color(name), "line", parts, numbers, width, style)
+    lines: dict[int, Part] = {}
+    for number, curve in drawn.items():
+        lines[number] = [(epoch, axis.coordinate(value)) for epoch, value in curve]
+        values += [value for _, value in curve]
+        epochs += [epoch for epoch, _ in curve]
+    y = axis.make_scale(values, height)
+    x = make_integer_scale(min(1, *epochs), max(epochs), "epoch")
 
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
-    marks = []
-    for outcome in CURVES:
-        members = []
-        for number in lines:
-            if outcomes[number] == outcome and number not in highlighted:
-                members.append(number)
-        marks.append(mark_of(outcome, members, 1.3, ("faint",)))
-        if outcome in UNFINISHED:
-            ends = {number: lines[number][-1] for number in members}
-            marks.append(make_points("", _color(outcome), ends, 5, shape="square"))
+    other_lines = {number: line for number, line in lines.items() if number not in highlighted}
+    marks = _mark_curves_by_outcome(other_lines, outcomes)
     for name, trial in marked.items():
-        members = []
         if trial is not None and trial.number in lines:
-            members = [trial.number]
-        marks.append(mark_of(name, members, 3))
-    y = axis.scale_of(values, height)
-    x = whole_scale(min(1, *epochs), max(epochs), "epoch")
-    rungs = set[int]()
-    for trial in trials:
-        rungs.update(TrialRecord(trial).rungs)
-    for rung in sorted(rungs):
-        marks.append(make_dotted_line("", "paused", [(rung, y.low), (rung, y.high)]))
-    best_first = {number: all_curves[number] for number in ranked}
-    table = _curves_table(best_first, outcomes, axis)
+            marks.append(_mark_curves(name, {trial.number: lines[trial.number]}, width=3))
+    marks += _mark_rungs(trials, y)
+    table = _tabulate_curves(best_first, outcomes, axis)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
 
 
-def _curves_table(
+def _sort_by_last_value(curves: Mapping[int, Curve], sign: int) -> dict[int, Curve]:
+    """Returns learning curves by trial, those with the best last values first."""
+
+    def last_value(number: int) -> float:
+        _, value = curves[number][-1]
+        return value
+
+    ranked = sorted(curves, key=lambda number: -sign * last_value(number))
+    return {number: curves[number] for number in ranked}
+
+
+def _select_curves(curves: Mapping[int, Curve], numbers: Collection[int]) -> dict[int, Curve]:
+    """Returns the learning curves of some trials, by number."""
+    return {number: curve for number, curve in curves.items() if number in numbers}
+
+
+def _mark_curves_by_outcome(lines: Mapping[int, Part], outcomes: Mapping[int, str]) -> list[Mark]:
+    """Returns a mark for the curves of each outcome, and the squares at their ends."""
+    marks = []
+    for outcome in CURVES:
+        members = {number: line for number, line in lines.items() if outcomes[number] == outcome}
+        marks.append(_mark_curves(outcome, members, width=1.3, style=("faint",)))
+        if outcome in UNFINISHED:
+            ends = {number: line[-1] for number, line in members.items()}
+            marks.append(make_trial_dots("", _color(outcome), ends, 5, shape="square"))
+    return marks
+
+
+def _mark_curves(
+    name: str, lines: Mapping[int, Part], width: float, style: Sequence[str] = ()
+) -> Mark:
+    """Returns one mark for the curves of some trials, or dots if each has only one epoch."""
+    shape = "line"
+    if all(len(line) == 1 for line in lines.values()):
+        shape = "dot"
+        width = 7
+    return Mark(name, _color(name), shape, [*lines.values()], [*lines], width, style)
+
+
+def _mark_rungs(trials: Sequence[FrozenTrial], y: ChartScale) -> list[Mark]:
+    """Returns an upright line at each rung: an epoch at which the pruner compared trials."""
+    rungs = set[int]()
+    for trial in trials:
+        rungs.update(TrialRecord(trial).rungs)
+    marks = []
+    for rung in sorted(rungs):
+        marks.append(make_dotted_line("", "paused", [(rung, y.low), (rung, y.high)]))
+    return marks
+
+
+def _tabulate_curves(
     best_first: Mapping[int, Curve], outcomes: Mapping[int, str], axis: Axis
 ) -> PageTable:
     """Returns the table of learning curves: their length, first, best and last value."""
@@ -894,8 +517,11 @@ def _curves_table(
     return PageTable(head, rows, text_columns=(1,), note=note)
 
 
+# Losses, and other quantities of a trial
+
+
 def name_losses_section(trial: FrozenTrial | None) -> str:
-    """Names the section of the figure that `draw_losses` draws."""
+    """Returns the section of the figure that `draw_losses` draws: `losses` or `quantities`."""
     if trial is not None and {*quantities([trial])} - {*LOSSES}:
         return "quantities"
     return "losses"
@@ -910,10 +536,10 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     columns = TrialRecord(trial).curve
     epochs = columns.get("number") or []
     names = quantities([trial])
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, Part] = {}
     values: list[float] = []
     for name in names:
-        line = []
+        line: list[Point] = []
         for epoch, value in zip(epochs, columns[name], strict=False):
             if _is_finite(value):  # a loop may report a quantity only in some epochs
                 line.append((epoch, value))
@@ -921,8 +547,9 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
         values += [value for _, value in line]
     if not values or any(len(columns[name]) != len(epochs) for name in names):
         return f"Trial {trial.number} stored no losses."
-    marks = [_quantity_mark(name, line, index) for index, (name, line) in enumerate(lines.items())]
-    y = plain_scale([0.0, *values], upright=True, height=height)
+
+    x = make_integer_scale(epochs[0], epochs[-1], "epoch")
+    y = make_linear_scale([0.0, *values], upright=True, height=height)
     bottom = 0.0  # without the margin below it, unless a value is below 0
     if min(values) < 0:
         bottom = min(0.0, y.low)
@@ -930,7 +557,9 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     if {*names} <= {*LOSSES}:
         title = "loss"
     y = replace(y, low=bottom, title=title)
-    x = whole_scale(epochs[0], epochs[-1], "epoch")
+    marks = []
+    for index, (name, quantity) in enumerate(lines.items()):
+        marks.append(_mark_quantity(name, quantity, LINES[index % len(LINES)]))
     notes = []
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
         lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
@@ -940,7 +569,17 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
         if lowest > middle:
             side = "left"
         notes.append(Note(lowest, y.high, f"lowest at epoch {lowest}", side))
-    rows = []
+    titles = [LOSSES.get(name, name) for name in names]
+    label = f"{', '.join(titles)} of trial {trial.number} by epoch"
+    table = PageTable(("epoch", *titles), _list_quantities(epochs, columns, names))
+    return Chart(label, height, x, y, _without_empty(marks), table, notes)
+
+
+def _list_quantities(
+    epochs: Sequence[int], columns: Mapping[str, Sequence[Any]], names: Sequence[str]
+) -> list[tuple[object, ...]]:
+    """Returns a row for each epoch, with a cell for each quantity; empty if it has no value."""
+    rows: list[tuple[object, ...]] = []
     for position, epoch in enumerate(epochs):
         cells = []
         for name in names:
@@ -950,22 +589,18 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
                 cell = format_value(value)
             cells.append(cell)
         rows.append((epoch, *cells))
-    titles = [LOSSES.get(name, name) for name in names]
-    label = f"{', '.join(titles)} of trial {trial.number} by epoch"
-    table = PageTable(("epoch", *titles), rows)
-    return Chart(label, height, x, y, _without_empty(marks), table, notes)
+    return rows
 
 
-def _quantity_mark(name: str, line: Part, index: int) -> Mark:
+def _mark_quantity(name: str, line: Part, color: str) -> Mark:
     """Returns the line of a quantity, or a dot if it was reported in one epoch.
 
     Args:
-        index: the position of the quantity among all, which decides its color.
+        color: the color of a quantity that is not a loss.
     """
-    color = LINES[index % len(LINES)]
+    style: Sequence[str] = ()
     if name in LOSSES:
         color = "best"
-    style: Sequence[str] = ()
     if name == "train_loss":
         style = ["dotted"]
     title = LOSSES.get(name, name)
@@ -975,6 +610,9 @@ def _quantity_mark(name: str, line: Part, index: int) -> Mark:
     if line:
         parts.append(line)
     return Mark(title, color, "dot", parts, width=8, style=style)
+
+
+# The Pareto front
 
 
 def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> Chart | str:
@@ -989,15 +627,49 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         return NOTHING_COMPLETE
     cost = stored.objectives[1]
     costs = [trial.values[1] for trial in trials]
-    is_logarithmic = 0 < SPREAD * min(costs) < max(costs)
     better = "less"
     if cost.sign > 0:
         better = "more"
-    title = f"{cost.name}, {better} is better"
+    x = _make_cost_scale(costs, f"{cost.name}, {better} is better")
+    y = axis.make_scale([trial.values[0] for trial in trials], height)
+
+    points: dict[int, Point] = {}
+    for trial in trials:
+        value, amount = trial.values[:2]
+        coordinate = amount
+        if x.kind == "tens":
+            coordinate = math.log10(amount)
+        points[trial.number] = (coordinate, axis.coordinate(value))
+    feasible = {trial.number for trial in stored.feasible()}
+    on_front = {trial.number for trial in stored.front()}
+    dot_width = 8.0
+    if len(trials) > MANY:
+        dot_width = SMALLER * dot_width
+    staircase = sorted(_select(points, on_front).values())
+    marks = [
+        Mark("staircase", "best", "line", [staircase], width=1.5, style=("stepped", "quiet")),
+        make_trial_dots("infeasible", "failed", _remove(points, feasible), shape="square"),
+        make_trial_dots("beaten", "complete", _select(points, feasible - on_front), dot_width),
+        make_trial_dots("front", "best", _select(points, on_front)),
+    ]
+    for name, marked_trial in marked.items():
+        if marked_trial is not None and marked_trial.values:
+            ring_width = 14
+            if name == "winner":
+                ring_width = 20  # it may be the best trial too, and then is a ring around that ring
+            point = _select(points, [marked_trial.number])
+            marks.append(make_trial_dots(name, name, point, ring_width, shape="ring"))
+    label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
+    return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _make_cost_scale(costs: Sequence[float], title: str) -> ChartScale:
+    """Returns the horizontal axis of a cost; logarithmic if they differ by more than SPREAD."""
+    is_logarithmic = 0 < SPREAD * min(costs) < max(costs)
     if is_logarithmic:
-        x = log_scale(costs, title)
+        x = make_log_scale(costs, title)
     else:
-        x = plain_scale(costs, title)
+        x = make_linear_scale(costs, title)
     ticks = []
     for tick in x.ticks:
         amount = tick.coordinate
@@ -1005,93 +677,92 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
             amount = 10**tick.coordinate
         # `format_cost` writes the digits that a rule of the winner accepts.
         ticks.append(Tick(tick.coordinate, format_cost(amount)))
-    x = replace(x, ticks=fit_labels(ticks, x.low, x.high))
-
-    places: dict[int, Point] = {}
-    for trial in trials:
-        value, amount = trial.values[:2]
-        coordinate = amount
-        if is_logarithmic:
-            coordinate = math.log10(amount)
-        places[trial.number] = (coordinate, axis.height(value))
-    feasible = {trial.number for trial in stored.feasible()}
-    on_front = {trial.number for trial in stored.front()}
-    front_places = _select(places, on_front)
-    size = 8.0
-    if len(trials) > MANY:
-        size = 4.8
-    staircase = [sorted(front_places.values())]
-    marks = [
-        Mark("staircase", "best", "line", staircase, width=1.5, style=("stepped", "quiet")),
-        make_points("infeasible", "failed", _remove(places, feasible), shape="square"),
-        make_points("beaten", "complete", _select(places, feasible - on_front), size),
-        make_points("front", "best", front_places),
-    ]
-    for name, marked_trial in marked.items():
-        if marked_trial is not None and marked_trial.values:
-            width = 14
-            if name == "winner":
-                width = 20  # it may be the best trial too, and then is a ring around that ring
-            place = _select(places, [marked_trial.number])
-            marks.append(make_points(name, name, place, width, shape="ring"))
-    y = axis.scale_of([trial.values[0] for trial in trials], height)
-    label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    return Chart(label, height, x, y, _without_empty(marks), table)
+    return replace(x, ticks=fit_labels(ticks, x.low, x.high))
 
 
-def setting_scale(
+# Trials over their hyperparameters
+
+
+@dataclass(frozen=True)
+class SettingAxis:
+    """The axis of a hyperparameter, and the coordinate of each trial on it."""
+
+    scale: ChartScale
+    coordinates: Sequence[float]
+
+
+def make_setting_axis(
     trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
-) -> tuple[ChartScale, list[float]]:
-    """Returns the axis of a hyperparameter, with choices at 0, 1, …, and each trial's coordinate.
+) -> SettingAxis:
+    """Returns the horizontal axis of a hyperparameter, which has choices at 0, 1 and so on.
 
     Args:
         trials: at least one; all have the hyperparameter.
-        pixels: the length of the axis, if it is the same on all screens.
+        pixels: the length of the axis, if it is the same on a phone and on a wide screen.
     """
     settings = [trial.params[name] for trial in trials]
     distribution = trials[0].distributions[name]
-    choices = list(dict.fromkeys(sorted(settings, key=_sort_key)))
     if isinstance(distribution, CategoricalDistribution) or not all(map(_is_number, settings)):
-        positions = {choice: float(position) for position, choice in enumerate(choices)}
-        scale = _choice_scale(choices, name, pixels)
-        return scale, [positions[setting] for setting in settings]
+        return _make_choice_axis(settings, name, pixels)
     is_logarithmic = False
     has_step = False
     if isinstance(distribution, IntDistribution | FloatDistribution):
         is_logarithmic = distribution.log and min(settings) > 0
         has_step = distribution.step is not None
-    place: Callable[[float], float]
+    to_coordinate: Callable[[float], float]
     if is_logarithmic:
-        place = math.log10
-        scale = log_scale(settings, name, pixels)
+        to_coordinate = math.log10
+        scale = make_log_scale(settings, name, pixels)
     else:
-        place = float
-        scale = plain_scale(settings, name)
+        to_coordinate = float
+        scale = make_linear_scale(settings, name)
 
     is_whole = all(isinstance(setting, int) for setting in settings)
-    marks: Sequence[float] = []  # instead of those of the scale
-    if len(choices) <= MOST_CHOICES and (is_whole or has_step):
-        marks = choices
+    distinct = _distinct_settings(settings)
+    numbers: Sequence[float] = []  # that are labeled instead of those of the scale
+    if len(distinct) <= MOST_CHOICES and (is_whole or has_step):
+        numbers = distinct
     elif not is_logarithmic and (is_whole or pixels is not None):
-        count = 5
-        if pixels is not None:
-            count = 3
-        marks = round_marks(min(settings), max(settings), count)
-        if is_whole:
-            marks = [mark for mark in marks if mark == int(mark)]
-    if marks:
-        digits = ".4g"
+        numbers = _choose_setting_numbers(settings, pixels)
+    if numbers:
+        format_spec = ".4g"
         if is_whole and pixels is None:
-            digits = ".0f"
-        ticks = [Tick(place(mark), format(mark, digits)) for mark in marks]
+            format_spec = ".0f"
+        ticks = [Tick(to_coordinate(number), format(number, format_spec)) for number in numbers]
         scale = replace(scale, ticks=fit_labels(ticks, scale.low, scale.high, pixels))
     if is_whole and not is_logarithmic:
-        scale = replace(scale, reads="whole")
-    return scale, [place(setting) for setting in settings]
+        scale = replace(scale, kind="whole")
+    return SettingAxis(scale, [to_coordinate(setting) for setting in settings])
 
 
-def _choice_scale(choices: Sequence[object], name: str, pixels: float | None) -> ChartScale:
-    """Returns the axis of choices at 0, 1, …; the more choices, the shorter their labels."""
+def _distinct_settings(settings: Sequence[float]) -> list[float]:
+    """Returns each setting once, in ascending order."""
+    return list(dict.fromkeys(sorted(settings, key=_sort_key)))
+
+
+def _choose_setting_numbers(settings: Sequence[float], pixels: float | None) -> list[float]:
+    """Returns the round numbers that an axis of numbers labels: fewer if it is short.
+
+    Args:
+        pixels: the length of the axis, if it is a small chart's.
+    """
+    count = 5
+    if pixels is not None:
+        count = 3
+    numbers = choose_round_numbers(min(settings), max(settings), count)
+    if all(isinstance(setting, int) for setting in settings):
+        return [number for number in numbers if number == int(number)]
+    return numbers
+
+
+def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | None) -> SettingAxis:
+    """Returns an axis with choices at 0, 1 and so on; the more, the shorter their labels.
+
+    Args:
+        settings: the choice of each trial.
+        pixels: the length of the axis, if it is a small chart's.
+    """
+    choices = list(dict.fromkeys(sorted(settings, key=_sort_key)))
     letters = 4 * LETTERS
     if pixels is not None:
         letters = LETTERS
@@ -1099,24 +770,46 @@ def _choice_scale(choices: Sequence[object], name: str, pixels: float | None) ->
     ticks = [Tick(position, _label(choice, length)) for position, choice in enumerate(choices)]
     low = -0.5
     high = len(choices) - 0.5
-    labels = fit_labels(ticks, low, high, pixels)
-    return ChartScale(low, high, labels, name, "words", [_label(choice) for choice in choices])
+    names = [_label(choice) for choice in choices]
+    scale = ChartScale(low, high, fit_labels(ticks, low, high, pixels), name, "choices", names)
+    positions = {choice: float(position) for position, choice in enumerate(choices)}
+    return SettingAxis(scale, [positions[setting] for setting in settings])
 
 
-def _scattered(
-    places: Sequence[float], trials: Sequence[FrozenTrial], step: float, width: float
-) -> list[float]:
-    """Spreads trials of one choice next to each other, so that they can be counted.
+def _spread_choices(
+    axis: SettingAxis, trials: Sequence[FrozenTrial], step: float, width: float
+) -> Sequence[float]:
+    """Returns the coordinates of trials, with those of one choice side by side.
+
+    Their dots would otherwise hide each other. Numbers keep their coordinates.
 
     Args:
         step: the shift from each trial to the next, as a share of `width` and modulo it.
         width: the width of the space that a choice has.
     """
-    scattered = []
-    for place, trial in zip(places, trials, strict=True):
+    if axis.scale.kind != "choices":
+        return axis.coordinates
+    spread = []
+    for coordinate, trial in zip(axis.coordinates, trials, strict=True):
         share = step * trial.number % 1
-        scattered.append(place + width * (share - 0.5))
-    return scattered
+        spread.append(coordinate + width * (share - 0.5))
+    return spread
+
+
+@dataclass(frozen=True)
+class _SliceValues:
+    """The values of trials, on the vertical axis that all slices share.
+
+    Args:
+        coordinates: where each trial is on the axis, by number.
+        early: the trials that ended early, by outcome.
+        near: the trials that lie within the axis; the others are strokes at its end.
+    """
+
+    y: ChartScale
+    coordinates: Mapping[int, float]
+    early: Mapping[str, Collection[int]]
+    near: Collection[int]
 
 
 def draw_slices(
@@ -1129,70 +822,109 @@ def draw_slices(
     """
     if not names:
         return NO_PARAMETERS
-    complete = complete_trials(trials)
-    values = {trial.number: _value(trial) for trial in complete}
-    bottom = axis.height(min(values.values()))
-    top = axis.height(max(values.values()))
+    shared = _place_slice_values(trials, axis)
+    charts = {}
+    for name in names:
+        members = []
+        for trial in trials:
+            if trial.number in shared.coordinates and name in trial.params:
+                members.append(trial)
+        last_number = trials[-1].number
+        charts[name] = _draw_slice(members, name, shared, best, axis, last_number)
+    return Multiples(charts)
+
+
+def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValues:
+    """Returns the vertical axis of all slices, and where each trial with a value is on it."""
+    early = ended_early(trials)
+    values = {trial.number: _value(trial) for trial in complete_trials(trials)}
+    bottom = axis.coordinate(min(values.values()))
+    top = axis.coordinate(max(values.values()))
     reach = top - bottom
     if reach == 0:  # all complete trials have one value, and the axis covers all trials
         reach = math.inf
-    early = ended_early(trials)
     for last_values_of_outcome in early.values():
         values |= last_values_of_outcome
     near = set()
     for number, value in values.items():
-        if bottom - reach <= axis.height(value) <= top + reach:
+        if bottom - reach <= axis.coordinate(value) <= top + reach:
             near.add(number)
-    y = axis.scale_of([values[number] for number in near], SMALL)
-    heights = {number: y.clip(axis.height(value)) for number, value in values.items()}
-    end = max(1, trials[-1].number) + 1
-    charts = {}
-    for name in names:
-        members = [trial for trial in trials if trial.number in values and name in trial.params]
-        x, across = setting_scale(members, name, PHONE)
-        if x.reads == "words":
-            across = _scattered(across, members, GOLDEN, 0.5)
-        places: dict[int, Point] = {}
-        for trial, position in zip(members, across, strict=True):
-            places[trial.number] = (position, heights[trial.number])
-        marks = _early_marks(places, early, near)
-        complete_places = _remove(places, set[int]().union(*early.values()))
-        # The later a trial began, the bluer its dot.
-        shades = {}
-        for number in complete_places:
-            shades[number] = min(SHADES - 1, SHADES * number // end)
-        marks += _shaded(complete_places, shades, 7)
-        if best is not None and best.number in places:
-            ring = _select(places, [best.number])
-            marks.append(make_points("", "best", ring, 12, shape="ring"))
-        label = f"{axis.metric} over {name}, of {len(complete_places)} complete trials"
-        ended = len(places) - len(complete_places)
-        if ended:
-            label += f" and {ended} that ended early"
-        complete_members = [trial for trial in complete if name in trial.params]
-        table = summarize_settings(complete_members, name, axis.sign)
-        charts[name] = Chart(label, SMALL, x, y, marks, table)
-    return Multiples(charts)
+    y = axis.make_scale([values[number] for number in near], SMALL)
+    coordinates = {number: y.clip(axis.coordinate(value)) for number, value in values.items()}
+    return _SliceValues(y, coordinates, early, near)
 
 
-def _early_marks(
-    places: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
+def _draw_slice(
+    trials: Sequence[FrozenTrial],
+    name: str,
+    shared: _SliceValues,
+    best: FrozenTrial | None,
+    axis: Axis,
+    last_number: int,
+) -> Chart:
+    """Draws trials over one hyperparameter: the later a trial began, the bluer its dot.
+
+    Args:
+        trials: those that have the hyperparameter and a value.
+        best: the trial that gets a ring.
+        last_number: the number of the study's last trial.
+    """
+    setting_axis = make_setting_axis(trials, name, PHONE)
+    across = _spread_choices(setting_axis, trials, GOLDEN, 0.5)
+    points: dict[int, Point] = {}
+    for trial, coordinate in zip(trials, across, strict=True):
+        points[trial.number] = (coordinate, shared.coordinates[trial.number])
+    complete_points = _remove(points, set[int]().union(*shared.early.values()))
+    count = max(1, last_number) + 1
+    shades = {}
+    for number in complete_points:
+        shades[number] = min(SHADES - 1, SHADES * number // count)
+    marks = _mark_ended_early(points, shared.early, shared.near)
+    marks += _mark_shades(complete_points, shades, width=7)
+    if best is not None and best.number in points:
+        ring = _select(points, [best.number])
+        marks.append(make_trial_dots("", "best", ring, 12, shape="ring"))
+    label = f"{axis.metric} over {name}, of {len(complete_points)} complete trials"
+    early_count = len(points) - len(complete_points)
+    if early_count:
+        label += f" and {early_count} that ended early"
+    table = summarize_settings(complete_trials(trials), name, axis.sign)
+    return Chart(label, SMALL, setting_axis.scale, shared.y, marks, table)
+
+
+def _mark_ended_early(
+    points: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
 ) -> list[Mark]:
-    """Returns a square for each trial that ended early, or a stroke if it is not `near`."""
+    """Returns a square for each trial that ended early, or a stroke if it lies beyond the axis.
+
+    Args:
+        points: the coordinates of all trials, by number.
+        early: the trials that ended early, by outcome.
+        near: the trials that lie within the axis.
+    """
     marks = []
     for outcome, numbers in early.items():
-        members = _select(places, numbers)
-        marks.append(make_points("", outcome, _select(members, near), 5, shape="square"))
-        marks.append(make_points("", outcome, _remove(members, near), 2, shape="rug"))
+        members = _select(points, numbers)
+        squares = _select(members, near)
+        strokes = _remove(members, near)
+        marks.append(make_trial_dots("", outcome, squares, 5, shape="square"))
+        marks.append(make_trial_dots("", outcome, strokes, 2, shape="rug"))
     return _without_empty(marks)
 
 
-def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float) -> list[Mark]:
-    """Returns a mark of dots for each shade of the ramp, with trials by number."""
+def _mark_shades(
+    points: Mapping[int, Point], shades: Mapping[int, int], width: float
+) -> list[Mark]:
+    """Returns the dots of trials, a mark for each shade from gray to blue.
+
+    Args:
+        points: the coordinates of the trials, by number.
+        shades: the shade of each trial, below SHADES.
+    """
     marks = []
     for shade in range(SHADES):
-        members = {number for number in places if shades[number] == shade}
-        marks.append(make_points("", f"ramp-{shade}", _select(places, members), width))
+        members = {number for number in points if shades[number] == shade}
+        marks.append(make_trial_dots("", f"ramp-{shade}", _select(points, members), width))
     return _without_empty(marks)
 
 
@@ -1224,6 +956,8 @@ class _Pair:
 def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair | None:
     """Chooses two hyperparameters that vary together; None if there are none.
 
+    Prefers two numbers to a number and a choice, and these to two choices.
+
     Args:
         names: the most important hyperparameter first.
     """
@@ -1247,44 +981,66 @@ def _format_setting(trial: FrozenTrial, name: str) -> str:
 def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws trials over the two most important hyperparameters that occur together.
 
-    Prefers two numbers to a number and a choice, and these to two choices.
+    The better a complete trial, the bluer its dot.
+
+    Args:
+        names: the hyperparameters, the most important one first.
     """
     pair = _choose_pair(complete_trials(trials), names)
     if pair is None:
         return "No two hyperparameters have been varied together in enough trials yet."
-    first = pair.first
-    second = pair.second
     early = ended_early(trials)
     numbers = {trial.number for trial in pair.trials}.union(*early.values())
     members = []
     for trial in trials:
-        if trial.number in numbers and first in trial.params and second in trial.params:
+        has_both = pair.first in trial.params and pair.second in trial.params
+        if has_both and trial.number in numbers:
             members.append(trial)
-    x, across = setting_scale(members, first)
-    y, up = setting_scale(members, second)
-    ticks = [tick for tick in y.ticks if tick.when != "narrow"]
-    y = replace(y, ticks=drop_overlapping(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
-    if x.reads == "words":
-        across = _scattered(across, members, GOLDEN, 0.4)
-    if y.reads == "words":
-        up = _scattered(up, members, PLASTIC, 0.4)
-    places: dict[int, Point] = {}
-    for trial, place_across, place_up in zip(members, across, up, strict=True):
-        places[trial.number] = (place_across, place_up)
+    x = make_setting_axis(members, pair.first)
+    y = make_setting_axis(members, pair.second)
+    across = _spread_choices(x, members, GOLDEN, 0.4)
+    up = _spread_choices(y, members, PLASTIC, 0.4)
+    points: dict[int, Point] = {}
+    for trial, from_left, from_bottom in zip(members, across, up, strict=True):
+        points[trial.number] = (from_left, from_bottom)
     worst_first = sorted(pair.trials, key=lambda trial: axis.sign * _value(trial))
     shades = {}
     for rank, trial in enumerate(worst_first):
         shades[trial.number] = SHADES * rank // len(worst_first)
-    marks = _early_marks(places, early, places)
-    marks += _shaded(_select(places, shades), shades, 10)
+    marks = _mark_ended_early(points, early, near=points)
+    marks += _mark_shades(_select(points, shades), shades, width=10)
+    table = _tabulate_pair(pair, worst_first[::-1], axis.metric)
+    label = (
+        f"{len(pair.trials)} complete trials over {pair.first} and {pair.second}, "
+        "the better the bluer"
+    )
+    return Chart(label, PAIR_HEIGHT, x.scale, _turn_upright(y.scale, PAIR_HEIGHT), marks, table)
+
+
+def _turn_upright(scale: ChartScale, height: int) -> ChartScale:
+    """Returns a horizontal axis as a vertical one, whose labels are the same on all screens.
+
+    Args:
+        height: its length in pixels.
+    """
+    ticks = [tick for tick in scale.ticks if tick.when != "narrow"]
+    fitting = drop_overlapping(ticks, scale.low, scale.high, height, upright=True)
+    return replace(scale, ticks=fitting)
+
+
+def _tabulate_pair(pair: _Pair, best_first: Sequence[FrozenTrial], metric: str) -> PageTable:
+    """Returns the table of the best trials with their settings of two hyperparameters."""
     rows = []
-    for trial in worst_first[::-1][:PAIR_ROWS]:
-        settings = (_format_setting(trial, first), _format_setting(trial, second))
-        rows.append((trial.number, *settings, format_value(_value(trial))))
-    note = f"The best {len(rows)} of {len(pair.trials)}."
-    table = PageTable(("trial", first, second, axis.metric), rows, text_columns=(1, 2), note=note)
-    label = f"{len(pair.trials)} complete trials over {first} and {second}, the better the bluer"
-    return Chart(label, PAIR_HEIGHT, x, y, marks, table)
+    for trial in best_first[:PAIR_ROWS]:
+        first = _format_setting(trial, pair.first)
+        second = _format_setting(trial, pair.second)
+        rows.append((trial.number, first, second, format_value(_value(trial))))
+    note = f"The best {len(rows)} of {len(best_first)}."
+    head = ("trial", pair.first, pair.second, metric)
+    return PageTable(head, rows, text_columns=(1, 2), note=note)
+
+
+# Several studies
 
 
 def draw_best_lines(
@@ -1294,6 +1050,7 @@ def draw_best_lines(
 
     Args:
         lines: when each study improved and when it ended, by label.
+        sign: 1 if more is better, -1 if less is.
     """
     height = 340
     values = []
@@ -1308,16 +1065,17 @@ def draw_best_lines(
     marks = []
     for index, (label, line) in enumerate(lines.items()):
         if line:
-            part = [(position, axis.height(value)) for position, value in _staircase(line)]
-            width = 2 + 1.5 * (len(lines) - 1 - index)  # where lines meet, both are seen
-            marks.append(Mark(label, STUDIES[index], "line", [part], width=width))
-    y = axis.scale_of(values, height)
+            corners = [(position, axis.coordinate(value)) for position, value in _staircase(line)]
+            lines_above = len(lines) - 1 - index
+            width = 2 + 1.5 * lines_above  # both are seen where lines meet
+            marks.append(Mark(label, STUDIES[index], "line", [corners], width=width))
+    y = axis.make_scale(values, height)
     if over_time:
         title = "seconds of workers"
-        x = plain_scale([0.0, max(positions)], title)
+        x = make_linear_scale([0.0, max(positions)], title)
     else:
         title = "trials"
-        x = whole_scale(1, int(max(positions)), title)
+        x = make_integer_scale(1, int(max(positions)), title)
     rows = []
     for label, line in lines.items():
         for position, value in line[-IMPROVEMENT_ROWS:]:
@@ -1337,13 +1095,20 @@ def _staircase(line: Part) -> list[Point]:
     return corners
 
 
-@dataclass(frozen=True)
-class _Span:
-    """The time that a worker trained a trial."""
+# The timeline
 
-    trial: FrozenTrial
+
+@dataclass(frozen=True)
+class Span:
+    """A period of time, such as the one in which a worker trained a trial."""
+
     start: datetime
     end: datetime
+
+    @property
+    def seconds(self) -> float:
+        """The length of the period."""
+        return (self.end - self.start).total_seconds()
 
 
 def draw_timeline(
@@ -1355,44 +1120,42 @@ def draw_timeline(
         live_trials: the numbers of the trials that living workers hold. Their bars end now; those
             of other unfinished trials end at the latest time stored with any trial.
     """
-    spans_by_worker = _spans_by_worker(trials, live_trials)
+    spans_by_worker = _measure_spans(trials, live_trials)
     if not spans_by_worker:
         return "No trial has begun yet."
+    outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     workers = sorted(spans_by_worker, reverse=True)  # rows are drawn from the bottom up
-    all_spans = list(itertools.chain.from_iterable(spans_by_worker.values()))
-    first = min(span.start for span in all_spans)
-    last = max(span.end for span in all_spans)
-
-    def seconds_of(moment: datetime) -> float:
-        return (moment - first).total_seconds()
+    all_spans: list[Span] = []
+    for spans in spans_by_worker.values():
+        all_spans += spans.values()
+    start = min(span.start for span in all_spans)
+    end = max(span.end for span in all_spans)
 
     bars: dict[str, dict[int, Part]] = {outcome: {} for outcome in BARS}
     notes = []
     rows: list[tuple[object, ...]] = []
     for row, worker in enumerate(workers):
         spans = spans_by_worker[worker]
-        for span in spans:
-            outcome = shown_state(span.trial, live_trials)
-            if outcome in bars:
-                corners = [(seconds_of(span.start), row), (seconds_of(span.end), row)]
-                bars[outcome][span.trial.number] = corners
-        share = idle_share([(span.start, span.end) for span in spans])
-        idle = f"{100 * share:.1f}%"
+        for number, span in spans.items():
+            if outcomes[number] in bars:
+                left = Span(start, span.start).seconds
+                right = Span(start, span.end).seconds
+                bars[outcomes[number]][number] = [(left, row), (right, row)]
+        idle = f"{100 * idle_share([*spans.values()]):.1f}%"
         notes.append(Note(0, row + BAR + 0.02, f"{shorten(worker, 32)} · {idle} idle", "above"))
-        seconds = sum((span.end - span.start).total_seconds() for span in spans)
-        rows.insert(0, (worker, len(spans), format_duration(seconds), idle))  # as drawn, top first
+        trained = format_duration(sum(span.seconds for span in spans.values()))
+        rows.insert(0, (worker, len(spans), trained, idle))  # as drawn, top first
     marks = []
     for outcome, parts in bars.items():
         marks.append(Mark(outcome, _color(outcome), "bar", [*parts.values()], [*parts], BAR))
-    length = max(seconds_of(last), 1.0)
-    x = _clock_scale(first, length)
-    y = ChartScale(-0.12, len(workers) - 0.12, reads="none")
+    x = _make_clock_scale(start, max(Span(start, end).seconds, 1.0))
+    y = ChartScale(-0.12, len(workers) - 0.12, kind="none")
     label = f"when each of {len(workers)} workers trained which trial"
     table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
     return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
 
 
-def _clock_scale(first: datetime, length: float) -> ChartScale:
+def _make_clock_scale(start: datetime, length: float) -> ChartScale:
     """Returns a horizontal axis of seconds since a moment, with labels of the clock."""
     pattern = "%d %b %H:%M"
     if length < 600:
@@ -1402,51 +1165,69 @@ def _clock_scale(first: datetime, length: float) -> ChartScale:
     ticks = []
     for part in range(6):
         seconds = length * part / 5
-        ticks.append(Tick(seconds, (first + timedelta(seconds=seconds)).strftime(pattern)))
-    return ChartScale(0.0, length, fit_labels(ticks, 0.0, length), "", "none")
+        moment = start + timedelta(seconds=seconds)
+        ticks.append(Tick(seconds, moment.strftime(pattern)))
+    return ChartScale(0.0, length, fit_labels(ticks, 0.0, length), kind="none")
 
 
-def _spans_by_worker(
+def _measure_spans(
     trials: Sequence[FrozenTrial], live_trials: Collection[int | None]
-) -> dict[str, list[_Span]]:
-    """Returns when each worker trained its trials, in the order of their numbers."""
-    started = [trial for trial in trials if trial.datetime_start is not None]
-    moments = []
-    for trial in started:
-        for moment in (trial.datetime_start, trial.datetime_complete):
-            if moment is not None:
-                moments.append(moment)
-    latest = max(moments, default=datetime.min)
-    spans: dict[str, list[_Span]] = {}
-    for trial in started:
-        start = trial.datetime_start or latest
+) -> dict[str, dict[int, Span]]:
+    """Returns the time that each trial was trained, by its worker and number.
+
+    Args:
+        live_trials: the numbers of the trials that are trained now.
+    """
+    latest = _find_latest_moment(trials)
+    spans: dict[str, dict[int, Span]] = {}
+    for trial in trials:
+        start = trial.datetime_start
+        if start is None:
+            continue
         end = trial.datetime_complete
         if end is None and trial.number in live_trials:
             end = max(datetime.now(), start)
         elif end is None:
             end = latest
         record = TrialRecord(trial)
-        if record.rungs:  # its pauses are left out
+        if record.rungs:  # the trial may have paused there, which is not drawn
             trained = timedelta(seconds=sum(record.times.values()))
             if trained:
                 end = min(end, start + trained)
         worker = str(record.worker or "unknown worker")
-        spans.setdefault(worker, []).append(_Span(trial, start, end))
+        spans.setdefault(worker, {})[trial.number] = Span(start, end)
     return spans
 
 
-def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
-    """Computes the share of time without a trial between the first start and the last end."""
-    first = min(start for start, _ in spans)
-    until = first  # the end of all spans that were counted
+def _find_latest_moment(trials: Sequence[FrozenTrial]) -> datetime:
+    """Returns the latest time at which a trial began or ended."""
+    latest = datetime.min
+    for trial in trials:
+        start = trial.datetime_start
+        if start is not None:
+            latest = max(latest, start, trial.datetime_complete or start)
+    return latest
+
+
+def idle_share(spans: Sequence[Span]) -> float:
+    """Computes the share of time without a trial between the first start and the last end.
+
+    Spans may overlap: each adds only its time after the end of all spans before it.
+    """
+    start = min(span.start for span in spans)
+    end = start  # the latest end of the spans so far
     busy = 0.0
-    for start, end in sorted(spans):
-        busy += max(0.0, (end - max(start, until)).total_seconds())
-        until = max(until, end)
-    total = (until - first).total_seconds()
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        not_counted = Span(max(span.start, end), span.end)
+        busy += max(0.0, not_counted.seconds)
+        end = max(end, span.end)
+    total = Span(start, end).seconds
     if total == 0:
         return 0.0
     return 1 - busy / total
+
+
+# The winner's predictions and ablation
 
 
 def draw_predictions(stored: Predictions) -> Chart | str:
@@ -1462,11 +1243,11 @@ def draw_predictions(stored: Predictions) -> Chart | str:
     note = _count_left_out(rows, len(pairs), "examples")
     table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
-        return _predictions_over_time(targets, predicted, table)
-    return _predictions_over_targets(targets, predicted, table)
+        return _draw_predictions_over_time(targets, predicted, table)
+    return _draw_predictions_over_targets(targets, predicted, table)
 
 
-def _predictions_over_time(
+def _draw_predictions_over_time(
     targets: Sequence[float], predicted: Sequence[float], table: PageTable
 ) -> Chart:
     """Draws predicted and true numbers as two lines over the examples."""
@@ -1475,13 +1256,13 @@ def _predictions_over_time(
         Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
         Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
     ]
-    x = whole_scale(0, max(1, len(targets) - 1), "example")
-    y = plain_scale([*targets, *predicted], upright=True, height=height)
+    x = make_integer_scale(0, max(1, len(targets) - 1), "example")
+    y = make_linear_scale([*targets, *predicted], upright=True, height=height)
     label = f"predictions and true values of {len(targets)} examples in the order of time"
     return Chart(label, height, x, y, marks, table)
 
 
-def _predictions_over_targets(
+def _draw_predictions_over_targets(
     targets: Sequence[float], predicted: Sequence[float], table: PageTable
 ) -> Chart:
     """Draws a dot for each example, and the diagonal on which predictions are right."""
@@ -1493,8 +1274,8 @@ def _predictions_over_targets(
         make_dotted_line("prediction = true value", "pruned", diagonal),
         Mark("best", "best", "dot", dots, width=6),
     ]
-    x = plain_scale(numbers, "true value")
-    y = plain_scale(numbers, "prediction", upright=True, height=height)
+    x = make_linear_scale(numbers, "true value")
+    y = make_linear_scale(numbers, "prediction", upright=True, height=height)
     label = f"predictions over true values of {len(targets)} examples"
     return Chart(label, height, x, y, marks, table)
 
@@ -1502,34 +1283,38 @@ def _predictions_over_targets(
 MOST_ABLATED = 40  # rows of the figure; its table has all
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """How much worse the winner is without one change, with its interval and row in the figure."""
+
+    change: AblationRow
+    row: int
+    value: float
+    low: float
+    high: float
+
+
 def draw_ablation(stored: Ablation) -> Chart | str:
     """Draws how much worse the winner is without each of its changes, with intervals.
 
     The change that is needed most is on top.
     """
-    error = stored.error or 0.0
-    drawn = [(row, row.loss) for row in stored.rows if row.loss is not None][:MOST_ABLATED]
-    drawn.reverse()  # rows are drawn from the bottom up
+    losses = _place_losses(stored)
     ends = []
-    for _, loss in drawn:
-        ends += [loss - error, loss + error]
-    if not drawn or not all(map(math.isfinite, ends)):
+    for loss in losses:
+        ends += [loss.low, loss.high]
+    if not losses or not all(map(math.isfinite, ends)):
         return "winner.json holds no losses."
-    x = plain_scale([0.0, *ends], "worse by")
-    y = ChartScale(-0.5, len(drawn) - 0.3, reads="none")
-    marks = [make_dotted_line("", "pruned", [(0, -0.5), (0, len(drawn) - 0.5)])]
-    for needed, name, color in ((True, "needed", "best"), (False, "not needed", "complete")):
-        dots: list[Part] = []
-        intervals: list[Part] = []
-        for height, (row, loss) in enumerate(drawn):
-            if row.needed is needed:
-                dots.append([(loss, height)])
-                intervals.append([(loss - error, height), (loss + error, height)])
-        marks.append(Mark("", color, "line", intervals, width=2))
-        marks.append(Mark(name, color, "dot", dots, width=9))
+    x = make_linear_scale([0.0, *ends], "worse by")
+    y = ChartScale(-0.5, len(losses) - 0.3, kind="none")
+    needed = [loss for loss in losses if loss.change.needed]
+    not_needed = [loss for loss in losses if not loss.change.needed]
+    marks = [make_dotted_line("", "pruned", [(0, -0.5), (0, len(losses) - 0.5)])]
+    marks += _mark_losses("needed", "best", needed)
+    marks += _mark_losses("not needed", "complete", not_needed)
     notes = []
-    for height, (row, _) in enumerate(drawn):
-        notes.append(Note(x.low, height + 0.2, shorten(row.name, 32), "above"))
+    for loss in losses:
+        notes.append(Note(x.low, loss.row + 0.2, shorten(loss.change.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
     rows = []
     for change in describe_ablation(stored):
@@ -1537,4 +1322,29 @@ def draw_ablation(stored: Ablation) -> Chart | str:
         rows.append((change.name, *texts))
     table = PageTable(head, rows, text_columns=(0, 4, 5))
     label = "how much worse the winner is without each change"
-    return Chart(label, ROW * len(drawn) + 30, x, y, _without_empty(marks), table, notes)
+    return Chart(label, ROW * len(losses) + 30, x, y, _without_empty(marks), table, notes)
+
+
+def _place_losses(stored: Ablation) -> list[_Loss]:
+    """Returns the known losses of an ablation with their intervals, from the bottom row up."""
+    error = stored.error or 0.0
+    changes = [change for change in stored.rows if change.loss is not None][:MOST_ABLATED]
+    losses = []
+    for row, change in enumerate(reversed(changes)):
+        value = change.loss
+        assert value is not None
+        losses.append(_Loss(change, row, value, value - error, value + error))
+    return losses
+
+
+def _mark_losses(name: str, color: str, losses: Sequence[_Loss]) -> list[Mark]:
+    """Returns the intervals of some losses as lines, and their values as dots."""
+    intervals = []
+    dots = []
+    for loss in losses:
+        intervals.append([(loss.low, loss.row), (loss.high, loss.row)])
+        dots.append([(loss.value, loss.row)])
+    return [
+        Mark("", color, "line", intervals, width=2),
+        Mark(name, color, "dot", dots, width=9),
+    ]

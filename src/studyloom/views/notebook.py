@@ -9,8 +9,8 @@ from urllib.parse import quote
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import html_table
 from studyloom.views import words
+from studyloom.views.charts import Chart
 from studyloom.views.drawing import svg
-from studyloom.views.figures import Chart
 from studyloom.views.page import Section
 from studyloom.views.report import read_report
 from studyloom.views.snapshot import Snapshot, take_snapshot

@@ -22,7 +22,7 @@ from studyloom._version import __version__
 from studyloom.errors import FileError, StudyloomError
 from studyloom.files import ASSETS, check_output, write_whole
 from studyloom.text import mask_passwords, name_error, printable
-from studyloom.views.figures import Block
+from studyloom.views.charts import Block
 from studyloom.views.words import Fact
 
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")

@@ -26,6 +26,7 @@ from studyloom.text import (
     shorten_names,
 )
 from studyloom.views import drawing, figures, page, words
+from studyloom.views.charts import Axis, Block, PageTable
 from studyloom.views.explanations import render_explanations
 from studyloom.views.page import Absent, Paragraph, Section, draw_figure, make_section
 from studyloom.views.progress import STAGE_NAMES, Progress, ProgressReader
@@ -142,7 +143,7 @@ def make_head(
     progress: Progress,
     result: Result | None,
     trials: Sequence[FrozenTrial],
-    figure: figures.Block,
+    figure: Block,
     *,
     is_live: bool = False,
 ) -> page.Head:
@@ -153,7 +154,7 @@ def make_head(
         figure: the first figure of the report, which the image to share contains.
     """
     snapshot = progress.search
-    blocks: list[figures.Block] = []
+    blocks: list[Block] = []
     halted = stored.halted()
     if halted is not None:
         reason = f"The study stopped itself, since its trials fail with this: {halted}"
@@ -229,7 +230,7 @@ def render_details(stored: StoredStudy, snapshot: Snapshot, result: Result | Non
     data = words.describe_data(stored, result)
     if data:
         rows.append(("data", data))
-    blocks: list[figures.Block] = []
+    blocks: list[Block] = []
     if lines:
         blocks.append(page.Lines(lines))
     blocks.append(page.Facts(rows))
@@ -265,7 +266,7 @@ def render_winner(result: Result) -> Iterator[Section]:
         yield make_section("wrong", [_show_wrong_images(result.wrong or ())])
 
 
-def _make_candidate_table(result: Result) -> figures.PageTable:
+def _make_candidate_table(result: Result) -> PageTable:
     """Makes a table of the candidates, with their values in the search and on new seeds."""
     rows = []
     for candidate in result.candidates:
@@ -288,10 +289,10 @@ def _make_candidate_table(result: Result) -> figures.PageTable:
         )
         rows.append(row)
     head = ("trial", "search", "re-evaluation", "gap", "", "hyperparameters")
-    return figures.PageTable(head, rows, text_columns=(4, 5))
+    return PageTable(head, rows, text_columns=(4, 5))
 
 
-def _make_confusion_table(result: Result) -> figures.Block:
+def _make_confusion_table(result: Result) -> Block:
     """Makes a table of the counts by true and predicted class."""
     if not result.confusion:
         return Absent("winner.json holds no confusion matrix.")
@@ -299,7 +300,7 @@ def _make_confusion_table(result: Result) -> figures.Block:
     return page.Heat(names, result.confusion, "true classes by predicted ones")
 
 
-def _show_wrong_images(errors: Iterable[Wrong]) -> figures.Block:
+def _show_wrong_images(errors: Iterable[Wrong]) -> Block:
     """Shows the images that the winner misclassifies, each with its classes and confidence."""
     images = []
     for error in errors:
@@ -328,7 +329,7 @@ AXIS_NOTES = {
 
 
 def render_search(
-    stored: StoredStudy, snapshot: Snapshot, result: Result | None, axis: figures.Axis
+    stored: StoredStudy, snapshot: Snapshot, result: Result | None, axis: Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
     trials = stored.trials()
@@ -338,7 +339,7 @@ def render_search(
         winner_trial = _find_trial(trials, result.winner.trial)
     if snapshot.costs:
         head, *rows = words.list_front(snapshot)
-        table = figures.PageTable(head, rows, text_columns=(len(head) - 1,))
+        table = PageTable(head, rows, text_columns=(len(head) - 1,))
         marked_on_front = {"winner": winner_trial, **marked}
         figure = draw_figure(figures.draw_front, stored, marked_on_front, axis, table)
         yield make_section("front", [figure], rule=snapshot.rule)
@@ -410,13 +411,13 @@ def rank_parameters(stored: StoredStudy) -> RankedParameters:
 def render_parameters(
     stored: StoredStudy,
     best: FrozenTrial | None,
-    axis: figures.Axis,
+    axis: Axis,
     parameters: RankedParameters,
 ) -> Iterator[Section]:
     """Renders the importances of hyperparameters for each objective, and their effects."""
     for position, objective in enumerate(stored.objectives):
         computed = parameters.by_objective[position]
-        block: figures.Block = page.Bars([*computed.shares.items()])
+        block: Block = page.Bars([*computed.shares.items()])
         if not computed.shares:
             block = Absent(words.explain_no_importances(computed))
         section = make_section("importances", [block])
@@ -602,7 +603,7 @@ def render_proposers(stored: StoredStudy, result: Result | None) -> Iterator[Sec
         )
         rows.append(row)
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
-    yield make_section("proposers", [figures.PageTable(head, rows, text_columns=(0,))])
+    yield make_section("proposers", [PageTable(head, rows, text_columns=(0,))])
 
 
 def _find_best_value(
@@ -639,7 +640,7 @@ def render_running(snapshot: Snapshot) -> Iterator[Section]:
         rows.append(row)
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")
-        yield make_section("running", [figures.PageTable(head, rows, text_columns=(0, 4, 5))])
+        yield make_section("running", [PageTable(head, rows, text_columns=(0, 4, 5))])
 
 
 def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
@@ -653,7 +654,7 @@ def render_workers(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]
         note = f" These are the latest {MOST_TRIALS} of {len(trials)} trials."
     timeline = draw_figure(figures.draw_timeline, trials[-MOST_TRIALS:], live_trials)
     yield make_section("workers", [timeline], latest=note)
-    failures: list[figures.Block] = [*_render_failures(trials)]
+    failures: list[Block] = [*_render_failures(trials)]
     if not failures:
         failures = [Absent("No trial has failed.")]
     yield make_section("failures", failures)
@@ -666,7 +667,7 @@ def _render_failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
     """
     for failure in count_failures(trials):
         trials_by_message = [*failure.by_reason().items()]
-        blocks: list[figures.Block] = []
+        blocks: list[Block] = []
         for message, failed_trials in trials_by_message[:MOST_MESSAGES]:
             numbers = ", ".join(str(trial.number) for trial in failed_trials[:MOST_MESSAGES])
             if len(failed_trials) > MOST_MESSAGES:
@@ -705,7 +706,7 @@ def render_environment(
             facts["data"] = result.data.digest
         facts["seeds"] = [*result.seeds] or None
     block = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
-    config: figures.Block = Absent("No configuration was found.")
+    config: Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
     return make_section("environment", [block, config])
@@ -754,7 +755,7 @@ def read_report(
     snapshot = progress.search
     current = progress.current
     values = figures.last_values(stored.trials()).values()
-    axis = figures.Axis.choose(stored.metric, stored.sign, values)
+    axis = Axis.choose(stored.metric, stored.sign, values)
     winner_number = None
     if result is not None:
         winner_number = result.winner.trial

@@ -50,10 +50,10 @@ function reading(plot) {
 
 function valueOn(scale, share) {
   const at = scale.low + share * (scale.high - scale.low);
-  if (scale.reads === "unit") return Number((1 - 10 ** -at).toPrecision(4));
-  if (scale.reads === "tens") return Number((10 ** at).toPrecision(3));
-  if (scale.reads === "whole") return Math.round(at);
-  if (scale.reads === "words") return scale.words[Math.round(at)] ?? "";
+  if (scale.kind === "unit") return Number((1 - 10 ** -at).toPrecision(4));
+  if (scale.kind === "tens") return Number((10 ** at).toPrecision(3));
+  if (scale.kind === "whole") return Math.round(at);
+  if (scale.kind === "choices") return scale.choices[Math.round(at)] ?? "";
   return Number(at.toPrecision(4));
 }
 
@@ -64,7 +64,7 @@ function words(point, axes) {
   if (point.trial !== undefined) lines.push(`trial ${point.trial}${row ? `: ${row.cells[1].textContent}` : ""}`);
   else if (point.name) lines.push(point.name);
   for (const [scale, share] of [[axes.y, 1 - point.y / 1000], [axes.x, point.x / 1000]]) {
-    const readable = scale.reads !== "none" && !(scale === axes.y && ["rug", "bar"].includes(point.kind));
+    const readable = scale.kind !== "none" && !(scale === axes.y && ["rug", "bar"].includes(point.kind));
     if (readable && !(scale === axes.x && scale.title === "trial")) {
       lines.push(`${scale.title || "value"} ${valueOn(scale, share)}`);
     }

@@ -21,6 +21,7 @@ from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
 from studyloom.views import figures, page
+from studyloom.views.charts import Axis
 from studyloom.views.page import Head, Section, draw_figure, make_section
 from studyloom.views.snapshot import compute_importances
 from studyloom.views.terminal import make_console
@@ -197,9 +198,7 @@ def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> li
 def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
     """Renders the report of a study."""
     trials = _choose_drawn(study)
-    axis = figures.Axis.choose(
-        study.metric, study.sign, [trial.values[0] for trial in study.complete]
-    )
+    axis = Axis.choose(study.metric, study.sign, [trial.values[0] for trial in study.complete])
     best = None
     if study.ranked:
         best = study.ranked[0]
