@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
 # What is exported
 
 
-def test_what_is_exported_is_there_and_documented_and_nothing_else_is():
+def test_every_exported_name_exists_and_is_documented():
     assert {*api.__all__} <= {*dir(api)}
     assert all(getattr(api, name).__doc__ for name in {*api.__all__} - {"__version__"})
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
@@ -111,14 +111,14 @@ def square(trial):
     return trial.suggest_float("x", -1, 1) ** 2
 
 
-def test_what_no_trial_can_do_is_printed_before_the_first(tmp_path, capsys):
+def test_notes_on_all_trials_are_printed_before_the_first(tmp_path, capsys):
     few = {"trials": 1, "workers": 1, "winner": False}
     api.search(square, minimize="y", run_dir=tmp_path / "it", **few).close()
     before, _, _ = capsys.readouterr().out.partition("square begins")
     assert "square(trial) is an Optuna objective: a trial whose worker dies starts again" in before
 
 
-def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys):
+def test_the_output_names_a_command_that_resumes_the_study(tmp_path, capsys):
     overrides = [*QUICK, *ONE, f"run_dir={tmp_path}"]
     api.run(CONF / "mnist.yaml", overrides).close()
     shown = capsys.readouterr().out
@@ -138,9 +138,7 @@ def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys
 
 
 @pytest.mark.chaos
-def test_a_run_leaves_hydra_environment_signals_and_random_numbers_as_they_were(
-    tmp_path, monkeypatch
-):
+def test_a_run_restores_hydra_environment_signals_and_random_states(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "mine")
     numbers = [random.getstate()[1][:5], np.random.get_state()[1][:5].tolist()]
     state = torch.get_rng_state()
@@ -181,7 +179,7 @@ def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     assert (results, refused) == ([3], [True])
 
 
-def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(sqlite_url, tmp_path):
+def test_a_study_of_plain_optuna_is_read_like_one_of_studyloom(sqlite_url, tmp_path):
     """Also if its attributes are called like ours."""
 
     def objective(trial):
@@ -205,14 +203,14 @@ def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(sqlite_url, tmp_p
 # Errors
 
 
-def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
+def test_all_errors_of_a_config_are_in_one_exception(tmp_path):
     with pytest.raises(api.ConfigError, match=r"did you mean trials\?") as caught:
         search(tmp_path / "run", "study.trails=3", "optimizer=adan", "model.hiden=[3]")
     assert len(caught.value.errors) == 3
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_run_is_a_config_error(monkeypatch):
+def test_an_object_that_cannot_be_run_is_a_config_error(monkeypatch):
     monkeypatch.chdir(ROOT)
     for source, overrides, words in (
         ("conf/nothing.yaml", [], "there is no such file"),
@@ -226,7 +224,7 @@ def test_what_cannot_be_run_is_a_config_error(monkeypatch):
             api.run(source, overrides, quiet=True)
 
 
-def test_another_question_under_the_same_name_is_an_exception(finished, tmp_path):
+def test_another_definition_under_the_same_name_is_an_exception(finished, tmp_path):
     run_dir = shutil.copytree(finished.run_dir, tmp_path / "run")  # its config is written anew
     with pytest.raises(api.DefinitionError, match=r"train\.epochs: 2 → 3"):
         search(run_dir, "train.epochs=3")
@@ -304,7 +302,7 @@ def ended_by_itself(trial):
     return trial.suggest_float("x", 0, 1)
 
 
-def test_an_error_is_shown_where_the_user_calls_and_with_nothing_else(tmp_path, monkeypatch):
+def test_an_error_is_shown_only_where_the_user_calls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = (
         lambda: search(tmp_path, "study.trails=3"),
@@ -370,7 +368,7 @@ print("all is well")
 
 
 @pytest.mark.chaos
-def test_a_script_runs_its_own_page_and_its_own_network(tmp_path):
+def test_a_script_runs_a_study_module_with_its_network(tmp_path):
     assert studyloom("new", "spirals", tmp_path).returncode == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "script.py").write_text(OWN)
@@ -410,7 +408,7 @@ def test_a_script_whose_trial_breaks_the_gpu_continues_in_a_worker_process(tmp_p
 
 
 @pytest.mark.chaos
-def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
+def test_a_study_module_whose_package_is_another_one_is_named(tmp_path):
     import studies
 
     assert studies.CONF
@@ -450,7 +448,7 @@ def test_without_pandas_trials_are_rows(finished, monkeypatch):
     assert ">params.optimizer.lr</th>" in rows._repr_html_()
 
 
-def test_the_winner_is_what_winner_json_holds(finished):
+def test_the_winner_has_the_fields_of_winner_json(finished):
     winner = finished.winner
     written = json.loads((finished.run_dir / "winner.json").read_text())
     assert (winner.details, winner.number) == (written, written["winner"]["trial"])
@@ -461,7 +459,7 @@ def test_the_winner_is_what_winner_json_holds(finished):
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
 
 
-def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
+def test_the_report_is_written_into_the_run_directory(finished, tmp_path):
     assert finished.report() == finished.run_dir / "report.html"
     elsewhere = finished.report(tmp_path).read_text()
     assert "Learning curves" in elsewhere
@@ -488,7 +486,7 @@ def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
             api.open_study(*where)
 
 
-def test_the_command_lists_the_trials(finished, capsys):
+def test_trials_lists_the_trials(finished, capsys):
     def trials(*options):
         assert main(["trials", str(finished.run_dir), *options]) == 0
         return capsys.readouterr().out
@@ -538,7 +536,7 @@ def test_the_winner_predicts(finished):
     assert winner.params == finished.winner.params
 
 
-def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tmp_path):
+def test_the_winner_of_an_untrusted_loop_names_only_its_loop(tmp_path):
     def load(params, **options):
         whole = {"objective": {"_target_": "mine.train"}, "params": params}
         files = {"winner.yaml": yaml.safe_dump(whole).encode()}

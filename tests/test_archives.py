@@ -121,9 +121,7 @@ def execute(url, script):
 
 
 @pytest.mark.parametrize("title", ["digits.sqlite", "looped.sqlite"])
-def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_stored(
-    restore, title
-):
+def test_an_archive_grows_by_trials_and_the_same_command_changes_nothing(restore, title):
     old = restore(title)
     before, result = old.stored(), (old.run_dir / "winner.json").read_bytes()
     assert "the budget of 6 trials is spent" in old.run()
@@ -140,7 +138,7 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     assert bool(old.rungs()) == began_with_rungs, "it is pruned as it began"
 
 
-def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_the_same(restore):
+def test_an_archive_is_shown_and_replayed_and_predicts_the_same(restore):
     old = restore("digits.sqlite")
     status = json.loads(old.ask("status", "--json"))
     assert (status["study"], status["budget"], status["done"]) == ("digits", 6, 6)
@@ -155,7 +153,7 @@ def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_t
         assert float(sure) == pytest.approx(float(was), rel=0.02, abs=0.01)
 
 
-def test_the_winner_of_a_loop_is_the_same_when_it_is_reevaluated(restore):
+def test_an_archived_loop_has_the_same_winner_when_it_is_re_evaluated(restore):
     old = restore("looped.sqlite")
     before = old.result()
     (old.run_dir / "winner.json").unlink()
@@ -169,7 +167,7 @@ def test_the_winner_of_a_loop_is_the_same_when_it_is_reevaluated(restore):
     assert now == pytest.approx(was, rel=0.05)
 
 
-def test_a_killed_search_goes_on_and_keeps_what_was_reported(restore):
+def test_an_archived_search_resumes_and_keeps_its_reports(restore):
     old = restore("promoted.postgresql")
     assert "RUNNING" in old.states() or "WAITING" in old.states()
     before = old.stored()

@@ -34,7 +34,7 @@ def parts():
         cached.cache_clear()
 
 
-def test_the_embedded_reviews_and_their_parts_never_change():
+def test_the_embedded_reviews_and_their_sets_never_change():
     content = (GALLERY / "reviews.csv.bz2").read_bytes()
     assert hashlib.sha256(content).hexdigest().startswith("c6ffb3f7658212dd")
     rows = clothes.reviews()
@@ -42,7 +42,7 @@ def test_the_embedded_reviews_and_their_parts_never_change():
     assert sum(row["clothing"] in clothes.clothes_of_test() for row in rows) == 4432
 
 
-def test_no_piece_of_clothing_is_in_two_parts(parts):
+def test_no_piece_of_clothing_is_in_two_sets(parts):
     train, test = parts
     assert not {*train.clothing} & {*test.clothing}
     assert len(train) + len(test) == len(clothes.reviews())
@@ -58,7 +58,7 @@ def test_no_fold_divides_a_piece_of_clothing(parts):
             assert len(validated) > 250
 
 
-def test_words_and_columns_are_known_by_the_training_part_alone(parts):
+def test_words_and_columns_come_only_from_the_training_set(parts):
     vocabulary, options = clothes.known()
     train = [row for row in clothes.reviews() if row["clothing"] not in clothes.clothes_of_test()]
     seen = {word for row in train for word in clothes.words_of(row["review"])}
@@ -77,7 +77,7 @@ def test_a_file_that_holds_no_reviews_is_refused():
             ReviewFile()(content)
 
 
-def test_each_fusion_reads_its_parts_and_nothing_else(parts):
+def test_a_fusion_reads_only_its_parts_of_a_review(parts):
     torch.manual_seed(0)
     rows = parts[0].inputs[:8]
     table, text = rows.split([len(COLUMNS), rows.shape[1] - len(COLUMNS)], 1)
@@ -90,7 +90,7 @@ def test_each_fusion_reads_its_parts_and_nothing_else(parts):
         assert (reads_text, reads_table) == (fusion != "table", fusion != "text")
 
 
-def test_predict_answers_odd_reviews_and_says_what_was_done(tmp_path, parts):
+def test_predict_accepts_odd_reviews_with_notes(tmp_path, parts):
     torch.manual_seed(0)
     names = Reviews.classes
     facts = DataFacts("", "", (len(parts[0].inputs[0]),), 2, 0.0, 1.0, names=names)

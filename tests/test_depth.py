@@ -47,7 +47,7 @@ launcher: {workers: 1}
 """
 
 
-def test_few_functions_lie_between_a_study_module_and_the_step_of_its_optimizer(tmp_path):
+def test_few_functions_lie_between_a_study_module_and_an_optimizer_step(tmp_path):
     (tmp_path / "deep.py").write_text(STUDY)
     (tmp_path / "deep.yaml").write_text(CONFIG)
     subprocess.run(

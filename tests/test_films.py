@@ -62,7 +62,7 @@ def test_no_rating_of_the_same_second_or_later_is_in_an_input(folder):
         assert not torch.equal(changed, inputs)
 
 
-def test_the_sealed_ratings_are_the_last_and_are_in_no_input_if_they_stay_closed(folder):
+def test_the_test_ratings_are_the_last_and_are_in_no_input(folder):
     data = tables(folder)
     inputs, _ = inputs_of(data, 100, known=False)
     other = data.ratings.copy()
@@ -80,7 +80,7 @@ def test_folds_move_forward_in_time(folder):
             assert int(learnt.max()) < int(validated.min())
 
 
-def test_who_is_not_in_training_has_no_number(folder):
+def test_users_and_films_outside_of_training_have_no_number(folder):
     source = Ratings(100, 90, root=str(folder))
     train, test = source.train(), source.test()
     for name in ("user", "film"):
@@ -100,7 +100,7 @@ def test_a_few_epochs_of_the_study_beat_the_mean(folder):
     assert value < float(split.targets.std()) - 0.1
 
 
-def test_predict_says_what_stands_in_for_whom_it_never_saw(folder, tmp_path):
+def test_predict_names_the_replacement_for_unknown_users(folder, tmp_path):
     read = RatingFile(100, str(folder))
     facts = DataFacts("", "", (len(COLUMNS),), 1, 0.0, 1.0, classifies=False)
     network = Network(Recommender("history").eval(), InputFormat(facts, read))
@@ -119,7 +119,7 @@ def test_predict_says_what_stands_in_for_whom_it_never_saw(folder, tmp_path):
     assert "other.csv: it must be a CSV file whose first line names user" in str(error.value)
 
 
-def test_a_damaged_file_is_named_with_what_brings_it_anew(folder):
+def test_a_damaged_file_is_named_with_a_command_that_restores_it(folder):
     for name, damage, said in (
         ("inter", lambda text: text[: len(text) // 2], r"damaged|must have 600 lines"),
         ("inter", lambda text: re.sub(r"\d\t(\d{4})", r"9\t\1", text, count=1), "be from 1 to 5"),
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_named_with_what_brings_it_anew(folder):
 
 
 @pytest.mark.nightly
-def test_both_parts_of_the_study_begin_with_a_second_of_their_own():
+def test_validation_and_test_sets_begin_at_a_new_second():
     source = build(ask(name="ratings").config["data"], "data")
     try:
         data = tables(films.folder_of(source.root))

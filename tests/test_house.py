@@ -175,7 +175,7 @@ def calls(tree: ast.AST, method: str) -> bool:
     )
 
 
-def test_one_module_opens_a_study_launches_its_workers_and_stops_them():
+def test_one_module_opens_a_study_and_launches_and_stops_its_workers():
     """Commands, calls from Python and workers run a study by `worker.driver.run_study`."""
     opening = {module for module, names in NAMES.items() if OPENS in names}
     stopping = {module for module, names in NAMES.items() if STOPS in names}
@@ -247,6 +247,19 @@ def test_the_density_of_the_code_never_rises():
     assert [kind for kind in DENSITY if rates[kind] > DENSITY[kind] + 0.05] == [], rates
 
 
+LONGEST_NAME = 70  # characters of a test's name
+
+
+def test_the_name_of_a_test_is_short():
+    names = [
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert [name for name in names if len(name) > LONGEST_NAME] == []
+
+
 def test_a_file_name_occurs_once():
     names = [path.name for path in FILES.values() if path.name != "__init__.py"]
     assert sorted(names) == sorted(set(names))
@@ -262,7 +275,7 @@ def test_nobody_imports_extras():
             assert EXTRAS not in {layer_of(other) for other in others}, module
 
 
-def test_only_commands_load_extras_by_name_and_others_get_them_as_arguments():
+def test_only_commands_load_extras_by_name():
     loading = {layer_of(module) for module, others in OWN.items() if "commands.plugins" in others}
     assert loading == {"commands"}
     importing = {module for module, names in NAMES.items() if "importlib.import_module" in names}
@@ -362,7 +375,7 @@ def defaults_read(tree: ast.AST) -> list[str | None]:
     return [name.value if isinstance(name, ast.Constant) else None for name in names]
 
 
-def test_attributes_of_our_own_classes_are_declared_and_not_read_with_a_default():
+def test_attributes_of_our_classes_are_declared():
     """A base class declares what its subclasses may leave out, and gives it a default."""
     classes = [n for tree in TREES.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
     ours = {None}.union(*map(members_of, classes))
@@ -414,7 +427,7 @@ def test_nobody_imports_a_private_name_of_another_module():
     assert importing == ["storage.optuna_internals"]
 
 
-def test_a_package_from_outside_comes_in_by_its_own_door():
+def test_a_package_from_outside_is_imported_by_one_module():
     for package, layers in DOORS.items():
         found = {layer_of(module) for module, packages in OUTSIDE.items() if package in packages}
         assert found <= layers, package
@@ -423,7 +436,7 @@ def test_a_package_from_outside_comes_in_by_its_own_door():
         assert entered == [], package
 
 
-def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
+def test_functions_of_linux_are_in_one_module_and_forks_in_another():
     linux = re.compile(r"/proc/|/dev/|prctl|memfd|fcntl|flock|sched_|O_TMPFILE|pidfd|import ctypes")
     texts = {module: path.read_text() for module, path in FILES.items()}
     assert [module for module, text in texts.items() if linux.search(text)] == ["processes"]
@@ -440,7 +453,7 @@ def test_environment_variables_are_those_of_one_list():
             assert constants & {*listed, environment.PREFIX} == set(), module
 
 
-def test_what_configs_name_is_imported_by_nobody():
+def test_classes_that_configs_name_are_imported_by_nobody():
     for named in NAMED_BY_CONFIGS:
         assert [module for module, imported in OWN.items() if named in imported] == []
 
@@ -449,7 +462,7 @@ def test_what_configs_name_is_imported_by_nobody():
 DATA_NAMES = ("DataSource", "Sound", "Reader", "Split", "Tokens", "asset")
 
 
-def test_the_package_does_not_know_its_studies_and_their_pages_know_what_runs_them():
+def test_the_package_does_not_import_the_example_studies():
     assert [module for module, names in OUTSIDE.items() if names & {"studies", "tests"}] == []
     known = {"studyloom.config.hydra_main", "studyloom.run.run", "studyloom.Run"}
     known |= {f"studyloom.data.{n}" for n in DATA_NAMES}
@@ -488,7 +501,7 @@ def test_the_package_names_the_versions_of_python_that_ci_tests():
     assert named == versions.findall(matrix)
 
 
-def test_no_file_names_a_mirror_or_somebodys_home():
+def test_no_file_names_a_mirror_or_a_home_folder():
     mirrors = [r"index-" + "url", r"python" + r"hosted\.org", r"https?://[^/\s]*:\d+/(simple|pypi)"]
     odd = re.compile("|".join(mirrors))
     home = re.compile(

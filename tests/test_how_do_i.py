@@ -56,7 +56,7 @@ def test_fix_change_limit_and_stop():
 
 
 @pytest.mark.chaos
-def test_my_own_metric_overnight_later_workers_csv_export_and_the_end(tmp_path):
+def test_a_custom_metric_a_long_run_more_workers_csv_and_the_end(tmp_path):
     """One study from its first command to its end."""
     (tmp_path / "mine.py").write_text(FILE)
     env = environment(PYTHONPATH=str(tmp_path))

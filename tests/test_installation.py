@@ -40,7 +40,7 @@ def test_an_extra_is_installed_from_the_origin_of_studyloom(monkeypatch, origin,
     assert shlex.split(command)[-1].endswith("[ray]")
 
 
-def test_without_an_installation_an_extra_is_of_the_package_index(monkeypatch):
+def test_without_an_installation_an_extra_is_installed_from_the_index(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 

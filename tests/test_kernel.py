@@ -69,7 +69,7 @@ class Gate:
         return os.read(self.pipe, 100)
 
 
-def test_a_search_is_killed_and_resumed_without_the_layers_above_the_kernel(tmp_path):
+def test_a_search_is_killed_and_resumed_by_the_kernel_only(tmp_path):
     (tmp_path / "loop.py").write_text(LOOP)
     (tmp_path / "alone.yaml").write_text(CONFIG)
     (tmp_path / "script.py").write_text(SCRIPT)

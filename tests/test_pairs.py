@@ -14,14 +14,14 @@ def parts():
     return Pairs("train", "theo"), Pairs("test", "theo")
 
 
-def test_both_parts_of_a_pair_are_of_one_digit_and_no_image_is_in_two_pairs(parts):
+def test_a_pair_shows_and_says_one_digit_and_no_image_is_in_two_pairs(parts):
     for part, count in zip(parts, (2500, 500), strict=True):
         assert len({*part.images_of.tolist()}) == len(part) == count
     train, test = ({image.numpy().tobytes() for image in part.images} for part in parts)
     assert not train & test
 
 
-def test_no_speaker_is_in_two_parts(parts):
+def test_no_speaker_is_in_two_sets(parts):
     source = build(
         ask("data.train.test_speaker=theo", name="seen_and_heard").config["data"], "data"
     )
@@ -35,7 +35,7 @@ def test_no_speaker_is_in_two_parts(parts):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_missing_part_says_nothing(parts, fusion):
+def test_a_fusion_reads_only_its_modalities(parts, fusion):
     torch.manual_seed(0)
     network = PairNet(10, fusion, channels=4).eval()
     images, sounds = parts[0].images[:16], parts[0].sounds[:16]

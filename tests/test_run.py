@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
     )
 
 
-def test_a_study_ends_with_its_answer_and_the_next_commands(finished):
+def test_a_study_ends_with_its_result_and_the_next_commands(finished):
     run_dir, done = finished
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
@@ -58,7 +58,7 @@ def test_the_folder_of_the_logs_is_named_only_if_workers_write_some(finished, tm
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
+def test_a_study_writes_only_below_its_run_directory(finished):
     run_dir, _ = finished
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     logs = {name for name in names if name.startswith("logs/")}
@@ -76,7 +76,7 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
     assert best.params == {"optimizer.lr": yaml.safe_load(written)["optimizer"]["lr"]}
 
 
-def test_the_same_command_has_nothing_to_do_and_one_with_more_trials_goes_on(finished):
+def test_the_same_command_does_nothing_until_it_has_more_trials(finished):
     run_dir, _ = finished
     before = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
     done = study_here(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
@@ -90,7 +90,7 @@ def test_the_same_command_has_nothing_to_do_and_one_with_more_trials_goes_on(fin
     assert len(list((run_dir / "logs").iterdir())) == 2  # one worker needs no process
 
 
-def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished, tmp_path):
+def test_another_definition_under_the_same_name_is_refused_with_both(finished, tmp_path):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")  # Hydra writes down what was asked
     done = study_here(*QUICK, "train.epochs=3", f"run_dir={run_dir}")
     assert done.returncode == 2
@@ -133,7 +133,7 @@ def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_p
     assert len({tuple(trial.params.items()) for trial in trials}) == 6
 
 
-def test_a_time_limit_ends_the_command_in_order(tmp_path):
+def test_a_time_limit_ends_the_command_and_releases_its_trials(tmp_path):
     limited = ("train.epochs=2000", "study.trials=2", "study.timeout=1", "launcher.workers=1")
     done = study_here(*QUICK, *limited, f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(reevaluated):
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
 
 
-def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(reevaluated):
+def test_the_same_command_prints_the_winner_and_does_not_test_again(reevaluated):
     run_dir, overrides, first = reevaluated
     written = (run_dir / "winner.json").read_bytes()
     done = study_here(*overrides, f"run_dir={run_dir}")
@@ -202,7 +202,7 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
 
 
 @pytest.mark.chaos
-def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_shown(tmp_path):
+def test_the_result_of_another_study_in_the_folder_is_moved_and_not_shown(tmp_path):
     """Name, stage and budget are the same; the database was deleted and the seed changed."""
     reevaluated = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
     overrides = (*QUICK, *reevaluated, "launcher.workers=1", f"run_dir={tmp_path}")
@@ -247,7 +247,7 @@ def refused(*overrides, words, tmp_path):
     return done
 
 
-def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
+def test_everything_that_a_space_names_is_built_before_trial_0(tmp_path):
     refused(
         "space.model.mlp.activation.choice=[relu,tahn]",
         "space.train.batch_size.choice=[64,100000]",
@@ -289,7 +289,7 @@ def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_pa
     assert "two hosts would damage" in places(embedded, Join())
 
 
-def test_more_workers_than_the_server_has_connections_for_are_refused_before_they_start(
+def test_more_workers_than_free_connections_are_refused_before_they_start(
     postgres_url,
 ):
     check_connections(postgres_url, 8)

@@ -72,7 +72,7 @@ def searched(request, tmp_path, monkeypatch):
     return script, tmp_path / "runs" / request.param
 
 
-def test_commands_import_it_without_running_its_guard(searched, tmp_path, capsys):
+def test_commands_import_a_script_without_running_its_guarded_code(searched, tmp_path, capsys):
     _, run_dir = searched
     for command in (
         ["predict", run_dir, "inputs.npy"],
@@ -89,7 +89,7 @@ def test_commands_import_it_without_running_its_guard(searched, tmp_path, capsys
     assert (tmp_path / "ran").read_text() == "x", "the script searched once, and ended there"
 
 
-def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, capsys, caplog):
+def test_a_changed_or_missing_script_is_named_or_refused(searched, tmp_path, capsys, caplog):
     script, run_dir = searched
     edited = script.read_text().replace("super().__init__()", "super().__init__(); 3")
     script.write_text(edited.replace("run.keep(net=net)", "run.keep(net=net); 3"))
@@ -108,9 +108,7 @@ def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, 
     assert "is defined in a script or notebook that is not this program" in capsys.readouterr().err
 
 
-def test_a_script_searches_on_with_more_trials_since_its_definitions_are_the_same(
-    searched, monkeypatch
-):
+def test_a_script_continues_with_more_trials_under_the_same_definition(searched, monkeypatch):
     script, run_dir = searched
     script.write_text(script.read_text().replace("trials=2", "trials=3"))
     monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
@@ -119,7 +117,9 @@ def test_a_script_searches_on_with_more_trials_since_its_definitions_are_the_sam
         assert len(study.trials) == 3
 
 
-def test_an_untrusted_directory_has_no_script_executed(searched, tmp_path, capsys, monkeypatch):
+def test_a_script_of_an_untrusted_directory_is_not_executed(
+    searched, tmp_path, capsys, monkeypatch
+):
     script, run_dir = searched
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     predict = ["predict", str(copy), "inputs.npy", "--trust", "studyloom"]
@@ -141,7 +141,7 @@ def test_winner_yaml_names_no_command_that_cannot_import_it(searched):
     assert not second.startswith("#")
 
 
-def test_a_config_of_it_is_refused_with_what_to_move_where(searched, tmp_path):
+def test_a_config_of_a_script_is_refused_with_what_to_move(searched, tmp_path):
     script, run_dir = searched
     names = {"mine": "Net", "looped": "layer, loop"}[run_dir.name]
     with sl.open_study(run_dir) as study, pytest.raises(sl.ConfigError) as caught:
@@ -151,7 +151,7 @@ def test_a_config_of_it_is_refused_with_what_to_move_where(searched, tmp_path):
     assert not (tmp_path / "conf").exists()
 
 
-def test_another_program_is_told_to_give_the_network(searched):
+def test_another_program_gets_a_hint_to_name_the_network(searched):
     _, run_dir = searched
     with pytest.raises(sl.ConfigError, match=r"load_winner\(RUN_DIR, network=Net\)"):
         sl.load_winner(run_dir).predict(torch.zeros(1, 4))

@@ -66,7 +66,7 @@ def problem(words):
         return f"{shlex.join(words)}: {error}"
 
 
-def test_every_command_survives(split):
+def test_bash_and_zsh_pass_on_every_documented_command(split):
     called = [words for line in COMMANDS for words in split(line)]
     assert sum(words[0] == "studyloom" for words in called) > 10
     assert sum(words[:2] == ["python", "-m"] for words in called) > 10
@@ -74,7 +74,7 @@ def test_every_command_survives(split):
     assert not problems, "\n".join(problems)
 
 
-def test_the_overrides_of_how_do_i_survive(split):
+def test_bash_and_zsh_pass_on_the_overrides_of_the_guides(split):
     pieces = [piece for task, _ in ANSWERS for piece in pieces_of(task)]
     overrides = [piece for piece in pieces if OF_A_STUDY.fullmatch(piece)]
     assert len(overrides) > 12
@@ -87,7 +87,7 @@ def test_the_overrides_of_how_do_i_survive(split):
     assert not problems, "\n".join(problems)
 
 
-def test_the_overrides_in_sentences_survive(split):
+def test_bash_and_zsh_pass_on_the_overrides_in_sentences(split):
     texts = [text for name, text in PAPERS.items() if name.startswith(SITE)]
     pieces = {piece for text in texts for piece in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)}
     odd = [piece for piece in pieces if re.match(r"'?[+~]*[a-z_]+\.[a-z_.]+=.*[\[{*?]", piece)]
@@ -97,7 +97,7 @@ def test_the_overrides_in_sentences_survive(split):
         assert [word] == shlex.split(override)
 
 
-def test_a_command_of_the_site_needs_no_comment_behind_it():
+def test_no_command_of_the_site_needs_a_comment():
     """An interactive zsh takes `# …` as arguments."""
     for name, text in PAPERS.items():
         if name.startswith(SITE):
@@ -108,7 +108,7 @@ def test_a_command_of_the_site_needs_no_comment_behind_it():
 
 
 @pytest.mark.chaos
-def test_every_command_of_a_study_passes_its_dry_run(tmp_path, monkeypatch):
+def test_every_documented_command_of_a_study_passes_its_dry_run(tmp_path, monkeypatch):
     (mixup,) = blocks(PAPERS[f"{SITE}/guides/training.md"], "python")
     (tmp_path / "mixup.py").write_text(mixup)
     monkeypatch.syspath_prepend(tmp_path)

@@ -41,7 +41,7 @@ def test_the_navigation_has_every_page_once(site):
     assert sorted(listed) == sorted(written | {*site.ELSEWHERE.values()})
 
 
-def test_every_generated_part_has_its_mark(site):
+def test_every_generated_part_of_the_site_has_its_mark(site):
     texts = [path.read_text() for path in (ROOT / SITE).rglob("*.md")]
     assert sorted(mark for text in texts for mark in site.MARK.findall(text)) == sorted(
         site.GENERATED
@@ -65,7 +65,7 @@ def test_the_reference_has_all_that_the_code_has(site):
     assert re.search(r"^\| `workers` \| `owner` `trial` ", objects, re.MULTILINE)
 
 
-def test_a_page_from_elsewhere_keeps_its_links(site, tmp_path, monkeypatch):
+def test_a_copied_document_keeps_its_links(site, tmp_path, monkeypatch):
     monkeypatch.setattr(site, "BUILD", tmp_path)
     (tmp_path / "docs").mkdir()
     text = site.moved(".github/CHANGELOG.md")

@@ -18,7 +18,7 @@ def test_the_embedded_recordings_never_change():
     assert hashlib.sha256(content).hexdigest().startswith("42872107d1a805c2")
 
 
-def test_no_speaker_is_in_two_parts():
+def test_no_speaker_is_in_two_sets():
     tested = "george"
     source = build(
         ask(f"data.train.test_speaker={tested}", name="digits_spoken").config["data"], "data"

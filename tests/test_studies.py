@@ -78,7 +78,7 @@ def folds():
     return make_folds(CLASSES, 1, 800, 0)
 
 
-def test_every_option_composes():
+def test_every_option_of_a_group_composes():
     for group in {*OPTIONS} & groups_of("mnist") - {"space"}:
         for option in OPTIONS[group]:
             cfg, composer = composed_with(group, option)
@@ -93,7 +93,7 @@ def test_every_option_composes():
 
 
 @options("model", "optimizer", "scheduler", "loss")
-def test_every_part_of_training_builds_and_works(group, option, folds):
+def test_every_option_of_training_builds_and_works(group, option, folds):
     cfg, composer = composed_with(group, option)
     (job,) = build_jobs(cfg, folds, seed=0)
     model = job.model(shape=(1, 8, 8), outputs=10)
@@ -136,7 +136,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 
 
 @options("space")
-def test_every_space_asks_a_question_without_mistakes(group, option, folds):
+def test_every_space_gives_a_valid_study_definition(group, option, folds):
     page = option if option in PAGES else "mnist"
     definition, split = ask(f"{group}={option}", name=page), IMAGES
     if page not in ("mnist", "fashion"):  # the data of the others come with the package
@@ -152,7 +152,7 @@ def test_every_space_asks_a_question_without_mistakes(group, option, folds):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_page_has_a_config_and_a_manual_whose_commands_compose(page):
+def test_every_study_module_has_a_config_and_a_manual_that_composes(page):
     source = (ROOT / "studies" / f"{page}.py").read_text()
     lines = [line.strip() for line in ast.get_docstring(ast.parse(source)).splitlines()]
     commands = [line for line in lines if line.startswith("python -m")]
@@ -162,7 +162,7 @@ def test_every_page_has_a_config_and_a_manual_whose_commands_compose(page):
     assert importlib.import_module(f"studies.{page}").main.__module__ == f"studies.{page}"
 
 
-def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_path):
+def test_photos_are_shifted_and_cropped_only_in_training(monkeypatch, tmp_path):
     with np.load(ASSET) as whole:
         few = {name: array[:100] for name, array in whole.items()}
     np.savez(tmp_path / "mnist5k.npz", **few)
@@ -185,11 +185,11 @@ def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_p
     assert source.test().digest == test.digest, "written again, it is the same data"
 
 
-def test_every_primary_config_has_a_page():
+def test_every_primary_config_has_a_study_module():
     assert sorted(path.stem for path in Path(CONF).glob("*.yaml")) == PAGES
 
 
-def test_a_config_writes_down_only_what_its_target_takes():
+def test_a_config_has_only_keys_that_its_target_takes():
     """A setting that nothing reads is a trap; `shape` and `outputs` are passed later."""
     for group in ("model", "optimizer", "scheduler", "loss", "data"):
         for option in OPTIONS[group]:
@@ -210,7 +210,7 @@ READERS = {
 }
 
 
-def test_a_damaged_or_missing_file_is_named_with_the_way_out(tmp_path, monkeypatch):
+def test_a_damaged_or_missing_file_is_named_with_a_fix(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ASSETS", tmp_path)
     for what, read in READERS.items():
         name = what.partition(" ")[0]

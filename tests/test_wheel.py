@@ -49,7 +49,7 @@ def run(*command, cwd: Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_wheel_of_the_source_distribution_is_the_same_byte_for_byte(built, tmp_path):
+def test_the_source_distribution_builds_the_same_wheel_byte_for_byte(built, tmp_path):
     source, wheel = built
     build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index")
     run(*build, "--no-build-isolation", "--wheel-dir", tmp_path, source, cwd=tmp_path)
@@ -85,7 +85,7 @@ def test_every_config_in_the_wheel_finds_its_module_data_and_options(built):
             assert f"{folder}{group}/{option}.yaml" in names, page
 
 
-def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
+def test_the_package_and_its_groups_come_from_the_wheel(installed, tmp_path):
     code = (
         "import studyloom.config.compose as c; "
         "print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir() if p.is_dir()))"
@@ -96,7 +96,7 @@ def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
     assert names == sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 
 
-def test_in_an_empty_folder_the_main_job_ends_with_a_winner_and_a_report(installed, tmp_path):
+def test_in_an_empty_folder_the_demo_ends_with_a_winner_and_a_report(installed, tmp_path):
     few = ("study.trials=3", "train.epochs=1", "train.samples_per_epoch=512", "winner.top=1")
     said = run(installed / "studyloom", "run", "mnist", *few, cwd=tmp_path)
     assert "mnist: 3 of 3 trials" in said

@@ -5,14 +5,14 @@ import torch
 from studies.words import NOTHING, UNKNOWN, Vocabulary, cut, words_of
 
 
-def test_words_are_in_lower_case_and_keep_their_apostrophes_and_strong_marks():
+def test_words_are_lower_case_with_apostrophes_and_exclamation_marks():
     assert words_of("It's SO pretty!  5'8\", a-line?") == [
         *("it's", "so", "pretty", "!", "5", "8", "a", "line", "?")
     ]
     assert words_of("  \n…  ") == []
 
 
-def test_the_more_frequent_word_has_the_smaller_number_and_rare_ones_have_none():
+def test_frequent_words_have_small_numbers_and_rare_words_have_none():
     words = Vocabulary([["b", "a", "b"], ["a", "b", "c"]])
     assert words.number(["b", "a", "c", "d"]) == [2, 3, UNKNOWN, UNKNOWN]
     assert len(words) == 4

@@ -11,7 +11,7 @@ def line_of(message):
     return PrintableFormatter(LINE).format(logging.makeLogRecord({"msg": message}))
 
 
-def test_the_written_end_of_a_trial_is_read_again():
+def test_the_logged_end_of_a_trial_is_parsed():
     for state, value in (("COMPLETE", 0.97), ("PRUNED", None), ("FAIL", None)):
         end = read_trial_end(line_of(format_trial_end(7, state, value)))
         assert end is not None
@@ -19,7 +19,7 @@ def test_the_written_end_of_a_trial_is_read_again():
         assert abs(datetime.now() - end.time) < timedelta(minutes=1)
 
 
-def test_other_lines_are_not_the_end_of_a_trial():
+def test_other_lines_of_a_log_are_not_the_end_of_a_trial():
     lines = (
         "trial 7: complete",
         line_of("trial 7: running"),

@@ -57,7 +57,7 @@ class Commands:
         return uses
 
 
-def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_path):
+def test_a_command_killed_between_two_files_of_a_result_leaves_no_mixture(tmp_path):
     """Killed before each file in turn; the same command mends it, and opens the test set once."""
     commands = Commands(tmp_path)
     commands.run(2)

@@ -109,9 +109,7 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("killed", ["worker of a session", "all"])
-def test_killed_in_the_midst_it_goes_on_to_the_values_of_the_undisturbed_run(
-    make, killed, tmp_path
-):
+def test_a_command_killed_in_the_midst_resumes_to_the_undisturbed_values(make, killed, tmp_path):
     """From its own checkpoint, or from its start; in a session, as torchrun starts its ranks."""
     session = "setsid --wait " if killed != "all" else ""
     words = f"{session}python main.py --lr {{lr}} --seed {{seed}} --gate {tmp_path}/gate"
@@ -164,7 +162,7 @@ TORCHRUN = "python -m torch.distributed.run --standalone --nproc_per_node=2"
         pytest.param("snapshot.pt", marks=pytest.mark.nightly),
     ],
 )
-def test_trials_that_save_by_a_relative_path_do_not_see_each_other(make, tmp_path, saved):
+def test_trials_that_save_to_a_relative_path_do_not_see_each_other(make, tmp_path, saved):
     """With two workers, one of which is killed, and next to what an earlier run has left."""
     files = {"main.py": BEGIN + SAVING[saved], "data/input.txt": "text", saved: "an earlier one"}
     study = COMMAND.replace("Average loss: (?P<value>\\S+),", "loss (?P<value>\\S+)")

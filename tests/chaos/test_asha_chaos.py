@@ -64,7 +64,7 @@ def test_kills_change_nothing_of_a_search_by_a_gaussian_process(url, tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url, tmp_path, whole):
+def test_a_storm_of_kills_changes_no_value_of_a_search_with_asha(sqlite_url, tmp_path, whole):
     kills, trials, seed = 15, 45, 3
     url, folder, lives = sqlite_url, tmp_path / "checkpoints", random.Random(seed)
     stored = prepare(url, trials, seed, *ASHA)

@@ -36,7 +36,7 @@ NEED_DATA = ("example", "tutorial", "record")
 
 
 @pytest.mark.parametrize("bench", PRINTED)
-def test_a_bench_runs_at_its_smallest_size(bench, tmp_path):
+def test_a_benchmark_runs_at_its_smallest_size(bench, tmp_path):
     if bench in NEED_DATA and "STUDYLOOM_DATA" not in os.environ:
         pytest.skip("needs STUDYLOOM_DATA")
     command = [sys.executable, "scripts/bench.py", bench, "--smallest"]
@@ -58,7 +58,7 @@ def test_a_search_on_recorded_curves_is_the_same_at_each_replay(method, workers)
     assert found[0] == found[1]
 
 
-def test_the_bench_of_searches_prints_every_part():
+def test_the_benchmark_of_searches_prints_every_part():
     wanted = ("curves", "lcbench", "hpobench")
     families = [family for family in wanted if tables.names(family)]
     command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]

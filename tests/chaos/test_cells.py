@@ -160,7 +160,7 @@ def results(stored):
     ],
     ids=["network", "loop", "objective"],
 )
-def test_a_search_from_python_has_the_trials_of_its_yaml_though_workers_and_kernels_die(
+def test_python_gives_the_trials_of_the_yaml_although_workers_are_killed(
     number, before, yaml, settings, tmp_path
 ):
     snippet = SEARCHES[number]
@@ -196,7 +196,7 @@ def test_a_search_from_python_has_the_trials_of_its_yaml_though_workers_and_kern
 
 
 @pytest.mark.parametrize("way", ["file", "notebook"])
-def test_the_first_block_of_the_readme_runs_as_it_stands(way, tmp_path):
+def test_the_first_example_of_the_readme_runs_unchanged(way, tmp_path):
     if way == "file":
         (tmp_path / "pasted.py").write_text(BLOCKS[0])
         command = ["pasted.py"]

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.chaos
 QUICK = ("study.trials=2", "train.epochs=1", "winner.enabled=false", "launcher.workers=1")
 
 
-def test_an_edit_of_one_s_own_code_is_another_question(tmp_path):
+def test_an_edit_of_user_code_makes_another_study_definition(tmp_path):
     """A comment is none, and a key goes on with the study."""
     assert studyloom("new", "mine", tmp_path).returncode == 0
 
@@ -40,7 +40,7 @@ def test_an_edit_of_one_s_own_code_is_another_question(tmp_path):
     assert "trials 0 to 1 ran other code: studies.mine has changed" in done.stdout
 
 
-def test_a_worker_that_starts_after_an_edit_does_not_join(tmp_path):
+def test_a_worker_that_starts_after_an_edit_of_the_code_does_not_join(tmp_path):
     """The worker that has read the code of before goes on with all trials."""
     run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db")
     run.overrides += ("model._target_=own_gated.Net", "study.trials=4")

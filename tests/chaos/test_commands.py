@@ -25,7 +25,7 @@ def run(tmp_path):
     kill(run.processes())  # where a test has failed
 
 
-def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
+def test_the_same_command_resumes_after_any_signal(run, undisturbed):
     """tests/worker has Ctrl-C."""
 
     def send(number):
@@ -43,7 +43,7 @@ def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
 
 
 @pytest.mark.nightly
-def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
+def test_a_clock_that_is_an_hour_off_changes_no_result(run, undisturbed, needs):
     needs("faketime")
     whole = run.overrides
 
@@ -84,7 +84,7 @@ def served(server, tmp_path):
     server.start()
 
 
-def test_a_server_that_crashes_and_comes_back(server, served, undisturbed):
+def test_a_study_outlives_a_server_that_crashes_and_comes_back(server, served, undisturbed):
     def crash():
         server.stop(signal.SIGQUIT)
         until(lambda: "trying again" in served.logs(), 60)
@@ -97,9 +97,7 @@ def test_a_server_that_crashes_and_comes_back(server, served, undisturbed):
 
 
 @pytest.mark.nightly
-def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
-    server, served, undisturbed
-):
+def test_a_server_that_stays_away_ends_the_command_which_later_resumes(server, served, undisturbed):
     process = served.at_work("storage.deadline=20", meanwhile=lambda: server.stop(signal.SIGQUIT))
     printed = served.end(process, 1, 36)  # whatever it asks at its end
     assert "it did not recover in" in printed
@@ -129,9 +127,7 @@ def test(config, run, part):
 """
 
 
-def test_a_command_that_sleeps_as_it_tests_its_winner_keeps_no_other_study_waiting(
-    server, served, tmp_path
-):
+def test_a_command_that_sleeps_in_its_test_blocks_no_other_study(server, served, tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     gate, path = tmp_path / "gate", os.pathsep.join((str(tmp_path), str(ROOT)))
     shared = {"STUDYLOOM_STORAGE": server.url, "PYTHONPATH": path, "cwd": tmp_path}
@@ -154,7 +150,7 @@ def test_a_command_that_sleeps_as_it_tests_its_winner_keeps_no_other_study_waiti
 # A database that is gone
 
 
-def test_a_file_that_is_deleted_in_mid_run_is_named_and_nothing_made_in_its_place(run):
+def test_a_database_deleted_in_mid_run_is_named_and_not_made_again(run):
     file = run.folder / "study.db"
     printed = run.end(run.at_work(meanwhile=file.unlink), 1)
     assert "error: storage.url: cannot use sqlite:///" in printed
@@ -165,7 +161,7 @@ def test_a_file_that_is_deleted_in_mid_run_is_named_and_nothing_made_in_its_plac
 
 
 @pytest.mark.nightly
-def test_a_disk_that_is_full_under_the_checkpoints_costs_no_trial(run, undisturbed):
+def test_a_full_disk_for_checkpoints_costs_no_trial(run, undisturbed):
     """A small one, which is mounted for the command alone."""
     if os.geteuid() or shutil.which("unshare") is None:
         pytest.skip("mounting a disk needs root")

@@ -62,7 +62,7 @@ def uses(folder):
     return count
 
 
-def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(run_dir):
+def test_compress_writes_its_files_and_uses_the_test_set_once(run_dir):
     folder, printed = run_dir
     record = json.loads((folder / "winner.onnx.json").read_text())
     assert [row["name"].split(",")[0] for row in record["variants"][::2]] == [
@@ -79,7 +79,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert b"site-packages" not in content, "which line of whose code a node is of"
 
 
-def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
+def test_a_compressed_winner_runs_without_studyloom_and_torch(run_dir, tmp_path):
     from studyloom.extras.export.onnx import OnnxNetwork
 
     folder, _ = run_dir
@@ -98,7 +98,7 @@ def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), ours.numpy(), atol=1e-5)
 
 
-def test_it_is_compressed_again_after_kills(run_dir):
+def test_a_killed_compression_is_completed_by_the_same_command(run_dir):
     folder, _ = run_dir
     words = ("ratios=[]", "widths=[0.5]", "repeats=3", "rule=min bytes")
     for file in ("winner.onnx.json", "winner.onnx"):

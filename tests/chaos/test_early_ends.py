@@ -51,7 +51,7 @@ def run(tmp_path):
     kill(run.processes())
 
 
-def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed):
+def test_an_early_end_stays_as_decided_although_workers_are_killed(run, undisturbed):
     process = run.start()
     run.until_done(6)
     kill(run.processes())

@@ -47,7 +47,7 @@ def run(tmp_path):
     kill(run.processes())
 
 
-def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
+def test_an_objective_that_ends_its_process_costs_only_its_trial(run):
     printed = run.end(run.start("launcher.workers=2"), 0)
     trials = {trial.params["params.deed"]: trial for trial in run.stored().trials()}
     assert {*trials} == {*DEEDS}
@@ -58,7 +58,7 @@ def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
     assert "crashed  " in printed
 
 
-def test_a_trial_that_breaks_the_gpu_costs_the_command_its_trial_alone(run):
+def test_a_trial_that_breaks_the_gpu_costs_the_command_only_that_trial(run):
     """The command trains in its own process until that has lost its GPU."""
     deeds = ("nothing", "device-side assert", "thread", "argparse", "pool by fork")
     space = f"space.params.deed.choice=[{', '.join(deeds)}]"
@@ -75,7 +75,7 @@ def test_a_trial_that_breaks_the_gpu_costs_the_command_its_trial_alone(run):
         ("test", "exit 0", 1, "your code ended the command: SystemExit(0)"),
     ],
 )
-def test_no_command_ends_with_0_because_the_users_code_says_so(tmp_path, place, deed, code, words):
+def test_user_code_cannot_end_a_command_with_exit_code_0(tmp_path, place, deed, code, words):
     """Before the first trial, and when the winner is tested: in the process of the command."""
     quick = [override for override in QUICK if not override.startswith(("model.", "winner."))]
     run = (*quick, "model._target_=deeds.Net", *BARE, "winner.top=1", "winner.seeds=1")

@@ -29,7 +29,9 @@ def pair():
 # Whether libpq looks for the host that takes writes. If not, the standby is found first where it
 # stands first, and it refuses to write until it is promoted.
 @pytest.mark.parametrize("query", [["target_session_attrs=read-write"], []], ids=str)
-def test_a_run_goes_on_with_the_standby_once_it_is_promoted(pair, query, tmp_path, undisturbed):
+def test_a_study_continues_with_the_standby_server_once_it_is_promoted(
+    pair, query, tmp_path, undisturbed
+):
     run = Run(tmp_path / "run", pair.url(*query))
     process = run.at_work(meanwhile=pair.first.stop)
     nap(4)
@@ -52,7 +54,7 @@ def server(needs):
         server.stop()
 
 
-def test_a_pool_that_goes_away_and_comes_back(server, tmp_path, undisturbed):
+def test_a_study_outlives_a_connection_pool_that_goes_away(server, tmp_path, undisturbed):
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.ExitStack() as first:
             entry = first.enter_context(pooled(server.url, folder, size=2))
@@ -105,7 +107,7 @@ def network(needs):
         yield network
 
 
-def test_a_cut_network_ends_the_command_by_the_deadline_and_it_resumes_when_it_is_back(
+def test_a_cut_network_ends_the_command_by_its_deadline_until_it_resumes(
     network, tmp_path, undisturbed
 ):
     deadline = 16

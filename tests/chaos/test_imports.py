@@ -75,9 +75,7 @@ def run_python(folder, *arguments):
 
 @linux
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_module_that_searches_when_it_is_imported_ends_with_a_sentence_and_no_process(
-    stopped, tmp_path
-):
+def test_a_module_that_searches_at_import_starts_no_process(stopped, tmp_path):
     (tmp_path / "mine.py").write_text(SEARCHES)
     process = run_python(tmp_path, "-c", "import mine")
     logs = tmp_path / "run" / "logs"
@@ -97,9 +95,7 @@ def test_a_module_that_searches_when_it_is_imported_ends_with_a_sentence_and_no_
 
 
 @pytest.mark.parametrize("portable", ["", "1"])
-def test_a_module_that_parses_its_command_line_is_searched_and_what_a_trial_starts_is_no_worker(
-    portable, tmp_path
-):
+def test_a_module_may_parse_its_command_line_and_start_processes(portable, tmp_path):
     (tmp_path / "parses.py").write_text(PARSES)
     (tmp_path / "mine.yaml").write_text(CONFIG)
     done = studyloom(
@@ -110,7 +106,7 @@ def test_a_module_that_parses_its_command_line_is_searched_and_what_a_trial_star
     assert (tmp_path / "seen").read_text() == "\n" * 3
 
 
-def test_a_script_with_arguments_of_its_own_is_searched_by_workers_that_import_its_modules(
+def test_workers_import_the_modules_of_a_script_with_arguments(
     tmp_path,
 ):
     (tmp_path / "parses.py").write_text(PARSES)
@@ -132,7 +128,7 @@ def test_a_script_with_arguments_of_its_own_is_searched_by_workers_that_import_i
         "studyloom.worker.forks",
     ],
 )
-def test_an_interrupt_while_libraries_are_imported_ends_with_one_line_and_130(module, tmp_path):
+def test_an_interrupt_during_imports_prints_one_line_and_exits_with_130(module, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
     path = os.pathsep.join(map(str, (tmp_path, ROOT)))
     process = start(f"run_dir={tmp_path}/run", PYTHONPATH=path, STUDYLOOM_TEST_MODULE=module)
@@ -143,9 +139,7 @@ def test_an_interrupt_while_libraries_are_imported_ends_with_one_line_and_130(mo
 
 @linux
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "# trap '' CHLD"])
-def test_a_command_whose_parent_closed_streams_or_ignores_its_children_runs_to_its_end(
-    closed, tmp_path
-):
+def test_closed_streams_and_ignored_children_do_not_stop_a_command(closed, tmp_path):
     (tmp_path / "parses.py").write_text(PARSES)
     (tmp_path / "mine.yaml").write_text(CONFIG)
     before = "trap '' CHLD; " if closed.startswith("#") else ""
@@ -156,7 +150,7 @@ def test_a_command_whose_parent_closed_streams_or_ignores_its_children_runs_to_i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupt_while_a_new_study_imports_the_rest_ends_with_one_line(kind, tmp_path):
+def test_an_interrupt_while_a_new_study_starts_prints_one_line(kind, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
     write_study("mine", tmp_path, kind)
     module = "omegaconf" if kind == "command" else "torch"

@@ -106,7 +106,7 @@ def whole(own, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [1, EPOCHS - 1])
-def test_a_training_killed_after_an_epoch_goes_on_to_the_same_values_and_weights(
+def test_a_training_killed_after_an_epoch_resumes_to_the_same_weights(
     own, library, tmp_path, whole, epoch
 ):
     state = killed(objective(own, tmp_path / "first"), epoch, tmp_path / "after")
@@ -154,9 +154,7 @@ def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, setti
     assert trained(again)[:2] == (value, curve)
 
 
-def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
-    own, library, tmp_path
-):
+def test_a_study_killed_in_the_midst_ends_with_the_same_loadable_winner(own, library, tmp_path):
     overrides = tuple(
         f"objective.{key}=own_{library}.{name}"
         for key, name in (("_target_", "train"), ("test", "test"), ("network", "build"))

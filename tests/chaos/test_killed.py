@@ -97,7 +97,7 @@ def curves(run):
         pytest.param("a loop over folds and seeds", marks=pytest.mark.nightly),
     ],
 )
-def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
+def test_a_study_killed_in_the_midst_has_the_same_values_winner_and_test(
     way, undisturbed, request, tmp_path
 ):
     expected = undisturbed(way)
@@ -126,7 +126,7 @@ ABLATED = (
 )
 
 
-def test_an_ablation_whose_processes_are_all_killed_comes_to_the_same_table(tmp_path):
+def test_an_ablation_whose_processes_are_all_killed_has_the_same_table(tmp_path):
     tables = {}
     for name in ("calm", "killed"):
         folder = tmp_path / name / "run"
@@ -169,7 +169,7 @@ def trains(run, title):
 
 
 @pytest.mark.nightly
-def test_the_best_epoch_counts_as_chosen_and_is_retrained_for_and_replayed(undisturbed):
+def test_the_best_epoch_counts_as_selected_and_sets_the_final_training(undisturbed):
     run = undisturbed("everything at once")
     result = json.loads((run.folder / "winner.json").read_text())
     train = yaml.safe_load((run.folder / "winner.yaml").read_text())["train"]
@@ -191,7 +191,7 @@ def test_the_best_epoch_counts_as_chosen_and_is_retrained_for_and_replayed(undis
 
 
 @pytest.mark.nightly
-def test_a_process_that_loads_and_is_killed_costs_its_trial_alone(tmp_path):
+def test_a_loading_process_that_is_killed_costs_only_its_trial(tmp_path):
     way, url = "processes that load", f"sqlite:///{tmp_path}/here/run/study.db"
     more = ("winner.enabled=false", "study.max_failures=9")
     run = run_of(tmp_path / "here", url, way, *OTHER[way], *more)

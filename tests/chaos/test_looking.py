@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     return run_dir
 
 
-def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(made, tmp_path):
+def test_a_recorded_configuration_is_composed_only_if_it_is_trusted(made, tmp_path):
     run_dir, canary, conf = tmp_path / "run", tmp_path / "canary", tmp_path / "evil"
     shutil.copytree(made, run_dir)
     conf.mkdir()
@@ -91,7 +91,7 @@ def nasty(made, tmp_path):
     return run_dir
 
 
-def test_no_text_of_a_database_controls_the_terminal_or_pretends_to_be_ours(nasty):
+def test_no_text_of_a_database_controls_the_terminal_or_adds_a_line(nasty):
     for verb, *options in (("status",), ("trials",), ("report",), ("status", "--json")):
         done = studyloom(verb, nasty, *options)
         assert done.returncode == 0, (verb, done.stderr)
@@ -119,12 +119,12 @@ def command(line, **given):
     )
 
 
-def test_a_reader_that_has_gone_is_no_error(made):
+def test_a_closed_output_pipe_is_no_error(made):
     done = command(f"studyloom trials --json {made} | head -c 1")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
+def test_a_terminal_without_utf_8_shows_replacements(tmp_path):
     plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     done = command(f"study run_dir={tmp_path}/run", **plain)
     assert done.returncode == 0, done.stderr

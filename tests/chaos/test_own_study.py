@@ -29,7 +29,7 @@ def project(tmp_path_factory):
     return project
 
 
-def test_the_command_in_winner_yaml_works_as_printed(project):
+def test_the_command_in_winner_yaml_works_unchanged(project):
     """Also for a network of one's own, and for paths with spaces and quotes."""
     first = (project / "runs" / "my run" / "winner.yaml").read_text().splitlines()
     command = first[1].removeprefix("# ")
@@ -44,9 +44,7 @@ def test_the_command_in_winner_yaml_works_as_printed(project):
     assert after["test"]["winner"]["values"][:2] == before["test"]["winner"]["values"]
 
 
-def test_a_run_of_ones_own_needs_no_trust_from_anywhere_and_a_copy_says_what_to_add(
-    project, tmp_path
-):
+def test_a_trusted_run_works_from_any_folder_and_a_copy_names_trust(project, tmp_path):
     run_dir, points = project / "runs" / "my run", project / "points.npy"
     here = studyloom("predict", "runs/my run", "points.npy", cwd=project)
     away = studyloom("predict", run_dir, points, cwd=tmp_path)

@@ -84,7 +84,7 @@ def test_images_are_read_as_load_normalized_them_once_the_source_says_how(mine):
     assert told["data"]["transform"].items() >= says.items()
 
 
-def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
+def test_no_input_takes_a_gibibyte_and_valid_inputs_are_predicted(tmp_path):
     network = MLP((1, 28, 28), 10, hidden=[]).state_dict()
     run = write_winner(
         tmp_path / "run",

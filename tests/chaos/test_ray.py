@@ -80,7 +80,7 @@ def parent(pid):
     return int(re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
 
-def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed):
+def test_each_worker_has_one_gpu_and_its_log_is_below_run_dir(run, undisturbed):
     def look():
         assert sorted(map(device, run.workers())) == ["0", "1"]
 
@@ -90,7 +90,7 @@ def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed)
     assert len([*run.folder.glob("logs/*-worker?.log")]) == 2
 
 
-def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undisturbed):
+def test_a_killed_actor_comes_back_and_the_study_has_n_trials(run, undisturbed):
     def kill_an_actor():
         worker = run.workers()[0]
         actor = parent(worker)
@@ -105,7 +105,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
     run.check(undisturbed)
 
 
-def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
+def test_a_node_removed_in_mid_study_costs_nothing(run, cluster, undisturbed):
     def remove_a_node():
         cluster.tell("remove")
         until(lambda: "actor" in run.logs(), 60)  # why it was lost
@@ -128,9 +128,7 @@ def alone(tmp_path):
     kill(run.processes())
 
 
-def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and_for_it_alone(
-    alone, undisturbed
-):
+def test_without_an_address_ray_runs_only_here_and_ends_with_the_command(alone, undisturbed):
     folders = []
 
     def look():
@@ -150,7 +148,7 @@ def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and
     assert not folder.exists()
 
 
-def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, undisturbed):
+def test_ctrl_c_that_also_reaches_ray_releases_the_trials(alone, undisturbed):
     def start(*overrides, **environment):
         return alone.start(*overrides, within=["setsid"], **environment)
 

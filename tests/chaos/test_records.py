@@ -93,14 +93,14 @@ def check_whole(run, trials):
 # Trials that are gone
 
 
-def test_running_trials_deleted_under_their_slots_are_begun_anew(run):
+def test_running_trials_deleted_under_their_slots_start_again(run):
     process = run.at_work(meanwhile=lambda: delete_trials(run, "state = 'RUNNING'"))
     run.end(process, 0)
     check_whole(run, TRIALS)
     assert "another program has deleted its trial" in run.logs()
 
 
-def test_doctor_shows_what_it_would_mend_and_mends_it_or_the_same_command_does(small):
+def test_doctor_shows_what_it_fixes_and_it_or_the_command_fixes_it(small):
     """Trials that are gone are trained again, also the baseline; slots are made again."""
     ended(small, "study.trials=6")
     assert "agrees" in asked(small, "doctor", "--repair")
@@ -143,7 +143,7 @@ def add_foreign_trials(run):
     plain.add_trial(create_trial(value=5.0, user_attrs={"slot": "7", "baseline": True}))
 
 
-def test_trials_that_plain_optuna_adds_are_kept_and_neither_counted_nor_ranked(small):
+def test_trials_that_plain_optuna_adds_are_kept_but_not_counted(small):
     ended(small, "study.trials=4")
     add_foreign_trials(small)
     foreign = [trial for trial in small.stored().optuna.get_trials() if trial.number >= 4]
@@ -165,7 +165,7 @@ def test_trials_that_plain_optuna_adds_are_kept_and_neither_counted_nor_ranked(s
 # A study that is gone
 
 
-def test_a_study_deleted_in_mid_run_ends_with_words_and_disturbs_no_other(run):
+def test_a_study_deleted_in_mid_run_ends_with_an_explanation(run):
     process = run.at_work(meanwhile=lambda: (delete_study(run), remake(run)))
     printed = run.end(process, 1)
     assert "the study was deleted while it ran" in printed
@@ -188,7 +188,7 @@ def remake(run):
 # A table that is not ours
 
 
-def test_a_table_of_the_ledgers_name_that_is_not_ours_is_told_in_words(small):
+def test_a_table_of_another_program_with_the_ledgers_name_is_reported(small):
     sqlite3.connect(small.folder / "study.db").close()
     sql(small, "CREATE TABLE studyloom_slots (x INTEGER)", "INSERT INTO studyloom_slots VALUES (1)")
     printed = ended(small, code=2)
@@ -212,7 +212,7 @@ class Net(MLP):
 """
 
 
-def test_a_baseline_that_failed_by_a_bug_is_trained_again_within_the_budget(small, tmp_path):
+def test_a_baseline_that_failed_by_a_bug_is_repeated_within_the_budget(small, tmp_path):
     (tmp_path / "buggy.py").write_text(BUGGY)
     bug = tmp_path / "bug"
     bug.touch()

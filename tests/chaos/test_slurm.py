@@ -87,7 +87,7 @@ def job(tmp_path, postgres_url):
     kill(job.processes())
 
 
-def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
+def test_two_tasks_use_two_gpus_and_log_below_run_dir(job, undisturbed):
     def look():
         assert job.devices() == ["0", "1"]
 
@@ -99,7 +99,7 @@ def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
     assert f"{TRIALS} of {TRIALS} trials" in job.logs()
 
 
-def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again(job, undisturbed):
+def test_a_task_near_its_time_limit_releases_its_trial_and_is_requeued(job, undisturbed):
     def signal_tasks():
         for task in range(2):
             ask("scancel", "--batch", "--signal=USR2", f"{job.number}_{task}")
@@ -113,9 +113,7 @@ def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again
     job.check(undisturbed)
 
 
-def test_a_job_that_is_canceled_hands_its_trials_back_and_the_same_command_goes_on(
-    job, undisturbed
-):
+def test_a_canceled_job_releases_its_trials_and_the_command_resumes(job, undisturbed):
     job.at_work(meanwhile=lambda: ask("scancel", job.number))
     job.end()
     assert job.stored().ledger.counts()["held"] == 0

@@ -66,7 +66,7 @@ def imported(*arguments):
     return done.stdout, {*modules.split()}
 
 
-def test_a_command_that_looks_at_a_study_imports_nothing_that_takes_long(run_dir):
+def test_a_command_that_reads_a_study_imports_nothing_slow(run_dir):
     for command, option in (("status", "--json"), ("trials", "--csv")):
         printed, modules = imported(command, run_dir, option)
         assert "optuna" in modules
@@ -74,14 +74,14 @@ def test_a_command_that_looks_at_a_study_imports_nothing_that_takes_long(run_dir
         assert "optimizer.lr" in printed  # which matters most, by its importance
 
 
-def test_help_imports_nothing_at_all_that_takes_long():
+def test_help_imports_nothing_slow():
     light = {"numpy", "omegaconf", "optuna", "rich", "sqlalchemy", "yaml"}
     for arguments in (("--help",), ("status", "--help")):
         _, modules = imported(*arguments)
         assert modules & (HEAVY | light) == set()
 
 
-def test_a_search_begins_before_what_it_does_not_need_is_imported(tmp_path):
+def test_a_search_begins_before_imports_that_it_does_not_need(tmp_path):
     (tmp_path / "spy.py").write_text(SPY)
     command = ("-m", "studies.mnist", *QUICK, "model._target_=spy.Net", *BARE)
     command = tuple(item for item in command if not item.startswith("model.hidden"))

@@ -20,7 +20,7 @@ launcher: {{workers: 2}}
 """
 
 
-def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winner(
+def test_a_killed_study_resumes_with_its_suggestions_to_one_winner(
     sqlite_url, postgres_url, tmp_path
 ):
     """To the same on both databases, although other workers train other trials."""

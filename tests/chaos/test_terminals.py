@@ -105,7 +105,7 @@ def tmux(tmp_path):
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_at_any_width_no_word_is_broken_and_a_resize_leaves_nothing_behind(tmp_path, tmux, width):
+def test_no_width_breaks_a_word_and_a_resize_leaves_nothing_behind(tmp_path, tmux, width):
     """What is on the screen, before and after the study has ended."""
     (tmp_path / "script.py").write_text(SCRIPT)
     script = f"{sys.executable} script.py; echo ended; cat"

@@ -46,7 +46,7 @@ def agree(run, uri, name):
         assert in_wandb(run.folder) == wanted, (left, run.logs())
 
 
-def test_after_kills_trackers_show_what_the_database_has_and_nothing_twice(tmp_path, server):
+def test_after_kills_trackers_show_the_database_and_nothing_twice(tmp_path, server):
     lives, folder = random.Random(3), tmp_path / "run"
     run, name = tracked(folder, server.uri, (*STUDY, "study.max_attempts=99"), trials=8)
     for _ in range(2):
@@ -64,7 +64,7 @@ def test_after_kills_trackers_show_what_the_database_has_and_nothing_twice(tmp_p
     agree(run, server.uri, name)
 
 
-def test_a_server_that_is_away_for_a_while_has_all_at_the_end(tmp_path, server):
+def test_a_tracking_server_that_was_away_has_all_at_the_end(tmp_path, server):
     run, name = tracked(tmp_path / "away", server.uri, track="[mlflow]")
     server.stop()
     process = run.start()
@@ -76,7 +76,7 @@ def test_a_server_that_is_away_for_a_while_has_all_at_the_end(tmp_path, server):
     agree(run, server.uri, name)
 
 
-def test_the_answer_becomes_artifacts_and_a_model_that_mlflow_loads_once(tmp_path, server):
+def test_the_result_becomes_artifacts_and_a_model_that_mlflow_loads(tmp_path, server):
     import mlflow
 
     ways = (way for way in QUICK if not way.startswith("winner.enabled"))

@@ -67,7 +67,7 @@ def create(url, barrier):
     prepare(url, 5)
 
 
-def test_processes_make_one_study_on_an_empty_database_together(sqlite_url):
+def test_several_processes_create_one_study_in_an_empty_database(sqlite_url):
     barrier = FORKS.Barrier(4)
     processes = [FORKS.Process(target=create, args=(sqlite_url, barrier)) for _ in range(4)]
     for process in processes:

@@ -68,7 +68,7 @@ def test_an_error_says_why_a_target_module_cannot_be_imported(tmp_path, monkeypa
         build(section(_target_="guests.pile.train"), "part")
 
 
-def test_the_error_of_a_constructor_is_described_in_its_own_words():
+def test_the_error_of_a_constructor_is_quoted():
     with pytest.raises(ValueError, match=r"model\.width is 3: expected 4") as caught:
         build(section(width={"_target_": "test_build.Broken"}), "part")
     assert describe_error(caught.value) == "model.width is 3: expected 4"
@@ -84,7 +84,7 @@ def test_an_exception_without_a_text_is_described_by_its_type():
     assert describe_error(Unreadable()) == "Unreadable"
 
 
-def test_a_trial_has_a_job_for_each_fold_and_seed_with_its_own_seed():
+def test_a_trial_has_a_job_with_another_seed_for_each_fold_and_seed():
     cfg, _ = compose("objective.folds=3", "objective.seeds=2", "train.l1=0.5", "train.epochs=4")
     folds = [(torch.arange(200) + k, torch.arange(5) + k) for k in range(3)]
     jobs = build_jobs(cfg, folds, seed=9)

@@ -101,7 +101,7 @@ def test_an_error_in_a_config_file_is_explained(command, capsys, tmp_path):
         assert "Traceback" not in error
 
 
-def test_a_password_on_a_command_line_is_refused_with_the_way_out(command, capsys, tmp_path):
+def test_a_password_on_a_command_line_is_refused_with_a_fix(command, capsys, tmp_path):
     for typed in (
         f"storage.url={SECRET}",
         f"++storage.url='{SECRET}'",

@@ -95,7 +95,7 @@ def test_existing_files_are_named_and_not_overwritten(tmp_path):
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3
 
 
-def test_a_second_study_is_written_beside_the_first(tmp_path):
+def test_a_second_study_is_written_next_to_the_first(tmp_path):
     write_study("mine", tmp_path)
     shared = (tmp_path / "studies" / "__init__.py").read_text()
     assert len(write_study("other", tmp_path, "loop")) == len(KINDS["loop"]["files"])

@@ -40,7 +40,7 @@ def errors_of(config, *trusted) -> list[str]:
 # Which code a config may name
 
 
-def test_the_targets_of_studylooms_own_configs_are_trusted():
+def test_the_targets_of_built_in_configs_are_trusted():
     for group in GROUPS:
         for path in sorted(Path(CONF, group).glob("*.yaml")):
             option = OmegaConf.to_container(OmegaConf.load(path))

@@ -52,7 +52,7 @@ def test_shape_and_outputs_come_from_the_first_item_and_targets():
     assert Datasets(train=Subset(classes, [0, 2]), validation=1).train().outputs == 3
 
 
-def test_held_out_sets_are_stratified_if_classes_are_known():
+def test_held_out_sets_are_stratified_if_there_are_classes():
     examples = drawn()
     ((train, valid),) = examples.folds(1, 15, 3)
     assert torch.equal(valid, make_folds(examples.targets, 1, 15, 3)[0][1])
@@ -249,7 +249,7 @@ def test_sets_that_number_their_classes_differently_are_refused():
     assert Datasets(train=train, valid=same, test=same).test().names == ("a", "b", "c")
 
 
-def test_validation_on_random_items_is_found_by_its_key():
+def test_validation_on_random_items_is_named_by_its_key():
     fixed = Drawn(noise=0.0)
     for given, key in (
         ({"train": Drawn()}, "data.train"),

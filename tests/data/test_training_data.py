@@ -71,7 +71,7 @@ def worker(variables):
 
 
 @pytest.mark.chaos  # two processes that import PyTorch
-def test_workers_share_one_copy_and_change_only_their_own():
+def test_workers_share_one_copy_and_never_see_a_change_of_another():
     split = make_split()
     mapped = share_split(split, "key")
     for name in ("digest", "names", "mean", "outputs"):

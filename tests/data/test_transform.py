@@ -39,7 +39,7 @@ def test_images_of_the_data_set_are_converted_bit_for_bit(digits):
         assert torch.equal(inputs, expected)
 
 
-def test_an_image_with_the_other_background_is_inverted_with_a_note(digits):
+def test_an_image_with_an_inverted_background_is_inverted_with_a_note(digits):
     for image in digits:
         inputs, notes = MNIST(1 - image, SIZE)
         assert notes == ["inverted: white background, in training black"]

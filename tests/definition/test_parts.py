@@ -199,7 +199,7 @@ def own(name, key="step", more=""):
     return f"train.{key}={{_target_: test_parts.{name}, _partial_: true{more}}}"
 
 
-def test_a_custom_step_trains_like_ours_and_its_arguments_are_searched():
+def test_a_custom_step_trains_alike_and_its_arguments_are_searched():
     assert curve(own("step"), own("evaluate", "evaluate")) == curve()
     assert curve("train.step={_target_: test_parts.Distilled}") == curve()
     searched = (own("step", more=", share: 1.0"), "+space.train.step.share.float=[0.5,1]")

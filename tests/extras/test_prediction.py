@@ -93,7 +93,7 @@ def test_files_without_an_image_are_named_after_the_other_predictions(reader, di
         assert words in mistake
 
 
-def test_nothing_hostile_is_called(tmp_path):
+def test_a_hostile_winner_calls_nothing(tmp_path):
     canary = tmp_path / "canary"
     touch = {"_target_": "os.system", "command": f"touch {canary}"}
     state = MLP((1, 28, 28), 10, hidden=[]).state_dict()
@@ -176,7 +176,7 @@ def test_a_network_of_one_logit_gives_its_value_and_no_class(tmp_path):
     assert (told.classes, told.values.tolist()) == (None, [[2.0]])
 
 
-def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path):
+def test_a_trusted_run_directory_needs_no_further_trust(own, tmp_path):
     folder = own(HALVE)
     with pytest.raises(ConfigError, match="not among the code"):
         load_network(folder)
@@ -187,7 +187,7 @@ def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path)
         load_network(tmp_path / "moved")
 
 
-def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, monkeypatch):
+def test_a_file_without_the_needed_numbers_is_refused_in_a_line(tabular, tmp_path, monkeypatch):
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "infinite.npy", np.array([[0.0, np.inf]]))
@@ -262,7 +262,7 @@ def drawn(folder):
     return {folder / name: words for name, (_, _, words) in made.items()}
 
 
-def test_a_seven_is_a_seven_in_every_image_format_with_a_note(reader, tmp_path):
+def test_a_digit_is_read_in_every_image_format_with_a_note(reader, tmp_path):
     asked = drawn(tmp_path)
     answers = list(predict(load_network(reader), [*asked]))
     assert {answer.name: answer.label for answer in answers} == {str(path): 7 for path in asked}
@@ -312,7 +312,7 @@ def test_an_input_is_read_by_its_type_and_the_winner_not_its_neighbors(reader, o
         makes.predict(normalized)
 
 
-def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):
+def test_an_input_unlike_the_training_data_has_a_note(reader, digits, tmp_path):
     np.save(tmp_path / "white.npy", 255 - digits[3][None])
     Image.new("L", (28, 28), 0).save(tmp_path / "empty.png")
     asked = [tmp_path / name for name in ("white.npy", "empty.png")]
@@ -345,7 +345,7 @@ def halve(image, divisor):
 HALVE = {"_target_": f"{__name__}.halve", "_partial_": True, "divisor": 255}
 
 
-def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp_path):
+def test_a_user_function_makes_the_inputs_if_it_is_trusted(own, tmp_path):
     seven(56).save(tmp_path / "seven.png")
     with pytest.raises(PredictError, match="does not say how an image becomes an input; name it"):
         list(predict(load_network(own(None)), [tmp_path / "seven.png"]))
@@ -399,7 +399,7 @@ def letters(tmp_path):
     return write_winner(tmp_path / "letters", {"_target_": MODEL, "hidden": []}, state, **facts)
 
 
-def test_each_input_of_a_file_has_an_answer_and_what_was_done_to_it(letters, tmp_path):
+def test_each_input_of_a_file_has_a_prediction_and_notes(letters, tmp_path):
     """A file of which a reader makes no inputs is named."""
     path, network = tmp_path / "words", load_network(letters, [__name__])
     path.write_text("aeiou\no o o o\nxyz\n")
@@ -420,7 +420,7 @@ def test_each_input_of_a_file_has_an_answer_and_what_was_done_to_it(letters, tmp
         assert str(caught.value).startswith(f"{path}: {said}")
 
 
-def test_what_a_file_is_its_content_says_and_not_its_name(reader, digits, tmp_path):
+def test_a_file_is_read_by_its_content_and_not_by_its_name(reader, digits, tmp_path):
     Image.fromarray(digits[3]).save(tmp_path / "image.npy", "PNG")
     np.save(tmp_path / "array.npy", digits[3])
     (tmp_path / "array.npy").rename(tmp_path / "array.png")

@@ -122,7 +122,7 @@ def test_a_trial_that_diverged_diverges_again(work, again):
     assert words in " ".join(text.split())
 
 
-def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
+def test_a_tampered_curve_is_reported_with_the_first_difference(work, again):
     stored = work(*RATES)
     curve = curve_of(stored)
     correct = curve["valid_loss"][1]

@@ -197,7 +197,7 @@ def test_settings_that_a_loop_does_not_read_are_refused(define):
     assert not define(other).reads_train
 
 
-def test_a_test_set_that_no_function_uses_is_noted(define):
+def test_a_note_names_a_test_set_that_no_function_uses(define):
     data = TrainingData(Embedded(), SPLIT)
     (words,) = define().notes(data)
     assert words.startswith("data: the test set is not used; name a function")

@@ -113,7 +113,7 @@ def test_a_loop_resumes_after_any_report_to_the_same_result(function, seeds, aft
     )
 
 
-def test_with_several_jobs_ends_are_compared_and_curves_averaged():
+def test_with_several_jobs_final_values_count_and_curves_are_averaged():
     objective, steps = make_objective(walk, (5, 6)), []
     value = run_objective(objective, steps.append)
     compared = [objective.compared_number(step) for step in steps]
@@ -177,7 +177,7 @@ def test_the_state_of_another_objective_is_refused_without_a_change():
         assert objective.steps() == []
 
 
-def test_objects_with_a_state_that_run_keep_was_not_given_are_named():
+def test_objects_with_a_state_that_run_keep_lacks_are_named():
     def careless(config, run):
         net, frozen = (
             torch.nn.Linear(2, 1),

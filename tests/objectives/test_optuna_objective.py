@@ -259,7 +259,7 @@ def test_settings_that_an_optuna_objective_cannot_have_are_refused(define):
     assert "is an Optuna objective: a trial whose worker dies starts again" in note
 
 
-def test_a_time_limit_of_optunas_optimize_is_noted_as_unused(define, monkeypatch):
+def test_a_note_says_that_a_time_limit_of_optunas_optimize_is_unused(define, monkeypatch):
     source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
     monkeypatch.setattr(
         "studyloom.definition.custom_loop.read_source", lambda _: FunctionSource("", source)
@@ -335,9 +335,7 @@ def hands_on(run, *, steps=2):
     return keeps(run, steps=steps)
 
 
-def test_a_loop_that_keeps_without_epochs_is_noted_to_start_again(
-    define, sqlite_url, tmp_path, caplog
-):
+def test_a_note_says_that_a_loop_without_epochs_starts_again(define, sqlite_url, tmp_path, caplog):
     words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
     assert words in define(keeps).notes(TrainingData())[0]
     assert not define(hands_on).notes(TrainingData()), "what it calls may call run.epochs"

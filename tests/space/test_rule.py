@@ -51,7 +51,7 @@ def test_unknown_names_and_a_wrong_direction_are_listed_at_once():
     assert errors[2].endswith("more accuracy is better; write max accuracy")
 
 
-def test_the_error_of_what_is_no_rule_has_an_example():
+def test_an_invalid_rule_is_refused_with_an_example():
     for text in (
         *("", "max 5", "max accuracy where ", "max accuracy; import os"),
         *("max accuracy where parameters = 5", "max accuracy where parameters < nan"),
@@ -65,7 +65,7 @@ def test_the_error_of_what_is_no_rule_has_an_example():
         assert error.startswith(f"{no_rule}; {example}")
 
 
-def test_a_rule_of_a_million_words_is_refused_and_not_quoted():
+def test_a_rule_of_a_million_tokens_is_refused_and_not_quoted():
     (error,) = errors_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
     assert f"is not a rule of at most {LONGEST} characters" in error
     assert len(error) < 300

@@ -169,7 +169,7 @@ def test_a_server_lock_leaves_a_process_that_sleeps_but_not_one_that_works(
         holder.kill()
 
 
-def test_libpq_arguments_of_a_url_take_precedence_over_ours(postgres_url):
+def test_libpq_arguments_of_a_url_take_precedence(postgres_url):
     asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
     url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)
     opened = connect(postgres_url, create=True)
@@ -251,7 +251,7 @@ def schema(url):
     return described, versions
 
 
-def test_optuna_would_make_the_same_tables_and_can_use_them(url, new_url):
+def test_optuna_makes_the_same_tables_and_can_use_them(url, new_url):
     RDBStorage(new_url).engine.dispose()
     storage = connect(url, create=True)
     ours, theirs = schema(url), schema(new_url)
@@ -268,7 +268,7 @@ def test_optuna_would_make_the_same_tables_and_can_use_them(url, new_url):
     assert len(optuna.load_study(study_name="s", storage=storage).trials) == 2
 
 
-def test_tables_of_another_version_are_refused_with_the_way_out(sqlite_url):
+def test_tables_of_another_version_are_refused_with_a_fix(sqlite_url):
     connect(sqlite_url, create=True).engine.dispose()
     for version, words in (("v2.6.0.a", "optuna storage upgrade"), ("v99", "updating optuna")):
         with looking_at(sqlite_url) as connection:

@@ -77,7 +77,7 @@ def processes(folder):
     return found
 
 
-def test_it_runs_as_long_as_one_of_its_users_and_keeps_what_they_wrote(folder, use, monkeypatch):
+def test_a_server_runs_as_long_as_one_of_its_users_and_keeps_data(folder, use, monkeypatch):
     monkeypatch.setenv("STUDYLOOM_MARK", "word")
     (first, address), (second, same) = use(), use()
     assert same == address
@@ -96,7 +96,7 @@ def test_it_runs_as_long_as_one_of_its_users_and_keeps_what_they_wrote(folder, u
 
 
 @pytest.mark.chaos
-def test_a_user_who_comes_while_it_stops_gets_a_new_one(folder, use):
+def test_a_user_who_comes_while_a_server_stops_gets_a_new_one(folder, use):
     for _ in range(3):
         user, _ = use()
         user.communicate()
@@ -106,7 +106,7 @@ def test_a_user_who_comes_while_it_stops_gets_a_new_one(folder, use):
 
 
 @pytest.mark.chaos
-def test_after_all_was_killed_it_starts_again(folder, use):
+def test_a_server_starts_again_after_all_processes_were_killed(folder, use):
     user, address = use()
     ask(address, "CREATE TABLE t AS SELECT 1 AS x")
     user.kill()
@@ -138,7 +138,7 @@ STAGES = [
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("stage", STAGES)
-def test_one_that_was_killed_while_it_was_made_is_made_again(folder, use, begin, stage):
+def test_a_server_that_was_killed_while_it_was_made_is_made_again(folder, use, begin, stage):
     killed_when(folder, begin, lambda: any(folder.glob(f"data*/{stage}")))
     _, address = use()
     assert ask(address, "SELECT 1") == [1]
@@ -147,7 +147,7 @@ def test_one_that_was_killed_while_it_was_made_is_made_again(folder, use, begin,
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("tenths", range(0, 30, 2))
-def test_one_that_was_killed_at_any_time_is_made_again(folder, use, begin, tenths):
+def test_a_server_that_was_killed_at_any_time_is_made_again(folder, use, begin, tenths):
     end = time.monotonic() + tenths / 10
     killed_when(folder, begin, lambda: time.monotonic() > end)
     _, address = use()
@@ -155,7 +155,7 @@ def test_one_that_was_killed_at_any_time_is_made_again(folder, use, begin, tenth
 
 
 @pytest.mark.chaos
-def test_a_command_that_was_killed_alone_leaves_a_server_to_the_next(folder, use, begin):
+def test_a_command_that_was_killed_leaves_its_server_to_the_next(folder, use, begin):
     """Its keeper goes on, and the next command waits for it."""
     user = begin()
     until(lambda: any(folder.glob("data*/PG_VERSION")), 60, pause=0.001)
@@ -165,7 +165,7 @@ def test_a_command_that_was_killed_alone_leaves_a_server_to_the_next(folder, use
 
 
 @pytest.mark.chaos
-def test_damaged_files_are_told_with_how_to_go_on(folder, use):
+def test_damaged_files_of_a_server_are_named_with_a_fix(folder, use):
     user, _ = use()
     user.communicate()
     until(lambda: not processes(folder))
@@ -177,7 +177,7 @@ def test_damaged_files_are_told_with_how_to_go_on(folder, use):
 
 
 @pytest.mark.chaos
-def test_why_it_does_not_start_is_said(folder, use):
+def test_an_error_says_why_a_server_does_not_start(folder, use):
     user, _ = use()
     user.communicate()
     until(lambda: not processes(folder))
@@ -187,7 +187,7 @@ def test_why_it_does_not_start_is_said(folder, use):
     assert "version 9" in (folder / "server.log").read_text()
 
 
-def test_one_that_no_command_of_the_users_has_made_is_not_started(folder):
+def test_a_server_that_no_command_of_the_user_has_made_is_not_started(folder):
     (folder / "data").mkdir(parents=True)
     for own in (False, True):
         with pytest.raises(ServerError, match="--trust-server"):
@@ -195,7 +195,7 @@ def test_one_that_no_command_of_the_users_has_made_is_not_started(folder):
     assert [*folder.iterdir()] == [folder / "data"]
 
 
-def test_a_missing_wheel_and_a_space_in_the_path_are_said_with_the_way_out(tmp_path, monkeypatch):
+def test_a_missing_wheel_or_a_space_in_the_path_is_named_with_a_fix(tmp_path, monkeypatch):
     with pytest.raises(ServerError, match="must have no spaces"):
         serve(f"embedded_postgres:///{tmp_path}/a run/postgres", own=True)
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)

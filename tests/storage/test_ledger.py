@@ -99,7 +99,7 @@ def test_a_released_slot_is_claimed_next_with_its_trial_and_no_death(ledger):
     assert again.deaths == 0
 
 
-def test_a_claim_and_its_trial_are_made_and_ended_together_or_not_at_all(either):
+def test_a_claim_and_its_trial_begin_and_end_together_or_not_at_all(either):
     either.extend(2)
     make = maker(either)
 
@@ -157,7 +157,7 @@ def test_the_late_holder_of_an_expired_lease_can_write_nothing(either):
     assert [(held.owner, held.trial_id) for held in either.held()] == [("heir", 7)]
 
 
-def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
+def test_an_expired_lease_that_nobody_claims_stays_with_its_holder(ledger):
     ledger.extend(1)
     claim = ledger.claim("w", 1, -1.0)
     assert ledger.renew(claim, LEASE)
@@ -196,7 +196,7 @@ def test_only_the_slots_of_a_dead_worker_are_released(ledger):
     assert (heir.trial_id, heir.deaths, heir.death, heir.fatal) == (3, 1, "signal SIGKILL", False)
 
 
-def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(ledger):
+def test_deaths_of_workers_of_this_host_are_recorded(ledger):
     gone = subprocess.Popen(["true"])
     gone.wait()
     ledger.extend(3)
@@ -226,7 +226,7 @@ def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_a_later_one(either):
     assert either.claim("next", 2, LEASE).fatal
 
 
-def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
+def test_a_study_with_the_id_of_a_deleted_one_has_none_of_its_slots(ledger):
     ledger.extend(2)
     ledger.finish(ledger.claim("w", 2, LEASE))
     ledger.storage.execute(lambda connection: connection.execute(SLOTS.delete()))
@@ -332,7 +332,7 @@ def test_a_repaired_slot_is_lost_to_its_holder_unless_the_lease_is_valid(ledger)
 
 
 @pytest.mark.parametrize("what", ["slot", "number"])
-def test_two_trials_with_one_slot_or_number_are_left_to_a_person(ledger, what):
+def test_two_trials_with_one_slot_or_number_are_refused_and_unchanged(ledger, what):
     ledger.extend(2)
     fill(ledger, 0)
     twice = fill(ledger, 0 if what == "slot" else 1)

@@ -33,7 +33,7 @@ def test_another_definition_under_a_name_is_refused_with_differences(url, defini
     fresh(url, other_way, 9)  # to the same result
 
 
-def test_an_edit_of_the_users_code_is_said_by_the_name_of_its_file(tmp_path, monkeypatch):
+def test_an_edit_of_user_code_is_named_by_its_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("studies.mine")
     module.__file__ = str(tmp_path / "studies" / "mine.py")
@@ -61,7 +61,7 @@ def test_an_edit_of_the_users_code_is_said_by_the_name_of_its_file(tmp_path, mon
         )
 
 
-def test_a_study_whose_maker_died_half_way_is_completed(url, definition, monkeypatch):
+def test_a_study_whose_creation_was_interrupted_is_completed(url, definition, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "set_metric_names", interrupt)  # before its slots are made
         with pytest.raises(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def test_a_missing_study_is_named_with_the_studies_that_exist(sqlite_url, defini
         (None, None, r"by a studyloom from before the first release; .*; install that one"),
     ],
 )
-def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(
+def test_a_study_of_another_format_is_refused_with_its_version(
     sqlite_url, definition, number, version, words
 ):
     stored = fresh(sqlite_url, definition, 1)

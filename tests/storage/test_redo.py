@@ -53,9 +53,7 @@ def by_slot(stored: StoredStudy):
     return {trial.user_attrs["slot"]: trial for trial in stored.trials()}
 
 
-def test_failed_trials_are_trained_again_in_their_slots_and_n_trials_stay_n(
-    url, definition, monkeypatch
-):
+def test_failed_trials_are_trained_again_in_the_same_slots(url, definition, monkeypatch):
     stored = fresh(url, definition, TRIALS)
     work_with_bug(monkeypatch, definition, stored)
     before = by_slot(stored)
@@ -138,7 +136,7 @@ def test_a_baseline_that_failed_stays_the_baseline(sqlite_url, definition, monke
     assert missing_baseline(stored) is None
 
 
-def test_the_command_names_the_trials(tmp_path, definition, monkeypatch, capsys):
+def test_redo_names_the_trials(tmp_path, definition, monkeypatch, capsys):
     run = run_of(tmp_path / "run", "s")
     stored = fresh(f"sqlite:///{run}/study.db", definition, TRIALS)
     work_with_bug(monkeypatch, definition, stored)
@@ -154,7 +152,7 @@ def test_the_command_names_the_trials(tmp_path, definition, monkeypatch, capsys)
     assert "--failed" in capsys.readouterr().err
 
 
-def test_the_hours_of_a_job_include_trials_that_were_set_aside(sqlite_url, definition, monkeypatch):
+def test_hours_include_trials_that_were_set_aside(sqlite_url, definition, monkeypatch):
     stored = fresh(sqlite_url, definition, TRIALS)
     work_with_bug(monkeypatch, definition, stored)
     before = ProgressReader(stored).read().hours

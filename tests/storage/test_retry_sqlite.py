@@ -93,7 +93,7 @@ def test_a_lock_that_stays_is_named_with_the_time_waited(locked, lines):
     assert contents(opened) == before
 
 
-def test_a_database_that_was_given_up_is_tried_once_until_it_is_back():
+def test_a_database_that_stayed_away_is_called_once_until_it_is_back():
     """What a command asks when it ends waits no second time."""
     retry, tries = Retry(parse_url("sqlite:///study.db"), 0.1), []
 
@@ -113,7 +113,7 @@ def test_a_database_that_was_given_up_is_tried_once_until_it_is_back():
     assert count_tries() > 1
 
 
-def test_a_server_that_was_given_up_is_not_called_for_a_moment(monkeypatch):
+def test_a_server_that_stayed_away_is_not_called_for_a_moment(monkeypatch):
     """Each try to connect takes seconds, and a command that ends makes several calls."""
     monkeypatch.setattr("studyloom.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("studyloom.storage.retry.LONGEST_PAUSE", 0.2)
@@ -136,7 +136,7 @@ def test_a_server_that_was_given_up_is_not_called_for_a_moment(monkeypatch):
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_a_call_that_begins_while_another_one_waits_is_given_up_with_it(answered):
+def test_a_call_that_begins_while_another_one_waits_fails_with_it(answered):
     """A command, whose threads call the database, waits once. An answer begins a new outage."""
     retry, ends = Retry(parse_url("postgresql://host/name"), 0.2), []
 

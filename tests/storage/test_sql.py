@@ -47,7 +47,7 @@ def write(opened, *writes):
 REPORTS = {1: 0.25, 2: math.inf, 3: -math.inf}
 
 
-def test_optuna_and_our_statements_read_the_same_trials(opened):
+def test_optuna_and_studyloom_read_the_same_trials(opened):
     first, second, third = (begin(opened, slot=slot, worker="w") for slot in range(3))
     values = {"x": 0.01, "n": 7, "c": None}
     params = [
@@ -104,7 +104,7 @@ def test_trials_that_are_read_in_several_blocks_are_the_same(opened, monkeypatch
     assert [trial.intermediate_values for trial in trials] == [{1: n / 4} for n in range(5)]
 
 
-def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
+def test_trials_of_another_study_are_not_read_and_are_numbered_apart(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)
     opened.execute(lambda connection: sql.insert_trial(connection, other, {})._trial_id)
@@ -115,7 +115,7 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     assert [trial.number for trial in trials] == [1]
 
 
-def test_a_write_may_be_done_twice(opened):
+def test_a_repeated_write_changes_nothing(opened):
     trial_id = begin(opened)
     writes = [
         sql.param(trial_id, "x", 0.5, DISTRIBUTIONS["x"]),

@@ -54,7 +54,7 @@ def test_a_stored_rule_ranks_for_every_command_that_opens_the_study(url):
     assert elsewhere.rule() == elsewhere.default_rule()
 
 
-def test_a_rule_over_a_loops_cost_ranks_alike_in_the_choice_and_in_views(sqlite_url):
+def test_a_rule_over_a_cost_of_a_loop_ranks_alike_in_all_views(sqlite_url):
     rule = "winner.rule='max accuracy where size < 3'"
     definition = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
     stored = create_study(

@@ -57,7 +57,7 @@ class Statements:
         self.commits += 1
 
 
-def test_all_changes_of_the_own_trial_are_written_together(buffer, study, backend):
+def test_all_changes_of_a_workers_trial_are_written_together(buffer, study, backend):
     trial_id = begin(backend)
     buffer.load(1, trial_id)
     trial = optuna.Trial(study, trial_id)
@@ -153,7 +153,7 @@ def test_samplers_and_pruners_see_a_paused_trial_as_pruned(buffer, study, backen
     assert stored(backend, paused).values is None
 
 
-def test_a_trial_reads_no_more_when_there_are_more_finished_trials(
+def test_the_cost_of_a_trial_does_not_grow_with_finished_trials(
     buffer, study, backend, monkeypatch
 ):
     read, answers = sql.read_light, []
@@ -177,7 +177,7 @@ def test_a_trial_reads_no_more_when_there_are_more_finished_trials(
     assert counts[0] == counts[1] <= 2  # SQLite's BEGIN is one
 
 
-def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
+def test_a_new_trial_equals_the_stored_one(buffer, study, backend):
     def make(connection):
         return buffer.create(connection, 1, {SLOT: 0, "worker": "w", "baseline": True})
 
@@ -189,7 +189,7 @@ def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
     assert buffer.load(1, trial_id) == loaded  # read this time
 
 
-def test_the_workers_own_trial_counts_once_it_has_ended(buffer, study, backend):
+def test_the_trial_of_a_worker_counts_once_it_has_ended(buffer, study, backend):
     """Also where a later one has ended before it."""
     own, later, next_one = (begin(backend, n) for n in range(3))
     buffer.load(1, own)

@@ -70,7 +70,7 @@ def test_several_hosts_as_libpq_writes_them_reach_the_driver():
         assert parse_url(address.render_as_string(hide_password=False)) == address
 
 
-def test_a_comma_in_a_password_makes_it_no_list_of_hosts():
+def test_a_comma_in_a_password_is_not_a_list_of_hosts():
     for form in ("1234,{}", "{},1234", "a,b/{}", "a/{},b", "a?{},b", "a,b?{}"):
         password = form.format(CANARY)
         for place in ("h:1/d", "h/d?application_name=x@y", "a:5432,b:5433/d?application_name=x@y"):

@@ -29,7 +29,7 @@ def test_a_random_state_resumes_from_a_checkpoint(tmp_path):
         assert [draw(), draw()] == expected
 
 
-def test_code_with_its_own_seed_does_not_change_the_callers_state():
+def test_code_that_sets_a_seed_does_not_change_the_callers_state():
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     expected = draw()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)

@@ -174,7 +174,7 @@ def live_own(stored, folder):
     return live(stored, folder)
 
 
-def test_buttons_of_your_own_report_store_what_the_commands_store(half_done, tmp_path):
+def test_buttons_of_a_trusted_report_store_what_the_commands_store(half_done, tmp_path):
     live_page = live_own(half_done, tmp_path)
     token = live_page.token
     with served(guarded(live_page)) as server:
@@ -240,7 +240,7 @@ def test_requests_without_the_token_or_from_another_site_store_nothing(half_done
         assert ask(port, f"/stop?token={token}", "POST", token, **headers)[0] == 403
 
 
-def test_only_the_report_of_your_own_running_study_has_buttons(half_done, tmp_path, monkeypatch):
+def test_only_the_report_of_a_trusted_running_study_has_buttons(half_done, tmp_path, monkeypatch):
     """There are none without a folder, in an untrusted one, in report.html, or after the end."""
     for folder in (None, tmp_path):
         page = live(half_done, folder)

@@ -46,7 +46,7 @@ def test_stages_take_their_remaining_epochs_at_the_pace_so_far():
     assert estimate_seconds([search], 0) is None, "no worker runs"
 
 
-def test_a_trial_without_reports_is_one_epoch_of_which_its_age_is_done():
+def test_a_trial_without_reports_counts_as_one_epoch():
     ended = [a_trial(number, 0, TrialState.COMPLETE, seconds=10.0) for number in range(4)]
     half = estimate([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held=5.0)])
     assert (half.pace, half.done, half.remaining, half.new_trials) == (10.0, 4.5, [0.5], 4)
@@ -55,7 +55,7 @@ def test_a_trial_without_reports_is_one_epoch_of_which_its_age_is_done():
     assert (late.remaining, late.share) == ([0.0], 1.0)
 
 
-def test_before_a_trial_has_ended_running_trials_show_the_pace():
+def test_running_trials_give_the_pace_until_one_has_ended():
     running = a_trial(0, 2, **{PLANNED_EPOCHS: 10})
     search = estimate([running], 4, [WorkerStatus("a:1", 0, 2, held=4.0)])
     assert (search.pace, search.remaining) == (2.0, [8.0])

@@ -78,7 +78,7 @@ def test_a_result_without_explanations_has_no_section_of_them():
     assert [*render_explanations(result_of(**WINNER, explanations={}))] == []
 
 
-def test_words_are_marked_by_more_than_color_and_hostile_ones_are_text():
+def test_words_are_marked_by_more_than_color_and_hostile_words_are_text():
     words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
     text = EXPLANATIONS["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
     (section,) = render_explanations(result_of(**WINNER, explanations={"texts": [text]}))

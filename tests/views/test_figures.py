@@ -354,7 +354,7 @@ def test_pruned_curves_end_where_they_were_pruned():
     assert (points_of(end)[0][0], end.trials) == (2, [1])
 
 
-def test_of_many_curves_the_best_and_the_latest_are_drawn(monkeypatch):
+def test_the_best_and_the_latest_of_many_curves_are_drawn(monkeypatch):
     monkeypatch.setattr(figures, "MOST_BEST", 10)
     monkeypatch.setattr(figures, "MOST_LATEST", 20)
     many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))

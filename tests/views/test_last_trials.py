@@ -40,7 +40,7 @@ def width_of(table):
     return sum(max(map(len, cells)) + 2 for cells in zip(*table, strict=True)) - 2
 
 
-def test_the_best_trial_is_above_the_last_five_with_those_that_run():
+def test_the_best_trial_is_above_running_trials_and_the_last_five():
     """A trial that began long ago is shown while it runs; a paused one by when it paused."""
     trials = [a_trial(0, RUNNING), a_trial(1, RUNNING, **{PAUSED: 4})]
     trials += [a_trial(n, PRUNED if n % 2 else TrialState.COMPLETE) for n in range(2, 12)]

@@ -87,7 +87,7 @@ def test_a_report_has_facts_every_trial_and_a_table_for_each_figure(searched):
     assert len(figures) == page.count('class="plot"') == page.count('class="behind"') > 0
 
 
-def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched):
+def test_a_reason_names_the_best_mean_only_if_no_other_is_better(searched):
     for won, others, reason in (
         (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "since it had the best mean on 2"),
         (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], "by min image, on 2 new seeds"),

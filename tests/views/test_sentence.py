@@ -52,7 +52,7 @@ def changed(**keys):
     return result_of(**result)
 
 
-def test_the_sentence_can_be_quoted_and_says_no_more_than_is_known(stored):
+def test_the_sentence_can_be_quoted_and_claims_only_what_was_measured(stored):
     assert describe_result(changed(), stored) == (
         "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, "
         "4.4 points over the baseline"

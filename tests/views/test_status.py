@@ -29,7 +29,7 @@ def shown(stands, width=80):
     return console.file.getvalue()
 
 
-def test_a_status_shows_all_that_is_known_of_a_study(half_done):
+def test_a_status_shows_the_whole_state_of_a_study(half_done):
     text = shown(ProgressReader(half_done).status())
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",

@@ -49,7 +49,7 @@ def test_the_calibration_error_weights_distances_by_examples():
     assert sum(one.count for one in calibration.bins) == 8
 
 
-def test_each_class_has_its_own_accuracy():
+def test_each_class_has_an_accuracy():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))

@@ -161,7 +161,7 @@ def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
     assert "Pair" not in repr(winner)
 
 
-def test_a_network_of_studyloom_may_be_given_too(tmp_path):
+def test_a_network_of_studyloom_predicts_from_its_class_or_an_instance(tmp_path):
     model, shape = {"_target_": "nowhere.Net", "hidden": [5]}, (1, 2, 2)
     network = MLP(shape, 3, hidden=[5])
     facts = {"shape": [*shape], "outputs": 3}

@@ -65,7 +65,7 @@ def test_a_write_that_is_killed_over_another_result_is_noticed(tmp_path, monkeyp
     assert Result.read(tmp_path) is None
 
 
-def test_words_say_what_the_numbers_of_a_result_are():
+def test_the_numbers_of_a_result_are_described_in_words():
     assert describe_choice(result_of(trials=40)) == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
     assert describe_choice(result_of(trials=40, study_trials=60)) == first

@@ -54,7 +54,7 @@ def test_equal_networks_are_still_uncertain_by_the_examples():
     assert test.covers == "examples"
 
 
-def test_without_a_spread_over_examples_an_interval_is_students():
+def test_without_a_spread_over_examples_an_interval_is_student_t():
     values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
     same = {4: np.tile(values[4], (100_000, 1))}
     seeds = summarize(values[4]).interval
@@ -147,7 +147,7 @@ def test_an_interval_ends_at_the_bounds_of_the_metric():
 
 
 @pytest.mark.parametrize("ease", [1.0, 4.0])
-def test_nineteen_of_twenty_intervals_contain_the_truth(ease):
+def test_ninety_five_percent_of_intervals_contain_the_truth(ease):
     """Networks err on the same hard examples, by chance, and by their seed."""
     generator = np.random.default_rng(0)
     shifts = {4: 0.3, 0: 0.0}

@@ -111,7 +111,7 @@ def costs_of(trial):
     return trial.user_attrs["parameters"]
 
 
-def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
+def test_the_first_fronts_are_promoted_and_pruned_trials_have_no_values(url, checkpoints):
     definition = ask(*TWO_OBJECTIVES, "sampler=tpe", "+sampler.n_startup_trials=3")
     stored = fresh(url, definition, 12)
     work(definition, stored, 12, Signal(14))

@@ -255,7 +255,7 @@ def test_a_study_whose_trials_all_break_the_gpu_halts(sqlite_url, broken):
 # Counts
 
 
-def test_the_outcome_of_a_trial():
+def test_the_outcome_of_a_trial_depends_on_its_state_and_attributes():
     for state, attributes, expected in (
         (TrialState.PRUNED, {}, "pruned"),
         (TrialState.PRUNED, {FAILURE: "diverged"}, "failed"),  # the sampler sees it as pruned

@@ -114,7 +114,7 @@ def test_a_thread_that_never_ends_does_not_keep_a_worker_from_its_end(worker):
     listener.close()
 
 
-def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
+def test_a_worker_is_the_command_without_its_launcher_settings(monkeypatch):
     arguments = ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"]
     monkeypatch.setattr(task.sys, "argv", arguments)
     worker = Command.of_this_process().worker_arguments()

@@ -74,7 +74,7 @@ def assert_complete(run_dir, trials=4):
 
 @pytest.mark.chaos
 @linux
-def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
+def test_a_stop_hands_all_trials_back_and_the_same_command_resumes(tmp_path):
     """tests/chaos has the other signals."""
     process, _ = at_work(tmp_path)
     process.send_signal(signal.SIGINT)
@@ -107,7 +107,7 @@ def test_a_second_stop_ends_at_once(tmp_path):
 
 @pytest.mark.chaos
 @linux
-def test_workers_that_are_no_forks_do_not_outlive_a_launcher_that_is_killed(tmp_path):
+def test_workers_without_forks_do_not_outlive_a_killed_launcher(tmp_path):
     process, worker_ids = at_work(tmp_path, STUDYLOOM_PORTABLE="1")
     assert all(b"launcher=join" in command_of(pid) for pid in pids(worker_ids))
     process.kill()
@@ -171,7 +171,7 @@ def deadly(tmp_path):
 
 
 @pytest.mark.chaos
-def test_a_trial_that_always_kills_its_worker_is_given_up(deadly):
+def test_a_trial_that_always_kills_its_worker_fails(deadly):
     """With a time limit a single worker has a process too."""
     two = ("study.max_attempts=2", "study.trial_timeout=300")
     code, out, err, stored = deadly("die", "study.trials=1", "launcher.workers=1", *two)
@@ -198,7 +198,7 @@ def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
 
 
 @pytest.mark.chaos
-def test_workers_that_die_before_they_claim_a_trial_end_the_command_with_the_end_of_their_log(
+def test_workers_that_die_before_a_claim_end_the_command_with_their_log(
     tmp_path,
 ):
     (tmp_path / "sitecustomize.py").write_text(
@@ -231,7 +231,7 @@ def machine(monkeypatch):
     return with_gpus
 
 
-def test_auto_is_one_worker_per_gpu_else_one_per_core_and_never_more_than_open_slots(machine):
+def test_auto_is_one_worker_per_gpu_or_core_up_to_the_open_slots(machine):
     machine()
     assert Local().count(100) == 8
     assert (Local(workers=5).count(2), Local().count(0)) == (2, 0)
@@ -267,7 +267,7 @@ class MyLocal(Local):
         (None, False),
     ],
 )
-def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
+def test_a_launcher_is_recognized_by_its_class_and_not_its_name(target, may_fork):
     section = target and {"_target_": target}
     found = find_launcher_class(StudyConfig({}, {"launcher": section}, ()))
     assert (found is not None and found.may_fork) == may_fork
@@ -325,7 +325,7 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
         check_device()
 
 
-def test_numbers_that_are_none_are_refused_by_name(machine):
+def test_invalid_numbers_of_a_launcher_are_refused_by_key(machine):
     machine("0", "1", "2", "3")
     for launcher, name, value in (
         (Local, "workers", "two"),
@@ -342,7 +342,7 @@ def test_numbers_that_are_none_are_refused_by_name(machine):
         Local(gpus=2, per_gpu=3)
 
 
-def test_a_single_worker_that_sees_several_gpus_has_its_own_process(machine, tmp_path):
+def test_a_single_worker_that_sees_several_gpus_is_a_process(machine, tmp_path):
     machine("0", "1")
     task = Task(lambda stop: None, lambda: 1, None, tmp_path, Limits(), "s")
     assert Local(workers=1).works_here(task, 1)

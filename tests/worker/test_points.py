@@ -21,7 +21,7 @@ def where(*relations: str) -> str:
     return f"+space.where={[*relations]}"
 
 
-def test_a_point_that_breaks_a_relation_is_drawn_again_as_its_number_says(url):
+def test_a_configuration_that_breaks_a_relation_is_drawn_again(url):
     definition = ask(*RANDOM, where("train.batch_size + model.mlp.hidden.0 <= 80"))
     stored = fresh(url, definition, 12)
     for trials in (5, 12):
@@ -35,7 +35,7 @@ def test_a_point_that_breaks_a_relation_is_drawn_again_as_its_number_says(url):
     assert outcomes(again) == outcomes(stored)
 
 
-def test_chance_decides_after_the_sampler_or_the_trial_fails(url, monkeypatch):
+def test_a_random_draw_replaces_a_bad_proposal_or_the_trial_fails(url, monkeypatch):
     relation = where("model.hidden.0 * train.batch_size <= 80")
     definition = ask(*NONE, *WIDE, SIX[0], relation, "study.baseline=false")
     stored = fresh(url, definition, 3)

@@ -91,7 +91,7 @@ def refused(stored, point, words, by="anna", why=""):
 # One proposer
 
 
-def test_a_point_takes_the_next_free_slot_and_whoever_claims_next_trains_it(url, hill):
+def test_a_proposal_takes_the_next_free_slot_and_is_trained_next(url, hill):
     stored = begun(url, hill, 6)
     work(hill, stored, 2)
     assert propose(stored, {"params.x": 0.7, "params": {"y": 0.3}}, "anna", "a guess") == 2
@@ -124,7 +124,7 @@ def test_before_any_worker_begins_the_baseline_stays_trial_0(url, definition):
     assert stored.trials()[0].params == definition.baseline.params
 
 
-def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
+def test_a_proposal_that_enqueue_refuses_is_refused_with_its_message(stored):
     points = (
         {"model": "rnn", "train.batch_size": 17},
         {"optimizer.sgd.lr": 0.1, "model.mlp.hiden": [3]},
@@ -141,7 +141,7 @@ def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
         assert refused(stored, point, words[0]) == words
 
 
-def test_nonsense_is_refused_in_short_lines_and_leaves_nothing(stored):
+def test_invalid_proposals_are_refused_in_short_lines(stored):
     for point, words in (
         ('{"model":', "must be an object in JSON, such as"),
         ("[1]", "it is a list"),
@@ -166,7 +166,7 @@ def test_nonsense_is_refused_in_short_lines_and_leaves_nothing(stored):
     assert ask(stored)["left"] == 10
 
 
-def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url, hill):
+def test_proposals_are_unique_and_limited_and_end_with_the_search(sqlite_url, hill):
     stored = begun(sqlite_url, hill)
     work(hill, stored, 2)
     for trial in stored.trials():
@@ -197,9 +197,7 @@ def test_a_search_that_has_ended_early_takes_no_proposal(stored, definition):
     assert "are spent" in told["ended"]
 
 
-def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_trials(
-    tmp_path, hill, capsys
-):
+def test_after_the_test_no_proposal_is_taken_even_with_more_trials(tmp_path, hill, capsys):
     run_dir = run_of(tmp_path / "run", name="s")
     stored = begun(f"sqlite:///{run_dir}/study.db", hill, 2)
     work(hill, stored, 2)
@@ -218,7 +216,7 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
     assert why in capsys.readouterr().err
 
 
-def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
+def test_a_study_whose_space_is_not_stored_takes_no_proposals(sqlite_url):
     grid = asked(*HILL, "sampler=grid", *(f"+space.params.{n}.step=0.5" for n in "xyz"))
     stored = begun(sqlite_url, grid)
     refused(stored, {}, "its space is not stored")
@@ -252,7 +250,7 @@ def write_tested(stored, run_dir, stage="s/final-training 4-1-1"):
         ),
     ],
 )
-def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_url, more):
+def test_exactly_what_the_json_schema_allows_is_accepted(sqlite_url, more):
     definition = asked(*RANDOM, *more)
     known = read_space(begun(sqlite_url, definition))
     schema = json_schema(known)
@@ -282,7 +280,7 @@ def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_ur
         assert place_point(definition, few).point == place_point(known, few).point
 
 
-def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, capsys):
+def test_ask_returns_the_trials_and_no_value_of_the_test_set(tmp_path, hill, capsys):
     run_dir = run_of(tmp_path / "run", name="s")
     stored = begun(f"sqlite:///{run_dir}/study.db", hill)
     work(hill, stored, 2)
@@ -303,7 +301,7 @@ def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, c
     assert [row["proposed_by"] for row in rows] == [None, None, "anna"]
 
 
-def test_asking_tells_the_curve_of_each_trial(sqlite_url, definition):
+def test_ask_returns_the_curve_of_each_trial(sqlite_url, definition):
     stored = begun(sqlite_url, definition)
     work(definition, stored, 2)
     for row, trial in zip(ask(stored)["trials"], stored.trials(), strict=True):
@@ -332,7 +330,9 @@ def test_the_best_region_is_where_the_best_tenth_of_the_trials_is(sqlite_url, hi
     }
 
 
-def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, definition, capsys):
+def test_the_command_line_takes_a_proposal_as_text_and_prints_its_trial(
+    tmp_path, definition, capsys
+):
     run_dir = run_of(tmp_path / "run", name="s")
     stored = begun(f"sqlite:///{run_dir}/study.db", definition)
     command = ["propose", str(run_dir)]
@@ -366,7 +366,7 @@ def talk(run_dirs, *calls):
 
 
 @pytest.mark.chaos
-def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(tmp_path, hill):
+def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hill):
     run_dir, other = (run_of(tmp_path / name, name="s") for name in ("run", "other"))
     for folder in (run_dir, other):
         stored = begun(f"sqlite:///{folder}/study.db", hill)
@@ -419,7 +419,7 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
 
 
 @pytest.mark.usefixtures("threads_are_workers")
-def test_proposers_at_once_and_workers_make_n_of_n(url, hill):
+def test_concurrent_proposers_and_workers_make_exactly_n_trials(url, hill):
     stored = begun(url, hill, 20)
     told, done = [], threading.Event()
 
@@ -522,7 +522,7 @@ def oracle(points):
 
 
 @pytest.mark.nightly
-def test_an_oracle_wins_and_who_is_useless_costs_little(tmp_path):
+def test_good_proposals_win_and_useless_proposals_cost_little(tmp_path):
     found = {
         proposer: statistics.fmean(regret(tmp_path, seed, proposer) for seed in range(8))
         for proposer in (nobody, useless, oracle)

@@ -124,7 +124,7 @@ class RunningScript:
         return self.process.returncode, out, call.read_text().strip() if call.exists() else None
 
 
-def test_on_usr2_the_worker_releases_its_trial_and_its_task_alone_is_queued_again(tmp_path):
+def test_on_usr2_a_worker_releases_its_trial_and_only_its_task_requeues(tmp_path):
     wait = "touch up; while :; do sleep 0.01; done"
     run = RunningScript(tmp_path, f"trap 'sleep 0.2; touch released; exit 143' TERM; {wait}")
     run.send_usr2()
@@ -132,14 +132,14 @@ def test_on_usr2_the_worker_releases_its_trial_and_its_task_alone_is_queued_agai
     assert (tmp_path / "released").exists()
 
 
-def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_path):
+def test_on_usr2_a_worker_without_work_is_not_queued_again(tmp_path):
     run = RunningScript(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
     run.send_usr2()
     assert run.end() == (0, "", None)
 
 
 @pytest.mark.parametrize("line", ["while [", "worker=$!"])
-def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
+def test_usr2_before_the_worker_starts_queues_the_task_again(tmp_path, line):
     # exec: a process that outlives its shell would keep the output open.
     run = RunningScript(tmp_path, "exec sleep 600", usr2_before=line)
     assert run.end() == (0, "", "requeue 7_2")

@@ -57,7 +57,7 @@ def test_a_signal_ends_a_fork_also_before_its_code_runs(capfd):
 
 
 @pytest.mark.parametrize("number", Stop.SIGNALS)
-def test_a_hangup_that_was_ignored_before_stays_ignored_and_no_other_signal(number):
+def test_only_a_hangup_stays_ignored_in_a_command_that_ignores_it(number):
     """`nohup` does so; and a shell ignores Ctrl-C for what it starts with &."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -69,7 +69,7 @@ def test_a_hangup_that_was_ignored_before_stays_ignored_and_no_other_signal(numb
         signal.signal(number, before)
 
 
-def test_the_ends_of_children_are_known_also_if_they_were_ignored_before():
+def test_the_ends_of_children_are_noticed_even_if_they_were_ignored():
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with Stop():
@@ -80,7 +80,7 @@ def test_the_ends_of_children_are_known_also_if_they_were_ignored_before():
         signal.signal(signal.SIGCHLD, before)
 
 
-def test_work_that_may_be_left_is_left_at_the_first_signal():
+def test_the_first_signal_ends_work_that_may_be_interrupted():
     assert not issubclass(Stopped, Exception), "no handler of a user's swallows it"
     with Stop() as stop:
         with pytest.raises(Stopped), stop.interruptible():
@@ -92,7 +92,7 @@ def test_work_that_may_be_left_is_left_at_the_first_signal():
 
 
 @pytest.mark.parametrize("kind", ["__del__", "multiprocessing", "WeakSet"])
-def test_signals_in_a_finalizer_are_seen_at_the_next_look(kind, monkeypatch):
+def test_a_signal_in_a_finalizer_counts_at_the_next_check(kind, monkeypatch):
     def signalled():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_only_a_command_that_starts_again_withdraws_a_stop(stored):
     assert read_control(stored) is None
 
 
-def test_a_stored_request_stops_a_worker_within_a_look(stored, monkeypatch):
+def test_a_stored_request_stops_a_worker_at_its_next_check(stored, monkeypatch):
     monkeypatch.setattr(stopping, "POLL", 0.01)
     told = Queue()
     with following_requests(stored, SimpleNamespace(paused=False, request=told.put)):

@@ -50,7 +50,7 @@ def undisturbed(definition, tmp_path_factory):
     return trials
 
 
-def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, definition, url):
+def test_the_baseline_is_trial_0_and_may_be_left_out(undisturbed, definition, url):
     baseline, *others = undisturbed
     assert baseline.params == definition.baseline.params
     assert baseline.user_attrs[BASELINE] is True
@@ -74,7 +74,7 @@ def test_a_trial_depends_only_on_its_study_seed_and_number(url, definition, undi
     assert not outcomes(other) & outcomes_of(undisturbed)
 
 
-def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
+def test_a_stopped_trial_is_released_and_the_same_trial_is_resumed(
     url, definition, undisturbed, checkpoints
 ):
     stored = fresh(url, definition, 2)
@@ -238,7 +238,7 @@ def test_a_value_that_the_database_cannot_hold_fails_its_trial(postgres_url, def
     assert stored.ledger.counts()["done"] == 1
 
 
-def test_all_of_a_workers_time_is_some_trials(sqlite_url):
+def test_all_of_a_workers_time_is_charged_to_its_trials(sqlite_url):
     definition = ask(*RANDOM)
     stored = fresh(sqlite_url, definition, 3)
     watch = Stopwatch.since(5.0)
@@ -256,7 +256,7 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
 
 
 @pytest.mark.usefixtures("threads_are_workers")
-def test_a_grid_visits_each_point_once_over_any_number_of_workers(url):
+def test_a_grid_visits_each_configuration_once_with_any_workers(url):
     space = ("~space.optimizer", "~space.model", "+space.model.activation.choice=[relu,tanh]")
     definition = ask(*RANDOM, "sampler=grid", *space)
     assert Strategy(definition).trials == 6

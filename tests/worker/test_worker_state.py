@@ -34,7 +34,7 @@ def keeping():
     return ask(*RANDOM, "sampler._target_=test_worker_state.Kept")
 
 
-def test_a_sampler_with_state_lasts_a_process_and_its_loss_is_logged(url, keeping, caplog):
+def test_a_sampler_with_state_lasts_one_process_and_its_loss_is_logged(url, keeping, caplog):
     with caplog.at_level(logging.WARNING):
         work(keeping, fresh(url, keeping, 3), 3)
     (sampler,) = [each for each in MADE if each.drawn]

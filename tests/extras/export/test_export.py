@@ -40,7 +40,7 @@ def test_an_operator_that_does_not_exist_is_named():
         OnnxNetwork(content)
 
 
-def test_what_onnxruntime_cannot_run_is_an_error_of_one_variant():
+def test_an_operator_unknown_to_onnxruntime_is_an_error_of_one_variant():
     """Its own exceptions derive from Exception, and would end all the other variants."""
     network = OnnxNetwork(file_of("Relu", 1, 2))
     assert network(torch.ones(1, 2)).tolist() == [[1, 1]]

@@ -156,7 +156,7 @@ def test_an_error_is_reported_before_trial_0(ask, project):
     assert "model/large" in mistake
 
 
-def test_isolated_code_uses_hydra_freely_and_ours_is_restored_after_it(ask, project, monkeypatch):
+def test_isolated_code_uses_hydra_and_the_state_is_restored(ask, project, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["page.py", "study.trials=3"])
     ask()
     ours, argv = GlobalHydra.instance().hydra, sys.argv

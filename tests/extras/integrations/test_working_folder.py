@@ -75,7 +75,7 @@ def test_a_trial_does_not_resume_from_the_snapshot_of_another(project, config, m
     assert names(project) == ["runs", "train.py"]
 
 
-def test_a_trial_that_is_resumed_finds_its_own_folder(project, config, make_trial):
+def test_a_resumed_trial_finds_its_folder_again(project, config, make_trial):
     run = make_trial(0)
     with pytest.raises(CommandFailed, match="exit code 1"):
         command("dies")(config, run)
@@ -87,7 +87,7 @@ def test_a_trial_that_is_resumed_finds_its_own_folder(project, config, make_tria
     assert printed.count("epoch") == 4, "none was trained twice"
 
 
-def test_a_kept_folder_is_in_the_run_directory_and_found_again(project, config, make_trial):
+def test_a_kept_folder_is_in_the_run_directory_and_used_again(project, config, make_trial):
     run = make_trial(0)
     with pytest.raises(CommandFailed, match="exit code 1"):
         command("dies", keep=True)(config, run)

@@ -51,7 +51,7 @@ def stored(url):
     return open_study(url, "s")
 
 
-def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(stored, tmp_path):
+def test_a_command_writes_every_ended_trial_and_the_result(stored, tmp_path):
     memory = Memory()
     result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     for _ in range(2):
@@ -60,7 +60,7 @@ def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(store
     assert memory.answers == [result, result]
 
 
-def test_one_that_lists_its_trials_is_given_those_that_are_missing_alone(stored, tmp_path):
+def test_a_tracker_that_lists_its_trials_gets_only_the_missing_ones(stored, tmp_path):
     class Listing(Memory):
         def written(self, study):
             return {0, 2}
@@ -70,7 +70,7 @@ def test_one_that_lists_its_trials_is_given_those_that_are_missing_alone(stored,
     assert [*listing.trials] == [1]
 
 
-def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_path, caplog):
+def test_a_tracker_that_is_away_costs_a_line_and_is_updated_later(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
     first, second, third = stored.trials()
@@ -87,7 +87,7 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
     assert memory.trials == in_database(stored)
 
 
-def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
+def test_a_command_waits_for_a_slow_tracker_and_says_how_long(
     stored, tmp_path, monkeypatch, caplog
 ):
     memory, result = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
@@ -121,7 +121,7 @@ def test_a_command_without_patience_reports_what_the_next_one_writes(
     hangs.set()
 
 
-def test_of_what_one_refuses_nothing_else_is_called_missing(stored, tmp_path, caplog):
+def test_a_tracker_that_is_away_lacks_all_trials_until_the_next_run(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
     result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})

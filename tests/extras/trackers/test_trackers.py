@@ -91,7 +91,7 @@ print(tracker.written(study), [*folder.rglob("*event*.*")])
 """
 
 
-def test_tensorboard_on_a_full_disk_says_so_in_a_line_and_leaves_nothing(tmp_path):
+def test_tensorboard_reports_a_full_disk_in_a_line_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", FULL, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     why = f"track.tensorboard: [Errno 27] File too large: '{tmp_path}/events'; the study continues"
@@ -145,7 +145,7 @@ def write_three(folder, moment):
 
 
 @pytest.mark.parametrize("moment", ["before", "opened", "written"])
-def test_a_service_of_wandb_that_dies_costs_no_run(study, tmp_path, moment):
+def test_a_wandb_service_that_dies_costs_no_run(study, tmp_path, moment):
     """Else all later ones of its process would fail: all that a command writes at its end."""
     done = write_three(tmp_path, moment)
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
     stored.close()
 
 
-def test_of_an_answer_of_mlflow_no_more_is_read_than_it_may_have(study, monkeypatch):
+def test_a_reply_of_mlflow_is_read_only_up_to_its_limit(study, monkeypatch):
     """Also if it is another address that answers, to which the first one leads."""
     taken = []
 
@@ -258,7 +258,7 @@ class Hasty(Half):
     def write_result(self, result): ...
 
 
-def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
+def test_all_errors_are_reported_together_with_a_fix(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     section = {
         "board": {"_target_": "studyloom.extras.trackers.TensorBoard", "dir": "x"},
