@@ -99,7 +99,7 @@ def test_predict_accepts_odd_reviews_with_notes(tmp_path, parts):
     (tmp_path / "none.csv").write_text("nothing\n1\n")
     answers = predict(network, [tmp_path / "asked.csv", tmp_path / "none.csv"])
     first, second = next(answers), next(answers)
-    assert {first.word, second.word} <= {*names}
+    assert {first.class_name, second.class_name} <= {*names}
     assert "no age, taken as 43" in first.note
     assert EMPTY in second.note
     with pytest.raises(PredictError, match=r"none.csv: it must be a CSV file whose first line"):

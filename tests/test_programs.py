@@ -162,10 +162,10 @@ def test_stop_in_another_terminal_releases_the_trial_for_later(tmp_path):
         done = studyloom("stop", run_dir, "--json")
         assert done.returncode == 0, done.stderr
         document = valid(done.stdout, "stop")
-        assert (document["worked_on"], document["workers"]) == (True, [])
+        assert (document["was_running"], document["workers"]) == (True, [])
         last = wait_for(lines, "exit")
     out, err = running.communicate(timeout=60)
-    assert (running.returncode, last["code"]) == (3, 3)
+    assert (running.returncode, last["exit_code"]) == (3, 3)
     assert "stopping, as studyloom stop says" in err
     assert "stopped by studyloom stop; the same command resumes here" in out
     assert studyloom("status", run_dir, "--check").returncode == 4
@@ -228,7 +228,13 @@ def test_help_lists_commands_in_groups_and_options_of_trust_last(capsys):
 
 def test_the_help_of_a_module_shows_keys_that_are_null():
     text = study_help("About.", str(ROOT / "conf"), "mnist", [])
-    for key in ("study.timeout", "study.stop", "train.clip", "train.patience", "cost.per_hour"):
+    for key in (
+        "study.timeout",
+        "study.stop",
+        "train.clip_norm",
+        "train.patience",
+        "cost.per_hour",
+    ):
         section, name = key.split(".")
         assert re.search(rf"^  {section}:\n(?:   .*\n)*    {name}: null$", text, re.MULTILINE), key
     assert max(map(len, text.splitlines())) <= 80

@@ -225,7 +225,7 @@ class Diverged(StudyloomError, ArithmeticError):
     def __str__(self) -> str:
         return (
             f"{self.part} loss is {self.loss} at epoch {self.epoch} of {self.epochs}; "
-            "a lower learning rate or train.clip=1.0 may help"
+            "a lower learning rate or train.clip_norm=1.0 may help"
         )
 
 

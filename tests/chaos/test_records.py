@@ -150,15 +150,15 @@ def test_trials_that_plain_optuna_adds_are_kept_but_not_counted(small):
     winner = ("winner.enabled=true", "winner.top=2", "winner.seeds=2")
     printed = ended(small, "study.trials=8", *winner)
     assert "8 of 8 trials" in printed
-    assert "8 foreign" in printed
+    assert "8 of other programs" in printed
     check_whole(small, 8)
     stored = small.stored()
     assert [t for t in stored.optuna.get_trials() if t.number in range(4, 12)] == foreign
     own = max(trial.value for trial in stored.trials() if trial.value is not None)
     assert f"accuracy {own:.4f}" in printed
-    assert '"foreign": 8' in asked(small, "status", "--json")
+    assert '"trials_of_other_programs": 8' in asked(small, "status", "--json")
     asked(small, "report")
-    assert "8 foreign" in (small.folder / "report.html").read_text()
+    assert "8 of other programs" in (small.folder / "report.html").read_text()
     assert len(asked(small, "trials", "--csv").splitlines()) == 9
 
 

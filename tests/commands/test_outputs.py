@@ -112,8 +112,8 @@ def progress_of(workers=(), title="search", **more):
 
 
 def test_the_exit_code_of_status_says_if_a_study_needs_attention(stored):
-    alive = WorkerStatus("host:1", lease=9.0)
-    dead = WorkerStatus("host:1", lease=-9.0)
+    alive = WorkerStatus("host:1", lease_seconds=9.0)
+    dead = WorkerStatus("host:1", lease_seconds=-9.0)
     for state, code in (
         ({"workers": [alive]}, 0),
         ({"workers": [dead]}, 3),

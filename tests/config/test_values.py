@@ -24,10 +24,10 @@ def test_values_are_set_on_a_copy():
 
 def test_a_config_has_a_null_key_but_no_key_within_a_list():
     cfg, _ = compose()
-    for key in ("train", "train.clip", "model.hidden"):
+    for key in ("train", "train.clip_norm", "model.hidden"):
         assert has_key(cfg, key)
     for key in ("train.epoch", "nowhere.at.all", "model.hidden.0", "model.hidden.deep.down"):
         assert not has_key(cfg, key)
-    for key in ("train.clip", "train.epoch", "nowhere.at.all", "model.hidden.deep.down"):
+    for key in ("train.clip_norm", "train.epoch", "nowhere.at.all", "model.hidden.deep.down"):
         assert value_at(cfg, key) is None
     assert value_at(cfg, "model.hidden") == [128]

@@ -360,6 +360,6 @@ def test_tpe_replaces_a_configuration_that_the_process_repeats(url, checkpoints,
         *TINY[:-1], "space=none", *choices, "sampler=gp", "pruner=none", "study.trials=12"
     )
     stored = fresh(url, definition, 12)
-    work(definition, stored, 12, repeats=False)
+    work(definition, stored, 12, allow_repeats=False)
     assert proposals
     assert len({tuple(trial.params.items()) for trial in stored.trials()}) == 12

@@ -38,11 +38,11 @@ def test_the_search_and_the_folders_are_no_part_of_a_definition(identity):
 
 def test_rounds_of_a_deterministic_search_are_part_of_the_definition(identity):
     rounds = [
-        ask(*NONE, "study.deterministic=true", f"study.round={width}").identity("digest")
+        ask(*NONE, "study.deterministic=true", f"study.round_size={width}").identity("digest")
         for width in (4, 5)
     ]
-    assert rounds[0] == identity | {"study.deterministic": True, "study.round": 4}
-    assert rounds[1] == rounds[0] | {"study.round": 5}
+    assert rounds[0] == identity | {"study.deterministic": True, "study.round_size": 4}
+    assert rounds[1] == rounds[0] | {"study.round_size": 5}
 
 
 def test_defaults_of_searched_options_are_part_of_the_definition(tmp_path, main):

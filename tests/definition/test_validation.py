@@ -73,7 +73,7 @@ SEARCHES = {
     "sampler={auto: null, random: null}": "sampler is the same for all trials",
     "optimizer.lr.float=[0.1, 1]": "optimizer.lr=0.001 is outside its range [0.1, 1]",
     "train.batch_size.choice=[32, 65]": "[32, 65]; did you mean 65?",
-    "train.clip.float=[0.1, 1]": "train.clip=null is null",
+    "train.clip_norm.float=[0.1, 1]": "train.clip_norm=null is null",
     "model.hidden.int=[1, 200]": "model.hidden=[128] is a list",
     "model.dropout={list: {float: [0, 1]}, length: 2}": "model.dropout=0.0 is not a list",
     "model.hidden={list: {int: [1, 64]}, length: 1}": "[128] is outside its range [1, 64]",
@@ -308,7 +308,7 @@ def test_impossible_relations_are_refused_before_trial_0_with_a_fix(folds):
     wide = ("space=none", "+space.optimizer.lr.float=[0.0001,1]", "study.baseline=false")
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
     assert "none of 10,000 random configurations satisfy" in find_only_error(never, folds)
-    endless = ask(*wide, "study.repeats=false")
+    endless = ask(*wide, "study.allow_repeats=false")
     assert "space of finitely many configurations; give its floats" in find_only_error(
         endless, folds
     )
@@ -396,8 +396,8 @@ def test_a_deterministic_search_refuses_all_that_depends_on_time():
         assert words in error
     together = ("study.epochs=40", "cost.limit=5", "cost.per_hour=1", "pruner=median", *STOP)
     assert len(find_section_errors((DETERMINISTIC, *together))) == 5
-    (error,) = find_section_errors((DETERMINISTIC, "study.round=0"))
-    assert "study.round must be at least 1" in error
+    (error,) = find_section_errors((DETERMINISTIC, "study.round_size=0"))
+    assert "study.round_size must be at least 1" in error
     suggests = ("pruner=none", "~space", "objective._target_=suggesting.objective")
     definition = LoopDefinition.from_config(*compose(DETERMINISTIC, *suggests, *LOOP[2:]))
     (error,) = Strategy(definition).check()

@@ -157,7 +157,13 @@ def test_a_table_is_read_by_column_names_and_an_array_by_their_order(tabular, tm
     np.save(tmp_path / "several.npy", np.array([[12.0, 0.0], [8.0, 0.0]]))
     asked = [tmp_path / name for name in ("rows.csv", "one.npy", "several.npy")]
     answers = list(predict(load_network(tabular), asked))
-    assert [answer.word for answer in answers] == ["large", "small", "large", "large", "small"]
+    assert [answer.class_name for answer in answers] == [
+        "large",
+        "small",
+        "large",
+        "large",
+        "small",
+    ]
     standardized = f"{1 / (1 + math.exp(-4)):.4f}"
     assert format_prediction(answers[0]).split("\t")[1:] == ["large", standardized], (
         "as in training"

@@ -314,11 +314,11 @@ def test_the_default_arguments_of_a_loop_are_the_baseline(define, sqlite_url):
 @pytest.mark.parametrize("function", [by_name, hills])
 def test_settings_of_networks_are_refused_for_a_loop_without_config(define, function):
     """However they are set."""
-    settings = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
+    settings = "++train.epochs=77", "train.clip_norm=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
         validate_search(define(function, *settings), TrainingData())
     refused = [error.partition(":")[0] for error in caught.value.errors]
-    assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
+    assert refused == ["train.epochs=77", "train.clip_norm=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
     assert words in caught.value.errors[0]
 

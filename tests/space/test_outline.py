@@ -14,7 +14,7 @@ TREE = {
         "cnn": {"block": {"residual": {"depth": {"int": [2, 8], "step": 2}}}},
     },
     "optimizer": {"lr": {"float": [1e-4, 1.0], "log": True}, "sgd": None, "adam": None},
-    "train": {"clip": {"choice": [None, 1.0]}},
+    "train": {"clip_norm": {"choice": [None, 1.0]}},
 }
 
 
@@ -33,7 +33,7 @@ def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
         "│   ├── sgd\n"
         "│   └── adam\n"
         "├── optimizer.lr: 0.0001 … 1 log\n"
-        "└── train.clip: null | 1.0\n"
+        "└── train.clip_norm: null | 1.0\n"
     )
 
 

@@ -103,7 +103,7 @@ MIXED = {
         "cnn": {"block": {"plain": None, "residual": {"depth": {"int": [1, 7], "step": 2}}}},
     },
     "optimizer": {"lr": LR, "sgd": {"momentum": {"float": [0.0, 0.9], "step": 0.1}}, "adam": None},
-    "train": {"batch_size": {"choice": [32, 64]}, "clip": {"choice": [None, 1.0]}},
+    "train": {"batch_size": {"choice": [32, 64]}, "clip_norm": {"choice": [None, 1.0]}},
 }
 
 

@@ -103,7 +103,7 @@ def test_an_error_names_a_custom_step_that_returns_something_else():
 
 
 def test_accumulated_batches_equal_one_large_batch():
-    make = partial(toy_job, clip=0.05, schedule=lambda progress: 1 - progress, **PLAIN)
+    make = partial(toy_job, clip_norm=0.05, schedule=lambda progress: 1 - progress, **PLAIN)
     job, whole = make(batch_size=20), make(batch_size=21)
     parts = make(batch_size=7, accumulate=3)
     assert close(weights_of(parts), weights_of(whole), atol=1e-6)

@@ -106,8 +106,8 @@ def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
                 penalty = sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
                 optimizer.zero_grad()
                 (loss + job.l1 * penalty).backward()
-                if job.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)
+                if job.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip_norm)
                 optimizer.step()
                 step += 1
             model.eval()
@@ -129,7 +129,7 @@ PLAIN = [
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
         "model": partial(CNN, channels=4, norm="batch", dropout=0.3),
         "l1": 0.001,
-        "clip": 1.0,
+        "clip_norm": 1.0,
         "schedule": cosine,
     },
 ]
@@ -220,7 +220,7 @@ RESUMABLE = {
     "rmsprop": {
         "optimizer": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
         "l1": 0.01,
-        "clip": 0.1,
+        "clip_norm": 0.1,
     },
     "batch norm and dropout": {
         "model": partial(CNN, channels=4, norm="batch", dropout=0.3),
@@ -250,7 +250,7 @@ RESUMABLE |= {
         "weights": "best",
         "optimizer": partial(torch.optim.SGD, lr=1.0),
     },
-    "fp16": {"precision": "fp16", "clip": 0.5, "l1": 0.001},
+    "fp16": {"precision": "fp16", "clip_norm": 0.5, "l1": 0.001},
     "groups": {
         "groups": (
             ParameterGroup("first", ("1",), frozen=True),
@@ -459,7 +459,7 @@ def test_a_job_that_cannot_be_trained_is_refused():
         ({"precision": "fp8"}, r"precision must be one of fp32, bf16, fp16; got 'fp8'"),
         ({"until": 4}, r"until must be from 1 to 3, or null \(all\); got 4"),
         ({"l1": math.nan}, r"l1 must be finite and at least 0 \(off\); got nan"),
-        ({"clip": 0.0}, r"clip must be finite and above 0, or null \(off\); got 0\.0"),
+        ({"clip_norm": 0.0}, r"clip_norm must be finite and above 0, or null \(off\); got 0\.0"),
     ):
         with pytest.raises(ValueError, match=rf"train\.{message}"):
             toy_job(**changes)

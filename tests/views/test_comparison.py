@@ -111,8 +111,8 @@ def test_compare_prints_a_table_writes_html_and_prints_the_same_as_json(ran, cap
     first, second = document["studies"]
     assert [first[key] for key in ("best", "test", "difference", "std")] == [0.9, 0.88, 0.1, 0.02]
     assert (first["epochs"], first["worker_seconds"]) == (8, 4.0)
-    assert (second["test"], second["pruned"], second["of"]) == (None, 1, 40)
-    assert document["differs"] == {"sampler._target_": ["tpe", "random"]}
+    assert (second["test"], second["pruned"], second["budget"]) == (None, 1, 40)
+    assert document["differences"] == {"sampler._target_": ["tpe", "random"]}
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^best, search +0\.9000 +0\.9020$", printed, re.MULTILINE)

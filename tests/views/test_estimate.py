@@ -48,16 +48,16 @@ def test_stages_take_their_remaining_epochs_at_the_pace_so_far():
 
 def test_a_trial_without_reports_counts_as_one_epoch():
     ended = [a_trial(number, 0, TrialState.COMPLETE, seconds=10.0) for number in range(4)]
-    half = estimate([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held=5.0)])
+    half = estimate([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held_seconds=5.0)])
     assert (half.pace, half.done, half.remaining, half.new_trials) == (10.0, 4.5, [0.5], 4)
     assert half.share == 0.5
-    late = estimate([*ended, a_trial(4, 0)], 1, [WorkerStatus("a:1", 4, held=99.0)])
+    late = estimate([*ended, a_trial(4, 0)], 1, [WorkerStatus("a:1", 4, held_seconds=99.0)])
     assert (late.remaining, late.share) == ([0.0], 1.0)
 
 
 def test_running_trials_give_the_pace_until_one_has_ended():
     running = a_trial(0, 2, **{PLANNED_EPOCHS: 10})
-    search = estimate([running], 4, [WorkerStatus("a:1", 0, 2, held=4.0)])
+    search = estimate([running], 4, [WorkerStatus("a:1", 0, 2, held_seconds=4.0)])
     assert (search.pace, search.remaining) == (2.0, [8.0])
     assert (search.new_trials, search.new_length) == (3, 10.0)
     later = estimate([], 6, before=search)

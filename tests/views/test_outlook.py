@@ -42,7 +42,7 @@ def test_a_running_search_shows_the_expected_gain_of_further_trials(twelve):
     assert "budget left: 28 trials" in printed
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
     document = json.loads(status.as_json())
-    assert (document["ended"], document["gain"]) == (None, gain)
+    assert (document["end_reason"], document["expected_improvement"]) == (None, gain)
     _, sections = read_report(twelve)
     details = next(section for section in sections if section.key == "details")
     facts = next(dict(block.items) for block in details.blocks if isinstance(block, Facts))
@@ -59,7 +59,7 @@ def test_all_views_show_that_a_search_has_ended_early(twelve):
     assert status.progress.eta == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
     assert status.progress.line.endswith(WORDS)
-    assert json.loads(status.as_json())["ended"] == WORDS
+    assert json.loads(status.as_json())["end_reason"] == WORDS
     assert len([*ProgressReader(twelve).statuses()]) == 1  # it waits for nothing
     top, _ = read_report(twelve)
     assert f"The search {WORDS}." in [block.text for block in top.blocks]

@@ -105,7 +105,7 @@ def test_a_command_that_finds_its_files_does_not_start_from_scratch(stored):
     stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
     trial.suggest_float("lr", 0.0, 1.0)
     tell = Resumptions(ProgressReader(stored).read(), console)
-    resumed = {"epoch": None, "deaths": 1, "death": "it was killed", "files": True}
+    resumed = {"epoch": None, "deaths": 1, "death": "it was killed", "has_files": True}
     trial.set_user_attr(RESUMED, resumed)
     assert look(stored, History()) == [("began", 0, None), ("resumed", 0, None)]
     tell(ProgressReader(stored).read())

@@ -158,13 +158,13 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     first, second = document["workers"]
     assert [*first.values()][:5] == ["host:4", 4, 2, None, 0.2]
     assert second["trial"] is None
-    assert 0 <= first["held"] < 10
-    assert 50 < first["lease"] <= 60
+    assert 0 <= first["held_seconds"] < 10
+    assert 50 < first["lease_seconds"] <= 60
     assert 10 < document["eta"] <= 25
 
 
 def test_numbers_that_are_not_finite_are_null():
-    worker = WorkerStatus("w:1", 1, 1, value=-math.inf, lease=1.0, held=1.0)
+    worker = WorkerStatus("w:1", 1, 1, value=-math.inf, lease_seconds=1.0, held_seconds=1.0)
     snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
     stage = StageProgress("search", 0, 1, snapshot)
     progress = Progress(snapshot, (stage,), "search", eta=math.inf)

@@ -173,7 +173,7 @@ def open_stages(definition, folder, **settings):
 @pytest.fixture(scope="module")
 def ablated(definition, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("ablated")
-    stages = open_stages(definition, run_dir, ablation=True, margin=0.5)
+    stages = open_stages(definition, run_dir, ablation=True, simple_margin=0.5)
     work(stages)
     test = CountedTest()
     return stages, evaluate_winner(stages, test, ["x"]), test.loaded
@@ -193,7 +193,7 @@ def test_an_ablation_trains_on_the_seeds_of_the_re_evaluation(ablated):
             assert train_plainly(first, origin, seed)[0] == value
         assert len(row.values) == SEEDS
         means = np.mean(result.winner.values) - np.mean(row.values)
-        assert row.loss == pytest.approx(means)
+        assert row.worse_by == pytest.approx(means)
     assert len(result.ablation.rows) >= 2
     assert Result.read(stages.run_dir) == result
     assert is_result_of(result, stages.evaluation)
@@ -203,8 +203,8 @@ def test_the_simple_configuration_shares_the_single_use_of_the_test_set(ablated)
     stages, result, loaded = ablated
     assert loaded == result.test.uses == stages.search.stored.test_uses() == 1
     ablation = result.ablation
-    assert {*ablation.simple} == {row.name for row in ablation.rows if not row.needed}
-    assert ablation.simple_loss <= 0.5
+    assert {*ablation.simple_defaults} == {row.name for row in ablation.rows if not row.needed}
+    assert ablation.simple_worse_by <= 0.5
     assert (stages.run_dir / SIMPLE).exists()
     assert len(result.test.simple.values) == SEEDS
     assert "on the test set: " in describe_simple(result)
@@ -214,7 +214,7 @@ def test_the_simple_configuration_shares_the_single_use_of_the_test_set(ablated)
 
 @pytest.mark.chaos
 def test_a_killed_ablation_resumes_to_the_same_table(definition, ablated, tmp_path):
-    stages = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    stages = open_stages(definition, tmp_path, ablation=True, simple_margin=0.5)
     for stage in stages:
         if stage.title == "ablation":
             train(stage, SPLIT, 2)
@@ -222,7 +222,7 @@ def test_a_killed_ablation_resumes_to_the_same_table(definition, ablated, tmp_pa
         train(stage, SPLIT, stage.trials)
     assert stages.todo()
     stages.close()
-    stages = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    stages = open_stages(definition, tmp_path, ablation=True, simple_margin=0.5)
     work(stages)
     assert evaluate_winner(stages, CountedTest(), ["x"]).ablation == ablated[1].ablation
 
@@ -234,7 +234,7 @@ def test_an_ablation_of_a_tested_winner_does_not_use_the_test_set(definition, ab
     before = evaluate_winner(plain, CountedTest(), ["x"])
     plain.close()
     for ablation in (True, True, False):  # again; and the study's own command afterwards
-        stages = open_stages(definition, tmp_path, ablation=ablation, margin=0.5)
+        stages = open_stages(definition, tmp_path, ablation=ablation, simple_margin=0.5)
         work(stages)
         test = CountedTest()
         result = evaluate_winner(stages, test, ["x"])
@@ -248,11 +248,11 @@ def test_an_ablation_of_a_tested_winner_does_not_use_the_test_set(definition, ab
 
 @pytest.mark.chaos
 def test_a_command_without_ablation_keeps_the_test_that_one_made(definition, tmp_path):
-    first = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    first = open_stages(definition, tmp_path, ablation=True, simple_margin=0.5)
     work(first)
     result = evaluate_winner(first, CountedTest(), ["x"])
     first.close()
-    stages = open_stages(definition, tmp_path, margin=0.5)
+    stages = open_stages(definition, tmp_path, simple_margin=0.5)
     assert is_result_of(result, stages.evaluation)
     assert stages.final_training.stored.name == result.stage
 
@@ -274,7 +274,7 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
         AblationRow("b", "x", "y", (0.8, 0.9), -0.01, needed=False),
         AblationRow("c", 2, 0),
     )
-    ablation = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
+    ablation = Ablation(rows, half_interval=0.0213, simple_defaults=("b",), simple_worse_by=-0.01)
     chart = figures.draw_ablation(ablation)
     assert chart.names() == ["needed", "not needed"]
     dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
@@ -286,7 +286,7 @@ def test_the_figure_of_an_ablation_shows_each_known_loss():
     ]
     for hostile in (math.inf, math.nan):
         assert (
-            figures.draw_ablation(replace(ablation, error=hostile))
+            figures.draw_ablation(replace(ablation, half_interval=hostile))
             == "winner.json holds no losses."
         )
     assert figures.draw_ablation(Ablation(())) == "winner.json holds no losses."

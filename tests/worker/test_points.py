@@ -55,10 +55,10 @@ def test_a_random_draw_replaces_a_bad_proposal_or_the_trial_fails(url, monkeypat
 @pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
 def test_without_repeats_each_configuration_is_trained_once(database, request):
     url = request.getfixturevalue(database)
-    definition = ask(*NONE, *SIX, "study.repeats=false", "study.trials=40")
+    definition = ask(*NONE, *SIX, "study.allow_repeats=false", "study.trials=40")
     assert Strategy(definition).trials == 6
     stored = fresh(url, definition, 6)
-    work_side_by_side(definition, url, 6, workers=4, repeats=False)
+    work_side_by_side(definition, url, 6, workers=4, allow_repeats=False)
     trials = stored.trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     assert len({identify(trial) for trial in trials}) == 6

@@ -96,7 +96,7 @@ def test_a_proposal_takes_the_next_free_slot_and_is_trained_next(url, hill):
     work(hill, stored, 2)
     assert propose(stored, {"params.x": 0.7, "params": {"y": 0.3}}, "anna", "a guess") == 2
     told = ask(stored)
-    assert (told["left"], told["proposals_left"]) == (3, 0)
+    assert (told["trials_left"], told["proposals_left"]) == (3, 0)
     work(hill, stored, 6)
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(6)]
@@ -163,7 +163,7 @@ def test_invalid_proposals_are_refused_in_short_lines(stored):
     for by, why in (("", ""), ("a" * 41, ""), ("a\nb", ""), ("a", "\x1b]0;"), ("a", "x" * 501)):
         refused(stored, CNN, "must be a line of at most", by, why)
     assert stored.trials() == []
-    assert ask(stored)["left"] == 10
+    assert ask(stored)["trials_left"] == 10
 
 
 def test_proposals_are_unique_and_limited_and_end_with_the_search(sqlite_url, hill):
@@ -179,9 +179,9 @@ def test_proposals_are_unique_and_limited_and_end_with_the_search(sqlite_url, hi
         assert propose(stored, {"params.x": number / 8}, "anna") == number + 2
         words = f"trial {number + 2} has this configuration already"
         refused(stored, {"params.x": number / 8}, words)
-    refused(stored, {"params.x": 0.9}, "study.proposals: 3 of 10 trials may be proposed")
+    refused(stored, {"params.x": 0.9}, "study.proposal_share: 3 of 10 trials may be proposed")
     work(hill, stored, 10)
-    more = asked(*HILL, "sampler=random", "study.proposals=1")
+    more = asked(*HILL, "sampler=random", "study.proposal_share=1")
     store_space(stored, more)
     refused(
         stored, {"params.x": 0.9}, "all 10 trials have begun; raise study.trials to propose more"
@@ -193,8 +193,8 @@ def test_a_search_that_has_ended_early_takes_no_proposal(stored, definition):
     set_bounds(stored, Bounds(None, 4, 10))
     refused(stored, CNN, "4 epochs of study.epochs=4 are spent; a proposal comes too late")
     told = ask(stored)
-    assert (told["left"], told["proposals_left"]) == (0, 0)
-    assert "are spent" in told["ended"]
+    assert (told["trials_left"], told["proposals_left"]) == (0, 0)
+    assert "are spent" in told["end_reason"]
 
 
 def test_after_the_test_no_proposal_is_taken_even_with_more_trials(tmp_path, hill, capsys):
@@ -210,8 +210,8 @@ def test_after_the_test_no_proposal_is_taken_even_with_more_trials(tmp_path, hil
     why = "the test set of s has been used, and its result could bias a proposal"
     refused(stored, {"params.x": 0.7}, why)
     told = ask(stored)
-    assert (told["left"], told["proposals_left"]) == (8, 0)
-    assert why in told["ended"]
+    assert (told["trials_left"], told["proposals_left"]) == (8, 0)
+    assert why in told["end_reason"]
     assert main(["propose", str(run_dir), '{"params.x": 0.7}']) == 2
     assert why in capsys.readouterr().err
 
@@ -294,7 +294,7 @@ def test_ask_returns_the_trials_and_no_value_of_the_test_set(tmp_path, hill, cap
     assert told["definition"]["metric"] == "accuracy"
     assert told["definition"]["direction"] == "maximize"
     assert told["definition"]["baseline"] == stored.trials()[0].value
-    assert (told["budget"], told["left"], told["proposals_left"]) == (10, 7, 2)
+    assert (told["budget"], told["trials_left"], told["proposals_left"]) == (10, 7, 2)
     rows = told["trials"]
     assert [(row["number"], row["state"]) for row in rows[1:]] == [(1, "complete"), (2, "waiting")]
     assert rows[1]["params"] == stored.trials()[1].params

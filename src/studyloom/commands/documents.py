@@ -40,13 +40,14 @@ class TrialRow(TypedDict):
 class Control(TypedDict):
     """The result of `studyloom stop`, `pause` and `resume`.
 
-    `worked_on` is whether a worker held a trial, and `workers` lists those that still hold one.
+    `control_before` and `control` are the request before and after the command, `was_running` is
+    whether a worker held a trial, and `workers` lists the workers that still hold one.
     """
 
     study: str
-    before: Request | None
+    control_before: Request | None
     control: Request | None
-    worked_on: bool
+    was_running: bool
     workers: list[str]
 
 
@@ -60,18 +61,19 @@ class Redone(TypedDict):
 class ProposalContext(TypedDict):
     """The information that a proposer needs.
 
-    `space` is a JSON Schema, and `left` counts the trials that have not begun. `ended` says why the
-    study takes no more proposals, and `best_region` has the range of each hyperparameter in the
-    best tenth of the trials. Each trial has `params` and a `curve` of values by epoch.
+    `space` is a JSON Schema, and `trials_left` counts the trials that have not begun. `end_reason`
+    says why the study takes no more proposals, and `best_region` has the range of each
+    hyperparameter in the best tenth of the trials. Each trial has `params` and a `curve` of values
+    by epoch.
     """
 
     study: str
     definition: dict[str, Any]
     space: dict[str, Any]
     budget: int
-    left: int
+    trials_left: int
     proposals_left: int
-    ended: str | None
+    end_reason: str | None
     best_region: dict[str, Any] | None
     trials: list[dict[str, Any]]
 
@@ -127,12 +129,12 @@ class Replayed(TypedDict):
 
 
 class Check(TypedDict):
-    """A check of `studyloom doctor`, and its outcome in `words`."""
+    """A check of `studyloom doctor`, and its outcome in `message`."""
 
     name: str
     state: Literal["ok", "warning", "to do", "failed", "not possible here"]
     seconds: NotRequired[float]
-    words: str
+    message: str
 
 
 class Doctor(TypedDict):
@@ -140,7 +142,7 @@ class Doctor(TypedDict):
 
     checks: list[Check]
     differences: list[str]
-    mended: bool | None
+    repaired: bool | None
     exit_code: int
 
 

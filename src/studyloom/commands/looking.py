@@ -284,7 +284,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         document = {
             "checks": checks,
             "differences": differences,
-            "mended": is_repaired,
+            "repaired": is_repaired,
             "exit_code": code,
         }
         print_json(document)
@@ -369,9 +369,9 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     if arguments.json:
         document = {
             "study": stored.name,
-            "before": before,
+            "control_before": before,
             "control": request,
-            "worked_on": bool(find_workers(progress)),
+            "was_running": bool(find_workers(progress)),
             "workers": workers,
         }
         print_json(document)
@@ -506,7 +506,7 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
 )
 def propose(arguments: argparse.Namespace) -> None:
     """Queues a configuration as the next free trial of a search. It counts toward the budget; at
-    most study.proposals trials may be proposed. No configuration is trained twice.
+    most study.proposal_share trials may be proposed. No configuration is trained twice.
     """
     load_plugin("propose")(arguments)
 

@@ -266,7 +266,7 @@ class EventFile:
 
     def finish(self, code: int, reason: str | None) -> None:
         """Writes the exit code of the command, and closes the file."""
-        event = {"event": "exit", "code": code, "reason": reason}
+        event = {"event": "exit", "exit_code": code, "reason": reason}
         self._write(self._format(event).encode())
         end = time.monotonic() + LAST
         while self._pending and time.monotonic() < end:

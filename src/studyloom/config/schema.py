@@ -43,11 +43,15 @@ class StudySection:
     baseline: bool = key(True, "trial 0 is the default configuration")
     max_attempts: int = key(3, "attempts of a trial whose workers die, before it counts as failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
-    repeats: bool = key(True, "false: no configuration of a finite search space is trained twice")
+    allow_repeats: bool = key(
+        True, "false: no configuration of a finite search space is trained twice"
+    )
     deterministic: bool = key(
         False, "true: the same trials with any number of workers, and through kills"
     )
-    round: int = key(4, "segments of trainings, each to a rung, in a round of study.deterministic")
+    round_size: int = key(
+        4, "segments of trainings, each to a rung, in a round of study.deterministic"
+    )
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key(
         [], "configurations to try first, such as `[{model:cnn,model.cnn.channels:16}]`"
@@ -58,7 +62,7 @@ class StudySection:
         "`URL#NAME`, such as `[runs/a,runs/b]`",
     )
     warm_start_top: int = key(5, "how many configurations of study.warm_start are tried")
-    proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
+    proposal_share: float = key(0.3, "the share of the budget that `studyloom propose` may take")
     accept_code_change: bool = key(False, "true: continues after an edit of your code")
     dry_run: bool = key(False, "as `--dry-run`")
 
@@ -87,7 +91,7 @@ class TrainSection:
     batch_size: int = key(64, "examples of a batch")
     loss: Any = key("${oc.select:loss,null}", "the section `loss`")
     l1: float = key(0.0, "L1 penalty; L2 is the optimizer's weight_decay")
-    clip: float | None = key(None, "the largest norm of the gradient")
+    clip_norm: float | None = key(None, "the largest norm of the gradient")
     precision: str = key("fp32", "or `bf16`, or `fp16` with scaled gradients")
     samples_per_epoch: int | None = key(None, "examples drawn for each epoch; null: all")
     step: Any = key(None, "your own `(network, batch)` -> loss, or (loss, outputs, targets)")
@@ -126,7 +130,7 @@ class WinnerSection:
     seeds: int = key(3, "number of new seeds in re-evaluation and final training")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
     ablation: bool = key(False, "true: trains the winner without each of its changes, see `ablate`")
-    margin: float | None = key(None, "the loss winner.simple.yaml may have; null: its error")
+    simple_margin: float | None = key(None, "the loss winner.simple.yaml may have; null: its error")
 
 
 @dataclass
@@ -231,7 +235,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "study.warm_start_top",
         "study.max_attempts",
         "study.max_failures",
-        "study.round",
+        "study.round_size",
         "objective.folds",
         "objective.seeds",
         "winner.top",
@@ -244,13 +248,13 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "cost.per_hour",
         "checkpoints.interval",
     ),
-    Range("from 0 to 1", 0, 1): ("study.proposals",),
+    Range("from 0 to 1", 0, 1): ("study.proposal_share",),
     Range("a positive number", math.ulp(0.0)): (
         "study.timeout",
         "study.trial_timeout",
         "study.min_improvement",
         "cost.limit",
-        "winner.margin",
+        "winner.simple_margin",
     ),
 }
 

@@ -2,7 +2,7 @@
 
 The training of a trial has *segments*: from its start to its first rung, from a rung to the next,
 and to its end. A search in rounds is one sequence of such segments, numbered from 0, and a *round*
-is `study.round` of them. Which trial a segment trains, and the configuration of a new one, are
+is `study.round_size` of them. Which trial a segment trains, and the configuration of a new one, are
 decided from the segments that are *known* then: all rounds but the last two, which are the one that
 is being decided, and the one before it. The segments of these may still run, and so they count as
 running, whether they run or have ended. So workers decide when a segment is trained, but not which

@@ -167,7 +167,7 @@ class Strategy:
         if points is not None:
             return min(budget, len(points))
         size = self.definition.space.size()
-        if size == 1 or not self.definition.config.study.repeats:
+        if size == 1 or not self.definition.config.study.allow_repeats:
             return int(min(budget, size))
         return budget
 

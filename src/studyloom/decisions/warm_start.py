@@ -363,7 +363,7 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
         "choices": {group: composer.choices.get(group) for group in options},
         "starts": _read_default_values(definition),
         "baseline": definition.baseline is not None,
-        "share": definition.config.study.proposals,
+        "share": definition.config.study.proposal_share,
     }
     stored.optuna.set_user_attr(SPACE, stored_space)
 

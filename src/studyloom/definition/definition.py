@@ -318,7 +318,7 @@ class Definition:
         values["study.direction"] = self.metric.direction
         if study.deterministic:
             values["study.deterministic"] = True
-            values["study.round"] = study.round
+            values["study.round_size"] = study.round_size
         identity = {}
         for key in sorted(values):
             is_duplicate = key == "objective.direction" or key.startswith("train.loss")

@@ -313,8 +313,8 @@ def _check_relations(definition: Definition) -> Iterator[str]:
             tried = "no"
         relations = " and ".join(map(str, space.relations))
         yield f"space.where: {tried} configurations satisfy {relations}; loosen it"
-    if not definition.config.study.repeats and math.isinf(space.size()):
+    if not definition.config.study.allow_repeats and math.isinf(space.size()):
         yield (
-            "study.repeats=false is for a space of finitely many configurations; give its floats "
-            "a step or a choice, or set study.repeats=true"
+            "study.allow_repeats=false is for a space of finitely many configurations; give its "
+            "floats a step or a choice, or set study.allow_repeats=true"
         )

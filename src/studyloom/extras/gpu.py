@@ -424,7 +424,7 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
         for check in CHECKS:
             row = _run_check(check, cards)
             rows.append(row)
-            observation = in_markdown(shorten(row["words"], 300))
+            observation = in_markdown(shorten(row["message"], 300))
             print_line(f"| {row['name']} | {row['state']} | {row['seconds']} | {observation} |")
     return rows
 
@@ -445,5 +445,5 @@ def _run_check(check: Callable[[Gpus], str], cards: Gpus) -> dict[str, Any]:
         "name": check.__name__.replace("_", " "),
         "state": state,
         "seconds": round(time.monotonic() - began, 1),
-        "words": observation,
+        "message": observation,
     }

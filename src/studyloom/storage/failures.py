@@ -45,14 +45,14 @@ class Limits:
         max_attempts: How many workers a trial may crash before it has failed.
         max_failures: Trials in a row that may fail for the same reason before the study stops; in a
             search in rounds they are counted by segment, see `decisions.rounds`.
-        repeats: Whether several trials may have the same configuration.
+        allow_repeats: Whether several trials may have the same configuration.
     """
 
     lease: float = 60.0
     trial_timeout: float | None = None
     max_attempts: int = 3
     max_failures: int = 5
-    repeats: bool = True
+    allow_repeats: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def describe_resumption(
     epoch = resumed["epoch"]  # None without a checkpoint
     if epoch:
         start = f"resumes after epoch {epoch}"
-    elif resumed.get("files"):
+    elif resumed.get("has_files"):
         start = "runs its command again, in the same folder"
     else:
         start = "starts again from the beginning"

@@ -28,7 +28,7 @@ class Job:
         valid: indices of the validation examples, likewise.
         l1: the weight of the sum of |w| over all weight matrices and kernels; biases and norms are
             left out.
-        clip: the bound on the norm of the gradient; None for no bound.
+        clip_norm: the bound on the norm of the gradient; None for no bound.
         precision: fp32, bf16 or fp16; with fp16 gradients are scaled, so that small ones do not
             become 0.
         samples_per_epoch: the number of examples that are drawn from `train` for each epoch,
@@ -59,7 +59,7 @@ class Job:
     batch_size: int
     seed: int
     l1: float = 0.0
-    clip: float | None = None
+    clip_norm: float | None = None
     precision: str = "fp32"
     samples_per_epoch: int | None = None
     metric: Metric = ACCURACY
@@ -88,9 +88,9 @@ class Job:
         self._require("batch_size", 1 <= self.batch_size <= drawn, up_to_epoch)
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)")
-        if self.clip is not None:
-            is_bound = 0 < self.clip < math.inf
-            self._require("clip", is_bound, "finite and above 0, or null (off)")
+        if self.clip_norm is not None:
+            is_bound = 0 < self.clip_norm < math.inf
+            self._require("clip_norm", is_bound, "finite and above 0, or null (off)")
         self._require("accumulate", self.accumulate >= 1, "at least 1 (off)")
         if self.ema is not None:
             self._require("ema", 0 < self.ema < 1, "between 0 and 1, or null (off)")

@@ -343,8 +343,8 @@ class JobRun:
             self.scaler.unscale_(self.optimizer)
         if self.job.l1:
             self._add_l1()
-        if self.job.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip)
+        if self.job.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
         if self.scaler is None:
             self.optimizer_step()
         else:

@@ -144,7 +144,7 @@ class ComparedFacts:
     std: float | None
     difference: float | None
     trials: int
-    of: int
+    budget: int
     pruned: int
     failed: int
     epochs: int
@@ -157,7 +157,7 @@ class Comparison:
     """Studies side by side, and for each key that differs its values in their order."""
 
     studies: list[ComparedFacts]
-    differs: Mapping[str, list[Any]]
+    differences: Mapping[str, list[Any]]
 
 
 def collect_facts(study: ComparedStudy) -> ComparedFacts:
@@ -184,7 +184,7 @@ def collect_facts(study: ComparedStudy) -> ComparedFacts:
         std=test_std,
         difference=difference,
         trials=study.snapshot.done,
-        of=study.snapshot.budget,
+        budget=study.snapshot.budget,
         pruned=study.snapshot.outcomes.get("pruned", 0),
         failed=study.snapshot.outcomes.get("failed", 0),
         epochs=sum(TrialRecord(trial).epoch_count for trial in study.stored.trials()),
@@ -211,7 +211,7 @@ def make_table(studies: Sequence[ComparedStudy]) -> PageTable:
             "best, search": words.format_number(facts.best),
             "test": test,
             "over its baseline, test": words.format_number(facts.difference, "+"),
-            "trials": f"{facts.trials} of {facts.of}",
+            "trials": f"{facts.trials} of {facts.budget}",
             "pruned, failed": f"{facts.pruned}, {facts.failed}",
             "epochs of the search": str(facts.epochs),
             "from first start to last end": _format_duration(facts.seconds),

@@ -246,7 +246,7 @@ def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[
     """
     checks = []
     for name, finding in examine(url, run_dir):
-        checks.append({"name": name, "state": finding.state, "words": finding.message})
+        checks.append({"name": name, "state": finding.state, "message": finding.message})
         if not quiet:
             print(f"{finding.state:<8} {name:<11} {indented(finding.message)}", flush=True)
     return checks

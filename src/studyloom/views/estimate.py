@@ -108,7 +108,7 @@ def estimate_work(
     lengths = _ExpectedLengths(full_length, rungs, ended_lengths)
 
     pace = measure_pace(records, workers)
-    ages = {worker.trial: worker.held or 0.0 for worker in workers}
+    ages = {worker.trial: worker.held_seconds or 0.0 for worker in workers}
     done = float(sum(ended_lengths))
     remaining = []
     for record in records:
@@ -181,7 +181,7 @@ def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]
         for worker in workers:
             if worker.epoch:
                 epochs += worker.epoch
-                seconds += worker.held or 0.0
+                seconds += worker.held_seconds or 0.0
     if not epochs:
         return None
     return seconds / epochs

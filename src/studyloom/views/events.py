@@ -28,8 +28,8 @@ class Event(TypedDict):
     has ended, or is the new best; that another terminal has requested to stop, pause or resume;
     that the study was aborted; that the winner is known; or that the command ends.
 
-    `id` differs between studies of one name. `files` is true if a resumed trial has no checkpoint,
-    and finds the files that its command has left.
+    `id` differs between studies of one name. `has_files` is true if a resumed trial has no
+    checkpoint, and finds the files that its command has left.
     """
 
     event: Literal[
@@ -44,7 +44,7 @@ class Event(TypedDict):
     worker: NotRequired[str | None]
     epoch: NotRequired[int | None]
     deaths: NotRequired[int]
-    files: NotRequired[bool]
+    has_files: NotRequired[bool]
     epochs: NotRequired[int | None]
     state: NotRequired[Literal["complete", "pruned", "failed"]]
     value: NotRequired[float | None]
@@ -53,7 +53,7 @@ class Event(TypedDict):
     request: NotRequired[Request | None]
     reason: NotRequired[str | None]
     result: NotRequired[ShortResult]
-    code: NotRequired[int]
+    exit_code: NotRequired[int]
 
 
 # The events of the study itself, not of a trial, each with its field. If the value of the field
@@ -145,8 +145,8 @@ class History:
         resumed = record.resumed
         if resumed and resumed["deaths"] > self.deaths.get((stage, trial.number), 0):
             resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
-            if resumed.get("files"):
-                resumption["files"] = True
+            if resumed.get("has_files"):
+                resumption["has_files"] = True
             yield {"event": "resumed", **place, **resumption, "reason": resumed["death"]}
         for epoch, value in sorted(trial.intermediate_values.items()):
             if last_epoch is None or epoch > last_epoch:

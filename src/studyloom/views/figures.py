@@ -1327,11 +1327,11 @@ def draw_ablation(stored: Ablation) -> Chart | str:
 
 def _place_losses(stored: Ablation) -> list[_Loss]:
     """Returns the known losses of an ablation with their intervals, from the bottom row up."""
-    error = stored.error or 0.0
-    changes = [change for change in stored.rows if change.loss is not None][:MOST_ABLATED]
+    error = stored.half_interval or 0.0
+    changes = [change for change in stored.rows if change.worse_by is not None][:MOST_ABLATED]
     losses = []
     for row, change in enumerate(reversed(changes)):
-        value = change.loss
+        value = change.worse_by
         assert value is not None
         losses.append(_Loss(change, row, value, value - error, value + error))
     return losses

@@ -602,16 +602,17 @@ class StageCounts:
 
     stage: str
     done: int
-    left: int
+    trials_left: int
 
 
 @dataclass(frozen=True)
 class StatusDocument:
     """The status of a study, by `studyloom status --json`; with --watch one a line.
 
-    `best` is chosen by the rule of the study; `front` is the Pareto front, `ended` why the search
-    ended before its budget was spent, `gain` the expected improvement of the trials left, `eta` the
-    seconds left of the whole study, and `foreign` the number of trials of other programs.
+    `best` is chosen by the rule of the study; `front` is the Pareto front, `end_reason` why the
+    search ended before its budget was spent, `halt_reason` why the study has stopped itself,
+    `expected_improvement` what the trials left would gain, and `eta` the seconds left of the whole
+    study.
     """
 
     study: str
@@ -627,11 +628,11 @@ class StatusDocument:
     importances: dict[str, float | None]
     workers: Sequence[WorkerStatus]
     failures: dict[str, FailuresOfKind]
-    halted: str | None
+    halt_reason: str | None
     eta: float | None
-    foreign: int
-    ended: str | None
-    gain: float | None
+    trials_of_other_programs: int
+    end_reason: str | None
+    expected_improvement: float | None
     stage: str
     stages: list[StageCounts]
     elapsed: float | None
@@ -699,11 +700,11 @@ class Status:
             importances={**self.importances},
             workers=progress.current.workers,
             failures=failures,
-            halted=progress.halted,
+            halt_reason=progress.halted,
             eta=progress.eta,
-            foreign=snapshot.external,
-            ended=end_reason,
-            gain=snapshot.forecast.gain,
+            trials_of_other_programs=snapshot.external,
+            end_reason=end_reason,
+            expected_improvement=snapshot.forecast.gain,
             stage=progress.title,
             stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
             elapsed=progress.elapsed,

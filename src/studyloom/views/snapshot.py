@@ -47,8 +47,8 @@ class WorkerStatus:
         epoch: the last epoch that the trial reported, with its value; None before the first.
         epochs: the number of epochs of the trial; None if unknown. If a loop is called several
             times, for folds and seeds, both count its calls.
-        held: the seconds since the worker claimed its slot.
-        lease: the seconds left of its lease; negative after it has expired.
+        held_seconds: the seconds since the worker claimed its slot.
+        lease_seconds: the seconds left of its lease; negative after it has expired.
     """
 
     owner: str
@@ -57,13 +57,13 @@ class WorkerStatus:
     epochs: int | None = None
     value: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
-    held: float | None = field(default=None, compare=False)
-    lease: float | None = field(default=None, compare=False)
+    held_seconds: float | None = field(default=None, compare=False)
+    lease_seconds: float | None = field(default=None, compare=False)
 
     @property
     def is_alive(self) -> bool:
         """Returns whether the worker's lease has not expired."""
-        return self.lease is None or self.lease > 0
+        return self.lease_seconds is None or self.lease_seconds > 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _read_workers(
     trials_by_id = {trial._trial_id: trial for trial in trials}
     workers = []
     for slot in held:
-        worker = WorkerStatus(slot.owner, held=slot.age, lease=slot.seconds_left)
+        worker = WorkerStatus(slot.owner, held_seconds=slot.age, lease_seconds=slot.seconds_left)
         if slot.trial_id in trials_by_id:
             trial = trials_by_id[slot.trial_id]
             step = trial.last_step

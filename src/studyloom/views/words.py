@@ -342,7 +342,7 @@ def count_uncounted(snapshot: Snapshot) -> list[str]:
     counts = {
         "paused": snapshot.outcomes.get("paused", 0),
         INTERRUPTED: interrupted,
-        "foreign": snapshot.external,
+        "of other programs": snapshot.external,
         "set aside": snapshot.replaced,
     }
     return [f"{count:,} {kind}" for kind, count in counts.items() if count]
@@ -459,12 +459,12 @@ def describe_worker(worker: WorkerStatus) -> WorkerTexts:
         texts = replace(texts, epoch=epoch)
     if worker.value is not None:
         texts = replace(texts, value=format_value(worker.value))
-    if worker.held is not None:
-        texts = replace(texts, held=format_duration(worker.held))
+    if worker.held_seconds is not None:
+        texts = replace(texts, held=format_duration(worker.held_seconds))
     if not worker.is_alive:
         texts = replace(texts, lease="expired")
-    elif worker.lease is not None:
-        texts = replace(texts, lease=f"expires in {format_duration(worker.lease)}")
+    elif worker.lease_seconds is not None:
+        texts = replace(texts, lease=f"expires in {format_duration(worker.lease_seconds)}")
     return texts
 
 
@@ -823,7 +823,7 @@ def format_uses(uses: int) -> str:
 def summarize_ablation(ablation: Ablation) -> str:
     """Says which changes to the default configuration are needed."""
     changes = f"{plural(len(ablation.rows), 'change')} to the default configuration"
-    if ablation.error is None:
+    if ablation.half_interval is None:
         if ablation.rows:
             return f"{changes}; one seed does not show which are needed"
         return changes
@@ -862,18 +862,18 @@ def describe_ablation(ablation: Ablation) -> list[AblationCells]:
 
 def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
     """Describes a change; its loss has as many decimals as show two digits of the error."""
-    error = ablation.error or 0.0
+    error = ablation.half_interval or 0.0
     decimals = 4
     if error > 0:
         decimals = max(0, 1 - math.floor(math.log10(min(1e9, error))))
     loss = "no value: a training failed"
-    if row.loss is not None:
-        loss = f"{row.loss:+.{decimals}f} ± {error:.{decimals}f}"
+    if row.worse_by is not None:
+        loss = f"{row.worse_by:+.{decimals}f} ± {error:.{decimals}f}"
     verdict = "not needed"
     if row.needed:
         verdict = "needed"
     in_simple = ""
-    if ablation.simple is not None and row.name in ablation.simple:
+    if ablation.simple_defaults is not None and row.name in ablation.simple_defaults:
         in_simple = "default"
     return AblationCells(
         name=one_line(row.name),
@@ -895,8 +895,8 @@ def list_ablation(result: Result) -> Iterator[str]:
         yield f"{setting}: {change.loss}, {change.verdict}"
     if ablation.rows:
         yield "how much worse the winner is without the change, ± half of the 95% interval"
-    if ablation.simple is not None:
-        names = ", ".join(map(one_line, ablation.simple))
+    if ablation.simple_defaults is not None:
+        names = ", ".join(map(one_line, ablation.simple_defaults))
         yield f"{SIMPLE} has the defaults of {names}: {describe_simple(result)}"
 
 
@@ -904,9 +904,9 @@ def describe_simple(result: Result) -> str:
     """Says how well winner.simple.yaml does on new seeds and on the test set; empty without one."""
     ablation = result.ablation
     test = result.test
-    if ablation is None or ablation.simple is None:
+    if ablation is None or ablation.simple_defaults is None:
         return ""
-    loss = f"worse by {format_value(ablation.simple_loss)} on new seeds"
+    loss = f"worse by {format_value(ablation.simple_worse_by)} on new seeds"
     if test is None or test.simple is None:
         return f"{loss}; not tested"
     test_loss = format_value(result.metric.sign * (test.winner.mean - test.simple.mean))
@@ -1005,7 +1005,7 @@ def format_prediction(prediction: InputPrediction) -> str:
     """Formats the prediction for an input as one line: its name, class or numbers, and a note."""
     parts = [prediction.name]
     if prediction.confidence is not None:
-        parts.append(prediction.word or str(prediction.label))
+        parts.append(prediction.class_name or str(prediction.label))
         parts.append(f"{prediction.confidence:.4f}")
     elif math.prod(prediction.shape) > MOST_PRINTED:
         parts.append(_summarize_map(prediction))
@@ -1050,7 +1050,7 @@ def comment_winner_config(result: Result, command: Sequence[str] | None) -> str:
 def comment_simple_config(result: Result) -> str:
     """Returns the comment at the top of winner.simple.yaml."""
     assert result.ablation is not None
-    names = result.ablation.simple or ()
+    names = result.ablation.simple_defaults or ()
     defaults = one_line(f"with the defaults of {', '.join(names)}: {describe_simple(result)}")
     return f"# {_title(result)}, {defaults}\n"
 

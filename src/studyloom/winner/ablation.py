@@ -227,7 +227,7 @@ class Losses:
                 value=defaults.point.params[name],
                 default=defaults.put_back((name,)).params[name],
                 values=tuple(self.values.get((name,), ())),
-                loss=self.loss(name),
+                worse_by=self.loss(name),
                 needed=self.is_needed(name),
             )
             rows.append(row)
@@ -240,14 +240,14 @@ class Losses:
             simple_loss = self.loss(*simple)
         return Ablation(
             rows=tuple(rows),
-            error=half_interval,
-            simple=simple,
-            simple_loss=simple_loss or 0.0,
+            half_interval=half_interval,
+            simple_defaults=simple,
+            simple_worse_by=simple_loss or 0.0,
         )
 
 
 def _rank_by_loss(row: AblationRow) -> float:
     """Ranks the largest loss first; a change whose training failed comes before all others."""
-    if row.loss is None:
+    if row.worse_by is None:
         return -math.inf
-    return -row.loss
+    return -row.worse_by

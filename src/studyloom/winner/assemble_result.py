@@ -127,9 +127,11 @@ def make_simple_config(evaluation: Evaluation) -> dict[str, Any] | None:
     """Makes the primary config of the simple configuration; None without one."""
     ablation = evaluation.ablation
     defaults = evaluation.defaults
-    if ablation is None or defaults is None or ablation.simple is None:
+    if ablation is None or defaults is None or ablation.simple_defaults is None:
         return None
-    return make_winner_config(evaluation.study.definition, defaults.put_back(ablation.simple))
+    return make_winner_config(
+        evaluation.study.definition, defaults.put_back(ablation.simple_defaults)
+    )
 
 
 def read_sources(search: StoredStudy) -> dict[str, str]:

@@ -199,7 +199,7 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     point = reevaluated.candidates[winner].point
     values = (reevaluated.values or {}).get(winner, ())
     defaults = Defaults(study.definition, point, study.stored.trials())
-    losses = Losses(values, {}, study.stored.sign, planner.settings.margin)
+    losses = Losses(values, {}, study.stored.sign, planner.settings.simple_margin)
     evaluation.defaults = defaults
     simple = None
     if defaults.changes:
@@ -245,9 +245,9 @@ def choose_final_points(
             points[origin] = source.point
     ablation = evaluation.ablation
     defaults = evaluation.defaults
-    if ablation is None or defaults is None or not ablation.simple:
+    if ablation is None or defaults is None or not ablation.simple_defaults:
         return points
     if planner.has_simple() is not False:
-        simple = replace(winner, defaults=ablation.simple)
-        points[simple] = defaults.put_back(ablation.simple)
+        simple = replace(winner, defaults=ablation.simple_defaults)
+        points[simple] = defaults.put_back(ablation.simple_defaults)
     return points

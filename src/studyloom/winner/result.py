@@ -203,7 +203,7 @@ class InputPrediction:
 
     Attributes:
         values: the numbers; those of a map row after row.
-        word: the name of the class.
+        class_name: the name of the class.
         labels: the class at each place of a map, row after row.
         shape: the shape of a map; empty for a class, and for a row of numbers.
         note: how the input was changed, and how it differs from the training data.
@@ -213,7 +213,7 @@ class InputPrediction:
     label: int | None = None
     confidence: float | None = None
     values: tuple[float, ...] = ()
-    word: str = ""
+    class_name: str = ""
     note: str = ""
     labels: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
@@ -226,15 +226,15 @@ class AblationRow:
     Attributes:
         value: the value that the winner has.
         values: the metric for each seed with the default; empty if a training failed.
-        loss: how much worse the mean of `values` is than the winner's.
-        needed: whether the loss is above zero by more than chance explains.
+        worse_by: how much worse the mean of `values` is than the winner's.
+        needed: whether `worse_by` is above zero by more than chance explains.
     """
 
     name: str
     value: Any
     default: Any
     values: tuple[float, ...] = ()
-    loss: float | None = None
+    worse_by: float | None = None
     needed: bool = True
 
 
@@ -244,15 +244,16 @@ class Ablation:
 
     Attributes:
         rows: the changes, the most needed one first.
-        error: half of the 95% interval of each loss; None if it is unknown.
-        simple: the hyperparameters at their defaults in winner.simple.yaml; None without one.
-        simple_loss: the loss of that configuration on the seeds of the re-evaluation.
+        half_interval: half of the 95% interval of each `worse_by`; None if it is unknown.
+        simple_defaults: the hyperparameters that have their defaults in winner.simple.yaml; None
+            without that file.
+        simple_worse_by: how much worse that configuration is on the seeds of the re-evaluation.
     """
 
     rows: tuple[AblationRow, ...]
-    error: float | None = None
-    simple: tuple[str, ...] | None = None
-    simple_loss: float = 0.0
+    half_interval: float | None = None
+    simple_defaults: tuple[str, ...] | None = None
+    simple_worse_by: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,7 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
         trial_timeout=settings.trial_timeout,
         max_attempts=settings.max_attempts,
         max_failures=settings.max_failures,
-        repeats=settings.repeats,
+        allow_repeats=settings.allow_repeats,
     )
 
     def work(stop: Stop) -> None:

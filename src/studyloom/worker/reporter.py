@@ -219,7 +219,7 @@ class Reporter:
             "death": claim.death,
         }
         if self._finds_files:
-            resumed["files"] = True
+            resumed["has_files"] = True
         trial.set_user_attr(RESUMED, resumed)
         streams = trial.user_attrs.get(STREAMS, ())
         log.info("%s", describe_resumption(trial.number, resumed, streams))

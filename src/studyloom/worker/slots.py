@@ -71,11 +71,11 @@ class SlotQueue:
         self.stored.storage.reads_snapshots = self.in_rounds
 
     def _make_order(self, max_failures: int) -> AshaOrder | RoundOrder | None:
-        """Makes the order of the slots, see `order`, from the pruner and `study.round`."""
+        """Makes the order of the slots, see `order`, from the pruner and `study.round_size`."""
         pruner = self.stored.optuna.pruner
         objectives = self.stored.objectives
         definition = self.stored.definition() or {}
-        round_width = definition.get("study.round")  # None or 0 for a search without rounds
+        round_width = definition.get("study.round_size")  # None or 0 for a search without rounds
         if not round_width:
             if isinstance(pruner, AshaPruner):
                 return pruner.make_order(objectives)
@@ -217,8 +217,8 @@ class SlotQueue:
         """Draws a trial's configuration and stores it, unless the trial has one already.
 
         The sampler draws again, with other seeds, if the configuration breaks a relation, or
-        repeats another although `limits.repeats` is false; then chance decides. Returns None if
-        that finds nothing.
+        repeats another although `limits.allow_repeats` is false; then chance decides. Returns None
+        if that finds nothing.
         """
         space = self.stage.source.space
         if held.trial.params:
@@ -229,7 +229,7 @@ class SlotQueue:
             return point
         # The configurations that the trial must not repeat; empty if it may repeat any.
         used: set[PointKey] = set()
-        if not held.limits.repeats and self.baseline is not None:
+        if not held.limits.allow_repeats and self.baseline is not None:
             # The worker of trial 0 may not have stored its configuration yet.
             used.add(identify(self.baseline))
         redraws = 0
@@ -238,7 +238,7 @@ class SlotQueue:
                 point = space.suggest(held.trial)
             breaks_relation = space.find_breach(point.params) is not None
             if not breaks_relation:
-                if held.limits.repeats:
+                if held.limits.allow_repeats:
                     self._store_point(held)
                     return point
                 used |= self._store_unless_used(held, point, used)

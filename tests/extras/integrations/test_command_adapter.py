@@ -246,7 +246,7 @@ def test_a_note_says_whether_a_resumed_command_finds_its_files(
     assert f"trial 0 {words}" in caplog.text
     assert ("from the beginning" in caplog.text) is not finds_files
     (trial,) = stored.trials()
-    assert trial.user_attrs[RESUMED].get("files", False) is finds_files
+    assert trial.user_attrs[RESUMED].get("has_files", False) is finds_files
     assert [*trial.intermediate_values] == [1, 2, 3, 4, 5, 6]
 
 

@@ -79,7 +79,7 @@ def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> I
     word = ""
     if label < len(names):
         word = names[label]
-    return InputPrediction(name, label, float(row[label]), word=word, note=note)
+    return InputPrediction(name, label, float(row[label]), class_name=word, note=note)
 
 
 def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:

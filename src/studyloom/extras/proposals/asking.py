@@ -48,9 +48,9 @@ def ask(stored: StoredStudy) -> Document:
         "definition": _describe_definition(stored, trials),
         "space": json_schema(space),
         "budget": budget,
-        "left": free_slots,
+        "trials_left": free_slots,
         "proposals_left": proposals_left,
-        "ended": reason_of_end,
+        "end_reason": reason_of_end,
         "best_region": best_region(stored, trials),
         "trials": _describe_trials(stored, trials),
     }
@@ -179,9 +179,9 @@ def print_asked(arguments: Any) -> None:
 
 def _progress_line(facts: Document) -> str:
     """Returns how many trials may be proposed, or why none may."""
-    if facts["ended"]:
-        return str(facts["ended"])
+    if facts["end_reason"]:
+        return str(facts["end_reason"])
     begun = f"all {facts['budget']} trials have begun"
-    if facts["left"]:
-        begun = f"{facts['left']} of {facts['budget']} trials have not begun"
+    if facts["trials_left"]:
+        begun = f"{facts['trials_left']} of {facts['budget']} trials have not begun"
     return f"{begun}; {facts['proposals_left']} may be proposed now"

@@ -164,7 +164,7 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, most: int, baseline: Poi
             _check_different(trial, proposal.point, baseline)
         if count_proposed(trials) >= most:
             raise ConfigError(
-                f"study.proposals: {most} of {budget} trials may be proposed, and have been"
+                f"study.proposal_share: {most} of {budget} trials may be proposed, and have been"
             )
         free_slots = stored.ledger.never_claimed(connection, budget)
         if not free_slots:
