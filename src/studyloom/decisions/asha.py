@@ -9,8 +9,9 @@ there are trials to begin. With several objectives (the metric, and costs that a
 first rung) the best are those of the first fronts; see `argsort_by_fronts`.
 
 A *bracket* is a share of the trials that has its own lowest rung, and in which they are compared. A
-trial is known by its *slot*, its row of the budget, and by its *standing*: its state and what it
-has reported (`storage.standings`). A search is *closed* once it begins and promotes no more trials.
+*slot* is the row of the budget table that a trial belongs to, also before it begins. A *standing*
+says how far the trial of a slot has come: its state and what it has reported (`storage.standings`).
+A search is *closed* once it begins and promotes no more trials.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
@@ -45,7 +46,7 @@ Values = tuple[float, ...]  # of a trial, one for each objective; less is better
 
 
 def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
-    """Computes which trials dominate which: as good in all objectives, and better in one.
+    """Computes which trials dominate which: no worse in any objective, and better in one.
 
     Args:
         values: The values of each trial, one for each objective; less is better.
@@ -53,73 +54,84 @@ def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     Returns:
         bool (trials, trials): whether the trial of the row dominates that of the column.
     """
-    array = np.asarray(values, float)
-    is_no_worse: NDArray[np.bool_] = np.all(array[:, None] <= array[None, :], 2)
-    is_as_good_in_turn = is_no_worse.T  # then both have the same values
-    dominates: NDArray[np.bool_] = is_no_worse & ~is_as_good_in_turn
+    array = np.asarray(values, float)  # (trials, objectives)
+    # Whether the trial of the row is no worse than that of the column in any objective.
+    is_no_worse: NDArray[np.bool_] = (array[:, None] <= array[None, :]).all(axis=2)
+    have_same_values = is_no_worse & is_no_worse.T
+    dominates: NDArray[np.bool_] = is_no_worse & ~have_same_values
     return dominates
 
 
-@lru_cache(256)  # at most claims nothing has changed at most rungs
+@lru_cache(256)  # since the last claim, the values at most rungs are the same
 def argsort_by_fronts(values: tuple[Values, ...]) -> tuple[int, ...]:
-    """Sorts trials by fronts, and returns their positions in `values`, the best first.
+    """Sorts trials by Pareto fronts, and returns their positions in `values`, the best first.
 
     The first front has the trials that no other dominates. The second has those that no other
-    dominates once the first front is removed, and so on. Within a front the trial that is best by
-    the first objective comes first. Next is always the one that is farthest from all before it (the
-    paper's epsilon-net), so that even a few lie all along the front. Of equal trials the earlier
+    dominates once the first front is removed, and so on. A front begins with the trial that is best
+    by the first objective. Each next one is the farthest from those before it (the paper's
+    epsilon-net), so that even the first few lie all along the front. Of equal trials the earlier
     one comes first.
+
+    Args:
+        values: The values of each trial, one for each objective; less is better.
     """
     if not values:
         return ()
-    array = np.asarray(values, float)
+    array = np.asarray(values, float)  # (trials, objectives)
     coordinates = _scale_ranks(array)
     dominates = compute_dominance(values)
-    # How many of the trials that are not sorted yet dominate each; -1 for a trial that is sorted.
-    dominator_counts = dominates.sum(0)
-    order: list[int] = []
-    while len(order) < len(array):
+    dominator_counts = dominates.sum(axis=0)  # how many unsorted trials dominate each trial
+    sorted_positions: list[int] = []
+    while len(sorted_positions) < len(array):
         front = np.flatnonzero(dominator_counts == 0)  # the positions of its trials
-        dominator_counts = dominator_counts - dominates[front].sum(0)
-        dominator_counts[front] = -1
+        dominator_counts -= dominates[front].sum(axis=0)
+        dominator_counts[front] = -1  # they are sorted now, and in no later front
         best = int(np.argmin(array[front, 0]))
-        for index in _argsort_spread_out(coordinates[front], best):
-            order.append(int(front[index]))
-    return tuple(order)
+        for index in _argsort_spread_out(coordinates[front], first=best):
+            sorted_positions.append(int(front[index]))
+    return tuple(sorted_positions)
 
 
 def _scale_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the rank of each trial by each objective, scaled to [0, 1], (trials, objectives).
+    """Returns the rank of each trial by each objective, scaled to [0, 1].
 
-    They are the coordinates between which distances are measured: costs of networks themselves
-    differ by orders of magnitude.
+    Distances between trials are measured in these ranks, since the values themselves, such as the
+    number of a network's parameters, differ by orders of magnitude.
+
+    Args:
+        values: (trials, objectives).
+
+    Returns:
+        (trials, objectives); 0 for the least value of an objective, and 1 for the greatest.
     """
-    columns = []
+    ranks_by_objective = []
     for column in values.T:
-        _, ranks_in_column = np.unique(column, return_inverse=True)
-        columns.append(ranks_in_column)
-    ranks = np.stack(columns, 1)
-    scaled: NDArray[np.float64] = ranks / np.maximum(ranks.max(0), 1)
+        _, ranks = np.unique(column, return_inverse=True)  # equal values have equal ranks
+        ranks_by_objective.append(ranks)
+    all_ranks = np.stack(ranks_by_objective, axis=1)
+    highest_ranks = np.maximum(all_ranks.max(axis=0), 1)  # not 0, where all values are equal
+    scaled: NDArray[np.float64] = all_ranks / highest_ranks
     return scaled
 
 
 def _argsort_spread_out(points: NDArray[np.float64], first: int) -> list[int]:
-    """Sorts points from a first one on, each the farthest from all before it.
+    """Sorts points so that each is the one farthest from all before it.
 
     Args:
         points: float (points, coordinates).
-        first: The index of the first one.
+        first: The index of the point to begin with.
 
     Returns:
         The indices of all points, in this order.
     """
     order = [first]
-    # The squared distance of each point to the nearest one that is in the order.
+    # The squared distance of each point to the nearest point in the order.
     distances = np.full(len(points), np.inf)
     while len(order) < len(points):
         differences = points - points[order[-1]]
-        distances = np.minimum(distances, (differences * differences).sum(1))
-        distances[order] = -1.0  # so that none of these is the farthest
+        distances_to_last = (differences * differences).sum(axis=1)
+        distances = np.minimum(distances, distances_to_last)
+        distances[order] = -1.0  # a point in the order is never the farthest
         order.append(int(np.argmax(distances)))
     return order
 
@@ -162,7 +174,7 @@ class AshaPruner(BasePruner):
         self.brackets = _check_integer("brackets", brackets, least=1)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Returns False: the order ends a trial once it can certainly not be promoted."""
+        """Returns False: `AshaOrder` ends trials, once they can certainly not be promoted."""
         return False
 
     def make_order(self, objectives: Sequence[ObjectiveValue]) -> "AshaOrder":
@@ -170,7 +182,7 @@ class AshaPruner(BasePruner):
         return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(objectives))
 
     def check(self, definition: "Definition") -> list[str]:
-        """Returns every reason why the trials of a definition cannot be paused."""
+        """Returns every reason why the trials of a definition cannot be paused at rungs."""
         config = definition.config
         errors = []
         fix = "or choose another pruner, such as pruner=successive_halving"
@@ -192,7 +204,7 @@ class AshaPruner(BasePruner):
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {fix}"
             )
-        # The lowest rung of the last bracket, and one rung more, to which it promotes.
+        # The last bracket needs two rungs: its lowest one, and the next, to which it promotes.
         needed_epochs = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(
@@ -214,9 +226,9 @@ def _check_integer(name: str, value: object, *, least: int) -> int:
 def first_rung(epochs: int | None) -> int:
     """Returns the epoch of the lowest rung: a thirteenth of all, so that three rungs fit.
 
-    In trainings of 27 epochs the ranks of trials after the first epoch correlate with the last
-    ones by .28, and after the second epoch by .45 (recorded curves of `studies.rows`).
-    `bench.py search --training-epochs` measures others.
+    An earlier rung would compare trials too soon: in trainings of 27 epochs their ranks after the
+    first epoch correlate with the final ranks by .28, and after the second by .45 (recorded curves
+    of `studies.rows`). `bench.py search --training-epochs` measures others.
 
     Args:
         epochs: The number of epochs of a whole training; None if it is not known.
@@ -227,11 +239,18 @@ def first_rung(epochs: int | None) -> int:
 
 
 def default_pruner(definition: "Definition", epochs: int | None, began: int | None) -> BasePruner:
-    """Returns what `pruner=auto` stands for; see `AshaPruner` for the arguments.
+    """Makes the pruner that `pruner=auto` stands for.
 
-    It is `AshaPruner` for networks whose trials can pause. Otherwise, for loops (which show only
-    when they run whether they can), and in a study that began without rungs, it is Optuna's median
-    pruner, which compares one value; with several objectives no trial is pruned.
+    It is `AshaPruner` for networks whose trials can pause, and else Optuna's median pruner: for
+    custom training loops, since whether one can pause is known only when it runs, and in a study
+    that began without rungs. The median pruner compares one value, so that with several objectives
+    it is replaced by none.
+
+    Args:
+        definition: The study definition.
+        epochs: The number of epochs of a whole training; None if it is not known.
+        began: The epoch of the lowest rung as the study began, 0 without rungs; None for a new
+            study.
     """
     asha = AshaPruner(epochs=epochs, began=began)
     began_without_rungs = began == 0
@@ -259,12 +278,12 @@ class RungRanking:
     Attributes:
         step: The step of the rung.
         bracket: The number of the bracket.
-        members: The standings of these trials, the best first.
+        standings: How far these trials have come, the best first.
     """
 
     step: int
     bracket: int
-    members: Sequence[Standing]
+    standings: Sequence[Standing]
 
 
 @dataclass(frozen=True)
@@ -298,46 +317,56 @@ class AshaOrder:
         return rungs
 
     def find_bracket(self, slot: int) -> int:
-        """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest.
+        """Returns the bracket of a trial, from 0; bracket b lacks the b lowest rungs.
 
-        A number that follows from the slot, but looks random, is drawn for it. Each bracket has as
-        many of these numbers as its share.
+        It is drawn at random, with the shares of the brackets as probabilities. The slot of the
+        trial is the seed, so that every worker draws the same.
         """
         if slot not in self._bracket_by_slot:
-            number = derive(slot, self.brackets) % self._cumulative_shares[-1]
+            total_share = self._cumulative_shares[-1]
+            number = derive(slot, self.brackets) % total_share
             self._bracket_by_slot[slot] = bisect_right(self._cumulative_shares, number)
         return self._bracket_by_slot[slot]
 
     @cached_property
     def _cumulative_shares(self) -> list[int]:
-        """The share of each bracket and all before it.
+        """The share of each bracket, added to the shares of all brackets before it.
 
-        A share is Hyperband's number of trials in a bracket with r rungs, of `brackets` at most:
-        brackets / r × reduction_factor^(r - 1).
+        The share of a bracket with r rungs is the number of trials that Hyperband gives it:
+        brackets / r × reduction_factor^(r - 1). The first bracket has as many rungs as there are
+        brackets, and each next one has one rung less.
         """
         shares = []
         for bracket in range(self.brackets):
-            rungs = self.brackets - bracket
-            trials = self.brackets * self.reduction_factor ** (rungs - 1) / rungs
-            shares.append(math.ceil(trials))
+            rung_count = self.brackets - bracket
+            share = self.brackets * self.reduction_factor ** (rung_count - 1) / rung_count
+            shares.append(math.ceil(share))
         return list(itertools.accumulate(shares))
 
     def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
-        """Returns whether the trial of a slot has reached a rung with a report.
+        """Returns whether the trial of a slot has reached a rung with its report at a step.
 
         Args:
+            slot: The slot of the trial, which decides its bracket and so its rungs.
             previous_step: The step of its previous report; 0 or less for its first.
             step: The step of its report.
         """
         bracket = self.find_bracket(slot)
-        reached_rungs = self.rungs(step)[bracket:]
+        reached_rungs = self.rungs(step)[bracket:]  # bracket b lacks the b lowest rungs
         return bool(reached_rungs) and reached_rungs[-1] > previous_step
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.standings.Order`."""
+        """Returns the slot whose trial a worker takes next; None if it must wait, or is done.
+
+        Args:
+            standings: How far the trial of each slot has come. OWN is the state of one that this
+                worker holds, OPEN that of one without a worker, UNCLAIMED that of a slot whose
+                trial has not begun.
+            closed: Whether the search has ended, so that no trial is begun or promoted.
+        """
         unpromotable = self.find_unpromotable(standings, closed=closed)
         for standing in standings:
-            # A worker holds a trial already if the reply to its claim was lost.
+            # A worker holds a trial already if the database's reply to its claim was lost.
             if standing.state == OWN:
                 return Next(standing.slot, ends_pruned=standing.slot in unpromotable)
         if unpromotable:
@@ -346,159 +375,176 @@ class AshaOrder:
             promotable = self.find_promotable(standings)
             if promotable:
                 return Next(promotable[0])
-        slot = self._find_first(standings, OPEN)
+        slot = self._find_first_slot(standings, OPEN)
         if slot is None and not closed:
-            slot = self._find_first(standings, UNCLAIMED)
+            slot = self._find_first_slot(standings, UNCLAIMED)
         if slot is None:
             return None
         return Next(slot)
 
-    def _find_first(self, standings: Sequence[Standing], state: str) -> int | None:
+    def _find_first_slot(self, standings: Sequence[Standing], state: str) -> int | None:
         """Returns the first slot in a state whose trial does not wait at a rung."""
         for standing in sorted(standings, key=lambda standing: standing.slot):
-            if standing.state == state and self._waits_at(standing) is None:
+            waits_at_rung = self._find_waiting_rung(standing) is not None
+            if standing.state == state and not waits_at_rung:
                 return standing.slot
         return None
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Returns whether a worker's trial, which has just reached a rung, is the next to promote.
+        """Returns whether a trial that has just reached a rung is the next to promote.
 
-        Then the worker continues it at once, instead of pausing it and taking another. Among the
-        standings that of the slot has the state OWN.
+        Its worker then continues it at once, instead of pausing it and taking another.
+
+        Args:
+            standings: How far the trial of each slot has come; the state of this trial is OWN.
+            slot: The slot of the trial.
+            closed: Whether the search has ended, so that no trial is promoted.
         """
         if closed:
             return False
-        return self.find_promotable(standings)[:1] == [slot]
+        promotable = self.find_promotable(standings)
+        return bool(promotable) and promotable[0] == slot
 
     def find_promotable(self, standings: Sequence[Standing]) -> list[int]:
-        """Returns the slots of the trials that may be promoted now.
+        """Returns the slots of the paused trials that may be promoted now, the next one first.
 
-        The best n / reduction_factor of the n trials that have reported at a rung may be; if that
-        is none, the best one may be once no other can reach the rung. A trial among them that was
-        promoted already, or has ended, is left out: its place at the rung is taken.
+        Of n trials that have reported at a rung, the best n // reduction_factor may be promoted; if
+        that is none, the best one may be once no other trial can reach the rung. Trials among these
+        best that were promoted before, or have ended, are not replaced by others.
 
         Returns:
             The slots of trials at higher rungs first, and at each rung the best first.
         """
-        candidates = []
-        open_counts = self._count_open(standings)
+        candidates = []  # (-step, rank, slot), which sorts them in the order to return
+        open_counts = self._count_open_by_bracket(standings)
         for ranking in self._rank_rungs(standings):
-            step = ranking.step
-            places = len(ranking.members) // self.reduction_factor
-            if places == 0 and _count_coming(open_counts, ranking) == 0:
-                places = 1
-            for rank, standing in enumerate(ranking.members[:places]):
-                waits_here = self._waits_at(standing) == step
-                if waits_here and self._is_comparable(standing, step):
+            promotion_count = len(ranking.standings) // self.reduction_factor
+            if promotion_count == 0 and _count_possible_arrivals(ranking, open_counts) == 0:
+                promotion_count = 1
+            for rank, standing in enumerate(ranking.standings[:promotion_count]):
+                waits_here = self._find_waiting_rung(standing) == ranking.step
+                if waits_here and self._is_comparable(standing, ranking.step):
                     # Two brackets may have rungs at one step: of equal ranks the earlier slot wins.
-                    sort_key = (-step, rank, standing.slot)
-                    candidates.append(sort_key)
+                    candidates.append((-ranking.step, rank, standing.slot))
         candidates.sort()
         return [slot for _, _, slot in candidates]
 
     def find_unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
-        """Returns the slots of paused trials that can no longer be promoted.
+        """Returns the slots of paused trials that can no longer be promoted, whatever others do.
 
-        A rung will have at most the trials that have reported there and those that may still reach
-        it; a trial behind the best 1 / reduction_factor of all these stays behind. The rungs are
-        visited from the lowest: a trial that can no longer be promoted at one cannot reach the
-        next.
+        Let reduction_factor be 3, and let 4 trials have reported at a rung that 5 more may reach.
+        At most (4 + 5) // 3 = 3 trials are promoted there, so that a trial with 3 certainly ahead
+        of it is not. A trial that is not promoted cannot reach higher rungs, which leaves fewer
+        promotions there: so the lowest rung comes first.
 
-        Once the search is closed, no trial is promoted.
+        Args:
+            standings: How far the trial of each slot has come.
+            closed: Whether the search has ended, so that no trial is promoted.
         """
         unpromotable: set[int] = set()
-        open_counts = self._count_open(standings, closed=closed)
+        open_counts = self._count_open_by_bracket(standings, closed=closed)
         for ranking in self._rank_rungs(standings):
-            coming = _count_coming(open_counts, ranking)
+            arrival_count = _count_possible_arrivals(ranking, open_counts)
+            most_trials = len(ranking.standings) + arrival_count
+            most_promotions = max(1, most_trials // self.reduction_factor)
             if closed:
-                places = 0
-            else:
-                places = max(1, (len(ranking.members) + coming) // self.reduction_factor)
-            counts_ahead = self._count_certainly_ahead(ranking, coming)
-            for count_ahead, standing in zip(counts_ahead, ranking.members, strict=True):
-                waits_here = self._waits_at(standing) == ranking.step
-                stays_behind = count_ahead >= places
-                if not waits_here:
-                    continue
-                if stays_behind or not self._is_comparable(standing, ranking.step):
+                most_promotions = 0
+            counts_ahead = self._count_certainly_ahead(ranking, arrival_count)
+            for standing, count_ahead in zip(ranking.standings, counts_ahead, strict=True):
+                if self._find_waiting_rung(standing) != ranking.step:
+                    continue  # it was promoted or has ended, or a worker trains it
+                is_comparable = self._is_comparable(standing, ranking.step)
+                if not is_comparable or count_ahead >= most_promotions:
                     unpromotable.add(standing.slot)
-                    open_counts[ranking.bracket] -= 1  # it does not come to the next rung
+                    open_counts[ranking.bracket] -= 1  # it cannot reach the higher rungs
         return unpromotable
 
-    def _count_open(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
-        """Returns how many trials of each bracket still run or wait, or may yet begin."""
+    def _count_open_by_bracket(
+        self, standings: Sequence[Standing], *, closed: bool = False
+    ) -> Counter[int]:
+        """Returns how many trials of each bracket run, wait or may yet begin.
+
+        Args:
+            standings: How far the trial of each slot has come.
+            closed: Whether the search has ended, so that no trial begins.
+        """
         counts = Counter[int]()
         for standing in standings:
             has_ended = standing.state == DONE
             cannot_begin = closed and standing.state == UNCLAIMED
             if not has_ended and not cannot_begin:
-                counts[self.find_bracket(standing.slot)] += 1
+                bracket = self.find_bracket(standing.slot)
+                counts[bracket] += 1
         return counts
 
     def _rank_rungs(self, standings: Sequence[Standing]) -> list[RungRanking]:
-        """Returns the ranking of each rung that trials have reached, the lowest first."""
-        members = defaultdict[tuple[int, int], list[Standing]](list)
+        """Ranks the trials at each rung that any trial has reached, the lowest rung first.
+
+        Each bracket has rungs and a ranking of its own.
+        """
+        standings_at_rungs = defaultdict[tuple[int, int], list[Standing]](list)
         for standing in standings:
             bracket = self.find_bracket(standing.slot)
-            lowest = self._lowest_rung(bracket)
+            lowest_rung = self._find_lowest_rung(bracket)
             for step in standing.reports:
-                if step >= lowest:
-                    members[step, bracket].append(standing)
+                if step >= lowest_rung:
+                    standings_at_rungs[step, bracket].append(standing)
         rankings = []
-        for step, bracket in sorted(members):
-            best_first = self._sort_members(members[step, bracket], step)
+        for step, bracket in sorted(standings_at_rungs):
+            best_first = self._sort_at_rung(standings_at_rungs[step, bracket], step)
             rankings.append(RungRanking(step, bracket, best_first))
         return rankings
 
-    def _sort_members(self, members: Sequence[Standing], rung: int) -> list[Standing]:
-        """Sorts the trials at a rung, the best first; those that cannot be compared are last."""
+    def _sort_at_rung(self, standings: Sequence[Standing], rung: int) -> list[Standing]:
+        """Sorts trials by their values at a rung, the best first; those with NaN come last."""
         comparable = []
         incomparable = []
-        for standing in sorted(members, key=lambda standing: standing.slot):
+        for standing in sorted(standings, key=lambda standing: standing.slot):
             if self._is_comparable(standing, rung):
                 comparable.append(standing)
             else:
                 incomparable.append(standing)
-        return [*self._sort_comparable(comparable, rung), *incomparable]
-
-    def _sort_comparable(self, standings: Sequence[Standing], rung: int) -> list[Standing]:
-        """Sorts trials by their values at a rung, the best first; equal ones stay in order."""
+        values = tuple(self._read_values(standing, rung) for standing in comparable)
         if len(self.objectives) == 1:
-            return sorted(standings, key=lambda standing: self._values(standing, rung))
-        values = tuple(self._values(standing, rung) for standing in standings)
-        return [standings[position] for position in argsort_by_fronts(values)]
+            positions: Sequence[int] = sorted(range(len(values)), key=lambda index: values[index])
+        else:
+            positions = argsort_by_fronts(values)
+        best_first = [comparable[position] for position in positions]
+        return best_first + incomparable
 
-    def _count_certainly_ahead(self, ranking: RungRanking, coming: int) -> list[int]:
-        """Returns how many trials stay ahead of each at a rung, whatever trials still come.
+    def _count_certainly_ahead(self, ranking: RungRanking, arrival_count: int) -> list[int]:
+        """Returns how many trials stay ahead of each trial at a rung, whatever trials still arrive.
 
-        With one objective, or if none still comes, these are all that are ahead now. With several,
-        a later trial may push others into later fronts, behind a third one, which so moves forward.
-        Only the trials that dominate a trial certainly stay ahead of it.
+        With one objective these are all that are ahead now. With several, a trial that arrives may
+        move others to later fronts, and so behind trials that they were ahead of. Only those that
+        dominate a trial certainly stay ahead of it.
 
         Args:
-            coming: The number of trials that may still reach the rung.
+            ranking: The trials that have reported at the rung.
+            arrival_count: How many more trials may reach it.
 
         Returns:
-            A number for each member of the ranking.
+            A count for each trial of the ranking, in its order.
         """
-        members = ranking.members
-        ahead_now = list(range(len(members)))
-        if coming == 0 or len(self.objectives) == 1:
+        standings = ranking.standings
+        ahead_now = list(range(len(standings)))
+        if arrival_count == 0 or len(self.objectives) == 1:
             return ahead_now
-        values = []
-        for standing in members:
+        values = []  # of the comparable trials, which come first in a ranking
+        for standing in standings:
             if self._is_comparable(standing, ranking.step):
-                values.append(self._values(standing, ranking.step))
+                values.append(self._read_values(standing, ranking.step))
         if not values:
             return ahead_now
-        dominators: list[int] = compute_dominance(values).sum(0).tolist()
-        # The members that cannot be compared are the last ones, and stay there.
-        return [*dominators, *ahead_now[len(dominators) :]]
+        dominator_counts: list[int] = compute_dominance(values).sum(axis=0).tolist()
+        ahead_of_incomparable = ahead_now[len(values) :]  # they are last, and stay there
+        return dominator_counts + ahead_of_incomparable
 
-    def _values(self, standing: Standing, rung: int) -> Values:
-        """Returns the value of a trial at a rung and its costs, with signs by which less is better.
+    def _read_values(self, standing: Standing, rung: int) -> Values:
+        """Returns a trial's value at a rung and its costs, one for each objective; less is better.
 
-        A cost that is not known is NaN.
+        The values of objectives that are maximized have the opposite sign. A cost that is not known
+        is NaN.
         """
         values = [standing.reports[rung].value]
         for name in self.costs:
@@ -509,36 +555,40 @@ class AshaOrder:
         return tuple(signed_values)
 
     def _is_comparable(self, standing: Standing, rung: int) -> bool:
-        return not any(math.isnan(value) for value in self._values(standing, rung))
+        return not any(math.isnan(value) for value in self._read_values(standing, rung))
 
-    def _lowest_rung(self, bracket: int) -> int:
-        lowest: int = self.min_resource * self.reduction_factor**bracket
-        return lowest
+    def _find_lowest_rung(self, bracket: int) -> int:
+        lowest_rung: int = self.min_resource * self.reduction_factor**bracket
+        return lowest_rung
 
-    def _waits_at(self, standing: Standing) -> int | None:
-        """Returns the rung at which a trial waits: it was paused there, and no other worker has it.
+    def _find_waiting_rung(self, standing: Standing) -> int | None:
+        """Returns the rung at which a trial was paused and waits; None if it does not wait.
 
-        It is None for a trial that does not wait. One that has reported its last epoch was not
-        paused, although that epoch may be a rung too.
+        A trial does not wait if it has ended, if another worker trains it, or if it is the baseline
+        (which is exempt from pauses). A trial that was released after its last epoch does not wait
+        either, though that epoch may be at a rung: it was not paused.
         """
-        if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
+        may_wait = standing.state in (OPEN, OWN) and not standing.exempt
+        if not may_wait or not standing.reports:
             return None
         rung = max(standing.reports)
         report = standing.reports[rung]
         was_paused_last = standing.last == report.step and standing.paused == report.step
-        is_in_bracket = rung >= self._lowest_rung(self.find_bracket(standing.slot))
+        is_in_bracket = rung >= self._find_lowest_rung(self.find_bracket(standing.slot))
         if was_paused_last and is_in_bracket:
             return rung
         return None
 
 
-def _count_coming(open_counts: Mapping[int, int], ranking: RungRanking) -> int:
-    """Returns how many open trials of a bracket may yet reach a rung.
-
-    These are all but the members of the rung, which have reached it.
+def _count_possible_arrivals(ranking: RungRanking, open_counts: Mapping[int, int]) -> int:
+    """Returns how many more trials may reach a rung: the open ones that have not reached it yet.
 
     Args:
-        open_counts: The number of open trials by bracket, see `AshaOrder._count_open`.
+        ranking: The trials that have reached the rung.
+        open_counts: How many trials of each bracket are open: they run, wait or may yet begin.
     """
-    open_members = sum(standing.state != DONE for standing in ranking.members)
-    return open_counts[ranking.bracket] - open_members
+    open_at_rung = 0
+    for standing in ranking.standings:
+        if standing.state != DONE:
+            open_at_rung += 1
+    return open_counts[ranking.bracket] - open_at_rung
