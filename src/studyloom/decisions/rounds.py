@@ -6,7 +6,7 @@ is `study.round_size` of them. Which trial a segment trains, and the configurati
 decided from the segments that are *known* then: all rounds but the last two, which are the one that
 is being decided, and the one before it. The segments of these may still run, and so they count as
 running, whether they run or have ended. So workers decide when a segment is trained, but not which
-segments there are.
+segments there are. A *standing* says how far the trial of a slot has come.
 
 In the same way the study halts if `study.max_failures` segments in a row have failed for one
 reason: before the first decision that knows them, once all segments before it have ended.
@@ -54,7 +54,7 @@ class RoundOrder:
         return self.order.costs
 
     def rungs(self, longest: int) -> list[int]:
-        """Returns the steps of all rungs, see `AshaOrder.rungs`."""
+        """Returns the steps of all rungs up to the longest step so far, see `AshaOrder.rungs`."""
         return self.order.rungs(longest)
 
     def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
@@ -66,38 +66,47 @@ class RoundOrder:
         return False
 
     def count_known(self, number: int) -> int:
-        """Returns how many segments, the first ones, are known to the decision on another one.
+        """Returns how many segments are known when another one is decided.
 
-        These are all of the rounds but the last two; 0 or less if there are no others.
+        The segments of a study are numbered in the order in which they are decided. Known are those
+        of all rounds before the last two, which may still run.
 
         Args:
             number: The number of the segment that is decided.
+
+        Returns:
+            The count n, which stands for the segments 0 to n - 1; 0 or less if none is known.
         """
-        earlier_rounds = number // self.width
-        return (earlier_rounds - 1) * self.width
+        round_number = number // self.width
+        return (round_number - 1) * self.width
 
     def view_study(self, study: Study, segment: Segment) -> Study:
         """Returns a view of a study with what a sampler may know for the decision on a segment."""
-        find_cut = partial(_find_cut, known_count=self.count_known(segment.number))
-        return view_in_rounds(study, find_cut)
+        known_count = self.count_known(segment.number)
+        return view_in_rounds(study, partial(_find_last_known_step, known_count=known_count))
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.standings.Order`. No bound ends such a search.
+        """Returns the slot whose trial a worker takes next.
 
-        None if the study halts, see `find_halt_reason`.
+        None if a worker must wait for others, if all is done, or if the study halts; see
+        `find_halt_reason`.
+
+        Args:
+            standings: How far the trial of each slot has come.
+            closed: Always False: no bound ends a search in rounds early.
         """
         begun = [standing for standing in standings if standing.segments]
         unended = [standing for standing in begun if not _has_ended(standing)]
         abandoned = [standing for standing in unended if standing.state != HELD]
         if abandoned:
-            return _claim_again(abandoned)
+            return _choose_abandoned(abandoned)
         last_number = max((standing.segments[-1].number for standing in begun), default=-1)
         # Decided from what the last segment knew: no later decision depends on when a trial ends.
         unpromotable = self._choose_unpromotable(standings, self.count_known(last_number))
         if unpromotable is not None:
             return unpromotable
         if any(standing.segments[-1].start is None for standing in unended):
-            return None  # a configuration is being drawn
+            return None  # another worker draws the configuration of a new trial
         first_running = min((standing.segments[-1].number for standing in unended), default=None)
         return self._choose_new_segment(standings, last_number + 1, first_running)
 
@@ -106,13 +115,17 @@ class RoundOrder:
     ) -> Next | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
+        If what the current round knows allows no decision, the round stays incomplete, and the
+        segment is the first of a later round, which knows more.
+
         Args:
+            standings: How far the trial of each slot has come.
             segment_count: How many segments there are.
             first_running: The number of the first segment that runs; None if none does.
         """
         number = segment_count
         known_count = self.count_known(number)
-        while first_running is None or known_count <= first_running:  # all that are known ended
+        while first_running is None or known_count <= first_running:  # all known ones have ended
             if self._find_repeated_failure(standings, known_count) is not None:
                 return None
             choice = self.order.choose(self.limit_standings(standings, known_count))
@@ -120,14 +133,13 @@ class RoundOrder:
                 return self._add_segment(standings, choice.slot, number)
             if known_count >= segment_count:  # all are known: a later round would know no more
                 return self._choose_unpromotable(standings, known_count)
-            # Nothing can be decided from what this round knows, so it stays incomplete: the number
-            # is that of the first segment of the next round.
-            number += self.width - number % self.width
+            round_number = number // self.width
+            number = (round_number + 1) * self.width
             known_count = self.count_known(number)
         return None
 
     def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> Next:
-        """Returns a slot to claim, for another segment of its trial."""
+        """Returns a slot to claim for another segment of its trial, which gets a number."""
         standing = next(standing for standing in standings if standing.slot == slot)
         start = None  # a new trial has no configuration yet
         if standing.segments:
@@ -135,51 +147,67 @@ class RoundOrder:
         return Next(slot, segments=[*standing.segments, Segment(number, start)])
 
     def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
-        """Returns why the study halts now; None if a slot can be claimed, or a segment runs."""
+        """Returns why the study halts now; None if a slot can be claimed, or a segment runs.
+
+        Args:
+            standings: How far the trial of each slot has come.
+        """
         for standing in standings:
             if standing.segments and not _has_ended(standing):
                 return None
-        if self.choose(standings):
+        if self.choose(standings) is not None:
             return None
         last_number = -1
         for standing in standings:
             for segment in standing.segments:
                 last_number = max(last_number, segment.number)
-        # A segment two rounds later would be decided from all that there are now.
+        # A segment two rounds later would be decided from all segments that there are now.
         number_of_later = last_number + 1 + 2 * self.width
         return self._find_repeated_failure(standings, self.count_known(number_of_later))
 
     def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
 
+        If such a row has halted the study before (at `halted_at` segments), it counts again only
+        with a later segment: so a study that is resumed gets another try.
+
         Args:
-            known_count: How many segments, the first ones, count.
+            standings: How far the trial of each slot has come.
+            known_count: Only the first segments of the study are looked at, this many of them.
         """
-        in_a_row = 0
-        previous: Fault | None = None
-        for number, fault in _list_faults(standings):
+        faults = _find_faults(standings)
+        failures_in_a_row = 0
+        last_reason = None
+        for number in sorted(faults):
             if number >= known_count:
                 break
+            fault = faults[number]
             if fault is None or fault.kind not in failures.HALTING:
-                in_a_row = 0
-            elif previous is not None and fault.reason == previous.reason:
-                in_a_row += 1
-            else:
-                in_a_row = 1
-            previous = fault
-            if fault is not None and in_a_row >= self.max_failures and number >= self.halted_at:
+                failures_in_a_row = 0
+                last_reason = None
+                continue
+            if fault.reason != last_reason:
+                failures_in_a_row = 0
+            failures_in_a_row += 1
+            last_reason = fault.reason
+            has_halted_before = number < self.halted_at
+            if failures_in_a_row >= self.max_failures and not has_halted_before:
                 return fault.reason
         return None
 
     def limit_standings(self, standings: Sequence[Standing], known_count: int) -> list[Standing]:
-        """Returns how far trials have come if only the first `known_count` segments have ended.
+        """Returns how far trials would have come if only the first segments had ended.
 
-        A trial that can then no longer be promoted is DONE. Each such trial leaves fewer that may
-        still reach a rung, so that another one there can perhaps no longer be promoted either.
+        Trials that could no longer be promoted then are shown as DONE. With each of these fewer
+        trials can reach the higher rungs, so that others there may no longer be promoted either.
+
+        Args:
+            standings: How far the trial of each slot has come.
+            known_count: How many segments of the study count as ended, from the first on.
         """
         limited = [_limit_standing(standing, known_count) for standing in standings]
         unpromotable = self.order.find_unpromotable(limited)
-        while unpromotable:
+        while unpromotable:  # it never has a trial that is DONE already, so this ends
             for position, standing in enumerate(limited):
                 if standing.slot in unpromotable:
                     limited[position] = replace(standing, state=DONE)
@@ -187,51 +215,65 @@ class RoundOrder:
         return limited
 
     def _choose_unpromotable(self, standings: Sequence[Standing], known_count: int) -> Next | None:
-        """Returns the first paused trial that can no longer be promoted, to be ended.
+        """Returns the first paused trial that can no longer be promoted, for a worker to end it.
 
-        None if the first `known_count` segments show no such trial.
+        None if there is no such trial by what the first segments have shown.
+
+        Args:
+            standings: How far the trial of each slot has come.
+            known_count: How many segments of the study are known, from the first on.
         """
         done_slots = set()
         for standing in self.limit_standings(standings, known_count):
             if standing.state == DONE:
                 done_slots.add(standing.slot)
-        paused_slots = [
-            standing.slot
-            for standing in standings
-            if standing.slot in done_slots and standing.state not in (HELD, DONE)
-        ]
-        if not paused_slots:
+        slots_to_end = []
+        for standing in standings:
+            if standing.slot in done_slots and standing.state not in (HELD, DONE):
+                slots_to_end.append(standing.slot)
+        if not slots_to_end:
             return None
-        return Next(min(paused_slots), ends_pruned=True)
+        return Next(min(slots_to_end), ends_pruned=True)
 
 
-def _claim_again(abandoned: Sequence[Standing]) -> Next:
-    """Returns the slot of a segment that no other worker trains: the oldest one.
+def _choose_abandoned(abandoned: Sequence[Standing]) -> Next:
+    """Returns the oldest segment that no other worker trains, to be trained again.
 
-    This worker's own comes before others: it holds one already if the reply to its claim was lost.
+    One that this worker holds comes first: it holds one already if the database's reply to its
+    claim was lost.
+
+    Args:
+        abandoned: The standings of the trials whose last segment has not ended, and which no other
+            worker holds.
     """
 
     def sort_key(standing: Standing) -> tuple[bool, int]:
-        was_others = standing.state == OPEN  # False comes before True
-        return was_others, standing.segments[-1].number
+        has_no_worker = standing.state == OPEN  # False, of this worker's own, comes before True
+        return has_no_worker, standing.segments[-1].number
 
     first = min(abandoned, key=sort_key)
     return Next(first.slot, segments=first.segments)
 
 
-def _list_faults(standings: Sequence[Standing]) -> list[tuple[int, Fault | None]]:
-    """Returns the number of each segment, and how it failed; None if it did not."""
+def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:
+    """Returns how each segment failed, by its number; None if it did not fail.
+
+    A trial ends when it fails, so that only its last segment can have failed.
+    """
     faults: dict[int, Fault | None] = {}
     for standing in standings:
         for segment in standing.segments:
             faults[segment.number] = None
         if standing.segments:
             faults[standing.segments[-1].number] = standing.failure
-    return sorted(faults.items(), key=lambda item: item[0])
+    return faults
 
 
 def _has_ended(standing: Standing) -> bool:
-    """Returns whether a trial's last segment has ended: it is done, or was paused after it."""
+    """Returns whether a trial's last segment has ended: the trial is done, or was paused after it.
+
+    A trial that was paused before the segment began, and not since, still trains it.
+    """
     if standing.state == DONE:
         return True
     if standing.paused is None or standing.paused != standing.last:
@@ -240,12 +282,16 @@ def _has_ended(standing: Standing) -> bool:
     return standing.paused > start
 
 
-def _find_cut(segments: Sequence[tuple[int, int | None]], known_count: int) -> int | None:
-    """Returns the step after which the segments of a trial are unknown; None if none is.
+def _find_last_known_step(
+    segments: Sequence[tuple[int, int | None]], known_count: int
+) -> int | None:
+    """Returns the last step of a trial that is known; None if all its steps are.
+
+    It is the step after which its first unknown segment begins; 0 if it has no known segment.
 
     Args:
         segments: The number and start of each segment of the trial, see `Segment`.
-        known_count: How many segments of the study are known.
+        known_count: How many segments of the study are known, from the first on.
     """
     for number, start in segments:
         if number >= known_count:
@@ -254,14 +300,25 @@ def _find_cut(segments: Sequence[tuple[int, int | None]], known_count: int) -> i
 
 
 def _limit_standing(standing: Standing, known_count: int) -> Standing:
-    """Returns how far a trial has come if only the first `known_count` segments have ended."""
-    cut = _find_cut(standing.segments, known_count)
-    if cut is not None:  # its next segment counts as running
-        reports = {rung: report for rung, report in standing.reports.items() if report.step <= cut}
-        last_step = None
-        if cut > 0:
-            last_step = cut
-        return replace(standing, state=HELD, last=last_step, reports=reports)
-    if standing.segments and standing.state != DONE:  # it waits at a rung
+    """Returns how far a trial would have come if only the first segments of the study had ended.
+
+    Its later reports are removed. It counts as held by another worker, which trains its next
+    segment; if all its segments have ended, as open, since it waits at a rung.
+
+    Args:
+        standing: How far the trial has come.
+        known_count: How many segments of the study count as ended, from the first on.
+    """
+    last_known_step = _find_last_known_step(standing.segments, known_count)
+    if last_known_step is not None:
+        known_reports = {}
+        for rung, report in standing.reports.items():
+            if report.step <= last_known_step:
+                known_reports[rung] = report
+        last_step = None  # before the first report
+        if last_known_step > 0:
+            last_step = last_known_step
+        return replace(standing, state=HELD, last=last_step, reports=known_reports)
+    if standing.segments and standing.state != DONE:
         return replace(standing, state=OPEN)
     return standing
