@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
@@ -27,8 +27,18 @@ from studyloom.storage.attributes import FAILURE, PAUSED, SEGMENTS
 from studyloom.storage.optuna_internals import CONSTRAINT
 
 PRUNED = "pruned"  # the constraint that a pruned trial of several objectives breaks
-Curve = list[tuple[int, float]]  # the reports of a trial: step and value, by step
+FEWEST_GAINS = 2  # trials with a gain between two stops, for its median to be typical
 Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]  # returns trials as a view shows them
+
+
+class Report(NamedTuple):
+    """A report of a trial: its step, and the value of the metric."""
+
+    step: int
+    value: float
+
+
+Curve = list[Report]  # the reports of a trial that are finite, by step
 
 
 def extrapolate(
@@ -36,30 +46,31 @@ def extrapolate(
 ) -> list[FrozenTrial]:
     """Shows every trial that has reached a stop as complete, with its value at the end.
 
-    A *stop* is the last step of a trial that is complete, pruned or paused: a rung, or the end. To
-    the value at a stop is added the median gain from each stop to the next, of the trials that
-    have reached both, if there are two. A trial that failed because of its configuration, such as
-    one that diverged, has the worst values of all. Others stay unchanged: running trials before
-    their first stop, and those of which nothing is known.
+    A *stop* is a step at which trials are complete, pruned or paused: a rung, or the end. What
+    trials typically gain from a stop to the end is added to a trial's value at its last stop. A
+    trial that failed because of its configuration, such as one that diverged, has the worst values
+    of all. Others stay unchanged: running trials before their first stop, and those of which
+    nothing is known.
 
     Args:
+        trials: The trials of a study.
         directions: The directions of the study, one for each objective.
         costs: The attributes that have the values of the objectives after the first.
     """
     curves = {trial.number: _read_curve(trial) for trial in trials}
     stopped_curves = [curves[trial.number] for trial in trials if _has_stopped(trial)]
     gains = _find_gains(stopped_curves, curves.values())
-    values: dict[int, list[float]] = {}
+    final_values: dict[int, list[float]] = {}  # by trial number
     for trial in trials:
-        final_values = _extrapolate_trial(trial, curves[trial.number], gains, costs)
-        if final_values is not None:
-            values[trial.number] = final_values
-    if values:
-        worst_values = _find_worst(directions, values.values())
+        values = _extrapolate_trial(trial, curves[trial.number], gains, costs)
+        if values is not None:
+            final_values[trial.number] = values
+    if final_values:
+        worst_values = _find_worst(directions, final_values.values())
         for trial in trials:
             if _failed_by_configuration(trial):
-                values[trial.number] = worst_values
-    return _show_as_complete(trials, values)
+                final_values[trial.number] = worst_values
+    return _show_as_complete(trials, final_values)
 
 
 def _has_stopped(trial: FrozenTrial) -> bool:
@@ -73,26 +84,34 @@ def _failed_by_configuration(trial: FrozenTrial) -> bool:
 
 
 def _read_curve(trial: FrozenTrial) -> Curve:
-    """Returns the reports that are numbers; the value of a complete trial is its last.
+    """Returns the finite reports of a trial, by step.
 
-    A trial that failed because of its configuration has an empty curve: its reports show no typical
+    The curve of a complete trial ends with the trial's value, whatever it has reported last. A
+    trial that failed because of its configuration has an empty curve: its reports show no typical
     gain.
     """
     if _failed_by_configuration(trial):
         return []
-    reports = dict(trial.intermediate_values)
+    values_by_step = dict(trial.intermediate_values)
     if trial.state == TrialState.COMPLETE and trial.last_step is not None:
-        reports[trial.last_step] = trial.values[0]
-    return sorted((step, value) for step, value in reports.items() if math.isfinite(value))
+        values_by_step[trial.last_step] = trial.values[0]
+    curve = []
+    for step in sorted(values_by_step):
+        value = values_by_step[step]
+        if math.isfinite(value):
+            curve.append(Report(step, value))
+    return curve
 
 
 def _extrapolate_trial(
     trial: FrozenTrial, curve: Curve, gains: Mapping[int, float], costs: Sequence[str]
 ) -> list[float] | None:
-    """Returns the values of a trial at the end of training; None if nothing is known of them.
+    """Returns the values of a trial at the end of training; None if they cannot be known.
 
     Args:
-        gains: The gain from each stop to the end, by stop, the last stop first.
+        trial: The trial.
+        curve: Its reports.
+        gains: The gain from each stop to the end, by the stop's step, the last stop first.
         costs: The attributes that have the values of the objectives after the first.
     """
     if trial.state == TrialState.COMPLETE:
@@ -112,44 +131,53 @@ def _extrapolate_trial(
 
 
 def _find_value(curve: Curve, stop: int) -> float | None:
-    """Returns the last value of a curve up to a stop; None if it has not come so far."""
-    if not curve or curve[-1][0] < stop:
+    """Returns the value of a curve at a stop, or before if it has none there.
+
+    None if the curve ends before the stop, or begins after it.
+    """
+    if not curve or curve[-1].step < stop:
         return None
-    report_count = bisect_right(curve, (stop, math.inf))  # of the reports up to the stop
-    if report_count == 0:
+    count_until_stop = bisect_right(curve, stop, key=lambda report: report.step)
+    if count_until_stop == 0:
         return None
-    return curve[report_count - 1][1]
+    return curve[count_until_stop - 1].value
 
 
 def _find_gains(stopped_curves: Sequence[Curve], curves: Collection[Curve]) -> dict[int, float]:
-    """Returns the typical gain from each stop to the last one, by stop, the last first.
+    """Returns the typical gain from each stop to the last one, by the stop's step.
+
+    It is the sum of the median gains from a stop to the next.
 
     Args:
-        stopped_curves: The curves of trials that have reached a stop.
-        curves: The curves of all trials.
+        stopped_curves: The curves of trials that are complete, pruned or paused: their last steps
+            are the stops.
+        curves: The curves of all trials, which show the gains.
+
+    Returns:
+        The gains, with the last stop first, whose gain is 0.
     """
-    stops = sorted({curve[-1][0] for curve in stopped_curves if curve}, reverse=True)
-    total_gains: dict[int, float] = {}
+    stops = {curve[-1].step for curve in stopped_curves if curve}
+    gains_to_end: dict[int, float] = {}
     later_stop: int | None = None
-    for stop in stops:
+    for stop in sorted(stops, reverse=True):
         if later_stop is None:
-            total_gains[stop] = 0.0
+            gains_to_end[stop] = 0.0
         else:
             gain_between = _find_median_gain(curves, stop, later_stop)
-            total_gains[stop] = gain_between + total_gains[later_stop]
+            gains_to_end[stop] = gain_between + gains_to_end[later_stop]
         later_stop = stop
-    return total_gains
+    return gains_to_end
 
 
 def _find_median_gain(curves: Collection[Curve], stop: int, later_stop: int) -> float:
-    """Returns the median gain between two stops; 0 unless two trials have reached both."""
+    """Returns the median gain between two stops; 0 unless at least two trials have reached both."""
     gains = []
     for curve in curves:
         value = _find_value(curve, stop)
         later_value = _find_value(curve, later_stop)
         if value is not None and later_value is not None:
             gains.append(later_value - value)
-    if len(gains) < 2:
+    if len(gains) < FEWEST_GAINS:
         return 0.0
     return median(gains)
 
@@ -158,9 +186,10 @@ def _extrapolate_curve(curve: Curve, gains: Mapping[int, float]) -> float | None
     """Returns the value of a curve at the end of training; None if it has reached no stop.
 
     Args:
-        gains: The gain from each stop to the end, by stop, the last stop first.
+        curve: The reports of a trial.
+        gains: The gain from each stop to the end, by the stop's step, the last stop first.
     """
-    for stop, gain in gains.items():
+    for stop, gain in gains.items():  # the first one that the curve has reached is its last stop
         value = _find_value(curve, stop)
         if value is not None:
             return value + gain
@@ -173,40 +202,46 @@ def _find_worst(
     """Returns the worst value of each objective.
 
     Args:
+        directions: The direction of each objective.
         values: The values of each trial, one for each objective.
     """
     worst_values = []
-    for direction, column in zip(directions, zip(*values, strict=True), strict=True):
+    for index, direction in enumerate(directions):
+        values_of_objective = [trial_values[index] for trial_values in values]
         if direction == StudyDirection.MINIMIZE:
-            worst_values.append(max(column))
+            worst_values.append(max(values_of_objective))
         else:
-            worst_values.append(min(column))
+            worst_values.append(min(values_of_objective))
     return worst_values
 
 
 def _show_as_complete(
-    trials: Sequence[FrozenTrial], values: Mapping[int, list[float]]
+    trials: Sequence[FrozenTrial], final_values: Mapping[int, list[float]]
 ) -> list[FrozenTrial]:
-    """Returns trials, with copies instead of some that show these as complete, with new values.
+    """Returns trials, of which those with final values are replaced by complete copies.
 
     The copies have only the constraints that all of them have: Optuna's Gaussian process raises an
     exception where one trial has other constraints.
 
     Args:
-        values: The values of the trials to show as complete, by number.
+        trials: The trials of a study.
+        final_values: The values of the trials to show as complete, by number.
     """
-    constraint_names = [set(trial.constraints or ()) for trial in trials if trial.number in values]
-    shared_names: set[str] = set()
-    if constraint_names:
-        shared_names = set.intersection(*constraint_names)
+    constraint_names = []  # a set for each copy
+    for trial in trials:
+        if trial.number in final_values:
+            constraint_names.append(set(trial.constraints or ()))
+    if not constraint_names:
+        return list(trials)
+    shared_names = set.intersection(*constraint_names)
     shown_trials = []
     for trial in trials:
-        if trial.number in values:
-            shown_trial = copy.copy(trial)
-            _select_constraints(shown_trial, shared_names)
-            shown_trial.state = TrialState.COMPLETE
-            shown_trial.values = values[trial.number]
-            shown_trials.append(shown_trial)
+        if trial.number in final_values:
+            complete_copy = copy.copy(trial)
+            _select_constraints(complete_copy, shared_names)
+            complete_copy.state = TrialState.COMPLETE
+            complete_copy.values = final_values[trial.number]
+            shown_trials.append(complete_copy)
         else:
             shown_trials.append(trial)
     return shown_trials
@@ -226,84 +261,93 @@ def _view(study: Study, show: Show) -> Study:
     return view
 
 
-def view_in_rounds(study: Study, find_cut: Callable[[Any], int | None]) -> Study:
+def view_in_rounds(study: Study, find_last_known_step: Callable[[Any], int | None]) -> Study:
     """Returns a view of a study whose trials are shown as rounds allow it; see `RoundOrder`.
 
     Args:
-        find_cut: Returns from a trial's attribute SEGMENTS the step after which they are unknown;
-            None if all are known.
+        study: The study.
+        find_last_known_step: Returns from a trial's attribute SEGMENTS the last step that the view
+            may show; None if it may show all.
     """
-    several_objectives = len(study.directions) > 1
+    has_several_objectives = len(study.directions) > 1
 
     def show(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        return [_show_until(trial, find_cut, several_objectives) for trial in trials]
+        shown_trials = []
+        for trial in trials:
+            last_step = find_last_known_step(trial.user_attrs.get(SEGMENTS, ()))
+            paused_at = trial.user_attrs.get(PAUSED)  # None again once it is promoted
+            is_paused = trial.state == TrialState.RUNNING and paused_at is not None
+            if last_step is not None:
+                shown_trials.append(_show_as_running(trial, last_step))
+            elif is_paused and has_several_objectives:
+                shown_trials.append(_show_as_pruned(trial))
+            else:
+                shown_trials.append(copy.copy(trial))
+        return shown_trials
 
     return _view(study, show)
 
 
-def _show_until(
-    trial: FrozenTrial, find_cut: Callable[[Any], int | None], several_objectives: bool
-) -> FrozenTrial:
-    """Returns a copy of a trial as its known segments show it.
-
-    Args:
-        find_cut: See `view_in_rounds`.
-    """
-    cut = find_cut(trial.user_attrs.get(SEGMENTS, ()))
-    if cut is not None:
-        return _show_as_running(trial, cut)
-    shown_trial = copy.copy(trial)
-    is_paused = trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
-    if several_objectives and is_paused:
-        # It is shown as it will be if it ends at the rung where it waits.
-        _select_constraints(shown_trial, trial.constraints or ())  # in a new dict
-        shown_trial.state = TrialState.PRUNED
-        mark_worse_than_complete(shown_trial, shown_trial.set_constraint)
-    return shown_trial
+def _show_as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a copy of a paused trial as if it had ended at the rung where it waits."""
+    pruned_copy = copy.copy(trial)
+    _select_constraints(pruned_copy, trial.constraints or ())  # all; in a dict of the copy
+    pruned_copy.state = TrialState.PRUNED
+    mark_worse_than_complete(pruned_copy, pruned_copy.set_constraint)
+    return pruned_copy
 
 
-def _show_as_running(trial: FrozenTrial, cut: int) -> FrozenTrial:
-    """Returns a copy of a trial that runs, and has reported nothing after the step `cut`."""
-    shown_trial = copy.copy(trial)
-    attributes = trial.user_attrs
+def _show_as_running(trial: FrozenTrial, last_step: int) -> FrozenTrial:
+    """Returns a copy of a trial that runs, and has reported nothing after the step `last_step`."""
+    running_copy = copy.copy(trial)
+    running_copy.state = TrialState.RUNNING
+    running_copy.values = None
     known_constraints: Container[str] = ()
-    if cut > 0:
+    if last_step > 0:
         # Constraints on its costs, which are attributes too, are known from its first segment on.
-        known_constraints = attributes
-    _select_constraints(shown_trial, known_constraints)
-    shown_trial.state = TrialState.RUNNING
-    shown_trial.values = None
-    shown_trial.intermediate_values = {
-        step: value for step, value in trial.intermediate_values.items() if step <= cut
+        known_constraints = trial.user_attrs
+    _select_constraints(running_copy, known_constraints)
+    running_copy.intermediate_values = {
+        step: value for step, value in trial.intermediate_values.items() if step <= last_step
     }
-    shown_trial.user_attrs = {key: value for key, value in attributes.items() if key != PAUSED}
-    return shown_trial
+    running_copy.user_attrs = dict(trial.user_attrs)
+    running_copy.user_attrs.pop(PAUSED, None)
+    return running_copy
 
 
 def mark_worse_than_complete(
     trial: FrozenTrial, set_constraint: Callable[[str, float], None]
 ) -> None:
-    """Makes a sampler rank a pruned trial behind all complete ones; one that got further is first.
+    """Makes a sampler rank a pruned trial of several objectives behind all complete ones.
 
-    Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
-    (`_get_pruned_trial_score` of 5.0). But it sorts trials that break a constraint by how far they
-    break it. So a pruned trial gets a constraint, which it breaks the less the further it got.
+    Optuna's TPE cannot rank pruned trials if there are several objectives: it raises an exception
+    (`_get_pruned_trial_score` of 5.0). But it ranks trials that break a constraint behind all
+    others, by how far they break it. So a pruned trial that breaks none gets a constraint, which it
+    breaks the less the further it got.
 
     Args:
+        trial: The pruned trial.
         set_constraint: Sets a constraint of the trial, by name; a positive value breaks it.
     """
-    breaks_constraint = any(excess > 0 for excess in (trial.constraints or {}).values())
+    constraints = trial.constraints or {}
+    breaks_constraint = any(excess > 0 for excess in constraints.values())
     if not breaks_constraint:
         steps = max(trial.last_step or 1, 1)
         set_constraint(PRUNED, 1 / steps)
 
 
 def _select_constraints(trial: FrozenTrial, names: Container[str]) -> None:
-    """Removes the constraints of a copy of a trial, except for those with these names."""
+    """Removes the constraints of a copy of a trial, except for those with these names.
+
+    Optuna stores constraints among the system attributes. These get a new dict, since the trial
+    that was copied still has the old one.
+    """
     constraints = trial.constraints or {}
-    trial.system_attrs = {
-        key: value for key, value in trial.system_attrs.items() if not key.startswith(CONSTRAINT)
-    }
+    other_attributes = {}
+    for key, value in trial.system_attrs.items():
+        if not key.startswith(CONSTRAINT):
+            other_attributes[key] = value
+    trial.system_attrs = other_attributes
     for name, excess in constraints.items():
         if name in names:
             trial.set_constraint(name, excess)
