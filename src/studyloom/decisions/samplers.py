@@ -1,6 +1,6 @@
 """The context of a sampler; a grid without repetitions, and CMA-ES without pickles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +65,17 @@ class GridSampler(BaseSampler):
     def __init__(self, context: SamplerContext, seed: int = 0) -> None:
         space = context.space
         baseline = context.baseline
-        next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
+        # Raises ConfigError for continuous ranges. The copy of the space has no relations: many
+        # configurations may have to be tried to find the first that satisfies them.
+        next(Space(space.nodes).points())
         size = space.size()
         if size > LARGEST_GRID:
             raise ConfigError(
                 f"sampler=grid: the space has {size:.6g} configurations; at most "
                 f"{LARGEST_GRID} can be enumerated; narrow its ranges, or set sampler=tpe"
             )
-        positions = np.random.default_rng(seed).permutation(len(space.grid))
-        points: list[Point] = [space.grid[position] for position in positions]
+        shuffled_positions = np.random.default_rng(seed).permutation(len(space.grid))
+        points: list[Point] = [space.grid[position] for position in shuffled_positions]
         if baseline is not None:
             other_points = [point for point in points if point.params != baseline.params]
             points = [baseline, *other_points]
@@ -85,7 +87,10 @@ class GridSampler(BaseSampler):
         return self._find_point(trial).distributions
 
     def _find_point(self, trial: FrozenTrial) -> Point:
-        """Returns the configuration of a trial's slot; trial numbers may have gaps."""
+        """Returns the configuration of a trial's slot, its row of the budget.
+
+        Trial numbers may have gaps, and slots have none.
+        """
         slot = trial.user_attrs.get(SLOT, trial.number)
         return self.points[int(slot)]
 
@@ -120,32 +125,52 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
         self._completed_trials = completed_trials
 
     def _init_optimizer(self, trans: Any, direction: StudyDirection) -> Any:
-        """Makes an optimizer, and trains it on each complete generation from the first one on.
+        """Makes an optimizer, and trains it on each complete generation of trials.
 
         Args:
             trans: Optuna's transform of configurations to coordinates.
             direction: The direction of the study.
         """
         random_state = self._cma_rng.rng.get_state()
-        optimizer = super()._init_optimizer(trans, direction)
+        optimizer = super()._init_optimizer(trans, direction)  # draws a seed
         generations = self._group_by_generation()
         if any(generation > 0 for generation in generations):
-            # The new optimizer has drawn a seed. Optuna's own sampler would have restored the
-            # optimizer, and so would have drawn none.
+            # Optuna's own sampler makes an optimizer only before the first generation, and restores
+            # it later, without a draw. So the draw is undone.
             self._cma_rng.rng.set_state(random_state)
+        solutions = self._find_solutions(generations, optimizer, trans, direction)
+        while len(solutions) >= optimizer.population_size:  # this generation is complete
+            optimizer.tell(solutions[: optimizer.population_size])  # begins the next generation
+            solutions = self._find_solutions(generations, optimizer, trans, direction)
+        return optimizer
+
+    def _find_solutions(
+        self,
+        generations: Mapping[int, Sequence[FrozenTrial]],
+        optimizer: Any,
+        trans: Any,
+        direction: StudyDirection,
+    ) -> list[tuple[NDArray[np.float64], float]]:
+        """Returns the trials of the optimizer's current generation, as the optimizer takes them.
+
+        Args:
+            generations: The completed trials, by generation.
+            optimizer: The optimizer.
+            trans: Optuna's transform of configurations to coordinates.
+            direction: The direction of the study.
+
+        Returns:
+            The coordinates of each trial, and its value, with a sign by which less is better.
+        """
         sign = -1.0
         if direction == StudyDirection.MINIMIZE:
             sign = 1.0
-        while True:
-            solutions = []
-            for trial in generations.get(optimizer.generation, []):
-                coordinates = self._find_coordinates(trial, trans, optimizer.dim)
-                if coordinates is not None and trial.value is not None:
-                    solutions.append((coordinates, sign * trial.value))
-            is_complete = len(solutions) >= optimizer.population_size
-            if not is_complete:
-                return optimizer
-            optimizer.tell(solutions[: optimizer.population_size])  # it begins the next generation
+        solutions = []
+        for trial in generations.get(optimizer.generation, []):
+            coordinates = self._find_coordinates(trial, trans, optimizer.dim)
+            if coordinates is not None and trial.value is not None:
+                solutions.append((coordinates, sign * trial.value))
+        return solutions
 
     def _group_by_generation(self) -> dict[int, list[FrozenTrial]]:
         """Returns the completed trials by the generation in which they were drawn."""
@@ -161,15 +186,21 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
     ) -> NDArray[np.float64] | None:
         """Returns a trial's coordinates in the optimizer, (dimensions,).
 
-        None if they are not of this space, or are out of the optimizer's bounds.
+        None if another program has added the trial, with hyperparameters of another space or with
+        values that the optimizer refuses.
+
+        Args:
+            trial: The trial.
+            trans: Optuna's transform of configurations to coordinates.
+            dimensions: The number of coordinates.
         """
         coordinates: NDArray[np.float64]
         try:
-            if self._with_margin:
+            if self._with_margin:  # Optuna has stored the coordinates before they were rounded
                 coordinates = np.array(trial.system_attrs["x_for_tell"], dtype=float)
             else:
                 coordinates = trans.transform(trial.params)
-        except (KeyError, ValueError, TypeError):  # another program has added the trial
+        except (KeyError, ValueError, TypeError):
             return None
         if coordinates.shape != (dimensions,) or not np.isfinite(coordinates).all():
             return None
@@ -178,5 +209,5 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
         return coordinates
 
     def _get_solution_trials(self, trials: Any, generation: int) -> list[FrozenTrial]:
-        """Returns none: the optimizer has been trained on all of them, and is not to be stored."""
+        """Returns no trials, so that Optuna neither trains the optimizer on them nor stores it."""
         return []
