@@ -10,7 +10,7 @@ from toys import TINY, TWO, Signal, ask
 
 from studyloom.decisions import gaussian_process
 from studyloom.decisions.gaussian_process import (
-    LATEST,
+    RESULTS_TO_CHOOSE_TPE,
     AutoSampler,
     GaussianProcess,
     GaussianProcessSampler,
@@ -241,7 +241,9 @@ def test_the_process_accepts_constants_and_repeated_configurations():
 # What sampler=auto stands for
 
 
-@pytest.mark.parametrize(("seconds", "results", "chosen"), [(0.5, LATEST, "tpe"), (3.0, 10, "gp")])
+@pytest.mark.parametrize(
+    ("seconds", "results", "chosen"), [(0.5, RESULTS_TO_CHOOSE_TPE, "tpe"), (3.0, 10, "gp")]
+)
 def test_auto_decides_by_the_first_results_and_keeps_its_decision(
     proposals, seconds, results, chosen
 ):

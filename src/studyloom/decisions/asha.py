@@ -56,7 +56,7 @@ def compute_dominance(values: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     """
     array = np.asarray(values, float)  # (trials, objectives)
     # Whether the trial of the row is no worse than that of the column in any objective.
-    is_no_worse: NDArray[np.bool_] = (array[:, None] <= array[None, :]).all(axis=2)
+    is_no_worse: NDArray[np.bool_] = np.all(array[:, None] <= array[None, :], axis=2)
     have_same_values = is_no_worse & is_no_worse.T
     dominates: NDArray[np.bool_] = is_no_worse & ~have_same_values
     return dominates

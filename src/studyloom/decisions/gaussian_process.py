@@ -4,17 +4,18 @@ Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials s
 all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
 its range. The process proposes a configuration in a branch that trials have had.
 
-Within a branch some hyperparameters are *fixed*: the options and lengths that make the branch, and
-those that it lacks, which stay at the middle of their ranges. The process varies the others. The
-first trials are TPE's.
+A *branch* is a choice of options and of list lengths, which decide what hyperparameters there are.
+Within a branch some hyperparameters are *fixed*: these options and lengths, and those that the
+branch lacks, which stay at the middle of their ranges. The process varies the others. The first
+trials are TPE's.
 """
 
 import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,9 @@ Distributions = Mapping[str, Any]  # by hyperparameter; Optuna types them by the
 # value after the other.
 MOST_SINGLE_VALUES = 16
 WORTHWHILE_SECONDS = 2.0  # of training, of which the model takes a twentieth
-LATEST = 50  # results after which TPE is chosen: with many workers all trials are short at first
+# Results after which TPE is chosen if trials are short. With fewer they may be short only because,
+# with many workers, all of them are at their first rungs.
+RESULTS_TO_CHOOSE_TPE = 50
 MOST_BRANCHES = 6  # that the model tries: those with the most results
 TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
 GP = "gp"
@@ -92,36 +95,47 @@ class GaussianProcessSampler(TPESampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
+        """Returns the proposal of the Gaussian process, or that of TPE where the process has none.
+
+        TPE always proposes first: the process also tries the branch that TPE has chosen, and
+        leaves the hyperparameters that it does not model as TPE proposes them.
+        """
         tpe_proposal = super().sample_relative(study, trial, search_space)
-        if self._context.redraws or not self._uses_process(study):
+        if self._context.redraws or not self._is_process_chosen(study):
             return tpe_proposal
+
+        # What the process models, and from which trials it learns
         trials = view_extrapolated(study).get_trials(deepcopy=False)
         distributions = self._find_modeled(trials, search_space)
-        tpe_fixed = self._find_fixed(tpe_proposal, distributions)
-        if tpe_fixed is None:  # no trial has had this branch
-            return tpe_proposal
         modeled_trials = self._represent_trials(trials, distributions)
         results = _select_trials(modeled_trials, TrialState.COMPLETE)
-        if not self._least_results <= len(results) <= self.most_results:
-            return tpe_proposal
-        if not 0 < len(distributions) <= self.most_dimensions:
-            return tpe_proposal
         running = _select_trials(modeled_trials, TrialState.RUNNING)
-        branches = _select_branches(tpe_fixed, modeled_trials)
+        fixed_by_tpe = self._find_fixed(tpe_proposal, distributions)
+
+        has_few_dimensions = 0 < len(distributions) <= self.most_dimensions
+        has_fitting_results = self._least_results <= len(results) <= self.most_results
+        if not has_few_dimensions or not has_fitting_results:
+            return tpe_proposal
+        if fixed_by_tpe is None:  # no complete trial has had this branch
+            return tpe_proposal
+        branches = _select_branches(fixed_by_tpe, modeled_trials)
         process = GaussianProcess(seed=self._seed, n_startup_trials=1)
-        return tpe_proposal | process.propose(study, results, running, distributions, branches)
+        proposal = process.propose(study, results, running, distributions, branches)
+        return tpe_proposal | proposal
 
     def _find_modeled(
         self, trials: Sequence[FrozenTrial], search_space: Distributions
     ) -> Distributions:
-        """Returns the hyperparameters that the model has: those of complete trials.
+        """Returns the distributions of the hyperparameters that the process models, by name.
 
-        An objective that suggests its hyperparameters itself has no branches: the model has those
-        that all complete trials share.
+        They are those that a complete trial has had. If an Optuna objective suggests its
+        hyperparameters itself, they are those that all complete trials share, since the space shows
+        no branches then.
 
         Args:
-            search_space: The hyperparameters that TPE proposes. Others cannot be proposed here: TPE
-                has not seen the branch of a running trial.
+            trials: The trials of the study.
+            search_space: The hyperparameters that TPE proposes. No others are modeled: the process
+                only replaces values that TPE proposes.
         """
         results = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         has_branches = bool(self._space.nodes)
@@ -140,10 +154,11 @@ class GaussianProcessSampler(TPESampler):
     def _represent_trials(
         self, trials: Sequence[FrozenTrial], distributions: Distributions
     ) -> list[_ModeledTrial]:
-        """Returns the trials whose configurations the model can represent.
+        """Returns the trials whose configurations the process can model.
 
         Args:
-            distributions: The hyperparameters of the model.
+            trials: The trials of the study.
+            distributions: The distributions of the hyperparameters that it models.
         """
         modeled_trials = []
         for trial in trials:
@@ -154,13 +169,18 @@ class GaussianProcessSampler(TPESampler):
         return modeled_trials
 
     def _find_fixed(self, params: Mapping[str, Any], distributions: Distributions) -> Params | None:
-        """Returns the fixed hyperparameters of a configuration's branch, with their values.
+        """Returns what the process does not vary in the branch of a configuration.
 
-        None if the configuration lacks a value, or has a hyperparameter that the model does not.
+        These *fixed* hyperparameters are the options and list lengths that make the branch, with
+        their values; and all that the branch lacks, with the middles of their ranges.
 
         Args:
             params: The configuration.
-            distributions: The hyperparameters of the model.
+            distributions: The distributions of the hyperparameters that the process models.
+
+        Returns:
+            The fixed hyperparameters by name; None if the process cannot model the configuration,
+            which lacks a value or has a hyperparameter that is not modeled.
         """
         has_branches = bool(self._space.nodes)
         if not has_branches:
@@ -168,13 +188,14 @@ class GaussianProcessSampler(TPESampler):
             if has_all_values:
                 return {}
             return None
-        # At first all are fixed to the middles of their ranges, as those are that the branch lacks.
+        # The walk visits the hyperparameters of the branch. Those that it does not visit keep the
+        # middle of their range.
         fixed = {name: find_middle(distribution) for name, distribution in distributions.items()}
 
         def visit(hyperparameter: Hyperparameter) -> Any:
-            """Returns the value of a hyperparameter of the branch, and corrects `fixed` for it."""
+            """Returns the value of a hyperparameter, by which the walk continues."""
             name = hyperparameter.name
-            if hyperparameter.distribution.single():  # it has one value, and is in no model
+            if hyperparameter.distribution.single():  # it has one value, and is not modeled
                 value = hyperparameter.make_placeholder({})
             elif name in distributions:
                 value = params[name]
@@ -189,12 +210,12 @@ class GaussianProcessSampler(TPESampler):
 
         try:
             self._space.walk(visit)
-        except KeyError:  # of a value or hyperparameter, or an option that the space lacks
+        except KeyError:  # also for an option that the space does not have
             return None
         return fixed
 
-    def _uses_process(self, study: Study) -> bool:
-        """Returns whether the process serves the study at all."""
+    def _is_process_chosen(self, study: Study) -> bool:
+        """Returns whether the process may propose in a study; always, but for `AutoSampler`."""
         return True
 
 
@@ -203,14 +224,18 @@ def _select_trials(modeled_trials: Sequence[_ModeledTrial], state: TrialState) -
 
 
 def _select_branches(first: Params, modeled_trials: Sequence[_ModeledTrial]) -> list[Params]:
-    """Returns the branches to propose in: a first one, and those with the most trials.
+    """Returns the branches in which the process searches: a first one, and the most frequent ones.
 
-    A branch is given and returned as its fixed hyperparameters, with their values.
+    A branch is represented by its fixed hyperparameters, with their values.
+
+    Args:
+        first: The first branch.
+        modeled_trials: The trials whose branches are counted.
     """
     counts = Counter(tuple(modeled.fixed.items()) for modeled in modeled_trials)
     branches = [first]
-    for items, _ in counts.most_common(MOST_BRANCHES):
-        branch = dict(items)
+    for fixed_items, _ in counts.most_common(MOST_BRANCHES):
+        branch = dict(fixed_items)
         if branch != first:
             branches.append(branch)
     return branches
@@ -255,45 +280,57 @@ class AutoSampler(GaussianProcessSampler):
             sampler = f"TPE, then a Gaussian process if trials train for {seconds}"
         return f"sampler=auto: {sampler}"
 
-    def _uses_process(self, study: Study) -> bool:
+    def _is_process_chosen(self, study: Study) -> bool:
+        """Returns whether the process is chosen for a study, and not TPE.
+
+        The first worker that can decide stores its decision with the study, for all others.
+        """
         if self._decision is None:
-            self._decision = study.user_attrs.get(SAMPLER)  # another worker may have decided
+            self._decision = study.user_attrs.get(SAMPLER)
         if self._decision is None:
             self._decision = self._decide(study)
             if self._decision is None:
                 return False
-            # `study.set_user_attr` may refuse our keys: the study may be the one that a user's
-            # objective gets.
+            # Not by `study.set_user_attr`: a user's objective may have got this study, which
+            # refuses studyloom's keys.
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._decision)
             log.info(self.note)
         return self._decision == GP
 
     def _decide(self, study: Study) -> str | None:
-        """Decides by the training times of trials, GP or TPE; None while these are too few."""
+        """Chooses GP or TPE by the mean training time of trials; None while there are too few.
+
+        Long trainings choose the process early. Short ones choose TPE only after more trials, since
+        the first ones to end or pause are the shortest.
+        """
         if self._deterministic:  # times differ from run to run
             return GP
         times = read_training_times(study)
         if len(times) < self._least_results:
             return None
-        if sum(times) / len(times) >= WORTHWHILE_SECONDS:
+        mean_time = sum(times) / len(times)
+        if mean_time >= WORTHWHILE_SECONDS:
             return GP
-        if len(times) < LATEST:
+        if len(times) < RESULTS_TO_CHOOSE_TPE:
             return None
         return TPE
 
 
 def read_training_times(study: Study) -> list[float]:
-    """Returns how many seconds trials have trained so far, of those that have ended or paused."""
-    seconds = []
+    """Returns the training time of each trial that has ended or was paused, in seconds."""
+    training_times = []
     for trial in study.get_trials(deepcopy=False):
         if TIMES in trial.user_attrs:
-            times = TrialRecord(trial).times
-            seconds.append(sum(times.get(kind, 0.0) for kind in TRAINING))
-    return seconds
+            seconds_by_kind = TrialRecord(trial).times
+            training_times.append(sum(seconds_by_kind.get(kind, 0.0) for kind in TRAINING))
+    return training_times
 
 
 def _has_distributions(trial: FrozenTrial, distributions: Distributions) -> bool:
-    """Returns whether the hyperparameters of a trial have these distributions."""
+    """Returns whether a trial has drawn its hyperparameters from these distributions.
+
+    It need not have all hyperparameters, and may have others.
+    """
     for name, distribution in trial.distributions.items():
         if name in distributions and distributions[name] != distribution:
             return False
@@ -305,11 +342,11 @@ class _FixedValues:
     """The fixed hyperparameters of a branch, as Optuna's process takes them.
 
     Attributes:
-        mask: bool (hyperparameters,): Which are fixed.
-        params: A configuration with the fixed values.
+        is_fixed: bool (hyperparameters,): which of all hyperparameters are fixed.
+        params: A value for each hyperparameter; only those of the fixed ones are used.
     """
 
-    mask: NDArray[np.bool_]
+    is_fixed: NDArray[np.bool_]
     params: Params
 
 
@@ -326,51 +363,41 @@ class GaussianProcess(GPSampler):
         distributions: Distributions,
         branches: Sequence[Params],
     ) -> Params:
-        """Returns the configuration that promises most.
+        """Returns the most promising configuration by the expected improvement.
 
-        Numbers of many values are searched as if all between them were possible, and then rounded:
-        to search their values one by one took two thirds of the time.
+        Integers and steps with many values are searched as continuous ranges, and then rounded: to
+        search their values one by one took two thirds of the time.
 
         Args:
             study: The study, which has the directions.
-            results: Complete trials.
-            running: Trials of other workers.
-            distributions: The hyperparameters of the model.
-            branches: The fixed hyperparameters of each branch; the process chooses one branch, and
-                all other values.
+            results: Complete trials, from which the process learns.
+            running: Trials that other workers run, near which it does not propose.
+            distributions: The distributions of the hyperparameters that it models.
+            branches: The fixed hyperparameters of each branch, with their values. The process
+                chooses one of the branches, and a value for each hyperparameter that is not fixed.
         """
-        import torch  # not before it is needed
-
         middle = {name: find_middle(distribution) for name, distribution in distributions.items()}
         self._branches = []
         for branch in branches:
-            mask = np.array([name in branch for name in distributions], bool)
-            self._branches.append(_FixedValues(mask, middle | branch))
+            is_fixed = np.array([name in branch for name in distributions], bool)
+            self._branches.append(_FixedValues(is_fixed, middle | branch))
+        # A hyperparameter that a trial lacks counts as the middle of its range.
         complete_results = [_fill_params(trial, middle) for trial in results]
         complete_running = [_fill_params(trial, middle) for trial in running]
         smooth_distributions = {
             name: _smooth_distribution(distribution) for name, distribution in distributions.items()
         }
-        # To name the device takes as long as all else, so it is named where a user has set another.
-        device: Any = nullcontext()
-        if torch.get_default_device().type != "cpu":
-            device = torch.device("cpu")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the last bits depend on it
-        try:
-            with device:
-                proposal = self._sample_relative_impl(
-                    study, complete_results, complete_running, smooth_distributions
-                )
-        finally:
-            torch.set_num_threads(threads)
+        with _one_cpu_thread():
+            proposal = self._sample_relative_impl(
+                study, complete_results, complete_running, smooth_distributions
+            )
         return {name: _round_value(distributions[name], value) for name, value in proposal.items()}
 
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
-        """Returns the most promising of the best points of the branches, as Optuna's method does.
+        """Returns the point at which the acquisition function is largest; Optuna's hook for it.
 
-        The acquisition function is optimized in one branch after the other. Meanwhile it has a
-        space in which only the hyperparameters vary that the branch does not fix.
+        It is optimized within one branch after the other. In each branch its search space is
+        replaced by one in which the fixed hyperparameters do not vary.
 
         Args:
             acqf: Optuna's acquisition function.
@@ -383,21 +410,44 @@ class GaussianProcess(GPSampler):
         for branch in self._branches:
             branch_space = _BranchSpace(whole_space, branch)
             acqf.search_space = branch_space
-            start = None
+            start_points = None
             if best_params is not None:
-                start = branch_space.set_fixed(best_params.copy())
-            point = super()._optimize_acqf(acqf, start)
-            points = point[None]  # the function evaluates several at once
-            value = float(acqf.eval_acqf_no_grad(points)[0])
+                start_points = branch_space.set_fixed(best_params.copy())
+            point = super()._optimize_acqf(acqf, start_points)  # (hyperparameters,)
+            (value,) = acqf.eval_acqf_no_grad(point[None])  # of the points (1, hyperparameters)
             if best_point is None or value > best_value:
-                best_value = value
+                best_value = float(value)
                 best_point = point
         acqf.search_space = whole_space
         return best_point
 
 
+@contextmanager
+def _one_cpu_thread() -> Iterator[None]:
+    """Lets torch compute on the CPU with one thread, so that all workers get the same last bits."""
+    import torch  # here: until a process proposes, no torch is needed
+
+    # Entering a device doubles the time of the process, so it happens only where a user has set
+    # another default device.
+    device: Any = nullcontext()
+    if torch.get_default_device().type != "cpu":
+        device = torch.device("cpu")
+    thread_count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_num_threads(thread_count)
+
+
 def _fill_params(trial: FrozenTrial, middle: Params) -> FrozenTrial:
-    """Returns a trial with a value for each hyperparameter of the model, and no others."""
+    """Returns a copy of a trial with exactly the hyperparameters that the process models.
+
+    Args:
+        trial: The trial.
+        middle: The middle of each hyperparameter's range, which the trial gets where it lacks one.
+    """
     filled_trial = copy.copy(trial)
     filled_trial.params = dict(middle)
     for name, value in trial.params.items():
@@ -407,13 +457,17 @@ def _fill_params(trial: FrozenTrial, middle: Params) -> FrozenTrial:
 
 
 class _BranchSpace:
-    """A space of Optuna's process in which some values are fixed; see its `SearchSpace`."""
+    """A search space of Optuna's process (its `SearchSpace`) in which some values are fixed.
+
+    Points are rows of numbers from 0 to 1, with a column for each hyperparameter.
+    """
 
     def __init__(self, whole_space: Any, branch: _FixedValues) -> None:
         self._whole_space = whole_space
-        self._mask = branch.mask
-        self._fixed_row = whole_space.get_normalized_params([None], [branch.params])[0]
-        free_indices = np.flatnonzero(~branch.mask)
+        self._is_fixed = branch.is_fixed
+        # The fixed values as a point. Optuna's method only counts the trials, here [None].
+        (self._fixed_point,) = whole_space.get_normalized_params([None], [branch.params])
+        free_indices = np.flatnonzero(~branch.is_fixed)
         self.continuous_indices = np.intersect1d(whole_space.continuous_indices, free_indices)
         self.discrete_indices = np.intersect1d(whole_space.discrete_indices, free_indices)
 
@@ -421,24 +475,28 @@ class _BranchSpace:
         return getattr(self._whole_space, name)
 
     def set_fixed(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sets the fixed values in points, float (…, hyperparameters), and returns these."""
-        points[:, self._mask] = self._fixed_row[self._mask]
+        """Sets the fixed values in points, float (points, hyperparameters), and returns these."""
+        points[:, self._is_fixed] = self._fixed_point[self._is_fixed]
         return points
 
     def sample_normalized_params(self, n: int, rng: Any) -> NDArray[np.float64]:
         return self.set_fixed(self._whole_space.sample_normalized_params(n, rng))
 
     def get_choices_of_discrete_params(self) -> list[NDArray[np.float64]]:
-        choices = self._whole_space.get_choices_of_discrete_params()
-        choices_by_index = dict(zip(self._whole_space.discrete_indices, choices, strict=True))
-        return [choices_by_index[index] for index in self.discrete_indices]
+        """Returns the values of each discrete hyperparameter that is not fixed."""
+        choices_of_all = self._whole_space.get_choices_of_discrete_params()
+        free_choices = []
+        for index, choices in zip(self._whole_space.discrete_indices, choices_of_all, strict=True):
+            if index in self.discrete_indices:
+                free_choices.append(choices)
+        return free_choices
 
 
 def _smooth_distribution(distribution: BaseDistribution) -> BaseDistribution:
-    """Returns a continuous range instead of one with a step and many values.
+    """Returns a continuous range for one that has a step and many values.
 
-    It is wider by half a step at each end, so that as many of its numbers are rounded to the lowest
-    and highest value as to any other. Other distributions are returned unchanged.
+    For integers from 1 to 100 it is 0.5 to 100.5: wider by half a step at each end, so that as many
+    of its numbers are rounded to 1 as to 2. Any other distribution is returned unchanged.
     """
     if not isinstance(distribution, IntDistribution | FloatDistribution):
         return distribution
@@ -451,7 +509,7 @@ def _smooth_distribution(distribution: BaseDistribution) -> BaseDistribution:
 
 
 def _round_value(distribution: BaseDistribution, value: Any) -> Any:
-    """Returns the value of a range with a step that is nearest to a number; else the value."""
+    """Returns the nearest value of a range with a step; any other value unchanged."""
     if not isinstance(distribution, IntDistribution | FloatDistribution):
         return value
     low = distribution.low
