@@ -161,7 +161,7 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
     assert len(points) == 4
     stored = fresh(url, definition, 6, "new")
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "enter", die)
+        patch.setattr(Ledger, "set_slots", die)
         with pytest.raises(KeyboardInterrupt):
             enqueue(stored, chosen, 6, baseline=definition.baseline)
     assert stored.trials() == []

@@ -480,7 +480,7 @@ class AshaOrder:
     def _rank_rungs(self, standings: Sequence[Standing]) -> list[RungRanking]:
         """Ranks the trials at each rung that any trial has reached, the lowest rung first.
 
-        Each bracket has rungs and a ranking of its own.
+        Trials of different brackets are not compared.
         """
         standings_at_rungs = defaultdict[tuple[int, int], list[Standing]](list)
         for standing in standings:
