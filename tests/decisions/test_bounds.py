@@ -53,7 +53,9 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
     assert decide_early_end(open_study(url, "s"), TRIALS) == decide_early_end(stored, TRIALS)
-    assert Stage("search", stored, definition, Strategy(definition), TRIALS).todo() == 0
+    assert (
+        Stage("search", stored, definition, Strategy(definition), TRIALS).count_open_trials() == 0
+    )
     before = outcomes(stored)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
     work(definition, stored, TRIALS)

@@ -132,9 +132,9 @@ class ToyStudy:
     def final_training(self):
         return self.stage("final-training")
 
-    def todo(self):
+    def count_open_trials(self):
         stage = next_stage(self.evaluation)
-        return 0 if stage is None else stage.todo() + stage.following
+        return 0 if stage is None else stage.count_open_trials() + stage.later_trials
 
     def is_done(self):
         return self.evaluation.trained is not None

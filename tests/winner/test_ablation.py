@@ -220,7 +220,7 @@ def test_a_killed_ablation_resumes_to_the_same_table(definition, ablated, tmp_pa
             train(stage, SPLIT, 2)
             break
         train(stage, SPLIT, stage.trials)
-    assert stages.todo()
+    assert stages.count_open_trials()
     stages.close()
     stages = open_stages(definition, tmp_path, ablation=True, simple_margin=0.5)
     work(stages)

@@ -100,8 +100,8 @@ def test_a_stage_that_another_worker_is_making_has_not_ended(definition, sqlite_
     attributes = {DEFINITION: plan.identity, UUID: "0" * 32}
     add_study(storage, str(plan.name), [StudyDirection.MAXIMIZE], attributes)
     assert plan.find() is None, "its slots are not stored yet"
-    assert plan.begin().todo() == plan.trials
-    assert plan.find().todo() == plan.trials
+    assert plan.begin().count_open_trials() == plan.trials
+    assert plan.find().count_open_trials() == plan.trials
 
 
 def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
@@ -115,7 +115,7 @@ def test_a_study_stopped_in_its_re_evaluation_resumes_to_the_same_winner(
     train(first.reevaluation, SPLIT, ended)
     first.close()
     stages = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
-    assert stages.todo() >= stages.reevaluation.trials - ended
+    assert stages.count_open_trials() >= stages.reevaluation.trials - ended
     assert not stages.is_done()
     assert [stage.title for stage in stages] == ["search", "re-evaluation"]
     names = [study.study_name for study in stages.search.stored.storage.get_all_studies()]
@@ -147,7 +147,7 @@ def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
 def test_values_are_those_of_plain_trainings_and_the_best_mean_wins(evaluated):
     stages, result, _ = evaluated
     assert [stage.title for stage in stages] == ["search", "re-evaluation", "final-training"]
-    assert (stages.is_done(), stages.todo()) == (True, 0)
+    assert (stages.is_done(), stages.count_open_trials()) == (True, 0)
     reevaluated = stages.reevaluated
     for candidate, values in reevaluated.values.items():
         for seed, value in enumerate(values):
@@ -205,7 +205,7 @@ def test_a_single_candidate_wins_without_re_evaluation_unless_it_failed(tmp_path
     url = f"sqlite:///{tmp_path}/diverging/study.db"
     without = stages_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
     work(without)
-    assert (without.is_done(), without.todo()) == (False, 0), "no trial could win"
+    assert (without.is_done(), without.count_open_trials()) == (False, 0), "no trial could win"
 
 
 @pytest.mark.parametrize("title", ["re-evaluation", "final-training"])
@@ -263,7 +263,7 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
     stages = stages_of(definition, url, tmp_path, 1, top=1, seeds=2, ablation=True)
     work(stages)
     stage = stages.reevaluation
-    assert (len(attempts), stage.todo()) == (2, 0)
+    assert (len(attempts), stage.count_open_trials()) == (2, 0)
     assert len(stages.reevaluated.values_by_seed(Origin(0))) == values
     (failed,) = stage.stored.set_aside_trials()
     assert (failed.number, failed.state) == (attempts[0], TrialState.FAIL)

@@ -54,7 +54,7 @@ def train_trial(definition, stored, folder, interval, stopping=None):
     """Works on trial 0, with a time between two checkpoints."""
     stage = Stage("search", stored, definition, Strategy(definition), 1)
     data, limits = TrainingData(None, SPLIT, FOLDS), Limits()
-    Worker(stage, data, stopping or Never(), folder, limits, interval=interval).run()
+    Worker(stage, data, stopping or Never(), folder, limits, checkpoint_interval=interval).run()
 
 
 @pytest.mark.parametrize(("interval", "epochs"), [(0.0, [1, 2, 3, 4]), (HOUR, [])])

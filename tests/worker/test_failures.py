@@ -26,7 +26,7 @@ from studyloom.objectives.objective import Objective
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
 from studyloom.storage.failures import count_failures
 from studyloom.storage.trial_record import TrialRecord
-from studyloom.worker.failure_causes import broken_by, explain
+from studyloom.worker.failure_causes import explain, find_gpu_error
 from studyloom.worker.reporter import Reporter
 
 
@@ -177,7 +177,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
 def test_running_out_of_memory_is_recognized_by_each_librarys_message(text):
     for error in (RuntimeError(text), CommandFailed(f"it ended with 1; it printed: {text}")):
         assert explain(error).kind == "out_of_memory"
-        assert broken_by(error) is None, "the next trial may be smaller"
+        assert find_gpu_error(error) is None, "the next trial may be smaller"
 
 
 def test_running_out_of_memory_is_recognized_by_the_exceptions_class():
@@ -215,16 +215,16 @@ BROKEN_GPU_TEXTS = (
 @pytest.mark.parametrize("text", BROKEN_GPU_TEXTS)
 def test_a_broken_gpu_is_recognized_by_each_librarys_message(text):
     error = RuntimeError(text)
-    assert broken_by(error) == f"RuntimeError: {text}".splitlines()[0]
+    assert find_gpu_error(error) == f"RuntimeError: {text}".splitlines()[0]
     assert explain(error).kind == "error"
 
 
 def test_a_broken_gpu_is_recognized_behind_another_exception():
     for other in (TrialPruned("it failed"), ValueError("it failed")):
         other.__context__ = RuntimeError(ASSERT)  # as of an exception that is raised in `except`
-        assert broken_by(other) == f"RuntimeError: {ASSERT}"
-    assert broken_by(CommandFailed(ASSERT)) is None, "it was in another process"
-    assert broken_by(RuntimeError("a bug")) is None
+        assert find_gpu_error(other) == f"RuntimeError: {ASSERT}"
+    assert find_gpu_error(CommandFailed(ASSERT)) is None, "it was in another process"
+    assert find_gpu_error(RuntimeError("a bug")) is None
 
 
 def test_a_trial_that_breaks_the_gpu_ends_only_its_process(sqlite_url, broken):

@@ -281,19 +281,19 @@ def test_a_launcher_is_a_subclass_of_launcher():
 
 def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
     machine("4", "7")
-    environments = Local(workers=4).environments(4)
+    environments = Local(workers=4).make_environments(4)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "7", "4", "7"]
     assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
     machine("0", "1", "2", "3")
     two = Local(gpus=2)
     assert two.count(100) == 2
-    seen = [variables["CUDA_VISIBLE_DEVICES"] for variables in two.environments(3)]
+    seen = [variables["CUDA_VISIBLE_DEVICES"] for variables in two.make_environments(3)]
     assert seen == ["0,1", "2,3", "0,1"]
     three = Local(gpus=3)
     assert three.count(100) == 1
-    assert three.environments(1)[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    assert three.make_environments(1)[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     machine()
-    (first, *_) = Local(workers=16).environments(16)
+    (first, *_) = Local(workers=16).make_environments(16)
     assert first["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in first
 

@@ -180,6 +180,6 @@ def test_a_trial_that_was_paused_on_request_ends_with_the_same_values(sqlite_url
     data = TrainingData(None, SPLIT, FOLDS)
     where = (data, Never(), FOLDER["checkpoints"], Limits())
     stage = Stage("search", stored, definition, Strategy(definition), 3)
-    Worker(stage, *where, pausing=pausing).run()
+    Worker(stage, *where, must_pause=pausing).run()
     assert held == [1, 0, 0, 0]  # the trial was released, and nobody claimed one
     assert outcomes(stored) == outcomes(undisturbed)

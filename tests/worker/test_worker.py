@@ -245,7 +245,7 @@ def test_all_of_a_workers_time_is_charged_to_its_trials(sqlite_url):
     began = watch.last_take
     folder = FOLDER["checkpoints"]
     stage = Stage("search", stored, definition, Strategy(definition), 3)
-    Worker(stage, TrainingData(None, SPLIT, FOLDS), Never(), folder, watch=watch).run()
+    Worker(stage, TrainingData(None, SPLIT, FOLDS), Never(), folder, stopwatch=watch).run()
     taken = [trial.user_attrs[TIMES] for trial in stored.trials()]
     assert taken[0]["start-up"] == 5.0
     parts = {"training", "evaluation", "storage", "sampling", "checkpoints", "other"}

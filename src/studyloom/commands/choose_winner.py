@@ -58,7 +58,7 @@ class WinnerReporting(Reporting):
         with terminal.Display(self.outputs.read, self.console, stop):
             yield
 
-    def finish(self, stop: Stop, follow: str | None) -> int:
+    def finish(self, stop: Stop, detached_notice: str | None) -> int:
         study = self.study
         assert study is not None
         evaluation = read_evaluation(study)
@@ -135,7 +135,7 @@ def check_search_has_ended(study: OpenStudy) -> None:
     """
     stored = study.stored
     check_definition(stored.name, stored.definition(), study.definition.identity(study.data.digest))
-    trials_left = study.search.todo()
+    trials_left = study.search.count_open_trials()
     if trials_left:
         remedy = "run the study to its end, or with a smaller study.trials"
         open_trials = f"{trials_left} of {study.search.trials} trials are open"

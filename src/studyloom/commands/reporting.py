@@ -106,7 +106,7 @@ class StudyReporting(TrackingReporting):
         verb = "begins"
         if any(trial.datetime_start for trial in stored.trials()):
             verb = "resumes"
-        trials = study.search.todo()
+        trials = study.search.count_open_trials()
         if trials == 0:
             work = read_evaluation(study).title
         elif trials == 1:
@@ -114,22 +114,24 @@ class StudyReporting(TrackingReporting):
         else:
             work = f"{trials} trials"
         logs = f", logs in {task.logs}"
-        if prepared.launcher.works_here(task, task.todo()):  # it prints to this terminal
+        if prepared.launcher.works_here(
+            task, task.count_open_trials()
+        ):  # it prints to this terminal
             logs = ""
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
-    def finish(self, stop: Stop, follow: str | None) -> int:
+    def finish(self, stop: Stop, detached_notice: str | None) -> int:
         if stop.lone_signal is not None:  # only this process was stopped; others continue
             return 0
-        if follow is not None:  # the workers continue without this command
-            terminal.say(self.console, follow)
+        if detached_notice is not None:  # the workers continue without this command
+            terminal.say(self.console, detached_notice)
             return 0
         evaluation = read_evaluation(self.opened)
         study = evaluation.study
         code = self.report(evaluation, stop)
         if not stop() and not read_evaluation(study).remaining:
             end_command(study.stored, code)
-        study.search.remove_files_of_ended_trials(study.definition.config.checkpoints.dir)
+        study.search.remove_stale_files(study.definition.config.checkpoints.dir)
         return code
 
     def report(self, evaluation: Evaluation, stop: Stop) -> int:

@@ -17,7 +17,7 @@ from studyloom.views.words import describe_result
 from studyloom.winner.assemble_result import evaluate_winner, is_result_of
 from studyloom.winner.evaluation import Evaluation, read_evaluation
 from studyloom.winner.result import Result, move_aside
-from studyloom.worker.failure_causes import gpu_is_lost
+from studyloom.worker.failure_causes import has_lost_gpu
 from studyloom.worker.open_study import OpenStudy
 
 
@@ -79,7 +79,7 @@ def print_winner(
             evaluation = current
         is_current = result is not None and is_result_of(result, evaluation)
         if result is None or not is_current or repeat:
-            if gpu_is_lost():
+            if has_lost_gpu():
                 raise BrokenProcess(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"

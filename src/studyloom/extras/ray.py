@@ -159,7 +159,7 @@ class Ray(Launcher):
                 they claim a trial.
             StorageLost: the database stays away.
         """
-        ray = self.start(task.todo(), task.run_dir)
+        ray = self.start(task.count_open_trials(), task.run_dir)
         with closing(self):
             gpus = self.gpus_of_fitting_worker(read_nodes(ray))
             remote = ray.remote(
@@ -174,7 +174,7 @@ class Ray(Launcher):
             prefix = f"{host_id()}-{os.getpid()}-worker"
             command = task.command.worker_arguments()
             workers = []
-            for number in range(1, self.count(task.todo()) + 1):
+            for number in range(1, self.count(task.count_open_trials()) + 1):
                 log = task.logs.absolute() / f"{prefix}{number}.log"
                 workers.append(RayWorker(ray, remote, command, log))
             try:

@@ -108,7 +108,7 @@ class Slurm(Launcher):
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *task.command.worker_arguments()]
-        tasks = self.count(task.todo())
+        tasks = self.count(task.count_open_trials())
         path.write_text(self.script(task.name, tasks, command, Path.cwd(), task.logs.absolute()))
         follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:

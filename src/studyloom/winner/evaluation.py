@@ -74,7 +74,7 @@ class Evaluation:
         search = self.study.search
         if not winner_settings(self.study).enabled:
             return search
-        return replace(search, following=count_trainings_after(self.study))
+        return replace(search, later_trials=count_trainings_after(self.study))
 
     @property
     def stages(self) -> list[Stage]:
@@ -110,7 +110,7 @@ class Evaluation:
             self.remaining = plan.trials
             return None
         self.later.append(stage)
-        self.remaining = stage.todo()
+        self.remaining = stage.count_open_trials()
         if self.remaining:
             return None
         return stage
@@ -139,7 +139,7 @@ class WinnerStages(Stages):
 
 def read_evaluation(study: OpenStudy) -> Evaluation:
     """Reads from the database how far a study is on the way to its winner."""
-    evaluation = Evaluation(study, remaining=study.search.todo())
+    evaluation = Evaluation(study, remaining=study.search.count_open_trials())
     if evaluation.remaining:
         # A search that had ended may have trials again, as after `studyloom redo`: then other
         # trials than those in memory count.

@@ -47,7 +47,7 @@ class PlannedStage:
         repeats_reevaluation: whether its trainings have the seeds and examples of the
             re-evaluation, as those of a final training may.
         keeps_networks: whether the trained networks are saved.
-        following: how many trainings follow in later stages, at most.
+        later_trials: how many trainings follow in later stages, at most.
     """
 
     study: OpenStudy
@@ -56,7 +56,7 @@ class PlannedStage:
     trainings: CandidateTrainings
     repeats_reevaluation: bool
     keeps_networks: bool
-    following: int
+    later_trials: int
 
     @property
     def trials(self) -> int:
@@ -140,7 +140,7 @@ class PlannedStage:
             strategy=trainings,
             trials=self.trials,
             weights=weights,
-            following=self.following,
+            later_trials=self.later_trials,
         )
 
 
@@ -229,9 +229,9 @@ class StagePlanner:
             definition, self.study.data, points, self.settings.seeds, trains_on_all=is_final
         )
         repeats_reevaluation = trainings.repeats_reevaluation
-        following = 0
+        later_trials = 0
         if definition.tested and not is_final:
-            following = count_trainings_after(self.study)
+            later_trials = count_trainings_after(self.study)
         return PlannedStage(
             study=self.study,
             title=title,
@@ -241,7 +241,7 @@ class StagePlanner:
             # The result has the networks of the re-evaluation if there is no final training, or if
             # a final training would only repeat it.
             keeps_networks=is_final or repeats_reevaluation or not definition.tested,
-            following=following,
+            later_trials=later_trials,
         )
 
     def _name(self, title: str) -> StageName:

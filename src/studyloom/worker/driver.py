@@ -3,6 +3,9 @@
 They differ in their `Command`, in their `Reporting`, and in the `Stages` that they know: a call of
 the kernel knows only the search. The launcher of the study gets a `Task`, and works on it with
 workers in this process or in others.
+
+A *stage* is the search, or the trainings that follow it, such as the re-evaluation. An *open trial*
+is one of the budget that has not ended yet.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,11 +72,11 @@ class Reporting:
         """Shows the progress while workers run in the body."""
         yield
 
-    def finish(self, stop: Stop, follow: str | None) -> int:
+    def finish(self, stop: Stop, detached_notice: str | None) -> int:
         """Reports how a study has ended, or why it was stopped, and returns the exit code.
 
         Args:
-            follow: a line to print if workers continue without this process; else None.
+            detached_notice: a line to print if workers continue without this process; else None.
 
         Raises:
             NoWinner: a training that the result needs, or the test, has failed.
@@ -81,10 +84,9 @@ class Reporting:
         return 0
 
     def continues(self, open_trials: int) -> bool:
-        """Returns whether to train trials that were opened meanwhile, as by `studyloom redo`.
+        """Returns whether to train a number of trials that were opened meanwhile.
 
-        Args:
-            open_trials: the number of these trials.
+        `studyloom redo` opens trials again, maybe while this process makes the result.
         """
         return True
 
@@ -117,43 +119,65 @@ def run_study(
         task = make_task(study, stages, command)
         if not command.is_worker:
             reopen(stages.find_begun(study))
-        launcher = study.prepared.launcher
         if command.begins:
-            check_connections(study.prepared.url, launcher.count(task.todo()))
+            workers = prepared.launcher.count(task.count_open_trials())
+            check_connections(study.prepared.url, workers)
         with reporting.attached(study):
             while True:
-                follow = None  # a line to print if workers continue without this process
-                while follow is None and not stop() and task.todo():
-                    with reporting.watch(task, stop):
-                        follow = launcher.launch(task, stop)
-                    if not command.is_worker and not stop():
-                        reconcile(stages.find_begun(study))
-                code = reporting.finish(stop, follow)
-                if follow is not None or stop():
+                detached_notice = run_workers(task, study, stages, reporting, stop)
+                code = reporting.finish(stop, detached_notice)
+                if detached_notice is not None or stop():
                     return code
                 for stage in stages.find_begun(study):
                     stage.stored.check_halted()
                 # `studyloom redo` may have opened trials while the result was made.
-                open_trials = task.todo()
-                if not open_trials or not reporting.continues(open_trials):
+                open_trials = task.count_open_trials()
+                if open_trials == 0 or not reporting.continues(open_trials):
                     return code
+
+
+def run_workers(
+    task: Task, study: OpenStudy, stages: Stages, reporting: Reporting, stop: Stop
+) -> str | None:
+    """Runs workers until no trial is open, or a stop is requested.
+
+    The launcher is called again if trials are open once its workers have ended: another program may
+    have deleted or opened some meanwhile.
+
+    Returns:
+        A line to print if the workers continue without this process; else None.
+    """
+    launcher = study.prepared.launcher
+    while not stop() and task.count_open_trials() > 0:
+        with reporting.watch(task, stop):
+            detached_notice = launcher.launch(task, stop)
+        if not task.command.is_worker and not stop():
+            reconcile(stages.find_begun(study))
+        if detached_notice is not None:
+            return detached_notice
+    return None
 
 
 @contextmanager
 def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator[None]:
-    """Follows `studyloom stop` and `pause` while the body runs, in the command of a study.
+    """Obeys `studyloom stop` and `pause` while the body runs, if this process runs trials.
 
-    A launcher stops the workers that it has started itself.
+    A worker with a launcher obeys only `pause`: its launcher obeys `stop`, and then stops it.
     """
-    if not command.begins and not command.is_worker:
+    runs_trials = command.begins or command.is_worker
+    if not runs_trials:  # such as `studyloom winner`
         yield
         return
-    with following_requests(study.stored, stop, stops=not command.line.is_connected):
+    has_launcher = command.line.is_connected
+    with following_requests(study.stored, stop, stops=not has_launcher):
         yield
 
 
 def reopen(stages: Iterable[Stage]) -> None:
-    """Repairs the stages after the search for a command; those that have halted may run again."""
+    """Prepares the stages after the search to be run again by a command.
+
+    A stage that has halted, since its trainings failed, gets another chance.
+    """
     for stage in stages:
         if not stage.is_search:
             stage.stored.reconcile(stage.trials)
@@ -161,18 +185,23 @@ def reopen(stages: Iterable[Stage]) -> None:
 
 
 def reconcile(stages: Iterable[Stage]) -> None:
-    """Corrects what another program changed in the ledgers or trials of stages.
+    """Repairs the budget tables of stages after another program has changed their trials.
 
     Raises:
         StorageError: a person must decide how.
     """
     for stage in stages:
-        if stage.stored.reconcile(stage.trials):
-            stage.stored.storage.forget(stage.stored.ledger.study_id)
+        stored = stage.stored
+        has_changed = stored.reconcile(stage.trials)
+        if has_changed:
+            stored.storage.forget(stored.ledger.study_id)  # the trials are read again
 
 
 def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
-    """Makes the task of a launcher: the open trials of all stages."""
+    """Makes the task of a launcher: to run the open trials of one stage after the other.
+
+    The next stage is read from the database each time, because other workers run trials too.
+    """
     settings = study.definition.config.study
     limits = Limits(
         lease=settings.lease,
@@ -183,12 +212,13 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
     )
 
     def work(stop: Stop) -> None:
+        """Runs open trials in this process until there are none or a stop is requested."""
         stopwatch = Stopwatch.since(command.age())
-        with ExitStack() as thread_count:
+        with ExitStack() as cleanup:
             if settings.deterministic:
                 # The number of threads decides the last bits of a sum. With one thread, they do not
                 # depend on how many workers share the cores.
-                thread_count.enter_context(on_threads(1))
+                cleanup.enter_context(on_threads(1))
             while not stop():
                 stage = stages.find_next(study)
                 if stage is None:
@@ -196,25 +226,27 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                 with make_worker(study, stage, stop, limits, stopwatch, command) as worker:
                     worker.run()
 
-    def halted() -> bool:
+    def is_halted() -> bool:
+        """Returns whether the trials of the next stage all fail, so that it has stopped itself."""
         stage = stages.find_next(study)
         return stage is not None and stage.stored.halted() is not None
 
-    def todo() -> int:
+    def count_open_trials() -> int:
+        """Counts the open trials of all stages; of stages that have not begun, the most."""
         stage = stages.find_next(study)
         if stage is None or stage.stored.halted() is not None:
             return 0
-        return stage.todo() + stage.following
+        return stage.count_open_trials() + stage.later_trials
 
     return Task(
         work=work,
-        todo=todo,
+        count_open_trials=count_open_trials,
         ledger=study.stored.ledger,
         run_dir=study.run_dir,
         limits=limits,
         name=study.stored.name,
         command=command,
-        halted=halted,
+        is_halted=is_halted,
     )
 
 
@@ -227,25 +259,28 @@ def make_worker(
     stopwatch: Stopwatch,
     command: Command,
 ) -> Iterator[Worker]:
-    """Makes the worker of this process for a stage, and closes its callbacks."""
+    """Makes a worker that runs the trials of a stage in this process.
+
+    After the body, its callbacks complete what they have begun, such as the upload of a curve.
+    """
     settings = study.definition.config.checkpoints
-    checkpoints = None
+    checkpoint_folder = None
     if settings.dir is not None:
-        checkpoints = Path(settings.dir)
+        checkpoint_folder = Path(settings.dir)
         if not stage.is_search:
-            checkpoints /= stage.title
-        checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint_folder /= stage.title
+        checkpoint_folder.mkdir(parents=True, exist_ok=True)
     try:
         yield Worker(
             stage=stage,
             data=study.data,
-            stopping=stop,
-            checkpoints=checkpoints,
+            must_stop=stop,
+            checkpoint_folder=checkpoint_folder,
             limits=limits,
-            watch=stopwatch,
+            stopwatch=stopwatch,
             on_claim=command.line.send_claimed,
-            pausing=lambda: stop.paused,
-            interval=settings.interval,
+            must_pause=lambda: stop.paused,
+            checkpoint_interval=settings.interval,
         )
     finally:
         for callback in stage.callbacks:

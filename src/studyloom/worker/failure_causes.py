@@ -67,10 +67,13 @@ BROKEN_GPU = (
 
 
 def explain(error: BaseException) -> Failure:
-    """Returns the record of an exception that ended a trial."""
+    """Returns the failure of a trial that an exception has ended: its kind, reason and details.
+
+    The details are the output of a command, or the end of the traceback.
+    """
     text = error_text(error)
     reason = f"{type(error).__name__}: {text}".removesuffix(": ")  # the text may be empty
-    if isinstance(error, CommandFailed):  # the text says it all
+    if isinstance(error, CommandFailed):  # its text says it all
         reason = text
     match error:
         case Diverged():
@@ -81,12 +84,12 @@ def explain(error: BaseException) -> Failure:
             return Failure(UNDEFINED, text)
         case TimedOut():
             return Failure(TIMEOUT, text)
-        case _ if ran_out_of_memory(error):
-            return Failure(OUT_OF_MEMORY, reason)
-        case CommandFailed():
-            return Failure(ERROR, reason, error.output)
-        case ConfigError():  # the text says it all
-            reason = text
+    if ran_out_of_memory(error):
+        return Failure(OUT_OF_MEMORY, reason)
+    if isinstance(error, CommandFailed):
+        return Failure(ERROR, reason, error.output)
+    if isinstance(error, ConfigError):  # its text says it all
+        reason = text
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
 
@@ -99,27 +102,27 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = error_text(error).lower()
-    return any(words in text for words in NO_MEMORY)
+    return any(phrase in text for phrase in NO_MEMORY)
 
 
-def broken_by(error: BaseException) -> str | None:
-    """Returns which error has left this process unable to use its GPU; None if none has.
+def find_gpu_error(error: BaseException) -> str | None:
+    """Returns the error that has left this process unable to use its GPU; None if none has.
 
-    The user's code may have met that error and raised another one, such as optuna.TrialPruned. An
-    error of a command that failed is about another process.
+    Looks through the causes of an exception too, since the user's code may have met the error and
+    raised another one, such as optuna.TrialPruned.
     """
-    link: BaseException | None = error
-    while link is not None:
-        text = error_text(link)
-        is_named = any(phrase in text.lower() for phrase in BROKEN_GPU)
-        is_of_this_process = not isinstance(link, CommandFailed)
-        if is_named and is_of_this_process and not ran_out_of_memory(link):
-            return f"{type(link).__name__}: {text}".splitlines()[0]
-        link = link.__cause__ or link.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        text = error_text(cause)
+        names_broken_gpu = any(phrase in text.lower() for phrase in BROKEN_GPU)
+        is_of_this_process = not isinstance(cause, CommandFailed)
+        if names_broken_gpu and is_of_this_process and not ran_out_of_memory(cause):
+            return f"{type(cause).__name__}: {text}".splitlines()[0]
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
-def gpu_is_lost() -> bool:
+def has_lost_gpu() -> bool:
     """Returns whether this process has used a GPU by CUDA or HIP, and can no longer."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class ChangeClaim(Protocol):
-    """Changes a claim and writes further rows in one transaction, such as `Ledger.release`."""
+    """A function that changes a claim and writes rows in one transaction: `Ledger.release`."""
 
     def __call__(self, claim: Claim, write: WriteRows) -> bool:
         """Returns False, and writes nothing, if another worker has the slot by now."""
@@ -62,39 +62,39 @@ class HeldTrial:
     Attributes:
         stored: The study.
         trial: The trial, whose changes the trial buffer collects.
-        claim: The claim on its slot.
+        claim: The claim on its slot, the row of the budget that is the trial's.
         limits: The limits of the trial and of the study.
-        watch: Counts where the time of the worker goes.
+        stopwatch: Counts where the time of the worker goes.
         callbacks: Called with the trial once it has ended.
         is_search: Whether it is a trial of the search. A training of a later stage that has failed
             is tried again once: each candidate needs all its seeds.
         in_rounds: Whether failures in a row are counted by segment, see `decisions.rounds`.
         provenance: The record from which the trial can be trained again; None if that is
             impossible.
-        progress: Whether a step was reported that no earlier worker had reached.
-        longest: The seconds of its longest step so far.
-        began: When this worker began with it, on the monotonic clock.
+        has_progressed: Whether a step was reported that no earlier worker had reached.
+        longest_step: The seconds of its longest step so far.
+        start: When this worker began with it, on the monotonic clock.
     """
 
     stored: StoredStudy
     trial: optuna.Trial
     claim: Claim
     limits: failures.Limits
-    watch: Stopwatch
+    stopwatch: Stopwatch
     callbacks: Sequence[TrialCallback]
     is_search: bool = True
     in_rounds: bool = False
     provenance: Provenance | None = field(default=None, init=False)
-    progress: bool = field(default=False, init=False)
-    longest: float = field(default=0.0, init=False)
-    began: float = field(default_factory=time.monotonic, init=False)
+    has_progressed: bool = field(default=False, init=False)
+    longest_step: float = field(default=0.0, init=False)
+    start: float = field(default_factory=time.monotonic, init=False)
 
     # Commits
 
     def commit(self) -> None:
         """Commits the trial's pending rows and the renewal of its lease together."""
         # An epoch that takes long does not mean that the worker has died.
-        lease = max(self.limits.lease, LEASE_FACTOR * self.longest)
+        lease = max(self.limits.lease, LEASE_FACTOR * self.longest_step)
 
         def renew(claim: Claim, write: WriteRows) -> bool:
             return self.stored.ledger.renew(claim, lease, write)
@@ -103,23 +103,29 @@ class HeldTrial:
         self.stored.storage.mark_written()
 
     def pause(self) -> None:
-        """Releases the slot with the trial, which waits at its rung."""
+        """Releases the slot of a trial that waits at its rung, where trials are compared."""
         self._end_claim(self.stored.ledger.release)
 
     def _end_claim(self, change: ChangeClaim) -> None:
-        with self.watch("storage"):
+        """Commits the trial's pending rows with the end of the claim, and empties the buffer."""
+        with self.stopwatch("storage"):
             self._write(change)
             self.stored.storage.clear()
 
     def _write(self, change: ChangeClaim) -> None:
-        """Commits the trial's pending rows and a change of its claim together."""
-        if not change(self.claim, write=self.stored.storage.write):
+        """Commits the trial's pending rows and a change of its claim together.
+
+        Raises:
+            ClaimLost: Another worker holds the slot by now; nothing was written.
+        """
+        still_holds = change(self.claim, write=self.stored.storage.write)
+        if not still_holds:
             raise ClaimLost
 
     # Further rows of the next commit
 
-    def constrain(self, costs: Sequence[Cost]) -> None:
-        """Stores the costs of a network, and for the sampler their distance from the limits.
+    def check_limits(self, costs: Sequence[Cost]) -> None:
+        """Stores the costs of a trial's network, such as its parameters, and checks their limits.
 
         A resumed trial keeps the costs that were measured when it began: it was ranked by these.
 
@@ -127,25 +133,34 @@ class HeldTrial:
             Infeasible: A cost is beyond its limit.
         """
         attributes = self.trial.user_attrs
-        costs = [replace(cost, value=attributes.get(cost.quantity, cost.value)) for cost in costs]
-        self._store_costs(costs)
-        broken_limits = [str(cost) for cost in costs if cost.excess > 0]
-        if broken_limits:
-            raise Infeasible("; ".join(broken_limits))
+        first_costs = []
+        for cost in costs:
+            first_value = attributes.get(cost.quantity, cost.value)
+            first_costs.append(replace(cost, value=first_value))
+        self._store_costs(first_costs)
+        exceeding = [str(cost) for cost in first_costs if cost.excess > 0]
+        if exceeding:
+            raise Infeasible("; ".join(exceeding))
 
     def _store_costs(self, costs: Sequence[Cost]) -> None:
-        """Stores the costs that are not stored yet, and how far they are from their limits."""
+        """Adds costs to the next commit, and for the sampler how far they exceed their limits."""
         if not costs:
             return
         attributes = self.trial.user_attrs
         for cost in costs:
-            if attributes.get(cost.quantity) != cost.value:
-                self.trial.set_user_attr(cost.quantity, cost.value)
-                if cost.limit is not None:
-                    self.trial.set_constraint(cost.quantity, cost.excess)
+            is_stored = attributes.get(cost.quantity) == cost.value
+            if is_stored:
+                continue
+            self.trial.set_user_attr(cost.quantity, cost.value)
+            if cost.limit is not None:
+                self.trial.set_constraint(cost.quantity, cost.excess)
 
     def store(self, objective: Objective | None) -> None:
-        """Adds the learning curve, the provenance, and where the time went, to the next commit."""
+        """Adds the learning curve, the provenance, and where the time went, to the next commit.
+
+        Args:
+            objective: The objective that has trained; None if the trial was not trained here.
+        """
         if objective is not None:
             self._store_objective(objective)
         if self.provenance is not None:
@@ -153,13 +168,14 @@ class HeldTrial:
             if isinstance(objective, NetworkObjective):
                 provenance = provenance.on_threads(objective.training.threads)
             self.trial.set_user_attr(PROVENANCE, provenance.as_json())
-        times = Counter(self.trial.user_attrs.get(TIMES, {}))  # stored by workers that paused it
-        times.update(self.watch.take())
-        rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}
+        # Seconds by kind; workers that paused the trial have stored theirs.
+        seconds_by_kind = Counter(self.trial.user_attrs.get(TIMES, {}))
+        seconds_by_kind.update(self.stopwatch.take())
+        rounded = {kind: round(seconds, 4) for kind, seconds in seconds_by_kind.items()}
         self.trial.set_user_attr(TIMES, rounded)
 
     def _store_objective(self, objective: Objective) -> None:
-        """Adds what an objective knows of its training to the next commit."""
+        """Adds to the next commit what an objective has recorded, such as its learning curve."""
         if isinstance(objective, StoredObjective):
             self.trial.set_user_attr(REUSED, objective.source)
         self._store_costs(objective.costs())
@@ -169,26 +185,27 @@ class HeldTrial:
         warnings = objective.warnings()
         if warnings:
             self.trial.set_user_attr(WARNINGS, warnings)
-        columns = objective.curves()
-        if columns:
+        curves = objective.curves()
+        if curves:
             error = objective.standard_error()
             if error is not None:
                 self.trial.set_user_attr(STANDARD_ERROR, error)
-            self.trial.set_user_attr(EPOCHS, columns)
+            self.trial.set_user_attr(EPOCHS, curves)
 
     # The end
 
     def end(self, value: float | None, state: TrialState) -> None:
         """Ends the trial, with the value of the metric if it has one, and its claim."""
-        ended = self._tell_optuna(value, state)
+        ended_trial = self._tell_optuna(value, state)
         self._end_claim(self.stored.ledger.finish)
-        self._announce(ended)
+        self._announce_end(ended_trial)
 
     def fail(self, failure: failures.Failure) -> None:
         """Ends a trial that has failed, and halts the study if its trials all fail like this.
 
-        A failure that teaches the sampler ends it as pruned, see `failures.TEACHES`. A training of
-        a candidate that has failed for the first time is set aside, and queued again.
+        A failure from which the sampler should learn to avoid the configuration, such as divergence
+        or a lack of memory, ends the trial as pruned, with a constraint that it violates: samplers
+        ignore trials that have failed. A training of a later stage is repeated once.
         """
         for name, value in failure.attributes().items():
             self.trial.set_user_attr(name, value)
@@ -196,81 +213,94 @@ class HeldTrial:
             log.error("trial %d: %s", self.trial.number, failure.details)
         state = TrialState.FAIL
         if failure.kind in failures.TEACHES:
-            self.trial.set_constraint(failure.kind, 1.0)
+            self.trial.set_constraint(failure.kind, 1.0)  # above 0: violated
             state = TrialState.PRUNED
-        if self._is_tried_again(failure):
-            self._end_and_queue(state)
+        if self._must_repeat(failure):
+            self._end_and_repeat(state)
             return
         self.end(None, state)
-        if self._is_hopeless(failure):
+        if self._must_halt_study(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
-    def _is_tried_again(self, failure: failures.Failure) -> bool:
-        """Returns whether another trial repeats this one, which has failed."""
+    def _must_repeat(self, failure: failures.Failure) -> bool:
+        """Returns whether another trial is to repeat this one, which has failed."""
         if self.is_search or failure.kind in failures.USED_UP:
             return False
         is_repetition = REPEATS in self.trial.user_attrs
         return not is_repetition
 
-    def _end_and_queue(self, state: TrialState) -> None:
-        """Ends a failed trial, sets it aside, and queues another one of its configuration."""
+    def _end_and_repeat(self, state: TrialState) -> None:
+        """Ends a failed trial, and queues another one of its configuration in its slot.
+
+        Both are one transaction: no crash can lose the training that the candidate needs.
+        """
         ledger = self.stored.ledger
-        failed = self._tell_optuna(None, state)
+        failed_trial = self._tell_optuna(None, state)
 
         def finish_and_queue(claim: Claim, write: WriteRows) -> bool:
-            def write_both(connection: Connection) -> None:
+            def write_and_queue(connection: Connection) -> None:
                 write(connection)
-                replace_trial(ledger, connection, failed, {REPEATS: failed.number})
+                replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
 
-            return ledger.finish_and_queue(claim, write_both)
+            return ledger.finish_and_queue(claim, write_and_queue)
 
         self._end_claim(finish_and_queue)
-        self._announce(failed)
+        self._announce_end(failed_trial)
 
     def _tell_optuna(self, value: float | None, state: TrialState) -> FrozenTrial:
         """Adds the end of the trial, as Optuna's `tell` records it, to the next commit.
 
-        With several objectives its costs are the values after the first.
+        Args:
+            value: The metric; with several objectives, the stored costs of the trial follow it.
+
+        Returns:
+            The trial with its end.
         """
         storage = self.stored.storage
         trial_id = self.trial._trial_id
-        if state == TrialState.PRUNED and len(self.stored.objectives) > 1:
+        cost_objectives = self.stored.objectives[1:]
+        if state == TrialState.PRUNED and cost_objectives:
             mark_worse_than_complete(storage.get_trial(trial_id), self.trial.set_constraint)
         values = None
         if value is not None:
-            costs = [
-                self.trial.user_attrs[objective.name] for objective in self.stored.objectives[1:]
-            ]
-            values = [value, *costs]
+            values = [value]
+            for objective in cost_objectives:
+                values.append(self.trial.user_attrs[objective.name])
         self.stored.optuna.tell(self.trial, values, state)
         return storage.get_trial(trial_id)
 
-    def _announce(self, ended: FrozenTrial) -> None:
-        """Reports the end of the trial to the follower of the worker, and in the log."""
+    def _announce_end(self, ended_trial: FrozenTrial) -> None:
+        """Gives the ended trial to the callbacks, and writes its value to the log."""
         for callback in self.callbacks:
-            callback(self.stored, ended)
+            callback(self.stored, ended_trial)
         value = None
-        if ended.state == TrialState.COMPLETE and ended.values is not None:
-            value = ended.values[0]
-        log.info(format_trial_end(ended.number, ended.state.name, value))
+        if ended_trial.state == TrialState.COMPLETE and ended_trial.values is not None:
+            value = ended_trial.values[0]
+        log.info(format_trial_end(ended_trial.number, ended_trial.state.name, value))
 
-    def _is_hopeless(self, failure: failures.Failure) -> bool:
-        """Returns whether the first trial failed, or the last `max_failures` all for this reason.
+    def _must_halt_study(self, failure: failures.Failure) -> bool:
+        """Returns whether the study halts, because further trials would fail for the same reason.
 
-        A first trial that crashed its workers does not count by itself: the host may be the cause.
-        Nor does the first training of a later stage: the search has shown that the code works.
+        It halts if the code fails in the first trial of the search, or if the latest
+        `limits.max_failures` trials all failed for this reason. A first trial that crashed its
+        workers does not halt it: the host may be the cause.
         """
         if failure.kind not in failures.HALTING:
             return False
-        # Its slot, and not its number: another program may have added a trial before it.
+        # Another program may have added a trial, so that the number of the first is not 0.
         is_first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
         if self.is_search and is_first and failure.kind in failures.CODE_ERRORS:
             return True
-        if self.in_rounds:
+        if self.in_rounds:  # `SlotQueue.halt_failed_rounds` halts it
             return False
         max_failures = self.limits.max_failures
-        ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
-        ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
-        latest = ended[-max_failures:]
-        same_reason = [trial for trial in latest if TrialRecord(trial).reason == failure.reason]
-        return len(same_reason) == max_failures
+        ended_trials = []
+        for trial in self.stored.trials():
+            if trial.datetime_complete is not None:
+                ended_trials.append(trial)
+        ended_trials.sort(key=lambda trial: trial.datetime_complete or datetime.min)
+        failures_in_a_row = 0
+        for trial in ended_trials[-max_failures:]:
+            if TrialRecord(trial).reason == failure.reason:
+                failures_in_a_row += 1
+        return failures_in_a_row == max_failures

@@ -1,7 +1,7 @@
 """Workers on this host: one in this process, or several in their own processes.
 
 A single worker *works here*, in the process of the command. If this process can no longer use its
-GPU after a trial, it is *broken*: a worker process does the rest, if one can be started.
+GPU after a trial, it is *broken*: a worker process runs the other trials, if one can be started.
 """
 
 import contextlib
@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,13 +25,15 @@ from studyloom.errors import BrokenProcess, ConfigError, LaunchError
 from studyloom.processes import count_cores, host_id, worker_id
 from studyloom.training.device import training_device
 from studyloom.user_code.pickled import can_pass_objects, child_arguments
-from studyloom.worker.failure_causes import gpu_is_lost
+from studyloom.worker.failure_causes import has_lost_gpu
 from studyloom.worker.forks import ForkedWorker, ForkServer
 from studyloom.worker.line import Listener
 from studyloom.worker.stopping import Stop
 from studyloom.worker.supervisor import Supervisor, WorkerExit
 from studyloom.worker.task import Launcher, Task, renewing_leases
 
+KILL_ATTEMPTS = 10  # at killing what a worker has started, which may start others meanwhile
+KILL_WAIT = 0.1  # seconds in which a killed process ends
 log = logging.getLogger(__name__)
 
 
@@ -48,25 +48,24 @@ class Join(Launcher):
         return True
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works in this process.
+        """Works in this process until no trial is open or a stop is requested.
 
         Raises:
             StorageLost: the database stays away.
             Halted: all trials fail for the same reason.
-            LaunchError: trials are open, and no worker runs them; BrokenProcess if this process
-                can run no more.
+            BrokenProcess: this process can no longer use its GPU.
+            LaunchError: trials are open, and no worker runs them.
         """
-        if task.command.is_worker:  # the launcher renews the lease
+        if task.command.is_worker:  # its launcher renews the lease, and replaces it if it is broken
             try:
                 task.work(stop)
             except BrokenProcess as error:
                 task.command.line.send("died", error)
                 raise
             return
-        with working_here(task, stop) as attempt:
-            task.work(stop)
-        if attempt.broken is not None:
-            raise make_new_process_error(attempt.broken, task)
+        broken = work_here(task, stop)
+        if broken is not None:
+            raise make_new_process_error(broken, task)
 
 
 @dataclass(frozen=True)
@@ -94,48 +93,48 @@ class Local(Launcher):
                 "launcher.gpus gives a worker several GPUs, and launcher.per_gpu a part of one; "
                 f"got gpus={self.gpus} and per_gpu={self.per_gpu}; leave one of them at 1"
             )
-        available = len(visible_gpus())
-        if self.gpus > 1 and available < self.gpus:
-            gpus = f"{available} GPUs"
-            if available == 1:
-                gpus = "1 GPU"
+        visible_count = len(visible_gpus())
+        if self.gpus > 1 and visible_count < self.gpus:
+            visible = f"{visible_count} GPUs"
+            if visible_count == 1:
+                visible = "1 GPU"
             raise ValueError(
-                f"launcher.gpus={self.gpus}: this process sees {gpus}; "
+                f"launcher.gpus={self.gpus}: this process sees {visible}; "
                 "choose a smaller number, or set CUDA_VISIBLE_DEVICES"
             )
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works on the task, as `Launcher.launch` says.
+        """Works on the task in this process or in worker processes, as `Launcher.launch` says.
 
-        If a trial leaves this process unable to use its GPU, a worker process does the rest.
+        If a trial leaves this process unable to use its GPU, a worker process runs the others.
         """
-        slots = task.todo()
-        if self.works_here(task, slots):
-            with working_here(task, stop) as attempt:
-                task.work(stop)
-            if attempt.broken is None:
+        open_trials = task.count_open_trials()
+        if self.works_here(task, open_trials):
+            broken = work_here(task, stop)
+            if broken is None:
                 return
             if not can_pass_objects():
-                raise make_new_process_error(attempt.broken, task)
-            log.warning("%s; a worker process continues", attempt.broken)
-            slots = task.todo()
-        if not slots:  # workers of other commands have ended the last trials meanwhile
+                raise make_new_process_error(broken, task)
+            log.warning("%s; a worker process continues", broken)
+            open_trials = task.count_open_trials()
+        if open_trials == 0:  # workers of other commands have ended the last trials meanwhile
             return
-        Supervisor(task, self._make_workers(task, self.count(slots))).run(stop)
+        workers = self._make_workers(task, self.count(open_trials))
+        Supervisor(task, workers).run(stop)
 
     def _make_workers(self, task: Task, count: int) -> "list[LocalWorker]":
         """Makes the handles of a number of workers, which are not started yet."""
         command = [sys.executable, *task.command.worker_arguments()]
-        variables = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
+        shared_environment = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id in the name, two commands on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = []
-        for number, variables_of_worker in enumerate(self.environments(count), 1):
+        for number, environment in enumerate(self.make_environments(count), 1):
             worker = LocalWorker(
-                command,
-                variables | variables_of_worker,
-                task.logs / f"{prefix}{number}.log",
-                task.command.fork_server,
+                command=command,
+                environment=shared_environment | environment,
+                log=task.logs / f"{prefix}{number}.log",
+                fork_server=task.command.fork_server,
             )
             workers.append(worker)
         return workers
@@ -143,83 +142,80 @@ class Local(Launcher):
     def works_here(self, task: Task, slots: int) -> bool:
         """Returns whether this process is the only worker for open slots, and writes no log.
 
-        A single worker has a process if there is a time limit, so that a trial that hangs can be
-        ended with it; if it has several GPUs, since it sees only these; and if this process has
-        lost its GPU.
+        A single worker has a process of its own if there is a time limit, so that a trial that
+        hangs can be killed; if it has several GPUs, since it may see only these; and if this
+        process has lost its GPU.
         """
         if self.gpus > 1 or task.limits.trial_timeout is not None:
             return False
-        return self.count(slots) <= 1 and not gpu_is_lost()
+        return self.count(slots) <= 1 and not has_lost_gpu()
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers != "auto":
             return min(int(self.workers), slots)
-        available = len(visible_gpus())
-        if available:
-            return min(available // self.gpus * self.per_gpu, slots)
+        visible_count = len(visible_gpus())
+        if visible_count > 0:
+            return min(visible_count // self.gpus * self.per_gpu, slots)
         if training_device().type == "mps":
             return min(self.per_gpu, slots)
         return min(count_cores(), slots)
 
-    def devices(self) -> list[str]:
-        """Returns the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none without GPUs.
+    def group_gpus(self) -> list[str]:
+        """Returns groups of GPUs, one for a worker, as values of CUDA_VISIBLE_DEVICES.
 
-        GPUs that are too few for another worker are left out.
+        With gpus=2 they are "0,1" and "2,3" on a host with five GPUs; the fifth is not used.
         """
-        available = visible_gpus()
-        starts = range(0, len(available) - self.gpus + 1, self.gpus)
-        return [",".join(available[start : start + self.gpus]) for start in starts]
+        gpus = visible_gpus()
+        groups = []
+        for start in range(0, len(gpus) - self.gpus + 1, self.gpus):
+            groups.append(",".join(gpus[start : start + self.gpus]))
+        return groups
 
-    def environments(self, count: int) -> list[dict[str, str]]:
-        """Returns the variables of each worker: its devices, and its share of the cores."""
-        devices = self.devices()
+    def make_environments(self, count: int) -> list[dict[str, str]]:
+        """Returns the variables of each worker: its GPUs, and its share of the cores."""
+        gpu_groups = self.group_gpus()
         threads = str(max(1, count_cores() // count))
         environments = []
         for number in range(count):
-            variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-            if devices:
-                variables["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-            environments.append(variables)
+            environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            if gpu_groups:
+                environment["CUDA_VISIBLE_DEVICES"] = gpu_groups[number % len(gpu_groups)]
+            environments.append(environment)
         return environments
 
 
-@dataclass
-class WorkHere:
-    """The work of this process on a task.
+def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
+    """Works on a task in this process, whose lease a thread renews.
 
-    Attributes:
-        broken: the error after which another process has to do the rest; None if nothing is left
-            to do.
-    """
-
-    broken: BrokenProcess | None = None
-
-
-@contextmanager
-def working_here(task: Task, stop: Stop) -> Iterator[WorkHere]:
-    """Renews the leases of this process while the body works on a task.
+    Returns:
+        The error that has left this process unable to use its GPU, if trials are still open; None
+        if none is, or a stop was requested.
 
     Raises:
         LaunchError: trials are open, and no worker runs them.
     """
-    attempt = WorkHere()
+    broken = None
     with renewing_leases(task, lambda: [worker_id(os.getpid())]):
         try:
-            yield attempt
+            task.work(stop)
         except BrokenProcess as error:
-            attempt.broken = error
-    open_trials = 0
-    if not stop():
-        open_trials = task.todo()
-    if not open_trials:
-        attempt.broken = None
-    elif attempt.broken is None:
+            broken = error
+    if stop():
+        return None
+    open_trials = task.count_open_trials()
+    if open_trials == 0:
+        return None
+    if broken is None:
         raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
+    return broken
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
-    """Returns an error that says how to do the rest where no worker process can be started."""
+    """Makes the error that tells the user to repeat the command in a new process.
+
+    It is raised if this process is broken and cannot start a worker process.
+    """
     kind = task.command.kind
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
 
@@ -236,21 +232,29 @@ def build_launcher(config: StudyConfig) -> Launcher:
 
 
 def visible_gpus() -> list[str]:
-    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    They are names such as "0" or "GPU-8f2a". CUDA ignores the names after one that it cannot use,
+    so that it may count fewer devices than the variable names.
+    """
     count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return visible.split(",")[:count]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names:
+        return names.split(",")[:count]
     return [str(number) for number in range(count)]
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
-    """Raises ValueError unless a setting is an integer from 1 on, or "auto" if `auto` is set."""
+    """Raises ValueError unless a setting is an integer of at least 1.
+
+    Args:
+        auto: whether "auto" is allowed too.
+    """
     rule = "an integer of at least 1"
     if auto:
+        rule = f"auto, or {rule}"
         if value == "auto":
             return
-        rule = f"auto, or {rule}"
     if type(value) is not int or value < 1:
         raise ValueError(f"launcher.{name} must be {rule}; got {value!r}")
 
@@ -266,6 +270,9 @@ class LocalWorker:
         log: the file to which the worker's output is appended.
 
     Attributes:
+        failures: how many workers in a row died before they claimed a slot.
+        messages: the messages of the worker on its line.
+        listener: the launcher's end of the line to the worker.
         mark: the value of a variable that all programs inherit that the worker starts, so that they
             can be found and ended.
     """
@@ -300,9 +307,11 @@ class LocalWorker:
         self.listener = Listener()
         workers_end = self.listener.detach()
         try:
-            self.process = self._fork(workers_end) or self._spawn(workers_end)
+            self.process = self._fork(workers_end)
+            if self.process is None:
+                self.process = self._spawn(workers_end)
         finally:
-            os.close(workers_end)
+            os.close(workers_end)  # the worker has its own copy
 
     def poll(self) -> WorkerExit | None:
         """Reads the messages of the worker, and returns how it ended; None if it has not."""
@@ -320,29 +329,30 @@ class LocalWorker:
             self.listener.request_stop(self.process.pid)
 
     def kill(self) -> str | None:
-        """Ends the worker, and all that it has started, also in other sessions.
+        """Kills the worker, and all that it has started, also in other sessions.
 
         Returns:
             The id of the worker in the ledger; None if there was none.
         """
-        id_of_worker = self.worker_id
-        process = self.process
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            kill_marked(self.mark)
-            process.wait()
-            self.listener.close()
+        if self.process is None:
+            return None
+        killed_id = self.worker_id
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        kill_marked(self.mark)
+        self.process.wait()
+        self.listener.close()
         self.process = None
-        return id_of_worker
+        return killed_id
 
     def _fork(self, line: int) -> ForkedWorker | None:
-        """Forks the worker; None if it cannot be forked.
+        """Forks the worker; None if it cannot be forked, as one that uses a GPU.
 
         Args:
             line: the descriptor of the worker's end of its line.
         """
-        if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
+        uses_gpu = "CUDA_VISIBLE_DEVICES" in self.environment
+        if self.fork_server is None or uses_gpu:
             return None
         try:
             return self.fork_server.start(self.environment, self.log, line)
@@ -372,15 +382,15 @@ def kill_marked(mark: str) -> None:
     A program in another session is no longer a descendant of this process once the worker has
     ended, so that only its environment shows where it comes from.
     """
-    for _ in range(10):  # a program may start others before it is killed
-        marked = []
+    for _ in range(KILL_ATTEMPTS):
+        marked_processes = []
         for process in psutil.process_iter(["environ"]):
             environment = process.info["environ"] or {}
             if environment.get(MARK.name) == mark:
-                marked.append(process)
-        for process in marked:
+                marked_processes.append(process)
+        for process in marked_processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        _, alive = psutil.wait_procs(marked, timeout=0.1)
-        if not alive:
+        _, alive_processes = psutil.wait_procs(marked_processes, timeout=KILL_WAIT)
+        if not alive_processes:
             return

@@ -69,7 +69,7 @@ class Stages:
 
     def find_next(self, study: OpenStudy) -> Stage | None:
         """Returns the first stage that has work; None if none has."""
-        if not study.search.todo():
+        if not study.search.count_open_trials():
             return None
         return study.search
 

@@ -43,11 +43,10 @@ T = TypeVar("T")
 
 
 class ReportRejected(Exception):
-    """A report has ended a trial, or the work on it.
+    """A report has ended a trial, or this worker's part in it.
 
-    The objective may catch the exception that its report raised, or raise another one. So what a
-    report raised is known by this class, and not by the type of the exception that comes out of the
-    objective, which the user's code may raise too.
+    `Reporter.run` raises it, whatever exception comes out of the objective: the user's code may
+    catch the exception that its report raised, or raise one of the same type itself.
 
     Attributes:
         cause: The exception that the report raised last.
@@ -60,10 +59,10 @@ class ReportRejected(Exception):
 
 @dataclass(frozen=True)
 class PendingReport:
-    """A report in the outbox. Each stores all that is new of the trial.
+    """A report in the outbox. When it is posted, all pending rows of the trial are stored.
 
     Attributes:
-        step: The step to store; None to store only what is new otherwise.
+        step: The step to store; None to store only the other pending rows.
         at_rung: Whether the trial has reached a rung with the step.
     """
 
@@ -81,21 +80,22 @@ class Reporter:
         held: The trial and its claim.
         objective: The training.
         checkpoint: The file of the objective's state; None to save none.
-        reported: The last step that earlier workers have stored; None if they have stored none.
-        releasing: Whether the worker should release the trial.
-        comparable: Whether the study's pruner may end the trial.
+        last_stored_step: The last step that earlier workers have stored; None for none.
+        must_release: Whether the worker should release the trial.
+        may_be_pruned: Whether the study's pruner may end the trial.
         slots: Decides at which rungs the trial is paused; None if it never is.
-        interval: The least seconds between two checkpoints, unless the trial pauses or stops.
+        checkpoint_interval: The least seconds between two checkpoints, unless the trial pauses or
+            stops.
     """
 
     held: HeldTrial
     objective: Objective
     checkpoint: Checkpoint | None
-    reported: int | None
-    releasing: Callable[[], bool]
-    comparable: bool = True
+    last_stored_step: int | None
+    must_release: Callable[[], bool]
+    may_be_pruned: bool = True
     slots: SlotQueue | None = None
-    interval: float = 0.0
+    checkpoint_interval: float = 0.0
 
     def __post_init__(self) -> None:
         self._rejection: BaseException | None = None  # the exception that a report raised last
@@ -103,19 +103,21 @@ class Reporter:
         self._evaluation_seconds = 0.0  # spent on evaluation until the last step
         # Whether there are files of an earlier attempt. It is read now, before the objective makes
         # its folder.
-        self._finds_files = self.objective.finds_files
-        self._last_stored = -1  # the last step that earlier workers have stored
-        if self.reported is not None:
-            self._last_stored = self.reported
-        self._last_step = self._last_stored  # the last step that any worker has come to
-        self._outbox = Outbox[PendingReport](self.post, self._is_away)
+        self._has_earlier_files = self.objective.finds_files
+        self._stored_until = -1  # the last step that earlier workers have stored; -1 for none
+        if self.last_stored_step is not None:
+            self._stored_until = self.last_stored_step
+        self._last_step = self._stored_until  # the last step that any worker has reached
+        self._outbox = Outbox[PendingReport](self.post, self._is_database_away)
 
-    def _is_away(self) -> bool:
-        """Returns whether the database is away."""
+    def _is_database_away(self) -> bool:
         return self.held.stored.retry.away
 
     def run(self, stopping: Stopping) -> float:
         """Runs the objective from its last checkpoint on, and returns its value.
+
+        Args:
+            stopping: Whether the worker must stop, which the objective checks too.
 
         Raises:
             ReportRejected: A report has ended the trial, whatever the objective did then.
@@ -123,9 +125,9 @@ class Reporter:
         with self._raising_rejection():
             self._restore()
             self._evaluation_seconds = self.objective.evaluation_seconds
-            self._store_plan()
-            with self._outbox, self._flushing():
-                with self._recording_rejection(), self.held.watch("storage"):
+            self._add_plan()
+            with self._outbox, self._flushing_outbox():
+                with self._recording_rejection(), self.held.stopwatch("storage"):
                     self._store_death()
                     self._send_steps_of_checkpoint()
                 return self.objective.run(self.report, stopping)
@@ -141,11 +143,11 @@ class Reporter:
             raise ReportRejected(self._rejection) from None
 
     @contextlib.contextmanager
-    def _flushing(self) -> Iterator[None]:
-        """Waits after the body until all reports are stored, also if it raises an exception.
+    def _flushing_outbox(self) -> Iterator[None]:
+        """Waits after the body until all reports are posted, also if it raises an exception.
 
-        Reports that were sent before the exception came first: a trial that pruning ends at step 3
-        is pruned, even if it has diverged at step 5 meanwhile.
+        A report that is rejected then counts, and not the exception, which came later: a trial that
+        is pruned at step 3 ends as pruned, even if it has diverged at step 5 meanwhile.
         """
         try:
             yield
@@ -153,7 +155,7 @@ class Reporter:
             with self._recording_rejection():
                 self._outbox.flush()
             raise
-        with self._recording_rejection(), self.held.watch("storage"):
+        with self._recording_rejection(), self.held.stopwatch("storage"):
             self._outbox.flush()
 
     @contextlib.contextmanager
@@ -168,9 +170,12 @@ class Reporter:
     # Before training
 
     def _restore(self) -> None:
-        """Restores the objective from its checkpoint, if there is one that it can use."""
+        """Restores the objective from its checkpoint, if there is one that it can use.
+
+        Otherwise it starts from the beginning, with a warning if earlier steps are lost.
+        """
         if self.checkpoint is not None:
-            with self.held.watch("checkpoints"):
+            with self.held.stopwatch("checkpoints"):
                 state = self.checkpoint.load()
             if state is not None:
                 try:
@@ -180,7 +185,7 @@ class Reporter:
                     log.warning(message, self.checkpoint.path, error)
                 return
         # With files of an earlier attempt the objective resumes by itself.
-        if self.reported is not None and not self._finds_files:
+        if self.last_stored_step is not None and not self._has_earlier_files:
             self._warn_of_missing_checkpoint()
 
     def _warn_of_missing_checkpoint(self) -> None:
@@ -191,12 +196,12 @@ class Reporter:
             "trial %d: its reports up to step %s have no checkpoint in %s; it starts again "
             "from the beginning",
             self.held.trial.number,
-            self.reported,
+            self.last_stored_step,
             folder,
         )
 
-    def _store_plan(self) -> None:
-        """Adds the planned number of steps to the first commit."""
+    def _add_plan(self) -> None:
+        """Adds to the next commit how many steps are planned, from which views show progress."""
         objective = self.objective
         if objective.compared_jobs is not None:
             self.held.trial.set_user_attr(PLANNED_JOBS, objective.compared_jobs)
@@ -204,9 +209,9 @@ class Reporter:
             self.held.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs)
 
     def _store_death(self) -> None:
-        """Stores that a worker of the trial has died, and the epoch that its checkpoint has.
+        """Stores how the last worker of the trial died, and at which epoch the trial resumes.
 
-        It does nothing if the deaths of all earlier workers are stored.
+        It does nothing if that is stored already, as by a later worker that released the trial.
         """
         claim = self.held.claim
         trial = self.held.trial
@@ -214,91 +219,97 @@ class Reporter:
         if claim.deaths <= stored_deaths:
             return
         resumed = {
-            "epoch": self._epoch_of_checkpoint(),
+            "epoch": self._find_restored_epoch(),
             "deaths": claim.deaths,
             "death": claim.death,
         }
-        if self._finds_files:
+        if self._has_earlier_files:
             resumed["has_files"] = True
         trial.set_user_attr(RESUMED, resumed)
         streams = trial.user_attrs.get(STREAMS, ())
         log.info("%s", describe_resumption(trial.number, resumed, streams))
         self._outbox.send(PendingReport())
 
-    def _epoch_of_checkpoint(self) -> int | None:
+    def _find_restored_epoch(self) -> int | None:
         """Returns the last epoch of the restored state, as the user counts; None without one."""
         steps = self.objective.steps()
         if not steps:
             return None
-        last = steps[-1]
-        if isinstance(last, Report):  # it is from a custom loop, which may count from 0
-            return last.step
-        return last.number
+        last_step = steps[-1]
+        if isinstance(last_step, Report):  # it is from a custom loop, which may count from 0
+            return last_step.step
+        return last_step.number
 
     def _send_steps_of_checkpoint(self) -> None:
         """Sends the steps of the restored state that were trained while the database was away."""
         for step in self.objective.steps():
-            if self.objective.is_new(step, self._last_stored):
-                at_rung = self._comes_to_rung(step)
+            if self.objective.is_new(step, self._stored_until):
+                at_rung = self._reaches_rung(step)
                 self._outbox.send(PendingReport(step, at_rung))
-                self._pause_at_rung(at_rung)
+                if at_rung:
+                    self._pause_unless_promoted()
 
     # While the objective trains
 
     def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
 
-        Without a step it only stores what is new of the trial.
+        Args:
+            step: The step; None to store only the pending rows of the trial.
 
         Raises:
-            Stopped: The worker is to stop; the trial is released.
+            Stopped: The worker must stop; the trial is released.
             TimedOut: The trial has taken longer than study.trial_timeout.
             Paused: The trial has reached a rung, and waits there.
             ClaimLost, TrialPruned, StorageLost: The thread of the outbox has met this error while
                 it posted this report or an earlier one.
         """
-        watch = self.held.watch
+        stopwatch = self.held.stopwatch
         with self._recording_rejection():
             if step is None:
-                with watch("storage"):
+                with stopwatch("storage"):
                     self._outbox.send(PendingReport())
                 return
             self._count_seconds(step)
             is_last = step.number == self.objective.epochs
-            at_rung = self._comes_to_rung(step)
+            at_rung = self._reaches_rung(step)
             if at_rung:
-                # The state is saved before the report, after which the trial may have to end.
+                # Before the report, because another worker may resume the trial right after it.
                 self._save()
-            with watch("storage"):
+            with stopwatch("storage"):
                 self._outbox.send(PendingReport(step, at_rung))
-            must_stop = self.releasing() and not is_last
-            may_need_state = not is_last and not at_rung  # at a rung it is saved already
-            if may_need_state and (must_stop or self._is_save_due()):
+            must_stop = self.must_release() and not is_last
+            lacks_saved_state = not is_last and not at_rung
+            if lacks_saved_state and (must_stop or self._is_save_due()):
                 self._save()
             if must_stop:
                 raise Stopped
-            with watch("storage"):
-                self._pause_at_rung(at_rung)
+            if at_rung:
+                with stopwatch("storage"):
+                    self._pause_unless_promoted()
             self._check_timeout()
 
     def _count_seconds(self, step: Step) -> None:
-        """Counts the seconds of a step as training and evaluation."""
+        """Counts the seconds of a step as training and evaluation.
+
+        The objective gives the seconds of evaluation as a total over all steps.
+        """
         evaluation_so_far = self.objective.evaluation_seconds
         evaluation_of_step = evaluation_so_far - self._evaluation_seconds
         self._evaluation_seconds = evaluation_so_far
-        self.held.watch.seconds["training"] += step.seconds - evaluation_of_step
-        self.held.watch.seconds["evaluation"] += evaluation_of_step
+        self.held.stopwatch.seconds["training"] += step.seconds - evaluation_of_step
+        self.held.stopwatch.seconds["evaluation"] += evaluation_of_step
 
     def _check_timeout(self) -> None:
         limit = self.held.limits.trial_timeout
-        if limit is not None and time.monotonic() - self.held.began > limit:
+        if limit is not None and time.monotonic() - self.held.start > limit:
             raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
-    def _comes_to_rung(self, step: Step) -> bool:
-        """Returns whether a step is the first of all attempts at or beyond a rung.
+    def _reaches_rung(self, step: Step) -> bool:
+        """Returns whether the trial reaches a rung with a step, where it is compared with others.
 
-        Without a checkpoint a promoted trial repeats steps that are stored already; these reach no
-        rung.
+        A trial that resumes without a checkpoint repeats steps that an earlier worker has stored;
+        it reaches no rung with these.
         """
         previous_step = self._last_step
         self._last_step = max(previous_step, step.number)
@@ -308,33 +319,32 @@ class Reporter:
             return False
         return self.slots.pauses_at(self.held.claim.slot, previous_step, step.number)
 
-    def _pause_at_rung(self, at_rung: bool) -> None:
-        """Raises Paused at a rung once all is stored, unless the trial is the next to promote.
+    def _pause_unless_promoted(self) -> None:
+        """Raises Paused once all reports are posted, unless the trial is the next to promote.
 
         The report at the rung has stored the trial as paused; that is withdrawn if it continues.
         """
-        if self.slots is None or not at_rung:
-            return
+        assert self.slots is not None  # it has found that the trial is at a rung
         self._outbox.flush()
-        if not self.slots.promotes(self.held.claim.slot):
+        if not self.slots.is_next_to_promote(self.held.claim.slot):
             raise Paused
         self.held.trial.set_user_attr(PAUSED, None)
         self.held.commit()
 
     def _is_save_due(self) -> bool:
-        """Returns whether the state is to be saved now.
+        """Returns whether the state is to be saved after this step.
 
-        It always is if it names files that the objective deletes a few steps later.
+        It always is if it names files that the user's trainer deletes a few steps later.
         """
         if self.objective.keeps_files:
             return True
-        return time.monotonic() - self._last_save >= self.interval
+        return time.monotonic() - self._last_save >= self.checkpoint_interval
 
     def _save(self) -> None:
-        """Saves the state; an error of the disk does not end the trial."""
+        """Saves the state of the objective; an error of the disk does not end the trial."""
         if self.checkpoint is None:
             return
-        with self.held.watch("checkpoints"):
+        with self.held.stopwatch("checkpoints"):
             state = self.objective.state()
             if state is None:
                 return
@@ -347,33 +357,40 @@ class Reporter:
     # In the thread of the outbox
 
     def post(self, report: PendingReport) -> None:
-        """Stores a report and renews the lease, in one commit; then consults the pruner."""
+        """Stores a report and renews the lease, in one commit; then consults the pruner.
+
+        Raises:
+            ClaimLost: Another worker has the trial.
+            TrialPruned: The pruner ends the trial at this step.
+            StorageLost: The database stays away.
+        """
         held = self.held
         step = report.step
         if step is None:
             held.commit()
             return
-        held.longest = max(held.longest, step.seconds)
+        held.longest_step = max(held.longest_step, step.seconds)
         if report.at_rung:
-            self._store_pause(step)
+            self._add_pause(step)
         streams = self.objective.streams()
         if streams and STREAMS not in held.trial.user_attrs:
             held.trial.set_user_attr(STREAMS, streams)
+        # The number by which the pruner compares the step; None if it does not.
         compared_number = self.objective.compared_number(step)
-        if compared_number is not None and compared_number > self._last_stored:
-            # `Trial.report` refuses several objectives, whose curves are kept all the same.
+        if compared_number is not None and compared_number > self._stored_until:
+            # Optuna's `Trial.report` refuses this in a study with several objectives.
             held.stored.storage.set_trial_intermediate_value(
                 held.trial._trial_id, compared_number, float(step.value)
             )
         held.commit()
         self._consult_pruner(step, compared_number)
-        if self.objective.is_new(step, self._last_stored):
-            held.progress = True
+        if self.objective.is_new(step, self._stored_until):
+            held.has_progressed = True
 
-    def _store_pause(self, step: Step) -> None:
-        """Adds to the next commit that the trial is paused at a rung, and what is known of it.
+    def _add_pause(self, step: Step) -> None:
+        """Adds to the next commit that the trial is paused at a rung, with its learning curve.
 
-        Another worker, which has no weights, may end the trial here.
+        The curve is stored now, because the trial may end here by another worker, without it.
         """
         trial = self.held.trial
         rungs = trial.user_attrs.get(RUNGS, [])
@@ -384,23 +401,21 @@ class Reporter:
     def _consult_pruner(self, step: Step, compared_number: int | None) -> None:
         """Raises TrialPruned if the study's pruner ends the trial at a step.
 
-        It is not consulted at the last step, whose value completes the trial, nor for steps that an
-        earlier worker has compared. Of these it is consulted again for the last one: that worker
-        may have died after its commit and before it consulted the pruner.
-
         Args:
             compared_number: The number by which the pruner compares the step; None if it does not.
         """
         held = self.held
         pruner = held.stored.optuna.pruner
-        if not self.comparable or isinstance(pruner, NopPruner):
+        if not self.may_be_pruned or isinstance(pruner, NopPruner):
             return
-        if compared_number is None or compared_number < self._last_stored:
+        # Earlier workers have consulted the pruner for their steps, but maybe not for the last one:
+        # a worker may die after its commit and before it consults the pruner.
+        if compared_number is None or compared_number < self._stored_until:
             return
         is_last = step.number == self.objective.epochs
-        if is_last:
+        if is_last:  # its value completes the trial
             return
-        # One read of the other trials, however often the pruner needs them.
+        # The other trials are read once, however often the pruner needs them.
         buffer = held.stored.storage
         buffer.refresh(held.stored.ledger.study_id)
         if pruner.prune(held.trial.study, buffer.get_trial(held.trial._trial_id)):
@@ -411,15 +426,15 @@ class Outbox(Generic[T]):
     """Posts items one after the other, from a thread that lives as long as the body of a `with`.
 
     A sender waits until everything is posted, unless the database is away: then it continues, and a
-    later call raises the failure, if there is one. Items after a failure are dropped, as are those
-    that are not posted at the end of the body.
+    later call raises the error of the post, if there is one. Items after an error are dropped, as
+    are those that are not posted at the end of the body.
     """
 
     def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:
         self._post = post
         self._is_away = is_away
-        self._queue: Queue[T | None] = Queue()  # None at its end
-        self._error: BaseException | None = None
+        self._queue: Queue[T | None] = Queue()  # None ends the thread
+        self._error: BaseException | None = None  # with which a post has failed
         self._closed = False
         # A daemon: a call that hangs with its server does not keep the process from ending.
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -429,33 +444,29 @@ class Outbox(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        may_hang = self._queue.unfinished_tasks > 0 and self._error is None  # in a post
+        may_hang_in_post = self._queue.unfinished_tasks > 0 and self._error is None
         self._closed = True
         self._queue.put(None)
         # A daemon that still runs when the interpreter ends may abort the process.
-        if not may_hang:
+        if not may_hang_in_post:
             self._thread.join()
 
     def send(self, item: T) -> None:
         """Adds an item, and waits until it is posted or the database turns out to be away."""
         self._queue.put(item)
-        end = time.monotonic() + SEND_TIMEOUT
+        deadline = time.monotonic() + SEND_TIMEOUT
 
         def gives_up() -> bool:
-            return self._is_away() or time.monotonic() > end
+            return self._is_away() or time.monotonic() > deadline
 
-        self._wait(gives_up)
+        self._wait_until_posted(gives_up)
 
     def flush(self) -> None:
         """Waits until everything is posted, also while the database is away."""
+        self._wait_until_posted(lambda: False)
 
-        def gives_up() -> bool:
-            return False
-
-        self._wait(gives_up)
-
-    def _wait(self, gives_up: Callable[[], bool]) -> None:
-        """Waits until everything is posted, or the condition holds; raises a failure of a post."""
+    def _wait_until_posted(self, gives_up: Callable[[], bool]) -> None:
+        """Waits until all items are posted, or `gives_up()`; raises the error of a failed post."""
         with self._queue.all_tasks_done:
             while self._queue.unfinished_tasks and self._error is None and not gives_up():
                 self._queue.all_tasks_done.wait(POLL)
@@ -463,7 +474,7 @@ class Outbox(Generic[T]):
             raise self._error
 
     def _work(self) -> None:
-        """Posts the items of the queue until its end."""
+        """Posts the items of the queue, until it gets None."""
         while True:
             item = self._queue.get()
             if item is None:

@@ -1,13 +1,14 @@
 """The slots of a stage: which one a worker claims next, and the configuration of its trial.
 
-A sampler or pruner that *keeps state* remembers trials in its process, and not only in the
-database; a study with one is worked on by one process.
+A *slot* is a row of the budget, one for each trial. A sampler or pruner that *keeps state*
+remembers trials in its process, and not only in the database; a study with one is worked on by one
+process. A search *in rounds* gives the same trials for any number of workers: its trials are cut
+into *segments*, and what a segment may use is decided when it begins.
 """
 
 import copy
 import logging
 import sys
-from collections.abc import Set
 from typing import Any
 
 import optuna
@@ -51,8 +52,8 @@ class SlotQueue:
         owner: The id of the worker.
         baseline: The configuration of trial 0; None if the stage has no baseline.
         pauses: Whether the pruner pauses trials at rungs.
-        order: Decides which slot is claimed next; None for the first, one with a trial before
-            others.
+        order: Decides which slot is claimed next; None for the first that is free, where those with
+            a trial come before those without.
     """
 
     def __init__(self, stage: Stage, owner: str, max_failures: int) -> None:
@@ -71,22 +72,21 @@ class SlotQueue:
         self.stored.storage.reads_snapshots = self.in_rounds
 
     def _make_order(self, max_failures: int) -> AshaOrder | RoundOrder | None:
-        """Makes the order of the slots, see `order`, from the pruner and `study.round_size`."""
+        """Makes the order in which slots are claimed, from the pruner and `study.round_size`."""
         pruner = self.stored.optuna.pruner
         objectives = self.stored.objectives
-        definition = self.stored.definition() or {}
-        round_width = definition.get("study.round_size")  # None or 0 for a search without rounds
-        if not round_width:
-            if isinstance(pruner, AshaPruner):
-                return pruner.make_order(objectives)
-            return None
+        asha_order = None
         if isinstance(pruner, AshaPruner):
-            order_in_rounds = pruner.make_order(objectives)
-        else:
-            without_rungs = AshaPruner(min_resource=sys.maxsize)
-            order_in_rounds = without_rungs.make_order(objectives)
+            asha_order = pruner.make_order(objectives)
+        definition = self.stored.definition() or {}
+        round_size = definition.get("study.round_size")  # None or 0 for a search without rounds
+        if not round_size:
+            return asha_order
+        if asha_order is None:
+            pruner_without_rungs = AshaPruner(min_resource=sys.maxsize)
+            asha_order = pruner_without_rungs.make_order(objectives)
         (halted_at,) = self.stored.attributes(HALTED_AT)
-        return RoundOrder(order_in_rounds, round_width, max_failures, halted_at or 0)
+        return RoundOrder(asha_order, round_size, max_failures, halted_at or 0)
 
     @property
     def in_rounds(self) -> bool:
@@ -95,19 +95,19 @@ class SlotQueue:
 
     # Claim
 
-    def claim(self, lease: float, *, ended: bool) -> Claim | None:
-        """Claims a slot, and makes a running trial for a new one; None if no slot is free.
+    def claim(self, lease: float, *, search_ended: bool) -> Claim | None:
+        """Claims a slot, and creates a trial in it if it has none; None if no slot is free.
 
         Args:
             lease: Seconds until the claim ends unless it is renewed.
-            ended: Whether the search has ended, so that only trials that have begun are left.
+            search_ended: Whether only slots whose trials have begun may be claimed.
         """
         return self.stored.ledger.claim(
             self.owner,
             self.stage.trials,
             lease,
             self._create_trial,
-            only_with_trial=ended,
+            only_with_trial=search_ended,
             order=self.order,
         )
 
@@ -118,51 +118,65 @@ class SlotQueue:
             attributes[BASELINE] = True
         return self.stored.storage.create(connection, self.stored.ledger.study_id, attributes)
 
-    def halt(self) -> None:
-        """Halts a search in rounds whose segments fail, once it can neither begin nor end one.
+    def halt_failed_rounds(self) -> None:
+        """Halts a search in rounds if its trials fail, once no segment can begin or end any more.
 
-        In other searches the worker whose trial has failed does so, see `HeldTrial.fail`.
+        In a search without rounds the worker whose trial has failed halts it, in `HeldTrial.fail`.
         """
         if not isinstance(self.order, RoundOrder):
             return
+        # A standing says how far the trial of a slot has come.
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         reason = self.order.find_halt_reason(standings)
         if reason is None:
             return
-        numbers = []
+        segment_numbers = []
         for standing in standings:
-            numbers += [segment.number for segment in standing.segments]
-        self.stored.optuna.set_user_attr(HALTED_AT, max(numbers) + 1)
+            for segment in standing.segments:
+                segment_numbers.append(segment.number)
+        # If the user repairs the code and resumes, only failures of later segments count.
+        self.stored.optuna.set_user_attr(HALTED_AT, max(segment_numbers) + 1)
         self.stored.optuna.set_user_attr(HALTED, reason)
 
     # Pauses
 
     def may_stop(self, trial: FrozenTrial) -> bool:
-        """Returns whether a trial may be pruned or paused; the baseline runs to its end.
+        """Returns whether a trial may be pruned or paused, as all but the baseline may be.
 
-        In rounds, which wait for each other, it is paused too.
+        In a search in rounds, whose trials wait for each other, the baseline is paused too.
         """
         if self.in_rounds or self.baseline is None:
             return True
         return not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
-        """Returns whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
+        """Returns whether the trial of a slot has reached a rung, an epoch that compares trials.
+
+        Args:
+            slot: The number of the slot.
+            previous_step: The last step of the trial before.
+            step: Its step now.
+        """
         return self.order is not None and self.order.pauses_at(slot, previous_step, step)
 
-    def promotes(self, slot: int) -> bool:
-        """Returns whether the trial at a rung is the next to promote, so that it continues."""
+    def is_next_to_promote(self, slot: int) -> bool:
+        """Returns whether the trial of a slot, which is at a rung, may continue at once."""
         assert self.order is not None
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
 
     # Samplers and pruners that keep state
 
-    def begin_state(self, claim: Claim, lease: float) -> None:
-        """Checks that no other process works on a study whose sampler or pruner keeps state.
+    def begin_alone(self, claim: Claim, lease: float) -> None:
+        """Begins the work on a study whose sampler or pruner keeps state in its process.
 
-        Each process claims a slot before it looks for others, so that of two that begin together
-        not both continue. The sampler is made here, once for all trials of this process.
+        Checks that no other process works on the study: a process claims a slot before it looks for
+        others, so that of two that begin together at most one continues. Then makes the sampler,
+        once for all trials of this process.
+
+        Args:
+            claim: The first claim of this process.
+            lease: Seconds after which the claim of a process that died has ended.
 
         Raises:
             LaunchError: Another process works on the study; the claim was released.
@@ -170,36 +184,49 @@ class SlotQueue:
         stored = self.stored
         ledger = stored.ledger
         strategy = self.stage.strategy
-        parts = " and ".join(strategy.keeps_state)
+        stateful_parts = " and ".join(strategy.keeps_state)  # such as "sampler and pruner"
         ledger.record_gone()
-        other_workers = [held.owner for held in ledger.held() if held.owner != self.owner]
-        if other_workers:
+        other_owners = [slot.owner for slot in ledger.held() if slot.owner != self.owner]
+        if other_owners:
             ledger.release(claim)
             raise LaunchError(
-                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {other_workers[0]} "
-                f"works on the study already; end that one; if it died, wait {lease:.0f} s"
+                f"{stateful_parts}: keeps its state in one process ({KEEPS_STATE}), and "
+                f"{other_owners[0]} works on the study already; end that one; if it died, "
+                f"wait {lease:.0f} s"
             )
         assert claim.trial_id is not None
         number = stored.storage.get_trial(claim.trial_id).number
-        begun = [trial for trial in stored.trials() if trial.datetime_start is not None]
-        had_earlier_process = any(trial.number != number for trial in begun)
-        if had_earlier_process:
-            log.warning(
-                "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
-                "it starts again with trial %d, and knows only the stored trials",
-                parts,
-                number,
-            )
+        self._warn_of_lost_state(stateful_parts, number)
         if "sampler" in strategy.keeps_state:
             stored.optuna.sampler = strategy.sampler(number)
+
+    def _warn_of_lost_state(self, stateful_parts: str, number: int) -> None:
+        """Warns that state is lost if earlier processes have begun trials.
+
+        Args:
+            number: The number of the first trial of this process.
+        """
+        for trial in self.stored.trials():
+            has_begun = trial.datetime_start is not None
+            if has_begun and trial.number != number:
+                log.warning(
+                    "%s: keeps its state in one process, and what it kept in an earlier one is "
+                    "gone; it starts again with trial %d, and knows only the stored trials",
+                    stateful_parts,
+                    number,
+                )
+                return
 
     # Draw
 
     def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
-        """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it.
+        """Makes the Optuna trial of a claimed one, with a sampler that will draw for it.
 
         A waiting trial starts, and a paused one no longer counts as paused. The baseline gets its
-        hyperparameters, so that the sampler draws none.
+        hyperparameters here, so that the sampler draws none.
+
+        Args:
+            frozen: The claimed trial, which the trial buffer has loaded.
         """
         record = TrialRecord(frozen)
         buffer = self.stored.storage
@@ -216,14 +243,17 @@ class SlotQueue:
     def draw(self, held: HeldTrial) -> Point | None:
         """Draws a trial's configuration and stores it, unless the trial has one already.
 
-        The sampler draws again, with other seeds, if the configuration breaks a relation, or
-        repeats another although `limits.allow_repeats` is false; then chance decides. Returns None
-        if that finds nothing.
+        A configuration is not accepted if it breaks a relation of the space, or repeats another
+        although `limits.allow_repeats` is false. Then the sampler draws again, at most REDRAWS times, and
+        after that random configurations are tried.
+
+        Returns:
+            The configuration; None if none is accepted.
         """
         space = self.stage.source.space
         if held.trial.params:
             # They were set in the config or by a user, or stored by an earlier worker.
-            with held.watch("sampling"):
+            with held.stopwatch("sampling"):
                 point = space.suggest(held.trial)
             self._store_point(held)
             return point
@@ -234,91 +264,100 @@ class SlotQueue:
             used.add(identify(self.baseline))
         redraws = 0
         while True:
-            with held.watch("sampling"):
+            with held.stopwatch("sampling"):
                 point = space.suggest(held.trial)
             breaks_relation = space.find_breach(point.params) is not None
-            if not breaks_relation:
-                if held.limits.allow_repeats:
-                    self._store_point(held)
-                    return point
-                used |= self._store_unless_used(held, point, used)
-                was_stored = identify(point) not in used
-                if was_stored:
-                    return point
+            if not breaks_relation and held.limits.allow_repeats:
+                self._store_point(held)
+                return point
+            if not breaks_relation and self._store_unless_used(held, point, used):
+                return point
             redraws += 1
-            if not self._draw_again(held, redraws, used):
+            can_redraw = self._prepare_redraw(held, redraws, used)
+            if not can_redraw:
                 return None
 
-    def _draw_again(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
-        """Drops a trial's configuration, which is not stored, and makes its Optuna trial again.
+    def _prepare_redraw(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+        """Replaces the Optuna trial, whose configuration was not accepted, by one with none.
+
+        After REDRAWS redraws it gets a random configuration, which it then suggests.
 
         Args:
-            redraws: How often its configuration was not accepted.
+            redraws: How often a configuration of the trial was not accepted.
             used: The configurations that it must not repeat.
 
         Returns:
-            False if even chance finds no configuration.
+            False if no random configuration is allowed.
         """
         trial_id = held.trial._trial_id
+        # The buffer reads the stored trial again, without the pending configuration.
         self.stored.storage.load(self.stored.ledger.study_id, trial_id)
-        with held.watch("sampling"):
-            if redraws > REDRAWS and not self._draw_by_chance(held, redraws, used):
+        with held.stopwatch("sampling"):
+            if redraws > REDRAWS and not self._set_random_point(held, redraws, used):
                 return False
             seed = derive(held.trial.number, redraws)
             held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
         return True
 
     def _store_point(self, held: HeldTrial) -> None:
-        """Stores a trial's configuration, which is pending in the buffer."""
+        """Commits a trial's configuration, which is pending in the buffer, and renews its lease."""
         buffer = self.stored.storage
-        self._store_segments(held)
-        with held.watch("storage"):
-            if not self.stored.ledger.renew(held.claim, held.limits.lease, buffer.write):
+        self._add_segments(held)
+        with held.stopwatch("storage"):
+            still_holds = self.stored.ledger.renew(held.claim, held.limits.lease, buffer.write)
+            if not still_holds:
                 raise ClaimLost
         buffer.mark_written()
 
-    def _store_unless_used(
-        self, held: HeldTrial, point: Point, used: Set[PointKey]
-    ) -> set[PointKey]:
-        """Stores a trial's configuration, unless it is used or another trial has it.
+    def _store_unless_used(self, held: HeldTrial, point: Point, used: set[PointKey]) -> bool:
+        """Commits a trial's configuration, which is pending in the buffer, unless it was used.
 
-        Looking at the other trials and storing are one transaction that has locked the study, so
-        that two workers cannot store the same configuration.
+        The other trials are read, and the configuration is stored, in one transaction that has
+        locked the study, so that two workers cannot store the same configuration.
 
         Args:
-            used: Configurations that the trial must not repeat.
+            used: Configurations that the trial must not repeat; those of other trials are added.
 
         Returns:
-            The configurations of the other trials.
+            Whether it was stored.
         """
         stored = self.stored
         key = identify(point)
-        of_others: set[PointKey] = set()
+        keys_of_others: set[PointKey] = set()
 
         def write(connection: Connection) -> None:
-            of_others.clear()  # a second try looks again
+            keys_of_others.clear()  # if the transaction is tried a second time
             for trial in stored.lock_trials(connection):
                 if trial.number != held.trial.number:
-                    of_others.add(identify(trial))
-            if key not in used and key not in of_others:
+                    keys_of_others.add(identify(trial))
+            if key not in used | keys_of_others:
                 stored.storage.write(connection)
 
-        self._store_segments(held)
-        with held.watch("storage"):
-            if not stored.ledger.renew(held.claim, held.limits.lease, write):
+        self._add_segments(held)
+        with held.stopwatch("storage"):
+            still_holds = stored.ledger.renew(held.claim, held.limits.lease, write)
+            if not still_holds:
                 raise ClaimLost
-        if key not in used and key not in of_others:
+        used |= keys_of_others
+        was_stored = key not in used
+        if was_stored:
             stored.storage.mark_written()
-        return of_others
+        return was_stored
 
-    def _store_segments(self, held: HeldTrial) -> None:
-        """Adds to the next commit that the segment begins, after which others may decide theirs."""
+    def _add_segments(self, held: HeldTrial) -> None:
+        """Adds to the next commit that the trial's segment begins, in a search in rounds.
+
+        Other workers wait for it: what their segments may use depends on which have begun.
+        """
         if not held.claim.segments:
             return
-        begun = [(segment.number, segment.start or 0) for segment in held.claim.segments]
-        self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun)
+        begun_segments = []
+        for segment in held.claim.segments:
+            first_step = segment.start or 0
+            begun_segments.append((segment.number, first_step))
+        self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun_segments)
 
-    def _draw_by_chance(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+    def _set_random_point(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
         """Sets a random configuration that is allowed and not used; False if there is none."""
         source = self.stage.source
         seed = derive(source.seed, held.trial.number, 1, redraws)
@@ -331,17 +370,17 @@ class SlotQueue:
     def _make_trial(
         self, claim: Claim, trial_id: int, seed: int, *, redraws: bool = False
     ) -> optuna.Trial:
-        """Makes the Optuna trial of the trial in the buffer.
+        """Makes the Optuna trial of the trial in the buffer, with a sampler of its own.
 
         Args:
-            seed: The seed of its sampler, with the seed of the study.
-            redraws: Whether an earlier configuration was not accepted.
+            seed: The number from which, with the seed of the study, the sampler is seeded.
+            redraws: Whether an earlier configuration of the trial was not accepted.
         """
         strategy = self.stage.strategy
         if "sampler" not in strategy.keeps_state:
             self.stored.optuna.sampler = strategy.sampler(seed, redraws=redraws)
-        # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
-        # them until `tell` ends a trial, and a paused one is not ended.
+        # A copy of the study reads the trials again. Optuna caches them for the sampler until
+        # `tell` ends a trial, which does not happen if the last trial was paused.
         study = copy.copy(self.stored.optuna)
         if isinstance(self.order, RoundOrder) and claim.segments:
             study = self.order.view_study(study, claim.segments[-1])

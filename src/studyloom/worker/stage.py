@@ -28,6 +28,9 @@ from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.training.checkpoint import Checkpoint, save_weights
 from studyloom.worker.callbacks import TrialCallback
 
+# A checkpoint, such as trial-12.pt, or the folder of an objective, such as trial-12-0f3a….
+TRIAL_FILE = re.compile(r"trial-(?P<number>\d+)[.-]")
+
 
 class TrialSource(Protocol):
     """A source of trials: a Definition, or the trainings of a later stage."""
@@ -68,7 +71,7 @@ class TrialStrategy(Protocol):
 
     @property
     def keeps_state(self) -> tuple[str, ...]:
-        """Names which of `sampler` and `pruner` is one object for all trials."""
+        """Names which of "sampler" and "pruner" remember trials in the worker's process."""
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
         """Makes the sampler of a trial.
@@ -88,7 +91,7 @@ class Stage:
 
     Args:
         weights: the folder for the network of each complete trial; None to keep none.
-        following: how many trials follow in later stages, at most.
+        later_trials: how many trials follow in later stages, at most.
         callbacks: the callbacks that get each trial that ends.
     """
 
@@ -98,7 +101,7 @@ class Stage:
     strategy: TrialStrategy
     trials: int
     weights: Path | None = None
-    following: int = 0
+    later_trials: int = 0
     callbacks: Sequence[TrialCallback] = ()
 
     @property
@@ -107,17 +110,17 @@ class Stage:
         return self.title == SEARCH
 
     def has_ended(self) -> bool:
-        """Returns whether its bounds have ended it early, so that no further trial begins."""
+        """Returns whether it ends early, as by a limit on its epochs, so that no trial begins."""
         return decide_early_end(self.stored, self.trials) is not None
 
-    def todo(self) -> int:
-        """Returns how many trials have not ended yet."""
+    def count_open_trials(self) -> int:
+        """Counts the trials of the budget that have not ended yet."""
         return self.stored.ledger.count_open(self.trials, only_with_trial=self.has_ended())
 
-    def remove_files_of_ended_trials(self, folder: str | None) -> None:
-        """Removes the files of trials that ended while their worker died, from a folder."""
+    def remove_stale_files(self, folder: str | None) -> None:
+        """Removes files of ended trials from the folder of checkpoints, if there is one."""
         if folder is not None:
-            TrialFiles(self, Path(folder)).remove_left()
+            TrialFiles(self, Path(folder)).remove_stale()
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,10 @@ class TrialFiles:
     folder: Path | None
 
     def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
-        """Returns where the state of trial `number` is saved; None if it is not saved."""
+        """Returns the file for the state of a trial; None if states are not saved.
+
+        The file holds an identity, so that it is not restored in another training of this number.
+        """
         if self.folder is None:
             return None
         stored = self.stage.stored
@@ -155,7 +161,7 @@ class TrialFiles:
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
 
     def remove(self, number: int, point: Point) -> None:
-        """Removes the files that an ended trial has left for another attempt, if any."""
+        """Removes the files from which another worker would have resumed a trial."""
         checkpoint = self.checkpoint(number, point)
         if checkpoint is None:
             return
@@ -163,28 +169,28 @@ class TrialFiles:
             checkpoint.remove()
         shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
 
-    def remove_left(self) -> None:
+    def remove_stale(self) -> None:
         """Removes files of ended trials whose worker died before it could remove them."""
-        numbers = self._find_numbers()
+        numbers = self._find_trials_with_files()
         if not numbers:  # the trials need not be read
             return
         for trial in self.stage.stored.trials():
             if trial.number in numbers and trial.state.is_finished():
-                self._remove_of_ended(trial)
+                self._remove_own_files(trial)
 
-    def _find_numbers(self) -> set[int]:
+    def _find_trials_with_files(self) -> set[int]:
         """Returns the numbers of the trials that have files in the folder."""
         if self.folder is None or not self.folder.is_dir():
             return set()
         numbers = set()
         for path in self.folder.iterdir():
-            match = re.match(r"trial-(\d+)[.-]", path.name)
+            match = TRIAL_FILE.match(path.name)
             if match:
-                numbers.add(int(match[1]))
+                numbers.add(int(match["number"]))
         return numbers
 
-    def _remove_of_ended(self, trial: FrozenTrial) -> None:
-        """Removes the files of an ended trial; the same number of another study keeps its files."""
+    def _remove_own_files(self, trial: FrozenTrial) -> None:
+        """Removes the files of a trial, unless they are of another study's trial of its number."""
         try:
             point = self.stage.source.space.make_point(trial.params)
         except KeyError:  # the space no longer has its hyperparameters
@@ -194,7 +200,7 @@ class TrialFiles:
             self.remove(trial.number, point)
 
     def keep_weights(self, trial: Trial, objective: Objective) -> None:
-        """Saves the weights of a complete trial, if its stage keeps weights and it has any."""
+        """Saves the weights of a complete trial for the result, if its stage keeps weights."""
         folder = self.stage.weights
         if folder is None:
             return

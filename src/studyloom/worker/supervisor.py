@@ -23,6 +23,8 @@ RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not st
 # from a daemon that frees memory.
 RESTARTS_AFTER_SIGNAL = 30
 POLL = 0.1  # seconds between looks at the workers
+QUERY_INTERVAL = 1.0  # seconds between queries of the database
+TIMEOUT_TOLERANCE = 1.0  # seconds that a worker may be late to end a trial by its time limit
 LOG_LINES = 12  # of a worker that died, in the error message
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class WorkerExit:
     """How a worker ended.
 
     Attributes:
-        code: Its exit code, negative for a signal; None if unknown.
+        code: Its exit code, negative for a signal; None if unknown, as for a worker on a lost host.
         description: How it ended, if its exit code is unknown.
     """
 
@@ -53,7 +55,7 @@ class WorkerExit:
             return None
         try:
             return signal.Signals(-self.code).name
-        except ValueError:  # one without a name, such as SIGRTMIN+1
+        except ValueError:  # a signal without a name, such as SIGRTMIN+1
             return str(-self.code)
 
 
@@ -96,14 +98,14 @@ class Supervisor:
     def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
         self.task = task
         self.workers = list(workers)
-        self._stopped_at: float | None = None  # when the workers were requested to stop
-        self._last_query = time.monotonic()  # the last look at what takes a query
+        self._stop_time: float | None = None  # when the workers were requested to stop
+        self._last_query = time.monotonic()  # when the database was queried last
         task.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, stop: Stop) -> None:
-        """Starts all workers, and replaces those that die, until nothing is left to do.
+        """Starts all workers, and replaces those that die, until no trial is open.
 
-        When it returns or raises, no worker is left.
+        When it returns or raises, no worker runs.
 
         Raises:
             LaunchError: Workers die before they claim a trial.
@@ -112,84 +114,92 @@ class Supervisor:
         try:
             for worker in self.workers:
                 worker.start()
-            with renewing_leases(self.task, self._by_id):
+            with renewing_leases(self.task, self._find_workers_by_id):
                 self._supervise(stop)
         except StorageLost:
             self._stop_all()
-            self._await_ends()
+            self._wait_for_ends()
             raise
         finally:
             self.kill_all()
-        if self._stopped_at is None and self.task.todo():
-            raise LaunchError(self._last_log_lines())
+        if not self._is_stopping and self.task.count_open_trials():
+            raise LaunchError(self._describe_deaths())
 
-    def _await_ends(self) -> None:
+    def _wait_for_ends(self) -> None:
         """Waits until all workers have ended, or have had their time to stop."""
-        while self._active() and not self._grace_is_over():
-            for worker in self._active():
+        while self._find_active() and not self._is_grace_over():
+            for worker in self._find_active():
                 has_ended = worker.poll() is not None
                 if has_ended:
-                    worker.kill()  # what it started
+                    worker.kill()  # with all that it has started
             time.sleep(POLL)
 
     def kill_all(self) -> None:
-        """Ends every worker that is still there, and releases the trials that they hold."""
-        worker_ids = [worker.kill() for worker in self._active()]
-        with contextlib.suppress(StorageLost):  # then their leases will end
+        """Kills the workers that have not ended, and releases the trials that they hold."""
+        worker_ids = [worker.kill() for worker in self._find_active()]
+        # While the database is away, the trials are released later, as their leases end.
+        with contextlib.suppress(StorageLost):
             for worker_id in worker_ids:
                 if worker_id is not None:
                     death = "it did not stop when it was requested to"
                     self.task.ledger.record_death(worker_id, death)
 
-    def _active(self) -> list[WorkerHandle]:
+    def _find_active(self) -> list[WorkerHandle]:
         return [worker for worker in self.workers if worker.active]
 
-    def _by_id(self) -> dict[str, WorkerHandle]:
-        """Returns the running workers by their ids in the ledger."""
-        by_id = {}
+    def _find_workers_by_id(self) -> dict[str, WorkerHandle]:
+        """Returns the running workers by the ids with which they claim trials."""
+        workers_by_id = {}
         for worker in self.workers:
             if worker.worker_id is not None:
-                by_id[worker.worker_id] = worker
-        return by_id
+                workers_by_id[worker.worker_id] = worker
+        return workers_by_id
 
     def _supervise(self, stop: Stop) -> None:
         """Watches the workers until all have ended, or have had their time to stop."""
         while True:
-            workers = self._active()
+            workers = self._find_active()
             if not workers:
                 return
             for worker in workers:
                 worker_exit = worker.poll()
                 if worker_exit is not None:
                     self._handle_exit(worker, worker_exit)
-            if time.monotonic() > self._last_query + 1.0:
+            if time.monotonic() > self._last_query + QUERY_INTERVAL:
                 self._last_query = time.monotonic()
-                self._kill_timed_out()
-                if not self._by_id() and not self.task.todo():
+                self._replace_timed_out_workers()
+                has_running_worker = bool(self._find_workers_by_id())
+                if not has_running_worker and not self.task.count_open_trials():
                     return  # the workers that are being started are no longer needed
             if stop():
                 self._stop_all()
-            if self._grace_is_over():
+            if self._is_grace_over():
                 return
             time.sleep(POLL)
 
-    def _grace_is_over(self) -> bool:
-        return self._stopped_at is not None and time.monotonic() > self._stopped_at + GRACE
+    @property
+    def _is_stopping(self) -> bool:
+        """Returns whether the workers were requested to stop."""
+        return self._stop_time is not None
 
-    def _kill_timed_out(self) -> None:
+    def _is_grace_over(self) -> bool:
+        """Returns whether the workers have had their time to stop."""
+        return self._stop_time is not None and time.monotonic() > self._stop_time + GRACE
+
+    def _replace_timed_out_workers(self) -> None:
         """Kills the workers whose trials take longer than study.trial_timeout, and starts others.
 
-        Allows a second more than the worker itself, which checks only after each epoch.
+        A worker itself checks the limit after each epoch; only one that is late is killed.
         """
         limit = self.task.limits.trial_timeout
         if limit is None:
             return
         death = f"the trial took longer than study.trial_timeout={limit:g} s"
-        workers = self._by_id()
+        workers = self._find_workers_by_id()
         while True:
-            # Queried again after each kill, which may take seconds: the other workers may have
-            # ended their trials meanwhile and have begun new ones.
-            overdue_claims = self.task.ledger.overdue(list(workers), limit + 1.0)
+            # The database is queried again after each kill, which may take seconds: other workers
+            # may have ended their trials meanwhile, and have begun new ones.
+            overdue_claims = self.task.ledger.overdue(list(workers), limit + TIMEOUT_TOLERANCE)
             if not overdue_claims:
                 return
             claim = overdue_claims[0]
@@ -199,51 +209,63 @@ class Supervisor:
             worker.start()
 
     def _stop_all(self) -> None:
-        """Requests that the workers release their trials and end."""
-        if self._stopped_at is None:
-            self._stopped_at = time.monotonic()
-            for worker in self._active():
-                worker.stop()
+        """Requests that the workers release their trials and end; the first call counts."""
+        if self._is_stopping:
+            return
+        self._stop_time = time.monotonic()
+        for worker in self._find_active():
+            worker.stop()
 
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
-        """Kills what a worker left behind, and starts another if the database has work left."""
+        """Releases the trial of a worker that has ended, and starts another if trials are open."""
         messages = worker.messages
-        has_released = int(messages.get("ended", 0)) >= FIRST_SIGNAL_CODE
+        released_trial = int(messages.get("ended", 0)) >= FIRST_SIGNAL_CODE
         death = messages.get("died", f"the worker ended with {worker_exit}")
-        # Logged before the kill, which takes seconds if its host is gone: others may end the study
-        # then.
-        if self._stopped_at is None and not self.task.halted() and self.task.todo():
-            self._log_exit(worker, death, has_released=has_released)
-        worker_id = worker.kill()
+        # The exit is logged before the kill, which takes seconds if the host is gone, and in which
+        # other workers may end the study.
+        if not self._is_stopping and not self.task.is_halted() and self.task.count_open_trials():
+            self._log_exit(worker, death, released_trial=released_trial)
+        worker_id = worker.kill()  # with all that it has started
         held_slots = 0
         if worker_id is not None:
             held_slots = self.task.ledger.record_death(worker_id, death)
-        if self._stopped_at is None and self.task.halted():
+        if not self._is_stopping and self.task.is_halted():
             self._stop_all()
-        if self._stopped_at is not None or not self.task.todo():
+        if self._is_stopping or not self.task.count_open_trials():
             return
-        if "claimed" in messages or held_slots > 0:
+
+        has_claimed = "claimed" in messages or held_slots > 0
+        if has_claimed:
             worker.failures = 0
         else:
             worker.failures += 1
-        has_refused_config = messages.get("ended") == INVALID_INPUT and "claimed" not in messages
-        if has_refused_config:
-            return  # the next worker would refuse it too
-        restarts = RESTARTS
-        if has_released or worker_exit.signal in STOP_SIGNALS:
-            restarts = RESTARTS_AFTER_SIGNAL
-        if worker.failures <= restarts:
+        was_signaled = released_trial or worker_exit.signal in STOP_SIGNALS
+        if self._may_restart(worker, was_signaled=was_signaled):
             worker.start()
 
-    def _log_exit(self, worker: WorkerHandle, death: str, *, has_released: bool) -> None:
-        end = death.replace("the worker", "a worker")
-        if has_released:
-            end = "a worker ended with a signal, and released its trial"
-        log.warning("%s; its log: %s", end, worker.log)
+    def _may_restart(self, worker: WorkerHandle, *, was_signaled: bool) -> bool:
+        """Returns whether to replace a worker that has ended, unless too many died in a row.
 
-    def _last_log_lines(self) -> str:
-        """Returns an error message with the last log lines of the worker that died most often."""
+        Args:
+            was_signaled: whether a signal from outside has ended it.
+        """
+        messages = worker.messages
+        refused_config = messages.get("ended") == INVALID_INPUT and "claimed" not in messages
+        if refused_config:  # the next worker would refuse it too
+            return False
+        if was_signaled:
+            return worker.failures <= RESTARTS_AFTER_SIGNAL
+        return worker.failures <= RESTARTS
+
+    def _log_exit(self, worker: WorkerHandle, death: str, *, released_trial: bool) -> None:
+        message = death.replace("the worker", "a worker")
+        if released_trial:
+            message = "a worker ended with a signal, and released its trial"
+        log.warning("%s; its log: %s", message, worker.log)
+
+    def _describe_deaths(self) -> str:
+        """Returns an error message with the end of the log of the worker that died most often."""
         worker = max(self.workers, key=lambda worker: worker.failures)
-        lines = worker.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        last_lines = worker.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         head = f"workers die before they claim a trial; the end of {worker.log}:"
-        return "\n".join([head, *lines])
+        return "\n".join([head, *last_lines])

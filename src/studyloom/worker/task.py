@@ -58,10 +58,10 @@ class Command:
     @classmethod
     def of_this_process(cls) -> "Command":
         """Returns the command that the user typed to start this process."""
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
         program: tuple[str, ...] = (sys.argv[0],)
-        if spec is not None:  # Python was started with -m
-            program = ("-m", spec.name)
+        main_spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if main_spec is not None:  # it was started with `python -m`
+            program = ("-m", main_spec.name)
         return cls(program, tuple(sys.argv[1:]))
 
     @property
@@ -71,25 +71,25 @@ class Command:
 
     @property
     def again(self) -> str:
-        """The words for what a user does to run the study again."""
+        """The phrase for what a user does to run the study again, such as "the same command"."""
         if self.kind == "cell":
             return "run the cell again"
         return f"the same {self.kind}"
 
     @property
     def resumes(self) -> str:
-        """The words for what resumes the study, to be followed by "it" or "here"."""
+        """The phrase for what resumes the study, such as "the same command resumes"."""
         if self.kind == "cell":
             return f"{self.again} to resume"
         return f"{self.again} resumes"
 
     def without(self, *keys: str) -> list[str]:
-        """Returns the arguments without the overrides of some keys, and of all below them."""
-        arguments = []
+        """Returns the arguments without the overrides of some keys, and of all keys below them."""
+        remaining_arguments = []
         for argument in self.arguments:
             if not Override.parse(argument).is_within(*keys):
-                arguments.append(argument)
-        return arguments
+                remaining_arguments.append(argument)
+        return remaining_arguments
 
     def worker_arguments(self) -> list[str]:
         """Returns the arguments with which Python runs a worker of this command."""
@@ -101,21 +101,23 @@ class Task:
     """The work that a launcher gets.
 
     Args:
-        work: works in this process until nothing is left or a stop is requested.
-        todo: returns the number of open slots, at most; 0 if the study has stopped itself.
+        work: runs trials in this process until none is open or a stop is requested.
+        count_open_trials: counts the trials that have not ended, including those of later stages,
+            of which there may be fewer in the end; 0 if the study has stopped itself.
+        ledger: the budget of the search, in the database.
         limits: the limits of trials, such as the duration of a lease.
         name: the name of the study.
-        halted: returns whether the study has stopped itself.
+        is_halted: returns whether the study has stopped itself, since all its trials fail.
     """
 
     work: Callable[[Stop], None]
-    todo: Callable[[], int]
+    count_open_trials: Callable[[], int]
     ledger: Ledger
     run_dir: Path
     limits: Limits
     name: str
     command: Command = field(default_factory=Command.of_this_process)
-    halted: Callable[[], bool] = lambda: False
+    is_halted: Callable[[], bool] = lambda: False
 
     @property
     def logs(self) -> Path:
@@ -170,14 +172,20 @@ class Launcher(ABC):
 
 @contextmanager
 def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Renews the leases of the workers that live now, in a thread, while the body runs."""
+    """Renews the leases of workers in a thread, while the body runs.
+
+    A worker keeps its trial as long as its lease is renewed, however long an epoch takes.
+
+    Args:
+        worker_ids: returns the ids of the workers that live now.
+    """
+    lease = task.limits.lease
 
     def renew(end: threading.Event) -> None:
-        while not end.wait(task.limits.lease / RENEWALS):
-            # A lock may keep only this from being written. If the database stays away, the body
-            # raises an error too, which is reported.
+        while not end.wait(lease / RENEWALS):
+            # An error of the database is left to the body, which meets it too if it lasts.
             with suppress(StorageLost):
-                task.ledger.renew_for([*worker_ids()], task.limits.lease)
+                task.ledger.renew_for([*worker_ids()], lease)
 
     with running_in_thread(renew):
         yield

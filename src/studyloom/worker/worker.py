@@ -1,10 +1,11 @@
 """The life of a trial in a worker, in order: claim, draw, train, report, end.
 
-`Worker.run` is the loop of a worker process. It *claims* a slot, which gives it a trial for as long
-as it renews the lease (`SlotQueue.claim`). The sampler *draws* a configuration, unless the trial
-has one already (`SlotQueue.draw`). The worker *trains*: it runs the objective, which *reports*
-after each step (`Reporter`). A report may end the trial or pause it at a rung. Last, the trial
-*ends* together with its claim (`HeldTrial.end`), or it is released, and another worker resumes it.
+`Worker.run` is the loop of a worker process. A *slot* is a row of the study's budget, one for each
+trial. The worker *claims* a slot, which gives it a trial for as long as it renews the lease
+(`SlotQueue.claim`). The sampler *draws* a configuration, unless the trial has one already
+(`SlotQueue.draw`). The worker *trains*: it runs the objective, which *reports* after each step
+(`Reporter`). A report may end the trial or pause it at a rung. Last, the trial *ends* together with
+its claim (`HeldTrial.end`), or it is released, and another worker resumes it.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from studyloom.space.tree import Point
 from studyloom.storage import failures
 from studyloom.storage.ledger import Claim
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.worker.failure_causes import broken_by, explain
+from studyloom.worker.failure_causes import explain, find_gpu_error
 from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.provenance import Provenance, current_environment
 from studyloom.worker.reporter import Reporter, ReportRejected
@@ -68,18 +69,18 @@ class Outcome:
     Attributes:
         value: None unless the trial is complete.
         failure: Why it has failed; None if it has not.
-        broken_by: The error that has left this process unable to use its GPU; None if none has.
+        gpu_error: The error that has left this process unable to use its GPU; None if none has.
     """
 
     state: TrialState
     value: float | None = None
     failure: failures.Failure | None = None
-    broken_by: str | None = None
+    gpu_error: str | None = None
 
     @classmethod
     def failed(cls, error: BaseException) -> "Outcome":
         """Explains a training that an error has ended."""
-        return cls(TrialState.FAIL, failure=explain(error), broken_by=broken_by(error))
+        return cls(TrialState.FAIL, failure=explain(error), gpu_error=find_gpu_error(error))
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class BegunTrial:
     """A trial that a worker trains.
 
     Args:
+        held: The trial, with the worker's claim on it.
         frozen: The trial as it was when the worker claimed it.
         point: Its configuration.
     """
@@ -98,29 +100,30 @@ class BegunTrial:
 
 @dataclass(frozen=True)
 class Worker:
-    """Works on a stage in this process, one slot after the other.
+    """Runs the trials of a stage in this process, one after the other.
 
     Attributes:
         stage: The search, or trainings that follow it.
         data: The data to train on.
-        stopping: Whether to release the trial and to end.
-        checkpoints: The folder for the states of running trials; None for none.
+        must_stop: Whether to release the trial and to end.
+        checkpoint_folder: The folder for the states of running trials; None for none.
         limits: The limits of a trial and of the study.
-        watch: Counts where the time of the worker goes.
+        stopwatch: Counts where the time of the worker goes.
         on_claim: Called after each claim of a slot.
-        pausing: Whether to release the trial, and to claim none for now.
-        interval: The least seconds between two states of a trial that neither pauses nor stops.
+        must_pause: Whether to release the trial, and to claim none for now.
+        checkpoint_interval: The least seconds between two states of a trial that neither pauses nor
+            stops.
     """
 
     stage: Stage
     data: TrainingData
-    stopping: Stopping
-    checkpoints: Path | None
+    must_stop: Stopping
+    checkpoint_folder: Path | None
     limits: failures.Limits = field(default_factory=failures.Limits)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = do_nothing
-    pausing: Callable[[], bool] = never
-    interval: float = 0.0
+    must_pause: Callable[[], bool] = never
+    checkpoint_interval: float = 0.0
 
     @property
     def stored(self) -> StoredStudy:
@@ -128,15 +131,16 @@ class Worker:
 
     @property
     def files(self) -> TrialFiles:
-        return TrialFiles(self.stage, self.checkpoints)
+        return TrialFiles(self.stage, self.checkpoint_folder)
 
     # Claim
 
     def run(self) -> None:
-        """Works on the slots of the stage until all are done or a stop is requested.
+        """Runs trials of the stage until none is open or a stop is requested.
 
-        Once the search has ended by its bounds, only the trials that have begun are left to do.
-        Waits while others hold slots, because their leases may end.
+        Once the search has ended early, only the trials that have begun are run to their ends.
+        While other workers hold all open slots, this one waits: if one of them dies, its lease
+        ends, and its slot can be claimed.
 
         Raises:
             Halted: The study's trials all fail for the same reason.
@@ -148,56 +152,62 @@ class Worker:
         ledger = self.stored.ledger
         self.stored.optuna.pruner = stage.strategy.pruner()
         slots = SlotQueue(stage, worker_id(os.getpid()), self.limits.max_failures)
-        must_begin_state = bool(stage.strategy.keeps_state)
+        # A sampler that keeps its state in this process must be the only one at work.
+        must_check_alone = bool(stage.strategy.keeps_state)
+        first_wait = WAIT
+        longest_wait = LONGEST_WAIT
         if slots.in_rounds:
             first_wait = WAIT_IN_ROUNDS
             longest_wait = LONGEST_WAIT_IN_ROUNDS
-        else:
-            first_wait = WAIT
-            longest_wait = LONGEST_WAIT
         wait = first_wait  # seconds until the next look, while others hold all slots
-        while not self.stopping():
+        while not self.must_stop():
             claim = None
-            with self.watch("storage"):
+            with self.stopwatch("storage"):
                 self.stored.check_halted()
-                ended = stage.has_ended()
-                if not self.pausing():
-                    claim = slots.claim(self.limits.lease, ended=ended)
+                search_ended = stage.has_ended()
+                if not self.must_pause():
+                    claim = slots.claim(self.limits.lease, search_ended=search_ended)
             if claim is not None:
                 self.on_claim()
-                if must_begin_state:
-                    slots.begin_state(claim, self.limits.lease)
-                    must_begin_state = False
-                with self.holding(claim):
-                    begun = self.begin_trial(claim, slots)
-                    if begun is not None:
-                        with self.recording_lone_signal(begun.held, slots):
-                            gpu_error = self.train(begun, slots)
-                        self.finish_trial(begun, gpu_error)
+                if must_check_alone:
+                    slots.begin_alone(claim, self.limits.lease)
+                    must_check_alone = False
+                self.run_trial(claim, slots)
                 wait = first_wait
-            elif ledger.count_open(stage.trials, only_with_trial=ended):
-                slots.halt()
+            elif ledger.count_open(stage.trials, only_with_trial=search_ended):
+                slots.halt_failed_rounds()
                 self.idle(wait)
                 wait = min(1.5 * wait, longest_wait)
                 ledger.record_gone()
             else:
-                self.files.remove_left()
+                self.files.remove_stale()
                 return
 
     def idle(self, seconds: float) -> None:
-        """Waits, unless a stop is requested."""
-        with self.watch("idle"):
-            while seconds > 0 and not self.stopping():
-                time.sleep(min(seconds, WAIT))
-                seconds -= WAIT
+        """Waits for some seconds, or until a stop is requested."""
+        with self.stopwatch("idle"):
+            remaining = seconds
+            while remaining > 0 and not self.must_stop():
+                time.sleep(min(remaining, WAIT))
+                remaining -= WAIT
+
+    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
+        """Runs the trial of a claimed slot to its end, or until it is released or paused."""
+        with self.releasing_on_stop(claim):
+            begun = self.begin_trial(claim, slots)
+            if begun is None:
+                return
+            with self.counting_lone_signal(begun.held, slots):
+                gpu_error = self.train(begun, slots)
+            self.finish_trial(begun, gpu_error)
 
     @contextlib.contextmanager
-    def holding(self, claim: Claim) -> Iterator[None]:
-        """Holds a claimed slot while the body runs its trial, and releases it if that must stop."""
+    def releasing_on_stop(self, claim: Claim) -> Iterator[None]:
+        """Releases a claimed slot for another worker, if its trial is stopped in the body."""
         ledger = self.stored.ledger
         try:
             yield
-        except Paused:  # the slot was released with the trial
+        except Paused:  # the trial was paused at a rung, and its slot released with it
             pass
         except Stopped:
             ledger.release(claim)
@@ -218,24 +228,25 @@ class Worker:
     def begin_trial(self, claim: Claim, slots: SlotQueue) -> BegunTrial | None:
         """Begins or resumes the trial of a claim; returns None if it ends without training."""
         assert claim.trial_id is not None
-        with self.watch("storage"):
+        with self.stopwatch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
-        if frozen.state.is_finished():  # by a worker that died before it ended its claim
+        if frozen.state.is_finished():  # its worker died before it ended the claim
             self.stored.ledger.finish(claim)
             return None
-        with self.watch("sampling"):
+        with self.stopwatch("sampling"):
             trial = slots.begin_trial(frozen, claim)
         held = HeldTrial(
-            self.stored,
-            trial,
-            claim,
-            self.limits,
-            self.watch,
-            self.stage.callbacks,
+            stored=self.stored,
+            trial=trial,
+            claim=claim,
+            limits=self.limits,
+            stopwatch=self.stopwatch,
+            callbacks=self.stage.callbacks,
             is_search=self.stage.is_search,
             in_rounds=slots.in_rounds,
         )
-        if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
+        has_crashed_too_often = claim.deaths >= self.limits.max_attempts
+        if claim.ends_pruned or claim.fatal or has_crashed_too_often:
             self.end_untrained(frozen, held)
             return None
         point = slots.draw(held)
@@ -259,14 +270,14 @@ class Worker:
             held.end(None, TrialState.PRUNED)
         else:
             if point is not None:
-                self.describe(held, point)
+                self.set_provenance(held, point)
                 held.store(None)
-            held.fail(self._failure_of_deaths(claim))
+            held.fail(self._explain_deaths(claim))
         if point is not None:
             self.files.remove(frozen.number, point)
 
-    def _failure_of_deaths(self, claim: Claim) -> failures.Failure:
-        """Returns why a trial has failed whose earlier workers have died."""
+    def _explain_deaths(self, claim: Claim) -> failures.Failure:
+        """Returns the failure of a trial whose workers have died, or timed out with it."""
         if claim.fatal:
             return failures.Failure(failures.TIMEOUT, str(claim.death))
         reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
@@ -275,99 +286,114 @@ class Worker:
     # Train and report
 
     @contextlib.contextmanager
-    def recording_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> Iterator[None]:
-        """Counts a signal to this process only as a death, if the trial got no further before it.
+    def counting_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> Iterator[None]:
+        """Counts a signal that came to this process only as a death of a worker of the trial.
 
-        Otherwise a trial that ends its own process would come back forever. A trial whose process
-        others end, such as a daemon that frees memory, has mostly got further each time.
+        A trial that ends its own process would otherwise be resumed forever. It does not count if
+        the trial has made progress: then another program has ended the process, such as a daemon
+        that frees memory.
         """
         try:
             yield
         except Stopped:
-            if self.stopping.lone_signal is not None and not held.progress:
-                death = f"the worker got {self.stopping.lone_signal}"
+            signal_name = self.must_stop.lone_signal
+            if signal_name is not None and not held.has_progressed:
+                death = f"the worker got {signal_name}"
                 self.stored.ledger.record_death(slots.owner, death)
             raise
 
     def train(self, begun: BegunTrial, slots: SlotQueue) -> str | None:
-        """Evaluates a configuration, and ends its trial with the value, or the reason for none.
+        """Trains a configuration, and ends its trial as complete, pruned or failed.
 
         Returns:
             The error that has left this process unable to use its GPU; None if none has.
 
         Raises:
-            Stopped: The worker is to release the trial; so is Interrupted, by a second signal.
-            Paused: The trial waits at a rung, and is released.
+            Stopped, Interrupted: The worker must stop, and releases the trial.
+            Paused: The trial waits at a rung, and was released.
             ClaimLost: Another worker has the trial.
             StorageLost: The database stays away.
         """
         held = begun.held
         frozen = begun.frozen
         point = begun.point
-        # An objective that draws its hyperparameters itself is described once it has done so.
-        draws_itself = point.trial is not None
+        source = self.stage.source
+        # An Optuna objective draws its hyperparameters while it runs; they are known afterwards.
+        draws_in_training = point.trial is not None
         objective: Objective | None = None
         try:
-            if not draws_itself:
-                self.describe(held, point)
-            held.constrain(self.stage.source.measure_costs(point, self.data))
+            if not draws_in_training:
+                self.set_provenance(held, point)
+            held.check_limits(source.measure_costs(point, self.data))
             attempt = self._make_attempt(begun, slots)
-            objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
+            objective = source.make_objective(point, frozen.number, self.data, attempt)
             reporter = self._make_reporter(begun, objective, slots)
-            value = reporter.run(self.stopping)
-            with self.watch("checkpoints"):
+            value = reporter.run(self.must_stop)
+            with self.stopwatch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
             outcome = Outcome(TrialState.COMPLETE, value)
         except ReportRejected as rejected:
             assert objective is not None
-            outcome = self._outcome_of_report(rejected.cause, held, objective)
+            outcome = self._handle_rejection(rejected.cause, held, objective)
         except (Stopped, Interrupted):
             raise
         except optuna.TrialPruned as pruned:
-            outcome = Outcome(TrialState.PRUNED, broken_by=broken_by(pruned))
-        except BaseException as error:  # whatever the user's code raises costs only this trial
+            outcome = Outcome(TrialState.PRUNED, gpu_error=find_gpu_error(pruned))
+        except BaseException as error:  # an error of the user's code costs only this trial
             outcome = Outcome.failed(error)
-        if draws_itself:
-            self.describe(held, self.stage.source.space.make_point(held.trial.params))
-        self._end(held, objective, outcome)
-        return outcome.broken_by
+
+        if draws_in_training:
+            self.set_provenance(held, source.space.make_point(held.trial.params))
+        held.store(objective)
+        if outcome.failure is not None:
+            held.fail(outcome.failure)
+        else:
+            held.end(outcome.value, outcome.state)
+        return outcome.gpu_error
 
     def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
-        """Describes this worker's attempt at a trial to the objective."""
+        """Describes this worker's attempt at a trial to the objective, such as its own folder."""
         checkpoint = self.files.checkpoint(begun.frozen.number, begun.point)
         folder = None
         if checkpoint is not None:
             folder = self.files.folder_of(checkpoint)
-        return Attempt(begun.held.claim.token, self.stage.title, folder, pauses=slots.pauses)
+        return Attempt(
+            number=begun.held.claim.token,
+            stage=self.stage.title,
+            folder=folder,
+            pauses=slots.pauses,
+        )
 
     def _make_reporter(self, begun: BegunTrial, objective: Objective, slots: SlotQueue) -> Reporter:
-        """Makes the reporter of a trial; that of the baseline neither prunes nor pauses it."""
+        """Makes the reporter of a trial, which decides after each step whether it is ended early.
+
+        The baseline is neither pruned nor paused. With several objectives trials are only paused,
+        because Optuna's pruners compare one value.
+        """
         may_stop = slots.may_stop(begun.frozen)
+        has_one_objective = len(self.stored.objectives) == 1
         pausing_slots = None
         if may_stop:
             pausing_slots = slots
-        # With several objectives no pruner of Optuna's is used, because those compare one value;
-        # trials are paused all the same.
-        has_one_objective = len(self.stored.objectives) == 1
         return Reporter(
-            begun.held,
-            objective,
-            self.files.checkpoint(begun.frozen.number, begun.point),
-            reported=begun.frozen.last_step,
-            releasing=self._must_release,
-            comparable=may_stop and has_one_objective,
+            held=begun.held,
+            objective=objective,
+            checkpoint=self.files.checkpoint(begun.frozen.number, begun.point),
+            last_stored_step=begun.frozen.last_step,
+            must_release=self._must_release,
+            may_be_pruned=may_stop and has_one_objective,
             slots=pausing_slots,
-            interval=self.interval,
+            checkpoint_interval=self.checkpoint_interval,
         )
 
     def finish_trial(self, begun: BegunTrial, gpu_error: str | None) -> None:
-        """Removes the files of an ended trial.
+        """Removes the files of an ended trial, and ends this process if its GPU can't be used.
 
         Args:
             gpu_error: The error that has left this process unable to use its GPU, if one has.
 
         Raises:
-            BrokenProcess: There was one; every further trial of this process would fail like it.
+            BrokenProcess: There was such an error; each further trial here would fail like this.
         """
         number = begun.frozen.number
         self.files.remove(number, begun.point)
@@ -378,12 +404,15 @@ class Worker:
             )
 
     def _must_release(self) -> bool:
-        return self.stopping() or self.pausing()
+        return self.must_stop() or self.must_pause()
 
-    def _outcome_of_report(
+    def _handle_rejection(
         self, cause: BaseException, held: HeldTrial, objective: Objective
     ) -> Outcome:
-        """Returns how a report has ended a trial; raises its cause if another worker continues.
+        """Returns how a report has ended a trial, as by pruning it.
+
+        Raises the cause if the trial has not ended, but only this worker's part in it: it is
+        paused, released, or another worker has it.
 
         Args:
             cause: The exception that the report raised.
@@ -405,18 +434,11 @@ class Worker:
                 self.stored.storage.mark_written()
         return Outcome.failed(cause)
 
-    # End
+    def set_provenance(self, held: HeldTrial, point: Point) -> None:
+        """Sets the record that is stored with a trial, from which it can be trained again.
 
-    def _end(self, held: HeldTrial, objective: Objective | None, outcome: Outcome) -> None:
-        """Stores what is known of a training, and ends its trial and claim."""
-        held.store(objective)
-        if outcome.failure is not None:
-            held.fail(outcome.failure)
-        else:
-            held.end(outcome.value, outcome.state)
-
-    def describe(self, held: HeldTrial, point: Point) -> None:
-        """Sets the record from which the trial can be trained again, if this is the search."""
+        Trainings that follow the search have none: the trial of their candidate has it.
+        """
         source = self.stage.source
         sections = source.provenance_sections(point)
         if sections is None:
