@@ -1,4 +1,4 @@
-"""Forks workers of a command before it has threads, a database or a GPU.
+"""Forks the workers of a command, from a copy that it makes of itself before it does anything.
 
 A fork begins in milliseconds: a worker that is a command imports PyTorch and composes its
 config, 2 s of processor time. Threads, database connections and CUDA do not survive a fork. So a
@@ -29,6 +29,11 @@ if hasattr(os, "fork"):
     FORK = multiprocessing.get_context("fork")
 
 
+STDIN = 0
+STDOUT = 1
+STDERR = 2
+
+
 def can_fork() -> bool:
     """Returns whether a fork of this process is safe, and orphans below it can be adopted."""
     return LINUX and threading.active_count() == 1
@@ -49,7 +54,8 @@ class ForkServer:
         # has adopted it.
         adopt_orphans()
         self._pid = os.fork()
-        if self._pid == 0:  # this is the fork server
+        is_fork_server = self._pid == 0
+        if is_fork_server:
             self._calls.close()
             serve(servers_end, work)  # does not return
         servers_end.close()
@@ -85,26 +91,32 @@ class ForkServer:
         return ForkedWorker(pid)
 
 
-def fork_workers(
-    launcher: type[Launcher] | None, work: Callable[[Line], object], ending: ExitStack
+def make_fork_server(
+    launcher: type[Launcher] | None, work: Callable[[Line], object], cleanup: ExitStack
 ) -> ForkServer | None:
     """Makes the fork server of the workers, if this process and the launcher's class may fork.
 
     Args:
         launcher: The class of the launcher; None if it has none.
         work: What a worker does, with its line to this process.
-        ending: Ends the fork server.
+        cleanup: Ends the fork server.
     """
     if not can_fork() or launcher is None or not launcher.may_fork:
         return None
-    return ending.enter_context(closing(ForkServer(work)))
+    server = ForkServer(work)
+    return cleanup.enter_context(closing(server))
 
 
 def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
-    """Forks a worker for each call, until the other end of `calls` is closed.
+    """Forks a worker for each call, until the command closes its end of `calls`.
 
-    For each call a parent is forked, which forks the worker, sends its id, and ends, so that the
-    command adopts the worker. Then this process sends None.
+    The worker is forked twice: this process forks a parent, which forks the worker, sends its id to
+    the command, and ends. So the worker is an orphan, which the command adopts, and of which it can
+    then learn how it ends. Last, this process sends None.
+
+    Args:
+        calls: The pipe to the command, by which each call comes with a line for the worker.
+        work: What a worker does, with its line.
     """
     assert FORK is not None
     os.setsid()  # a Ctrl-C in the terminal is only for the command
@@ -114,7 +126,7 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
         os.setsid()
         _redirect_output(log)
         os.environ.update(environment)
-        # OpenMP read its environment long ago.
+        # The variable of OpenMP comes too late: it was read when PyTorch was imported.
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         np.random.seed()  # else all workers would draw the same where nothing is seeded
         work(Line(line))
@@ -124,7 +136,8 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
             environment, log = calls.recv()
             line = recv_handle(calls)
             parent_pid = os.fork()
-            if parent_pid == 0:  # this is the parent
+            is_parent = parent_pid == 0
+            if is_parent:
                 worker = FORK.Process(target=run_worker, args=(environment, log, line))
                 worker.start()
                 calls.send(worker.pid)
@@ -132,17 +145,17 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
             os.close(line)
             os.waitpid(parent_pid, 0)
             calls.send(None)
-    except (EOFError, OSError):  # the command has ended, and its workers end by themselves
+    except (EOFError, OSError):  # the command has ended; its workers notice that on their lines
         os._exit(0)
 
 
 def _redirect_output(log: str) -> None:
-    """Appends the output of this process to a file, and closes its input."""
+    """Appends standard output and errors of this process to a file, and closes its input."""
     null = os.open(os.devnull, os.O_RDONLY)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(null, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(null, STDIN)
+    os.dup2(output, STDOUT)
+    os.dup2(output, STDERR)
 
 
 class ForkedWorker:

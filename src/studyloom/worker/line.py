@@ -21,7 +21,9 @@ from studyloom.environment import LINE
 GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
 LINGER = 8.0  # seconds from the end that a worker has announced to its end
 PATIENCE = 1.0  # seconds that the launcher's confirmation may come later than its signal
+POLL = 0.01  # seconds between looks whether the launcher has confirmed a signal
 CONFIRMATION = b"a"  # one byte, so that the number of bytes is the number of confirmations
+BUFFER_SIZE = 2**16  # bytes that are read at once
 
 
 class Line:
@@ -39,9 +41,9 @@ class Line:
         if descriptor is not None:
             self._socket = socket.socket(fileno=descriptor)
             os.set_inheritable(descriptor, False)
-        self._requests = 0  # how many requests to stop the launcher has confirmed
-        self._answered = 0  # how many of those `is_requested` has answered
-        self._has_claimed = False
+        self._confirmed_requests = 0  # requests to stop that the launcher has confirmed
+        self._answered_requests = 0  # those of them that `is_requested` has counted
+        self._has_sent_claimed = False
 
     @property
     def is_connected(self) -> bool:
@@ -63,15 +65,19 @@ class Line:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
 
     def _listen(self, line: socket.socket) -> None:
-        """Counts the launcher's requests until it has ended, which is one more request."""
+        """Counts the launcher's requests to stop, until it has ended; then stops this process.
+
+        The end of the launcher counts as one more request. This thread ends the process if it does
+        not stop in time.
+        """
         # The connection is reset if the launcher has not read the last messages.
         with contextlib.suppress(ConnectionError):
             while True:
-                confirmations = line.recv(1024)
+                confirmations = line.recv(BUFFER_SIZE)
                 if not confirmations:  # the launcher has closed its end
                     break
-                self._requests += len(confirmations)
-        self._requests += 1
+                self._confirmed_requests += len(confirmations)  # one byte each
+        self._confirmed_requests += 1
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE + 1)  # the process ends meanwhile, if it can
         is_session_leader = os.getpgrp() == os.getpid()
@@ -79,19 +85,20 @@ class Line:
             os.killpg(0, signal.SIGKILL)  # with all that this worker has started
 
     def is_requested(self) -> bool:
-        """Returns whether the launcher sent the latest signal; each of its requests counts once.
+        """Returns whether the signal that has just come is a request of the launcher to stop.
 
-        The user's code may have sent it, or a person to this process only. Without a launcher every
-        signal counts.
+        It is one if the launcher confirms it on the line, maybe a moment later. Otherwise the
+        user's code has sent the signal, or a person to this process only. Without a launcher every
+        signal is a request.
         """
         if self._socket is None:
             return True
-        end = time.monotonic() + PATIENCE
-        while self._requests == self._answered:
-            if time.monotonic() > end:
+        deadline = time.monotonic() + PATIENCE
+        while self._confirmed_requests == self._answered_requests:
+            if time.monotonic() > deadline:
                 return False
-            time.sleep(0.01)
-        self._answered += 1
+            time.sleep(POLL)
+        self._answered_requests += 1
         return True
 
     def send(self, message: str, value: object = "") -> None:
@@ -106,22 +113,23 @@ class Line:
 
     def send_claimed(self) -> None:
         """Sends once that this process has claimed a slot."""
-        if not self._has_claimed:
-            self._has_claimed = True
+        if not self._has_sent_claimed:
+            self._has_sent_claimed = True
             self.send("claimed")
 
     @contextlib.contextmanager
     def sending_exit_code(self) -> Iterator[None]:
-        """Sends the exit code of this process once the body has ended, and then ends the process.
+        """Sends the exit code of this process once the body has ended.
 
-        A thread that the user's code has left running does not hold the process up.
+        The process then ends after LINGER seconds at the latest, even if a thread of the user's
+        code still runs.
         """
-        code = 1
+        code = 1  # for any exception but SystemExit
         try:
             yield
             code = 0
         except SystemExit as error:
-            code = _exit_code(error)
+            code = _find_exit_code(error)
             raise
         finally:
             self.send("ended", code)
@@ -131,10 +139,10 @@ class Line:
                 timer.start()
 
 
-def _exit_code(error: SystemExit) -> int:
+def _find_exit_code(error: SystemExit) -> int:
     """Returns the exit code that the system reports for an exit: 0 for None, 1 for a text."""
     if isinstance(error.code, int):
-        return error.code & 255
+        return error.code & 0xFF  # the system keeps one byte
     if error.code is None:
         return 0
     return 1
@@ -153,16 +161,16 @@ class Listener:
         self._socket.setblocking(False)
 
     def detach(self) -> int:
-        """Returns the descriptor of the worker's end, which no longer belongs to this object."""
+        """Returns the descriptor of the worker's end, which the caller must close."""
         return self._workers_end.detach()
 
     def listen(self) -> dict[str, str]:
-        """Reads the new messages since the last call, and returns all messages."""
-        # There is no further message after a BlockingIOError, which is an OSError.
+        """Reads the messages since the last call, such as "ended 0", and returns all messages."""
+        # The socket raises BlockingIOError, an OSError, if there is no further message.
         with contextlib.suppress(OSError):
             while True:
-                text = self._socket.recv(2**16).decode()
-                if not text:
+                text = self._socket.recv(BUFFER_SIZE).decode()
+                if not text:  # the worker has closed its end
                     break
                 for line in text.splitlines():
                     message, value = line.split(" ", 1)

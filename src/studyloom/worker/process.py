@@ -21,7 +21,7 @@ from studyloom.error_display import exit_with
 from studyloom.errors import ConfigError, Halted, Interrupted, LaunchError, StudyloomError
 from studyloom.user_code.pickled import receive_objects
 from studyloom.worker.driver import SEARCH_ONLY, Reporting, run_study
-from studyloom.worker.forks import fork_workers
+from studyloom.worker.forks import make_fork_server
 from studyloom.worker.line import Line
 from studyloom.worker.open_study import Stages
 from studyloom.worker.stopping import Stop
@@ -53,7 +53,7 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
         command = Command(invocation.program, arguments)
         with ExitStack() as cleanup, Stop(config.study.timeout) as stop:
             worker = partial(run_worker, config, command)
-            server = fork_workers(find_launcher_class(config), worker, cleanup)
+            server = make_fork_server(find_launcher_class(config), worker, cleanup)
             run_study(config, replace(command, fork_server=server), Reporting(), stop)
 
     invocation.call(overrides, search)
@@ -96,7 +96,7 @@ class StudyProcess:
             Stop(config.study.timeout, line.is_requested) as stop,
         ):
             if self.worker is not None and not config.study.dry_run:
-                server = fork_workers(find_launcher_class(config), self.worker, cleanup)
+                server = make_fork_server(find_launcher_class(config), self.worker, cleanup)
                 command = replace(command, fork_server=server)
             with ending_by_errors(stop, reporting):
                 receive_objects()
