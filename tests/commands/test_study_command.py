@@ -17,7 +17,7 @@ from studyloom.errors import (
     StorageError,
     StorageLost,
 )
-from studyloom.worker.process import ProcessReporting, ending_by_errors, exit_code
+from studyloom.worker.process import ProcessReporting, exiting_on_errors, find_exit_code
 from studyloom.worker.stopping import Stop
 
 
@@ -37,7 +37,7 @@ def test_a_second_ctrl_c_prints_that_the_study_resumes(capfd):
     stop = Stop()
     reporting = RecordedEnd()
     stop.signal = 2
-    with pytest.raises(SystemExit) as caught, ending_by_errors(stop, reporting):
+    with pytest.raises(SystemExit) as caught, exiting_on_errors(stop, reporting):
         raise Interrupted
     assert caught.value.code == 130
     assert "stopped at once; the same command resumes here" in capfd.readouterr().err
@@ -54,7 +54,7 @@ def test_an_error_is_printed_and_ends_the_command(capsys):
         (StorageLost("away"), 1),
     ):
         reporting = RecordedEnd()
-        with pytest.raises(SystemExit) as caught, ending_by_errors(Stop(), reporting):
+        with pytest.raises(SystemExit) as caught, exiting_on_errors(Stop(), reporting):
             raise error
         assert caught.value.code == code
         assert reporting.ends == [(code, str(error))]
@@ -63,11 +63,11 @@ def test_an_error_is_printed_and_ends_the_command(capsys):
 
 def test_signal_stop_and_end_have_different_exit_codes():
     stop = Stop()
-    assert exit_code(1, stop) == 1
+    assert find_exit_code(1, stop) == 1
     stop.requested = "studyloom stop"
-    assert exit_code(0, stop) == 3
+    assert find_exit_code(0, stop) == 3
     stop.signal = 15
-    assert exit_code(0, stop) == 143
+    assert find_exit_code(0, stop) == 143
 
 
 def test_the_end_of_a_search_names_a_reason_that_counts_do_not_show():

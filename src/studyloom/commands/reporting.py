@@ -101,7 +101,7 @@ class StudyReporting(TrackingReporting):
         study = self.opened
         prepared = study.prepared
         stored = study.stored
-        notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
+        notes = [*self.outputs.notes, *prepared.strategy.notes(), *prepared.warm_starts.notes]
         notes += prepared.definition.notes(prepared.data)
         verb = "begins"
         if any(trial.datetime_start for trial in stored.trials()):

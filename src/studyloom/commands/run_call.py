@@ -18,7 +18,7 @@ from studyloom.user_code.pickled import MAIN, OWN, passing_objects
 from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
-from studyloom.worker.process import exit_code
+from studyloom.worker.process import find_exit_code
 from studyloom.worker.stopping import Stop
 from studyloom.worker.task import Command
 
@@ -132,7 +132,7 @@ def run_call(
         finally:
             if reporting.study is None:
                 code = 2
-            outputs.finish(exit_code(code, stop), reason)
+            outputs.finish(find_exit_code(code, stop), reason)
     if stop.signal is not None:
         # The caller's handler of the signal, which is installed again, gets it now. Python's own
         # handler raises a KeyboardInterrupt without a message.

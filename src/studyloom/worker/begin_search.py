@@ -25,39 +25,47 @@ from studyloom.worker.stopping import Stop, withdraw_stop
 
 
 def find_starts(definition: Definition, url: str) -> WarmStarts:
-    """Finds the configurations to begin with; opens the database only for a warm start."""
+    """Finds the configurations that are tried first, as `study.warm_start` names them.
+
+    If the study exists, the earlier studies from which it has configurations already are left out.
+    The database is opened only for a warm start.
+
+    Args:
+        url: the storage URL.
+    """
     config = definition.config
     if config.study.warm_start is None:
         return find_warm_starts(definition)
-    folder = folder_of(url)
-    if folder is not None and not folder.exists():
-        # The embedded server has not been made yet, and has no study with trials.
-        return find_warm_starts(definition, [])
+    server_folder = folder_of(url)  # None unless the database is an embedded server
+    if server_folder is not None and not server_folder.exists():
+        return find_warm_starts(definition, [])  # a new server has no study yet
     address = serve(url, own=True)
-    sources: list[str] = []  # the earlier studies that the study has warm starts of already
+    used_sources: list[str] = []  # the earlier studies from which the study has configurations
     if folder_of(address) is None:
         name = str(config.study.name)
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            sources = read_sources(stored)
-    return find_warm_starts(definition, sources)
+            used_sources = read_sources(stored)
+    return find_warm_starts(definition, used_sources)
 
 
 def may_be_new(definition: Definition, url: str) -> bool:
     """Returns whether a database has no study of a definition's name, or cannot be read."""
-    with suppress(StorageError):
-        return str(definition.config.study.name) not in study_names(url, deadline=0.0)
-    return True
+    name = str(definition.config.study.name)
+    try:
+        return name not in study_names(url, deadline=0.0)
+    except StorageError:
+        return True
 
 
 def begin_search(
-    strategy: Strategy, digest: str, url: str, starts: WarmStarts, stop: Stop
+    strategy: Strategy, digest: str, url: str, warm_starts: WarmStarts, stop: Stop
 ) -> StoredStudy:
     """Creates the study of a definition, or opens it, and stores the settings of its config.
 
     Args:
         digest: the digest of the training data.
         url: the storage URL.
-        starts: the configurations that are tried first.
+        warm_starts: the configurations of earlier studies that are tried first.
         stop: ends the wait for a database that is away.
 
     Raises:
@@ -84,14 +92,14 @@ def begin_search(
     )
     with closed_on_error(stored):
         note_run(Path(config.run_dir), config)
-        _store_settings(stored, definition, starts, trials)
+        _store_settings(stored, definition, warm_starts, trials)
         stored.retry.stopping = stop
         withdraw_stop(stored)
     return stored
 
 
 def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
-    """Opens the study of a definition that a command has begun.
+    """Opens the study of a definition that another command has begun.
 
     Raises:
         DefinitionError: the user's own code has changed since.
@@ -116,9 +124,13 @@ def match_stored_study(strategy: Strategy, stored: StoredStudy) -> Strategy:
 
 
 def _store_settings(
-    stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int
+    stored: StoredStudy, definition: Definition, warm_starts: WarmStarts, trials: int
 ) -> None:
-    """Stores the settings that are no part of a definition, and queues the warm starts."""
+    """Stores the settings that may change while a study exists, and queues the warm starts.
+
+    The settings are the winner's rule, the sources of a notebook, and the bounds that end the
+    search early, such as a limit on its cost.
+    """
     stored.store_rule(definition.rule)
     sources = definition.script_sources()
     if sources:
@@ -136,4 +148,4 @@ def _store_settings(
         per_hour=cost.per_hour,
     )
     set_bounds(stored, bounds)
-    store_warm_starts(stored, definition, starts, trials)
+    store_warm_starts(stored, definition, warm_starts, trials)

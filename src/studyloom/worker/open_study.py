@@ -21,7 +21,7 @@ class Prepared:
     Args:
         data: the training data, on the device of this process if studyloom trains networks.
         url: the storage URL.
-        starts: the configurations that are tried first.
+        warm_starts: the configurations of earlier studies that are tried first.
         callbacks: the callbacks that get each trial of the search that ends.
     """
 
@@ -31,7 +31,7 @@ class Prepared:
     data: TrainingData
     url: str
     run_dir: Path
-    starts: WarmStarts = field(default_factory=WarmStarts)
+    warm_starts: WarmStarts = field(default_factory=WarmStarts)
     callbacks: Sequence[TrialCallback] = ()
 
 
@@ -65,7 +65,7 @@ class OpenStudy:
 
 
 class Stages:
-    """The stages of a study: here only its search; `winner` adds those that follow it."""
+    """The stages of a study: the search, and in a subclass the trainings that follow it."""
 
     def find_next(self, study: OpenStudy) -> Stage | None:
         """Returns the first stage that has work; None if none has."""

@@ -1,4 +1,4 @@
-"""A search from its config: prepared and checked, then opened in its database with its stages."""
+"""Prepares a search: makes objects from its config, checks them, and opens its database."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -44,7 +44,7 @@ def prepare(
     Raises:
         ConfigError: lists every error.
     """
-    # Each step that fails adds its errors to the collector and gives None; `check` then raises all
+    # `attempt` returns None for a step that fails, and collects its errors; `check` then raises all
     # of them. Until then, a step is left out if a value that it needs is None.
     attempt = ErrorCollector()
     definition = attempt(lambda: define(config))
@@ -55,19 +55,21 @@ def prepare(
     attempt(check_device)
     url = attempt(lambda: required_url(config))
     callbacks = attempt(lambda: make_callbacks(config))
+    # Two open slots are enough to see whether the launcher starts more than one worker.
     has_several_workers = launcher is not None and launcher.count(2) > 1
     data = attempt(lambda: load_data(config, shared=joins or has_several_workers))
-    starts = None
+    warm_starts = None
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
-        # Configurations of a wrong space would be wrong too.
+        # If the search space has an error, warm starts would only repeat it.
         if url is not None and not attempt.errors:
-            starts = attempt(lambda: find_starts(definition, url))
+            warm_starts = attempt(lambda: find_starts(definition, url))
     if url is not None and launcher is not None:
         attempt.errors += check_database_reach(
             url, several=has_several_workers, leaves_host=launcher.leaves_host
         )
     attempt.check()
+
     # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.
     if definition.trains_networks:
@@ -83,9 +85,9 @@ def prepare(
         run_dir=Path(config.run_dir),
         callbacks=callbacks,
     )
-    if starts is None:
-        return prepared
-    return replace(prepared, starts=starts)
+    if warm_starts is not None:
+        prepared = replace(prepared, warm_starts=warm_starts)
+    return prepared
 
 
 @contextmanager
@@ -94,7 +96,8 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
 
     Args:
         stop: ends the wait for a database that is away.
-        create: whether to make a missing study and to store its settings from the config.
+        create: whether to create the study if it is missing, and to store the settings of its
+            config; else it must exist, since a command has begun it.
 
     Raises:
         ValueError: the database cannot be used, or its study has another definition.
@@ -108,15 +111,15 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
     trials = strategy.trials
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
-        # A cluster that does not start is an error before the study is made.
+        # If its cluster does not start, a new study is not created.
         if may_be_new(definition, url):
             prepared.launcher.start(trials, run_dir)
-        stored = begin_search(strategy, prepared.data.digest, url, prepared.starts, stop)
+        stored = begin_search(strategy, prepared.data.digest, url, prepared.warm_starts, stop)
     else:
         stored = join_search(definition, url, stop)
     strategy = match_stored_study(strategy, stored)
     prepared = replace(prepared, url=url, strategy=strategy)
     search = Stage(SEARCH, stored, definition, strategy, trials, callbacks=prepared.callbacks)
     with closing(OpenStudy(prepared, search)) as study:
-        collect_as_usual()  # the garbage collector, which the trials need
+        collect_as_usual()  # the garbage collector ran rarely until now, to start faster
         yield study

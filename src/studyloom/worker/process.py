@@ -6,6 +6,7 @@ search and what to report.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,10 +25,14 @@ from studyloom.worker.driver import SEARCH_ONLY, Reporting, run_study
 from studyloom.worker.forks import make_fork_server
 from studyloom.worker.line import Line
 from studyloom.worker.open_study import Stages
-from studyloom.worker.stopping import Stop
+from studyloom.worker.stopping import STDERR, Stop
 from studyloom.worker.task import Command, Launcher
 
-STOPPED = 3  # the exit code of a process that `studyloom stop` has stopped
+# Exit codes
+FAILED = 1
+INVALID_INPUT = 2
+STOPPED = 3  # `studyloom stop` has stopped the process
+FIRST_SIGNAL_CODE = 128  # plus the number of the signal that has stopped the process
 
 
 def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
@@ -52,9 +57,10 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
     def search(config: StudyConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)
         with ExitStack() as cleanup, Stop(config.study.timeout) as stop:
-            worker = partial(run_worker, config, command)
-            server = make_fork_server(find_launcher_class(config), worker, cleanup)
-            run_study(config, replace(command, fork_server=server), Reporting(), stop)
+            work = partial(run_worker, config, command)
+            fork_server = make_fork_server(find_launcher_class(config), work, cleanup)
+            command = replace(command, fork_server=fork_server)
+            run_study(config, command, Reporting(), stop)
 
     invocation.call(overrides, search)
 
@@ -74,6 +80,9 @@ class StudyProcess:
     """A process that runs a study, from its config to its exit code.
 
     Args:
+        command: the command that has started the process.
+        reporting: reports on the study, to the terminal for example.
+        stages: the stages of the study that this process knows.
         worker: runs a fork of this process as a worker; None without forks.
     """
 
@@ -96,14 +105,14 @@ class StudyProcess:
             Stop(config.study.timeout, line.is_requested) as stop,
         ):
             if self.worker is not None and not config.study.dry_run:
-                server = make_fork_server(find_launcher_class(config), self.worker, cleanup)
-                command = replace(command, fork_server=server)
-            with ending_by_errors(stop, reporting):
+                fork_server = make_fork_server(find_launcher_class(config), self.worker, cleanup)
+                command = replace(command, fork_server=fork_server)
+            with exiting_on_errors(stop, reporting):
                 receive_objects()
                 line.follow()
                 reporting.open()
-                code = run_study(config, command, reporting, stop, self.stages)
-                code = exit_code(code, stop)
+                code_of_study = run_study(config, command, reporting, stop, self.stages)
+                code = find_exit_code(code_of_study, stop)
                 reason = None
                 if stop():
                     reason = stop.reason
@@ -138,55 +147,65 @@ def find_launcher_class(config: StudyConfig) -> type[Launcher] | None:
     return None
 
 
-def exit_code(code: int, stop: Stop) -> int:
-    """Returns the exit code of a process: 128 and the signal that stopped it, or else `code`."""
+def find_exit_code(code: int, stop: Stop) -> int:
+    """Returns the exit code of a process that may have been stopped.
+
+    Args:
+        code: the exit code of one that was not stopped.
+    """
     if stop.signal is not None:
-        return 128 + stop.signal
+        return FIRST_SIGNAL_CODE + stop.signal
     if stop.requested is not None:
         return STOPPED
     return code
 
 
 @contextmanager
-def ending_by_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]:
-    """Ends the process with an exit code if the body raises an error, and reports that end."""
+def exiting_on_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]:
+    """Ends the process with an exit code if the body raises an error, and reports that end.
+
+    An unexpected error is raised again, so that its traceback is shown.
+    """
     try:
         yield
     except Interrupted:  # the second signal; the trials have been released
-        code = 128 + (stop.signal or 2)
+        code = FIRST_SIGNAL_CODE + (stop.signal or signal.SIGINT)
         reporting.end(code, "stopped at once")
         if reporting.study is not None:
             with suppress(OSError):
-                os.write(2, b"stopped at once; the same command resumes here\n")
+                os.write(STDERR, b"stopped at once; the same command resumes here\n")
         sys.exit(code)
     except BaseException as error:
         if reporting.study is None:
-            end_without_study(error, reporting)
+            exit_before_study(error, reporting)
         else:
-            end_with_study(error, stop, reporting)
+            exit_in_study(error, stop, reporting)
         raise
 
 
-def end_without_study(error: BaseException, reporting: ProcessReporting) -> None:
-    """Ends the process by an error before the study is open; returns if its traceback is wanted."""
+def exit_before_study(error: BaseException, reporting: ProcessReporting) -> None:
+    """Ends the process by an error from before the study is open, such as an invalid config.
+
+    Returns if the error is unexpected, so that its traceback is to be shown.
+    """
     if isinstance(error, ValueError | OSError | LaunchError):
-        reporting.end(2, str(error))
-        exit_with(error, 2)
+        reporting.end(INVALID_INPUT, str(error))
+        exit_with(error, INVALID_INPUT)
 
 
-def end_with_study(error: BaseException, stop: Stop, reporting: ProcessReporting) -> None:
-    """Ends the process by an error in an open study; returns if its traceback is wanted.
+def exit_in_study(error: BaseException, stop: Stop, reporting: ProcessReporting) -> None:
+    """Ends the process by an error in an open study, whose trials so far are stored.
 
-    The trials so far are stored, and the same command does the rest later.
+    Returns if the error is unexpected, so that its traceback is to be shown.
     """
     if isinstance(error, StudyloomError | OSError):
-        code = 1
+        code = FAILED
         if not isinstance(error, OSError):
             code = error.exit_code
         if not isinstance(error, Halted):
-            code = exit_code(code, stop)
+            code = find_exit_code(code, stop)
         reporting.end(code, str(error))
         exit_with(error, code)
-    reporting.end(1, type(error).__name__)
-    if not isinstance(error, Exception):
-        exit_with(LaunchError(f"your code ended the command: {error!r}"), 1)
+    reporting.end(FAILED, type(error).__name__)
+    if not isinstance(error, Exception):  # such as a SystemExit
+        exit_with(LaunchError(f"your code ended the command: {error!r}"), FAILED)

@@ -33,7 +33,7 @@ class Provenance:
         study_seed: The seed of the study, which decides the folds.
         data: The digest of the training data.
         device: The type of the device, such as cuda.
-        claims: How many claims its slot has had, this one included.
+        claims: How many workers have claimed the trial so far.
         environment: Versions, device, threads and commit.
     """
 
@@ -46,12 +46,13 @@ class Provenance:
     environment: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return plain
+        """Returns JSON values; a value that JSON does not know, such as a path, becomes text."""
+        text = json.dumps(asdict(self), default=str)
+        document: dict[str, Any] = json.loads(text)
+        return document
 
     def on_threads(self, count: int) -> "Provenance":
-        """Returns the provenance of a training that used so many threads."""
+        """Returns the provenance of a training that used a number of threads."""
         return replace(self, environment={**self.environment, "threads": count})
 
     @classmethod
@@ -64,7 +65,7 @@ class Provenance:
 
 
 def current_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
+    """Returns versions, device, threads and commit: a trial depends on each in its last bits."""
     if device.type == "cuda":
         device_name = torch.cuda.get_device_name(device)
     else:
@@ -91,8 +92,9 @@ def describe_processor() -> str:
 def read_commit() -> str | None:
     """Returns the commit of the working directory, with -dirty if tracked files differ from it.
 
-    None without git, outside a repository, and before the first commit.
+    Returns None without git, outside a repository, and before the first commit.
     """
+    # Without tags, which --exclude leaves out, `describe` names the full hash of the commit.
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # so that git writes nothing
     try:

@@ -24,6 +24,8 @@ from studyloom.storage.attributes import CONTROL
 from studyloom.storage.database import Connection
 from studyloom.storage.stored_study import StoredStudy
 
+STDERR = 2  # its file descriptor
+
 
 def always() -> bool:
     return True
@@ -39,7 +41,7 @@ class Stop:
 
     Attributes:
         signal: The number of the signal that requested a stop, or that came to this process only.
-        lone_signal: The name of the signal that came to this process only.
+        lone_signal: The name of the signal that came to this process only; None for none.
         requested: What requested a stop without a signal, such as `studyloom stop`.
         paused: Whether to release trials, and claim no others, until it is False again.
         is_shown: Whether another part shows that the process stops; then this prints no line.
@@ -82,7 +84,7 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """The reason to stop, in words."""
+        """The reason to stop, such as "the time is up"."""
         if self.requested is not None:
             return self.requested
         if self.signal is not None:
@@ -90,15 +92,16 @@ class Stop:
         return "the time is up"
 
     def request(self, reason: str) -> None:
-        """Stops without an outside signal; from any thread.
+        """Requests a stop from any thread, for a reason such as "studyloom stop".
 
-        An epoch that this process trains is cut short, as by a signal.
+        An epoch that this process trains is cut short, as by a signal from outside.
         """
         if self._has_reason:
             return
         self.requested = reason
-        if self._previous_handlers:
-            # Python runs its handler in the main thread, where the epoch is trained.
+        handles_signals = bool(self._previous_handlers)
+        if handles_signals:
+            # Only a signal can interrupt the main thread, which trains the epoch.
             os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> "Stop":
@@ -107,8 +110,8 @@ class Stop:
             return self
         for number in self.SIGNALS:
             is_ignored = signal.getsignal(number) is signal.SIG_IGN
-            is_under_nohup = is_ignored and number == signal.SIGHUP
-            if not is_under_nohup:
+            ignores_hangup = is_ignored and number == signal.SIGHUP  # under `nohup`
+            if not ignores_hangup:
                 self._previous_handlers[number] = signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # While it is ignored, the exit codes of children are lost.
@@ -122,9 +125,9 @@ class Stop:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Lets the first signal interrupt the body, which may be left at any step.
+        """Lets the first signal end the body with Stopped, at any step of it.
 
-        Use it for nothing else: an exception between the two halves of a transaction does harm.
+        Only training may run in the body: an exception within a transaction would do harm.
         """
         self._interruptible = True
         try:
@@ -139,21 +142,24 @@ class Stop:
 
         Args:
             frame: The step at which the main thread is interrupted.
+
+        Raises:
+            Stopped: The first signal came while the main thread was interruptible.
+            Interrupted: The signal is the second request to stop.
         """
-        is_terminating = self.requested is not None and number == signal.SIGTERM
-        is_from_request = is_terminating and not self._has_signaled
-        if is_from_request:
+        is_own_signal = self.requested is not None and number == signal.SIGTERM
+        if is_own_signal and not self._has_signaled:  # `request` has sent it
             self._has_signaled = True
             self._print(f"stopping, as {self.requested} says")
             self._interrupt(frame)
             return
         is_requested = self._is_requested()
         if self.signal is not None and not is_requested:
-            # A terminal sends a Ctrl-C to this process and to the one that passes it on.
+            # The same Ctrl-C came twice: from the terminal, and from its launcher.
             return
-        is_second_request = self.signal is not None and self.lone_signal is None
-        if is_second_request:
-            if _is_finalizer(frame):  # Python would drop the exception; one more signal stops it
+        was_requested_before = self.signal is not None and self.lone_signal is None
+        if was_requested_before:
+            if _is_in_finalizer(frame):  # Python would drop the exception; one more signal stops it
                 return
             raise Interrupted
         self.signal = number
@@ -167,22 +173,23 @@ class Stop:
 
     def _interrupt(self, frame: FrameType | None) -> None:
         """Leaves the body of `interruptible`, unless Python would drop the exception."""
-        if self._interruptible and not _is_finalizer(frame):
+        if self._interruptible and not _is_in_finalizer(frame):
             raise Stopped
 
     def _print(self, line: str) -> None:
         if not self.is_shown:
-            os.write(2, f"{line}\n".encode())
+            os.write(STDERR, f"{line}\n".encode())
 
 
 # The code of finalizers that are no `__del__`: of multiprocessing's, and of entries of a WeakSet.
 FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
 
 
-def _is_finalizer(frame: FrameType | None) -> bool:
-    """Returns whether a frame is part of a finalizer, whose exceptions Python prints and drops.
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    """Returns whether a finalizer runs, such as `__del__`, whose exceptions Python drops.
 
-    The body then stops at its next check instead, at the end of an epoch.
+    Args:
+        frame: The step at which the main thread was interrupted.
     """
     while frame is not None:
         code = frame.f_code
@@ -197,37 +204,38 @@ def _is_finalizer(frame: FrameType | None) -> bool:
 # of 100 forks that their parent terminated at once, 63 lived on, and `multiprocessing.Pool` then
 # waits forever. So signals are blocked before each fork, until the fork has dropped the handlers.
 
-_before_fork = threading.local()  # `blocked`: the signals that a thread blocked before its fork
+# `previous_mask`: the signals that a thread had blocked before it prepared its fork
+_before_fork = threading.local()
 
 
-def _handled_signals() -> list[int]:
+def _find_handled_signals() -> list[int]:
     """Returns the signals that a Stop handles now."""
-    handled: list[int] = []
+    numbers: list[int] = []
     for number in Stop.SIGNALS:
         handler = signal.getsignal(number)
         if getattr(handler, "__func__", None) is Stop._handle:
-            handled.append(number)
-    return handled
+            numbers.append(number)
+    return numbers
 
 
 def _block_signals() -> None:
-    _before_fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _handled_signals())
+    _before_fork.previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _find_handled_signals())
 
 
-def _unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.blocked)
+def _restore_mask() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.previous_mask)
 
 
-def _end_fork_by_signals() -> None:
-    for number in _handled_signals():
+def _reset_handlers_in_fork() -> None:
+    for number in _find_handled_signals():
         signal.signal(number, signal.SIG_DFL)
-    _unblock_signals()
+    _restore_mask()
 
 
 os.register_at_fork(
     before=_block_signals,
-    after_in_parent=_unblock_signals,
-    after_in_child=_end_fork_by_signals,
+    after_in_parent=_restore_mask,
+    after_in_child=_reset_handlers_in_fork,
 )
 
 
@@ -238,7 +246,7 @@ POLL = 1.0  # seconds between looks, one short read each
 
 
 def read_control(stored: StoredStudy) -> Request | None:
-    """Returns the request of another terminal; None without one."""
+    """Reads the request of another terminal to the workers of a study; None without one."""
     (request,) = stored.attributes(CONTROL)
     if request == "stop":
         return "stop"
@@ -251,18 +259,18 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
     """Requests all workers of a study to stop or to pause; None withdraws a request to pause.
 
     Returns:
-        False if the study was requested to stop, which only a command that starts it again
-        withdraws: its workers may still be about to stop. Then nothing is stored.
+        False if the study was requested to stop: then nothing is stored, because its workers may
+        still be about to stop. Only a command that starts the study again withdraws this request.
     """
     ledger = stored.ledger
 
     def store(connection: Connection) -> bool:
         if stored.is_studylooms:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
-        (present,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
-        if present == "stop" and request != "stop":
+        (stored_request,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
+        if stored_request == "stop" and request != "stop":
             return False
-        if present != request:
+        if stored_request != request:
             sql.set_study_attr(connection, ledger.study_id, CONTROL, request)
         return True
 
@@ -277,15 +285,18 @@ def withdraw_stop(stored: StoredStudy) -> None:
 
 @contextlib.contextmanager
 def following_requests(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
-    """Follows the requests of other terminals, in a thread, while the body runs.
+    """Obeys the requests of other terminals to stop and to pause, while the body runs.
+
+    A thread looks for them once a second.
 
     Args:
-        stops: Whether to stop on request; a worker of a launcher waits for its launcher instead.
+        stops: Whether to obey a request to stop; a worker of a launcher waits for its launcher,
+            which then stops it.
     """
 
     def follow(end: threading.Event) -> None:
         while True:
-            with contextlib.suppress(StudyloomError):
+            with contextlib.suppress(StudyloomError):  # the database may be away
                 request = read_control(stored)
                 stop.paused = request == "pause"
                 if request == "stop" and stops:
