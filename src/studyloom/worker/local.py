@@ -212,7 +212,7 @@ def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
-    """Makes the error that asks the user to repeat the command in a new process.
+    """Makes the error that says to repeat the command in a new process.
 
     It is raised if this process is broken and cannot start a worker process.
     """
