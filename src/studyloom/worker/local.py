@@ -142,7 +142,7 @@ class Local(Launcher):
     def works_here(self, task: Task, slots: int) -> bool:
         """Returns whether this process is the only worker for open slots, and writes no log.
 
-        A single worker has a process of its own if there is a time limit, so that a trial that
+        A single worker runs in a separate process if there is a time limit, so that a trial that
         hangs can be killed; if it has several GPUs, since it may see only these; and if this
         process has lost its GPU.
         """

@@ -244,8 +244,8 @@ class SlotQueue:
         """Draws a trial's configuration and stores it, unless the trial has one already.
 
         A configuration is not accepted if it breaks a relation of the space, or repeats another
-        although `limits.allow_repeats` is false. Then the sampler draws again, at most REDRAWS times, and
-        after that random configurations are tried.
+        although `limits.allow_repeats` is false. Then the sampler draws again, at most REDRAWS
+        times, and after that random configurations are tried.
 
         Returns:
             The configuration; None if none is accepted.
