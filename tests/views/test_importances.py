@@ -73,7 +73,7 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
 
 def test_report_status_and_dashboard_show_the_same_importances(searched):
     dashboard_shares = shown_by_the_dashboard(searched)
-    _, sections = read_report(searched)
+    sections = read_report(searched).sections
     (block,) = next(section.blocks for section in sections if section.key == "importances")
     assert dict(block.items) == pytest.approx(dashboard_shares)
     status = ProgressReader(searched).status().importances

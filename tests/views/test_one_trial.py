@@ -80,7 +80,9 @@ def test_the_end_of_a_trial_is_described_with_reason_and_epochs():
 
 
 def test_an_infinite_time_is_left_out():
-    details = trial_details.trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
+    details = trial_details.collect_details(
+        a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), ""
+    )
     json.dumps(details, allow_nan=False)
     assert "times" not in details
 

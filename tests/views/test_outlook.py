@@ -43,7 +43,7 @@ def test_a_running_search_shows_the_expected_gain_of_further_trials(twelve):
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
     document = json.loads(status.as_json())
     assert (document["end_reason"], document["expected_improvement"]) == (None, gain)
-    _, sections = read_report(twelve)
+    sections = read_report(twelve).sections
     details = next(section for section in sections if section.key == "details")
     facts = next(dict(block.items) for block in details.blocks if isinstance(block, Facts))
     gained = f"{gain:.4f} accuracy; the search ends below 0.0005"
@@ -61,7 +61,7 @@ def test_all_views_show_that_a_search_has_ended_early(twelve):
     assert status.progress.line.endswith(WORDS)
     assert json.loads(status.as_json())["end_reason"] == WORDS
     assert len([*ProgressReader(twelve).statuses()]) == 1  # it waits for nothing
-    top, _ = read_report(twelve)
+    top = read_report(twelve).head
     assert f"The search {WORDS}." in [block.text for block in top.blocks]
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))

@@ -59,8 +59,8 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with a result, or without one."""
-    head, sections = read_report(stored, winner and result_of(**winner), text)
-    return pages.render_report(head, sections)
+    whole = read_report(stored, winner and result_of(**winner), text)
+    return pages.render_report(whole.head, whole.sections)
 
 
 def text_of(page):
@@ -108,7 +108,9 @@ def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
         (None, ("–", "not yet: ")),
     ):
         result = winner and result_of(**winner)
-        head, sections = read_report(searched, result)
+        whole = read_report(searched, result)
+        head = whole.head
+        sections = whole.sections
         assert len(head.facts) == 4
         tried, best, winner_fact, took = head.facts
         assert tried.value == "39 of 40", "one runs"
@@ -128,7 +130,7 @@ def test_the_first_screen_has_the_sentence_four_facts_and_a_figure(searched):
 
 def first_chart(stored, winner=None):
     """The figure at the top of a report."""
-    _, sections = read_report(stored, winner)
+    sections = read_report(stored, winner).sections
     return next(sections).blocks[0]
 
 
@@ -151,7 +153,7 @@ def test_best_trial_and_winner_are_one_ring_with_the_costs(sqlite_url):
     assert {name for name, _ in rings} == {"winner", "best", "baseline"}
     widths = [width for _, width in rings]
     assert widths == sorted(widths, reverse=True), "a hole in a larger one would hide it"
-    head, _ = read_report(stored, result)
+    head = read_report(stored, result).head
     assert head.facts[2].explanation.startswith("trial 1, parameters 90; ")
 
 

@@ -165,13 +165,13 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     result = None
     if not hides_test(stored):
         result = Result.read(run_dir, stored)
-    head, sections = read_report(stored, result)
-    yield head.name
-    yield head.sentence
-    yield from map(str, head.facts)
-    for block in head.blocks:
+    report = read_report(stored, result)
+    yield report.head.name
+    yield report.head.sentence
+    yield from map(str, report.head.facts)
+    for block in report.head.blocks:
         yield from _lines(block)
-    for section in sections:
+    for section in report.sections:
         if section.key == "trials":
             continue
         yield ""

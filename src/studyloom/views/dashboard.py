@@ -302,15 +302,15 @@ class LivePage:
         if self.run_dir is not None:
             result = Result.read(self.run_dir, self.stored)
             configs = read_configs(self.run_dir)
-        head, sections = read_report(self.stored, result, configs, progress, self.run_dir)
+        report = read_report(self.stored, result, configs, progress, self.run_dir)
         rows: dict[str, str] = {}
         sections_without_rows = []
-        for section in sections:
+        for section in report.sections:
             rows |= _render_rows(section)
             sections_without_rows.append(_without_rows(section))
         links = [(section, "") for section in sections_without_rows]
         parts = {
-            "head": str(fill_template("head.html", head=head)),
+            "head": str(fill_template("head.html", head=report.head)),
             "nav": str(fill_template("nav.html", sections=links)),
             "progress": self._render_progress(progress),
         }

@@ -71,65 +71,83 @@ def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
         if pace is None:
             return None
         trials_at_once = max(1, min(workers, work.new_trials + len(work.remaining)))
-        # The last trial runs on one worker, and ends later than all others on average.
-        last_alone = 0.0
-        if work.new_trials:
-            last_alone = work.new_length / 2 * (1 - 1 / trials_at_once)
+        epochs = work.left / trials_at_once
+        if work.new_trials:  # at the end, the last trial runs while other workers wait
+            epochs += work.new_length / 2 * (1 - 1 / trials_at_once)
         # A trial runs on one worker, so that a stage takes at least as long as its longest trial.
-        seconds += pace * max(work.left / trials_at_once + last_alone, *work.remaining, 0.0)
+        longest = max(work.remaining, default=0.0)
+        seconds += pace * max(epochs, longest)
     return seconds
 
 
 def estimate_work(
-    trials: Sequence[FrozenTrial], left: int, workers: Sequence[WorkerStatus], before: Work
+    trials: Sequence[FrozenTrial], left: int, workers: Sequence[WorkerStatus], previous: Work
 ) -> Work:
     """Estimates the work of a stage from its trials so far.
 
     Args:
         left: how many of the trials of the stage have not ended, with those that have not begun.
         workers: the workers that hold its trials.
-        before: the work of the stage before it, whose full trials are as long.
+        previous: the work of the stage before it, whose full trials are as long.
     """
-    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
-    ended_lengths = []
-    known_lengths = []
-    positive_rungs = []
-    for record in records:
-        if record.trial.state.is_finished():
-            ended_lengths.append(max(1, record.steps_done))
-        known_lengths.append(record.steps_planned or record.steps_done)
+    begun = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
+    ended = [record for record in begun if record.trial.state.is_finished()]
+    unfinished = [record for record in begun if not record.trial.state.is_finished()]
+    lengths = _observe_lengths(begun, ended, previous.full_length)
+    pace = measure_pace(begun, workers)
+
+    seconds_held = {worker.trial: worker.held_seconds or 0.0 for worker in workers}
+    done = float(sum(lengths.ended_lengths))
+    remaining = []
+    for record in unfinished:
+        trained: float = record.steps_done
+        if not trained and pace:  # the time so far says how much of the first epoch is trained
+            trained = min(1.0, seconds_held.get(record.trial.number, 0.0) / pace)
+        is_paused = record.paused is not None
+        remaining.append(lengths.expect_more(trained, is_paused=is_paused))
+        done += trained
+    return Work(
+        done=done,
+        remaining=remaining,
+        new_trials=max(0, left - len(remaining)),
+        new_length=lengths.expect_more(0),
+        full_length=lengths.full_length,
+        pace=pace,
+    )
+
+
+def _observe_lengths(
+    begun: Sequence[TrialRecord], ended: Sequence[TrialRecord], default_length: float
+) -> "_ExpectedLengths":
+    """Returns the lengths of trials, in epochs, as the trials of a stage so far show them.
+
+    Args:
+        begun: the trials that have begun, including those that have ended.
+        ended: the trials that have ended.
+        default_length: the epochs of a full trial before the stage has one.
+    """
+    lengths = []
+    positive_rungs: list[float] = []
+    for record in begun:
+        lengths.append(record.steps_planned or record.steps_done)
         positive_rungs += [rung for rung in record.rungs if rung > 0]
-    full_length = max(known_lengths, default=0) or before.full_length
+    full_length = max(lengths, default=0) or default_length
     rungs = []
     rung = min(positive_rungs, default=full_length)
     while rung < full_length:
         rungs.append(rung)
         rung *= FACTOR
-    lengths = _ExpectedLengths(full_length, rungs, ended_lengths)
-
-    pace = measure_pace(records, workers)
-    ages = {worker.trial: worker.held_seconds or 0.0 for worker in workers}
-    done = float(sum(ended_lengths))
-    remaining = []
-    for record in records:
-        if record.trial.state.is_finished():
-            continue
-        trained: float = record.steps_done
-        if not trained and pace:  # its age says how much of its first epoch it has trained
-            trained = min(1.0, ages.get(record.trial.number, 0.0) / pace)
-        is_paused = record.paused is not None
-        remaining.append(lengths.expect_more(trained, is_paused=is_paused))
-        done += trained
-    new_trials = max(0, left - len(remaining))
-    return Work(done, remaining, new_trials, lengths.expect_more(0), full_length, pace)
+    ended_lengths = [max(1, record.steps_done) for record in ended]
+    return _ExpectedLengths(full_length, rungs, ended_lengths)
 
 
 @dataclass(frozen=True)
 class _ExpectedLengths:
-    """Expects how long trials train, from the trials of a stage so far.
+    """The epochs that trials are expected to train, by the trials of a stage so far.
 
-    With rungs, one of FACTOR trials is expected to pass each rung. Without rungs, a trial is
-    expected to end where those ended on average that have trained longer than it has so far.
+    A rung is an epoch at which the pruner pauses trials and promotes the best. One of FACTOR trials
+    is expected to pass each rung. Without rungs, a trial is expected to end where those ended on
+    average that have trained longer than it has so far.
 
     Args:
         full_length: the epochs of a trial that nothing ends early.
@@ -148,32 +166,35 @@ class _ExpectedLengths:
             trained: the epochs that it has trained.
             is_paused: whether it waits at a rung, which it may not pass.
         """
-        end = self.full_length
-        longer = [length for length in self.ended_lengths if length > trained]
-        if longer and not self.rungs:
-            end = fmean(longer)
-        steps = []
+        if not self.rungs:
+            longer = [length for length in self.ended_lengths if length > trained]
+            end = self.full_length
+            if longer:
+                end = fmean(longer)
+            return max(0.0, end - trained)
+        rungs_ahead = []
         for rung in self.rungs:
             if rung > trained or (is_paused and rung == trained):
-                steps.append(rung)
-        probability = 1.0  # that the trial trains until the next step
+                rungs_ahead.append(rung)
         epochs = 0.0
-        for step in [*steps, end]:
-            epochs += probability * max(0.0, step - trained)
+        start = trained
+        probability = 1.0  # that the trial passes `start`
+        for end in [*rungs_ahead, self.full_length]:
+            epochs += probability * max(0.0, end - start)
+            start = end
             probability /= FACTOR
-            trained = step
         return epochs
 
 
 def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]) -> float | None:
-    """Returns a worker's seconds per epoch; before a trial has paused or ended, of those running.
+    """Returns a worker's seconds per epoch; None before a trial has ended an epoch.
 
-    Reused trainings took no time.
+    Trials that have paused or ended are measured; before there are any, those that run.
     """
     epochs = 0
     seconds = 0.0
     for record in records:
-        if record.outcome != "running" and record.reused is None:
+        if record.outcome != "running" and record.reused is None:  # a reused training took no time
             epochs += max(1, record.steps_done)
             seconds += record.seconds or record.times.get("training", 0.0)
     if not epochs:

@@ -26,14 +26,14 @@ def render_study(stored: StoredStudy, run_dir: Path | None, result: Result | Non
         run_dir: the folder with its report; None if it is unknown.
         result: the result in that folder, if there is one.
     """
-    head, sections = read_report(stored, result)
-    chart = _find_chart(sections)
+    report = read_report(stored, result)
+    chart = _find_chart(report.sections)
     figure = ""
     if chart is not None:
         figure = svg(chart)
     snapshot = take_snapshot(stored)
     table = html_table(COLUMNS, _list_notable_trials(snapshot, result))
-    sentence = escape(head.sentence)
+    sentence = escape(report.head.sentence)
     counts = escape(words.make_headline(snapshot))
     link = _link_report(run_dir)
     return f"<p><b>{sentence}</b></p>{table}{figure}<p>{counts}{link}</p>"

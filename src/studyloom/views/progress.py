@@ -43,6 +43,7 @@ from studyloom.views.words import (
     count_uncounted,
     describe_stored_result,
     format_trial_values,
+    map_costs,
 )
 from studyloom.winner.result import ShortResult
 from studyloom.worker.stopping import Request, read_control
@@ -173,7 +174,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The share of the epochs of the current stage that is done, from 0 to 1."""
+        """The share of the current stage's epochs that has been trained, from 0 to 1."""
         for stage, work in zip(self.stages, self.works, strict=False):
             if stage.title == self.title:
                 return work.share
@@ -183,7 +184,7 @@ class Progress:
     def stage_text(self) -> str:
         """The progress of the current stage, and how many of its trials were pruned."""
         stage = self.stage
-        if self.title == DONE or stage.title != self.title:
+        if stage.title != self.title:  # the test and the end have no trials
             return STAGE_NAMES[self.title]
         noun = "trainings"
         if self.title == SEARCH:
@@ -198,15 +199,17 @@ class Progress:
 
     @property
     def later_text(self) -> str:
-        """The stages to come, with the number of their trainings; empty without one."""
+        """The stages after the current one, with the numbers of their trainings; else ""."""
         titles = [stage.title for stage in self.stages]
         if self.title not in titles:
             return ""
-        position = titles.index(self.title)
-        later = [f"{STAGE_NAMES[s.title]} {s.budget}" for s in self.stages[position + 1 :]]
-        if not later:
+        next_position = titles.index(self.title) + 1
+        texts = []
+        for stage in self.stages[next_position:]:
+            texts.append(f"{STAGE_NAMES[stage.title]} {stage.budget}")
+        if not texts:
             return ""
-        return f"then {', '.join(later)}"
+        return f"then {', '.join(texts)}"
 
     @property
     def best_text(self) -> str:
@@ -306,14 +309,18 @@ class ProgressReader:
         return Status(progress, largest, count_failures(progress.search.trials))
 
     def _weigh_parameters(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
-        """Returns the importances, from at least `1 / growth` of the complete trials.
+        """Returns the importances of the hyperparameters, computed again if they are outdated.
 
-        Importances of thousands of trials take long. A display that is drawn each second needs
-        new ones only after the trials have grown by a factor.
+        Importances of thousands of trials take long, and a display is drawn each second.
+
+        Args:
+            growth: the factor by which the complete trials may have become more since the last
+                computation.
         """
         complete = search.outcomes.get("complete", 0)
         weighed = self._weighed_trials
-        if weighed is None or not weighed <= complete <= growth * weighed:
+        is_current = weighed is not None and weighed <= complete <= growth * weighed
+        if not is_current:
             self._importances = compute_importances(self.stored).shares
             self._weighed_trials = complete
         return self._importances
@@ -351,13 +358,11 @@ class ProgressReader:
         left = _count_left(record, search)
         has_candidates = bool(self.stored.feasible())
         stages = tuple(expect_stages(record, left, snapshots, has_candidates=has_candidates))
-        result = command.result
-        last = stages[-1].snapshot
-        if result is not None and (last is None or result.get("stage") != last.name):
-            result = None  # it belongs to another budget or rule
-        hours = sum_hours(
-            trial for stored in studies.values() for trial in stored.trials_of_workers()
-        )
+        result = _select_result(command.result, stages[-1])
+        worked_trials: list[FrozenTrial] = []
+        for stored in studies.values():
+            worked_trials += stored.trials_of_workers()
+        hours = sum_hours(worked_trials)
         cost = hours.cost(None)
         exit_code = None
         if record is not None:
@@ -387,23 +392,36 @@ class ProgressReader:
         """Returns the studies of the later stages that the last command has begun, by title.
 
         Args:
-            names: the name of the study that last ran each stage, by title. It may belong to a
-                command with another budget.
+            names: the name of the study that last ran each stage, by title.
         """
         begun = {}
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
             start = record.stage_of(self.stored.name, title)
-            # With the space, a stage of 1 seed is not the start of one of 10 seeds.
-            if not f"{name} ".startswith(f"{start} "):
-                continue
-            if name not in self._stage_studies:
+            # The settings of a stage's command are in its name: `mnist/re-evaluation 40-5-1` may be
+            # followed by details after a space, and differs from `mnist/re-evaluation 40-5-10`.
+            is_of_command = f"{name} ".startswith(f"{start} ")
+            if is_of_command and name not in self._stage_studies:
                 stored = open_in_same_database(self.stored, name)
-                if stored is None:
-                    continue
-                self._stage_studies[name] = stored
-            begun[title] = self._stage_studies[name]
+                if stored is not None:
+                    self._stage_studies[name] = stored
+            if is_of_command and name in self._stage_studies:
+                begun[title] = self._stage_studies[name]
         return begun
+
+
+def _select_result(
+    result: Mapping[str, Any] | None, last_stage: StageProgress
+) -> Mapping[str, Any] | None:
+    """Returns a stored result if it follows from the last stage; else None.
+
+    Otherwise it belongs to a command with another budget or rule.
+    """
+    if result is None or last_stage.snapshot is None:
+        return None
+    if result.get("stage") != last_stage.snapshot.name:
+        return None
+    return result
 
 
 def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
@@ -414,8 +432,8 @@ def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
 def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
     """Counts the trials that the last command has still to do.
 
-    Another command may have raised the budget of the study. The last one then does only the first
-    slots, up to the number of trials that it was started with.
+    Another command may have raised the budget of the study. The last one then fills only the first
+    slots (the places of trials in the budget), as many as the trials that it was started with.
     """
     if record is None or record.trials >= search.budget:
         return search.left
@@ -428,15 +446,19 @@ def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
 
 
 def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:
-    """Estimates the work of each stage, of which the one before it shows the length of a trial."""
+    """Estimates the work of each stage.
+
+    Before a stage has trials, those of the stage before it show how long a trial is.
+    """
     works = []
-    before = Work()
+    previous = Work()
     for stage in stages:
         trials: Sequence[FrozenTrial] = ()
         if stage.snapshot is not None:
             trials = stage.snapshot.trials
-        before = estimate_work(trials, stage.left, stage.workers, before)
-        works.append(before)
+        work = estimate_work(trials, stage.left, stage.workers, previous)
+        works.append(work)
+        previous = work
     return works
 
 
@@ -447,9 +469,10 @@ def expect_stages(
     *,
     has_candidates: bool,
 ) -> Iterator[StageProgress]:
-    """Yields the search, and the stages that are expected after it.
+    """Yields the search, and the stages that have begun or are expected after it.
 
     Args:
+        record: the settings of the last command; None if no command has begun.
         left: how many trials of the search are still to be done.
         begun: the snapshots of the stages that have begun, by title.
         has_candidates: whether the search has a trial that can be re-evaluated.
@@ -461,19 +484,20 @@ def expect_stages(
     if not left and not has_candidates:
         return
     # The trainings of each stage. Those of the ablation are unknown before there is a winner.
-    expected = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
-    has_one_candidate = not left and search.outcomes.get("complete", 0) == 1
-    is_chosen_anyway = record.tested and has_one_candidate
-    if FINAL_TRAINING not in begun and not is_chosen_anyway:
-        expected[REEVALUATION] = (record.top + 1) * record.seeds
+    trainings = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
+    # A single candidate that will be tested is not trained again first.
+    is_chosen_already = record.tested and not left and search.outcomes.get("complete", 0) == 1
+    if FINAL_TRAINING not in begun and not is_chosen_already:
+        baseline_and_best = record.top + 1
+        trainings[REEVALUATION] = baseline_and_best * record.seeds
     if record.tested:
-        expected[FINAL_TRAINING] = 2 * record.seeds
-    for title, trainings in expected.items():
+        trainings[FINAL_TRAINING] = 2 * record.seeds  # of the winner and the baseline
+    for title, count in trainings.items():
         if title in begun:
             snapshot = begun[title]
             yield StageProgress(title, snapshot.done, snapshot.left, snapshot)
-        elif trainings:
-            yield StageProgress(title, 0, trainings)
+        elif count:
+            yield StageProgress(title, done=0, left=count)
 
 
 def find_running_stage(stages: Sequence[StageProgress], *, has_result: bool) -> str:
@@ -513,6 +537,7 @@ def estimate_time_left(progress: Progress) -> float | None:
 
 
 DAY = timedelta(days=1)
+NO_BREAK_SPACE = "\xa0"
 
 
 def format_moment(moment: datetime) -> str:
@@ -540,10 +565,10 @@ def wrap_parts(
         indent: how many spaces each line but the first begins with.
         breaks_words: whether a word that is longer than a line is broken.
     """
-    unbroken = []  # parts whose spaces `textwrap` does not take for spaces
+    unbroken = []
     for part in parts:
         if len(part) < width - indent:
-            part = part.replace(" ", "\xa0")
+            part = part.replace(" ", NO_BREAK_SPACE)  # at which `textwrap` breaks no line
         unbroken.append(part)
     lines = textwrap.wrap(
         separator.join(unbroken),
@@ -552,7 +577,7 @@ def wrap_parts(
         break_long_words=breaks_words,
         break_on_hyphens=False,
     )
-    return [line.replace("\xa0", " ") for line in lines]
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
 
 
 # The status of a study, for people and for programs.
@@ -643,12 +668,23 @@ class StatusDocument:
     exit_code: int | None
 
 
-def _describe_trial(snapshot: Snapshot, trial: FrozenTrial) -> Any:
+def _make_best_trial(snapshot: Snapshot, trial: FrozenTrial) -> Any:
     """Returns a BestTrial, with each cost as a further field, which a TypedDict cannot declare."""
-    costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
-    proposer = TrialRecord(trial).proposer()
-    common = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
-    return {**common, "proposed_by": proposer, **costs}
+    return {
+        "trial": trial.number,
+        "value": value_of(trial),
+        "params": trial.params,
+        "proposed_by": TrialRecord(trial).proposer(),
+        **map_costs(snapshot, trial),
+    }
+
+
+def _count_outcomes(outcomes: Mapping[str, int]) -> OutcomeCounts:
+    """Returns the number of trials of each outcome, which is 0 for those without a trial."""
+    counts = {}
+    for outcome in fields(OutcomeCounts):
+        counts[outcome.name] = outcomes.get(outcome.name, 0)
+    return OutcomeCounts(**counts)
 
 
 @dataclass(frozen=True)
@@ -672,14 +708,13 @@ class Status:
         """Makes the document of the status."""
         progress = self.progress
         snapshot = progress.search
-        outcomes = snapshot.outcomes
         result: Any = progress.result  # a ShortResult, as the database stores it
         best = None
         if snapshot.best is not None:
-            best = _describe_trial(snapshot, snapshot.best)
+            best = _make_best_trial(snapshot, snapshot.best)
         baseline = None
         if snapshot.baseline is not None:
-            baseline = _describe_trial(snapshot, snapshot.baseline)
+            baseline = _make_best_trial(snapshot, snapshot.baseline)
         end_reason = None
         if snapshot.forecast.ending is not None:
             end_reason = snapshot.forecast.ending.reason
@@ -692,10 +727,10 @@ class Status:
             budget=snapshot.budget,
             done=snapshot.done,
             slots=SlotCounts(**snapshot.slots),
-            trials=OutcomeCounts(*(outcomes.get(state.name, 0) for state in fields(OutcomeCounts))),
+            trials=_count_outcomes(snapshot.outcomes),
             best=best,
             baseline=baseline,
-            front=[_describe_trial(snapshot, trial) for trial in snapshot.front],
+            front=[_make_best_trial(snapshot, trial) for trial in snapshot.front],
             rule=snapshot.rule,
             importances={**self.importances},
             workers=progress.current.workers,

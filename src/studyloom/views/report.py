@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage import attributes, trial_tables
+from studyloom.storage import trial_tables
 from studyloom.storage.failures import count_failures
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord, shown_state
@@ -36,7 +36,7 @@ from studyloom.views.snapshot import (
     compute_importances,
     find_varied_parameters,
 )
-from studyloom.views.trial_details import read_logs, trial_details
+from studyloom.views.trial_details import collect_details, read_logs
 from studyloom.winner.result import Result, Wrong
 
 CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory, that a report shows
@@ -63,7 +63,9 @@ class SampledStudy(StoredStudy):
 def sample_trials(
     stored: StoredStudy, snapshot: Snapshot, winner_number: int | None
 ) -> SampledStudy | None:
-    """Samples the trials of a very large study at even distances, and keeps the notable ones.
+    """Samples the trials of a very large study, since drawing all takes too much memory.
+
+    Keeps trials at even distances, and the notable ones.
 
     Args:
         winner_number: the trial of the winner, which is kept; None without one.
@@ -74,20 +76,21 @@ def sample_trials(
     trials = stored.trials()
     if len(trials) <= MOST_TRIALS:
         return None
-    steps = figures.best_so_far(figures.complete_trials(trials), stored.sign)
-    unfinished = [trial for trial in trials if not trial.state.is_finished()]
-    notable = [*snapshot.front[:MOST_RANKED], *stored.ranked()[:MOST_RANKED], *steps, *unfinished]
+    notable = [*snapshot.front[:MOST_RANKED], *stored.ranked()[:MOST_RANKED]]
+    notable += figures.best_so_far(figures.complete_trials(trials), stored.sign)
+    notable += [trial for trial in trials if not trial.state.is_finished()]
+    notable += [trial for trial in (snapshot.best, snapshot.baseline) if trial is not None]
     numbers = {trial.number for trial in notable}
-    for trial in (snapshot.best, snapshot.baseline):
-        if trial is not None:
-            numbers.add(trial.number)
     if winner_number is not None:
         numbers.add(winner_number)
-    for place in range(MOST_TRIALS):
-        numbers.add(trials[len(trials) * place // MOST_TRIALS].number)
+    for index in range(MOST_TRIALS):
+        evenly_spaced = trials[len(trials) * index // MOST_TRIALS]
+        numbers.add(evenly_spaced.number)
     sampled = tuple(trial for trial in trials if trial.number in numbers)
-    which = f"{MOST_TRIALS} at even distances, and those that stand out"
-    note = f"{len(sampled)} of {len(trials)} trials are shown: {which}."
+    note = (
+        f"{len(sampled)} of {len(trials)} trials are shown: {MOST_TRIALS} at even distances, "
+        "and those that stand out."
+    )
     return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, sampled, note)
 
 
@@ -177,16 +180,22 @@ def make_winner_fact(progress: Progress, result: Result | None) -> words.Fact:
     """Says whether the best is real, or which stages lead to the winner."""
     if result is not None:
         return words.make_winner_fact(result)
-    later = []
-    for stage in progress.stages[1:]:
-        later.append(f"{STAGE_NAMES[stage.title]} {stage.done}/{stage.budget}")
-    return words.Fact("Winner", "–", f"not yet: {', '.join(later) or 'no re-evaluation'}")
+    later_stages = []
+    for stage in progress.stages[1:]:  # the first is the search
+        later_stages.append(f"{STAGE_NAMES[stage.title]} {stage.done}/{stage.budget}")
+    explanation = ", ".join(later_stages) or "no re-evaluation"
+    return words.Fact("Winner", "–", f"not yet: {explanation}")
 
 
 def make_time_fact(
     progress: Progress, trials: Sequence[FrozenTrial], *, is_live: bool
 ) -> words.Fact:
-    """Says how long the trainings took, and what runs now."""
+    """Says how long the trainings took; or while workers run, what they do.
+
+    Args:
+        trials: the trials of all stages.
+        is_live: whether a live report shows the time left in a separate line.
+    """
     duration = "–"
     explanation: list[str] = []
     period = find_period(trials)
@@ -194,10 +203,12 @@ def make_time_fact(
         duration = format_duration(period.seconds)
         explanation.append(f"from {period.start:%Y-%m-%d %H:%M}")
     if progress.is_at_work:
-        now = [progress.stage_text]
+        activity = progress.stage_text
         if not is_live:
-            now += [progress.eta_text, progress.control_text]
-        return words.Fact("Time so far", duration, "; ".join(filter(None, now)))
+            activity += f"; {progress.eta_text}"
+            if progress.control_text:
+                activity += f"; {progress.control_text}"
+        return words.Fact("Time so far", duration, activity)
     seconds = sum_worked_seconds(trials)
     if seconds:
         explanation.append(f"workers trained for {format_duration(seconds)}")
@@ -211,22 +222,19 @@ def make_time_fact(
 
 def render_details(stored: StoredStudy, snapshot: Snapshot, result: Result | None) -> Section:
     """Renders the reasons for the result, what it is based on, and the best hyperparameters."""
+    facts: list[words.Fact] = []
     lines: list[str] = []
-    rows: list[tuple[str, object]] = []
     if result is not None:
         lines += words.explain_decision(result, snapshot.budget, stored.sign)
-    if result is not None and (result.test or result.winner.reevaluation):
-        for fact in words.list_facts(result):
-            if fact.label:
-                rows.append((fact.label, str(replace(fact, label=""))))
-            else:
-                lines.append(f"{words.begin_sentence(fact.value)}.")
-    rows.append(("values", ", and ".join(map(words.describe_objective, stored.objectives))))
-    if snapshot.rule is not None:
-        rows.append(("the best by", snapshot.rule))
-    label, _, gain = snapshot.forecast.describe_gain(snapshot.metric).partition(": ")
-    if gain:
-        rows.append((label, gain))
+        if result.test or result.winner.reevaluation:
+            facts += words.list_facts(result)
+    rows: list[tuple[str, object]] = []
+    for fact in facts:
+        if fact.label:
+            rows.append((fact.label, fact.text))
+        else:
+            lines.append(f"{words.begin_sentence(fact.value)}.")
+    rows += _list_search_facts(stored, snapshot)
     data = words.describe_data(stored, result)
     if data:
         rows.append(("data", data))
@@ -243,6 +251,16 @@ def render_details(stored: StoredStudy, snapshot: Snapshot, result: Result | Non
         parameters = words.format_parameters(result.winner.params)
         blocks.append(Paragraph(f"Winner:  {parameters}", "parameters"))
     return make_section("details", blocks)
+
+
+def _list_search_facts(stored: StoredStudy, snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    """Yields the objectives, how the best trial is chosen, and what further trials would gain."""
+    yield "values", ", and ".join(map(words.describe_objective, stored.objectives))
+    if snapshot.rule is not None:
+        yield "the best by", snapshot.rule
+    label, _, gain = snapshot.forecast.describe_gain(snapshot.metric).partition(": ")
+    if gain:
+        yield label, gain
 
 
 def render_winner(result: Result) -> Iterator[Section]:
@@ -401,7 +419,9 @@ class RankedParameters:
 
 def rank_parameters(stored: StoredStudy) -> RankedParameters:
     """Computes the importances of a study's hyperparameters, and sorts those that varied."""
-    by_objective = [compute_importances(stored, place) for place in range(len(stored.objectives))]
+    by_objective = []
+    for position in range(len(stored.objectives)):
+        by_objective.append(compute_importances(stored, position))
     shares = by_objective[0].shares
     names = find_varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
     names.sort(key=lambda name: -shares.get(name, 0.0))
@@ -416,14 +436,14 @@ def render_parameters(
 ) -> Iterator[Section]:
     """Renders the importances of hyperparameters for each objective, and their effects."""
     for position, objective in enumerate(stored.objectives):
-        computed = parameters.by_objective[position]
-        block: Block = page.Bars([*computed.shares.items()])
-        if not computed.shares:
-            block = Absent(words.explain_no_importances(computed))
+        importances = parameters.by_objective[position]
+        block: Block = page.Bars([*importances.shares.items()])
+        if not importances.shares:
+            block = Absent(words.explain_no_importances(importances))
         section = make_section("importances", [block])
         if len(stored.objectives) > 1:
             section = replace(section, title=f"What matters for {objective.name}")
-        if position > 0:
+        if position > 0:  # two sections may not have the same key
             section = replace(section, key=f"importances-{position}")
         yield section
     trials = stored.trials()
@@ -442,6 +462,7 @@ COLUMN_TITLES = {
     "reason": "why",
 }
 LONGEST = 60  # characters of a cell
+SAMPLER = "sampler"  # the name of its row in the table of proposers
 
 
 def render_trials(
@@ -467,10 +488,10 @@ def render_trials(
     columns = dict(zip(table.columns, zip(*table.cells, strict=True), strict=True))
     ranked = _rank_parameter_columns(columns, shares)
     parameters = ranked[:MOST_COLUMNS]
-    values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
+    objectives = [name for name in columns if name.partition(".")[0] in ("value", "values")]
     shown_columns = {}
     for name in (
-        *values,
+        *objectives,
         "standard_error",
         "epochs",
         *parameters,
@@ -481,30 +502,7 @@ def render_trials(
         if any(cell is not None for cell in columns[name]):
             shown_columns[name] = columns[name]
 
-    trials = {trial.number: trial for trial in stored.trials()}
-    logs: Mapping[int, str] = {}
-    if run_dir is not None:
-        logs = read_logs(run_dir, [*trials.values()])
-    rows = []
-    for position, number in enumerate(columns["number"]):
-        marks = []
-        if number == winner_number:
-            marks.append("winner")
-        if snapshot.best is not None and number == snapshot.best.number:
-            marks.append("best")
-        if columns[attributes.BASELINE][position]:
-            marks.append(attributes.BASELINE)
-        trial = trials[number]
-        row = page.Row(
-            number=number,
-            state=shown_state(trial, snapshot.live_trials),
-            cells=[_make_cell(name, cells[position]) for name, cells in shown_columns.items()],
-            mark=", ".join(marks),
-            more=trial_details(trial, logs.get(number, ""), snapshot.live_trials),
-        )
-        rows.append(row)
-
-    titles = _title_columns(values, ranked, snapshot.metric)
+    titles = _title_columns(objectives, ranked, snapshot.metric)
     head = []
     for name, cells in shown_columns.items():
         full_name = ""
@@ -512,6 +510,9 @@ def render_trials(
             full_name = name.removeprefix("params.")
         has_text = any(isinstance(cell, str | bool | list) for cell in cells)
         head.append(page.Column(titles.get(name, name), is_text=has_text, parameter=full_name))
+    trials_by_number = {trial.number: trial for trial in stored.trials()}
+    trials = [trials_by_number[number] for number in columns["number"]]
+    rows = _make_trial_rows(trials, shown_columns, snapshot, winner_number, run_dir)
     section = make_section("trials", [page.Trials(head, rows)])
     if len(parameters) < len(ranked):
         note = (
@@ -520,6 +521,43 @@ def render_trials(
         )
         section = replace(section, caption=f"{section.caption} {note}")
     return section
+
+
+def _make_trial_rows(
+    trials: Sequence[FrozenTrial],
+    columns: Mapping[str, Sequence[Any]],
+    snapshot: Snapshot,
+    winner_number: int | None,
+    run_dir: Path | None,
+) -> list[page.Row]:
+    """Returns a row for each trial, with its cells and the details that a click shows.
+
+    Args:
+        columns: the cells of each column, in the order of the trials.
+        winner_number: the trial of the winner; None without one.
+        run_dir: where the trials' logs are, if known.
+    """
+    logs: Mapping[int, str] = {}
+    if run_dir is not None:
+        logs = read_logs(run_dir, trials)
+    rows = []
+    for position, trial in enumerate(trials):
+        marks = []
+        if trial.number == winner_number:
+            marks.append("winner")
+        if snapshot.best is not None and trial.number == snapshot.best.number:
+            marks.append("best")
+        if TrialRecord(trial).is_baseline:
+            marks.append("baseline")
+        row = page.Row(
+            number=trial.number,
+            state=shown_state(trial, snapshot.live_trials),
+            cells=[_make_cell(name, cells[position]) for name, cells in columns.items()],
+            mark=", ".join(marks),
+            more=collect_details(trial, logs.get(trial.number, ""), snapshot.live_trials),
+        )
+        rows.append(row)
+    return rows
 
 
 def _rank_parameter_columns(
@@ -570,12 +608,7 @@ def _make_cell(name: str, value: Any) -> page.Cell:
 
 def render_proposers(stored: StoredStudy, result: Result | None) -> Iterator[Section]:
     """Compares the trials of each proposer, if any, with those of the sampler."""
-    numbers_by_proposer: dict[str | None, list[int]] = {None: []}  # None for the sampler
-    for trial in stored.trials():
-        record = TrialRecord(trial)
-        proposer = record.proposer()
-        if proposer or not record.is_given:
-            numbers_by_proposer.setdefault(proposer, []).append(trial.number)
+    numbers_by_proposer = _group_by_proposer(stored.trials())
     if len(numbers_by_proposer) == 1:
         return
     search_values = {trial.number: trial.values[0] for trial in stored.ranked()}
@@ -584,26 +617,40 @@ def render_proposers(stored: StoredStudy, result: Result | None) -> Iterator[Sec
         for candidate in result.candidates:
             if candidate.mean is not None:
                 means[candidate.trial] = candidate.mean
-    sampler_best = _find_best_value(search_values, numbers_by_proposer[None], stored.sign)
+    sampler_best = _find_best_value(search_values, numbers_by_proposer[SAMPLER], stored.sign)
     rows = []
     for proposer, numbers in numbers_by_proposer.items():
-        name = "sampler"
-        if proposer:
-            name = f"proposed by {proposer}"
         best = _find_best_value(search_values, numbers, stored.sign)
         gain = None
         if best is not None and sampler_best is not None:
             gain = stored.sign * (best - sampler_best)
+        best_mean = _find_best_value(means, numbers, stored.sign)
         row = (
-            name,
+            proposer,
             len(numbers),
             words.format_number(best),
             words.format_number(gain, "+"),
-            words.format_number(_find_best_value(means, numbers, stored.sign)),
+            words.format_number(best_mean),
         )
         rows.append(row)
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
     yield make_section("proposers", [PageTable(head, rows, text_columns=(0,))])
+
+
+def _group_by_proposer(trials: Iterable[FrozenTrial]) -> dict[str, list[int]]:
+    """Returns the numbers of the trials of the sampler, and of each program that proposed some.
+
+    Trials whose configuration the user gave, such as the baseline, are left out.
+    """
+    numbers: dict[str, list[int]] = {SAMPLER: []}
+    for trial in trials:
+        record = TrialRecord(trial)
+        proposer = record.proposer()
+        if proposer:
+            numbers.setdefault(f"proposed by {proposer}", []).append(trial.number)
+        elif not record.is_given:
+            numbers[SAMPLER].append(trial.number)
+    return numbers
 
 
 def _find_best_value(
@@ -734,14 +781,91 @@ def read_configs(run_dir: Path) -> str:
     return "\n\n".join(texts)
 
 
+@dataclass(frozen=True)
+class Report:
+    """The top of a report and its sections, which are rendered when they are read."""
+
+    head: page.Head
+    sections: Iterator[Section]
+
+
+@dataclass(frozen=True)
+class _ReportSource:
+    """The data from which the sections of a report are rendered.
+
+    Args:
+        stored: the study with all of its trials.
+        drawn: the study with the trials that its figures show.
+        note: a sentence that says which trials these are; empty if they are all.
+        axis: the axis of the metric.
+        configs: the configurations, from `read_configs`.
+        run_dir: where the logs are, if known.
+    """
+
+    stored: StoredStudy
+    drawn: StoredStudy
+    note: str
+    progress: Progress
+    result: Result | None
+    axis: Axis
+    configs: str
+    run_dir: Path | None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot of the search."""
+        return self.progress.search
+
+    @property
+    def winner_number(self) -> int | None:
+        """The number of the winner's trial in the search; None without a winner."""
+        if self.result is None:
+            return None
+        return self.result.winner.trial
+
+    def render_search(self) -> list[Section]:
+        """Renders the figures of the search, which a report always needs."""
+        sections = render_search(self.drawn, self.snapshot, self.result, self.axis)
+        return [*_add_note(sections, self.note)]
+
+    def render_sections(self, search_sections: Sequence[Section]) -> Iterator[Section]:
+        """Renders the sections one after the other, when they are needed: some take seconds.
+
+        Args:
+            search_sections: the figures of the search, of which the first are on the first screen.
+        """
+        first_count = 1
+        if self.snapshot.costs:  # the Pareto front comes before the history
+            first_count = 2
+        yield from search_sections[:first_count]
+        yield from render_running(self.progress.current)
+        yield render_details(self.stored, self.snapshot, self.result)
+        if self.result is not None:
+            yield from render_winner(self.result)
+            yield from render_explanations(self.result)
+        yield from search_sections[first_count:]
+        yield from render_proposers(self.stored, self.result)
+        parameters = rank_parameters(self.drawn)
+        trials_section = render_trials(
+            self.drawn, self.snapshot, self.winner_number, parameters.shares, self.run_dir
+        )
+        yield from _add_note([trials_section], self.note)
+        parameter_sections = render_parameters(
+            self.drawn, self.snapshot.best, self.axis, parameters
+        )
+        yield from _add_note(parameter_sections, self.note)
+        yield from render_workers(self.stored, self.snapshot)
+        yield render_environment(self.stored.trials(), self.result, self.configs)
+
+
 def read_report(
     stored: StoredStudy,
     result: Result | None = None,
     configs: str = "",
     progress: Progress | None = None,
     run_dir: Path | None = None,
-) -> tuple[page.Head, Iterator[Section]]:
-    """Reads a study, and returns the top of its report and the sections below.
+) -> Report:
+    """Reads a study, and returns its report.
 
     Args:
         result: the result of the study, if there is one.
@@ -752,45 +876,25 @@ def read_report(
     is_live = progress is not None
     if progress is None:
         progress = ProgressReader(stored).read()
-    snapshot = progress.search
-    current = progress.current
     values = figures.last_values(stored.trials()).values()
-    axis = Axis.choose(stored.metric, stored.sign, values)
-    winner_number = None
-    if result is not None:
-        winner_number = result.winner.trial
-    sampled = sample_trials(stored, snapshot, winner_number)
-    drawn: StoredStudy = stored  # the study with the trials that are drawn
-    note = ""
+    source = _ReportSource(
+        stored=stored,
+        drawn=stored,
+        note="",
+        progress=progress,
+        result=result,
+        axis=Axis.choose(stored.metric, stored.sign, values),
+        configs=configs,
+        run_dir=run_dir,
+    )
+    sampled = sample_trials(stored, progress.search, source.winner_number)
     if sampled is not None:
-        drawn = sampled
-        note = sampled.note
-    search_sections = [*_add_note(render_search(drawn, snapshot, result, axis), note)]
-    first = 1  # figures that the first screen has, or that follow it directly
-    if snapshot.costs:
-        first = 2
-
-    def render_sections() -> Iterator[Section]:
-        """Renders the sections one after the other, when they are needed: some take seconds."""
-        yield from search_sections[:first]
-        yield from render_running(current)
-        yield render_details(stored, snapshot, result)
-        if result is not None:
-            yield from render_winner(result)
-            yield from render_explanations(result)
-        yield from search_sections[first:]
-        yield from render_proposers(stored, result)
-        parameters = rank_parameters(drawn)
-        trials_section = render_trials(drawn, snapshot, winner_number, parameters.shares, run_dir)
-        yield from _add_note([trials_section], note)
-        yield from _add_note(render_parameters(drawn, snapshot.best, axis, parameters), note)
-        yield from render_workers(stored, snapshot)
-        yield render_environment(stored.trials(), result, configs)
-
+        source = replace(source, drawn=sampled, note=sampled.note)
+    search_sections = source.render_search()
     trials = collect_trials_of_stages(stored)
     first_figure = search_sections[0].blocks[0]
     head = make_head(stored, progress, result, trials, first_figure, is_live=is_live)
-    return head, render_sections()
+    return Report(head, source.render_sections(search_sections))
 
 
 def _add_note(sections: Iterable[Section], note: str) -> Iterator[Section]:
@@ -825,10 +929,10 @@ def write_report(
     if configs:
         replay_dir = run_dir
     try:
-        head, sections = read_report(stored, result, configs, run_dir=run_dir)
-        html = page.render_report(head, sections, replay_dir)
+        report = read_report(stored, result, configs, run_dir=run_dir)
+        html = page.render_report(report.head, report.sections, replay_dir)
         if draw_png is not None:
-            write_whole(path.with_suffix(".png"), draw_png(head.image))
+            write_whole(path.with_suffix(".png"), draw_png(report.head.image))
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail because of its report

@@ -27,10 +27,10 @@ TAIL = 2**18  # bytes at the end of a log that are read
 LATE = timedelta(seconds=10)  # a log may report an end so much later than the database
 
 
-def trial_details(
+def collect_details(
     trial: FrozenTrial, log: str, live_trials: Collection[int] | None = None
 ) -> dict[str, Any]:
-    """Returns what a report shows of a trial, without empty values.
+    """Returns what a report shows of a trial when its row is opened, without empty values.
 
     Args:
         log: the last lines of its log.
@@ -62,35 +62,39 @@ def describe_end(trial: FrozenTrial, live_trials: Collection[int] | None = None)
         live_trials: the numbers of the trials that living workers hold, as in `Snapshot`.
     """
     record = TrialRecord(trial)
-    state = shown_state(trial, live_trials)
-    epochs = _describe_epochs(record)
-    curve = finite_curves([trial]).get(trial.number)
-    if curve and state != "complete":
-        _, last_value = curve[-1]
-        epochs += f", at {format_value(last_value)}"
-    if state == "failed":
-        sentence = f"It failed after {epochs}: {record.reason or NO_REASON}"
-    elif state == "pruned":
-        sentence = f"It was pruned after {epochs}"
-        if record.rungs:
-            sentence += ": it waited at a rung, and others were promoted"
-        sentence += "."
-    elif state == "paused":
-        sentence = f"It is paused after {epochs}, until it is promoted or the search has ended."
-    elif state == "running":
-        sentence = f"It runs, and has trained {epochs}."
-    elif state == INTERRUPTED:
-        sentence = f"It is {describe_state(trial, live_trials)}: it has trained {epochs}."
-    elif state == "waiting":
-        sentence = "No worker has begun it yet."
-    else:
-        sentence = f"It is complete, after {epochs}."
+    sentence = _describe_state(trial, live_trials)
     if record.reused is not None:
         sentence += f" It was not trained: its result is that of {record.reused}."
     if record.resumed:
         resumption = describe_resumption(trial.number, record.resumed, record.streams)
         sentence += f" {begin_sentence(resumption)}."
     return sentence
+
+
+def _describe_state(trial: FrozenTrial, live_trials: Collection[int] | None) -> str:
+    """Says in a sentence in which state a trial is, and after how many epochs."""
+    record = TrialRecord(trial)
+    state = shown_state(trial, live_trials)
+    epochs = _describe_epochs(record)
+    curve = finite_curves([trial]).get(trial.number)
+    if curve and state != "complete":
+        _, last_value = curve[-1]
+        epochs += f", at {format_value(last_value)}"
+    if state == "complete":
+        return f"It is complete, after {epochs}."
+    if state == "failed":
+        return f"It failed after {epochs}: {record.reason or NO_REASON}"
+    if state == "pruned" and record.rungs:
+        return f"It was pruned after {epochs}: it waited at a rung, and others were promoted."
+    if state == "pruned":
+        return f"It was pruned after {epochs}."
+    if state == "paused":
+        return f"It is paused after {epochs}, until it is promoted or the search has ended."
+    if state == "running":
+        return f"It runs, and has trained {epochs}."
+    if state == INTERRUPTED:
+        return f"It is {describe_state(trial, live_trials)}: it has trained {epochs}."
+    return "No worker has begun it yet."
 
 
 def _describe_epochs(record: TrialRecord) -> str:
@@ -109,35 +113,52 @@ def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
 
     Failed trials come first, then the latest, until all logs together are too long.
     """
-    lines_by_trial: dict[int, list[str]] = {}
+    lines_by_trial = _read_trial_lines(_list_logs(run_dir), trials)
+    failed = []
+    others = []
+    for trial in sorted(trials, key=lambda trial: -trial.number):
+        if TrialRecord(trial).outcome == "failed":
+            failed.append(trial)
+        else:
+            others.append(trial)
+    logs: dict[int, str] = {}
+    characters = 0
+    for trial in [*failed, *others]:
+        if trial.number not in lines_by_trial:
+            continue
+        last_lines = lines_by_trial[trial.number][-MOST_LINES:]
+        log = "\n".join(shorten_end(line, MOST_CHARACTERS) for line in last_lines)
+        characters += len(log)
+        if characters > MOST_LOGGED:
+            break
+        logs[trial.number] = log
+    return logs
+
+
+def _read_trial_lines(paths: Sequence[Path], trials: Sequence[FrozenTrial]) -> dict[int, list[str]]:
+    """Returns the last log lines of trials, by number.
+
+    The log of a command's trial has its number in its name: `trial-7.log`. Any other log is that of
+    a worker, with the lines of all its trials.
+    """
     worker_logs = []
-    command_logs = []
-    for path in _list_logs(run_dir):
+    trial_logs = {}
+    for path in paths:
         if path.name.startswith("trial-"):
-            command_logs.append(path)
+            trial_logs[path.name] = path
         else:
             worker_logs.append(path)
+    lines_by_trial: dict[int, list[str]] = {}
     end_times = {trial.number: trial.datetime_complete for trial in trials}
     for path in worker_logs[:MOST_WORKER_LOGS]:
         lines_by_trial |= _split_worker_log(_read_tail(path), end_times)
-    numbers = {f"trial-{number}.log": number for number in end_times}
-    for path in command_logs:
-        if path.name in numbers:
-            lines = _read_tail(path)
+    for trial in trials:
+        name = f"trial-{trial.number}.log"
+        if name in trial_logs:
+            lines = _read_tail(trial_logs[name])
             if lines:
-                lines_by_trial[numbers[path.name]] = lines
-
-    failed = {trial.number for trial in trials if TrialRecord(trial).outcome == "failed"}
-    logs: dict[int, str] = {}
-    room = MOST_LOGGED
-    for number in sorted(lines_by_trial, key=lambda number: (number not in failed, -number)):
-        last_lines = lines_by_trial[number][-MOST_LINES:]
-        log = "\n".join(shorten_end(line, MOST_CHARACTERS) for line in last_lines)
-        room -= len(log)
-        if room < 0:
-            break
-        logs[number] = log
-    return logs
+                lines_by_trial[trial.number] = lines
+    return lines_by_trial
 
 
 def _list_logs(run_dir: Path) -> list[Path]:
@@ -160,19 +181,22 @@ def _list_logs(run_dir: Path) -> list[Path]:
 def _split_worker_log(
     lines: Iterable[str], end_times: dict[int, datetime | None]
 ) -> dict[int, list[str]]:
-    """Returns the lines of each trial in the log of a worker, from the end of the one before.
+    """Splits the log of a worker after each line that reports the end of a trial.
 
     Args:
         end_times: when each trial ended, by number; None while it runs.
+
+    Returns:
+        The lines of each trial of the search, by its number.
     """
     lines_by_trial = {}
-    trial_lines: list[str] = []
+    trial_lines: list[str] = []  # since the end of the previous trial
     for line in lines:
         trial_lines.append(line)
         end = read_trial_end(line)
         if end is None:
             continue
-        # Another stage has a trial of this number too, which has ended at another time.
+        # A trial of another stage may have the same number, but ended at another time.
         end_time = end_times.get(end.trial)
         is_of_search = end_time is not None and abs(end.time - end_time) < LATE
         if is_of_search and len(trial_lines) > 1:  # a log with only the end adds nothing

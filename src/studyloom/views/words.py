@@ -80,13 +80,17 @@ class Fact:
     value: str
     explanation: str = ""
 
-    def __str__(self) -> str:
-        text = self.value
-        if self.label:
-            text = f"{self.label} {text}"
+    @property
+    def text(self) -> str:
+        """The value and its explanation, without the label."""
         if self.explanation:
-            text += f": {self.explanation}"
-        return text
+            return f"{self.value}: {self.explanation}"
+        return self.value
+
+    def __str__(self) -> str:
+        if self.label:
+            return f"{self.label} {self.text}"
+        return self.text
 
 
 def format_number(value: object, sign: str = "") -> str:
