@@ -40,6 +40,14 @@ for _number, _handler in (
         signal.signal(_number, _handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write the files of tests/views/golden that the outputs are compared with",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def migrations_are_read_once():
     """Caches Optuna's migrations, read four times for each database: 0.06 s instead of 0.18 s."""

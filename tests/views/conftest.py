@@ -2,6 +2,7 @@
 
 import pytest
 from made_trials import forty
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from toys import begin, fill
 
@@ -22,6 +23,7 @@ def half_done(stored):
     worker of the other held slot has not begun a trial yet.
     """
     ledger = stored.ledger
+    stored.optuna.sampler = RandomSampler(seed=0)
     for number, value in enumerate([0.8, 0.9, None, None, None]):
         trial = begin(stored)
         claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)

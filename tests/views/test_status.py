@@ -29,21 +29,6 @@ def shown(stands, width=80):
     return console.file.getvalue()
 
 
-def test_a_status_shows_the_whole_state_of_a_study(half_done):
-    text = shown(ProgressReader(half_done).status())
-    for words in (
-        "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
-        "budget left: 2 trials\nETA 18 s, at ",
-        "baseline  accuracy 0.8000  trial 0",
-        "best      accuracy 0.9000  trial 1",
-        "worker host:4: trial 4 for 0 s, expires in 1 min 0 s",
-        "\n4      running   2       0.2000",
-        "worker host:9: trial – for ",
-        "diverged  1 × such as: train loss is nan at epoch 1 of 2",
-    ):
-        assert words in text, text
-
-
 def test_the_best_trial_is_named_once(half_done):
     text = shown(ProgressReader(half_done).status())
     assert re.findall("^best.*", text, re.MULTILINE) == re.findall(".*0.9000.*", text)
@@ -267,18 +252,11 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
 
 def test_two_objectives_show_the_front_with_best_baseline_and_rule(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
-    stands = ProgressReader(stored).status()
-    text = shown(stands, 80)
-    assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
-        "0.8000         100      2",
-        "0.9500       2_000      1  best",
-        "0.9000       3_000      0  baseline, beaten",
-    ]
-    assert "rule      max accuracy where parameters <= 3_000" in text
-    assert "best 0.9500, 2_000 (trial 1)" in stands.progress.line
-    document = json.loads(stands.as_json())
+    status = ProgressReader(stored).status()
+    assert "best 0.9500, 2_000 (trial 1)" in status.progress.line
+    document = json.loads(status.as_json())
     best = document["best"]
     assert (best["trial"], best["value"], best["parameters"]) == (1, 0.95, 2000)
     assert [trial["trial"] for trial in document["front"]] == [1, 2]
     assert document["rule"] == "max accuracy where parameters <= 3_000"
-    assert max(map(len, shown(stands, 40).splitlines())) <= 40
+    assert max(map(len, shown(status, 40).splitlines())) <= 40

@@ -8,12 +8,7 @@ from results import document_of, result_of
 from studyloom.errors import PredictError
 from studyloom.views.words import (
     describe_accepted_files,
-    describe_choice,
-    describe_difference,
-    describe_reuse,
     describe_stored_result,
-    describe_test_use,
-    explain_choice,
     format_mean,
 )
 from studyloom.winner.result import Result
@@ -65,24 +60,6 @@ def test_a_write_that_is_killed_over_another_result_is_noticed(tmp_path, monkeyp
     assert Result.read(tmp_path) is None
 
 
-def test_the_numbers_of_a_result_are_described_in_words():
-    assert describe_choice(result_of(trials=40)) == "chosen from 40 trials"
-    first = "chosen from the first 40 of 60 trials"
-    assert describe_choice(result_of(trials=40, study_trials=60)) == first
-    reused = {"re-evaluation": [20, 20], "final-training": [0, 10]}
-    assert describe_reuse(result_of(reused=reused)).endswith(": 20 of 20 re-evaluations")
-    assert describe_reuse(result_of()) == ""
-    test = result_of(test=TEST).test
-    assert describe_difference(test).endswith("+0.0100 to +0.0300 over seeds only")
-    even = result_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
-    assert describe_difference(even).endswith("+0.0100 over seeds only: no difference shown")
-    assert describe_test_use(test) == "used once, after the winner was chosen"
-    earlier = result_of(test=TEST | {"earlier": True}).test
-    assert describe_test_use(earlier).startswith("used once, for these networks")
-    facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
-    assert describe_accepted_files(result_of(data=facts).data) == "files that mine.Letters reads"
-
-
 def test_no_view_shows_a_spread_if_the_training_ignores_the_seed():
     same = {"winner": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9, 0.9]}}
     result = result_of(test=same)
@@ -90,23 +67,6 @@ def test_no_view_shows_a_spread_if_the_training_ignores_the_seed():
     assert describe_stored_result(result.in_short()) == "test accuracy 0.9000, trial 0"
 
 
-def test_the_reason_for_a_winner_names_the_candidates_that_failed():
-    complete = {"trial": 1, "mean": 1.18, "values": [1.17, 1.16, 1.21]}
-    baseline = {"baseline": True, "failed": 1, "mean": 1.08, "values": [1.06, 1.1]}
-    failed = "the baseline failed in 1 of 3 re-evaluations"
-    result = result_of(winner=baseline, candidates=[complete, baseline])
-    why = "since no candidate beats it by more than chance explains, on 2 new seeds"
-    assert explain_choice(result) == f"{why}; {failed}"
-    result = result_of(winner=complete, candidates=[complete, baseline])
-    assert (
-        explain_choice(result) == f"the only candidate with values on all of 3 new seeds; {failed}"
-    )
-    never = {"baseline": True, "failed": 3}
-    result = result_of(winner=complete, candidates=[complete, never])
-    reason = "the baseline failed in 3 of 3 re-evaluations, so that nothing is compared with it"
-    assert explain_choice(result).endswith(reason)
-
-
-def test_a_single_candidate_has_no_best_mean():
-    only = {"mean": 0.5, "values": [0.5, 0.5, 0.5]}
-    assert explain_choice(result_of(winner=only)) == "the only candidate"
+def test_accepted_files_are_those_that_the_transform_reads():
+    facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
+    assert describe_accepted_files(result_of(data=facts).data) == "files that mine.Letters reads"
