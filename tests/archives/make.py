@@ -215,7 +215,8 @@ def main(titles: list[str]) -> None:
         try:
             archive = Workshop().make(title, EXAMPLES[title])
         finally:
-            shutil.rmtree(PROJECT)
+            # The keeper of an embedded server may remove its last files meanwhile.
+            shutil.rmtree(PROJECT, ignore_errors=True)
         (HERE / f"{FORMAT_NUMBER}-{title}.tar.gz").write_bytes(archive)
         print(f"{title}: {len(archive)} bytes")
 
