@@ -145,7 +145,7 @@ def test_the_process_group_ends_when_a_report_raises_even_without_sigterm(
     config, make_run, monkeypatch
 ):
     """And a session of its own."""
-    monkeypatch.setattr(command_module, "GRACE", 0.2)
+    monkeypatch.setattr(command_module, "SECONDS_TO_END", 0.2)
     text = (
         "import os, signal, subprocess, sys, time; "
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "

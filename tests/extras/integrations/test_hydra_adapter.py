@@ -12,7 +12,7 @@ from studyloom.config.compose import isolated_hydra
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import ConfigError, UndefinedMetric
-from studyloom.extras.integrations.hydra import pick
+from studyloom.extras.integrations.hydra import pick_value
 from studyloom.objectives.user_functions import build_function
 
 STUDY = """
@@ -100,15 +100,15 @@ def test_a_key_of_the_application_gets_the_seed_of_the_trial(ask, project, make_
 
 
 def test_the_value_is_picked_from_the_returned_result():
-    assert pick((0.5, 1), None, "f") == 0.5
-    assert pick(({"val/acc": 0.5}, 1), "val/acc", "f") == 0.5
+    assert pick_value((0.5, 1), None, "f") == 0.5
+    assert pick_value(({"val/acc": 0.5}, 1), "val/acc", "f") == 0.5
     for returned, key, words in (
         ({"val/acc": 0.5}, "val_acc", "value=val_acc: not there; f .* did you mean val/acc"),
         ({"val/acc": 0.5}, None, "value is not set; f returned a mapping with val/acc"),
         (None, "val/acc", "objective.value=val/acc: not there; f returned None"),
     ):
         with pytest.raises(UndefinedMetric, match=words):
-            pick(returned, key, "f")
+            pick_value(returned, key, "f")
 
 
 def test_only_a_parameter_called_run_gets_the_run(ask, project, make_run):

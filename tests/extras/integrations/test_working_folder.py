@@ -144,7 +144,7 @@ def work(tmp_path):
     folder = write_project(tmp_path, FILES) / "project"
     trial = folder / "runs/own/checkpoints/trial-0-abc"
     trial.mkdir(parents=True)
-    return WorkingFolder(folder, [folder / "runs"]).of_trial(trial)
+    return WorkingFolder(folder, [folder / "runs"]).prepare(trial)
 
 
 def test_relative_paths_lead_to_files_of_the_project_and_next_to_it(work):
@@ -162,11 +162,11 @@ def test_files_written_below_a_folder_stay_in_the_trials_folder(work, tmp_path):
 
 
 def test_large_files_and_folders_of_many_files_are_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(working_folder, "MANY", 3)
-    monkeypatch.setattr(working_folder, "SMALL", 10)
+    monkeypatch.setattr(working_folder, "MAX_MIRRORED_FILES", 3)
+    monkeypatch.setattr(working_folder, "MAX_COPIED_BYTES", 10)
     files = {f"project/data/{name}": "" for name in "abcd"}
     folder = write_project(tmp_path, files | {"project/large": "x" * 11}) / "project"
-    work = WorkingFolder(folder).of_trial(tmp_path / "trial")
+    work = WorkingFolder(folder).prepare(tmp_path / "trial")
     assert (work / "data").readlink() == folder / "data"
     assert (work / "large").readlink() == folder / "large"
 
@@ -174,22 +174,24 @@ def test_large_files_and_folders_of_many_files_are_links(tmp_path, monkeypatch):
 def test_no_link_leads_to_the_run_directory(tmp_path):
     """Nor to the checkpoints, if they are elsewhere."""
     folder = write_project(tmp_path, {"project/out/a": "", "states/b": ""}) / "project"
-    left_out = [folder / "out/own", tmp_path / "states"]
-    work = WorkingFolder(folder, left_out).of_trial(folder / "out/own/trial")
+    hidden_folders = [folder / "out/own", tmp_path / "states"]
+    work = WorkingFolder(folder, hidden_folders).prepare(folder / "out/own/trial")
     assert not (work / "out").is_symlink()
     assert names(work.parent) == ["project"]
 
 
 def test_a_half_made_folder_is_made_again(tmp_path):
     folder = write_project(tmp_path, {"project/a": "", "trial/.work.new/project/half": ""})
-    work = WorkingFolder(folder / "project").of_trial(tmp_path / "trial")
+    work = WorkingFolder(folder / "project").prepare(tmp_path / "trial")
     assert names(work) == ["a"]
 
 
 def test_two_trials_that_wrote_a_file_of_the_project_are_named(
     project, config, make_trial, monkeypatch
 ):
-    monkeypatch.setattr(shared_files, "SLACK", 0.0)  # the programs end within milliseconds
+    monkeypatch.setattr(
+        shared_files, "CLOCK_TOLERANCE", 0.0
+    )  # the programs end within milliseconds
     runs = [make_trial(number) for number in range(3)]
     first, second, third = runs
     command(cwd="project")(config, first)

@@ -43,7 +43,7 @@ class Validations:
         self.trainer = trainer
         self.advice = advice
         self.number: int | None = None  # of the next validation; None before and after training
-        self.reported = False  # whether a report waits until `finish` passes it on
+        self.has_report = False  # whether a report waits until `finish` passes it on
         self._epochs: Iterator[int] = iter(())
 
     @property
@@ -52,12 +52,14 @@ class Validations:
         return self.number is not None and self.number == self.run.count
 
     def next_path(self, suffix: str) -> Path:
-        """Returns where to save the state now.
+        """Returns the file for the state that the trainer saves next.
 
         Two files take turns: the last state must exist until the next one is complete.
         """
-        turn = (self.number or 0) % 2
-        return self.run.dir / f"{turn}{suffix}"
+        name = "0"
+        if self.number is not None:
+            name = str(self.number % 2)
+        return self.run.dir / f"{name}{suffix}"
 
     def begin(self, count: int | None) -> None:
         """Begins the training; after a checkpoint, once the trainer has restored its state.
@@ -66,12 +68,16 @@ class Validations:
             count: how many validations there are in all; None if that is not known.
         """
         self._epochs = self.run.epochs(count)
-        self._next()
+        self._begin_epoch()
 
     def report(self, logged: Mapping[str, Any]) -> None:
-        """Reports what a validation has logged; it is passed on when `finish` is called.
+        """Reports what a validation has logged; the run gets it when `finish` is called.
 
         Validations before and after training, such as a sanity check, do not count as epochs.
+
+        Args:
+            logged: the logged numbers, by name. The monitored one becomes the metric; the others
+                are reported under their names.
 
         Raises:
             UndefinedMetric: the monitored name is not among the logged ones, or is not finite.
@@ -79,31 +85,33 @@ class Validations:
         if self.number is None:
             return
         if self.monitored not in logged:
+            names = ", ".join(sorted(logged)) or "nothing, since it logs nothing"
             raise UndefinedMetric(
                 f"{self.trainer} logs no {self.monitored} when it validates: expected one of "
-                f"{', '.join(sorted(logged)) or 'nothing, since it logs nothing'}"
+                f"{names}"
             )
+        reserved_names = (*COLUMNS, self.run.metric, self.monitored)
         numbers = {self.run.metric: logged[self.monitored]}
         for name, value in logged.items():
-            is_reserved = name in (*COLUMNS, self.run.metric, self.monitored)
-            if not is_reserved and math.isfinite(float(value)):
+            if name not in reserved_names and math.isfinite(float(value)):
                 numbers[name] = float(value)
         self.run.report(**numbers)
-        self.reported = True
+        self.has_report = True
 
     def finish(self, files: Path | None = None) -> None:
-        """Sends the reports of the validation to the run, if there are any; the trial may end here.
+        """Ends the epoch of the last report, if there is one: the run stores it.
+
+        Trainers call this once they have saved their state. The trial may end here.
 
         Args:
-            files: the files that the trainer has saved since, to resume from; None if it saved
-                nothing.
+            files: the saved files, from which the trial would resume; None if there are none.
         """
-        if not self.reported:
+        if not self.has_report:
             return
         if files is not None:
             self.run.keep_files(files)
-        self.reported = False
-        self._next()
+        self.has_report = False
+        self._begin_epoch()
 
     def end(self) -> None:
         """Ends the training.
@@ -114,13 +122,16 @@ class Validations:
         self.finish()
         self.number = None
         try:
-            self.run.value  # noqa: B018  raises if nothing was reported
+            _ = self.run.value  # raises if nothing was reported
         except UndefinedMetric:
             raise UndefinedMetric(
                 f"{self.trainer} has never validated, so there is no {self.monitored}: expected a "
                 f"validation in training; {self.advice}"
             ) from None
 
-    def _next(self) -> None:
-        """Counts the next validation; after the last one the number stays."""
+    def _begin_epoch(self) -> None:
+        """Takes the next epoch of the run, which stores the report of the one before.
+
+        After the last epoch the number stays.
+        """
         self.number = next(self._epochs, self.number or 0)

@@ -36,12 +36,14 @@ def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iter
     Raises:
         ValueError: the count is not a positive integer, or beyond what the pruner knows.
     """
-    run.keep_at_end(**{name: accelerator.unwrap_model(part) for name, part in parts.items()})
+    models = {name: accelerator.unwrap_model(part) for name, part in parts.items()}
+    run.keep_at_end(**models)
     if run.checkpoint is not None:
         accelerator.load_state(str(run.checkpoint))
     for epoch in run.epochs(count):
         yield epoch
         if epoch < count:
+            # Two folders take turns: the last state must exist until the next one is complete.
             folder = run.dir / f"epoch-{epoch % 2}"
             accelerator.save_state(str(folder))
             run.keep_files(folder)

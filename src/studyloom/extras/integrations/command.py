@@ -34,18 +34,20 @@ from studyloom.worker.supervisor import WorkerExit
 WORK = "work"  # in the run directory: the working folders that are kept
 RESERVED = ("seed", "trial", "checkpoint_dir", "gpus")  # names in braces that are no keys of params
 # A placeholder such as {lr}, or {{lr}} for the text {lr}.
-PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
+PLACEHOLDER = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
 # Suffixes of the files whose content decides a value if a command names them. Files of other kinds,
 # such as .json, may be results of the command.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
-LARGEST = 2**20  # bytes of a source
-LAST_LINES = 12
-LONGEST_LINE = 2**16  # characters; longer lines are read in pieces
-LOOK = 0.02  # seconds between looks at what a command has printed
+MAX_SOURCE_BYTES = 2**20
+LAST_LINES = 12  # of the output, which an error holds
+LAST_LINES_SHOWN = 3  # of them, which the message of the error shows
+MAX_LINE_LENGTH = 2**16  # characters; longer lines are read in pieces
+POLL_INTERVAL = 0.02  # seconds between looks at what a command has printed
 # A format of few digits in Python, such as {loss:.2f} or %5.2f, but not of a percentage.
 FEW_DIGITS = r"(?:\{[^{}]*:[^{}]*\.(?P<braces>[012])f\}|%\d*\.(?P<percent>[012])f)(?!%)"
-WIDEST = 300  # characters of a line that an error shows
-GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
+MAX_SHOWN_WIDTH = 300  # characters of a line that an error shows
+SAVED_STATES_SHOWN = 3  # names in the note about files that the trials do not see
+SECONDS_TO_END = 3.0  # between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Command(Adapter):
     def check(self, config: Mapping[str, object], space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
-        errors = [*_run_errors(self.run, names=[*params, *RESERVED])]
+        errors: list[str] = []
+        errors += _run_errors(self.run, names=[*params, *RESERVED])
         errors += _space_errors(self.run, space)
         for name in RESERVED:
             if name in params:
@@ -100,7 +103,7 @@ class Command(Adapter):
         errors += _pattern_errors("value", self.value)
         if self.step is not None:
             errors += _pattern_errors("step", self.step)
-        elif "checkpoint_dir" in _names_in(str(self.run)):
+        elif "checkpoint_dir" in _placeholder_names(str(self.run)):
             errors.append(
                 "objective.step must be set, since the command uses {checkpoint_dir}: when it "
                 "resumes there, the values that it prints cannot be counted from 1"
@@ -133,22 +136,28 @@ class Command(Adapter):
                 "each trial runs in its own folder, which is removed when the trial ends; "
                 "objective.keep=true keeps it"
             )
-        states = self._working_folder(config).states()
-        if states:
-            names = ", ".join(states[:3])
-            if len(states) > 3:
-                names += f" and {len(states) - 3} more"
+        saved_states = self._working_folder(config).hidden_states()
+        if saved_states:
+            names = ", ".join(saved_states[:SAVED_STATES_SHOWN])
+            further = len(saved_states) - SAVED_STATES_SHOWN
+            if further > 0:
+                names += f" and {further} more"
             yield (
                 f"the trials do not see {names}, from which they would resume; if the "
-                f"command reads it, set objective.inputs=[{states[0]}]"
+                f"command reads it, set objective.inputs=[{saved_states[0]}]"
             )
 
     def _seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
-        """Yields a line if the command is not given its seed, so that new seeds change nothing."""
+        """Yields a line if the command does not use the seed of the trial.
+
+        The winner's trainings with new seeds would then all give the same value. A command gets
+        the seed by the placeholder {seed}, or its scripts read the variable STUDYLOOM_SEED.
+        """
         if value_at(config, "winner.enabled") is False:
             return
         reads_variable = any(SEED.name in text for _, text in self._sources())
-        if "seed" not in _names_in(self.run) and not reads_variable:
+        has_placeholder = "seed" in _placeholder_names(self.run)
+        if not has_placeholder and not reads_variable:
             yield (
                 "objective.run has no {seed}: if the script sets its seed itself, the winner's new "
                 "seeds all give the same value; pass it, such as --seed {seed}"
@@ -176,14 +185,16 @@ class Command(Adapter):
         The text before a number in the output is mostly the text before its format in the source:
         for the value `loss (.+)` this finds `loss {loss:.2f}`. None without such a text.
         """
-        group = "("
+        start_of_group = "("
         if "(?P<value>" in self.value:
-            group = "(?P<value>"
-        before, group, _ = self.value.partition(group)
-        if not group or not before.strip():
+            start_of_group = "(?P<value>"
+        if start_of_group not in self.value:
+            return None
+        text_before, _, _ = self.value.partition(start_of_group)
+        if not text_before.strip():
             return None
         try:
-            return re.compile(before + FEW_DIGITS)
+            return re.compile(text_before + FEW_DIGITS)
         except re.error:  # the group is within another one
             return None
 
@@ -191,83 +202,100 @@ class Command(Adapter):
         """Yields the source files of the project that the command names, and their text."""
         here = Path.cwd().resolve()
         for path in self._named_files():
-            if path.stat().st_size <= LARGEST:
+            if path.stat().st_size <= MAX_SOURCE_BYTES:
                 yield path.relative_to(here), path.read_text(errors="replace")
 
-    def _working_folder(self, config: Mapping[str, object], *left_out: Path) -> WorkingFolder:
-        """Returns what makes the folders of trials, in which no folder of studyloom appears.
+    def _working_folder(
+        self, config: Mapping[str, object], trial_folder: Path | None = None
+    ) -> WorkingFolder:
+        """Makes a WorkingFolder, which creates a folder with the project's files for each trial.
+
+        The files of studyloom do not appear there: the run directory and the checkpoints.
 
         Args:
-            left_out: further folders that do not appear.
+            trial_folder: the folder of a trial, which does not appear either.
         """
         project = Path.cwd()
-        folders = [*left_out]
+        hidden_folders = []
+        if trial_folder is not None:
+            hidden_folders.append(trial_folder)
         run_dir = value_at(config, "run_dir")
         if run_dir:
             path = Path(run_dir).absolute()
             # It is mostly runs/NAME: then runs/ does not appear, with the results of all studies.
             if project in path.parent.parents:
                 path = path.parent
-            folders.append(path)
+            hidden_folders.append(path)
         checkpoints = value_at(config, "checkpoints.dir")
         if checkpoints:
-            folders.append(Path(checkpoints).absolute())
-        return WorkingFolder(project, folders, self.inputs)
+            hidden_folders.append(Path(checkpoints).absolute())
+        return WorkingFolder(project, hidden_folders, self.inputs)
 
     def code(self) -> dict[str, str]:
         """Returns the digests of the project's source files that the command names.
 
-        Also that of `python -m package.module`. Files outside the working directory do not count.
+        A file that is too large for a source, such as a compiled program, counts by its name only.
         """
         here = Path.cwd().resolve()
         digests = {}
         for path in self._named_files():
             content = b""
-            if path.stat().st_size <= LARGEST:
+            if path.stat().st_size <= MAX_SOURCE_BYTES:
                 content = path.read_bytes()
             digests[f"{CODE}{path.relative_to(here)}"] = digest_source(content)
         return digests
 
     def _named_files(self) -> Iterator[Path]:
-        """Yields the source files below the working directory that the command names."""
-        arguments = [word for word in shlex.split(self.run) if not PLACE.search(word)]
+        """Yields the source files that the command names below the working directory.
+
+        They are its program; an argument such as `a.yaml` or `--config=a.yaml`; and the module of
+        `python -m package.module`.
+        """
+        arguments = [word for word in shlex.split(self.run) if not PLACEHOLDER.search(word)]
         paths = []
         for argument in arguments:
-            paths.append(Path(argument.rpartition("=")[2]))  # of --config=a.yaml, the path after =
+            _, _, path_or_word = argument.rpartition("=")
+            paths.append(Path(path_or_word))
         for option, module in pairwise(arguments):
             if option == "-m":
                 path = Path(*module.split("."))
-                paths += [path.with_suffix(".py"), path / "__main__.py"]
+                paths.append(path.with_suffix(".py"))
+                paths.append(path / "__main__.py")
         here = Path.cwd().resolve()
         for path in paths:
+            is_program = path == paths[0]
+            is_source = is_program or path.suffix in SOURCES
             absolute = path.resolve()
-            is_source = path.suffix in SOURCES or path == paths[0]  # the first is the program
             if is_source and absolute.is_relative_to(here) and absolute.is_file():
                 yield absolute
 
     def __call__(self, config: Mapping[str, object], run: Run) -> float:
-        """Runs the command to its end, and returns the last value.
+        """Runs the command to its end for a trial, and returns the last value that it printed.
+
+        A trial that is resumed has the output of its earlier attempts in a file of its folder.
+        That output is read first, as if the command printed it now.
 
         Raises:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
-        record = run.dir / ".output"  # what all attempts at the trial have printed
-        output = Output(self.value, self.step, report=run)
         if self.step is None:  # values are counted, so the command must start from scratch
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
-        for line in _read_earlier_lines(record):
+        output_file = run.dir / ".output"
+        output = Output(self.value, self.step, report=run)
+        for line in _read_earlier_lines(output_file):
             output.read_line(line)
-        arguments = _fill(self.run, _placeholder_values(config, run))
+
+        arguments = _fill_placeholders(self.run, _placeholder_values(config, run))
         name = _name_of_training(run)
         # A replay has no run directory, and keeps its log only while it runs.
         folder_of_logs = Path(value_at(config, "run_dir") or run.dir, "logs")
         folder_of_logs.mkdir(parents=True, exist_ok=True)
-        path = folder_of_logs / f"{name}.log"
+        log_path = folder_of_logs / f"{name}.log"
         with (
-            self._working_in(config, run, name) as folder,
-            path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            run_process(arguments, _environment(run), record, folder) as (process, lines),
+            self._prepared_folder(config, run, name) as folder,
+            log_path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
+            run_process(arguments, _environment(run), output_file, folder) as (process, lines),
         ):
             log.write(f"$ {mask_passwords(shlex.join(arguments))}\n")
             for line in lines:
@@ -280,21 +308,23 @@ class Command(Adapter):
         return output.last_value
 
     @contextlib.contextmanager
-    def _working_in(self, config: Mapping[str, object], run: Run, name: str) -> Iterator[Path]:
-        """Yields the folder in which the command runs for a trial.
+    def _prepared_folder(self, config: Mapping[str, object], run: Run, name: str) -> Iterator[Path]:
+        """Yields the folder in which the command of a trial runs: its own, or the project's.
 
-        If that is the folder of the project, it warns of files that several trials have written.
+        In the project's folder, which all trials share, it warns after the body of files that
+        several trials have written.
 
         Args:
             name: the name of the trial, in the run directory.
         """
         run_dir = value_at(config, "run_dir")
         if self.cwd == "trial":
-            folder = run.dir.absolute()
+            trial_folder = run.dir.absolute()
+            working_folder = self._working_folder(config, trial_folder)
             storage = None
             if self.keep and run_dir:
                 storage = Path(run_dir, WORK, name).absolute()
-            yield self._working_folder(config, folder).of_trial(folder, storage)
+            yield working_folder.prepare(trial_folder, storage)
             return
         project = Path.cwd()
         if not run_dir:  # a replay
@@ -306,7 +336,8 @@ class Command(Adapter):
         try:
             yield project
         finally:
-            for file, trials in shared_files.end(name, began).items():
+            newly_shared = shared_files.end(name, began)
+            for file, trials in newly_shared.items():
                 run.warn(
                     f"{trials[0]} and {trials[-1]} wrote {file} in {project}, so that one may have "
                     "read what the other wrote; objective.cwd=trial gives each its own folder"
@@ -342,7 +373,10 @@ def _environment(run: Run) -> dict[str, str]:
 
 
 def _name_of_training(run: Run) -> str:
-    """Returns the name of a training in the run directory: of a later stage, with the stage."""
+    """Returns the name of a training's files in the run directory.
+
+    Such as `trial-3`; after the search, when a trial is trained again, with the stage before it.
+    """
     if run.stage == "search":
         return f"trial-{run.trial}"
     return f"{run.stage}-trial-{run.trial}"
@@ -352,20 +386,23 @@ def _name_of_training(run: Run) -> str:
 # `{lr}`: a value with a blank or a quote stays within its word, and no shell reads it.
 
 
-def _names_in(run: str) -> list[str]:
+def _placeholder_names(run: str) -> list[str]:
     """Returns the names of the placeholders in a command."""
-    return [match["name"] for match in PLACE.finditer(run) if match["name"]]
+    return [match["name"] for match in PLACEHOLDER.finditer(run) if match["name"]]
 
 
-def _fill(run: str, values: Mapping[str, object]) -> list[str]:
-    """Fills values into the words of a command, as YAML writes them; `{{lr}}` stays text."""
+def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
+    """Splits a command into words, and fills values into their placeholders, as YAML writes them.
+
+    `--lr {lr}` becomes `--lr`, `0.1`; doubled braces, as in `{{lr}}`, become the text `{lr}`.
+    """
 
     def replace_placeholder(match: re.Match[str]) -> str:
         if match["text"]:
-            return match["text"][1:-1]
+            return match["text"][1:-1]  # without the outer braces
         return format_scalar(values[match["name"]])
 
-    return [PLACE.sub(replace_placeholder, word) for word in shlex.split(run)]
+    return [PLACEHOLDER.sub(replace_placeholder, word) for word in shlex.split(run)]
 
 
 def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
@@ -373,7 +410,7 @@ def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return
-    for name in dict.fromkeys(_names_in(run)):
+    for name in dict.fromkeys(_placeholder_names(run)):  # each name once, in order
         if name not in names:
             yield (
                 f"objective.run: there is no value for {{{name}}}; there are "
@@ -384,25 +421,29 @@ def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
     except ValueError as error:
         yield f"objective.run: {error} in {run}"
         return
-    if not PLACE.search(program) and shutil.which(program) is None:
+    if not PLACEHOLDER.search(program) and shutil.which(program) is None:
         yield f"objective.run: the program {program} cannot be run; name one on PATH, or its path"
 
 
 def _space_errors(run: object, space: Space) -> Iterator[str]:
-    """Yields the hyperparameters of a space that a command does not use."""
-    names = _names_in(str(run))
+    """Yields an error for each hyperparameter of a space that a command does not use.
+
+    A command receives the values below `params`, by their placeholders. It cannot use a group of
+    the space, which chooses one of several branches.
+    """
+    placeholder_names = _placeholder_names(str(run))
     nodes: list[Node] = [*space.groups()]
-    for _, nodes_of_branch in space.branches():
-        nodes += nodes_of_branch
+    for branch in space.branches():
+        nodes += branch.nodes
     for node in nodes:
         key = node.key.removeprefix("params.")
-        is_below_params = key != node.key
+        is_below_params = node.key.startswith("params.")
         if not is_below_params or isinstance(node, Group):
             yield (
                 f"space.{node.name}: a command receives only what lies below params; write "
                 f"space.params.{key}, and a default in params.{key}"
             )
-        elif key not in names:
+        elif key not in placeholder_names:
             yield (
                 f"space.{node.name}: it would change nothing, since objective.run has no place for "
                 f"it; write {{{key}}} there, or take it out of the space"
@@ -437,7 +478,7 @@ class Output:
 
     Attributes:
         last_value: the value that was reported last; None if none was.
-        last_step: its step.
+        last_step: the step of that value.
         last_lines: the last lines, for errors.
     """
 
@@ -447,10 +488,10 @@ class Output:
     last_value: float | None = None
     last_step: int | None = None
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
-    _step: int | None = None  # the step that was found last, or counted
+    _current_step: int | None = None  # the step that was found last, or counted
 
     def read_line(self, line: str) -> None:
-        """Reports the value in a line, if there is one.
+        """Notes the step in a line, and reports the value in it, if there are any.
 
         A command that starts from scratch prints earlier steps again; only their first values
         count.
@@ -459,64 +500,80 @@ class Output:
             CommandFailed: the match is not a number.
         """
         if line.strip():
-            self.last_lines.append(shorten(line.rstrip(), WIDEST))
+            self.last_lines.append(shorten(line.rstrip(), MAX_SHOWN_WIDTH))
         if self.step is not None:
-            match = re.search(self.step, line)
-            if match is not None:
-                self._step = int(self._parse("step", match, int))
-        match = re.search(self.value, line)
-        if match is None:
+            step_match = re.search(self.step, line)
+            if step_match is not None:
+                self._current_step = int(self._parse("step", step_match, int))
+        value_match = re.search(self.value, line)
+        if value_match is None:
             return
-        value = self._parse("value", match, float)
-        if self.step is None:
-            self._step = (self._step or 0) + 1
-        if self._step is None:  # a value before the first step
+        value = self._parse("value", value_match, float)
+        if self.step is None:  # values are counted
+            self._current_step = (self._current_step or 0) + 1
+        step = self._current_step
+        if step is None:  # the value comes before the first step
             return
-        if self.last_step is None or self._step > self.last_step:
-            self.last_step = self._step
+        if self.last_step is None or step > self.last_step:
+            self.last_step = step
             self.last_value = value
-            self.report(value, self._step)
+            self.report(value, step)
 
-    def _parse(self, group: str, match: re.Match[str], kind: type[float]) -> float:
-        """Returns the number in a group of a match, or in its only group."""
-        text = match[group] if group in match.re.groupindex else match[1]
+    def _parse(self, group: str, match: re.Match[str], kind: type[int] | type[float]) -> float:
+        """Returns the number in a named group of a match, or in its only group without names.
+
+        Args:
+            kind: int or float.
+
+        Raises:
+            CommandFailed: the text is not such a number.
+        """
+        if group in match.re.groupindex:
+            text = match[group]
+        else:
+            text = match[1]
         try:
             return kind(text)
         except (TypeError, ValueError):
-            noun = "integer" if kind is int else "number"
+            noun = "number"
+            if kind is int:
+                noun = "integer"
             raise self.make_error(
                 f"objective.{group} found {text!r}, which is not a valid {noun}, with the pattern "
                 f"{match.re.pattern}"
             ) from None
 
     def make_error(self, reason: str) -> CommandFailed:
-        """Returns an error with the last lines, of which its message has three."""
+        """Makes an error that holds the last lines, and shows some of them in its message."""
         printed = "it printed nothing"
         if self.last_lines:
-            lines = " | ".join([*self.last_lines][-3:])
-            printed = f"the last lines that the command printed: {lines}"
+            shown_lines = [*self.last_lines][-LAST_LINES_SHOWN:]
+            printed = f"the last lines that the command printed: {' | '.join(shown_lines)}"
         return CommandFailed(f"{reason}; {printed}", "\n".join(self.last_lines))
 
 
-def _read_earlier_lines(record: Path) -> Iterator[str]:
-    """Yields the output of earlier attempts, without a last line that a kill has cut.
+def _read_earlier_lines(output_file: Path) -> Iterator[str]:
+    """Yields the lines that earlier attempts at a trial have printed, without an incomplete one.
 
-    That line is removed from the file too. Otherwise the first line of the next attempt would
-    continue it.
+    A kill may have cut the last line. It is removed from the file too, since the first line of the
+    next attempt would continue it.
     """
-    if record.exists():
-        os.truncate(record, record.read_bytes().rfind(b"\n") + 1)
-        yield from _read_lines(record, 0, lambda: True)
+    if not output_file.exists():
+        return
+    length_of_complete_lines = output_file.read_bytes().rfind(b"\n") + 1
+    os.truncate(output_file, length_of_complete_lines)
+    yield from _read_lines(output_file, start=0, has_ended=lambda: True)
 
 
 def _read_lines(path: Path, start: int, has_ended: Callable[[], bool]) -> Iterator[str]:
-    """Yields the lines of a file that may grow, in little memory.
+    """Yields the lines of a file that another process may still write, until it has ended.
 
-    A carriage return ends a line too: progress bars write one after each step.
+    A carriage return ends a line too: progress bars write one after each step. A very long line
+    is yielded in pieces, so that it takes little memory.
 
     Args:
         start: the position of the first byte to read.
-        has_ended: whether the file grows no more.
+        has_ended: returns whether the file grows no more.
     """
     line = ""
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -524,15 +581,15 @@ def _read_lines(path: Path, start: int, has_ended: Callable[[], bool]) -> Iterat
         while True:
             # Checked before the read: if the file grew no more by then, the read reaches its end.
             is_last_read = has_ended()
-            text = file.readline(LONGEST_LINE)
+            text = file.readline(MAX_LINE_LENGTH)
             line += text
-            if line.endswith("\n") or len(line) >= LONGEST_LINE:
+            if line.endswith("\n") or len(line) >= MAX_LINE_LENGTH:
                 yield line.removesuffix("\n")
                 line = ""
             elif not text and is_last_read:
                 break
             elif not text:
-                time.sleep(LOOK)
+                time.sleep(POLL_INTERVAL)
     if line:
         yield line
 
@@ -544,10 +601,9 @@ def run_process(
     output: Path,
     folder: Path | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
-    """Runs a command in a new process group; at the end of the body all its processes have ended.
+    """Runs a command while the body reads its output; after the body all its processes have ended.
 
-    All processes below it, and those of its group, get SIGTERM, and are killed if they do not end
-    in time. If this process is killed, so is the command.
+    It is the leader of a new process group. If this process is killed, so is the command.
 
     Args:
         arguments: the program and its arguments, which no shell reads.
@@ -569,19 +625,24 @@ def run_process(
             try:
                 yield process, _read_lines(output, start, lambda: process.poll() is not None)
             finally:
-                _end(process)
+                _end_processes(process)
 
 
-def _end(leader: subprocess.Popen[bytes]) -> None:
-    """Ends a process group, and all processes below its leader, also those of other groups."""
+def _end_processes(leader: subprocess.Popen[bytes]) -> None:
+    """Ends a process group: with SIGTERM, and after a few seconds with SIGKILL.
+
+    Child processes of the leader that have left the group are killed too. They are listed while
+    the leader runs, since they have another parent after its end.
+    """
     processes: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        command = psutil.Process(leader.pid)
-        processes = [*command.children(recursive=True), command]
+        leader_process = psutil.Process(leader.pid)
+        processes = leader_process.children(recursive=True)
+        processes.append(leader_process)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGTERM)
     try:
-        psutil.wait_procs(processes, timeout=GRACE)
+        psutil.wait_procs(processes, timeout=SECONDS_TO_END)
     finally:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -42,12 +42,15 @@ class Hydra(ConfiguredAdapter):
         self.path = find_config("objective.config", self.config)
 
     def check(self, config: Mapping[str, object], space: Space) -> list[str]:
-        """Returns the errors in the function: it does not exist, or takes other arguments."""
+        """Returns the error in `call` or `seed`, if there is one.
+
+        The function may not exist, or not take the config as its only argument besides `run`.
+        """
         try:
-            function = self._function()
-            config_of_application = None  # binding looks only at the number and names of arguments
-            run_argument = _run_argument(function, None)
-            inspect.signature(function).bind(config_of_application, **run_argument)
+            function = self._import_function()
+            # Binding looks only at the number and names of arguments, not at their values.
+            run_argument = _run_argument(function, run=None)
+            inspect.signature(function).bind(None, **run_argument)
         except Exception as error:  # whatever the application raises when it is imported
             hint = ""
             if isinstance(error, AttributeError):
@@ -66,33 +69,33 @@ class Hydra(ConfiguredAdapter):
     def compose_config(self) -> Mapping[str, Any]:
         """Returns the config of the application, whose keys the space names."""
         with contextlib.suppress(Exception):  # `check` reports it
-            self._function()  # its module may register resolvers
+            self._import_function()  # its module may register resolvers
         with application(self.path, {}) as config:
             return config
 
     def __call__(self, config: Mapping[str, object], run: Run) -> Any:
-        """Calls the function.
+        """Calls the function with the config of a trial, and returns the trial's value.
 
         Raises:
-            UndefinedMetric: it did not return the value.
+            UndefinedMetric: the function did not return the value.
         """
-        function = self._function()
+        function = self._import_function()
         values = value_at(config, "params") or {}
         if self.seed is not None:
             values = with_values(values, {self.seed: run.seed})
         with application(self.path, values, run.dir) as application_config:
             run_argument = _run_argument(function, run)
             result = function(application_config, **run_argument)
-        return pick(result, self.value, self.call)
+        return pick_value(result, self.value, self.call)
 
-    def _function(self) -> Callable[..., Any]:
-        """Imports the function, without the decorator `hydra.main`.
+    def _import_function(self) -> Callable[..., Any]:
+        """Imports the function of the application, without the decorator `hydra.main`.
 
         The decorated function would read a command line, and return nothing.
         """
         with isolated_hydra():
             function: Any = find_member(self.call)
-        # A decorated function was made in the module of the decorator.
+        # The decorator makes a new function, whose global variables are those of Hydra's module.
         module = getattr(function, "__globals__", {}).get("__name__")
         if module == "hydra.main":
             function = function.__wrapped__
@@ -106,8 +109,8 @@ def _run_argument(function: Callable[..., Any], run: Run | None) -> dict[str, Ru
     return {}
 
 
-def pick(result: Any, key: str | None, call: str) -> Any:
-    """Returns the value in what a function returned: the result itself, or an item of a mapping.
+def pick_value(result: Any, key: str | None, call: str) -> Any:
+    """Returns the value in the result of a function: the result itself, or an item of a mapping.
 
     Args:
         result: what the function returned; only the first item of a tuple counts.
@@ -120,11 +123,11 @@ def pick(result: Any, key: str | None, call: str) -> Any:
     """
     if isinstance(result, tuple) and result:
         result = result[0]
-    if not isinstance(result, Mapping):
-        if key is None:
-            return result
-        keys = []
-    else:
+    is_mapping = isinstance(result, Mapping)
+    if key is None and not is_mapping:
+        return result
+    keys = []
+    if is_mapping:
         keys = [str(name) for name in result]
         if key in keys:
             return result[key]

@@ -52,7 +52,7 @@ class Report(Checkpoint):
             self._validations.finish()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: object) -> None:
-        if self._validations.reported:
+        if self._validations.has_report:
             # Saved here and not after the validation: only now have all schedulers been stepped.
             path = self._validations.next_path(".ckpt")
             trainer.save_checkpoint(path)
@@ -67,9 +67,13 @@ class Report(Checkpoint):
 
 
 def _count_validations(trainer: Any) -> int | None:
-    """Returns how many validations a training has; None if that is not known."""
-    interval = trainer.check_val_every_n_epoch
-    validates_after_epochs = interval and trainer.val_check_interval == 1.0
-    if not validates_after_epochs or trainer.max_epochs <= 0 or trainer.max_steps != -1:
+    """Returns how many validations a training has; None if that is not known.
+
+    It is known if the trainer validates after whole epochs, and ends after a number of epochs.
+    """
+    interval = trainer.check_val_every_n_epoch  # in epochs; None if it counts batches
+    if not interval or trainer.val_check_interval != 1.0:  # validates within epochs too
+        return None
+    if trainer.max_epochs <= 0 or trainer.max_steps != -1:  # ends by time or steps
         return None
     return trainer.max_epochs // interval or None

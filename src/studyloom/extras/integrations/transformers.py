@@ -50,7 +50,7 @@ class StudyloomCallback(TrainerCallback):
                 if not describes_evaluation:
                     metrics[name] = value
             self._validations.report(metrics)
-            if self._validations.reported and not self._validations.is_last:
+            if self._validations.has_report and not self._validations.is_last:
                 control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: object, **kwargs: object) -> None:
@@ -65,7 +65,7 @@ class StudyloomCallback(TrainerCallback):
 
 def _count_evaluations(args: Any, state: Any) -> int | None:
     """Returns how many evaluations a training has; None if that is not known."""
-    if args.eval_delay:
+    if args.eval_delay:  # the first evaluations are left out
         return None
     strategy = args.eval_strategy.value
     if strategy == "epoch" and args.max_steps <= 0:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 FOLDER = ".work"  # in the folder of a trial
 # A folder of the project with more files is data, and becomes a link.
-MANY = 1000
-SMALL = 100 * 2**10  # bytes of a file that is copied, so that a trial may write to it
-# Files with the state of a training. A command would resume from the one of an earlier run.
-STATES = {".pt", ".pth", ".ckpt", ".safetensors"}
+MAX_MIRRORED_FILES = 1000
+MAX_COPIED_BYTES = 100 * 2**10  # of a file that is copied, so that a trial may write to it
+# Suffixes of files with the saved state of a training. A command would resume from an old one.
+STATE_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -28,48 +28,50 @@ class WorkingFolder:
 
     Args:
         project: the folder in which the command would run without studyloom.
-        left_out: folders that do not appear, such as the run directory.
+        hidden_folders: folders that do not appear, such as the run directory.
         inputs: saved states below the project that the command reads, as files or folders.
     """
 
     project: Path
-    left_out: Collection[Path] = ()
+    hidden_folders: Collection[Path] = ()
     inputs: Collection[str] = ()
 
-    def of_trial(self, folder: Path, storage: Path | None = None) -> Path:
-        """Returns the working folder of a trial; makes it unless an earlier attempt has.
+    def prepare(self, trial_folder: Path, storage: Path | None = None) -> Path:
+        """Returns the folder in which a trial's command runs; makes it at the first attempt.
 
-        The project appears in it as a folder, so that it has neighbors too, such as ../data.
+        It is `.work/PROJECT` in the folder of the trial. Next to it, the neighbors of the project
+        appear, for paths such as ../data.
 
         Args:
-            folder: the folder of the trial, which is removed when the trial ends.
-            storage: where the working folder is kept after that, under this name or the first free
-                one; None if it is removed with the trial's folder.
+            trial_folder: the folder of the trial, which is removed when the trial ends.
+            storage: where `.work` is kept after that, under this name or the first free one; None
+                if it is removed with the trial's folder.
         """
-        work = folder / FOLDER
+        work = trial_folder / FOLDER
         if not work.exists():
             if storage is None:
                 self._make(work)
             else:
-                unused = _find_unused(storage)
-                self._make(unused)
-                work.symlink_to(unused)
+                kept_folder = _find_unused_path(storage)
+                self._make(kept_folder)
+                work.symlink_to(kept_folder)
         return work / self.project.name
 
-    def states(self) -> list[str]:
+    def hidden_states(self) -> list[str]:
         """Returns the saved states that do not appear in a trial's folder, relative to the project.
 
         States in folders that become links are not among them: they do appear.
         """
-        return [str(path.relative_to(self.project)) for path in self._states(self.project)]
+        states = self._hidden_states_in(self.project)
+        return [str(path.relative_to(self.project)) for path in states]
 
-    def _states(self, folder: Path) -> Iterator[Path]:
-        """Yields the saved states in a folder that is mirrored."""
-        for entry in _entries(folder):
+    def _hidden_states_in(self, folder: Path) -> Iterator[Path]:
+        """Yields the hidden states in a folder and in the mirrored folders below it."""
+        for entry in _list_entries(folder):
             path = Path(entry.path)
             if self._is_mirrored(entry):
-                yield from self._states(path)
-            elif self._is_state(entry):
+                yield from self._hidden_states_in(path)
+            elif self._is_hidden_state(entry):
                 yield path
 
     def _make(self, folder: Path) -> None:
@@ -84,60 +86,65 @@ class WorkingFolder:
 
     def _link_neighbors(self, target: Path) -> None:
         """Links the files and folders next to the project, for paths such as ../data."""
-        if self.project.parent == self.project:
+        parent = self.project.parent
+        if parent == self.project:  # it is the root of the file system
             return
-        neighbors = _entries(self.project.parent)
-        if len(neighbors) > MANY:
+        neighbors = _list_entries(parent)
+        if len(neighbors) > MAX_MIRRORED_FILES:
             return
         for entry in neighbors:
             path = Path(entry.path)
-            if path != self.project and not self._holds_left_out(path):
+            if path != self.project and not self._holds_hidden_folder(path):
                 (target / entry.name).symlink_to(path)
 
     def _mirror(self, source: Path, target: Path) -> None:
         """Lets the entries of a folder appear in another one: as copies, links or new folders."""
-        for entry in _entries(source):
+        for entry in _list_entries(source):
             path = Path(entry.path)
-            appearance = target / entry.name
-            if path in self.left_out or self._is_state(entry):
+            target_path = target / entry.name
+            if path in self.hidden_folders or self._is_hidden_state(entry):
                 continue
             with suppress(FileNotFoundError, PermissionError):  # removed meanwhile, or private
                 if self._is_mirrored(entry):
-                    appearance.mkdir()
-                    self._mirror(path, appearance)
-                elif entry.is_file(follow_symlinks=False) and entry.stat().st_size <= SMALL:
-                    shutil.copy2(path, appearance)
+                    target_path.mkdir()
+                    self._mirror(path, target_path)
+                elif _is_small_file(entry):
+                    shutil.copy2(path, target_path)
                 else:
-                    appearance.symlink_to(path)
+                    target_path.symlink_to(path)
 
     def _is_mirrored(self, entry: os.DirEntry[str]) -> bool:
-        """Returns True if an entry is a folder for which a new folder is made, and no link."""
-        path = Path(entry.path)
-        if not entry.is_dir(follow_symlinks=False) or path in self.left_out:
-            return False
-        if self._holds_left_out(path):  # a link would lead in circles
-            return True
-        is_hidden = entry.name.startswith(".")
-        return not is_hidden and not _has_many_files(path)
+        """Returns True if an entry is a folder for which a new folder is made, instead of a link.
 
-    def _is_state(self, entry: os.DirEntry[str]) -> bool:
+        A folder of data, with many files, becomes a link, and so does a folder such as .git.
+        """
+        path = Path(entry.path)
+        if not entry.is_dir(follow_symlinks=False) or path in self.hidden_folders:
+            return False
+        if self._holds_hidden_folder(path):  # a link would lead in circles
+            return True
+        starts_with_dot = entry.name.startswith(".")
+        return not starts_with_dot and not _has_many_files(path)
+
+    def _is_hidden_state(self, entry: os.DirEntry[str]) -> bool:
         """Returns True if an entry is a saved state that does not appear.
 
         A state that `inputs` names does appear, and so does a link to a state.
         """
         path = Path(entry.path)
-        if not STATES.intersection(path.suffixes) or not entry.is_file(follow_symlinks=False):
+        is_state = not STATE_SUFFIXES.isdisjoint(path.suffixes)
+        if not is_state or not entry.is_file(follow_symlinks=False):
             return False
         inputs = {self.project / name for name in self.inputs}
         is_input = not inputs.isdisjoint([path, *path.parents])
         return not is_input
 
-    def _holds_left_out(self, path: Path) -> bool:
+    def _holds_hidden_folder(self, path: Path) -> bool:
         """Returns True if a path is or contains a folder that does not appear."""
-        return any(path == folder or path in folder.parents for folder in self.left_out)
+        return any(path == folder or path in folder.parents for folder in self.hidden_folders)
 
 
-def _find_unused(path: Path) -> Path:
+def _find_unused_path(path: Path) -> Path:
     """Returns a path, with a number if another study of the run directory uses it already."""
     candidate = path
     number = 1
@@ -147,8 +154,13 @@ def _find_unused(path: Path) -> Path:
     return candidate
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the entries of a folder by name; none if it may not be read."""
+def _is_small_file(entry: os.DirEntry[str]) -> bool:
+    """Returns True if an entry is a file, and no link, that is copied for each trial."""
+    return entry.is_file(follow_symlinks=False) and entry.stat().st_size <= MAX_COPIED_BYTES
+
+
+def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder, sorted by name; none if it may not be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -157,10 +169,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _has_many_files(folder: Path) -> bool:
-    """Returns True for more than `MANY` files in a folder and the folders below it."""
-    files = 0
+    """Returns True if a folder and the folders below it have so many files that they are data."""
+    count = 0
     for _, _, names in os.walk(folder):
-        files += len(names)
-        if files > MANY:
+        count += len(names)
+        if count > MAX_MIRRORED_FILES:
             return True
     return False
