@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from studyloom.extras.trackers import projection
-from studyloom.extras.trackers.projection import TrackedTrial, curve
+from studyloom.extras.trackers.projection import TrackedTrial, curve_points
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 
@@ -58,7 +58,7 @@ def in_database(stored: StoredStudy) -> dict[int, Seen]:
     """The trials of the database; numbers in 32 bits."""
     seen = {}
     for trial in stored.trials():
-        points = curve(trial, stored.metric)
+        points = curve_points(trial, stored.metric)
         curves = Counter((p.name, p.epoch, short(p.value)) for p in points)
         values = dict(
             zip(

@@ -12,8 +12,8 @@ from studyloom.extras.trackers.projection import (
     TrackedResult,
     Tracker,
     Tracking,
-    project,
-    track_study,
+    describe_study,
+    write_missing,
 )
 from studyloom.storage.opening import open_study
 
@@ -53,9 +53,9 @@ def stored(url):
 
 def test_a_command_writes_every_ended_trial_and_the_result(stored, tmp_path):
     memory = Memory()
-    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    result = TrackedResult(describe_study(stored, tmp_path), 1, {}, {}, {})
     for _ in range(2):
-        project(stored, {"mine": memory}, tmp_path, result)
+        write_missing(stored, {"mine": memory}, tmp_path, result)
         assert memory.trials == in_database(stored)
     assert memory.answers == [result, result]
 
@@ -66,7 +66,7 @@ def test_a_tracker_that_lists_its_trials_gets_only_the_missing_ones(stored, tmp_
             return {0, 2}
 
     listing = Listing()
-    project(stored, {"mine": listing}, tmp_path)
+    write_missing(stored, {"mine": listing}, tmp_path)
     assert [*listing.trials] == [1]
 
 
@@ -83,19 +83,19 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_updated_later(stored, tmp_pa
     tracking.close()
     assert {*memory.trials} == {2}
     assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study continues"]
-    project(stored, {"mine": memory}, tmp_path)
+    write_missing(stored, {"mine": memory}, tmp_path)
     assert memory.trials == in_database(stored)
 
 
 def test_a_command_waits_for_a_slow_tracker_and_says_how_long(
     stored, tmp_path, monkeypatch, caplog
 ):
-    memory, result = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    memory, result = Memory(), TrackedResult(describe_study(stored, tmp_path), 1, {}, {}, {})
     write = memory.write_trial
     with first_line() as line:
-        monkeypatch.setattr(projection, "SILENT", 0.01)
+        monkeypatch.setattr(projection, "SILENT_WAIT", 0.01)
         monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
-        project(stored, {"mine": memory}, tmp_path, result)
+        write_missing(stored, {"mine": memory}, tmp_path, result)
     assert caplog.messages == [
         "track.mine: waiting 300 s at most (track.mine.patience), since it may lack "
         "3 of 3 trials and the result"
@@ -108,14 +108,14 @@ def test_a_command_without_patience_reports_what_the_next_one_writes(
     stored, tmp_path, monkeypatch, caplog
 ):
     hangs, memory = threading.Event(), Memory()
-    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    result = TrackedResult(describe_study(stored, tmp_path), 1, {}, {}, {})
     with monkeypatch.context() as slow:
         slow.setattr(memory, "patience", 0.01, raising=False)
         slow.setattr(memory, "write_trial", lambda _: hangs.wait())
-        project(stored, {"mine": memory}, tmp_path, result)
+        write_missing(stored, {"mine": memory}, tmp_path, result)
     missing = "may lack 3 of 3 trials and the result"
     assert caplog.messages[1:] == [f"track.mine: {missing}; the same command writes it"]
-    project(stored, {"mine": memory}, tmp_path, result)
+    write_missing(stored, {"mine": memory}, tmp_path, result)
     assert (memory.trials, memory.answers) == (in_database(stored), [result])
     assert len(caplog.messages) == 2
     hangs.set()
@@ -124,8 +124,8 @@ def test_a_command_without_patience_reports_what_the_next_one_writes(
 def test_a_tracker_that_is_away_lacks_all_trials_until_the_next_run(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
-    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
-    project(stored, {"mine": memory}, tmp_path, result)
+    result = TrackedResult(describe_study(stored, tmp_path), 1, {}, {}, {})
+    write_missing(stored, {"mine": memory}, tmp_path, result)
     assert caplog.messages == [
         "track.mine: no answer from ␛[31mhost",
         "track.mine: may lack 3 of 3 trials; the same command writes it",

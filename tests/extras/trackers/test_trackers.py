@@ -19,8 +19,8 @@ from studyloom.extras.trackers.projection import (
     TrackedTrial,
     Tracker,
     build_trackers,
-    project,
-    track_study,
+    describe_study,
+    write_missing,
 )
 from studyloom.extras.trackers.wandb import SERVICE
 from studyloom.installation import pip_install
@@ -174,7 +174,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
     stored = create_study(url, "s", definition.identity("toy"), 1, objectives=definition.objectives)
     (tmp_path / "winner.json").write_text("{}")
     files = {"winner.json": tmp_path / "winner.json"}
-    result = TrackedResult(track_study(stored, tmp_path), 0, {}, {}, files)
+    result = TrackedResult(describe_study(stored, tmp_path), 0, {}, {}, files)
     tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db", "e")
 
     def log(client, run, path, log=MlflowClient.log_artifact):
@@ -183,7 +183,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
 
     with first_line() as line:
         monkeypatch.setattr(MlflowClient, "log_artifact", log)
-        project(stored, {"mlflow": tracker}, tmp_path, result)
+        write_missing(stored, {"mlflow": tracker}, tmp_path, result)
     most = "waiting 300 s at most (track.mlflow.patience)"
     told = [message for message in caplog.messages if message.startswith("track")]
     assert told == [f"track.mlflow: {most}, since it may lack the result"]
@@ -207,7 +207,7 @@ def test_a_reply_of_mlflow_is_read_only_up_to_its_limit(study, monkeypatch):
             taken.append("a MB")
             yield bytes(2**20)
 
-    monkeypatch.setattr(mlflow, "MOST_BYTES", 5 * 2**20)
+    monkeypatch.setattr(mlflow, "MAX_RESPONSE_BYTES", 5 * 2**20)
     with served(endless) as server:
         tracker = MLflow(f"http://127.0.0.1:{server.server_port}", "e")
         with pytest.raises(Exception, match="/elsewhere sent a response of more than 5 MiB"):

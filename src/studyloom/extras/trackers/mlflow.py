@@ -40,16 +40,18 @@ STATE = "studyloom.state"
 RESULT = "studyloom.result"
 WINNER = "studyloom.winner"
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-MOST_BYTES = 100 * 2**20  # of a response; a listing of a thousand runs has some MB
-LONGEST = 250  # characters of a name
-LONGEST_TEXT = 5000  # characters of a parameter or tag; some databases of MLflow take no more
-MOST_METRICS = 1000  # in a request; the server accepts no more
-MOST_PARAMS = 100  # likewise
-PAGE = 1000  # runs in one response to a search
+MAX_RESPONSE_BYTES = 100 * 2**20  # a listing of a thousand runs has some MB
+CHUNK_BYTES = 2**16  # of a response, which are read at a time
+MAX_NAME_LENGTH = 250  # characters
+DIGEST_LENGTH = 8  # hexadecimal digits
+MAX_TEXT_LENGTH = 5000  # characters of a parameter or tag; some databases of MLflow take no more
+MAX_METRICS = 1000  # in a request; the server accepts no more
+MAX_PARAMS = 100  # in a request; the server accepts no more
+RUNS_PER_PAGE = 1000  # in one response to a search
 LOADER = "studyloom.extras.trackers.mlflow_model"
 # The client tries 7 times for 2 minutes each by default, so that the thread would hang long after a
 # server is back; the next trial tries again anyway. Variables that the user has set stay.
-CLIENT = {
+CLIENT_VARIABLES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -80,142 +82,183 @@ class MLflow(Tracker):
         self._connection: _Connection | None = None
 
     def write_trial(self, trial: TrackedTrial) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import RunTag
 
         client = self._connect(trial.study).client
-        parent = self._run(trial.study, trial.study.name, {KIND: "study"}, time.time())
-        tags = {"mlflow.parentRunId": parent, KIND: "trial", TRIAL: str(trial.number)}
-        run = self._run(trial.study, f"trial-{trial.number}", tags, trial.started)
-        # The times are those of the trial, also when it is written again: the server takes a metric
-        # of the same time, step and value for the same one.
-        metrics = []
-        for point in trial.points:
-            moment = int(point.time * 1000)
-            metrics.append(Metric(key_of(point.name), point.value, moment, point.epoch))
-        ended = int(trial.ended * 1000)
-        for name, value in trial.values.items():
-            metrics.append(Metric(key_of(f"final/{name}"), value, ended, 0))
-        for start in range(0, len(metrics), MOST_METRICS):
-            client.log_batch(run, metrics[start : start + MOST_METRICS])
-        params = [Param(key_of(name), _text(value)) for name, value in trial.params.items()]
-        for start in range(0, len(params), MOST_PARAMS):
-            client.log_batch(run, params=params[start : start + MOST_PARAMS])
+        parent_id = self._find_or_create_study_run(trial.study)
+        tags = {"mlflow.parentRunId": parent_id, KIND: "trial", TRIAL: str(trial.number)}
+        name = f"trial-{trial.number}"
+        run_id = self._find_or_create_run(trial.study, name, tags, trial.started)
+        self._log_numbers(client, run_id, trial)
         run_tags = [RunTag(STATE, _text(trial.state))]
         for name, fact in trial.facts.items():
             run_tags.append(RunTag(f"studyloom.{name}", _text(fact)))
-        client.log_batch(run, tags=run_tags)
-        client.set_terminated(run, STATUS[trial.state], ended)
+        client.log_batch(run_id, tags=run_tags)
+        client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.ended))
+
+    def _log_numbers(self, client: "MlflowClient", run_id: str, trial: TrackedTrial) -> None:
+        """Logs the curves, values and hyperparameters of a trial, in requests of the allowed size.
+
+        The times are those of the trial, also when it is written again: the server takes a metric
+        of the same time, step and value for the same one.
+        """
+        from mlflow.entities import Metric, Param
+
+        metrics = []
+        for point in trial.points:
+            time_of_point = _milliseconds(point.time)
+            metrics.append(Metric(valid_key(point.name), point.value, time_of_point, point.epoch))
+        ended = _milliseconds(trial.ended)
+        for name, value in trial.values.items():
+            metrics.append(Metric(valid_key(f"final/{name}"), value, ended, step=0))
+        for start in range(0, len(metrics), MAX_METRICS):
+            client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+
+        params = [Param(valid_key(name), _text(value)) for name, value in trial.params.items()]
+        for start in range(0, len(params), MAX_PARAMS):
+            client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
 
     def write_result(self, result: TrackedResult) -> None:
         from mlflow.entities import Metric, RunTag
 
         client = self._connect(result.study).client
-        parent = self._run(result.study, result.study.name, {KIND: "study"}, time.time())
-        self._check_artifacts(result.study, client.get_run(parent).info.artifact_uri)
-        now = int(time.time() * 1000)
-        metrics = [Metric(key_of(name), value, now, 0) for name, value in result.values.items()]
+        run_id = self._find_or_create_study_run(result.study)
+        self._check_artifacts(result.study, client.get_run(run_id).info.artifact_uri)
+        now = _milliseconds(time.time())
+        metrics = []
+        for name, value in result.values.items():
+            metrics.append(Metric(valid_key(name), value, now, step=0))
         winner = "none"
         if result.trial is not None:
             winner = str(result.trial)
         tags = [RunTag(WINNER, winner)]
         for name, direction in result.study.objectives.items():
-            tags.append(RunTag(f"studyloom.direction.{key_of(name)}", direction))
-        client.log_batch(parent, metrics, tags=tags)
+            tags.append(RunTag(f"studyloom.direction.{valid_key(name)}", direction))
+        client.log_batch(run_id, metrics=metrics, tags=tags)
         for path in result.files.values():
-            client.log_artifact(parent, str(path))
+            client.log_artifact(run_id, str(path))
         if self.register and "winner.json" in result.files:
-            self._register(self.register, parent, result)
-        client.set_terminated(parent, "FINISHED", now)
+            self._register(self.register, run_id, result)
+        client.set_terminated(run_id, "FINISHED", now)
 
     def written(self, study: TrackedStudy) -> set[int]:
         numbers = set()
-        for run in self._search(study, {KIND: "trial"}):
-            is_whole = run.info.end_time and STATE in run.data.tags  # they are written last
-            if is_whole:
+        for run in self._search_runs(study, {KIND: "trial"}):
+            # The state and the end of a run are written after all else.
+            is_complete = STATE in run.data.tags and run.info.end_time
+            if is_complete:
                 numbers.add(int(run.data.tags[TRIAL]))
         return numbers
 
     def _connect(self, study: TrackedStudy) -> "_Connection":
-        """Connects to the server or database; makes the experiment if it is missing."""
-        if self._connection is None:
-            for name, value in CLIENT.items():
-                os.environ.setdefault(name, value)
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
+        """Connects to the server or database, once; makes the experiment if it is missing."""
+        if self._connection is not None:
+            return self._connection
+        for name, value in CLIENT_VARIABLES.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient  # after its variables are set
+        from mlflow.exceptions import MlflowException
 
-            limit_responses()
-            client = MlflowClient(tracking_uri=self.uri)
-            # Without a server the client writes artifacts itself, by default where it was started.
-            folder = None
-            if re.match(r"sqlite:|postgresql|mysql", self.uri):
-                folder = (study.run_dir / "mlflow-artifacts").as_uri()
+        limit_responses()
+        client = MlflowClient(tracking_uri=self.uri)
+        # Without a server the client writes artifacts itself, by default where it was started.
+        artifact_location = None
+        if re.match(r"sqlite:|postgresql|mysql", self.uri):
+            artifact_location = (study.run_dir / "mlflow-artifacts").as_uri()
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another worker has made it
+                client.create_experiment(self.experiment, artifact_location)
             experiment = client.get_experiment_by_name(self.experiment)
-            if experiment is None:
-                with contextlib.suppress(MlflowException):  # another worker has made it
-                    client.create_experiment(self.experiment, folder)
-                experiment = client.get_experiment_by_name(self.experiment)
-            self._connection = _Connection(client, experiment.experiment_id)
+        self._connection = _Connection(client, experiment.experiment_id)
         return self._connection
 
-    def _search(self, study: TrackedStudy, tags: Mapping[str, str]) -> list[Any]:
-        """Returns the runs of a study that have these tags, the first one made first."""
+    def _search_runs(self, study: TrackedStudy, tags: Mapping[str, str]) -> list[Any]:
+        """Returns the runs of a study that have these tags, the oldest first."""
         connection = self._connect(study)
-        conditions = []
-        for name, text in {STUDY: study.uuid, **tags}.items():
+        conditions = [f"tags.`{STUDY}` = '{study.uuid}'"]
+        for name, text in tags.items():
             conditions.append(f"tags.`{name}` = '{text}'")
         query = " and ".join(conditions)
         runs: list[Any] = []
-        token = None
+        page_token = None
         while True:
             page = connection.client.search_runs(
-                [connection.experiment], query, max_results=PAGE, page_token=token
+                [connection.experiment_id], query, max_results=RUNS_PER_PAGE, page_token=page_token
             )
             runs += page
-            token = page.token
-            if not token:
+            page_token = page.token
+            if not page_token:  # there are no further runs
                 break
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
-    def _run(self, study: TrackedStudy, name: str, tags: Mapping[str, str], start: float) -> str:
-        """Returns the id of the run with these tags, which is made if it is missing.
+    def _find_or_create_study_run(self, study: TrackedStudy) -> str:
+        """Returns the id of the run of a study, which is the parent of its trials' runs."""
+        return self._find_or_create_run(study, study.name, {KIND: "study"}, time.time())
 
-        Two workers may make it at once. Both then see two runs, and agree that the first one stays.
+    def _find_or_create_run(
+        self, study: TrackedStudy, name: str, tags: Mapping[str, str], start: float
+    ) -> str:
+        """Returns the id of the run with these tags, which is created if it is missing.
+
+        Two workers may create it at once. Both then see two runs, and agree that the oldest stays.
+
+        Args:
+            start: when a new run began, in seconds since the epoch.
         """
         connection = self._connect(study)
-        searched_tags = {}  # without those of MLflow
+        searched_tags = {}  # without those of MLflow, such as mlflow.parentRunId
         for tag, text in tags.items():
             if tag.startswith("studyloom."):
                 searched_tags[tag] = text
-        runs = self._search(study, searched_tags)
+        runs = self._search_runs(study, searched_tags)
         if runs:
             return str(runs[0].info.run_id)
-        run = connection.client.create_run(
-            connection.experiment, int(start * 1000), {STUDY: study.uuid, **tags}, run_name=name
+        new_run = connection.client.create_run(
+            connection.experiment_id,
+            start_time=_milliseconds(start),
+            tags={STUDY: study.uuid, **tags},
+            run_name=name,
         )
-        first = self._search(study, searched_tags)[0]
-        if first.info.run_id != run.info.run_id:
-            connection.client.delete_run(run.info.run_id)
-        return str(first.info.run_id)
+        oldest_run = self._search_runs(study, searched_tags)[0]
+        if oldest_run.info.run_id != new_run.info.run_id:
+            connection.client.delete_run(new_run.info.run_id)
+        return str(oldest_run.info.run_id)
 
     def _check_artifacts(self, study: TrackedStudy, location: str) -> None:
         """Checks that a database in the run directory does not write files outside of it.
 
+        An untrusted database could have them overwrite any file of the user.
+
         Args:
             location: where the artifacts of a run are written, as the database says.
-        """
-        match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
-        run_dir = study.run_dir.resolve()
-        if match and Path(match[1]).resolve().is_relative_to(run_dir):
-            folder = Path(url2pathname(urlsplit(location).path)).resolve()
-            if not folder.is_relative_to(run_dir):
-                raise FileError(
-                    f"{match[1]}: has artifacts at {shorten(one_line(location), 100)!r}, outside "
-                    "of this run directory. Move the database away: the same command makes a new "
-                    "one, with all that the study has"
-                )
 
-    def _register(self, name: str, parent: str, result: TrackedResult) -> None:
-        """Registers the winner for `mlflow.pyfunc.load_model`, once for each result."""
+        Raises:
+            FileError: that is outside of the run directory.
+        """
+        # Such as sqlite:////data/runs/mine/mlflow.db, whose group is the path of the file.
+        match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
+        if match is None:
+            return
+        database = match[1]
+        run_dir = study.run_dir.resolve()
+        if not Path(database).resolve().is_relative_to(run_dir):
+            return
+        folder = Path(url2pathname(urlsplit(location).path)).resolve()
+        if not folder.is_relative_to(run_dir):
+            raise FileError(
+                f"{database}: has artifacts at {shorten(one_line(location), 100)!r}, outside "
+                "of this run directory. Move the database away: the same command makes a new "
+                "one, with all that the study has"
+            )
+
+    def _register(self, name: str, run_id: str, result: TrackedResult) -> None:
+        """Registers the winner for `mlflow.pyfunc.load_model`, once for each result.
+
+        Args:
+            name: the name of the registered model, which gets a new version.
+            run_id: the id of the study's run, which gets the files of the model.
+        """
         from mlflow.exceptions import MlflowException
 
         client = self._connect(result.study).client
@@ -225,7 +268,7 @@ class MLflow(Tracker):
         versions = client.search_model_versions(f"name = '{name}'")
         if any(version.tags.get(RESULT) == digest for version in versions):
             return
-        folder = f"model-{digest[:8]}"
+        artifact_path = f"model-{digest[:DIGEST_LENGTH]}"
         with TemporaryDirectory() as model_folder:
             data = Path(model_folder) / "data"
             data.mkdir()
@@ -233,12 +276,12 @@ class MLflow(Tracker):
                 if file in result.files:
                     shutil.copyfile(result.files[file], data / file)
             flavor = {"loader_module": LOADER, "data": "data"}
-            model = {"run_id": parent, "flavors": {"python_function": flavor}}
+            model = {"run_id": run_id, "flavors": {"python_function": flavor}}
             (Path(model_folder) / "MLmodel").write_text(yaml.safe_dump(model))
-            client.log_artifacts(parent, model_folder, folder)
-        source = f"{client.get_run(parent).info.artifact_uri}/{folder}"
+            client.log_artifacts(run_id, model_folder, artifact_path)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
         tags = {STUDY: result.study.uuid, WINNER: str(result.trial), RESULT: digest}
-        client.create_model_version(name, source, parent, tags)
+        client.create_model_version(name, source, run_id, tags)
 
 
 @dataclass(frozen=True)
@@ -246,56 +289,68 @@ class _Connection:
     """A client of MLflow, and the id of the experiment."""
 
     client: "MlflowClient"
-    experiment: str
+    experiment_id: str
 
 
 @cache
 def limit_responses() -> None:
-    """Makes MLflow's client in this process refuse responses of more than MOST_BYTES.
+    """Makes MLflow's client in this process refuse responses of more than MAX_RESPONSE_BYTES.
 
     The client reads a response as a whole, and takes several times its size to parse it, so that
     a hostile server could fill the memory. MLflow has no setting for this: its function that makes
-    sessions of `requests` is replaced by one that adds a hook to each session. `requests` calls the
-    hook with every response before it reads the body, also with one that redirects.
+    sessions of `requests` is replaced by one that adds a hook to each session.
     """
     from mlflow.utils import request_utils
 
     make_session = request_utils._cached_get_request_session
 
-    def read_body(response: Any, stream: bool = False, **_: object) -> None:
-        """Reads the body of a response up to the limit; `requests` then finds it read."""
-        if stream:  # a download by the user's code, which is not read as a whole
-            return
-        body = bytearray()
-        for part in response.iter_content(2**16):
-            body += part
-            if len(body) > MOST_BYTES:
-                response.close()
-                url = response.url.partition("?")[0]
-                raise OSError(f"{url} sent a response of more than {MOST_BYTES // 2**20} MiB")
-        response._content = bytes(body)
-
     def make_limited_session(*arguments: object, **keywords: object) -> Any:
         session = make_session(*arguments, **keywords)
-        session.hooks["response"] = [read_body]
+        session.hooks["response"] = [_read_limited_body]
         return session
 
     request_utils._cached_get_request_session = make_limited_session
 
 
-def key_of(name: str) -> str:
+def _read_limited_body(response: Any, stream: bool = False, **_: object) -> None:
+    """Reads the body of a response up to MAX_RESPONSE_BYTES; raises OSError if it is longer.
+
+    `requests` calls this hook with every response, also one that redirects, before it would read
+    the body itself; afterwards it finds the body read.
+
+    Args:
+        stream: True for a download by the user's code, which is not read as a whole.
+    """
+    if stream:
+        return
+    body = bytearray()
+    for chunk in response.iter_content(CHUNK_BYTES):
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            response.close()
+            url = response.url.partition("?")[0]  # without the query, which may hold secrets
+            raise OSError(f"{url} sent a response of more than {MAX_RESPONSE_BYTES // 2**20} MiB")
+    response._content = bytes(body)
+
+
+def valid_key(name: str) -> str:
     """Returns the name of a metric or parameter as MLflow allows it.
 
-    A changed name ends with a digest, so that all names stay different.
+    A changed name ends with a digest of the original, so that all names stay different.
     """
     has_valid_characters = re.fullmatch(r"[\w.\- :/]+", name) is not None
-    has_valid_parts = not {"", ".", ".."}.intersection(name.split("/"))
-    if has_valid_characters and has_valid_parts and len(name) <= LONGEST:
+    has_valid_parts = {"", ".", ".."}.isdisjoint(name.split("/"))
+    if has_valid_characters and has_valid_parts and len(name) <= MAX_NAME_LENGTH:
         return name
-    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:DIGEST_LENGTH]
     cleaned = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
-    return f"{cleaned[: LONGEST - 9]}-{digest}"
+    ending = f"-{digest}"
+    return cleaned[: MAX_NAME_LENGTH - len(ending)] + ending
 
 
 def _text(value: object) -> str:
-    return shorten(one_line(str(value)), LONGEST_TEXT)
+    return shorten(one_line(str(value)), MAX_TEXT_LENGTH)
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -29,15 +29,17 @@ class Served:
 
         Args:
             model_input: an array (n, *shape), or a table whose rows are flattened inputs.
-            params: none is known.
+            params: ignored; MLflow passes them.
         """
         numbers = np.asarray(model_input)
-        if hasattr(model_input, "columns"):
+        is_table = hasattr(model_input, "columns")  # of pandas
+        if is_table:
             numbers = numbers.reshape(-1, *self.predictor.shape)
         prediction = self.predictor.predict(numbers)
-        values = prediction.values if prediction.classes is None else prediction.classes
-        assert values is not None
-        return values.numpy()
+        if prediction.classes is not None:
+            return prediction.classes.numpy()
+        assert prediction.values is not None
+        return prediction.values.numpy()
 
 
 def _load_pyfunc(path: str) -> Served:

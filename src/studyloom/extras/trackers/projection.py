@@ -35,10 +35,20 @@ from studyloom.winner.result import Result
 from studyloom.worker.callbacks import TrialCallback
 
 # The files of a result that a tracker may want, in the order in which they are shown.
-FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
-WORKER_WAITS = 30.0  # seconds that a worker waits for each of its trackers at its end
+RESULT_FILES = (
+    "winner.yaml",
+    "winner.json",
+    "winner.pt",
+    "model_card.md",
+    "best.yaml",
+    "report.html",
+)
+FILES_WITHOUT_WINNER = ("best.yaml", "report.html")
+WORKER_PATIENCE = 30.0  # seconds that a worker waits for each of its trackers at its end
 PATIENCE = 300.0  # seconds that a command waits at its end for a tracker that sets no `patience`
-SILENT = 2.0  # seconds that a command waits before a message says so
+SILENT_WAIT = 2.0  # seconds that a command waits before a message says so
+UNKNOWN_EPOCH_SECONDS = 0.001  # a short time, so that the points of a curve stay in order
+MAX_REASON_LENGTH = 300  # characters of an error in the log
 log = logging.getLogger(__name__)
 
 
@@ -145,7 +155,9 @@ class Tracker(ABC):
 
 
 def build_trackers(section: Any) -> dict[str, Tracker]:
-    """Builds the trackers of the section `track`, by the user's names for them; connects to none.
+    """Builds the trackers of the section `track`, by the user's names for them.
+
+    They connect to their servers only when something is written.
 
     Raises:
         ConfigError: all errors in it.
@@ -171,6 +183,7 @@ def _build_tracker(key: str, settings: Any) -> Tracker:
 
     Args:
         key: the key of the section, such as track.mlflow.
+        settings: the section, with `_target_` and the arguments of the tracker's class.
 
     Raises:
         ConfigError: an error in the section.
@@ -188,9 +201,10 @@ def _build_tracker(key: str, settings: Any) -> Tracker:
             f"{key}: a tracker is a subclass of studyloom.extras.trackers.Tracker; "
             f"{type(tracker).__name__} is not"
         )
-    seconds: object = tracker.patience  # a section may set it to any value
-    if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
-        raise ConfigError(f"{key}.patience must be a positive number of seconds, not {seconds!r}")
+    patience: object = tracker.patience  # a section may set it to any value
+    is_valid = isinstance(patience, int | float) and 0 < patience < threading.TIMEOUT_MAX
+    if not is_valid:
+        raise ConfigError(f"{key}.patience must be a positive number of seconds, not {patience!r}")
     return tracker
 
 
@@ -228,15 +242,22 @@ class Feed:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        """Makes the calls until the queue holds None."""
-        while (write := self._queue.get()) is not None:
+        """Makes the calls, in the thread, until the queue holds None."""
+        while True:
+            write = self._queue.get()
+            if write is None:
+                return
             try:
                 write()
             except Exception as error:
                 if not self._has_failed:
-                    reason = one_line(mask_passwords(error_text(error))) or type(error).__name__
-                    log.warning("%s: %s%s", self.name, shorten(reason, 300), self.ending)
+                    self._log_failure(error)
                 self._has_failed = True
+
+    def _log_failure(self, error: Exception) -> None:
+        """Logs a warning in one line, without passwords."""
+        reason = one_line(mask_passwords(error_text(error))) or type(error).__name__
+        log.warning("%s: %s%s", self.name, shorten(reason, MAX_REASON_LENGTH), self.ending)
 
 
 class Tracking(TrialCallback):
@@ -252,23 +273,25 @@ class Tracking(TrialCallback):
         self._feeds: dict[str, Feed] = {}  # of this process, from its first trial on
 
     def __call__(self, stored: StoredStudy, trial: FrozenTrial) -> None:
-        tracked = track_trial(trial, stored, track_study(stored, self.run_dir))
+        """Has a thread for each tracker write a trial that has ended."""
+        tracked_study = describe_study(stored, self.run_dir)
+        tracked_trial = describe_trial(trial, stored, tracked_study)
         for name, tracker in self.trackers.items():
             if name not in self._feeds:
                 self._feeds[name] = Feed(f"track.{name}")
-            self._feeds[name].put(partial(tracker.write_trial, tracked))
+            self._feeds[name].put(partial(tracker.write_trial, tracked_trial))
 
     def close(self) -> None:
         for feed in self._feeds.values():
-            feed.close(WORKER_WAITS)
+            feed.close(WORKER_PATIENCE)
         self._feeds.clear()
 
     def finish(self, stored: StoredStudy, *, ended: bool) -> None:
         """Writes to the trackers what they lack, with the result if the study has ended."""
         result = None
         if ended:
-            result = track_result(stored, self.run_dir)
-        project(stored, self.trackers, self.run_dir, result)
+            result = describe_result(stored, self.run_dir)
+        write_missing(stored, self.trackers, self.run_dir, result)
 
 
 def make_tracking(section: Any, run_dir: Path) -> Tracking:
@@ -276,7 +299,7 @@ def make_tracking(section: Any, run_dir: Path) -> Tracking:
     return Tracking(build_trackers(section), run_dir)
 
 
-def project(
+def write_missing(
     stored: StoredStudy,
     trackers: Mapping[str, Tracker],
     run_dir: Path,
@@ -286,22 +309,23 @@ def project(
 
     Waits for each tracker up to its patience, and logs what a tracker may lack at the end.
     """
-    study = track_study(stored, run_dir)
+    study = describe_study(stored, run_dir)
     trials = []
     for trial in stored.trials():
         if trial.state.is_finished():
-            trials.append(track_trial(trial, stored, study))
+            trials.append(describe_trial(trial, stored, study))
     began = time.monotonic()
-    writings = []  # to all trackers at the same time
+    # All trackers are written at the same time, and then awaited one by one.
+    writings = []
     for name, tracker in trackers.items():
         missing: list[TrackedTrial | TrackedResult] = [*trials]
         if result is not None:
             missing.append(result)
         feed = Feed(f"track.{name}", ending="")
-        feed.put(partial(_write, tracker, study, missing))
+        feed.put(partial(_write_items, tracker, study, missing))
         writings.append(_Writing(feed, missing, tracker.patience))
     for writing in writings:
-        _wait_for(writing, began, len(trials))
+        _await_writing(writing, began, total=len(trials))
 
 
 @dataclass(frozen=True)
@@ -309,8 +333,10 @@ class _Writing:
     """The writing to one tracker at the end of a command.
 
     Args:
-        missing: the items that the tracker may lack; the thread of the feed removes each one that
-            it has written.
+        feed: the thread that writes.
+        missing: the items that the tracker may lack; the thread removes each one that it has
+            written.
+        patience: the seconds that the command waits for it.
     """
 
     feed: Feed
@@ -318,7 +344,7 @@ class _Writing:
     patience: float
 
 
-def _wait_for(writing: _Writing, began: float, total: int) -> None:
+def _await_writing(writing: _Writing, began: float, total: int) -> None:
     """Waits for the writing to a tracker, and logs what the tracker may lack at the end.
 
     Args:
@@ -327,31 +353,32 @@ def _wait_for(writing: _Writing, began: float, total: int) -> None:
     """
     feed = writing.feed
     patience = writing.patience
-    is_complete = feed.close(min(SILENT, patience))
+    is_complete = feed.close(min(SILENT_WAIT, patience))
     if not is_complete and writing.missing:
-        most = f"waiting {patience:g} s at most ({feed.name}.patience)"
+        limit = f"waiting {patience:g} s at most ({feed.name}.patience)"
         items = _describe_missing(writing.missing, total)
-        log.warning("%s: %s, since it may lack %s", feed.name, most, items)
+        log.warning("%s: %s, since it may lack %s", feed.name, limit, items)
         feed.close(began + patience - time.monotonic())
     if writing.missing:
         items = _describe_missing(writing.missing, total)
         log.warning("%s: may lack %s; the same command writes it", feed.name, items)
 
 
-def _write(
+def _write_items(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
     """Writes the missing items, and removes each one from the list once the tracker has it.
 
-    An item that cannot be written does not keep the others from being written.
+    An item that cannot be written does not keep the others from being written: the last error is
+    raised at the end.
     """
-    written = tracker.written(study)
+    written_trials = tracker.written(study)
     last_error: Exception | None = None
-    for item in [*missing]:
+    for item in [*missing]:  # a copy, since the loop removes items
         try:
             if isinstance(item, TrackedResult):
                 tracker.write_result(item)
-            elif item.number not in written:
+            elif item.number not in written_trials:
                 tracker.write_trial(item)
             missing.remove(item)
         except Exception as error:
@@ -376,7 +403,7 @@ def _describe_missing(missing: Sequence[TrackedTrial | TrackedResult], total: in
     return " and ".join(parts)
 
 
-def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
+def describe_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     """Makes the description of a study for trackers.
 
     Raises:
@@ -393,10 +420,11 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     return TrackedStudy(stored.name, uuid, objectives, run_dir.absolute())
 
 
-def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
+def describe_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
     """Makes the description of an ended trial for trackers."""
     record = TrialRecord(trial)
     values = {}
+    # A trial that has failed has no values.
     for objective, value in zip(stored.objectives, trial.values or (), strict=False):
         values[objective.name] = value
     for name in (*stored.cost_names, STANDARD_ERROR):
@@ -420,7 +448,7 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
         params=dict(trial.params),
         values=values,
         facts=facts,
-        points=list(curve(trial, stored.metric)),
+        points=list(curve_points(trial, stored.metric)),
         started=_to_seconds(trial.datetime_start),
         ended=_to_seconds(trial.datetime_complete),
     )
@@ -433,52 +461,57 @@ def _to_seconds(moment: datetime | None) -> float:
     return moment.timestamp()
 
 
-def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
+def curve_points(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     """Yields the points of the curves of a trial: the metric, and other quantities of its epochs.
 
-    The time of an epoch is not stored. It is the start of the trial and the seconds of all epochs
-    until then.
+    The time of an epoch is not stored. It is computed: the start of the trial, and the seconds of
+    all epochs until then.
     """
-    time_of_epoch = (trial.datetime_start or datetime.now()).timestamp()
+    start = trial.datetime_start or datetime.now()
+    time_of_epoch = start.timestamp()
     for epoch in TrialRecord(trial).epochs():
-        time_of_epoch += epoch.get("seconds", 0.001)  # a time for each epoch, even if unknown
+        time_of_epoch += epoch.get("seconds", UNKNOWN_EPOCH_SECONDS)
+        number = int(epoch["number"])
         for column, value in epoch.items():
-            name = column
             if column == "value":
                 name = metric
-            elif column in COLUMNS:
+            elif column not in COLUMNS:
+                name = column  # a quantity that the user reports
+            else:
                 continue
             if isinstance(value, int | float):
-                yield CurvePoint(int(epoch["number"]), name, float(value), time_of_epoch)
+                yield CurvePoint(number, name, float(value), time_of_epoch)
 
 
-def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
+def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
-    study = track_study(stored, run_dir)
+    study = describe_study(stored, run_dir)
     trials = stored.trials()
     values: dict[str, float] = {}
     counts = Counter(TrialRecord(trial).outcome for trial in trials)
     for state, count in sorted(counts.items()):
         values[f"trials.{state}"] = float(count)
+
     result = Result.read(run_dir, stored)
-    number = _number_of_shown_trial(stored, result)
+    shown_number = _number_of_shown_trial(stored, result)
     params: Mapping[str, object] = {}
     for trial in trials:
-        if trial.number == number:
+        if trial.number == shown_number:
             params = trial.params
             for objective, value in zip(stored.objectives, trial.values or (), strict=False):
                 values[f"search.{objective.name}"] = value
-    names: Sequence[str] = ("best.yaml", "report.html")
+    file_names: Sequence[str] = FILES_WITHOUT_WINNER
     if result is not None:
-        names = FILES
+        file_names = RESULT_FILES
         params = result.winner.params
         values |= _values_of_result(result)
+
     files = {}
-    for name in names:
+    for name in file_names:
         path = study.run_dir / name
         if path.is_file():
             files[name] = path
-    return TrackedResult(study, number, dict(params), values, files)
+    return TrackedResult(study, shown_number, dict(params), values, files)
 
 
 def _number_of_shown_trial(stored: StoredStudy, result: Result | None) -> int | None:

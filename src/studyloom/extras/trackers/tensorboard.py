@@ -33,14 +33,15 @@ class TensorBoard(Tracker):
         self.dir = Path(dir)
 
     def write_trial(self, trial: TrackedTrial) -> None:
+        lines = [trial.state]
+        for name, text in trial.facts.items():
+            lines.append(f"{name}: {text}")
+        params = {printable(name): _plain(value) for name, value in trial.params.items()}
+        values = {f"final/{printable(name)}": value for name, value in trial.values.items()}
         with self._writer(trial.study, f"trial-{trial.number}") as writer:
             for point in trial.points:
                 writer.add_scalar(printable(point.name), point.value, point.epoch, point.time)
-            lines = [trial.state]
-            lines += [f"{name}: {text}" for name, text in trial.facts.items()]
-            writer.add_text("state", _as_code(lines), 0, trial.ended)
-            params = {printable(name): _plain(value) for name, value in trial.params.items()}
-            values = {f"final/{printable(name)}": value for name, value in trial.values.items()}
+            writer.add_text("state", _as_code(lines), global_step=0, walltime=trial.ended)
             writer.add_hparams(params, values, run_name=".", global_step=0)
 
     def write_result(self, result: TrackedResult) -> None:
@@ -48,7 +49,7 @@ class TensorBoard(Tracker):
         for name, value in {**result.values, **result.params}.items():
             lines.append(f"{name}: {value}")
         with self._writer(result.study, "result") as writer:
-            writer.add_text("result", _as_code(lines), 0)
+            writer.add_text("result", _as_code(lines), global_step=0)
 
     def written(self, study: TrackedStudy) -> set[int]:
         numbers = set()
@@ -63,7 +64,11 @@ class TensorBoard(Tracker):
 
     @contextmanager
     def _writer(self, study: TrackedStudy, name: str) -> Iterator["SummaryWriter"]:
-        """Yields the writer of a folder, which appears once all is written."""
+        """Yields a writer of event files, whose folder gets its name once all is written.
+
+        Args:
+            name: the name of the folder, below that of the study.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self._folder(study)
@@ -72,7 +77,7 @@ class TensorBoard(Tracker):
             try:
                 with _quiet_threads(), SummaryWriter(unfinished) as writer:
                     yield writer
-            except OSError as error:  # from a thread, without a path
+            except OSError as error:  # from a thread of the writer; it names no path
                 raise OSError(error.errno, error.strerror, str(self.dir)) from error
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.move(unfinished, folder / name)
@@ -80,7 +85,10 @@ class TensorBoard(Tracker):
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Prints no traceback of TensorBoard's threads: a writer raises their errors itself."""
+    """Keeps Python from printing tracebacks of TensorBoard's threads while the body runs.
+
+    The writer raises the errors of its threads itself, so that they would be printed twice.
+    """
     print_traceback = threading.excepthook
 
     def print_unless_tensorboard(args: threading.ExceptHookArgs) -> None:

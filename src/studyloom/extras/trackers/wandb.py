@@ -118,13 +118,10 @@ class WandB(Tracker):
         return numbers
 
     def _write(self, write: Callable[[Any], None], settings: _RunSettings) -> None:
-        """Writes a run.
+        """Creates a run, and calls `write` with it, which writes the content.
 
         If W&B's service has died, all later runs would fail: then the run is written again, by
         another service.
-
-        Args:
-            write: writes the content of the run that it is called with.
         """
         import wandb
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
@@ -142,13 +139,29 @@ class WandB(Tracker):
     def _run(self, run_settings: _RunSettings) -> Iterator[Any]:
         """Yields a run, whose folder appears in `wandb` once all is written.
 
-        It replaces the folder of an earlier run with the same id.
+        Until then W&B writes it in a temporary folder.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(
+            dir=self.dir, prefix=".wandb-", ignore_cleanup_errors=True
+        ) as unfinished:
+            run = self._start_run(run_settings, unfinished)
+            try:
+                yield run
+            except BaseException:
+                run.finish(exit_code=1)
+                raise
+            run.finish(exit_code=int(run_settings.has_failed))
+            self._move_run(run_settings, Path(unfinished))
+
+    def _start_run(self, run_settings: _RunSettings, folder: str) -> Any:
+        """Starts a run, which W&B writes below a folder.
+
+        A run holds only what this tracker writes: nothing of the machine, code or output.
         """
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        run_id = run_settings.run_id
-        # A run holds only what this tracker writes: nothing of the machine, code or output.
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -157,38 +170,39 @@ class WandB(Tracker):
             x_disable_stats=True,
             x_disable_meta=True,
         )
+        resume = None
+        if self.mode == "online":
+            resume = "allow"  # a second write reaches the same run of the server
+        return wandb.init(
+            entity=self.entity,
+            project=self.project,
+            dir=folder,
+            id=run_settings.run_id,
+            name=run_settings.name,
+            group=run_settings.study.name,
+            job_type=run_settings.kind,
+            mode=self.mode,
+            resume=resume,
+            reinit="create_new",
+            settings=settings,
+        )
+
+    def _move_run(self, run_settings: _RunSettings, unfinished: Path) -> None:
+        """Moves the folder of a run into `wandb`, instead of that of an earlier run of the same id.
+
+        Raises:
+            OSError: there is none. The command then reports the run as missing.
+        """
+        pattern = f"*run-*-{run_settings.run_id}"
         runs = self.dir / "wandb"
-        runs.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            dir=self.dir, prefix=".wandb-", ignore_cleanup_errors=True
-        ) as unfinished:
-            run = wandb.init(
-                entity=self.entity,
-                project=self.project,
-                dir=unfinished,
-                id=run_id,
-                name=run_settings.name,
-                group=run_settings.study.name,
-                job_type=run_settings.kind,
-                mode=self.mode,
-                resume="allow" if self.mode == "online" else None,
-                reinit="create_new",
-                settings=settings,
-            )
-            try:
-                yield run
-            except BaseException:
-                run.finish(exit_code=1)
-                raise
-            run.finish(exit_code=int(run_settings.has_failed))
-            folders = [*Path(unfinished).glob(f"wandb/*run-*-{run_id}")]
-            if not folders and self.mode != "disabled":
-                # The error makes the command report the run as missing.
-                raise OSError(f"W&B left no file of {run_settings.name}")
-            for folder in folders:
-                for earlier in runs.glob(f"*run-*-{run_id}"):
-                    shutil.rmtree(earlier)
-                shutil.move(folder, runs / folder.name)
+        runs.mkdir(exist_ok=True)
+        folders = [*(unfinished / "wandb").glob(pattern)]
+        if not folders and self.mode != "disabled":
+            raise OSError(f"W&B left no file of {run_settings.name}")
+        for folder in folders:
+            for earlier_folder in runs.glob(pattern):
+                shutil.rmtree(earlier_folder)
+            shutil.move(folder, runs / folder.name)
 
 
 def _forget_inherited_service() -> None:
@@ -197,10 +211,13 @@ def _forget_inherited_service() -> None:
     A process hands its service on to the processes that it starts. That service would still hold
     the run of a killed worker as one in use, and no other process could write it.
     """
-    service = os.environ.get(SERVICE, "").split("-")
-    pid_of_starter = service[1:2]  # empty without a service
-    if pid_of_starter != [str(os.getpid())]:
-        os.environ.pop(SERVICE, None)
+    service = os.environ.get(SERVICE)
+    if service is None:
+        return
+    parts = service.split("-")
+    is_of_this_process = len(parts) > 1 and parts[1] == str(os.getpid())
+    if not is_of_this_process:
+        del os.environ[SERVICE]
 
 
 def _plain(value: object) -> int | float | bool | str | None:
