@@ -37,7 +37,9 @@ from studyloom.views.doctor import list_devices, list_versions
 from studyloom.worker.local import visible_gpus
 
 CPU = torch.device("cpu")
-LONGEST = 300.0  # seconds that a command, or a process that waits for others, may take
+DEADLINE = 300.0  # seconds that a command, or a process that waits for others, may take
+MAX_LINE_LENGTH = 400  # characters of a command's output in an error
+MAX_OBSERVATION_LENGTH = 300  # characters in the table
 NO_WINNER = "winner.enabled=false"
 # The program of a command that sees pretended GPUs.
 PRETENDING = (
@@ -64,6 +66,8 @@ STUDY = (
     "train.batch_size=32",
 )
 SECOND_EPOCH = 3  # the first batch of the second epoch
+MAX_TRIED_EXAMPLES = 2  # in a batch of studyloom's check of a network before the first trial
+TOO_MANY_NUMBERS = 2**50  # as float32 4 PiB: no GPU has as much memory
 
 
 class NotPossible(Exception):
@@ -75,8 +79,7 @@ class Probe(nn.Module):
 
     Each process writes a note, a file in the folder of the variable STUDYLOOM_GPU_NOTES, and then
     waits until there are as many as STUDYLOOM_GPU_COUNT requires. So processes that should train at
-    the same time must do so. Batches of one or two examples do not count: with them studyloom tries
-    a network before the first trial.
+    the same time must do so.
 
     Args:
         explodes: whether it then allocates more memory than there is.
@@ -94,13 +97,15 @@ class Probe(nn.Module):
         self.batches = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.training and len(inputs) > 2:
+        """Returns the outputs; writes a note at the first batch of the second epoch."""
+        is_training_batch = self.training and len(inputs) > MAX_TRIED_EXAMPLES
+        if is_training_batch:
             self.batches += 1
         folder = GPU_NOTES.get()
         if self.batches == SECOND_EPOCH and folder:
             write_note(Path(folder), inputs.device)
             if self.explodes:
-                torch.empty(2**50, device=inputs.device)  # 4 PiB: no GPU has as much
+                torch.empty(TOO_MANY_NUMBERS, device=inputs.device)
         outputs: Tensor = self.layers(inputs)
         return outputs
 
@@ -110,49 +115,62 @@ class Note:
     """A note of a process.
 
     Args:
-        card: the name of the GPU on which it computes.
+        gpu: the name of the GPU on which it computes.
         visible: the names of all GPUs that it sees, with commas between.
     """
 
-    card: str
+    gpu: str
     visible: str
 
 
 def write_note(folder: Path, device: torch.device) -> None:
     """Writes where this process computes, and waits for the notes of the others."""
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    card = visible
+    gpu = visible  # a process on a pretended GPU, which computes on the CPU, sees only that one
     if device != CPU:
-        card = uuid_of(device)
+        gpu = read_uuid(device)
     unfinished = folder / f"{os.getpid()}.new"
-    unfinished.write_text(json.dumps(asdict(Note(card, visible))))
-    unfinished.rename(unfinished.with_suffix(".json"))
-    wait_for(lambda: len(notes_in(folder)) >= int(os.environ[GPU_COUNT.name]))
+    unfinished.write_text(json.dumps(asdict(Note(gpu, visible))))
+    unfinished.rename(unfinished.with_suffix(".json"))  # appears once it is complete
+    wait_for(lambda: len(list_notes(folder)) >= int(os.environ[GPU_COUNT.name]))
 
 
-def notes_in(folder: Path) -> list[Path]:
+def list_notes(folder: Path) -> list[Path]:
     """Returns the files of the notes in a folder; each is named by the id of its process."""
     return sorted(folder.glob("*.json"))
 
 
-def uuid_of(device: torch.device | int) -> str:
+def read_uuid(device: torch.device | int) -> str:
     """Returns the UUID of a GPU, by which CUDA_VISIBLE_DEVICES names it."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
     """Waits until a condition holds; raises AssertionError after five minutes."""
-    end = time.monotonic() + LONGEST
+    end = time.monotonic() + DEADLINE
     while not condition():
         require(time.monotonic() < end, "another process did not come")
         time.sleep(0.01)
 
 
-def require(is_right: object, observation: str) -> str:
-    """Returns an observation; raises AssertionError with it if it is not as expected."""
-    if not is_right:
+def require(is_expected: object, observation: str) -> str:
+    """Returns an observation for the table; raises AssertionError with it if it is unexpected."""
+    if not is_expected:
         raise AssertionError(observation)
     return observation
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study that has ended.
+
+    Args:
+        run_dir: its run directory.
+        notes: the note of each process that trained.
+    """
+
+    run_dir: Path
+    notes: Sequence[Note]
 
 
 @dataclass(frozen=True)
@@ -176,18 +194,23 @@ class Gpus:
         meanwhile: Callable[[], object] = lambda: None,
         **variables: object,
     ) -> str:
-        """Runs a command of studyloom that sees some of the cards; returns its last line.
+        """Runs a command of studyloom, and returns the last line of its output.
 
         Args:
+            visible: the GPUs that the command sees.
             meanwhile: called while the command runs.
             variables: further environment variables of the command.
+
+        Raises:
+            AssertionError: the command fails.
         """
         program = ["-m", "studyloom"]
         if self.device == CPU:
             program = ["-c", PRETENDING.format([*visible])]
-        environment = {}  # without the variables by which a user configures studyloom
+        environment = {}
         for name, value in os.environ.items():
-            if PREFIX not in name:
+            is_setting_of_user = PREFIX in name
+            if not is_setting_of_user:
                 environment[name] = value
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
         environment["XDG_STATE_HOME"] = str(self.folder)
@@ -204,11 +227,13 @@ class Gpus:
         )
         try:
             meanwhile()
-            output, _ = process.communicate(timeout=LONGEST)
+            output, _ = process.communicate(timeout=DEADLINE)
         finally:
             process.kill()
-        lines = output.splitlines() or [""]
-        return require(process.returncode == 0, lines[-1][:400])
+        last_line = ""
+        if output:
+            last_line = output.splitlines()[-1]
+        return require(process.returncode == 0, last_line[:MAX_LINE_LENGTH])
 
     def study(
         self,
@@ -216,58 +241,54 @@ class Gpus:
         visible: Sequence[str],
         count: int = 1,
         meanwhile: Callable[[Path], object] = lambda notes: None,
-    ) -> tuple[Path, list[Note]]:
+    ) -> StudyRun:
         """Runs a study in which a number of processes take part.
 
         Args:
+            overrides: settings of the study, besides those of STUDY.
+            visible: the GPUs that the study sees.
             count: the number of processes.
             meanwhile: called with the folder of the notes while the study runs.
-
-        Returns:
-            The run directory, and the note of each process.
         """
         run_dir = Path(tempfile.mkdtemp(dir=self.folder))
-        folder = run_dir / "notes"
-        folder.mkdir()
+        notes_folder = run_dir / "notes"
+        notes_folder.mkdir()
         self.run(
             *STUDY,
             f"run_dir={run_dir}",
             *overrides,
             visible=visible,
-            meanwhile=lambda: meanwhile(folder),
-            **{GPU_NOTES.name: folder, GPU_COUNT.name: count},
+            meanwhile=lambda: meanwhile(notes_folder),
+            **{GPU_NOTES.name: notes_folder, GPU_COUNT.name: count},
         )
-        notes = [Note(**json.loads(file.read_text())) for file in notes_in(folder)]
+        notes = [Note(**json.loads(file.read_text())) for file in list_notes(notes_folder)]
         require(len(notes) == count, f"{len(notes)} processes took part, and not {count}")
-        return run_dir, notes
+        return StudyRun(run_dir, notes)
 
-    def share(self, count: int, *overrides: str) -> str:
-        """Has two processes train at the same time, and checks that they use so many cards.
+    def train_in_two_processes(self, count: int, *overrides: str) -> str:
+        """Has two processes train at the same time, and checks how many GPUs they use.
 
         Args:
-            count: the number of cards that the study sees and must use.
+            count: the number of GPUs that the study sees, and must use.
         """
-        _, notes = self.study(*overrides, NO_WINNER, visible=self.first(count), count=2)
-        cards = sorted({note.card for note in notes})
-        return require(len(cards) == count, f"2 processes on {', '.join(cards)}")
+        run = self.study(*overrides, NO_WINNER, visible=self.first(count), count=2)
+        used_gpus = sorted({note.gpu for note in run.notes})
+        return require(len(used_gpus) == count, f"2 processes on {', '.join(used_gpus)}")
 
 
-def trials_of(run_dir: Path) -> list[dict[str, Any]]:
+def read_trials(run_dir: Path) -> list[dict[str, Any]]:
     """Returns a row for each trial of a run."""
     with closing(open_study(f"sqlite:///{run_dir / 'study.db'}", "mnist")) as stored:
         return trial_rows(stored).to_dicts()
 
 
 @functools.cache
-def run_exploding_study(cards: Gpus) -> tuple[Path, str]:
-    """Runs a study on the last card; its second trial needs more memory than there is.
+def run_exploding_study(gpus: Gpus) -> StudyRun:
+    """Runs a study on the last GPU; its second trial needs more memory than there is.
 
-    Several checks look at this study, which is run once.
-
-    Returns:
-        The run directory, and the card on which it was trained.
+    Several checks look at this study, which is run once. It has a single process.
     """
-    run_dir, (note,) = cards.study(
+    return gpus.study(
         "+model.explodes=false",
         "space=none",
         "+space.model.explodes.choice=[false,true]",
@@ -275,9 +296,8 @@ def run_exploding_study(cards: Gpus) -> tuple[Path, str]:
         "launcher.workers=1",
         "winner.top=1",
         "winner.seeds=1",
-        visible=cards.names[-1:],
+        visible=gpus.names[-1:],
     )
-    return run_dir, note.card
 
 
 def make_job(precision: str = "fp32") -> Job:
@@ -310,80 +330,85 @@ def train_on(device: torch.device, precision: str = "fp32") -> Tensor:
 
 
 def check_near(losses: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Checks that losses differ from the expected ones by at most a share of these."""
+    """Checks that no loss differs from the expected one by more than a share of it."""
     distance = float((losses / expected - 1).abs().max())
     return require(distance <= tolerance, f"{distance:.1e} apart; at most {tolerance:g} is right")
 
 
-# The checks
+# The checks. Their names, with blanks, are those of the rows of the table.
 
 
-def one_worker_on_each_of_two_cards(cards: Gpus) -> str:
-    return cards.share(2, "launcher.workers=2")
+def one_worker_on_each_of_two_cards(gpus: Gpus) -> str:
+    return gpus.train_in_two_processes(2, "launcher.workers=2")
 
 
-def two_workers_on_one_card_by_per_gpu(cards: Gpus) -> str:
-    return cards.share(1, "launcher.per_gpu=2")
+def two_workers_on_one_card_by_per_gpu(gpus: Gpus) -> str:
+    return gpus.train_in_two_processes(1, "launcher.per_gpu=2")
 
 
-def cuda_visible_devices(cards: Gpus) -> str:
-    _, card = run_exploding_study(cards)
-    last = cards.names[-1]
-    if cards.device != CPU:
-        last = uuid_of(len(cards.names) - 1)
-    return require(card == last, f"trained on {card}, visible was {last}")
+def cuda_visible_devices(gpus: Gpus) -> str:
+    (note,) = run_exploding_study(gpus).notes
+    last_gpu = gpus.names[-1]
+    if gpus.device != CPU:
+        last_gpu = read_uuid(len(gpus.names) - 1)
+    return require(note.gpu == last_gpu, f"trained on {note.gpu}, visible was {last_gpu}")
 
 
-def out_of_memory_ends_its_trial_alone(cards: Gpus) -> str:
-    run_dir, _ = run_exploding_study(cards)
-    good, bad = sorted(trials_of(run_dir), key=lambda row: row["params.model.explodes"])
-    is_right = good["state"] == "complete" and bad["failure"] == "out_of_memory"
-    return require(is_right, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
+def out_of_memory_ends_its_trial_alone(gpus: Gpus) -> str:
+    run = run_exploding_study(gpus)
+    rows = sorted(read_trials(run.run_dir), key=lambda row: row["params.model.explodes"])
+    small, exploding = rows
+    is_expected = small["state"] == "complete" and exploding["failure"] == "out_of_memory"
+    return require(
+        is_expected, f"{small['state']}, then {exploding['failure']}: {exploding['reason']}"
+    )
 
 
-def replay_of_a_trial(cards: Gpus) -> str:
-    run_dir, _ = run_exploding_study(cards)
-    return cards.run("replay", run_dir, "--trial", 0, visible=cards.names[-1:])
+def replay_of_a_trial(gpus: Gpus) -> str:
+    run = run_exploding_study(gpus)
+    return gpus.run("replay", run.run_dir, "--trial", 0, visible=gpus.names[-1:])
 
 
-def predict_without_a_gpu(cards: Gpus) -> str:
-    np.save(cards.folder / "input.npy", np.zeros((1, 28, 28), np.float32))
-    run_dir, _ = run_exploding_study(cards)
-    return cards.run("predict", run_dir, "input.npy", visible=())
+def predict_without_a_gpu(gpus: Gpus) -> str:
+    np.save(gpus.folder / "input.npy", np.zeros((1, 28, 28), np.float32))
+    run = run_exploding_study(gpus)
+    return gpus.run("predict", run.run_dir, "input.npy", visible=())
 
 
-def fp32_as_on_the_cpu(cards: Gpus) -> str:
-    return check_near(train_on(cards.device), train_on(CPU), 1e-4)
+def fp32_as_on_the_cpu(gpus: Gpus) -> str:
+    return check_near(train_on(gpus.device), train_on(CPU), tolerance=1e-4)
 
 
-def bf16_near_fp32(cards: Gpus) -> str:
-    return check_near(train_on(cards.device, "bf16"), train_on(cards.device), 0.05)
+def bf16_near_fp32(gpus: Gpus) -> str:
+    return check_near(train_on(gpus.device, "bf16"), train_on(gpus.device), tolerance=0.05)
 
 
-def one_worker_sees_two_cards_by_gpus(cards: Gpus) -> str:
-    pair = cards.first(2)
-    _, (note,) = cards.study("launcher.gpus=2", NO_WINNER, visible=pair)
+def one_worker_sees_two_cards_by_gpus(gpus: Gpus) -> str:
+    pair = gpus.first(2)
+    run = gpus.study("launcher.gpus=2", NO_WINNER, visible=pair)
+    (note,) = run.notes
     return require(note.visible == ",".join(pair), f"1 process that sees {note.visible}")
 
 
-def kill_9_in_a_trial(cards: Gpus) -> str:
-    def kill(notes: Path) -> None:
-        wait_for(lambda: notes_in(notes))
-        os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
+def kill_9_in_a_trial(gpus: Gpus) -> str:
+    def kill_first_process(notes_folder: Path) -> None:
+        wait_for(lambda: list_notes(notes_folder))
+        first_note = list_notes(notes_folder)[0]
+        pid = int(first_note.stem)
+        os.kill(pid, signal.SIGKILL)
 
-    run_dir, _ = cards.study(
+    run = gpus.study(
         "launcher.workers=1",
-        f"study.trial_timeout={LONGEST:g}",  # makes a single worker a separate process
+        f"study.trial_timeout={DEADLINE:g}",  # makes a single worker a separate process
         NO_WINNER,
-        visible=cards.names[:1],
+        visible=gpus.names[:1],
         count=2,  # the killed process, and the one that resumes its trial
-        meanwhile=kill,
+        meanwhile=kill_first_process,
     )
-    states = [row["state"] for row in trials_of(run_dir)]
-    return require(states == ["complete"] * 2, f"resumed; trials are {', '.join(states)}")
+    states = [row["state"] for row in read_trials(run.run_dir)]
+    return require(states == ["complete", "complete"], f"resumed; trials are {', '.join(states)}")
 
 
-# Their names, with blanks, are those of the rows that a user sees.
 CHECKS: tuple[Callable[[Gpus], str], ...] = (
     two_workers_on_one_card_by_per_gpu,
     one_worker_on_each_of_two_cards,
@@ -399,7 +424,10 @@ CHECKS: tuple[Callable[[Gpus], str], ...] = (
 
 
 def show(*, quiet: bool = False) -> list[dict[str, Any]]:
-    """Runs the checks on the GPUs here, prints a row for each, and returns them.
+    """Runs the checks on the GPUs here, prints a row for each, and returns the rows.
+
+    Args:
+        quiet: whether nothing is printed.
 
     Raises:
         ConfigError: torch can use no GPU.
@@ -420,21 +448,21 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
     print_line("| check | | seconds | what was seen |\n|---|---|---|---|")
     rows = []
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
-        cards = Gpus(tuple(visible_gpus()), torch.device("cuda", 0), Path(folder))
+        gpus = Gpus(tuple(visible_gpus()), torch.device("cuda", 0), Path(folder))
         for check in CHECKS:
-            row = _run_check(check, cards)
+            row = _run_check(check, gpus)
             rows.append(row)
-            observation = in_markdown(shorten(row["message"], 300))
+            observation = in_markdown(shorten(row["message"], MAX_OBSERVATION_LENGTH))
             print_line(f"| {row['name']} | {row['state']} | {row['seconds']} | {observation} |")
     return rows
 
 
-def _run_check(check: Callable[[Gpus], str], cards: Gpus) -> dict[str, Any]:
+def _run_check(check: Callable[[Gpus], str], gpus: Gpus) -> dict[str, Any]:
     """Runs a check, and returns its row; an error is the observation of a check that failed."""
     began = time.monotonic()
     state = "ok"
     try:
-        observation = check(cards)
+        observation = check(gpus)
     except NotPossible as error:
         state = "not possible here"
         observation = str(error)

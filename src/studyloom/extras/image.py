@@ -22,10 +22,10 @@ def draw_png(svg: str) -> bytes:
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ConfigError(f"report --png: {error}; {pip_install('image')}") from None
-    font = ImageFont.load_default(16)
+    font = ImageFont.load_default(size=16)  # pixels; with a size it is a TrueType font
     assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels have FreeType
+    family, _ = font.getname()
     with tempfile.NamedTemporaryFile(suffix=".ttf") as file:
         file.write(font.font_bytes)
         file.flush()
-        name = font.getname()[0]
-        return bytes(svg_to_bytes(svg, font_files=[file.name], sans_serif_family=name))
+        return bytes(svg_to_bytes(svg, font_files=[file.name], sans_serif_family=family))

@@ -40,7 +40,7 @@ A hyperparameter search. `ask` returns the objective, the search space and the t
 `propose` queues a configuration, which is trained as any other trial. Few of the trials may be
 proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
-LONGEST = 100_000  # characters of a report
+MAX_REPORT_LENGTH = 100_000  # characters
 Document = dict[str, Any]  # an object in JSON
 # The columns of a comparison that are measured on the test set.
 TEST_FIELDS = ("test", "std", "difference")
@@ -61,10 +61,13 @@ def serve(arguments: Any) -> None:
 
 
 def open_in(run_dir: Path, arguments: Any) -> StoredStudy:
-    """Opens the study of a run directory, with the consent of the command line."""
-    arguments_of_folder = copy.copy(arguments)
-    arguments_of_folder.run_dir = run_dir
-    return open_run(arguments_of_folder, asking.DEADLINE)
+    """Opens the study of a run directory, with the other options of the command line.
+
+    They say whether an untrusted run directory may be opened.
+    """
+    options = copy.copy(arguments)
+    options.run_dir = run_dir
+    return open_run(options, asking.DEADLINE)
 
 
 def make_server(arguments: Any) -> MCPServer[Any]:
@@ -143,7 +146,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         """Returns the report as text: importances, the course of the search, proposals."""
         with open_studies([run_dir]) as [stored]:
             text = "\n".join(report_lines(stored, run_dir))
-            return shorten_end(str(page.make_safe(text)), LONGEST)
+            return shorten_end(str(page.make_safe(text)), MAX_REPORT_LENGTH)
 
     return server
 
@@ -155,7 +158,7 @@ def plain(document: Document) -> Document:
 
 
 def hides_test(stored: StoredStudy) -> bool:
-    """Returns True while trials of the search are still to come: no test value may be shown."""
+    """Returns True while the search still has trials to run: no test value may be shown."""
     search = ProgressReader(stored).read().stages[0]
     return search.left > 0
 
@@ -168,9 +171,10 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     report = read_report(stored, result)
     yield report.head.name
     yield report.head.sentence
-    yield from map(str, report.head.facts)
+    for fact in report.head.facts:
+        yield str(fact)
     for block in report.head.blocks:
-        yield from _lines(block)
+        yield from _lines_of(block)
     for section in report.sections:
         if section.key == "trials":
             continue
@@ -178,10 +182,10 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
         yield f"# {section.title}"
         yield section.caption
         for block in section.blocks:
-            yield from _lines(block)
+            yield from _lines_of(block)
 
 
-def _lines(block: Block) -> Iterator[str]:
+def _lines_of(block: Block) -> Iterator[str]:
     """Yields a block of the report as lines of text, except images and the table of trials."""
     match block:
         case page.Absent(text) | page.Paragraph(text):
@@ -196,16 +200,16 @@ def _lines(block: Block) -> Iterator[str]:
                 yield f"{name}: {share:.0%}"
         case page.Part(title, blocks, remark):
             yield f"{title} {remark}"
-            for inner in blocks:
-                yield from _lines(inner)
+            for inner_block in blocks:
+                yield from _lines_of(inner_block)
         case PageTable(head, rows, text_columns):
-            cells = []
+            text_rows = []
             for row in (head, *rows):
-                cells.append([one_line(str(cell)) for cell in row])
-            yield from align_rows(cells, text_columns)
+                text_rows.append([one_line(str(cell)) for cell in row])
+            yield from align_rows(text_rows, text_columns)
         case Chart(label=label, table=table):
             yield label
-            yield from _lines(table)
+            yield from _lines_of(table)
         case Multiples(charts):
             for chart in charts.values():
-                yield from _lines(chart)
+                yield from _lines_of(chart)

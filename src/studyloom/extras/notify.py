@@ -32,6 +32,7 @@ from studyloom.views.words import (
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best
 COMMAND_LIMIT = 60.0  # seconds that a command may take
 END_LIMIT = 30.0  # seconds that a command waits at its end for notices that are not sent yet
+MAX_SCHEME_LENGTH = 20  # characters of a URL's scheme in a message
 log = logging.getLogger(__name__)
 
 
@@ -56,25 +57,28 @@ class Notices:
         refuse(errors)
         self._targets = list(targets)
         self._best_sent_at = -BEST_INTERVAL  # when the last notice of a new best was sent
-        self._best: int | None = None  # the number of the best trial that needs no notice any more
+        self._announced_best: int | None = None  # the number of a trial that needs no notice
         self._progress: Progress | None = None  # at the last call
         self._feed = Feed("notify")
 
     def __call__(self, progress: Progress) -> None:
-        """Sends a notice of a halt or a new best trial, unless it is from before the command."""
-        before = self._progress
+        """Sends a notice if the search has halted, or has a new best trial, since the last call.
+
+        The first call sends nothing: it shows the state from before the command. A new best trial
+        is announced at most every BEST_INTERVAL seconds.
+        """
+        last_progress = self._progress
         self._progress = progress
         best = progress.search.best
-        if before is None:  # the first call shows the state from before the command
+        if last_progress is None:
             if best is not None:
-                self._best = best.number
+                self._announced_best = best.number
             return
-        if progress.halted is not None and progress.halted != before.halted:
+        if progress.halted is not None and progress.halted != last_progress.halted:
             self._put(progress, "halted", progress.halted, reason=progress.halted)
-        is_new_best = best is not None and best.number != self._best
         is_due = time.monotonic() - self._best_sent_at >= BEST_INTERVAL
-        if best is not None and is_new_best and is_due:
-            self._best = best.number
+        if best is not None and best.number != self._announced_best and is_due:
+            self._announced_best = best.number
             self._best_sent_at = time.monotonic()
             self._put_best(progress, best)
 
@@ -102,9 +106,10 @@ class Notices:
     def _put_end(self, progress: Progress, code: int, reason: str | None) -> None:
         """Hands over the notice of the command's end."""
         result = progress.result
-        summary = progress.stage_text
         if result is not None:
             summary = describe_stored_result(result)
+        else:
+            summary = progress.stage_text
         subject = summary
         if code != 0:
             subject = f"ended with exit code {code}"
@@ -139,8 +144,8 @@ def is_url(target: str) -> bool:
 def name_of(target: str) -> str:
     """Names a target without its secrets: the scheme of its URL, or the program."""
     if is_url(target):
-        scheme = target.split("://")[0]
-        return one_line(f"{scheme[:20]}://…")
+        scheme, _, _ = target.partition("://")
+        return one_line(f"{scheme[:MAX_SCHEME_LENGTH]}://…")
     program = shlex.split(target)[0]
     return one_line(program)
 
@@ -158,10 +163,12 @@ def _error_in_command(command: str) -> str | None:
         arguments = shlex.split(command)
     except ValueError as error:
         return f"notify: the command cannot be read: {error}"
-    program = arguments[0] if arguments else ""
+    program = ""
+    if arguments:
+        program = arguments[0]
     if shutil.which(program) is not None:
         return None
-    name = one_line(program.split(":")[0])  # what follows a colon may be a secret
+    name, _, _ = one_line(program).partition(":")  # what follows a colon may be a secret
     fix = "name a program, or a URL of apprise such as ntfy://topic"
     return f"notify: {name}: there is no such program; {fix}"
 
@@ -188,8 +195,8 @@ def load_apprise() -> Any:
 
 def send(target: str, notice: dict[str, Any]) -> str | None:
     """Sends a notice to a target; returns why it was refused, or None if it was accepted."""
-    # Without leading dashes, which would make a command take the subject for an option.
-    subject = one_line(f"{notice['study']}: {notice['subject']}").lstrip("-")
+    subject = one_line(f"{notice['study']}: {notice['subject']}")
+    subject = subject.lstrip("-")  # a command would take it for an option
     if is_url(target):
         return _send_to_url(target, subject, printable(notice["body"]))
     return _send_to_command(target, subject, to_json(notice))

@@ -25,9 +25,12 @@ from studyloom.worker.supervisor import Supervisor, WorkerExit
 from studyloom.worker.task import Launcher, Task
 
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the reply of the actor
-STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
+OBJECT_STORE_BYTES = 100 * 2**20  # of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
-INHERITED = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
+INHERITED_PREFIXES = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
+ROUNDING = 1e-9  # added before a share is rounded down: 1 // 0.2 is 4
+# The resources of a node of the cluster, by name, such as {"CPU": 8.0, "GPU": 2.0}.
+Resources = dict[str, float]
 
 
 @dataclass
@@ -83,14 +86,14 @@ class Ray(Launcher):
         else:
             nodes = read_nodes(self.connect())
         gpus = self.gpus_of_worker(nodes)
-        fitting = sum(self.count_fitting(node, gpus) for node in nodes)
-        return min(fitting, slots)
+        count = sum(self.count_fitting(node, gpus) for node in nodes)
+        return min(count, slots)
 
-    def gpus_of_worker(self, nodes: list[dict[str, float]]) -> float:
-        """Returns the GPUs of one worker, a fraction of one if it is shared.
+    def gpus_of_worker(self, nodes: list[Resources]) -> float:
+        """Returns the number of GPUs for each worker; a fraction if workers share one.
 
         Args:
-            nodes: the resources of each node, by name.
+            nodes: the resources of each node.
         """
         if self.num_gpus is not None:
             return self.num_gpus
@@ -98,12 +101,13 @@ class Ray(Launcher):
             return 1.0
         return 0.0
 
-    def count_fitting(self, node: dict[str, float], gpus: float) -> int:
+    def count_fitting(self, node: Resources, gpus: float) -> int:
         """Counts the workers that fit on a node.
 
         Args:
-            node: its resources, by name.
-            gpus: the GPUs of one worker.
+            node: the resources of the node.
+            gpus: the GPUs of one worker. A fraction is a share of one GPU: a worker never has parts
+                of two.
         """
         by_cores = int(node.get("CPU", 0.0) / self.num_cpus)
         if gpus == 0:
@@ -112,35 +116,37 @@ class Ray(Launcher):
         if gpus >= 1:
             by_gpus = int(gpus_of_node // gpus)
         else:
-            # A worker shares one GPU and never has parts of two. Without the small number, the
-            # rounding of a fraction could cost a worker: 1 // 0.2 is 4.
-            workers_on_one = int(1 / gpus + 1e-9)
-            by_gpus = int(gpus_of_node) * workers_on_one
+            workers_on_one_gpu = int(1 / gpus + ROUNDING)
+            by_gpus = int(gpus_of_node) * workers_on_one_gpu
         return min(by_cores, by_gpus)
 
     def start(self, slots: int, run_dir: Path) -> Any:
         """Starts the cluster, or joins it, unless that is done; returns the module `ray`.
 
+        `close` leaves or ends the cluster; it is also called if the command ends before.
+
         Args:
-            slots: the number of open slots.
+            slots: the number of trials that no worker has yet.
             run_dir: the run directory, which the copy of this folder does not contain.
 
         Raises:
             LaunchError: Ray is missing, or the cluster does not start or cannot be reached.
         """
-        if self._cluster is None:
-            with ExitStack() as stack:
-                if self.address is None:
-                    cpus = count_cores()
-                    if self.workers != "auto":
-                        workers = min(int(self.workers), slots)
-                        cpus = max(cpus, workers * self.num_cpus)  # may be more than the cores
-                    stack.enter_context(own_cluster(cpus))
-                else:
-                    stack.callback(lambda: import_ray().shutdown())
-                    self.connect(run_dir)
-                self._cluster = stack.pop_all()
-            atexit.register(self.close)  # if the command ends before anything is launched
+        if self._cluster is not None:
+            return import_ray()
+        with ExitStack() as stack:
+            if self.address is None:
+                cpus = count_cores()
+                if self.workers != "auto":
+                    workers = min(int(self.workers), slots)
+                    # The user may ask for more workers than there are cores.
+                    cpus = max(cpus, workers * self.num_cpus)
+                stack.enter_context(own_cluster(cpus))
+            else:
+                stack.callback(lambda: import_ray().shutdown())
+                self.connect(run_dir)
+            self._cluster = stack.pop_all()
+        atexit.register(self.close)
         return import_ray()
 
     def close(self) -> None:
@@ -152,31 +158,32 @@ class Ray(Launcher):
             cluster.close()
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Runs the workers of a task in the cluster.
+        """Runs the workers of a task in the cluster, each by an actor, until the task is done.
 
         Raises:
-            LaunchError: see `start`; or no node has resources for a worker, or workers die before
-                they claim a trial.
+            LaunchError: Ray is missing, the cluster does not start or cannot be reached, no node
+                has resources for a worker, or workers die before they claim a trial.
             StorageLost: the database stays away.
         """
         ray = self.start(task.count_open_trials(), task.run_dir)
         with closing(self):
             gpus = self.gpus_of_fitting_worker(read_nodes(ray))
-            remote = ray.remote(
+            make_remote = ray.remote(
                 num_cpus=self.num_cpus,
                 num_gpus=gpus,
-                max_restarts=-1,
+                max_restarts=-1,  # Ray restarts an actor as often as its node is lost
                 # A lost actor is reported at once: its trial goes to another worker.
                 max_task_retries=0,
                 scheduling_strategy="SPREAD",
-            )(Actor)
+            )
+            actor_class = make_remote(Actor)
             task.logs.mkdir(parents=True, exist_ok=True)
             prefix = f"{host_id()}-{os.getpid()}-worker"
             command = task.command.worker_arguments()
             workers = []
             for number in range(1, self.count(task.count_open_trials()) + 1):
                 log = task.logs.absolute() / f"{prefix}{number}.log"
-                workers.append(RayWorker(ray, remote, command, log))
+                workers.append(RayWorker(ray, actor_class, command, log))
             try:
                 Supervisor(task, workers).run(stop)
             finally:
@@ -184,7 +191,9 @@ class Ray(Launcher):
                     worker.close()
 
     def connect(self, run_dir: Path | None = None) -> Any:
-        """Joins the cluster, gives it this folder and studyloom, and returns the module `ray`.
+        """Joins the cluster, unless that is done, and returns the module `ray`.
+
+        Ray copies this folder and the package studyloom to the nodes.
 
         Args:
             run_dir: the run directory, which the copy of this folder does not contain.
@@ -200,19 +209,20 @@ class Ray(Launcher):
         if run_dir is not None and run_dir.absolute().is_relative_to(here):
             excludes.append(f"/{run_dir.absolute().relative_to(here)}")
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
-        return join(self.address, runtime_env=code)
+        return init_ray(self.address, runtime_env=code)
 
-    def gpus_of_fitting_worker(self, nodes: list[dict[str, float]]) -> float:
+    def gpus_of_fitting_worker(self, nodes: list[Resources]) -> float:
         """Returns the GPUs of one worker; raises LaunchError if it fits on no node."""
         gpus = self.gpus_of_worker(nodes)
         if any(self.count_fitting(node, gpus) for node in nodes):
             return gpus
-        sizes = ", ".join(
-            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
-        )
+        sizes = []
+        for node in nodes:
+            sizes.append(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs")
         raise LaunchError(
             f"launcher: no node has resources for a worker of num_cpus={self.num_cpus:g} and "
-            f"num_gpus={gpus:g}; there are {sizes}; ask for less, or for a larger cluster"
+            f"num_gpus={gpus:g}; there are {', '.join(sizes)}; ask for less, or for a larger "
+            "cluster"
         )
 
 
@@ -228,23 +238,31 @@ def _is_number_of_gpus(number: object) -> bool:
 def own_cluster(cpus: int) -> Iterator[None]:
     """Provides a new Ray cluster on this host while the body runs.
 
-    Other users can reach the ports of the cluster, so that it gets a secret token. If this process
-    is killed, Ray's own processes end by themselves, some of them after a minute.
+    Other users of the host can reach the ports of the cluster, so that it gets a secret token. If
+    this process is killed, Ray's own processes end by themselves, some of them after a minute.
     """
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ |= token | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
+    token_variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Set before Ray is imported, which reads them then.
+    os.environ |= token_variables
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
     with tempfile.TemporaryDirectory(
         prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         try:
-            options = {"include_dashboard": False, "object_store_memory": STORE}
-            join(None, num_cpus=cpus, num_gpus=len(visible_gpus()), _temp_dir=folder, **options)
+            init_ray(
+                None,
+                num_cpus=cpus,
+                num_gpus=len(visible_gpus()),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+            )
             yield
         finally:
             with suppress(LaunchError):
                 import_ray().shutdown()
-            for name in token:
+            for name in token_variables:
                 del os.environ[name]
 
 
@@ -257,19 +275,30 @@ def import_ray() -> Any:
     return ray
 
 
-def join(address: str | None, **options: Any) -> Any:
-    """Calls `ray.init`, but keeps studyloom's signal handlers; raises LaunchError if it fails.
+def init_ray(address: str | None, **options: Any) -> Any:
+    """Calls `ray.init` quietly, and returns the module `ray`.
+
+    Ray replaces signal handlers. Those of studyloom are restored afterwards.
 
     Args:
-        address: the address of a running cluster; None starts one.
+        address: the address of a running cluster; None starts one on this host.
+        options: further arguments of `ray.init`.
+
+    Raises:
+        LaunchError: Ray is missing, or `ray.init` fails.
     """
     ray = import_ray()
     # At its usual level Ray reports what it leaves out of its copy of the folder.
     logging.getLogger("ray").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-        ray.init(address or "local", **quiet, **options)
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+            **options,
+        )
     except Exception as error:  # Ray raises a plain one if its processes do not start in time
         problem = f"launcher.address={address}: the cluster cannot be joined"
         if address is None:
@@ -284,8 +313,8 @@ def join(address: str | None, **options: Any) -> Any:
     return ray
 
 
-def read_nodes(ray: Any) -> list[dict[str, float]]:
-    """Returns the resources of each living node of the cluster, by name."""
+def read_nodes(ray: Any) -> list[Resources]:
+    """Returns the resources of each living node of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -294,30 +323,30 @@ class RayWorker:
 
     Args:
         ray: the module `ray`, connected.
-        remote: the actor's class, as `ray.remote` made it.
+        actor_class: the class Actor, as `ray.remote` made it.
         command: the arguments of a Python interpreter that runs a worker.
+        log: the file of this host to which the worker's output is written.
     """
 
-    def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
+    def __init__(self, ray: Any, actor_class: Any, command: Sequence[str], log: Path) -> None:
         self.log = log
         self.failures = 0
         self.messages: dict[str, str] = {}
         self.worker_id: str | None = None
         self._ray = ray
-        self._remote = remote
+        self._actor_class = actor_class
         self._actor: Any = None
-        self._pending: Any = None  # the reference to the actor's pending reply
+        self._pending_reply: Any = None  # Ray's reference to the reply that the actor will send
         environment = {}
         for name, value in os.environ.items():
-            if name.startswith(INHERITED):
+            if name.startswith(INHERITED_PREFIXES):
                 environment[name] = value
         environment[WORKER.name] = "1"
         here = Path.cwd()
         package = PACKAGE.parent
         if package.is_relative_to(here):
             package = package.relative_to(here)
-        # The arguments of Actor.start.
-        self._arguments = {
+        self._start_arguments = {
             "arguments": [*command],
             "environment": environment,
             "folder": str(here),
@@ -327,39 +356,50 @@ class RayWorker:
 
     @property
     def active(self) -> bool:
-        return self._pending is not None
+        return self._pending_reply is not None
 
     def start(self) -> None:
         """Has the actor start a worker; creates the actor first if needed."""
         self.log.touch()  # a node that sees this file shares the disk of this host
         if self._actor is None:
-            self._actor = self._remote.remote()
-        self._pending = self._actor.start.remote(**self._arguments)
+            self._actor = self._actor_class.remote()
+        self._pending_reply = self._actor.start.remote(**self._start_arguments)
         self.messages = {}
 
     def poll(self) -> WorkerExit | None:
-        """Returns how the worker ended, and None if it has not; appends its output to the log."""
-        if self._pending is None:
+        """Takes the actor's reply, if there is one, and requests the next one.
+
+        A reply has the worker's id, its exit code, messages, and output, which goes to the log.
+
+        Returns:
+            How the worker ended; None if it has not, as far as is known.
+        """
+        if self._pending_reply is None:
             return None
-        ready, _ = self._ray.wait([self._pending], timeout=0)
+        ready, _ = self._ray.wait([self._pending_reply], timeout=0)
         if not ready:
             return None
         try:
-            self.worker_id, code, output, self.messages = self._ray.get(self._pending)
+            reply = self._ray.get(self._pending_reply)
         except self._ray.exceptions.RayError as error:
             return self._handle_lost_actor(error)
+        self.worker_id, code, output, self.messages = reply
         if output:
             with self.log.open("ab") as log:
                 log.write(output)
-        self._pending = self._actor.poll.remote()
+        self._pending_reply = self._actor.poll.remote()
         if code is None:
             return None
         return WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
-        """Decides what it means that the actor does not reply.
+        """Starts the worker again if no worker ran yet; otherwise counts it as ended.
 
         If the worker is alive nevertheless, it will notice that another one has its trial.
+
+        Args:
+            error: what Ray raised instead of the actor's reply. An actor that is unavailable may
+                reply later; any other one is lost.
         """
         is_unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
         if is_unavailable and self.worker_id is None:
@@ -371,8 +411,8 @@ class RayWorker:
             reason = str(error).splitlines()[0]
         with self.log.open("a") as log:
             log.write(f"{reason}\n")
-        if not is_unavailable:  # the actor is lost, and the next start creates another one
-            self._actor = None
+        if not is_unavailable:
+            self._actor = None  # the next start creates another one
         return WorkerExit(None, f"its actor ({reason})")
 
     def stop(self) -> None:
@@ -383,10 +423,13 @@ class RayWorker:
             self._actor.stop.remote()
 
     def kill(self) -> str | None:
-        """Ends the worker's process group, and returns the id that the worker had in the ledger."""
+        """Ends the worker's process group, and returns the id that the worker had in the database.
+
+        None if no worker has started. The id shows whose trial the next worker may resume.
+        """
         worker_id = self.worker_id
         self.worker_id = None
-        self._pending = None
+        self._pending_reply = None
         if worker_id is not None and self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)

@@ -19,11 +19,11 @@ from studyloom.environment import LINE
 from studyloom.processes import worker_id
 from studyloom.worker.line import Listener
 
-WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
-CHUNK = 2**20  # bytes of a worker's output in one reply
-# The worker's id in the ledger, its exit code, its output since the last reply, and the messages
+POLL_SECONDS = 0.5  # that a poll waits for the end of the worker, which it reports at once
+MAX_OUTPUT_BYTES = 2**20  # of a worker's output in one reply
+# The worker's id in the database, its exit code, its output since the last reply, and the messages
 # that it has sent to its launcher.
-Result = tuple[str, int | None, bytes, dict[str, str]]
+Reply = tuple[str, int | None, bytes, dict[str, str]]
 
 
 class Actor:
@@ -42,7 +42,7 @@ class Actor:
         folder: str,
         package: str,
         log: str,
-    ) -> Result:
+    ) -> Reply:
         """Starts a worker, after ending one that is still here.
 
         Args:
@@ -56,50 +56,51 @@ class Actor:
         """
         self.kill()
         shares_disk = Path(log).exists()
-        base = Path.cwd()  # Ray's copy of the folder
+        working_folder = Path.cwd()  # Ray's copy of the folder
         if shares_disk:
-            base = Path(folder)
-        paths = []
+            working_folder = Path(folder)
+        python_paths = []
         if shares_disk or not Path(package).is_absolute():
-            paths.append(str(base / package))
+            python_paths.append(str(working_folder / package))
         if shares_disk:
-            paths.append(environment.get("PYTHONPATH", ""))
-        paths.append(os.environ.get("PYTHONPATH", ""))  # Ray's copy of the package
+            python_paths.append(environment.get("PYTHONPATH", ""))
+        python_paths.append(os.environ.get("PYTHONPATH", ""))  # Ray's copy of the package
+
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._sent = 0
         self._listener = Listener()
-        line = self._listener.detach()  # the file descriptor that the worker writes messages to
+        message_descriptor = self._listener.detach()  # the worker writes its messages to it
         variables = {
             **os.environ,
             **environment,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            LINE.name: str(line),
+            "PYTHONPATH": os.pathsep.join(path for path in python_paths if path),
+            LINE.name: str(message_descriptor),
         }
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=base,
+            cwd=working_folder,
             env=variables,
-            pass_fds=[line],
+            pass_fds=[message_descriptor],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        os.close(line)
+        os.close(message_descriptor)
         return self.poll(0.0)
 
-    def poll(self, wait: float = WAIT) -> Result:
-        """Waits up to `wait` seconds for the worker's end, and returns its state.
+    def poll(self, seconds: float = POLL_SECONDS) -> Reply:
+        """Waits a short time for the worker's end, and returns the worker's state.
 
         The exit code is returned only with the end of the output, which may take several replies.
         """
         assert self.process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(wait)
+            self.process.wait(seconds)
         code = self.process.returncode
-        output = os.pread(self._output.fileno(), CHUNK, self._sent)
+        output = os.pread(self._output.fileno(), MAX_OUTPUT_BYTES, self._sent)
         self._sent += len(output)
-        if len(output) == CHUNK:  # there may be more
+        if len(output) == MAX_OUTPUT_BYTES:  # there may be more
             code = None
         return worker_id(self.process.pid), code, output, self._listener.listen()
 

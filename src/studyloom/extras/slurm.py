@@ -13,7 +13,8 @@ from studyloom.worker.stopping import Stop
 from studyloom.worker.supervisor import RESTARTS
 from studyloom.worker.task import Launcher, Task
 
-WARNING = 120  # seconds before the time limit at which a worker must release its trial
+SECONDS_BEFORE_LIMIT = 120  # the time limit, when SLURM has a worker release its trial
+SPECIAL_CHARACTERS = " \t'\"#\\"  # with them, sbatch reads a value only in quotes
 BODY = """\
 cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
@@ -74,14 +75,19 @@ class Slurm(Launcher):
     leaves_host = True
 
     def __post_init__(self) -> None:
-        for name in ("workers", "cpus"):
-            check_count(name, getattr(self, name))
+        check_count("workers", self.workers)
+        check_count("cpus", self.cpus)
         if isinstance(self.time, int):  # YAML reads 2:30:00 as 9000
             raise ValueError(
                 f"launcher.time must be in quotes, as '2:30:00' or '90'; got the number {self.time}"
             )
-        for name in ("gres", "partition", "time", "memory"):
-            value = getattr(self, name)
+        words: dict[str, object] = {
+            "gres": self.gres,
+            "partition": self.partition,
+            "time": self.time,
+            "memory": self.memory,
+        }
+        for name, value in words.items():
             is_one_word = isinstance(value, str) and value.split() == [value]
             if value is not None and not is_one_word:
                 raise ValueError(
@@ -108,17 +114,18 @@ class Slurm(Launcher):
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *task.command.worker_arguments()]
-        tasks = self.count(task.count_open_trials())
-        path.write_text(self.script(task.name, tasks, command, Path.cwd(), task.logs.absolute()))
-        follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
+        workers = self.count(task.count_open_trials())
+        script = self.script(task.name, workers, command, Path.cwd(), task.logs.absolute())
+        path.write_text(script)
+        status_line = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:
-            return f"submit  sbatch {shlex.quote(str(path))}\n{follow}"
+            return f"submit  sbatch {shlex.quote(str(path))}\n{status_line}"
         job = submit_script(path)
         return (
             f"{task.name}: job {job}, its script {path}\n"
             f"watch   squeue --job={job}\n"
             f"cancel  scancel {job}\n"
-            f"{follow}"
+            f"{status_line}"
         )
 
     def script(
@@ -152,7 +159,7 @@ class Slurm(Launcher):
             "time": self.time,
             "mem": self.memory,
             "output": str(logs).replace("%", "%%") + "/slurm-%A_%a.log",
-            "signal": f"B:USR2@{WARNING}",  # sent to the script and not to the worker
+            "signal": f"B:USR2@{SECONDS_BEFORE_LIMIT}",  # to the script (B), not to the worker
             "open-mode": "append",
             "export": "ALL",
         }
@@ -165,20 +172,24 @@ class Slurm(Launcher):
 
 
 def quote(value: str) -> str:
-    """Quotes a value as sbatch reads it from a script. Raises LaunchError for a line break."""
+    """Quotes a value of an #SBATCH line, if it needs that. Raises LaunchError for a line break."""
     if "\n" in value:
         raise LaunchError(
             f"launcher=slurm: a path must have no line break; got {value!r}; "
             "choose another one with run_dir=…"
         )
-    if not any(character in value for character in " \t'\"#\\"):
+    if not any(character in value for character in SPECIAL_CHARACTERS):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def submit_script(path: Path) -> str:
-    """Submits a script with `sbatch`, and returns the number of the job. Raises LaunchError."""
+    """Submits a script with `sbatch`, and returns the number of the job.
+
+    Raises:
+        LaunchError: `sbatch` is missing, or refuses the script.
+    """
     try:
         process = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
     except OSError as error:
