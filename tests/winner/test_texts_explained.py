@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from studyloom.data import Datasets, Split, Tokens
 from studyloom.errors import DataError, UnfitData
 from studyloom.extras.explain import explain
-from studyloom.extras.explain.explain import MOST_WORDS as READ
+from studyloom.extras.explain.explain import MAX_WORDS as READ
 from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.trainer import evaluate_network

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -37,35 +37,45 @@ from studyloom.winner.predictions import (
 )
 from studyloom.winner.statistics import NORMAL, Outputs
 
-MOST_ERRORS = 8  # wrong predictions that are explained; each needs up to 169 evaluations
+MAX_ERRORS = 8  # wrong predictions that are explained; each needs up to 169 evaluations
 BINS = 10  # of confidence, equally wide
-MOST_GROUPS = 30  # groups or classes that are reported, those with the most examples
+MAX_GROUPS = 30  # groups or classes that are reported, those with the most examples
 DRAWS = 999  # resamples of a group's examples
 SHUFFLES = 20  # of each column
 PATCHES = 7  # along a side of an image; they overlap by half
-MOST_WORDS = 120  # the first words of a text, which are examined and shown
+MAX_WORDS = 120  # the first words of a text, which are examined and shown
+TAIL_OF_95 = 2.5  # percent of the values at each end, outside of their 95% interval
+TAIL_OF_90 = 5.0
+# The brightness of an image below a map of colors, and how opaque the colors are at most.
+DARKEST = 0.25
+BRIGHTEST = 0.75
+OPACITY = 0.75
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 # Returns the outputs of the network for a set of examples, on the CPU.
 Predict = Callable[[Part], Tensor]
 
 
 def explain(measured: MeasuredNetwork) -> Explanations | None:
-    """Explains what a network predicts on the test set; None if nothing applies to its data."""
+    """Explains what a network predicts on the test set; None if nothing applies to its data.
+
+    An explanation in which the user's code fails is left out, with a warning.
+    """
     metric = measured.metric
     outputs = measured.outputs
     test = measured.test
-    seed = measured.job.seed
 
     def predict(part: Part) -> Tensor:
         outputs_of_part, _ = evaluate_network(measured.job, measured.network, part)
         return outputs_of_part.cpu()
 
-    groups = attempt("groups", lambda: measure_groups(metric, outputs, test))
+    groups = attempt("groups", measure_groups, metric, outputs, test)
     explanations = Explanations(groups=groups)
-    if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
-        columns = attempt("columns", lambda: permute_columns(metric, predict, outputs, test, seed))
+    if isinstance(test, Split) and test.inputs.ndim == 2 and test.columns:  # a table
+        seed = measured.job.seed
+        columns = attempt("columns", permute_columns, metric, predict, outputs, test, seed)
         explanations = replace(explanations, columns=columns or ())
     if scores_classes(outputs, test):
         explanations = _explain_classes(explanations, predict, outputs, test)
@@ -77,27 +87,41 @@ def explain(measured: MeasuredNetwork) -> Explanations | None:
 def _explain_classes(
     explanations: Explanations, predict: Predict, outputs: Outputs, test: Part
 ) -> Explanations:
-    """Returns explanations with those that only the network of a classifier has."""
+    """Adds the explanations that only a classifier has: its calibration, and misled predictions.
+
+    Args:
+        explanations: those that are added to.
+        predict: returns the outputs of the network for a set of examples.
+        outputs: the outputs of the network on the test set.
+    """
     probabilities = outputs.outputs.softmax(1)
     labels = outputs.targets
-    tokens = test.tokens
-    errors = confident_errors(probabilities, labels)[:MOST_ERRORS]
-    calibration = attempt("calibration", lambda: calibrate(probabilities, labels))
+    error_indices = confident_errors(probabilities, labels)[:MAX_ERRORS]
+    calibration = attempt("calibration", calibrate, probabilities, labels)
     explanations = replace(explanations, calibration=calibration)
     if test.shape is not None and is_image(test.shape):
-        occlusions = attempt("occlusions", lambda: explain_images(predict, test, outputs, errors))
+        occlusions = attempt("occlusions", explain_images, predict, test, outputs, error_indices)
         explanations = replace(explanations, occlusions=occlusions or ())
+    tokens = test.tokens
     if tokens is not None:
-        texts = attempt("texts", lambda: explain_texts(predict, test, tokens, labels, errors))
+        texts = attempt("texts", explain_texts, predict, test, tokens, labels, error_indices)
         explanations = replace(explanations, texts=texts or ())
     return explanations
 
 
-def attempt(name: str, explain_part: Callable[[], T]) -> T | None:
-    """Returns a part of the explanations; None with a warning if the user's code fails in it."""
+def attempt(
+    name: str, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs
+) -> T | None:
+    """Calls a function with arguments; logs a warning and returns None if it raises.
+
+    The test itself has been made, and its result must not be lost.
+
+    Args:
+        name: the part of the explanations that the function returns.
+    """
     try:
-        return explain_part()
-    except Exception as error:  # the test itself has been made, and its result is not lost
+        return function(*arguments, **keywords)
+    except Exception as error:  # whatever the user's code raises
         log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
         return None
 
@@ -115,17 +139,20 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
         probabilities: (n, classes), on the CPU.
         labels: (n,), on the CPU.
     """
-    confidence, predicted = probabilities.double().max(1)
+    confidences, predicted = probabilities.double().max(1)  # both (n,)
     is_right = (predicted == labels).double()
-    bin_numbers = (confidence * BINS).long().clamp(max=BINS - 1)
+    bin_numbers = (
+        (confidences * BINS).long().clamp(max=BINS - 1)
+    )  # a confidence of 1 is in the last
     bins = []
-    error = 0.0
+    calibration_error = 0.0
     for number in sorted(set(bin_numbers.tolist())):
         in_bin = bin_numbers == number
         count = int(in_bin.sum())
-        mean_confidence = float(confidence[in_bin].mean())
+        mean_confidence = float(confidences[in_bin].mean())
         bin_accuracy = float(is_right[in_bin].mean())
-        error += count / len(labels) * abs(bin_accuracy - mean_confidence)
+        share_of_examples = count / len(labels)
+        calibration_error += share_of_examples * abs(bin_accuracy - mean_confidence)
         bins.append(
             Bin(
                 low=number / BINS,
@@ -137,8 +164,8 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
             )
         )
     return Calibration(
-        error=error,
-        confidence=float(confidence.mean()),
+        error=calibration_error,
+        confidence=float(confidences.mean()),
         accuracy=float(is_right.mean()),
         bins=tuple(bins),
     )
@@ -147,29 +174,32 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
 def measure_groups(metric: Metric, outputs: Outputs, test: Part) -> Groups | None:
     """Measures a network on each group of the test set; without groups, on each class.
 
+    Of many groups, those with the most examples are measured.
+
     Returns:
         None without groups or classes, and for a metric that is not a mean over examples.
     """
-    scores = example_scores(metric, outputs.outputs, outputs.targets)
+    scores = example_scores(metric, outputs.outputs, outputs.targets)  # (n,)
     if scores is None:
         return None
     if len(test.group_names) == len(outputs.targets):
         kind = "group"
-        names_of_examples = list(test.group_names)
+        group_of_example = list(test.group_names)
     elif scores_classes(outputs, test):
         kind = "class"
-        names_of_examples = _class_names_of_examples(outputs, test)
+        group_of_example = _class_names_of_examples(outputs, test)
     else:
         return None
-    positions: dict[str, list[int]] = {}  # of the examples of each group
-    for position, name in enumerate(names_of_examples):
-        positions.setdefault(name, []).append(position)
-    largest_first = sorted(positions, key=lambda name: (-len(positions[name]), name))
+    members: dict[str, list[int]] = {}  # the indices of each group's examples
+    for index, name in enumerate(group_of_example):
+        members.setdefault(name, []).append(index)
+    largest_first = sorted(members, key=lambda name: (-len(members[name]), name))
+    measured_names = largest_first[:MAX_GROUPS]
     rows = []
-    for name in _in_order_of_classes(largest_first[:MOST_GROUPS], test.names):
-        scores_of_group = scores[torch.tensor(positions[name])]
+    for name in _in_order_of_classes(measured_names, test.names):
+        scores_of_group = scores[torch.tensor(members[name])]
         rows.append(_mean_of_group(name, scores_of_group, metric))
-    return Groups(kind, len(positions) - len(rows), tuple(rows))
+    return Groups(of=kind, left=len(members) - len(rows), rows=tuple(rows))
 
 
 def _class_names_of_examples(outputs: Outputs, test: Part) -> list[str]:
@@ -177,7 +207,7 @@ def _class_names_of_examples(outputs: Outputs, test: Part) -> list[str]:
     class_names = test.names
     if not class_names:
         classes = outputs.outputs.shape[1]
-        class_names = tuple(map(str, range(classes)))
+        class_names = tuple(str(number) for number in range(classes))
     return [class_names[label] for label in outputs.targets.tolist()]
 
 
@@ -190,20 +220,27 @@ def _in_order_of_classes(names: Sequence[str], class_names: Sequence[str]) -> li
 
 
 def _mean_of_group(name: str, scores: Tensor, metric: Metric) -> GroupMean:
-    """Returns the mean of a group's scores, with its 95% interval."""
+    """Returns the mean of a group's scores (n,), with its 95% interval.
+
+    The interval is that of an accuracy, or else the bootstrap's: the percentiles of the means of
+    many resamples, which draw n scores with replacement.
+    """
     count = len(scores)
     if metric.function is accuracy:
         interval = wilson(int(scores.sum()), count)
     else:
-        resamples = np.random.default_rng(0).integers(0, count, (DRAWS, count))
-        interval = _percentiles(scores.numpy()[resamples].mean(1), 2.5)
+        resamples = np.random.default_rng(0).integers(0, count, (DRAWS, count))  # indices
+        means = scores.numpy()[resamples].mean(1)  # (DRAWS,)
+        interval = _percentiles(means, TAIL_OF_95)
     return GroupMean(name, count, float(scores.mean()), interval)
 
 
 def wilson(right: int, count: int) -> Interval:
     """Returns the 95% interval of an accuracy (Wilson 1927, JASA 22).
 
-    It is never empty, even if all or none are right.
+    It is never empty, even if all or none are right. With the accuracy p, the count n, and the
+    97.5% quantile z of the normal distribution, its ends are
+    (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
 
     Args:
         right: how many of the `count` predictions are right.
@@ -212,7 +249,9 @@ def wilson(right: int, count: int) -> Interval:
     square = NORMAL**2 / count
     middle = share + square / 2
     half = NORMAL * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+    low = (middle - half) / (1 + square)
+    high = (middle + half) / (1 + square)
+    return max(0.0, low), min(1.0, high)
 
 
 def _percentiles(values: Sequence[float] | NDArray[np.floating], tail: float) -> Interval:
@@ -224,12 +263,14 @@ def _percentiles(values: Sequence[float] | NDArray[np.floating], tail: float) ->
 def permute_columns(
     metric: Metric, predict: Predict, outputs: Outputs, test: Split, seed: int
 ) -> tuple[Column, ...]:
-    """Measures how much worse a network gets if one column is shuffled.
+    """Measures how much worse a network gets if one column of its inputs is shuffled.
 
-    A column that duplicates another one may seem unimportant (Breiman 2001, Machine Learning 45).
+    Shuffling keeps the values of a column, and removes what they say about the targets. A column
+    that duplicates another one may seem unimportant (Breiman 2001, Machine Learning 45).
 
     Args:
         outputs: the outputs of the network on the test set.
+        test: the test set, with inputs (n, columns).
         seed: draws the orders in which columns are shuffled.
 
     Returns:
@@ -240,17 +281,18 @@ def permute_columns(
     columns = []
     for position, name in enumerate(test.columns):
         inputs = test.inputs.clone()
-        losses = []
+        drops = []  # of the metric, for each shuffle
         try:
             for _ in range(SHUFFLES):
                 order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
                 inputs[:, position] = test.inputs[order, position]
                 shuffled = replace(test, inputs=inputs, references={})
                 value = metric(predict(shuffled), outputs.targets)
-                losses.append(metric.sign * (original_value - value))
+                drops.append(metric.sign * (original_value - value))
         except UndefinedMetric:
             continue
-        columns.append(Column(name, float(np.mean(losses)), _percentiles(losses, 5)))
+        interval = _percentiles(drops, TAIL_OF_90)
+        columns.append(Column(name, float(np.mean(drops)), interval))
     return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
 
 
@@ -258,24 +300,24 @@ def permute_columns(
 
 
 def explain_images(
-    predict: Predict, test: Part, outputs: Outputs, errors: Sequence[int]
+    predict: Predict, test: Part, outputs: Outputs, error_indices: Sequence[int]
 ) -> tuple[Occlusion, ...]:
-    """Covers one patch after the other, and measures the confidence left in a wrong prediction.
+    """Shows which parts of images misled a network, by covering one patch after the other.
 
     Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the image's own mean.
     Red patches on the images raised the confidence in the wrong prediction; blue ones lowered it.
 
     Args:
         test: the test set, of images (channels, height, width).
-        outputs: those of the network on the test set.
-        errors: the indices of wrong predictions.
+        outputs: the outputs of the network on the test set.
+        error_indices: the indices of wrong predictions.
     """
-    explained = []
-    for index in errors:
+    occlusions = []
+    for index in error_indices:
         image = test.input_at(index)
         if image is not None:
-            explained.append(_explain_image(predict, test, outputs, index, image))
-    return tuple(explained)
+            occlusions.append(_explain_image(predict, test, outputs, index, image))
+    return tuple(occlusions)
 
 
 def _explain_image(
@@ -286,15 +328,15 @@ def _explain_image(
     def predict_images(images: Tensor) -> Tensor:
         return predict(with_inputs(test, index, list(images)))
 
-    change = occlude(predict_images, image)
-    largest_change = float(change.abs().max())
+    confidence_map = occlude(predict_images, image)
+    largest_change = float(confidence_map.abs().max())
     if largest_change:
-        change = change / largest_change
+        confidence_map = confidence_map / largest_change
     return Occlusion(
         index=index,
         label=int(outputs.targets[index]),
         predicted=int(outputs.outputs[index].argmax()),
-        image=png(overlay(image.float().cpu(), change)),
+        image=png(overlay(image.float().cpu(), confidence_map)),
         most=largest_change,
     )
 
@@ -302,32 +344,37 @@ def _explain_image(
 def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Returns how much of a network's confidence in its prediction depends on each pixel.
 
+    The image is covered with one patch after the other. Each patch costs the prediction some of its
+    probability; a pixel gets the mean of this over all patches that cover it.
+
     Args:
         predict: returns logits (n, classes) for images, on the CPU.
         image: (channels, height, width), also of integers.
 
     Returns:
-        (height, width): the mean, over all patches that cover a pixel, of what the probability of
-        the prediction loses if they are covered.
+        (height, width), from -1 to 1; below 0 where a patch makes the prediction more probable.
     """
     height, width = image.shape[-2:]
     patches = [(rows, columns) for rows in _patches(height) for columns in _patches(width)]
-    covered = image.repeat(len(patches), 1, 1, 1)
-    for position, (rows, columns) in enumerate(patches):
-        covered[position, :, rows, columns] = image.float().mean()
-    probabilities = predict(torch.cat([image[None], covered])).softmax(1)
+    covered_images = image.repeat(len(patches), 1, 1, 1)  # (patches, channels, height, width)
+    for number, (rows, columns) in enumerate(patches):
+        covered_images[number, :, rows, columns] = image.float().mean()
+    probabilities = predict(torch.cat([image[None], covered_images])).softmax(1)
     predicted = int(probabilities[0].argmax())
-    losses = probabilities[0, predicted] - probabilities[1:, predicted]
+    drops = probabilities[0, predicted] - probabilities[1:, predicted]  # (patches,)
     total = torch.zeros(height, width)
     count = torch.zeros(height, width)
-    for (rows, columns), loss in zip(patches, losses, strict=True):
-        total[rows, columns] += loss
+    for (rows, columns), drop in zip(patches, drops, strict=True):
+        total[rows, columns] += drop
         count[rows, columns] += 1
     return total / count
 
 
 def _patches(size: int) -> list[slice]:
-    """Returns the patches along a side of an image, which cover all of its pixels."""
+    """Returns the patches along a side of an image, which cover all of its pixels.
+
+    Each begins half its length after the one before; the last one ends with the image.
+    """
     length = min(size, max(2, math.ceil(size / PATCHES)))
     stride = max(1, length // 2)
     last_start = size - length
@@ -337,59 +384,61 @@ def _patches(size: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def overlay(image: Tensor, change: Tensor) -> Tensor:
-    """Draws a map over an image: red where it is above 0, blue below.
+def overlay(image: Tensor, color_map: Tensor) -> Tensor:
+    """Draws a map over an image in gray: red where the map is above 0, blue below.
 
     Args:
         image: (channels, height, width).
-        change: (height, width), from -1 to 1.
+        color_map: (height, width), from -1 to 1.
 
     Returns:
         (3, height, width), from 0 to 1.
     """
     gray = image.mean(0)
-    low = gray.min()
-    high = gray.max()
-    gray = 0.25 + 0.5 * (gray - low) / (high - low).clamp(min=1e-12)
-    red = change.clamp(min=0)
+    darkest = gray.min()
+    brightest = gray.max()
+    gray = (gray - darkest) / (brightest - darkest).clamp(min=1e-12)  # from 0 to 1
+    gray = DARKEST + (BRIGHTEST - DARKEST) * gray
+    red = color_map.clamp(min=0)
     green = torch.zeros_like(red)
-    blue = (-change).clamp(min=0)
-    opacity = 0.75 * (red + blue)
-    tinted = [gray * (1 - opacity) + 0.75 * color for color in (red, green, blue)]
-    return torch.stack(tinted)
+    blue = (-color_map).clamp(min=0)
+    opacity = OPACITY * (red + blue)
+    channels = [gray * (1 - opacity) + OPACITY * color for color in (red, green, blue)]
+    return torch.stack(channels)
 
 
 # Texts
 
 
 def explain_texts(
-    predict: Predict, test: Part, tokens: Tokens, labels: Tensor, errors: Sequence[int]
+    predict: Predict, test: Part, tokens: Tokens, labels: Tensor, error_indices: Sequence[int]
 ) -> tuple[ExplainedText, ...]:
-    """Leaves out one word after the other, and measures the confidence left in a wrong prediction.
+    """Shows which words of texts misled a network, by leaving out one word after the other.
 
     Occlusion (Zeiler and Fergus, ECCV 2014), of words as Li, Monroe and Jurafsky erase them (2016,
     arXiv:1612.08220). A word is left out wherever it is in the text, and what follows moves up.
-    The confidence in a wrong prediction is the log of how many times likelier the network rates it
-    than the truth; unlike a probability near 1, it does not saturate.
 
     Args:
         tokens: the words of the texts.
         labels: the classes of the test set, int64 (n,), on the CPU.
-        errors: the indices of wrong predictions.
+        error_indices: the indices of wrong predictions.
 
     Returns:
-        the texts, except those of one word and those in which no word changes the confidence.
+        The texts, except those of one word and those in which no word changes the confidence.
     """
-    explained = []
-    for index in errors:
+    texts = []
+    for index in error_indices:
         row = _row_of_text(test, tokens, index)
-        # A text of one word would be empty without it.
-        if row is None or len(set(tokens.numbers_of(row))) < 2:
+        if row is None:
+            continue
+        different_words = set(tokens.numbers_of(row))
+        if len(different_words) < 2:  # a text of one word would be empty without it
             continue
         text = _explain_text(predict, test, tokens, int(labels[index]), index, row)
-        if any(text.changes) and all(map(math.isfinite, text.changes)):
-            explained.append(text)
-    return tuple(explained)
+        are_finite = all(math.isfinite(change) for change in text.changes)
+        if any(text.changes) and are_finite:
+            texts.append(text)
+    return tuple(texts)
 
 
 def _row_of_text(test: Part, tokens: Tokens, index: int) -> Tensor | None:
@@ -403,26 +452,37 @@ def _row_of_text(test: Part, tokens: Tokens, index: int) -> Tensor | None:
 def _explain_text(
     predict: Predict, test: Part, tokens: Tokens, label: int, index: int, row: Tensor
 ) -> ExplainedText:
-    """Explains the prediction for a text, whose row is at an index of the test set."""
-    numbers = tokens.numbers_of(row)
-    examined = numbers[:MOST_WORDS]
-    different = list(dict.fromkeys(examined))
-    shortened_rows = [tokens.without(row, number) for number in different]
-    outputs = predict(with_inputs(test, index, [row, *shortened_rows], tokens.path)).double()
+    """Measures how much of the confidence in a wrong prediction depends on each word of a text.
+
+    The confidence is the margin: the log of how many times likelier the network rates the
+    prediction than the truth. Unlike a probability near 1, it does not saturate.
+
+    Args:
+        label: the true class of the text.
+        index: the position of the text in the test set.
+        row: the numbers of the words of the text, as the network takes them.
+    """
+    word_numbers = tokens.numbers_of(row)
+    examined_words = word_numbers[:MAX_WORDS]
+    different_words = list(dict.fromkeys(examined_words))  # each once, in order
+    shortened_rows = [tokens.without(row, number) for number in different_words]
+    variants = with_inputs(test, index, [row, *shortened_rows], tokens.path)
+    outputs = predict(variants).double()  # (1 + different words, classes)
     probabilities = outputs[0].softmax(0)
     predicted = int(probabilities.argmax())
-    margins = outputs[:, predicted] - outputs[:, label]  # of the text, then of each shortened row
-    losses = (margins[0] - margins[1:]).tolist()
-    loss_without = dict(zip(different, losses, strict=True))
+    margins = outputs[:, predicted] - outputs[:, label]
+    margin_of_text = margins[0]
+    drops = (margin_of_text - margins[1:]).tolist()
+    drop_without_word = dict(zip(different_words, drops, strict=True))
     return ExplainedText(
         index=index,
         label=label,
         predicted=predicted,
         probabilities=(float(probabilities[label]), float(probabilities[predicted])),
-        margin=round(float(margins[0]), 4),
-        words=tuple(tokens.word(number) for number in examined),
-        changes=tuple(round(loss_without[number], 4) for number in examined),
-        left=len(numbers) - len(examined),
+        margin=round(float(margin_of_text), 4),
+        words=tuple(tokens.word(number) for number in examined_words),
+        changes=tuple(round(drop_without_word[number], 4) for number in examined_words),
+        left=len(word_numbers) - len(examined_words),
     )
 
 
@@ -432,7 +492,7 @@ def _explain_text(
 def with_inputs(
     test: Part, index: int, inputs: Sequence[Tensor], path: Sequence[int | str] = (0,)
 ) -> Part:
-    """Returns a data set that repeats one example with each of the inputs.
+    """Returns a data set that repeats one example of the test set, with each of the inputs.
 
     They come to the network as those of the test do: through the collate function, in batches of
     the same size.
@@ -447,33 +507,33 @@ def with_inputs(
         return replace(test, inputs=torch.stack(list(inputs)), targets=targets, references={})
     assert isinstance(test, Examples)
     item = test.evaluation.load_item(index)
-    items = [_replace_at(path, item, replacement) for replacement in inputs]
+    items = [_replace_at(path, item, new_input) for new_input in inputs]
     view = Items((NamedDataset("data.test", items),), test.evaluation.collate)
     return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())
 
 
-def _replace_at(path: Sequence[Any], value: Any, replacement: Tensor) -> Any:
-    """Returns a copy of nested mappings and sequences that holds the replacement at a path.
+def _replace_at(path: Sequence[Any], container: Any, replacement: Tensor) -> Any:
+    """Returns a copy of nested mappings and sequences, with one tensor or array replaced.
 
     Each part of the copy keeps its type: a namedtuple is copied to a namedtuple, and the
     replacement of an array becomes an array.
 
     Args:
-        path: the keys and positions that lead to the tensor or array to replace; empty if `value`
-            is that tensor or array.
-        value: an item of a Dataset, or a value within it; it is not changed.
+        path: the keys and positions that lead to the tensor or array; empty if `container` itself
+            is replaced.
+        container: an item of a Dataset, or a value within it; it is not changed.
     """
     if not path:
-        if isinstance(value, np.ndarray):
+        if isinstance(container, np.ndarray):
             return replacement.numpy()
         return replacement
-    step = path[0]
-    changed = _replace_at(path[1:], value[step], replacement)
-    if isinstance(value, Mapping):
-        return {**value, step: changed}
-    elements = list(value)
-    elements[step] = changed
-    is_namedtuple = hasattr(value, "_fields")
+    key = path[0]
+    new_value = _replace_at(path[1:], container[key], replacement)
+    if isinstance(container, Mapping):
+        return {**container, key: new_value}
+    elements = list(container)
+    elements[key] = new_value
+    is_namedtuple = hasattr(container, "_fields")
     if is_namedtuple:  # its class takes the elements as separate arguments
-        return type(value)(*elements)
-    return type(value)(elements)
+        return type(container)(*elements)
+    return type(container)(elements)
