@@ -59,7 +59,7 @@ def compress(
 def compress_winner(evaluation: Evaluation, settings: Settings, say: Say, stop: Stop) -> Compressed:
     """Compresses the winner of a run, tests it, and writes winner.onnx and winner.onnx.json.
 
-    One command at a time does it in a run directory; another one waits.
+    One command at a time compresses in a run directory; another one waits.
 
     Args:
         say: called with a description of each step.
@@ -85,16 +85,20 @@ def compress_winner(evaluation: Evaluation, settings: Settings, say: Say, stop: 
 
 
 def check_result(evaluation: Evaluation, result: Result) -> None:
-    """Checks that a result is that of an evaluation, and of a network that can be compressed.
+    """Checks that the result in winner.json is current, and that its network can be compressed.
+
+    Args:
+        evaluation: what the database holds about the winner now.
+        result: the content of winner.json.
 
     Raises:
-        CompressError: it is not, or a loop trained it that cannot be compressed.
-        PredictError: its files are incomplete.
+        CompressError: a check fails.
+        PredictError: a file of the result is missing or has changed.
     """
     run_dir = evaluation.study.run_dir
-    part = evaluation.study.data.split
-    errors = [*loop_errors(evaluation.study.definition)]
-    if part is None or result.data is None:
+    examples = evaluation.study.data.split
+    errors = list(loop_errors(evaluation.study.definition))
+    if examples is None or result.data is None:
         errors.append("the winner's loop loads its data itself; name it in the section data")
     if errors:
         raise CompressError(f"{run_dir}: {'; '.join(errors)}")
@@ -104,7 +108,7 @@ def check_result(evaluation: Evaluation, result: Result) -> None:
             f"{run_dir}: winner.json is not the result of this study in its present state; run the "
             "study's command again"
         )
-    if part is None or part.shape is None or part.input_at(0) is None:
+    if examples is None or examples.shape is None or examples.input_at(0) is None:
         raise CompressError(
             "the inputs of the winner are not one tensor, as an ONNX file needs it; deploy "
             "winner.pt"
@@ -117,10 +121,11 @@ def print_compressed(record: Compressed, console: Console) -> None:
     A narrow terminal shows only the medians of latencies; winner.onnx.json has their percentiles.
     """
     rows = []
-    for cells in record.rows():
+    for row in record.rows():
         if console.width < WIDTH_OF_PERCENTILES:
-            cells = tuple(cell.partition(" (")[0] for cell in cells)
-        rows.append(cells)
-    columns_of_text = (0, len(rows[0]) - 1)  # the names, and the marks or notes
-    console.print(render_rows(rows, columns_of_text, CHOSEN), soft_wrap=True)
+            row = tuple(cell.partition(" (")[0] for cell in row)  # 1.2 (1.1–1.4) becomes 1.2
+        rows.append(row)
+    last_column = len(rows[0]) - 1
+    text_columns = (0, last_column)  # the names, and the marks or notes
+    console.print(render_rows(rows, text_columns, CHOSEN), soft_wrap=True)
     say(console, "\n".join(record.lines()))

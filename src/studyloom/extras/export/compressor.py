@@ -25,7 +25,7 @@ from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
     Evaluator,
     Say,
-    Variant,
+    Variants,
     compare_outputs,
     evaluate,
     export,
@@ -39,10 +39,11 @@ from studyloom.winner.result import Result, digest_of, from_document, to_documen
 from studyloom.worker.stopping import Stop
 
 LOCK = "compress.lock"  # below the run directory
+LOCK_INTERVAL = 0.5  # seconds between looks at whether a stop was requested while it waits
 # The attribute of the study that holds the results on the test set, by the digest of winner.onnx.
-TESTED = "compressed"
-OWN_LOOP = "a custom loop trains it, so no smaller network can be trained: it is tried unchanged"
-EXACT = 1e-9  # rounding of means of shares such as 5 of 1,000
+TEST_RESULTS = "compressed"
+CUSTOM_LOOP = "a custom loop trains it, so no smaller network can be trained: it is tried unchanged"
+ROUNDING = 1e-9  # of means of shares such as 5 of 1,000
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Compressor:
     """Compresses the winner of one run.
 
     Args:
-        evaluation: that of a study with a winner.
+        evaluation: the evaluation of a study that has a winner.
         say: called with a description of each step.
+        stop: returns True once a signal or command has requested a stop.
     """
 
     evaluation: Evaluation
@@ -60,24 +62,41 @@ class Compressor:
     stop: Stop
 
     def make(self, result: Result, rule: Rule | None) -> Compressed:
-        """Makes the variants and the one that a rule chooses, tests it and writes its files."""
+        """Compresses a winner in the four steps that `compression` describes.
+
+        Args:
+            result: the result of the study, with the facts of its data.
+            rule: chooses the variant; None for the default one.
+
+        Returns:
+            The content of winner.onnx.json.
+        """
         settings = self.settings
         facts = result.data
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # meanwhile nothing polls the database
             original = Original.retrained(self.evaluation, settings.calibration)
+
         metric = metric_of(self.evaluation.study.definition)
         evaluator = Evaluator(metric, settings, original, facts)
-        variants, failed = self._make_variants(evaluator)
+        variants = self._make_variants(evaluator)
         if rule is None:
             rule = evaluator.default_rule()
-        chosen = evaluator.choose(rule, variants)
+        chosen = evaluator.choose(rule, variants.made)
+
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
         with self.stop.interruptible():
             winner = Original.of_winner(self.evaluation, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
+        chosen_facts = Chosen(
+            name=chosen.facts.name,
+            bytes=len(content),
+            parameters=count_parameters(network),
+            medians=_median_latencies(chosen.facts, evaluator.original_facts),
+        )
+
         run_dir = self.evaluation.study.run_dir
         with self.writing(result) as store:
             record = Compressed(
@@ -89,14 +108,9 @@ class Compressor:
                 rule=str(rule),
                 margin=evaluator.margin,
                 original=evaluator.original_facts,
-                variants=(*(variant.facts for variant in variants), *failed),
+                variants=(*[variant.facts for variant in variants.made], *variants.failed),
                 bytes_of_winner=(run_dir / "winner.pt").stat().st_size,
-                chosen=Chosen(
-                    name=chosen.facts.name,
-                    bytes=len(content),
-                    parameters=count_parameters(network),
-                    medians=_median_latencies(chosen.facts, evaluator.original_facts),
-                ),
+                chosen=chosen_facts,
                 test=self._test(evaluator, winner, content, store),
             )
             # The record comes first, with the digest of the network: if the command is killed
@@ -105,12 +119,13 @@ class Compressor:
             write_whole(run_dir / NETWORK, content, durable=True)
         return record
 
-    def _make_variants(self, evaluator: Evaluator) -> tuple[list[Variant], list[VariantFacts]]:
-        """Returns the variants, and the facts of those that could not be made."""
+    def _make_variants(self, evaluator: Evaluator) -> Variants:
+        """Makes the variants; of a network that a custom loop trains, only the unchanged one."""
         recipes = evaluator.recipes()
         if not self.evaluation.study.definition.trains_networks:
-            recipes = recipes[:1]  # the original itself
-            self._begin(OWN_LOOP)
+            unchanged = recipes[0]
+            recipes = [unchanged]
+            self._begin(CUSTOM_LOOP)
         return evaluator.make(recipes, self._begin, self.stop)
 
     def _begin(self, step: str) -> None:
@@ -123,21 +138,25 @@ class Compressor:
         """Measures a file and the winner on the test set, which is used once for this file.
 
         The scores are stored in the database at once, from where a later command takes them.
+
+        Args:
+            content: the content of the ONNX file.
+            store: stores an attribute of the study.
         """
         digest = digest_of(content)
-        search = self.evaluation.study.stored
+        study = self.evaluation.study.stored
         metric = evaluator.metric
-        earlier_results = search.optuna.user_attrs.get(TESTED) or {}
+        earlier_results = study.optuna.user_attrs.get(TEST_RESULTS) or {}
         if digest in earlier_results:
             scores = replace(from_document(earlier_results[digest], Scores), earlier=True)
         else:
-            search.count_test_use(store)  # first, so that a test is counted if this is killed
+            study.count_test_use(store)  # first, so that a test is counted if this is killed
             scores = self._measure(metric, winner, content)
             results = {**earlier_results, digest: to_document(scores)}
-            store(search.ledger.study_id, TESTED, results)
-        worst_change = min(metric.sign * end for end in scores.interval)
-        is_within = worst_change >= -evaluator.margin - EXACT
-        return replace(scores, within=is_within, uses=search.test_uses())
+            store(study.ledger.study_id, TEST_RESULTS, results)
+        gains = [metric.sign * end for end in scores.interval]  # below 0 if the file is worse
+        is_within = min(gains) >= -evaluator.margin - ROUNDING
+        return replace(scores, within=is_within, uses=study.test_uses())
 
     def _measure(self, metric: Metric, winner: Original, content: bytes) -> Scores:
         """Measures a file and the winner on the test set."""
@@ -170,7 +189,7 @@ class Compressor:
             if self.stop():
                 raise Stopped
             try:
-                lock.acquire(timeout=0.5)
+                lock.acquire(timeout=LOCK_INTERVAL)
             except Timeout:
                 continue
         try:

@@ -32,10 +32,11 @@ from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.predictions import make_network
 
 TEMPERATURE = 4.0  # by which outputs are divided, which softens their probabilities
-SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest
+TEACHER_SHARE = 0.5  # of the teacher's outputs in the loss; the targets have the rest
 LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 Section = Mapping[str, Any]  # the section `model` of a configuration
-LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
+MIN_WIDTH = 8  # of an argument that may be a width; smaller ones are mostly depths and heads
+EXAMPLES_TO_TRACE = 2  # an export and a pruner need two examples
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,13 @@ class Original:
 
     @classmethod
     def retrained(cls, evaluation: Evaluation, calibration: int) -> "Original":
-        """Trains the winner's configuration without a validation set, which is always the same."""
+        """Trains the winner's configuration on the training data without a validation set.
+
+        The validation set is always the same, so that each command compares variants alike.
+
+        Args:
+            calibration: the number of examples that set the ranges of int8.
+        """
         data = evaluation.study.data
         definition = evaluation.study.definition
         winner = evaluation.winner
@@ -69,11 +76,11 @@ class Original:
         point = evaluation.candidates[winner].point
         assert data.split is not None
         assert data.source is not None
-        # No other seed of a study is derived from three numbers that end in 2: see
-        # CandidateTrainings.new_seed.
+        # A study derives no other seed from three numbers that end in 2 (see
+        # CandidateTrainings.new_seed), so that this training shares its draws with no other.
         seed = derive(definition.seed, 0, 0, 2)
         folds = data.split.folds(definition.config.objective.folds, data.source.validation, seed)
-        fold = folds[-1]
+        fold = folds[-1]  # its training and validation examples
         job = definition.build_job(point, fold, seed)
         if definition.trains_networks:
             network = train_network(job, data.split)
@@ -87,7 +94,11 @@ class Original:
 
     @classmethod
     def of_winner(cls, evaluation: Evaluation, calibration: int) -> "Original":
-        """Loads the winner, with the job that trained it on all training data."""
+        """Loads the winner, with the job that trained it on all training data.
+
+        Args:
+            calibration: the number of examples that set the ranges of int8.
+        """
         study = evaluation.study
         winner = evaluation.winner
         examples = study.data.split
@@ -103,15 +114,16 @@ class Original:
 
     @cached_property
     def inputs(self) -> Tensor:
-        """Training examples, in the type that the network takes."""
+        """Randomly drawn training examples, in the type that the network takes."""
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(self.job.train), generator=generator)
-        rows = []
-        for position in order[: max(2, self.calibration)]:  # an export needs two examples
-            row = self.examples.input_at(int(self.job.train[position]))
-            if row is not None:
-                rows.append(row)
-        return torch.stack(rows).cpu().to(self.dtype)
+        count = max(EXAMPLES_TO_TRACE, self.calibration)
+        inputs = []
+        for position in order[:count]:
+            example = self.examples.input_at(int(self.job.train[position]))
+            if example is not None:
+                inputs.append(example)
+        return torch.stack(inputs).cpu().to(self.dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -131,34 +143,35 @@ class Original:
         Args:
             make: returns the network on the CPU, the same at every call.
         """
-        step = distillation(self.network, self.dtype, meaning_of(self.job, self.examples))
+        meaning = meaning_of_outputs(self.job, self.examples)
+        step = make_distillation_step(self.network, self.dtype, meaning)
         job = replace(self.job, model=lambda shape, outputs: make(), step=step)
         return train_network(job, self.examples)
 
     def pruned(self, ratio: float) -> nn.Module:
         """Returns the network without a share of its channels and units, trained again."""
-        smaller = prune(self.network, self.inputs[:2], ratio)
+        smaller = prune(self.network, self.inputs[:EXAMPLES_TO_TRACE], ratio)
         return self.train(lambda: deepcopy(smaller))
 
     def student(self, width: float) -> nn.Module:
         """Returns a trained network whose widths are a share of the original's."""
         build = partial(build_network, shape=self.examples.shape, outputs=self.examples.outputs)
         assert self.section is not None  # the network of a custom loop has no students
-        section, _ = narrow(self.section, width, build)
-        return self.train(lambda: build(section))
+        narrower_section = narrow(self.section, width, build)
+        return self.train(lambda: build(narrower_section))
 
 
 def _report_nothing(step: object) -> None:
-    """Stands for the report of each step of a loop, which nothing stores here."""
+    """Takes the report of each step of a loop, which nothing stores here."""
 
 
 def _load_network(weights: dict[str, Any], job: Job, evaluation: Evaluation) -> nn.Module:
     """Makes the network of a job with trained weights, in eval mode.
 
     Args:
-        weights: the weights by their names in the network, if studyloom trained it. A custom loop
-            may train several networks: then the weights of each, by the name under which the loop
-            keeps it. `objective.network` names the one to load.
+        weights: the content of winner.pt: the weights of the network. A custom loop may train
+            several networks, and then it is the weights of each by its name in `run.keep`;
+            `objective.network` names the one to load.
     """
     definition = evaluation.study.definition
     if not definition.trains_networks:
@@ -187,9 +200,9 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     """Returns a network without a share of its channels and units, those with the smallest norm.
 
     Whole channels are removed, the same share in every layer, and with them the weights that read
-    them: zeros among the weights would leave file and latency unchanged. Source: Li et al. 2017
-    (arXiv:1608.08710), by the dependencies between layers of Fang et al. 2023 (arXiv:2301.12900),
-    which `torch-pruning` finds.
+    them: zeros among the weights would leave file and latency unchanged (Li et al. 2017,
+    arXiv:1608.08710). `torch-pruning` finds which weights of other layers read a channel (Fang et
+    al. 2023, arXiv:2301.12900).
 
     Args:
         network: on the CPU; it is not changed.
@@ -202,20 +215,22 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     import torch_pruning
 
     pruned = deepcopy(network).eval()
-    prunable = nn.Linear | nn.modules.conv._ConvNd
-    layers = [module for module in pruned.modules() if isinstance(module, prunable)]
+    prunable_types = nn.Linear | nn.modules.conv._ConvNd
+    layers = [module for module in pruned.modules() if isinstance(module, prunable_types)]
     if not layers:
         raise CompressError("it has no layer whose channels can be pruned")
+    last_layer = layers[-1]
     parameters_before = count_parameters(pruned)
     try:
-        torch_pruning.pruner.MagnitudePruner(
+        pruner = torch_pruning.pruner.MagnitudePruner(
             pruned,
             inputs,
             importance=torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=ratio,
-            ignored_layers=layers[-1:],  # its channels are the outputs of the network
-        ).step()
-        pruned(inputs)
+            ignored_layers=[last_layer],  # its channels are the outputs of the network
+        )
+        pruner.step()
+        pruned(inputs)  # raises if the layers do not fit together
     except Exception as error:  # the library raises any for a layer that it does not know
         raise CompressError(f"it cannot be pruned: {type(error).__name__}: {error}") from error
     if count_parameters(pruned) == parameters_before:
@@ -223,10 +238,8 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     return pruned
 
 
-def narrow(
-    section: Section, width: float, build: Callable[[Section], nn.Module]
-) -> tuple[dict[str, Any], list[str]]:
-    """Returns the section of a narrower network, and which of its arguments are smaller.
+def narrow(section: Section, width: float, build: Callable[[Section], nn.Module]) -> dict[str, Any]:
+    """Returns the section of a narrower network: its widths are reduced to a share.
 
     An argument is a width if it is an integer of at least 8, or a list of such, and half of it
     gives a network with fewer parameters. Half as many heads of attention, for example, give as
@@ -240,23 +253,25 @@ def narrow(
         CompressError: no argument is a width.
     """
     parameters = count_parameters(build(section))
-    narrower = dict(section)
-    changed = []
+    widths = {}
     for key, value in _possible_widths(section):
         halved = {**section, key: _scale(value, 0.5)}
         if _has_fewer_parameters(halved, parameters, build):
-            narrower[key] = _scale(value, width)
-            changed.append(f"{key}={narrower[key]}")
-    if not changed:
+            widths[key] = _scale(value, width)
+    if not widths:
         raise CompressError("no argument of model is a width, so that there is no narrower student")
-    return narrower, changed
+    return {**section, **widths}
 
 
 def _possible_widths(section: Section) -> Iterator[tuple[str, int | list[int]]]:
     """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
-        numbers = value if isinstance(value, list) else [value]
-        if numbers and all(type(number) is int and number >= LEAST for number in numbers):
+        if isinstance(value, list):
+            numbers = value
+        else:
+            numbers = [value]
+        are_wide = all(type(number) is int and number >= MIN_WIDTH for number in numbers)
+        if numbers and are_wide:
             yield str(key), value
 
 
@@ -265,7 +280,7 @@ def _has_fewer_parameters(
     parameters: int,
     build: Callable[[Section], nn.Module],
 ) -> bool:
-    """Returns True if the network of a section can be built with less than so many parameters."""
+    """Returns True if the network of a section can be built, and has fewer than `parameters`."""
     try:
         return count_parameters(build(section)) < parameters
     except Exception:  # the network refuses its arguments
@@ -279,7 +294,9 @@ def _scale(value: int | list[int], share: float) -> int | list[int]:
     return [max(1, round(number * share)) for number in value]
 
 
-def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callable[..., Any]:
+def make_distillation_step(
+    teacher: nn.Module, dtype: torch.dtype, meaning: str
+) -> Callable[..., Any]:
     """Returns a training step that learns from the targets and from the outputs of a teacher.
 
     Outputs of classes are softened before they are compared, as in Hinton et al. 2015
@@ -288,7 +305,7 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
     Args:
         teacher: the original; a copy of it is moved to the device of the inputs.
         dtype: the type in which the networks take the inputs.
-        meaning: the meaning of the outputs, as `meaning_of` returns it.
+        meaning: what the outputs are: classes, labels or numbers.
     """
     teacher = deepcopy(teacher).eval().requires_grad_(False)
 
@@ -304,7 +321,7 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
             loss_to_teacher = loss(outputs, outputs_of_teacher.sigmoid())
         else:
             loss_to_teacher = loss(outputs, outputs_of_teacher)
-        return SHARE * loss_to_teacher + (1 - SHARE) * loss(outputs, targets)
+        return TEACHER_SHARE * loss_to_teacher + (1 - TEACHER_SHARE) * loss(outputs, targets)
 
     return step
 
@@ -312,17 +329,17 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
 def _softened_distance(outputs: Tensor, outputs_of_teacher: Tensor) -> Tensor:
     """Returns the divergence between the softened probabilities of classes of two networks.
 
-    Its gradients shrink with the square of the temperature, by which it is multiplied so that the
-    share of the targets in the whole loss does not depend on the temperature.
+    Its gradients shrink with the square of the temperature. It is multiplied by that square, so
+    that the share of the targets in the whole loss does not depend on the temperature.
     """
     predicted = outputs.div(TEMPERATURE).log_softmax(1)
-    taught = outputs_of_teacher.div(TEMPERATURE).log_softmax(1)
-    divergence = functional.kl_div(predicted, taught, log_target=True, reduction="batchmean")
+    expected = outputs_of_teacher.div(TEMPERATURE).log_softmax(1)
+    divergence = functional.kl_div(predicted, expected, log_target=True, reduction="batchmean")
     return divergence * TEMPERATURE**2
 
 
-def meaning_of(job: Job, examples: Part) -> str:
-    """Returns the meaning of the outputs of a job's network: classes, labels or numbers."""
+def meaning_of_outputs(job: Job, examples: Part) -> str:
+    """Returns what the outputs of a job's network are: classes, labels or numbers."""
     if examples.classifies:
         return "classes"
     loss = getattr(job.loss, "loss", None)  # within `OneHot`, or a user's loss that wraps one

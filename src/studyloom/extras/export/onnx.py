@@ -29,6 +29,7 @@ OUTPUTS = "outputs"
 # How far outputs of the ONNX file may be from those of PyTorch, as a share of the largest output.
 TOLERANCE = 1e-4
 CALIBRATION_BATCH = 64  # training examples that set the ranges of int8 at once
+MAX_CAUSE_LENGTH = 300  # characters of a library's error
 
 
 def check_installed() -> None:
@@ -167,7 +168,7 @@ def quantize(content: bytes, inputs: Tensor) -> bytes:
         quantized = str(Path(folder) / "int8.onnx")
         Path(exported).write_bytes(content)
         try:
-            quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+            quant_pre_process(exported, prepared, skip_symbolic_shape=True)  # merges operators
             quantize_static(
                 prepared,
                 quantized,
@@ -197,9 +198,10 @@ def check_equal(outputs_of_network: Tensor, outputs_of_file: Tensor) -> float:
     Raises:
         CompressError: it is above TOLERANCE.
     """
-    scale = max(float(outputs_of_network.abs().max()), float(np.finfo(np.float32).tiny))
+    largest_output = float(outputs_of_network.abs().max())
+    scale = max(largest_output, float(np.finfo(np.float32).tiny))  # never 0
     distance = float((outputs_of_network - outputs_of_file).abs().max()) / scale
-    if not distance <= TOLERANCE:  # true for NaN too
+    if not distance <= TOLERANCE:  # NaN is refused too
         raise CompressError(
             f"the ONNX file and PyTorch predict differently: outputs differ by {distance:.2g} of "
             f"the largest one; at most {TOLERANCE:g} is allowed"
@@ -208,7 +210,10 @@ def check_equal(outputs_of_network: Tensor, outputs_of_file: Tensor) -> float:
 
 
 def _strip(model: Any) -> None:
-    """Removes what no runtime needs: the shapes between nodes, and each node's line of code."""
+    """Removes what no runtime needs, for a smaller file.
+
+    These are the shapes between nodes, each node's line of code, and long names.
+    """
     graph = model.graph
     del graph.value_info[:]
     del model.functions[:]
@@ -231,12 +236,14 @@ def _has_subgraphs(graph: Any) -> bool:
 def _shorten_names(graph: Any) -> None:
     """Replaces the names in a graph by numbers; names take 1.6 of the 25.5 KB of a small file."""
     unchanged = {INPUTS, OUTPUTS, ""}
-    numbers: dict[str, str] = {}
+    short_names: dict[str, str] = {}
 
     def shorten_name(name: str) -> str:
         if name in unchanged:
             return name
-        return numbers.setdefault(name, str(len(numbers)))
+        if name not in short_names:
+            short_names[name] = str(len(short_names))
+        return short_names[name]
 
     for tensor in graph.initializer:
         tensor.name = shorten_name(tensor.name)
@@ -247,10 +254,11 @@ def _shorten_names(graph: Any) -> None:
 
 
 def _format_cause(error: BaseException) -> str:
-    """Formats the first cause of an error, in one line."""
+    """Formats the error that began a chain of errors, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason[:MAX_CAUSE_LENGTH]}"
 
 
 @contextmanager

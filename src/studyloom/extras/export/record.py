@@ -117,13 +117,19 @@ class Compressed:
         return record
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yields the header of the table of variants, and then a row for each."""
-        heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
-        yield "variant", self.metric.name, *heads
+        """Yields the header of the table of variants, and then a row for each variant."""
+        yield (
+            "variant",
+            self.metric.name,
+            "worse by",
+            "bytes",
+            "ms, batch 1",
+            "ms, batch 64",
+            "",  # the mark of the chosen variant, or why one could not be made
+        )
         for variant in (self.original, *self.variants):
             if variant.note is not None:
-                missing_values = ["–"] * 5
-                yield variant.name, *missing_values, variant.note
+                yield variant.name, "–", "–", "–", "–", "–", variant.note
                 continue
             drop = ""
             if variant is not self.original:

@@ -99,9 +99,7 @@ class Settings:
 
 
 def _violated_requirement(key: str, value: object) -> str | None:
-    """Returns what the value of a key must be; None if it is that."""
-    requirement = "an integer of at least 1"
-    is_valid = type(value) is int and value >= 1
+    """Returns what the value of a key must be, for an error; None if the value is valid."""
     if key == "rule":
         requirement = "a rule, or null"
         is_valid = isinstance(value, str | None)
@@ -110,7 +108,10 @@ def _violated_requirement(key: str, value: object) -> str | None:
         is_valid = _is_number(value) and value >= 0
     elif key in ("ratios", "widths"):
         requirement = "a list of numbers above 0 and below 1, such as [0.5]"
-        is_valid = isinstance(value, list) and all(map(_is_share, value))
+        is_valid = isinstance(value, list) and all(_is_share(number) for number in value)
+    else:  # calibration, threads or repeats
+        requirement = "an integer of at least 1"
+        is_valid = type(value) is int and value >= 1
     if is_valid:
         return None
     return requirement

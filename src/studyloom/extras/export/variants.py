@@ -30,11 +30,12 @@ from studyloom.winner.result import DataFacts, Summary, to_document
 from studyloom.winner.statistics import Outputs, compare, resample
 from studyloom.worker.stopping import Stop
 
-BATCHES = (1, 64)
-WARM = 3  # calls before the first that counts
-LONGEST = 5.0  # seconds of calls of each network; slow ones are measured less often
+BATCH_SIZES = (1, 64)  # for which latencies are measured
+WARM_UP_CALLS = 3  # before the first that counts
+MAX_SECONDS = 5.0  # of calls of each network; slow ones are measured less often
+MAX_NOTE_LENGTH = 200  # characters
 # The fields of winner.json's `data` that a user of the file needs; stored in the file as JSON.
-NEEDED = ("shape", "mean", "std", "transform", "names", "columns")
+FIELDS_IN_FILE = ("shape", "mean", "std", "transform", "names", "columns")
 Say = Callable[[str], object]
 
 
@@ -48,7 +49,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant that was made; `facts` lack the latency until it is measured."""
+    """A variant that was made.
+
+    Args:
+        recipe: how its network was made.
+        quantized: whether its file is in int8.
+        content: the content of its ONNX file.
+        facts: its measurements, without the latency until that is measured.
+    """
 
     recipe: Recipe
     quantized: bool
@@ -56,11 +64,19 @@ class Variant:
     facts: VariantFacts
 
 
+@dataclass(frozen=True)
+class Variants:
+    """The variants that were made, and the facts of those that failed, with the reason as note."""
+
+    made: Sequence[Variant]
+    failed: Sequence[VariantFacts]
+
+
 def evaluate(original: Original, network: nn.Module, test: Part | None = None) -> Outputs:
-    """Evaluates a network on the CPU: on the test set if there is one, else on the validation set.
+    """Evaluates a network on the CPU: on the test set if it is passed, else on the validation set.
 
     Args:
-        original: the network that the other one was made of; it has the validation set.
+        original: the network of which `network` was made; it has the validation set.
     """
     job = replace(original.job, precision="fp32")
     if test is None:
@@ -72,18 +88,23 @@ def evaluate(original: Original, network: nn.Module, test: Part | None = None) -
 
 
 def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
-    """Exports a network, checks that the file predicts the same, and quantizes it if `quantized`.
+    """Exports a network, and checks that the file predicts the same.
 
     Args:
         original: the network whose examples are used to trace, check and quantize.
         network: on the CPU.
+        facts: what winner.json says about the data; some of it is stored in the file.
+        quantized: whether the file is quantized after the check.
+
+    Returns:
+        The content of an ONNX file.
 
     Raises:
         CompressError: it has no form in ONNX, or the file predicts something else.
     """
     document = to_document(facts)
-    needed = {name: document[name] for name in NEEDED}
-    content = export_network(network, original.inputs[:2], needed)
+    facts_in_file = {name: document[name] for name in FIELDS_IN_FILE}
+    content = export_network(network, original.inputs[:2], facts_in_file)
     outputs_of_network = evaluate(original, network).outputs
     outputs_of_file = evaluate(original, OnnxNetwork(content)).outputs
     check_equal(outputs_of_network, outputs_of_file)
@@ -95,16 +116,20 @@ def export(original: Original, network: nn.Module, facts: DataFacts, *, quantize
 def compare_outputs(metric: Metric, original: Original, before: Outputs, after: Outputs) -> Summary:
     """Compares the values of two networks on the same examples.
 
+    Args:
+        before: the outputs of the original network.
+        after: the outputs of the network that was made of it.
+
     Returns:
         The difference, after minus before. Its interval covers the choice of examples; it has none
         if a custom evaluation made the outputs.
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
-    sampled = None
+    resamples = None
     if original.job.evaluate is None:  # a custom evaluation may return outputs of any meaning
         outputs = {"before": [before], "after": [after]}
-        sampled = resample(metric, outputs, len(before.targets), original.seed)
-    difference = compare(values, "after", "before", sampled).difference
+        resamples = resample(metric, outputs, len(before.targets), original.seed)
+    difference = compare(values, "after", "before", resamples).difference
     assert difference is not None
     return difference
 
@@ -125,7 +150,7 @@ class Evaluator:
         self.original = original
         self.facts = facts
         self.outputs = evaluate(original, original.network)
-        size = len(pack_weights(original.network.state_dict()))
+        size = len(pack_weights(original.network.state_dict()))  # bytes
         self.original_facts = self._facts("PyTorch, eager", original.network, size, self.outputs)
 
     @property
@@ -157,18 +182,13 @@ class Evaluator:
             recipes.append(Recipe(f"student of {width:g}", make_student))
         return recipes
 
-    def make(
-        self, recipes: Sequence[Recipe], say: Say, stop: Stop
-    ) -> tuple[list[Variant], list[VariantFacts]]:
+    def make(self, recipes: Sequence[Recipe], say: Say, stop: Stop) -> Variants:
         """Makes the variants of recipes, evaluates them and measures their latencies.
 
         Args:
             recipes: the first is the original itself.
             say: called with a description of each step.
             stop: ends the work where a signal or command requests it.
-
-        Returns:
-            The variants; and the facts of those that could not be made, with a note that says why.
 
         Raises:
             CompressError: the original itself cannot be exported.
@@ -185,10 +205,11 @@ class Evaluator:
                 if not variants:  # if the original has no form in ONNX, nothing else has
                     raise
                 reason = " ".join(str(error).split())  # in one line
-                failed.append(VariantFacts(recipe.name, note=reason[:200]))
+                failed.append(VariantFacts(recipe.name, note=reason[:MAX_NOTE_LENGTH]))
         say(f"measuring latencies on {plural(self.settings.threads, 'thread')}")
         with stop.interruptible():
-            return self._measure(variants), failed
+            measured_variants = self._measure(variants)
+        return Variants(measured_variants, failed)
 
     def choose(self, rule: Rule, variants: Sequence[Variant]) -> Variant:
         """Chooses a variant by a rule; among equal variants the one of fewer bytes.
@@ -196,25 +217,29 @@ class Evaluator:
         Raises:
             ConfigError: none satisfies the rule.
         """
-        fitting = [variant for variant in variants if rule.holds(self._values(variant.facts))]
-        if not fitting:
-            descriptions = "; ".join(self._describe(variant, rule) for variant in variants)
-            fix = "loosen it, or have more variants with ratios and widths"
+        satisfying = [variant for variant in variants if rule.holds(self._values(variant.facts))]
+        if not satisfying:
+            descriptions = [self._describe(variant, rule) for variant in variants]
             raise ConfigError(
-                [f"rule: no variant satisfies {rule}; {fix}; there are {descriptions}"]
+                [
+                    f"rule: no variant satisfies {rule}; loosen it, or have more variants with "
+                    f"ratios and widths; there are {'; '.join(descriptions)}"
+                ]
             )
 
         def rank(variant: Variant) -> tuple[Any, int]:
             return rule.rank(self._values(variant.facts)), variant.facts.bytes
 
-        return min(fitting, key=rank)
+        return min(satisfying, key=rank)
 
     def _describe(self, variant: Variant, rule: Rule) -> str:
-        """Returns the values of a variant that a rule names."""
+        """Formats the values of a variant that a rule names: `pruned by 0.5, int8: bytes 9000`."""
         values = self._values(variant.facts)
         names = [rule.objective.name]
-        names += [condition.name for condition in rule.conditions]
-        parts = [f"{name} {values[name]:.4g}" for name in dict.fromkeys(names)]
+        for condition in rule.conditions:
+            if condition.name not in names:
+                names.append(condition.name)
+        parts = [f"{name} {values[name]:.4g}" for name in names]
         return f"{variant.facts.name}: {', '.join(parts)}"
 
     def _make(self, recipe: Recipe) -> list[Variant]:
@@ -237,11 +262,12 @@ class Evaluator:
         """
         session = OnnxNetwork(content)
         outputs = evaluate(self.original, session)
-        for batch in BATCHES:
-            session.run(self._examples(batch).numpy())
-        precision = "int8" if quantized else "fp32"
-        name = f"{recipe.name}, {precision}"
-        facts = self._facts(name, network, len(content), outputs)
+        for batch_size in BATCH_SIZES:
+            session.run(self._examples(batch_size).numpy())
+        precision = "fp32"
+        if quantized:
+            precision = "int8"
+        facts = self._facts(f"{recipe.name}, {precision}", network, len(content), outputs)
         return Variant(recipe, quantized, content, facts)
 
     def _examples(self, count: int) -> Tensor:
@@ -250,15 +276,21 @@ class Evaluator:
         return examples[torch.arange(count) % len(examples)]
 
     def _facts(self, name: str, network: nn.Module, size: int, outputs: Outputs) -> VariantFacts:
-        """Compares the outputs of a variant with those of the original; a drop is a loss."""
+        """Returns the value of a network, and how much worse it is than the original's.
+
+        Args:
+            size: the bytes of the network's file.
+            outputs: the outputs of the network on the validation set.
+        """
         difference = compare_outputs(self.metric, self.original, self.outputs, outputs)
         ends = difference.interval or (difference.mean, difference.mean)
         # Adding 0.0 turns -0.0, which would be printed with its sign, into 0.0.
+        drop = -self.metric.sign * difference.mean + 0.0
         low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
         return VariantFacts(
             name,
             value=outputs.score(self.metric),
-            drop=-self.metric.sign * difference.mean + 0.0,
+            drop=drop,
             drop_interval=(low, high),
             bytes=size,
             parameters=count_parameters(network),
@@ -268,27 +300,27 @@ class Evaluator:
         """Measures the latencies of the original, in PyTorch eager, and of the variants.
 
         Returns:
-            The variants with their latencies; those of the original become its facts.
+            The variants with their latencies. `original_facts` gets those of the original.
         """
         network = self.original.network.eval()
         threads = self.settings.threads
         sessions = [OnnxNetwork(variant.content, threads) for variant in variants]
-        latencies_of_original: dict[str, Latency] = {}  # by the size of the batch
-        latencies_of_variants: list[dict[str, Latency]] = [{} for _ in variants]
+        # By the size of the batch: the latency of the original, then those of the variants.
+        latencies: dict[str, list[Latency]] = {}
         with on_threads(threads), torch.inference_mode():
-            for batch in BATCHES:
-                inputs = self._examples(batch)
+            for batch_size in BATCH_SIZES:
+                inputs = self._examples(batch_size)
                 calls: list[Callable[[], object]] = [partial(network, inputs)]
                 for session in sessions:
                     calls.append(partial(session.run, inputs.numpy()))
-                measured = measure_latencies(calls, self.settings.repeats)
-                latencies_of_original[str(batch)] = measured[0]
-                for latencies, latency in zip(latencies_of_variants, measured[1:], strict=True):
-                    latencies[str(batch)] = latency
-        self.original_facts = replace(self.original_facts, latency=latencies_of_original)
+                latencies[str(batch_size)] = measure_latencies(calls, self.settings.repeats)
+
+        latency_of_original = {batch_size: row[0] for batch_size, row in latencies.items()}
+        self.original_facts = replace(self.original_facts, latency=latency_of_original)
         measured_variants = []
-        for variant, latencies in zip(variants, latencies_of_variants, strict=True):
-            facts = replace(variant.facts, latency=latencies)
+        for position, variant in enumerate(variants, start=1):
+            latency = {batch_size: row[position] for batch_size, row in latencies.items()}
+            facts = replace(variant.facts, latency=latency)
             measured_variants.append(replace(variant, facts=facts))
         return measured_variants
 
@@ -306,28 +338,28 @@ class Evaluator:
 
 
 def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> list[Latency]:
-    """Measures calls one after the other, again and again.
+    """Measures each call many times, in rounds of all calls, and returns a latency for each.
 
     In this order, other work of the machine slows all calls alike.
 
     Args:
-        repeats: how often each is measured, or less often if its calls take more than LONGEST.
+        repeats: the number of rounds; a call whose times sum up to MAX_SECONDS takes part in fewer.
     """
     for call in calls:
-        for _ in range(WARM):
+        for _ in range(WARM_UP_CALLS):
             call()
-    seconds_of_calls: list[list[float]] = [[] for _ in calls]
+    times: list[list[float]] = [[] for _ in calls]  # seconds, a list for each call
     for _ in range(repeats):
-        for call, seconds in zip(calls, seconds_of_calls, strict=True):
-            if sum(seconds) > LONGEST:
+        for call, times_of_call in zip(calls, times, strict=True):
+            if sum(times_of_call) > MAX_SECONDS:
                 continue
             # Not measured: loads its weights into the cache, from which other calls removed them.
             call()
             began = time.perf_counter()
             call()
-            seconds.append(time.perf_counter() - began)
+            times_of_call.append(time.perf_counter() - began)
     latencies = []
-    for seconds in seconds_of_calls:
-        median, low, high = np.percentile(seconds, (50, 10, 90)) * 1e3  # milliseconds
-        latencies.append(Latency(float(median), float(low), float(high), len(seconds)))
+    for times_of_call in times:
+        median, low, high = np.percentile(times_of_call, (50, 10, 90)) * 1e3  # milliseconds
+        latencies.append(Latency(float(median), float(low), float(high), len(times_of_call)))
     return latencies
