@@ -27,8 +27,10 @@ from studyloom.views.terminal import make_console
 from studyloom.views.words import describe_data, describe_trial
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
-MOST_POINTS = 20  # of a learning curve
-LEAST_TRIALS = 10  # trials with values that a best region needs
+MAX_POINTS = 20  # of a learning curve
+MIN_TRIALS = 10  # trials with values that a best region needs
+SHARE_OF_BEST = 10  # one in so many trials is in the best region
+MIN_BEST = 3  # trials in the best region
 COLUMNS = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 Document = dict[str, Any]  # an object in JSON
 
@@ -116,13 +118,14 @@ def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
     for epoch, value in zip(curve.get("number", ()), curve.get("value", ()), strict=False):
         if value is not None and math.isfinite(value):
             points.append((epoch, value))
-    stride = max(1, math.ceil(len(points) / MOST_POINTS))
-    from_the_end = points[::-stride]  # begins with the last point, which must be among them
+    stride = max(1, math.ceil(len(points) / MAX_POINTS))
+    # Taken from the end, so that the last point is among them, and then turned around.
+    from_the_end = points[::-stride]
     return from_the_end[::-1]
 
 
 def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | None:
-    """Returns where the best trials are; None if fewer than ten have a value.
+    """Returns the part of the space in which the best trials are; None if too few have a value.
 
     These are the best tenth, from which TPE draws, but at least three. A trial that stopped early
     counts with the value that it is expected to reach, as samplers see it.
@@ -134,22 +137,22 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | No
     # Trials that stopped early become complete ones, with the value that is expected of them.
     extrapolated = extrapolate(trials, stored.optuna.directions, further_objectives)
     complete = [trial for trial in extrapolated if trial.state == TrialState.COMPLETE]
-    if len(complete) < LEAST_TRIALS:
+    if len(complete) < MIN_TRIALS:
         return None
     complete.sort(key=lambda trial: (-stored.sign * trial.values[0], trial.number))
-    best = complete[: max(3, math.ceil(len(complete) / 10))]
-    values: dict[str, list[Any]] = {}
-    for trial in best:
+    best_count = max(MIN_BEST, math.ceil(len(complete) / SHARE_OF_BEST))
+    values_by_name: dict[str, list[Any]] = {}
+    for trial in complete[:best_count]:
         for name, value in trial.params.items():
-            values.setdefault(name, []).append(value)
-    return {name: _summarize(settings) for name, settings in values.items()}
+            values_by_name.setdefault(name, []).append(value)
+    return {name: _summarize(values) for name, values in values_by_name.items()}
 
 
-def _summarize(settings: Sequence[Any]) -> Document:
+def _summarize(values: Sequence[Any]) -> Document:
     """Returns the range of numbers, or how often each choice occurs."""
-    if all(isinstance(setting, int | float) for setting in settings):
-        return {"low": min(settings), "high": max(settings)}
-    return dict(Counter(map(str, settings)))
+    if all(isinstance(value, int | float) for value in values):
+        return {"low": min(values), "high": max(values)}
+    return dict(Counter(str(value) for value in values))
 
 
 def print_proposed(arguments: Any) -> None:
@@ -171,17 +174,22 @@ def print_asked(arguments: Any) -> None:
         return
     definition = facts["definition"]
     objective = f"{definition['direction']} {definition['metric']}"
+    first_line = f"{facts['study']}: {objective}; {definition['about']}"
     console = make_console()
-    for line in (f"{facts['study']}: {objective}; {definition['about']}", _progress_line(facts)):
+    for line in (first_line, _progress_line(facts)):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))
 
 
 def _progress_line(facts: Document) -> str:
-    """Returns how many trials may be proposed, or why none may."""
+    """Returns how many trials may be proposed, or why none may.
+
+    Args:
+        facts: what `ask` returns.
+    """
     if facts["end_reason"]:
         return str(facts["end_reason"])
-    begun = f"all {facts['budget']} trials have begun"
+    progress = f"all {facts['budget']} trials have begun"
     if facts["trials_left"]:
-        begun = f"{facts['trials_left']} of {facts['budget']} trials have not begun"
-    return f"{begun}; {facts['proposals_left']} may be proposed now"
+        progress = f"{facts["trials_left"]} of {facts['budget']} trials have not begun"
+    return f"{progress}; {facts['proposals_left']} may be proposed now"

@@ -25,8 +25,11 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import describe_kind, format_value, one_line, shorten_end
 
-LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
-MOST_ERRORS = 20  # of a proposal that are printed
+MAX_LENGTHS = {"by": 40, "why": 500, "point": 100_000}  # characters of each argument
+MAX_ERRORS = 20  # of a proposal that are printed
+MAX_ERROR_LENGTH = 300  # characters
+MAX_REASON_LENGTH = 200
+MAX_SHOWN_LENGTH = 80  # of an argument in an error
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
 
     Args:
         point: values by hyperparameter name, possibly nested; or such an object in JSON.
-        by: who proposes it, and `why`: a line of text each.
+        by: who proposes it, a line of text.
+        why: why, a line of text.
 
     Returns:
         The number of its trial.
@@ -56,36 +60,41 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         ConfigError: all that is wrong with it; or a trial has it already, or no slot is free.
     """
     errors = []
-    if not by:
-        errors.append(_error_in_line("by", by))
-    for name, text in (("by", by), ("why", why)):
-        if len(text) > LONGEST[name] or one_line(text) != text:
-            errors.append(_error_in_line(name, text))
+    if not by or not _is_valid_line("by", by):
+        errors.append(_line_error("by", by))
+    if not _is_valid_line("why", why):
+        errors.append(_line_error("why", why))
     space = read_space(stored)
     try:
         placed = place_point(space, _parse_object(point))
-        default = place_point(space, {}).point
+        default_point = place_point(space, {}).point
     except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
         problem = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
-        reason = shorten_end(one_line(str(error)), 200)
+        reason = shorten_end(one_line(str(error)), MAX_REASON_LENGTH)
         raise ConfigError([*errors, f"{problem}: {reason}"]) from None
     errors += placed.errors
     errors += placed.unknown.values()
     if errors:
-        raise ConfigError([shorten_end(one_line(line), 300) for line in errors[:MOST_ERRORS]])
+        shown_errors = errors[:MAX_ERRORS]
+        raise ConfigError([shorten_end(one_line(line), MAX_ERROR_LENGTH) for line in shown_errors])
     proposal = Proposal(placed.point, {"by": by, "why": why, "id": uuid.uuid4().hex})
     budget = read_bounds(stored).trials
     baseline = None
     if space.baseline:
-        baseline = default
+        baseline = default_point
     return _fill_slot(stored, proposal, space.most_proposals(budget), baseline)
 
 
-def _error_in_line(name: str, text: str) -> str:
+def _is_valid_line(name: str, text: str) -> bool:
+    """Returns True if an argument is a single line of printable text, and not too long."""
+    return len(text) <= MAX_LENGTHS[name] and one_line(text) == text
+
+
+def _line_error(name: str, text: str) -> str:
     """Returns the error of an argument that must be a line of text."""
     return (
-        f"{name} must be a line of at most {LONGEST[name]} printable characters; "
-        f"got {shorten_end(text, 80)!r}"
+        f"{name} must be a line of at most {MAX_LENGTHS[name]} printable characters; "
+        f"got {shorten_end(text, MAX_SHOWN_LENGTH)!r}"
     )
 
 
@@ -97,8 +106,8 @@ def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:
     text = point
     if not isinstance(text, str):
         text = json.dumps(text)
-    if len(text) > LONGEST["point"]:
-        raise ValueError(f"it has more than {LONGEST['point']} characters")
+    if len(text) > MAX_LENGTHS["point"]:
+        raise ValueError(f"it has more than {MAX_LENGTHS['point']} characters")
     parsed = json.loads(text)
     if not isinstance(parsed, dict):
         raise ValueError(f"it is {describe_kind(parsed)}")
@@ -106,7 +115,10 @@ def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_free_slots(stored: StoredStudy) -> int:
-    """Counts the slots whose trials have not begun; none is free once the search has ended."""
+    """Counts the slots (rows of the budget) whose trials have not begun.
+
+    Once the search has ended, none is free.
+    """
     if read_forecast(stored).ending is not None:
         return 0
     ledger = stored.ledger
@@ -118,7 +130,8 @@ def count_free_slots(stored: StoredStudy) -> int:
 def why_closed(stored: StoredStudy) -> str | None:
     """Explains why a study takes no more proposals; None while it takes them.
 
-    A proposer may have seen the result of the test, also before the budget was raised.
+    It takes none after its test, whose result a proposer may have seen, even if the budget is
+    raised then.
     """
     if stored.test_uses():
         return (
@@ -131,26 +144,25 @@ def why_closed(stored: StoredStudy) -> str | None:
     return f"the search of {stored.name} {ending.reason}; a proposal comes too late"
 
 
-def _fill_slot(stored: StoredStudy, proposal: Proposal, most: int, baseline: Point | None) -> int:
-    """Puts a proposal into the next free slot, whose trial the next worker to claim it trains.
+def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Point | None) -> int:
+    """Puts a proposal into the next free slot (a row of the budget), and returns its trial's number.
 
-    All is checked and written in one transaction that locks the trials of the study. Without the
-    lock, two proposals at once could fill one slot or exceed the limit together.
+    A worker that claims the slot trains the proposal. All is checked and written in one transaction
+    that locks the trials of the study: otherwise two proposals at once could fill one slot, or
+    exceed the limit together.
 
     Args:
-        most: how many trials of the study may be proposed.
+        limit: how many trials of the study may be proposed.
         baseline: the default configuration, if trial 0 is to run it.
 
-    Returns:
-        The number of its trial.
-
     Raises:
-        ConfigError: a trial has the configuration already, no slot is free, or see `why_closed`.
+        ConfigError: a trial has the configuration already, no slot is free, or the study takes no
+            more proposals.
     """
     budget = read_bounds(stored).trials
-    closed = why_closed(stored)
-    if closed:
-        raise ConfigError(closed)
+    reason = why_closed(stored)
+    if reason is not None:
+        raise ConfigError(reason)
 
     def queue(connection: Connection) -> int:
         trials = stored.lock_trials(connection)
@@ -162,9 +174,9 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, most: int, baseline: Poi
             if TrialRecord(trial).proposed == proposal.mark:
                 return trial.number
             _check_different(trial, proposal.point, baseline)
-        if count_proposed(trials) >= most:
+        if count_proposed(trials) >= limit:
             raise ConfigError(
-                f"study.proposal_share: {most} of {budget} trials may be proposed, and have been"
+                f"study.proposal_share: {limit} of {budget} trials may be proposed, and have been"
             )
         free_slots = stored.ledger.never_claimed(connection, budget)
         if not free_slots:
@@ -182,16 +194,17 @@ def count_proposed(trials: Sequence[FrozenTrial]) -> int:
 
 
 def _check_different(trial: FrozenTrial, point: Point, baseline: Point | None) -> None:
-    """Checks that a trial does not have a configuration; raises ConfigError if it has.
+    """Raises ConfigError if a trial has the proposed configuration already.
 
     Args:
-        baseline: the default configuration, which trial 0 has before its worker stores it.
+        point: the proposed configuration.
+        baseline: the default configuration. Trial 0 has it, also before its worker stores it.
     """
     record = TrialRecord(trial)
-    configuration: Point | FrozenTrial = trial
+    configuration_of_trial: Point | FrozenTrial = trial
     if record.is_baseline and not trial.params and baseline is not None:
-        configuration = baseline
-    if identify(point) != identify(configuration):
+        configuration_of_trial = baseline
+    if identify(point) != identify(configuration_of_trial):
         return
     value = ""
     if trial.values:

@@ -16,6 +16,7 @@ from studyloom.storage.attributes import SPACE
 from studyloom.storage.stored_study import StoredStudy
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+ROUNDING = 1e-9  # added before a share is cut: 0.29 * 100 is 28.999… as a float
 Schema = dict[str, Any]  # a description in JSON Schema
 
 
@@ -58,8 +59,7 @@ class StoredSpace:
 
     def most_proposals(self, budget: int) -> int:
         """Returns how many trials of a budget may be proposed."""
-        # 0.29 * 100 is 28.999… as a float; without the small number it would be cut to 28.
-        allowed = int(self.share * budget + 1e-9)
+        allowed = int(self.share * budget + ROUNDING)
         return min(budget, allowed)
 
 
@@ -109,12 +109,12 @@ def _describe_nodes(
         match node:
             case Group():
                 groups.append({"oneOf": _describe_options(node, stored_space)})
-            case ValueNode(name, _, distribution):
-                properties[name] = _describe_values(distribution)
-                properties[name]["default"] = stored_space.starts.get(name)
-            case ListNode(name):
-                properties[name] = _describe_list(node)
-                properties[name]["default"] = stored_space.starts.get(name)
+            case ValueNode():
+                default = stored_space.starts.get(node.name)
+                properties[node.name] = {**_describe_values(node.distribution), "default": default}
+            case ListNode():
+                default = stored_space.starts.get(node.name)
+                properties[node.name] = {**_describe_list(node), "default": default}
     schema: Schema = {"properties": properties}
     if groups:
         schema["allOf"] = groups
@@ -124,15 +124,16 @@ def _describe_nodes(
 def _describe_options(group: Group, stored_space: StoredSpace) -> list[Schema]:
     """Describes each option of a group with the hyperparameters that it opens.
 
-    A proposal must name its option, except the default one.
+    A proposal must name its option, except the default one, which is that of the config or else the
+    first.
     """
-    default = stored_space.choices.get(group.config_group)
-    if default not in group.options:
-        default = next(iter(group.options))
+    default_option = stored_space.choices.get(group.config_group)
+    if default_option not in group.options:
+        default_option = next(iter(group.options))
     schemas = []
     for option, nodes in group.options.items():
         schema = _describe_nodes(nodes, stored_space, group.name, option)
-        if option != default:
+        if option != default_option:
             schema["required"] = [group.name]
         schemas.append(schema)
     return schemas
