@@ -145,7 +145,7 @@ def why_closed(stored: StoredStudy) -> str | None:
 
 
 def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Point | None) -> int:
-    """Puts a proposal into the next free slot (a row of the budget), and returns its trial's number.
+    """Puts a proposal into the next free slot (a row of the budget); returns its trial's number.
 
     A worker that claims the slot trains the proposal. All is checked and written in one transaction
     that locks the trials of the study: otherwise two proposals at once could fill one slot, or
