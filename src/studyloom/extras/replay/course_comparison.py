@@ -18,9 +18,10 @@ FURTHER_QUANTITIES = ("train_loss", "valid_loss")  # of a network that studyloom
 # threads, six epochs on MNIST-5k were at most 0.9% apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
 # is reported as different, since no tolerance would mean anything there.
-MOST_LOSS = 0.05  # how far apart losses may be, as a share
-MOST_EXAMPLES = 0.01  # by how many validation examples accuracies may differ, as a share
-OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
+LOSS_TOLERANCE = 0.05  # how far apart losses may be, as a share
+EXAMPLES_TOLERANCE = 0.01  # by how many validation examples accuracies may differ, as a share
+ROUNDING = 1e-6  # of means
+EXTERNAL = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
 # Failures whose reason holds computed numbers; the wording of other reasons may change.
 WITH_NUMBERS = (failures.DIVERGED, failures.INFEASIBLE)
 
@@ -33,13 +34,14 @@ class Course:
         curve: by quantity, a number for each epoch from 1 on; None where a loop reported none. The
             value is called by the name of the metric, and is the first.
         value: the value that a loop returned at its end; None if it did not come so far.
-        jobs: the epochs that were trained in all jobs together, such as those of each fold.
+        trained_epochs: the epochs of all jobs together. A trial has a job for each fold and seed,
+            which are trained side by side: an epoch of the curve is one of each job.
     """
 
     curve: Mapping[str, Sequence[float | None]]
     failure: failures.Failure | None
     value: float | None = None
-    jobs: int = 0
+    trained_epochs: int = 0
 
     @property
     def epochs(self) -> int:
@@ -54,38 +56,45 @@ class Course:
     @property
     def failed_inside(self) -> bool:
         """True if it failed by itself, so that a replay must fail too."""
-        return self.failure is not None and self.failure.kind not in OUTSIDE
+        return self.failure is not None and self.failure.kind not in EXTERNAL
 
     @classmethod
     def read(cls, trial: FrozenTrial, metric: str, *, is_loop: bool) -> "Course":
-        """Reads the course of a trial; if its workers died, as far as they had reported it.
+        """Reads the course of a trial from what the database holds of it.
 
         Args:
-            is_loop: whether it called a custom loop, which names its curves itself.
+            is_loop: whether the trial called a custom loop, which names its curves itself.
 
         Raises:
             ValueError: its curves have different lengths.
         """
-        columns = TrialRecord(trial).columns
         curve = _read_curve(trial, metric, is_loop=is_loop)
-        if len({len(numbers) for numbers in curve.values()}) > 1:
+        lengths = {len(numbers) for numbers in curve.values()}
+        if len(lengths) > 1:
             raise ValueError(
                 f"its attribute `{EPOCHS}` must have a number for each epoch and quantity"
             )
-        counts = (columns or {}).get(JOBS, [1] * len(curve[metric]))
-        jobs = sum(int(count or 0) for count in counts)
+        trained_epochs = len(curve[metric])
+        columns = TrialRecord(trial).columns
+        if columns and JOBS in columns:  # the number of jobs that trained, for each epoch
+            trained_epochs = sum(int(count or 0) for count in columns[JOBS])
         failure = failures.Failure.read(trial)
         value = None
         # Optuna gives a pruned trial the value of its last report, which no loop has returned.
         has_ended = failure is None and trial.state != TrialState.PRUNED
         if is_loop and has_ended and trial.values:
             value = trial.values[0]
-        return cls(curve, failure, value, jobs)
+        return cls(curve, failure, value, trained_epochs)
 
     def find_difference(self, replayed: "Course", tolerance: "Tolerance | None") -> str | None:
         """Returns the first number or failure that differs: "epoch 3, value: stored 0.5, now 0.6".
 
-        Without a tolerance numbers must be equal bit for bit.
+        Args:
+            replayed: the course of the replay. It is compared as far as both have epochs.
+            tolerance: how far apart numbers may be; None if they must be equal bit for bit.
+
+        Returns:
+            None if nothing differs.
         """
 
         def are_equal(quantity: str, stored: float | None, now: float | None) -> bool:
@@ -100,7 +109,8 @@ class Course:
                 if quantity in replayed.curve:
                     now = replayed.curve[quantity][position]
                 if not are_equal(quantity, stored, now):
-                    return _format_difference(position + 1, quantity, stored, now)
+                    epoch = position + 1
+                    return _format_difference(epoch, quantity, stored, now)
         both_returned = self.value is not None and replayed.failure is None
         if both_returned and not are_equal(self.metric, self.value, replayed.value):
             epoch = replayed.epochs
@@ -108,7 +118,13 @@ class Course:
         return self._find_failure_difference(replayed, exactly=tolerance is None)
 
     def _find_failure_difference(self, replayed: "Course", *, exactly: bool) -> str | None:
-        """Returns how the failures differ; one from outside the trial need not be repeated."""
+        """Returns how the failures differ; None if they do not.
+
+        A failure from outside the trial, such as a crash, need not be repeated.
+
+        Args:
+            exactly: whether the reasons of the failures are compared too.
+        """
         expected = None
         if self.failed_inside:
             expected = self.failure
@@ -125,10 +141,17 @@ class Course:
 def _read_curve(
     trial: FrozenTrial, metric: str, *, is_loop: bool
 ) -> dict[str, Sequence[float | None]]:
-    """Returns the numbers of each epoch by quantity, the metric first."""
+    """Returns the numbers of each epoch by quantity, the metric first.
+
+    Of a trial whose workers died, only the values that they reported are stored, in Optuna's way.
+
+    Args:
+        is_loop: whether a custom loop trained, whose further quantities have any names.
+    """
     columns = TrialRecord(trial).columns
-    if not columns:  # its workers died: only the values that they had reported are stored
-        return {metric: [value for _, value in sorted(trial.intermediate_values.items())]}
+    if not columns:
+        values = [value for _, value in sorted(trial.intermediate_values.items())]
+        return {metric: values}
     names: Sequence[str] = FURTHER_QUANTITIES
     if is_loop:
         names = [name for name in columns if name not in COLUMNS]
@@ -154,28 +177,28 @@ class Tolerance:
     examples: int
 
     @property
-    def most_examples(self) -> int:
+    def allowed_examples(self) -> int:
         """The number of validation examples by which accuracies may differ; 0 for other metrics."""
         if self.metric != "accuracy" or self.examples == 0:
             return 0
-        return max(1, math.ceil(MOST_EXAMPLES * self.examples))
+        return max(1, math.ceil(EXAMPLES_TOLERANCE * self.examples))
 
     def holds(self, quantity: str, stored: float | None, replayed: float | None) -> bool:
         """Returns True if two values are close enough; None is a value that was not reported."""
         if stored is None or replayed is None:
-            return stored is replayed
-        if quantity == self.metric and self.most_examples:
+            return stored is replayed  # True if both are None
+        if quantity == self.metric and self.allowed_examples:
             # The accuracy may be a mean over folds, and then is no multiple of one example.
             examples_apart = abs(replayed - stored) * self.examples
-            return examples_apart <= self.most_examples + 1e-6
-        return math.isclose(stored, replayed, rel_tol=MOST_LOSS, abs_tol=1e-6)
+            return examples_apart <= self.allowed_examples + ROUNDING
+        return math.isclose(stored, replayed, rel_tol=LOSS_TOLERANCE, abs_tol=ROUNDING)
 
     def __str__(self) -> str:
-        if not self.most_examples:
-            return f"losses and {self.metric} within {MOST_LOSS:.0%}"
+        if not self.allowed_examples:
+            return f"losses and {self.metric} within {LOSS_TOLERANCE:.0%}"
         return (
-            f"losses within {MOST_LOSS:.0%}, "
-            f"accuracies within {self.most_examples} of {self.examples} validation examples"
+            f"losses within {LOSS_TOLERANCE:.0%}, "
+            f"accuracies within {self.allowed_examples} of {self.examples} validation examples"
         )
 
 
@@ -183,12 +206,15 @@ def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:
     """Formats a failure so that two equal failures of different versions have the same text.
 
     The reason is left out where its wording may change between versions.
+
+    Args:
+        exactly: whether to include the reason at all.
     """
     if failure is None:
         return "none"
     if exactly and failure.kind in WITH_NUMBERS:
         return f"{failure.kind} ({failure.reason})"
     if exactly and failure.kind == failures.ERROR:
-        class_of_exception = failure.reason.partition(":")[0]
-        return f"{failure.kind} ({class_of_exception})"
+        exception_name, _, _ = failure.reason.partition(":")  # of `ValueError: …`
+        return f"{failure.kind} ({exception_name})"
     return failure.kind

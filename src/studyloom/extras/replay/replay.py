@@ -29,15 +29,20 @@ from studyloom.worker.failure_causes import explain
 from studyloom.worker.provenance import Provenance, current_environment
 from studyloom.worker.stopping import Stop
 
-MOST_THREADS = 1024  # a greater number in a database is ignored
+MAX_THREADS = 1024  # a greater number in a database is ignored
+MAX_PLAIN_NUMBER = 100  # from here on the table has numbers as 1.2e+05
 # The parts of an environment that change the order in which numbers are added.
-REORDERING = ("torch", "device", "threads")
+REORDERING_PARTS = ("torch", "device", "threads")
 
 
 def replay(
     stored: StoredStudy, run_dir: Path, number: int, trusted: Sequence[str], console: Console
 ) -> int:
     """Trains a trial again and prints how it compares, epoch by epoch.
+
+    Args:
+        number: the number of the trial.
+        trusted: the packages of the user's that the trial may name; their code is executed.
 
     Returns:
         The exit code: 0 if the result is equal or within tolerance, else 1.
@@ -48,33 +53,34 @@ def replay(
     """
     trial = find_trial(stored.trials(), number)
     original = _read_original(stored, trial, run_dir, trusted)
-    cfg = original.cfg
+    config = original.config
     provenance = original.provenance
     expected = original.course
-    data = load_data(cfg, provenance, run_dir)
-    last = original.last_epoch
+    last_epoch = original.last_epoch
+    data = load_data(config, provenance, run_dir)
     # A loop may return another value than it reported last, or fail, after its last epoch.
-    trains_to_end = is_loop(cfg) and (expected.value is not None or expected.failed_inside)
-    if not last and not trains_to_end:
+    trains_to_end = is_loop(config) and (expected.value is not None or expected.failed_inside)
+    if not last_epoch and not trains_to_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     console.print(Text(_describe_trial(stored, trial, expected)))
 
     def print_epoch(number: int, epoch: Step) -> None:
         value = f"{stored.metric} {format_value(epoch.value)}"
-        console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
+        console.print(Text(f"epoch {number}/{last_epoch}  {value}  {epoch.seconds:.1f} s"))
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with on_threads(_count_threads(provenance)):
-        objective = make_objective(cfg, provenance, data)
-        until = None if trains_to_end else last
-        replayed = train_again(objective, stored.metric, until, print_epoch)
+        objective = make_objective(config, provenance, data)
+        epoch_limit = None if trains_to_end else last_epoch
+        replayed = train_again(objective, stored.metric, epoch_limit, print_epoch)
         environment = current_environment(data.device)
+
     console.print(comparison_table(expected, replayed))
-    examples = 0
+    validation_count = 0
     if data.folds:
         _, validation_examples = data.folds[0]
-        examples = len(validation_examples)
-    comparison = Comparison(expected, replayed, Tolerance(stored.metric, examples))
+        validation_count = len(validation_examples)
+    comparison = Comparison(expected, replayed, Tolerance(stored.metric, validation_count))
     changes = find_code_changes(stored, provenance)
     return print_verdict(comparison, provenance, environment, changes, console)
 
@@ -87,7 +93,7 @@ class _Original:
         last_epoch: the epoch at which its replay ends, counted over all calls of a loop.
     """
 
-    cfg: StudyConfig
+    config: StudyConfig
     provenance: Provenance
     course: Course
     last_epoch: int
@@ -100,21 +106,24 @@ def _read_original(
     record = TrialRecord(trial)
     try:
         provenance = Provenance.read(record.provenance)
-        cfg = rebuild(provenance, run_dir, trusted)
-        course = Course.read(trial, stored.metric, is_loop=is_loop(cfg))
-        calls_several = is_loop(cfg) and cfg.objective.folds * cfg.objective.seeds > 1
-        if calls_several and not record.columns:
+        config = rebuild(provenance, run_dir, trusted)
+        course = Course.read(trial, stored.metric, is_loop=is_loop(config))
+        # A loop is called once for each fold and seed.
+        calls_loop_repeatedly = (
+            is_loop(config) and config.objective.folds * config.objective.seeds > 1
+        )
+        if calls_loop_repeatedly and not record.columns:
             raise ValueError("its workers died, and it reported only the end of each fold or seed")
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {trial.number} cannot be replayed: {error}") from None
-    last = course.epochs
-    if calls_several:
-        last = course.jobs
+    last_epoch = course.epochs
+    if calls_loop_repeatedly:
+        last_epoch = course.trained_epochs
     if course.failed_inside:
-        last += 1  # the epoch in which it must fail again
-    return _Original(cfg, provenance, course, last)
+        last_epoch += 1  # the epoch in which it must fail again
+    return _Original(config, provenance, course, last_epoch)
 
 
 def _describe_trial(stored: StoredStudy, trial: FrozenTrial, course: Course) -> str:
@@ -129,7 +138,7 @@ def _describe_trial(stored: StoredStudy, trial: FrozenTrial, course: Course) -> 
 def _count_threads(provenance: Provenance) -> int:
     """Returns how many threads the trial had; if that is unknown, as many as PyTorch has now."""
     threads = provenance.environment.get("threads")
-    if type(threads) is int and 1 <= threads <= MOST_THREADS:
+    if type(threads) is int and 1 <= threads <= MAX_THREADS:
         return threads
     return torch.get_num_threads()
 
@@ -145,39 +154,42 @@ def find_code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
     return [f"{name_of_change(change)} has changed" for change in changes]
 
 
-class _Enough(Exception):
+class _EpochLimitReached(Exception):
     """Ends a training after as many epochs as the trial has stored."""
 
 
 def train_again(
-    objective: Objective, metric: str, until: int | None, report: Callable[[int, Step], None]
+    objective: Objective,
+    metric: str,
+    epoch_limit: int | None,
+    report_epoch: Callable[[int, Step], None],
 ) -> Course:
     """Trains the first epochs of a trial again, and returns how that went.
 
     Args:
-        until: how many epochs to train, counted over all calls of a loop. None to train to the
-            end.
-        report: called with the number of each epoch and the epoch.
+        epoch_limit: how many epochs to train, counted over all calls of a loop. None to train to
+            the end.
+        report_epoch: called with the number of each epoch and the epoch.
     """
     value = None
     failure = None
-    count = 0
+    epoch = 0
 
     def count_epoch(step: Step | None) -> None:
-        nonlocal count
+        nonlocal epoch
         assert step is not None  # None would store the trial, and a replay stores nothing
-        if isinstance(step, Report) and step.ends_job:
+        if isinstance(step, Report) and step.ends_job:  # the end of a call of a loop is no epoch
             return
-        count += 1
-        report(count, step)
-        if count == until:
-            raise _Enough
+        epoch += 1
+        report_epoch(epoch, step)
+        if epoch == epoch_limit:
+            raise _EpochLimitReached
 
     try:
         value = objective.run(count_epoch, Stop())
     except ConfigError:
         raise
-    except (_Enough, TrialPruned):
+    except (_EpochLimitReached, TrialPruned):
         pass
     except Exception as error:  # the training failed, as that of the trial may have
         failure = explain(error)
@@ -206,6 +218,7 @@ def print_verdict(
     The tolerance counts if something may sum in another order; otherwise every bit must be equal.
 
     Args:
+        provenance: how the trial was made, with its environment.
         environment: the environment of the replay.
         changes: the changes of the code that the trial names, a line for each.
 
@@ -215,21 +228,23 @@ def print_verdict(
     expected = comparison.expected
     replayed = comparison.replayed
     tolerance = comparison.tolerance
-    difference = expected.find_difference(replayed, None)
+    difference = expected.find_difference(replayed, tolerance=None)
     if difference is None:
         line = f"equal bit for bit: {_describe_equal(expected, replayed)}"
         console.print(Text(line, style="bold green"))
         return 0
-    reasons = [*changes, *differences(provenance.environment, environment)]
+
     reorderings = _find_reorderings(provenance)
-    reasons += reorderings
-    has_other_parts = any(
-        provenance.environment.get(name) != environment[name] for name in REORDERING
-    )
+    is_reordered = bool(reorderings)
+    for name in REORDERING_PARTS:
+        if provenance.environment.get(name) != environment[name]:
+            is_reordered = True
     verdict = f"different from {difference}"
-    if reorderings or has_other_parts:
+    if is_reordered:
         difference = expected.find_difference(replayed, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
+
+    reasons = [*changes, *differences(provenance.environment, environment), *reorderings]
     if difference is None:
         console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
     else:
@@ -264,29 +279,35 @@ def _describe_equal(expected: Course, replayed: Course) -> str:
 
 
 def comparison_table(expected: Course, replayed: Course) -> Table:
-    """Renders each stored number with the difference to the number now; = if they are equal."""
+    """Returns a table with a row for each epoch, and a column for each quantity of the trial.
+
+    A cell has the stored number, and the difference to the number of the replay.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("epoch", justify="right")
     for name in expected.curve:
         table.add_column(name.replace("_", " "), justify="right")
     for position in range(expected.epochs):
         cells = [str(position + 1)]
-        for name, numbers in expected.curve.items():
-            number = None
+        for name, stored_numbers in expected.curve.items():
+            replayed_number = None
             replayed_numbers = replayed.curve.get(name, ())
             if position < len(replayed_numbers):
-                number = replayed_numbers[position]
-            cells.append(_format_change(numbers[position], number))
+                replayed_number = replayed_numbers[position]
+            cells.append(_format_change(stored_numbers[position], replayed_number))
         table.add_row(*cells)
     return table
 
 
 def _format_change(stored: float | None, replayed: float | None) -> str:
-    """Formats a stored number with the difference to the number of the replay."""
+    """Formats a stored number with the difference to the number of the replay.
+
+    Such as `0.51200 =` if they are equal, `0.51200 +1.0e-03`, or `0.51200 –` without a replay.
+    """
     if stored is None:  # a loop reported the quantity in other epochs
         return "–"
     number = f"{stored:.5f}"
-    if abs(stored) >= 100:  # before a training diverges, a loss may have thirty digits
+    if abs(stored) >= MAX_PLAIN_NUMBER:  # before a training diverges, a loss has up to 30 digits
         number = f"{stored:.1e}"
     change = "="
     if replayed is None:

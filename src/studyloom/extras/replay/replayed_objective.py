@@ -18,15 +18,13 @@ from studyloom.training.trainer import Training
 from studyloom.worker.provenance import Provenance
 
 
-def make_objective(cfg: StudyConfig, provenance: Provenance, data: TrainingData) -> Objective:
+def make_objective(config: StudyConfig, provenance: Provenance, data: TrainingData) -> Objective:
     """Makes the objective of a trial's configuration, on as many threads as PyTorch has now."""
-    if is_loop(cfg):
-        calls = make_loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(
-            build_function(cfg["objective"]), cfg, read_loop_objectives(cfg), read_loop_limits(cfg)
-        )
-        return LoopObjective(loop, calls)
+    if is_loop(config):
+        function = build_function(config["objective"])
+        loop = Loop(function, config, read_loop_objectives(config), read_loop_limits(config))
+        return LoopObjective(loop, make_loop_jobs(config, data, provenance.seed))
     assert data.split is not None
-    jobs = build_jobs(cfg, data.folds, provenance.seed)
+    jobs = build_jobs(config, data.folds, provenance.seed)
     training = Training(jobs, data.split, threads=torch.get_num_threads())
     return NetworkObjective(training)

@@ -1,7 +1,5 @@
 """The stored configuration of a trial, checked before any code is called, and its data."""
 
-import functools
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,22 +21,28 @@ from studyloom.worker.provenance import Provenance
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
-    """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
-    replayable = []
+    """Returns the trial of a number; raises ValueError if there is none, or it cannot be replayed.
+
+    A trial can be replayed if it stored its provenance: its configuration, seed and environment.
+    """
+    replayable_numbers = []
     reason = "does not exist"
     for trial in trials:
         if TrialRecord(trial).provenance:
             if trial.number == number:
                 return trial
-            replayable.append(trial.number)
+            replayable_numbers.append(trial.number)
         elif trial.number == number:
             reason = "has not stored how it was made"
-    numbers = format_ranges(replayable) or "none"
+    numbers = format_ranges(replayable_numbers) or "none"
     raise ValueError(f"--trial: trial {number} {reason}; those that can be replayed: {numbers}")
 
 
 def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that a stored trial may name; None if it may name all.
+
+    That depends on who can have written the trial: only the user, if the database is in a run
+    directory of the user's; otherwise also others.
 
     Args:
         packages: those that the user trusts on the command line.
@@ -60,35 +64,39 @@ def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> St
     return StudyConfig.of_trial(provenance.config)
 
 
-def is_loop(cfg: StudyConfig) -> bool:
+def is_loop(config: StudyConfig) -> bool:
     """Returns True if a trial of the configuration calls a custom training loop."""
-    return cfg.objective._target_ is not None
+    return config.objective._target_ is not None
 
 
-def load_data(cfg: StudyConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
-    """Loads the data of a run, and makes its folds.
+def load_data(config: StudyConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
+    """Loads the data of a trial, and makes its folds.
 
-    The files are where the configuration of the run says now: they may have been moved since the
-    trial.
+    The files are where the configuration of the run directory says now: they may have been moved
+    since the trial.
 
     Returns:
         The data, on a GPU if the trial used one and there is one here; empty if a loop loads its
         data itself.
+
+    Raises:
+        ValueError: the data is not the same as that of the trial.
     """
-    if is_loop(cfg) and not names_data(cfg):
+    if is_loop(config) and not names_data(config):
         return TrainingData()
-    source = build_source(cfg.with_values(_read_locations(run_dir))["data"])
+    config_with_locations = config.with_values(_read_locations(run_dir))
+    source = build_source(config_with_locations["data"])
     split = source.train()
     if split.digest != provenance.data:
         raise ValueError(
             f"the trial was trained on data with the digest {provenance.data}, and the data here "
             f"has {split.digest}; point data.root or STUDYLOOM_DATA at the same files"
         )
-    folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
-    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    folds = split.folds(config.objective.folds, source.validation, derive(provenance.study_seed))
     device = torch.device("cpu")
-    backend = backends.get(provenance.device)
-    if not is_loop(cfg) and backend is not None and backend.is_available():
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    backend = backends.get(provenance.device)  # None for the CPU
+    if not is_loop(config) and backend is not None and backend.is_available():
         device = torch.device(provenance.device, 0)
     return TrainingData(source, split, folds).to(device)
 
@@ -97,10 +105,12 @@ def _read_locations(run_dir: Path) -> dict[str, str | int]:
     """Returns where the files of a run's data are, by key, such as `data.root`."""
     section: Any = value_at(read_written(run_dir, "config.yaml"), "data")
     locations: dict[str, str | int] = {}
-    if isinstance(section, dict):
-        for path in find_location_keys(section):
-            value: Any = functools.reduce(operator.getitem, path, section)
-            if isinstance(value, str | int):  # not a section, which could name untrusted code
-                key = ".".join(("data", *path))
-                locations[key] = value
+    if not isinstance(section, dict):
+        return locations
+    for path in find_location_keys(section):  # such as ("train", "root")
+        value: Any = section
+        for key in path:
+            value = value[key]
+        if isinstance(value, str | int):  # not a section, which could name untrusted code
+            locations[".".join(("data", *path))] = value
     return locations
