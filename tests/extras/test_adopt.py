@@ -490,7 +490,7 @@ FIRST = b"0.1,relu,0.5\n"
 def test_an_unreadable_csv_file_is_named_with_line_and_column(
     here, capsys, monkeypatch, content, problem
 ):
-    for name, limit in (("MOST_ROWS", 8), ("LONGEST_LINE", 6000), ("MOST_BYTES", 7000)):
+    for name, limit in (("MAX_ROWS", 8), ("MAX_LINE_BYTES", 6000), ("MAX_BYTES", 7000)):
         monkeypatch.setattr(csv_file, name, limit)
     (here / "s.csv").write_bytes(content)
     names = ["--params", "lr,params.lr"] if b"params" in content else []

@@ -24,12 +24,14 @@ from studyloom.errors import DataError
 from studyloom.files import open_regular
 from studyloom.text import nearest, one_line, shorten
 
-MOST_BYTES = 100_000_000  # in a file
-LONGEST_LINE = 1_000_000  # bytes
-MOST_ROWS = 200_000
-LARGEST = 2**53  # of an integer; larger ones are not exact as the floats that Optuna stores
-LONGEST = 300  # characters of a list of names in a message; one name has at most 80
-TRUTHS = {"true": True, "false": False}
+MAX_BYTES = 100_000_000  # in a file
+MAX_LINE_BYTES = 1_000_000
+MAX_ROWS = 200_000
+MAX_INTEGER = 2**53  # larger ones are not exact as the floats that Optuna stores
+MAX_LIST_LENGTH = 300  # characters of a list of names in a message
+MAX_NAME_LENGTH = 80  # characters of a name or cell in a message
+MAX_INTEGER_LENGTH = 40  # digits of an integer in a message
+TRUTH_VALUES = {"true": True, "false": False}
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -59,21 +61,23 @@ class CsvFile:
         """Returns the error of a cell, a line or the whole file."""
         return _error(self.path, problem, line, column)
 
-    def place(self, column: str) -> int:
+    def position(self, column: str) -> int:
         """Returns the position of a column.
 
         Raises:
             DataError: there is no such column, or there are several.
         """
         count = self.columns.count(column)
-        name = shorten(one_line(column), 80)
+        name = shorten(one_line(column), MAX_NAME_LENGTH)
         if count == 0:
-            names = [other for other in self.columns if other]
-            hint = nearest(column, names)
-            listed = shorten(one_line(", ".join(names) or "none"), LONGEST)
-            raise self.error(f"there is no column {name}{hint}; it has {listed}")
+            columns_with_name = [other for other in self.columns if other]
+            hint = nearest(column, columns_with_name)
+            column_list = one_line(", ".join(columns_with_name) or "none")
+            column_list = shorten(column_list, MAX_LIST_LENGTH)
+            raise self.error(f"there is no column {name}{hint}; it has {column_list}")
         if count > 1:
-            raise self.error(f"{count} columns are called {name}; rename or remove the others", 1)
+            problem = f"{count} columns are called {name}; rename or remove the others"
+            raise self.error(problem, line=1)
         return self.columns.index(column)
 
     def numbers(self, column: str) -> list[float | None]:
@@ -82,31 +86,33 @@ class CsvFile:
         Raises:
             DataError: a cell holds something else.
         """
-        position = self.place(column)
+        position = self.position(column)
         numbers: list[float | None] = []
         for row in self.rows:
             cell = row.cells[position]
             number = parse_number(cell)
             if number is None and cell:
-                problem = f"must be a number; got {shorten(one_line(cell), 80)}"
+                problem = f"must be a number; got {shorten(one_line(cell), MAX_NAME_LENGTH)}"
                 fix = "correct it, or leave it empty"
                 raise self.error(f"{problem}; {fix}", row.line, column)
             numbers.append(number)
         return numbers
 
     def domain(self, column: str) -> Domain:
-        """Decides how the cells of a column are read, by all cells that are not empty.
+        """Decides how the cells of a column are read: as truth values, integers, floats or text.
+
+        All cells that are not empty must be of the kind.
 
         Raises:
             DataError: an integer is too large.
         """
-        position = self.place(column)
+        position = self.position(column)
         filled_rows = [row for row in self.rows if row.cells[position]]
         cells = [row.cells[position] for row in filled_rows]
         if not cells:
             return Domain(CategoricalDistribution([""]), str)
-        if all(cell.lower() in TRUTHS for cell in cells):
-            return Domain(CategoricalDistribution([False, True]), parse_truth)
+        if all(cell.lower() in TRUTH_VALUES for cell in cells):
+            return Domain(CategoricalDistribution([False, True]), parse_truth_value)
         if all(INTEGER.fullmatch(cell) for cell in cells):
             self._check_integers(column, filled_rows)
             integers = [int(cell) for cell in cells]
@@ -114,24 +120,24 @@ class CsvFile:
         numbers = [number for number in map(parse_number, cells) if _is_finite(number)]
         if len(numbers) == len(cells):
             return Domain(FloatDistribution(min(numbers), max(numbers)), float)
-        different = list(dict.fromkeys(cells))
-        return Domain(CategoricalDistribution(different), str)
+        different_cells = list(dict.fromkeys(cells))
+        return Domain(CategoricalDistribution(different_cells), str)
 
     def _check_integers(self, column: str, rows: Sequence[Row]) -> None:
         """Raises DataError if one of the integers in a column is too large."""
-        position = self.place(column)
+        position = self.position(column)
         for row in rows:
             cell = row.cells[position]
             # Python refuses to read an integer of over 4,300 digits, but not as a float.
-            if abs(float(cell)) > LARGEST:
-                problem = f"the integer {shorten(cell, 40)} is larger than 2**53"
+            if abs(float(cell)) > MAX_INTEGER:
+                problem = f"the integer {shorten(cell, MAX_INTEGER_LENGTH)} is larger than 2**53"
                 fix = "remove the column, or list the others with --params"
                 raise self.error(f"{problem}; {fix}", row.line, column)
 
 
-def parse_truth(cell: str) -> bool:
+def parse_truth_value(cell: str) -> bool:
     """Returns the truth value in a cell."""
-    return TRUTHS[cell.lower()]
+    return TRUTH_VALUES[cell.lower()]
 
 
 def parse_number(cell: str) -> float | None:
@@ -159,61 +165,82 @@ def read_csv_file(path: Path) -> CsvFile:
     except ValueError as error:
         raise _error(path, f"cannot be read: {error}; name an exported CSV file") from None
     with file:
-        reader = csv.reader(_lines(path, file), strict=True)
+        reader = csv.reader(_read_lines(path, file), strict=True)
         try:
             columns = next(reader, [])
-            rows = list(_rows(path, reader, columns))
+            rows = list(_read_rows(path, reader, columns))
         except csv.Error as error:
             problem = f"cannot be read as CSV: {error}; export the file again"
             raise _error(path, problem, reader.line_num) from None
     return CsvFile(path, columns, rows)
 
 
-def _rows(path: Path, reader: Any, columns: Sequence[str]) -> Iterator[Row]:
-    """Yields the rows below the header; empty lines are skipped."""
+def _read_rows(path: Path, reader: Any, columns: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows below the header, each with a cell for each column.
+
+    Empty lines are skipped. A row may have several lines, if a cell in quotes has.
+
+    Args:
+        path: the file, for errors.
+        reader: a `csv.reader` that has read the header.
+
+    Raises:
+        DataError: there are too many rows, or a row has more cells than the header.
+    """
     count = 0
-    last_line = reader.line_num  # of the row before; a row has several if a cell in quotes has
+    last_line = reader.line_num
     for cells in reader:
         line = last_line + 1
         last_line = reader.line_num
         if not cells:
             continue
         count += 1
-        if count > MOST_ROWS:
-            problem = f"more than {MOST_ROWS:,} rows follow the header; split the file"
+        if count > MAX_ROWS:
+            problem = f"more than {MAX_ROWS:,} rows follow the header; split the file"
             raise _error(path, problem, line)
-        extra = cells[len(columns) :]
-        if any(extra):
+        extra_cells = cells[len(columns) :]
+        if any(extra_cells):
             problem = f"{len(cells)} cells are in a row, and the header has {len(columns)} columns"
             raise _error(path, f"{problem}; put quotes around a cell with a comma", line)
-        missing = [""] * (len(columns) - len(cells))
-        yield Row(line, [*cells[: len(columns)], *missing])
+        missing_cells = [""] * (len(columns) - len(cells))
+        yield Row(line, [*cells[: len(columns)], *missing_cells])
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    """Yields the lines of a file of UTF-8 text."""
+def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
+    """Yields the lines of a file of UTF-8 text; raises DataError if it is something else.
+
+    A line is read up to its limit, so that a file without line breaks does not fill the memory.
+    """
     number = 0
-    size = 0
-    while line := file.readline(LONGEST_LINE + 1):
+    size = 0  # bytes
+    while True:
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
         number += 1
         size += len(line)
-        if len(line) > LONGEST_LINE:
-            problem = f"the line is longer than {LONGEST_LINE:,} bytes; name an exported CSV file"
+        if len(line) > MAX_LINE_BYTES:
+            problem = f"the line is longer than {MAX_LINE_BYTES:,} bytes; name an exported CSV file"
             raise _error(path, problem, number)
-        if size > MOST_BYTES:
-            problem = f"the file has more than {MOST_BYTES // 10**6} MB; export fewer columns"
+        if size > MAX_BYTES:
+            problem = f"the file has more than {MAX_BYTES // 10**6} MB; export fewer columns"
             raise _error(path, problem, number)
+        encoding = "utf-8"
+        if number == 1:
+            encoding = "utf-8-sig"  # leaves out a byte order mark
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode(encoding)
+            is_text = "\0" not in text
         except UnicodeDecodeError:
-            text = "\0"
-        if "\0" in text:  # the file may be UTF-16
-            fix = f"export it as UTF-8, or convert it with iconv -f {_encoding(line)} -t UTF-8"
+            is_text = False
+        if not is_text:
+            other_encoding = _guess_encoding(line)
+            fix = f"export it as UTF-8, or convert it with iconv -f {other_encoding} -t UTF-8"
             raise _error(path, f"the line is not UTF-8 text; {fix}", number)
         yield from io.StringIO(text, newline="")  # several lines, if only \r ends them
 
 
-def _encoding(line: bytes) -> str:
+def _guess_encoding(line: bytes) -> str:
     """Guesses the encoding of a line that is not UTF-8."""
     begins_with_mark = line.startswith((b"\xff\xfe", b"\xfe\xff"))  # the byte order mark of UTF-16
     if begins_with_mark or b"\0" in line:
@@ -224,9 +251,10 @@ def _encoding(line: bytes) -> str:
 def _error(
     path: Path, problem: str, line: int | None = None, column: str | None = None
 ) -> DataError:
-    where = one_line(str(path))
+    """Returns an error that begins with its place, such as `runs.csv, line 3, column lr: …`."""
+    place = one_line(str(path))
     if line is not None:
-        where += f", line {line}"
+        place += f", line {line}"
     if column is not None:
-        where += f", column {shorten(one_line(column), 80)}"
-    return DataError(f"{where}: {problem}")
+        place += f", column {shorten(one_line(column), MAX_NAME_LENGTH)}"
+    return DataError(f"{place}: {problem}")

@@ -22,18 +22,22 @@ from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, RungReport, 
 from studyloom.text import format_ranges, format_value, one_line, shorten_end
 from studyloom.views.words import format_parameters
 
-LONGEST = 300  # characters of a finding
-LONG = 3.0  # times the 95th percentile of durations, after which a running trial is stale
+MAX_LENGTH = 300  # characters of a finding
+STALE_FACTOR = 3.0  # times the 95th percentile of durations, after which a running trial is stale
 STALE_SECONDS = 86400.0  # after which a running trial is stale while no trial has ended
-MOST_NEIGHBORS = 300  # trials of the best half that are compared with their nearest neighbors
-MOST_RIVALS = 200  # of the best trials, among which luck decides
+MAX_NEIGHBORS = 300  # trials of the best half that are compared with their nearest neighbors
+MAX_RIVALS = 200  # of the best trials, among which luck decides
 DRAWS = 2000  # of noise, from which the probability is counted
-ENOUGH = 5  # complete trials, or repeats, before luck is estimated from them
-MOST_GROUPS = 5  # of repeated trials that are listed
-MOST_REASONS = 5  # of failures that are listed
+MIN_TRIALS = 5  # complete trials, or repeats, before luck is estimated from them
+MAX_GROUPS = 5  # of repeated trials that are listed
+MAX_REASONS = 5  # of failures that are listed
 REPLAYS = 10  # of ASHA in a random order
-MOST_REPLAYED = 100  # trials in a replay of ASHA
-MOST_SECONDS = 86400.0 * 3650  # ten years: a longer duration is an error of a clock
+MAX_REPLAYED = 100  # trials in a replay of ASHA
+MIN_EPOCHS = 3  # of the longest learning curve: with fewer there is no rung to stop at
+MAX_DURATION = 86400.0 * 3650  # ten years in seconds: a longer one is an error of a clock
+# The median distance of normally distributed values from their mean × 1.4826 is their standard
+# deviation.
+MEDIAN_TO_DEVIATION = 1.4826
 
 
 class Luck(NamedTuple):
@@ -85,7 +89,7 @@ def describe_findings(study: AdoptedStudy, requested: int | None) -> dict[str, s
         "luck": _describe_luck(study, groups),
         "pruner=asha": _describe_asha(study),
     }
-    return {title: shorten_end(one_line(line), LONGEST) for title, line in findings.items()}
+    return {title: shorten_end(one_line(line), MAX_LENGTH) for title, line in findings.items()}
 
 
 def _describe_trials(study: AdoptedStudy) -> str:
@@ -116,7 +120,7 @@ def _describe_stale(study: AdoptedStudy) -> str:
     numbers = format_ranges([trial.number for trial in find_stale_trials(study.trials)])
     if not numbers:
         return "no trial is known to run for unusually long"
-    return f"{numbers}: running for over {LONG:g} times as long as others took"
+    return f"{numbers}: running for over {STALE_FACTOR:g} times as long as others took"
 
 
 def _describe_surplus(count: int, requested: int | None) -> str:
@@ -132,7 +136,7 @@ def _describe_repeated(groups: Sequence[Sequence[FrozenTrial]]) -> str:
     line = f"{repeated} trials have the configuration of an earlier one"
     if groups:
         numbers = []
-        for group in groups[:MOST_GROUPS]:
+        for group in groups[:MAX_GROUPS]:
             numbers.append(format_ranges([trial.number for trial in group]))
         line += f": {'; '.join(numbers)}"
     return line
@@ -143,15 +147,16 @@ def _describe_failed(study: AdoptedStudy) -> str:
     reasons = Counter[str]()
     for trial in study.trials:
         if trial.state == TrialState.FAIL:
-            reasons[str(trial.system_attrs.get("fail_reason", "no reason is stored"))] += 1
+            reason = str(trial.system_attrs.get("fail_reason", "no reason is stored"))
+            reasons[reason] += 1
     if not reasons:
         return "no trial has failed"
-    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(MOST_REASONS))
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(MAX_REASONS))
 
 
 def _describe_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) -> str:
     """Formats the probability that another trial is truly the best."""
-    if len(study.ranked) < ENOUGH:
+    if len(study.ranked) < MIN_TRIALS:
         return "unknown with so few complete trials"
     luck = estimate_luck(study, groups)
     if luck is None:
@@ -205,12 +210,12 @@ def _longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
     durations = []
     for trial in trials:
         duration = _seconds_between(trial.datetime_start, trial.datetime_complete)
-        if duration is not None and 0 <= duration < MOST_SECONDS:
+        if duration is not None and 0 <= duration < MAX_DURATION:
             durations.append(duration)
     if len(durations) < 2:
         return STALE_SECONDS
-    percentile_95 = quantiles(durations, n=20)[-1]
-    return LONG * percentile_95
+    percentile_95 = quantiles(durations, n=20)[-1]  # the last of the 19 values between 20 parts
+    return STALE_FACTOR * percentile_95
 
 
 def _seconds_between(start: datetime | None, end: datetime | None) -> float | None:
@@ -222,31 +227,31 @@ def _seconds_between(start: datetime | None, end: datetime | None) -> float | No
 def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) -> Luck | None:
     """Estimates how likely the best trial is the best by luck; None with too few trials.
 
-    The noise of a value is the pooled standard deviation of trials that repeat a configuration, if
-    there are five beyond the first of each. Otherwise it is 1.48× the median difference between a
-    trial of the best half and its nearest neighbor there by hyperparameters, / √2, which may be too
-    large. True values are drawn around the stored ones with this noise.
+    The noise of a value is estimated from trials that repeat a configuration, or else from trials
+    with similar ones. Then possible true values are drawn around the stored ones with this noise,
+    many times, and the draws are counted in which another trial is the best.
 
     Args:
         groups: the trials that repeat a configuration, as `group_repeats` returns them.
     """
     ranked = study.ranked
-    if len(ranked) < ENOUGH:
+    if len(ranked) < MIN_TRIALS:
         return None
-    values = study.sign * np.array([trial.values[0] for trial in ranked[:MOST_RIVALS]])
-    with np.errstate(all="ignore"):  # of values such as 1e308
+    values = study.sign * np.array([trial.values[0] for trial in ranked[:MAX_RIVALS]])
+    with np.errstate(all="ignore"):  # values such as 1e308 overflow
         noise = _noise_of_repeats(ranked, groups)
         source = "repeated configurations"
         if noise is None:
             best_half = ranked[: math.ceil(len(ranked) / 2)]
-            noise = _noise_of_neighbors(best_half[:MOST_NEIGHBORS])
+            noise = _noise_of_neighbors(best_half[:MAX_NEIGHBORS])
             source = "neighboring configurations"
-        true_values = values + np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
+        errors = np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
+        true_values = values + errors  # (DRAWS, trials)
         other_is_best = true_values.argmax(1) > 0  # at 0 is the trial with the best stored value
         lead = float(values[0] - values[1])
     if not math.isfinite(noise + lead):
         return None
-    return Luck(noise, source, lead, float(np.mean(other_is_best)))
+    return Luck(noise, source, lead, other=float(np.mean(other_is_best)))
 
 
 def _noise_of_repeats(
@@ -255,58 +260,61 @@ def _noise_of_repeats(
     """Returns the pooled standard deviation of repeated trials; None if they are too few.
 
     Args:
-        ranked: the trials that count.
+        ranked: the trials whose values count.
+        groups: the trials that repeat a configuration.
     """
-    value_of = {trial.number: trial.values[0] for trial in ranked}
-    squares = 0.0  # the sum of squared distances to the mean of each group
+    ranked_numbers = {trial.number for trial in ranked}
+    sum_of_squares = 0.0  # of the distances to the mean of each group
     degrees_of_freedom = 0  # the repeats beyond the first of each group
     for group in groups:
-        values = [value_of[trial.number] for trial in group if trial.number in value_of]
+        values = [trial.values[0] for trial in group if trial.number in ranked_numbers]
         if values:
-            squares += float(np.var(values)) * len(values)
+            sum_of_squares += float(np.var(values)) * len(values)
             degrees_of_freedom += len(values) - 1
-    if degrees_of_freedom < ENOUGH:
+    if degrees_of_freedom < MIN_TRIALS:
         return None
-    return math.sqrt(squares / degrees_of_freedom)
+    return math.sqrt(sum_of_squares / degrees_of_freedom)
 
 
 def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     """Estimates noise from the differences between trials and their nearest neighbors.
 
-    The median difference × 1.4826 is the standard deviation of a normal distribution; a difference
-    of two values has √2 times the noise of one.
+    Neighbors have similar hyperparameters, so that their values differ mostly by noise; the
+    estimate may be too large. A difference of two values has √2 times the noise of one.
     """
     names: dict[str, None] = {}  # in the order in which they first occur
     for trial in trials:
         names.update(dict.fromkeys(trial.params))
-    columns = [np.zeros(len(trials))]  # without hyperparameters, all trials are equally near
-    if names:
-        columns = [_rank_settings([trial.params.get(name) for trial in trials]) for name in names]
-    ranks = np.stack(columns, 1)
+    columns = []  # the ranks of the values of each hyperparameter, (trials,)
+    for name in names:
+        columns.append(_rank_values([trial.params.get(name) for trial in trials]))
+    if not columns:  # without hyperparameters, all trials are equally near
+        columns = [np.zeros(len(trials))]
+    ranks = np.stack(columns, 1)  # (trials, hyperparameters)
     distances = np.abs(ranks[:, None] - ranks[None]).mean(2)  # (trials, trials)
     np.fill_diagonal(distances, np.inf)  # no trial is its own neighbor
-    nearest = distances.argmin(1)
+    nearest = distances.argmin(1)  # (trials,)
     values = np.array([trial.values[0] for trial in trials])
     differences = np.abs(values - values[nearest])
-    return float(1.4826 * np.median(differences) / math.sqrt(2))
+    return float(MEDIAN_TO_DEVIATION * np.median(differences) / math.sqrt(2))
 
 
-def _rank_settings(settings: Sequence[object]) -> NDArray[np.float64]:
-    """Ranks the settings of a hyperparameter from 0 to 1: numbers, then other choices by name."""
-    by_name = {repr(setting): setting for setting in settings}  # a choice may be a list
-    names = sorted(by_name, key=lambda name: _sort_key(by_name[name]))
-    last = max(len(names) - 1, 1)
+def _rank_values(values: Sequence[object]) -> NDArray[np.float64]:
+    """Ranks the values of a hyperparameter from 0 to 1: numbers, then other choices by name."""
+    by_name = {repr(value): value for value in values}  # a choice may be a list, which has no hash
+    sorted_names = sorted(by_name, key=lambda name: _sort_key(by_name[name]))
+    last = max(len(sorted_names) - 1, 1)
     ranks = {}
-    for position, name in enumerate(names):
+    for position, name in enumerate(sorted_names):
         ranks[name] = position / last
-    return np.array([ranks[repr(setting)] for setting in settings])
+    return np.array([ranks[repr(value)] for value in values])
 
 
-def _sort_key(setting: object) -> tuple[bool, float, str]:
-    """Returns a key that sorts numbers by size, and other settings after them by name."""
-    name = repr(setting)
-    if isinstance(setting, int | float) and not math.isnan(setting):
-        return False, float(setting), name
+def _sort_key(value: object) -> tuple[bool, float, str]:
+    """Returns a key that sorts numbers by size, and other values after them by name."""
+    name = repr(value)
+    if isinstance(value, int | float) and not math.isnan(value):
+        return False, float(value), name
     return True, 0.0, name
 
 
@@ -314,29 +322,31 @@ def _sort_key(setting: object) -> tuple[bool, float, str]:
 
 
 def replay_asha(study: AdoptedStudy) -> Promotion | None:
-    """Replays the learning curves in the order of `pruner=asha`; None if they are too short.
+    """Counts the epochs that `pruner=asha` would have spent; None if learning curves are too short.
 
-    One worker begins the trials in their order, and for the interval in random orders. Of more than
-    100 trials 100 are replayed, and the others are assumed to cost as much.
+    ASHA pauses trials at rungs (certain epochs), and continues the best of them. A single worker
+    trains the trials in their order, and for the interval in random orders. Of more than 100 trials
+    100 are replayed, and the others are assumed to cost as much.
     """
-    spent = 0
-    for trial in study.trials:
-        spent += len(_learning_curve(trial))
+    spent = sum(len(_learning_curve(trial)) for trial in study.trials)
     curves = _extended_curves(study.trials)
-    longest = max(map(len, curves), default=0)
-    if longest < 3:  # epochs, without which there is no rung to stop at
+    longest = max((len(curve) for curve in curves), default=0)
+    if longest < MIN_EPOCHS:
         return None
-    objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
+    objective = ObjectiveValue(study.metric, study.direction)
     asha = AshaPruner(epochs=longest).make_order([objective])
+
     generator = np.random.default_rng(0)
     orders = [np.arange(len(curves))]
     for _ in range(REPLAYS):
         orders.append(generator.permutation(len(curves)))
-    replayed = min(MOST_REPLAYED, len(curves))
+    replayed_count = min(MAX_REPLAYED, len(curves))
     totals = []
     for order in orders:
-        totals.append(count_epochs(asha, [curves[position] for position in order[:replayed]]))
-    epochs_of_all = np.array(totals) * len(curves) / replayed
+        replayed_curves = [curves[position] for position in order[:replayed_count]]
+        totals.append(count_epochs(asha, replayed_curves))
+
+    epochs_of_all = np.array(totals) * len(curves) / replayed_count  # (orders,)
     low, high = np.percentile(epochs_of_all, (2.5, 97.5)).round().astype(int).tolist()
     return Promotion(epochs=round(epochs_of_all[0]), low=low, high=high, spent=spent)
 
@@ -358,37 +368,44 @@ def _extended_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
             curves.append(curve)
             if trial.state == TrialState.PRUNED:
                 pruned_curves.append(curve)
-    longest = max(map(len, curves), default=0)
+    longest = max((len(curve) for curve in curves), default=0)
     for curve in pruned_curves:
-        missing = longest - len(curve)
-        curve.extend([curve[-1]] * missing)
+        missing_epochs = longest - len(curve)
+        curve.extend([curve[-1]] * missing_epochs)
     return curves
 
 
 def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
     """Counts the epochs that a worker spends on trials with these learning curves.
 
-    The worker takes the trial that the order chooses, and trains it from rung to rung as long as
-    the order would choose it next, or to its end. As in a search, each trial has a slot.
+    The worker takes the trial that ASHA's order chooses, and trains it from rung to rung (an epoch
+    at which trials are compared) as long as the order would choose it next, or to its end.
+
+    A standing is what the order knows of a trial: its state, last epoch and values at rungs. The
+    slot of a trial is its position in `curves`.
     """
     standings = [Standing(slot, UNCLAIMED) for slot in range(len(curves))]
     spent = 0
-    while (choice := order.choose(standings)) is not None:
+    while True:
+        choice = order.choose(standings)
+        if choice is None:  # all trials are done
+            return spent
         slot = choice.slot
         curve = curves[slot]
-        is_trained_on = not choice.ends_pruned
-        while is_trained_on:
-            last = standings[slot].last or 0
-            stop = _next_stop(order, last, len(curve))
-            spent += stop - last
-            reports = {**standings[slot].reports, stop: RungReport(stop, curve[stop - 1])}
-            standings[slot] = Standing(slot, OWN, stop, reports, paused=stop)
-            is_trained_on = stop < len(curve) and order.is_next(standings, slot)
+        continues = not choice.ends_pruned
+        while continues:
+            last_epoch = standings[slot].last or 0
+            next_epoch = _next_stop(order, last_epoch, len(curve))
+            spent += next_epoch - last_epoch
+            report = RungReport(next_epoch, curve[next_epoch - 1])
+            reports = {**standings[slot].reports, next_epoch: report}
+            standings[slot] = Standing(slot, OWN, next_epoch, reports, paused=next_epoch)
+            continues = next_epoch < len(curve) and order.is_next(standings, slot)
+        is_done = choice.ends_pruned or standings[slot].last == len(curve)
         state = OPEN
-        if choice.ends_pruned or standings[slot].last == len(curve):
+        if is_done:
             state = DONE
         standings[slot] = replace(standings[slot], state=state)
-    return spent
 
 
 def _next_stop(order: AshaOrder, epoch: int, end: int) -> int:

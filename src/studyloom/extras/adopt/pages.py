@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHED
 from studyloom.errors import ConfigError
-from studyloom.extras.adopt.findings import LONGEST, describe_findings
+from studyloom.extras.adopt.findings import MAX_LENGTH, describe_findings
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
 from studyloom.metrics import ObjectiveValue
 from studyloom.text import format_ranges, one_line, shorten_end
@@ -27,9 +27,9 @@ from studyloom.views.snapshot import compute_importances
 from studyloom.views.terminal import make_console
 from studyloom.views.words import explain_no_importances
 
-MOST_DRAWN = 2000  # trials that are drawn, the best among them, and that importances consider
-MOST_FIRST = 3  # of the best configurations, which the next search tries first
-WIDTH = 13  # characters of a title
+MAX_DRAWN = 2000  # trials that are drawn, the best among them, and that importances consider
+FIRST_TRIALS = 3  # the number of the best configurations that the next search tries first
+TITLE_WIDTH = 13  # characters
 NAME = re.compile(r"[A-Za-z_][\w.]*")  # the name of a hyperparameter, as commands can write it
 
 
@@ -50,8 +50,8 @@ def adopt(arguments: Any) -> None:
     if arguments.json:
         print_json({"study": study.name, "findings": findings, "next": steps, "page": str(path)})
         return
-    lines = [f"{title:{WIDTH}}{finding}" for title, finding in findings.items()]
-    for line in [study.name, *lines, "", *steps, "", str(path)]:
+    finding_lines = [f"{title:{TITLE_WIDTH}}{finding}" for title, finding in findings.items()]
+    for line in [study.name, *finding_lines, "", *steps, "", str(path)]:
         make_console().print(one_line(line), soft_wrap=True)
 
 
@@ -77,51 +77,59 @@ def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def read_study(arguments: Any) -> AdoptedStudy:
-    """Reads the study that the arguments of the command name."""
+    """Reads the study that the arguments of the command name: a database, or a CSV file."""
     if not arguments.source.lower().endswith(".csv"):
         return read_database(arguments.source, arguments.study)
-    metric = arguments.maximize or arguments.minimize
+    sign = 1
+    metric = arguments.maximize
+    if not metric:
+        sign = -1
+        metric = arguments.minimize
     if metric is None:
         raise ConfigError("a CSV file needs --maximize COLUMN or --minimize COLUMN")
-    names = []
+    columns = []
     if arguments.params is not None:
-        names = [name for name in arguments.params.split(",") if name]
-        if not names:
+        columns = [name for name in arguments.params.split(",") if name]
+        if not columns:
             raise ConfigError("--params must name columns, with commas between; got none")
-    sign = 1 if arguments.maximize else -1
-    return read_csv(Path(arguments.source), metric, sign, names)
+    return read_csv(Path(arguments.source), metric, sign, columns)
 
 
 def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
-    """Returns commands that continue a study, and lines about what they leave out.
+    """Returns two commands that continue a study, and lines about what they leave out.
 
-    The first warm-starts a study of a network or custom loop; the second searches the objective.
+    The first command runs a study of a network or custom loop, and the second calls `sl.search`
+    with the Optuna objective. Both try the best configurations first.
+
+    Args:
+        renames: the config key of each hyperparameter that the user renames.
 
     Raises:
         ConfigError: a hyperparameter is renamed to the name of another one.
     """
-    best = [trial for trial in study.ranked if has_written_form(trial)][:MOST_FIRST]
-    keys = _config_keys(best, renames)
+    best_trials = [trial for trial in study.ranked if has_written_form(trial)][:FIRST_TRIALS]
+    keys = _config_keys(best_trials, renames)
     valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
     if study.source is not None and not renames:
         override = f"study.warm_start=[{json.dumps(study.source)}]"
         steps.append(f"python -m studies.NAME {shlex.quote(override)}")
     elif valid_keys:
-        override = f"study.enqueue=[{','.join(_format_points(best, valid_keys))}]"
+        override = f"study.enqueue=[{','.join(_format_points(best_trials, valid_keys))}]"
         steps.append(f"python -m studies.NAME {shlex.quote(override)}")
-    steps.append(_search_call(study, best))
-    invalid = ", ".join(one_line(name) for name in keys if name not in valid_keys)
-    if invalid:
-        names = shorten_end(invalid, LONGEST)
+    steps.append(_search_call(study, best_trials))
+
+    invalid_names = [one_line(name) for name in keys if name not in valid_keys]
+    if invalid_names:
+        names = shorten_end(", ".join(invalid_names), MAX_LENGTH)
         fix = "name it with --rename OLD=optimizer.lr"
         steps.append(f"no key of a config is called {names}; {fix}")
-    left_out = []
-    for trial in study.ranked[:MOST_FIRST]:
+    omitted_numbers = []
+    for trial in study.ranked[:FIRST_TRIALS]:
         if not has_written_form(trial):
-            left_out.append(trial.number)
-    if left_out:
-        numbers = format_ranges(sorted(left_out))
+            omitted_numbers.append(trial.number)
+    if omitted_numbers:
+        numbers = format_ranges(sorted(omitted_numbers))
         steps.append(f"left out, since a choice is NaN or infinite: trials {numbers}")
     return steps
 
@@ -142,39 +150,38 @@ def _config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) -> d
     return keys
 
 
-def _search_call(study: AdoptedStudy, best: Sequence[FrozenTrial]) -> str:
+def _search_call(study: AdoptedStudy, best_trials: Sequence[FrozenTrial]) -> str:
     """Returns the Python call that searches an objective, and tries the best trials first."""
-    direction = "maximize" if study.sign > 0 else "minimize"
-    configurations = [trial.params for trial in best]
-    settings = ""
+    configurations = [trial.params for trial in best_trials]
+    enqueued = ""
     if configurations:
-        settings = f', study={{"enqueue": {configurations!r}}}'
+        enqueued = f', study={{"enqueue": {configurations!r}}}'
     trials = max(len(study.trials), 1)
-    return f"sl.search(objective, trials={trials}, {direction}={study.metric!r}{settings})"
+    return f"sl.search(objective, trials={trials}, {study.direction}={study.metric!r}{enqueued})"
 
 
 def has_written_form(trial: FrozenTrial) -> bool:
-    """Returns True if a command can hold all hyperparameters of a trial."""
-    return all(is_writable(setting) for setting in trial.params.values())
+    """Returns True if all hyperparameters of a trial can be written in a command."""
+    return all(is_writable(value) for value in trial.params.values())
 
 
-def is_writable(setting: object) -> bool:
-    """Returns True if a command can hold a setting.
+def is_writable(value: object) -> bool:
+    """Returns True if a value can be written in a command.
 
-    It can hold text, finite numbers, and lists and mappings of these.
+    It can if it is text, a finite number, or a list or mapping of these.
     """
-    if isinstance(setting, float):
-        return math.isfinite(setting)
-    if isinstance(setting, list | tuple):
-        return all(is_writable(item) for item in setting)
-    if isinstance(setting, dict):
-        return all(is_writable(item) for item in setting.values())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, list | tuple):
+        return all(is_writable(item) for item in value)
+    if isinstance(value, dict):
+        return all(is_writable(item) for item in value.values())
     return True
 
 
 def is_config_key(name: str) -> bool:
     """Returns True if a name can be a key of a config that the search may change."""
-    section = name.split(".")[0]
+    section, _, _ = name.partition(".")
     return NAME.fullmatch(name) is not None and section in SEARCHED
 
 
@@ -186,73 +193,85 @@ def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> li
     """
     points = []
     for trial in trials:
-        settings = []
+        entries = []
         for name, value in trial.params.items():
             if name in keys:
-                settings.append(f"{keys[name]}:{json.dumps(value)}")
-        if settings:
-            points.append("{" + ",".join(settings) + "}")
+                entries.append(f"{keys[name]}:{json.dumps(value)}")
+        if entries:
+            points.append("{" + ",".join(entries) + "}")
     return points
 
 
 def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:
-    """Renders the report of a study."""
-    trials = _choose_drawn(study)
-    axis = Axis.choose(study.metric, study.sign, [trial.values[0] for trial in study.complete])
+    """Renders the report of a study as HTML.
+
+    Args:
+        findings: what the trials show, by title.
+        steps: the commands that continue the study.
+    """
+    trials = _choose_drawn_trials(study)
+    values = [trial.values[0] for trial in study.complete]
+    axis = Axis.choose(study.metric, study.sign, values)
     best = None
     if study.ranked:
         best = study.ranked[0]
-    marked = {"best": best, "baseline": None}
-    history = draw_figure(figures.draw_history, trials, marked, axis)
-    curves = draw_figure(figures.draw_curves, trials, marked, axis)
-    better = "Higher" if study.sign > 0 else "Lower"
-    most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
+    marked_trials = {"best": best, "baseline": None}
+    history = draw_figure(figures.draw_history, trials, marked_trials, axis)
+    curves = draw_figure(figures.draw_curves, trials, marked_trials, axis)
+    importances = draw_figure(_importances, study)
+    better = "Lower"
+    if study.sign > 0:
+        better = "Higher"
     sections = [
         Section("continue", "Continue", [page.Lines(steps)]),
         make_section("search", [history], axis="", better=better),
-        make_section("curves", [curves], **most),
-        make_section("importances", [draw_figure(_importances, study)]),
+        make_section("curves", [curves], best=figures.MOST_BEST, latest=figures.MOST_LATEST),
+        make_section("importances", [importances]),
     ]
     sentence = f"What the trials of this study show. {findings['trials']}."
     head = Head(study.name, sentence, [page.Facts([*findings.items()])])
     return page.render_report(head, sections)
 
 
-def _choose_drawn(study: AdoptedStudy) -> list[FrozenTrial]:
+def _choose_drawn_trials(study: AdoptedStudy) -> list[FrozenTrial]:
     """Returns the trials that are drawn: of many, the best ones and others evenly spaced.
 
-    A trial that is complete without a finite value has no place in a figure.
+    The best ones may be half of MAX_DRAWN, and so may the others. A trial that is complete without
+    a finite value has no place in a figure.
     """
-    finite = {trial.number for trial in study.complete}
-    trials = []
+    numbers_with_value = {trial.number for trial in study.complete}
+    drawable_trials = []
     for trial in study.trials:
-        if trial.state != TrialState.COMPLETE or trial.number in finite:
-            trials.append(trial)
-    best = {trial.number for trial in study.ranked[: MOST_DRAWN // 2]}
-    stride = 1 + 2 * len(trials) // MOST_DRAWN
+        if trial.state != TrialState.COMPLETE or trial.number in numbers_with_value:
+            drawable_trials.append(trial)
+    best_numbers = {trial.number for trial in study.ranked[: MAX_DRAWN // 2]}
+    stride = 1 + 2 * len(drawable_trials) // MAX_DRAWN
     drawn_trials = []
-    for position, trial in enumerate(trials):
-        if trial.number in best or position % stride == 0:
+    for position, trial in enumerate(drawable_trials):
+        if trial.number in best_numbers or position % stride == 0:
             drawn_trials.append(trial)
     return drawn_trials
 
 
 def _importances(study: AdoptedStudy) -> page.Bars | str:
-    """Returns Optuna's importances of the hyperparameters, or a sentence that says why not."""
-    objective = ObjectiveValue(study.metric, "maximize" if study.sign > 0 else "minimize")
-    rated = optuna.create_study(direction=objective.direction)  # in memory
-    stride = 1 + len(study.complete) // MOST_DRAWN
+    """Returns Optuna's importances of the hyperparameters, or a sentence that says why not.
+
+    Of many trials, evenly spaced ones are copied into a study in memory, which Optuna rates.
+    """
+    objective = ObjectiveValue(study.metric, study.direction)
+    study_in_memory = optuna.create_study(direction=objective.direction)
+    stride = 1 + len(study.complete) // MAX_DRAWN
     for trial in study.complete[::stride]:
-        rated.add_trial(
+        study_in_memory.add_trial(
             create_trial(
                 value=trial.values[0],
                 params=trial.params,
                 distributions=trial.distributions,
             )
         )
-    # `importances` reads no more than this of a stored study.
-    stored: Any = SimpleNamespace(optuna=rated, objectives=(objective,))
-    computed = compute_importances(stored)
-    if not computed.shares:
-        return explain_no_importances(computed)
-    return page.Bars([*computed.shares.items()])
+    # `compute_importances` reads no more than this of a stored study.
+    stored: Any = SimpleNamespace(optuna=study_in_memory, objectives=(objective,))
+    importances = compute_importances(stored)
+    if not importances.shares:
+        return explain_no_importances(importances)
+    return page.Bars([*importances.shares.items()])

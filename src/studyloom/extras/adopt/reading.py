@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StorageError
 from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
+from studyloom.metrics import Direction
 from studyloom.storage import cells, sql
 from studyloom.storage.connections import untrusted
 from studyloom.storage.database import read_only
@@ -24,9 +25,11 @@ from studyloom.storage.stored_study import read_objectives
 from studyloom.storage.urls import parse_url, sqlite_url, without_password
 from studyloom.text import name_error, one_line, shorten
 
-MOST_SECONDS = 120.0  # for reading a database
+MAX_SECONDS = 120.0  # for reading a database
+MAX_REASON_LENGTH = 300  # characters of a driver's error, or of a list of names
+MAX_NAME_LENGTH = 80
 # Columns of an exported CSV that describe a run, in lower case: W&B's and MLflow's.
-ABOUT = {
+RUN_COLUMNS = {
     *("name", "state", "notes", "user", "tags", "created", "runtime", "sweep"),
     *("start time", "duration", "run id", "source type", "source name", "status"),
 }
@@ -53,6 +56,13 @@ class AdoptedStudy:
     sign: int
     trials: Sequence[FrozenTrial]
     source: str | None = None
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the value is maximized or minimized, as Optuna calls it."""
+        if self.sign > 0:
+            return "maximize"
+        return "minimize"
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
@@ -87,29 +97,34 @@ def read_database(source: str, name: str | None) -> AdoptedStudy:
             address = sqlite_url(Path(source))
         elif source.startswith(("sqlite", "postgres")):
             address = parse_url(source)
-        with untrusted(MOST_SECONDS):
+        with untrusted(MAX_SECONDS):
             if address is not None:
                 with closing(read_only(address)) as storage:
-                    return _read(storage, name, without_password(address))
-            return _read(RDBStorage(source, skip_table_creation=True), name, None)
+                    return _read_study(storage, name, without_password(address))
+            return _read_study(RDBStorage(source, skip_table_creation=True), name, url=None)
     except StorageError:
         raise
     except Exception as error:  # from a driver, or for a cell that Optuna has not written
-        reason = shorten(one_line(name_error(error)), 300)
+        reason = shorten(one_line(name_error(error)), MAX_REASON_LENGTH)
         raise StorageError(f"adopt: the database cannot be read: {reason}") from None
 
 
-def _read(storage: BaseStorage, name: str | None, url: str | None) -> AdoptedStudy:
+def _read_study(storage: BaseStorage, name: str | None, url: str | None) -> AdoptedStudy:
     """Reads a study of a storage.
 
     Args:
-        url: the URL of the database, if `study.warm_start` takes it.
+        name: the name of the study; None for the only one.
+        url: the URL of the database; None if `study.warm_start` cannot use it.
+
+    Raises:
+        StorageError: there is no such study, or there are several.
     """
     studies = {study.study_name: study for study in storage.get_all_studies()}
     if name is None and len(studies) == 1:
-        name = next(iter(studies))
+        (name,) = studies
     if name is None or name not in studies:
-        names = shorten(", ".join(map(one_line, studies)) or "none", 300)
+        all_names = ", ".join(one_line(study_name) for study_name in studies) or "none"
+        names = shorten(all_names, MAX_REASON_LENGTH)
         raise StorageError(f"adopt: name the study with --study; the database holds: {names}")
     study = studies[name]
     cells.check_directions(study.directions)
@@ -138,12 +153,13 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
     if metric not in file.columns and f"metrics.{metric}" in file.columns:
         value_column = f"metrics.{metric}"  # as MLflow calls it
     values = file.numbers(value_column)
-    columns = _by_parameter(file, names or _parameter_columns(file, value_column), value_column)
+    param_columns = names or _guess_param_columns(file, value_column)
+    columns = _columns_by_param(file, param_columns, value_column)
+    positions = {name: file.position(column) for name, column in columns.items()}
     domains = {name: file.domain(column) for name, column in columns.items()}
-    positions = {name: file.place(column) for name, column in columns.items()}
     trials = []
     for number, row in enumerate(file.rows):
-        trial = _trial(number, _read_state(file, row), values[number], metric)
+        trial = _make_trial(number, _read_state(file, row), values[number], metric)
         _set_params(trial, row, positions, domains)
         trials.append(trial)
     return AdoptedStudy(path.stem, metric, sign, trials)
@@ -157,20 +173,24 @@ def _read_state(file: CsvFile, row: Row) -> str:
     return ""
 
 
-def _parameter_columns(file: CsvFile, value: str) -> list[str]:
-    """Returns the columns of hyperparameters where --params does not name them."""
+def _guess_param_columns(file: CsvFile, value_column: str) -> list[str]:
+    """Returns the columns of hyperparameters where --params does not name them.
+
+    MLflow begins their names with `params.`. W&B lists them before the column of the metric,
+    together with columns that describe the run.
+    """
     columns_of_mlflow = [column for column in file.columns if column.startswith(PARAMS)]
     if columns_of_mlflow:
         return columns_of_mlflow
-    names = []
-    for column in file.columns[: file.place(value)]:
-        describes_run = column.lower() in ABOUT or column.startswith(("_", "tags."))
+    param_columns = []
+    for column in file.columns[: file.position(value_column)]:
+        describes_run = column.lower() in RUN_COLUMNS or column.startswith(("_", "tags."))
         if column and not describes_run:
-            names.append(column)
-    return names
+            param_columns.append(column)
+    return param_columns
 
 
-def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str, str]:
+def _columns_by_param(file: CsvFile, columns: Sequence[str], value_column: str) -> dict[str, str]:
     """Returns the column of each hyperparameter, by the name of the hyperparameter.
 
     Raises:
@@ -178,23 +198,27 @@ def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str
     """
     by_name: dict[str, str] = {}
     for column in columns:
-        file.place(column)
+        file.position(column)  # raises if it is missing
         name = column.removeprefix(PARAMS)
-        if column == value:
-            raise file.error("the metric is no hyperparameter; leave it out of --params", 1, column)
+        if column == value_column:
+            problem = "the metric is no hyperparameter; leave it out of --params"
+            raise file.error(problem, line=1, column=column)
         if by_name.setdefault(name, column) != column:
-            problem = f"another column is called {shorten(one_line(name), 80)} too"
+            problem = f"another column is called {shorten(one_line(name), MAX_NAME_LENGTH)} too"
             fix = "list the columns of hyperparameters with --params"
-            raise file.error(f"{problem}; {fix}", 1, column)
+            raise file.error(f"{problem}; {fix}", line=1, column=column)
     return by_name
 
 
-def _trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
+def _make_trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
     """Returns the trial of a run, without its hyperparameters and times.
+
+    A run that finished without a value counts as failed.
 
     Args:
         state: the state of the run in the file; empty if the file does not say it.
         value: the value of the metric; None if the file has none.
+        metric: the name of the metric, for the reason of a failure.
     """
     trial_state = TrialState.FAIL
     reason = state

@@ -191,5 +191,5 @@ def _progress_line(facts: Document) -> str:
         return str(facts["end_reason"])
     progress = f"all {facts['budget']} trials have begun"
     if facts["trials_left"]:
-        progress = f"{facts["trials_left"]} of {facts['budget']} trials have not begun"
+        progress = f"{facts['trials_left']} of {facts['budget']} trials have not begun"
     return f"{progress}; {facts['proposals_left']} may be proposed now"
