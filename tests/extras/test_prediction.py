@@ -218,7 +218,7 @@ def test_a_file_without_the_needed_numbers_is_refused_in_a_line(tabular, tmp_pat
         "utf16.csv": "must be a .npy file or a CSV file",
         "large.csv": "must have at most 1 MiB; divide it",
     }
-    monkeypatch.setattr(input_files, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(input_files, "MAX_BYTES", 2**20)
     with pytest.raises(PredictError) as caught:
         list(predict(load_network(tabular), [tmp_path / name for name in words]))
     for (name, said), mistake in zip(words.items(), caught.value.errors, strict=True):

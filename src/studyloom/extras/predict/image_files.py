@@ -19,8 +19,12 @@ FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 # The first bytes of images; no text begins with them.
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 ORIENTATION = 0x0112  # EXIF's tag
-SPARE = 16  # times the size of inputs: a larger image is reduced before it becomes floats
-LARGEST_LEVELS = (1, 255, 65535)  # of pixels that are not bytes: floats, 8 bits or 16 bits
+UPRIGHT = 1  # the value of that tag for an image that need not be turned
+# An image that is larger by this factor than the inputs is reduced before it becomes floats.
+MAX_SIZE_FACTOR = 16
+WHITE_LEVELS = (1, 255, 65535)  # of pixels that are not bytes: floats, 8 bits or 16 bits
+MAX_OPACITY = 255  # of a pixel in an image of bytes
+MIDDLE_GRAY = 127
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class _Opaque:
     """An image without transparency.
 
     Args:
-        paper: the color below its transparent parts; empty if there are none.
+        background: the color below its transparent parts; empty if there are none.
     """
 
     image: PIL.Image.Image
-    paper: str = ""
+    background: str = ""
 
 
 def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
@@ -67,32 +71,37 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
     changes = []
     if getattr(image, "is_animated", False):  # only formats of several frames have the attribute
         changes.append("first of several frames")
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
         image = PIL.ImageOps.exif_transpose(image)
         changes.append("turned upright")
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits, or floats
-        return _read_levels(image).expand(channels, -1, -1).clone(), changes
+        pixels = _read_wide_pixels(image)
+        return pixels.expand(channels, -1, -1).clone(), changes
+
     if image.has_transparency_data:
         opaque = _remove_transparency(image)
         image = opaque.image
-        if opaque.paper:
-            changes.append(f"its transparent parts laid on {opaque.paper}")
+        if opaque.background:
+            changes.append(f"its transparent parts laid on {opaque.background}")
     mode = "RGB"
     if channels == 1:
-        mode = "L"
+        mode = "L"  # grayscale
     image = image.convert(mode)
+
     height, width = size
-    factor = min(image.height // (SPARE * height), image.width // (SPARE * width))
+    factor_of_height = image.height // (MAX_SIZE_FACTOR * height)
+    factor_of_width = image.width // (MAX_SIZE_FACTOR * width)
+    factor = min(factor_of_height, factor_of_width)
     if factor > 1:
         changes.append(f"{image.width} × {image.height} pixels, every {factor} × {factor} made one")
         image = image.reduce(factor)
     pixels = torch.from_numpy(np.array(image)).float().div_(255)
     if channels == 1:
         return pixels[None], changes
-    return pixels.permute(2, 0, 1).contiguous(), changes
+    return pixels.permute(2, 0, 1).contiguous(), changes  # the channels first
 
 
-def _read_levels(image: PIL.Image.Image) -> Tensor:
+def _read_wide_pixels(image: PIL.Image.Image) -> Tensor:
     """Returns pixels that are not bytes as float32 (1, height, width) from 0 to 1.
 
     White is 65535 among integers. Floats may be from 0 to 1, or to the largest integer of 8 or 16
@@ -100,25 +109,26 @@ def _read_levels(image: PIL.Image.Image) -> Tensor:
     """
     levels = torch.from_numpy(np.asarray(image).astype(np.float32))[None]
     is_positive = bool(torch.isfinite(levels).all()) and float(levels.min()) >= 0
-    possible_whites = [white for white in LARGEST_LEVELS if float(levels.max()) <= white]
+    possible_whites = [white for white in WHITE_LEVELS if float(levels.max()) <= white]
     if not is_positive or not possible_whites:
         raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
+    white = WHITE_LEVELS[-1]
     if image.mode == "F":
-        return levels / possible_whites[0]
-    return levels / LARGEST_LEVELS[-1]
+        white = possible_whites[0]
+    return levels / white
 
 
 def _remove_transparency(image: PIL.Image.Image) -> _Opaque:
     """Puts an image on white, or on black if its visible parts are light."""
     image = image.convert("RGBA")
     opacity = np.asarray(image.getchannel("A"), dtype=np.float32)  # from 0 to 255
-    if opacity.min() == 255:
+    if opacity.min() == MAX_OPACITY:
         return _Opaque(image)
     gray = np.asarray(image.convert("L"))
-    brightness = float((gray * opacity).sum() / max(1.0, opacity.sum()))
-    paper = "white"
-    if brightness > 127:
-        paper = "black"
-    background = PIL.Image.new("RGBA", image.size, paper)
+    mean_gray = float((gray * opacity).sum() / max(1.0, opacity.sum()))  # weighted by opacity
+    color = "white"
+    if mean_gray > MIDDLE_GRAY:
+        color = "black"
+    background = PIL.Image.new("RGBA", image.size, color)
     background.alpha_composite(image)
-    return _Opaque(background, paper)
+    return _Opaque(background, color)

@@ -23,9 +23,10 @@ from studyloom.extras.predict.image_files import SIGNATURES, read_image
 from studyloom.text import one_line
 from studyloom.winner.inputs import SEVERAL, InputFormat, Inputs, transform_error
 
-MOST_BYTES = 256 * 2**20  # in a file
-MOST_ARRAYS = 1000  # in a .npz file
+MAX_BYTES = 256 * 2**20  # in a file
+MAX_ARRAYS = 1000  # in a .npz file
 ARRAY = b"\x93NUMPY"  # the first bytes of a .npy file
+REAL_KINDS = "biuf"  # NumPy's letters for booleans, integers, unsigned integers and floats
 ARCHIVE = b"PK\x03\x04"  # the first bytes of a .npz file, which is a zip file of .npy files
 DIRECTORY_ENTRY = b"PK\x01\x02"  # the first bytes of an entry in the directory of a zip file
 ANY_IMAGE = (3, 64, 64)  # how an image is read for a custom transform of inputs that are no images
@@ -77,7 +78,9 @@ class InputFiles:
         shape = self.form.shape
         if not shape:
             return False
-        return is_image(shape) or (self._has_custom_transform and _is_image_file(content))
+        if is_image(shape):
+            return True
+        return self._has_custom_transform and _is_image_file(content)
 
     def _from_image(self, content: bytes) -> Inputs:
         """Makes an input from an image."""
@@ -94,8 +97,8 @@ class InputFiles:
         shape = form.shape
         are_sequences = form.facts.loads_tokens and len(shape) == 1  # of any length
         if not shape or are_sequences:
-            return form.finish(_read_lines(content, (), None))
-        lines = _read_lines(content, form.facts.columns, math.prod(shape))
+            return form.finish(_read_lines(content, columns=(), count=None))
+        lines = _read_lines(content, form.facts.columns, math.prod(shape))  # (n, count)
         if self._has_custom_transform:
             return form.finish(form.apply_transform(lines))
         return form.finish(lines.reshape(-1, *shape))
@@ -103,8 +106,8 @@ class InputFiles:
     def _from_array(self, numbers: np.ndarray) -> Inputs:
         """Makes inputs from the array of a file."""
         with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
-            single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
-        return self.form.from_numbers(single, numbers.dtype.name)
+            tensor = torch.from_numpy(np.array(numbers, np.float32, order="C"))
+        return self.form.from_numbers(tensor, numbers.dtype.name)
 
     def _from_archive(self, arrays: Mapping[str, np.ndarray]) -> Inputs:
         """Makes inputs from the arrays of a .npz file.
@@ -119,36 +122,40 @@ class InputFiles:
         for name, numbers in arrays.items():
             if not np.isfinite(numbers).all():
                 raise PredictError(f"its numbers must be finite; {name} holds NaN or infinity")
-            native = numbers.dtype.newbyteorder("=")
-            tensors[name] = torch.from_numpy(np.array(numbers, native, order="C"))
+            native_dtype = numbers.dtype.newbyteorder("=")  # PyTorch has no other byte order
+            tensors[name] = torch.from_numpy(np.array(numbers, native_dtype, order="C"))
         default_names = [f"arr_{position}" for position in range(len(tensors))]
-        if [*tensors] == default_names:
+        if list(tensors) == default_names:
             return tuple(tensors.values()), []
         return tensors, []
 
-    def _from_content(self, content: bytes, read: Sound | Reader) -> Inputs:
-        """Makes inputs from a whole file by a transform that reads it."""
+    def _from_content(self, content: bytes, transform: Sound | Reader) -> Inputs:
+        """Makes inputs from a whole file by a transform that reads it.
+
+        The transform returns the inputs (n, *shape), of a sound a single one without n, and notes
+        on what it changed: none, or one for each input.
+        """
         try:
-            rows, notes = read(content)
+            inputs, notes = transform(content)
         except ValueError as error:
             raise PredictError(str(error)) from None
         except Exception as error:  # whatever a user's class raises
             raise transform_error(error) from error
-        if isinstance(read, Sound):
-            rows = rows[None]  # one sound is one input
+        if isinstance(transform, Sound):
+            inputs = inputs[None]
             notes = ["; ".join(notes)]
-        if tuple(rows.shape[1:]) != self.form.shape or len(notes) not in (0, len(rows)):
+        if tuple(inputs.shape[1:]) != self.form.shape or len(notes) not in (0, len(inputs)):
             raise PredictError(
                 f"winner.json: data.transform does not make {self.form.shape} of a file"
             )
-        return self.form.finish(rows.float(), notes_of_reader=notes)
+        return self.form.finish(inputs.float(), notes_of_reader=notes)
 
 
 def _read_content(path: Path) -> bytes:
     """Reads a file that is neither empty nor too large."""
     length = path.stat().st_size
-    if length > MOST_BYTES:
-        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+    if length > MAX_BYTES:
+        raise PredictError(f"it must have at most {MAX_BYTES // 2**20} MiB; divide it")
     if length == 0:
         raise PredictError("it is empty")
     return path.read_bytes()
@@ -163,7 +170,7 @@ def _is_image_file(content: bytes) -> bool:
 def _read_array(content: bytes) -> np.ndarray:
     """Reads a .npy file of real numbers."""
     numbers: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
-    if numbers.dtype.kind not in "biuf":
+    if numbers.dtype.kind not in REAL_KINDS:
         raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
     return numbers
 
@@ -171,19 +178,23 @@ def _read_array(content: bytes) -> np.ndarray:
 def _read_archive(content: bytes) -> dict[str, np.ndarray]:
     """Reads the arrays of a .npz file, by name.
 
-    The file may be compressed: the arrays may be larger than it is, up to MOST_BYTES.
+    The file may be compressed: the arrays may be larger than it is, up to MAX_BYTES.
+
+    Raises:
+        PredictError: it is damaged, too large, or holds something else than arrays.
     """
     # zipfile reads the whole directory at once, and a hostile file could fill the memory with
     # millions of entries. Therefore they are counted before zipfile sees the file.
-    if content.count(DIRECTORY_ENTRY) > MOST_ARRAYS:
-        raise PredictError(f"it must hold at most {MOST_ARRAYS} arrays")
+    if content.count(DIRECTORY_ENTRY) > MAX_ARRAYS:
+        raise PredictError(f"it must hold at most {MAX_ARRAYS} arrays")
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > MOST_BYTES:
+            uncompressed_bytes = sum(member.file_size for member in members)
+            if uncompressed_bytes > MAX_BYTES:
                 raise PredictError(
-                    f"its arrays must have at most {MOST_BYTES >> 20} MiB; divide it"
+                    f"its arrays must have at most {MAX_BYTES // 2**20} MiB; divide it"
                 )
             for member in members:
                 name = member.filename.removesuffix(".npy")
@@ -235,7 +246,8 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
         count: the numbers of an input; None for as many as the first line has.
     """
     if count is None:
-        count = content.partition(b"\n")[0].count(b",") + 1
+        first_line, _, _ = content.partition(b"\n")
+        count = first_line.count(b",") + 1
     rows = []
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
@@ -263,9 +275,9 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
 def _format_by_header(header: Sequence[str], columns: Sequence[str]) -> _LineFormat:
     """Returns the format of the lines below a header, which must have all columns once."""
     names = [name.strip() for name in header]
-    missing = [name for name in columns if names.count(name) != 1]
-    if missing:
-        raise PredictError(f"it must have one column {', '.join(missing)}")
+    missing_or_repeated = [name for name in columns if names.count(name) != 1]
+    if missing_or_repeated:
+        raise PredictError(f"it must have one column {', '.join(missing_or_repeated)}")
     positions = [names.index(name) for name in columns]
     requirement = f"{len(names)} fields, and numbers for {', '.join(columns)}"
     return _LineFormat(len(names), positions, requirement)

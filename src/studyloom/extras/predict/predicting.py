@@ -11,6 +11,8 @@ from studyloom.text import one_line
 from studyloom.winner.predictor import Network
 from studyloom.winner.result import InputPrediction
 
+MAX_REASON_LENGTH = 200  # characters of an error of a file
+
 
 def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction]:
     """Predicts for each input of each file, in their order.
@@ -23,26 +25,27 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
     errors = []
     files = InputFiles(network.form)
     for path in paths:
-        name = _escape(str(path))
+        file_name = _escape(str(path))
         try:
             inputs, notes = files.read(path)
             outputs, classifies = network(inputs)
         # The file raises OSError; torch RuntimeError, also without memory; the network TypeError.
         except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
-            errors.append(f"{name}: {one_line(_explain(error))[:200]}")
+            reason = one_line(_explain(error))
+            errors.append(f"{file_name}: {reason[:MAX_REASON_LENGTH]}")
             continue
         if outputs.ndim == 0:
-            outputs = outputs[None]
+            outputs = outputs[None]  # a single row
         if len(notes) != len(outputs):  # a row may stand for a node or a time, and not for an input
             notes = [""] * len(outputs)
         for position, (row, note) in enumerate(zip(outputs, notes, strict=True)):
-            name_of_row = name
+            name = file_name
             if len(outputs) > 1:
-                name_of_row = f"{name}[{position}]"
+                name = f"{file_name}[{position}]"
             if classifies:
-                yield describe_class(name_of_row, row, note, network.form.facts.names)
+                yield describe_class(name, row, note, network.form.facts.names)
             else:
-                yield describe_numbers(name_of_row, row, note)
+                yield describe_numbers(name, row, note)
     if errors:
         raise PredictError(errors)
 
@@ -51,9 +54,10 @@ def _escape(name: str) -> str:
     """Replaces the characters of a name that a terminal would not print as text."""
     characters = []
     for character in name:
-        if not character.isprintable():
-            character = ascii(character)[1:-1]  # such as \x1b
-        characters.append(character)
+        if character.isprintable():
+            characters.append(character)
+        else:
+            characters.append(ascii(character).strip("'"))  # such as \x1b
     return "".join(characters)
 
 
@@ -71,15 +75,17 @@ def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> I
         row: probabilities (classes, …).
         names: the names of the classes; may be empty.
     """
-    if row.ndim > 1:
+    is_map = row.ndim > 1
+    if is_map:
         classes = row.argmax(0)
         labels = tuple(classes.flatten().tolist())
         return InputPrediction(name, labels=labels, shape=tuple(classes.shape), note=note)
     label = int(row.argmax())
-    word = ""
+    probability = float(row[label])
+    class_name = ""
     if label < len(names):
-        word = names[label]
-    return InputPrediction(name, label, float(row[label]), class_name=word, note=note)
+        class_name = names[label]
+    return InputPrediction(name, label, probability, class_name=class_name, note=note)
 
 
 def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:
