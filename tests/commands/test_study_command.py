@@ -73,11 +73,13 @@ def test_signal_stop_and_end_have_different_exit_codes():
 def test_the_end_of_a_search_names_a_reason_that_counts_do_not_show():
     none_satisfies = replace(snapshot_of(complete=2), rule="max accuracy where parameters < 9")
     reason = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
-    assert end_of_search(none_satisfies, 5, worked=False).startswith(reason)
+    assert end_of_search(none_satisfies, 5, has_run_workers=False).startswith(reason)
     all_failed = replace(snapshot_of(failed=5), rule="max accuracy")  # of two objectives
-    assert end_of_search(all_failed, 5, worked=False) == "the budget of 5 trials is spent"
-    assert end_of_search(snapshot_of(), 5, worked=False) == "the budget of 5 trials is spent"
-    assert end_of_search(snapshot_of(), 5, worked=True) == ""
+    assert end_of_search(all_failed, 5, has_run_workers=False) == "the budget of 5 trials is spent"
+    assert (
+        end_of_search(snapshot_of(), 5, has_run_workers=False) == "the budget of 5 trials is spent"
+    )
+    assert end_of_search(snapshot_of(), 5, has_run_workers=True) == ""
 
 
 @pytest.mark.chaos

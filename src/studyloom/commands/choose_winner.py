@@ -46,6 +46,7 @@ class WinnerReporting(Reporting):
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
+        """Records in the database that the command begins, and how it ends after the body."""
         check_search_has_ended(study)
         with super().attached(study), recording_end(study.stored):
             begin_recording(study, self.command)
@@ -55,10 +56,17 @@ class WinnerReporting(Reporting):
 
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
+        """Shows the progress in the terminal while the body trains."""
         with terminal.Display(self.outputs.read, self.console, stop):
             yield
 
     def finish(self, stop: Stop, detached_notice: str | None) -> int:
+        """Tests the winner and prints the result, once all trainings have ended.
+
+        Raises:
+            Interrupted: a stop was requested before.
+            NoWinner: the trainings have no winner.
+        """
         study = self.study
         assert study is not None
         evaluation = read_evaluation(study)
@@ -67,25 +75,25 @@ class WinnerReporting(Reporting):
             verb = "ablate"
             if self.repeats_test:
                 verb = "winner"
-            resumes = f"studyloom {verb} {folder} resumes here"
-            terminal.say(self.console, f"{stop.reason}; {resumes}")
+            terminal.say(self.console, f"{stop.reason}; studyloom {verb} {folder} resumes here")
             raise Interrupted
-        missing = find_no_winner(evaluation)
-        if missing is not None:
-            raise missing
-        # winner.json names the command of the study; a new one keeps the name of the earlier one.
+        no_winner = find_no_winner(evaluation)
+        if no_winner is not None:
+            raise no_winner
+        # winner.json names the command of the study; a new file names the same command.
         earlier_result = Result.read(study.run_dir)
         command_line = self.command.as_typed
         if earlier_result is not None:
             command_line = [*earlier_result.command]
         write_result.print_winner(evaluation, command_line, self.console, repeat=self.repeats_test)
         if not read_evaluation(study).remaining:
-            end_command(study.stored, 0)
+            end_command(study.stored, code=0)
         return 0
 
     def continues(self, open_trials: int) -> bool:
-        opened = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
-        terminal.say(self.console, f"{open_trials} {opened}")
+        """Prints that trials of the search are open again; they are not trained here."""
+        reason = "trials were opened meanwhile, as by studyloom redo: run the study to train them"
+        terminal.say(self.console, f"{open_trials} {reason}")
         return False
 
 
@@ -135,8 +143,9 @@ def check_search_has_ended(study: OpenStudy) -> None:
     """
     stored = study.stored
     check_definition(stored.name, stored.definition(), study.definition.identity(study.data.digest))
-    trials_left = study.search.count_open_trials()
-    if trials_left:
-        remedy = "run the study to its end, or with a smaller study.trials"
-        open_trials = f"{trials_left} of {study.search.trials} trials are open"
-        raise ConfigError(f"{study.run_dir}: {open_trials}; {remedy}")
+    open_trials = study.search.count_open_trials()
+    if open_trials:
+        raise ConfigError(
+            f"{study.run_dir}: {open_trials} of {study.search.trials} trials are open; run the "
+            "study to its end, or with a smaller study.trials"
+        )

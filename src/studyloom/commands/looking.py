@@ -40,8 +40,13 @@ PAGE = "compare.html"  # the default file of `studyloom compare`
 ADOPTED = "adopt.html"  # the default file of `studyloom adopt`
 STATUS_DEADLINE = 2.0  # seconds that `studyloom status` waits for a busy database
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
-POLL = 0.5  # seconds between two readings of the workers
-LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
+POLL_INTERVAL = 0.5  # seconds between two readings of the workers
+RELEASE_DEADLINE = 300.0  # seconds in which the workers come to the end of their epochs
+# The exit codes of `studyloom status --check`.
+OK = 0
+FAILED = 1
+NO_WORKER = 3
+STOPPED_OR_PAUSED = 4
 
 
 @command(
@@ -84,20 +89,19 @@ def status(arguments: argparse.Namespace) -> int:
 def status_exit_code(progress: "Progress", stored: "StoredStudy") -> int:
     """Returns an exit code that says whether a study needs attention.
 
-    It is 0 if the study has succeeded, workers run it, or a process tests its winner; 1 if it has
-    failed, 3 if no worker runs, and 4 if another terminal has stopped or paused it.
+    It is OK if the study has succeeded, workers run it, or a command tests its winner.
     """
     if progress.halted is not None or progress.exit_code:
-        return 1
+        return FAILED
     if progress.has_ended:
-        return 0
-    if progress.control is not None:
-        return 4
+        return OK
+    if progress.control is not None:  # another terminal has stopped or paused it
+        return STOPPED_OR_PAUSED
     if any(worker.is_alive for worker in progress.current.workers):
-        return 0
-    if any(process.seconds_left > 0 for process in stored.ledger.testing_commands()):
-        return 0
-    return 3
+        return OK
+    if any(testing.seconds_left > 0 for testing in stored.ledger.testing_commands()):
+        return OK
+    return NO_WORKER
 
 
 @command(
@@ -259,8 +263,10 @@ def doctor(arguments: argparse.Namespace) -> int:
         url, name = locate_study(arguments)
 
     def confirm() -> bool:
-        if arguments.yes or arguments.json or not sys.stdin.isatty():
-            return bool(arguments.yes)
+        if arguments.yes:
+            return True
+        if arguments.json or not sys.stdin.isatty():  # a program cannot answer
+            return False
         return input("fix this? [y/N] ").strip().lower() in ("y", "yes")
 
     checks: list[dict[str, Any]] = []
@@ -337,7 +343,12 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 
 def control(arguments: argparse.Namespace, request: "Request | None") -> int:
-    """Stores the request to stop or pause, or None to resume; waits for workers to release trials.
+    """Stores a request to stop or pause a study, or to resume it, and prints what comes of it.
+
+    Waits until the workers have released their trials.
+
+    Args:
+        request: stop or pause; None to resume.
 
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
@@ -347,29 +358,30 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
 
     stored = open_run(arguments, DEADLINE)
     reader = ProgressReader(stored)
-    before = read_control(stored)
+    earlier_request = read_control(stored)
     progress = reader.read()
     if request is not None and progress.has_ended:
         outcome = f"has ended already; there is nothing to {request}"
-        request = before
+        request = earlier_request
     else:
         if not set_control(stored, request):
             # The study is being stopped, which only a command that runs it again withdraws.
-            before = "stop"
+            earlier_request = "stop"
             request = "stop"
         if request is not None:
             outcome = wait_for_release(reader, request, prints=not arguments.json)
-        elif before:
+        elif earlier_request:
             outcome = "continues"
         else:
             outcome = "was neither stopped nor paused"
+
     workers: list[str] = []
     if request is not None:
         workers = find_workers(reader.read())
     if arguments.json:
         document = {
             "study": stored.name,
-            "control_before": before,
+            "control_before": earlier_request,
             "control": request,
             "was_running": bool(find_workers(progress)),
             "workers": workers,
@@ -383,38 +395,43 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
 
 
 def wait_for_release(reader: "ProgressReader", request: "Request", *, prints: bool) -> str:
-    """Waits until the workers have released their trials; returns the outcome in words.
+    """Waits until the workers have released their trials, or some minutes have passed.
 
     Args:
         prints: whether to print that it waits.
+
+    Returns:
+        The outcome, such as "is stopped; the command that runs it resumes it".
     """
-    outcome = {"stop": "is stopped", "pause": "is paused"}[request]
-    remedy = {"stop": "the command that runs it", "pause": "studyloom resume"}[request]
-    end = time.monotonic() + LONGEST
-    is_printed = not prints
-    while True:
-        workers = find_workers(reader.read())
-        if not workers:
-            return f"{outcome}; {remedy} resumes it"
-        if not is_printed:
-            is_printed = True
-            trials = "a trial is"
-            if len(workers) > 1:
-                trials = f"{len(workers)} trials are"
-            print(f"{trials} released at the end of the epoch", flush=True)
+    outcome = "is stopped"
+    resumption = "the command that runs it resumes it"
+    if request == "pause":
+        outcome = "is paused"
+        resumption = "studyloom resume resumes it"
+    end = time.monotonic() + RELEASE_DEADLINE
+    workers = find_workers(reader.read())
+    if workers and prints:
+        trials = "a trial is"
+        if len(workers) > 1:
+            trials = f"{len(workers)} trials are"
+        print(f"{trials} released at the end of the epoch", flush=True)
+    while workers:
         if time.monotonic() > end:
-            return f"{outcome}, but {', '.join(map(one_line, workers))} still train"
-        time.sleep(POLL)
+            names = [one_line(worker) for worker in workers]
+            return f"{outcome}, but {', '.join(names)} still train"
+        time.sleep(POLL_INTERVAL)
+        workers = find_workers(reader.read())
+    return f"{outcome}; {resumption}"
 
 
 def find_workers(progress: "Progress") -> list[str]:
     """Returns the ids of the workers that hold trials of a study now."""
-    owners = []
+    worker_ids = []
     for stage in progress.stages:
         for worker in stage.workers:
             if worker.is_alive:
-                owners.append(worker.owner)
-    return owners
+                worker_ids.append(worker.owner)
+    return worker_ids
 
 
 @command(

@@ -42,12 +42,15 @@ def run_later_stages(
     repeat: bool,
     network: NetworkTarget | None = None,
 ) -> tuple[str, dict[str, Any] | None]:
-    """Runs the stages after the search; see `commands.choose_winner`.
+    """Runs the stages after the search: the re-evaluation, the final training and the test.
 
     Args:
         overrides: overrides of the study's command.
         repeat: whether to test the winner again if it was tested before.
         network: a value of the option `--network`, if the user gives it.
+
+    Returns:
+        The name of the study, and a summary of its result; None if it has none.
     """
     from studyloom.commands.choose_winner import choose_winner
     from studyloom.config.compose import recompose
@@ -179,8 +182,8 @@ def predict(arguments: argparse.Namespace) -> int:
     from studyloom.winner.predictor import load_network
 
     collect_as_usual()
-    names_code = bool(arguments.trust or arguments.network)
-    with code_of_study(arguments.run_dir, arguments.code, wanted=names_code):
+    imports_code = bool(arguments.trust or arguments.network)
+    with code_of_study(arguments.run_dir, arguments.code, wanted=imports_code):
         network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
     predictions = load_plugin("predict")(network, arguments.files)
     if arguments.json:

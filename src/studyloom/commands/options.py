@@ -38,7 +38,13 @@ class Entry:
 
 
 def command(about: str, *arguments: Argument, examples: Sequence[str]) -> Callable[[Act], Entry]:
-    """Returns a decorator that turns the function of a command into its entry."""
+    """Returns a decorator that turns the function of a command into its entry.
+
+    Args:
+        about: its line in the list of commands.
+        arguments: functions that add the arguments, as `argument`, `flag` and `either` return.
+        examples: command lines that its help ends with.
+    """
     return lambda act: Entry(about, act, arguments, examples)
 
 
@@ -97,7 +103,10 @@ JSON = flag("--json", "print JSON, for programs")
 
 
 def parse_network(text: str) -> NetworkTarget:
-    """Parses the option `--network` to a value of `objective.network`."""
+    """Parses the option `--network` to a value of `objective.network`.
+
+    `mine.Net` stays text, and `encoder=mine.Net` becomes {"encoder": "mine.Net"}.
+    """
     name, equals, target = text.rpartition("=")
     if equals:
         return {name: target}

@@ -33,7 +33,8 @@ from studyloom.worker_log import LINE
 
 EVENTS_BEGIN = b'{"event"'  # the first bytes of a file of events, see `events.format_event`
 # Seconds that the reader of a pipe has to take the last events when the command ends.
-LAST = 5.0
+PIPE_DEADLINE = 5.0
+PIPE_INTERVAL = 0.05  # seconds between attempts to write to a pipe that is full
 log = logging.getLogger(__name__)
 
 
@@ -252,10 +253,10 @@ class EventFile:
         if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
-            last = "\n"
-            for last in file:
-                yield last
-            if not last.endswith("\n"):  # the command was killed while it wrote
+            line = "\n"
+            for line in file:
+                yield line
+            if not line.endswith("\n"):  # the command was killed while it wrote
                 self._write(b"\n")
 
     def __call__(self, progress: Progress) -> None:
@@ -265,13 +266,16 @@ class EventFile:
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
-        """Writes the exit code of the command, and closes the file."""
+        """Writes the exit code of the command, and closes the file.
+
+        Waits for some seconds until the reader of a pipe has taken all events.
+        """
         event = {"event": "exit", "exit_code": code, "reason": reason}
         self._write(self._format(event).encode())
-        end = time.monotonic() + LAST
+        end = time.monotonic() + PIPE_DEADLINE
         while self._pending and time.monotonic() < end:
-            time.sleep(0.05)
-            self._write(b"")
+            time.sleep(PIPE_INTERVAL)
+            self._write(b"")  # tries to write the pending text
         self._close()
 
     def _format(self, event: Mapping[str, Any]) -> str:
@@ -285,9 +289,9 @@ class EventFile:
         self._pending += text
         try:
             while self._pending:
-                written = os.write(self._file, self._pending)
-                self._pending = self._pending[written:]
-        except BlockingIOError:
+                written_bytes = os.write(self._file, self._pending)
+                self._pending = self._pending[written_bytes:]
+        except BlockingIOError:  # the pipe is full
             return
         except OSError as error:
             log.warning("--events %s: %s; no more events are written", self.path, error.strerror)

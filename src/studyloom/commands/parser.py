@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import itertools
 import re
 import shutil
 import textwrap
@@ -33,7 +32,8 @@ GROUPS: Mapping[str, tuple[Entry, ...]] = {
 }
 COMMANDS = tuple(entry for entries in GROUPS.values() for entry in entries)
 UNTRUSTED = "options for an untrusted folder: use them only if you trust who wrote it"
-WIDEST = 80  # columns of a help, however wide the terminal is
+MAX_WIDTH = 80  # columns of a help, however wide the terminal is
+MARGIN = 2  # columns at the right, as argparse leaves them
 ABOUT = """Hyperparameter search for PyTorch: run, monitor and compare studies.
 
 A study is run by its module: python -m studies.mnist"""
@@ -43,19 +43,23 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps line breaks, fits 80 columns, and lists commands by group."""
 
     def __init__(self, prog: str) -> None:
-        width = min(WIDEST, shutil.get_terminal_size().columns) - 2
+        width = min(MAX_WIDTH, shutil.get_terminal_size().columns) - MARGIN
         super().__init__(prog, max_help_position=26, width=width)
 
     def _format_action(self, action: argparse.Action) -> str:
+        """Formats an argument as argparse does, and the commands below the heading of each group.
+
+        argparse calls it for each argument; the commands together are one.
+        """
         if not isinstance(action, argparse._SubParsersAction):
             return super()._format_action(action)
-        lines = {}
+        lines_by_command = {}
         for command in action._choices_actions:
-            lines[command.dest] = super()._format_action(command)
+            lines_by_command[command.dest] = super()._format_action(command)
         groups = []
         for heading, entries in GROUPS.items():
-            lines_of_group = [lines[entry.act.__name__] for entry in entries]
-            groups.append(f"{heading}\n{''.join(lines_of_group)}")
+            lines = [lines_by_command[entry.act.__name__] for entry in entries]
+            groups.append(f"{heading}\n{''.join(lines)}")
         return "\n".join(groups)
 
 
@@ -76,28 +80,39 @@ class Parser(argparse.ArgumentParser):
             arguments.settings = arguments.settings + settings
             unknown = [argument for argument in unknown if argument.startswith("-")]
         if unknown:
-            option = unknown[0].partition("=")[0]
+            option, _, _ = unknown[0].partition("=")
             hint = self._hint_at_option(option)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return arguments
 
     def _hint_at_option(self, option: str) -> str:
-        """Returns which commands have an option, or which one has a similar name; "" if none."""
-        options = {name: options_of(command) for name, command in self.commands.items()}
-        owners = [name for name in options if option in options[name]]
-        if owners:
-            return f"; {option} is an option of {', '.join(owners)}"
+        """Returns which commands have an option, or else an option with a similar name.
+
+        Returns:
+            The end of an error; "" if there is no such option.
+        """
+        commands_with_option = []
+        all_options = set[str]()
+        for name, command in self.commands.items():
+            options = options_of(command)
+            all_options.update(options)
+            if option in options:
+                commands_with_option.append(name)
+        if commands_with_option:
+            return f"; {option} is an option of {', '.join(commands_with_option)}"
         if option.startswith("-"):
-            return nearest(option, sorted({*itertools.chain(*options.values())}))
+            return nearest(option, sorted(all_options))
         return ""
 
     def error(self, message: str) -> NoReturn:
         """Prints an error on one line, and ends the process with exit code 2."""
-        unknown_command = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message)
-        if unknown_command:
-            name = unknown_command[1]
-            names = f"{', '.join(self.commands)}{nearest(name, [*self.commands])}"
-            message = f"{name}: no such command; there are {names}"
+        # argparse's error "argument COMMAND: invalid choice: 'x' (choose from …)" is replaced.
+        match = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message)
+        if match:
+            unknown_command = match[1]
+            names = ", ".join(self.commands)
+            hint = nearest(unknown_command, [*self.commands])
+            message = f"{unknown_command}: no such command; there are {names}{hint}"
         super().error(printable(message))
 
 
@@ -118,8 +133,10 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:
-        description = inspect.getdoc(entry.act) or entry.about
-        paragraphs = [textwrap.fill(part, WIDEST - 2) for part in description.split("\n\n")]
+        docstring = inspect.getdoc(entry.act) or entry.about
+        paragraphs = []
+        for paragraph in docstring.split("\n\n"):
+            paragraphs.append(textwrap.fill(paragraph, MAX_WIDTH - MARGIN))
         command = commands.add_parser(
             entry.act.__name__,
             help=entry.about,
@@ -153,4 +170,5 @@ def format_examples(examples: Sequence[str]) -> str:
     heading = "examples:"
     if len(examples) == 1:
         heading = "example:"
-    return "\n".join([heading, *(f"  {example}" for example in examples)])
+    indented_examples = [f"  {example}" for example in examples]
+    return "\n".join([heading, *indented_examples])

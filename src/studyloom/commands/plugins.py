@@ -29,7 +29,7 @@ PLUGINS = {
 
 
 def load_plugin(name: str) -> Any:
-    """Imports an optional part of studyloom by name.
+    """Imports an optional part of studyloom by its name in PLUGINS, and returns its function.
 
     Raises:
         ImportError: a package of the extra is missing; the caller says which extra has it.

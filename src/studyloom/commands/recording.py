@@ -11,19 +11,23 @@ from studyloom.worker.task import Command
 
 
 def begin_recording(study: OpenStudy, command: Command) -> None:
-    """Stores that a command has begun, and which studies have the trainings of its later stages."""
+    """Stores that a command has begun, and the names of its later stages' studies.
+
+    The trainings of each stage after the search are the trials of a separate study, from which
+    `studyloom status` and the dashboard read the progress.
+    """
     settings = winner_settings(study)
     definition = study.definition
-    per_hour = definition.config.cost.per_hour
-    if per_hour is not None:
-        per_hour = float(per_hour)
+    cost_per_hour = definition.config.cost.per_hour
+    if cost_per_hour is not None:
+        cost_per_hour = float(cost_per_hour)
     record = CommandRecord(
         trials=study.search.trials,
         reevaluated=settings.enabled,
         tested=bool(definition.tested),
         top=settings.top,
         seeds=settings.seeds,
-        per_hour=per_hour,
+        per_hour=cost_per_hour,
     )
     begin_command(study.stored, record, command.age())
     for stage in read_evaluation(study).later:
@@ -31,7 +35,7 @@ def begin_recording(study: OpenStudy, command: Command) -> None:
 
 
 def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
-    """Returns why finished stages have no winner; None if they have one."""
+    """Returns an error that says why finished stages have no winner; None if they have one."""
     candidates = evaluation.candidates
     if not evaluation.lacks_winner or candidates is None:
         return None
@@ -41,12 +45,14 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
         if rule is not None and rule.conditions:
             reason += f" and satisfies {rule}"
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
-    contenders = sum(candidate.may_win for candidate in candidates.values())
-    failures = "; ".join(
-        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
-        for failure in count_failures(evaluation.stages[-1].stored.trials())
-    )
+    contenders = [candidate for candidate in candidates.values() if candidate.may_win]
+    last_stage = evaluation.stages[-1]
+    causes = []
+    for failure in count_failures(last_stage.stored.trials()):
+        example = one_line(failure.first_reason)
+        causes.append(f"{failure.count} × {failure.kind}, such as: {example}")
+    cause = "; ".join(causes) or "trainings are gone"
     return NoWinner(
-        f"there is no winner: none of the {contenders} candidates was trained with all its new "
-        f"seeds: {failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
+        f"there is no winner: none of the {len(contenders)} candidates was trained with all its "
+        f"new seeds: {cause}; raise winner.top, or lower winner.seeds"
     )

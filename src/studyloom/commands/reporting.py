@@ -14,7 +14,7 @@ from studyloom.commands.plugins import load_plugin
 from studyloom.commands.recording import begin_recording, find_no_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
-from studyloom.text import format_duration
+from studyloom.text import format_duration, plural
 from studyloom.views import dry_run, terminal, words
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.winner.evaluation import Evaluation, read_evaluation
@@ -47,8 +47,8 @@ class StudyReporting(TrackingReporting):
         self.outputs = outputs
         self.console = outputs.console
         self.began = datetime.now()
-        self.worked = False  # whether workers have run
-        self.announced = False  # whether `announcement` was printed
+        self.has_run_workers = False
+        self.has_announced = False  # whether `announcement` was printed
 
     def open(self) -> None:
         prepare_logging(logging.WARNING)
@@ -62,6 +62,10 @@ class StudyReporting(TrackingReporting):
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
+        """Records in the database that the command begins, and how it ends after the body.
+
+        The outputs, such as the file of events, report on the study until then.
+        """
         with super().attached(study):
             try:
                 with recording_end(study.stored):
@@ -73,7 +77,10 @@ class StudyReporting(TrackingReporting):
                 self.outputs.report_progress()  # for the last time
 
     def print_notices(self, study: OpenStudy) -> None:
-        """Prints what is special about a study before it is worked on."""
+        """Prints what the user must know about a study before its trials run.
+
+        It is paused, its code has changed, or the run directory has another study's result.
+        """
         stored = study.stored
         if read_control(stored) == "pause":
             folder = shlex.quote(str(study.run_dir))
@@ -84,20 +91,25 @@ class StudyReporting(TrackingReporting):
 
     @contextmanager
     def watch(self, task: Task, stop: Stop) -> Iterator[None]:
+        """Shows the progress in the terminal and the other outputs while the body trains."""
         outputs = self.outputs
         notes: list[str] = []
-        if not self.announced:
+        if not self.has_announced:
             notes = self.announcement(task)
-        self.announced = True
-        self.worked = True
+        self.has_announced = True
+        self.has_run_workers = True
         resumptions = terminal.Resumptions(outputs.read(), self.console)
-        with terminal.Display(
+        display = terminal.Display(
             outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
-        ):
+        )
+        with display:
             yield
 
     def announcement(self, task: Task) -> list[str]:
-        """Returns the lines that are printed before the first trial: what there is to do."""
+        """Returns the lines that are printed before the first trial: notes, and what is to do.
+
+        The last one is such as `mnist begins: 40 trials to do, logs in runs/mnist/logs`.
+        """
         study = self.opened
         prepared = study.prepared
         stored = study.stored
@@ -106,21 +118,19 @@ class StudyReporting(TrackingReporting):
         verb = "begins"
         if any(trial.datetime_start for trial in stored.trials()):
             verb = "resumes"
-        trials = study.search.count_open_trials()
-        if trials == 0:
-            work = read_evaluation(study).title
-        elif trials == 1:
-            work = "1 trial"
+        open_trials = study.search.count_open_trials()
+        if open_trials == 0:
+            work = read_evaluation(study).title  # such as final training
         else:
-            work = f"{trials} trials"
+            work = plural(open_trials, "trial")
         logs = f", logs in {task.logs}"
-        if prepared.launcher.works_here(
-            task, task.count_open_trials()
-        ):  # it prints to this terminal
+        prints_here = prepared.launcher.works_here(task, task.count_open_trials())
+        if prints_here:
             logs = ""
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, detached_notice: str | None) -> int:
+        """Prints and writes the result once the workers have ended, and returns the exit code."""
         if stop.lone_signal is not None:  # only this process was stopped; others continue
             return 0
         if detached_notice is not None:  # the workers continue without this command
@@ -135,9 +145,13 @@ class StudyReporting(TrackingReporting):
         return code
 
     def report(self, evaluation: Evaluation, stop: Stop) -> int:
-        """Prints the result of a study, or how far it is, and returns the exit code.
+        """Prints the result of a study, or how far it is, and writes its files.
 
-        It is 1 if there is no result, although the study was not stopped.
+        Returns:
+            The exit code; 1 if there is no best trial, although the study was not stopped.
+
+        Raises:
+            NoWinner: the stages after the search have ended without a winner.
         """
         study = evaluation.study
         console = self.console
@@ -145,14 +159,15 @@ class StudyReporting(TrackingReporting):
         if snapshot.best is not None:
             write_result.write_best(study, snapshot.best)
         self.print_search(evaluation, snapshot)
-        missing = None
+        no_winner = None
         if evaluation.trained is not None:
             write_result.print_winner(evaluation, self.command.as_typed, console)
         else:  # stopped, or without a winner
             if snapshot.done:
                 write_result.write_report(study)
             if snapshot.best is not None and not stop():
-                missing = find_no_winner(evaluation)
+                no_winner = find_no_winner(evaluation)
+
         for stage in evaluation.stages:
             terminal.print_failures(stage.stored, console)
             terminal.print_warnings(stage.stored, console)
@@ -161,10 +176,11 @@ class StudyReporting(TrackingReporting):
         for stage in evaluation.stages:
             stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
         self.print_end(study, snapshot, stop)
+
         for callback in study.prepared.callbacks:
             callback.finish(study.stored, ended=not read_evaluation(study).remaining)
-        if missing is not None:
-            raise missing
+        if no_winner is not None:  # raised last, so that all else is printed and tracked
+            raise no_winner
         if snapshot.best is not None or stop():
             return 0
         return 1
@@ -173,15 +189,16 @@ class StudyReporting(TrackingReporting):
         """Prints how the search has ended: its counts, the baseline and the best trial."""
         console = self.console
         elapsed = ""
-        if self.worked:  # as the progress says
+        if self.has_run_workers:
             elapsed = f", {format_duration(self.command.age())}"
         terminal.say(console, f"\n{words.make_headline(snapshot)}{elapsed}")
-        if not console.is_jupyter:
-            console.print(terminal.compare_with_baseline(snapshot, console.width))
-            if snapshot.rule is not None:
-                console.print(terminal.render_front(snapshot))
-        elif evaluation.trained is None:
-            terminal.say(console, words.describe_best(snapshot))
+        if console.is_jupyter:  # a notebook gets a sentence instead of tables
+            if evaluation.trained is None:
+                terminal.say(console, words.describe_best(snapshot))
+            return
+        console.print(terminal.compare_with_baseline(snapshot, console.width))
+        if snapshot.rule is not None:
+            console.print(terminal.render_front(snapshot))
 
     def print_end(self, study: OpenStudy, snapshot: Snapshot, stop: Stop) -> None:
         """Prints why a study was stopped, or why nothing is left to do."""
@@ -192,7 +209,7 @@ class StudyReporting(TrackingReporting):
                 reason = f"stopped by {stop.requested}"
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
         else:
-            reason = end_of_search(snapshot, trials, worked=self.worked)
+            reason = end_of_search(snapshot, trials, has_run_workers=self.has_run_workers)
             if reason:
                 terminal.say(self.console, reason)
         if trials < snapshot.budget:
@@ -200,10 +217,11 @@ class StudyReporting(TrackingReporting):
             terminal.say(self.console, f"{line}; the study has {snapshot.budget}")
 
     def continues(self, open_trials: int) -> bool:
-        follows = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
-        terminal.say(self.console, f"{open_trials} {follows}")
+        """Prints that trials were opened meanwhile, and records a new beginning for them."""
+        reason = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
+        terminal.say(self.console, f"{open_trials} {reason}")
         begin_recording(self.opened, self.command)
-        self.announced = False
+        self.has_announced = False
         return True
 
     @property
@@ -213,13 +231,18 @@ class StudyReporting(TrackingReporting):
         return self.study
 
 
-def end_of_search(snapshot: Snapshot, trials: int, *, worked: bool) -> str:
-    """Returns why nothing is left to do, if the counts of the trials do not show it."""
+def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> str:
+    """Returns why nothing is left to do, if the counts of the trials do not show it.
+
+    Args:
+        trials: the budget of the command.
+        has_run_workers: whether the command has run workers, whose trials were counted then.
+    """
     complete = snapshot.outcomes.get("complete")
     if complete and snapshot.best is None and snapshot.rule is not None:
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.forecast.ending is not None:
         return f"the search {snapshot.forecast.ending.reason}"
-    if worked:
+    if has_run_workers:
         return ""
     return f"the budget of {trials} trials is spent"

@@ -38,6 +38,11 @@ class CallReporting(StudyReporting):
         self.ending = ending
 
     def prepare(self, prepared: Prepared) -> None:
+        """Makes the objects that only this program defines available to its workers.
+
+        Raises:
+            ConfigError: the launcher starts workers on other hosts, which cannot get them.
+        """
         needs_processes = needs_other_processes(self.config, prepared)
         names = names_of_program(self.config)
         if names and needs_processes and prepared.launcher.leaves_host:
@@ -51,31 +56,37 @@ class CallReporting(StudyReporting):
         if names:
             digests = digests_of_program(prepared)
             used_globals = find_main_globals(names)
-        self.ending.enter_context(
-            passing_objects(
-                names,
-                source_digests=digests,
-                used_globals=used_globals,
-                needed=needs_processes,
-            )
+        passing = passing_objects(
+            names,
+            source_digests=digests,
+            used_globals=used_globals,
+            needed=needs_processes,
         )
+        self.ending.enter_context(passing)
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
-        if f": {MAIN}" in as_yaml(self.config.written):
+        """Reports on the study as a command does.
+
+        If the config names objects of the script that runs, such as `__main__.Net`, it first
+        records which script that is, so that other commands find them.
+        """
+        names_script = f": {MAIN}" in as_yaml(self.config.written)
+        if names_script:
             record_script(study.run_dir)
         with super().attached(study):
             yield
 
 
 def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
-    """Returns whether workers will run in other processes.
+    """Returns True if workers will run in other processes.
 
-    If not, another process is needed only if this one loses its GPU.
+    A single worker runs in this process, except with a time limit for trials or several GPUs. If
+    this process loses its GPU, another one follows it.
     """
     launcher = prepared.launcher
-    # With a time limit for trials, or several GPUs, even a single worker is another process.
-    return launcher.count(2) > 1 or launcher.gpus > 1 or config.study.trial_timeout is not None
+    has_several_workers = launcher.count(2) > 1  # with two open trials
+    return has_several_workers or launcher.gpus > 1 or config.study.trial_timeout is not None
 
 
 def names_of_program(config: StudyConfig) -> list[str]:
@@ -100,9 +111,11 @@ def run_call(
     """Runs the study of a call from Python, and returns it, closed.
 
     Args:
+        quiet: whether nothing is printed.
         notes: lines that are printed before the first trial.
 
     Raises:
+        ConfigError: the config has an error.
         KeyboardInterrupt: a signal has stopped it.
     """
     if config.study.dry_run:
@@ -124,14 +137,14 @@ def run_call(
             outputs.open()
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             code = run_study(config, command, reporting, stop, WinnerStages())
-        except Exception as caught:
-            reason = error_text(caught)
+        except Exception as raised:
+            reason = error_text(raised)
             if stop.signal is None:
                 raise
-            error = caught
+            error = raised  # the cause of the KeyboardInterrupt
         finally:
             if reporting.study is None:
-                code = 2
+                code = 2  # an error in the config
             outputs.finish(find_exit_code(code, stop), reason)
     if stop.signal is not None:
         # The caller's handler of the signal, which is installed again, gets it now. Python's own

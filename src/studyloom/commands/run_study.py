@@ -18,20 +18,35 @@ from studyloom.worker.task import Command
 
 
 def command_process(config: StudyConfig, command: Command | None = None) -> StudyProcess:
-    """Returns this process as the command of a study, see `studyloom.run.run`, or its worker."""
+    """Returns this process as the command of a study, whose method `run` runs it.
+
+    In a process that a launcher has started as a worker, it never returns: it runs trials, and then
+    ends the process.
+
+    Args:
+        command: how the user has started the study; None for the command of this process.
+    """
     command = command or Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
-    command = replace(
-        command, age=lambda: time.monotonic() - began, line=Line(lingers=not can_fork())
-    )
+
+    def age() -> float:
+        return time.monotonic() - began
+
+    line_to_workers = Line(lingers=not can_fork())
+    command = replace(command, age=age, line=line_to_workers)
     outputs = Outputs(take_environment())  # before any fork, and in workers of a launcher
-    if WORKER.get() is not None:
+    is_worker = WORKER.get() is not None
+    if is_worker:
         work(config, command, Line.to_launcher())
     worker = partial(work, config, command)
     return StudyProcess(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
 
 
 def work(config: StudyConfig, command: Command, line: Line) -> NoReturn:
-    """Works in this process on all stages of a study, as a worker that a launcher has started."""
+    """Runs trainings of all stages of a study in this process, as a worker, and ends the process.
+
+    Args:
+        line: the connection to the process that started it, for messages.
+    """
     prepare_logging(logging.INFO)
     run_worker(config, command, line, TrackingReporting(), WinnerStages())

@@ -13,6 +13,7 @@ from studyloom.commands.options import JSON, argument, command, print_json
 from studyloom.files import ASSETS
 
 SHELLS = ("bash", "zsh", "fish")
+KIND_WIDTH = 76  # columns of the text about a kind in the help
 
 
 def add_kind(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +21,14 @@ def add_kind(parser: argparse.ArgumentParser) -> None:
     kinds = json.loads((ASSETS / "new" / "kinds.json").read_text(encoding="utf-8"))
     about = "how it is trained; one of the kinds below (default: tensors)"
     parser.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
-    width = max(map(len, kinds))
-    indent = " " * (width + 2)
-    lines = []
+    name_width = max(len(name) for name in kinds)
+    descriptions = []
     for name, kind in kinds.items():
-        entry = f"{name:{width}}  {kind['about']}"
-        lines.append(textwrap.fill(entry, 76, subsequent_indent=indent))
-    lines = textwrap.indent("\n".join(lines), "  ").splitlines()
-    parser.epilog = "\n".join(["kinds:", *lines, "", parser.epilog or ""])
+        description = f"{name:{name_width}}  {kind['about']}"
+        indent = " " * (name_width + 2)  # further lines begin below the text
+        descriptions.append(textwrap.fill(description, KIND_WIDTH, subsequent_indent=indent))
+    list_of_kinds = textwrap.indent("\n".join(descriptions), "  ")
+    parser.epilog = f"kinds:\n{list_of_kinds}\n\n{parser.epilog or ''}"
 
 
 @command(
@@ -128,18 +129,19 @@ def keys(arguments: argparse.Namespace) -> None:
     """
     from studyloom.config.schema import describe_keys
 
-    # train.loss is filled by the group `loss`.
-    rows = [row for row in describe_keys() if row[0] != "train.loss"]
+    rows = []
+    for key, default, meaning in describe_keys():
+        if key != "train.loss":  # the group `loss` fills it
+            rows.append({"key": key, "default": default, "meaning": meaning})
     if arguments.json:
-        names = ("key", "default", "meaning")
-        print_json([dict(zip(names, row, strict=True)) for row in rows])
+        print_json(rows)
         return
     print("| key | default | meaning |\n|---|---|---|")
-    for key, default, meaning in rows:
-        cell = ""
-        if default:
-            cell = f"`{default}`"
-        print(f"| `{key}` | {cell} | {meaning} |")
+    for row in rows:
+        default = ""
+        if row["default"]:
+            default = f"`{row['default']}`"
+        print(f"| `{row['key']}` | {default} | {row['meaning']} |")
 
 
 @command(

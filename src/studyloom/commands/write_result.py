@@ -20,30 +20,36 @@ from studyloom.winner.result import Result, move_aside
 from studyloom.worker.failure_causes import has_lost_gpu
 from studyloom.worker.open_study import OpenStudy
 
+DETAIL_INDENT = 10  # spaces after a line break within a detail of the result
+
 
 def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
     """Moves a result in the run directory aside if it belongs to another study.
 
-    Such a study may have the same name, and be in another database.
+    Such a study may have the same name, and be in another database. The lease of the test set keeps
+    two commands from moving it at once. It may need a connection, so that it is taken only if
+    there is such a result; then another command may have moved it before this one got the lease.
     """
     if not has_result_of_another_study(study):
         return
     with study.stored.ledger.testing():
-        # Another command may have moved it before this one got the lease. The check before spares
-        # the lease, which may need a connection, in most cases.
         if has_result_of_another_study(study):
-            move = f"belongs to another study; it was moved to {move_aside(study.run_dir)}"
-            terminal.say(console, f"the result in {study.run_dir} {move}")
+            new_place = move_aside(study.run_dir)
+            terminal.say(
+                console,
+                f"the result in {study.run_dir} belongs to another study; it was moved to "
+                f"{new_place}",
+            )
 
 
 def has_result_of_another_study(study: OpenStudy) -> bool:
-    """Returns whether the run directory of a study has the result of another one."""
+    """Returns True if the run directory of a study has the result of another one."""
     result = Result.read(study.run_dir)
     return result is not None and not result.belongs_to(study.stored)
 
 
 def write_best(study: OpenStudy, best: FrozenTrial) -> None:
-    """Writes the best configuration so far to `best.yaml`."""
+    """Writes the best configuration so far to `best.yaml`, with a comment that names its trial."""
     definition = study.definition
     point = definition.space.make_point(best.params)
     sections = without_transform(definition.sections(point))
@@ -61,12 +67,13 @@ def print_winner(
 ) -> None:
     """Prints the winner with its test.
 
-    Tests it first, unless winner.json has the result already.
+    Tests it first, unless winner.json has the result already. It holds the lease of the test set
+    meanwhile, so that one command at a time tests.
 
     Args:
         evaluation: the evaluation of a study with a winner.
         command: the command line of the study, without its arguments.
-        repeat: whether to test again.
+        repeat: whether to test again if winner.json has the result already.
 
     Raises:
         BrokenProcess: the winner is to be tested, and this process has lost its GPU.
@@ -74,9 +81,10 @@ def print_winner(
     study = evaluation.study
     with study.stored.ledger.testing() as store:
         result = Result.read(study.run_dir)
-        current = read_evaluation(study)  # another command may have tested the winner meanwhile
-        if current.trained is not None:
-            evaluation = current
+        # Another command may have tested the winner before this one got the lease.
+        current_evaluation = read_evaluation(study)
+        if current_evaluation.trained is not None:
+            evaluation = current_evaluation
         is_current = result is not None and is_result_of(result, evaluation)
         if result is None or not is_current or repeat:
             if has_lost_gpu():
@@ -84,10 +92,10 @@ def print_winner(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
-            explain = load_plugin("explain")
-            # A stored test is reused, unless its result is here already: then the user repeats it.
+            # A test in the database is reused, unless its result is in winner.json: then it is the
+            # user who repeats it.
             evaluated = evaluate_winner(
-                evaluation, command, store, repeat=is_current, explain=explain
+                evaluation, command, store, repeat=is_current, explain=load_plugin("explain")
             )
             result = write_result_files(evaluated, study.run_dir)
     stored = study.stored
@@ -106,12 +114,12 @@ def print_result(result: Result, evaluation: Evaluation, console: Console) -> No
         if console.is_jupyter:
             style = "bold"
     terminal.say(console, describe_result(result, stored) or "", style)
-    best = None
+    best_number = None
     ranked = stored.ranked(evaluation.rule)
     if ranked:
-        best = ranked[0].number
-    for line in terminal.describe_winner(result, best, brief=console.is_jupyter):
-        terminal.say(console, line, indent=10)
+        best_number = ranked[0].number
+    for line in terminal.describe_winner(result, best_number, brief=console.is_jupyter):
+        terminal.say(console, line, indent=DETAIL_INDENT)
 
 
 def write_report(study: OpenStudy) -> None:
