@@ -66,7 +66,7 @@ def migrations_are_read_once():
 def foreign_weights_are_read(monkeypatch):
     """Reads winners that tests have made also by an older PyTorch, which refuses foreign ones."""
     if module := sys.modules.get("studyloom.training.checkpoint"):
-        monkeypatch.setattr(module, "SAFE", True)
+        monkeypatch.setattr(module, "IS_LOADING_SAFE", True)
 
 
 @pytest.fixture(autouse=True)

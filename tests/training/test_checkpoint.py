@@ -189,7 +189,7 @@ def test_load_weights_reads_weights_and_refuses_other_content(tmp_path):
 def test_an_unsafe_pytorch_does_not_read_untrusted_weights(tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     save_weights(path, {"0.weight": torch.zeros(3)})
-    monkeypatch.setattr(module, "SAFE", False)
+    monkeypatch.setattr(module, "IS_LOADING_SAFE", False)
     assert load_weights(path)
     with pytest.raises(ValueError, match=r"weights\.pt: .* pip install 'torch>=2\.10'"):
         load_weights(path, untrusted=True)

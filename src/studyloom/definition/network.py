@@ -122,7 +122,7 @@ def measure_costs(
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
         freeze(model, job.groups)
         batches = make_batches(job, split)
-        batches.fit(model)
+        batches.choose_input_dtype(model)
         first_example = torch.zeros(1, dtype=torch.int64, device=split.device)
         batch = next(batches.load_batches(first_example))
         costs = []

@@ -200,7 +200,7 @@ def _try_training(run: JobRun, split: Part, size: int) -> None:
         batch_size_of_one = job.batch_size
     with _explained("step", job.step, size, batch_size_of_one):
         batch = run.batches.load_batch(split.order_for_preflight(job.train)[:size])
-        loss = run.steps.train(run.model.train(), batch)
+        loss = run.computation.train(run.model.train(), batch)
         loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -208,7 +208,9 @@ def _try_evaluation(run: JobRun, size: int) -> tuple[Tensor, Tensor]:
     """Evaluates the network on a batch; returns the outputs and targets that the metric gets."""
     with _explained("evaluate", run.job.evaluate, size), torch.no_grad():
         batch = next(iter(run.batches.load_batches(run.job.valid[:size])))
-        _loss, outputs, targets = run.steps.evaluate(run.model.eval(), batch.content, batch.size)
+        _loss, outputs, targets = run.computation.evaluate(
+            run.model.eval(), batch.content, batch.size
+        )
         return outputs, targets
 
 
@@ -228,7 +230,7 @@ def _try_optimizer_step(run: JobRun) -> None:
             f"torch.optim.AdamW, {TRAIN_IT_YOURSELF}"
         )
     try:
-        run.optimizer_step()
+        run.make_optimizer_step()
     except Exception as error:
         raise ValueError(
             f"optimizer: {name} cannot train the network: {describe_error(error)}; choose another "

@@ -25,9 +25,10 @@ from studyloom.files import is_abandoned, naming_file, sync_folder, temporary_na
 State = dict[str, Any]
 
 # Plain values of a state, which also holds tensors, mappings, lists, tuples and sets.
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+PLAIN_NUMBERS = (bool, int, float, complex)
+PLAIN_TYPES = (*PLAIN_NUMBERS, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 # In earlier versions `weights_only` can be tricked into executing code, CVE-2026-24747.
-SAFE = torch.__version__ >= "2.10"
+IS_LOADING_SAFE = torch.__version__ >= "2.10"
 log = logging.getLogger(__name__)
 
 
@@ -60,41 +61,42 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, "study": self.study, "state": state}, buffer)
         payload = buffer.getvalue()
-        new = temporary_name(self.path, "new")
-        old = temporary_name(self.path, "old")
+        new_file = temporary_name(self.path, "new")
+        second_name = temporary_name(self.path, "old")
         try:
             with naming_file(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 _remove(path for path in self._temporary_files() if is_abandoned(path))
-                with open(new, "wb") as file:
+                with open(new_file, "wb") as file:
                     file.write(_header(payload) + b"\n")
                     file.write(payload)
                     file.flush()
                     os.fsync(file.fileno())
-                self._replace_files(new, old)
+                self._replace_files(new_file, second_name)
         finally:
             with suppress(OSError):
-                _remove((new, old))
+                _remove((new_file, second_name))
 
-    def _replace_files(self, new: Path, old: Path) -> None:
+    def _replace_files(self, new_file: Path, second_name: Path) -> None:
         """Makes the new file the current one, and the current file the previous one.
 
         The previous file is replaced last, so that at every moment one of the two is whole, even if
         the current one is damaged. Until then the current file is kept under a second name.
 
         Args:
-            new: a temporary file, which is complete.
-            old: the second name, which no file has.
+            new_file: a temporary file, which is complete.
+            second_name: a temporary name for the current file, which no file has yet.
         """
         with suppress(FileNotFoundError):  # the first save finds no current file
             try:
-                os.link(self.path, old)
+                os.link(self.path, second_name)
             except OSError:
-                # The disk has no second names. For a moment there is only the previous file.
+                # The disk cannot give a file two names. So the current file becomes the previous
+                # one already now, and for a moment there is no current file.
                 os.replace(self.path, self.previous)
-        os.replace(new, self.path)
+        os.replace(new_file, self.path)
         with suppress(FileNotFoundError):  # there was no current file, or no second name for it
-            os.replace(old, self.previous)
+            os.replace(second_name, self.previous)
         sync_folder(self.path.parent)
 
     def load(self) -> State | None:
@@ -120,11 +122,11 @@ class Checkpoint:
     def is_of_another_training(self) -> bool:
         """Returns whether the newest file can be read and belongs to another training."""
         try:
-            _, _, payload = self.path.read_bytes().partition(b"\n")
+            _header_line, _, payload = self.path.read_bytes().partition(b"\n")
             content = _unpack(io.BytesIO(payload))
         except Exception:  # it does not exist, or is damaged
             return False
-        return self._find_state(content) is None
+        return self._find_own_state(content) is None
 
     def remove(self) -> None:
         """Removes all files, if there are any.
@@ -144,26 +146,27 @@ class Checkpoint:
             ValueError: it is damaged, or belongs to another training.
         """
         header, _, payload = path.read_bytes().partition(b"\n")
-        if header != _header(payload):
+        if header != _header(payload):  # it holds the digest of the payload that was saved
             raise ValueError("is damaged: its content differs from what was saved")
         try:
             content = _unpack(io.BytesIO(payload))
-        except Exception as error:  # its message advises to do without weights_only
+        except Exception as error:  # its message is left out: it advises to do without weights_only
             raise ValueError(
                 f"cannot be read as tensors and plain values ({type(error).__name__})"
             ) from error
-        state = self._find_state(content)
+        state = self._find_own_state(content)
         if state is None:
             raise ValueError(f"belongs to another training, not to {self.identity}")
         return state
 
-    def _find_state(self, content: Any) -> State | None:
+    def _find_own_state(self, content: Any) -> State | None:
         """Returns the state in the content of a file; None if it is of another training."""
-        match content:
-            case {"identity": self.identity, "state": dict(state)}:
-                study = content.get("study", "")
-                if study in ("", self.study):
-                    return state
+        if not isinstance(content, dict) or content.get("identity") != self.identity:
+            return None
+        is_of_this_study = content.get("study", "") in ("", self.study)
+        state = content.get("state")
+        if is_of_this_study and isinstance(state, dict):
+            return state
         return None
 
 
@@ -180,12 +183,14 @@ def copy_state(value: object, where: str) -> Any:
 
 
 def _copy_value(value: object, where: str) -> object:
+    """Copies a tensor to the CPU, and returns plain values unchanged; see `copy_state`."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)  # no second copy on a GPU
-    if isinstance(value, np.generic):
+        # Also if it is on the CPU already; one on a GPU is copied once, and not first on the GPU.
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.generic):  # a number of NumPy
         return value.item()
     # An instance of a subclass with attributes, such as a str of a library, is no plain value.
-    if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
+    if isinstance(value, PLAIN_TYPES) and not hasattr(value, "__dict__"):
         return value
     raise TypeError(
         f"{where}: the state must hold tensors and plain values, since a checkpoint is never "
@@ -202,8 +207,7 @@ def _rebuild(value: object, convert: Callable[[object, str], object], where: str
     """
     if isinstance(value, Mapping):
         return _rebuild_mapping(value, convert, where)
-    # An instance of a subclass, such as a named tuple, cannot be rebuilt from its items in general:
-    # it is converted as one value.
+    # Not an instance of a subclass, such as a named tuple: it may not be made from its items alone.
     if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
         return type(value)(_rebuild(item, convert, where) for item in value)
     return convert(value, where)
@@ -212,13 +216,14 @@ def _rebuild(value: object, convert: Callable[[object, str], object], where: str
 def _rebuild_mapping(
     mapping: Mapping[Any, object], convert: Callable[[object, str], object], where: str
 ) -> dict[Any, object]:
+    """Rebuilds a mapping from converted keys and values; see `_rebuild`."""
     rebuilt: dict[Any, object] = {}
     if isinstance(mapping, OrderedDict):
         rebuilt = OrderedDict()
     for key, value in mapping.items():
         rebuilt[_rebuild(key, convert, where)] = _rebuild(value, convert, f"{where}[{key!r}]")
     if isinstance(rebuilt, OrderedDict) and hasattr(mapping, "_metadata"):
-        # The state dict of a network: the versions of its modules, see `states`.
+        # The state dict of a network has an attribute with the versions of its modules' states.
         versions = _rebuild(mapping._metadata, convert, where)
         rebuilt._metadata = versions  # type: ignore[attr-defined]
     return rebuilt
@@ -254,21 +259,21 @@ def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: its content is something else, or unsafe; the message names it.
     """
-    if untrusted and not SAFE:
+    if untrusted and not IS_LOADING_SAFE:
         raise ValueError(
             f"{path}: no command of yours has run in this folder, and PyTorch {torch.__version__} "
             "may execute what its weights hold (CVE-2026-24747): pip install 'torch>=2.10'"
         )
     try:
         with open(path, "rb") as file:
-            weights = _unpack(file)
+            content = _unpack(file)
     except OSError:
         raise
-    except Exception as error:  # its message advises to do without weights_only
+    except Exception as error:  # its message is left out: it advises to do without weights_only
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
-    if not _are_weights(weights):
+    if not _are_weights(content):
         raise ValueError(f"{path}: must hold weights, a dict of tensors; got something else")
-    return weights
+    return content
 
 
 def _are_weights(content: object) -> TypeGuard[dict[str, Any]]:
@@ -282,21 +287,23 @@ def hash_files(path: Path, *, durable: bool = False) -> str:
     """Returns the digest of a file, or of all files in a folder with their names.
 
     Args:
-        durable: whether to make them survive a power cut too.
+        durable: whether to write the files from memory to the disk too, so that they survive a
+            power cut.
     """
-    files = [path]
+    file_paths = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        file_paths = sorted(entry for entry in path.rglob("*") if entry.is_file())
     digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as opened_file:
-            content_digest = hashlib.file_digest(opened_file, "sha256").hexdigest()
+    for file_path in file_paths:
+        with open(file_path, "rb") as file:
+            content_digest = hashlib.file_digest(file, "sha256").hexdigest()
             if durable:
-                os.fsync(opened_file.fileno())
-        name = file.relative_to(path.parent).as_posix()
+                os.fsync(file.fileno())
+        name = file_path.relative_to(path.parent).as_posix()
         digest.update(f"{name} {content_digest}\n".encode())
     if durable:
-        folders = {path.parent, *(file.parent for file in files)}
+        folders = {path.parent}
+        folders.update(file_path.parent for file_path in file_paths)
         for folder in folders:
             sync_folder(folder)
     return digest.hexdigest()
@@ -304,7 +311,7 @@ def hash_files(path: Path, *, durable: bool = False) -> str:
 
 def _unpack(file: IO[bytes]) -> Any:
     """Reads a file of torch.save, on the CPU, and executes nothing."""
-    # pickle writes b"" as a call of bytes, which is not among what torch allows.
+    # A pickle writes b"" as a call of bytes, which torch.load refuses unless it is allowed here.
     torch.serialization.add_safe_globals([(_make_empty_bytes, "builtins.bytes")])
     return torch.load(file, weights_only=True, map_location="cpu")
 

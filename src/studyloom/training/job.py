@@ -74,6 +74,7 @@ class Job:
     until: int | None = None
 
     def __post_init__(self) -> None:
+        """Checks the numbers; ValueError names the key of the config and the range."""
         available = len(self.train)
         if not len(self.valid):
             raise ValueError(
@@ -82,10 +83,12 @@ class Job:
             )
         self._require("epochs", self.epochs >= 1, "at least 1")
         drawn = self.drawn_samples
-        up_to_training_set = f"from 1 to {available}, the size of the training set"
-        self._require("samples_per_epoch", 1 <= drawn <= available, up_to_training_set)
-        up_to_epoch = f"from 1 to {drawn}, an epoch's"
-        self._require("batch_size", 1 <= self.batch_size <= drawn, up_to_epoch)
+        self._require(
+            "samples_per_epoch",
+            1 <= drawn <= available,
+            f"from 1 to {available}, the size of the training set",
+        )
+        self._require("batch_size", 1 <= self.batch_size <= drawn, f"from 1 to {drawn}, an epoch's")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)")
         if self.clip_norm is not None:
@@ -136,7 +139,10 @@ class Job:
     @property
     def last_batch_size(self) -> int:
         """The number of examples in the last batch of an epoch."""
-        return self.samples % self.batch_size or self.batch_size
+        remainder = self.samples % self.batch_size
+        if remainder == 0:
+            return self.batch_size
+        return remainder
 
     def select_epoch(self, epochs: "Sequence[Epoch]") -> "Epoch":
         """Returns the epoch whose weights and value are those of the training.

@@ -30,7 +30,8 @@ from studyloom.training.checkpoint import State
 Settings = dict[str, Any]  # arguments of an optimizer or a scheduler, by name
 
 INTERVALS = ("epoch", "step")
-EVERY_STEP = (OneCycleLR, CyclicLR)  # which PyTorch documents for each step, and not each epoch
+# Schedulers that PyTorch documents for each step of the optimizer; all others are for each epoch.
+SCHEDULERS_OF_STEPS = (OneCycleLR, CyclicLR)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def freeze(network: nn.Module, groups: Sequence[ParameterGroup]) -> None:
 def make_optimizer(
     make: Callable[..., Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
 ) -> Optimizer:
-    """Freezes what groups freeze, and makes the optimizer of the other parameters.
+    """Freezes the parameters of frozen groups, and makes the optimizer of all others.
 
     Args:
         make: is called with the parameters, or with dicts of parameters and their settings. It gets
@@ -89,30 +90,31 @@ def make_optimizer(
         return make(network.parameters())
     freeze(network, groups)
     names = [name for name, _ in network.named_parameters()]
-    errors = [*_find_wrong_patterns(names, groups)]
+    errors = [*_check_patterns(names, groups)]
     sections = _split_parameters(network, groups)
     if not errors and not sections:
         errors.append("optimizer.groups freezes all parameters of the network: nothing is left")
     refuse(errors)
     optimizer = make(sections)
-    # PyTorch takes settings that it does not know without an error.
-    refuse([*_find_unknown_settings(optimizer, groups)])
+    # An optimizer of PyTorch ignores settings that it does not have.
+    refuse([*_check_settings(optimizer, groups)])
     return optimizer
 
 
 def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> list[Settings]:
-    """Returns the sections of parameters that an optimizer trains, as PyTorch takes them.
+    """Returns the parameters that an optimizer trains, as PyTorch takes them.
 
-    First come the parameters that are in no group, and then each group that is not frozen, with its
-    settings.
+    Returns:
+        Dicts of parameters and their settings: first one of the parameters that are in no group,
+        and then one of each group that is not frozen.
     """
     ungrouped: list[Parameter] = []
     members: dict[str, list[Parameter]] = {group.name: [] for group in groups}
     for name, parameter in network.named_parameters():
-        matching = [group for group in groups if group.matches(name)]
-        for group in matching:
+        matching_groups = [group for group in groups if group.matches(name)]
+        for group in matching_groups:
             members[group.name].append(parameter)
-        if not matching:
+        if not matching_groups:
             ungrouped.append(parameter)
     sections: list[Settings] = []
     if ungrouped:  # PyTorch refuses an empty list
@@ -123,8 +125,8 @@ def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> l
     return sections
 
 
-def _find_wrong_patterns(names: Sequence[str], groups: Sequence[ParameterGroup]) -> Iterator[str]:
-    """Yields patterns that match no parameter, and parameters that several groups match.
+def _check_patterns(names: Sequence[str], groups: Sequence[ParameterGroup]) -> Iterator[str]:
+    """Yields an error for each pattern without a parameter, and each parameter in several groups.
 
     Args:
         names: of all parameters.
@@ -146,26 +148,26 @@ def _find_wrong_patterns(names: Sequence[str], groups: Sequence[ParameterGroup])
             )
 
 
-def _find_unknown_settings(optimizer: Optimizer, groups: Sequence[ParameterGroup]) -> Iterator[str]:
-    """Yields settings of groups that an optimizer does not have."""
-    known_settings = [*optimizer.defaults]
+def _check_settings(optimizer: Optimizer, groups: Sequence[ParameterGroup]) -> Iterator[str]:
+    """Yields an error for each setting of a group that an optimizer does not have."""
+    optimizer_settings = [*optimizer.defaults]
     for group in groups:
         for setting in group.settings:
-            if setting not in known_settings:
+            if setting not in optimizer_settings:
                 yield (
                     f"optimizer.groups.{group.name}.{setting}: {type(optimizer).__name__} has no "
-                    f"such setting; it has {', '.join(known_settings)}"
-                    f"{nearest(setting, known_settings)}"
+                    f"such setting; it has {', '.join(optimizer_settings)}"
+                    f"{nearest(setting, optimizer_settings)}"
                 )
 
 
 def _avoid_compiler_import() -> None:
     """Keeps PyTorch from importing its compiler: 1.0 s in each process that makes an optimizer.
 
-    PyTorch wraps these methods so that their first call imports the compiler, and marks the wrapped
-    method as not to be compiled. A method that has the mark already is called without the import.
-    Does nothing if the compiler is imported already, or if a release of PyTorch keeps its mark in
-    another place.
+    PyTorch wraps these methods so that their first call imports the compiler, by which it marks the
+    wrapped method as not to be compiled. A method that has the mark already is called without the
+    import, so the mark is set here. Does nothing if the compiler is imported already, or if a
+    release of PyTorch wraps these methods no more.
     """
     if "torch._dynamo" in sys.modules:
         return
@@ -176,15 +178,15 @@ def _avoid_compiler_import() -> None:
 
 
 def find_step(optimizer: Optimizer) -> Callable[[], object]:
-    """Returns the function that makes one step of an optimizer, as fast as it can be made.
+    """Returns the function that makes one step of an optimizer, without PyTorch's wrapper.
 
     PyTorch wraps the step of every optimizer. The wrapper calls hooks, imports the compiler, and
-    takes 0.02 ms of 0.09 ms for Adam. The step of PyTorch's own classes, and of ours, is returned
-    without it, unless there are hooks. A custom class may rely on the wrapper.
+    takes 0.02 ms of 0.09 ms for Adam. It stays if there are hooks, and for a custom class, which
+    may rely on it.
     """
     kind = type(optimizer)
     is_custom = not kind.__module__.startswith(("torch.optim.", "studyloom.optimizers"))
-    # A differentiable step needs gradients, which `step_without_gradients` turns off.
+    # A differentiable step is itself part of a computation with gradients, which are off below.
     is_differentiable = bool(optimizer.defaults.get("differentiable"))
     if is_custom or is_differentiable or _has_hooks(optimizer):
         return optimizer.step
@@ -252,7 +254,7 @@ class TorchSchedule:
     def steps_with_optimizer(self) -> bool:
         """True if the scheduler steps with the optimizer, and not after each epoch."""
         if self.interval is None:
-            return issubclass(self.kind, EVERY_STEP)
+            return issubclass(self.kind, SCHEDULERS_OF_STEPS)
         return self.interval == "step"
 
     def make(
@@ -269,15 +271,15 @@ class TorchSchedule:
         if self.steps_with_optimizer:
             interval = "step"
             length = epochs * steps_per_epoch
-        return self._make(optimizer, interval, length, metric)
+        return self._make_with_interval(optimizer, interval, length, metric)
 
-    def _make(
+    def _make_with_interval(
         self, optimizer: Optimizer, interval: str, length: int, metric: Metric
     ) -> LRScheduler:
-        """Makes the scheduler, and those that it is made of, which it steps at its own interval.
+        """Makes the scheduler; if it is made of other schedulers, also these.
 
         Args:
-            interval: of the outermost scheduler.
+            interval: how often the outermost scheduler steps, and with it all that it is made of.
             length: of the training, in these intervals.
         """
         if self.interval not in (None, interval):
@@ -285,19 +287,20 @@ class TorchSchedule:
                 f"scheduler.schedulers: interval must be {interval}, as that of the "
                 f"scheduler that steps them, or be left out; got {self.interval}"
             )
-        settings = self._fill_in(length, metric) | deepcopy(self.settings)
+        settings = self._make_defaults(length, metric) | deepcopy(self.settings)
         if "schedulers" in settings:
             inner_schedules: list[TorchSchedule] = settings["schedulers"]
             schedulers = []
-            for inner in inner_schedules:
-                schedulers.append(inner._make(optimizer, interval, length, metric))
+            for schedule in inner_schedules:
+                scheduler = schedule._make_with_interval(optimizer, interval, length, metric)
+                schedulers.append(scheduler)
             settings["schedulers"] = schedulers
         return self.kind(optimizer=optimizer, **settings)
 
-    def _fill_in(self, length: int, metric: Metric) -> Settings:
-        """Returns the arguments that are filled in, of those that the scheduler has."""
+    def _make_defaults(self, length: int, metric: Metric) -> Settings:
+        """Returns arguments of the scheduler that follow from the training, by name."""
         defaults: Settings = {"total_steps": length, "T_max": length}
-        if "epochs" in self.settings:  # of OneCycleLR, which then computes its steps from them
+        if "epochs" in self.settings:  # of OneCycleLR, which computes its total_steps from them
             del defaults["total_steps"]
         if self.steps_on_value:
             defaults["mode"] = self._find_mode(metric)
@@ -306,11 +309,12 @@ class TorchSchedule:
 
     def _find_mode(self, metric: Metric) -> str:
         """Returns min or max for ReduceLROnPlateau; ValueError if the settings say otherwise."""
-        mode = metric.direction[:3]  # of maximize or minimize
+        mode = "min"
+        better = "less"
+        if metric.direction == "maximize":
+            mode = "max"
+            better = "more"
         if self.settings.get("mode", mode) != mode:
-            better = "less"
-            if metric.sign > 0:
-                better = "more"
             raise ValueError(
                 f"scheduler.mode must be {mode}, since {better} {metric.name} is better, or be "
                 f"left out; got {self.settings['mode']}"
@@ -367,19 +371,21 @@ class Rates:
         """
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert isinstance(self._schedule, TorchSchedule)
-            if self._schedule.recorded:
-                steps_so_far = self._scheduler.last_epoch  # one after each earlier epoch
-                value = self._schedule.recorded[steps_so_far]
+            if self._schedule.recorded:  # the values of the search, for a final training
+                epoch_index = self._scheduler.last_epoch  # counts its steps, one for each epoch
+                value = self._schedule.recorded[epoch_index]
             self._scheduler.step(value)
         elif not self._steps_with_optimizer:
             self._step_scheduler()
 
     def _step_scheduler(self) -> None:
-        if self._scheduler is not None:
-            # PyTorch warns if a scheduler steps before the optimizer. It notes steps in a wrapper
-            # of the optimizer's method, which `find_step` bypasses, so the note is made here.
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]
-            self._scheduler.step()
+        """Steps the scheduler, if there is one."""
+        if self._scheduler is None:
+            return
+        # PyTorch warns if a scheduler steps before the optimizer has. It notes the optimizer's
+        # steps by a wrapper of the method `step`, which `find_step` bypasses.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        self._scheduler.step()
 
     def state(self) -> State | None:
         """Returns the scheduler's state dict; None without a scheduler."""
@@ -400,19 +406,22 @@ def check_schedule(schedule: Schedule) -> None:
     """Raises ValueError unless a function maps progress to a factor, at the start of training."""
     if isinstance(schedule, TorchSchedule):
         return
-    problem = _find_problem(schedule)
-    if problem is not None:
+    reason = _explain_no_factor(schedule)
+    if reason is not None:
         raise ValueError(
-            f"scheduler: {problem}; a schedule is a function of progress from 0 to 1 to a factor "
+            f"scheduler: {reason}; a schedule is a function of progress from 0 to 1 to a factor "
             "on the rate, with _partial_: true, or a class of torch.optim.lr_scheduler"
         )
 
 
-def _find_problem(schedule: Callable[[float], Any]) -> str | None:
-    """Returns what is wrong with a function's factor for progress 0; None if nothing is.
+def _explain_no_factor(schedule: Callable[[float], Any]) -> str | None:
+    """Calls a function of progress with 0, the start of training.
+
+    Returns:
+        Why it gives no factor for the learning rate there; None if it gives one.
 
     Raises:
-        ValueError: as the function raises; it says what is wrong.
+        ValueError: the function raises it, and so explains itself what is wrong.
     """
     try:
         factor = schedule(0.0)

@@ -30,9 +30,10 @@ def make_host_state(seed: int) -> RandomState:
 
 
 def _pack_host_state(python_state: tuple[Any, ...], numpy_state: Any) -> RandomState:
-    """Returns both states as one dict; NumPy's array of keys becomes a tensor.
+    """Returns the states of both generators as one dict; NumPy's array of keys becomes a tensor.
 
-    The keys are integers of 32 bits without a sign, which PyTorch hardly supports; they get 64.
+    A tensor of int64: the keys are integers of 32 bits without a sign, which PyTorch hardly
+    supports.
     """
     kind, keys, *position = numpy_state
     tensor = torch.from_numpy(np.asarray(keys).astype(np.int64))

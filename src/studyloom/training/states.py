@@ -8,7 +8,7 @@ or without a wrapper.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def load_state(part: Any, state: StateDict, **options: Any) -> None:
 
 
 def _match_names(state: StateDict, network: nn.Module) -> StateDict:
-    """Returns a state with the names that the network's own state has, wrappers included.
+    """Returns a state under the names that the network's own state has, wrappers included.
 
     A name that the network lacks stays, so that PyTorch can refuse it.
     """
@@ -70,28 +70,36 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
     if state.keys() == network_names:
         return state
     wrappers = _find_wrappers(network)
-    names_by_plain_name = {_plain_name(name, wrappers): name for name in network_names}
-    plain = _remove_wrappers(state, names_by_plain_name)
+    network_names_by_plain_name = {}
+    for network_name in network_names:
+        network_names_by_plain_name[_plain_name(network_name, wrappers)] = network_name
+    unwrapped_state = _remove_wrappers(state, network_names_by_plain_name)
 
-    matched = OrderedDict[str, Any]()
-    for name, value in plain.items():
-        matched[names_by_plain_name.get(name, name)] = value
+    matched_state = OrderedDict[str, Any]()
+    for plain_name, value in unwrapped_state.items():
+        name = network_names_by_plain_name.get(plain_name, plain_name)
+        matched_state[name] = value
 
-    plain_versions = _module_versions(plain)
+    # PyTorch keeps the version of each module's state beside the tensors, by the module's path.
+    plain_versions = _module_versions(unwrapped_state)
     versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
-        plain_path = _plain_name(f"{path}.", wrappers)[:-1]
+        plain_path = _plain_name(f"{path}.", wrappers).removesuffix(".")
         if plain_path in plain_versions:
             versions[path] = plain_versions[plain_path]
-    matched._metadata = versions  # type: ignore[attr-defined]
-    return matched
+    matched_state._metadata = versions  # type: ignore[attr-defined]
+    return matched_state
 
 
-def _remove_wrappers(state: StateDict, plain_names: Mapping[str, str]) -> OrderedDict[str, Any]:
-    """Returns a state without the names of wrappers, which the network it came from had.
+def _remove_wrappers(state: StateDict, plain_names: Collection[str]) -> OrderedDict[str, Any]:
+    """Returns a state without the names of the wrappers that its network had when it was saved.
 
-    `module` is also what users call a part of their network. It is taken for a wrapper only if no
-    name fits the network otherwise.
+    `_orig_mod.` (of torch.compile) is removed wherever it occurs. `module.` (of
+    DistributedDataParallel) may also be a part that users call so: it is removed from the start of
+    each name, and only if no name fits the network otherwise.
+
+    Args:
+        plain_names: the names that the network has without its own wrappers.
     """
     plain = _rename_state(state, lambda name: name.replace(f"{COMPILED}.", ""))
     if plain.keys().isdisjoint(plain_names):
@@ -100,7 +108,11 @@ def _remove_wrappers(state: StateDict, plain_names: Mapping[str, str]) -> Ordere
 
 
 def _find_wrappers(network: nn.Module) -> list[Wrapper]:
-    """Returns the wrappers within a network, the innermost first."""
+    """Returns the wrappers within a network, the innermost first.
+
+    A wrapper is a module of torch.compile or DistributedDataParallel that holds the wrapped module
+    as its child `_orig_mod` or `module`.
+    """
     wrappers = []
     for path, module in network.named_modules(remove_duplicate=False):
         plain_prefix = ""
@@ -115,9 +127,10 @@ def _find_wrappers(network: nn.Module) -> list[Wrapper]:
 
 
 def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
-    """Returns a name without wrappers.
+    """Returns a name without wrappers: `layer.weight` for `_orig_mod.layer.weight`.
 
-    The prefix of an inner wrapper holds the names of those around it, so inner ones go first.
+    Args:
+        wrappers: the innermost first, since its prefix holds the names of those around it.
     """
     for wrapper in wrappers:
         if name.startswith(wrapper.prefix):
@@ -126,14 +139,15 @@ def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
 
 
 def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, Any]:
-    """Returns a state whose tensors, and the modules whose versions it holds, have new names."""
+    """Returns a state under new names; the versions of modules, kept beside it, too."""
     renamed = OrderedDict[str, Any]()
     for name, value in state.items():
         renamed[rename(name)] = value
     versions = OrderedDict[str, Any]()
     for path, version in _module_versions(state).items():
-        # A module's path gets the dot that ends it in names of tensors, and loses it again.
-        versions[rename(f"{path}.")[:-1]] = version
+        # `rename` knows paths with the dot that follows them in the name of a tensor.
+        renamed_path = rename(f"{path}.").removesuffix(".")
+        versions[renamed_path] = version
     renamed._metadata = versions  # type: ignore[attr-defined]
     return renamed
 

@@ -35,7 +35,8 @@ from studyloom.errors import TRAIN_IT_YOURSELF
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = tuple(DTYPES)
 
-WORTHWHILE = 50e6  # operations of a batch's forward pass from which on a step gets all threads
+# A step uses all threads if the forward pass of a batch takes at least so many operations.
+MIN_OPERATIONS_FOR_THREADS = 50e6
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CustomStep = Callable[..., Any]
@@ -65,8 +66,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return context
 
 
-class Steps:
-    """Computes the batches of one job, whose loss is always in fp32.
+class BatchComputation:
+    """Computes the loss and the outputs of a job's batches; the loss is always in fp32.
 
     Args:
         step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
@@ -204,23 +205,24 @@ def choose_threads(
         load_example: returns a batch of one example.
         batch_size: of the training.
     """
-    available = torch.get_num_threads()
+    available = torch.get_num_threads()  # the number of threads
     weights = list(network.parameters())
     is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
     if available == 1 or not is_on_cpu:
         return available
-    # An example takes at least two operations for each weight. A network that is large by that
-    # measure need not be copied to count its operations. The size of lazy weights is not yet known.
+    # An example takes at least two operations for each weight, a multiplication and an addition. A
+    # network that is large by that measure need not be copied to count its operations. A lazy
+    # weight has no size before the first forward pass.
     weight_count = sum(weight.numel() for weight in weights if not is_lazy(weight))
     fewest_operations = 2 * weight_count
-    if batch_size * fewest_operations >= WORTHWHILE:
+    if batch_size * fewest_operations >= MIN_OPERATIONS_FOR_THREADS:
         return available
     try:
         with torch.random.fork_rng(devices=[]):
             operations = count_operations(deepcopy(network).eval(), load_example())
-    except Exception:  # it cannot be copied, or takes other inputs: its training says which
+    except Exception:  # it cannot be copied, or takes other inputs, which its training will report
         return available
-    if batch_size * operations >= WORTHWHILE:
+    if batch_size * operations >= MIN_OPERATIONS_FOR_THREADS:
         return available
     return 1
 
@@ -244,7 +246,9 @@ def count_operations(network: nn.Module, batch: BatchContent) -> int:
 
 
 def _count_operations_of_module(module: nn.Module, result: object) -> int:
-    """Returns the operations that a module's own weights took, without those of modules in it.
+    """Returns the number of operations that a module's own weights took in a forward pass.
+
+    The modules within it are not counted.
 
     For each position of its output, such as a pixel or a token, a module multiplies each of its
     weights with a number of the inputs, and adds up the products. Biases and activations are not
@@ -258,16 +262,17 @@ def _count_operations_of_module(module: nn.Module, result: object) -> int:
         output = result[0]
     if not isinstance(output, Tensor):
         return 0
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # which only looks its weights up
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # it only looks up its weights
         return 0
     weight_count = 0
     for parameter in module.parameters(recurse=False):
         if parameter.dim() > 1:  # not a bias
             weight_count += parameter.numel()
-    channels = output.shape[-1]
     if isinstance(module, _ConvNd):
-        channels = output.shape[1]
-    positions = output.numel() // channels
+        features = output.shape[1]  # an output is (n, features, height, width) or similar
+    else:
+        features = output.shape[-1]  # an output is (n, …, features)
+    positions = output.numel() // features
     return 2 * weight_count * positions
 
 
@@ -286,13 +291,18 @@ def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]
         arguments = arguments[0]
     outputs = select_logits(call_network(network, arguments))
     if isinstance(targets, Tensor) and targets.dtype == torch.float64:
-        # Python's numbers become float64, and a loss of float64 would not fit the network.
+        # A Dataset that returns Python's numbers gives targets of float64. The loss would be of
+        # float64 too, and so would the gradients of a network of float32.
         targets = targets.to(outputs.dtype)
     return outputs, targets
 
 
 def _batch_error(description: str) -> ValueError:
-    """Returns the error for a batch that is not inputs and targets, but what is described."""
+    """Returns the error for a batch that is not (inputs, targets).
+
+    Args:
+        description: what the batch is instead.
+    """
     return ValueError(
         "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
         f"got {description}; compute its loss in a custom step, train.step and train.evaluate, "
@@ -301,7 +311,7 @@ def _batch_error(description: str) -> ValueError:
 
 
 def call_network(network: nn.Module, inputs: Sequence[Any]) -> Any:
-    """Calls a network with its arguments, or with the single mapping that holds them by name."""
+    """Calls a network with inputs as its arguments, by name if they are a single mapping."""
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         return network(**inputs[0])
     return network(*inputs)
@@ -316,16 +326,18 @@ def select_logits(outputs: Any) -> Any:
 
 def bind_loss(function: CustomStep, loss: Loss) -> CustomStep:
     """Binds a loss to a custom step that has an unbound parameter `loss`."""
-    # A Module is called as (*args, **kwargs). The parameters are those of its forward.
-    called: CustomStep = function
+    is_bound = isinstance(function, functools.partial) and "loss" in function.keywords
+    if is_bound:
+        return function
+    # A module itself is called as (*args, **kwargs), so that the signature of its forward is read.
+    function_with_signature: CustomStep = function
     if isinstance(function, nn.Module):
-        called = function.forward
+        function_with_signature = function.forward
     try:
-        parameters = inspect.signature(called).parameters
+        parameters = inspect.signature(function_with_signature).parameters
     except ValueError:  # a function written in C has no signature
         return function
-    is_bound = isinstance(function, functools.partial) and "loss" in function.keywords
-    if is_bound or "loss" not in parameters:
+    if "loss" not in parameters:
         return function
     return functools.partial(function, loss=loss)
 
@@ -340,7 +352,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         return
     try:
         with warnings.catch_warnings(), torch.enable_grad():
-            # On a device without fp16 autocast only warns, and does nothing.
+            # On a device without fp16 autocast has no effect, and only warns: here it raises.
             warnings.simplefilter("error", UserWarning)
             weight = torch.ones(2, 2, device=device, requires_grad=True)
             with autocast(device, precision):

@@ -28,8 +28,8 @@ from studyloom.training.optimizer import Rates, find_step, make_optimizer
 from studyloom.training.randomness import get_host_state, make_host_state, set_host_state
 from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import (
+    BatchComputation,
     Loss,
-    Steps,
     call_network,
     choose_threads,
     on_threads,
@@ -43,32 +43,38 @@ JobRandomState = list[Any]
 def adapt_to_data(network: nn.Module, loss: object, split: Part, train: Tensor) -> None:
     """Calls the method `adapt(inputs, targets)` of modules that have one, with the training set.
 
-    Such a module computes something of the data, such as means for standardizing or class weights.
-    It keeps that in buffers, which are saved in checkpoints and in winner.pt. It sees no example of
-    the validation or test set.
+    Such a module computes something from the data, such as means for standardizing or class
+    weights. It keeps that in buffers, which are saved in checkpoints and in winner.pt. It sees no
+    example of the validation or test set.
 
     Args:
         loss: a module, or any function, which adapts to nothing.
         train: indices of the training examples, int64 (n,).
     """
-    for name, part in (("network", network), ("loss", loss)):
-        adapting = _find_adapting_modules(part)
-        if adapting:
-            split.adapt_modules(adapting, train, name)
+    modules_of_network = _find_adapting_modules(network)
+    if modules_of_network:
+        split.adapt_modules(modules_of_network, train, "network")
+    modules_of_loss = _find_adapting_modules(loss)
+    if modules_of_loss:
+        split.adapt_modules(modules_of_loss, train, "loss")
 
 
-def _find_adapting_modules(part: object) -> list[nn.Module]:
+def _find_adapting_modules(network_or_loss: object) -> list[nn.Module]:
     """Returns the modules in a network or loss that have a method `adapt`."""
-    if not isinstance(part, nn.Module):
+    if not isinstance(network_or_loss, nn.Module):
         return []
-    # A layer that a user has named `adapt` is an attribute too, and no routine.
-    return [module for module in part.modules() if isroutine(getattr(module, "adapt", None))]
+    adapting_modules = []
+    for module in network_or_loss.modules():
+        adapt = getattr(module, "adapt", None)
+        if isroutine(adapt):  # and not a layer that a user has named `adapt`
+            adapting_modules.append(module)
+    return adapting_modules
 
 
 def _copy_adapting_loss(loss: Loss) -> Loss:
-    """Returns a loss; if it adapts to data, a copy of it.
+    """Returns a loss for one job: a copy if the loss adapts to data, else the loss itself.
 
-    Jobs may share one loss, and each job adapts it to its own training set.
+    Jobs may share one loss, and each job adapts its own to its training set.
     """
     if _find_adapting_modules(loss):
         return deepcopy(loss)
@@ -92,14 +98,18 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Adds the network's weights after a step, counted from 0."""
+        """Adds the network's weights after a step, counted from 0.
+
+        The decay is smaller in the first steps, so that the average soon forgets the initial
+        weights.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         # For all tensors in one call: average += (1 - decay)·(weights - average).
         torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
     @torch.no_grad()
     def copy_buffers(self) -> None:
-        """Copies the network's buffers, before the average is evaluated."""
+        """Copies the network's buffers, which are not averaged, before an evaluation."""
         for average, buffer in self._buffers:
             average.copy_(buffer)
 
@@ -117,6 +127,19 @@ class BestEpoch:
     weights: dict[str, Tensor] | None
 
 
+@dataclass(frozen=True)
+class Score:
+    """How good a network is on some examples.
+
+    Attributes:
+        loss: the mean over the examples.
+        value: the job's metric; NaN if the loss is not finite.
+    """
+
+    loss: float
+    value: float
+
+
 class JobRun:
     """A job in training, whose state is complete between epochs.
 
@@ -125,7 +148,7 @@ class JobRun:
 
     Attributes:
         epoch: the number of epochs so far.
-        step: the number of optimizer steps so far.
+        step_count: the number of optimizer steps so far.
         evaluation_seconds: the time of the last epoch that was spent on evaluation.
         best: the best epoch so far; None before the first.
         random: the states of PyTorch's `generators`, and last that of Python's and NumPy's.
@@ -137,21 +160,25 @@ class JobRun:
         self.device = split.device
         self.batches: Batches = make_batches(job, split)
         self.epoch = 0
-        self.step = 0
+        self.step_count = 0
         self.evaluation_seconds = 0.0
         self.best: BestEpoch | None = None
         self.generators = _find_generators(self.device)
         self.random: JobRandomState = _seed_states(self.generators, job.seed)
 
+        # The network and the loss. The network is made on the CPU, and then moved, so that its
+        # initial weights are the same on every device.
         with self.exchange_random_state():
-            # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
-        self.batches.fit(self.model)
+        self.batches.choose_input_dtype(self.model)
         self.loss = _copy_adapting_loss(job.loss)
         adapt_to_data(self.model, self.loss, split, self.batches.train)
         self._move_to_device((self.model, self.loss, job.step, job.evaluate))
-        self.steps = Steps(self.loss, self.device, job.precision, job.step, job.evaluate)
+        self.computation = BatchComputation(
+            self.loss, self.device, job.precision, job.step, job.evaluate
+        )
 
+        # The optimizer, and the learning rates that the schedule gives it.
         self.steps_per_epoch = math.ceil(job.samples / (job.batch_size * job.accumulate))
         self.total_steps = job.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(job.optimizer, self.model, job.groups)
@@ -159,11 +186,12 @@ class JobRun:
         self.rates = Rates(
             job.schedule, self.optimizer, job.epochs, self.steps_per_epoch, job.metric
         )
-        self.optimizer_step = find_step(self.optimizer)
+        self.make_optimizer_step = find_step(self.optimizer)
         self.weights: list[Tensor] = []
         for group in self.optimizer.param_groups:
             self.weights += group["params"]
 
+        # What only some jobs have: a scaler of gradients, and an average of the weights.
         self.scaler: torch.amp.GradScaler | None = None
         if job.precision == "fp16":
             self.scaler = torch.amp.GradScaler(self.device.type)
@@ -171,18 +199,19 @@ class JobRun:
         if job.ema is not None:
             self.average = Average(self.model, job.ema)
 
-    def _move_to_device(self, parts: Sequence[object]) -> None:
-        """Moves those parts of the job that are modules to its device.
+    def _move_to_device(self, functions: Sequence[object]) -> None:
+        """Moves those of the job's functions that are modules to its device.
 
-        A custom module may draw random numbers when it is moved, which are the job's too.
+        A custom module may draw random numbers when it is moved. They are drawn from the job's
+        random state too.
         """
         with self.exchange_random_state():
-            for part in parts:
-                if isinstance(part, nn.Module):
-                    part.to(self.device)
+            for function in functions:
+                if isinstance(function, nn.Module):
+                    function.to(self.device)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated_network(self) -> nn.Module:
         """The network that is evaluated: the average, if there is one."""
         if self.average is None:
             return self.model
@@ -195,21 +224,26 @@ class JobRun:
             return True
         if self.best is None or self.job.patience is None:
             return False
-        return self.epoch - self.best.number >= self.job.patience
+        epochs_since_best = self.epoch - self.best.number
+        return epochs_since_best >= self.job.patience
 
     def select_weights(self) -> dict[str, Tensor]:
         """Returns the state dict of the network that the job results in: its tensors, no copy."""
         if self.best is not None and self.best.weights is not None:
             return self.best.weights
-        weights: dict[str, Tensor] = plain_state(self.evaluated)
+        weights: dict[str, Tensor] = plain_state(self.evaluated_network)
         return weights
 
     def signature(self) -> State:
-        """Returns plain values by which a state of another job is recognized, by their names."""
+        """Returns the settings of the job by name, as numbers and strings.
+
+        They are saved with its state, so that `restore` refuses the state of a job with other
+        settings.
+        """
         signature: State = {}
-        for name, value in vars(self.job).items():
-            if isinstance(value, (int, float, str)):
-                signature[name] = value
+        for name, setting in vars(self.job).items():
+            if isinstance(setting, (int, float, str)):
+                signature[name] = setting
         signature["device"] = self.device.type
         signature["images"] = len(self.batches.train)
         signature["optimizer"] = type(self.optimizer).__name__
@@ -223,7 +257,7 @@ class JobRun:
             "model": plain_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
-            "step": self.step,
+            "step": self.step_count,
             "random": self.random,
             "rates": self.rates.state(),
             "scaler": None,
@@ -242,8 +276,8 @@ class JobRun:
     def restore(self, state: State) -> None:
         """Resumes from a state.
 
-        The state of another job raises one of several exceptions, and leaves a job that is half
-        restored and cannot be used.
+        The state of another job raises one of several exceptions, and leaves this run half
+        restored: it must not be used any more.
         """
         self._check_signature(state["signature"])
         load_state(self.model, state["model"])
@@ -259,13 +293,14 @@ class JobRun:
             number, value, weights = state["best"]
             self.best = BestEpoch(int(number), float(value), deepcopy(weights))
         self.epoch = state["epoch"]
-        self.step = state["step"]
-        # An earlier version saved only PyTorch's states, which come first.
+        self.step_count = state["step"]
+        # An earlier version saved only PyTorch's states, which come first. The last state, of
+        # Python's and NumPy's generators, is then still that of the job's seed.
         saved_random = deepcopy(state["random"])
         self.random[: len(saved_random)] = saved_random
 
     def _check_signature(self, saved_signature: State) -> None:
-        """Raises ValueError if a state is of a job with another value."""
+        """Raises ValueError if a saved signature differs from this job's; it names the setting."""
         signature = self.signature()
         for name in sorted({*signature, *saved_signature}):
             value = signature.get(name)
@@ -280,20 +315,22 @@ class JobRun:
         Layers and data sets draw from the global generators of PyTorch, NumPy and Python, and take
         no generator as an argument. So the states of the global ones are exchanged.
         """
-        callers_state = self._get_random()
+        callers_state = self._get_global_states()
         try:
-            self._set_random(self.random)
+            self._set_global_states(self.random)
             yield
-            self.random = self._get_random()
+            self.random = self._get_global_states()
         finally:
-            self._set_random(callers_state)
+            self._set_global_states(callers_state)
 
-    def _get_random(self) -> JobRandomState:
+    def _get_global_states(self) -> JobRandomState:
+        """Returns the states of PyTorch's global generators, and last Python's and NumPy's."""
         states: JobRandomState = [generator.get_state() for generator in self.generators]
         states.append(get_host_state())
         return states
 
-    def _set_random(self, states: JobRandomState) -> None:
+    def _set_global_states(self, states: JobRandomState) -> None:
+        """Sets the global generators to states that `_get_global_states` has returned."""
         *torch_states, host_state = states
         for generator, state in zip(self.generators, torch_states, strict=True):
             generator.set_state(state)
@@ -313,66 +350,79 @@ class JobRun:
                     total_loss += self.train_step(step)
                 train_loss = float(total_loss) / self.job.samples
                 training_end = perf_counter()
-                valid_loss, value = self.evaluate(self.batches.valid)
+                score = self.evaluate(self.batches.valid)
         self.epoch += 1
-        self.rates.after_epoch(value)
-        self._note_best(value)
+        self.rates.after_epoch(score.value)
+        self._update_best(score.value)
         end = perf_counter()
         self.evaluation_seconds = end - training_end
-        samples_per_second = self.job.samples / (training_end - start)
-        return Epoch(self.epoch, train_loss, valid_loss, value, end - start, samples_per_second)
+        return Epoch(
+            number=self.epoch,
+            train_loss=train_loss,
+            valid_loss=score.loss,
+            value=score.value,
+            seconds=end - start,
+            samples_per_second=self.job.samples / (training_end - start),
+        )
 
-    def _note_best(self, value: float) -> None:
+    def _update_best(self, value: float) -> None:
         """Makes the epoch that has ended the best one if its value is better than all before."""
-        sign = self.job.metric.sign
+        sign = self.job.metric.sign  # 1 if more is better, else -1
+        # A NaN is never better: it is not larger than any number.
         is_best = self.best is None or sign * value > sign * self.best.value
-        if not is_best:  # nor is NaN after another value: it is not larger than any number
+        if not is_best:
             return
         weights = None
         if self.job.weights == "best":
-            weights = deepcopy(plain_state(self.evaluated))
+            weights = deepcopy(plain_state(self.evaluated_network))
         self.best = BestEpoch(self.epoch, value, weights)
 
     def train_step(self, step: OptimizerStep) -> Tensor:
         """Makes one step of the optimizer, and returns the sum of its examples' losses, ()."""
-        self.rates.before_step(self.step / self.total_steps)
+        self.rates.before_step(self.step_count / self.total_steps)
         for weight in self.weights:
-            weight.grad = None  # as zero_grad does, which takes 0.02 ms for it
-        total_loss = self._backward(step)
+            weight.grad = None  # as the optimizer's zero_grad does, which takes 0.02 ms more
+
+        total_loss = self._compute_gradients(step)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.job.l1:
             self._add_l1()
         if self.job.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
+
         if self.scaler is None:
-            self.optimizer_step()
+            self.make_optimizer_step()
         else:
             self.scaler.step(self.optimizer)  # makes no step if a gradient is not finite
             self.scaler.update()
         self.rates.after_step()
         if self.average is not None:
-            self.average.update(self.step)
-        self.step += 1
+            self.average.update(self.step_count)
+        self.step_count += 1
         return total_loss
 
-    def _backward(self, step: OptimizerStep) -> Tensor:
-        """Adds the gradients of a step's batches to the weights; returns the sum of the losses."""
-        losses = []
+    def _compute_gradients(self, step: OptimizerStep) -> Tensor:
+        """Computes the gradients of the mean loss of a step, which may have several batches.
+
+        Returns:
+            The sum of the losses of all its examples, a scalar ().
+        """
+        total_losses = []
         for batch in step.batches:
-            loss = self.steps.train(self.model, batch.content)
-            part_of_mean = loss  # of the mean over the whole step
+            loss = self.computation.train(self.model, batch.content)  # the mean over the batch
+            total_losses.append(loss.detach() * batch.size)
+            # The mean over the step is the sum of the means of its batches, weighted by their size.
             if batch.size != step.size:
-                part_of_mean = loss * (batch.size / step.size)
+                loss = loss * (batch.size / step.size)
             if self.scaler is not None:
-                part_of_mean = self.scaler.scale(part_of_mean)
-            part_of_mean.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach() * batch.size)
-        return reduce(torch.add, losses)
+                loss = self.scaler.scale(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return reduce(torch.add, total_losses)
 
     @torch.no_grad()
     def _add_l1(self) -> None:
-        """Adds the subgradient of l1·Σ|w| to the gradients.
+        """Adds the subgradient of l1·Σ|w| to the gradients of weight matrices and kernels.
 
         It takes 0.04 ms a step for 784-128-10; autograd takes 0.14 ms.
         """
@@ -381,14 +431,17 @@ class JobRun:
                 weight.grad.add_(weight.sign(), alpha=self.job.l1)
 
     @torch.no_grad()
-    def evaluate(self, indices: Tensor) -> tuple[float, float]:
-        """Returns the mean loss and the metric on examples; NaN if the loss is not finite."""
+    def evaluate(self, indices: Tensor) -> Score:
+        """Evaluates the network on the examples at indices, int64 (n,)."""
         if self.average is not None:
             self.average.copy_buffers()
-        evaluation = evaluate_examples(self.evaluated, self.steps, self.batches, indices)
-        if not math.isfinite(evaluation.loss):
-            return evaluation.loss, math.nan
-        return evaluation.loss, self.job.metric(evaluation.outputs, evaluation.targets)
+        evaluation = evaluate_examples(
+            self.evaluated_network, self.computation, self.batches, indices
+        )
+        value = math.nan
+        if math.isfinite(evaluation.loss):
+            value = self.job.metric(evaluation.outputs, evaluation.targets)
+        return Score(evaluation.loss, value)
 
 
 def _find_generators(device: torch.device) -> list[torch.Generator]:
@@ -402,7 +455,10 @@ def _find_generators(device: torch.device) -> list[torch.Generator]:
 
 
 def _seed_states(generators: Sequence[torch.Generator], seed: int) -> JobRandomState:
-    """Returns the states that a seed gives these generators, and last Python's and NumPy's."""
+    """Returns the states of newly seeded generators, and last that of Python's and NumPy's.
+
+    The generators themselves keep their states.
+    """
     states: JobRandomState = []
     for generator in generators:
         seeded_generator = torch.Generator(generator.device).manual_seed(seed)
@@ -427,32 +483,42 @@ class Evaluation:
 
 
 def evaluate_examples(
-    network: nn.Module, steps: Steps, batches: Batches, indices: Tensor
+    network: nn.Module, computation: BatchComputation, batches: Batches, indices: Tensor
 ) -> Evaluation:
     """Evaluates a network in eval mode on the examples at indices, int64 (n,).
 
-    Its callers turn gradients off with `no_grad`. Inference mode would be faster, but a network may
+    The caller turns gradients off with `no_grad`. Inference mode would be faster, but a network may
     keep what it computes here, such as a mask, and train with it.
     """
     total_loss = torch.zeros((), device=indices.device)
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
+    outputs_of_batches: list[Tensor] = []
+    targets_of_batches: list[Tensor] = []
     network.eval()
     for batch in batches.load_batches(indices):
-        result = steps.evaluate(network, batch.content, batch.size)
+        result = computation.evaluate(network, batch.content, batch.size)
         total_loss += result.loss * batch.size
-        outputs.append(result.outputs)
-        targets.append(result.targets)
-    mean_loss = float(total_loss) / len(indices)
-    return Evaluation(mean_loss, _join("outputs", outputs), _join("targets", targets))
+        outputs_of_batches.append(result.outputs)
+        targets_of_batches.append(result.targets)
+    return Evaluation(
+        loss=float(total_loss) / len(indices),
+        outputs=_join_batches("outputs", outputs_of_batches),
+        targets=_join_batches("targets", targets_of_batches),
+    )
 
 
-def _join(name: str, batches: list[Tensor]) -> Tensor:
-    """Joins the outputs or targets of all batches to one tensor (n, …)."""
+def _join_batches(name: str, tensors: list[Tensor]) -> Tensor:
+    """Joins the outputs or targets of all batches to one tensor (n, …).
+
+    Args:
+        name: outputs or targets, for the error.
+
+    Raises:
+        ValueError: the examples of two batches have different shapes.
+    """
     try:
-        return torch.cat(batches)
+        return torch.cat(tensors)
     except RuntimeError as error:
-        shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+        shapes = sorted({tuple(tensor.shape[1:]) for tensor in tensors})
         raise ValueError(
             f"the {name} of all examples that are evaluated must have one shape, since "
             f"objective.metric takes them together; got {', '.join(map(str, shapes))}; pad the "
@@ -480,13 +546,13 @@ def predict_outputs(
         The output (n, …): float32, or float64 of a network in float64.
     """
     model = model.cpu().eval()
-    outputs = []
+    outputs_of_batches = []
     for arguments in _split_inputs(inputs, size):
-        batch_outputs = call_network(model, arguments)
-        outputs.append(_select_output(batch_outputs, output))
-    if len(outputs) == 1:
-        return outputs[0]
-    return torch.cat(outputs)
+        all_outputs = call_network(model, arguments)
+        outputs_of_batches.append(_select_output(all_outputs, output))
+    if len(outputs_of_batches) == 1:
+        return outputs_of_batches[0]  # torch.cat would copy it
+    return torch.cat(outputs_of_batches)
 
 
 def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
@@ -496,9 +562,9 @@ def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
         size: how many examples a call has; None for all.
     """
     if isinstance(inputs, Mapping):
-        names = [*inputs]
         for tensors in _split_tensors([*inputs.values()], size):
-            yield [dict(zip(names, tensors, strict=True))]
+            tensors_by_name = dict(zip(inputs, tensors, strict=True))
+            yield [tensors_by_name]
     elif isinstance(inputs, Tensor):
         yield from _split_tensors([inputs], size)
     else:
@@ -506,35 +572,43 @@ def _split_inputs(inputs: Inputs, size: int | None) -> Iterator[Sequence[Any]]:
 
 
 def _split_tensors(tensors: Sequence[Tensor], size: int | None) -> Iterable[Sequence[Tensor]]:
-    """Returns for each call the part of every tensor: at most `size` examples, or all of them."""
+    """Splits several tensors along their first dimension, and returns the parts of each call.
+
+    Args:
+        tensors: the inputs of the same examples, each (n, …).
+        size: how many examples a call has; None for all.
+
+    Returns:
+        For each call, the part of every tensor.
+    """
     if not size:
         return [tensors]
-    parts_of_each = [torch.split(tensor, size) for tensor in tensors]
-    return zip(*parts_of_each, strict=True)
+    parts_of_tensors = [torch.split(tensor, size) for tensor in tensors]
+    return zip(*parts_of_tensors, strict=True)
 
 
 def _select_output(outputs: Any, name: str | int | None) -> Tensor:
-    """Returns one output of a network, as `predict_outputs` describes.
+    """Returns one output tensor of a network, as float32 or float64.
 
-    A network may return a tensor, a mapping, a tuple or a list, and these may be nested: without a
-    name the first output is selected at every depth, and a name selects at the outermost.
+    A network may return a tensor, a mapping, a tuple or a list, and these may be nested. A name
+    selects among the outermost outputs; None selects `logits` if there are any. Of outputs that
+    are nested in the selected one, the first is taken, at every depth.
     """
     if name is None:
-        selected = select_logits(outputs)
+        output = select_logits(outputs)
     else:
-        selected = _find_output(outputs, name)
-    while isinstance(selected, tuple | list | Mapping):
-        outputs_by_name = _name_outputs(selected)
-        first_name = next(iter(outputs_by_name))
-        selected = outputs_by_name[first_name]
-    result: Tensor = selected
-    if result.dtype == torch.float64:
-        return result
-    return result.float()
+        output = _find_output(outputs, name)
+    while isinstance(output, tuple | list | Mapping):
+        outputs_by_name = _name_outputs(output)
+        output = next(iter(outputs_by_name.values()))
+    tensor: Tensor = output
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.float()
 
 
 def _find_output(outputs: object, name: str | int) -> object:
-    """Returns the output of a name or position; raises ValueError if the network has no such."""
+    """Returns the output with a name or position; ValueError if the network has none such."""
     if not isinstance(outputs, tuple | list | Mapping):
         raise ValueError(f"output={name!r}: the network gives one output, which has no name")
     outputs_by_name = _name_outputs(outputs)
@@ -552,8 +626,8 @@ def _name_outputs(
     return dict(enumerate(outputs))
 
 
-def _return_no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns a loss of 0, a scalar (), where none is needed."""
+def _zero_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Stands in for a loss whose value is not used; returns 0, a scalar ()."""
     return torch.zeros((), device=outputs.device)
 
 
@@ -569,25 +643,25 @@ def evaluate_network(
         The outputs and the targets, both (n, …).
     """
     device = split.device
-    for part in (job.loss, job.evaluate):
-        if isinstance(part, nn.Module):
-            part.to(device)
+    for function in (job.loss, job.evaluate):
+        if isinstance(function, nn.Module):
+            function.to(device)
     loss = job.loss
     if job.evaluate is None:
-        # Only a custom evaluation may need the loss for its outputs. The job's own loss is not
-        # called otherwise: it may have to adapt to the training set before it can be.
-        loss = _return_no_loss
-    steps = Steps(loss, device, job.precision, evaluate=job.evaluate)
+        # The value of the loss is not used, and a loss that has not adapted to a training set
+        # cannot be called. A custom evaluation gets the job's loss, which it may use.
+        loss = _zero_loss
+    computation = BatchComputation(loss, device, job.precision, evaluate=job.evaluate)
+
     if indices is None:
         indices = torch.arange(len(split))
     indices = indices.to(device)
-    # A job evaluates its validation set, so these examples become it. The training set stays: a
-    # batch of the job may have more examples than are evaluated here, and would be refused.
+    # Only the validation set is replaced, since a job refuses batches larger than its training set.
     batches = make_batches(replace(job, valid=indices), split)
     model = model.to(device)
-    batches.fit(model)
+    batches.choose_input_dtype(model)
     with contextlib.closing(batches), torch.no_grad():
-        evaluation = evaluate_examples(model, steps, batches, indices)
+        evaluation = evaluate_examples(model, computation, batches, indices)
     return evaluation.outputs, evaluation.targets
 
 
@@ -631,8 +705,12 @@ class Training:
         return self._jobs[0].last_epoch
 
     def _choose_threads(self) -> int:
-        """Returns how many threads the training uses, by the steps of its first job."""
-        if not self._split.in_memory:  # to load an example may take processes
+        """Returns how many threads the training uses, by the steps of its first job.
+
+        It returns all where examples are not in memory: the choice takes an example, and loading
+        one may take processes.
+        """
+        if not self._split.in_memory:
             return torch.get_num_threads()
         run = self._runs[0]
         first_example = torch.zeros(1, dtype=torch.int64)
@@ -654,20 +732,17 @@ class Training:
             run.batches.close()
 
     def __iter__(self) -> Iterator[list[Epoch]]:
+        """Trains for one epoch after the other, and yields the epoch of each job.
+
+        A caller may leave the iteration after any epoch; the next iteration resumes there.
+        """
         while True:
             self._check_between_epochs()
             if self.has_ended:
                 self.close()
                 return
             self._is_between_epochs = False
-            epochs = []
-            with on_threads(self.threads):
-                for job, run in enumerate(self._runs):
-                    if run.has_ended:
-                        epochs.append(self._represent(job))
-                    else:
-                        epochs.append(run.run_epoch())
-                        self.evaluation_seconds += run.evaluation_seconds
+            epochs = self._run_epoch()
             self._check_losses(epochs)
             self.history.append(epochs)
             # Set only now: another thread that reads it expects the last epoch in the history.
@@ -675,43 +750,60 @@ class Training:
             self._is_between_epochs = True
             yield epochs
 
+    def _run_epoch(self) -> list[Epoch]:
+        """Trains each job that has not ended for one epoch; returns the epoch of each job."""
+        epochs = []
+        with on_threads(self.threads):
+            for position, run in enumerate(self._runs):
+                if run.has_ended:
+                    epochs.append(self._repeat_selected_epoch(position))
+                else:
+                    epochs.append(run.run_epoch())
+                    self.evaluation_seconds += run.evaluation_seconds
+        return epochs
+
     def _check_losses(self, epochs: Sequence[Epoch]) -> None:
         """Raises Diverged for the first job whose loss is not finite."""
-        for job, epoch in enumerate(epochs):
-            losses = {"train": epoch.train_loss, "valid": epoch.valid_loss}
-            for part, loss in losses.items():
-                if not math.isfinite(loss):
-                    raise Diverged(job, epoch.number, self._jobs[0].last_epoch, part, loss)
+        last_epoch = self._jobs[0].last_epoch
+        for position, epoch in enumerate(epochs):
+            if not math.isfinite(epoch.train_loss):
+                raise Diverged(position, epoch.number, last_epoch, "train", epoch.train_loss)
+            if not math.isfinite(epoch.valid_loss):
+                raise Diverged(position, epoch.number, last_epoch, "valid", epoch.valid_loss)
 
     def _have_runs_ended(self) -> bool:
         return all(run.has_ended for run in self._runs)
 
-    def _represent(self, position: int) -> Epoch:
-        """Returns the epoch that represents a job which has ended before the others.
+    def _repeat_selected_epoch(self, position: int) -> Epoch:
+        """Returns the next epoch of a job that early stopping has ended before the others.
+
+        It has the values of the epoch that the job has selected, and took no time.
 
         Args:
             position: of the job among all, from 0.
         """
         job_history = [epochs[position] for epochs in self.history]
-        selected = self._jobs[position].select_epoch(job_history)
-        return replace(selected, number=len(self.history) + 1, seconds=0.0)
+        selected_epoch = self._jobs[position].select_epoch(job_history)
+        return replace(selected_epoch, number=len(self.history) + 1, seconds=0.0)
 
     def select_epochs(self) -> list[Epoch]:
         """Returns for each job the epoch so far whose value is that of the job.
 
-        It is empty before the first epoch.
+        The list is empty before the first epoch.
         """
-        epochs_by_job = zip(*self.history, strict=True)
-        selected = []
-        for job, epochs in zip(self._jobs, epochs_by_job, strict=False):
-            selected.append(job.select_epoch(epochs))
-        return selected
+        if not self.history:
+            return []
+        epochs_by_job = zip(*self.history, strict=True)  # the history has the epochs of all jobs
+        selected_epochs = []
+        for job, epochs_of_job in zip(self._jobs, epochs_by_job, strict=True):
+            selected_epochs.append(job.select_epoch(epochs_of_job))
+        return selected_epochs
 
     def state(self) -> State:
-        """Returns a snapshot of all that the training needs to resume after this epoch.
+        """Returns a snapshot of all that the training needs to resume after the last epoch.
 
-        torch.load(weights_only=True) reads it. It holds the state_dict of model and optimizer, and
-        not what a custom class keeps outside of it.
+        torch.load(weights_only=True) reads it. Of a custom class it holds what `state_dict`
+        returns, and nothing that the class keeps outside of that.
 
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.
@@ -745,7 +837,13 @@ class Training:
         self.has_ended = self._have_runs_ended()
 
     def _restore_runs(self, job_states: Sequence[State]) -> list[JobRun]:
-        """Returns new runs of the jobs in these states; raises ValueError for another number."""
+        """Returns new runs of the jobs in these states.
+
+        The present runs do not change, so that they stay usable if a state does not fit.
+
+        Raises:
+            Exception: there is another number of states, or one is of another job.
+        """
         runs = self._make_runs()
         if len(job_states) != len(runs):
             raise ValueError(f"{len(job_states)} jobs in the state, {len(runs)} here")
@@ -754,9 +852,10 @@ class Training:
         return runs
 
     def weights(self) -> list[dict[str, Tensor]]:
-        """Returns the state dict that each job results in: its network's tensors, not a copy.
+        """Returns the state dict that each job results in: its tensors, and not a copy.
 
-        It is that of the average, if there is one, and of the best epoch, if the job keeps that.
+        It is that of the last epoch, or of the best one if the job keeps the best weights. If the
+        job averages its weights, it is that of the average.
         """
         return [run.select_weights() for run in self._runs]
 
