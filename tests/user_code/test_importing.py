@@ -20,7 +20,7 @@ from studyloom.user_code import pickled
 from studyloom.user_code.digests import compute_code_digests
 from studyloom.user_code.importing import find_member, seeding_imports
 from studyloom.user_code.pickled import (
-    LIGHT,
+    MOST_BYTES_IF_NOT_NEEDED,
     can_pass_objects,
     child_arguments,
     passing_objects,
@@ -97,7 +97,9 @@ def test_a_study_module_without_a_guard_is_named(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: np.zeros(LIGHT + 1, np.uint8), threading.Lock], ids=["large", "lock"]
+    "make",
+    [lambda: np.zeros(MOST_BYTES_IF_NOT_NEEDED + 1, np.uint8), threading.Lock],
+    ids=["large", "lock"],
 )
 def test_large_and_unpicklable_objects_are_passed_only_if_needed(monkeypatch, make):
     monkeypatch.setattr(pickled, "_objects", {"given": make()})

@@ -14,7 +14,7 @@ from studyloom.errors import ConfigError
 from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
-from studyloom.user_code.pickled import MAIN, OWN, passing_objects
+from studyloom.user_code.pickled import MAIN, NAMES_OF_THIS_PROGRAM, passing_objects
 from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
@@ -92,7 +92,7 @@ def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
 def names_of_program(config: StudyConfig) -> list[str]:
     """Returns the names in a config that only this program defines."""
     targets = dict.fromkeys(find_targets(config.written))
-    return [name for name in targets if name.startswith(OWN)]
+    return [name for name in targets if name.startswith(NAMES_OF_THIS_PROGRAM)]
 
 
 def digests_of_program(prepared: Prepared) -> dict[str, str]:

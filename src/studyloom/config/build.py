@@ -14,7 +14,7 @@ from studyloom.config.values import copy_value, describe_error, node_at
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError, Interrupted, list_messages, refuse
 from studyloom.text import nearest
-from studyloom.user_code.importing import ELSEWHERE, find_member
+from studyloom.user_code.importing import IS_DEFINED_ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
 
 Target = Callable[..., Any]  # a class or function that a section names
@@ -60,7 +60,7 @@ def find_target(section: object, key: str) -> Any:
         raise
     except AttributeError as error:
         if name.startswith(MAIN):
-            raise ConfigError(f"{key}._target_: {name} {ELSEWHERE}") from error
+            raise ConfigError(f"{key}._target_: {name} {IS_DEFINED_ELSEWHERE}") from error
         suggestion = nearest(error.name, dir(error.obj))
         raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{suggestion}") from error
     except Exception as error:  # whatever a user's module raises when it is imported

@@ -25,7 +25,12 @@ from studyloom.errors import ConfigError
 from studyloom.files import is_trusted, read_text
 from studyloom.moved import MOVED
 from studyloom.text import describe_unknown_key, name_error, nearest
-from studyloom.user_code.importing import ELSEWHERE, find_member, script_as_main, seeding_imports
+from studyloom.user_code.importing import (
+    IS_DEFINED_ELSEWHERE,
+    find_member,
+    script_as_main,
+    seeding_imports,
+)
 from studyloom.user_code.pickled import MAIN
 
 CLASSES = (
@@ -368,7 +373,7 @@ def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
         package = _package_of_target(target)
         if target.startswith(MAIN):
-            return Violation(ELSEWHERE, package)
+            return Violation(IS_DEFINED_ELSEWHERE, package)
         return Violation(_way_out(package), package)
     parent, _, name = target.rpartition(".")
     try:

@@ -40,7 +40,7 @@ from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
 from studyloom.user_code.digests import check_readable
 from studyloom.user_code.importing import end_import_at_study, find_member, read_recorded_script
-from studyloom.user_code.pickled import MAIN, OWN, forget_objects, register_object
+from studyloom.user_code.pickled import MAIN, REGISTERED_PREFIX, forget_objects, register_object
 
 HELD_OUT_ONE_IN = 5  # one example of so many is for validation, and for the test if no set is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -633,7 +633,7 @@ def _refuse_own_names(text: str, run_dir: Path) -> None:
             f"a config cannot name what {owner} defines: move {names} into a module next to it, "
             f"such as parts.py, import it by `from parts import {names}`, and search again"
         )
-    if OWN[1] in text:
+    if REGISTERED_PREFIX in text:
         errors.append(
             "a config cannot hold the Datasets that were given as objects: give tensors or arrays, "
             "or name classes of a module as data.train._target_ and data.test._target_"

@@ -177,8 +177,8 @@ class ExampleBatches:
             sizes = [len(request.indices) for request in requests_of_step]
             batches = (Batch(next(contents), size) for size in sizes)
             yield OptimizerStep(sum(sizes), batches)
-        # The loader notices that the epoch is over only when it is asked for one more batch, and
-        # its processes can load the evaluation only then.
+        # The loader notices that the epoch is over only by a call for one more batch. Its processes
+        # can load the evaluation only then.
         next(contents, None)
 
     def load_batches(self, indices: Tensor) -> Iterator[Batch]:
@@ -203,7 +203,7 @@ class ExampleBatches:
         return self._loader.load_here(request)
 
     def choose_input_dtype(self, network: nn.Module) -> None:
-        """Does nothing: a network gets inputs as the Dataset gives them."""
+        """Does nothing: a network gets the inputs that the Dataset gives."""
 
     def close(self) -> None:
         """Ends the processes that load, also during an epoch; the next epoch starts others."""
@@ -460,7 +460,7 @@ def _describe_range(split: Split) -> str:
 
 
 def default_input_dtype(split: Split) -> torch.dtype:
-    """Returns the type of inputs if no network is tried: as they are stored; bytes as float32."""
+    """Returns the type of inputs if no network is tried: the stored type, but float32 for bytes."""
     stored_dtype = split.inputs.dtype
     if stored_dtype == torch.uint8:
         return torch.float32

@@ -207,7 +207,7 @@ def _rebuild(value: object, convert: Callable[[object, str], object], where: str
     """
     if isinstance(value, Mapping):
         return _rebuild_mapping(value, convert, where)
-    # Not an instance of a subclass, such as a named tuple: it may not be made from its items alone.
+    # Not an instance of a subclass, such as a named tuple: its class may not take an iterable.
     if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
         return type(value)(_rebuild(item, convert, where) for item in value)
     return convert(value, where)

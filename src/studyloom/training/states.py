@@ -80,7 +80,7 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
         name = network_names_by_plain_name.get(plain_name, plain_name)
         matched_state[name] = value
 
-    # PyTorch keeps the version of each module's state beside the tensors, by the module's path.
+    # PyTorch attaches the versions of modules to the state, each by the path of its module.
     plain_versions = _module_versions(unwrapped_state)
     versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
@@ -139,7 +139,7 @@ def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
 
 
 def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, Any]:
-    """Returns a state under new names; the versions of modules, kept beside it, too."""
+    """Returns a state under new names, and so the versions of modules that are attached to it."""
     renamed = OrderedDict[str, Any]()
     for name, value in state.items():
         renamed[rename(name)] = value

@@ -4,8 +4,8 @@ The digest is that of the syntax tree without docstrings. Comments and formattin
 so that a formatter or a better comment does not change a study definition.
 
 A *target* is the dotted name of a function or class that a config names, such as `_target_`. Names
-that begin with `__main__.` are those of the notebook or script that runs the study. A *part* of the
-code is one function or class.
+that begin with `__main__.` are those of the notebook or script that runs the study. A *member* is a
+function or class of a module.
 """
 
 import ast
@@ -33,30 +33,23 @@ from studyloom.user_code.pickled import MAIN, received_digests
 CODE = "code."  # the beginning of the key of a digest; the module follows
 DIGITS = 16  # the length of a digest: long enough to distinguish sources, short enough to read
 DATA = "data "  # the beginning of the digest of an array, a tensor or a Dataset
-MOST = 1_000_000  # an array of more numbers is sampled evenly, so that its digest stays fast
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MOST_NUMBERS = 1_000_000  # a larger array is sampled evenly, so that its digest stays fast
+NODES_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class ModuleDigest(NamedTuple):
     """The name of a module, and the digest of its file."""
 
-    module: str
-    digest: str
-
-
-class FirstLook(NamedTuple):
-    """A module when this process first looked at it: its spec, and the digest of its file."""
-
-    spec: ModuleSpec
+    name: str
     digest: str
 
 
 @dataclass(frozen=True)
-class Form:
-    """A text that each process makes of the same code or plain data.
+class StableText:
+    """A text for some code or plain data that is the same in each process.
 
     Attributes:
-        text: "" for a value without a form.
+        text: "" for a value that has no such text.
         names_read: the globals that the code of the value reads.
     """
 
@@ -64,59 +57,76 @@ class Form:
     names_read: tuple[str, ...] = ()
 
 
-_first_looks: dict[str, FirstLook] = {}  # by the name of the module
+# The modules as this process first saw them, by name: the spec that imported a module, and the
+# digest of its file.
+_first_specs: dict[str, ModuleSpec] = {}
+_first_digests: dict[str, str] = {}
 
 
 def compute_code_digests(sections: object) -> dict[str, str]:
-    """Returns the digests of the user's modules that a config names, by `code.MODULE`.
+    """Computes the digests of the user's code that a config names.
 
     Installed packages, Python's modules and studyloom are left out, so that an upgrade does not
-    change a definition. Modules that the named ones import are left out too. The definitions of a
-    notebook or script are `code.__main__.NAME`, together with the globals that they use; see
-    `find_main_globals`. Arrays, tensors and Datasets that the named code uses at the top level of
-    its module are `code.MODULE.NAME`.
+    change a study definition. Modules that the named ones import are left out too.
 
     Args:
         sections: the sections of a config, as plain values.
+
+    Returns:
+        Digests by keys of three kinds:
+
+        * `code.studies.mine`: the file of a module that the config names.
+        * `code.studies.mine.images`: an array, tensor or Dataset at the top level of such a module,
+          which the named code uses.
+        * `code.__main__.Net`: a definition of the notebook or script that runs the study, or a
+          global that such a definition uses.
 
     Raises:
         ConfigError: files have changed since this process imported them, as in a notebook that runs
             a second study: it would run other code than the digests say.
     """
-    targets = dict.fromkeys(find_targets(sections))
-    parts: list[Any] = []
+    targets = dict.fromkeys(find_targets(sections))  # an ordered set
+    members: list[Any] = []  # functions and classes
     for target in targets:
-        parts += _import_parts(target)
-    by_name: dict[str, str] = {}
-    for part in parts:
-        module = _digest_module(part)
+        members += _import_members(target)
+    digests: dict[str, str] = {}
+    for member in members:
+        module = _digest_module(member)
         if module is not None:
-            by_name[module.module] = module.digest
-    by_name |= _digest_module_data(parts, modules=by_name)
-    by_name |= _digest_main(targets)
-    _refuse_edited_modules(by_name)
-    return {f"{CODE}{name}": by_name[name] for name in sorted(by_name)}
+            digests[module.name] = module.digest
+    digests |= _digest_module_data(members, modules=digests)
+    digests |= _digest_main(targets)
+    _refuse_edited_modules(digests)
+    return {f"{CODE}{name}": digests[name] for name in sorted(digests)}
 
 
 def _digest_main(targets: Iterable[str]) -> dict[str, str]:
-    """Returns the digests of what a notebook or script defines and targets use, by its name.
+    """Returns the digests of what a notebook or script defines, by names such as `__main__.Net`.
 
-    A worker has received them from that program, since it cannot read the source of a notebook.
+    A worker has received the digests from that program, since it cannot read the source of a
+    notebook.
+
+    Args:
+        targets: the dotted names in a config. Definitions that none of them uses are left out.
     """
     if received_digests:
         return received_digests
-    by_name = {}
-    for name, form in find_main_globals(targets).items():
-        if form:
-            by_name[MAIN + name] = _digest_form(form)
-    return by_name
+    digests = {}
+    for name, text in find_main_globals(targets).items():
+        if text:
+            digests[MAIN + name] = _digest_stable_text(text)
+    return digests
 
 
-def _refuse_edited_modules(by_name: Mapping[str, str]) -> None:
-    """Raises ConfigError if the file of a module has changed since this process imported it."""
+def _refuse_edited_modules(digests: Mapping[str, str]) -> None:
+    """Raises ConfigError if the file of a module has changed since this process imported it.
+
+    Args:
+        digests: those of the present files, by the name of the module.
+    """
     errors = []
-    for name in sorted(by_name):
-        if _is_edited(name, by_name[name]):
+    for name in sorted(digests):
+        if _is_edited(name, digests[name]):
             path = os.path.relpath(str(sys.modules[name].__file__))
             errors.append(
                 f"{path} has changed since this process imported it; restart it (in a notebook: "
@@ -128,8 +138,7 @@ def _refuse_edited_modules(by_name: Mapping[str, str]) -> None:
 def _is_edited(name: str, digest: str) -> bool:
     """Returns whether a module's source has changed since this process first looked at it.
 
-    A module that was imported again, or reloaded, has another spec: it is looked at for the first
-    time.
+    A module that was reloaded, or imported again, has the source of that import, and is not edited.
 
     Args:
         name: of a module. A name of another kind, such as `__main__.Net`, is never edited.
@@ -138,11 +147,11 @@ def _is_edited(name: str, digest: str) -> bool:
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__spec__") or module.__spec__ is None:
         return False
-    spec = module.__spec__
-    first = _first_looks.setdefault(name, FirstLook(spec, digest))
-    if first.spec is spec:
-        return first.digest != digest
-    _first_looks[name] = FirstLook(spec, digest)
+    spec = module.__spec__  # each import makes another one
+    if _first_specs.get(name) is spec:
+        return _first_digests[name] != digest
+    _first_specs[name] = spec
+    _first_digests[name] = digest
     return False
 
 
@@ -152,14 +161,17 @@ def select_code_digests(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_source(key: str) -> str:
-    """Describes the source whose digest has changed, such as studies/mine.py.
+    """Describes the source whose digest has changed.
 
     Args:
-        key: the key of the digest: code.studies.mine, or code.__main__.Net of a notebook or script,
-            which is "the code of Net".
+        key: the key of the digest in a study definition.
+
+    Returns:
+        For a module, as for `code.studies.mine`, its file: "studies/mine.py". For a definition of
+        a notebook or script, as for `code.__main__.Net`: "the code of Net". For others, their name.
     """
     name = key.removeprefix(CODE)
-    file = _module_file(name)
+    file = _find_module_file(name)
     if file is not None:
         path = Path(file)
         if path.is_relative_to(Path.cwd()):
@@ -170,7 +182,7 @@ def describe_source(key: str) -> str:
     return name
 
 
-def _module_file(name: str) -> str | None:
+def _find_module_file(name: str) -> str | None:
     """Returns the file of an imported module; None without one."""
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__file__"):
@@ -179,29 +191,35 @@ def _module_file(name: str) -> str | None:
 
 
 def find_targets(value: Any) -> Iterator[str]:
-    """Yields every `_target_` of nested plain values, and every `path` of Hydra's `get_method`."""
-    if isinstance(value, Mapping):
+    """Yields the dotted names of functions and classes in a section of a config, at any depth.
+
+    They are the values of `_target_`, and of `path` in sections of Hydra's `get_method` and
+    `get_class`.
+    """
+    inner_values: Iterable[object] = ()
+    if isinstance(value, list | tuple):
+        inner_values = value
+    elif isinstance(value, Mapping):
+        inner_values = list(value.values())
         target = value.get("_target_")
         if isinstance(target, str):
             yield target
             if target.startswith("hydra.utils.get_") and isinstance(value.get("path"), str):
                 yield value["path"]
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for inner in value:
-            yield from find_targets(inner)
+    for inner_value in inner_values:
+        yield from find_targets(inner_value)
 
 
-def _import_parts(target: str) -> Iterable[Any]:
-    """Imports a target, and returns its parts; none if it cannot be imported."""
+def _import_members(target: str) -> Iterable[Any]:
+    """Imports a target of a config, and returns the functions and classes whose code it runs."""
     try:
-        return _find_parts(find_member(target))
-    except Exception:  # `validate` reports the target
+        return _find_members(find_member(target))
+    except Exception:  # it cannot be imported, which the validation of the config reports
         return ()
 
 
-def _find_parts(value: object) -> Iterable[Any]:
-    """Returns the parts of the code that a value runs.
+def _find_members(value: object) -> Iterable[Any]:
+    """Returns the functions and classes whose code a value runs.
 
     They are a class and its bases, a function without its decorators, or the class of an object and
     its bases. A partial runs what its function runs.
@@ -215,15 +233,15 @@ def _find_parts(value: object) -> Iterable[Any]:
     return inspect.getmro(type(value))
 
 
-def _digest_module(part: Any) -> ModuleDigest | None:
-    """Returns the digest of the module of a function or class.
+def _digest_module(member: Any) -> ModuleDigest | None:
+    """Returns the name of the module of a function or class, and the digest of the module's file.
 
-    It is None for packages, for code without a source, and for definitions of a notebook or script.
+    It is None for a module of an installed package, one without a source, and `__main__`.
     """
-    name = str(part.__module__)
+    name = str(member.__module__)
     if name == "__main__":
         return None
-    file = _module_file(name)
+    file = _find_module_file(name)
     if file is None:
         return None
     try:
@@ -241,64 +259,75 @@ def find_main_globals(targets: Iterable[str]) -> dict[str, str]:
     cloudpickle sends these to workers together with the targets.
 
     Returns:
-        The text of each one's form by its name; see `Form`.
+        A text of each global, by its name, that is the same in each process: its source, or a
+        digest of its data; "" if it has none.
     """
-    members = vars(sys.modules["__main__"])
-    unvisited = []
+    main_globals = vars(sys.modules["__main__"])
+    names_to_visit = []
     for target in targets:
         if target.startswith(MAIN):
-            unvisited.append(target.removeprefix(MAIN).partition(".")[0])
+            global_name = target.removeprefix(MAIN).partition(".")[0]  # Net of __main__.Net.small
+            names_to_visit.append(global_name)
     texts: dict[str, str] = {}
-    while unvisited:
-        name = unvisited.pop(0)
-        if name in members and name not in texts and not name.startswith("__"):
-            form = _describe_form(members[name])
-            texts[name] = form.text
-            unvisited += form.names_read
+    while names_to_visit:
+        name = names_to_visit.pop(0)
+        if name in main_globals and name not in texts and not name.startswith("__"):
+            stable_text = _make_stable_text(main_globals[name])
+            texts[name] = stable_text.text
+            names_to_visit += stable_text.names_read
     return texts
 
 
-def _digest_form(form: str) -> str:
-    """Returns the digest of a form's text; that of data is a digest already."""
-    if form.startswith(DATA):
-        return form
-    # As a value that is assigned: a string on its own would be a docstring, which does not count.
-    return digest_source(f"_ = {form}".encode())
+def _digest_stable_text(text: str) -> str:
+    """Returns the digest of a text of `find_main_globals`; that of data is a digest already."""
+    if text.startswith(DATA):
+        return text
+    # The text is assigned, since a string on its own would be left out as a docstring.
+    return digest_source(f"_ = {text}".encode())
 
 
-def _digest_module_data(parts: Iterable[Any], modules: Container[str]) -> dict[str, str]:
-    """Returns the digests of the data that functions and classes of some modules use.
+def _digest_module_data(members: Iterable[Any], modules: Container[str]) -> dict[str, str]:
+    """Returns the digests of the arrays, tensors and Datasets that the user's code uses.
 
-    Such data may be drawn when the module is imported. Functions and classes of the same module
-    that the code uses are searched too.
+    A module may draw such data when it is imported, so that they can differ while the digest of its
+    file stays equal. Only data at the top level of a module are found. Functions and classes of the
+    same module that the code uses are searched too.
 
     Args:
-        parts: functions and classes.
-        modules: the names of the user's modules.
+        members: functions and classes.
+        modules: the names of the user's modules; members of others are left out.
+
+    Returns:
+        Digests by names such as `studies.mine.images`.
     """
-    by_name: dict[str, str] = {}
-    unsearched = []
-    for part in parts:
-        if hasattr(part, "__module__") and part.__module__ in modules:
-            unsearched.append(part)
+    digests: dict[str, str] = {}
+    members_to_search = []
+    for member in members:
+        if hasattr(member, "__module__") and member.__module__ in modules:
+            members_to_search.append(member)
     searched_ids: set[int] = set()
-    while unsearched:
-        part = unsearched.pop()
-        if id(part) in searched_ids:
+    while members_to_search:
+        member = members_to_search.pop()
+        if id(member) in searched_ids:
             continue
-        searched_ids.add(id(part))
-        globals_of_module = vars(sys.modules[part.__module__])
-        methods = vars(part).values()
-        for code in _select_code([part, *methods]):
-            for name in _find_names_read(code):
-                value = globals_of_module.get(name)
-                data = data_digest(value)
-                if data is not None:
-                    by_name[f"{part.__module__}.{name}"] = data
-                is_code = inspect.isroutine(value) or inspect.isclass(value)
-                if is_code and value.__module__ == part.__module__:
-                    unsearched.append(value)
-    return by_name
+        searched_ids.add(id(member))
+        module_globals = vars(sys.modules[member.__module__])
+        for name in _find_names_read_by(member):
+            value = module_globals.get(name)
+            data_digest = digest_data(value)
+            if data_digest is not None:
+                digests[f"{member.__module__}.{name}"] = data_digest
+            is_member = inspect.isroutine(value) or inspect.isclass(value)
+            if is_member and value.__module__ == member.__module__:
+                members_to_search.append(value)
+    return digests
+
+
+def _find_names_read_by(member: Any) -> Iterator[str]:
+    """Yields the global names that a function reads, or the methods of a class."""
+    methods = vars(member).values()
+    for code in _select_code([member, *methods]):
+        yield from _find_names_read(code)
 
 
 def _select_code(values: Iterable[object]) -> list[CodeType]:
@@ -306,32 +335,39 @@ def _select_code(values: Iterable[object]) -> list[CodeType]:
     return [value.__code__ for value in values if hasattr(value, "__code__")]
 
 
-def data_digest(value: Any) -> str | None:
+def digest_data(value: Any) -> str | None:
     """Returns a digest of an array, a tensor, or a Dataset of PyTorch that holds such.
 
     It is None for anything else, and for the parameters of a network. It imports neither NumPy nor
     PyTorch: before the user's code has imported them, there are no such values.
     """
     torch = sys.modules.get("torch")
-    if torch is not None:
-        data = torch.utils.data
-        if isinstance(value, data.DataLoader):
-            return data_digest(value.dataset)
-        if isinstance(value, data.TensorDataset):
-            return _join_digests([data_digest(tensor) for tensor in value.tensors])
-        if isinstance(value, data.Subset):
-            numpy = sys.modules["numpy"]  # Datasets with indices are not used without it
-            digest_of_indices = data_digest(numpy.asarray(value.indices))
-            # Of a Dataset that has no digest, at least the choice of its examples counts.
-            return _join_digests([digest_of_indices, data_digest(value.dataset) or ""])
-        if isinstance(value, torch.Tensor):
-            if value.requires_grad or value.layout != torch.strided or value.is_quantized:
-                return None
-            numbers = value.detach().cpu()
-            if numbers.dtype == torch.bfloat16:  # NumPy has no such type
-                numbers = numbers.float()
-            return _digest_array(numbers.numpy())
+    if torch is None:
+        return _digest_array(value)
+    if isinstance(value, torch.utils.data.DataLoader):
+        return digest_data(value.dataset)
+    if isinstance(value, torch.utils.data.TensorDataset):
+        return _join_digests([digest_data(tensor) for tensor in value.tensors])
+    if isinstance(value, torch.utils.data.Subset):
+        numpy = sys.modules["numpy"]  # Datasets with indices are not used without it
+        digest_of_indices = digest_data(numpy.asarray(value.indices))
+        # If the Dataset has no digest, at least the choice of its examples counts.
+        digest_of_dataset = digest_data(value.dataset) or ""
+        return _join_digests([digest_of_indices, digest_of_dataset])
+    if isinstance(value, torch.Tensor):
+        return _digest_tensor(value)
     return _digest_array(value)
+
+
+def _digest_tensor(tensor: Any) -> str | None:
+    """Returns the digest of a tensor; None for a parameter and a sparse or quantized tensor."""
+    torch = sys.modules["torch"]
+    if tensor.requires_grad or tensor.layout != torch.strided or tensor.is_quantized:
+        return None
+    numbers = tensor.detach().cpu()
+    if numbers.dtype == torch.bfloat16:  # NumPy has no such type
+        numbers = numbers.float()
+    return _digest_array(numbers.numpy())
 
 
 def _digest_array(value: Any) -> str | None:
@@ -339,7 +375,7 @@ def _digest_array(value: Any) -> str | None:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype.hasobject:
         return None
-    stride = max(1, value.size // MOST)
+    stride = max(1, value.size // MOST_NUMBERS)
     sample = value.reshape(-1)[::stride]
     digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
     digest.update(numpy.ascontiguousarray(sample).view(numpy.uint8).data)
@@ -347,9 +383,9 @@ def _digest_array(value: Any) -> str | None:
 
 
 def _join_digests(digests: Sequence[str | None]) -> str | None:
-    """Returns the digest of data that have several; None if one of them is None.
+    """Returns one digest for the several digests of a Dataset; None if one of them is None.
 
-    One that is "" is left out.
+    An empty digest is left out.
     """
     if None in digests:
         return None
@@ -357,59 +393,62 @@ def _join_digests(digests: Sequence[str | None]) -> str | None:
     return DATA + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _describe_form(value: object) -> Form:
-    """Returns the form of a value: its `repr`, a digest, or the forms of what it holds."""
+def _make_stable_text(value: object) -> StableText:
+    """Makes a text for a value that is the same in each process.
+
+    It is the `repr` of a plain value, the digest of data or code, or a list of the texts of items.
+    """
     if value is None or isinstance(value, str | bytes | int | float | complex):
-        return Form(repr(value))
-    data = data_digest(value)
-    if data is not None:
-        return Form(data)
+        return StableText(repr(value))
+    data_digest = digest_data(value)
+    if data_digest is not None:
+        return StableText(data_digest)
     if is_dataclass(value) and not isinstance(value, type):
-        return _describe_items([type(value), vars(value)])
+        return _make_text_of_items([type(value), vars(value)])
     if isinstance(value, dict):
-        return _describe_items(value.items())
+        return _make_text_of_items(value.items())
     if isinstance(value, list | tuple):
-        return _describe_items(value)
+        return _make_text_of_items(value)
     if isinstance(value, set | frozenset):
-        return _describe_items(value, is_set=True)
-    return _describe_code(value)
+        return _make_text_of_items(value, is_set=True)
+    return _make_text_of_code(value)
 
 
-def _describe_items(items: Iterable[object], *, is_set: bool = False) -> Form:
-    """Returns the form of a value that holds others.
+def _make_text_of_items(items: Iterable[object], *, is_set: bool = False) -> StableText:
+    """Makes a text for a value that holds items: a list of their texts.
 
     Args:
         is_set: whether the order of the items differs between processes, as that of a set does.
     """
     texts = []
-    names: list[str] = []
+    names_read: list[str] = []
     for item in items:
-        form = _describe_form(item)
-        texts.append(form.text)
-        names += form.names_read
+        item_text = _make_stable_text(item)
+        texts.append(item_text.text)
+        names_read += item_text.names_read
     if is_set:
         texts.sort()
-    return Form(f"[{', '.join(texts)}]", tuple(names))
+    return StableText(f"[{', '.join(texts)}]", tuple(names_read))
 
 
-def _describe_code(value: object) -> Form:
-    """Returns the form of a function, a class, or an object: the digests of its parts' sources.
+def _make_text_of_code(value: object) -> StableText:
+    """Makes a text for a function, a class or an object: the digests of the sources that it runs.
 
-    Only parts that `__main__` defines count, since each module has its own digest. A function or
-    class of a module, or one whose source cannot be read, has its name. An object of such a class
-    has "".
+    Only functions and classes of `__main__` count, since each module has its own digest. A function
+    or class of a module, or one whose source cannot be read, has its name as the text. An object of
+    such a class has "".
     """
     text = ""
-    names: list[str] = []
-    for part in _find_parts(value):
-        if part.__module__ == "__main__":
+    names_read: list[str] = []
+    for member in _find_members(value):
+        if member.__module__ == "__main__":
             with suppress(OSError, TypeError, SyntaxError):  # its source cannot be read
-                source = read_source(part)
-                names += _find_names_read(compile(source, "", "exec"))
+                source = read_source(member)
+                names_read += _find_names_read(compile(source, "", "exec"))
                 text += digest_source(source.encode())
     if not text and hasattr(value, "__qualname__"):
         text = str(value.__qualname__)
-    return Form(text, tuple(names))
+    return StableText(text, tuple(names_read))
 
 
 def _find_names_read(code: CodeType) -> Iterator[str]:
@@ -418,11 +457,11 @@ def _find_names_read(code: CodeType) -> Iterator[str]:
         if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
             yield instruction.argval
     for constant in code.co_consts:
-        if isinstance(constant, CodeType):
+        if isinstance(constant, CodeType):  # an inner function, a class body or a comprehension
             yield from _find_names_read(constant)
 
 
-def read_source(part: Any) -> str:
+def read_source(member: Any) -> str:
     """Returns the source of a function or class, also of a class that a notebook defines.
 
     Raises:
@@ -430,30 +469,30 @@ def read_source(part: Any) -> str:
         TypeError: the value is not Python code.
     """
     try:
-        return textwrap.dedent(inspect.getsource(part))
+        return textwrap.dedent(inspect.getsource(member))
     except (OSError, TypeError):
         # Before Python 3.13 inspect looks for a class in its module's file, which a notebook lacks.
-        source = _find_class_in_cells(part)
+        source = _find_class_in_cells(member)
         if source is None:
             raise
         return source
 
 
-def _find_class_in_cells(part: type) -> str | None:
+def _find_class_in_cells(class_: type) -> str | None:
     """Finds the source of a class among the cells of a notebook; None if no cell has it.
 
-    `linecache` holds the source of a cell under a name that is not that of a file. The class is
-    looked for in the cells of its methods, and then in all others, the latest first.
+    Python's `linecache` holds the source of each cell under a name that is not that of a file. The
+    class is looked for in the cells of its methods, and then in all others, the latest first.
     """
-    cells = [code.co_filename for code in _select_code(vars(part).values())]
+    cell_names = [code.co_filename for code in _select_code(vars(class_).values())]
     for name in reversed(list(linecache.cache)):
         if not Path(name).exists():
-            cells.append(name)
-    for cell in cells:
-        text = "".join(linecache.getlines(cell))
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-                return ast.get_source_segment(text, node) or ""
+            cell_names.append(name)
+    for cell_name in cell_names:
+        cell_source = "".join(linecache.getlines(cell_name))
+        for node in ast.walk(ast.parse(cell_source)):
+            if isinstance(node, ast.ClassDef) and node.name == class_.__name__:
+                return ast.get_source_segment(cell_source, node) or ""
     return None
 
 
@@ -462,26 +501,30 @@ def read_main_sources(sections: object) -> dict[str, str]:
     sources = {}
     for target in find_targets(sections):
         if target.startswith(MAIN):
-            with suppress(Exception):  # `validate` reports a target that is missing
+            with suppress(Exception):  # the validation of the config reports a missing target
                 sources[target] = read_source(find_member(target))
     return sources
 
 
-def check_readable(part: Any) -> None:
-    """Raises ConfigError if an edit of a function or class in a notebook would go unnoticed."""
+def check_readable(member: Any) -> None:
+    """Raises ConfigError for a function or class without a source, as one typed into a terminal.
+
+    Its digest would not change with an edit of it.
+    """
     main = sys.modules["__main__"]
-    if part.__module__ == "__main__" and not hasattr(main, "__file__"):
-        try:
-            read_source(part)
-        except (OSError, TypeError, SyntaxError):
-            raise ConfigError(
-                f"{part.__qualname__}: its source cannot be read, so that an edit of it would "
-                "go unnoticed; define it in a cell of a notebook, a script or a module"
-            ) from None
+    if member.__module__ != "__main__" or hasattr(main, "__file__"):
+        return
+    try:
+        read_source(member)
+    except (OSError, TypeError, SyntaxError):
+        raise ConfigError(
+            f"{member.__qualname__}: its source cannot be read, so that an edit of it would "
+            "go unnoticed; define it in a cell of a notebook, a script or a module"
+        ) from None
 
 
 def describe_place(error: BaseException) -> str:
-    """Returns the last file and line of the user's code in an exception's traceback, or ""."""
+    """Returns the last line of the user's code in a traceback, such as " (/mine.py:7)", or ""."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith("/") and is_users_code(Path(frame.filename)):
             return f" ({frame.filename}:{frame.lineno})"
@@ -496,9 +539,11 @@ def digest_source(source: bytes) -> str:
     try:
         tree = ast.parse(source)
         for node in ast.walk(tree):
-            if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-        source = ast.unparse(tree).encode()
+            if isinstance(node, NODES_WITH_DOCSTRING):
+                docstring = ast.get_docstring(node, clean=False)
+                if docstring is not None:
+                    del node.body[0]
+        digested_source = ast.unparse(tree).encode()
     except (SyntaxError, ValueError, RecursionError):
-        pass
-    return hashlib.sha256(source).hexdigest()[:DIGITS]
+        digested_source = source
+    return hashlib.sha256(digested_source).hexdigest()[:DIGITS]

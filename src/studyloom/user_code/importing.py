@@ -33,19 +33,22 @@ from studyloom.files import PACKAGE, is_trusted, write_whole
 
 BELOW_GUARD = 'put that below `if __name__ == "__main__":`'
 
-RECORD = "script.sha256"  # a file in `.hydra` of a run directory, in the format of sha256sum
-SCRIPT = "__mp_main__"  # the name of the imported script, the one that multiprocessing uses
-ELSEWHERE = (
+SCRIPT_RECORD = "script.sha256"  # a file in `.hydra` of a run directory, in the format of sha256sum
+SCRIPT_MODULE = "__mp_main__"  # the name of the imported script, the one that multiprocessing uses
+# The end of an error that begins with the name of a class or function of another program.
+IS_DEFINED_ELSEWHERE = (
     "is defined in a script or notebook that is not this program; pass it in Python: "
     "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
 )
-INSTALLED = ("site-packages", "dist-packages")
+INSTALLED = {"site-packages", "dist-packages"}  # the names of folders of installed packages
 log = logging.getLogger(__name__)
 
 # For each import in progress, the innermost last: whether it ends where a study would begin.
 _imports_until_study: list[bool] = []
 
-_seeds: list[int] = []  # the seed of each `seeding_imports` in progress, the innermost last
+# The seed of each `seeding_imports` in progress, the innermost last, for scripts: `_import_script`
+# executes them, so that no finder sees them.
+_seeds: list[int] = []
 
 
 @functools.cache
@@ -64,9 +67,10 @@ def above_packages(path: Path) -> Path:
 
 def is_users_code(path: Path) -> bool:
     """Returns whether a file is the user's code, and not that of Python, a package or studyloom."""
-    if set(INSTALLED).intersection(path.parts):
+    if not INSTALLED.isdisjoint(path.parts):
         return False
-    return not any(path.is_relative_to(folder) for folder in (PACKAGE, *_library_folders()))
+    other_folders = (PACKAGE, *_library_folders())
+    return not any(path.is_relative_to(folder) for folder in other_folders)
 
 
 # Random numbers
@@ -90,7 +94,7 @@ def seeding_imports(seed: int) -> Iterator[None]:
     if PathFinder in sys.meta_path:
         position = sys.meta_path.index(PathFinder)
     sys.meta_path.insert(position, finder)
-    _seeds.append(seed)
+    _seeds.append(seed)  # for a script, which is executed and not imported by a finder
     try:
         yield
     finally:
@@ -101,7 +105,7 @@ def seeding_imports(seed: int) -> Iterator[None]:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds Python, NumPy and, if it is imported, PyTorch on the CPU; restores their states."""
-    import numpy as np  # here, since a command that imports no code of the user does without it
+    import numpy as np  # only here: a command that imports no code of the user needs no NumPy
 
     state_of_numpy = np.random.get_state()
     state_of_python = random.getstate()
@@ -140,28 +144,36 @@ class _SeedingFinder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        own_position = sys.meta_path.index(self)
-        spec = None
-        for finder in sys.meta_path[own_position + 1 :]:
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                break
+        """Returns the spec of a module that is imported; Python calls this."""
+        spec = self._find_spec_after_this(name, path, target)
         # A loader of another type, such as that of a compiled module, loads no source of the user.
         if spec is None or type(spec.loader) is not SourceFileLoader:
             return spec
         file = spec.loader.path
         if name == "torch":
+            # Imported by a module of the user whose loader could not seed PyTorch yet.
             spec.loader = _TorchLoader(name, file, self.seed)
         elif not _is_installed(file) and is_users_code(Path(file).resolve()):
             spec.loader = _SeedingLoader(name, file, self.seed)
         return spec
 
+    def _find_spec_after_this(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        """Returns the spec by the first of the finders after this one that finds the module."""
+        own_position = sys.meta_path.index(self)
+        for finder in sys.meta_path[own_position + 1 :]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+        return None
+
 
 def _is_installed(file: str) -> bool:
     """Returns whether a file belongs to an installed package.
 
-    Nearly all of the 1,500 modules of a command do, and `is_users_code` takes 20 µs for each, since
-    it needs a resolved path.
+    It is a quick check for nearly all of the 1,500 modules of a command: `is_users_code` takes
+    20 µs for each, since it needs a resolved path.
     """
     return any(folder in file for folder in INSTALLED)
 
@@ -199,17 +211,19 @@ class _StudyBegins(BaseException):
 
 @contextmanager
 def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
-    """Imports a module of the user in the body, which sees a command line without arguments.
+    """Surrounds the import of a module of the user, which may do more than define something.
+
+    If the module reads the command line, it sees one without arguments.
 
     Args:
         name: the name of the module, for the error.
-        until_study: whether the body ends where it would begin a study.
+        until_study: whether the body ends, without an error, where the module would run a study.
 
     Raises:
         ConfigError: the module ends its process.
     """
     arguments = sys.argv
-    sys.argv = sys.argv[:1]
+    sys.argv = sys.argv[:1]  # only the name of the program
     _imports_until_study.append(until_study)
     try:
         yield
@@ -238,7 +252,7 @@ def find_member(name: str) -> Any:
             return resolve_name(name)
         except AttributeError as error:
             # If a submodule raises an error when it is imported, `resolve_name` says only that its
-            # package lacks it. The submodule is imported again, so that its own error is seen.
+            # package lacks it. The submodule is imported again, which raises its own error.
             package = error.obj
             if isinstance(package, ModuleType) and hasattr(package, "__path__"):
                 submodule = f"{package.__name__}.{error.name}"
@@ -248,20 +262,21 @@ def find_member(name: str) -> Any:
 
 
 def end_import_at_study() -> None:
-    """Ends the import of the user's code, if one is in progress, where it would begin a study.
+    """Ends the import of the user's code, if one is in progress; called where a study begins.
 
-    The import of a script ends here: a command needs only the definitions so far. The import of a
-    module is an error: each worker imports the module, and would start workers in turn.
+    The import of a script ends without an error: a command needs only the definitions that come
+    before the study. The import of a module is an error: each worker imports the module, and would
+    start workers in turn.
 
     Raises:
         ConfigError: the import is that of a module.
     """
-    if not _imports_until_study:
+    if not _imports_until_study:  # no import is in progress
         return
-    if any(_imports_until_study):
+    if any(_imports_until_study):  # one of them is that of a script
         raise _StudyBegins
-    for frame_info in inspect.stack(0):
-        if frame_info.function == "<module>":  # the innermost module begins the study
+    for frame_info in inspect.stack(0):  # from the innermost call outwards
+        if frame_info.function == "<module>":  # the module that begins the study
             name = frame_info.frame.f_globals["__name__"]
             raise ConfigError(
                 f"{name}: runs a study when it is imported, and each worker imports it; "
@@ -281,15 +296,15 @@ def record_script(run_dir: Path) -> None:
     main = sys.modules["__main__"]
     if hasattr(main, "__file__") and main.__file__ is not None:
         path = Path(main.__file__).absolute()
-        write_whole(run_dir / ".hydra" / RECORD, f"{_digest_file(path)}  {path}")
+        write_whole(run_dir / ".hydra" / SCRIPT_RECORD, f"{_digest_file(path)}  {path}")
 
 
 def read_recorded_script(run_dir: Path) -> RecordedScript | None:
     """Reads which script has run a study; returns None if a notebook has."""
-    file = run_dir / ".hydra" / RECORD
+    file = run_dir / ".hydra" / SCRIPT_RECORD
     if not file.is_file():
         return None
-    digest, _, path = file.read_text().partition("  ")
+    digest, _, path = file.read_text().partition("  ")  # as `record_script` has written it
     if not path:
         return None
     return RecordedScript(digest, Path(path))
@@ -304,15 +319,17 @@ def _digest_file(path: Path) -> str:
 def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
     """Makes the script of a study `__main__` for the body, if the run directory is trusted.
 
+    A config names a class of that script as `__main__.Net`. The body may import it by that name.
+
     Args:
         run_dir: the run directory of the study.
-        folder: the folder of the script, if it has moved; None: its folder in the record.
+        folder: the folder of the script, if it has moved since the study ran.
 
     Raises:
-        ConfigError: the script is in neither folder.
+        ConfigError: the script is not where it was when the study ran, and not in the folder.
     """
     main = sys.modules["__main__"]
-    paths = list(sys.path)
+    import_paths = list(sys.path)  # `_import_script` adds the folder of the script to sys.path
     script = None
     if is_trusted(run_dir):
         script = read_recorded_script(run_dir)
@@ -322,27 +339,31 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-        sys.path[:] = paths
+        sys.path[:] = import_paths
 
 
 def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
-    """Imports a script, until it would run a study, under the name that multiprocessing uses."""
+    """Imports a script under the name that multiprocessing uses, until it would run a study.
+
+    Args:
+        folder: the folder of the script, if it has moved since the study ran.
+    """
     path = _find_script(recorded, folder)
     if _digest_file(path) != recorded.digest:
         log.warning("%s has changed since the study ran: what it defines now is used", path)
-    script = ModuleType(SCRIPT)
+    script = ModuleType(SCRIPT_MODULE)
     script.__file__ = str(path)
-    sys.modules[SCRIPT] = script
-    sys.path.append(str(path.parent))
+    sys.modules[SCRIPT_MODULE] = script
+    sys.path.append(str(path.parent))  # the script may import modules of its folder
     with contextlib.ExitStack() as stack:
         stack.enter_context(importing_module(str(path), until_study=True))
-        if _seeds:
+        if _seeds:  # the imports of a study are seeded
             stack.enter_context(_seeded(_seeds[-1]))
         sys.argv[:] = [str(path)]
         exec(compile(path.read_bytes(), path, "exec"), vars(script))
-    # The definitions have the module that they had in the program which ran the study.
+    # In the program that ran the study, the functions and classes were those of `__main__`.
     for member in vars(script).values():
-        if hasattr(member, "__module__") and member.__module__ == SCRIPT:
+        if hasattr(member, "__module__") and member.__module__ == SCRIPT_MODULE:
             member.__module__ = "__main__"
     return script
 

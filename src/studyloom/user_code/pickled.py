@@ -30,8 +30,14 @@ from studyloom.text import error_text
 from studyloom.user_code.importing import importing_module
 
 MAIN = "__main__."  # the prefix of the names of the calling program's definitions
-LIGHT = 2**28  # the most bytes of arrays that are passed where they are hardly ever needed
-OWN = (MAIN, f"{__name__}.")  # the prefixes of all names that no other program knows
+MOST_BYTES_IF_NOT_NEEDED = 2**28  # of arrays that are passed where they are hardly ever needed
+REGISTERED_PREFIX = (
+    f"{__name__}."  # the prefix of the name by which a config refers to registered objects
+)
+NAMES_OF_THIS_PROGRAM = (
+    MAIN,
+    REGISTERED_PREFIX,
+)  # the prefixes of names that no other program knows
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ received_digests: dict[str, str] = {}
 def register_object(name: str, value: Any) -> dict[str, str]:
     """Registers an object of this program; returns the section that stands for it in a config."""
     _objects[name] = value
-    return {"_target_": f"{__name__}.registered_object", "name": name}
+    return {"_target_": f"{REGISTERED_PREFIX}registered_object", "name": name}
 
 
 def forget_objects() -> None:
@@ -107,9 +113,10 @@ def passing_objects(
             passed.
         source_digests: the digests of the sources of the program's definitions.
         used_globals: the names of the globals of `__main__` that these definitions are or use.
-        needed: True: the body starts processes, which need every object. False: it starts one only
-            if this process loses its GPU. Then nothing is passed if an object cannot be pickled, or
-            if the arrays have more than LIGHT bytes, and `can_pass_objects` returns False.
+        needed: whether the body starts processes, which need every object. If not, it starts one
+            only when this process loses its GPU. Then no error is raised for an object that cannot
+            be pickled, or for arrays that are too large: nothing is passed, and `can_pass_objects`
+            returns False.
 
     Raises:
         ConfigError: an object that is needed cannot be pickled.
@@ -120,16 +127,15 @@ def passing_objects(
     passed = PassedObjects(_select_definitions(names), _objects, dict(source_digests))
     most_bytes = math.inf
     if not needed:
-        most_bytes = LIGHT
+        most_bytes = MOST_BYTES_IF_NOT_NEEDED
     with contextlib.ExitStack() as stack:
         try:
             content = _pickle(tuple(passed), most_bytes)
             _inheritance.file = stack.enter_context(_inheritable_file(content))
         except Exception:  # an object's own __reduce__ may raise anything
             if needed:
-                main = vars(sys.modules["__main__"])
-                _refuse_unpicklable(_objects | {name: main[name] for name in used_globals})
-                raise
+                _refuse_unpicklable(_select_suspects(used_globals))
+                raise  # all objects can be pickled, and the file cannot be written
             _inheritance.is_complete = False
         try:
             yield
@@ -139,14 +145,26 @@ def passing_objects(
 
 
 def _select_definitions(names: Iterable[str]) -> dict[str, Any]:
-    """Returns the members of `__main__` among the names in a config, by their name there."""
-    main = vars(sys.modules["__main__"])
+    """Returns the members of `__main__` that the names in a config refer to, by their name there.
+
+    For `__main__.Net.small` it is `Net`.
+    """
+    main_globals = vars(sys.modules["__main__"])
     definitions = {}
     for name in sorted(names):
         if name.startswith(MAIN):
-            member = name.removeprefix(MAIN).partition(".")[0]
-            definitions[member] = main[member]
+            member_name = name.removeprefix(MAIN).partition(".")[0]
+            definitions[member_name] = main_globals[member_name]
     return definitions
+
+
+def _select_suspects(used_globals: Iterable[str]) -> dict[str, Any]:
+    """Returns the objects among which one cannot be pickled: registered ones and used globals."""
+    main_globals = vars(sys.modules["__main__"])
+    suspects = dict(_objects)
+    for name in used_globals:
+        suspects[name] = main_globals[name]
+    return suspects
 
 
 class PassedObjects(NamedTuple):
@@ -196,13 +214,14 @@ def _pickle(objects: object, most_bytes: float = math.inf) -> bytes:
 def _refuse_unpicklable(suspects: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first of some objects that cannot be pickled, if there is one.
 
-    A function or class may fail only because it uses such an object. They are tried last, so that
-    the error names the object itself.
+    Functions and classes are tried last: they may fail only because they use another of these
+    objects, and the error must name that one.
 
     Args:
         suspects: the objects by name.
     """
-    for name in sorted(suspects, key=lambda name: callable(suspects[name])):
+    others_first = sorted(suspects, key=lambda name: callable(suspects[name]))
+    for name in others_first:
         try:
             _pickle(suspects[name])
         except Exception as error:
@@ -215,7 +234,11 @@ def _refuse_unpicklable(suspects: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _inheritable_file(content: bytes) -> Iterator[InheritedFile]:
-    """Writes a secret word and a content to a file without a name, which exists in the body."""
+    """Writes a secret word and a content to a file without a name, which exists in the body.
+
+    Children inherit the open file. They recognize it by the word, since another file may be open
+    under its number.
+    """
     word = secrets.token_hex()
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
         with naming_file(Path(tempfile.gettempdir())):
@@ -246,20 +269,22 @@ def receive_objects() -> None:
     It does nothing if the program has passed none. The worker passes the file on to the processes
     that it starts itself.
     """
-    variable = PICKLED.take()
+    variable = PICKLED.take()  # the number of the open file and its secret word: "7 0f3a…"
     if not variable:
         return
     number, _, word = variable.partition(" ")
     file = InheritedFile(int(number), word)
     content = b""
     with contextlib.suppress(OSError):  # no file is open under the number
-        content = os.pread(file.descriptor, os.fstat(file.descriptor).st_size, 0)
-    # Another file that is open under the number has no such beginning.
+        size = os.fstat(file.descriptor).st_size
+        content = os.pread(file.descriptor, size, 0)  # from its beginning
+    # Another file that is open under the number does not begin with the word.
     if not word or not content.startswith(word.encode()):
         return
     _inheritance.file = file
+    pickled_objects = memoryview(content)[len(word) :]
     with importing_module("__main__"):
-        passed = PassedObjects(*pickle.loads(memoryview(content)[len(word) :]))
+        passed = PassedObjects(*pickle.loads(pickled_objects))
     vars(sys.modules["__main__"]).update(passed.definitions)
     _objects.update(passed.objects)
     received_digests.update(passed.digests)
