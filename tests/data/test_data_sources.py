@@ -217,7 +217,7 @@ def test_integer_inputs_keep_their_type_and_the_digest_of_floats(monkeypatch):
         inputs = np.arange(100, dtype=dtype).reshape(10, 2, 5)
         with monkeypatch.context() as patch:
             floats = loads((inputs.astype(np.float32), targets)).train()
-            patch.setattr("studyloom.data.split.PART", 30)  # three examples at once
+            patch.setattr("studyloom.data.split.MOST_CONVERTED", 30)  # three examples at once
             split = loads((inputs, targets)).train()
         assert split.inputs.dtype == getattr(torch, dtype)
         assert split.inputs.data_ptr() == torch.as_tensor(inputs).data_ptr()  # no copy

@@ -21,7 +21,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch):
-    monkeypatch.setattr(training_data, "LARGE", 1)
+    monkeypatch.setattr(training_data, "FEWEST_SHARED_BYTES", 1)
     monkeypatch.delenv(SHARED.name, raising=False)
     yield
     load_shared(lambda: None, "")  # closes the file that a test has shared

@@ -41,9 +41,9 @@ NO_TEST = (
 )
 # Keys of a section `data`: those of Datasets, those whose sections may name folders, and those
 # that change how data are loaded but no result.
-PARTS = ("train", "valid", "test", "evaluate")
-LOADERS = (*PARTS, "load")
-LOADING = ("num_workers", "pin_memory", "persistent_workers")
+DATASET_KEYS = ("train", "valid", "test", "evaluate")
+KEYS_WITH_FOLDERS = (*DATASET_KEYS, "load")
+LOADING_KEYS = ("num_workers", "pin_memory", "persistent_workers")
 
 
 class Datasets(DataSource):
@@ -90,7 +90,7 @@ class Datasets(DataSource):
     """
 
     # Built when they are needed, so that the test set is not loaded before.
-    DEFERRED: ClassVar[tuple[str, ...]] = PARTS
+    DEFERRED: ClassVar[tuple[str, ...]] = DATASET_KEYS
 
     def __init__(
         self,
@@ -146,35 +146,35 @@ class Datasets(DataSource):
     def train(self) -> Examples:
         """Returns the training set, with the validation set if there is a separate one."""
         examples = self._make_training_set()
-        views = list(dict.fromkeys((examples.training, examples.evaluation)))
-        digest = self._compute_digest(views, examples.weights, examples.groups)
+        different_views = list(dict.fromkeys((examples.training, examples.evaluation)))
+        digest = self._compute_digest(different_views, examples.weights, examples.groups)
         return replace(examples, digest=digest)
 
     def test(self) -> Examples:
-        """Returns the test set, once the winner is chosen."""
+        """Returns the test set; it is called only once the winner is chosen."""
         if not self.has_test:
             raise DataError(NO_TEST)
-        examples = self._make_training_set()
+        training_set = self._make_training_set()
         dataset = self._load_dataset("test")
-        part = NamedDataset("data.test", dataset)
-        _check_classes([*examples.evaluation.parts, part])
-        items = Items((part,), self._collate)
-        expected = describe_structure(examples.evaluation.load_item(0))
-        first = describe_structure(items.load_item(0))
-        if self._collate is None and first != expected:
+        named_dataset = NamedDataset("data.test", dataset)
+        _check_classes([*training_set.evaluation.parts, named_dataset])
+        items = Items((named_dataset,), self._collate)
+        expected_structure = describe_structure(training_set.evaluation.load_item(0))
+        structure = describe_structure(items.load_item(0))
+        if self._collate is None and structure != expected_structure:
             raise DataError(
                 "data.test must have items like those of the training set, "
-                f"{expected}; its first is {first}"
+                f"{expected_structure}; its first is {structure}"
             )
         return replace(
-            examples,
+            training_set,
             training=items,
             evaluation=items,
             digest=self._compute_digest([items]),
             targets=None,
             weights=None,
             groups=None,
-            group_names=self._group_names(dataset),
+            group_names=self._find_group_names(dataset),
         )
 
     def _make_training_set(self) -> Examples:
@@ -183,9 +183,12 @@ class Datasets(DataSource):
         training = Items((NamedDataset("data.train", dataset),), self._collate)
         evaluation = self._make_evaluation_view(training)
         _check_classes([*training.parts, *evaluation.parts])
+
+        # What the config or the Dataset says of each example.
         weights = self._read_weights(dataset)
         classes = self._read_classes(dataset)
         groups = self._read_groups(dataset)
+
         # The types and shapes of inputs and targets are those of the first item.
         first_item = evaluation.load_item(0)
         targets = self._describe_targets(dataset, classes, read_target(first_item))
@@ -207,7 +210,7 @@ class Datasets(DataSource):
             groups=groups,
             ordered=self._ordered,
             names=targets.names,
-            tokens=_tokens_of(dataset, first_item),
+            tokens=_find_tokens(dataset, first_item),
             kind=kind,
         )
 
@@ -224,14 +227,17 @@ class Datasets(DataSource):
         Raises:
             DataError: there are more classes than outputs.
         """
-        classifies = classes is not None
-        if first_target is not None:
+        # Whether the targets are classes. The first one says so, unless it is not a tensor.
+        if first_target is None:
+            classifies = classes is not None
+        else:
             classifies = not first_target.is_floating_point() and not first_target.ndim
         names: tuple[str, ...] = ()
         if classifies:
-            names = _class_names(dataset)
+            names = _find_class_names(dataset)
         else:
             classes = None
+
         outputs = self._outputs
         if outputs is None:
             outputs = _count_outputs(classifies, names, classes, first_target)
@@ -240,7 +246,7 @@ class Datasets(DataSource):
                 f"data: classes must be from 0 to {outputs - 1}, one for each output; "
                 f"got class {int(classes.max())}"
             )
-        if len(names) != outputs:
+        if len(names) != outputs:  # the names are not those of the outputs
             names = ()
         return Targets(classifies, classes, names, outputs)
 
@@ -253,11 +259,13 @@ class Datasets(DataSource):
         return None
 
     def _make_evaluation_view(self, training: Items) -> Items:
-        """Returns the examples for evaluation, and after them those of `valid`, if there is one.
+        """Returns the examples for evaluation.
+
+        They are those of `data.evaluate` or else of `data.train`, and after them those of a
+        separate validation set, if there is one.
 
         Args:
-            training: the view for training, which is the view for evaluation too if there is
-                neither `evaluate` nor `valid`.
+            training: the view for training, which is returned if it is the view for evaluation too.
         """
         parts = list(training.parts)
         if self._datasets["evaluate"] is not None:
@@ -275,11 +283,11 @@ class Datasets(DataSource):
             return training
         return Items(tuple(parts), self._collate)
 
-    def _group_names(self, dataset: MapDataset) -> tuple[str, ...]:
+    def _find_group_names(self, dataset: MapDataset) -> tuple[str, ...]:
         """Returns the group of each example of a test set, if `groups` is a function that knows it.
 
         The function is written for the training set. For another Dataset it may fail, or return
-        groups of another number of examples.
+        groups of another number of examples: then no groups are returned.
         """
         if not callable(self._groups):
             return ()
@@ -295,17 +303,17 @@ class Datasets(DataSource):
         """Returns the Dataset of a part, and checks that it is map-style and not empty.
 
         Args:
-            part: one of PARTS.
+            part: train, valid, test or evaluate.
         """
-        source = self._datasets[part]
+        setting = self._datasets[part]  # a Dataset, a function that returns one, or None
         key = f"data.{part}"
-        dataset: Any = source
+        dataset: Any = setting
         try:
-            if source is None and self._load is not None:
+            if setting is None and self._load is not None:
                 key = f"data.load({part!r})"
                 dataset = self._load(part)
-            elif callable(source) and not hasattr(source, "__getitem__"):
-                dataset = source()
+            elif callable(setting) and not hasattr(setting, "__getitem__"):
+                dataset = setting()
         except (DataError, ConfigError, MemoryError):
             raise
         except Exception as error:  # a user's class may raise anything
@@ -318,8 +326,8 @@ class Datasets(DataSource):
             )
         if not len(dataset):
             raise DataError(f"{key} must have at least one item; {type(dataset).__name__} is empty")
-        checked: MapDataset = dataset
-        return checked
+        map_dataset: MapDataset = dataset
+        return map_dataset
 
     def _read_rows(
         self,
@@ -340,8 +348,8 @@ class Datasets(DataSource):
                 rows = rows(dataset)
             array = np.asarray(rows)
             if name == "groups":
-                _, numbers = np.unique(array, return_inverse=True)
-                array = numbers.reshape(array.shape)
+                _, group_numbers = np.unique(array, return_inverse=True)  # numbered from 0
+                array = group_numbers.reshape(array.shape)
             tensor = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"data.{name} must be a list or an array: {error}") from error
@@ -401,9 +409,10 @@ class Datasets(DataSource):
         return digest.hexdigest()
 
     def _identify_dataset(self, key: str, dataset: MapDataset) -> Iterator[bytes]:
-        """Yields what identifies the content of a Dataset: the first of these that there is.
+        """Yields bytes that identify the content of a Dataset, without reading all of it.
 
-        It is the string of the config, the files of a folder, or a sample of the items.
+        They are made of `data.digest` if the config sets it, or else of the names, sizes and times
+        of its files if it reads a folder, or else of a sample of its items.
 
         Args:
             key: the key of the config that names the Dataset.
@@ -421,7 +430,7 @@ class Datasets(DataSource):
             return
         items = Items((NamedDataset(key, dataset),))
         for index in items.sample_indices():
-            yield from _content(items.load_item(index))
+            yield from _iterate_bytes(items.load_item(index))
 
 
 class Targets(NamedTuple):
@@ -462,27 +471,28 @@ def _count_outputs(
 
 
 def find_random_validation(examples: Part | None) -> str:
-    """Finds a validation Dataset that returns another first item each time, as augmentation does.
+    """Finds a validation Dataset that draws random numbers for its items, as augmentation does.
+
+    Its first item is loaded under two seeds, and compared.
 
     Args:
         examples: a training set.
 
     Returns:
-        The key that names the Dataset; "" if two items are equal, and for data in memory.
+        The key that names the Dataset; "" if both items are equal, and for data in memory.
     """
     if not isinstance(examples, Examples):
         return ""
-    part = examples.evaluation.parts[-1]  # the separate validation set, if there is one
-    items = Items((part,))
-    # Items that draw no random numbers are equal under any seed.
-    first = b"".join(_content(items.load_item(0, SAMPLE_SEED)))
-    second = b"".join(_content(items.load_item(0, SAMPLE_SEED + 1)))
-    if first == second:
+    validation_part = examples.evaluation.parts[-1]  # the separate validation set comes last
+    items = Items((validation_part,))
+    content = b"".join(_iterate_bytes(items.load_item(0, SAMPLE_SEED)))
+    content_of_other_seed = b"".join(_iterate_bytes(items.load_item(0, SAMPLE_SEED + 1)))
+    if content == content_of_other_seed:
         return ""
-    return part.key
+    return validation_part.key
 
 
-def _class_names(dataset: object) -> tuple[str, ...]:
+def _find_class_names(dataset: object) -> tuple[str, ...]:
     """Returns the names of the classes in their order; empty if a Dataset does not know them."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -496,14 +506,15 @@ def _check_classes(parts: Sequence[NamedDataset]) -> None:
 
     A folder of images counts its own classes, so that a missing class shifts the numbers of others.
     """
-    expected = _class_names(parts[0].dataset)
-    for part in parts[1:]:
-        classes = _class_names(part.dataset)
-        if classes and expected and classes != expected:
+    first_part, *other_parts = parts
+    expected_classes = _find_class_names(first_part.dataset)
+    for part in other_parts:
+        classes = _find_class_names(part.dataset)
+        if classes and expected_classes and classes != expected_classes:
             raise DataError(
-                f"{part.key} must have the classes of {parts[0].key} in their order, "
-                f"{', '.join(expected)}; got {', '.join(classes)}: the same number would mean "
-                "another class; give each part all classes, a missing one as an empty folder "
+                f"{part.key} must have the classes of {first_part.key} in their order, "
+                f"{', '.join(expected_classes)}; got {', '.join(classes)}: the same number would "
+                "mean another class; give each part all classes, a missing one as an empty folder "
                 "(allow_empty=true of torchvision's ImageFolder)"
             )
 
@@ -527,20 +538,27 @@ def _find_classes(dataset: MapDataset) -> Tensor | None:
             array = np.asarray(candidate)
         except (TypeError, ValueError, RuntimeError):
             continue
-        has_one_for_each = array.ndim == 1 and len(array) == len(dataset)
+        has_one_for_each_item = array.ndim == 1 and len(array) == len(dataset)
         has_integers = array.dtype.kind in "iu"  # signed or unsigned
-        if has_one_for_each and has_integers and array.min() >= 0:
+        if has_one_for_each_item and has_integers and array.min() >= 0:
             return torch.as_tensor(array.astype(np.int64))
     return None
 
 
-def _tokens_of(dataset: MapDataset, item: object) -> Tokens | None:
-    """Returns the attribute `tokens` of a Dataset; raises DataError if it does not fit an item."""
+def _find_tokens(dataset: MapDataset, item: object) -> Tokens | None:
+    """Returns the vocabulary of a Dataset of texts, its attribute `tokens`; None if it has none.
+
+    Args:
+        item: an item of the Dataset.
+
+    Raises:
+        DataError: the vocabulary does not fit the item.
+    """
     if not hasattr(dataset, "tokens") or not isinstance(dataset.tokens, Tokens):
         return None
     tokens = dataset.tokens
     if tokens.row_of(item) is None:
-        path = "".join(f"[{step!r}]" for step in tokens.path)
+        path = "".join(f"[{step!r}]" for step in tokens.path)  # ['text'] or [0]
         raise DataError(
             f"data.train: its attribute tokens says that item{path} is a row of integers with "
             f"a text from place {tokens.first} on, which the first item lacks; fix path and first "
@@ -550,12 +568,11 @@ def _tokens_of(dataset: MapDataset, item: object) -> Tokens | None:
 
 
 def _describe_files(dataset: MapDataset) -> list[str] | None:
-    """Describes the files of a folder that torchvision has read, in `samples` or `imgs`.
+    """Describes the files of a Dataset of torchvision that has a list of them, `samples` or `imgs`.
 
     Returns:
-        For each file a line of its path, size, time, and what the Dataset says of it. The path is
-        relative to the common folder, since that may differ on another machine. None if the Dataset
-        has no such list.
+        For each file a line of its path, size, time, and what the Dataset says of it, such as its
+        class. None if the Dataset has no such list.
     """
     for name in ("samples", "imgs"):
         try:
@@ -566,10 +583,14 @@ def _describe_files(dataset: MapDataset) -> list[str] | None:
 
 
 def _describe_samples(samples: Iterable[Any]) -> list[str]:
-    """Returns the lines of `_describe_files` for a list of torchvision.
+    """Describes each file of a list of torchvision by a line of its path, size, time and class.
+
+    The path is relative to the common folder of all files, which may be another one on another
+    machine.
 
     Args:
-        samples: for each file its path, or a tuple of the path and what the Dataset says of it.
+        samples: for each file its path, or a tuple that begins with the path, such as
+            (path, class).
     """
     rows = []
     for sample in samples:
@@ -578,17 +599,18 @@ def _describe_samples(samples: Iterable[Any]) -> list[str]:
             row = (sample,)
         rows.append(row)
     paths = [os.path.abspath(row[0]) for row in rows]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    common_folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     lines = []
     for path, row in zip(paths, rows, strict=True):
         status = os.stat(path)
-        relative = os.path.relpath(path, folder)
-        lines.append(f"{relative} {status.st_size} {status.st_mtime_ns} {row[1:]}")
+        relative_path = os.path.relpath(path, common_folder)
+        other_values = row[1:]
+        lines.append(f"{relative_path} {status.st_size} {status.st_mtime_ns} {other_values}")
     return lines
 
 
-def _content(value: Any) -> Iterator[bytes]:
-    """Yields the bytes of an item, and of the values within it."""
+def _iterate_bytes(value: Any) -> Iterator[bytes]:
+    """Yields bytes that identify an item: those of its tensors, arrays and plain values."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         yield f"{value.dtype} {tuple(value.shape)}".encode()
@@ -603,11 +625,11 @@ def _content(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield repr(key).encode()
-            yield from _content(part)
+            yield from _iterate_bytes(part)
     elif isinstance(value, list | tuple):
         yield f"{type(value).__name__} {len(value)}".encode()
         for part in value:
-            yield from _content(part)
+            yield from _iterate_bytes(part)
     elif isinstance(value, str | bytes | int | float | bool | type(None) | np.generic):
         yield repr(value).encode()
     elif hasattr(value, "tobytes") and callable(value.tobytes):  # a Pillow image
@@ -628,20 +650,24 @@ def find_location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if "root" in data:
         paths.append(("root",))
     is_of_studyloom = str(data.get("_target_", "")).startswith("studyloom.data.")
-    if is_of_studyloom and any(name in data for name in LOADERS):
-        paths += [(name,) for name in LOADING if name in data]
-        for name in LOADERS:
-            paths += [(name, *path) for path in _find_roots(data.get(name))]
+    has_datasets = any(key in data for key in KEYS_WITH_FOLDERS)
+    if is_of_studyloom and has_datasets:
+        for key in LOADING_KEYS:
+            if key in data:
+                paths.append((key,))
+        for key in KEYS_WITH_FOLDERS:
+            for path_in_section in _find_roots(data.get(key)):
+                paths.append((key, *path_in_section))
     return paths
 
 
 def _find_roots(section: object) -> Iterator[tuple[str, ...]]:
-    """Yields the path of each key `root` in a section, at any depth."""
+    """Yields the path of each key `root` in a section, at any depth: ("dataset", "root")."""
     if not isinstance(section, dict):
         return
-    for name, value in section.items():
-        if name == "root":
-            yield (name,)
+    for key, value in section.items():
+        if key == "root":
+            yield (key,)
         else:
-            for path in _find_roots(value):
-                yield (name, *path)
+            for path_in_value in _find_roots(value):
+                yield (key, *path_in_value)

@@ -21,7 +21,7 @@ from studyloom.data.split import Fold, Folds, Split, Tokens, make_folds
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 from studyloom.text import name_error
 
-SAMPLED = 16  # the number of items of a large Dataset that are loaded before the first trial
+SAMPLE_SIZE = 16  # the number of items of a large Dataset that are loaded before the first trial
 SAMPLE_SEED = 0  # the seed under which they are loaded
 
 
@@ -85,6 +85,7 @@ class Items:
         return sum(len(dataset) for _, dataset in self.parts)
 
     def __getitem__(self, index: int) -> Any:
+        """Returns an item from the cache, or else from its Dataset; an error names the item."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
         place = self._locate(index)
@@ -93,7 +94,7 @@ class Items:
         except MemoryError:
             raise
         except Exception as error:  # a user's Dataset may raise anything
-            raise _explain(f"{place.key}: item {place.position} raised", error) from error
+            raise _make_error(f"{place.key}: item {place.position} raised", error) from error
         if self.cache is not None:
             self.cache[index] = item
         return item
@@ -113,11 +114,11 @@ class Items:
             return self[index]
 
     def sample_indices(self) -> list[int]:
-        """Returns at most SAMPLED evenly spaced indices, the first and the last among them."""
-        last = len(self) - 1
-        if last < SAMPLED:
+        """Returns at most 16 evenly spaced indices, the first and the last among them."""
+        last_index = len(self) - 1
+        if last_index < SAMPLE_SIZE:
             return list(range(len(self)))
-        return [number * last // (SAMPLED - 1) for number in range(SAMPLED)]
+        return [number * last_index // (SAMPLE_SIZE - 1) for number in range(SAMPLE_SIZE)]
 
     def load_batch(self, indices: Sequence[int], seed: int) -> Any:
         """Returns the batch of some items.
@@ -135,8 +136,8 @@ class Items:
     def _load_items(self, indices: Sequence[int]) -> list[Any]:
         """Returns the items at indices, by one call of the Dataset if it can load several at once.
 
-        An error of such a call would not say which item it is of. After one the items are loaded
-        one by one, and the error comes again, with the item's name.
+        If such a call fails, its error does not say which item has caused it. So the items are then
+        loaded one by one, which raises the error again, with the item's position.
         """
         dataset = self.parts[0].dataset
         if hasattr(dataset, "__getitems__") and len(self.parts) == 1 and self.cache is None:
@@ -145,6 +146,7 @@ class Items:
         return [self[index] for index in indices]
 
     def _collate_items(self, items: list[Any]) -> Any:
+        """Makes a batch of items by `collate`, or by PyTorch's default_collate; explains errors."""
         if self.collate is None:
             make_batch = default_collate
             name = "PyTorch's default_collate"
@@ -162,7 +164,7 @@ class Items:
             raise
         except Exception as error:  # a user's function may raise anything
             end = f" for {len(items)} items{fix}"
-            raise _explain(f"data.collate: {name} raised", error, end) from error
+            raise _make_error(f"data.collate: {name} raised", error, end) from error
         if batch is None:
             raise DataError(
                 f"data.collate must return the batch of a list of items; {name} returned None"
@@ -287,7 +289,7 @@ class Examples:
             validation = 0  # unused, since several folds divide all examples
         targets = self.targets
         if targets is None:
-            targets = torch.zeros(len(self))  # floats, which are not stratified
+            targets = torch.zeros(len(self))  # folds are stratified by integers, not by floats
         return make_folds(
             targets, count, validation, seed, ordered=self.ordered, groups=self.groups
         )
@@ -330,14 +332,14 @@ class Examples:
             module.adapt(inputs, targets)
 
     def check(self) -> None:
-        """Loads a sample of the items of both views.
+        """Loads a sample of the items, in their view for training and in that for evaluation.
 
         Raises:
             DataError: an item cannot be loaded, has another structure than the first, or another
                 class than its Dataset says.
         """
-        views = dict.fromkeys((self.training, self.evaluation))  # both may be the same
-        for items in views:
+        different_views = dict.fromkeys((self.training, self.evaluation))  # one if they are equal
+        for items in different_views:
             first_structure = describe_structure(items.load_item(0))
             for index in items.sample_indices():
                 item = items.load_item(index)
@@ -360,12 +362,15 @@ class Examples:
             return
         if index >= len(self):  # an item of the separate validation set, which has no `targets`
             return
-        expected = int(self.targets[index])
-        if target is not None and not target.ndim and target.item() != expected:
+        if target is None or target.ndim > 0:
+            return
+        expected_class = int(self.targets[index])
+        if target.item() != expected_class:
             raise DataError(
-                f"{items.parts[0].key}: item {index} is of class {target.item()}, but {expected} "
-                "in the targets or labels of the Dataset, as by a target_transform; give the "
-                "classes of all items as data.targets, and their number as data.outputs"
+                f"{items.parts[0].key}: item {index} is of class {target.item()}, but "
+                f"{expected_class} in the targets or labels of the Dataset, as by a "
+                "target_transform; give the classes of all items as data.targets, and their number "
+                "as data.outputs"
             )
 
     def for_preflight(self) -> "Examples":
@@ -407,7 +412,7 @@ def read_target(item: object) -> Tensor | None:
 def _as_tensor(value: object) -> Tensor | None:
     """Converts a tensor, an array or a number to a tensor; returns None for anything else."""
     if isinstance(value, Tensor | np.ndarray | np.generic | int | float):
-        with suppress(TypeError):  # an array of words, or of other objects
+        with suppress(TypeError):  # an array of strings, or of other objects
             return torch.as_tensor(value)
     return None
 
@@ -415,8 +420,9 @@ def _as_tensor(value: object) -> Tensor | None:
 def describe_structure(value: object, *, nested: bool = False) -> str:
     """Describes the structure of a batch or an item, without its sizes.
 
-    If all values of a list have the same structure, one is described. A nested tuple of such values
-    is described like a list; the outermost tuple is a batch or an item, of inputs and targets.
+    Such as "(tensor of float32, 3 dimensions, int)". If all values of a list have the same
+    structure, only the first is described, and then "…". So is a tuple within another value, but
+    not the outermost one, which is an item: its inputs and targets may be of one structure.
 
     Args:
         nested: whether the value is within another one.
@@ -430,10 +436,11 @@ def describe_structure(value: object, *, nested: bool = False) -> str:
         entries = []
         for key, part in value.items():
             entries.append(f"{key}: {describe_structure(part, nested=True)}")
-        return f"{{{', '.join(entries)}}}"
+        return "{" + ", ".join(entries) + "}"
     if isinstance(value, list | tuple):
         parts = [describe_structure(part, nested=True) for part in value]
-        if (nested or type(value) is list) and len(set(parts)) == 1:
+        is_shortened = nested or type(value) is list
+        if is_shortened and len(set(parts)) == 1:
             parts = [parts[0], "…"]
         return f"({', '.join(parts)})"
     return type(value).__name__
@@ -443,16 +450,18 @@ def move_to_device(value: Any, device: torch.device) -> Any:
     """Moves the tensors of a batch to a device, in tuples, lists and mappings at any depth."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    has_method = hasattr(value, "to")  # as a custom class may, or a packed sequence, a named tuple
-    if isinstance(value, tuple) and hasattr(value, "_fields") and not has_method:
-        moved_fields = [move_to_device(part, device) for part in value]
-        return type(value)(*moved_fields)
     if type(value) in (list, tuple):
         return type(value)(move_to_device(part, device) for part in value)
     if isinstance(value, dict):
         return {key: move_to_device(part, device) for key, part in value.items()}
-    if has_method and callable(value.to):
-        return value.to(device)
+    if hasattr(value, "to"):  # a custom class, or PyTorch's PackedSequence, a named tuple
+        if callable(value.to):
+            return value.to(device)
+        return value
+    is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
+    if is_named_tuple:
+        moved_fields = [move_to_device(part, device) for part in value]
+        return type(value)(*moved_fields)
     return value
 
 
@@ -465,11 +474,11 @@ def function_name(function: object) -> str:
     return type(function).__name__
 
 
-def _explain(start: str, cause: Exception, end: str = "") -> DataError:
-    """Makes the error for an exception of a user's code.
+def _make_error(start: str, cause: Exception, end: str = "") -> DataError:
+    """Makes the error for an exception of a user's code, with its traceback as a note.
 
-    A note has the traceback of that exception. The exception itself does not come along when the
-    error is sent from a process that loads.
+    Without the note the traceback would be lost when a process that loads sends the error: the
+    cause of an exception is not pickled with it.
 
     Args:
         start: the beginning of the message, before the type and text of the exception.

@@ -24,7 +24,8 @@ MOST_SAMPLES = 3_000_000  # the limit for all channels of a file; a minute of a 
 SILENT = 1e-3  # a share of full scale; the quietest of 3,000 recordings has a peak of 0.0064
 SHORTEST = 0.05  # the least seconds of sound
 NOTABLE = 0.1  # a note says if more seconds are cut off
-LOWEST = 60.0  # the frequency in hertz at which the lowest band begins
+LOWEST_FREQUENCY = 60.0  # in hertz; the lowest band begins there
+LEAST_POWER = 1e-30  # is added to a power, since the logarithm of 0 is minus infinity
 Samples = NDArray[np.float64]
 
 
@@ -69,7 +70,7 @@ class Sound:
             value = vars(self)[name]
             if not low <= value <= high:
                 raise DataError(f"data.transform.{name} must be from {low} to {high}; got {value}")
-        # A band narrower than the distance of two frequencies may lie between them.
+        # A band that is narrower than the distance of two frequencies may have none of them.
         if 0 in self._mel.sum(1):
             raise DataError(
                 f"data.transform.bands={self.bands} are too many: {self.window} samples at "
@@ -122,10 +123,12 @@ class Sound:
         """
         if not len(samples) or np.abs(samples - samples.mean()).max() < SILENT:
             raise DataError("it must be a sound, and is silent")
-        power = self._power(samples)
+
+        # Which frames are audible, from the first to the last that is loud enough.
+        power = self._compute_power(samples)
         power_of_frames = power.sum(0)
-        share = 10 ** (-self.quiet / 10)  # decibels are ten times the logarithm of a power
-        (audible_frames,) = np.nonzero(power_of_frames > share * power_of_frames.max())
+        audible_share = 10 ** (-self.quiet / 10)  # decibels are ten times the logarithm of a power
+        (audible_frames,) = np.nonzero(power_of_frames > audible_share * power_of_frames.max())
         first = int(audible_frames[0])
         end = int(audible_frames[-1]) + 1
         hop = self.window // 2  # the samples from the beginning of a frame to that of the next
@@ -135,8 +138,10 @@ class Sound:
             raise DataError(
                 f"it must be a sound of {SHORTEST} to {self.longest:g} s; {seconds:.2f} s are heard"
             )
-        # A band without any power would have a level of minus infinity.
-        decibels = 10 * np.log10(power[:, first:end] / power.max() + 1e-30)
+
+        # The level of each band in these frames, in decibels above the floor.
+        relative_power = power[:, first:end] / power.max()
+        decibels = 10 * np.log10(relative_power + LEAST_POWER)
         levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
         highest_band_first = np.round(levels)[::-1]
         return highest_band_first.astype(np.uint8), seconds
@@ -150,21 +155,27 @@ class Sound:
         Returns:
             Inputs, float32 (n, 1, bands, frames).
         """
-        rows = levels.float()
-        centered = rows - rows.mean((1, 2), keepdim=True)
-        return (centered / centered.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
+        levels = levels.float()
+        centered = levels - levels.mean((1, 2), keepdim=True)
+        deviations = centered.std((1, 2), keepdim=True).clamp(min=1e-3)  # not 0, to divide by
+        normalized = centered / deviations
+        return normalized[:, None]
 
-    def _power(self, samples: Samples) -> Samples:
-        """Returns the power in each band of each frame, (bands, n).
+    def _compute_power(self, samples: Samples) -> Samples:
+        """Computes the power in each band of each frame, (bands, n).
 
         Frames begin every half window, from half a window before the first sample on.
+
+        Args:
+            samples: (samples,).
         """
         hop = self.window // 2
         padded = np.pad(samples, (hop, hop + self.window))
         starts = np.arange(0, len(samples) + 1, hop)
-        frames = padded[starts[:, None] + np.arange(self.window)]  # (n, window)
+        positions = starts[:, None] + np.arange(self.window)
+        frames = padded[positions]  # (n, window)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
-        spectra = np.abs(np.fft.rfft(frames * hann)) ** 2
+        spectra = np.abs(np.fft.rfft(frames * hann)) ** 2  # (n, window // 2 + 1)
         power: Samples = self._mel @ spectra.T
         return power
 
@@ -188,13 +199,13 @@ def mel_filters(rate: int, window: int, bands: int) -> Samples:
     Returns:
         The weight of each frequency in each band, (bands, window // 2 + 1).
     """
-    low = math.log10(1 + LOWEST / 700)
+    low = math.log10(1 + LOWEST_FREQUENCY / 700)
     high = math.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)
+    edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)  # in hertz
     widths = np.diff(edges)
     frequencies = np.arange(window // 2 + 1) * rate / window
-    # A band lies between three edges: number i rises from edge i, and falls to edge i + 2.
-    distances = frequencies - edges[:, None]
+    # Band i rises from edge i, is 1 at edge i + 1, and falls to edge i + 2.
+    distances = frequencies - edges[:, None]  # (edges, frequencies)
     rising = distances[:-2] / widths[:-1, None]
     falling = -distances[2:] / widths[1:, None]
     return np.maximum(0, np.minimum(rising, falling))
@@ -255,7 +266,7 @@ def _decode_samples(body: bytes, width: int) -> Samples:
     if width == 1:
         return np.frombuffer(body, np.uint8) / 128.0 - 1
     if width == 3:
-        # NumPy has no integers of three bytes. A zero becomes the lowest of four.
+        # NumPy has no integers of three bytes. A fourth byte, the lowest one, is 0.
         four_bytes = np.zeros((len(body) // 3, 4), np.uint8)
         four_bytes[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
         return four_bytes.view("<i4")[:, 0] / 2.0**31
@@ -267,7 +278,8 @@ def _stretch(rows: Samples, length: int) -> Samples:
 
     A row is divided into `length` equal pieces, and interpolated at the middle of each.
     """
-    columns = rows.shape[1]
-    # The middle of column 0 is at 0, so that the row begins at -0.5.
-    middles = (np.arange(length) + 0.5) * columns / length - 0.5
-    return np.stack([np.interp(middles, np.arange(columns), row) for row in rows])
+    column_count = rows.shape[1]
+    columns = np.arange(column_count)
+    # Column 0 reaches from -0.5 to 0.5, so that the row begins at -0.5.
+    middles = (np.arange(length) + 0.5) * column_count / length - 0.5
+    return np.stack([np.interp(middles, columns, row) for row in rows])

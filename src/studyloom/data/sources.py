@@ -135,6 +135,11 @@ class Idx(ImageSource):
             object.__setattr__(self, "transform", transform)  # as a frozen dataclass sets a field
 
     def _split(self, part: str) -> Split:
+        """Reads the training set or the test set; downloads it if no folder is named.
+
+        Args:
+            part: "train" or "test".
+        """
         image_set = IMAGE_SETS[self.dataset]
         prefix = "train"
         if part == "test":
@@ -144,10 +149,12 @@ class Idx(ImageSource):
         folder = self._find_folder(image_set)
         if folder is None:
             folder = Path("data", image_set.torchvision, "raw").absolute()
-            if not all(any(folder.glob(f"{name}*")) for name in (image_file, label_file)):
+            has_images = any(folder.glob(f"{image_file}*"))  # or gzipped, with .gz at the end
+            has_labels = any(folder.glob(f"{label_file}*"))
+            if not has_images or not has_labels:
                 _download(image_set, folder)
-        images = read_idx(folder, image_file, 3)
-        labels = read_idx(folder, label_file, 1)
+        images = read_idx(folder, image_file, dimensions=3)
+        labels = read_idx(folder, label_file, dimensions=1)
         if len(images) != len(labels) or not images.size or labels.max() >= CLASSES:
             raise DataError(
                 f"{folder}: {image_file} and {label_file} must hold as many images as labels from "
@@ -220,13 +227,13 @@ def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
 
 def _read_idx_content(file: io.BytesIO | gzip.GzipFile, dimensions: int) -> Bytes:
     """Reads the content of an IDX file; raises ValueError if it has another format."""
-    expected_magic = 0x0800 + dimensions
+    expected_magic = 0x0800 + dimensions  # 08 says that the file holds bytes
     header = file.read(4 + 4 * dimensions)
     magic, *sizes = np.frombuffer(header, ">u4").tolist()
     if magic != expected_magic or len(sizes) != dimensions:
         raise ValueError(f"expected the magic number {expected_magic}, found {magic}")
     count = math.prod(sizes)
-    body = file.read(count + 1)
+    body = file.read(count + 1)  # one more, to find out if the file is longer
     if len(body) != count:
         fault = "truncated"
         if len(body) > count:
@@ -365,14 +372,16 @@ class Loaded(DataSource):
             targets = targets.float()
             if targets.ndim == 1:
                 targets = targets[:, None]
-            outputs = outputs or targets.shape[1]
+            if outputs is None:
+                outputs = targets.shape[1]
         else:
             targets = targets.long()
-            outputs = outputs or int(targets.max()) + 1
-        mapped = False
+            if outputs is None:
+                outputs = int(targets.max()) + 1
+        is_mapped = False
         if isinstance(loaded_inputs, np.memmap):
             # Numbers that needed a conversion were copied into memory, to another address.
-            mapped = inputs.data_ptr() == loaded_inputs.ctypes.data
+            is_mapped = inputs.data_ptr() == loaded_inputs.ctypes.data
         try:
             split = Split(
                 inputs,
@@ -380,7 +389,7 @@ class Loaded(DataSource):
                 outputs,
                 digest_of(inputs, targets),
                 ordered=self.ordered,
-                mapped=mapped,
+                mapped=is_mapped,
             )
             split.check()
         except DataError as error:
@@ -441,7 +450,8 @@ def _as_tensor(value: object, name: str) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
-            # PyTorch warns that a memory map must not be written to. Nothing writes to it.
+            # PyTorch warns of writing to an array that is read-only, such as a memory map. Nothing
+            # writes to it.
             warnings.filterwarnings("ignore", ".*not writable", UserWarning)
             tensor = torch.as_tensor(value).detach().cpu()
         if tensor.is_complex():
@@ -483,9 +493,10 @@ class Table(DataSource):
     def _split(self, *, is_test: bool) -> Split:
         """Reads the training set or the test set."""
         table = read_csv(self.path)
+        _check_column(table, self.path, "data.target", self.target)
         columns = [name for name in table if name != self.target]
-        cells = _read_column(table, self.path, "data.target", self.target)
         inputs = torch.stack([_read_numbers(table, self.path, name) for name in columns], 1)
+        cells = table[self.target]
         if self.numbers:
             targets = _read_numbers(table, self.path, self.target)[:, None]
             names = [self.target]
@@ -493,7 +504,7 @@ class Table(DataSource):
             names = _sort_classes(set(cells))
             targets = torch.tensor([names.index(cell) for cell in cells])
         _check_within("test_size", self.test_size, len(cells) - 1, f"{len(cells)} rows")
-        # The test set is drawn as the validation set of a single fold is.
+        # The rows are divided as a fold is: what it would validate is the test set.
         (fold,) = make_folds(targets, count=1, validation=self.test_size, seed=0)
         rows = fold.training
         if is_test:
@@ -525,7 +536,8 @@ def _sort_classes(words: Iterable[str]) -> list[str]:
         else:
             other_words.append(word)
     # Words of equal value, such as 1 and 1.0, are sorted as words.
-    return [*sorted(numbers, key=lambda word: (numbers[word], word)), *sorted(other_words)]
+    sorted_numbers = sorted(numbers, key=lambda word: (numbers[word], word))
+    return [*sorted_numbers, *sorted(other_words)]
 
 
 @dataclass(frozen=True)
@@ -561,17 +573,18 @@ class Series(DataSource):
     def _split(self, examples: slice) -> Split:
         """Reads some of the examples, which are in time order."""
         table = read_csv(self.path)
-        _read_column(table, self.path, "data.column", self.column)
-        values = _read_numbers(table, self.path, self.column)[:, None]
+        _check_column(table, self.path, "data.column", self.column)
+        values = _read_numbers(table, self.path, self.column)[:, None]  # (count, 1)
         size = f"{len(values)} values in {self.path}"
         # Each set needs at least one window, and the value after it.
         _check_within("window", self.window, len(values) - 2, size)
         _check_within("test_size", self.test_size, len(values) - self.window - 1, size)
-        # All windows (n, window, 1) but the last one, which no value follows.
+        # All windows but the last one, which no value follows: (n, window, 1). They are views of
+        # the values, and overlap, so that those of the set are copied.
         windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
-        # They are views of the values, and overlap. Each becomes a copy.
         inputs = windows[examples].clone(memory_format=torch.contiguous_format)
-        targets = values[self.window :][examples].clone()
+        next_values = values[self.window :]
+        targets = next_values[examples].clone()
         return Split(
             inputs,
             targets,
@@ -623,34 +636,32 @@ def read_csv(path: str) -> dict[str, list[str]]:
             f"data.path={path}: must begin with a line of column names, all different, and have "
             "two lines of values or more"
         )
-    columns = map(list, zip(*rows, strict=True))
-    return dict(zip(names, columns, strict=True))
+    cells_by_column = {}
+    for position, name in enumerate(names):
+        cells_by_column[name] = [row[position] for row in rows]
+    return cells_by_column
 
 
-def _read_column(table: dict[str, list[str]], path: str, key: str, name: str) -> list[str]:
-    """Returns the cells of a column.
+def _check_column(table: dict[str, list[str]], path: str, key: str, name: str) -> None:
+    """Raises DataError if a table has no column of a name.
 
     Args:
         table: the cells of each column.
         path: the file of the table, for the error.
         key: the key of the config that names the column, for the error.
         name: the name of the column.
-
-    Raises:
-        DataError: there is no such column.
     """
     if name not in table:
         raise DataError(
             f"{key}={name}: {path} has no such column; it has {', '.join(table)}"
             f"{nearest(name, table)}"
         )
-    return table[name]
 
 
 def _read_numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor:
     """Returns a column as float32 (n,); raises DataError unless its cells are finite numbers."""
     numbers = []
-    for row, cell in enumerate(table[column], 1):
+    for row, cell in enumerate(table[column], start=1):
         try:
             number = float(cell)
         except ValueError:

@@ -19,8 +19,8 @@ from torch.utils.data import TensorDataset
 from studyloom.errors import DataError, UnfitData
 from studyloom.text import shorten_end
 
-PART = 2**20  # the most numbers of a tensor that are converted at once: 4 MB as float32
-LONGEST = 40  # the most letters of a word in the report
+MOST_CONVERTED = 2**20  # the most numbers of a tensor that are converted at once: 4 MB as float32
+MOST_LETTERS = 40  # of a word in the report
 
 
 class Fold(NamedTuple):
@@ -69,24 +69,29 @@ class Tokens:
             )
 
     def row_of(self, item: Any) -> Tensor | None:
-        """Returns the row of an item, an integer tensor (length,); None if `path` leads to no row.
+        """Returns the row of token numbers in an item, an integer tensor (length,).
+
+        It is None if the positions and keys of `path`, such as (0, "text"), lead to no such row.
 
         Args:
             item: an item of the Dataset.
         """
+        row: Any = item
         try:
-            for step in self.path:
-                item = item[step]
+            for position_or_key in self.path:
+                row = row[position_or_key]
         except (LookupError, TypeError):
             return None
-        if isinstance(item, np.ndarray):
-            item = torch.from_numpy(item)
-        if isinstance(item, Tensor) and self.fits(item):
-            return item
+        if isinstance(row, np.ndarray):
+            row = torch.from_numpy(row)
+        if isinstance(row, Tensor) and self.fits(row):
+            return row
         return None
 
     def fits(self, row: Tensor) -> bool:
         """Returns whether a tensor is a row of integers that is long enough for a text.
+
+        A text begins at the position `first` of its row.
 
         Args:
             row: a tensor of any shape and type.
@@ -100,7 +105,8 @@ class Tokens:
         Args:
             row: an integer tensor (length,).
         """
-        return [number for number in row[self.first :].tolist() if number != self.nothing]
+        text = row[self.first :]
+        return [number for number in text.tolist() if number != self.nothing]
 
     def without(self, row: Tensor, number: int) -> Tensor:
         """Returns a row without a number in its text; padding keeps the row's length.
@@ -121,7 +127,7 @@ class Tokens:
             number: an integer from 0.
         """
         if 0 <= number < len(self.names):
-            return shorten_end(self.names[number], LONGEST)
+            return shorten_end(self.names[number], MOST_LETTERS)
         return f"#{number}"
 
 
@@ -315,22 +321,24 @@ class Split:
     @functools.cached_property
     def extremes(self) -> Tensor:
         """The indices of the examples with the greatest and the least number, int64 (2,)."""
-        rows = self.inputs[:, None].flatten(1)  # (n, 1) if each input is a single number
+        rows = self.inputs[:, None].flatten(1)  # (n, numbers of an input)
         if not rows.numel():  # inputs without numbers have no greatest one
             return torch.zeros(2, dtype=torch.int64, device=self.device)
-        return torch.stack([rows.amax(1).argmax(), rows.amin(1).argmin()])
+        example_with_greatest = rows.amax(1).argmax()
+        example_with_least = rows.amin(1).argmin()
+        return torch.stack([example_with_greatest, example_with_least])
 
 
 def _find_not_finite(tensor: Tensor) -> int | None:
     """Returns the first example (n, …) with NaN or infinity; None if all numbers are finite."""
     if not tensor.is_floating_point():
         return None
-    # If one number is not finite, the sum is not. It takes 0.02 s for 60,000 images, and a look at
-    # each number 0.2 s, which is needed only then: the sum of very large numbers is not finite too.
+    # A sum with a number that is not finite is not finite. So a finite sum ends the search: it
+    # takes 0.02 s for 60,000 images, and a look at each number 0.2 s.
     if bool(torch.isfinite(tensor.sum())):
         return None
-    positions = (~torch.isfinite(tensor)).nonzero()
-    if not len(positions):
+    positions = (~torch.isfinite(tensor)).nonzero()  # (count, dimensions), in order
+    if not len(positions):  # the numbers are finite, but too large to be added up
         return None
     return int(positions[0, 0])
 
@@ -349,10 +357,11 @@ def make_folds(
     Only the seed determines the folds, on every device. They are stratified: the numbers of a
     class in two validation sets differ by at most one.
 
-    In time order nothing is drawn; see `_make_ordered_folds`.
+    In time order nothing is drawn: the last examples are validated, see `_make_ordered_folds`.
 
-    A group lies in one set as a whole, whatever its classes. So the sizes of validation sets may
-    differ by a group: a single one has at most `validation` examples, or one group.
+    With groups, all examples of a group are in one set, and folds are not stratified. So the sizes
+    of validation sets may differ by a group: a single one has at most `validation` examples, or one
+    group.
 
     Args:
         targets: (n, …); integers are classes.
@@ -374,15 +383,20 @@ def make_folds(
     folds = []
     for number in range(count):
         is_validated = fold_numbers == number
-        folds.append(Fold((~is_validated).nonzero().flatten(), is_validated.nonzero().flatten()))
+        training_indices = (~is_validated).nonzero().flatten()
+        validation_indices = is_validated.nonzero().flatten()
+        folds.append(Fold(training_indices, validation_indices))
     return folds
 
 
 def _check_sizes_of_folds(total: int, count: int, validation: int, *, ordered: bool) -> None:
-    """Raises ValueError if so many examples cannot be divided into these folds; see `make_folds`.
+    """Raises ValueError if so many examples cannot be divided into so many folds.
 
     Args:
         total: the number of examples.
+        count: the number of folds.
+        validation: the number of examples of a single validation set.
+        ordered: whether the examples are in time order.
     """
     if count < 1:
         raise ValueError(f"objective.folds must be at least 1; got {count}")
@@ -391,14 +405,14 @@ def _check_sizes_of_folds(total: int, count: int, validation: int, *, ordered: b
             f"data.validation must be from 1 to {total - 1}, for {total} training examples; "
             f"got {validation}"
         )
-    most = total
+    most_folds = total
     order = ""
     if ordered:
-        most = total - 1  # the first block is only trained on
+        most_folds = total - 1  # at least one example comes before the first validation set
         order = " in time order"
-    if count > most:
+    if count > most_folds:
         raise ValueError(
-            f"objective.folds must be at most {most}, for {total} training examples"
+            f"objective.folds must be at most {most_folds}, for {total} training examples"
             f"{order}; got {count}"
         )
 
@@ -412,45 +426,51 @@ def _make_ordered_folds(targets: Tensor, count: int, validation: int) -> list[Fo
     all examples before the block.
     """
     total = len(targets)
-    size = validation
+    block_size = validation
     if count > 1:
-        size = total // (count + 1)
-    first_start = total - size * count
+        block_size = total // (count + 1)
+    first_validation_start = total - block_size * count
     indices = torch.arange(total, device=targets.device)
     folds = []
-    for start in range(first_start, total, size):
-        folds.append(Fold(indices[:start], indices[start : start + size]))
+    for start in range(first_validation_start, total, block_size):
+        end = start + block_size
+        folds.append(Fold(training=indices[:start], validation=indices[start:end]))
     return folds
 
 
 def _draw_fold_numbers(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
     """Draws for each example the number of the fold that validates on it, int64 (n,) on the CPU.
 
-    A single fold has the number 0, and validates on `validation` examples; those with the number 1
-    are only trained on. The examples are shuffled, and then sorted by class without changing the
-    order within a class. Examples at equal distances in this order are a random sample that has
-    each class in proportion.
+    The examples are shuffled, and then sorted by class without changing the order within a class.
+    Examples at equal distances in this order are a random sample that has each class in proportion.
+
+    A single fold has the number 0: examples with the number 1 are in no validation set.
     """
     total = len(targets)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     if not targets.is_floating_point():
-        order = order[targets.cpu()[order].argsort(stable=True)]
-    position = torch.arange(total)
+        classes_in_order = targets.cpu()[order]
+        order = order[classes_in_order.argsort(stable=True)]
+    positions = torch.arange(total)
     fold_numbers = torch.empty(total, dtype=torch.int64)
     if count > 1:
-        fold_numbers[order] = position % count
+        fold_numbers[order] = positions % count
         return fold_numbers
-    # `validation` examples are spread over the order at distances as equal as possible: the line
-    # from 0 to `validation` rises by validation / total with each example, and an example validates
-    # if the line reaches the next integer there. The rise of its integer part is then 1, else 0.
-    validated_before = position * validation // total
-    validated_after = (position + 1) * validation // total
-    fold_numbers[order] = 1 - (validated_after - validated_before)
+    # A single validation set takes `validation` examples at distances as equal as possible: its
+    # share of the first p examples in this order is p · validation / total, rounded down. An
+    # example is validated if that number grows by 1 with it.
+    validated_before = positions * validation // total
+    validated_with = (positions + 1) * validation // total
+    is_validated = validated_with > validated_before
+    fold_numbers[order] = torch.where(is_validated, 0, 1)
     return fold_numbers
 
 
 def _draw_fold_numbers_by_group(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
-    """Draws the numbers of `_draw_fold_numbers`, the same for all examples of a group.
+    """Draws for each example the number of the fold that validates on it, int64 (n,) on the CPU.
+
+    All examples of a group get the same number. A single fold has the number 0: examples with the
+    number 1 are in no validation set.
 
     Args:
         groups: the group of each example, (n,).
@@ -458,25 +478,27 @@ def _draw_fold_numbers_by_group(groups: Tensor, count: int, validation: int, see
         validation: the most examples of a single validation set, unless one group is larger.
         seed: seeds the draw.
     """
-    _, group_of, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
-    if len(sizes) < max(2, count):
+    # The groups are numbered from 0: the number of each example's group, and the size of each.
+    _, group_numbers, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
+    fewest_groups = max(2, count)
+    if len(sizes) < fewest_groups:
         raise ValueError(
-            f"data.groups must be at least {max(2, count)} for objective.folds={count}; "
+            f"data.groups must be at least {fewest_groups} for objective.folds={count}; "
             f"got {len(sizes)}"
         )
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
     shuffled_sizes = {group: int(sizes[group]) for group in order}
-    numbers = torch.ones(len(sizes), dtype=torch.int64)
+    folds_of_groups = torch.ones(len(sizes), dtype=torch.int64)
     if count == 1:
         for group in _choose_validation_groups(shuffled_sizes, validation):
-            numbers[group] = 0
+            folds_of_groups[group] = 0
     else:
         fold_sizes = [0] * count
         for group, size in shuffled_sizes.items():
-            fold = fold_sizes.index(min(fold_sizes))  # the fold that is the smallest so far
-            numbers[group] = fold
-            fold_sizes[fold] += size
-    return numbers[group_of]
+            smallest_fold = fold_sizes.index(min(fold_sizes))
+            folds_of_groups[group] = smallest_fold
+            fold_sizes[smallest_fold] += size
+    return folds_of_groups[group_numbers]
 
 
 def _choose_validation_groups(sizes: Mapping[int, int], validation: int) -> list[int]:
@@ -511,14 +533,15 @@ def digest_of(inputs: Tensor, targets: Tensor) -> str:
 
 
 def _split_rows(tensor: Tensor) -> Sequence[Tensor]:
-    """Splits a tensor along its first dimension into parts of at most PART numbers, or one row.
+    """Splits a tensor along its first dimension into parts of some megabytes, or of one row.
 
-    To convert all of a large tensor at once would take as much memory again.
+    Converting all of a large tensor at once would take as much memory again.
     """
     if not tensor.ndim:
         return (tensor,)
-    rows = PART // max(1, math.prod(tensor.shape[1:]))
-    return torch.split(tensor, max(1, rows))
+    numbers_in_row = math.prod(tensor.shape[1:])
+    rows_in_part = MOST_CONVERTED // max(1, numbers_in_row)
+    return torch.split(tensor, max(1, rows_in_part))
 
 
 def check_sizes(inputs: Tensor, targets: Tensor, must: str) -> str:

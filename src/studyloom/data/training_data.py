@@ -23,11 +23,11 @@ from studyloom.data.split import Folds, Split, Tokens
 from studyloom.environment import SHARED
 from studyloom.processes import LINUX, descriptor_path
 
-# The bytes of a training set from which on it is shared. A worker loads 64 MB in 0.05 s.
-LARGE = 64 * 2**20
+# A smaller training set is not shared: a worker loads 64 MB in 0.05 s.
+FEWEST_SHARED_BYTES = 64 * 2**20
 
 # The errors that PyTorch raises for a full disk, a file that is gone, or values it does not read.
-FAILURES = (OSError, RuntimeError, UnpicklingError)
+FILE_ERRORS = (OSError, RuntimeError, UnpicklingError)
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +114,17 @@ def share_split(split: Part, key: str) -> Part:
         return split
     tensors = (split.inputs, split.targets, *split.references.values())
     size = sum(tensor.nbytes for tensor in tensors)
-    if size < LARGE:
+    if size < FEWEST_SHARED_BYTES:
         return split
     try:
         with tempfile.TemporaryFile(prefix="studyloom-") as file:
             torch.save(replace(split, mapped=True), file)
             file.flush()
-            shared = _map_split(descriptor_path(file.fileno()))
-            descriptor = os.dup(file.fileno())  # keeps the file when `file` is closed
-    except FAILURES as error:
+            mapped_split = _map_split(descriptor_path(file.fileno()))
+            # The file has no name, and exists as long as a process has it open: here by a second
+            # descriptor, since the first is closed with `file`.
+            descriptor = os.dup(file.fileno())
+    except FILE_ERRORS as error:
         log.warning(
             "the training set (%.1f GB) is not shared between workers; each loads it: %s",
             size / 1e9,
@@ -130,7 +132,7 @@ def share_split(split: Part, key: str) -> Part:
         )
         return split
     _shared_files[key] = descriptor
-    return shared
+    return mapped_split
 
 
 def load_shared(train: Callable[[], Part], key: str) -> Part:
@@ -138,17 +140,18 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
 
     Args:
         train: loads the training set.
-        key: identifies the data. A training set that is shared under another key belongs to another
-            study, which this worker has run before.
+        key: identifies the data. A training set that is shared under another key is that of another
+            study.
     """
-    # This process may have shared the data of another study before.
+    # This process may itself have shared the data of an earlier study.
     for descriptor in _shared_files.values():
         os.close(descriptor)
     _shared_files.clear()
-    # The variable is removed: what this worker starts may run another study.
-    shared_key, _, path = (SHARED.take() or "").partition(":")
+    # The variable is "KEY:PATH". It is removed, since processes of this one may run other studies.
+    variable = SHARED.take() or ""
+    shared_key, _, path = variable.partition(":")
     if path and shared_key == key:
-        with suppress(*FAILURES):  # the launcher has ended, and its file is gone
+        with suppress(*FILE_ERRORS):  # the launcher has ended, and its file is gone
             return _map_split(path)
     return train()
 

@@ -37,8 +37,9 @@ INK_TOLERANCE = 3.5 / 28
 CENTER_TOLERANCE = 1 / 28
 
 FAINT = 0.2  # a share of the strongest ink; fainter pixels are paper
-BLANK = 1e-3  # the most difference between two pixels of an image on which nothing is drawn
+BLANK_CONTRAST = 1e-3  # the most difference between two pixels of an image without a drawing
 SLACK = 0.05  # a share of the range of training inputs; values further outside are reported
+ROUNDING = 1e-6  # the most by which two means of equal inputs differ
 MOST_COLUMNS = 1000  # the most columns of a table whose ranges are stored one by one
 MOST_NAMED = 3  # the most quantities that a note on an input names
 
@@ -131,15 +132,16 @@ class Image:
     def _check_scale(self, split: Split) -> None:
         """Raises DataError if training inputs are outside the range from black to white."""
         complete = self.complete(split.mean, split.std)
-        least = float(complete.normalize(torch.zeros(1, *split.shape)).min())
-        most = float(complete.normalize(torch.ones(1, *split.shape)).max())
-        low, high = map(float, split.inputs.aminmax())
-        slack = SLACK * (most - least)
-        if low < least - slack or high > most + slack:
+        black = float(complete.normalize(torch.zeros(1, *split.shape)).min())
+        white = float(complete.normalize(torch.ones(1, *split.shape)).max())
+        lowest, highest = map(float, split.inputs.aminmax())
+        slack = SLACK * (white - black)
+        if lowest < black - slack or highest > white + slack:
             raise DataError(
-                f"data.transform makes inputs from {format_value(least)} to {format_value(most)} "
-                f"of images, and the training inputs go from {format_value(low)} to "
-                f"{format_value(high)}; mean and std must be those that the data is normalized by"
+                f"data.transform makes inputs from {format_value(black)} to {format_value(white)} "
+                f"of images, and the training inputs go from {format_value(lowest)} to "
+                f"{format_value(highest)}; mean and std must be those that the data is normalized "
+                "by"
             )
 
     def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
@@ -179,9 +181,8 @@ class Image:
     def is_inverted(self, pixels: Tensor) -> bool:
         """Returns whether an image has the other background than the training images.
 
-        The background is the median of the pixels along the border. Pixels that differ from it by
-        more than a quarter of the image's contrast are drawn. They are brighter than a black
-        background, and darker than a white one.
+        Pixels that differ from the image's background by more than a quarter of its contrast are
+        the drawing. The background is black if the drawing is brighter, and white if it is darker.
 
         Args:
             pixels: float32 (channels, height, width), from 0 (black) to 1 (white).
@@ -190,84 +191,99 @@ class Image:
             return False
         gray = pixels.mean(0)
         contrast = float(gray.max() - gray.min())
-        if contrast <= BLANK:
+        if contrast <= BLANK_CONTRAST:
             return False
         threshold = contrast / 4
-        differences = gray - _border(gray[None])
+        differences = gray - _find_border_color(gray[None])
         is_drawn = differences.abs() > threshold
-        mean_difference = float((differences * is_drawn).sum() / is_drawn.sum().clamp(min=1))
+        drawn_count = is_drawn.sum().clamp(min=1)
+        mean_difference = float((differences * is_drawn).sum() / drawn_count)
         if self.background == "white":
-            return mean_difference > threshold
-        return mean_difference < -threshold
+            return mean_difference > threshold  # the background is black
+        return mean_difference < -threshold  # the background is white
 
     def _fits_unchanged(self, pixels: Tensor, size: tuple[int, int]) -> bool:
-        """Returns whether an image needs no resizing, as all of MNIST's images do."""
+        """Returns whether an image needs no resizing, which holds for all of MNIST's images.
+
+        With fit=ink, a drawing must also have about the size and the center of MNIST's digits.
+
+        Args:
+            pixels: the image, (channels, height, width).
+            size: the height and width that are needed.
+        """
         if tuple(pixels.shape[1:]) != size:
             return False
-        ink = self._ink(pixels)
+        ink = self._compute_ink(pixels)
         if self.fit != "ink" or not bool(ink.any()):
             return True
+        height, width = size
         box = _find_box(ink)
-        share = max(box.height / size[0], box.width / size[1])
+        share = max(box.height / height, box.width / width)
         if abs(share - INK) >= INK_TOLERANCE:
             return False
         center = _find_center(ink)
         # MNIST's centers lie up to one pixel behind the middle: half a pixel behind it on average.
-        expected_row = size[0] / 2 + 0.5
-        expected_column = size[1] / 2 + 0.5
-        distance = max(abs(center.row - expected_row), abs(center.column - expected_column))
-        return distance <= 1 + min(size) * CENTER_TOLERANCE
+        row_distance = abs(center.row - (height / 2 + 0.5))
+        column_distance = abs(center.column - (width / 2 + 0.5))
+        return max(row_distance, column_distance) <= 1 + min(size) * CENTER_TOLERANCE
 
     def _resize_to_fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Resizes an image (channels, height, width) to a height and width, as `fit` says.
 
-        An image without ink cannot be fitted by it, and is padded.
+        With fit=ink, an image on which nothing is drawn is padded.
         """
         if self.fit == "stretch":
             return _resize(pixels, size)
         if self.fit == "ink":
-            ink = self._ink(pixels)
+            ink = self._compute_ink(pixels)
             if bool(ink.any()):
                 return self._center_ink(ink, size)
         height, width = pixels.shape[1:]
         factor = min(size[0] / height, size[1] / width)
         if self.fit == "crop":
+            # Large enough to cover the canvas; what sticks out of it is cut off there.
             factor = max(size[0] / height, size[1] / width)
         scaled = _resize(pixels, _scale_size(height, width, factor))
         if self.background is None:
-            color = _border(pixels)
+            color = _find_border_color(pixels)
         else:
             color = torch.tensor([BACKGROUNDS[self.background]])
         canvas = torch.zeros(len(pixels), *size) + color.reshape(-1, 1, 1)
         _put_into_middle(scaled, canvas)
         return canvas
 
-    def _ink(self, pixels: Tensor) -> Tensor:
-        """Returns how much is drawn at each pixel, (channels, height, width) from 0 to 1."""
-        ink = pixels - _border(pixels)[:, None, None]
+    def _compute_ink(self, pixels: Tensor) -> Tensor:
+        """Computes how much is drawn at each pixel, (channels, height, width) from 0 to 1.
+
+        It is 0 where a pixel has the color of the border, and 1 where it differs most.
+        """
+        ink = pixels - _find_border_color(pixels)[:, None, None]
         if self.background == "white":
             ink = -ink
         ink.clamp_(min=0)
         return ink / ink.max().clamp(min=1e-12)
 
     def _center_ink(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
-        """Draws ink as large as MNIST's digits, with its center of mass in the middle.
+        """Makes an image of a drawing: as large as MNIST's digits, and centered by its mass.
 
         Args:
-            ink: how much is drawn at each pixel, (channels, height, width).
-            size: the height and width of the image to return.
+            ink: how much is drawn at each pixel of the given image, (channels, height, width).
+            size: the height and width of the new image.
         """
+        # The drawing, without the empty margins, at its new size.
         box = _find_box(ink)
         factor = INK * min(size[0] / box.height, size[1] / box.width)
         height, width = _scale_size(box.height, box.width, factor)
         drawing = _resize(ink[:, box.rows, box.columns], (height, width)).clamp_(0, 1)
         drawing /= drawing.max().clamp(min=1e-12)
+
+        # Its place in the new image.
         center = _find_center(drawing)
         first_row = _find_start(size[0], height, center.row)
         first_column = _find_start(size[1], width, center.column)
-        image = torch.zeros(len(ink), *size)
         rows = slice(first_row, first_row + height)
         columns = slice(first_column, first_column + width)
+        image = torch.zeros(len(ink), *size)
         image[:, rows, columns] = drawing
         if self.background == "white":
             return 1 - image
@@ -285,7 +301,7 @@ def _check_numbers(name: str, requirement: str, value: object, least: float) -> 
 
 
 def _list_numbers(value: object) -> list[Any]:
-    """Returns the numbers of a value, which may be a sequence, a number or None."""
+    """Returns the numbers of a setting: those of a sequence, a single one, or none of None."""
     if value is None:
         return []
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -300,8 +316,12 @@ def _for_channels(value: float | Sequence[float]) -> float | Tensor:
     return torch.tensor(value)[:, None, None]
 
 
-def _border(pixels: Tensor) -> Tensor:
-    """Returns the median of the outermost pixels of images (n, height, width), (n,)."""
+def _find_border_color(pixels: Tensor) -> Tensor:
+    """Finds the median of the outermost pixels of each channel, (channels,).
+
+    Args:
+        pixels: (channels, height, width).
+    """
     edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
     return torch.cat(edges, 1).median(1).values
 
@@ -322,11 +342,17 @@ class Box(NamedTuple):
 
 
 def _find_box(ink: Tensor) -> Box:
-    """Finds the smallest box that holds all ink that is not faint."""
+    """Finds the smallest box around a drawing; faint pixels do not count.
+
+    Args:
+        ink: how much is drawn at each pixel, (channels, height, width) from 0 to 1.
+    """
     is_drawn = ink.amax(0) > FAINT
-    rows = is_drawn.any(1).nonzero().flatten().tolist()
-    columns = is_drawn.any(0).nonzero().flatten().tolist()
-    return Box(slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    drawn_rows = is_drawn.any(1).nonzero().flatten().tolist()
+    drawn_columns = is_drawn.any(0).nonzero().flatten().tolist()
+    rows = slice(drawn_rows[0], drawn_rows[-1] + 1)
+    columns = slice(drawn_columns[0], drawn_columns[-1] + 1)
+    return Box(rows, columns)
 
 
 class Center(NamedTuple):
@@ -337,29 +363,34 @@ class Center(NamedTuple):
 
 
 def _find_center(ink: Tensor) -> Center:
-    """Finds the center of mass of ink (channels, height, width)."""
+    """Finds the center of mass of a drawing.
+
+    Args:
+        ink: how much is drawn at each pixel, (channels, height, width).
+    """
     mass = ink.sum(0)
     total = mass.sum()
-    rows = torch.arange(mass.shape[0]) + 0.5
-    columns = torch.arange(mass.shape[1]) + 0.5
-    row = (mass.sum(1) * rows).sum() / total
-    column = (mass.sum(0) * columns).sum() / total
+    row_positions = torch.arange(mass.shape[0]) + 0.5  # the middle of each pixel
+    column_positions = torch.arange(mass.shape[1]) + 0.5
+    row = (mass.sum(1) * row_positions).sum() / total
+    column = (mass.sum(0) * column_positions).sum() / total
     return Center(float(row), float(column))
 
 
-def _find_start(length: int, part: int, center: float) -> int:
-    """Returns the position in an image at which a drawing begins, by its center of mass.
+def _find_start(image_length: int, drawing_length: int, center: float) -> int:
+    """Returns the row or column of an image at which a drawing begins.
 
-    The center is put into the middle of the image or up to one pixel behind it, as in MNIST, unless
-    the drawing would then stick out of the image.
+    The drawing's center of mass is put into the middle of the image or up to one pixel behind it,
+    as in MNIST, unless the drawing would then stick out of the image.
 
     Args:
-        length: the height or width of the image.
-        part: that of the drawing.
-        center: the center of mass within the drawing.
+        image_length: the height or width of the image.
+        drawing_length: that of the drawing.
+        center: the center of mass, in pixels from the beginning of the drawing.
     """
-    start = math.ceil(length / 2 - center)
-    return min(max(0, start), length - part)
+    centered_start = math.ceil(image_length / 2 - center)
+    last_start = image_length - drawing_length
+    return min(max(0, centered_start), last_start)
 
 
 def _put_into_middle(image: Tensor, canvas: Tensor) -> None:
@@ -371,14 +402,14 @@ def _put_into_middle(image: Tensor, canvas: Tensor) -> None:
     _, canvas_height, canvas_width = canvas.shape
     height = min(image_height, canvas_height)
     width = min(image_width, canvas_width)
-    visible = image[:, _middle(image_height, height), _middle(image_width, width)]
-    canvas[:, _middle(canvas_height, height), _middle(canvas_width, width)] = visible
+    visible = image[:, _find_middle(image_height, height), _find_middle(image_width, width)]
+    canvas[:, _find_middle(canvas_height, height), _find_middle(canvas_width, width)] = visible
 
 
-def _middle(length: int, part: int) -> slice:
-    """Returns the positions of the middle `part` of `length` positions."""
-    start = (length - part) // 2
-    return slice(start, start + part)
+def _find_middle(length: int, count: int) -> slice:
+    """Returns the `count` positions in the middle of `length` positions."""
+    start = (length - count) // 2
+    return slice(start, start + count)
 
 
 def _scale_size(height: int, width: int, factor: float) -> tuple[int, int]:
@@ -514,43 +545,55 @@ class InputRange:
         notes = {}
         for row in is_outside.any(1).nonzero().flatten().tolist():
             quantities = is_outside[row].nonzero().flatten().tolist()
-            parts = [comparison.describe(row, quantity) for quantity in quantities[:MOST_NAMED]]
+            descriptions = []
+            for quantity in quantities[:MOST_NAMED]:
+                descriptions.append(comparison.describe(row, quantity))
             if len(quantities) > MOST_NAMED:
-                parts.append(f"{len(quantities) - MOST_NAMED} more")
-            notes[row] = f"unlike the training data: {', '.join(parts)}"
+                descriptions.append(f"{len(quantities) - MOST_NAMED} more")
+            notes[row] = f"unlike the training data: {', '.join(descriptions)}"
         return notes
 
     def _compare_columns(self, rows: Tensor, columns: Sequence[str]) -> "Comparison":
-        """Compares each column of a table (n, columns) with its range in the training set."""
+        """Compares each column of a table with its range in the training set.
+
+        Args:
+            rows: the inputs, (n, columns).
+            columns: the names of the columns, or of the first ones; empty if they have none.
+        """
         names = list(columns)
         for number in range(len(columns) + 1, rows.shape[1] + 1):
             names.append(f"number {number}")
-        low = torch.tensor(self.low)
-        high = torch.tensor(self.high)
-        # An input has one value in each column, which is its least and its greatest one.
+        training_low = torch.tensor(self.low)
+        training_high = torch.tensor(self.high)
         return Comparison(
-            names=names, least=rows, most=rows, low=low, high=high, slack=SLACK * (high - low)
+            names=names,
+            input_low=rows,  # an input has a single value in each column
+            input_high=rows,
+            training_low=training_low,
+            training_high=training_high,
+            slack=SLACK * (training_high - training_low),
         )
 
     def _compare_values_and_means(self, rows: Tensor) -> "Comparison":
-        """Compares two quantities of each input with the training set: its values and their mean.
+        """Compares two quantities of each input with the training set: all its values, their mean.
 
         Args:
             rows: the values of each input, (n, values).
         """
         means = rows.mean(1)
-        least_values, greatest_values = rows.aminmax(dim=1)
-        lowest_mean, highest_mean = self.means
-        low = torch.tensor([min(self.low), lowest_mean])
-        high = torch.tensor([max(self.high), highest_mean])
+        low_values, high_values = rows.aminmax(dim=1)
+        training_low_mean, training_high_mean = self.means
+        training_low_value = min(self.low)  # `low` has one value for all inputs, or one a column
+        training_high_value = max(self.high)
+        training_low = torch.tensor([training_low_value, training_low_mean])
+        training_high = torch.tensor([training_high_value, training_high_mean])
         return Comparison(
             names=["values", "mean"],
-            # An input has many values, from the least to the greatest, but a single mean.
-            least=torch.stack([least_values, means], 1),
-            most=torch.stack([greatest_values, means], 1),
-            low=low,
-            high=high,
-            slack=SLACK * (high - low) + 1e-6,  # means differ by rounding
+            input_low=torch.stack([low_values, means], 1),
+            input_high=torch.stack([high_values, means], 1),
+            training_low=training_low,
+            training_high=training_high,
+            slack=SLACK * (training_high - training_low) + ROUNDING,
         )
 
 
@@ -562,24 +605,24 @@ class Comparison:
 
     Args:
         names: the name of each quantity.
-        least: the least value of each quantity in each input, (n, quantities).
-        most: the greatest value, likewise.
-        low: the least value of each quantity in the whole training set, (quantities,).
-        high: the greatest value, likewise.
+        input_low: the lowest value of each quantity in each input, (n, quantities).
+        input_high: the highest value, likewise.
+        training_low: the lowest value of each quantity in the whole training set, (quantities,).
+        training_high: the highest value, likewise.
         slack: how far outside of its range a quantity may be, (quantities,).
     """
 
     names: Sequence[str]
-    least: Tensor
-    most: Tensor
-    low: Tensor
-    high: Tensor
+    input_low: Tensor
+    input_high: Tensor
+    training_low: Tensor
+    training_high: Tensor
     slack: Tensor
 
     def is_outside(self) -> Tensor:
         """Returns which quantities of which inputs are outside of their range, (n, quantities)."""
-        is_below = self.least < self.low - self.slack
-        is_above = self.most > self.high + self.slack
+        is_below = self.input_low < self.training_low - self.slack
+        is_above = self.input_high > self.training_high + self.slack
         return is_below | is_above
 
     def describe(self, row: int, quantity: int) -> str:
@@ -588,12 +631,15 @@ class Comparison:
         Args:
             row: the position of the input, from 0.
             quantity: the position of the quantity, from 0.
+
+        Returns:
+            Such as "values -1 to 3 (there 0 to 1)", or "mean 2 (there 0 to 1)".
         """
-        least = format_value(float(self.least[row, quantity]))
-        most = format_value(float(self.most[row, quantity]))
-        low = format_value(float(self.low[quantity]))
-        high = format_value(float(self.high[quantity]))
-        values = f"{least} to {most}"
-        if least == most:
-            values = least
-        return f"{self.names[quantity]} {values} (there {low} to {high})"
+        input_low = format_value(float(self.input_low[row, quantity]))
+        input_high = format_value(float(self.input_high[row, quantity]))
+        training_low = format_value(float(self.training_low[quantity]))
+        training_high = format_value(float(self.training_high[quantity]))
+        values = f"{input_low} to {input_high}"
+        if input_low == input_high:
+            values = input_low
+        return f"{self.names[quantity]} {values} (there {training_low} to {training_high})"
