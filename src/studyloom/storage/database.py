@@ -57,6 +57,7 @@ class CheckedStorage(RDBStorage):
     """
 
     def get_all_studies(self) -> list[FrozenStudy]:
+        """Reads all studies; raises StorageError if another program has stored a wrong type."""
         try:
             studies = super().get_all_studies()
             for study in studies:
@@ -70,6 +71,7 @@ class CheckedStorage(RDBStorage):
         return studies
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Reads a study's attributes; raises StorageError if a cell of them cannot be read."""
         try:
             attributes = super().get_study_system_attrs(study_id)
         except StudyloomError:
@@ -101,7 +103,8 @@ class RetryingStorage(CheckedStorage):
     def __init__(
         self, url: str, address: URL, deadline: float, engine_kwargs: dict[str, Any]
     ) -> None:
-        # Optuna's own constructor makes a version manager, which takes 0.2 s; see `optuna_tables`.
+        # Optuna's constructor is not called, since it makes a version manager, which takes 0.2 s.
+        # These are the attributes that it would set.
         self.url = url
         self.engine_kwargs = engine_kwargs
         self.skip_compatibility_check = True
@@ -111,6 +114,7 @@ class RetryingStorage(CheckedStorage):
         self.failed_trial_callback = None
         self.engine = sqlalchemy.create_engine(url, **engine_kwargs)
         self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
+
         self.retry = Retry(address, deadline)
         if connections.is_sqlite(address):
             self.single = self.engine
@@ -132,8 +136,8 @@ class RetryingStorage(CheckedStorage):
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Raises an error of ours instead of SQLAlchemy's, with a fix and without a password.
 
-        It listens to SQLAlchemy's event `handle_error`. Optuna catches SQLAlchemy's errors, and
-        would try five times to create a trial.
+        It listens to SQLAlchemy's event `handle_error`. It is needed because Optuna catches
+        SQLAlchemy's errors, and would try five times to create a trial.
         """
         address = self.retry.address
         error = context.sqlalchemy_exception
@@ -174,6 +178,7 @@ class RetryingStorage(CheckedStorage):
                 self._drop_session()
                 raise
             except (LookupError, RecursionError, JSONDecodeError) as error:
+                # Optuna raises these for a cell that it cannot read, but also for a wrong call.
                 if _is_of_caller(error):
                     raise
                 raise cells.unknown_cell(error) from None
@@ -202,10 +207,13 @@ class RetryingStorage(CheckedStorage):
         return self.call(transact, writes=True)
 
     def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
-        """Runs a reading transaction, as `execute` runs a writing one.
+        """Runs a reading transaction; returns the result of `work`, which may run again.
 
         Args:
             snapshot: Whether all that `work` reads is of one moment, which takes PostgreSQL longer.
+
+        Raises:
+            StorageError: Another program has stored a cell that `work` cannot read.
         """
         engine = self.single
         if snapshot:
@@ -243,27 +251,30 @@ class RetryingStorage(CheckedStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Reads the trials of a study in some states, or in all.
+        """Reads trials of a study, as Optuna's method of this name does, with fewer statements.
 
-        As Optuna's method does, it takes those whose id is larger than one, or among some others.
+        Args:
+            states: The states of the trials; None for all.
+            included_trial_ids: Trials that are read whatever their id.
+            trial_id_greater_than: Other trials are read only if their id is larger; -1 for all.
         """
-        takes_all = trial_id_greater_than < 0
+        reads_all = trial_id_greater_than < 0
 
         def read_trials(connection: Connection) -> list[FrozenTrial]:
-            if takes_all:
+            if reads_all:
                 return sql.read_all(connection, study_id)
             return sql.read_some(
                 connection, study_id, after=trial_id_greater_than, ids=included_trial_ids
             )
 
         trials = self.read(read_trials)
-        if takes_all and not trials:
+        if reads_all and not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
 
 
 def _is_of_caller(error: Exception) -> bool:
-    """Returns whether the caller has made an error, and not a cell of the database."""
+    """Returns whether an error is the caller's, and not due to a cell of the database."""
     if isinstance(error, KeyError | IndexError):  # the study or trial does not exist
         return True
     return "encoding" in str(error)  # the value to write is nested too deep for JSON
@@ -297,23 +308,27 @@ WRITING_ONCE = ("create_new_study", "_create_new_trial", "set_trial_state_values
 
 
 def _retrying(name: str) -> Callable[..., Any]:
-    """Makes a method of RetryingStorage that calls Optuna's method of this name, and repeats it."""
-    method = getattr(CheckedStorage, name)
+    """Makes a method that calls Optuna's method of this name, again after transient failures.
+
+    A method of WRITING_ONCE is not called again if its COMMIT may have been done: it would do its
+    work twice, or fail.
+    """
+    optuna_method = getattr(CheckedStorage, name)
     writes = name not in READING
     must_run_once = name in WRITING_ONCE
 
-    @functools.wraps(method)
+    @functools.wraps(optuna_method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        def work() -> Any:
+        def attempt() -> Any:
             if must_run_once and call_state.uncertain:
                 raise StorageLost(
                     f"storage.url: the connection to {without_password(self.retry.address)} was "
                     "lost during a commit, and it is unknown whether it was done; the same command "
                     "resumes the study"
                 )
-            return method(self, *args, **kwargs)
+            return optuna_method(self, *args, **kwargs)
 
-        return self.call(work, writes=writes)
+        return self.call(attempt, writes=writes)
 
     return retrying
 
@@ -331,13 +346,15 @@ class SQLiteStorage(RetryingStorage):
 
     def __init__(self, url: str, address: URL, deadline: float) -> None:
         engine_kwargs = {"connect_args": {"timeout": min(connections.BUSY_SECONDS, deadline)}}
+        # The path is made absolute, so that the database stays the same if the process changes its
+        # working directory.
         address = address.set(database=str(connections.sqlite_path(address)))
         super().__init__(url, address, deadline, engine_kwargs)
 
         event.listen(self.engine, "connect", connections.limit_untrusted)
 
         @event.listens_for(self.engine, "connect")
-        def connect(connection: Any, connection_record: Any) -> None:
+        def set_up(connection: Any, connection_record: Any) -> None:
             connection.isolation_level = None  # otherwise sqlite3 begins transactions itself
             if not connections.on_read_only_disk(address):
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -356,6 +373,7 @@ class SQLiteStorage(RetryingStorage):
                 connection.exec_driver_sql("BEGIN")
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
+        """Raises an error that the file is gone, if it is; else explains the driver's error."""
         address = self.retry.address
         is_of_database = context.sqlalchemy_exception is not None
         if is_of_database and connections.file_identity(address) is None:
@@ -381,7 +399,15 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
 
 
 def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorage:
-    """Opens a storage whose tables exist, or makes them; tries once."""
+    """Tries once to open a storage.
+
+    Args:
+        create: Whether to make the tables that are missing.
+        deadline: Seconds that later calls wait for a database that is away.
+
+    Raises:
+        StorageError: There are no tables, or other ones than those of the installed Optuna.
+    """
     if connections.is_sqlite(address):
         _prepare_file(address, create=create)
     engine = connections.plain_engine(address, deadline, create=create)
@@ -391,7 +417,8 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
         else:
             version = optuna_tables.stored_version(connection)
     if version is None and not create:
-        # Optuna would write its version, and the creator, which writes it last, would fail.
+        # The process that creates the tables writes their version last. Optuna's constructor would
+        # write the version now, and that process would fail.
         raise StorageError(
             f"storage.url: another process is creating {without_password(address)}; try again "
             "in a second"
@@ -400,8 +427,10 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
     is_current = version is not None and version == optuna_tables.newest_version()
     if not is_current:
         # Optuna's own constructor makes what is missing, or refuses tables of another version.
-        optunas_own = RDBStorage(storage.url, storage.engine_kwargs, skip_table_creation=not create)
-        optunas_own.engine.dispose()
+        optuna_storage = RDBStorage(
+            storage.url, storage.engine_kwargs, skip_table_creation=not create
+        )
+        optuna_storage.engine.dispose()
     return storage
 
 
@@ -424,11 +453,13 @@ def read_only(url: str | URL) -> RetryingStorage:
     """
     address = parse_url(url)
     if not connections.is_sqlite(address):
-        return _open(address, 0.0)
+        return _open(address, deadline=0.0)
     if not connections.sqlite_path(address).is_file():
         raise StorageError(f"there is no database {connections.sqlite_path(address)}")
-    file = connections.without_creation(address).update_query_dict({"mode": "ro"})
-    storage = RetryingStorage(file.render_as_string(), address, 0.0, {})
+    read_only_url = connections.without_creation(address).update_query_dict({"mode": "ro"})
+    storage = RetryingStorage(
+        read_only_url.render_as_string(), address, deadline=0.0, engine_kwargs={}
+    )
     event.listen(storage.engine, "connect", connections.limit_untrusted)
     return storage
 
@@ -436,8 +467,8 @@ def read_only(url: str | URL) -> RetryingStorage:
 def _open(address: URL, deadline: float) -> RetryingStorage:
     """Makes the storage of an existing database; it connects when it is first used."""
     if connections.is_sqlite(address):
-        file = connections.without_creation(address)
-        return SQLiteStorage(file.render_as_string(), address, deadline)
+        url_of_existing = connections.without_creation(address)
+        return SQLiteStorage(url_of_existing.render_as_string(), address, deadline)
     engine_kwargs = {
         "pool_size": 2,  # as many as `reach.check_connections` counts for a worker
         "pool_use_lifo": True,  # so that the second one is not made while one is enough

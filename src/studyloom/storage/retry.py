@@ -1,4 +1,4 @@
-"""Calls on a database that are repeated after a transient failure, with growing pauses."""
+"""Repeats calls on a database after transient failures, until it is back or a deadline is over."""
 
 import logging
 import math
@@ -69,9 +69,9 @@ class Retry:
         self.stopping: Callable[[], bool] = never
         self.away = False
         # When the first of the calls that wait now began to, as time.monotonic.
-        self._away_since: float | None = None
-        # The error of a call that has waited in vain, if none has succeeded since.
-        self._given_up: StorageLost | None = None
+        self._waiting_since: float | None = None
+        # The error of the last call that was given up, until a call succeeds.
+        self._last_failure: StorageLost | None = None
         self._next_try = 0.0  # when a call may be tried after that, as time.monotonic
 
     def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
@@ -86,8 +86,9 @@ class Retry:
             StorageLost: The failure is permanent, or has lasted too long.
         """
         call = Call(began=time.monotonic(), pooled=pooled)
-        if self._given_up is not None and call.began < self._next_try:
-            raise StorageLost(str(self._given_up), waited=self._given_up.waited)
+        if self._last_failure is not None and call.began < self._next_try:
+            # A server that was away a moment ago is not even called.
+            raise StorageLost(str(self._last_failure), waited=self._last_failure.waited)
         with call_state.begin_call():
             call_state.try_ends = self._end_of_first_try(call)
             try:
@@ -95,10 +96,14 @@ class Retry:
             finally:
                 if call.has_failed:  # also if a signal has ended the wait
                     self.away = False
-                    self._away_since = None
+                    self._waiting_since = None
 
     def _repeat(self, attempt: Callable[[], T], call: Call) -> T:
-        """Tries until the function succeeds, or the call is given up."""
+        """Calls a function until it succeeds, with growing pauses.
+
+        Raises:
+            StorageLost: The call was given up: the failure is permanent, or no time is left.
+        """
         pause = FIRST_PAUSE
         while True:
             call_state.committing = False
@@ -109,10 +114,11 @@ class Retry:
                 away_since = self._begin_outage(call)
                 connection_broke = lost.broken and lost.passing
                 if call.pooled and connection_broke and not call_state.committing:
-                    # It may have been lost since the previous call: a new one is tried at once.
+                    # A pooled connection may have been lost since the previous call, although the
+                    # database is there: a new one is tried at once.
                     call.pooled = False
                     continue
-                time_left = self._limit_next_try(lost, away_since)
+                time_left = self._plan_next_try(lost, away_since)
                 self._announce_wait(lost)
             except Exception:
                 # The database has answered: a trial is gone, for example.
@@ -130,28 +136,34 @@ class Retry:
         return diagnose(error, self.address)
 
     def _end_of_first_try(self, call: Call) -> float | None:
-        """Returns when the first try of a call must end, as time.monotonic; None for no limit."""
+        """Returns when the first try of a call must end, as time.monotonic; None for no limit.
+
+        The limit is passed to libpq as the time in which a connection must be made.
+        """
         if self.deadline <= 0:
             return None
-        if self._given_up is not None:
+        if self._last_failure is not None:
             return call.began  # the database is known to be away
-        outage_began = self._away_since or call.began
+        outage_began = self._waiting_since or call.began
         deadline = outage_began + self.deadline
         return min(call.began + longest_silence(self.deadline), deadline)
 
     def _begin_outage(self, call: Call) -> float:
-        """Records that a call has failed; returns since when the database has been away.
+        """Records that a call has failed.
 
-        The deadline counts from there. It is the same for all calls that wait now: the first of
-        them decides. A cut network is silent before the first failure, so that this silence counts.
-        All of the time since the call does not, because a process may have been stopped for long.
+        The database counts as away since the first failure of any call that waits now, so that all
+        of them have the same deadline. The silence of a cut network before that failure counts too,
+        but not all of the time since the call began: the process may have been stopped for long.
+
+        Returns:
+            Since when the database has been away, as time.monotonic.
         """
         if not call.has_failed:
             call.has_failed = True
-            if self._away_since is None:
+            if self._waiting_since is None:
                 silence_began = time.monotonic() - longest_silence(self.deadline)
-                self._away_since = max(call.began, silence_began)
-            call.away_since = self._away_since
+                self._waiting_since = max(call.began, silence_began)
+            call.away_since = self._waiting_since
         return call.away_since
 
     @property
@@ -161,22 +173,26 @@ class Retry:
             return min(self.deadline, STOP_DEADLINE)
         return self.deadline
 
-    def _limit_next_try(self, lost: StorageLost, away_since: float) -> float:
+    def _plan_next_try(self, lost: StorageLost, away_since: float) -> float:
         """Sets when the next try must end after a failure; returns the seconds until then.
 
+        Args:
+            lost: The failure.
+            away_since: Since when the database has been away, as time.monotonic.
+
         Raises:
-            StorageLost: None are left, or the failure is permanent.
+            StorageLost: No time is left, or the failure is permanent.
         """
         seconds_to_wait = self._seconds_to_wait
-        if self._given_up is None:
+        if self._last_failure is None:
             call_state.try_ends = away_since + seconds_to_wait
         else:
-            call_state.try_ends = away_since  # another call has waited already
+            call_state.try_ends = away_since  # another call has waited in vain already
         time_left = call_state.try_ends - time.monotonic()
         if not lost.passing or time_left <= 0:
             raise self._give_up(lost, seconds_to_wait) from None
         if call_state.committing:
-            call_state.uncertain = True
+            call_state.uncertain = True  # the COMMIT may have been done, and only its reply lost
         return time_left
 
     def _announce_wait(self, lost: StorageLost) -> None:
@@ -187,31 +203,35 @@ class Retry:
 
     def _end_outage(self, call: Call) -> None:
         """Forgets earlier failures; logs that the database is back if this call has waited."""
-        self._given_up = None
-        self._away_since = None
+        self._last_failure = None
+        self._waiting_since = None
         if call.has_failed and self.away:
             seconds = time.monotonic() - call.began
             log.warning("storage: %s is back after %.1f s", without_password(self.address), seconds)
 
     def _give_up(self, lost: StorageLost, seconds_to_wait: float) -> StorageLost:
-        """Returns the error of a call that is given up after so many seconds of an outage.
+        """Returns the error of a call that is given up, and remembers it for later calls.
 
-        Later calls are given up at once with the same error; see the class.
+        They are tried once, and a server is not even called for a moment, until a call succeeds.
+
+        Args:
+            lost: The last failure of the call.
+            seconds_to_wait: The seconds of the outage after which the call is given up.
         """
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
         waited = seconds_to_wait
-        if self._given_up is not None:
-            waited = max(seconds_to_wait, self._given_up.waited)
+        if self._last_failure is not None:
+            waited = max(seconds_to_wait, self._last_failure.waited)
         reason = "storage.deadline"
         if self.stopping():
             reason = "this process is stopping"
         if not is_sqlite(self.address):
             self._next_try = time.monotonic() + LONGEST_PAUSE
-        self._given_up = StorageLost(
+        self._last_failure = StorageLost(
             f"{lost}; it did not recover in {waited:g} s ({reason}); once it is back, the same "
             "command resumes the study",
             waited=waited,
         )
-        return self._given_up
+        return self._last_failure

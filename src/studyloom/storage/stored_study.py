@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ SEARCH = "search"
 REEVALUATION = "re-evaluation"
 FINAL_TRAINING = "final-training"
 ABLATION = "ablation"
+# Matches "mnist/re-evaluation 40-5-3 max accuracy where parameters <= 10000".
 STAGE_NAME = re.compile(
     r"(?P<study>[^/]*)/(?P<title>[\w-]+) "
     r"(?P<trials>\d+)-(?P<top>\d+)-(?P<seeds>\d+)(?: (?P<details>.*))?"
@@ -90,7 +92,7 @@ class StageName:
 
 
 def owner_of(name: str) -> str | None:
-    """Returns the study whose later stage has this name; None if it is the name of a search.
+    """Returns the search to which a later stage of this name belongs; None for a search's name.
 
     No name that a user gives has a slash.
     """
@@ -141,10 +143,10 @@ class StoredStudy:
     # Which trials count
 
     def trials(self, *, all_attributes: bool = False) -> list[FrozenTrial]:
-        """Returns the trials that fill slots, by number; they must not be changed.
+        """Returns the trials that fill slots of the budget, by number; they must not be changed.
 
-        An Optuna study has no slots. Its trials are all returned, without attributes that have the
-        names of studyloom's.
+        A study of another program has no slots. Its trials are all returned, without attributes
+        that have the names of studyloom's.
 
         Args:
             all_attributes: Whether each has all its attributes, also while this worker has a trial.
@@ -205,7 +207,15 @@ class StoredStudy:
         return mask_passwords(reason)
 
     def check_halted(self, prefix: str = "") -> None:
-        """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
+        """Raises an error if the study has stopped itself.
+
+        Args:
+            prefix: How the error message begins, before the stored reason.
+
+        Raises:
+            UndefinedObjective: It stopped since the metric of trials was not a finite number.
+            Halted: It stopped for another reason.
+        """
         reason = self.halted()
         if reason is None:
             return
@@ -236,10 +246,10 @@ class StoredStudy:
 
     def costs(self, trial: FrozenTrial) -> tuple[float, ...]:
         """Returns the values of a complete trial, with signs such that less of each is better."""
-        return tuple(
-            -objective.sign * value
-            for objective, value in zip(self.objectives, trial.values, strict=True)
-        )
+        costs = []
+        for objective, value in zip(self.objectives, trial.values, strict=True):
+            costs.append(-objective.sign * value)
+        return tuple(costs)
 
     def front(self) -> list[FrozenTrial]:
         """Returns the Pareto front, the best by the first value first.
@@ -247,21 +257,25 @@ class StoredStudy:
         A feasible trial is on it unless another one is as good in all values and better in one. Of
         trials with equal values, all are on it.
         """
-        # In this order a trial is beaten only by earlier ones. If it is beaten by any trial, it is
-        # also beaten by one of the front.
+        # In this order only earlier trials can dominate a trial. A trial that any other dominates
+        # is also dominated by one on the front.
         best_first = sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number))
         front: list[FrozenTrial] = []
         for trial in best_first:
             costs = self.costs(trial)
-            if not any(_beats(self.costs(other), costs) for other in front):
+            is_dominated = any(_dominates(self.costs(other), costs) for other in front)
+            if not is_dominated:
                 front.append(trial)
         return front
 
     @cached_property
     def cost_names(self) -> tuple[str, ...]:
-        """The names of the costs that a trial may have: those of a network, and those of a loop."""
-        keys = [key for key in self.definition() or {} if key.startswith(CONSTRAINTS)]
-        return (*COSTS, *(key.removeprefix(CONSTRAINTS) for key in keys))
+        """The names of the costs that a trial may have: a network's, and those with constraints."""
+        names = list(COSTS)
+        for key in self.definition() or {}:
+            if key.startswith(CONSTRAINTS):
+                names.append(key.removeprefix(CONSTRAINTS))
+        return tuple(names)
 
     def values_by_name(self, trial: FrozenTrial) -> dict[str, float]:
         """Returns the values of a complete trial and its other costs, by name."""
@@ -285,11 +299,13 @@ class StoredStudy:
         baseline = self._feasible_baseline()
         conditions = []
         if baseline is not None:
-            for objective, value in zip(self.objectives[1:], baseline.values[1:], strict=True):
+            for objective, baseline_value in zip(
+                self.objectives[1:], baseline.values[1:], strict=True
+            ):
                 comparison = ">="
-                if objective.sign < 0:
+                if objective.sign < 0:  # less is better
                     comparison = "<="
-                conditions.append(Condition(objective.name, comparison, value))
+                conditions.append(Condition(objective.name, comparison, baseline_value))
         return Rule(self.objectives[0], tuple(conditions))
 
     def _feasible_baseline(self) -> FrozenTrial | None:
@@ -343,7 +359,7 @@ class StoredStudy:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         (text,) = self.attributes(RULE)
         if text is not None:
-            # A rule that this program stores can be parsed; the database may be untrusted.
+            # Another program may have stored a text that is no rule; then the default counts.
             with suppress(ConfigError):
                 costs = [ObjectiveValue(name, "minimize") for name in self.cost_names]
                 return Rule.parse(text, [*self.objectives, *costs])
@@ -352,19 +368,22 @@ class StoredStudy:
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
         """Returns the feasible trials that satisfy a rule, the best first.
 
-        Of trials that the rule ranks alike, the one that is better in the other values comes
-        first, then the earlier one. Without a rule that of the study counts.
+        Among trials that the rule ranks alike, the one that is better in the other values comes
+        first, then the earlier one.
+
+        Args:
+            rule: The rule; None for that of the study.
         """
         if rule is None:
             rule = self.rule()
-        trials = {}
-        sort_keys = []
+        ranked = []
         for trial in self.feasible():
             values = self.values_by_name(trial)
             if rule.holds(values):
-                trials[trial.number] = trial
-                sort_keys.append((rule.rank(values), self.costs(trial), trial.number))
-        return [trials[number] for _, _, number in sorted(sort_keys)]
+                sort_key = (rule.rank(values), self.costs(trial), trial.number)
+                ranked.append((sort_key, trial))
+        ranked.sort(key=itemgetter(0))
+        return [trial for _, trial in ranked]
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:
@@ -372,34 +391,35 @@ def _is_feasible(trial: FrozenTrial) -> bool:
     if trial.state != TrialState.COMPLETE:
         return False
     constraints = trial.constraints or {}
-    return all(value <= 0 for value in constraints.values())
+    return all(value <= 0 for value in constraints.values())  # a broken one is above 0
 
 
-def _beats(costs: Sequence[float], other_costs: Sequence[float]) -> bool:
+def _dominates(costs: Sequence[float], other_costs: Sequence[float]) -> bool:
     """Returns whether costs are no higher than others, and one of them is lower."""
-    as_good = all(cost <= other for cost, other in zip(costs, other_costs, strict=True))
-    return as_good and costs != other_costs
+    are_no_higher = all(cost <= other for cost, other in zip(costs, other_costs, strict=True))
+    return are_no_higher and costs != other_costs
 
 
 def read_objectives(
     names: Sequence[str] | None, directions: Sequence[StudyDirection]
 ) -> tuple[ObjectiveValue, ...]:
-    """Returns the objectives of a study of any program.
+    """Returns the objectives of a study, which any program may have made.
 
     Args:
         names: The names as stored. Unless there is one for each direction, the objectives are
             called value, value 1, ….
     """
     if names is None or len(names) != len(directions):
-        names = [f"value {number}" for number in range(len(directions))]
-        names[0] = "value"
+        names = ["value"]
+        for number in range(1, len(directions)):
+            names.append(f"value {number}")
     objectives = []
-    for name, direction in zip(names, directions, strict=True):
-        word: Direction = "minimize"
-        if direction == StudyDirection.MAXIMIZE:
-            word = "maximize"
+    for name, stored_direction in zip(names, directions, strict=True):
+        direction: Direction = "minimize"
+        if stored_direction == StudyDirection.MAXIMIZE:
+            direction = "maximize"
         # Another program may store line breaks.
-        objectives.append(ObjectiveValue(one_line(name), word))
+        objectives.append(ObjectiveValue(one_line(name), direction))
     return tuple(objectives)
 
 

@@ -1,4 +1,4 @@
-"""The trial buffer: Optuna's storage for a worker, whose own trial is written in few transactions.
+"""The trial buffer: Optuna's storage for a worker, which writes its trial in few transactions.
 
 Optuna commits each hyperparameter, report and attribute separately, and reads all running trials
 for each call of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
@@ -50,10 +50,10 @@ class TrialBuffer(CachedStorage):
         self._backend: RetryingStorage = backend
         self.reads_snapshots = False
         # The worker's own trial, its study, and its changes that are not stored yet.
-        self._own: FrozenTrial | None = None
+        self._own_trial: FrozenTrial | None = None
         self._study_id = -1
         self._pending: list[Write] = []
-        self._written = 0  # how many pending changes the last `write` has written
+        self._written_count = 0  # how many pending changes the last `write` has written
         self._created: FrozenTrial | None = None  # a trial that `create` made for the next `load`
         self._others: OtherTrials | None = None
 
@@ -72,7 +72,10 @@ class TrialBuffer(CachedStorage):
         return self._created._trial_id
 
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:
-        """Loads a trial as the worker's own, and returns a copy of it.
+        """Makes a trial the worker's own, whose changes stay in memory until `write`.
+
+        Returns:
+            A copy of the trial.
 
         Raises:
             TrialDeleted: It does not exist.
@@ -85,7 +88,8 @@ class TrialBuffer(CachedStorage):
                 trial = self._backend.get_trial(trial_id)
             except KeyError:
                 raise sql.trial_deleted() from None
-        # TPE raises an exception at a pruned trial of several objectives.
+        # Paused trials may look pruned, except for several objectives: there TPE raises an
+        # exception at a pruned trial.
         paused_as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
@@ -95,7 +99,7 @@ class TrialBuffer(CachedStorage):
                     paused_as_pruned=paused_as_pruned,
                     snapshot=self.reads_snapshots,
                 )
-            self._own = trial
+            self._own_trial = trial
             self._study_id = study_id
         self.refresh(study_id)
         return _copy_trial(trial)
@@ -110,22 +114,25 @@ class TrialBuffer(CachedStorage):
         return super().get_all_trials(study_id, deepcopy=False)
 
     def write(self, connection: Connection) -> None:
-        """Writes the changes of the worker's own trial; `mark_written` follows the commit."""
+        """Writes the pending changes of the worker's own trial in the caller's transaction.
+
+        They stay pending until `mark_written`, which the caller calls after the commit.
+        """
         with self._lock:
             writes = list(self._pending)
-            self._written = len(writes)
+            self._written_count = len(writes)
         sql.write(connection, writes)
 
     def mark_written(self) -> None:
-        """Drops the pending changes that the last `write` has stored."""
+        """Drops the pending changes that the last `write` has stored; later ones stay."""
         with self._lock:
-            self._pending = self._pending[self._written :]
-            self._written = 0
+            self._pending = self._pending[self._written_count :]
+            self._written_count = 0
 
     def clear(self) -> None:
         """Drops the worker's own trial, and those of its changes that were not written."""
         with self._lock:
-            self._own = None
+            self._own_trial = None
             self._pending = []
 
     def forget(self, study_id: int) -> None:
@@ -134,54 +141,56 @@ class TrialBuffer(CachedStorage):
             self._studies.pop(study_id, None)
             self._others = None
 
-    def _change(
+    def _change_own(
         self,
         trial_id: int,
         writes: Sequence[Write],
-        items: Mapping[str, dict[Any, Any]],
-        **values: Any,
+        new_items: Mapping[str, dict[Any, Any]],
+        **new_values: Any,
     ) -> bool:
-        """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
+        """Changes a trial in memory if it is the worker's own; `write` stores the change later.
 
         Args:
             writes: The rows of the change.
-            items: Items to add to dicts of the trial, such as `params`, by the dict's name.
-            values: New values of other attributes of the trial, such as `state`.
+            new_items: Items to add to dicts of the trial, such as `params`, by the dict's name.
+            new_values: New values of other attributes of the trial, such as `state`.
 
         Returns:
             False if the trial is not the worker's own; then nothing has changed.
         """
         with self._lock:
-            if self._own is None or self._own._trial_id != trial_id:
+            if self._own_trial is None or self._own_trial._trial_id != trial_id:
                 return False
-            changed = copy.copy(self._own)
-            for name, new_items in items.items():
-                setattr(changed, name, getattr(changed, name) | new_items)
-            for name, value in values.items():
-                setattr(changed, name, value)
-            self._own = changed
+            # The change is made in a copy, since a thread may be reading the trial.
+            changed_trial = copy.copy(self._own_trial)
+            for name, items in new_items.items():
+                setattr(changed_trial, name, getattr(changed_trial, name) | items)
+            for name, value in new_values.items():
+                setattr(changed_trial, name, value)
+            self._own_trial = changed_trial
             self._pending += writes
             return True
 
-    # Methods of Optuna's storage. Reads come from the buffer while a trial is loaded, and from the
-    # database otherwise; writes to the worker's own trial stay here.
+    # Methods of Optuna's storage
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        own_trial = self._own
+        """Returns the trials of a study: while one is loaded, as the buffer has them."""
+        own_trial = self._own_trial
         other_trials = self._others
         if own_trial is None or other_trials is None or study_id != self._study_id:
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = other_trials.list_with(own_trial, states)
+        trials = other_trials.list_with_own(own_trial, states)
         if deepcopy:
             return copy.deepcopy(trials)
         return trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Returns a trial; the worker's own with the changes that are not stored yet."""
         with self._lock:
-            if self._own is not None and self._own._trial_id == trial_id:
-                return _copy_trial(self._own)
+            if self._own_trial is not None and self._own_trial._trial_id == trial_id:
+                return _copy_trial(self._own_trial)
         return super().get_trial(trial_id)
 
     def set_trial_param(
@@ -191,32 +200,42 @@ class TrialBuffer(CachedStorage):
         param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:
+        """Sets a hyperparameter: in memory for the worker's own trial, else in the database."""
         value = distribution.to_external_repr(param_value_internal)
-        items = {"params": {param_name: value}, "distributions": {param_name: distribution}}
+        new_items = {"params": {param_name: value}, "distributions": {param_name: distribution}}
         writes = [sql.param(trial_id, param_name, param_value_internal, distribution)]
-        if not self._change(trial_id, writes, items):
+        is_own = self._change_own(trial_id, writes, new_items)
+        if not is_own:
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
+        """Adds a report: in memory for the worker's own trial, else in the database."""
+        new_items = {"intermediate_values": {step: intermediate_value}}
         writes = [sql.report(trial_id, step, intermediate_value)]
-        if not self._change(trial_id, writes, {"intermediate_values": {step: intermediate_value}}):
+        is_own = self._change_own(trial_id, writes, new_items)
+        if not is_own:
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
+        """Sets an attribute: in memory for the worker's own trial, else in the database."""
         writes = [sql.user_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, {"user_attrs": {key: value}}):
+        is_own = self._change_own(trial_id, writes, {"user_attrs": {key: value}})
+        if not is_own:
             super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Sets an attribute: in memory for the worker's own trial, else in the database."""
         writes = [sql.system_attr(trial_id, key, value)]
-        if not self._change(trial_id, writes, {"system_attrs": {key: value}}):
+        is_own = self._change_own(trial_id, writes, {"system_attrs": {key: value}})
+        if not is_own:
             super().set_trial_system_attr(trial_id, key, value)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
+        """Starts or ends a trial: in memory for the worker's own, else in the database."""
         new_values: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
             writes = [sql.start(trial_id)]
@@ -227,25 +246,26 @@ class TrialBuffer(CachedStorage):
             new_values["values"] = None
             if values:
                 new_values["values"] = list(values)
-        if self._change(trial_id, writes, {}, **new_values):
+        is_own = self._change_own(trial_id, writes, {}, **new_values)
+        if is_own:
             return True
         return super().set_trial_state_values(trial_id, state, values)
 
 
 def _copy_trial(trial: FrozenTrial) -> FrozenTrial:
     """Copies a trial, so that hyperparameters, reports and attributes may be added."""
-    new = copy.copy(trial)
+    copied = copy.copy(trial)
     for name in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
-        setattr(new, name, dict(getattr(trial, name)))
-    return new
+        setattr(copied, name, dict(getattr(trial, name)))
+    return copied
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The result of one look at the other trials of a study.
+    """The result of one read of the other trials of a study.
 
     Attributes:
-        finished: The trials that have ended since the previous look.
+        finished: The trials that have ended since the previous read.
         unfinished: The trials that have not ended, if they were requested.
         unfinished_ids: The ids of all trials that have not ended, the worker's own included.
     """
@@ -279,32 +299,34 @@ class OtherTrials:
         self._paused_as_pruned = paused_as_pruned
         self._snapshot = snapshot
         self._lock = threading.RLock()
-        self._latest_id = -1  # of the trials that were seen
-        self._unfinished_ids: set[int] = set()  # of the trials that had not ended when last seen
+        self._largest_id = -1  # of the trials that were read
+        # The ids of the trials that had not ended when they were last read.
+        self._unfinished_ids: set[int] = set()
         # The ended trials in some states, by number: a list for each requested combination of
         # states, so that a call need not filter and sort.
         self._finished: dict[tuple[TrialState, ...], list[FrozenTrial]] = {FINISHED: []}
         # Since `forget_changes`: whether ended trials were read, and the unfinished ones if read.
-        self._knows_finished = False
+        self._has_read_finished = False
         self._unfinished: list[FrozenTrial] | None = None
 
     def forget_changes(self) -> None:
         """Makes the next read go to the database; later ones use its result until the next call."""
-        self._knows_finished = False
+        self._has_read_finished = False
         self._unfinished = None
 
-    def list_with(
+    def list_with_own(
         self, own_trial: FrozenTrial, states: Container[TrialState] | None
     ) -> list[FrozenTrial]:
         """Lists the trials in some states, or in all, by number, the worker's own included."""
         with_unfinished = states is None or any(state in states for state in OF_UNFINISHED)
         with self._lock:
             self._update(own_trial._trial_id, with_unfinished=with_unfinished)
+            # The ended trials are sorted already; the other ones are inserted at their places.
             trials = list(self._finished_in(states))
-            unsorted_trials = [own_trial]
+            trials_to_insert = [own_trial]
             if with_unfinished and self._unfinished is not None:
-                unsorted_trials += self._unfinished
-            for trial in unsorted_trials:
+                trials_to_insert += self._unfinished
+            for trial in trials_to_insert:
                 if states is None or trial.state in states:
                     insort(trials, trial, key=BY_NUMBER)
         return trials
@@ -313,19 +335,19 @@ class OtherTrials:
         """Returns the cached list of the ended trials in some states, or in all."""
         key = tuple(state for state in FINISHED if states is None or state in states)
         if key not in self._finished:
-            self._finished[key] = [
-                trial for trial in self._finished[FINISHED] if trial.state in key
-            ]
+            all_finished = self._finished[FINISHED]
+            self._finished[key] = [trial for trial in all_finished if trial.state in key]
         return self._finished[key]
 
     def _update(self, own_id: int, *, with_unfinished: bool) -> None:
-        """Reads what has changed since `forget_changes`, as far as no call has read it yet.
+        """Reads the trials that have changed, unless they were read since `forget_changes`.
 
         Args:
+            own_id: The id of the worker's own trial.
             with_unfinished: Whether the unfinished trials are needed too.
         """
         needs_unfinished = with_unfinished and self._unfinished is None
-        if self._knows_finished and not needs_unfinished:
+        if self._has_read_finished and not needs_unfinished:
             return
         changes = self._storage.read(
             lambda connection: self._read_changes(connection, own_id, with_unfinished),
@@ -333,27 +355,29 @@ class OtherTrials:
         )
         self._unfinished_ids = changes.unfinished_ids
         finished_ids = {trial._trial_id for trial in changes.finished}
-        self._latest_id = max(self._latest_id, *self._unfinished_ids, *finished_ids)
+        self._largest_id = max(self._largest_id, *self._unfinished_ids, *finished_ids)
         for trial in changes.finished:
-            if sql.fills_slot(trial):
+            if sql.fills_slot(trial):  # the trials of other programs are not counted
                 self._add_finished(trial)
-        self._knows_finished = True
+        self._has_read_finished = True
         if with_unfinished:
-            self._unfinished = self._countable(changes.unfinished)
+            self._unfinished = self._select_countable(changes.unfinished)
 
     def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
-        """Looks at the other trials once, in a transaction.
+        """Reads the trials that have ended since the previous read, and which have not ended.
 
         Args:
+            connection: In a transaction.
             own_id: The id of the worker's own trial, which counts as not ended and is not read.
+            with_unfinished: Whether to read the trials that have not ended too.
         """
         unfinished_ids = {own_id, *self._unfinished_ids}
         finished_rows = []
-        if not self._knows_finished:
-            # The trials since the latest one that was seen, and those that have ended since.
+        if not self._has_read_finished:
+            # It selects new trials, and those of the unfinished ones that have ended meanwhile.
             parameters = {
                 "study": self._study_id,
-                "after": self._latest_id,
+                "after": self._largest_id,
                 "ids": json.dumps(list(self._unfinished_ids - {own_id})),
             }
             for row in connection.execute(sql.CHANGED_ROWS, parameters):
@@ -379,10 +403,11 @@ class OtherTrials:
             if trial.state in states:
                 insort(trials, trial, key=BY_NUMBER)
 
-    def _countable(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Selects unfinished trials that fill slots, as samplers and pruners see them.
+    def _select_countable(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Selects the unfinished trials of the budget, and returns them as samplers see them.
 
-        One may have ended between the two statements of a look; the next look counts it as ended.
+        A trial that ended between the two statements of a read is left out; the next read finds it
+        among the ended ones.
         """
         countable = []
         for trial in trials:
@@ -394,7 +419,7 @@ class OtherTrials:
 
 
 def as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a trial as samplers and pruners see it: a paused one as pruned at its rung.
+    """Returns a trial as samplers and pruners see it: a paused one as pruned where it waits.
 
     Optuna knows no paused trials. TPE would learn nothing from a running one: it models ended
     trials, and takes running ones for bad ones to keep parallel workers apart (constant liar).
@@ -404,7 +429,7 @@ def as_pruned(trial: FrozenTrial) -> FrozenTrial:
         return trial
     pruned = copy.copy(trial)
     pruned.state = TrialState.PRUNED
-    # Optuna ends a pruned trial with its last report, unless that is not a number.
+    # As in Optuna, the value of a pruned trial is its last report, unless that is NaN.
     pruned.values = None
     if trial.last_step is not None:
         last_value = trial.intermediate_values[trial.last_step]
