@@ -239,7 +239,7 @@ DATA = TrainingData(None, None, [])  # type: ignore[arg-type]
 
 def serve(folder: Path, pipe: Any) -> None:
     """Keeps the embedded server of a folder alive until the other end of a pipe is closed."""
-    pipe.send(urls.serve(f"embedded_postgres:///{folder}", own=True))
+    pipe.send(urls.start_embedded_server(f"embedded_postgres:///{folder}", create=True))
     with suppress(EOFError):
         pipe.recv()
 

@@ -20,7 +20,7 @@ from studyloom.storage import opening
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.storage.trial_tables import Rows, curve_rows, trial_rows
-from studyloom.storage.urls import serve
+from studyloom.storage.urls import start_embedded_server
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.words import format_parameters, list_facts, make_headline
 from studyloom.winner.result import Result, from_document
@@ -429,11 +429,13 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
             studies and `name` is None.
     """
     if "://" in str(run_dir_or_url):
-        url = serve(str(run_dir_or_url))
+        url = start_embedded_server(str(run_dir_or_url))
         return Study(opening.open_only_study(url, name, DEADLINE, "name must be given"))
     run_dir = Path(run_dir_or_url).absolute()
     url, name_in_folder = read_run(run_dir)
-    return Study(opening.open_study(serve(url), name or name_in_folder, DEADLINE), run_dir)
+    return Study(
+        opening.open_study(start_embedded_server(url), name or name_in_folder, DEADLINE), run_dir
+    )
 
 
 def run_from_python(

@@ -36,8 +36,8 @@ PROJECT = Path("/tmp/studyloom-archive")  # the result's files name it, and are 
 AGE = "UPDATE studyloom_slots SET expires = expires - 1e8"
 SERVE = """
 import sys
-from studyloom.storage.urls import serve
-print(serve(sys.argv[1], own=True), flush=True)
+from studyloom.storage.urls import start_embedded_server
+print(start_embedded_server(sys.argv[1], create=True), flush=True)
 sys.stdin.read()
 """
 STUDYLOOM = "import sys; from studyloom.cli import main; sys.exit(main(sys.argv[1:]))"

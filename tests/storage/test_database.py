@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import connections, creation_lock
 from studyloom.storage.connections import plain_engine, untrusted
-from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.creation_lock import hold_creation_lock
 from studyloom.storage.database import connect, read_only
 from studyloom.storage.optuna_tables import newest_version, stored_version
 from studyloom.storage.reach import count_free_connections
@@ -107,12 +107,12 @@ def test_one_process_at_a_time_is_exclusive(url):
 
     def second():
         inside.wait(10)
-        with exclusive(url):
+        with hold_creation_lock(url):
             order.append("second")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with exclusive(url):
+    with hold_creation_lock(url):
         inside.set()
         thread.join(0.2)  # it would be in by now
         order.append("first")
@@ -126,11 +126,11 @@ def test_a_command_that_waits_for_a_lock_says_so_and_then_continues(url, monkeyp
     monkeypatch.setattr(creation_lock.log, "warning", lambda *_: told.set() or order.append(_[1]))
 
     def second():
-        with exclusive(url):
+        with hold_creation_lock(url):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with exclusive(url):
+    with hold_creation_lock(url):
         thread.start()
         assert told.wait(60)
     thread.join(60)
@@ -145,7 +145,7 @@ def test_a_server_lock_leaves_a_process_that_sleeps_but_not_one_that_works(
 ):
     monkeypatch.setattr(connections, "BUSY_SECONDS", 1)
     hold = "from studyloom.storage import connections, creation_lock; connections.LEASE = 2\n"
-    hold += "with creation_lock.exclusive(sys.argv[1]): print('held', flush=True); input()"
+    hold += "with creation_lock.hold_creation_lock(sys.argv[1]): print('held', flush=True); input()"
     command = [sys.executable, "-c", f"import sys; {hold}", postgres_url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     told = threading.Semaphore(0)
@@ -155,7 +155,7 @@ def test_a_server_lock_leaves_a_process_that_sleeps_but_not_one_that_works(
         tries = []
 
         def other():
-            with exclusive(postgres_url):
+            with hold_creation_lock(postgres_url):
                 tries.append("held")
 
         thread = threading.Thread(target=other)

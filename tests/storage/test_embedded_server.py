@@ -19,13 +19,13 @@ from servers import ask
 from studyloom.errors import ServerError
 from studyloom.installation import pip_install
 from studyloom.storage import embedded_server as server
-from studyloom.storage.urls import serve
+from studyloom.storage.urls import start_embedded_server
 
 # Prints the address, and uses the server until its standard input closes.
 USER = """
 import sys
-from studyloom.storage.urls import serve
-print(serve(sys.argv[1], own=True), flush=True)
+from studyloom.storage.urls import start_embedded_server
+print(start_embedded_server(sys.argv[1], create=True), flush=True)
 sys.stdin.read()
 """
 
@@ -171,7 +171,7 @@ def test_damaged_files_of_a_server_are_named_with_a_fix(folder, use):
     until(lambda: not processes(folder))
     (folder / "data" / "global" / "pg_control").write_bytes(bytes(8192))
     with pytest.raises(ServerError) as caught:
-        serve(f"embedded_postgres:///{folder}", own=True)
+        start_embedded_server(f"embedded_postgres:///{folder}", create=True)
     assert "did not start: " in str(caught.value)
     assert f"restore a copy of {folder}, or delete it" in str(caught.value)
 
@@ -183,7 +183,7 @@ def test_an_error_says_why_a_server_does_not_start(folder, use):
     until(lambda: not processes(folder))
     (folder / "data" / "PG_VERSION").write_text("9\n")
     with pytest.raises(ServerError, match=r"did not start: .*server\.log has more; if its files"):
-        serve(f"embedded_postgres:///{folder}", own=True)
+        start_embedded_server(f"embedded_postgres:///{folder}", create=True)
     assert "version 9" in (folder / "server.log").read_text()
 
 
@@ -191,14 +191,14 @@ def test_a_server_that_no_command_of_the_user_has_made_is_not_started(folder):
     (folder / "data").mkdir(parents=True)
     for own in (False, True):
         with pytest.raises(ServerError, match="--trust-server"):
-            serve(f"embedded_postgres:///{folder}", own=own)
+            start_embedded_server(f"embedded_postgres:///{folder}", create=own)
     assert [*folder.iterdir()] == [folder / "data"]
 
 
 def test_a_missing_wheel_or_a_space_in_the_path_is_named_with_a_fix(tmp_path, monkeypatch):
     with pytest.raises(ServerError, match="must have no spaces"):
-        serve(f"embedded_postgres:///{tmp_path}/a run/postgres", own=True)
+        start_embedded_server(f"embedded_postgres:///{tmp_path}/a run/postgres", create=True)
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServerError, match=re.escape(pip_install("embedded"))):
-        serve(f"embedded_postgres:///{tmp_path}/postgres", own=True)
+        start_embedded_server(f"embedded_postgres:///{tmp_path}/postgres", create=True)
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from studyloom.commands.write_result import print_winner
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import connections, creation_lock, ledger
 from studyloom.storage.connections import POSTGRES, libpq_arguments
-from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.creation_lock import hold_creation_lock
 from studyloom.storage.database import connect
 from studyloom.storage.opening import open_study
 from studyloom.storage.urls import parse_url
@@ -133,7 +133,7 @@ def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, 
         connect(server.url, deadline=0)
     check_shown(caught.value, "Is the server running")
     assert not isinstance(caught.value, StorageLost)
-    with pytest.raises(StorageError) as caught, exclusive(server.url):
+    with pytest.raises(StorageError) as caught, hold_creation_lock(server.url):
         pass
     check_shown(caught.value, "Is the server running")
 
@@ -166,7 +166,7 @@ def test_opening_waits_for_a_server_that_starts(server, served, lines):
         assert lines.away.wait(60)
         server.start()
 
-    with in_background(start), exclusive(server.url, deadline=20):
+    with in_background(start), hold_creation_lock(server.url, deadline=20):
         assert len(connect(server.url, deadline=20).get_all_studies()) == 1
 
 

@@ -156,10 +156,10 @@ def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
         ValueError: no study has run there, or its server does not start.
     """
     from studyloom.config.runs import read_run
-    from studyloom.storage.urls import serve
+    from studyloom.storage.urls import start_embedded_server
 
     url, name = read_run(arguments.run_dir, trusted=arguments.trust_config)
-    return serve(url, trusted=arguments.trust_server), name
+    return start_embedded_server(url, trusted=arguments.trust_server), name
 
 
 def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStudy":

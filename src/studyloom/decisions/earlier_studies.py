@@ -20,7 +20,7 @@ from studyloom.storage.connections import untrusted
 from studyloom.storage.database import Connection
 from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.storage.urls import parse_url, serve, without_password
+from studyloom.storage.urls import parse_url, start_embedded_server, without_password
 
 MOST_TRIALS = 10_000  # that are read of an untrusted study; 10,000 take 0.5 s
 MOST_SECONDS = 3.0  # for reading an untrusted study
@@ -68,7 +68,7 @@ def read_earlier(source: str) -> EarlierStudy:
     else:
         folder = Path(source)
         run_url, name = read_run(folder)
-        url = serve(run_url)
+        url = start_embedded_server(run_url)
         trusted = is_trusted(folder)
     if trusted:
         most_seconds = None

@@ -4,7 +4,6 @@ The keys are part of stored studies: add new ones, but never rename one.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
@@ -107,17 +106,19 @@ TYPES: dict[str, Any] = {
 
 def fits(key: str, value: object) -> bool:
     """Returns whether a value has the type of its attribute; else it counts as missing."""
-    with suppress(msgspec.ValidationError):
+    try:
         msgspec.convert(value, TYPES.get(key, Any))
-        return True
-    return False
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def parse(stored: object, kind: type[T]) -> T | None:
     """Parses an untrusted stored value as a class; None if it does not fit."""
-    with suppress(msgspec.ValidationError):
+    try:
         return msgspec.convert(stored, kind)
-    return None
+    except msgspec.ValidationError:
+        return None
 
 
 class Stored(Generic[T]):

@@ -1,7 +1,7 @@
-"""Cells of Optuna's tables, read with a check of their types.
+"""Reads cells of Optuna's tables with a check of their types, since SQLite stores any type.
 
-SQLite stores any type in any column, and another program may have written anything. A cell that
-neither Optuna nor studyloom can have written is an error that names its table and trial.
+Another program may have written anything. A cell that neither Optuna nor studyloom can have written
+is an error that names its table and trial.
 """
 
 import json
@@ -36,6 +36,7 @@ def unknown_cell(error: Exception, place: str = "") -> StorageError:
     """Returns the error of a cell that neither Optuna nor studyloom can have written.
 
     Args:
+        error: The exception that was raised when the cell was read.
         place: The table and the trial of the cell, if they are known.
     """
     reason = shorten(one_line(str(error) or "a number is missing"), 200)
@@ -75,41 +76,44 @@ def _check_constraints(values: object) -> None:
 # Each function below takes the cells of a row, and returns a key and its value.
 
 
-def read_value(objective: object, stored: Any, kind: Any) -> tuple[int, float]:
-    value = TrialValueModel.stored_repr_to_value(stored, kind)
+def read_value(objective: object, stored_value: Any, kind: Any) -> tuple[int, float]:
+    value = TrialValueModel.stored_repr_to_value(stored_value, kind)
     return check_integer(objective, "objective"), float(value)
 
 
-def read_report(step: object, stored: Any, kind: Any) -> tuple[int, float]:
-    value = TrialIntermediateValueModel.stored_repr_to_intermediate_value(stored, kind)
+def read_report(step: object, stored_value: Any, kind: Any) -> tuple[int, float]:
+    value = TrialIntermediateValueModel.stored_repr_to_intermediate_value(stored_value, kind)
     return check_integer(step, "step"), float(value)
 
 
-def read_attribute(key: object, stored: str) -> tuple[str, Any]:
-    return check_text(key, "key"), json.loads(stored)
+def read_attribute(key: object, value_json: str) -> tuple[str, Any]:
+    return check_text(key, "key"), json.loads(value_json)
 
 
-def read_system_attribute(key: object, stored: str) -> tuple[str, Any]:
-    """Reads a system attribute; checks a constraint, and does not read a pickle."""
+def read_system_attribute(key: object, value_json: str) -> tuple[str, Any]:
+    """Reads the key and value of a system attribute, and checks a constraint.
+
+    The value of a pickle is not read; it is None.
+    """
     name = check_text(key, "key")
     if name.startswith(PICKLED):
         return name, None
-    value = json.loads(stored)
-    if name == CONSTRAINT:
+    value = json.loads(value_json)
+    if name == CONSTRAINT:  # all constraints of the trial, or None
         if value is not None:
             _check_constraints(value)
-    elif name.startswith(f"{CONSTRAINT}:"):
+    elif name.startswith(f"{CONSTRAINT}:"):  # one constraint, whose name follows
         _check_constraints([value])
     return name, value
 
 
 def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the system attributes of a study; drops metric names of a type that Optuna has not.
+    """Returns the system attributes of a study without metric names of a wrong type.
 
     Another program has stored such names, and they count as missing.
     """
     names = attributes.get(METRIC_NAMES)
-    names_fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if names_fit:
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if are_names:
         return dict(attributes)
     return {key: value for key, value in attributes.items() if key != METRIC_NAMES}

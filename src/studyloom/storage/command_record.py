@@ -62,10 +62,10 @@ class StoredCommand:
 
     @classmethod
     def read(cls, stored: StoredStudy) -> "StoredCommand":
-        """Reads what the last command has stored."""
+        """Reads what the last command has stored with its study."""
         record, stages, result = stored.attributes(COMMAND, STAGES, RESULT)
-        titles = {title: str(name) for title, name in (stages or {}).items()}
-        return cls(parse(record, CommandRecord), titles, result)
+        stage_names = {title: str(name) for title, name in (stages or {}).items()}
+        return cls(parse(record, CommandRecord), stage_names, result)
 
 
 def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> None:
@@ -75,19 +75,21 @@ def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> Non
     stored.optuna.set_user_attr(COMMAND, asdict(record))
 
 
-def end_command(stored: StoredStudy, code: int) -> None:
+def end_command(stored: StoredStudy, exit_code: int) -> None:
     """Stores that the command has ended, and with which exit code; an earlier end stays."""
     record = StoredCommand.read(stored).record
     if record is not None and record.ended is None:
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=code, at=at)))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        ended_record = replace(record, ended=exit_code, at=now)
+        stored.optuna.set_user_attr(COMMAND, asdict(ended_record))
 
 
 def reopen_command(stored: StoredStudy) -> None:
     """Stores that there is work again for a command that has ended; when it ended is kept."""
     record = StoredCommand.read(stored).record
     if record is not None and record.ended is not None:
-        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=None)))
+        open_record = replace(record, ended=None)
+        stored.optuna.set_user_attr(COMMAND, asdict(open_record))
 
 
 @contextmanager
@@ -106,10 +108,10 @@ def recording_end(stored: StoredStudy) -> Iterator[None]:
 
 
 def store_stage(stored: StoredStudy, title: str, name: str) -> None:
-    """Stores which study has the trainings of a later stage."""
-    names = StoredCommand.read(stored).stages
-    if names.get(title) != name:
-        stored.optuna.set_user_attr(STAGES, {**names, title: name})
+    """Stores the name of the study that has the trainings of a later stage."""
+    names_by_title = StoredCommand.read(stored).stages
+    if names_by_title.get(title) != name:
+        stored.optuna.set_user_attr(STAGES, {**names_by_title, title: name})
 
 
 def store_result(stored: StoredStudy, summary: Mapping[str, Any]) -> None:

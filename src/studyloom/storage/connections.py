@@ -27,6 +27,7 @@ from studyloom.text import one_line, shorten
 
 SILENCE = 40.0  # seconds after which a connection of a server that is silent is lost, at most
 LEAST_TRY = 2  # seconds that libpq waits for a host, at least
+PROBES = 4  # that a silent server does not answer until its connection is lost
 # Seconds that a single try waits for a lock that another process holds. While SQLite waits, a
 # Ctrl-C has no effect.
 BUSY_SECONDS = 5
@@ -68,7 +69,10 @@ def sqlite_path(address: URL) -> Path:
 
 
 def file_identity(address: URL) -> tuple[int, int] | None:
-    """Returns device and inode of a SQLite database; None if there is no file, or an empty one."""
+    """Returns device and inode of a SQLite file, which a file that replaces it does not have.
+
+    None if there is no file, or an empty one.
+    """
     try:
         status = os.stat(str(address.database))
     except OSError:
@@ -90,8 +94,8 @@ def without_creation(address: URL) -> URL:
     if on_read_only_disk(address):
         query["mode"] = "ro"
         if not _has_pending_commits(path):
-            # Now nothing changes the file, so SQLite need not lock it, for which it would have to
-            # create files next to it.
+            # To lock the file, SQLite would create files next to it, which it cannot. With this it
+            # takes no lock: nothing can change the file.
             query["immutable"] = "1"
     return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
@@ -113,6 +117,7 @@ def on_read_only_disk(address: URL) -> bool:
 # Untrusted SQLite files
 
 LONGEST_CELL = 10**6  # bytes
+INSTRUCTIONS_PER_LOOK = 10_000  # that SQLite executes between looks at the time
 # Queries for the names of views, triggers and virtual tables, and of tables that compute columns.
 CODE = (
     "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR rootpage = 0",
@@ -135,11 +140,14 @@ def untrusted(seconds: float | None) -> Iterator[None]:
         call_state.untrusted_until = None
 
 
-def limit_untrusted(connection: object, _: object) -> None:
+def limit_untrusted(connection: object, _record: object) -> None:
     """Limits a new connection to an untrusted file: its time and its cells; refuses code.
 
     It listens to SQLAlchemy's event `connect`. A connection that this thread opens outside of
     `untrusted`, or to a server, stays unchanged.
+
+    Raises:
+        StorageError: The file has a view or trigger, or a table that computes columns or rows.
     """
     end = call_state.untrusted_until
     if end is None or not isinstance(connection, sqlite3.Connection):
@@ -149,8 +157,8 @@ def limit_untrusted(connection: object, _: object) -> None:
         return time.monotonic() > end
 
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_CELL)
-    # SQLite calls it after each 10,000 instructions, and ends the query once it returns True.
-    connection.set_progress_handler(is_over, 10_000)
+    # SQLite ends a query once the handler returns True.
+    connection.set_progress_handler(is_over, INSTRUCTIONS_PER_LOOK)
     for query in CODE:
         row = connection.execute(query).fetchone()
         if row is not None:
@@ -176,8 +184,8 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) 
         **defaults,
         "tcp_user_timeout": round(1000 * silence),  # milliseconds
         "keepalives_idle": max(1, round(silence / 2)),  # seconds before the first probe
-        "keepalives_interval": max(1, round(silence / 8)),  # seconds between probes
-        "keepalives_count": 4,
+        "keepalives_interval": max(1, round(silence / 2 / PROBES)),  # seconds between probes
+        "keepalives_count": PROBES,
     }
     arguments = {name: value for name, value in all_defaults.items() if name not in address.query}
     options = [defaults["options"], *address.normalized_query.get("options", ())]
@@ -185,10 +193,13 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) 
     return arguments
 
 
-def limit_connect_time(_: object, __: object, ___: object, arguments: dict[str, Any]) -> None:
+def limit_connect_time(
+    _dialect: object, _record: object, _positional: object, arguments: dict[str, Any]
+) -> None:
     """Shortens `connect_timeout` in the arguments of a connection to what is left of the try.
 
-    It listens to SQLAlchemy's event `do_connect`, which lets it change the arguments in place.
+    A try to call the database must end in time, see `CallState.try_ends`. The function listens to
+    SQLAlchemy's event `do_connect`, which lets it change the arguments in place.
     """
     try_ends = call_state.try_ends
     if try_ends is None:  # the call has no deadline
@@ -199,10 +210,10 @@ def limit_connect_time(_: object, __: object, ___: object, arguments: dict[str, 
     host_count = str(arguments.get("host", "")).count(",") + 1
     seconds = math.ceil((try_ends - time.monotonic()) / host_count)
     seconds = max(LEAST_TRY, seconds)
-    configured = int(arguments["connect_timeout"])
-    is_unlimited = configured <= 0  # as libpq reads it
+    configured_seconds = int(arguments["connect_timeout"])
+    is_unlimited = configured_seconds <= 0  # as libpq reads it
     if not is_unlimited:
-        seconds = min(configured, seconds)
+        seconds = min(configured_seconds, seconds)
     arguments["connect_timeout"] = seconds
 
 
@@ -216,26 +227,18 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
         deadline: Seconds that the caller waits for a server that is away.
         create: Whether to create a SQLite file that is missing; else opening it is an error.
     """
-    if not is_sqlite(address):
+    if is_sqlite(address):
+        # Seconds to wait for the lock of a writer: longer than a worker's single try, since a
+        # caller whose deadline is 0 does not try again.
+        arguments: dict[str, Any] = {"timeout": 2 * BUSY_SECONDS}
+        if create:
+            url = URL.create("sqlite", database=str(sqlite_path(address)))
+        else:
+            url = without_creation(address)
+    else:
         defaults = POSTGRES | {"options": WITHOUT_TIME_LIMITS}
         arguments = libpq_arguments(address, defaults, deadline)
-        return _plain_engine(address, arguments)
-    # Seconds to wait for the lock of a writer: longer than a worker's single try, since a caller
-    # whose deadline is 0 does not try again.
-    arguments = {"timeout": 2 * BUSY_SECONDS}
-    if create:
-        file = URL.create("sqlite", database=str(sqlite_path(address)))
-    else:
-        file = without_creation(address)
-    return _plain_engine(file, arguments)
-
-
-def _plain_engine(url: URL, arguments: dict[str, Any]) -> sqlalchemy.Engine:
-    """Makes an engine without a pool and in autocommit mode.
-
-    Args:
-        arguments: The arguments of sqlite3's or psycopg's `connect`.
-    """
+        url = address
     engine = sqlalchemy.create_engine(
         url,
         poolclass=sqlalchemy.pool.NullPool,

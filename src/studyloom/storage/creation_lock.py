@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from studyloom.processes import running_in_thread
 from studyloom.storage import connections
-from studyloom.storage.database_errors import LOCK_TIMEOUT, explained, sqlstate
+from studyloom.storage.database_errors import LOCK_TIMEOUT, explain_errors, sqlstate
 from studyloom.storage.retry import Retry
 from studyloom.storage.urls import parse_url, without_password
 
@@ -23,12 +23,15 @@ LOCK_KEY = 0x5374756479  # the key of the lock among PostgreSQL's advisory locks
 log = logging.getLogger(__name__)
 
 
-def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManager[None]:
+def hold_creation_lock(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManager[None]:
     """Holds the lock of the one process that creates tables and studies.
 
     The folder of a SQLite file is created. By default a database that is away is not waited for, so
     that a mistyped host fails at once. On a server the lock of a process that is stopped or cut off
     goes to another one after `connections.LEASE`; on a file it ends with the process.
+
+    Args:
+        deadline: Seconds to wait for a server that is away.
     """
     address = parse_url(url)
     if connections.is_sqlite(address):
@@ -45,7 +48,7 @@ def _file_lock(address: URL) -> Iterator[None]:
     """Holds the lock of a file NAME.lock next to the SQLite file NAME.db."""
     path = connections.sqlite_path(address)
     lock = FileLock(path.with_name(f"{path.stem}.lock"))
-    with explained(address):
+    with explain_errors(address):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(connections.BUSY_SECONDS)
@@ -66,16 +69,16 @@ def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     `pool_mode = transaction`): its release may reach another session than the lock. The server
     ends the transaction if its process does not renew it.
     """
-    with explained(address):
+    with explain_errors(address):
         connection = Retry(address, deadline).run(lambda: _acquire(address, deadline))
 
-    def renew(end: threading.Event) -> None:
+    def renew_regularly(body_ended: threading.Event) -> None:
         with suppress(SQLAlchemyError):  # the lock is lost with its connection
-            while not end.wait(connections.LEASE / connections.RENEWALS):
+            while not body_ended.wait(connections.LEASE / connections.RENEWALS):
                 connection.exec_driver_sql("SELECT 1")
 
     try:
-        with running_in_thread(renew):
+        with running_in_thread(renew_regularly):
             yield
     finally:
         # The lock ends with the transaction; both have ended if the connection was lost before.
@@ -90,7 +93,7 @@ def _acquire(address: URL, deadline: float) -> sqlalchemy.Connection:
     connection = connections.plain_engine(address, deadline).connect()
     with connections.closed_on_error(connection):
         is_announced = False
-        while not _try_to_acquire(connection):
+        while not _try_to_acquire(connection):  # which waits for some seconds
             if not is_announced:
                 is_announced = True
                 message = "%s; if that sleeps, for %g s at most"

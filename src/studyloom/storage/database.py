@@ -394,7 +394,7 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
             is away.
     """
     address = parse_url(url)
-    with database_errors.explained(address):
+    with database_errors.explain_errors(address):
         return Retry(address, deadline).run(lambda: _connect_once(address, create, deadline))
 
 

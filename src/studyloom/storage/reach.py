@@ -9,7 +9,7 @@ from studyloom.config.runs import read_storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.storage import connections
-from studyloom.storage.database_errors import explained
+from studyloom.storage.database_errors import explain_errors
 from studyloom.storage.retry import Retry
 from studyloom.storage.urls import folder_of, parse_url
 
@@ -70,7 +70,7 @@ def _files_of_database(url: str) -> Path | None:
 
 
 def check_connections(url: str, workers: int) -> None:
-    """Checks that the database server has two connections left for each worker.
+    """Raises ConfigError unless the database server has two connections left for each worker.
 
     A single worker runs in this process, which is connected already.
     """
@@ -105,14 +105,15 @@ def count_free_connections(url: str) -> float:
 
     def count() -> float:
         with connections.plain_engine(address).connect() as connection:
+            # A pooler announces another process than the one that executes the statements.
             server_pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-            client: Any = connection.connection.driver_connection
-            is_pooled = client.info.backend_pid != server_pid
+            psycopg_connection: Any = connection.connection.driver_connection
+            is_pooled = psycopg_connection.info.backend_pid != server_pid
             if is_pooled:
                 return math.inf
             free_now = connection.exec_driver_sql(FREE_CONNECTIONS).scalar_one()
             own_connection = 1.0  # it counts as used now, and is closed next
             return float(free_now) + own_connection
 
-    with explained(address):
-        return Retry(address, 0.0).run(count)
+    with explain_errors(address):
+        return Retry(address, deadline=0.0).run(count)

@@ -1,4 +1,4 @@
-"""Failed trials, trained again in their slots, so that the budget stays N trials.
+"""Replaces failed trials by new ones in their slots, so that the budget stays N trials.
 
 A trial that is replaced is set aside: it is kept, but no longer counted.
 """
@@ -31,15 +31,15 @@ def redo_failed(stored: StoredStudy) -> list[int]:
     """
     ledger = stored.ledger
 
-    def redo(connection: Connection) -> list[int]:
-        failed_trials = _failed(stored.lock_trials(connection))
+    def replace_failed(connection: Connection) -> list[int]:
+        failed_trials = _select_failed(stored.lock_trials(connection))
         for trial in failed_trials:
             attributes = trial.user_attrs
             taken_over = {key: attributes[key] for key in TAKEN_OVER if key in attributes}
             replace_trial(ledger, connection, trial, taken_over)
         return [trial.number for trial in failed_trials]
 
-    numbers = ledger.storage.execute(redo)
+    numbers = ledger.storage.execute(replace_failed)
     stored.storage.forget(ledger.study_id)
     if numbers:
         reopen_command(stored)
@@ -49,12 +49,14 @@ def redo_failed(stored: StoredStudy) -> list[int]:
 def replace_trial(
     ledger: Ledger, connection: Connection, trial: FrozenTrial, attributes: Attributes
 ) -> None:
-    """Sets a trial aside, and opens its slot for a new one of the same configuration.
+    """Takes a trial out of its slot, and opens the slot for a new trial of its configuration.
+
+    The former trial is kept, but no longer counted.
 
     Args:
         ledger: The ledger of its study.
         connection: In a transaction that has locked the study.
-        trial: The trial to set aside.
+        trial: The trial to replace.
         attributes: The attributes of the new trial.
     """
     slot = TrialRecord(trial).slot
@@ -65,17 +67,19 @@ def replace_trial(
         point = Point(params=params, distributions=trial.distributions)
         ledger.queue(connection, slot, point, attributes)
     else:
-        ledger.set_slots(connection, [SlotEntry(slot, "free", None)])
+        # Without a configuration a worker makes the new trial when it claims the slot.
+        ledger.set_slots(connection, [SlotEntry(slot, "free", trial_id=None)])
 
 
 def missing_baseline(stored: StoredStudy) -> str | None:
-    """Says how to repeat a baseline that failed by a bug; None if there is nothing to do.
+    """Returns how to repeat a baseline that failed by a bug; None if there is nothing to do.
 
     A training that diverged, or a network that was too large, would fail again.
     """
-    baselines = [trial for trial in _failed(stored.trials()) if TrialRecord(trial).is_baseline]
+    failed_trials = _select_failed(stored.trials())
+    baselines = [trial for trial in failed_trials if TrialRecord(trial).is_baseline]
     for failure in count_failures(baselines):
-        if failure.kind not in TEACHES:
+        if failure.kind not in TEACHES:  # the kinds that would fail again
             return (
                 f"the baseline, trial {failure.trials[0].number}, has failed "
                 f"({failure.first_reason}), so that nothing is compared with it; once the cause is "
@@ -84,5 +88,5 @@ def missing_baseline(stored: StoredStudy) -> str | None:
     return None
 
 
-def _failed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _select_failed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if TrialRecord(trial).outcome == "failed"]

@@ -18,9 +18,9 @@ class TrialRecord(TrialAttributes):
 
     @property
     def outcome(self) -> str:
-        """Its state: complete, pruned, failed, paused, running, waiting.
+        """The state of the trial: complete, pruned, failed, paused, running or waiting.
 
-        A trial that diverged has failed, although the sampler sees it as pruned.
+        A trial that diverged has failed, although it is stored as pruned, for the sampler.
         """
         trial = self.trial
         if self.failure is not None or trial.state == TrialState.FAIL:
@@ -37,7 +37,11 @@ class TrialRecord(TrialAttributes):
         return mask_passwords(str(self.error))
 
     def proposer(self, key: str = "by") -> str | None:
-        """Returns who proposed it, or `why`; None if sampler or command chose it."""
+        """Returns who proposed its configuration; None if sampler or command chose it.
+
+        Args:
+            key: "by", or "why" for the reason of the proposal.
+        """
         if not isinstance(self.proposed, Mapping):
             return None
         return str(self.proposed.get(key, ""))
@@ -69,9 +73,9 @@ class TrialRecord(TrialAttributes):
         }
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Yields the learning curve, each epoch by its columns.
+        """Yields the quantities of each epoch of the learning curve, by name.
 
-        A value may be None where another epoch has one.
+        A value is None where only other epochs have one.
         """
         columns = self.curve
         for epoch in zip_longest(*columns.values()):
@@ -79,9 +83,14 @@ class TrialRecord(TrialAttributes):
 
     @property
     def epoch_count(self) -> int:
-        """How many epochs it has trained; the epochs of several calls of a loop once it ended."""
+        """How many epochs it has trained.
+
+        For a loop that is called several times, such as once for each fold, these are the epochs of
+        all calls once the trial has ended, and the number of its reports before.
+        """
         count = len(self.curve.get("value", ()))
         if self.planned_jobs is not None and JOBS in self.columns:
+            # JOBS says for each epoch over how many calls its value is the mean.
             count = sum(jobs or 0 for jobs in self.columns[JOBS])
         return max(count, len(self.trial.intermediate_values))
 
@@ -108,8 +117,8 @@ class TrialRecord(TrialAttributes):
         if not self.trial.state.is_finished():
             return None
         if "training" in self.times:
-            training = [seconds for kind, seconds in self.times.items() if kind != "start-up"]
-            return round(sum(training), 4)
+            seconds_by_kind = [value for kind, value in self.times.items() if kind != "start-up"]
+            return round(sum(seconds_by_kind), 4)
         if self.trial.duration is None:
             return None
         return self.trial.duration.total_seconds()
@@ -120,6 +129,8 @@ INTERRUPTED = "interrupted"  # the state, as shown, of a running trial that no l
 
 def shown_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str:
     """Returns the state of a trial as people see it: its outcome, or that it is interrupted.
+
+    It is interrupted if it runs and no living worker holds it.
 
     Args:
         alive: The numbers of the trials that living workers hold; None if there are no leases, as
@@ -132,7 +143,11 @@ def shown_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str
 
 
 def describe_state(trial: FrozenTrial, alive: Collection[int | None] | None) -> str:
-    """Returns the state of a trial as people see it, and where it resumes if it is interrupted."""
+    """Returns the state of a trial as people see it, and where it resumes if it is interrupted.
+
+    Args:
+        alive: The numbers of the trials that living workers hold; None if there are no leases.
+    """
     state = shown_state(trial, alive)
     record = TrialRecord(trial)
     if state == INTERRUPTED and record.planned_jobs is None:

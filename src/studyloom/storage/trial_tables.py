@@ -70,9 +70,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
     """
     trials = stored.trials()
     objectives = stored.objectives
-    params: dict[str, None] = {}  # the names of all hyperparameters, in their order
-    for trial in trials:
-        params |= dict.fromkeys(trial.params)
+    param_names = _names_in_order(trial.params for trial in trials)
     if len(objectives) == 1:
         value_columns = ["value"]
     else:
@@ -81,7 +79,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
         "number",
         "state",
         *value_columns,
-        *(column_of(name) for name in params),
+        *(column_of(name) for name in param_names),
         "standard_error",
         "started",
         "seconds",
@@ -99,7 +97,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
             trial.number,
             record.outcome,
             *(trial.values or [None] * len(objectives)),
-            *(trial.params.get(name) for name in params),
+            *(trial.params.get(name) for name in param_names),
             record.standard_error,
             trial.datetime_start,
             record.seconds,
@@ -114,6 +112,14 @@ def trial_rows(stored: StoredStudy) -> Rows:
     return Rows(columns, tuple(rows))
 
 
+def _names_in_order(groups: Iterable[Iterable[str]]) -> list[str]:
+    """Returns the names in all groups, each once, in the order in which they first occur."""
+    names: dict[str, None] = {}  # a dict keeps the order
+    for group in groups:
+        names |= dict.fromkeys(group)
+    return list(names)
+
+
 def column_of(name: str) -> str:
     """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
     return f"params.{name.removeprefix('params.')}"
@@ -126,7 +132,7 @@ def curve_rows(stored: StoredStudy) -> Rows:
     trial that runs has only the values that it reported.
     """
     trials = stored.trials()
-    names = tuple(dict.fromkeys([*CURVES, *quantities(trials)]))
+    names = _names_in_order([CURVES, quantities(trials)])
     rows = []
     for trial in trials:
         for epoch in TrialRecord(trial).epochs():
@@ -137,16 +143,14 @@ def curve_rows(stored: StoredStudy) -> Rows:
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
     """Returns the quantities of each epoch without the value, in the order of the first."""
-    names: dict[str, None] = {}
-    for trial in trials:
-        names |= dict.fromkeys(TrialRecord(trial).curve)
+    names = _names_in_order(TrialRecord(trial).curve for trial in trials)
     return [name for name in names if name not in COLUMNS]
 
 
 def as_csv(rows: Rows) -> str:
     """Formats rows as CSV below their columns; times in ISO 8601, missing values empty.
 
-    No cell is a formula to a spreadsheet.
+    Cells are escaped so that no spreadsheet takes one for a formula.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -160,7 +164,7 @@ def as_json(rows: Rows) -> str:
     """Formats rows as a JSON list, an object on each line; numbers that are not finite as null."""
     lines = []
     for row in rows.to_dicts():
-        values = {name: _json_value(cell) for name, cell in row.items()}
+        values = {column: _json_value(cell) for column, cell in row.items()}
         lines.append(json.dumps(values, allow_nan=False, default=str))
     return "[" + ",\n".join(lines) + "]\n"
 

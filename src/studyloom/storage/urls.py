@@ -1,6 +1,7 @@
 """Storage URLs: parsed once, with the driver that studyloom uses, and shown without passwords.
 
-`embedded_postgres:///folder` (four slashes for /folder) names a server that `serve` starts.
+`embedded_postgres:///folder` (four slashes for /folder) names an embedded server, which
+`start_embedded_server` starts.
 """
 
 import getpass
@@ -91,9 +92,10 @@ def _make_url(url: str | URL) -> URL:
     if isinstance(url, str):
         several_hosts = HOSTS.match(url)
         if several_hosts is not None:
-            without_hosts = several_hosts["before"] + url[several_hosts.end() :]
+            before_hosts = several_hosts["before"]
+            after_hosts = url[several_hosts.end() :]
             hosts = several_hosts["hosts"].split(",")
-            return make_url(without_hosts).update_query_dict({"host": hosts})
+            return make_url(before_hosts + after_hosts).update_query_dict({"host": hosts})
     return make_url(url)
 
 
@@ -110,11 +112,11 @@ def folder_of(url: str) -> Path | None:
     return Path(path).absolute()
 
 
-def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
+def start_embedded_server(url: str, *, create: bool = False, trusted: bool = False) -> str:
     """Starts or joins the embedded server that a URL names, for as long as this process lives.
 
     Args:
-        own: Whether this is a command that runs a study, which creates the server if needed.
+        create: Whether the server is created if it is missing, as by a command that runs a study.
         trusted: Whether the user says that the folder of the server is theirs.
 
     Returns:
@@ -129,7 +131,7 @@ def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
         return url
     if trusted:
         mark_trusted(folder)
-    return start_or_join(folder, own=own)
+    return start_or_join(folder, create=create)
 
 
 def has_several_hosts(address: URL) -> bool:

@@ -16,7 +16,7 @@ from studyloom.errors import DefinitionError
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
 from studyloom.storage.command_record import StoredCommand, store_stage
-from studyloom.storage.opening import create_in_same_database, differences
+from studyloom.storage.opening import create_in_same_database, list_differences
 from studyloom.storage.stored_study import (
     ABLATION,
     FINAL_TRAINING,
@@ -93,7 +93,7 @@ class PlannedStage:
             stored = open_in_same_database(self.study.stored, name)
             if stored is None:
                 return None
-            if not differences(stored.definition() or {}, self.identity):
+            if not list_differences(stored.definition() or {}, self.identity):
                 if sum(stored.ledger.counts().values()) < self.trials:
                     return None
                 return self._make_stage(stored)

@@ -20,7 +20,7 @@ from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
 from studyloom.storage.connections import closed_on_error
 from studyloom.storage.opening import check_definition, create_study, open_study, study_names
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.storage.urls import folder_of, serve
+from studyloom.storage.urls import folder_of, start_embedded_server
 from studyloom.worker.stopping import Stop, withdraw_stop
 
 
@@ -39,7 +39,7 @@ def find_starts(definition: Definition, url: str) -> WarmStarts:
     server_folder = folder_of(url)  # None unless the database is an embedded server
     if server_folder is not None and not server_folder.exists():
         return find_warm_starts(definition, [])  # a new server has no study yet
-    address = serve(url, own=True)
+    address = start_embedded_server(url, create=True)
     used_sources: list[str] = []  # the earlier studies from which the study has configurations
     if folder_of(address) is None:
         name = str(config.study.name)

@@ -12,7 +12,7 @@ from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
 from studyloom.storage.stored_study import SEARCH
-from studyloom.storage.urls import serve
+from studyloom.storage.urls import start_embedded_server
 from studyloom.training.device import check_device, training_device
 from studyloom.worker.begin_search import (
     begin_search,
@@ -104,7 +104,7 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
         OSError: the run directory cannot be made.
         LaunchError: the cluster of a new study does not start.
     """
-    url = serve(prepared.url, own=True)
+    url = start_embedded_server(prepared.url, create=True)
     run_dir = prepared.run_dir
     definition = prepared.definition
     strategy = prepared.strategy

@@ -19,7 +19,7 @@ from studyloom.extras.replay.course_comparison import Course, Tolerance
 from studyloom.extras.replay.replayed_objective import make_objective
 from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
 from studyloom.objectives.objective import Objective, Report, Step
-from studyloom.storage.opening import differences, name_of_change
+from studyloom.storage.opening import list_differences, name_of_change
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value, one_line, plural
@@ -150,7 +150,7 @@ def find_code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
     for key, digest in stored.code().items():
         if key in digests:
             stored_digests[key] = digest
-    changes = differences(stored_digests, digests)
+    changes = list_differences(stored_digests, digests)
     return [f"{name_of_change(change)} has changed" for change in changes]
 
 
@@ -244,7 +244,7 @@ def print_verdict(
         difference = expected.find_difference(replayed, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
 
-    reasons = [*changes, *differences(provenance.environment, environment), *reorderings]
+    reasons = [*changes, *list_differences(provenance.environment, environment), *reorderings]
     if difference is None:
         console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
     else:
