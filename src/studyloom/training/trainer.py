@@ -742,25 +742,20 @@ class Training:
                 self.close()
                 return
             self._is_between_epochs = False
-            epochs = self._run_epoch()
+            epochs = []
+            with on_threads(self.threads):
+                for position, run in enumerate(self._runs):
+                    if run.has_ended:
+                        epochs.append(self._repeat_selected_epoch(position))
+                    else:
+                        epochs.append(run.run_epoch())
+                        self.evaluation_seconds += run.evaluation_seconds
             self._check_losses(epochs)
             self.history.append(epochs)
             # Set only now: another thread that reads it expects the last epoch in the history.
             self.has_ended = self._have_runs_ended()
             self._is_between_epochs = True
             yield epochs
-
-    def _run_epoch(self) -> list[Epoch]:
-        """Trains each job that has not ended for one epoch; returns the epoch of each job."""
-        epochs = []
-        with on_threads(self.threads):
-            for position, run in enumerate(self._runs):
-                if run.has_ended:
-                    epochs.append(self._repeat_selected_epoch(position))
-                else:
-                    epochs.append(run.run_epoch())
-                    self.evaluation_seconds += run.evaluation_seconds
-        return epochs
 
     def _check_losses(self, epochs: Sequence[Epoch]) -> None:
         """Raises Diverged for the first job whose loss is not finite."""
