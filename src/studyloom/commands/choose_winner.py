@@ -87,7 +87,7 @@ class WinnerReporting(Reporting):
             command_line = [*earlier_result.command]
         write_result.print_winner(evaluation, command_line, self.console, repeat=self.repeats_test)
         if not read_evaluation(study).remaining:
-            end_command(study.stored, code=0)
+            end_command(study.stored, exit_code=0)
         return 0
 
     def continues(self, open_trials: int) -> bool:
