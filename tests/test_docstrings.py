@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import studyloom
 import studyloom.data
-from studyloom.config.config_sources import GROUPS, OF_ALL, OF_NETWORKS
+from studyloom.config.config_sources import GROUPS, DEFAULT_OPTIONS, NETWORK_OPTIONS
 from studyloom.config.schema import StudySection, TrainSection, WinnerSection
 
 PUBLIC = {
@@ -118,9 +118,9 @@ def test_help_of_search_names_the_defaults_that_the_config_has():
     assert f"the best {winner.top} trials and the baseline again" in text
     assert f"({winner.top} + 1) × {winner.seeds} trainings" in text
     assert f"2 × {winner.seeds} trainings" in text
-    optimizer = OmegaConf.load(GROUPS / "optimizer" / f"{OF_NETWORKS['optimizer']}.yaml")
+    optimizer = OmegaConf.load(GROUPS / "optimizer" / f"{NETWORK_OPTIONS['optimizer']}.yaml")
     name = optimizer._target_.rpartition(".")[2]
     assert f"{name} (learning rate {optimizer.lr:.0e}".replace("e-0", "e-") in text
-    assert f"{OF_NETWORKS['scheduler']} decay" in text
-    assert f'None: "{OF_ALL["sampler"]}"' in text
-    assert OF_ALL == {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
+    assert f"{NETWORK_OPTIONS['scheduler']} decay" in text
+    assert f'None: "{DEFAULT_OPTIONS["sampler"]}"' in text
+    assert DEFAULT_OPTIONS == {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}

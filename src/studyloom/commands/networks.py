@@ -221,7 +221,7 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
-    from studyloom.config.compose import beside_configs
+    from studyloom.config.compose import initialized_as_run
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
 
@@ -232,7 +232,7 @@ def replay(arguments: argparse.Namespace) -> int:
         folder = Path.cwd()
     collect_as_usual()
     console = make_console(text_stream(arguments))
-    with code_of_study(arguments.run_dir, folder), beside_configs(arguments.run_dir):
+    with code_of_study(arguments.run_dir, folder), initialized_as_run(arguments.run_dir):
         train_again = load_plugin("replay")
         code: int = train_again(
             stored, arguments.run_dir, arguments.trial, arguments.trust, console

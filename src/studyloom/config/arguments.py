@@ -40,8 +40,9 @@ def refuse_passwords(argv: Sequence[str]) -> None:
         ConfigError: an argument has one; the message does not show it.
     """
     for argument in argv:
-        text = re.sub(r"\$\{[\w.:]*\}", "", argument)  # a variable that holds one shows nothing
-        if "://" in text and mask_passwords(text).replace("***", "") != text:
+        text = re.sub(r"\$\{[\w.:]*\}", "", argument)  # an interpolation shows no password
+        has_password = mask_passwords(text).replace("***", "") != text
+        if "://" in text and has_password:
             raise ConfigError(
                 f"{Override.parse(argument).key}: must not have a password on a command line, "
                 "which is stored in files; set storage=postgres and the environment variable "
@@ -55,36 +56,37 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an option lacks its value.
     """
-    if "--json" in argv:  # first, since what is wrong with the others is a document too
+    if "--json" in argv:  # first: errors of the other arguments are printed as JSON too
         os.environ[JSON.name] = "1"
-    others: list[str] = []
+    other_arguments: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
-        override = Override.parse(argument)
-        if override.key == "--events":
-            file = override.value
+        option = Override.parse(argument)  # also splits `--events=FILE`
+        if option.key == "--events":
+            file = option.value
             if file is None:
-                file = next(arguments, "-")
-            if file.startswith("-"):
+                file = next(arguments, None)  # `--events FILE`
+            if file is None or file.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
             os.environ[EVENTS.name] = file
-        elif override.key == "notify" and not override.deletes:
-            os.environ[NOTIFY.name] = "\n".join(parse_notify(override.value or ""))
+        elif option.key == "notify" and not option.deletes:
+            os.environ[NOTIFY.name] = "\n".join(parse_notify(option.value or ""))
         elif argument != "--json":
-            others.append(argument)
-    return others
+            other_arguments.append(argument)
+    return other_arguments
 
 
 def parse_notify(text: str) -> list[str]:
     """Returns the URLs and commands of `notify=…`: a single one, or a list in Hydra's syntax.
 
     Raises:
-        ConfigError: it is a list that cannot be read. The message does not show it.
+        ConfigError: it is a list that cannot be read. The message does not show it, since a URL may
+            hold a secret.
     """
     value: object
     try:
         value = OverridesParser.create().parse_override(f"notify={text}").value()
-    except HydraException:  # an address may have any character
+    except HydraException:  # a single address may have characters that Hydra refuses
         if text.startswith("["):
             raise ConfigError(
                 "notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"
@@ -92,13 +94,14 @@ def parse_notify(text: str) -> list[str]:
         value = text.strip("'\"")
     if not isinstance(value, list):
         value = [value]
-    targets = []
+    addresses = []
     for item in value:
-        if item is not None and (not isinstance(item, str) or "\n" in item):
+        if item is None or item == "":
+            continue
+        if not isinstance(item, str) or "\n" in item:
             raise ConfigError("notify: must be a URL of apprise, a command, or a list of these")
-        if item:
-            targets.append(str(item))
-    return targets
+        addresses.append(item)
+    return addresses
 
 
 def find_trust_rules(argv: Sequence[str], folder: Path) -> TrustRules:
@@ -110,26 +113,34 @@ def find_trust_rules(argv: Sequence[str], folder: Path) -> TrustRules:
     for argument in argv:
         override = Override.parse(argument)
         if override.key == "trust":  # the last one counts
+            # The names in a list such as [mine,"yours"]: what stands between its punctuation.
             packages = re.findall(r"""[^\s,'"\[\]]+""", override.value or "")
-    return TrustRules((folder, GROUPS), tuple(packages))
+    return TrustRules(own_folders=(folder, GROUPS), trusted=tuple(packages))
 
 
 def find_config_errors(config: DictConfig) -> list[str]:
-    """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
+    """Returns the errors of a composed config that are known before anything is built from it."""
     errors = find_unknown_keys(config)
     if HydraConfig.get().job.chdir:
-        way_out = "leave it out; run_dir=… says where the files of a study are"
-        errors.append(f"hydra.job.chdir=true: {way_out}")
+        fix = "leave it out; run_dir=… says where the files of a study are"
+        errors.append(f"hydra.job.chdir=true: {fix}")
     return errors
 
 
 def explain_failure(
     error: Exception, config_path: str, config_name: str, argv: Sequence[str]
 ) -> list[str]:
-    """Explains, in lines, why Hydra could not compose the config or create run_dir."""
+    """Explains, in lines, why Hydra could not compose the config or create run_dir.
+
+    Args:
+        error: what Hydra raised.
+        argv: the overrides, each of which is tried to find all errors in them.
+    """
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
     if isinstance(error, ConfigError):  # of an untrusted file
         return list(error.errors)
-    errors = find_override_errors(config_path, config_name, argv)
-    return errors or [describe_compose_error(error)]
+    override_errors = find_override_errors(config_path, config_name, argv)
+    if override_errors:
+        return override_errors
+    return [describe_compose_error(error)]

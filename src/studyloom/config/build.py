@@ -22,7 +22,7 @@ SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as
 
 
 def plain(section: object, key: str) -> dict[str, Any]:
-    """Returns a copy of a section.
+    """Returns a copy of a section as plain Python.
 
     Raises:
         ConfigError: the section, or a value in it, is missing or cannot be resolved.
@@ -39,14 +39,21 @@ def _check_for_missing(value: object, key: str) -> None:
         for name, inner in value.items():
             _check_for_missing(inner, f"{key}.{name}")
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            _check_for_missing(inner, f"{key}[{place}]")
+        for position, item in enumerate(value):
+            _check_for_missing(item, f"{key}[{position}]")
     elif isinstance(value, str) and value == MISSING:
         raise ConfigError(f"Missing mandatory value: {key}")
 
 
 def find_target(section: object, key: str) -> Any:
-    """Returns the class or function that a section names by `_target_`; see `build`."""
+    """Imports the class or function that a section names by `_target_`.
+
+    Args:
+        key: the section's own key, for errors.
+
+    Raises:
+        ConfigError: there is no such class or function, or an untrusted config has named it.
+    """
     _check_for_missing(section, key)
     check_section(key, section)
     if not isinstance(section, Mapping) or "_target_" not in section:
@@ -88,19 +95,27 @@ def build(section: object, key: str, **offered: object) -> Any:
 
 
 def call_target(target: Target, section: object, key: str, **offered: object) -> Any:
-    """Calls a target with the keys of a section that has named it, or one like it; see `build`."""
+    """Calls a class or function with the other keys of a section as arguments; see `build`.
+
+    Args:
+        target: what the section names by `_target_`, or another one to call instead.
+        key: the section's own key, for errors.
+        offered: further arguments, passed on if the target has a parameter of that name and the
+            section has no value for it.
+    """
     values = plain(section, key)
-    arguments = _accepted_arguments(target, values, offered)
-    # Any class or function may be a target, also a user's; only `data.Datasets` has the attribute.
-    deferred = getattr(target, "DEFERRED", ())
+    arguments = _select_accepted(offered, target, values)
+    # Only `data.Datasets` has this attribute, and a target may be any class or function.
+    deferred_names = getattr(target, "DEFERRED", ())
     builds_inner_sections = values.get("_recursive_", True)
     for name, value in values.items():
         if name in SETTINGS:
             continue
-        if name in deferred and _is_section(value) and not value.get("_partial_"):
-            arguments[name] = functools.partial(build, value, f"{key}.{name}")
+        inner_key = f"{key}.{name}"
+        if name in deferred_names and _is_section(value) and not value.get("_partial_"):
+            arguments[name] = functools.partial(build, value, inner_key)
         elif builds_inner_sections:
-            arguments[name] = _build_within(value, f"{key}.{name}")
+            arguments[name] = _build_within(value, inner_key)
         else:
             arguments[name] = value
     positional = []
@@ -110,14 +125,18 @@ def call_target(target: Target, section: object, key: str, **offered: object) ->
         return functools.partial(target, *positional, **arguments)
     try:
         return target(*positional, **arguments)
-    except OSError as error:  # such as a file that is missing, which many a section may name
+    except OSError as error:  # such as a missing file that the section names
         raise ConfigError(f"{key}: {describe_error(error)}") from error
 
 
-def _accepted_arguments(
-    target: Target, values: Mapping[str, object], offered: Mapping[str, object]
+def _select_accepted(
+    offered: Mapping[str, object], target: Target, values: Mapping[str, object]
 ) -> dict[str, object]:
-    """Returns the offered arguments that a target has parameters for, and no value yet."""
+    """Returns the offered arguments that a target has parameters for.
+
+    Args:
+        values: the section of the target, whose values come first.
+    """
     arguments: dict[str, object] = {}
     if not offered:
         return arguments
@@ -128,13 +147,16 @@ def _accepted_arguments(
     return arguments
 
 
-ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
+ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)  # takes each name, as `**any` does
 
 
 def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object] | None:
-    """Returns the section with a target that a key is an argument of; None if there is none.
+    """Returns the section that passes a key to its target, such as `model` for `model.width`.
 
-    Keys of `params` are arguments of the custom training loop.
+    Keys of `params` are arguments of the custom training loop, the target of `objective`.
+
+    Returns:
+        None if the section of the key has no `_target_`.
     """
     section_key = key.rpartition(".")[0]
     section = node_at(config, re.sub(r"^params\b", "objective", section_key))
@@ -144,11 +166,12 @@ def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object]
 
 
 def find_parameter(config: Mapping[str, object], key: str) -> inspect.Parameter | None:
-    """Returns the parameter of a section's target that a missing key would set.
+    """Returns the parameter that a key would set: `width` of the network for `model.width`.
 
     Returns:
-        None if there is no section with a target, or that has no such parameter. A target that
-        cannot be imported is assumed to have it: the error comes when it is built.
+        The `**kwargs` of a target that has no parameter of this name. None if it has neither, or
+        if the section of the key has no target. A target that cannot be imported is assumed to
+        take the key: the error comes when it is built.
     """
     section = find_section(config, key)
     if section is None:
@@ -177,7 +200,7 @@ def _build_within(value: object, key: str) -> object:
     if isinstance(value, Mapping):
         return {name: _build_within(inner, f"{key}.{name}") for name, inner in value.items()}
     if isinstance(value, list):
-        return [_build_within(item, f"{key}[{place}]") for place, item in enumerate(value)]
+        return [_build_within(item, f"{key}[{position}]") for position, item in enumerate(value)]
     return value
 
 

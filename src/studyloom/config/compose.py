@@ -53,19 +53,22 @@ class Composer:
     choices: Mapping[str, str]
     base: StudyConfig | None = None
     complete: Callable[[StudyConfig, Mapping[str, str]], StudyConfig] = lambda config, _: config
-    # Configs by the choices that differ from the user's own: completed ones, and those of Hydra.
+    # Caches of configs by the choices that differ from the user's own: as `complete` returned them,
+    # and as Hydra composed them.
     _completed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
     _composed: dict[Choices, StudyConfig] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_hydra(cls) -> "Composer":
         """Returns the composer of the running command; call it inside `hydra_main`."""
-        config = HydraConfig.get()
-        choices = {str(group): str(option) for group, option in config.runtime.choices.items()}
+        hydra_config = HydraConfig.get()
+        choices = {}
+        for group, option in hydra_config.runtime.choices.items():
+            choices[str(group)] = str(option)
         # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
-        arguments = written_values(config.overrides.task)
+        arguments = written_values(hydra_config.overrides.task)
         overrides = tuple(Override.parse(argument) for argument in arguments)
-        return cls(str(config.job.config_name), overrides, choices)
+        return cls(str(hydra_config.job.config_name), overrides, choices)
 
     def options(self, group: str) -> list[str]:
         """Returns the options of a config group; none if there is no such group."""
@@ -76,51 +79,67 @@ class Composer:
         self._completed[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:
-        """Composes the config under other choices, by group; ConfigError if that is not possible.
+        """Returns the config under other choices; each combination of them is composed once.
 
-        Hydra composes each option once (about 70 ms); several options are merged.
+        Args:
+            choices: an option by group; other groups keep the user's own.
+
+        Raises:
+            ConfigError: it cannot be composed.
         """
-        changed = {}
+        new_choices = {}  # those that differ from the user's own
         for group, option in choices.items():
             if self.choices.get(group) != option:
-                changed[group] = option
-        cache_key = frozenset(changed.items())
+                new_choices[group] = option
+        cache_key = frozenset(new_choices.items())
         if cache_key not in self._completed:
+            all_choices = {**self.choices, **new_choices}
             try:
-                composed = self._merge_options(changed)
-                self._completed[cache_key] = self.complete(composed, {**self.choices, **changed})
+                config = self._merge_options(new_choices)
+                self._completed[cache_key] = self.complete(config, all_choices)
             except Exception as error:
-                assignments = ", ".join(_assignments(changed))
+                assignments = ", ".join(_format_overrides(new_choices))
                 raise ConfigError(f"{assignments}: {describe_compose_error(error)}") from error
         return self._completed[cache_key]
 
-    def _merge_options(self, changed: Mapping[str, str]) -> StudyConfig:
-        """Merges the sections of groups, each composed with its own options.
+    def _merge_options(self, new_choices: Mapping[str, str]) -> StudyConfig:
+        """Returns the config under some choices, merged from configs with one changed section each.
 
-        Hydra composes them together if an option changes more than the section of its group.
+        Hydra takes about 70 ms to compose a config. Merged, m models and n optimizers take m + n
+        compositions, and not m × n. If an option changes more than its own section, as it can in
+        Hydra, the config is composed under all choices instead.
         """
-        by_section: dict[str, dict[str, str]] = {}
-        for group, option in changed.items():
-            by_section.setdefault(group.partition("/")[0], {})[group] = option
-        if self.base is None or len(by_section) < 2:
-            return self._compose_once(changed)
-        sections: dict[str, StudyConfig] = {}
-        for section, options in by_section.items():
-            config = self._compose_once(options)
+        choices_by_section: dict[str, dict[str, str]] = {}
+        for group, option in new_choices.items():
+            section = group.partition("/")[0]  # the group model/block is in the section model
+            choices_by_section.setdefault(section, {})[group] = option
+        if self.base is None or len(choices_by_section) < 2:
+            return self._compose_once(new_choices)
+        configs_by_section: dict[str, StudyConfig] = {}
+        for section, section_choices in choices_by_section.items():
+            config = self._compose_once(section_choices)
             if not config.differs_only_in(section, self.base):
-                return self._compose_once(changed)
-            sections[section] = config
-        return self.base.with_sections(sections)
+                return self._compose_once(new_choices)
+            configs_by_section[section] = config
+        return self.base.with_sections(configs_by_section)
 
-    def _compose_once(self, changed: Mapping[str, str]) -> StudyConfig:
-        """Composes the config under changed choices, or returns it if it was composed before."""
-        cache_key = frozenset(changed.items())
+    def _compose_once(self, new_choices: Mapping[str, str]) -> StudyConfig:
+        """Composes the config under some choices, or returns it if it was composed before."""
+        cache_key = frozenset(new_choices.items())
         if cache_key not in self._composed:
-            self._composed[cache_key] = StudyConfig.of(self._compose(changed))
+            self._composed[cache_key] = StudyConfig.of(self._compose(new_choices))
         return self._composed[cache_key]
 
     def file_of(self, section: str, choices: Mapping[str, str]) -> Path | None:
-        """Returns the file of the study's config folder that defines a section."""
+        """Returns the file of the study's config folder that defines a section.
+
+        Args:
+            choices: the option by group; groups that are missing here have the user's own.
+
+        Returns:
+            The file of the section's option, or the primary config if the section is not a group.
+            None if the study has no such file.
+        """
         option = choices.get(section, self.choices.get(section))
         name = self.config_name
         if option is not None:
@@ -130,48 +149,54 @@ class Composer:
             return None
         return file
 
-    def _compose(self, changed: Mapping[str, str]) -> DictConfig:
-        """Composes without the overrides within the changed groups, then with those that fit.
+    def _compose(self, new_choices: Mapping[str, str]) -> DictConfig:
+        """Composes the config under some choices, with the user's overrides that fit them.
 
-        Only a composed config shows which keys the other options have.
+        An override such as `model.hidden=[8]` fits only if the new model has this key, which only a
+        composed config shows. So the config is composed without these overrides first.
         """
-        keys = [group.replace("/", ".") for group in changed]
-        overrides = [override for override in self.overrides if override.key not in keys]
-        within = [override for override in overrides if _is_of_option(override, keys)]
-        config = self._compose_with(_without(overrides, within), changed)
+        group_keys = [group.replace("/", ".") for group in new_choices]
+        overrides = [override for override in self.overrides if override.key not in group_keys]
+        uncertain = []
+        for override in overrides:
+            if _may_not_fit(override, group_keys):
+                uncertain.append(override)
+        config = self._compose_with(_remove(uncertain, overrides), new_choices)
         unfit = []
-        for override in within:
+        for override in uncertain:
             if override.prefix == "+" or not has_key(config, override.key):
                 unfit.append(override)
-        if len(unfit) == len(within):
+        if len(unfit) == len(uncertain):
             return config
-        return self._compose_with(_without(overrides, unfit), changed)
+        return self._compose_with(_remove(unfit, overrides), new_choices)
 
     def _compose_with(
-        self, overrides: Sequence[Override], changed: Mapping[str, str]
+        self, overrides: Sequence[Override], choices: Mapping[str, str]
     ) -> DictConfig:
         arguments = [override.text for override in overrides]
-        return hydra.compose(self.config_name, arguments + _assignments(changed))
+        arguments += _format_overrides(choices)
+        return hydra.compose(self.config_name, arguments)
 
 
-def _assignments(choices: Mapping[str, str]) -> list[str]:
-    """Returns group choices as overrides."""
+def _format_overrides(choices: Mapping[str, str]) -> list[str]:
+    """Returns group choices as overrides, such as model=cnn."""
     return [f"{group}={option}" for group, option in choices.items()]
 
 
-def _is_of_option(override: Override, keys: Sequence[str]) -> bool:
-    """Returns whether an override sets a key of one option, which another one may not have.
+def _may_not_fit(override: Override, group_keys: Sequence[str]) -> bool:
+    """Returns whether an override sets a key that another option of its group may not have.
 
     Args:
-        keys: the keys of the groups that get another option.
+        group_keys: the keys of the groups that get another option, such as `model.block`.
     """
-    adds = "+" in override.prefix
-    if adds and override.is_within(OPTIMIZER_GROUPS):
+    adds_parameter_groups = "+" in override.prefix and override.is_within(OPTIMIZER_GROUPS)
+    if adds_parameter_groups:  # every optimizer takes them
         return False
-    return override.is_within(*keys)
+    return override.is_within(*group_keys)
 
 
-def _without(overrides: Sequence[Override], removed: Sequence[Override]) -> list[Override]:
+def _remove(removed: Sequence[Override], overrides: Sequence[Override]) -> list[Override]:
+    """Returns overrides without some of them."""
     return [override for override in overrides if override not in removed]
 
 
@@ -180,42 +205,46 @@ def _without(overrides: Sequence[Override], removed: Sequence[Override]) -> list
 
 @contextmanager
 def isolated_hydra() -> Iterator[None]:
-    """Gives the body an uninitialized Hydra and an empty command line, and restores ours.
+    """Lets the user's code in the body use Hydra and argparse as if it ran as its own program.
 
-    That Hydra does not know our groups. So code in the body may use `hydra.main`,
-    `hydra.initialize` and argparse itself.
+    Hydra is not initialized there, and knows no groups of studyloom; the command line is empty.
+    Afterwards all is as before.
     """
-    command_line = sys.argv
-    arguments = list(command_line)
+    argv = sys.argv
+    arguments = list(argv)  # the body may change the list
     hydra_config = HydraConfig.instance()
-    config = hydra_config.cfg
+    config_before = hydra_config.cfg
     try:
         with restored_hydra(), trust.in_force(None):
-            sys.argv = arguments[:1]
+            sys.argv = arguments[:1]  # the name of the program
             yield
     finally:
-        sys.argv = command_line
-        command_line[:] = arguments
-        hydra_config.cfg = config
+        sys.argv = argv
+        argv[:] = arguments
+        hydra_config.cfg = config_before
 
 
 @contextmanager
 def restored_hydra() -> Iterator[None]:
-    """Clears Hydra's state for the body, and restores it afterwards."""
-    app = GlobalHydra.instance()
-    hydra_of_app = app.hydra
+    """Clears Hydra's state for the body, and restores it afterwards.
+
+    The state is three objects of the process: the initialized Hydra, what it has noted on the
+    running command, and the version whose defaults it has.
+    """
+    global_hydra = GlobalHydra.instance()
+    hydra_before = global_hydra.hydra
     runtime = JobRuntime.instance()
-    runtime_config = runtime.conf.copy()
+    runtime_before = runtime.conf.copy()
     version = VersionBase.instance()
-    version_base = version.version_base
-    app.clear()
+    version_before = version.version_base
+    global_hydra.clear()
     try:
         yield
     finally:
-        GlobalHydra.set_instance(app)  # `hydra.initialize` leaves a copy instead
-        app.hydra = hydra_of_app
-        runtime.conf = runtime_config
-        version.version_base = version_base
+        GlobalHydra.set_instance(global_hydra)  # `hydra.initialize` leaves a copy instead
+        global_hydra.hydra = hydra_before
+        runtime.conf = runtime_before
+        version.version_base = version_before
 
 
 def main_folder() -> Path:
@@ -251,14 +280,15 @@ def find_config(key: str, name: str) -> Path:
 def application(
     config: Path, values: Mapping[str, object], output: Path | None = None
 ) -> Iterator[DictConfig]:
-    """Composes the primary config of a Hydra application as its own command does.
+    """Composes the config of the user's Hydra application, as its own command does.
 
-    In the body, in an `isolated_hydra`, interpolations such as `${hydra:job.name}` have the
-    values that they would have there.
+    The body runs in an `isolated_hydra`, in which interpolations such as `${hydra:job.name}` have
+    the values that they have in the application.
 
     Args:
+        config: the file of the application's primary config.
         values: nested mappings that are set in it.
-        output: the folder of `hydra.runtime.output_dir`.
+        output: the folder of `hydra.runtime.output_dir`; None to leave it unset.
     """
     with isolated_hydra(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
         try:
@@ -266,24 +296,23 @@ def application(
             with open_dict(composed):
                 if output is not None:
                     composed.hydra.runtime.output_dir = str(output)
-                HydraConfig.instance().set_config(composed)
+                HydraConfig.instance().set_config(composed)  # copies it, with the section `hydra`
                 del composed["hydra"]
             composed.merge_with(values)
         except Exception as error:
             raise ConfigError(f"{config}: {describe_compose_error(error)}") from error
-        # The application may initialize Hydra itself.
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().clear()  # the application may initialize Hydra itself
         yield composed
 
 
 def values_of_application(
     config: Any, values: Mapping[str, object], keys: Iterable[str]
 ) -> dict[str, object]:
-    """Returns what the config of an application has at some keys, once values are set in it.
+    """Returns the values at some keys of an application's config, in which other values are set.
 
     Args:
-        config: as `application` yields it.
-        values: nested mappings.
+        config: the config, as `application` yields it.
+        values: nested mappings that are set in it.
     """
     merged = OmegaConf.merge(config, values)
     assert isinstance(merged, DictConfig)
@@ -294,9 +323,10 @@ def values_of_application(
 
 
 def note_run(run_dir: Path, config: StudyConfig) -> None:
-    """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
+    """Writes the running command into its run directory, and marks the directory as trusted.
 
-    Called once the study definition is accepted, since later commands use what they find there.
+    Hydra itself would write these files at the start. They are written once the study definition
+    is accepted, since later commands use what they find there.
     """
     folder = run_dir / ".hydra"
     folder.mkdir(parents=True, exist_ok=True)
@@ -307,15 +337,17 @@ def note_run(run_dir: Path, config: StudyConfig) -> None:
 
 
 @contextmanager
-def beside_configs(run_dir: Path) -> Iterator[None]:
-    """Sets Hydra up as in the command of a run directory, if that is the user's.
+def initialized_as_run(run_dir: Path) -> Iterator[None]:
+    """Sets Hydra up in the body as in the command of a run directory, if that is trusted.
 
-    An adapter may name a config relative to the study's.
+    Then an adapter, such as that of a Hydra application, finds a config that it names relative to
+    the folder of the study's own configs.
     """
     if not is_trusted(run_dir):
         yield
         return
-    with initialized_as(read_written(run_dir, "hydra.yaml").get("hydra")):
+    hydra_config = read_written(run_dir, "hydra.yaml").get("hydra")
+    with initialized_as(hydra_config):
         yield
 
 
@@ -334,33 +366,34 @@ def initialized_as(hydra_config: DictConfig) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[StudyConfig]:
-    """Composes the command of a run directory again, from today's config files.
+    """Composes the config of a run directory's command again, from today's config files.
 
-    Hydra is set up for the config inside the `with` block.
+    Hydra is set up for the config in the body.
 
     Args:
         overrides: replace the command's own overrides of the same keys.
+        trusted: whether the user says that the directory is theirs, which is noted there.
 
     Raises:
-        ConfigError: the user has run no command there, or its config no longer composes.
+        ConfigError: the directory is not trusted, or its config no longer composes.
     """
     hydra_config = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
         mark_trusted(run_dir)
     elif not is_trusted(run_dir):
         raise untrusted_run(run_dir, "says which command is run again, from which configuration")
-    changed = [Override.parse(argument).key for argument in overrides]
+    replaced_keys = [Override.parse(argument).key for argument in overrides]
     arguments = []
     for argument in written_values(hydra_config.overrides.task):
-        if not Override.parse(argument).is_within(*changed):
+        if not Override.parse(argument).is_within(*replaced_keys):
             arguments.append(argument)
-    quoted = str(run_dir).replace("'", r"\'")
-    arguments.append(f"run_dir='{quoted}'")
+    quoted_run_dir = str(run_dir).replace("'", r"\'")  # it may have been moved since
+    arguments.append(f"run_dir='{quoted_run_dir}'")
     arguments += overrides
     register()
     try:
         with initialized_as(hydra_config) as folders:
-            if "command-line" in folders:
+            if "command-line" in folders:  # the folder of `--config-dir`
                 arguments.append(f"hydra.searchpath=[file://{folders['command-line']}]")
             config = hydra.compose(
                 str(hydra_config.job.config_name), arguments, return_hydra_config=True

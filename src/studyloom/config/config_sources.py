@@ -42,9 +42,9 @@ from studyloom.text import one_line
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
 GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
 
-# The options of the groups that a primary config does not name; those of networks last.
-OF_ALL = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
-OF_NETWORKS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
+# The option of each group that a primary config does not name. Networks have further groups.
+DEFAULT_OPTIONS = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
+NETWORK_OPTIONS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
 QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
 
 
@@ -60,10 +60,11 @@ class OwnGroups(SearchPathPlugin):
             search_path.append("studyloom", f"file://{GROUPS}")
 
 
-def with_defaults(config: Container) -> Container:
-    """Returns a config file with an option of each group that its defaults list does not name.
+def complete_defaults_list(config: Container) -> Container:
+    """Completes the defaults list of a primary config, in which `studyloom` stands.
 
-    Applies only if the list has `studyloom`, which selects them, and not to Hydra's log files.
+    Behind `studyloom` it adds an option of each group that the list does not name, and at the end
+    what switches Hydra's logging off. Any other config is returned unchanged.
     """
     sections = written_values(config)
     if not isinstance(sections, dict):
@@ -71,41 +72,45 @@ def with_defaults(config: Container) -> Container:
     entries = list(sections.get("defaults") or ())
     if "studyloom" not in entries:
         return config
-    keys: list[str] = []
+    keys: list[str] = []  # such as `model`, or `override hydra/job_logging`
     for entry in entries:
         if isinstance(entry, dict):
             keys += [str(key) for key in entry]
-    options = _default_options(config)
+    missing_options = _choose_options(config)
     for key in keys:
-        options.pop(_group_of(key), None)
-    place = entries.index("studyloom") + 1
-    entries[place:place] = [{group: option} for group, option in options.items()]
+        missing_options.pop(_group_of(key), None)
+
+    position = entries.index("studyloom") + 1
+    completed = entries[:position]
+    for group, option in missing_options.items():
+        completed.append({group: option})
+    completed += entries[position:]
     if "_self_" not in entries:
-        entries.append("_self_")
+        completed.append("_self_")
     for key in QUIET:
         if key not in keys:
-            entries.append({key: "none"})
+            completed.append({key: "none"})
     with open_dict(config):
-        config["defaults"] = entries
+        config["defaults"] = completed
     return config
 
 
-def _default_options(config: Container) -> dict[str, str]:
-    """Returns the option of each group that a primary config needs."""
-    options = dict(OF_ALL)
+def _choose_options(config: Container) -> dict[str, str]:
+    """Returns an option of each group that a primary config needs."""
+    options = dict(DEFAULT_OPTIONS)
     if OmegaConf.select(config, "objective._target_") is None:
-        options |= OF_NETWORKS
+        options |= NETWORK_OPTIONS
     if "space" not in config:
         options["space"] = "none"
     return options
 
 
 def _group_of(key: str) -> str:
-    """Returns the group of an entry of a defaults list, such as `override /model@package`."""
+    """Returns the group of an entry of a defaults list: `model` of `override /model@package`."""
     return re.split(r"[@ ]", key.removeprefix("override "))[0].strip("/")
 
 
-PARSED: dict[Hashable, bytes] = {}  # the pickled configs that this process has parsed
+PICKLED_CONFIGS: dict[Hashable, bytes] = {}  # the configs that this process has parsed, by source
 
 
 class ReadOnce:
@@ -120,10 +125,10 @@ class ReadOnce:
         return self  # nothing in it changes
 
     def read_once(self, key: Hashable, read: Callable[[], ConfigResult]) -> ConfigResult:
-        """Returns a copy of the config of a key, which `read` is called for once."""
-        if key not in PARSED:
-            PARSED[key] = pickle.dumps(read())
-        result: ConfigResult = pickle.loads(PARSED[key])
+        """Returns a copy of the config with a key, which `read` parses when it is first needed."""
+        if key not in PICKLED_CONFIGS:
+            PICKLED_CONFIGS[key] = pickle.dumps(read())
+        result: ConfigResult = pickle.loads(PICKLED_CONFIGS[key])
         return result
 
 
@@ -135,17 +140,24 @@ class GuardedFiles(ReadOnce, FileConfigSource):
     """
 
     def load_config(self, config_path: str) -> ConfigResult:
-        file = Path(self.path) / self._normalize_file_name(config_path)
-        rules = self._rules()
-        if rules is not None or not file.is_file():  # Hydra says which file is missing
+        """Loads a config of this folder, such as `model/mlp`, for Hydra.
+
+        A trusted file is parsed again only after a change; an untrusted one is checked each time.
+        """
+        rules = self._find_rules()
+        if rules is not None:
             return self._load(config_path, rules)
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        if not file.is_file():
+            return self._load(config_path, None)  # Hydra's error says which file is missing
         status = file.stat()
         key = (self.provider, self.path, config_path, status.st_mtime_ns, status.st_size)
         return self.read_once(key, lambda: self._load(config_path, None))
 
-    def _rules(self) -> trust.TrustRules | None:
-        """Returns the rules for the files of this source; None if they are trusted."""
-        if self.provider == "hydra.searchpath in main":  # which the user's own config has added
+    def _find_rules(self) -> trust.TrustRules | None:
+        """Returns the rules that the files of this folder must satisfy; None if it is trusted."""
+        added_by_user = self.provider == "hydra.searchpath in main"  # in the primary config
+        if added_by_user:
             return None
         rules = trust.active()
         if rules is not None and rules.owns(Path(self.path)):
@@ -153,11 +165,12 @@ class GuardedFiles(ReadOnce, FileConfigSource):
         return rules
 
     def _load(self, config_path: str, rules: trust.TrustRules | None) -> ConfigResult:
+        """Parses a config, checks it if there are rules, and completes its defaults list."""
         result = super().load_config(config_path)
         if rules is not None:
-            package = (result.header or {}).get("package")
-            rules.check(Path(self.path), config_path, result.config, package)
-        result.config = with_defaults(result.config)
+            header = result.header or {}
+            rules.check(Path(self.path), config_path, result.config, header.get("package"))
+        result.config = complete_defaults_list(result.config)
         return result
 
 
@@ -176,14 +189,19 @@ class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
 
 @functools.cache
 def register() -> None:
-    """Registers the schema, the groups and the resolver, once in a process."""
+    """Registers with Hydra what studyloom adds: a resolver, the schema, groups and sources.
+
+    It is called before anything is composed, and has an effect once in a process.
+    """
     if VERSION_BASE:
-        OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
+        OmegaConf.register_new_resolver("studyloom.run_dir", _resolve_run_dir, replace=True)
     else:  # the name since OmegaConf 2.4, which Hydra 1.4 needs
-        OmegaConf.register_resolver("studyloom.run_dir", _run_dir, replace=True)  # type: ignore
-    # So that `track=[mlflow]` on a command line needs no line in the primary config.
+        OmegaConf.register_resolver(  # type: ignore
+            "studyloom.run_dir", _resolve_run_dir, replace=True
+        )
     schema = SCHEMA.copy()
     with open_dict(schema):
+        # With this entry `track=[mlflow]` on a command line needs no line in the primary config.
         schema["defaults"] = ["_self_", {"track": []}]
     ConfigStore.instance().store("studyloom", schema)
     Plugins.instance().register(OwnGroups)
@@ -191,21 +209,27 @@ def register() -> None:
         SourcesRegistry.instance().types[source.scheme()] = source
 
 
-def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
-    # The name is checked here, since Hydra makes the run directory before any code of ours runs.
+def _resolve_run_dir(name: str, run_dir: str, dry_run: bool) -> str:
+    """Returns the folder that Hydra makes for a command; `${studyloom.run_dir:…}` in the schema.
+
+    The name of the study is checked here, since Hydra makes the folder before the task runs. A dry
+    run gets the working directory, so that it leaves nothing behind.
+    """
     error = check_name(str(name))
     if error is not None:
         raise ConfigError(error)
     check_run_dir(str(run_dir))
     if dry_run:
-        return "."  # a dry run leaves nothing behind
+        return "."
     return run_dir
 
 
 def check_run_dir(run_dir: str) -> None:
-    """Checks the name of a run directory; raises ConfigError if no file can lie in it."""
-    # The URL of a SQLite file means something else by the first two.
-    if {"?", "%", "\0"} & {*run_dir}:
+    """Raises ConfigError if the path of a run directory has a character that cannot be used.
+
+    In the URL of a SQLite file, ? begins the options, and % a character's code.
+    """
+    if any(character in run_dir for character in ("?", "%", "\0")):
         raise ConfigError(
             f"run_dir={one_line(run_dir)}: must not have ? or %, nor a zero byte; "
             "name another folder"
@@ -214,19 +238,19 @@ def check_run_dir(run_dir: str) -> None:
 
 @contextmanager
 def composing_once() -> Iterator[None]:
-    """Makes Hydra run what it composes in the body, without composing it before for `hydra.mode`.
+    """Lets `hydra.main` compose the config once in the body, and not twice.
 
-    A study runs once: a command line for several runs (`--multirun`) has been refused before.
+    It composes the whole config a first time only to read `hydra.mode`, which takes two thirds of
+    the time of the second. A study always runs once: several runs (`--multirun`) are refused
+    earlier. Since `hydra.main` has no argument for the mode, its method is replaced.
     """
-    # `hydra.main` has no argument for the mode. It composes the whole config to read `hydra.mode`,
-    # also with `--run`, which takes two thirds of the time of the first composition.
     get_mode = Hydra.get_mode
-    Hydra.get_mode = _single_run  # type: ignore[method-assign]
+    Hydra.get_mode = _get_single_run  # type: ignore[method-assign]
     try:
         yield
     finally:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
-def _single_run(*args: object, **kwargs: object) -> RunMode:
+def _get_single_run(*args: object, **kwargs: object) -> RunMode:
     return RunMode.RUN

@@ -52,6 +52,7 @@ from studyloom.user_code.importing import (
 T = TypeVar("T")
 Source = str | Path | DictConfig  # what names a study: a module, a primary config, or a config
 WRITTEN = "given"  # the name of a config that was written to files, and of its options
+DIGEST_LENGTH = 12  # characters
 _running = threading.Lock()  # Hydra's state and the environment belong to the whole process
 
 
@@ -77,6 +78,7 @@ class Invocation:
         Hydra's state, the environment and the module path are afterwards as they were.
 
         Args:
+            overrides: of the config, as on a command line.
             task: gets the config, and the arguments of a command that composes the same.
 
         Raises:
@@ -92,21 +94,27 @@ class Invocation:
             restored_hydra(),
             module_path(self.root),
         ):
-            os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
+            # Workers are other interpreters, which must find the same modules.
+            os.environ["PYTHONPATH"] = os.pathsep.join(list_module_folders())
             arguments = rewrite_arguments(overrides)
-            call = _Call(task, tuple(arguments))
-            self._compose(arguments, call)
-        return call.result()
+            hydra_task = _HydraTask(task, tuple(arguments))
+            self._run_with_hydra(arguments, hydra_task)
+        return hydra_task.take_result()
 
-    def _compose(self, arguments: list[str], task: Callable[[DictConfig], None]) -> None:
-        """Makes Hydra compose the config, create the run directory and call a task."""
+    def _run_with_hydra(self, arguments: list[str], task: Callable[[DictConfig], None]) -> None:
+        """Makes Hydra compose the config, create the run directory and call a task.
+
+        Raises:
+            ConfigError: explains what Hydra raised. The task must not raise, since Hydra would
+                print its errors.
+        """
         register()
         try:
             hydra.initialize_config_dir(str(self.config_dir), **VERSION_BASE)
             app = GlobalHydra.instance().hydra
             assert app is not None
             app.run(self.config_name, task, arguments, with_log_configuration=False)
-        except Exception as error:  # of composing
+        except Exception as error:
             errors = explain_failure(error, str(self.config_dir), self.config_name, arguments)
             cause = None
             if wants_tracebacks():
@@ -114,8 +122,8 @@ class Invocation:
             raise ConfigError(errors) from cause
 
 
-class _Call(Generic[T]):
-    """A task for Hydra, which keeps its result, or its error, which Hydra would print.
+class _HydraTask(Generic[T]):
+    """Calls a task for Hydra, and keeps its result, or its error, which Hydra would print.
 
     Args:
         task: gets the config and the arguments.
@@ -126,10 +134,11 @@ class _Call(Generic[T]):
     ) -> None:
         self.task = task
         self.arguments = arguments
-        self.results: list[T] = []
+        self.results: list[T] = []  # one result, once the task has returned
         self.error: BaseException | None = None
 
     def __call__(self, config: DictConfig) -> None:
+        """Checks the config that Hydra composed, and calls the task with it; never raises."""
         try:
             errors = find_config_errors(config)
             if errors:
@@ -139,7 +148,7 @@ class _Call(Generic[T]):
         except BaseException as error:
             self.error = error
 
-    def result(self) -> T:
+    def take_result(self) -> T:
         """Returns what the task returned; raises what it raised."""
         if self.error is not None:
             raise self.error
@@ -148,7 +157,13 @@ class _Call(Generic[T]):
 
 @contextmanager
 def _only_study_of_process() -> Iterator[None]:
-    """Holds the process for one study; raises LaunchError if it runs another one."""
+    """Keeps a second study out of this process while the body runs.
+
+    Hydra's state and the environment, which a study changes, belong to the whole process.
+
+    Raises:
+        LaunchError: the process runs another study.
+    """
     if not _running.acquire(blocking=False):
         raise LaunchError(
             "this process runs a study already, and can run one at a time; "
@@ -162,21 +177,24 @@ def _only_study_of_process() -> Iterator[None]:
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ConfigError for arguments that are not overrides, such as options of a command."""
-    are_overrides = not isinstance(overrides, str)
+    is_valid = not isinstance(overrides, str)
     for override in overrides:
         if not isinstance(override, str) or override.startswith("-"):
-            are_overrides = False
-    if not are_overrides:
+            is_valid = False
+    if not is_valid:
         raise ConfigError(
             f"overrides must be a list of Hydra's, such as ['study.trials=50']; got {overrides!r}"
         )
 
 
 def find_invocation(source: Source, overrides: Sequence[str] = ()) -> Invocation:
-    """Finds the study that code names: a module, a primary config, one of ours, or a DictConfig.
+    """Finds the study that code names.
 
     Args:
-        overrides: may name the run directory.
+        source: the file of a study module or of a primary config, the name of a study of studyloom
+            such as `mnist`, or a composed config.
+        overrides: those of the study. For a composed config, which is written to files, they may
+            name the run directory.
 
     Raises:
         ConfigError: there is no such file, it is neither a module nor a config, or the module
@@ -185,12 +203,12 @@ def find_invocation(source: Source, overrides: Sequence[str] = ()) -> Invocation
     end_import_at_study()
     if isinstance(source, DictConfig):
         return _write_config(source, overrides)
-    own_configs = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}
-    path = own_configs.get(str(source), Path(source))
+    included_configs = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}
+    path = included_configs.get(str(source), Path(source))
     if path.suffix not in (".py", ".yaml"):
         raise ConfigError(
             "a study must be a module such as studies/mine.py, a primary config such as "
-            f"conf/mine.yaml, one of studyloom's ({', '.join(own_configs)}), or a DictConfig; "
+            f"conf/mine.yaml, one of studyloom's ({', '.join(included_configs)}), or a DictConfig; "
             f"got {source}"
         )
     if not path.is_file():
@@ -201,35 +219,47 @@ def find_invocation(source: Source, overrides: Sequence[str] = ()) -> Invocation
 
 
 def _invoke_file(path: Path) -> Invocation:
-    absolute = path.absolute()
-    argument = absolute
-    if absolute.is_relative_to(Path.cwd()):
+    """Returns the invocation of the study that the file of a primary config describes."""
+    absolute_path = path.absolute()
+    argument = absolute_path
+    if absolute_path.is_relative_to(Path.cwd()):
         # A relative path also holds in the copy of the folder that another host may have.
-        argument = absolute.relative_to(Path.cwd())
+        argument = absolute_path.relative_to(Path.cwd())
     program = ("-m", "studyloom", "run", str(argument))
-    return Invocation(absolute.parent, path.stem, program)
+    return Invocation(absolute_path.parent, path.stem, program)
 
 
 def _invoke_module(path: Path) -> Invocation:
-    root, name = _module_of(path.resolve())
+    """Returns the invocation of a study module, which is imported to find its decorated function.
+
+    Raises:
+        ConfigError: it has not one function decorated with `hydra_main`, but none or several.
+    """
+    module_name = _name_module(path.resolve())
+    name = module_name.name
     was_imported = name in sys.modules
-    with module_path(root), importing_module(name):
+    with module_path(module_name.folder), importing_module(name):
         module = _import_study_module(path, name)
     if not was_imported:
-        # The config may name it too: then it is imported again, as in a command, once the seed of
-        # the study is known.
+        # If the config names the module too, it is imported again, as in a command, once the seed
+        # of the study is known.
         sys.modules.pop(name, None)
-    functions = []
+    decorated = []
     for value in vars(module).values():
         if hasattr(value, "config_path") and value.__module__ == module.__name__:
-            functions.append(value)
-    if len(functions) != 1:
+            decorated.append(value)
+    if len(decorated) != 1:
         raise ConfigError(
             f"{path}: must have one function decorated with studyloom.config.hydra_main, such as "
-            f"`main`; it has {len(functions)}"
+            f"`main`; it has {len(decorated)}"
         )
-    main = functions[0]
-    return Invocation(Path(main.config_path), main.config_name, ("-m", name), root)
+    main = decorated[0]
+    return Invocation(
+        config_dir=Path(main.config_path),
+        config_name=main.config_name,
+        program=("-m", name),
+        root=module_name.folder,
+    )
 
 
 def _import_study_module(path: Path, name: str) -> ModuleType:
@@ -237,9 +267,9 @@ def _import_study_module(path: Path, name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # something that the module imports
+        if error.name != name:  # the module imports something that is missing
             raise
-        module = sys.modules[name.partition(".")[0]]
+        module = sys.modules[name.partition(".")[0]]  # another package of this name
     if Path(str(module.__file__)).resolve() != path.resolve():
         raise ConfigError(
             f"{path}: cannot be imported as {name}, since this process has {module.__file__} under "
@@ -248,20 +278,33 @@ def _import_study_module(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _module_of(path: Path) -> tuple[Path, str]:
-    """Returns the folder from which a module is imported, and its name, as in `python -m NAME`."""
+@dataclass(frozen=True)
+class _ModuleName:
+    """The name of a module, as in `python -m NAME`, and the folder from which it is imported."""
+
+    name: str
+    folder: Path
+
+
+def _name_module(path: Path) -> _ModuleName:
+    """Returns the name by which the file of a module is imported: studies.mine for studies/mine.py.
+
+    The name begins below the working directory, or above the packages that contain the file.
+    """
     folder = above_packages(path)
     working_folder = Path.cwd().resolve()
-    if folder == path.parent and path.is_relative_to(working_folder):  # without __init__.py
+    is_in_package = folder != path.parent  # its folder has an __init__.py
+    if not is_in_package and path.is_relative_to(working_folder):
         folder = working_folder
-    return folder, ".".join(path.relative_to(folder).with_suffix("").parts)
+    parts = path.relative_to(folder).with_suffix("").parts
+    return _ModuleName(".".join(parts), folder)
 
 
 # Configs that exist only in Python
 
 
 def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
-    """Writes a DictConfig below its run directory, where the workers read it.
+    """Writes a composed config below its run directory, where the workers read it.
 
     Each group becomes a separate file, so that overrides and spaces can choose other options.
     """
@@ -277,7 +320,7 @@ def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
             defaults.append({group: WRITTEN})
     defaults.append("_self_")
     primary = {"defaults": defaults, **sections}
-    return write_sections(primary, _run_dir(config, overrides), groups)
+    return write_sections(primary, _find_run_dir(config, overrides), groups)
 
 
 def write_sections(
@@ -287,22 +330,24 @@ def write_sections(
 ) -> Invocation:
     """Writes a primary config below its run directory, where the workers read it.
 
+    The folder of its files is named after a digest of them. A study that is there already so keeps
+    its own config until the definition of this one is accepted.
+
     Args:
-        groups: the option `given` of each group.
+        groups: for each group, the section that becomes its option `given`.
 
     Raises:
         ConfigError: a value has a password, or the directory cannot be written to.
     """
     check_run_dir(str(run_dir))
-    configs = {WRITTEN: primary}
-    values = dict(primary)
+    configs = {WRITTEN: primary}  # by the name of their file
+    sections = dict(primary)
     for group, option in (groups or {}).items():
         configs[f"{group}/{WRITTEN}"] = option
-        values[group] = option
-    refuse_passwords([f"{key}={value}" for key, value in flatten(values)])
+        sections[group] = option
+    refuse_passwords([f"{key}={value}" for key, value in flatten(sections)])
     texts = {name: as_yaml(config) for name, config in configs.items()}
-    # Named by its content: a study that is there already keeps its own until this is accepted.
-    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:DIGEST_LENGTH]
     folder = run_dir / ".hydra" / WRITTEN / digest
     for name, text in texts.items():
         path = folder / f"{name}.yaml"
@@ -314,17 +359,19 @@ def write_sections(
     return _invoke_file(folder / f"{WRITTEN}.yaml")
 
 
-def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
+def _find_run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
     """Returns the run directory of a config, with the overrides that change it."""
-    changes = []
+    assignments = []
     for argument in overrides:
         override = Override.parse(argument)
         if override.key in ("run_dir", "study.name") and not override.deletes:
-            changes.append(f"{override.key}={override.value}")
+            assignments.append(f"{override.key}={override.value}")
     try:
-        return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(assignments))
+        return Path(str(merged.run_dir))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"run_dir: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split())
+        raise ConfigError(f"run_dir: {message}") from None
 
 
 def read_sections(run_dir: Path) -> dict[str, Any]:
@@ -370,14 +417,17 @@ def module_path(root: Path | None) -> Iterator[None]:
         sys.path.remove(str(root))
 
 
-def own_module_path() -> list[str]:
-    """Returns the module folders of this process that another interpreter lacks."""
+def list_module_folders() -> list[str]:
+    """Returns the folders of this process's module path that another interpreter would lack.
+
+    They are all but those of Python itself and of its installed packages.
+    """
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
     python_folders = [Path(sysconfig.get_path(kind)) for kind in kinds]
     folders = []
     for entry in sys.path:
         folder = Path(entry).absolute()
-        is_pythons = any(folder.is_relative_to(parent) for parent in python_folders)
-        if folder.exists() and not is_pythons:
+        belongs_to_python = any(folder.is_relative_to(parent) for parent in python_folders)
+        if folder.exists() and not belongs_to_python:
             folders.append(str(folder))
     return folders

@@ -39,9 +39,10 @@ from studyloom.user_code.importing import (
 )
 
 Task = Callable[[DictConfig], None]
+# An argument that makes Hydra run a command several times, such as `-m` or `hydra.mode=MULTIRUN`.
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 HELP = ("--help", "-h")
-QUIET = ("study.dry_run", "hydra")  # keys with whose overrides a command prints only their output
+QUIET = ("study.dry_run", "hydra")  # with an override of these keys nothing else is printed
 
 
 def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
@@ -59,19 +60,11 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     processes.restore_interrupt_handler()
 
     def decorate(task: Task) -> Callable[[], None]:
-        folder = folder_of_configs(task, config_path)
-        tracebacks = wants_tracebacks()
-
-        @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
-        @functools.wraps(task)
-        def main(cfg: DictConfig) -> None:
-            if not tracebacks:
-                TRACEBACKS.take()
-            errors = find_config_errors(cfg)
-            if errors:
-                exit_with_errors(*errors)
-            with seeding_imports(cfg.study.seed):
-                task(cfg)
+        module_file = Path(task.__code__.co_filename).resolve()
+        folder = str((module_file.parent / config_path).resolve())
+        is_script = task.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None
+        if is_script:
+            _add_package_parent(module_file)
 
         @functools.wraps(task)
         @processes.ending_at_interrupt()
@@ -81,24 +74,12 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
             processes.collect_rarely()  # until trials begin
             try:
-                argv = rewrite_arguments(sys.argv[1:])
+                arguments = rewrite_arguments(sys.argv[1:])
             except ConfigError as error:
                 exit_with_errors(*error.errors)
-            sys.argv[1:] = argv
-            handle_early_options(task, folder, config_name, argv)
-            with in_force(find_trust_rules(argv, Path(folder))), composing_once():
-                if not tracebacks:
-                    # Hydra's own report exits with 1, so Hydra raises until the config is complete.
-                    os.environ[TRACEBACKS.name] = "1"
-                try:
-                    main()
-                    sys.stdout.flush()  # of what Hydra prints, such as --cfg
-                except BrokenPipeError:  # the reader of the pipe has gone
-                    processes.discard_output()
-                except Exception as error:  # of composing; Hydra reports what the task raises
-                    if tracebacks:
-                        raise
-                    exit_with_errors(*explain_failure(error, folder, config_name, argv))
+            sys.argv[1:] = arguments
+            handle_early_options(task, folder, config_name, arguments)
+            _run_with_hydra(task, folder, config_name, arguments)
 
         vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
         return run
@@ -106,31 +87,65 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     return decorate
 
 
-def folder_of_configs(task: Task, config_path: str) -> str:
-    """Returns the folder of a module's configs, and makes modules that they name importable.
+def _add_package_parent(module_file: Path) -> None:
+    """Lets a script import its own package, whose modules the configs name.
 
-    `python studies/mine.py` lets Python look for modules only in studies/; those that configs name,
-    such as studies.mine, lie in the folder above.
+    `python studies/mine.py` puts only studies/ on the module path. A config names studies.mine,
+    which is imported from the folder above.
     """
-    module = Path(task.__code__.co_filename).resolve()
-    is_script = task.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None
-    if is_script:
-        root = above_packages(module)
-        if root != module.parent and str(root) not in sys.path:
-            sys.path.insert(0, str(root))
-    return str((module.parent / config_path).resolve())
+    parent = above_packages(module_file)
+    if parent != module_file.parent and str(parent) not in sys.path:
+        sys.path.insert(0, str(parent))
+
+
+def _run_with_hydra(task: Task, folder: str, config_name: str, arguments: Sequence[str]) -> None:
+    """Composes the config of a command with Hydra, and calls a task with it.
+
+    If the config cannot be composed, Hydra would print its own report and exit with code 1. With
+    HYDRA_FULL_ERROR=1 it raises the error, which is then explained here, so the variable is set
+    until the config is complete.
+    """
+    shows_tracebacks = wants_tracebacks()  # since the user has set the variable
+
+    @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
+    @functools.wraps(task)
+    def check_and_run(cfg: DictConfig) -> None:
+        if not shows_tracebacks:
+            TRACEBACKS.take()
+        errors = find_config_errors(cfg)
+        if errors:
+            exit_with_errors(*errors)
+        with seeding_imports(cfg.study.seed):
+            task(cfg)
+
+    with in_force(find_trust_rules(arguments, Path(folder))), composing_once():
+        if not shows_tracebacks:
+            os.environ[TRACEBACKS.name] = "1"
+        try:
+            check_and_run()
+            sys.stdout.flush()  # of what Hydra prints, such as --cfg
+        except BrokenPipeError:  # the reader of the pipe has gone
+            processes.discard_output()
+        except Exception as error:  # of composing; Hydra reports what the task raises
+            if shows_tracebacks:
+                raise
+            exit_with_errors(*explain_failure(error, folder, config_name, arguments))
 
 
 def handle_early_options(
     task: Task, config_path: str, config_name: str, argv: Sequence[str]
 ) -> None:
-    """Handles `--version` and the like before torch is imported, or prints that a study begins."""
+    """Handles what needs no import of torch: --version, --help, and the refusal of a sweep.
+
+    For any other command a person sees at once that the study begins.
+    """
     if "--version" in argv:
         processes.print_at_once(f"studyloom {__version__}")
         sys.exit()
-    if not set(HELP).isdisjoint(argv):
+    overrides = [argument for argument in argv if argument not in HELP]
+    wants_help = len(overrides) < len(argv)
+    if wants_help:
         about = task.__doc__ or inspect.getdoc(inspect.getmodule(task)) or ""
-        overrides = [argument for argument in argv if argument not in HELP]
         processes.print_at_once(study_help(about, config_path, config_name, overrides))
         sys.exit()
     for argument in argv:
@@ -145,7 +160,7 @@ def handle_early_options(
 
 
 def _prints_only_output(argv: Sequence[str]) -> bool:
-    """Returns whether a command has options of Hydra, or is a dry run."""
+    """Returns whether a command trains nothing: a dry run, or one with options of Hydra."""
     for argument in argv:
         if argument.startswith("-") or Override.parse(argument).is_within(*QUIET):
             return True

@@ -77,15 +77,14 @@ class Override:
 
     @classmethod
     def parse(cls, text: str) -> "Override":
-        """Parses an argument, also one that Hydra would refuse."""
-        typed, equals, value = text.partition("=")
-        key = typed.lstrip("+~")
-        return cls(
-            prefix=typed.removesuffix(key),
-            key=key.strip().replace("/", "."),
-            value=value if equals else None,
-            text=text,
-        )
+        """Parses an argument such as `++model.hidden=[8]`, also one that Hydra would refuse."""
+        typed_key, equals_sign, typed_value = text.partition("=")
+        key = typed_key.lstrip("+~")
+        prefix = typed_key.removesuffix(key)
+        value = None
+        if equals_sign:
+            value = typed_value
+        return cls(prefix, key.strip().replace("/", "."), value, text)
 
     @property
     def deletes(self) -> bool:
@@ -115,10 +114,13 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
     The list is empty if the error is in the config itself.
     """
     options = parse_command_line(config_path, config_name, argv)
+    primary_file_name = f"{options.config_name}.yaml"
+    # The folder with the primary config is either that of `--config-dir`, or the study's own.
     folder = Path(options.config_dir).absolute()
     other_folder = Path(options.config_path).absolute()
-    if not (folder / f"{options.config_name}.yaml").exists():  # it must have the primary config
-        folder, other_folder = other_folder, folder
+    if not (folder / primary_file_name).exists():
+        folder = Path(options.config_path).absolute()
+        other_folder = Path(options.config_dir).absolute()
     errors: list[str] = []
     accepted = [f"hydra.searchpath=[file://{other_folder}]"]
     GlobalHydra.instance().clear()
@@ -128,28 +130,39 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
             compose(accepted)
         except Exception:
             return []  # the error is in the config itself
-        for override in _choices_first(options.overrides):
+        # Each override is tried together with those that were accepted before it.
+        for override in _parse_choices_first(options.overrides):
             try:
-                unknown = find_unknown_keys(compose([*accepted, override.text]))
+                unknown_keys = find_unknown_keys(compose([*accepted, override.text]))
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
-                explanation = explain_override(
-                    override, error, functools.partial(compose, accepted)
-                )
-                section, _, name = override.key.partition(".")
-                if section == "params" and "no such key" in explanation and "." not in name:
-                    file = folder / f"{options.config_name}.yaml"
-                    explanation += suggest_line(name, override.value or "", file, section)
-                errors.append(explanation)
+                compose_without = functools.partial(compose, accepted)
+                explanation = explain_override(override, error, compose_without)
+                suggestion = _suggest_param(override, explanation, folder / primary_file_name)
+                errors.append(explanation + suggestion)
                 continue
-            if unknown:
-                errors += unknown
+            if unknown_keys:
+                errors += unknown_keys
             else:
                 accepted.append(override.text)
     return errors
 
 
-def _choices_first(arguments: Sequence[str]) -> list[Override]:
-    """Parses overrides, and puts group choices before values.
+def _suggest_param(override: Override, explanation: str, file: Path) -> str:
+    """Suggests the line that adds a key to the section `params` of a file.
+
+    Args:
+        override: one that failed.
+        explanation: why it failed; without "no such key" nothing is suggested.
+    """
+    section, _, name = override.key.partition(".")
+    is_missing_param = section == "params" and "." not in name and "no such key" in explanation
+    if not is_missing_param:
+        return ""
+    return suggest_line(name, override.value or "", file, section)
+
+
+def _parse_choices_first(arguments: Sequence[str]) -> list[Override]:
+    """Parses overrides, and puts group choices such as `model=cnn` before values.
 
     A key is checked in the option that was chosen for its group.
     """
@@ -170,41 +183,48 @@ def explain_override(
     """Explains on one line why an override failed, and how to fix it.
 
     Args:
+        error: what Hydra raised for it.
         compose: composes the config without it.
     """
-    key = override.key.split("@")[0]
+    key = override.key.split("@")[0]  # `model` of `model@package=mlp`
     if isinstance(error, OverrideParseException) or not key:
         return (
             f"{override.text}: cannot be parsed; write key=value, and quote a value that contains "
             "a bracket, a comma or a space"
         )
     options = group_options(key.replace(".", "/"))
-    if not options:
-        unknown = explain_key(key, compose())
-        if unknown is not None:
-            return unknown
-    elif override.value not in options:
+    if options and override.value not in options:
         return (
             f"{override.text}: no such option; {key} has "
             f"{', '.join(options)}{nearest(override.value, options)}"
         )
+    if not options:
+        unknown_key = explain_key(key, compose())
+        if unknown_key is not None:
+            return unknown_key
     return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
 
 
 def explain_key(key: str, config: Mapping[str, object]) -> str | None:
-    """Explains where a key leaves a config, with the nearest key; None if it exists."""
+    """Explains the first part of a key that a config lacks, with the nearest key.
+
+    Returns:
+        None if the config has the key.
+    """
     node: object = config
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping):
+            parent_key = ".".join(parts[:depth])
             return (
-                f"{key}: no such key; {'.'.join(parts[:depth])} is {format_scalar(node)} and has "
+                f"{key}: no such key; {parent_key} is {format_scalar(node)} and has "
                 f"no keys; if it takes some, write +{key}=…"
             )
         if part not in node:
             names = [str(name) for name in node if str(name) != "hydra"]
-            explanation = describe_unknown_key(".".join(parts[: depth + 1]), names)
-            if depth == 0:
+            unknown_key = ".".join(parts[: depth + 1])
+            explanation = describe_unknown_key(unknown_key, names)
+            if depth == 0:  # perhaps it lacks its section
                 suggestion = suggest_key(parts[-1], config)
                 if suggestion:
                     return explanation.partition("; did you mean")[0] + suggestion
@@ -214,41 +234,57 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
 
 
 def suggest_key(name: str, config: Mapping[str, object]) -> str:
-    """Suggests the whole key of a name that was typed without its section, such as `trials`."""
+    """Suggests the whole key of a name that was typed without its section.
+
+    It returns "; did you mean study.trials?" for `trials`, and "" if no name is similar. Of several
+    keys with the same name it suggests that of the section `train`, or else the first.
+    """
     if isinstance(config, StudyConfig):
         sections = config.written
     else:
         sections = written_values(config)
-    keys = [key for key, _ in flatten(sections)]
-    # The first key of a name is meant, and for epochs the one of a training.
-    keys.sort(key=lambda key: not key.startswith("train."))
+    keys = [key for key, _value in flatten(sections)]
+    train_keys = [key for key in keys if key.startswith("train.")]
     keys_by_name: dict[str, str] = {}
-    for key in keys:
-        keys_by_name.setdefault(key.rpartition(".")[2], key)
-    matches = difflib.get_close_matches(name, keys_by_name, n=1, cutoff=0.8)
-    if not matches:
+    for key in [*train_keys, *keys]:
+        name_of_key = key.rpartition(".")[2]
+        keys_by_name.setdefault(name_of_key, key)
+    similar_names = difflib.get_close_matches(name, keys_by_name, n=1, cutoff=0.8)
+    if not similar_names:
         return ""
-    return f"; did you mean {keys_by_name[matches[0]]}?"
+    return f"; did you mean {keys_by_name[similar_names[0]]}?"
+
+
+# A line of OmegaConf's messages on its own types, such as `object_type=StudySection`.
+TYPE_LINE = re.compile(r"(full_key|object_type|reference_type)[:=]")
+# A key that a typed section lacks, as in "Key 'trails' not in 'StudySection'".
+UNKNOWN_KEY = re.compile(r"Key '\w+' not in '\w+'")
+# An error that a resolver of studyloom has raised, at the end of OmegaConf's message about it.
+RESOLVER_ERROR = re.compile(r"ConfigError raised while resolving interpolation: (.*)")
 
 
 def describe_compose_error(error: BaseException) -> str:
-    """Puts an error of Hydra or OmegaConf on one line, without its search path and its types."""
+    """Puts an error of Hydra or OmegaConf on one line, without its search path and its types.
+
+    OmegaConf puts the key that an error is about on a line such as `full_key: study.trials`.
+    """
     keys = []
-    parts = []
+    message_lines = []
     for raw_line in str(error).partition("Config search path:")[0].splitlines():
         line = raw_line.strip()
         if line.startswith("full_key: "):
             keys.append(line.removeprefix("full_key: "))
-        elif line and not re.match(r"(full_key|object_type|reference_type)[:=]", line):
-            parts.append(line)
-    message = " ".join(parts)
-    match = re.search(r"ConfigError raised while resolving interpolation: (.*)", message)
-    if match is not None:
-        return match[1]
-    if keys and re.search(r"Key '\w+' not in '\w+'", message):
+        elif line and not TYPE_LINE.match(line):
+            message_lines.append(line)
+    message = " ".join(message_lines)
+    resolver_error = RESOLVER_ERROR.search(message)
+    if resolver_error is not None:
+        return resolver_error[1]
+    if keys and UNKNOWN_KEY.search(message):
         section = SCHEMA
-        if "." in keys[0]:
-            section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0])
+        section_key = keys[0].rpartition(".")[0]
+        if section_key:
+            section = OmegaConf.select(SCHEMA, section_key)
         return describe_unknown_key(keys[0], [str(name) for name in section])
     if keys:
         return f"{message} ({', '.join(keys)})"
@@ -256,10 +292,12 @@ def describe_compose_error(error: BaseException) -> str:
 
 
 def merge_setting(sections: Mapping[str, object], key: str, value: object) -> dict[str, Any]:
-    """Returns the sections of a config with a value at a key, into which mappings are merged.
+    """Returns the sections of a config with a value at a key.
+
+    A mapping is merged into the one that the config has there.
 
     Raises:
-        ConfigError: no config can have it there.
+        ConfigError: no config can have the value there.
     """
     config = OmegaConf.create(dict(sections))
     try:
@@ -270,7 +308,7 @@ def merge_setting(sections: Mapping[str, object], key: str, value: object) -> di
 
 
 def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
-    """Writes the help of a study module: docstring, options, groups, and every key with its value.
+    """Returns the help of a study module: docstring, options, groups, every key with its value.
 
     Args:
         about: the docstring of the study module.
@@ -283,23 +321,23 @@ def study_help(about: str, config_path: str, config_name: str, argv: Sequence[st
             config = hydra.compose(config_name, options.overrides)
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap
             config = hydra.compose(config_name)
-        groups = _describe_groups()
-    keys = textwrap.indent(OmegaConf.to_yaml(config).removesuffix("\n"), "  ", lambda line: True)
+        group_paragraphs = _describe_groups()
+    key_lines = OmegaConf.to_yaml(config).splitlines()
     parts = [
         about.strip(),
         OPTIONS,
         f"{variables_help()}\n",
         "groups and their options, which an override such as sampler=random chooses:",
-        *groups,
+        *group_paragraphs,
         "\nkeys and their values, which an override such as study.trials=50 sets:",
-        keys,
+        *(f"  {line}" for line in key_lines),
     ]
     return printable("\n".join(parts))
 
 
 def _describe_groups() -> list[str]:
     """Returns a paragraph for each group of a study that has options."""
-    wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
+    wrapper = textwrap.TextWrapper(width=80, initial_indent="  ", subsequent_indent="    ")
     paragraphs = []
     for group in STUDY_GROUPS:
         options = ", ".join(group_options(group))

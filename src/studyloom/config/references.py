@@ -8,8 +8,11 @@ Path = tuple[str | int, ...]  # the keys, and the places in lists, that lead to 
 
 # Resolvers whose result follows no key of the config but those among their arguments.
 WITHOUT_KEYS = ("oc.env", "oc.decode", "now", "hydra", "studyloom.run_dir")
+# The key in `${train.epochs}`, in `${.epochs}` or in `${oc.select:loss,null}`.
 KEY = re.compile(r"\$\{\s*(?:oc\.select:\s*)?([.\w]+)\s*[,}]")
+# The resolver in `${oc.env:HOME}`.
 RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
+# A whole text such as `${train.epochs}` or `${oc.select:loss,null}`.
 OF_ONE_KEY = re.compile(r"\$\{(?:oc\.select:)?(\w[.\w]*)(?:,null)?\}")
 
 
@@ -29,11 +32,16 @@ class Reference:
     follows: frozenset[str] | None
 
     @property
+    def section(self) -> str:
+        """The section that has the value."""
+        return str(self.path[0])
+
+    @property
     def key(self) -> str:
-        """The key of the value, or of the list that has it."""
+        """The key of the value; if it is within a list, the key of the list."""
         names = []
         for part in self.path:
-            if not isinstance(part, str):
+            if not isinstance(part, str):  # a position in a list
                 break
             names.append(part)
         return ".".join(names)
@@ -70,63 +78,85 @@ def overlap(first: str, second: str) -> bool:
 
 def find_references(config: Mapping[str, object]) -> list[Reference]:
     """Returns the references of a config whose interpolations are not resolved."""
-    return connect([_reference(path, text) for path, text in _interpolations(config, ())])
+    return connect([_make_reference(path, text) for path, text in _interpolations(config, ())])
 
 
 def connect(references: Sequence[Reference]) -> list[Reference]:
-    """Adds to each reference the keys that it follows through others."""
+    """Adds to each reference the keys that it follows through other references.
+
+    If a follows b, and b follows c, then a follows c too. Each pass over the references adds one
+    more step of such a chain, and the last pass adds nothing.
+    """
     connected = list(references)
-    changed = True
-    while changed:
-        changed = False
-        for place, reference in enumerate(connected):
-            follows = _with_indirect(reference, connected)
+    has_changed = True
+    while has_changed:
+        has_changed = False
+        for position, reference in enumerate(connected):
+            follows = _follow_once(reference, connected)
             if follows != reference.follows:
-                connected[place] = replace(reference, follows=follows)
-                changed = True
+                connected[position] = replace(reference, follows=follows)
+                has_changed = True
     return connected
 
 
-def _with_indirect(reference: Reference, references: Sequence[Reference]) -> frozenset[str] | None:
-    """Returns the keys of a reference, and those of the references that it follows."""
-    follows = reference.follows
-    if follows is None:
+def _follow_once(reference: Reference, references: Sequence[Reference]) -> frozenset[str] | None:
+    """Returns the keys that a reference follows, with those that these references follow.
+
+    Returns:
+        None if it follows a reference that may follow any key.
+    """
+    keys = reference.follows
+    if keys is None:
         return None
     for other in references:
-        if any(overlap(key, other.key) for key in follows):
-            if other.follows is None:
-                return None
-            follows |= other.follows
-    return follows
+        is_followed = any(overlap(key, other.key) for key in keys)
+        if not is_followed:
+            continue
+        if other.follows is None:
+            return None
+        keys |= other.follows
+    return keys
 
 
 def _interpolations(value: object, path: Path) -> Iterator[tuple[Path, str]]:
-    """Yields the path and the text of each interpolation within a value."""
+    """Yields the path and the text of each interpolation within a value.
+
+    Args:
+        path: that of the value, with which all of them begin.
+    """
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _interpolations(inner, (*path, name))
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _interpolations(inner, (*path, place))
+        for position, item in enumerate(value):
+            yield from _interpolations(item, (*path, position))
     elif isinstance(value, str) and "${" in value:
         yield path, value
 
 
-def _reference(path: Path, text: str) -> Reference:
-    """Returns the reference of an interpolation, with the keys that stand in its text."""
+def _make_reference(path: Path, text: str) -> Reference:
+    """Makes the reference of an interpolation, with the keys that stand in its text.
+
+    It may follow any key if a part of the text is not understood, or a resolver is not known.
+    """
     keys = KEY.findall(text)
     resolvers = [name for name in RESOLVER.findall(text) if name != "oc.select"]
     is_understood = len(keys) + len(resolvers) == text.count("${")
     if not is_understood or not set(resolvers).issubset(WITHOUT_KEYS):
-        return Reference(path, text, None)
-    return Reference(path, text, frozenset(_absolute(key, path) for key in keys))
+        return Reference(path, text, follows=None)
+    absolute_keys = frozenset(_make_absolute(key, path) for key in keys)
+    return Reference(path, text, absolute_keys)
 
 
-def _absolute(key: str, path: Path) -> str:
-    """Returns a key without leading dots: one dot stands for the section of the reference."""
+def _make_absolute(key: str, path: Path) -> str:
+    """Returns the whole key that a relative one stands for.
+
+    In the reference with the path (model, block, width), `.depth` is `model.block.depth`, and
+    `..depth` is `model.depth`.
+    """
     name = key.lstrip(".")
-    levels = len(key) - len(name)
-    if levels == 0:
+    dots = len(key) - len(name)
+    if dots == 0:
         return name
-    sections = [str(part) for part in path[:-levels]]
+    sections = [str(part) for part in path[:-dots]]
     return ".".join([*sections, name])

@@ -46,7 +46,8 @@ def read_storage_url(config: Mapping[str, object]) -> str | None:
         raise ConfigError(f"storage.file: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"storage.file: {path} cannot be read: not UTF-8 text") from None
-    if mode & 0o077:
+    is_open_to_others = mode & 0o077 != 0
+    if is_open_to_others:
         raise ConfigError(
             f"storage.file: {path} must be readable by its owner only, since it may hold a "
             f"password; got mode {mode:04o}; run chmod 600 {path}"
@@ -70,11 +71,11 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     """Reads the storage URL and the name of the study of a run directory.
 
     Args:
-        trusted: whether the user says that it is theirs, which is noted.
+        trusted: whether the user says that it is theirs, which is noted there for later commands.
 
     Raises:
-        ConfigError: no study has run there, or the URL of its database is not set there, or is
-            outside of a run directory that is not known to be this user's own.
+        ConfigError: no study has run there; or the URL of its database has no value; or the
+            database is outside of a run directory that no command of this user has run in.
     """
     config = read_written(run_dir, "config.yaml")
     if trusted:
@@ -84,11 +85,13 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     else:
         address = _read_untrusted(run_dir, config)
     url = address.url
-    # A database inside the folder is found from any working directory, and after a move.
+    # The URL of a database in the folder is made from `run_dir`, since the folder may have been
+    # moved, or be seen from another working directory.
+    sqlite_file = run_dir / "study.db"
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
-    elif (run_dir / "study.db").exists():
-        url = f"sqlite:///{run_dir / 'study.db'}"
+    elif sqlite_file.exists():
+        url = f"sqlite:///{sqlite_file}"
     if url is None:
         path = run_dir / ".hydra" / "config.yaml"
         raise ConfigError(f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE")
@@ -96,6 +99,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
 
 
 def _read_trusted(config: DictConfig) -> StudyAddress:
+    """Reads the address in the config of a trusted run directory, with resolved interpolations."""
     name = str(value_at(config, "study.name"))
     try:
         return StudyAddress(read_storage_url(config), name)
@@ -104,10 +108,12 @@ def _read_trusted(config: DictConfig) -> StudyAddress:
 
 
 def _read_untrusted(run_dir: Path, config: DictConfig) -> StudyAddress:
-    """Reads the address in an untrusted run directory, without resolving interpolations.
+    """Reads the address in the config of an untrusted run directory.
+
+    Its interpolations are not resolved, except one of the user's own STUDYLOOM_STORAGE.
 
     Raises:
-        ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
+        ConfigError: the database is neither in the directory, nor that of STUDYLOOM_STORAGE.
     """
     sections = written_values(config)
     try:
@@ -140,17 +146,25 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
-    """Returns the run directories next to one that does not exist, some hundreds at most."""
+    """Returns the run directories next to one that does not exist, for a suggestion.
+
+    Of a large folder only some hundred entries are looked at.
+    """
     siblings = []
     with suppress(OSError):
-        for path in itertools.islice(run_dir.parent.iterdir(), SIBLINGS):
+        entries = itertools.islice(run_dir.parent.iterdir(), SIBLINGS)
+        for path in entries:
             if (path / ".hydra").is_dir():
                 siblings.append(str(path))
     return sorted(siblings)
 
 
 def untrusted_run(run_dir: Path, why: str) -> ConfigError:
-    """Returns the error for an untrusted run directory whose `.hydra/` needs consent."""
+    """Returns the error for an untrusted run directory whose `.hydra/` needs consent.
+
+    Args:
+        why: the end of the sentence "its .hydra/ …", such as "names a database outside of it".
+    """
     return ConfigError(
         f"{run_dir}: there is no record here that you ran a command in it, and its .hydra/ "
         f"{why}; if you trust it with your machine, add --trust-config"

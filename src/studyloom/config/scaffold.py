@@ -29,34 +29,41 @@ def write_study(name: str, folder: Path, kind: str = "tensors") -> dict[Path, st
     Raises:
         ScaffoldError: every reason why it cannot be written; nothing is written then.
     """
-    descriptions: dict[str, str] = KINDS[kind]["files"]
-    paths = {template: folder / template.replace(PLACEHOLDER, name) for template in descriptions}
+    descriptions_by_template: dict[str, str] = KINDS[kind]["files"]
+    paths = {}
+    for template in descriptions_by_template:
+        paths[template] = folder / template.replace(PLACEHOLDER, name)
     problems = _check_name(name) + _check_folder(folder, paths.values())
     if problems:
         raise ScaffoldError(problems)
-    written = {}
-    for template, description in descriptions.items():
-        path = paths[template]
-        _write(path, kind, template, name)
-        written[path] = description.replace(PLACEHOLDER, name)
+    descriptions = {}
+    for template, path in paths.items():
+        _write_template(path, kind, template, name)
+        descriptions[path] = descriptions_by_template[template].replace(PLACEHOLDER, name)
     if not (folder / SHARED).exists():
-        _write(folder / SHARED, kind, SHARED, name)
-    return written
+        _write_template(folder / SHARED, kind, SHARED, name)
+    return descriptions
 
 
-def _write(path: Path, kind: str, template: str, name: str) -> None:
-    """Writes a template with the study's name in it."""
-    source = TEMPLATES / kind / f"{template}.txt"
-    if not source.is_file():
-        source = TEMPLATES / "shared" / f"{template}.txt"
+def _write_template(path: Path, kind: str, template: str, name: str) -> None:
+    """Writes a file from its template, in which NAME stands for the name of the study.
+
+    Raises:
+        FileExistsError: another command has just written it.
+    """
+    template_file = TEMPLATES / kind / f"{template}.txt"
+    if not template_file.is_file():
+        template_file = TEMPLATES / "shared" / f"{template}.txt"
+    text = template_file.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:  # "x": another command may be quicker
-        file.write(source.read_text(encoding="utf-8").replace(PLACEHOLDER, name))
+    with path.open("x", encoding="utf-8") as file:  # "x" overwrites no file
+        file.write(text)
 
 
 def _check_name(name: str) -> list[str]:
     """Returns why a name cannot be that of a study; an empty list if it can."""
     is_module_name = name.isascii() and name.isidentifier() and name == name.lower()
+    # The configs of studyloom that Hydra would no longer find, since it finds the study's first.
     hidden_configs = []
     for path in GROUPS.rglob("*.yaml"):
         if path.stem == name:

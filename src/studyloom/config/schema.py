@@ -15,9 +15,10 @@ LONGEST_NAME = 200  # file systems allow 255 bytes; the rest is for suffixes
 
 def key(default: object, meaning: str) -> Any:
     """Returns the field of a key, with its meaning as `studyloom keys` prints it."""
+    metadata = {"meaning": meaning}
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"meaning": meaning})
-    return field(default=default, metadata={"meaning": meaning})
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -188,26 +189,30 @@ class Key(NamedTuple):
 
 
 def describe_keys() -> list[Key]:
-    """Returns the keys of all sections, and those that belong to no section."""
+    """Returns the keys of all sections, and those that belong to no section, such as `run_dir`.
+
+    Sections without fixed keys, such as `model`, have no metadata and are left out.
+    """
     keys = []
-    for section in fields(Config):
-        section_class: object = section.default_factory
+    for config_field in fields(Config):
+        section_class: object = config_field.default_factory
         if is_dataclass(section_class):
             for key_field in fields(section_class):
-                keys.append(_describe_key(f"{section.name}.{key_field.name}", key_field))
-        elif section.metadata:
-            keys.append(_describe_key(section.name, section))
+                keys.append(_describe_key(f"{config_field.name}.{key_field.name}", key_field))
+        elif config_field.metadata:
+            keys.append(_describe_key(config_field.name, config_field))
     return keys
 
 
 def _describe_key(name: str, key_field: "Field[object]") -> Key:
+    """Returns the description of a key: its whole name, its default as text, and its meaning."""
     default = key_field.default
     if callable(key_field.default_factory):
         default = key_field.default_factory()
-    text = ""
+    default_text = ""
     if default != MISSING:
-        text = json.dumps(default).strip('"')
-    return Key(name, text, key_field.metadata["meaning"])
+        default_text = json.dumps(default).strip('"')
+    return Key(name, default_text, key_field.metadata["meaning"])
 
 
 @dataclass(frozen=True)
@@ -264,40 +269,42 @@ OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
 def find_out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a line for each value outside of its range in `RANGES`; null is always allowed."""
-    for allowed, names in RANGES.items():
-        for name in names:
-            section, _, key_name = name.partition(".")
-            value = config[section].get(key_name)
-            if value is None or allowed.has(value):
+    """Yields an error for each value of a config outside the range of its key; null is allowed."""
+    for allowed_range, keys in RANGES.items():
+        for key_name in keys:
+            section, _, name = key_name.partition(".")
+            value = config[section].get(name)
+            if value is None or allowed_range.has(value):
                 continue
-            text = allowed.text
-            if OmegaConf.select(SCHEMA, name) is None:
-                text += ", or null"
-            yield f"{name} must be {text}; got {value}"
+            range_text = allowed_range.text
+            is_null_by_default = OmegaConf.select(SCHEMA, key_name) is None
+            if is_null_by_default:
+                range_text += ", or null"
+            yield f"{key_name} must be {range_text}; got {value}"
 
 
 def check_name(name: str) -> str | None:
     """Explains why a study's name cannot be a folder name; None if it can."""
-    size = len(name.encode())
     has_forbidden_part = any(part in name for part in ("/", "\\", "..", "\0"))
     if name in ("", ".") or has_forbidden_part:
         reason = "cannot be empty, or contain '/', '\\', '..' or NUL"
-    elif printable(name) != name or "\n" in name:
+        return f"study.name must be a folder name, not {name!r}: it {reason}"
+    has_control_character = printable(name) != name or "\n" in name
+    if has_control_character:
         reason = "cannot contain control characters"
-    elif size > LONGEST_NAME:
+        return f"study.name must be a folder name, not {name!r}: it {reason}"
+    size = len(name.encode())  # bytes
+    if size > LONGEST_NAME:
         reason = f"is {size} bytes long; at most {LONGEST_NAME} are possible"
         return f"study.name must be a folder name, not {name[:20]!r}…: it {reason}"
-    else:
-        return None
-    return f"study.name must be a folder name, not {name!r}: it {reason}"
+    return None
 
 
 def find_unknown_keys(config: DictConfig) -> list[str]:
-    """Finds keys in studyloom's own sections that the schema lacks, and returns a line for each.
+    """Returns an error for each key in studyloom's own sections that the schema lacks.
 
-    Hydra itself accepts `+study.trails=9`. An objective with a `_target_` may have further keys:
-    arguments, which are checked when it is built.
+    Hydra itself accepts `+study.trails=9`. An objective with a `_target_` is not checked here: its
+    further keys are arguments, which are checked when it is built.
     """
     if OmegaConf.get_type(config) is not Config:
         return [
@@ -305,14 +312,15 @@ def find_unknown_keys(config: DictConfig) -> list[str]:
             "studyloom to a primary config"
         ]
     errors = []
-    for section in fields(Config):
-        section_class: object = section.default_factory
-        if not is_dataclass(section_class):
+    for section_field in fields(Config):
+        section = section_field.name
+        has_fixed_keys = is_dataclass(section_field.default_factory)
+        if not has_fixed_keys:
             continue
-        if section.name == "objective" and config.objective["_target_"] is not None:
+        if section == "objective" and config.objective["_target_"] is not None:
             continue
-        names = [str(name) for name in SCHEMA[section.name]]
-        for name in config[section.name]:
-            if name not in names:
-                errors.append(describe_unknown_key(f"{section.name}.{name}", names))
+        known_names = [str(name) for name in SCHEMA[section]]
+        for name in config[section]:
+            if name not in known_names:
+                errors.append(describe_unknown_key(f"{section}.{name}", known_names))
     return errors

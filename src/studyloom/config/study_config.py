@@ -49,12 +49,17 @@ SECTIONS = {
 
 
 def _read_key_types() -> dict[str, tuple[object, ...]]:
-    """Returns the types that each key may have; keys of the type Any are left out."""
+    """Returns the types that the value of each key may have, such as (float, None) by key.
+
+    Keys of the type Any are left out.
+    """
     types = {}
     for section, section_class in SECTIONS.items():
         for key in fields(section_class):
-            if key.type is not Any:
-                types[f"{section}.{key.name}"] = typing.get_args(key.type) or (key.type,)
+            if key.type is Any:
+                continue
+            union_members = typing.get_args(key.type)  # empty for a single type
+            types[f"{section}.{key.name}"] = union_members or (key.type,)
     return types
 
 
@@ -84,14 +89,14 @@ class StudyConfig(Mapping[str, Any]):
 
     @classmethod
     def of(cls, config: DictConfig) -> "StudyConfig":
-        """Reads a config that Hydra has composed."""
+        """Reads a config that Hydra has composed, and resolves its interpolations."""
         written = written_values(config)
         written.pop("hydra", None)
         references = find_references(written)
-        values = copy_value(written)
+        resolved = copy_value(written)
         for reference in references:
-            _set(values, reference, _resolve(config, reference))
-        return cls(written, values, references)
+            _set(resolved, reference, _resolve(config, reference))
+        return cls(written, resolved, references)
 
     @classmethod
     def of_trial(cls, sections: Mapping[str, object]) -> "StudyConfig":
@@ -161,7 +166,10 @@ class StudyConfig(Mapping[str, Any]):
         return self._typed("cost", CostSection)
 
     def _typed(self, name: str, section_class: type[Section]) -> Section:
-        """Returns a section as its class, without keys that the class lacks."""
+        """Returns a section as an object of its class.
+
+        The arguments of an objective's target, which its class has no fields for, are left out.
+        """
         section = value_at(self, name)
         values = {}
         for key in section_class.__dataclass_fields__:  # type: ignore[attr-defined]
@@ -172,83 +180,101 @@ class StudyConfig(Mapping[str, Any]):
     # Other values
 
     def with_values(self, values: Mapping[str, object]) -> "StudyConfig":
-        """Returns this config with other values at some keys; interpolations follow them.
+        """Returns this config with other values at some keys.
+
+        Interpolations that follow these keys get their new values; those within the keys are
+        replaced. A text such as "${x}" among the values stays a text.
 
         Raises:
             ValidationError: a value does not have the type of its key.
         """
-        typed = {key: _with_type(key, value) for key, value in values.items()}
-        literals = {key: _escape(value) for key, value in typed.items()}
+        typed_values = {key: _with_type(key, value) for key, value in values.items()}
+        escaped_values = {key: _escape(value) for key, value in typed_values.items()}
         references = []
         for reference in self.references:
-            if not _is_within_any(reference.key, typed):
+            if not _is_within_any(reference.key, values):
                 references.append(reference)
         changes = {}
         for key, value in self.changes.items():
-            if not _is_within_any(key, typed):
+            if not _is_within_any(key, values):
                 changes[key] = value
-        changes.update(literals)
+        changes.update(escaped_values)
         changed = StudyConfig(
-            written=with_values(self.written, literals),
-            resolved=with_values(self.resolved, typed),
+            written=with_values(self.written, escaped_values),
+            resolved=with_values(self.resolved, typed_values),
             references=references,
             base=self.base or self,
             changes=changes,
         )
-        return changed._updated(typed)
+        return changed._with_references_updated(values)
 
     def with_sections(self, configs: Mapping[str, "StudyConfig"]) -> "StudyConfig":
         """Returns this config with some sections as other configs have them.
 
         Args:
-            configs: the config that has a section, by the section's name.
+            configs: the config from which a section is taken, by the section's name.
         """
         written = dict(self.written)
         resolved = dict(self.resolved)
         references = []
         for reference in self.references:
-            if reference.path[0] not in configs:
+            if reference.section not in configs:
                 references.append(reference)
         for section, config in configs.items():
             written[section] = config.written[section]
             resolved[section] = config.resolved[section]
             for reference in config.references:
-                if reference.path[0] == section:
+                if reference.section == section:
                     references.append(reference)
-        return StudyConfig(written, resolved, connect(references))._updated(configs)
+        merged = StudyConfig(written, resolved, connect(references))
+        return merged._with_references_updated(configs)
 
     def differs_only_in(self, section: str, other: "StudyConfig") -> bool:
-        """Returns whether all other sections are written as in another config."""
+        """Returns whether all sections but one are written as in another config."""
         written = dict(self.written)
         written.pop(section, None)
         other_written = dict(other.written)
         other_written.pop(section, None)
         return written == other_written
 
-    def _updated(self, keys: Iterable[str]) -> "StudyConfig":
-        """Resolves the references again that follow some keys."""
-        stale = [reference for reference in self.references if reference.is_changed_by(keys)]
-        if not stale:
+    def _with_references_updated(self, keys: Iterable[str]) -> "StudyConfig":
+        """Returns this config with new values for the references that follow some keys.
+
+        Args:
+            keys: the keys, or sections, whose values have just changed.
+        """
+        stale_references = []
+        for reference in self.references:
+            if reference.is_changed_by(keys):
+                stale_references.append(reference)
+        if not stale_references:
             return self
+        new_values = self._resolve_again(stale_references)
         resolved = self.resolved
-        for reference, value in zip(stale, self._resolve_again(stale), strict=True):
-            if reference.is_in_list:  # the list is copied
-                resolved = with_values(resolved, {reference.key: node_at(resolved, reference.key)})
+        for reference, value in zip(stale_references, new_values, strict=True):
+            key = reference.key
+            if reference.is_in_list:
+                # `key` is that of the list. Setting the list to itself copies it, since other
+                # configs share it; then its item can be changed.
+                resolved = with_values(resolved, {key: node_at(resolved, key)})
                 _set(resolved, reference, value)
             else:
-                resolved = with_values(resolved, {reference.key: _with_type(reference.key, value)})
+                resolved = with_values(resolved, {key: _with_type(key, value)})
         return replace(self, resolved=resolved)
 
-    def _resolve_again(self, references: Sequence[Reference]) -> list[object]:
-        """Returns the values of references whose values in `resolved` are out of date."""
+    def _resolve_again(self, stale_references: Sequence[Reference]) -> list[object]:
+        """Returns the new values of references whose values in `resolved` are out of date.
+
+        The value of `${train.epochs}` is that of its key, if no other stale reference sets that
+        key. If one of them is anything else, OmegaConf resolves all of them, which takes longer.
+        """
         values = []
-        for reference in references:
+        for reference in stale_references:
             source = reference.source
-            if source is None or any(overlap(source, stale.key) for stale in references):
-                # An expression, or one that follows another reference: OmegaConf resolves them all.
+            if source is None or any(overlap(source, stale.key) for stale in stale_references):
                 config = OmegaConf.create(dict(self.written))
-                return [_resolve(config, stale) for stale in references]
-            values.append(value_at(self.resolved, source))  # a copy of one value
+                return [_resolve(config, stale) for stale in stale_references]
+            values.append(value_at(self.resolved, source))
         return values
 
     def for_user(self, **values: object) -> Any:
@@ -259,7 +285,8 @@ class StudyConfig(Mapping[str, Any]):
         Args:
             values: further keys at its top.
         """
-        config = pickle.loads((self.base or self)._pickled)
+        base = self.base or self
+        config = pickle.loads(base._pickled)
         for key, value in {**self.changes, **values}.items():
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         OmegaConf.set_readonly(config, True)
@@ -278,7 +305,11 @@ def _is_within_any(key: str, sections: Iterable[str]) -> bool:
 
 
 def _resolve(config: DictConfig, reference: Reference) -> object:
-    """Returns the value of a reference as plain Python; an `Unresolved` if it has none."""
+    """Returns the value of a reference as plain Python.
+
+    If it has none, such as one to an unset variable, the value is an `Unresolved`, which raises an
+    error only when it is read.
+    """
     try:
         node: Any = config
         for part in reference.path:
@@ -291,35 +322,42 @@ def _resolve(config: DictConfig, reference: Reference) -> object:
 
 
 def _set(sections: Any, reference: Reference, value: object) -> None:
-    """Sets the value of a reference in sections that nothing else shares."""
-    *containers, last = reference.path
-    node = sections
-    for part in containers:
-        node = node[part]
-    node[last] = value
+    """Sets the value of a reference in sections; no other config may share what leads to it."""
+    *container_path, last = reference.path  # names of sections, and positions in lists
+    container = sections
+    for part in container_path:
+        container = container[part]
+    container[last] = value
 
 
 def _with_type(key: str, value: object) -> object:
-    """Converts a value of a typed section to its type, as Hydra does."""
+    """Converts a value to the type of its key as Hydra does, such as 1 to 1.0 for a float.
+
+    Returns:
+        The value, if it has the type, if the key has no fixed type, or if it is an interpolation.
+
+    Raises:
+        ValidationError: it cannot be converted.
+    """
     types = KEY_TYPES.get(key)
     if types is None or type(value) in types or "${" in str(value):
         return value
     section, _, name = key.partition(".")
-    node = _scratch(section)
-    OmegaConf.update(node, name, value)
-    converted: object = copy_value(node[name])
+    typed_section = _copy_typed_section(section)
+    OmegaConf.update(typed_section, name, value)  # converts it
+    converted: object = copy_value(typed_section[name])
     return converted
 
 
 @functools.cache
-def _scratch(section: str) -> DictConfig:
+def _copy_typed_section(section: str) -> DictConfig:
     """Returns a copy of a section of the schema, in which values are set to convert them."""
     copy: DictConfig = SCHEMA[section].copy()
     return copy
 
 
 def _escape(value: object) -> object:
-    """Escapes what would be an interpolation in a value."""
+    """Returns a value in which OmegaConf reads `${` as a text, and not as an interpolation."""
     if isinstance(value, Mapping):
         return {name: _escape(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -68,10 +68,14 @@ OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "data", "space")
 NEVER = ("hydra", "trust", "defaults")
 CLOSED = ("study.warm_start", "study.accept_code_change")  # keys of open sections that reach out
 PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
-# Each primary config of studyloom ends with these, which switch Hydra's logging off.
+# Each primary config of studyloom ends with these, which switch Hydra's logging off, such as
+# `override hydra/job_logging: none`.
 SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
-OWN_FILE = re.compile(r"studyloom:[\w.-]+")
-REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
+OWN_FILE = re.compile(r"studyloom:[\w.-]+")  # a file in the package, such as studyloom:digits.csv
+REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")  # such as ${train.epochs}, with `train`
+PATH_MARK = re.compile(r"[/\\]|^~")  # what shows that a text is a path
+# An entry of a defaults list that sets an option of Hydra, such as `override /hydra/launcher: x`.
+OF_HYDRA = re.compile(r"(^|[\s/])hydra/")
 MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
 if hasattr(yaml, "CSafeLoader"):
     LOADER = yaml.CSafeLoader
@@ -114,16 +118,18 @@ class TrustRules:
     def owns(self, folder: Path) -> bool:
         """Returns whether a folder of configs is the user's own, or studyloom's."""
         resolved = folder.resolve()
-        if any(resolved.is_relative_to(own_folder.resolve()) for own_folder in self.own_folders):
-            return True
+        for own_folder in self.own_folders:
+            if resolved.is_relative_to(own_folder.resolve()):
+                return True
         return is_trusted(folder)
 
     def check(self, folder: Path, name: str, config: object, package: str | None) -> None:
-        """Checks a config of an untrusted folder.
+        """Checks a config of an untrusted folder, before Hydra composes it.
 
         Args:
             name: the config's path in the folder, such as model/mlp.
-            package: the package in the config's header.
+            package: the section into which its header puts it: None for the section of its group,
+                as `# @package _group_` does; `_global_` for the top of the config.
 
         Raises:
             ConfigError: all errors in it.
@@ -133,30 +139,31 @@ class TrustRules:
         sections = written_values(config)
         if not isinstance(sections, dict):
             raise ConfigError(f"{path}: must be a mapping of sections")
-        errors = [*_default_errors(sections.pop("defaults", []))]
+        errors = [*_find_defaults_errors(sections.pop("defaults", []))]
         if package not in (None, "_global_", "_group_"):
             errors.append("the header must be `# @package _global_`, or none")
         if package != "_global_":
-            for group in reversed(name.split("/")[:-1]):
+            groups = name.split("/")[:-1]
+            for group in reversed(groups):
                 sections = {group: sections}
         errors += find_content_errors(sections, self.trusted)
         if errors:
             raise ConfigError([f"{path}: {error}" for error in errors])
 
 
-_active: list[TrustRules | None] = []
+_rules_in_force: list[TrustRules | None] = []  # of nested bodies of `in_force`, the innermost last
 
 
 def active() -> TrustRules | None:
     """Returns the rules of the running command; None outside of one, or in the user's code."""
-    if not _active:
+    if not _rules_in_force:
         return None
-    return _active[-1]
+    return _rules_in_force[-1]
 
 
 def in_own_code() -> bool:
-    """Returns whether the user's own code composes configs, see `in_force`."""
-    return bool(_active) and _active[-1] is None
+    """Returns whether the user's own code is composing configs: `in_force(None)` is in effect."""
+    return bool(_rules_in_force) and _rules_in_force[-1] is None
 
 
 @contextmanager
@@ -166,11 +173,11 @@ def in_force(rules: TrustRules | None) -> Iterator[None]:
     Args:
         rules: None where the user's code composes configs, which may lie anywhere.
     """
-    _active.append(rules)
+    _rules_in_force.append(rules)
     try:
         yield
     finally:
-        _active.pop()
+        _rules_in_force.pop()
 
 
 def read_yaml(path: Path, *, trusted: bool = False) -> DictConfig:
@@ -197,14 +204,21 @@ def read_yaml(path: Path, *, trusted: bool = False) -> DictConfig:
 
 
 def _check_size(text: str) -> None:
-    """Raises ValueError if YAML has aliases, or more values than a run writes."""
+    """Raises ValueError if YAML has aliases, or more values than a run writes.
+
+    An alias such as `*other` repeats a value; nested ones can expand a small file without bound.
+    """
     for count, event in enumerate(yaml.parse(text, LOADER)):
         if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
 
 
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
-    """Returns the packages that files of a run directory may name; None for all, if it is own."""
+    """Returns the packages that files of a run directory may name, besides studyloom's own parts.
+
+    Returns:
+        None for all packages, if the directory is trusted.
+    """
     if is_trusted(run_dir):
         return None
     return trusted
@@ -248,26 +262,37 @@ def packages_to_trust(config: object) -> list[str]:
 
 
 def find_content_errors(config: Mapping[str, object], trusted: Sequence[str]) -> Iterator[str]:
-    """Finds forbidden settings in sections of an untrusted config, as plain values."""
+    """Yields an error for each setting that an untrusted config must not have.
+
+    Args:
+        config: its sections, as plain values.
+        trusted: packages, modules, classes or functions that it may name.
+    """
     for section, content in config.items():
         if section in NEVER:
             yield f"{section}: must not be set by an untrusted config"
         elif section not in SECTIONS:
-            yield describe_unknown_key(str(section), [key for key in SECTIONS if key not in NEVER])
+            allowed_sections = [name for name in SECTIONS if name not in NEVER]
+            yield describe_unknown_key(str(section), allowed_sections)
         elif section not in OPEN and content is not None:
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):
-            yield from _section_errors(section, content, trusted)
+            yield from _find_section_errors(section, content, trusted)
     for violation in _find_violations(config, "", trusted, allows_references=True):
         yield violation.reason
 
 
-def _section_errors(
+def _find_section_errors(
     section: str, content: Mapping[str, object], trusted: Sequence[str]
 ) -> Iterator[str]:
-    """Finds keys of a section that access resources outside the study."""
+    """Yields an error for each key of a section that accesses resources outside the study.
+
+    Args:
+        content: the keys of the section, with their values.
+        trusted: packages that the user trusts. A user who trusts the package of a data source or
+            objective also trusts it with its arguments, such as the path of a file.
+    """
     target = str(content.get("_target_"))
-    # A user who trusts the package of a data source or objective trusts it with its arguments.
     trusts_target = is_below(target, trusted) and not is_below(target, ("studyloom",))
     objective_keys = [str(key) for key in SCHEMA.objective]
     for name, value in content.items():
@@ -275,47 +300,53 @@ def _section_errors(
         if value is None or key == "space.where":
             continue
         if section == "data" and (not trusts_target or isinstance(value, Mapping)):
-            yield from _path_errors(value, key)
+            yield from _find_path_errors(value, key)
         elif section == "objective" and name not in objective_keys and not trusts_target:
             yield f"{key} {REACHES_OUT}{nearest(name, objective_keys)}"
         elif section == "space":
-            if str(name).split(".")[0] not in SEARCHED:
+            searched_section = str(name).partition(".")[0]
+            if searched_section not in SEARCHED:
                 yield f"{key} {REACHES_OUT}"
         elif key in CLOSED:
             yield f"{key} {REACHES_OUT}"
 
 
-def _path_errors(value: object, key: str) -> Iterator[str]:
-    """Finds settings within a data source that name a file or folder."""
+def _find_path_errors(value: object, key: str) -> Iterator[str]:
+    """Yields an error for each setting within a data source that names a file or folder.
+
+    A file of studyloom's own package may be named.
+    """
     name = key.rpartition(".")[2]
     if name == "_target_" or value in (None, []):
         return
     if isinstance(value, str):
-        looks_like_path = name in PATHS or re.search(r"[/\\]|^~", value)
-        if looks_like_path and not OWN_FILE.fullmatch(value):
+        is_path = name in PATHS or PATH_MARK.search(value) is not None
+        if is_path and OWN_FILE.fullmatch(value) is None:
             yield f"{key} {REACHES_OUT}"
     elif name in PATHS:
         yield f"{key} {REACHES_OUT}"
     elif isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            yield from _path_errors(inner, f"{key}.{inner_name}")
+            yield from _find_path_errors(inner, f"{key}.{inner_name}")
     elif isinstance(value, list):
         for item in value:
-            yield from _path_errors(item, key)
+            yield from _find_path_errors(item, key)
 
 
-def _default_errors(defaults: object) -> Iterator[str]:
-    """Finds the entries of a defaults list that override Hydra's options, or move an option.
+def _find_defaults_errors(defaults: object) -> Iterator[str]:
+    """Yields an error for each entry of a defaults list that an untrusted config must not have.
 
-    Files that other entries name are read as data, or are the user's own.
+    Entries must not set options of Hydra, which may run code, nor move an option with @ to another
+    section. The files that entries name need no check here: each is checked when it is read.
     """
     for violation in _find_violations(defaults, "defaults", (), allows_references=False):
         yield violation.reason
     if not isinstance(defaults, list):
         defaults = [defaults]
     for item in defaults:
-        entry = str(item).strip("{}").replace("'", "")
-        sets_hydra = re.search(r"(^|[\s/])hydra/", entry) and not SILENT.fullmatch(entry)
+        entry = str(item).strip("{}").replace("'", "")  # `{'model': 'mlp'}` as it is in YAML
+        switches_logging_off = SILENT.fullmatch(entry) is not None
+        sets_hydra = OF_HYDRA.search(entry) is not None and not switches_logging_off
         if sets_hydra or "@" in entry:
             yield f"defaults: {entry} must neither set options of Hydra nor move an option with @"
 
@@ -323,11 +354,15 @@ def _default_errors(defaults: object) -> Iterator[str]:
 def _find_violations(
     node: object, key: str, trusted: Sequence[str], *, allows_references: bool
 ) -> Iterator[Violation]:
-    """Finds the targets of a config that are not trusted, and its interpolations.
+    """Yields what is not allowed in a config: targets that are not trusted, and interpolations.
+
+    An interpolation could name a target, or read an environment variable.
 
     Args:
+        node: the config, or a part of it at any depth.
         key: the key of the node; empty for a whole config.
-        allows_references: whether values may be `${section.key}`.
+        trusted: packages, modules, classes or functions that it may name.
+        allows_references: whether values may be `${section.key}`; never those of targets.
     """
     if OmegaConf.is_config(node):
         node = written_values(node)
@@ -345,39 +380,58 @@ def _find_violations(
                 value, inner_key, trusted, allows_references=allows_references and not is_target
             )
     elif isinstance(node, str):
-        if allows_references:
-            if _has_other_interpolation(node):
-                reason = "must not be an interpolation; only ${section.key} is possible"
-                yield Violation(f"{key}: {node} {reason}")
-        elif "${" in node:
-            reason = "must not be an interpolation; write the value itself"
-            yield Violation(f"{key}: {node} {reason}")
+        violation = _check_interpolations(node, key, allows_references=allows_references)
+        if violation is not None:
+            yield violation
     elif isinstance(node, Sequence):
-        for place, value in enumerate(node):
+        for position, item in enumerate(node):
             yield from _find_violations(
-                value, f"{key}[{place}]", trusted, allows_references=allows_references
+                item, f"{key}[{position}]", trusted, allows_references=allows_references
             )
 
 
-def _has_other_interpolation(text: str) -> bool:
-    """Returns whether a text has interpolations other than those of open sections."""
-    if "${" in REFERENCE.sub("", text):
-        return True
-    return not set(REFERENCE.findall(text)).issubset((*OPEN, "run_dir"))
+def _check_interpolations(text: str, key: str, *, allows_references: bool) -> Violation | None:
+    """Explains which interpolation a text must not have; None if it has none of these.
+
+    Args:
+        key: the key of the text.
+        allows_references: whether it may have `${section.key}` of sections that a study may set.
+    """
+    if "${" not in text:
+        return None
+    if not allows_references:
+        reason = "must not be an interpolation; write the value itself"
+        return Violation(f"{key}: {text} {reason}")
+    has_only_references = "${" not in REFERENCE.sub("", text)
+    sections = set(REFERENCE.findall(text))
+    if has_only_references and sections.issubset((*OPEN, "run_dir")):
+        return None
+    reason = "must not be an interpolation; only ${section.key} is possible"
+    return Violation(f"{key}: {text} {reason}")
 
 
 def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
-    """Explains why a target must not be called; None if it may be called."""
+    """Explains why a target must not be called; None if it may be called.
+
+    Its name is checked before it is imported, and what it names afterwards: `torch.nn.modules.
+    module.torch.load` begins as a layer does, and leads to a function that opens files.
+
+    Args:
+        target: the value of a `_target_`.
+        trusted: further packages, modules, classes or functions that may be named.
+    """
     if not isinstance(target, str) or "." not in target:
         return Violation("is not the dotted name of a class or function")
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        package = _package_of_target(target)
+        package = _find_package_to_trust(target)
         if target.startswith(MAIN):
             return Violation(IS_DEFINED_ELSEWHERE, package)
-        return Violation(_way_out(package), package)
-    parent, _, name = target.rpartition(".")
+        return Violation(_explain_trust(package), package)
+
+    module, _, name = target.rpartition(".")
+    current_module = MOVED.get(module, module)
     try:
-        member = find_member(f"{MOVED.get(parent, parent)}.{name}")
+        member = find_member(f"{current_module}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
         return Violation(f"cannot be imported: {name_error(error)}")
     prefixes: Sequence[str]
@@ -387,15 +441,14 @@ def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
         prefixes = FUNCTIONS
     else:
         return Violation("is not a class or function of a module")
-    # The name may lead through a module to anything that this module imports.
     definition = f"{member.__module__}.{member.__qualname__}"
     if is_below(definition, (*prefixes, *trusted)):
         return None
     package = str(member.__module__).split(".")[0]
-    return Violation(f"is {definition}, which {_way_out(package)}", package)
+    return Violation(f"is {definition}, which {_explain_trust(package)}", package)
 
 
-def _package_of_target(target: str) -> str:
+def _find_package_to_trust(target: str) -> str:
     """Returns the package to trust for a target; in large packages, the target itself."""
     if is_below(target, (INTEGRATIONS,)):
         return INTEGRATIONS
@@ -410,8 +463,8 @@ def is_below(name: str, prefixes: Sequence[str]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _way_out(package: str) -> str:
-    """Says how to trust a package."""
+def _explain_trust(package: str) -> str:
+    """Returns the end of an error, which says how to trust a package."""
     return (
         "is not among the code that an untrusted configuration may name; if you trust it with "
         f"your machine, add 'trust=[{package}]' to a study's command, or --trust {package} to a "
@@ -432,19 +485,27 @@ def seeding_as(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
-    """Adds the folder of a study's modules to the module path in the body, if the user consents.
+    """Lets the body import a study's modules, if the user consents.
 
-    They are where the study was run, as its run directory says, which may be untrusted. The user
-    consents by having run the study, by working in that folder, if that is `wanted`, or by naming a
-    `folder` with `--code`. It comes last on the module path, so that it hides no other package.
-    The script that searched is imported only in the user's own run directory.
+    The folder of the modules is added to the end of the module path, where it hides no other
+    package. The script that searched is imported only in the user's own run directory.
+
+    Args:
+        run_dir: may be untrusted. It says in which folder the study was run. The user consents to
+            that folder by having run the study, or by working in it.
+        folder: the folder that the user names with `--code`; None without this option.
+        wanted: whether working in the folder counts as consent.
+
+    Raises:
+        ConfigError: what the body raises; if a module is missing, with the folder to consent to.
     """
-    recorded = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
     recorded_folder = None
-    if recorded is not None:
-        recorded_folder = Path(str(recorded))
+    working_folder = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
+    if working_folder is not None:
+        recorded_folder = Path(str(working_folder))
+    works_there = wanted and recorded_folder == Path.cwd()
     module_folder = folder
-    if folder is None and (is_trusted(run_dir) or (wanted and recorded_folder == Path.cwd())):
+    if module_folder is None and (is_trusted(run_dir) or works_there):
         module_folder = recorded_folder
     if module_folder is not None:
         sys.path.append(str(module_folder.absolute()))
@@ -455,9 +516,11 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
         lacks_module = any("No module named" in line for line in error.errors)
         if not lacks_module or module_folder is not None or recorded_folder is None:
             raise
-        argument = quote(str(recorded_folder))
-        way_out = f"if you trust the code there, go there, or add --code {argument}"
-        hint = f"{run_dir}: the study was run in {recorded_folder}; {way_out}"
+        option = f"--code {quote(str(recorded_folder))}"
+        hint = (
+            f"{run_dir}: the study was run in {recorded_folder}; if you trust the code there, go "
+            f"there, or add {option}"
+        )
         raise ConfigError([*error.errors, hint]) from None
     finally:
         if module_folder is not None:
@@ -465,7 +528,11 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
 
 
 def _read_recorded(run_dir: Path, name: str, key: str) -> object:
-    """Returns a value that Hydra wrote into a run directory; None if it cannot be read."""
+    """Returns a value that Hydra wrote into a run directory; None if it cannot be read.
+
+    Args:
+        name: the file in `.hydra/`, such as config.yaml.
+    """
     with suppress(OSError, ConfigError, OmegaConfBaseException):
         config = read_yaml(run_dir / ".hydra" / name, trusted=is_trusted(run_dir))
         value: object = OmegaConf.select(config, key)

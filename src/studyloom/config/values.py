@@ -34,7 +34,11 @@ def unresolved(text: str, reason: str) -> Unresolved:
 
 
 def node_at(config: Mapping[str, object], key: str) -> Any:
-    """Returns the value at a key as the config holds it; ABSENT if there is no such key."""
+    """Returns the value at a key, such as `model.hidden`, without a copy.
+
+    Returns:
+        The whole config for the key ""; ABSENT if there is no such key.
+    """
     node: object = config
     if key == "":
         return node
@@ -68,10 +72,11 @@ def _is_missing(node: object) -> bool:
 
 
 def copy_value(value: object, key: str = "") -> Any:
-    """Copies the mappings and lists of a value, also those of a config that the user's code gets.
+    """Copies a value of a config, with all mappings and lists in it, as plain Python.
 
     Args:
-        key: the value's own key, for errors.
+        value: plain, or a config of OmegaConf, which the user's code gets.
+        key: its key, for errors.
 
     Raises:
         ConfigError: it has an interpolation that cannot be resolved.
@@ -93,26 +98,30 @@ def written_values(config: object) -> Any:
 
 
 def with_values(config: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object]:
-    """Returns a config with other values at some keys; what has not changed is shared."""
+    """Returns a config with other values at some keys.
+
+    Only the sections that lead to these keys are copied; all else is shared with the config.
+    """
     changed = dict(config)
     for key, value in values.items():
-        *sections, name = key.split(".")
-        node = changed
-        for section in sections:
-            inner = node.get(section)
-            copy: dict[str, object] = {}
-            if isinstance(inner, Mapping):
-                copy.update(inner)
-            node[section] = copy
-            node = copy
-        node[name] = copy_value(value, key)
+        *section_names, name = key.split(".")
+        parent = changed
+        for section_name in section_names:
+            section = parent.get(section_name)
+            section_copy: dict[str, object] = {}
+            if isinstance(section, Mapping):
+                section_copy.update(section)
+            parent[section_name] = section_copy
+            parent = section_copy
+        parent[name] = copy_value(value, key)
     return changed
 
 
 def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
-    """Returns sections of a config as plain values, except missing ones and null.
+    """Returns the named sections of a config as plain values, for comparing and storing them.
 
-    `objective.network`, which changes no trial's result, is left out too.
+    Sections that are missing or null are left out. So is `objective.network`, which changes no
+    trial's result, and what is null among three further keys of the objective.
     """
     sections = {}
     for name in names:
@@ -122,28 +131,34 @@ def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
     objective = sections.get("objective")
     if isinstance(objective, dict):
         objective.pop("network", None)
-        # Left out if null: a config that is read again must not have a null target.
         for name in ("_target_", "test", "constraints"):
-            if objective.get(name) is None:
+            if objective.get(name) is None:  # a null target could not be read again
                 objective.pop(name, None)
     return sections
 
 
 def describe_error(error: BaseException) -> str:
-    """Puts an exception on one line; Hydra's wrapping of a constructor's error is removed."""
+    """Describes an exception on one line, by its message and, unless it is a ValueError, its type.
+
+    If Hydra has wrapped the error of a constructor, that error is described.
+    """
     from hydra.errors import HydraException  # here: who only looks at a study does not wait for it
 
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
-    text = ""
     if isinstance(error, ValueError):
-        text = " ".join(error_text(error).split())
-    return text or name_error(error)
+        message = " ".join(error_text(error).split())
+        if message:
+            return message
+    return name_error(error)
 
 
 @contextmanager
 def keys_explained() -> Iterator[None]:
-    """Raises ConfigError if the user's code reads a key that the config lacks."""
+    """Raises ConfigError if the user's code, in the body, reads a key that its config lacks.
+
+    OmegaConf's own error does not say where keys can be added.
+    """
     try:
         yield
     except (ConfigAttributeError, ConfigKeyError) as error:
@@ -170,12 +185,16 @@ def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yields the innermost values of nested mappings with their paths; {} counts as a value."""
+    """Yields the innermost values of nested mappings, each after its path, such as `model.hidden`.
+
+    An empty mapping counts as a value.
+
+    Args:
+        path: the path of the value itself, with which all paths begin; empty for a whole config.
+    """
     if not isinstance(value, dict) or not value:
         yield path, value
         return
     for name, inner in value.items():
-        if path:
-            yield from flatten(inner, f"{path}.{name}")
-        else:
-            yield from flatten(inner, str(name))
+        inner_path = f"{path}.{name}".removeprefix(".")
+        yield from flatten(inner, inner_path)

@@ -8,7 +8,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -46,15 +46,15 @@ from studyloom.objectives.user_functions import (
     read_loop_objectives,
     read_source,
 )
-from studyloom.space.tree import Point, SuggestedSpace
+from studyloom.space.tree import Point, Space, SuggestedSpace
 from studyloom.text import format_scalar, is_scalar, nearest
 from studyloom.training.device import training_device
 from studyloom.training.job import Job
 
 # Patterns of a loop's source, or of its module's
-READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # a key of the section `train`
+READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # `config.train.epochs`, or "train"
 PASSED_RUN = re.compile(r"\brun\b(?![.(])")  # `run` as a parameter or an argument
-OPTUNA_TIMEOUT = re.compile(r"\.optimize\([^()]*\b(timeout=[\d._e]+)")
+OPTUNA_TIMEOUT = re.compile(r"\.optimize\([^()]*\b(timeout=[\d._e]+)")  # and its value, as written
 UNUSED_TEST = (
     "data: the test set is not used; name a function (config, run, part) -> values that measures "
     "the winner on it, such as objective.test=mine.test"
@@ -94,13 +94,22 @@ class LoopDefinition(Definition):
 
     @classmethod
     def from_config(cls, cfg: StudyConfig, composer: Composer) -> Definition:
-        """Reads the definition from a full config; see `Definition.from_config`."""
+        """Reads the definition from the config of a command.
+
+        How depends on the objective: an adapter may have a config and a space of its program; a
+        function may take the config, an Optuna trial, or the values of `params` by name. An
+        objective that cannot be built is reported later, with all other errors.
+
+        Args:
+            cfg: all sections, except `hydra`.
+            composer: composes the command again with other options of groups.
+        """
         composed = compose_adapter(cfg)
         if composed is not None:
             composer.keep(composed.config)
             return cls(composed.config, composer, composed.space)
         function = None
-        with suppress(ConfigError):  # `validate` reports it
+        with suppress(ConfigError):
             function = UserFunction(build_function(cfg["objective"]))
         if function is None or function.takes_config:
             return super().from_config(cfg, composer)
@@ -126,6 +135,9 @@ class LoopDefinition(Definition):
     ) -> Definition:
         """Reads the definition of a loop that gets the values of `params` by name.
 
+        To the section `params` it adds the defaults of the search space and of the loop's
+        parameters.
+
         Raises:
             ConfigError: every parameter without a value, and every key that the loop does not take.
         """
@@ -138,34 +150,14 @@ class LoopDefinition(Definition):
         definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
         definition.composer.keep(definition.config)
 
+        function_name = f"objective._target_={cfg.objective._target_}"
         errors = []
-        function = f"objective._target_={cfg.objective._target_}"
         for name, default in parameters.defaults.items():
             if default is inspect.Parameter.empty and name not in params:
-                errors.append(f"params.{name} must be given: {function} has no default for it")
-
-        def check_name(key: str, name: str) -> None:
-            """Adds an error if the loop has no parameter of the name that a key sets."""
-            if name in parameters.defaults or parameters.takes_any:
-                return
-            names = ", ".join(parameters.defaults) or "none"
-            errors.append(
-                f"{key}: {function} has no parameter {name}; it has "
-                f"{names}{nearest(name, [*parameters.defaults])}"
-            )
-
-        for name in value_at(cfg, PARAMS) or {}:
-            check_name(f"{PARAMS}.{name}", name.partition(".")[0])
-        searched_keys = [
-            node.key for branch in definition.space.branches() for node in branch.nodes
-        ]
-        searched_keys += [group.key for group in definition.space.groups()]
-        for key in searched_keys:
-            section, _, name = key.partition(".")
-            if section == PARAMS:
-                check_name(f"space.{key}", name.partition(".")[0])
-            else:
-                errors.append(f"space.{key}: {function} gets only the values of params")
+                errors.append(f"params.{name} must be given: {function_name} has no default for it")
+        typed_names = value_at(cfg, PARAMS) or {}
+        errors += _find_unknown_params(function_name, parameters, typed_names)
+        errors += _find_unknown_searched_keys(function_name, parameters, definition.space)
         refuse(errors)
         return definition
 
@@ -211,18 +203,22 @@ class LoopDefinition(Definition):
 
     @functools.cached_property
     def reads_train(self) -> bool:
-        """True if the loop may read `config.train`: its module names it, or the config sets it."""
+        """True if the loop may read `config.train`, as far as that can be known.
+
+        Its module names the section; or the study has a model, so that it trains as studyloom does;
+        or the config files set a key of `train`. A key that the command line sets shows nothing:
+        the user may not know that no loop reads it.
+        """
         if not UserFunction(self.function).takes_config:
             return False
         if READS_TRAIN.search(self.source.module):
             return True
         if "model" in self.composer.choices:
             return True
-        # The config of a study sets a value of `train` for a loop that reads it. The command line
-        # may set one that no loop reads, and so shows nothing.
-        return any(
-            setting.is_changed and not setting.is_typed for setting in self._read_train_settings()
-        )
+        for setting in self._read_train_settings():
+            if setting.is_changed and not setting.is_typed:
+                return True
+        return False
 
     def _read_train_settings(self) -> list[TrainSetting]:
         """Reads the keys of the section `train`."""
@@ -238,15 +234,22 @@ class LoopDefinition(Definition):
     # The configuration of a trial
 
     def compose_config(self, point: Point) -> StudyConfig:
+        """Composes the config of a trial: that of the study, with a point's options and values.
+
+        For an Optuna objective the hyperparameters become values of `params`.
+
+        Raises:
+            ConfigError: a hyperparameter of an Optuna objective has an interpolation as its value,
+                as another program may have written into the database.
+        """
         if not self.suggests:
             return super().compose_config(point)
-        # The database may hold trials that another program has written.
         if "${" in str([*point.params.values()]):
             raise ConfigError(f"hyperparameters must not hold '${{'; got {point.params!r}")
         if not point.params:  # copies would take most of a fast trial's time
             return self.config
-        params = {**(value_at(self.config, PARAMS) or {}), **point.params}
-        return self.config.with_values({PARAMS: params})
+        fixed_params = value_at(self.config, PARAMS) or {}
+        return self.config.with_values({PARAMS: {**fixed_params, **point.params}})
 
     @functools.cached_property
     def _default_provenance(self) -> Sections:
@@ -260,15 +263,22 @@ class LoopDefinition(Definition):
         return sections
 
     def identity(self, digest: str) -> dict[str, object]:
-        """Returns all values that identify the definition; see `Definition.identity`."""
+        """Returns all values that identify the definition, by key.
+
+        To those of every definition it adds the config of an adapter's program, and leaves out keys
+        of the adapter that change no result.
+
+        Args:
+            digest: that of the data.
+        """
         values = super().identity(digest)
         for name in self.adapter.keys_without_effect:
             values.pop(f"objective.{name}", None)
         if isinstance(self.function, ConfiguredAdapter):
             # Interpolations stay as written: the value of ${now:…} differs at each start.
-            config = written_values(self.function.compose_config())
-            plain_config = json.loads(json.dumps(config, default=str))
-            values.update(flatten(plain_config, "objective.config"))
+            program_config = written_values(self.function.compose_config())
+            storable_config = json.loads(json.dumps(program_config, default=str))
+            values.update(flatten(storable_config, "objective.config"))
         return values
 
     # The objective of a trial, and the test of the winner
@@ -288,6 +298,14 @@ class LoopDefinition(Definition):
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> LoopObjective:
+        """Makes the objective of a trial: with all seeds and folds, or with a single one of each.
+
+        Args:
+            number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            attempt: the attempt of a worker at the trial, with its folder for files.
+            seed: the seed of a single training, as in the re-evaluation; None for all seeds.
+            fold: the fold of a single training; None without data.
+        """
         single_job = None
         if seed is not None:
             single_job = SingleJob(seed, fold)
@@ -302,14 +320,14 @@ class LoopDefinition(Definition):
     def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
         training_set, validation_set = fold
-        for_training: dict[str, Any] = {
+        unused_parts: dict[str, Any] = {  # a job requires them for training
             "optimizer": None,
             "schedule": None,
             "loss": functional.mse_loss,
         }
         return Job(
             functools.partial(build_loop_network, self.compose_config(point)),
-            **for_training,
+            **unused_parts,
             train=training_set,
             valid=validation_set,
             epochs=1,
@@ -320,7 +338,12 @@ class LoopDefinition(Definition):
     def test(
         self, point: Point, seed: int, states: dict[str, Any], examples: object
     ) -> dict[str, float]:
-        """Calls `objective.test` for a trained loop; see `Loop.test`."""
+        """Calls `objective.test` for a trained loop, and returns the metrics on the test set.
+
+        Args:
+            states: what the training has kept with `run.keep`, by name.
+            examples: the Dataset of the test set; None without `data`.
+        """
         function = build_named_function(self.config.objective.test)
         return self.build_loop(point).test(function, seed, states, examples)
 
@@ -339,7 +362,11 @@ class LoopDefinition(Definition):
         return notes
 
     def _note_resumption(self) -> Iterator[str]:
-        """Yields a line if a trial whose worker dies cannot resume."""
+        """Yields a line if a trial whose worker dies cannot resume.
+
+        That is so for an Optuna objective, and for a loop that saves its state with `run.keep` and
+        does not loop over `run.epochs`, as its source shows.
+        """
         name = self.config.objective._target_
         if self.suggests:
             yield (
@@ -349,19 +376,22 @@ class LoopDefinition(Definition):
             )
             return
         source = self.source.function
-        # A loop that passes `run` to another function may call `run.epochs` there. If it does not,
-        # only its signature has a `run` that neither a dot nor a parenthesis follows.
-        is_only_in_signature = len(PASSED_RUN.findall(source)) == 1
         calls_keep = "run.keep(" in source
         calls_epochs = "run.epochs(" in source
-        if calls_keep and not calls_epochs and is_only_in_signature:
+        # A loop that passes `run` to another function may call `run.epochs` there. If it does not,
+        # the only `run` without a dot or a parenthesis behind it is that of its signature.
+        passes_run = len(PASSED_RUN.findall(source)) != 1
+        if calls_keep and not calls_epochs and not passes_run:
             yield (
                 f"{name} calls run.keep and not run.epochs: a trial whose worker dies starts "
                 "again from the beginning; loop over run.epochs(count), and report there"
             )
 
     def _note_timeout(self) -> Iterator[str]:
-        """Yields a line if the module of an Optuna objective gives `optimize` a time limit."""
+        """Yields a line if an Optuna script limits its time in a call that studyloom does not make.
+
+        The call is `study.optimize(objective, timeout=600)`.
+        """
         if not self.suggests or self.config.study.timeout is not None:
             return
         match = OPTUNA_TIMEOUT.search(self.source.module)
@@ -372,7 +402,10 @@ class LoopDefinition(Definition):
             )
 
     def try_out(self, data: TrainingData) -> Iterator[str]:
-        """Yields errors in the functions: missing ones, and wrong arguments."""
+        """Yields errors in the functions of the config and in their settings, before trial 0.
+
+        The loop itself is not called.
+        """
         try:
             yield from self._check_function()
             yield from self._check_unread_settings()
@@ -394,7 +427,7 @@ class LoopDefinition(Definition):
         function = UserFunction(self.function)
         if not function.takes_config:
             return
-        error = function.explain_call_error(2)
+        error = function.explain_call_error(2)  # two arguments: config, run
         if error:
             yield (
                 f"objective._target_={self.config.objective._target_}: {error}; it is called as "
@@ -406,7 +439,8 @@ class LoopDefinition(Definition):
         """Yields an error if `objective.test` cannot be called; makes `objective.network`."""
         objective = self.config.objective
         if objective.test:
-            error = UserFunction(build_named_function(objective.test)).explain_call_error(3)
+            test = UserFunction(build_named_function(objective.test))
+            error = test.explain_call_error(3)  # three arguments: config, run, part
             if error:
                 yield f"objective.test: {error}; it is called as (config, run, part) -> values"
         if objective.network is not None:
@@ -414,24 +448,27 @@ class LoopDefinition(Definition):
                 build_loop_network(self.config, **data.network_kwargs)
 
     def _check_unread_settings(self) -> Iterator[str]:
-        """Yields settings of the sections of networks that a loop does not read."""
+        """Yields an error for each setting of a network's training that a loop does not read.
+
+        They are keys of the section `train`, and sections such as `optimizer`. A loop that takes
+        the config may read the latter.
+        """
         if self.reads_train:
             return
-        unread = []
+        params = ", ".join(self.config[PARAMS] or {}) or "empty"
         for setting in self._read_train_settings():
             if setting.is_changed or setting.is_typed:
-                unread.append(f"train.{setting.name}={format_scalar(setting.value)}")
-        if not UserFunction(self.function).takes_config:  # else it may read these from its config
+                yield (
+                    f"train.{setting.name}={format_scalar(setting.value)}: the loop reads nothing "
+                    f"of the section train; its settings are in params: {params}"
+                )
+        if not UserFunction(self.function).takes_config:
             for section in NETWORK_SECTIONS:
                 if value_at(self.config, section) is not None:
-                    unread.append(section)
-        params = ", ".join(self.config[PARAMS] or {}) or "empty"
-        for setting_text in unread:
-            section = setting_text.partition(".")[0]
-            yield (
-                f"{setting_text}: the loop reads nothing of the section {section}; its "
-                f"settings are in params: {params}"
-            )
+                    yield (
+                        f"{section}: the loop reads nothing of the section {section}; its "
+                        f"settings are in params: {params}"
+                    )
         if "${train.epochs}" in self.config.written["pruner"].values():
             yield (
                 f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "
@@ -456,8 +493,50 @@ class LoopDefinition(Definition):
             )
 
 
+def _find_unknown_params(
+    function_name: str, parameters: LoopParameters, names: Iterable[str]
+) -> Iterator[str]:
+    """Yields an error for each name in the section `params` that a loop has no parameter for."""
+    for name in names:
+        error = _explain_unknown_parameter(f"{PARAMS}.{name}", function_name, parameters)
+        if error:
+            yield error
+
+
+def _find_unknown_searched_keys(
+    function_name: str, parameters: LoopParameters, space: Space
+) -> Iterator[str]:
+    """Yields an error for each key of a search space that a loop does not get."""
+    keys = []
+    for branch in space.branches():
+        keys += [node.key for node in branch.nodes]
+    keys += [group.key for group in space.groups()]
+    for key in keys:
+        if key.partition(".")[0] != PARAMS:
+            yield f"space.{key}: {function_name} gets only the values of params"
+            continue
+        error = _explain_unknown_parameter(key, function_name, parameters)
+        if error:
+            yield f"space.{error}"
+
+
+def _explain_unknown_parameter(
+    key: str, function_name: str, parameters: LoopParameters
+) -> str | None:
+    """Explains that a loop has no parameter for a key such as `params.width`; None if it has one.
+
+    A key within a parameter, such as `params.model.width`, needs the parameter `model`.
+    """
+    name = key.partition(".")[2].partition(".")[0]
+    if name in parameters.defaults or parameters.takes_any:
+        return None
+    names = ", ".join(parameters.defaults) or "none"
+    suggestion = nearest(name, [*parameters.defaults])
+    return f"{key}: {function_name} has no parameter {name}; it has {names}{suggestion}"
+
+
 def _survives_yaml(value: object) -> bool:
-    """True if a value is the same after YAML: a scalar, or lists and mappings of scalars."""
+    """Returns whether a value is the same after YAML: a scalar, or lists and mappings of them."""
     if isinstance(value, list):
         return all(map(_survives_yaml, value))
     if isinstance(value, dict):

@@ -68,7 +68,8 @@ class Branch:
     def probes(self) -> Iterator[dict[str, object]]:
         """Yields values, by key, at which the branch is tried; other keys keep their defaults.
 
-        They are the defaults, the low and the high corner of the space, and each choice by itself.
+        They are the defaults, the low corner of the space with each value at its low end, the high
+        corner, and each choice by itself.
         """
         yield {}
         if not self.nodes:
@@ -86,7 +87,7 @@ class Branch:
             elif isinstance(node.item, CategoricalDistribution):
                 length = len(low_corner[node.key])
                 for choice in node.item.choices:
-                    # A relation of lengths needs the other lists of the corner too.
+                    # With the corner's other lists, since one may have to be as long as this list.
                     yield low_corner | {node.key: [choice] * length}
 
 
@@ -106,7 +107,13 @@ class Definition:
 
     @classmethod
     def from_config(cls, cfg: StudyConfig, composer: Composer) -> "Definition":
-        """Reads the definition from a full config without the section `hydra`."""
+        """Reads the definition from the config of a command.
+
+        Args:
+            cfg: all sections, except `hydra`.
+            composer: composes the command again with other options of groups. The definition gets
+                one that also adds the defaults of the space to what it composes.
+        """
         space = read_space(value_at(cfg, "space"), composer.options)
         typed_keys = {override.key for override in composer.overrides}
         complete = functools.partial(with_defaults, space, typed_keys)
@@ -258,17 +265,19 @@ class Definition:
         """Returns a training and validation split of the re-evaluation, unused by the search.
 
         It is as large as those of the search, give or take a group of examples that stay together.
-        In time order the validation set is always the last part: only then are all training data
-        earlier.
 
         Args:
             seed: the number of the seed in the re-evaluation.
+
+        Returns:
+            None if a loop loads its own data.
         """
         if data.split is None:
             return None
         assert data.source is not None
-        split_seed = derive(self.seed, seed, 0, 1)
+        split_seed = derive(self.seed, seed, 0, 1)  # a path that no trial has
         folds = data.split.folds(self.config.objective.folds, data.source.validation, split_seed)
+        # In time order only the last fold is validated on what comes after all its training data.
         return folds[-1]
 
     @functools.cached_property
@@ -288,21 +297,28 @@ class Definition:
 
     @functools.cached_property
     def rule(self) -> Rule | None:
-        """The rule that chooses the winner, or None without a `winner.rule`."""
-        rule = self.config.winner.rule
-        if rule is None:
+        """The rule that chooses the winner, or None without a `winner.rule`.
+
+        It may name the objectives of trials, and costs that have a limit.
+        """
+        text = self.config.winner.rule
+        if text is None:
             return None
         quantities: list[ObjectiveValue] = [*self.objectives]
         for limit in self.limits:
             quantity = ObjectiveValue(limit.name, "minimize")
             if quantity not in quantities:
                 quantities.append(quantity)
-        return Rule.parse(rule, quantities)
+        return Rule.parse(text, quantities)
 
     def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition, by key.
 
-        They include digests of the user's code and of the data, but not the folder of the data.
+        A study whose stored values differ is another one. They include digests of the user's code
+        and of the data, but not the folder of the data, which differs between machines.
+
+        Args:
+            digest: that of the data.
         """
         values = dict(flatten(_deciding_sections(self.config)))
         # The default configuration lacks the options that it does not choose, and their defaults.
@@ -321,6 +337,7 @@ class Definition:
             values["study.round_size"] = study.round_size
         identity = {}
         for key in sorted(values):
+            # `study.direction` repeats the first of these, and the section `loss` the second.
             is_duplicate = key == "objective.direction" or key.startswith("train.loss")
             if key != "data.root" and not is_duplicate:
                 identity[key] = values[key]
@@ -338,16 +355,19 @@ class Definition:
 
     @functools.cached_property
     def branches(self) -> list[Branch]:
-        """The branches of the space, the root first.
+        """The branches of the space, each with its config, the root first.
 
         Groups that do not lead to a branch keep their default option, or have their first one if
-        the space lacks the default. Without a baseline, each hyperparameter outside the branch is
-        at its low end, since its default may be out of range.
+        the space lacks the default. Without a baseline, each hyperparameter is at its low end,
+        since its default may be out of range.
+
+        Raises:
+            ConfigError: the config of each branch that cannot be composed.
         """
         branches: list[Branch] = []
         errors: list[str] = []
         for choices, nodes in self.space.branches():
-            point = self.space.make_placeholder({**self.composer.choices, **choices})
+            point = self.space.make_placeholder({**self.composer.choices, **choices}, end="low")
             try:
                 config = self.composer.compose(point.choices)
             except ConfigError as error:
@@ -359,7 +379,7 @@ class Definition:
                     if has_key(config, key):
                         low_values[key] = value
                 config = config.with_values(low_values)
-            branches.append(Branch(choices, nodes, config, point.choices))
+            branches.append(Branch(choices, nodes, config, opened_options=point.choices))
         refuse(errors)
         return branches
 
@@ -376,8 +396,8 @@ def _deciding_sections(config: StudyConfig, *excluded: str) -> Sections:
     sections = without_transform(plain_sections(config, *names))
     data = sections.get("data")
     if isinstance(data, dict):
-        for path in find_location_keys(data):
-            *section_names, key = path
+        for location_path in find_location_keys(data):  # such as ("train", "root")
+            *section_names, key = location_path
             section = data
             for name in section_names:
                 section = section[name]

@@ -53,6 +53,14 @@ class NetworkDefinition(Definition):
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> NetworkObjective:
+        """Makes the objective of a trial: with all seeds and folds, or with a single one of each.
+
+        Args:
+            number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            attempt: not used, since every network can resume.
+            seed: the seed of a single training, as in the re-evaluation; None for all seeds.
+            fold: the fold of a single training, which a `seed` requires.
+        """
         assert data.split is not None
         if seed is None:
             jobs = self.build_jobs(point, data.folds, number)
@@ -62,10 +70,17 @@ class NetworkDefinition(Definition):
         return NetworkObjective(Training(jobs, data.split))
 
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
+        """Returns the point of a training whose ReduceLROnPlateau steps on recorded values.
+
+        The final training has no validation set, and so no values to step on.
+
+        Args:
+            values: the value of each epoch of an earlier training of the point.
+        """
         if not values or not steps_on_value(self.compose_config(point)):
             return point
-        point_values = {**point.values, f"scheduler.{RECORDED}": [*values]}
-        return replace(point, values=point_values)
+        values_with_record = {**point.values, f"scheduler.{RECORDED}": [*values]}
+        return replace(point, values=values_with_record)
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Measures the limited and minimized costs of a configuration's network."""
@@ -82,7 +97,11 @@ class NetworkDefinition(Definition):
 
 def count_parameters(model: nn.Module, example: BatchContent) -> float:
     """Counts the numbers that are trained; the example is not used."""
-    return float(sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+    count = 0
+    for weight in model.parameters():
+        if weight.requires_grad:
+            count += weight.numel()
+    return float(count)
 
 
 def count_flops(model: nn.Module, example: BatchContent) -> float:
@@ -108,23 +127,27 @@ MEASURES: dict[str, Callable[[nn.Module, BatchContent], float]] = {
 def measure_costs(
     quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
 ) -> list[Cost]:
-    """Measures what a job's network costs on the first example of a set, limited costs first.
+    """Measures what a job's network costs on the first example of a set.
 
     The random state is not changed.
 
     Args:
-        quantities: the names of further costs to measure, of COSTS.
-        limits: the constraints on costs, which are measured too.
+        quantities: the costs to measure next to those that have a limit, by their names in
+            MEASURES.
+        limits: the limits of costs.
+
+    Returns:
+        The costs, each once: first those with a limit.
     """
     limits_by_name = {limit.name: limit for limit in limits}
-    names = dict.fromkeys([*limits_by_name, *quantities])
+    names = dict.fromkeys([*limits_by_name, *quantities])  # each once
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
-        freeze(model, job.groups)
+        freeze(model, job.groups)  # frozen weights are not counted as parameters
         batches = make_batches(job, split)
         batches.choose_input_dtype(model)
-        first_example = torch.zeros(1, dtype=torch.int64, device=split.device)
-        batch = next(batches.load_batches(first_example))
+        first_index = torch.zeros(1, dtype=torch.int64, device=split.device)
+        batch = next(batches.load_batches(first_index))
         costs = []
         for name in names:
             value = MEASURES[name](model, batch.content)

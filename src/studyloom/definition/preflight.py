@@ -37,29 +37,32 @@ from studyloom.training.trainer import JobRun
 
 
 def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
-    """Builds the jobs of each branch at each of its probes, and tries them and the metric.
+    """Tries the networks of each branch of the search space, and then the metric.
+
+    A branch is tried at its probes: its defaults, its low and its high corner, and each choice.
 
     Yields:
-        A line for each error, except those of an outer branch.
+        A line for each error. An error that an outer branch has too is yielded once.
     """
     assert data.split is not None
     split = data.split.for_preflight()
     later_training_sets = _list_later_training_sets(definition, data, split)
-    reported: list[ReportedError] = []
+    reported_errors: list[ReportedError] = []
     for branch in definition.branches:
         for probe in branch.probes():
             messages = _try_probe(definition, branch, probe, data.folds, split, later_training_sets)
             for message in messages:
-                if any(earlier.covers(branch, message) for earlier in reported):
+                if any(error.covers(branch, message) for error in reported_errors):
                     continue
-                reported.append(ReportedError(branch.choices, message))
-                place = _describe_probe(branch, probe)
-                if place:
-                    yield f"{place}: {message}"
+                reported_errors.append(ReportedError(branch.choices, message))
+                probe_text = _describe_probe(branch, probe)
+                if probe_text:
+                    yield f"{probe_text}: {message}"
                 else:
                     yield message
     # A custom evaluation gives its own targets, and only on these the metric can be tried.
-    if not reported and definition.config.train.evaluate is None:
+    has_custom_evaluation = definition.config.train.evaluate is not None
+    if not reported_errors and not has_custom_evaluation:
         yield from _try_metric(definition.metric, data)
 
 
@@ -83,10 +86,13 @@ def _try_probe(
     split: Part,
     later_training_sets: Sequence[Tensor],
 ) -> list[str]:
-    """Builds the jobs of a branch at a probe, and tries the first of them; returns the errors.
+    """Builds the jobs of a branch with a probe's values, and tries the first; returns the errors.
+
+    A probe that breaks a relation of the space is not tried, since no trial can have its values.
 
     Args:
         probe: values, by key.
+        split: the examples on which it is tried.
         later_training_sets: the indices of the training sets after the search, int64 (n,) each,
             whose last batches may have other sizes.
     """
@@ -125,7 +131,8 @@ def _list_later_training_sets(
     Returns:
         The indices of each set, int64 (n,).
     """
-    training_sets = [torch.arange(len(split))]
+    all_examples = torch.arange(len(split))
+    training_sets = [all_examples]
     winner = definition.config.winner
     has_groups = isinstance(data.split, Examples) and data.split.groups is not None
     if winner.enabled and has_groups and data.source is not None:
@@ -139,50 +146,59 @@ def _list_later_training_sets(
 def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
-    It takes two examples, or one if a batch may have only one. A custom step is tried on whole
-    batches; examples that are loaded one by one are first collected into batches. The optimizer
-    makes a step with their gradients.
+    A step of studyloom is tried on two examples, and on one if a batch may have only one; a custom
+    step on whole batches. The optimizer makes a step with their gradients.
 
     Args:
+        split: the examples: a `Split` if they are tensors; those of a Dataset are loaded one by
+            one.
         last_batch_sizes: how many examples the last batch of an epoch may have.
 
     Raises:
         ValueError: a part fails, with a fix.
     """
-    sizes = {job.batch_size, *last_batch_sizes}
-    is_custom = job.step is not None or job.evaluate is not None
+    batch_sizes = {job.batch_size, *last_batch_sizes}
+    has_tensors = isinstance(split, Split)
+    has_custom_step = job.step is not None or job.evaluate is not None
     with torch.random.fork_rng(devices=[]), on_threads(1):
         check_schedule(job.schedule)
         # The device of the preflight may not have the precision of the job.
         run = JobRun(replace(job, precision="fp32"), split)
-        if not is_custom:
-            if not isinstance(split, Split):
-                _collect_batches(run, sizes)
-            sizes = {min(2, job.batch_size), *sizes} & {1, 2}
+        if has_custom_step:
+            tried_sizes = batch_sizes
+        else:
+            if not has_tensors:
+                _collect_batches(run, batch_sizes)
+            tried_sizes = {min(2, job.batch_size)}
+            tried_sizes |= batch_sizes & {1, 2}
         if isinstance(split, Split) and job.evaluate is None:
             _check_outputs(run, split)
-        for size in sorted(sizes, reverse=True):
+        for size in sorted(tried_sizes, reverse=True):
             _try_training(run, split, size)
-        outputs_and_targets = _try_evaluation(run, max(sizes))
+        outputs_and_targets = _try_evaluation(run, max(tried_sizes))
         _try_optimizer_step(run)  # last: a large learning rate may spoil the network
-    if isinstance(split, Split) and job.evaluate is None:
-        return  # the metric is tried on whole folds
-    _try_metric_of_job(job, outputs_and_targets)
+    # With tensors the metric is tried later, on whole folds.
+    if not has_tensors or job.evaluate is not None:
+        _try_metric_of_job(job, outputs_and_targets)
 
 
 def _collect_batches(run: JobRun, sizes: Collection[int]) -> None:
-    """Collects examples that are loaded one by one into batches of each size.
+    """Collects examples of a Dataset into batches of each size, and drops them.
 
-    It raises the error of a Dataset whose items do not fit together.
+    This raises the error of a Dataset whose items do not fit together.
     """
     for size in sorted(sizes, reverse=True):
         run.batches.load_batch(run.job.train[:size])
 
 
 def _check_outputs(run: JobRun, split: Split) -> None:
-    """Raises ValueError if the outputs of the network do not have the shape (n, outputs)."""
-    with _explained("step", None, 2), torch.no_grad():
-        batch = run.batches.load_batch(run.job.valid[:2])
+    """Raises ValueError unless the network's outputs for n examples have the shape (n, outputs).
+
+    The number of outputs follows from the targets of the split.
+    """
+    size = 2  # examples
+    with _explained("step", custom_step=None, size=size), torch.no_grad():
+        batch = run.batches.load_batch(run.job.valid[:size])
         outputs, targets = apply_network(run.model.eval(), batch)
         expected_shape = (len(targets), split.outputs)
         if tuple(outputs.shape) != expected_shape:
@@ -193,19 +209,28 @@ def _check_outputs(run: JobRun, split: Split) -> None:
 
 
 def _try_training(run: JobRun, split: Part, size: int) -> None:
-    """Computes the loss and the gradients of a batch."""
+    """Computes the loss and the gradients of a batch, as a training does.
+
+    Args:
+        size: the number of examples in the batch.
+    """
     job = run.job
     batch_size_of_one = None
     if size == 1:
         batch_size_of_one = job.batch_size
     with _explained("step", job.step, size, batch_size_of_one):
-        batch = run.batches.load_batch(split.order_for_preflight(job.train)[:size])
+        indices = split.order_for_preflight(job.train)[:size]
+        batch = run.batches.load_batch(indices)
         loss = run.computation.train(run.model.train(), batch)
         loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _try_evaluation(run: JobRun, size: int) -> tuple[Tensor, Tensor]:
-    """Evaluates the network on a batch; returns the outputs and targets that the metric gets."""
+    """Evaluates the network on a batch; returns the outputs and targets that the metric gets.
+
+    Args:
+        size: the number of examples in the batch.
+    """
     with _explained("evaluate", run.job.evaluate, size), torch.no_grad():
         batch = next(iter(run.batches.load_batches(run.job.valid[:size])))
         _loss, outputs, targets = run.computation.evaluate(
@@ -218,12 +243,14 @@ def _try_optimizer_step(run: JobRun) -> None:
     """Makes a step of the optimizer on the gradients that the weights have.
 
     Raises:
-        ValueError: the optimizer cannot train the network.
+        ValueError: the optimizer cannot train the network; or it is one such as LBFGS, which must
+            be given a function that computes the loss.
     """
     optimizer = run.optimizer
     name = type(optimizer).__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    requires_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if requires_closure:
         raise ValueError(
             f"optimizer: {name} computes the loss several times in a step (its closure), and "
             "studyloom computes it once for each batch; choose another one, such as "
@@ -242,13 +269,14 @@ def _try_optimizer_step(run: JobRun) -> None:
 def _explained(
     name: str, custom_step: object, size: int, batch_size_of_one: int | None = None
 ) -> Iterator[None]:
-    """Raises ValueError, with a fix, for whatever a step on a batch raises.
+    """Raises ValueError, with a fix, for whatever a step on a batch raises in the body.
 
     Args:
         name: the key of the step in `train`, step or evaluate.
         custom_step: the user's step; None for that of studyloom.
         size: the number of examples in the batch.
-        batch_size_of_one: `train.batch_size`, if that leaves a last batch of one example.
+        batch_size_of_one: `train.batch_size`, if that leaves a last batch of one example; None if
+            the batch has more.
     """
     try:
         with warnings.catch_warnings():
@@ -258,22 +286,23 @@ def _explained(
     except DataError:
         raise
     except Exception as error:
-        message = describe_error(error)
+        reason = describe_error(error)
+        message = reason
         if batch_size_of_one is not None and batch_size_of_one > 1:
             message = (
                 "the last batch of an epoch has a single example, on which the network cannot be "
-                f"trained ({message}); set train.drop_last=true, or another train.batch_size than "
+                f"trained ({reason}); set train.drop_last=true, or another train.batch_size than "
                 f"{batch_size_of_one}"
             )
         elif custom_step is None and isinstance(error, ValueError):
-            message = or_train_it_yourself(message)
+            message = or_train_it_yourself(reason)
         elif custom_step is None:
             message = (
-                f"network and loss, on {size} examples: {message}; compute the loss in your own "
+                f"network and loss, on {size} examples: {reason}; compute the loss in your own "
                 f"step, train.step, {TRAIN_IT_YOURSELF}"
             )
-        elif f"train.{name}" not in message:
-            message = f"train.{name}: {message}, for {size} examples"
+        elif f"train.{name}" not in reason:
+            message = f"train.{name}: {reason}, for {size} examples"
         raise ValueError(message) from error
 
 
@@ -281,14 +310,18 @@ def _explained(
 
 
 def _try_metric_of_job(job: Job, outputs_and_targets: tuple[Tensor, Tensor]) -> None:
-    """Computes the metric of a job for a batch; raises ValueError if that is not possible."""
+    """Computes the metric of a job for a batch; raises ValueError if that is not possible.
+
+    Args:
+        outputs_and_targets: those of the batch, as its evaluation returns them.
+    """
     _outputs, targets = outputs_and_targets
     if job.evaluate is None:
         _check_targets_of(job.metric, classifies=not targets.is_floating_point())
     try:
         job.metric(*outputs_and_targets)
     except UndefinedMetric:
-        pass  # there are so few examples
+        pass  # a few examples may lack a class that the metric needs
     except Exception as error:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in outputs_and_targets)
         raise ValueError(
@@ -298,7 +331,11 @@ def _try_metric_of_job(job: Job, outputs_and_targets: tuple[Tensor, Tensor]) -> 
 
 
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
-    """Computes a metric of random outputs for the validation set of each fold; yields errors."""
+    """Computes a metric of random outputs for the validation set of each fold; yields errors.
+
+    Nothing is computed for a Dataset, whose targets are known only for the examples that were
+    loaded.
+    """
     split = data.split
     assert split is not None
     try:
@@ -306,15 +343,15 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    # Examples that are loaded one by one show their targets only for those that were tried.
     last_index = max(int(fold.validation.max()) for fold in data.folds)
     if split.targets is None or split.outputs is None or len(split) <= last_index:
         return
     generator = torch.Generator().manual_seed(0)
     for position, fold in enumerate(data.folds):
-        outputs = torch.randn(len(fold.validation), split.outputs, generator=generator)
+        targets = split.targets[fold.validation].cpu()
+        outputs = torch.randn(len(targets), split.outputs, generator=generator)
         try:
-            metric(outputs, split.targets[fold.validation].cpu())
+            metric(outputs, targets)
         except UndefinedMetric as error:
             fold_text = ""
             if len(data.folds) > 1:
@@ -331,13 +368,14 @@ def _check_targets_of(metric: Metric, *, classifies: bool) -> None:
         classifies: whether the targets are classes, and not numbers.
     """
     kind = "numbers"
-    custom_metric = ", or for masks your own metric over outputs.argmax(1)"
+    alternative = ", or for masks your own metric over outputs.argmax(1)"
     if classifies:
         kind = "classes"
-        custom_metric = ""
-    if metric.targets not in (None, kind):
-        options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
-        raise ValueError(
-            f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
-            f"are {kind}; choose one of {options}{custom_metric}"
-        )
+        alternative = ""
+    if metric.targets in (None, kind):
+        return
+    suitable_metrics = [other.name for other in METRICS.values() if other.targets == kind]
+    raise ValueError(
+        f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
+        f"are {kind}; choose one of {', '.join(suitable_metrics)}{alternative}"
+    )

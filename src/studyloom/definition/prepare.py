@@ -43,10 +43,13 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     """Loads the training set of a config, and divides it into folds.
 
     Args:
-        shared: whether it is for several processes.
+        shared: whether the workers that this process starts share it.
 
     Returns:
-        The data; empty if a loop loads its own.
+        The data; empty if a custom loop loads its own.
+
+    Raises:
+        DataError: the winner is to be tested, and the data has no test set.
     """
     definition_class = find_definition_class(cfg)
     if not definition_class.trains_networks and not names_data(cfg):
@@ -56,14 +59,14 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
         raise DataError(NO_TEST)
     # Processes of this host share what they have loaded from equal sections.
     section = json.dumps(plain_sections(cfg, "data"), default=str)
-    key = digest_source(section.encode())
-    split = load_shared(source.train, key)
+    sharing_key = digest_source(section.encode())
+    split = load_shared(source.train, sharing_key)
     split.check()
     seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
     folds = split.folds(cfg.objective.folds, source.validation, seed)
     data = TrainingData(source, split, folds)
     if shared:
-        return data.share(key)
+        return data.share(sharing_key)
     return data
 
 
@@ -97,23 +100,24 @@ def preflight(
     data: TrainingData | None,
     launcher: CountsWorkers | None,
 ) -> None:
-    """Tries out what a definition names, and collects the errors.
+    """Builds and tries what a definition names, before trial 0, and collects the errors.
 
     Args:
-        collector: collects the errors.
+        collector: calls the function that it is given, and keeps the errors that this raises.
         data: the data of the study; None if they could not be loaded. Networks are not tried then.
-        launcher: starts the workers, which share what the definition makes; None if it could not
-            be built.
+        launcher: starts the workers, which must be able to share the sampler and the pruner; None
+            if it could not be built.
     """
     if data is None:
         collector(lambda: collector.errors.extend(check_sections(definition, strategy)))
     else:
         collector(lambda: validate(definition, data, strategy))
-        key = collector(lambda: find_random_validation(data.split))
-        if key:
-            _warn_of_random_validation(key)
+        random_dataset_key = collector(lambda: find_random_validation(data.split))
+        if random_dataset_key:
+            _warn_of_random_validation(random_dataset_key)
     if launcher is not None and not collector.errors:
-        collector.errors += strategy.check_workers(launcher.count(strategy.trials))
+        worker_count = launcher.count(strategy.trials)
+        collector.errors += strategy.check_workers(worker_count)
 
 
 def _warn_of_random_validation(key: str) -> None:
@@ -123,7 +127,7 @@ def _warn_of_random_validation(key: str) -> None:
         key: the key that names the Dataset.
     """
     fixed_key = key
-    if key == "data.train":
+    if key == "data.train":  # its examples are to stay random when networks are trained on them
         fixed_key = "data.evaluate"
     log.warning(
         "%s returns another first item each time, as augmentation does, and trials are "

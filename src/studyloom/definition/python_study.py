@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from studyloom.config.config_sources import GROUPS, OF_NETWORKS
+from studyloom.config.config_sources import GROUPS, NETWORK_OPTIONS
 from studyloom.config.invocation import read_sections
 from studyloom.config.overrides import STUDY_GROUPS, merge_setting, suggest_key
 from studyloom.config.schema import SCHEMA, check_name
@@ -43,6 +43,7 @@ from studyloom.user_code.importing import end_import_at_study, find_member, read
 from studyloom.user_code.pickled import MAIN, REGISTERED_PREFIX, forget_objects, register_object
 
 HELD_OUT_ONE_IN = 5  # one example of so many is for validation, and for the test if no set is given
+DIGEST_LENGTH = 12  # characters
 READ_ARRAYS = "studyloom.data.read_arrays"
 EXPECTED_DATA = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
@@ -124,7 +125,10 @@ def read_call(
     """Reads the study definition from the arguments of `studyloom.search`.
 
     Args:
-        keywords: those of `search`, one of which may be suggested for a misspelled one.
+        subject: what the trials run: a network's class, a function that returns a network, a custom
+            training loop, or an Optuna objective.
+        settings: the further arguments: sections of a config, keys, and options of groups.
+        keywords: those of `search`, one of which may be suggested for a misspelled setting.
 
     Raises:
         ConfigError: every error in them; the space and the values are checked with the config.
@@ -132,16 +136,18 @@ def read_call(
     end_import_at_study()
     forget_objects()
     reader = CallReader(subject, space, settings, keywords)
-    settings = reader.with_space(space, settings)
-    if isinstance(data, str | Mapping):  # an option of the group `data`, or its section
-        settings = {"data": data, **settings}
-        data = None
-    for key, value in settings.items():
+    all_settings = reader.with_space(space, settings)
+    names_data = isinstance(data, str | Mapping)  # an option of the group `data`, or its section
+    if names_data:
+        all_settings = {"data": data, **all_settings}
+    for key, value in all_settings.items():
         reader.add_setting(key, value)
     reader.add_subject()
     if isinstance(space, Mapping):
         reader.add_first_options(space)
-    if data is not None or (reader.trains_network and "data" not in settings):
+    needs_data = reader.trains_network and "data" not in all_settings
+    has_datasets = data is not None and not names_data
+    if has_datasets or needs_data:
         reader.add_data(data)
     return reader.finish()
 
@@ -180,66 +186,84 @@ class CallReader:
         self.trains_network = self._is_network(space, settings)
 
     def _is_network(self, space: Mapping[str, object], settings: Mapping[str, object]) -> bool:
-        """Returns whether the subject is trained as a network."""
+        """Returns whether the subject is the class of a network, or a function that returns one.
+
+        A function is known by its parameters: `shape` of a network, or `run` of a loop. If it has
+        none of these, it returns a network if the call sets or searches the section `model`.
+        """
         if isinstance(self._subject, type) and issubclass(self._subject, nn.Module):
             return True
-        if NETWORK_PARAMETERS & self._parameters:
+        if not NETWORK_PARAMETERS.isdisjoint(self._parameters):
             return True
-        if LOOP_PARAMETERS & self._parameters:
+        if not LOOP_PARAMETERS.isdisjoint(self._parameters):
             return False
         keys = [*settings]
         if isinstance(space, Mapping):
             keys += space
-        return any(str(key).split(".")[0] == "model" for key in keys)
+        return any(str(key).partition(".")[0] == "model" for key in keys)
 
-    def with_space(
-        self, space: Mapping[str, object], settings: Mapping[str, object]
-    ) -> Mapping[str, object]:
-        """Returns the settings with the search space as the section `space`.
+    def with_space(self, space: object, settings: Mapping[str, object]) -> Mapping[str, object]:
+        """Returns the settings with the search space as the section `space`, unless it is empty.
 
-        The hyperparameters of a network stand in sections such as `model` and `optimizer`, those of
-        a loop in `params`.
+        The space of a network has sections such as `model` and `optimizer`. That of a loop has the
+        parameters of the function, which stand in the section `params` of a config.
         """
-        section: object = space  # `add_setting` refuses a space that is no mapping
-        if isinstance(space, Mapping):
-            if not space:
-                return settings
-            if self.trains_network:
-                section = self._refuse_flat_names(space)
-                if not section:
-                    return settings
-            else:
-                section = {"params": space}
+        if not isinstance(space, Mapping):
+            return {"space": space, **settings}  # `add_setting` refuses it
+        section: Mapping[str, object] = space
+        if self.trains_network:
+            section = self._refuse_flat_names(space)
+        elif space:
+            section = {"params": space}
+        if not section:
+            return settings
         return {"space": section, **settings}
 
     def _refuse_flat_names(self, space: Mapping[str, object]) -> dict[str, object]:
-        """Returns the space of a network without the ranges that stand in no section."""
-        flat_names = [str(name) for name, value in space.items() if _is_flat(name, value)]
+        """Collects an error for the ranges of a network's space that stand in no section.
+
+        Returns:
+            The space without these ranges.
+        """
+        sections = {}
+        flat_names = []
+        for name, value in space.items():
+            if _is_flat(name, value):
+                flat_names.append(str(name))
+            else:
+                sections[name] = value
         if flat_names:
             self.errors.append(_suggest_sections(flat_names, self._parameters))
-        return {name: value for name, value in space.items() if name not in flat_names}
+        return sections
 
     def add_setting(self, key: str, value: object) -> None:
-        """Adds an option of a group, a section, or the value of a key."""
+        """Adds a setting of the call to the definition, or an error if it is not one.
+
+        Args:
+            key: a section such as `train`, a key such as `train.epochs`, or a group.
+            value: the section, the value of the key, or the name of the group's option.
+        """
         section = key.partition(".")[0]
-        expected = EXPECTED_TYPES.get(key)
         if section not in SECTIONS or section == "hydra":
             suggestion = _suggest_keyword(key, self._keywords)
             self.errors.append(
                 f"{key}: no such keyword, which must be a section or key of a config{suggestion}"
             )
             return
+        expected = EXPECTED_TYPES.get(key)
         if expected is not None and not isinstance(value, expected.type):
             self.errors.append(f"{key} must be {expected.description}; got {value!r}")
             return
-        if key in STUDY_GROUPS and isinstance(value, str):
+        is_group = key in STUDY_GROUPS
+        if is_group and isinstance(value, str):
             self.options[key] = value
             return
         target = value
         if isinstance(value, Mapping):
             target = value.get("_target_")
-        if key in STUDY_GROUPS and callable(target):
-            self.options[key] = None  # the settings of an option are not arguments of this target
+        if is_group and callable(target):
+            # The call gives a class or function: the settings of an option are not its arguments.
+            self.options[key] = None
         config_value = _to_config_value(key, value, self.errors)
         try:
             self.study.sections = merge_setting(self.study.sections, key, config_value)
@@ -247,7 +271,10 @@ class CallReader:
             self.errors += error.errors
 
     def add_subject(self) -> None:
-        """Adds the name of the subject, and what an Optuna objective leaves unsaid."""
+        """Adds the name of the subject: the target of the section `model`, or of `objective`.
+
+        An Optuna objective whose direction the call does not set is minimized, as in Optuna.
+        """
         sections = self.study.sections
         name_error = check_name(str(sections["study"]["name"]))
         if name_error:
@@ -259,10 +286,10 @@ class CallReader:
         objective["_target_"] = self._target
         if "direction" in objective:
             return
-        is_function = self._parameters and not isinstance(self._subject, type)
-        if is_function and UserFunction(self._subject).takes_trial:
+        is_class = isinstance(self._subject, type)
+        if self._parameters and not is_class and UserFunction(self._subject).takes_trial:
             objective.setdefault("metric", "value")
-            objective["direction"] = "minimize"  # as in Optuna
+            objective["direction"] = "minimize"
         else:
             self.errors.append(
                 "maximize or minimize must name the value that it reports; one that returns a "
@@ -270,32 +297,40 @@ class CallReader:
             )
 
     def add_first_options(self, space: Mapping[str, object]) -> None:
-        """Adds an option to begin with for each group whose default option the space lacks."""
+        """Adds the default option of each group of whose options the space lacks the usual default.
+
+        It is the first option in the space. Otherwise the baseline would be outside the space: of
+        `{"optimizer": {"sgd": …}}` if the default is AdamW.
+        """
         if not self.trains_network:
             return
-        for group, branches in space.items():
-            if not isinstance(branches, Mapping):
+        for group, content in space.items():
+            if not isinstance(content, Mapping):
                 continue
             options = []
-            for name in branches:
+            for name in content:
                 if (GROUPS / group / f"{name}.yaml").is_file():
                     options.append(name)
-            if options and OF_NETWORKS.get(group) not in options:
+            if options and NETWORK_OPTIONS.get(group) not in options:
                 self.options.setdefault(group, options[0])
 
     def add_data(self, data: object) -> None:
-        """Adds the section of the data, and what follows from their targets."""
+        """Adds the section `data` for Datasets, tensors or arrays of the call.
+
+        Without a validation set, a fifth of the training set is held out as one, and noted.
+        """
         try:
             datasets = _divide_data(self.study, data)
         except ConfigError as error:
             self.errors += error.errors
             return
         sections = self.study.sections
-        settings = sections.get("data", {})
+        settings = sections.get("data", {})  # the keys of the section that the call sets itself
         section = self._make_data_section(datasets.train, datasets.test, settings)
-        if settings.get("valid") is None:
-            default = max(1, len(datasets.train) // HELD_OUT_ONE_IN)
-            count = settings.get("validation", default)
+        has_validation_set = settings.get("valid") is not None
+        if not has_validation_set:
+            default_count = max(1, len(datasets.train) // HELD_OUT_ONE_IN)
+            count = settings.get("validation", default_count)
             section["validation"] = count
             self.study.notes.append(
                 f"data: {count} training examples are the validation set (data.validation)"
@@ -307,18 +342,23 @@ class CallReader:
     ) -> dict[str, object]:
         """Makes the section of the data: arrays in files for pairs of tensors, else Datasets.
 
+        A network that is trained on floating-point targets gets the loss and the metric of a
+        regression, unless the call sets others.
+
         Args:
             settings: the keys of the section that the call sets itself.
         """
         if _is_pair_of_tensors(train) and _is_pair_of_tensors(test):
-            if self.trains_network and train.tensors[1].is_floating_point():
+            _inputs, targets = train.tensors
+            if self.trains_network and targets.is_floating_point():
                 self.options.setdefault("loss", "mse")
                 objective = self.study.sections.setdefault("objective", {})
                 objective.setdefault("metric", "rmse")
             if not _needs_datasets(settings):
-                root = _add_arrays(self.study, train, test)
-                load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
+                folder = _add_arrays(self.study, train, test)
+                load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(folder)}
                 return {"_target_": "studyloom.data.Loaded", "load": load}
+        # Workers get the Datasets themselves, pickled, under these names.
         return {
             "_target_": "studyloom.data.Datasets",
             "train": register_object("data.train", train),
@@ -326,7 +366,11 @@ class CallReader:
         }
 
     def finish(self) -> PythonStudy:
-        """Returns the study definition; raises ConfigError for all errors."""
+        """Returns the study definition, with the defaults list of its primary config.
+
+        Raises:
+            ConfigError: all errors that were collected.
+        """
         refuse(self.errors)
         sections = self.study.sections
         defaults: list[str | dict[str, object]] = ["studyloom"]
@@ -347,19 +391,27 @@ def _read_parameter_names(subject: Callable[..., object]) -> set[str]:
 
 
 def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
-    """Suggests a keyword of `search`, or the section that has a key of this name."""
-    similar = get_close_matches(name, keywords, n=1, cutoff=0.8)
-    if similar:
-        return f"; did you mean {similar[0]}?"
+    """Suggests a keyword of `search`, or the section that has a key of this name.
+
+    For `epoch` it returns "; did you mean train={'epochs': …}?".
+    """
+    similar_keywords = get_close_matches(name, keywords, n=1, cutoff=0.8)
+    if similar_keywords:
+        return f"; did you mean {similar_keywords[0]}?"
     key_suggestion = suggest_key(name, SCHEMA)  # such as "; did you mean train.epochs?"
-    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", key_suggestion)
-    return in_section or nearest(name, SECTIONS)
+    if key_suggestion:
+        return re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", key_suggestion)
+    return nearest(name, SECTIONS)
 
 
 def _is_flat(name: object, value: object) -> bool:
-    """Returns whether a range stands at the top of a space, where a network needs a section."""
+    """Returns whether an item of a network's space is a range that should stand in a section.
+
+    `{"width": Int(4, 256)}` has one; it should be `{"model": {"width": Int(4, 256)}}`.
+    """
     is_range = isinstance(value, Mapping) and not value.keys().isdisjoint(RANGES)
-    return is_range and isinstance(name, str) and "." not in name and name not in SECTIONS
+    is_section_or_key = not isinstance(name, str) or "." in name or name in SECTIONS
+    return is_range and not is_section_or_key
 
 
 def _suggest_sections(flat_names: Sequence[str], parameters: Collection[str]) -> str:
@@ -368,19 +420,25 @@ def _suggest_sections(flat_names: Sequence[str], parameters: Collection[str]) ->
     Args:
         flat_names: the names of the hyperparameters, which may be misspelled.
         parameters: those of the network; a name that no section has is taken for one of these.
+
+    Returns:
+        An error such as "space: lr: … did you mean space={'optimizer': {'lr': …}}?".
     """
-    sections = _find_sections_of_names(parameters)
-    names_by_section: dict[str, list[str]] = {}
-    for name in flat_names:
-        similar = get_close_matches(name, sections, n=1, cutoff=0.8)
-        if similar:
-            name = similar[0]
-        section = sections.get(name, "model")
-        names_by_section.setdefault(section, []).append(f"'{name}': …")
-    parts = [f"'{section}': {{{', '.join(names)}}}" for section, names in names_by_section.items()]
+    sections_by_name = _find_sections_of_names(parameters)
+    items_by_section: dict[str, list[str]] = {}
+    for flat_name in flat_names:
+        name = flat_name
+        similar_names = get_close_matches(name, sections_by_name, n=1, cutoff=0.8)
+        if similar_names:
+            name = similar_names[0]
+        section = sections_by_name.get(name, "model")
+        items_by_section.setdefault(section, []).append(f"'{name}': …")
+    section_texts = []
+    for section, items in items_by_section.items():
+        section_texts.append(f"'{section}': {{{', '.join(items)}}}")
     return (
         f"space: {', '.join(flat_names)}: a hyperparameter of a network stands in its section; "
-        f"did you mean space={{{', '.join(parts)}}}?"
+        f"did you mean space={{{', '.join(section_texts)}}}?"
     )
 
 
@@ -391,19 +449,23 @@ def _find_sections_of_names(parameters: Collection[str]) -> dict[str, str]:
     default options of the groups.
 
     Args:
-        parameters: those of the network.
+        parameters: the names of the network's parameters.
     """
-    sections = dict.fromkeys(parameters, "model")
-    for key in SCHEMA.train:
-        sections.setdefault(str(key), "train")
-    for group, option in OF_NETWORKS.items():
-        for key in read_yaml(GROUPS / group / f"{option}.yaml", trusted=True):
-            sections.setdefault(str(key), group)
-    return sections
+    sections_by_name = dict.fromkeys(parameters, "model")
+    for name in SCHEMA.train:
+        sections_by_name.setdefault(str(name), "train")
+    for group, option in NETWORK_OPTIONS.items():
+        option_file = GROUPS / group / f"{option}.yaml"
+        for name in read_yaml(option_file, trusted=True):
+            sections_by_name.setdefault(str(name), group)
+    return sections_by_name
 
 
 def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
-    """Converts a setting to what a config holds: classes and functions by name, Datasets as given.
+    """Converts a setting of a call to what a config can hold.
+
+    A class or function becomes a section with its name, a Dataset a section that finds it again,
+    and an array a list.
 
     Args:
         errors: gets a line for each value within it that no config can hold.
@@ -416,9 +478,9 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
         section = {}
         for name, inner in value.items():
             section[name] = _to_config_value(f"{key}.{name}", inner, errors)
-        target = section.get("_target_")
-        if isinstance(target, dict):  # the section of a class or function that was converted
-            section |= target
+        target_section = section.get("_target_")
+        if isinstance(target_section, dict):  # the target was a class or function
+            section |= target_section
         return section
     if key.startswith("data."):
         dataset = _as_dataset(value)
@@ -429,38 +491,54 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
         for position, item in enumerate(value):
             items.append(_to_config_value(f"{key}[{position}]", item, errors))
         return items
-    is_function = inspect.isroutine(value)
-    is_named = is_function or isinstance(value, type)
-    if not is_named or key.startswith(("params", "space")):
-        alternative = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
-        if key.startswith("space"):
-            alternative = "a range by Int, Float, Choice or List"
-        errors.append(
-            f"{key}: a config cannot hold an object of type {type(value).__name__}; give "
-            f"{alternative}"
-        )
-        return None
-    target = f"{value.__module__}.{value.__qualname__}"
-    errors += [f"{key}: {line}" for line in _explain_unknown_name(target, value)]
-    # An optimizer waits for the parameters, and a network makes its own layers.
-    if is_function or key.startswith(("optimizer", "model.")):
-        return {"_target_": target, "_partial_": True}
-    return {"_target_": target}
+    is_class_or_function = isinstance(value, type) or inspect.isroutine(value)
+    if is_class_or_function and not key.startswith(("params", "space")):
+        return _name_in_section(key, value, errors)
+    alternative = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
+    if key.startswith("space"):
+        alternative = "a range by Int, Float, Choice or List"
+    errors.append(
+        f"{key}: a config cannot hold an object of type {type(value).__name__}; give {alternative}"
+    )
+    return None
 
 
-def _explain_unknown_name(name: str, subject: object) -> list[str]:
-    """Explains why no worker could find a class or function by its dotted name; [] if it can."""
+def _name_in_section(key: str, member: Any, errors: list[str]) -> dict[str, object]:
+    """Returns the section of a config that names a class or function.
+
+    A class is called when the section is built. A function is passed on itself, and so are the
+    class of an optimizer, which waits for the weights, and a class among the arguments of a
+    network, which makes its own layers.
+
+    Args:
+        errors: gets a line if workers cannot import it.
+    """
+    target = f"{member.__module__}.{member.__qualname__}"
+    for problem in _explain_unknown_name(target, member):
+        errors.append(f"{key}: {problem}")
+    section: dict[str, object] = {"_target_": target}
+    if inspect.isroutine(member) or key.startswith(("optimizer", "model.")):
+        section["_partial_"] = True
+    return section
+
+
+def _explain_unknown_name(name: str, member: object) -> list[str]:
+    """Explains why workers could not import a class or function by its dotted name.
+
+    Returns:
+        An empty list if they can.
+    """
     try:
-        if find_member(name) is subject:
-            check_readable(subject)
+        if find_member(name) is member:
+            check_readable(member)
             return []
     except ConfigError as error:
         return error.errors
     except (AttributeError, ImportError, ValueError):
-        pass
+        pass  # another member of this name, or none
     return [
         f"{name}: worker processes cannot import it; give a class or a def at the top "
-        f"level of the notebook, script or module; got {type(subject).__name__}"
+        f"level of the notebook, script or module; got {type(member).__name__}"
     ]
 
 
@@ -476,10 +554,14 @@ class DividedData:
 
 
 def _needs_datasets(settings: Mapping[str, object]) -> bool:
-    """Returns whether a section `data` has a key that only `Datasets` takes, and not `Loaded`."""
-    keys = inspect.signature(Datasets).parameters.keys()
-    keys_of_loaded = inspect.signature(Loaded).parameters.keys()
-    return any(key in keys and key not in keys_of_loaded for key in settings)
+    """Returns whether a call sets a key of `data` that the source `Datasets` has, and not `Loaded`.
+
+    Then tensors are passed as Datasets, since files of arrays are read by `Loaded`.
+    """
+    dataset_keys = inspect.signature(Datasets).parameters.keys()
+    loaded_keys = inspect.signature(Loaded).parameters.keys()
+    only_of_datasets = dataset_keys - loaded_keys
+    return not only_of_datasets.isdisjoint(settings)
 
 
 def _is_pair_of_tensors(dataset: object) -> TypeGuard[TensorDataset]:
@@ -489,30 +571,36 @@ def _is_pair_of_tensors(dataset: object) -> TypeGuard[TensorDataset]:
 
 
 def _divide_data(study: PythonStudy, data: object) -> DividedData:
-    """Returns the training and the test set; a single set is divided.
+    """Returns the training and the test set of a call; a single set is divided into both.
+
+    Args:
+        data: a pair (train, test), or one of them; each a Dataset, or a pair (inputs, targets).
 
     Raises:
-        ConfigError: the data are neither.
+        ConfigError: the data are anything else, or too few.
     """
-    dataset = _as_dataset(data)
-    if dataset is not None:
-        return _divide_dataset(study, dataset)
-    train = data
+    single_dataset = _as_dataset(data)
+    if single_dataset is not None:
+        return _divide_dataset(study, single_dataset)
+    train = None
     test = None
     if isinstance(data, tuple | list) and len(data) == 2:
-        train, test = data
-    train = _as_dataset(train)
-    test = _as_dataset(test)
+        train = _as_dataset(data[0])
+        test = _as_dataset(data[1])
     if train is None or test is None:
         raise ConfigError(f"{EXPECTED_DATA}; got {type(data).__name__}")
-    _check_size("data.train", train, 2)
-    _check_size("data.test", test, 1)
+    _check_size("data.train", train, least=2)
+    _check_size("data.test", test, least=1)
     return DividedData(train, test)
 
 
 def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
-    """Draws the test set from a Dataset, stratified by the targets of tensors, and says so."""
-    _check_size("data", dataset, 3)
+    """Divides a Dataset into a training and a test set at random, and notes that in the study.
+
+    A test set of tensors has each class as often as the whole. The targets of another Dataset are
+    not read.
+    """
+    _check_size("data", dataset, least=3)
     count = len(dataset)
     seed = study.sections["study"].get("seed", 0)
     test_count = max(1, count // HELD_OUT_ONE_IN)
@@ -521,12 +609,16 @@ def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
     )
     if type(dataset) is TensorDataset:
         fold = make_folds(dataset.tensors[-1], 1, test_count, seed)[0]
-        train = TensorDataset(*dataset[fold.training])
-        return DividedData(train, TensorDataset(*dataset[fold.validation]))
+        return DividedData(
+            train=TensorDataset(*dataset[fold.training]),
+            test=TensorDataset(*dataset[fold.validation]),
+        )
     fold = make_folds(torch.zeros(count), 1, test_count, seed)[0]
     divisible = cast("Dataset[object]", dataset)  # `Subset` needs no more than a MapDataset has
-    train_subset = Subset(divisible, fold.training.tolist())
-    return DividedData(train_subset, Subset(divisible, fold.validation.tolist()))
+    return DividedData(
+        train=Subset(divisible, fold.training.tolist()),
+        test=Subset(divisible, fold.validation.tolist()),
+    )
 
 
 def _check_size(key: str, dataset: MapDataset, least: int) -> None:
@@ -540,10 +632,13 @@ def _as_dataset(value: object) -> MapDataset | None:
 
     Returns:
         None for any other value.
+
+    Raises:
+        ConfigError: the tensors or arrays cannot be data.
     """
     if type(value) is TensorDataset:
         for tensor in value.tensors:
-            _to_tensor(tensor)  # refuses what no file can hold
+            _to_tensor(tensor)  # raises the error
     if isinstance(value, tuple | list):
         if len(value) != 2 or not all(hasattr(item, "dtype") for item in value):
             return None
@@ -558,7 +653,7 @@ def _as_dataset(value: object) -> MapDataset | None:
 
 
 def _to_tensor(value: object) -> torch.Tensor:
-    """Converts a tensor or array to a tensor on the CPU, of float32 or integers.
+    """Converts a tensor or array to a tensor on the CPU; floating-point numbers become float32.
 
     Raises:
         ConfigError: it holds no numbers, or has no row for each example.
@@ -567,7 +662,9 @@ def _to_tensor(value: object) -> torch.Tensor:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"data: inputs and targets must be numbers: {error}") from None
-    if not tensor.dim() or tensor.layout != torch.strided or tensor.is_quantized:
+    is_dense = tensor.layout == torch.strided and not tensor.is_quantized
+    has_rows = tensor.dim() > 0
+    if not is_dense or not has_rows:
         raise ConfigError(
             "data: inputs and targets must be dense, a row for each; got "
             f"{tensor.type()} of shape {tuple(tensor.shape)}"
@@ -578,12 +675,13 @@ def _to_tensor(value: object) -> torch.Tensor:
 
 
 def _add_arrays(study: PythonStudy, train: TensorDataset, test: TensorDataset) -> Path:
-    """Adds the arrays of both sets to a study.
+    """Adds the arrays of both sets to a study, which writes them to files later.
 
     Returns:
-        Their folder. It is named after a digest of the arrays, so that other data get another one.
+        The folder of the files. It is named after a digest of the arrays, so that other data get
+        another folder.
     """
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}  # by the name of their file
     for part, dataset in {"train": train, "test": test}.items():
         inputs, targets = dataset.tensors
         arrays[f"{part}_inputs.npy"] = inputs.contiguous().numpy()
@@ -592,16 +690,23 @@ def _add_arrays(study: PythonStudy, train: TensorDataset, test: TensorDataset) -
     for array in arrays.values():
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array.data)
-    root = study.run_dir / "data" / digest.hexdigest()[:12]
-    study.arrays = {root / name: array for name, array in arrays.items()}
-    return root
+    folder = study.run_dir / "data" / digest.hexdigest()[:DIGEST_LENGTH]
+    study.arrays = {folder / name: array for name, array in arrays.items()}
+    return folder
 
 
 # A config file of the call
 
 
 def write_definition(run_dir: Path, folder: Path) -> Path:
-    """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
+    """Writes the definition of a study that `search` has run as a primary config into a folder.
+
+    The arrays of the data are copied there too, so that the config does not depend on the run
+    directory.
+
+    Raises:
+        ConfigError: the config names what only the program knows that has called `search`.
+    """
     sections = read_sections(run_dir)
     _refuse_own_names(as_yaml(sections), run_dir)
     name = sections["study"]["name"]
@@ -619,18 +724,21 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
 def _refuse_own_names(text: str, run_dir: Path) -> None:
     """Raises ConfigError if a config names what only the program knows that has called `search`.
 
+    Such are the classes and functions of a script or notebook, and the Datasets of the call.
+
     Args:
         text: the config, as YAML.
     """
     errors = []
-    names = ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text)))
+    found_names = re.findall(rf"\b{MAIN}(\w+)", text)  # what follows "__main__."
+    names = ", ".join(dict.fromkeys(found_names))  # each once
     if names:
-        owner = "a notebook"
+        program = "a notebook"
         script = read_recorded_script(run_dir)
         if script is not None:
-            owner = str(script.path)
+            program = str(script.path)
         errors.append(
-            f"a config cannot name what {owner} defines: move {names} into a module next to it, "
+            f"a config cannot name what {program} defines: move {names} into a module next to it, "
             f"such as parts.py, import it by `from parts import {names}`, and search again"
         )
     if REGISTERED_PREFIX in text:

@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from optuna.distributions import IntDistribution
-
 from studyloom.config.build import find_parameter, find_section
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, find_out_of_range
@@ -53,11 +51,14 @@ class CheckedStrategy(Protocol):
 
 
 def validate(definition: Definition, data: TrainingData, strategy: CheckedStrategy) -> None:
-    """Composes every branch of the space and builds what it names: defaults, corners and choices.
+    """Checks a definition as a whole before the first trial.
+
+    Every branch of the space is composed, and what it names is built: with its defaults, at its
+    corners, and with each choice. Nothing is built if keys or ranges are wrong, since that would
+    only repeat the errors.
 
     Raises:
-        ConfigError: all errors. Nothing is built if keys or ranges are wrong, since that would
-            only repeat the errors.
+        ConfigError: all errors.
     """
     space_errors = [*_check_groups(definition)]
     try:
@@ -90,12 +91,13 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
 
 
 def _find_contradictions(definition: Definition) -> Iterator[str]:
-    """Yields values that exclude each other, with a fix."""
+    """Yields values of studyloom's sections that exclude each other, with a fix."""
     config = definition.config
     study = config.study
+    sets_only_one = (study.stop is None) != (study.min_improvement is None)
     if study.stop not in (None, "improvement"):
         yield f"study.stop must be improvement, or null; got {study.stop}"
-    elif (study.stop is None) != (study.min_improvement is None):
+    elif sets_only_one:
         yield (
             "study.stop=improvement ends the search when further trials would gain less than "
             "study.min_improvement, such as 0.005 in units of the metric; set both or neither"
@@ -115,7 +117,10 @@ def _find_contradictions(definition: Definition) -> Iterator[str]:
 
 
 def _check_objectives(definition: Definition) -> Iterator[str]:
-    """Yields errors in the metric, the constraints and the rule."""
+    """Yields errors in the metric, the constraints and the winner's rule.
+
+    Each property of the definition raises its errors when it is first read.
+    """
     objectives: tuple[ObjectiveValue, ...] = ()
     rule = None
     try:
@@ -125,9 +130,8 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
     except Exception as error:  # of a custom class
         yield f"objective.metric: {describe_error(error)}"
     try:
-        _ = definition.limits  # reads them, and raises their errors
-        # A rule names objectives. If these are wrong, its errors would only follow from theirs.
-        if objectives:
+        _ = definition.limits
+        if objectives:  # a rule names objectives, and without them would only repeat their errors
             rule = definition.rule
     except ConfigError as error:
         yield from error.errors
@@ -143,22 +147,24 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
 
 
 def _check_groups(definition: Definition) -> Iterator[str]:
-    """Yields groups that cannot be searched, and choices of the baseline outside the space."""
-    choices = definition.composer.choices
+    """Yields groups that cannot be searched, and choices of the baseline outside the space.
+
+    A group nested in an option that the baseline does not choose is not part of the baseline.
+    """
+    has_baseline = definition.config.study.baseline
+    default_choices = definition.composer.choices
     groups = [*definition.space.groups()]
-    other_options = []  # the options that the baseline does not choose, as beginnings of names
+    unchosen_options = []  # as beginnings of the names nested in them, such as `model.cnn.`
     for group in groups:
         for option in group.options:
-            if option != choices.get(group.config_group):
-                other_options.append(f"{group.name}.{option}.")
+            if option != default_choices.get(group.config_group):
+                unchosen_options.append(f"{group.name}.{option}.")
     for group in groups:
         yield from _check_section(group.name, group.key)
         name = group.config_group
-        default = choices.get(name)
-        is_in_baseline = not group.name.startswith(tuple(other_options))
-        if not definition.config.study.baseline or not is_in_baseline:
-            continue
-        if default not in group.options:
+        default = default_choices.get(name)
+        is_in_baseline = has_baseline and not group.name.startswith(tuple(unchosen_options))
+        if is_in_baseline and default not in group.options:
             options = ", ".join(group.options)
             yield (
                 f"{name}: the default configuration has {name}={default}, and the space holds "
@@ -168,7 +174,10 @@ def _check_groups(definition: Definition) -> Iterator[str]:
 
 
 def _check_nodes(definition: Definition, branch: Branch) -> Iterator[str]:
-    """Yields unknown keys of a branch, and defaults that are not among its values."""
+    """Yields keys that a branch's config lacks, and defaults that are not among their values.
+
+    A key in a wrong section is reported as such only.
+    """
     for node in branch.nodes:
         section_errors = [*_check_section(node.name, node.key)]
         if section_errors:
@@ -183,11 +192,11 @@ def _check_nodes(definition: Definition, branch: Branch) -> Iterator[str]:
 
 
 def _check_section(name: str, key: str) -> Iterator[str]:
-    """Yields an error if a key is in a section that is not searched.
+    """Yields an error if a key is in a section that cannot be searched.
 
     Args:
-        name: of the hyperparameter or group, in the space.
-        key: of the config.
+        name: the name of the hyperparameter or group in the space.
+        key: its config key.
     """
     section = key.partition(".")[0]
     if section in Config.__dataclass_fields__ and section not in SEARCHABLE_SECTIONS:
@@ -200,24 +209,30 @@ def _check_section(name: str, key: str) -> Iterator[str]:
 def _suggest_fix(
     definition: Definition, branch: Branch, node: ValueNode | ListNode, unknown_key: str
 ) -> str:
-    """Suggests an option of the section's group that is spelled like an unknown key.
+    """Suggests how to fix a key of the space that the config lacks; "" without a suggestion.
 
-    If there is none, suggests a line to add to a file of the user; see `_suggest_new_key`.
+    It may be a misspelled option of the section's group. Otherwise a line can be added to a file
+    of the user.
 
     Args:
         unknown_key: the error, which may suggest another key already.
     """
     section, _, name = node.key.partition(".")
-    option = nearest(name.partition(".")[0], definition.composer.options(section))
-    if not option:
+    options = definition.composer.options(section)
+    option_suggestion = nearest(name.partition(".")[0], options)
+    if not option_suggestion:
         return _suggest_new_key(definition, branch, node)
     if "did you mean" in unknown_key:
         return ""
-    return option
+    return option_suggestion
 
 
 def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | ListNode) -> str:
-    """Suggests the line that adds an unknown key to a file of the user; "" if there is none."""
+    """Suggests the line that adds a key of the space to a file of the user.
+
+    Returns:
+        "" if the user has no such file. For a target in the primary config: that it lacks the key.
+    """
     section, _, name = node.key.partition(".")
     is_group = section in definition.composer.choices
     target = value_at(branch.config, f"{section}._target_")
@@ -226,32 +241,39 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
     file = definition.composer.file_of(section, branch.choices)
     if file is None or "." in name:
         return ""
-    value = "[…]"
+    example_value = "[…]"
     if isinstance(node, ValueNode):
-        value = format_scalar(find_end(node.distribution, "low"))
+        example_value = format_scalar(find_end(node.distribution, "low"))
     if section == "params":
-        return suggest_line(name, value, file, "params")
+        return suggest_line(name, example_value, file, "params")
     if is_group:
-        return suggest_line(name, value, file, "")
+        return suggest_line(name, example_value, file, "")
     return ""
 
 
 def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
-    """Yields why the default of a hyperparameter is not among its values."""
+    """Yields why the default of a hyperparameter is not among its values, with a fix."""
     default = value_at(branch.config, node.key)
     choices = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     fix = f"change the default{choices}, the space, or set study.baseline=false"
-    owner = _find_owner_of_default(branch, node, default)
-    if owner:
+    declaring_target = _find_declaring_target(branch, node, default)
+    if declaring_target:
         middle = _format_middle(branch, node)
-        fix += f"; {owner} declares it: a default of the range, such as {middle}, comes first"
+        fix += (
+            f"; {declaring_target} declares it: a default of the range, such as {middle}, comes "
+            "first"
+        )
     for problem in _explain_misfit(node, default, branch):
         value = format_scalar(default)
         yield f"space.{node.name}: the default {node.key}={value} {problem}; {fix}"
 
 
-def _find_owner_of_default(branch: Branch, node: ValueNode | ListNode, default: object) -> str:
-    """Returns the name of the class or function that declares a default; "" if none does."""
+def _find_declaring_target(branch: Branch, node: ValueNode | ListNode, default: object) -> str:
+    """Returns the name of the class or function whose signature declares a default.
+
+    Returns:
+        "" if the space or the config gives the default.
+    """
     section = find_section(branch.config, node.key)
     parameter = find_parameter(branch.config, node.key)
     if node.default is not None or section is None or parameter is None:
@@ -270,44 +292,62 @@ def _format_middle(branch: Branch, node: ValueNode | ListNode) -> str:
 
 
 def _explain_misfit(node: ValueNode | ListNode, default: object, branch: Branch) -> Iterator[str]:
-    """Yields why a default is not among the values of its node, each beginning with a verb."""
+    """Yields why a default is not among the values of its node, such as "is outside its range …".
+
+    Args:
+        branch: the branch of the node, whose config has the default.
+    """
     if isinstance(node, ValueNode):
-        value_problem = find_misfit(node.distribution, default)
-        if value_problem:
-            yield value_problem
+        problem = find_misfit(node.distribution, default)
+        if problem:
+            yield problem
         return
-    is_list = isinstance(default, list)
-    items = [default]
+    items = [default]  # a scalar stands for each item
     if isinstance(default, list):
         items = default
-    problems = []
+    item_problems = []  # each once
     for item in items:
         problem = find_misfit(node.item, item)
-        if problem and problem not in problems:
-            problems.append(problem)
-    yield from problems
-    if isinstance(node.length, IntDistribution):
-        if not is_list:
-            yield "is not a list"
+        if problem and problem not in item_problems:
+            item_problems.append(problem)
+    yield from item_problems
+    yield from _explain_length_misfit(node, default, branch)
+
+
+def _explain_length_misfit(node: ListNode, default: object, branch: Branch) -> Iterator[str]:
+    """Yields why the length of a default is not among the lengths of its node.
+
+    A scalar may stand for a list only if the node is as long as another list.
+    """
+    if isinstance(node.length, str):
+        if not isinstance(default, list):
             return
-        length_problem = find_misfit(node.length, len(items))
-        if length_problem:
-            yield f"is a list whose length {len(items)} {length_problem}"
-    elif is_list and len(items) != len(value_at(branch.config, node.length)):
-        yield f"is not as long as {node.length}"
+        other_list = value_at(branch.config, node.length)
+        if len(default) != len(other_list):
+            yield f"is not as long as {node.length}"
+    elif not isinstance(default, list):
+        yield "is not a list"
+    else:
+        problem = find_misfit(node.length, len(default))
+        if problem:
+            yield f"is a list whose length {len(default)} {problem}"
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:
-    """Yields relations that the baseline or every configuration breaks, and endless repeats."""
+    """Yields an error if the baseline or every configuration breaks a relation of the space.
+
+    It also yields one if `study.repeats=false` is set for a space of infinitely many
+    configurations.
+    """
     space = definition.space
     baseline = definition.baseline
     breach = None
     if baseline is not None:
         breach = space.find_breach(baseline.params)
+    seed = max(0, definition.seed)  # a negative one is another error
     if breach is not None:
         yield f"study.baseline: the baseline {breach}; change it, or set study.baseline=false"
-    # `validate` reports a negative seed.
-    elif space.relations and draw_point(space, max(0, definition.seed)) is None:
+    elif space.relations and draw_point(space, seed) is None:
         tried = f"none of {DRAWS:,} random"
         if space.size() <= LARGEST_GRID:
             tried = "no"
