@@ -28,15 +28,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `studyloom.config.trust` checks a config without importing Hydra.
+    """Imports `hydra_main`, and with it Hydra, when it is first needed.
+
+    A study module imports it first, and then what else it needs. These imports take seconds: until
+    the module decorates its function they run with fewer garbage collections, and Ctrl-C ends them
+    without a traceback.
+    """
     if name != "hydra_main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from studyloom import processes
 
-    # A study module imports the rest next, until it is decorated.
     processes.collect_rarely()
     processes.install_interrupt_handler()
-    # A Ctrl-C in the middle would come out of the libraries as any error.
+    # Deferred to the end of the import: libraries turn a Ctrl-C in their midst into other errors.
     with processes.ending_at_interrupt(), processes.deferring_signals():
         from studyloom.config.main import hydra_main
 

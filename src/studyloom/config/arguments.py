@@ -27,9 +27,9 @@ def rewrite_arguments(argv: Sequence[str]) -> list[str]:
     """
     arguments = take_outputs(argv)
     refuse_passwords(arguments)
-    for place, argument in enumerate(arguments):
+    for position, argument in enumerate(arguments):
         if argument == "--dry-run":
-            arguments[place] = "study.dry_run=true"
+            arguments[position] = "study.dry_run=true"
     return arguments
 
 

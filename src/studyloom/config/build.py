@@ -211,10 +211,14 @@ class ErrorCollector:
     errors: list[str] = field(default_factory=list)
 
     def __call__(self, make: Callable[[], object]) -> Any:
-        """Returns what `make` returns, or None if it fails.
+        """Calls a function and returns its result; if it fails, collects its errors.
+
+        Returns:
+            None if it fails.
 
         Raises:
-            Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
+            Exception: as `make` raised it, if it is not a ValueError and the user wants to see
+                tracebacks.
         """
         try:
             return make()

@@ -168,7 +168,10 @@ def _prints_only_output(argv: Sequence[str]) -> bool:
 
 
 def exit_with_errors(*errors: str) -> NoReturn:
-    """Prints the errors of a configuration without a traceback, and exits with code 2."""
+    """Prints the errors of a configuration without a traceback, and exits with code 2.
+
+    With `--json` they are printed as JSON too.
+    """
     print_errors(ConfigError(errors))
     if JSON.get():
         reason = mask_passwords("\n".join(errors))

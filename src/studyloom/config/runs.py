@@ -110,7 +110,7 @@ def _read_trusted(config: DictConfig) -> StudyAddress:
 def _read_untrusted(run_dir: Path, config: DictConfig) -> StudyAddress:
     """Reads the address in the config of an untrusted run directory.
 
-    Its interpolations are not resolved, except one of the user's own STUDYLOOM_STORAGE.
+    Its interpolations are not resolved, except one of the environment variable STUDYLOOM_STORAGE.
 
     Raises:
         ConfigError: the database is neither in the directory, nor that of STUDYLOOM_STORAGE.

@@ -100,7 +100,10 @@ class StudyConfig(Mapping[str, Any]):
 
     @classmethod
     def of_trial(cls, sections: Mapping[str, object]) -> "StudyConfig":
-        """Reads the sections that a trial stored; keys of ours that it lacks have their defaults.
+        """Makes a config of the sections that a trial stored.
+
+        Keys of `train` and `objective` that it lacks, as an earlier version did, have their
+        defaults.
 
         Raises:
             ConfigError: a value does not have the type of its key.

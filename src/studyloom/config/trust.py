@@ -344,7 +344,7 @@ def _find_defaults_errors(defaults: object) -> Iterator[str]:
     if not isinstance(defaults, list):
         defaults = [defaults]
     for item in defaults:
-        entry = str(item).strip("{}").replace("'", "")  # `{'model': 'mlp'}` as it is in YAML
+        entry = str(item).strip("{}").replace("'", "")  # `{'model': 'mlp'}` as in YAML
         switches_logging_off = SILENT.fullmatch(entry) is not None
         sets_hydra = OF_HYDRA.search(entry) is not None and not switches_logging_off
         if sets_hydra or "@" in entry:
@@ -474,7 +474,10 @@ def _explain_trust(package: str) -> str:
 
 @contextmanager
 def seeding_as(run_dir: Path) -> Iterator[None]:
-    """Seeds the user's modules that the body imports as the study of a run directory does."""
+    """Seeds the imports of the user's modules in the body as the study of a run directory does.
+
+    A module that draws random numbers when it is imported then draws the same.
+    """
     seed = _read_recorded(run_dir, "config.yaml", "study.seed")
     if isinstance(seed, int):
         with seeding_imports(seed):

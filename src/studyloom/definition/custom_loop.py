@@ -195,6 +195,7 @@ class LoopDefinition(Definition):
 
     @property
     def epochs(self) -> int | None:
+        """Number of epochs of a training: `params.epochs`; None if the loop has no such value."""
         params = self.config[PARAMS] or {}
         epochs = params.get("epochs")
         if isinstance(epochs, int):
@@ -221,8 +222,9 @@ class LoopDefinition(Definition):
         return False
 
     def _read_train_settings(self) -> list[TrainSetting]:
-        """Reads the keys of the section `train`."""
-        defaults = asdict(type(self.config.train)())
+        """Returns the keys of the section `train`, each with where its value comes from."""
+        section_class = type(self.config.train)
+        defaults = asdict(section_class())
         typed_keys = {override.key for override in self.composer.overrides}
         settings = []
         for name, value in self.config.written["train"].items():
@@ -256,6 +258,10 @@ class LoopDefinition(Definition):
         return super().provenance_sections(Point())
 
     def provenance_sections(self, point: Point) -> Sections:
+        """Returns the resolved sections that decide the value of a trial.
+
+        Those of Optuna objectives differ only in `params`, and are not made again for each trial.
+        """
         if not self.suggests:
             return super().provenance_sections(point)
         sections = dict(self._default_provenance)

@@ -83,12 +83,13 @@ class NetworkDefinition(Definition):
         return replace(point, values=values_with_record)
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Measures the limited and minimized costs of a configuration's network."""
-        minimized_costs = [objective.name for objective in self.objectives[1:]]
+        """Measures the costs of a configuration's network that have a limit or are minimized."""
+        _metric, *further_objectives = self.objectives
+        minimized_costs = [objective.name for objective in further_objectives]
         if not self.limits and not minimized_costs:
             return []
         assert data.split is not None
-        job = self.build_jobs(point, data.folds, 0)[0]
+        job = self.build_jobs(point, data.folds, number=0)[0]
         return measure_costs(minimized_costs, self.limits, job, data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:

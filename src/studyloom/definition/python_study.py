@@ -173,14 +173,15 @@ class CallReader:
         self._subject = subject
         self._keywords = keywords
         name = type(subject).__name__
-        if hasattr(subject, "__qualname__"):
+        if hasattr(subject, "__qualname__"):  # a class or function
             name = subject.__qualname__
         module = ""
         if hasattr(subject, "__module__"):
             module = subject.__module__
         self._target = f"{module}.{name}"
         self._parameters = _read_parameter_names(subject)
-        self.study = PythonStudy({"study": {"name": name.rpartition(".")[2].lower()}})
+        study_name = name.rpartition(".")[2].lower()
+        self.study = PythonStudy({"study": {"name": study_name}})
         self.options: dict[str, str | None] = {}
         self.errors = _explain_unknown_name(self._target, subject)
         self.trains_network = self._is_network(space, settings)

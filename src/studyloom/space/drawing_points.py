@@ -31,10 +31,10 @@ def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -
     """Draws a random configuration that breaks no relation and is not taken.
 
     Args:
-        taken_keys: from `identify`.
+        taken_keys: the keys of configurations that are taken, from `identify`.
 
     Returns:
-        None if all are taken, or if DRAWS draws from a space too large to enumerate found none.
+        None if all are taken, or if none was drawn in DRAWS draws from a large space.
     """
     for point in _draw_points(space, seed):
         breach = space.find_breach(point.params)

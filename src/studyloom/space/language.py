@@ -305,7 +305,12 @@ def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
 
 
 def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distribution:
-    """Parses an int, a float or a choice, which may have further keys."""
+    """Parses a range of kind int, float or choice.
+
+    Args:
+        name: the name of the hyperparameter.
+        further_keys: keys that it may have next to those of its kind, such as `default`.
+    """
     _check_keys(spec, name, *further_keys)
     if "choice" in spec:
         return _parse_choice(spec["choice"], f"space.{name}.choice")

@@ -297,7 +297,9 @@ class Space:
         return size
 
     def points(self) -> Iterator[Point]:
-        """Yields every configuration of a finite space that breaks no relation, depth first.
+        """Yields every configuration of a finite space that breaks no relation.
+
+        Each walk through the tree gives one: an odometer decides the walk, and then turns by one.
 
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
