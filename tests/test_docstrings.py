@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import studyloom
 import studyloom.data
-from studyloom.config.config_sources import GROUPS, DEFAULT_OPTIONS, NETWORK_OPTIONS
+from studyloom.config.config_sources import DEFAULT_OPTIONS, GROUPS, NETWORK_OPTIONS
 from studyloom.config.schema import StudySection, TrainSection, WinnerSection
 
 PUBLIC = {
@@ -123,4 +123,9 @@ def test_help_of_search_names_the_defaults_that_the_config_has():
     assert f"{name} (learning rate {optimizer.lr:.0e}".replace("e-0", "e-") in text
     assert f"{NETWORK_OPTIONS['scheduler']} decay" in text
     assert f'None: "{DEFAULT_OPTIONS["sampler"]}"' in text
-    assert DEFAULT_OPTIONS == {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
+    assert DEFAULT_OPTIONS == {
+        "sampler": "auto",
+        "pruner": "auto",
+        "storage": "sqlite",
+        "launcher": "local",
+    }
