@@ -30,7 +30,7 @@ class CallState(threading.local):
 
     @contextmanager
     def begin_call(self) -> Iterator[None]:
-        """Begins a call with no commit so far; afterwards an outer call has its own state again."""
+        """Resets the state for a call of the body; restores that of an outer call at its end."""
         outer_committing = self.committing
         outer_uncertain = self.uncertain
         outer_try_ends = self.try_ends

@@ -221,6 +221,7 @@ class Ledger:
             claim = taken.claim
             if make_trial is not None and not taken.has_trial:
                 claim = self._make_trial(connection, claim, make_trial)
+            # In a search in rounds, a trial is trained in segments; the claim adds the next one.
             if claim.trial_id is not None and claim.segments:
                 sql.write(connection, [sql.user_attr(claim.trial_id, SEGMENTS, claim.segments)])
             return claim
@@ -311,9 +312,10 @@ class Ledger:
             parameters = {**claim_parameters, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
             if row is None:
-                # Another worker has the slot, unless an earlier try was committed and only the
-                # reply to it was lost: then the slot has the same token and the new state.
-                if not call_state.uncertain:
+                # Another worker has the slot, unless an earlier try of this call was committed and
+                # only the reply was lost: then the slot has the same token and the new state.
+                may_be_committed = call_state.uncertain
+                if not may_be_committed:
                     return False
                 state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
                 return bool(state == change.next_state)
@@ -339,7 +341,7 @@ class Ledger:
         )
 
     def count_open(self, trials: int, *, only_with_trial: bool = False) -> int:
-        """Counts which of the first `trials` slots are not done.
+        """Counts how many of the first `trials` slots are not done.
 
         Args:
             only_with_trial: Whether to count only slots that have a trial.
@@ -441,7 +443,7 @@ class Ledger:
         Returns:
             How many slots the worker held.
         """
-        fatal: sa.ColumnElement[int] = sa.literal(0)
+        fatal: sa.ColumnElement[int] = sa.literal(0)  # 1: the trial must not be tried again
         if overdue is not None:
             is_overdue = sa.and_(
                 SLOTS.c.owner == overdue.owner,
@@ -470,7 +472,7 @@ class Ledger:
         Others can then claim its slot at once, and need not wait until its lease ends.
         """
         for holder in (*self.held(), *self.testing_commands()):
-            host, _, pid = holder.owner.rpartition(":")
+            host, _, pid = holder.owner.rpartition(":")  # the id of a worker is HOST:PID
             if host == host_id() and not is_alive(int(pid)):
                 self.record_death(holder.owner, "its process is gone")
 

@@ -106,7 +106,7 @@ def _replace_moved_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [_replace_moved_paths(item) for item in value]
     if key.endswith("_target_") and isinstance(value, str):
-        if value in MOVED:
+        if value in MOVED:  # the class itself has moved, and not only its module
             return MOVED[value]
         module, dot, class_name = value.rpartition(".")
         present_module = MOVED.get(module, module)

@@ -55,9 +55,9 @@ ALEMBIC = Table(
 
 @cache
 def ped_anova() -> "PedAnovaImportanceEvaluator":
-    """Returns Optuna's default evaluator of importances.
+    """Returns Optuna's default evaluator of importances, without importing its whole package.
 
-    Its package `optuna.importance` imports scikit-learn for other evaluators, which takes a second
+    The package `optuna.importance` imports scikit-learn for other evaluators, which takes a second
     and 120 MB. Python imports a package before its modules, unless `sys.modules` has one of that
     name. So an empty package stands there while the module is imported. It is removed again, since
     a later `import optuna.importance` would otherwise find it instead of the real one.

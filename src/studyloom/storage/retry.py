@@ -106,13 +106,13 @@ class Retry:
         """
         pause = FIRST_PAUSE
         while True:
-            call_state.committing = False
+            call_state.committing = False  # it becomes True once the try comes to its COMMIT
             try:
                 result = attempt()
             except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
                 lost = self._diagnose(error)
                 away_since = self._begin_outage(call)
-                connection_broke = lost.broken and lost.passing
+                connection_broke = lost.broken and lost.passing  # and the failure is transient
                 if call.pooled and connection_broke and not call_state.committing:
                     # A pooled connection may have been lost since the previous call, although the
                     # database is there: a new one is tried at once.
@@ -138,7 +138,8 @@ class Retry:
     def _end_of_first_try(self, call: Call) -> float | None:
         """Returns when the first try of a call must end, as time.monotonic; None for no limit.
 
-        The limit is passed to libpq as the time in which a connection must be made.
+        A silent server is waited for no longer than half the deadline, so that there is time for
+        another try.
         """
         if self.deadline <= 0:
             return None
@@ -189,7 +190,8 @@ class Retry:
         else:
             call_state.try_ends = away_since  # another call has waited in vain already
         time_left = call_state.try_ends - time.monotonic()
-        if not lost.passing or time_left <= 0:
+        is_permanent = not lost.passing
+        if is_permanent or time_left <= 0:
             raise self._give_up(lost, seconds_to_wait) from None
         if call_state.committing:
             call_state.uncertain = True  # the COMMIT may have been done, and only its reply lost
@@ -219,7 +221,8 @@ class Retry:
             seconds_to_wait: The seconds of the outage after which the call is given up.
         """
         self.away = False
-        if not lost.passing or self.deadline <= 0:
+        is_permanent = not lost.passing
+        if is_permanent or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
         waited = seconds_to_wait
         if self._last_failure is not None:

@@ -81,15 +81,15 @@ class TrialBuffer(CachedStorage):
             TrialDeleted: It does not exist.
         """
         self.clear()
-        trial = self._created
+        trial = self._created  # the one that was made with the worker's claim
         self._created = None
         if trial is None or trial._trial_id != trial_id:
             try:
                 trial = self._backend.get_trial(trial_id)
             except KeyError:
                 raise sql.trial_deleted() from None
-        # Paused trials may look pruned, except for several objectives: there TPE raises an
-        # exception at a pruned trial.
+        # Optuna has no paused trials, so samplers see them as pruned; but with several objectives
+        # TPE raises an exception at a pruned trial.
         paused_as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
@@ -322,7 +322,7 @@ class OtherTrials:
         with self._lock:
             self._update(own_trial._trial_id, with_unfinished=with_unfinished)
             # The ended trials are sorted already; the other ones are inserted at their places.
-            trials = list(self._finished_in(states))
+            trials = list(self._list_finished(states))
             trials_to_insert = [own_trial]
             if with_unfinished and self._unfinished is not None:
                 trials_to_insert += self._unfinished
@@ -331,7 +331,7 @@ class OtherTrials:
                     insort(trials, trial, key=BY_NUMBER)
         return trials
 
-    def _finished_in(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
+    def _list_finished(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """Returns the cached list of the ended trials in some states, or in all."""
         key = tuple(state for state in FINISHED if states is None or state in states)
         if key not in self._finished:
