@@ -11,7 +11,7 @@ from toy_worker import RANDOM, fresh
 from toys import ask
 
 from studyloom.decisions import earlier_studies
-from studyloom.decisions.warm_start import enqueue, find_warm_starts, read_sources
+from studyloom.decisions.warm_start import enqueue, find_warm_starts, read_used_labels
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import ENQUEUED
 from studyloom.storage.ledger import Ledger
@@ -45,7 +45,7 @@ def test_earlier_studies_take_turns_each_with_its_best_trial_first(runs):
     for top in (1, 3, 5):
         starts = find_warm_starts(naming(*folders, overrides=[f"study.warm_start_top={top}"]))
         turns = [(place, study) for place in range(2) for study in range(3)][:top]
-        assert [start.source for start in starts.points] == [
+        assert [start.origin for start in starts.points] == [
             f"{folders[study]}, trial {ranked[study][place].number}" for place, study in turns
         ]
         assert [start.point.params for start in starts.points] == [
@@ -60,10 +60,10 @@ def test_a_study_named_twice_is_read_once(postgres_url, runs):
     named = naming(database, a, f"{a}/", database, overrides=["study.warm_start_top=4"])
     starts = find_warm_starts(named)
     assert len(starts.points) == 4
-    assert len(starts.sources) == 2
-    assert CANARY not in repr((starts.sources, starts.notes, starts.points))
-    half = find_warm_starts(named, starts.sources[:1])
-    assert {start.source.rpartition(",")[0] for start in half.points} == {str(a)}
+    assert len(starts.labels) == 2
+    assert CANARY not in repr((starts.labels, starts.notes, starts.points))
+    half = find_warm_starts(named, starts.labels[:1])
+    assert {start.origin.rpartition(",")[0] for start in half.points} == {str(a)}
 
 
 def test_studies_with_the_same_trials_give_each_configuration_once(runs):
@@ -166,13 +166,13 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
             enqueue(stored, chosen, 6, baseline=definition.baseline)
     assert stored.trials() == []
     enqueue(stored, chosen, 6, baseline=definition.baseline)
-    assert read_sources(stored) == [str(folder) for folder in folders]
+    assert read_used_labels(stored) == [str(folder) for folder in folders]
     for folder in folders:
         (folder / "study.db").unlink()
         finished(f"sqlite:///{folder}/study.db", seeded(9), trials=6).close()
     now = find_warm_starts(definition)
-    assert [start.source for start in now.points] != [start.source for start in chosen.points]
-    again = find_warm_starts(definition, read_sources(stored))
+    assert [start.origin for start in now.points] != [start.origin for start in chosen.points]
+    again = find_warm_starts(definition, read_used_labels(stored))
     assert [*again.points] == []
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=definition.baseline)
@@ -180,4 +180,4 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
     assert baseline.user_attrs[ENQUEUED] == "the default configuration"
     assert [trial.params for trial in queued] == points
     sources = [trial.user_attrs[ENQUEUED] for trial in queued]
-    assert sources == [start.source for start in chosen.points]
+    assert sources == [start.origin for start in chosen.points]

@@ -15,7 +15,7 @@ from studyloom.decisions.warm_start import (
     WarmStarts,
     enqueue,
     find_warm_starts,
-    read_sources,
+    read_used_labels,
 )
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
@@ -36,7 +36,7 @@ def definition():
 def begun(url, definition, trials):
     """Creates a study with its warm starts enqueued, before any worker starts."""
     stored = fresh(url, definition, trials)
-    starts = find_warm_starts(definition, read_sources(stored))
+    starts = find_warm_starts(definition, read_used_labels(stored))
     enqueue(stored, starts, trials, baseline=definition.baseline)
     return stored
 
@@ -175,7 +175,7 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_ur
     stored, best = begun(sqlite_url, definition, 4), ranked[:2]
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[BASELINE]
-    assert read_sources(stored) == [str(earlier)]
+    assert read_used_labels(stored) == [str(earlier)]
     for trial, other in zip(queued, best, strict=True):
         assert trial.user_attrs[ENQUEUED] == f"{earlier}, trial {other.number}"
     work(definition, stored, 3)
@@ -218,7 +218,7 @@ def test_a_note_says_that_a_configuration_breaks_a_relation(tmp_path):
     tight = "+space.where=['optimizer.sgd.lr * optimizer.sgd.momentum < .01']"
     definition = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
     starts = find_warm_starts(definition, ())
-    assert [start.source for start in starts.points] == ["study.enqueue[1]"]
+    assert [start.origin for start in starts.points] == ["study.enqueue[1]"]
     assert starts.notes == [
         "study.enqueue[0]: is left out, since it breaks space.where 'optimizer.sgd.lr * "
         "optimizer.sgd.momentum < .01' with optimizer.sgd.lr=0.1, optimizer.sgd.momentum=0.5"

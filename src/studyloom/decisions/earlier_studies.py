@@ -22,8 +22,9 @@ from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import parse_url, start_embedded_server, without_password
 
-MOST_TRIALS = 10_000  # that are read of an untrusted study; 10,000 take 0.5 s
+MOST_TRIALS = 10_000  # that an untrusted study may have; to read them takes 0.5 s
 MOST_SECONDS = 3.0  # for reading an untrusted study
+READS_AT_ONCE = 0.0  # deadline in seconds: a database that is away is an error, without a wait
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class EarlierStudy:
 
 
 def source_label(source: str) -> str:
-    """Returns a source of `study.warm_start`, a run directory or a URL, without its password."""
+    """Returns a source of `study.warm_start` without its password, as it is shown and stored.
+
+    A source is a run directory, or a study in a database as `URL#NAME`.
+    """
     if "://" not in source:
         return str(Path(source))
     url, _, name = source.partition("#")
@@ -56,46 +60,54 @@ def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
     A run directory that another user made is untrusted, and so is the database that it names: they
-    are read within limits.
+    are read within limits of time and of trials.
 
     Args:
         source: A run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
             database holds only one study.
+
+    Raises:
+        StorageError: The database cannot be used, or exceeds the limits.
     """
     if "://" in source:
         url, _, name = source.partition("#")
-        trusted = True  # the user named the database itself
+        trusted = True  # the user named the database, and not a folder that names it
     else:
         folder = Path(source)
         run_url, name = read_run(folder)
         url = start_embedded_server(run_url)
         trusted = is_trusted(folder)
-    if trusted:
-        most_seconds = None
-        most_trials = math.inf
-    else:
+    most_seconds = None
+    most_trials = math.inf
+    if not trusted:
         most_seconds = MOST_SECONDS
         most_trials = MOST_TRIALS
     label = source_label(source)
     with untrusted(most_seconds):
-        stored = open_only_study(url, name, 0.0, f"{label}: write URL#NAME")
+        stored = open_only_study(url, name, READS_AT_ONCE, f"{label}: write URL#NAME")
         with contextlib.closing(stored):
             return _read_trials(stored, label, most_trials)
 
 
 def _read_trials(stored: StoredStudy, label: str, most_trials: float) -> EarlierStudy:
-    """Reads the trials of a study; raises StorageError if there are more than `most_trials`."""
+    """Reads the trials of an earlier study; raises StorageError if there are too many.
+
+    Args:
+        stored: The study in its database.
+        label: The name of the study for people.
+        most_trials: The most trials that are read.
+    """
     parameters = {"study": stored.ledger.study_id}
 
     def count_trials(connection: Connection) -> int:
         return int(connection.execute(sql.COUNT, parameters).scalar_one())
 
-    count = stored.ledger.storage.read(count_trials)
-    if count > most_trials:
-        raise StorageError(f"it has {count} trials, and at most {most_trials:g} are read")
-    counts = stored.ledger.counts()
-    open_trials = counts["free"] + counts["held"]
-    return EarlierStudy(label, stored.ranked(), open_trials, stored.ledger.uuid)
+    trial_count = stored.ledger.storage.read(count_trials)
+    if trial_count > most_trials:
+        raise StorageError(f"it has {trial_count} trials, and at most {most_trials:g} are read")
+    counts_by_state = stored.ledger.counts()
+    open_count = counts_by_state["free"] + counts_by_state["held"]
+    return EarlierStudy(label, stored.ranked(), open_count, stored.ledger.uuid)
 
 
 @dataclass(frozen=True)
@@ -115,43 +127,43 @@ class NamedStudies:
     notes: Sequence[str] = ()
 
 
-def read_named(sources: Any, begun: Sequence[str]) -> NamedStudies:
+def read_named(sources: Any, used_labels: Sequence[str]) -> NamedStudies:
     """Reads the earlier studies that `study.warm_start` names, each once.
 
     Args:
-        sources: The value of `study.warm_start`: a source, or a list of them.
-        begun: The labels of earlier studies that are not read again.
+        sources: The value of `study.warm_start`: a source, or a list of them. A source is a run
+            directory, or a study in a database as `URL#NAME`.
+        used_labels: The labels of studies that need not be read: their trials were used before.
     """
     if not isinstance(sources, list):
         sources = [sources]
     labels: list[str] = []
-    studies: dict[str, EarlierStudy] = {}  # by uuid: two sources may be one study
+    studies: dict[str, EarlierStudy] = {}  # by uuid, since two sources may name the same study
     errors: list[str] = []
     notes: list[str] = []
     for source in sources:
         try:
-            _check_source(source)
-            label = source_label(source)
-            is_repeated = label in labels
-            if is_repeated:
+            label = source_label(_check_source(source))
+            if label in labels:
                 continue
             labels.append(label)
-            if label in begun:
+            if label in used_labels:
                 continue
             earlier = read_earlier(source)
-        except ValueError as error:
+        except ValueError as error:  # ConfigError and StorageError too
             errors += [f"study.warm_start: {line}" for line in list_messages(error, str(error))]
             continue
-        if earlier.open:
+        if earlier.open > 0:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.setdefault(earlier.uuid or source, earlier)
     return NamedStudies(labels, [*studies.values()], errors, notes)
 
 
-def _check_source(source: object) -> None:
-    """Raises ValueError for a source that is not a string."""
+def _check_source(source: object) -> str:
+    """Returns a source of `study.warm_start`; raises ValueError unless it is a text."""
     if not isinstance(source, str) or not source:
         raise ValueError(
             "must be run directories, or studies in databases as URL#NAME, such as "
             f"[runs/a, runs/b]; got {source!r}"
         )
+    return source

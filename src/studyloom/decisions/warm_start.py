@@ -44,13 +44,13 @@ class WarmStart:
 
     Attributes:
         point: The configuration.
-        source: Where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
-        earlier: The label of the earlier study of which it is a trial; None if the user gave it.
+        origin: Where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
+        label: The label of the earlier study that tried it; None if the user gave it.
     """
 
     point: Point
-    source: str
-    earlier: str | None = None
+    origin: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,45 +98,61 @@ def choose_trials(
     The studies take turns: the best trial of each, then the second best of each, and so on. The
     values of different studies are not compared, since their scales may differ.
 
+    Args:
+        definition: The definition of this study.
+        studies: The earlier studies.
+        count: The most trials to choose.
+
     Returns:
         At most `count` trials in the order in which they are tried, none with the configuration
         of another or of the baseline.
     """
     chosen_trials: list[PlacedTrial] = []
-    configurations = []
+    chosen_params = []
     if definition.baseline is not None:
-        configurations.append(definition.baseline.params)
-    # An iterator for each study, from which its remaining trials come; that of the next turn first.
-    turns = deque(_fitting_trials(definition, earlier) for earlier in studies)
-    while turns and len(chosen_trials) < count:
-        trials = turns.popleft()
-        for trial in trials:
-            configuration = trial.placed.point.params
-            if configuration not in configurations:
+        chosen_params.append(definition.baseline.params)
+    # An iterator over the remaining trials of each study, in the order of their turns.
+    queue = deque(_iterate_fitting_trials(definition, earlier) for earlier in studies)
+    while queue and len(chosen_trials) < count:
+        remaining_trials = queue.popleft()
+        for trial in remaining_trials:
+            params = trial.placed.point.params
+            if params not in chosen_params:
                 chosen_trials.append(trial)
-                configurations.append(configuration)
-                turns.append(trials)  # its next turn comes after those of all others
+                chosen_params.append(params)
+                queue.append(remaining_trials)  # its next turn comes after all other studies
                 break
     return chosen_trials
 
 
-def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator[PlacedTrial]:
-    """Yields trials of an earlier study that this study's space can hold, the best first."""
+def _iterate_fitting_trials(
+    definition: "Definition", earlier: EarlierStudy
+) -> Iterator[PlacedTrial]:
+    """Yields the trials of an earlier study that fit into this study's space, the best first."""
     for trial in earlier.ranked[:MOST_PLACED]:
         try:
             placed = place_point(definition, trial.params)
         except Exception:  # the study is untrusted: it may have names that no key can have
             continue
-        # A configuration whose values are all defaults has nothing from the earlier study.
-        has_own_values = len(placed.defaulted) < len(placed.point.params)
-        if has_own_values and not placed.errors:
+        # A hyperparameter that the earlier study did not search gets its default value here. If all
+        # do, nothing of the earlier study would be tried.
+        has_earlier_value = len(placed.defaulted) < len(placed.point.params)
+        if has_earlier_value and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
 
 
 def _describe_taken(
     definition: "Definition", earlier: EarlierStudy, chosen_trials: Sequence[PlacedTrial]
 ) -> str:
-    """Says which trials of an earlier study are tried first, and how they differ here."""
+    """Says which trials of an earlier study are tried first, and how they differ in this study.
+
+    For example "runs/old: begins with its trials 7, 12; optimizer.lr has its default value".
+
+    Args:
+        definition: The definition of this study.
+        earlier: The earlier study.
+        chosen_trials: The trials of all earlier studies that are tried.
+    """
     trials = [trial for trial in chosen_trials if trial.earlier is earlier]
     if not trials:
         return _describe_none_taken(definition, earlier)
@@ -148,17 +164,18 @@ def _describe_taken(
     if len(trials) == 1:
         noun = "trial"
     numbers = ", ".join(str(trial.number) for trial in trials)
-    parts = [f"{earlier.label}: begins with its {noun} {numbers}"]
-    parts += dict.fromkeys(differences)
+    distinct_differences = dict.fromkeys(differences)  # in their order, without repetitions
+    parts = [f"{earlier.label}: begins with its {noun} {numbers}", *distinct_differences]
     return "; ".join(parts)
 
 
 def _describe_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
-    """Says that no trial of an earlier study is tried, and what is wrong with the best one."""
+    """Says that no trial of an earlier study is tried, and why its best one does not fit."""
     note = f"{earlier.label}: none of its trials is taken"
     if not earlier.ranked:
         return note
-    errors = place_point(definition, earlier.ranked[0].params).errors
+    best_trial = earlier.ranked[0]
+    errors = place_point(definition, best_trial.params).errors
     if not errors:
         return note
     return f"{note}: {'; '.join(errors)}"
@@ -170,21 +187,22 @@ class WarmStarts:
 
     Attributes:
         points: The configurations, in the order in which they are tried.
-        sources: The earlier studies that `study.warm_start` names, without passwords.
+        labels: The earlier studies that `study.warm_start` names, without passwords.
         notes: Lines about what is taken, for people.
     """
 
     points: Sequence[WarmStart] = ()
-    sources: Sequence[str] = ()
+    labels: Sequence[str] = ()
     notes: Sequence[str] = ()
 
 
-def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> WarmStarts:
+def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) -> WarmStarts:
     """Finds the configurations that `study.enqueue` and `study.warm_start` name.
 
     Args:
-        begun: The labels of earlier studies of which the study has trials already; they are not
-            read again.
+        definition: The definition of the study.
+        used_labels: The labels of earlier studies of which the study has trials already; they are
+            not read again.
 
     Raises:
         ConfigError: A configuration is outside the space, an earlier study cannot be read, the
@@ -195,43 +213,48 @@ def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> War
     warm_start_value = value_at(definition.config, "study.warm_start")
     if not enqueue_value and not warm_start_value:
         return WarmStarts()
-    strategy = Strategy(definition)
     enqueued = _place_enqueued(definition, enqueue_value)
-    starts = list(enqueued.starts)
-    room = strategy.trials - len(starts)  # for trials of earlier studies
+    named = read_named(warm_start_value or [], used_labels)
+
+    strategy = Strategy(definition)
+    free_trials = strategy.trials - len(enqueued.starts)  # of the budget, for earlier studies
     if definition.baseline is not None:
-        room -= 1
-    earlier_studies = read_named(warm_start_value or [], begun)
+        free_trials -= 1
     errors = list(enqueued.errors)
     if strategy.points is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
-    if room < 0:
+    if free_trials < 0:
         errors.append(
-            f"study.enqueue: {-room} of {len(starts)} configurations do not fit into "
-            f"study.trials={study.trials}; raise study.trials, or remove some"
+            f"study.enqueue: {-free_trials} of {len(enqueued.starts)} configurations do not fit "
+            f"into study.trials={study.trials}; raise study.trials, or remove some"
         )
-    errors += earlier_studies.errors
+    errors += named.errors
     refuse(errors)
-    chosen_trials = choose_trials(
-        definition, earlier_studies.studies, min(study.warm_start_top, room)
-    )
-    notes = [*enqueued.notes, *earlier_studies.notes]
-    for earlier in earlier_studies.studies:
-        notes.append(_describe_taken(definition, earlier, chosen_trials))
+
+    most_trials = min(study.warm_start_top, free_trials)
+    chosen_trials = choose_trials(definition, named.studies, most_trials)
+    starts = list(enqueued.starts)
     for trial in chosen_trials:
         label = trial.earlier.label
         starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
-    return WarmStarts(starts, earlier_studies.labels, notes)
+    notes = [*enqueued.notes, *named.notes]
+    for earlier in named.studies:
+        notes.append(_describe_taken(definition, earlier, chosen_trials))
+    return WarmStarts(starts, named.labels, notes)
 
 
 def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPoints:
     """Places the configurations of `study.enqueue` in the space.
 
+    One that breaks a relation between hyperparameters is left out with a note. Any other problem is
+    an error.
+
     Args:
-        configurations: The value of the key.
+        definition: The definition of the study.
+        configurations: The value of the key; any value that a user may have written.
     """
     is_list = isinstance(configurations, list)
     if not is_list or not all(isinstance(item, Mapping) for item in configurations):
@@ -244,111 +267,133 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPo
     errors = []
     notes = []
     for index, parameters in enumerate(configurations):
-        source = f"study.enqueue[{index}]"
+        origin = f"study.enqueue[{index}]"
         if definition.suggests:  # only its objective knows which values it suggests
             placed = PlacedPoint(Point(params={**parameters}))
         else:
             placed = place_point(definition, parameters)
-        problems = [*placed.errors, *placed.unknown.values()]
+        problems = list(placed.unknown.values())
         if placed.breaks_relation:
-            breach = problems.pop(0)  # its only error
-            notes.append(f"{source}: is left out, since it {breach}")
+            (breach,) = placed.errors
+            notes.append(f"{origin}: is left out, since it {breach}")
         else:
-            starts.append(WarmStart(placed.point, source))
-        errors += [f"{source}: {problem}" for problem in problems]
+            problems = [*placed.errors, *problems]
+            starts.append(WarmStart(placed.point, origin))
+        errors += [f"{origin}: {problem}" for problem in problems]
     return EnqueuedPoints(starts, errors, notes)
 
 
 def store_warm_starts(
-    stored: StoredStudy, definition: "Definition", starts: WarmStarts, trials: int
+    stored: StoredStudy, definition: "Definition", starts: WarmStarts, budget: int
 ) -> None:
-    """Stores what proposals are checked against, and queues the configurations to try first."""
+    """Stores the space for later proposals, and queues the configurations to try first.
+
+    Args:
+        stored: The study in its database.
+        definition: Its definition.
+        starts: The configurations to try first.
+        budget: The number of trials of the study.
+    """
     store_space(stored, definition)
     if definition.baseline is not None:
-        missing = missing_baseline(stored)
-        if missing is not None:
-            log.warning("%s", missing)
-    left_out = enqueue(stored, starts, trials, baseline=definition.baseline)
-    if left_out:
+        baseline_warning = missing_baseline(stored)
+        if baseline_warning is not None:
+            log.warning("%s", baseline_warning)
+    left_out_count = enqueue(stored, starts, budget, baseline=definition.baseline)
+    if left_out_count > 0:
         log.warning(
             "%d configurations to begin with are left out: all %d trials have begun; "
             "raise study.trials",
-            left_out,
-            trials,
+            left_out_count,
+            budget,
         )
 
 
-def read_sources(stored: StoredStudy) -> list[str]:
+def read_used_labels(stored: StoredStudy) -> list[str]:
     """Returns the labels of the earlier studies of which a study has trials."""
     return list(stored.optuna.user_attrs.get(WARM_START, []))
 
 
-def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: Point | None) -> int:
-    """Queues each configuration that no trial of the study has tried, in one transaction.
+def enqueue(stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: Point | None) -> int:
+    """Queues each configuration that no trial of the study has, in one transaction.
 
-    The baseline is queued first, because it is trial 0. An earlier study is left out if the study
-    has trials from it already.
+    Trials of an earlier study are queued only once: the labels of those that were used are stored
+    with the study, and a later command leaves these studies out.
 
     Args:
-        trials: The budget.
+        stored: The study in its database.
+        starts: The configurations to try first.
+        budget: The number of trials of the study.
+        baseline: The default configuration, which is queued first; None without one.
 
     Returns:
-        How many configurations found no free slot.
+        How many configurations are left out, since workers have begun all trials of the budget.
     """
-    if not starts.points and not starts.sources:
+    if not starts.points and not starts.labels:
         return 0
     ledger = stored.ledger
 
     def queue(connection: Connection) -> int:
         existing_trials = stored.lock_trials(connection)
-        (stored_sources,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
-        begun_sources = stored_sources or []
-        new_starts = [start for start in starts.points if start.earlier not in begun_sources]
-        waiting = _find_untried(new_starts, existing_trials, baseline)
-        slots: Sequence[int] = ()
-        if waiting:
-            slots = ledger.never_claimed(connection, trials)
-        for slot, queued in zip(slots, waiting, strict=False):
-            ledger.queue(connection, slot, queued.point, queued.attributes)
-        all_sources = [*dict.fromkeys([*begun_sources, *starts.sources])]
-        if all_sources:
-            sql.set_study_attr(connection, ledger.study_id, WARM_START, all_sources)
-        return max(0, len(waiting) - len(slots))
+        (stored_labels,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
+        used_labels = stored_labels or []
+        new_starts = [start for start in starts.points if start.label not in used_labels]
+        new_trials = _make_queued_trials(new_starts, existing_trials, baseline)
+        free_slots: Sequence[int] = ()
+        if new_trials:
+            free_slots = ledger.never_claimed(connection, budget)
+        for slot, trial in zip(free_slots, new_trials, strict=False):
+            ledger.queue(connection, slot, trial.point, trial.attributes)
+        all_labels = list(dict.fromkeys([*used_labels, *starts.labels]))
+        if all_labels:
+            sql.set_study_attr(connection, ledger.study_id, WARM_START, all_labels)
+        return max(0, len(new_trials) - len(free_slots))
 
     return ledger.storage.execute(queue)
 
 
-def _find_untried(
+def _make_queued_trials(
     starts: Sequence[WarmStart], existing_trials: Sequence[FrozenTrial], baseline: Point | None
 ) -> list[QueuedTrial]:
-    """Returns the trials to queue: each configuration that no trial has, once.
+    """Returns a trial to queue for each configuration that no trial has.
 
-    If no trial has begun, that of the baseline comes first.
+    In a new study the baseline comes before them, since trial 0 runs it. If there is nothing else
+    to queue, it is not queued either: the worker that claims the first slot runs it anyway.
+
+    Args:
+        starts: The configurations to try first.
+        existing_trials: The trials of the study.
+        baseline: The default configuration; None without one.
     """
     if not starts:
         return []
-    waiting = []
-    tried = [trial.system_attrs.get(sql.FIXED_PARAMS, trial.params) for trial in existing_trials]
+    tried_params = []
+    for trial in existing_trials:
+        # A trial that waits has no params yet, but those that it will get.
+        tried_params.append(trial.system_attrs.get(sql.FIXED_PARAMS, trial.params))
+    queued_trials = []
     if baseline is not None:
         if not existing_trials:
-            # It waits without hyperparameters; the worker that claims it sets them.
-            waiting.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
-        tried.append(baseline.params)
+            # Without hyperparameters: the worker that claims it sets those of the baseline.
+            queued_trials.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
+        tried_params.append(baseline.params)
     for start in starts:
-        if start.point.params not in tried:
-            tried.append(start.point.params)
-            waiting.append(QueuedTrial(start.point, {ENQUEUED: start.source}))
-    return waiting
+        if start.point.params not in tried_params:
+            tried_params.append(start.point.params)
+            queued_trials.append(QueuedTrial(start.point, {ENQUEUED: start.origin}))
+    return queued_trials
 
 
 # Proposals
 
 
 def store_space(stored: StoredStudy, definition: "Definition") -> None:
-    """Stores what proposals are checked against; None for sampler=grid, or if trials suggest.
+    """Stores the search space in a form that another process reads without the study's modules.
 
-    It is the tree of the space, the options of its groups, and the default values of its
-    hyperparameters, which another process can read without the modules of the study.
+    Configurations that people and programs propose are checked against it: the tree of the space,
+    the options of its groups, and the default values of its hyperparameters. A study that takes no
+    proposals stores None: a grid tries each configuration once, and an Optuna objective, which
+    suggests its own values, has no space.
     """
     if definition.suggests or Strategy(definition).points is not None:
         stored.optuna.set_user_attr(SPACE, None)
@@ -373,7 +418,7 @@ def _read_default_values(definition: "Definition") -> dict[str, Any]:
     composer = definition.composer
     default_values: dict[str, Any] = {}
     for branch in definition.space.branches():
-        # A default may depend on the options, so each branch has its own config.
+        # A default value may depend on the options, so each branch has a config with its options.
         point = definition.space.make_placeholder({**composer.choices, **branch.choices})
         config = composer.compose(point.choices)
         for node in branch.nodes:

@@ -11,7 +11,7 @@ from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import (
     WarmStarts,
     find_warm_starts,
-    read_sources,
+    read_used_labels,
     store_warm_starts,
 )
 from studyloom.definition.definition import Definition
@@ -40,12 +40,12 @@ def find_starts(definition: Definition, url: str) -> WarmStarts:
     if server_folder is not None and not server_folder.exists():
         return find_warm_starts(definition, [])  # a new server has no study yet
     address = start_embedded_server(url, create=True)
-    used_sources: list[str] = []  # the earlier studies from which the study has configurations
+    used_labels: list[str] = []  # the earlier studies from which the study has configurations
     if folder_of(address) is None:
         name = str(config.study.name)
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            used_sources = read_sources(stored)
-    return find_warm_starts(definition, used_sources)
+            used_labels = read_used_labels(stored)
+    return find_warm_starts(definition, used_labels)
 
 
 def may_be_new(definition: Definition, url: str) -> bool:
