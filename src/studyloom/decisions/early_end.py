@@ -38,23 +38,32 @@ FEWEST_TRIALS = 10  # before any estimate; Optuna's TPE has drawn these at rando
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of processor cores, by the threads of the workers, and of GPUs."""
+    """Hours of processor cores and of GPUs that trials took.
+
+    Attributes:
+        cores: An hour of a worker counts once for each of its threads.
+        gpus: The hours of workers that trained on a GPU.
+    """
 
     cores: float = 0.0
     gpus: float = 0.0
 
     def cost(self, per_hour: float | None) -> float | None:
-        """Returns their cost at a price of an hour of a GPU, or of a core without a GPU."""
+        """Returns the cost of the GPUs, or that of the cores if no GPU was used.
+
+        Args:
+            per_hour: The price of an hour of a GPU or core; None, as the result, if not known.
+        """
         if per_hour is None:
             return None
         return per_hour * (self.gpus or self.cores)
 
 
 def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
-    """Adds up what workers spent on trials that have ended or were paused, also before they died.
+    """Adds up the hours that workers spent on trials, those of workers that died included.
 
-    A trial that ran on the CPU counts for each thread of its worker.
-    Without a stored environment it counts as one core.
+    The current run of a trial counts only once it is paused or ends. Without a stored environment
+    a worker counts as one core.
     """
     cores = 0.0
     gpus = 0.0
@@ -71,7 +80,8 @@ def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
 
 def _worked_hours(trial: FrozenTrial) -> float:
     """Returns the hours that workers spent on a trial."""
-    return float(sum(TrialRecord(trial).times.values())) / 3600
+    seconds = sum(TrialRecord(trial).times.values())
+    return float(seconds) / 3600
 
 
 @dataclass(frozen=True)
@@ -167,41 +177,49 @@ def find_ending(
     The bounds are tried in this order: epochs, cost, gain of further trials.
 
     Args:
-        outcomes: Those of the trials so far.
-        decision: The stored one, see `Ending.decision`; None if none is stored.
-        estimates: Whether to estimate from the trials if further ones gain too little; otherwise
-            only a stored decision counts.
+        bounds: The bounds of the search.
+        outcomes: The outcomes of the trials so far.
+        decision: The decision that a worker has stored, see `Ending.decision`; None without one.
+        estimates: Whether to estimate what further trials gain, if no decision is stored. Only
+            workers do so, which then store their decision.
     """
     begun = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
-    if len(begun) >= bounds.trials:
+    if len(begun) >= bounds.trials:  # nothing of the budget is left to end
         return None
+
     epochs = sum(outcome.epochs for outcome in begun)
     ending = Ending(len(begun), bounds, epochs)
     if bounds.epochs is not None and epochs >= bounds.epochs:
         return ending
+
     cores = sum(outcome.hours.cores for outcome in begun)
     gpus = sum(outcome.hours.gpus for outcome in begun)
     spent = Hours(cores, gpus).cost(bounds.per_hour)
     if bounds.cost is not None and spent is not None and spent >= bounds.cost:
         return replace(ending, spent=spent)
+
     if bounds.min_improvement is None:
         return None
-    gain = _read_decided_gain(decision, bounds)
-    if gain is not None:
-        return replace(ending, gain=gain)
+    decided_gain = _read_decided_gain(decision, bounds)
+    if decided_gain is not None:
+        return replace(ending, gain=decided_gain)
     if not estimates:
         return None
-    gain = estimate_gain(bounds, begun)
-    if gain is None or gain >= bounds.min_improvement:
+    expected_gain = estimate_gain(bounds, begun)
+    if expected_gain is None or expected_gain >= bounds.min_improvement:
         return None
-    return replace(ending, gain=gain)
+    return replace(ending, gain=expected_gain)
 
 
 def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
-    """Returns the expected gain that was too little by a stored decision; None if it is not valid.
+    """Returns the expected gain for which a stored decision ended the search.
 
-    A decision is valid for its own `min_improvement`, and for its own budget or a smaller one.
-    Another program may have stored anything.
+    None if there is no decision, or if it is not valid for these bounds: it was made for another
+    `min_improvement`, or for a smaller budget, of which fewer further trials were expected.
+
+    Args:
+        decision: The stored value; another program may have stored anything.
+        bounds: The bounds of the search now.
     """
     if not isinstance(decision, Mapping):
         return None
@@ -217,35 +235,39 @@ def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
 def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     """Returns by how much the best value is expected to grow in the rest of a budget.
 
-    See the module for the formula.
+    After n of N trials it is σ·(1/(n+1) + … + 1/N), and so nearly σ·log(N/n). σ is the mean of the
+    best j values, less the next best one. The module names the sources.
 
     Args:
-        outcomes: Those of the trials so far. One that has ended without a value counts as one that
-            is not among the best.
+        bounds: The bounds of the search: its budget, and the best value that its metric can have.
+        outcomes: The outcomes of the trials so far. A trial that has ended without a value counts
+            as one that is not among the best.
 
     Returns:
         The expected gain, in units of the values; None if too few trials have a value.
     """
-    ended_count = 0  # n in the module's formula
+    ended = []
+    for outcome in outcomes:
+        if outcome.has_ended and outcome.slot < bounds.trials:
+            ended.append(outcome)
     values = []
     complete_values = []
-    for outcome in outcomes:
-        if not outcome.has_ended or outcome.slot >= bounds.trials:
-            continue
-        ended_count += 1
+    for outcome in ended:
         if outcome.value is not None:
             values.append(outcome.value)
             if outcome.is_complete:
                 complete_values.append(outcome.value)
-    values.sort()
-    best_count = max(FEWEST_BEST, math.ceil(BEST_SHARE * len(complete_values)))  # the formula's j
-    if ended_count < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
+    best_count = max(FEWEST_BEST, math.ceil(BEST_SHARE * len(complete_values)))  # j
+    if len(ended) < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
         return None
+
+    values.sort()
     mean_of_best = sum(values[-best_count:]) / best_count
     next_value = values[-best_count - 1]
-    scale = max(0.0, mean_of_best - next_value)  # the formula's σ; rounding may bring it below 0
-    final_count = max(bounds.trials, ended_count)  # the formula's N
-    gain = scale * math.log(final_count / ended_count)  # nearly the sum of 1/(n+1) to 1/N
+    scale = max(0.0, mean_of_best - next_value)  # σ; rounding may bring it below 0
+    final_count = max(bounds.trials, len(ended))  # N
+    gain = scale * math.log(final_count / len(ended))
+
     if bounds.ideal is None:
         return gain
     best_value = max(complete_values)
@@ -272,7 +294,13 @@ class Forecast:
     bounds: Bounds = field(default_factory=Bounds)
 
     def describe_gain(self, metric: str) -> str:
-        """Describes what further trials are expected to gain; empty if nothing is known of it."""
+        """Says what further trials are expected to gain; "" if nothing, or if it is not known.
+
+        For example "expected gain of further trials: 0.0021 accuracy; the search ends below 0.001".
+
+        Args:
+            metric: The name of the metric.
+        """
         if not self.gain or self.ending is not None:
             return ""
         threshold = ""
@@ -289,9 +317,12 @@ def read_bounds(stored: StoredStudy) -> Bounds:
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
-    """Stores the bounds that end the search from now on; new ones discard a decision."""
-    stored_bounds = replace(read_bounds(stored), ideal=None)
-    if bounds != stored_bounds:
+    """Stores the bounds that end the search from now on.
+
+    If they differ from the bounds so far, a decision to end the search is taken back.
+    """
+    former_bounds = replace(read_bounds(stored), ideal=None)  # `ideal` is never stored
+    if bounds != former_bounds:
         stored.optuna.set_user_attr(EARLY_END, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
@@ -303,12 +334,13 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
     before, the next one decides the same.
 
     Args:
+        stored: The study in its database.
         trials: The budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
     has_no_bound = bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None
     if has_no_bound:
-        return None  # without reading the trials, which takes longer
+        return None  # before the trials are read, which takes longer
     (decision,) = stored.attributes(EARLY_END)
     ending = find_ending(bounds, read_outcomes(stored), decision)
     # Epochs and costs only grow, so that their end of a search needs no stored decision.
@@ -320,11 +352,11 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
 
 
 def read_forecast(stored: StoredStudy) -> Forecast:
-    """Returns what is still to come of a search; nothing of the later stages of a study.
+    """Returns what is still to come of a search, for those who view it.
 
-    It stores no decision: viewing a study does not change it.
+    It makes and stores no decision: viewing a study does not change it.
     """
-    if stored.is_stage:
+    if stored.is_stage:  # a later stage, such as the re-evaluation, runs all its trials
         return Forecast()
     bounds = read_bounds(stored)
     if not bounds.trials:  # another program has made the study
@@ -341,9 +373,10 @@ def read_forecast(stored: StoredStudy) -> Forecast:
 def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     """Returns the outcomes of the trials of a search, in the order in which they ended.
 
-    The value of a complete trial counts if the trial breaks no constraint and satisfies the rule by
-    which the best is chosen. The last value of a pruned or paused trial counts if that rule has no
-    conditions. With several objectives no value counts. A paused trial counts as ended.
+    A complete trial has a value if it breaks no constraint and satisfies the rule by which the best
+    trial is chosen. A pruned or paused trial has the last value that it reported, if that rule has
+    no conditions, which only complete trials can satisfy. A paused trial counts as ended. With
+    several objectives no trial has a value.
     """
     eligible_numbers: set[int] = set()
     last_values_count = False
@@ -358,10 +391,10 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
             value = trial.values[0]
         elif last_values_count and record.outcome in ("pruned", "paused"):
             value = _last_value(trial)
-        if value is not None:
-            value *= stored.sign
-            if not math.isfinite(value):
-                value = None
+        if value is not None and math.isfinite(value):
+            value *= stored.sign  # the more the better
+        else:
+            value = None
         slot = record.slot
         if slot is None:  # another program has made the trial
             slot = trial.number
@@ -388,11 +421,12 @@ def _last_value(trial: FrozenTrial) -> float | None:
 def find_end_time(trial: FrozenTrial) -> datetime:
     """Returns the end time of a trial; the latest possible time if it has not ended.
 
-    The time that a trial waited at a rung is not counted if it is not complete: the end of a pruned
-    trial is its start and the time that workers spent on it.
+    A pruned trial may have waited at a rung for long before it was ended. That time is not counted:
+    its end is its start plus the time that workers spent on it.
     """
     start = trial.datetime_start
     end = trial.datetime_complete or datetime.max
     if start is None or trial.state == TrialState.COMPLETE:
         return end
-    return min(end, start + timedelta(hours=_worked_hours(trial)))
+    end_of_work = start + timedelta(hours=_worked_hours(trial))
+    return min(end, end_of_work)

@@ -66,7 +66,7 @@ class _GivenValues:
     """The values that are given, which are looked up by name or config key.
 
     Attributes:
-        values: The values by given name; of a list its length and its items.
+        values: The values by given name. A list has a value for its length and for each item.
         keys: The config key of each given name.
         used_names: The given names whose values were looked up.
     """
@@ -74,11 +74,14 @@ class _GivenValues:
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self.values = dict(_flatten(parameters))
         self.keys = _find_config_keys(self.values)
-        self._names = {key: name for name, key in self.keys.items()}
+        self._names = {key: name for name, key in self.keys.items()}  # by config key
         self.used_names: set[str] = set()
 
     def look_up(self, hyperparameter: Hyperparameter) -> Any:
-        """Returns the value that is given for a hyperparameter, or ABSENT."""
+        """Returns the value that is given for a hyperparameter, or ABSENT.
+
+        It may be given by the hyperparameter's name, or by another name for its config key.
+        """
         given_name: str | None = hyperparameter.name
         if given_name not in self.values:
             given_name = self._names.get(_config_key(hyperparameter))
@@ -89,7 +92,10 @@ class _GivenValues:
 
 
 def _config_key(hyperparameter: Hyperparameter) -> str:
-    """Returns the config key of a hyperparameter's value, also if that is a part of a list."""
+    """Returns the config key of a hyperparameter's value: model.width, model.hidden.length.
+
+    The length and each item of a list, such as model.hidden.0, are hyperparameters.
+    """
     if hyperparameter.role == "length":
         return f"{hyperparameter.key}.length"
     if hyperparameter.role == "item":
@@ -105,6 +111,7 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
     depends on the options: these are placed first.
 
     Args:
+        definition: The definition of the study, or what is stored of it.
         parameters: The values by given name; may be nested.
     """
     placement = _Placement(definition, _GivenValues(parameters))
@@ -115,10 +122,10 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
 
 
 class _Placement:
-    """The work of `place_point`: its steps add to what `placed` says of the given values.
+    """The steps of `place_point`, each of which adds to `placed`.
 
     Attributes:
-        placed: The result.
+        placed: The configuration, and messages about the given values.
     """
 
     def __init__(self, definition: SpaceDefinition, given_values: _GivenValues) -> None:
@@ -127,7 +134,7 @@ class _Placement:
         self._study_choices = definition.composer.choices
         self._given_values = given_values
         self._choices = _place_options(definition, given_values)
-        # The default configuration with the options of the placed one.
+        # A config with these options, which has the default values of all else.
         self._config = definition.composer.compose(self._choices)
 
     def place_all(self) -> None:
@@ -135,7 +142,10 @@ class _Placement:
         self.placed.point = self._space.walk(self._place)
 
     def _place(self, hyperparameter: Hyperparameter) -> Any:
-        """Returns the value of a hyperparameter."""
+        """Returns the given or default value of a hyperparameter.
+
+        If that is not possible, it adds an error, and returns the low end of the range.
+        """
         name = hyperparameter.name
         distribution = hyperparameter.distribution
         value = self._given_values.look_up(hyperparameter)
@@ -148,35 +158,41 @@ class _Placement:
         misfit = find_misfit(distribution, value)
         if misfit is not None:
             self.placed.errors.append(f"{subject} {misfit}")
-            return hyperparameter.make_placeholder({})  # the low end of its range
+            return hyperparameter.make_placeholder({})
         if isinstance(distribution, FloatDistribution):
             return float(value)
         return hyperparameter.match_choice(value)
 
     def check_unused(self) -> None:
-        """Checks the given names for which the configuration has no hyperparameter."""
+        """Checks the given names that stand for no hyperparameter of the configuration."""
         for name in self._given_values.values:
             if name not in self._given_values.used_names:
                 self._check_fixed(name)
 
     def _check_fixed(self, name: str) -> None:
-        """Checks that a value without a hyperparameter agrees with what is fixed here.
+        """Checks that a value without a hyperparameter agrees with what is fixed in this study.
 
-        What is fixed is the length of a list, the option of a group, or a value of the config.
+        Fixed may be the length of a list, the option of a group, or a value of the config. If
+        another option is fixed, that is an error. A name with any other value is unknown.
+
+        Args:
+            name: The given name.
         """
         value = self._given_values.values[name]
         key = self._given_values.keys[name]
         point = self.placed.point
+        subject = f"{name}={format_scalar(value)}"
         space = self._space
         if _has_length(space, point, name, value) or _has_length(space, point, key, value):
             return
-        subject = f"{name}={format_scalar(value)}"
-        choices = {**self._study_choices, **point.choices}
-        option = choices.get(config_group(key))
+
+        options = {**self._study_choices, **point.choices}  # by group
+        option = options.get(config_group(key))
         if option is not None:
             if option != value:
                 self.placed.errors.append(f"{subject}, but here it is {option}")
             return
+
         is_config_value = has_key(self._config, key) and value_at(self._config, key) == value
         if not is_config_value:
             hint = nearest(name, [*point.params])
@@ -194,32 +210,48 @@ class _Placement:
 
 
 def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> Mapping[str, str]:
-    """Returns the option of each group of the space: the given one, else that of the config."""
+    """Returns the option of each group of the space: the given one, else that of the config.
 
-    def decide(hyperparameter: Hyperparameter) -> Any:
+    The space is walked as if the configuration were placed. Only its options are used, and other
+    hyperparameters get any value.
+    """
+
+    def decide_value(hyperparameter: Hyperparameter) -> Any:
         if hyperparameter.role == "option":
             option = given_values.look_up(hyperparameter)
             if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
                 return option
         return hyperparameter.make_placeholder(definition.composer.choices)
 
-    return definition.space.walk(decide).choices
+    point = definition.space.walk(decide_value)
+    return point.choices
 
 
 def _has_length(space: Space, point: Point, name: str, length: object) -> bool:
     """Returns whether a configuration has a list of this length, whether that is searched or not.
 
     Args:
-        name: The name or config key of the list, or of its length, which ends in `.length`.
+        space: The space of the configuration.
+        point: The configuration.
+        name: The name or config key of the list, or that of its length, such as hidden.length.
+        length: The length that the list may have.
     """
-    keys = {node.name: node.key for node in space.opened_nodes(point.choices)}
+    keys_by_name = {node.name: node.key for node in space.opened_nodes(point.choices)}
     list_name = name.removesuffix(".length")
-    items = point.values.get(keys.get(list_name, list_name))
+    key = keys_by_name.get(list_name, list_name)  # a config key stands for itself
+    items = point.values.get(key)
     return isinstance(items, list) and len(items) == length
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested values by name; a list as its length and its items."""
+    """Yields the name and value of each nested value; a list is its length and its items.
+
+    {"model": {"hidden": [32, 64]}} gives model.hidden.length, model.hidden.0 and model.hidden.1.
+
+    Args:
+        parameters: The nested values.
+        prefix: The name of the section that they are in, and a dot; "" at the top.
+    """
     for key, value in parameters.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -235,18 +267,18 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 def _find_config_keys(values: Mapping[str, Any]) -> dict[str, str]:
     """Returns the config key of each name: the name without the options that are chosen.
 
-    The key of `model.cnn.block.wide.size` is `model.block.size`, if the value of `model` is `cnn`
-    and that of `model.cnn.block` is `wide`. The options of inner groups are removed first, since
-    the names of these hold the options of outer groups.
+    Let the values of `model` and `model.cnn.block` be `cnn` and `wide`. Then the name
+    `model.cnn.block.wide.size` has the key `model.block.size`. The inner option is removed first:
+    once `cnn` is removed, the name would no longer begin with `model.cnn.block`.
 
     Args:
         values: The values by name, among them the option of each group by the group's name.
     """
     keys = {}
-    longest_first = sorted(values, key=len, reverse=True)  # so inner groups before outer ones
+    inner_groups_first = sorted(values, key=len, reverse=True)  # their names are longer
     for name in values:
         key = name
-        for group in longest_first:
+        for group in inner_groups_first:
             option_prefix = f"{group}.{values[group]}."
             if key.startswith(option_prefix):
                 key = f"{group}.{key.removeprefix(option_prefix)}"

@@ -80,7 +80,7 @@ class Strategy:
         configurations of 16.
 
         Args:
-            number: of the trial.
+            number: the number of the trial.
             redraws: whether the configuration that it drew first was refused.
         """
         definition = self.definition
@@ -88,14 +88,17 @@ class Strategy:
         section.pop(KEEPS_STATE, None)
         target = find_target(section, "sampler")
         if target is optuna.samplers.CmaEsSampler:
-            target = CmaEsSampler  # reads no pickles from the database
+            target = CmaEsSampler  # which reads no pickles from the database
+
         seed = section.get("seed")
         if seed is None:
             seed = definition.seed
-        if not (isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)):
+        has_sequence = isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)
+        if not has_sequence:
             seed = derive(seed, number, 1)
         if "seed" in section:
             section["seed"] = seed
+
         context = SamplerContext(
             space=definition.space,
             baseline=definition.baseline,
@@ -104,7 +107,7 @@ class Strategy:
             deterministic=definition.config.study.deterministic,
             auto_sampler=self.auto_sampler,
         )
-        with _no_warnings_of_experiments():
+        with _no_experimental_warnings():
             sampler: BaseSampler = call_target(
                 target, section, "sampler", seed=seed, context=context
             )
@@ -117,15 +120,15 @@ class Strategy:
         return sampler
 
     def pruner(self) -> BasePruner:
-        """Makes the pruner of the section `pruner`.
+        """Makes the pruner that the section `pruner` names.
 
-        Its class may have the parameters `definition`; `epochs`, of a whole training, if they are
-        known; and `began`, see `Strategy`.
+        Its class may have the parameters `definition`; `epochs`, the number of epochs of a whole
+        training, or None if it is not known; and `began`, see `Strategy`.
         """
         definition = self.definition
         section = plain(definition.config["pruner"], "pruner")
         section.pop(KEEPS_STATE, None)
-        with _no_warnings_of_experiments():
+        with _no_experimental_warnings():
             pruner: BasePruner = build(
                 section,
                 "pruner",
@@ -137,14 +140,17 @@ class Strategy:
 
     @functools.cached_property
     def keeps_state(self) -> tuple[str, ...]:
-        """Those of `sampler` and `pruner` that keep state.
-
-        The key `keeps_state` of a section says so, or the attribute of that name of its class.
-        """
+        """Those of "sampler" and "pruner" that keep state: one object serves all trials."""
         return tuple(name for name in ("sampler", "pruner") if self._keeps_state(name))
 
     def _keeps_state(self, name: str) -> bool:
-        """True if the part of a section, sampler or pruner, keeps state."""
+        """Returns whether the sampler or the pruner keeps state.
+
+        Its section may say so by the key `keeps_state`, or else its class by an attribute.
+
+        Args:
+            name: sampler or pruner.
+        """
         section = self.definition.config[name]
         if KEEPS_STATE in section:
             return bool(section[KEEPS_STATE])
@@ -172,7 +178,7 @@ class Strategy:
         return budget
 
     def notes(self) -> list[str]:
-        """Returns notes of the sampler and the pruner that are printed before the first trial."""
+        """Returns what sampler and pruner say before the first trial: what `auto` stands for."""
         notes = []
         sampler = self.sampler(0)
         if isinstance(sampler, AutoSampler):
@@ -183,7 +189,10 @@ class Strategy:
         return notes
 
     def check(self) -> Iterator[str]:
-        """Yields errors if the pruner does not suit the definition; needs no data and no space."""
+        """Yields an error for each reason why the pruner does not suit the definition.
+
+        It needs neither the data nor the search space, so that it can run before these are read.
+        """
         try:
             pruner = self.pruner()
         except Exception:  # whatever a user's class raises; `try_out` reports it
@@ -214,7 +223,13 @@ class Strategy:
             return []
 
     def _check_deterministic(self, pruner: BasePruner) -> Iterator[str]:
-        """Yields an error for each part that depends on time, or on what has run until then."""
+        """Yields an error for each setting by which trials would differ from run to run.
+
+        These are bounds on time, and parts that depend on which trials have run so far.
+
+        Args:
+            pruner: the pruner of the study.
+        """
         definition = self.definition
         setting = "study.deterministic=true"
         for name in TIME_DEPENDENT_KEYS:
@@ -256,7 +271,12 @@ class Strategy:
         yield from self._list_errors("pruner", self._try_pruner)
 
     def _list_errors(self, group: str, try_part: Callable[[], None]) -> list[str]:
-        """Tries the sampler or the pruner, and returns its errors."""
+        """Tries the sampler or the pruner, and returns the errors that this raises.
+
+        Args:
+            group: sampler or pruner.
+            try_part: makes and tries it.
+        """
         option = f"{group}={self.definition.composer.choices.get(group)}"
         try:
             try_part()
@@ -270,27 +290,36 @@ class Strategy:
         return []
 
     def _try_sampler(self) -> None:
-        """Makes the sampler of the first trial; some say only then that they take one objective."""
+        """Makes the sampler of the first trial, and raises what it raises.
+
+        Some samplers take only one objective, and say so only when they draw: with several
+        objectives this one draws for a trial of another study, in memory.
+        """
         sampler = self.sampler(0)
         directions = [objective.direction for objective in self.definition.objectives]
         if len(directions) > 1:
             study = optuna.create_study(directions=directions)
             study.add_trial(create_trial(state=TrialState.RUNNING))
-            space = sampler.infer_relative_search_space(study, study.trials[0])
-            sampler.sample_relative(study, study.trials[0], space)
+            (trial,) = study.trials
+            space = sampler.infer_relative_search_space(study, trial)
+            sampler.sample_relative(study, trial, space)
 
     def _try_pruner(self) -> None:
-        """Lets a pruner compare two made-up trials: some import what they need only then."""
+        """Lets the pruner compare a running trial with a complete one, both made up, in memory.
+
+        Some pruners import what they need only then.
+        """
         pruner = self.pruner()
         study = optuna.create_study(direction=self.definition.metric.direction, pruner=pruner)
-        reports = dict.fromkeys(range(1, 6), 0.5)
+        reports = dict.fromkeys(range(1, 6), 0.5)  # steps 1 to 5, of any value
         study.add_trial(create_trial(value=0.5, intermediate_values=reports))
         study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
-        pruner.prune(study, study.trials[1])
+        _, running_trial = study.trials
+        pruner.prune(study, running_trial)
 
 
 @contextmanager
-def _no_warnings_of_experiments() -> Iterator[None]:
+def _no_experimental_warnings() -> Iterator[None]:
     """Hides Optuna's warnings that a class or an argument is experimental, as group=True of TPE."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
