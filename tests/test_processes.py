@@ -49,8 +49,8 @@ def test_processes_of_a_host_have_one_host_id_and_containers_differ(system, monk
 
 CLOSED = """
 import sys
-from studyloom.processes import open_streams
-open_streams()
+from studyloom.processes import open_closed_streams
+open_closed_streams()
 print("printed")
 print(sys.stdin.read() == "", file=sys.stderr)
 with open("file", "w") as file:

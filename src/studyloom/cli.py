@@ -10,11 +10,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from studyloom.commands.options import replace_unencodable
+from studyloom.commands.options import replace_unencodable_characters
 from studyloom.commands.parser import make_parser
 from studyloom.error_display import print_errors
 from studyloom.errors import StudyloomError, list_messages
-from studyloom.processes import collect_as_usual, collect_rarely, discard_output, open_streams
+from studyloom.processes import (
+    collect_garbage_as_usual,
+    collect_garbage_rarely,
+    discard_output,
+    open_closed_streams,
+)
 from studyloom.text import PrintableFormatter, mask_passwords
 
 
@@ -29,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         error, each with a line that says what is wrong; 130 after Ctrl-C. `status --check`, `stop`
         and `pause` return further codes.
     """
-    open_streams()
-    replace_unencodable()
-    collect_rarely()
-    last_resort = logging.lastResort  # the handler of records for which there is no other one
-    if last_resort is not None:
-        last_resort.setFormatter(PrintableFormatter())
+    open_closed_streams()
+    replace_unencodable_characters()
+    collect_garbage_rarely()
+    if logging.lastResort is not None:  # it prints the records that no other handler takes
+        logging.lastResort.setFormatter(PrintableFormatter())
     arguments = make_parser().parse_args(argv)
-    options = vars(arguments)
+    options = vars(arguments)  # not every command has --watch and --json
     try:
         code = arguments.act(arguments) or 0
         sys.stdout.flush()  # an error of a full disk comes here, where it is printed, not at exit
@@ -49,15 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return 0
     except (StudyloomError, ValueError, OSError) as error:
-        code = 2
-        if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
-            code = error.exit_code
+        code = find_exit_code(error)
         if options.get("json"):
-            messages = [mask_passwords(message) for message in list_messages(error, str(error))]
-            document = {"errors": messages, "exit_code": code}
-            with suppress(OSError):
-                print(json.dumps(document), flush=True)
+            _print_errors_as_json(error, code)
         print_errors(error)
         return code
     finally:
-        collect_as_usual()
+        collect_garbage_as_usual()
+
+
+def find_exit_code(error: Exception) -> int:
+    """Returns the exit code of a command that ended with an error: 2 if the user can fix it.
+
+    That is so for a file that cannot be used, and for each ValueError, whatever its own code: only
+    a study that loses its database while it runs ends with the code of `StorageLost`.
+    """
+    if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
+        return error.exit_code
+    return 2
+
+
+def _print_errors_as_json(error: Exception, code: int) -> None:
+    """Prints the messages of an error on standard output, in the form that `--json` promises."""
+    messages = [mask_passwords(message) for message in list_messages(error, str(error))]
+    document = {"errors": messages, "exit_code": code}
+    with suppress(OSError):  # the output may be closed or full
+        print(json.dumps(document), flush=True)

@@ -34,9 +34,12 @@ LINUX = sys.platform == "linux" and not PORTABLE.get()
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
+# A line of /proc/cpuinfo, such as "model name      : AMD EPYC 7763 64-Core Processor".
+MODEL_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 POLL_INTERVAL = 0.2  # seconds between checks of whether a parent process still runs
 DEFAULT_THRESHOLDS = gc.get_threshold()
 DEFAULT_HANDLER = signal.default_int_handler
+INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C, as shells have it
 
 
 def worker_id(pid: int) -> str:
@@ -54,7 +57,8 @@ def host_id() -> str:
     """
     if LINUX:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        identity = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        namespace = os.readlink("/proc/self/ns/pid")
+        identity = f"{boot} {namespace}"
     else:
         import psutil  # here, since `import studyloom` does without it
 
@@ -75,7 +79,7 @@ def read_cpu_name() -> str:
     if LINUX:
         with contextlib.suppress(OSError):
             text = Path("/proc/cpuinfo").read_text()
-            match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+            match = MODEL_NAME.search(text)
             if match:
                 return match[1]
     return platform.machine()
@@ -118,24 +122,24 @@ def deferring_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pending: list[int] = []
-    handlers = {}
+    received_signals: list[int] = []
+    handlers = {}  # by signal
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is None:
+        signal_number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if signal_number is None:
             continue
-        handler = signal.getsignal(number)
-        if callable(handler):
-            handlers[number] = handler
+        handler = signal.getsignal(signal_number)
+        if callable(handler):  # else the signal is ignored, or ends the process at once
+            handlers[signal_number] = handler
     try:
-        for number in handlers:
-            signal.signal(number, lambda received, _: pending.append(received))
+        for signal_number in handlers:
+            signal.signal(signal_number, lambda received, _: received_signals.append(received))
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in pending:
-            signal.raise_signal(number)
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
+        for signal_number in received_signals:  # now for the handlers that are set again
+            signal.raise_signal(signal_number)
 
 
 @contextlib.contextmanager
@@ -148,7 +152,7 @@ def ending_at_interrupt() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _print_stopped()
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(INTERRUPTED)
 
 
 def _print_stopped() -> None:
@@ -163,9 +167,10 @@ def install_interrupt_handler() -> None:
     error. `restore_interrupt_handler` undoes it. It changes nothing in a notebook, nor where
     another handler than Python's is set.
     """
-    is_program = hasattr(sys.modules["__main__"], "__file__")
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if is_program and in_main_thread and signal.getsignal(signal.SIGINT) is DEFAULT_HANDLER:
+    is_program = hasattr(sys.modules["__main__"], "__file__")  # a notebook has no such file
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    has_default_handler = signal.getsignal(signal.SIGINT) is DEFAULT_HANDLER
+    if is_program and is_main_thread and has_default_handler:
         signal.signal(signal.SIGINT, _end_process)
 
 
@@ -177,16 +182,16 @@ def restore_interrupt_handler() -> None:
 
 def _end_process(*_: object) -> NoReturn:
     _print_stopped()
-    os._exit(128 + signal.SIGINT)
+    os._exit(INTERRUPTED)
 
 
-def open_streams() -> None:
+def open_closed_streams() -> None:
     """Opens standard streams that were closed before this process started, as by `>&-`.
 
     Otherwise the next file that is opened would get the number of standard output, and would
     receive what is printed.
     """
-    for name in ("stdin", "stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):  # with the numbers 0, 1 and 2
         if getattr(sys, name) is None:
             # A file gets the lowest free number, which is here that of the closed stream.
             stream = open(os.devnull, "r+")  # noqa: SIM115
@@ -195,7 +200,11 @@ def open_streams() -> None:
 
 
 def discard_output(descriptor: int = 1) -> None:
-    """Discards what is printed from now on, since the reader of the pipe has gone."""
+    """Discards what is printed from now on, since the reader of the pipe has gone.
+
+    Args:
+        descriptor: the number of the stream; 1 is standard output.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
@@ -240,18 +249,18 @@ def running_in_thread(work: Callable[[threading.Event], None]) -> Iterator[None]
             function should then return within a second: a daemon thread that still runs when the
             interpreter ends may abort the process.
     """
-    end = threading.Event()
-    thread = threading.Thread(target=work, args=(end,), daemon=True)
+    body_has_ended = threading.Event()
+    thread = threading.Thread(target=work, args=(body_has_ended,), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        end.set()
-        thread.join(1.0)
+        body_has_ended.set()
+        thread.join(timeout=1.0)
 
 
-def collect_rarely() -> None:
-    """Collects garbage only after 100,000 new objects, while modules are imported.
+def collect_garbage_rarely() -> None:
+    """Makes Python collect garbage only after 100,000 new objects, while modules are imported.
 
     The imports of a command make half a million objects that are never garbage. By default Python
     looks through them 580 times, which takes 0.4 of the 2.0 s of the imports.
@@ -260,8 +269,8 @@ def collect_rarely() -> None:
     gc.set_threshold(100_000, *later_thresholds)
 
 
-def collect_as_usual() -> None:
-    """Collects garbage as before `collect_rarely`, so that trials release their memory early."""
+def collect_garbage_as_usual() -> None:
+    """Makes Python collect garbage as usual again, so that trials release their memory early."""
     gc.set_threshold(*DEFAULT_THRESHOLDS)
 
 
@@ -279,13 +288,14 @@ class Stopwatch:
 
     @classmethod
     def since(cls, start_up: float) -> "Stopwatch":
-        """Returns a stopwatch that counts the start of the process as time of kind "start-up".
+        """Returns a stopwatch that began with the process, whose time so far is of kind "start-up".
 
         Args:
             start_up: the seconds that the process took to start.
         """
         seconds = defaultdict(float, {"start-up": start_up})
-        return cls(seconds, last_take=time.perf_counter() - start_up)
+        start_of_process = time.perf_counter() - start_up
+        return cls(seconds, last_take=start_of_process)
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
@@ -297,9 +307,13 @@ class Stopwatch:
             self.seconds[kind] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """Returns the seconds by kind since the last call; unmeasured time is of kind "other"."""
+        """Returns the seconds by kind since the last call, and begins again.
+
+        Time that was measured as no kind is of kind "other".
+        """
         now = time.perf_counter()
-        unmeasured = now - self.last_take - sum(self.seconds.values())
+        total = now - self.last_take
+        unmeasured = total - sum(self.seconds.values())
         times = {"other": max(0.0, unmeasured)} | self.seconds
         self.last_take = now
         self.seconds.clear()
@@ -343,8 +357,8 @@ def _end_after(parent: int) -> None:
     os._exit(1)
 
 
-# A program that kills a process group once the parent has ended. It raises an error, and so ends,
-# when the group has ended first.
+# A program that kills a process group once its parent has ended. Signal 0 only checks that the
+# group exists: if it has ended first, that raises an error, and so ends the program.
 GUARD = """
 import os, sys, time
 parent, group = map(int, sys.argv[1:])
@@ -375,12 +389,16 @@ def running_process_group(
         yield _start_tied_process(command, **options)
         return
     process = subprocess.Popen(command, start_new_session=True, **options)
-    guard = [sys.executable, "-IS", "-c", GUARD, str(os.getpid()), str(process.pid)]
-    with subprocess.Popen(guard, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watcher:
+    parent = str(os.getpid())
+    group = str(process.pid)
+    guard_command = [sys.executable, "-IS", "-c", GUARD, parent, group]  # without site-packages
+    with subprocess.Popen(
+        guard_command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as guard:
         try:
             yield process
         finally:
-            watcher.kill()
+            guard.kill()
 
 
 def _start_tied_process(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":

@@ -28,7 +28,7 @@ from studyloom.commands.options import (
 )
 from studyloom.commands.plugins import load_plugin
 from studyloom.environment import STORAGE
-from studyloom.processes import collect_as_usual
+from studyloom.processes import collect_garbage_as_usual
 from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         name = name or name_of_run
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
-    collect_as_usual()
+    collect_garbage_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     title = ProgressReader(stored).read().line
 

@@ -25,7 +25,7 @@ from studyloom.commands.options import (
 from studyloom.commands.plugins import load_plugin
 from studyloom.error_display import print_errors
 from studyloom.errors import PredictError
-from studyloom.processes import collect_as_usual
+from studyloom.processes import collect_garbage_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from studyloom.views.words import format_prediction
     from studyloom.winner.predictor import load_network
 
-    collect_as_usual()
+    collect_garbage_as_usual()
     imports_code = bool(arguments.trust or arguments.network)
     with code_of_study(arguments.run_dir, arguments.code, wanted=imports_code):
         network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
@@ -230,7 +230,7 @@ def replay(arguments: argparse.Namespace) -> int:
     folder = None
     if arguments.trust:
         folder = Path.cwd()
-    collect_as_usual()
+    collect_garbage_as_usual()
     console = make_console(text_stream(arguments))
     with code_of_study(arguments.run_dir, folder), initialized_as_run(arguments.run_dir):
         train_again = load_plugin("replay")

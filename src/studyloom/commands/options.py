@@ -126,7 +126,7 @@ def trust(about: str) -> Argument:
     return ForUntrusted(argument("--trust", "PACKAGE", about, action="append", default=[]))
 
 
-def replace_unencodable() -> None:
+def replace_unencodable_characters() -> None:
     """Lets the standard streams write `?` for characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a test or an embedding program has its own

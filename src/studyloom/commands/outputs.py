@@ -18,7 +18,7 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 import optuna
 
-from studyloom.commands.options import print_json, replace_unencodable
+from studyloom.commands.options import print_json, replace_unencodable_characters
 from studyloom.commands.plugins import load_plugin
 from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
@@ -57,7 +57,7 @@ def prepare_logging(level: int) -> None:
     Args:
         level: the lowest level of records that are written.
     """
-    replace_unencodable()
+    replace_unencodable_characters()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # The pool logs the traceback of each exception that it raises, such as a second Ctrl-C.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)

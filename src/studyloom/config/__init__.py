@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from studyloom import processes
 
-    processes.collect_rarely()
+    processes.collect_garbage_rarely()
     processes.install_interrupt_handler()
     # Deferred to the end of the import: libraries turn a Ctrl-C in their midst into other errors.
     with processes.ending_at_interrupt(), processes.deferring_signals():

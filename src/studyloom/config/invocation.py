@@ -87,7 +87,7 @@ class Invocation:
         """
         end_import_at_study()
         check_overrides(overrides)
-        processes.open_streams()
+        processes.open_closed_streams()
         with (
             _only_study_of_process(),
             restored_environment(EVENTS.name, NOTIFY.name, JSON.name, "PYTHONPATH"),

@@ -56,7 +56,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
-    processes.collect_as_usual()
+    processes.collect_garbage_as_usual()
     processes.restore_interrupt_handler()
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -70,9 +70,9 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @processes.ending_at_interrupt()
         def run() -> None:
             end_import_at_study()
-            processes.open_streams()
+            processes.open_closed_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
-            processes.collect_rarely()  # until trials begin
+            processes.collect_garbage_rarely()  # until trials begin
             try:
                 arguments = rewrite_arguments(sys.argv[1:])
             except ConfigError as error:

@@ -9,7 +9,7 @@ from studyloom.config.build import ErrorCollector
 from studyloom.config.study_config import StudyConfig
 from studyloom.decisions.strategy import Strategy
 from studyloom.definition.prepare import define, load_data, preflight
-from studyloom.processes import collect_as_usual
+from studyloom.processes import collect_garbage_as_usual
 from studyloom.storage.reach import check_database_reach, required_url
 from studyloom.storage.stored_study import SEARCH
 from studyloom.storage.urls import start_embedded_server
@@ -121,5 +121,5 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
     prepared = replace(prepared, url=url, strategy=strategy)
     search = Stage(SEARCH, stored, definition, strategy, trials, callbacks=prepared.callbacks)
     with closing(OpenStudy(prepared, search)) as study:
-        collect_as_usual()  # the garbage collector ran rarely until now, to start faster
+        collect_garbage_as_usual()  # the garbage collector ran rarely until now, to start faster
         yield study
