@@ -46,7 +46,7 @@ class EarlierStudy:
 
 
 def source_label(source: str) -> str:
-    """Returns a source of `study.warm_start` without its password, as it is shown and stored.
+    """Returns a source of `study.warm_start` without its password, for people.
 
     A source is a run directory, or a study in a database as `URL#NAME`.
     """
