@@ -277,7 +277,9 @@ def doctor(arguments: argparse.Namespace) -> int:
         checks = check_gpus(quiet=arguments.json)
     elif arguments.repair:
         with contextlib.redirect_stdout(text_stream(arguments)):
-            differences, is_repaired = repair(url, name, confirm)
+            result = repair(url, name, confirm)
+        differences += result.differences
+        is_repaired = result.is_done
     else:
         checks = show(url, arguments.run_dir, quiet=arguments.json)
     states = [check["state"] for check in checks]

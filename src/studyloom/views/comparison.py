@@ -93,9 +93,9 @@ def _choose_labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
 
 
 def _read_settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
-    """Returns the definition of a study and its search settings, by key.
+    """Returns the stored definition of a study and the settings of its search, by key.
 
-    The config that Hydra wrote is read as data; without it there is only the stored definition.
+    The settings are in the config that Hydra wrote into the run directory, which may be missing.
     """
     settings = dict(stored.definition() or {})
     try:
@@ -106,12 +106,15 @@ def _read_settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
         section = config.get(name)
         if isinstance(section, dict):
             settings |= dict(flatten(section, name))
-    settings.pop("study.name", None)
+    settings.pop("study.name", None)  # the label shows it
     return settings
 
 
 def find_differences(studies: Sequence[ComparedStudy]) -> dict[str, list[str]]:
-    """Returns the values of each study for the keys that differ, – where a study lacks the key."""
+    """Returns the keys whose values differ, each with its value in each study.
+
+    The value is – where a study lacks the key.
+    """
     keys: set[str] = set()
     for study in studies:
         keys |= study.settings.keys()
@@ -242,18 +245,20 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
     """
     trials = study.stored.trials()
     ended = [trial for trial in trials if trial.state.is_finished()]
-    # The place of each trial on the horizontal axis, by number. Trials are counted, because their
-    # numbers have gaps, where a trial was replaced or is another program's.
-    places = {trial.number: float(place) for place, trial in enumerate(trials, 1)}
-    end = float(len(trials))
+    positions: dict[int, float] = {}  # of each trial on the horizontal axis, by number
+    end = 0.0
     if over_time:
         ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
-        end = 0.0
         for trial in ended:
             end += sum_worked_seconds([trial])
-            places[trial.number] = end
-    steps = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
-    points = [(places[trial.number], trial.values[0]) for trial in steps]
+            positions[trial.number] = end
+    else:
+        # Trials are counted, since their numbers have gaps where a trial was replaced.
+        for trial in trials:
+            end += 1
+            positions[trial.number] = end
+    improvements = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
+    points = [(positions[trial.number], trial.values[0]) for trial in improvements]
     if points:
         _, last_value = points[-1]
         points.append((end, last_value))
@@ -263,9 +268,9 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
 def draw_curves(studies: Sequence[ComparedStudy], *, over_time: bool) -> Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     stored = studies[0].stored
-    for study in studies:
-        if (study.stored.metric, study.stored.sign) != (stored.metric, stored.sign):
-            return UNLIKE
+    objectives = {(study.stored.metric, study.stored.sign) for study in studies}
+    if len(objectives) > 1:
+        return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
     return figures.draw_best_lines(lines, stored.metric, stored.sign, over_time=over_time)
 
@@ -289,7 +294,7 @@ def render_sections(studies: Sequence[ComparedStudy]) -> list[page.Section]:
 
 def render(studies: Sequence[ComparedStudy]) -> str:
     """Renders the comparison as self-contained HTML."""
-    definitions = set()
+    definitions = set()  # as text, since a mapping is not hashable
     for study in studies:
         definitions.add(json.dumps(study.stored.definition(), sort_keys=True, default=str))
     sentence = "They have different definitions."
@@ -319,8 +324,9 @@ def print_comparison(studies: Sequence[ComparedStudy], console: Console) -> None
     rows = []
     for row in (table.head, *table.rows):
         rows.append([one_line(str(cell)) for cell in row])
-    rows.append([""] * len(table.head))
-    rows.append(["what differs", *[""] * len(studies)])
+    no_cells = ["" for _ in studies]
+    rows.append(["", *no_cells])
+    rows.append(["what differs", *no_cells])
     for key, values in find_differences(studies).items():
         rows.append([f"  {one_line(key)}", *map(one_line, values)])
     console.print()

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from errno import EADDRINUSE
@@ -30,6 +30,7 @@ from studyloom.errors import StudyloomError
 from studyloom.files import is_trusted
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
+from studyloom.views.charts import Block
 from studyloom.views.page import Section, Trials, fill_template, render_page, render_section
 from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.report import read_configs, read_report
@@ -56,23 +57,24 @@ SAFETY = (
 
 
 def guarded(app: "WSGIApplication") -> "WSGIApplication":
-    """Wraps an application to reject requests from other hosts and other websites.
+    """Wraps an application to reject requests from other websites, and to add SAFETY headers.
 
-    Any port is allowed, since a tunnel may end at another one. Browsers send an Origin with each
-    request that could change something.
+    A website may let its own name resolve to 127.0.0.1. The browser then sends that name as Host,
+    and would let the website read the response. Browsers also send an Origin with each request that
+    could change something. Any port is allowed, since a tunnel may end at another one.
     """
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        def start_safely(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        def start_with_safety(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             return start_response(status, [*headers, *SAFETY], *exc_info)
 
         host = environ.get("HTTP_HOST", "")
         origin = environ.get("HTTP_ORIGIN")
-        is_from_this_site = origin in (None, f"http://{host}", f"https://{host}")
-        if _is_loopback(host) and is_from_this_site:
-            return app(environ, start_safely)
+        is_same_origin = origin in (None, f"http://{host}", f"https://{host}")
+        if _is_loopback(host) and is_same_origin:
+            return app(environ, start_with_safety)
         reason = "this dashboard accepts requests only to localhost, none from other websites\n"
-        return _respond(start_safely, "403 Forbidden", "text/plain", reason)
+        return _respond(start_with_safety, "403 Forbidden", "text/plain", reason)
 
     return respond
 
@@ -127,26 +129,30 @@ class ReportParts:
         return f"{self.server}-{self.version}"
 
     def update(self, parts: Mapping[str, str]) -> None:
-        """Replaces the parts; those whose HTML is the same keep the version of their change."""
-        previous = {key: part.html for key, part in self.parts.items()}
-        if list(parts.items()) == list(previous.items()):  # the order, too, is that of the rows
+        """Replaces the parts; those whose HTML is the same keep the version of their change.
+
+        Args:
+            parts: the HTML of all parts, by key. Their order is a change too: it is that of rows.
+        """
+        previous_html = {key: part.html for key, part in self.parts.items()}
+        if list(parts.items()) == list(previous_html.items()):
             return
         self.version += 1
         for key in self.parts:
             if key not in parts:
                 self.removed[key] = self.version
-        updated = {}
+        updated_parts = {}
         for key, html in parts.items():
-            self.removed.pop(key, None)
-            part = self.parts.get(key)
-            if part is None or part.html != html:
-                part = VersionedHtml(html, self.version)
-            updated[key] = part
-        self.parts = updated
+            self.removed.pop(key, None)  # a part may come back
+            if html == previous_html.get(key):
+                updated_parts[key] = self.parts[key]
+            else:
+                updated_parts[key] = VersionedHtml(html, self.version)
+        self.parts = updated_parts
 
     def find_version(self, name: str) -> int | None:
         """Returns the number of a version; None if the name is not that of one of this server."""
-        match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", name)
+        match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", name)  # such as 3f9a01bc-12
         if match is None:
             return None
         return int(match[1])
@@ -158,6 +164,28 @@ class ReportParts:
     def removed_since(self, version: int) -> list[str]:
         """Returns the keys of the parts that were removed since a version."""
         return [key for key, when in self.removed.items() if when > version]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The HTTP status of a response, and its text."""
+
+    status: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RenderedReport:
+    """A report as HTML.
+
+    Args:
+        parts: the HTML by key: of the head, of the sections, and of the rows of the table of
+            trials, each with the prefix ROW.
+        sections: the sections, without the rows of that table.
+    """
+
+    parts: Mapping[str, str]
+    sections: Sequence[Section]
 
 
 class LivePage:
@@ -182,7 +210,7 @@ class LivePage:
         if run_dir is not None and is_trusted(run_dir) and stored.is_studylooms:
             self.token = secrets.token_urlsafe()
         self.parts = ReportParts()
-        self.sections: list[Section] = []
+        self.sections: Sequence[Section] = ()
         self.trouble = ""  # why the study could not be read the last time
         self.next_refresh = 0.0  # by time.monotonic()
         self.refreshing = threading.Lock()
@@ -193,8 +221,8 @@ class LivePage:
         path = environ.get("PATH_INFO", "/")
         request = path.removeprefix("/")
         if request in REQUESTS:
-            status, message = self.control(request, environ)
-            return _respond(start_response, status, "text/plain", message)
+            answer = self.control(request, environ)
+            return _respond(start_response, answer.status, "text/plain", answer.text)
         is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
         if path not in ("", "/", "/changes") or not is_read:
             return self.app(environ, start_response)
@@ -203,35 +231,37 @@ class LivePage:
                 self.refresh()
             if path == "/changes":
                 query = parse_qs(environ.get("QUERY_STRING", ""))
-                version = query.get("since", [""])[0]
-                content = json.dumps(self.changes_since(version))
+                version_name = query.get("since", [""])[0]
+                content = json.dumps(self.changes_since(version_name))
                 kind = "application/json"
             else:
-                content = self._page()
+                content = self._render_page()
                 kind = "text/html"
         return _respond(start_response, "200 OK", kind, content)
 
-    def control(self, name: str, environ: "WSGIEnvironment") -> tuple[str, str]:
+    def control(self, name: str, environ: "WSGIEnvironment") -> Answer:
         """Stores a request to pause, resume or stop, as the command of this name does.
 
         Only the report that this server has sent to this machine may send it: other websites
         neither know its token nor may set a header of this name.
 
         Returns:
-            The status of the response, and what the report shows.
+            The response, whose text the report shows.
         """
         if not self._is_from_report(environ):
-            return "403 Forbidden", "refused: only the report may ask for this; load it again"
+            refusal = "refused: only the report may ask for this; load it again"
+            return Answer("403 Forbidden", refusal)
         try:
             with self.refreshing:
                 if self.reader.read().has_ended:
-                    return "409 Conflict", "the study has ended"
+                    return Answer("409 Conflict", "the study has ended")
                 if not set_control(self.stored, REQUESTS[name]):
-                    return "409 Conflict", f"refused: {STOPPED}"
+                    return Answer("409 Conflict", f"refused: {STOPPED}")
         except (StudyloomError, OSError) as error:
-            return "503 Service Unavailable", mask_passwords(one_line(f"not stored: {error}"))
-        self.next_refresh = 0.0
-        return "200 OK", f"{name} requested"
+            reason = mask_passwords(one_line(f"not stored: {error}"))
+            return Answer("503 Service Unavailable", reason)
+        self.next_refresh = 0.0  # the browser's next poll shows the change
+        return Answer("200 OK", f"{name} requested")
 
     def _is_from_report(self, environ: "WSGIEnvironment") -> bool:
         """Returns True if a request was posted on this machine, with the token of the report."""
@@ -247,7 +277,7 @@ class LivePage:
         """Returns what has changed since a version; the whole report if another server made it.
 
         Returns:
-            The changed HTML by key, `parts` without and `rows` with those of the table of trials.
+            The changed HTML by key: `rows` are those of the table of trials, `parts` the others.
             `gone` are the keys of removed parts; None makes the browser remove every row that
             is not among `rows`.
         """
@@ -279,23 +309,26 @@ class LivePage:
         """
         began = time.monotonic()
         try:
-            parts, sections = self._render()
+            rendered = self._render()
         except (StudyloomError, OSError) as error:
             self._note_trouble(str(error))
         except Exception as error:  # whatever happens this time, the next time may succeed
             self._note_trouble(name_error(error))
         else:
             self.trouble = ""
-            self.parts.update(parts)
-            self.sections = sections
+            self.parts.update(rendered.parts)
+            self.sections = rendered.sections
         duration = time.monotonic() - began
         self.next_refresh = time.monotonic() + max(self.interval, 4 * duration)
 
     def _note_trouble(self, reason: str) -> None:
         self.trouble = mask_passwords(one_line(f"the study cannot be read: {reason}"))
 
-    def _render(self) -> tuple[dict[str, str], list[Section]]:
-        """Returns the parts of the report by key, and its sections without the table's rows."""
+    def _render(self) -> RenderedReport:
+        """Reads the study and renders its report, with each row of the table of trials apart.
+
+        The browser then receives only the rows that have changed.
+        """
         progress = self.reader.read()
         result = None
         configs = ""
@@ -316,7 +349,7 @@ class LivePage:
         }
         for section in sections_without_rows:
             parts[section.key] = str(render_section(section))
-        return parts | rows, sections_without_rows
+        return RenderedReport(parts | rows, sections_without_rows)
 
     def _render_progress(self, progress: Progress) -> str:
         """Returns the line that shows how far the study is, with its buttons."""
@@ -338,8 +371,8 @@ class LivePage:
         )
         return str(html)
 
-    def _page(self) -> str:
-        """Returns the HTML as last rendered."""
+    def _render_page(self) -> str:
+        """Returns the whole report as HTML, from its parts as last rendered."""
         parts = self.parts.changed_since(0)  # all of them: the first version is 1
         rows = "\n".join(html for key, html in parts.items() if key.startswith(ROW))
         if "trials" in parts:
@@ -368,12 +401,13 @@ def _render_rows(section: Section) -> dict[str, str]:
 
 
 def _without_rows(section: Section) -> Section:
-    """Returns a section with an empty table of trials, if it has that table."""
-    blocks = []
+    """Returns a section whose table of trials has no rows, if it has that table."""
+    blocks: list[Block] = []
     for block in section.blocks:
         if isinstance(block, Trials):
-            block = replace(block, rows=())
-        blocks.append(block)
+            blocks.append(replace(block, rows=()))
+        else:
+            blocks.append(block)
     return replace(section, blocks=blocks)
 
 

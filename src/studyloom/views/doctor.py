@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DifferingStudy:
-    """A study whose ledger does not agree with its trials.
+    """A study whose ledger, the table of its budget, does not agree with its trials.
 
     Args:
         difference: how the two differ.
@@ -59,21 +59,23 @@ class DifferingStudy:
 
 
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
-    """Runs all checks one after the other; leaves nothing behind in the database or on a disk.
+    """Runs all checks one after the other, and yields the name and finding of each.
+
+    Leaves nothing behind in the database or on a disk.
+
+    Args:
+        url: the URL of the database.
+        run_dir: the run directory of a study; None to check only the database and the machine.
 
     Raises:
         StorageError: the URL is not that of a database.
     """
     address = parse_url(url)
-    path = None
+    path = None  # of an SQLite file
     if is_sqlite(address):
         path = sqlite_path(address)
     if path is not None and not path.exists():
-        missing = f"there is no database {path}; the first run of a study makes it"
-        if run_dir is None:
-            yield "database", Finding(WARNING, missing)
-        else:
-            yield "database", Finding(TODO, f"{missing}; put it back if there was one")
+        yield "database", _describe_missing_database(path, run_dir)
         yield "permission", check_writable(find_existing(path.parent))
     else:
         connection, ledgers = check_database(url)
@@ -89,6 +91,14 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     yield "gpus", list_devices()
     yield "workers", count_workers()
     yield "versions", list_versions()
+
+
+def _describe_missing_database(path: Path, run_dir: Path | None) -> Finding:
+    """Says that there is no database yet; a run directory that exists may have lost its own."""
+    cause = f"there is no database {path}; the first run of a study makes it"
+    if run_dir is None:
+        return Finding(WARNING, cause)
+    return Finding(TODO, f"{cause}; put it back if there was one")
 
 
 def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
@@ -107,7 +117,7 @@ def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
 def find_differing_studies(
     ledgers: Mapping[str, Ledger], name: str | None = None
 ) -> list[DifferingStudy]:
-    """Compares the ledgers of studies with their trials, and changes nothing.
+    """Returns the studies whose ledgers do not agree with their trials, and changes nothing.
 
     Args:
         name: the study that is compared, with its later stages; None for all studies.
@@ -116,12 +126,12 @@ def find_differing_studies(
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
     differing_studies = []
-    for name_of_stage, ledger in ledgers.items():
-        name_of_search, _, _ = name_of_stage.partition("/")  # later stages are called NAME/STAGE
-        if name is None or name in (name_of_stage, name_of_search):
+    for stage_name, ledger in ledgers.items():
+        search_name, _, _ = stage_name.partition("/")  # a later stage is called SEARCH/STAGE
+        if name is None or name in (stage_name, search_name):
             difference = ledger.compare()
             if difference is not None:
-                differing_studies.append(DifferingStudy(name_of_stage, ledger, difference))
+                differing_studies.append(DifferingStudy(stage_name, ledger, difference))
     return differing_studies
 
 
@@ -133,21 +143,24 @@ def check_agreement(ledgers: Mapping[str, Ledger]) -> Finding:
         return Finding(TODO, str(error))
     if not differing_studies:
         return Finding(OK, "agrees with the trials")
-    differences = [f"{study.name}: {study.difference}" for study in differing_studies]
-    return Finding(
-        WARNING, f"{'; '.join(differences)}; the next run of the study fixes this, or --repair"
-    )
+    differences = "; ".join(f"{study.name}: {study.difference}" for study in differing_studies)
+    return Finding(WARNING, f"{differences}; the next run of the study fixes this, or --repair")
 
 
-def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
-    """Prints how ledger and trials differ, and fixes it if confirmed.
+@dataclass(frozen=True)
+class Repair:
+    """The differences between ledgers and trials, and whether they were fixed."""
+
+    differences: Sequence[str]
+    is_done: bool = False
+
+
+def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> Repair:
+    """Prints how the ledgers of studies and their trials differ, and fixes it if confirmed.
 
     Args:
         name: the study that is compared; None for all studies.
         confirm: returns True if the differences that were printed shall be fixed.
-
-    Returns:
-        The differences, and whether they were fixed.
 
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
@@ -155,17 +168,17 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     differing_studies = find_differing_studies(open_ledgers(url, 0.0), name)
     if not differing_studies:
         print("the budget agrees with the trials")
-        return [], False
+        return Repair([])
     differences = [f"{one_line(study.name)}: {study.difference}" for study in differing_studies]
     for difference in differences:
         print(indented(difference), flush=True)
     if not confirm():
         print("nothing was changed; --yes fixes this")
-        return differences, False
+        return Repair(differences)
     for study in differing_studies:
         study.ledger.compare(repair=True)
     print("fixed")
-    return differences, True
+    return Repair(differences, is_done=True)
 
 
 def check_disk(folder: Path, *, wal: bool) -> Finding:
@@ -183,16 +196,17 @@ def check_disk(folder: Path, *, wal: bool) -> Finding:
         fix = "name a run_dir on a local disk, or use PostgreSQL"
         return Finding(TODO, f"{facts}; SQLite is not safe there: {fix}")
     if free < SMALL:
-        return Finding(
-            WARNING,
-            f"{facts}; checkpoints may not fit: free some space, or name another run_dir",
-        )
+        fix = "free some space, or name another run_dir"
+        return Finding(WARNING, f"{facts}; checkpoints may not fit: {fix}")
     return Finding(OK, facts)
 
 
 def find_existing(folder: Path) -> Path:
     """Returns a folder, or the nearest one above that exists."""
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    candidate = folder
+    while not candidate.is_dir():
+        candidate = candidate.absolute().parent
+    return candidate
 
 
 def check_writable(folder: Path) -> Finding:

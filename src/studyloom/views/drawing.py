@@ -15,16 +15,14 @@ LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8
 COLORS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", LIGHT))
 FONTS = "system-ui, 'DejaVu Sans', sans-serif"
 ROW = 20  # pixels of a row of the legend
+FIRST_ROW = 12  # pixels from the top to the first row
+SAMPLE = 36  # pixels of the sample of a mark in the legend, and of the space around its name
+WIDE = 600  # pixels from which on an image has the labels of a wide screen
 UNDER = 38  # pixels below the axes, for labels and title
 
 
 def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
-    """Returns a chart as standalone SVG, in light colors and with its texts as text.
-
-    Args:
-        chart: what it draws.
-        width: of the image in pixels, and `height` likewise.
-    """
+    """Returns a chart as standalone SVG of a size in pixels, in light colors."""
     return fill_template("figure.svg", **layout(chart, width, height))
 
 
@@ -54,15 +52,20 @@ class _LegendEntry:
 
 
 def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
-    """Returns the values of a chart's template: its sizes in pixels, and the labels that fit."""
+    """Returns the values of a chart's template: its sizes in pixels, and the labels that fit.
+
+    Args:
+        width: the width of the image in pixels, with its legend and labels.
+        height: its height.
+    """
     legend = _lay_out_legend(chart.marks, width)
     top = 18  # pixels above the axes
     if chart.y.title:
         top = 38
-    top += max((entry.y for entry in legend), default=12)
+    top += max((entry.y for entry in legend), default=FIRST_ROW)
     high = height - top - UNDER
-    other_screen = "roomy"
-    if width >= 600:
+    other_screen = "roomy"  # the kind of screen that this image is not like
+    if width >= WIDE:
         other_screen = "narrow"
     return {
         "chart": chart,
@@ -83,13 +86,13 @@ def _lay_out_legend(marks: Sequence[Mark], width: int) -> list[_LegendEntry]:
     """Places the named marks of a chart in rows, each mark after the one before it if it fits."""
     entries = []
     x = 0.0
-    y = 12
+    y = FIRST_ROW
     for mark in marks:
         if mark.name:
-            length = 36 + LETTER * len(mark.name)
-            if x + length > width:
+            entry_width = SAMPLE + LETTER * len(mark.name)
+            if x + entry_width > width:
                 x = 0.0
                 y += ROW
             entries.append(_LegendEntry(x, y, mark))
-            x += length
+            x += entry_width
     return entries

@@ -59,7 +59,10 @@ class Event(TypedDict):
 # The events of the study itself, not of a trial, each with its field. If the value of the field
 # differs from the last event of this kind, the event is reported again.
 STUDY_EVENTS = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
-NO_EPOCH = -1.0  # the last epoch of a trial that has begun and reported none
+# The last epoch of a trial that has not begun, has begun and reported none, or has ended.
+NOT_BEGUN = -math.inf
+NO_EPOCH = -1.0
+ENDED = math.inf
 
 
 @dataclass
@@ -68,7 +71,7 @@ class History:
 
     Attributes:
         epochs: the last epoch of each trial, by stage and number: NO_EPOCH before the first, and
-            infinity after the end.
+            ENDED after the end.
         deaths: how often the worker of each trial has died, by stage and number.
         last: the value of the last event of each kind that is in STUDY_EVENTS.
     """
@@ -96,7 +99,7 @@ class History:
         if kind == "began":
             epoch = NO_EPOCH
         elif kind == "ended":
-            epoch = math.inf
+            epoch = ENDED
         else:
             epoch = float(event["epoch"])
         self.epochs[trial] = max(epoch, self.epochs.get(trial, NO_EPOCH))
@@ -115,7 +118,7 @@ class History:
                 if isinstance(event, dict) and event.get("id") == study_id:
                     history.record(event)
             except (ValueError, TypeError, KeyError, RecursionError):
-                continue
+                continue  # it is not an event
         return history
 
     def record_new(self, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -130,35 +133,36 @@ class History:
             yield event
 
     def _find_trial_events(self, stage: str, trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-        """Yields the events of a trial that are not recorded."""
-        last_epoch = self.epochs.get((stage, trial.number))
-        has_ended = trial.state.is_finished()
-        if last_epoch == math.inf or trial.datetime_start is None:
+        """Yields the events of a trial that are not recorded, in the order in which they came."""
+        last_epoch = self.epochs.get((stage, trial.number), NOT_BEGUN)
+        if last_epoch == ENDED or trial.datetime_start is None:
             return
-        # Between its claim and its first commit a trial has no hyperparameters yet.
-        if not (trial.params or trial.intermediate_values or has_ended):
+        has_ended = trial.state.is_finished()
+        # A worker claims a trial before it stores its hyperparameters; the trial begins with them.
+        has_content = bool(trial.params or trial.intermediate_values)
+        if not has_content and not has_ended:
             return
         record = TrialRecord(trial)
-        place = {"stage": stage, "trial": trial.number}
-        if last_epoch is None:
-            yield {"event": "began", **place, "params": trial.params, "worker": record.worker}
+        subject = {"stage": stage, "trial": trial.number}
+        if last_epoch == NOT_BEGUN:
+            yield {"event": "began", **subject, "params": trial.params, "worker": record.worker}
         resumed = record.resumed
         if resumed and resumed["deaths"] > self.deaths.get((stage, trial.number), 0):
             resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
             if resumed.get("has_files"):
                 resumption["has_files"] = True
-            yield {"event": "resumed", **place, **resumption, "reason": resumed["death"]}
+            yield {"event": "resumed", **subject, **resumption, "reason": resumed["death"]}
         for epoch, value in sorted(trial.intermediate_values.items()):
-            if last_epoch is None or epoch > last_epoch:
+            if epoch > last_epoch:
                 report = {"epoch": epoch, "value": value, "epochs": record.steps_planned}
-                yield {"event": "reported", **place, **report}
+                yield {"event": "reported", **subject, **report}
         if has_ended:
-            yield {"event": "ended", **place, **_describe_end(trial)}
+            yield {"event": "ended", **subject, **_describe_end(trial)}
 
     def _find_study_events(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the changes of the study since the last events.
+        """Yields the changes of the study since the last events of these kinds.
 
-        A value that has vanished is no event, except a request to stop or pause.
+        Only a request to stop or pause is also reported when it is gone, as one without a request.
         """
         last = self.last
         best = progress.search.best

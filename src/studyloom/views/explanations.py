@@ -76,10 +76,12 @@ def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
     weights = [*zip(text.words, text.changes, strict=False)]
     largest = max(abs(change) for _, change in weights)
     lines = []
-    for name, sign in ((predicted, 1), (truth, -1)):
-        strongest = _list_strongest(weights, sign)
-        if strongest:
-            lines.append(f"for {name}: {', '.join(strongest)}")
+    words_for_predicted = _list_strongest(weights, sign=1)
+    if words_for_predicted:
+        lines.append(f"for {predicted}: {', '.join(words_for_predicted)}")
+    words_for_truth = _list_strongest(weights, sign=-1)
+    if words_for_truth:
+        lines.append(f"for {truth}: {', '.join(words_for_truth)}")
     if text.left:
         lines.append(f"{text.left} further words were not tested")
     shaded = page.Shaded([(word, change / largest) for word, change in weights])
@@ -90,24 +92,26 @@ def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
 
 
 def _list_strongest(weights: Sequence[tuple[str, float]], sign: int) -> list[str]:
-    """Returns the distinct words with the strongest evidence for one class, and their weights.
+    """Returns the words with the strongest evidence for one class, such as "ball +1.25".
 
     Args:
         weights: each word, and how much the log odds of the predicted class fall without it.
         sign: 1 for the predicted class, -1 for the true one.
     """
-    least = page.FAINT * max(abs(change) for _, change in weights)
-    strong = {}
+    threshold = page.FAINT * max(abs(change) for _, change in weights)
+    strengths = {}  # of each word, which may occur several times in the text
     for word, change in weights:
-        if sign * change >= least:
-            strong[word] = change
-    mark = "−"
+        strength = sign * change
+        if strength >= threshold:
+            strengths[word] = strength
+    sign_text = "−"
     if sign > 0:
-        mark = "+"
-    lines = []
-    for word in sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]:
-        lines.append(f"{word} {mark}{abs(strong[word]):.2f}")
-    return lines
+        sign_text = "+"
+    strongest_first = sorted(strengths, key=lambda word: -strengths[word])
+    texts = []
+    for word in strongest_first[:STRONGEST]:
+        texts.append(f"{word} {sign_text}{strengths[word]:.2f}")
+    return texts
 
 
 def _render_calibration(calibration: Calibration) -> page.Part:

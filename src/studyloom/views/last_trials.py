@@ -24,7 +24,7 @@ class _Row:
     """A row of the table.
 
     Args:
-        cells: the mark of the best trial, its number, state, epochs and value.
+        cells: a mark of the best trial, then the trial's number, state, epochs and value.
         settings: the hyperparameters, formatted, by name.
     """
 
@@ -33,13 +33,15 @@ class _Row:
 
 
 def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> list[Sequence[str]]:
-    """Returns the header of the table, the best trial, and the last of the current stage by number.
+    """Returns a table as rows: a header, the best trial, and the last trials of the current stage.
 
-    The last are those that run, then those that ended or paused last. A training of a later stage
-    is shown as the trial that it repeats. Columns that do not fit are left out, first those of
-    unimportant hyperparameters, or of those that few trials have.
+    The last trials, in the order of their numbers, are those that run, then those that ended or
+    paused last. A training of a later stage is shown as the trial that it repeats. Columns that do
+    not fit are left out, first those of unimportant hyperparameters, or of those that few trials
+    have.
 
     Args:
+        width: the columns of the terminal that a row may take.
         with_best: whether the best trial has a row, and the rows a column that marks it.
     """
     trials = _select_last(progress)
@@ -52,53 +54,59 @@ def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> li
     columns: list[Sequence[str]] = list(zip(heads, *cells_of_rows, strict=True))
     if not with_best:
         del columns[0]
-    columns += _setting_columns([row.settings for row in rows], _order_settings(progress))
-    fitting = _select_fitting(columns, width)
-    return list(zip(*fitting, strict=True))
+    settings_of_rows = [row.settings for row in rows]
+    columns += _make_setting_columns(settings_of_rows, _order_settings(progress))
+    fitting_columns = _select_fitting(columns, width)
+    return list(zip(*fitting_columns, strict=True))
 
 
 def _select_fitting(columns: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:
-    """Returns the columns that fit; after one that is too wide, a narrower one may fit."""
+    """Returns the columns that fit into a width; after one that is too wide, another may fit."""
     fitting = []
-    room = width + GAP  # no gap follows the last column
+    free_width = width + GAP  # no gap follows the last column
     for column in columns:
-        size = max(map(len, column)) + GAP
-        if size <= room:
+        column_width = max(map(len, column)) + GAP
+        if column_width <= free_width:
             fitting.append(column)
-            room -= size
+            free_width -= column_width
     return fitting
 
 
 def _select_last(progress: Progress) -> list[FrozenTrial]:
-    """Returns the last trainings of the current stage, by number, except the best trial."""
-    search = progress.trials.get(SEARCH, ())
-    trials = progress.trials.get(progress.title, search)
+    """Returns the last LAST trials of the current stage, by number.
+
+    The search's best trial is not among them, since it is in the first row.
+    """
+    search_trials = progress.trials.get(SEARCH, ())
+    trials = progress.trials.get(progress.title, search_trials)
     best = progress.search.best
     started = []
     for trial in trials:
-        is_best = trials is search and best is not None and trial.number == best.number
+        is_best = trials is search_trials and best is not None and trial.number == best.number
         if trial.datetime_start is not None and not is_best:
             started.append(trial)
 
-    def running_last(trial: FrozenTrial) -> tuple[bool, datetime]:
-        return TrialRecord(trial).outcome == "running", find_end_time(trial)
+    def sort_key(trial: FrozenTrial) -> tuple[bool, datetime]:
+        is_running = TrialRecord(trial).outcome == "running"
+        return is_running, find_end_time(trial)
 
-    last = sorted(started, key=running_last)[-LAST:]
+    last = sorted(started, key=sort_key)[-LAST:]
     return sorted(last, key=lambda trial: trial.number)
 
 
 def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
-    """Makes the row of a trial; a training of a later stage shows its seed and its candidate.
+    """Makes the row of a trial.
 
-    A candidate is the trial of the search whose configuration the training repeats.
+    A training of a later stage repeats a trial of the search with a new seed. Its row has the
+    number and the hyperparameters of that trial, and the seed.
     """
-    candidate = trial
+    number = trial.number
     settings = trial.params
     if progress.title != SEARCH and progress.title in progress.trials:
-        for searched in progress.trials.get(SEARCH, ()):
-            if searched.number == trial.params.get("trial"):
-                candidate = searched
-                settings = {"seed": trial.params.get("seed"), **searched.params}
+        for search_trial in progress.trials.get(SEARCH, ()):
+            if search_trial.number == trial.params.get("trial"):
+                number = search_trial.number
+                settings = {"seed": trial.params.get("seed"), **search_trial.params}
     mark = ""
     if trial is progress.search.best:
         mark = "best"
@@ -107,7 +115,7 @@ def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
     if record.steps_planned is not None:
         epochs = f"{record.steps_done}/{record.steps_planned}"
     state = shown_state(trial, progress.current.live_trials)
-    cells = (mark, str(candidate.number), state, epochs, _format_value(trial))
+    cells = (mark, str(number), state, epochs, _format_value(trial))
     return _Row(cells, join_lists(settings))
 
 
@@ -122,22 +130,19 @@ def _format_value(trial: FrozenTrial) -> str:
 
 
 def _order_settings(progress: Progress) -> Iterable[str]:
-    """Returns the names of columns: the seed, important hyperparameters, then frequent ones."""
+    """Returns the order of columns: the seed, important hyperparameters, then frequent ones."""
     counts = Counter[str]()
     for trial in progress.trials.get(SEARCH, ()):
-        for name in trial.params:
-            counts[name] += 1
+        counts.update(trial.params.keys())
     frequent = [name for name, _ in counts.most_common()]
-    return join_lists(dict.fromkeys(["seed", *progress.importances, *frequent]))
+    names = dict.fromkeys(["seed", *progress.importances, *frequent])  # each name once
+    return join_lists(names)
 
 
-def _setting_columns(
+def _make_setting_columns(
     rows: Sequence[Mapping[str, str]], order: Iterable[str]
 ) -> Iterator[tuple[str, ...]]:
-    """Yields a column for each hyperparameter.
-
-    Its title is the last part of the name, so that one column `lr` serves several optimizers; if a
-    trial has two such hyperparameters, each has a column with its whole name.
+    """Yields a column for each title of a hyperparameter that a row has: the title and the cells.
 
     Args:
         rows: the hyperparameters of each trial, by name.
@@ -147,25 +152,33 @@ def _setting_columns(
     rows_by_title = []
     for row in rows:
         rows_by_title.append({titles[name]: value for name, value in row.items()})
-    for title in dict.fromkeys(titles.values()):
-        cells = [row.get(title, "") for row in rows_by_title]
+    for title in dict.fromkeys(titles.values()):  # each title once
         if any(title in row for row in rows_by_title):
-            yield f"{title:{LEAST}}", *cells
+            cells = [row.get(title, "") for row in rows_by_title]
+            yield title.ljust(LEAST), *cells
 
 
 def _title_settings(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> dict[str, str]:
-    """Returns the title of the column of each hyperparameter, by name."""
+    """Returns the title of the column of each hyperparameter, by name.
+
+    It is the last part of the name, so that `adamw.lr` and `sgd.lr` share a column `lr`. If a trial
+    has two hyperparameters with the same last part, each has a column with its whole name.
+    """
     last_parts = {}
     for names in (order, *rows):
         for name in names:
-            last_parts[name] = one_line(name).rpartition(".")[2]
+            _, _, last_part = one_line(name).rpartition(".")
+            last_parts[name] = last_part
     ambiguous = set[str]()
     for row in rows:
         counts = Counter(last_parts[name] for name in row)
-        ambiguous.update(part for part, count in counts.items() if count > 1)
+        for last_part, count in counts.items():
+            if count > 1:
+                ambiguous.add(last_part)
     titles = {}
-    for name, part in last_parts.items():
-        titles[name] = part
-        if part in ambiguous:
+    for name, last_part in last_parts.items():
+        if last_part in ambiguous:
             titles[name] = one_line(name)
+        else:
+            titles[name] = last_part
     return titles

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from optuna.trial import FrozenTrial
+
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import html_table
 from studyloom.views import words
@@ -61,34 +63,37 @@ def _link_report(run_dir: Path | None) -> str:
 
 
 def _list_notable_trials(snapshot: Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
-    """Yields winner, best trial and baseline with their values in search, re-evaluation, test."""
-    rows: dict[str, Candidate] = {}  # by role
-    candidates: dict[int, Candidate] = {}  # by trial
-    tests: dict[str, Summary | None] = {}  # by role
+    """Yields a row for the winner, the best trial and the baseline, with the cells of COLUMNS."""
+    trials_by_role = {}  # a candidate is a trial with its values on new seeds
+    tests_by_role: dict[str, Summary | None] = {}
     if result is not None:
-        rows["winner"] = result.winner
-        for candidate in result.candidates:
-            candidates[candidate.trial] = candidate
+        trials_by_role["winner"] = result.winner
         if result.test is not None:
-            tests = {"winner": result.test.winner, "baseline": result.test.baseline}
-    for role, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
-        if trial is None:
-            continue
-        if trial.number in candidates:
-            rows[role] = candidates[trial.number]
-        else:
-            costs = words.map_costs(snapshot, trial)
-            rows[role] = Candidate(trial.number, trial.params, trial.values[0], costs)
-    for role, row in rows.items():
-        search = words.format_metric(row.search_value, snapshot.metric)
+            tests_by_role = {"winner": result.test.winner, "baseline": result.test.baseline}
+    if snapshot.best is not None:
+        trials_by_role["best"] = _find_candidate(snapshot.best, snapshot, result)
+    if snapshot.baseline is not None:
+        trials_by_role["baseline"] = _find_candidate(snapshot.baseline, snapshot, result)
+    for role, trial in trials_by_role.items():
+        search_value = words.format_metric(trial.search_value, snapshot.metric)
         yield (
             role,
-            str(row.trial),
-            f"{search}{words.format_costs(row.costs)}",
-            _format_summary(row.reevaluation, snapshot.metric),
-            _format_summary(tests.get(role), snapshot.metric),
-            words.format_parameters(row.params),
+            str(trial.trial),
+            f"{search_value}{words.format_costs(trial.costs)}",
+            _format_summary(trial.reevaluation, snapshot.metric),
+            _format_summary(tests_by_role.get(role), snapshot.metric),
+            words.format_parameters(trial.params),
         )
+
+
+def _find_candidate(trial: FrozenTrial, snapshot: Snapshot, result: Result | None) -> Candidate:
+    """Returns the candidate of a trial, with its re-evaluation; without one, only its values."""
+    if result is not None:
+        for candidate in result.candidates:
+            if candidate.trial == trial.number:
+                return candidate
+    costs = words.map_costs(snapshot, trial)
+    return Candidate(trial.number, trial.params, trial.values[0], costs)
 
 
 def _format_summary(summary: Summary | None, metric: str) -> str:

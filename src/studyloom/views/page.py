@@ -6,6 +6,7 @@ policy forbids other files, the network, and all scripts except the embedded one
 
 import base64
 import hashlib
+import itertools
 import re
 import shlex
 import tomllib
@@ -28,7 +29,7 @@ from studyloom.views.words import Fact
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
-TRIAL_NUMBERS = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
+TRIAL_NUMBERS = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")  # such as "trial 7, 8"
 PAGE_BEGIN = b"<!DOCTYPE html>"
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
 P = ParamSpec("P")
@@ -166,18 +167,18 @@ class Shaded(Block):
     def runs(self) -> list[tuple[str, float]]:
         """The words, with adjacent ones of negligible weight joined into one of weight 0."""
         runs: list[tuple[str, float]] = []
-        weak_words: list[str] = []
-        for word, weight in self.words:
-            if abs(weight) < FAINT:
-                weak_words.append(word)
-                continue
-            if weak_words:
-                runs.append((" ".join(weak_words), 0.0))
-                weak_words = []
-            runs.append((word, weight))
-        if weak_words:
-            runs.append((" ".join(weak_words), 0.0))
+        for is_weak, weights in itertools.groupby(self.words, _is_weak):
+            if is_weak:
+                joined = " ".join(word for word, _ in weights)
+                runs.append((joined, 0.0))
+            else:
+                runs += weights
         return runs
+
+
+def _is_weak(weight_of_word: tuple[str, float]) -> bool:
+    _, weight = weight_of_word
+    return abs(weight) < FAINT
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,9 @@ def describe_drawing_error(error: Exception) -> str:
 
 
 def draw_figure(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:
-    """Draws a figure, or a sentence if it cannot be drawn, as with values of 1e308 and -1e308.
+    """Draws a figure, or returns a sentence in its place.
+
+    A figure that fails, as with values of 1e308 and -1e308, must not cost the rest of the report.
 
     Args:
         draw: returns the figure, or the sentence if there is nothing to draw.
@@ -322,7 +325,10 @@ def make_safe(value: object) -> object:
 
 @cache
 def environment() -> Environment:
-    """Returns the environment of the templates, with escaping on."""
+    """Returns the environment of the templates, which escapes all values.
+
+    A template tests the class of a block by `block is of "Chart"`.
+    """
     templates = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -346,7 +352,7 @@ def _break_after_dots(name: object) -> Markup:
 
 
 def _link_trials(text: object) -> Markup:
-    """Returns a text in which the number of each trial links to it."""
+    """Returns a text in which the numbers of trials, as in "trial 7, 8", link to their rows."""
 
     def link_numbers(match: re.Match[str]) -> str:
         return re.sub(r"\d+", r'<a href="#trial-\g<0>">\g<0></a>', match[0])
@@ -433,7 +439,8 @@ def render_page(
         name: the title of the report.
         head: the top of the report, as HTML.
         sections: the sections, each with its HTML.
-        live: the settings of the script of a live report; None for a static one.
+        live: the settings of the live report's script, which polls for changes; None for a static
+            report.
         progress: the progress of the study, as HTML.
         run_dir: where trials can be replayed, if known.
     """

@@ -10,7 +10,7 @@ from studyloom.winner.result import CARD, SIMPLE, Result, Scores
 
 
 def write_result_files(winner: EvaluatedWinner, run_dir: Path) -> Result:
-    """Writes winner.{json,yaml,pt} and model_card.md below a run directory.
+    """Writes winner.{json,yaml,pt} and model_card.md into a run directory.
 
     Returns:
         The result, with the digests of these files.
@@ -19,9 +19,7 @@ def write_result_files(winner: EvaluatedWinner, run_dir: Path) -> Result:
         OSError: a file cannot be written.
     """
     result = winner.result
-    # No command can import what a script or notebook defines. On another machine the file is read
-    # as an untrusted config, and names the packages to trust.
-    command = None
+    command = None  # that trains the winner again; none can import what a notebook defines
     if not winner.sources:
         command = [*result.command, "--config-dir", str(run_dir), "--config-name", "winner"]
     comment = words.comment_winner_config(result, command)
@@ -40,15 +38,8 @@ def write_model_card(evaluated: EvaluatedWinner, test: Scores, run_dir: Path) ->
     """Writes the model card of a tested winner in Markdown."""
     result = evaluated.result
     winner = result.winner
-    examples = ""
-    if test.examples:
-        examples = f", on {test.examples} examples"
-    notes = "".join(f"; {note}" for note in words.explain_uncertainty(test))
-    parts = [
-        f"# {in_markdown(result.study)}: {words.name_trial(winner)}",
-        f"Test {in_markdown(result.metric.name)} {words.format_mean(test.winner)} over "
-        f"{len(result.seeds)} seeds{examples}{notes}.",
-    ]
+    parts = [f"# {in_markdown(result.study)}: {words.name_trial(winner)}"]
+    parts.append(_write_test(result, test))
     if test.baseline is not None and test.difference is not None:
         baseline = words.format_mean(test.baseline)
         difference = words.describe_difference(test)
@@ -73,6 +64,16 @@ def write_model_card(evaluated: EvaluatedWinner, test: Scores, run_dir: Path) ->
         code = printable(source).replace("\n", "\n    ")
         parts.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(parts) + "\n"
+
+
+def _write_test(result: Result, test: Scores) -> str:
+    """Says what the winner reached on the test set, and how certain that is."""
+    mean = f"Test {in_markdown(result.metric.name)} {words.format_mean(test.winner)}"
+    examples = ""
+    if test.examples:
+        examples = f", on {test.examples} examples"
+    notes = "".join(f"; {note}" for note in words.explain_uncertainty(test))
+    return f"{mean} over {len(result.seeds)} seeds{examples}{notes}."
 
 
 def _write_hyperparameters(result: Result) -> str:
@@ -107,11 +108,11 @@ def _write_data(evaluated: EvaluatedWinner, test: Scores) -> str:
     """Says what the winner was trained on, and how often the test set was used."""
     result = evaluated.result
     training_set = evaluated.training_set
-    trained = ""
+    sentences = []
     if training_set is not None:
-        epochs = ""
+        trained = f"Trained on {len(training_set)} examples, sha256 `{training_set.digest}`"
         if not result.is_of_loop:
-            epochs = f", for {result.epochs} epochs"
-        digest = f"sha256 `{training_set.digest}`"
-        trained = f"Trained on {len(training_set)} examples, {digest}{epochs}. "
-    return f"## Data\n\n{trained}The test set was {words.describe_test_use(test)}."
+            trained += f", for {result.epochs} epochs"
+        sentences.append(f"{trained}.")
+    sentences.append(f"The test set was {words.describe_test_use(test)}.")
+    return f"## Data\n\n{' '.join(sentences)}"

@@ -136,16 +136,15 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     """
     held_before = stored.ledger.held()
     trials = stored.trials(all_attributes=True)
+    held_after = stored.ledger.held()
     ended_ids = {trial._trial_id for trial in trials if trial.state.is_finished()}
-    held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended_ids]
-    slots = _count_trials_as_slots(trials)
+    held = [slot for slot in held_after if slot.trial_id not in ended_ids]
     live_trials = None
     if stored.is_studylooms:
         slots = _count_slots(stored, len(held), len(ended_ids))
-        # A slot may be claimed or released while the trials are read. Its trial would look
-        # interrupted if the slots were read only before, or only after the trials.
-        live_ids = {slot.trial_id for slot in [*held_before, *held] if slot.seconds_left > 0}
-        live_trials = frozenset(trial.number for trial in trials if trial._trial_id in live_ids)
+        live_trials = _find_live_trials(trials, [*held_before, *held])
+    else:
+        slots = _count_trials_as_slots(trials)
     rule = stored.rule()
     costs = tuple(objective.name for objective in stored.objectives[1:])
     front: tuple[FrozenTrial, ...] = ()
@@ -173,6 +172,17 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     )
 
 
+def _find_live_trials(trials: Sequence[FrozenTrial], held: Sequence[HeldSlot]) -> frozenset[int]:
+    """Returns the numbers of the trials whose worker has renewed its lease in time.
+
+    Args:
+        held: the slots that workers held before the trials were read, or after it. One may be
+            claimed or released in between, and its trial must not look interrupted.
+    """
+    live_ids = {slot.trial_id for slot in held if slot.seconds_left > 0}
+    return frozenset(trial.number for trial in trials if trial._trial_id in live_ids)
+
+
 def _find_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """Returns the complete trial of the default configuration; None without one."""
     for trial in trials:
@@ -182,10 +192,12 @@ def _find_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 def _count_slots(stored: StoredStudy, held: int, done: int) -> dict[str, int]:
-    """Counts the slots of a study by state.
+    """Counts the slots of a study by state; a slot is the place of one trial in the budget.
+
+    The three numbers are read one after the other, and may not fit together while trials end.
 
     Args:
-        held: the number of slots whose trials run; read later than those that are done.
+        held: the number of slots whose trials run.
         done: the number of trials that have ended.
     """
     budget = max(done, sum(stored.ledger.counts().values()))
@@ -209,7 +221,7 @@ def _read_workers(
     workers = []
     for slot in held:
         worker = WorkerStatus(slot.owner, held_seconds=slot.age, lease_seconds=slot.seconds_left)
-        if slot.trial_id in trials_by_id:
+        if slot.trial_id in trials_by_id:  # else the worker has claimed the slot a moment ago
             trial = trials_by_id[slot.trial_id]
             step = trial.last_step
             value = None
@@ -247,19 +259,22 @@ def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
     best tenth of the complete trials with that in all of them.
 
     Args:
-        position: the position of the objective.
+        position: the position of the objective: 0 for the metric, 1 for the first cost.
     """
     complete_trials = stored.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trials = [trial for trial in complete_trials if math.isfinite(trial.values[position])]
     if len(trials) < ENOUGH:
         return Importances(has_enough_trials=False)
     sign = stored.objectives[position].sign
+
+    def negative_value(trial: FrozenTrial) -> float:  # PED-ANOVA takes the lowest as the best
+        value: float = trial.values[position]
+        return -sign * value
+
     with warnings.catch_warnings():
         # Optuna warns that it minimizes, and that few trials have some hyperparameter.
         warnings.simplefilter("ignore")
-        scores = ped_anova().evaluate(
-            stored.optuna, target=lambda trial: -sign * trial.values[position]
-        )
+        scores = ped_anova().evaluate(stored.optuna, target=negative_value)
     varied = find_varied_parameters(trials)
     total = sum(scores.values())
     if not varied or not total:

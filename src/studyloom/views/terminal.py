@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     from studyloom.worker.task import Command
 
 
+INDENT = " " * 10  # of a line that continues one with a label
+
+
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
     """Prints lines; a terminal gets them broken between words, a pipe or a file gets them whole.
 
@@ -94,10 +97,10 @@ def width_of(console: Console) -> int:
 def describe_winner(
     result: Result, best: int | None = None, *, brief: bool = False
 ) -> Iterator[str]:
-    """Formats a result for a terminal, line by line.
+    """Yields a result as the lines that a terminal shows.
 
     Args:
-        best: the best trial of the search; None if it is not to be named.
+        best: the number of the best trial of the search; None if it is not to be named.
         brief: whether to leave out what `±` means, and the interval of the mean.
     """
     best_text = ""
@@ -110,53 +113,57 @@ def describe_winner(
         label = "winner   "
     yield f"{label} {winner_fact.value}  {winner_fact.explanation}"
     for fact in other_facts:
-        yield f"{'':10}{fact}"
+        yield f"{INDENT}{fact}"
     for line in list_ablation(result):
-        yield f"{'':12}{line}"
+        yield f"{INDENT}  {line}"
 
 
 def render_rows(
     rows: Sequence[Sequence[str]], text_columns: Sequence[int], best: str = "best"
 ) -> RenderableType:
-    """Renders rows in columns, their header dim.
+    """Renders rows in columns; the first row is their header, and dim.
 
     Args:
         text_columns: the columns to align left.
-        best: a word that a row of the best has in its first or last column, which is bold.
+        best: the row with this word is bold: its first column is the word, or its last column is a
+            list such as "baseline, best".
     """
-    styles = ["dim"]
-    for row in rows[1:]:
-        marks = {row[0], *row[-1].split(", ")}
-        if best in marks:
-            styles.append("bold")
-        else:
-            styles.append("")
-    return Group(*map(Text, align_rows(rows, text_columns), styles))
+    texts = []
+    for row, line in zip(rows, align_rows(rows, text_columns), strict=True):
+        style = ""
+        if row is rows[0]:
+            style = "dim"
+        elif row[0] == best or best in row[-1].split(", "):
+            style = "bold"
+        texts.append(Text(line, style))
+    return Group(*texts)
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
-    """Formats how the workers spent their time, in percent by kind, the largest share first.
+    """Formats how the workers spent their time, such as "training 60.0%", the largest share first.
+
+    A worker is idle from the end of its last trial until that of the last trial of all workers.
 
     Args:
-        began: the start of this command. After it, the time from a worker's last trial to the end
-            of the last trial of all counts as idle.
+        began: the start of this command; only workers that have ended a trial since then are idle.
     """
-    seconds_by_kind: Counter[str] = Counter()
+    seconds_by_kind: dict[str, float] = defaultdict(float)
     last_ends: dict[str, datetime] = {}  # by worker
     for trial in trials:
         record = TrialRecord(trial)
-        seconds_by_kind.update(record.times)
-        if trial.datetime_complete is not None and trial.datetime_complete > began:
-            last_ends[record.worker or ""] = trial.datetime_complete
-    if last_ends:
-        end = max(last_ends.values())
-        idle = sum((end - worker_end).total_seconds() for worker_end in last_ends.values())
-        seconds_by_kind.update({"idle": idle})
-    total = seconds_by_kind.total()
+        for kind, seconds in record.times.items():
+            seconds_by_kind[kind] += seconds
+        end = trial.datetime_complete
+        if end is not None and end > began:
+            last_ends[record.worker or ""] = end
+    latest_end = max(last_ends.values(), default=began)
+    for worker_end in last_ends.values():
+        seconds_by_kind["idle"] += (latest_end - worker_end).total_seconds()
+    total = sum(seconds_by_kind.values())
     shares = []
-    for kind, seconds in seconds_by_kind.most_common():
-        if seconds:
-            shares.append(f"{kind} {100 * seconds / total:.1f}%")
+    for kind in sorted(seconds_by_kind, key=lambda kind: -seconds_by_kind[kind]):
+        if seconds_by_kind[kind]:
+            shares.append(f"{kind} {100 * seconds_by_kind[kind] / total:.1f}%")
     return shares
 
 
@@ -169,12 +176,13 @@ def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
             continue
         values = ", ".join(_name_values(snapshot, trial))
         number = f"trial {trial.number}{describe_proposer(trial)}"
-        parts = [f"{role:8}", values, number, *format_parameters(trial.params).split("  ")]
-        lines += wrap_parts(parts, width, "  ", indent=10)
+        parameters = format_parameters(trial.params).split("  ")
+        parts = [f"{role:8}", values, number, *parameters]
+        lines += wrap_parts(parts, width, "  ", indent=len(INDENT))
         if TrialRecord(trial).standard_error is not None:
             has_error = True
     if has_error:
-        lines.append(f"{'':10}± is the standard error of the mean over folds and seeds")
+        lines.append(f"{INDENT}± is the standard error of the mean over folds and seeds")
     return Text("\n".join(lines))
 
 
@@ -185,8 +193,10 @@ def _name_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     error = TrialRecord(trial).standard_error
     if error is not None:
         metric += f" ± {format_error(error, value)}"
-    named_costs = zip(snapshot.costs, costs, strict=False)
-    return [metric, *(f"{name} {cost}" for name, cost in named_costs)]
+    texts = [metric]
+    for name, cost in zip(snapshot.costs, costs, strict=False):
+        texts.append(f"{name} {cost}")
+    return texts
 
 
 def render_front(snapshot: Snapshot) -> RenderableType:
@@ -215,7 +225,10 @@ def describe_proposer(trial: FrozenTrial) -> str:
 
 
 def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
-    """Returns the override that continues a search that has ended; empty if it has not."""
+    """Returns the override that continues a search that has ended; empty if it has not.
+
+    It doubles the limit that ended the search, such as "study.trials=80" after 40 trials.
+    """
     study = definition.config.study
     ending = snapshot.forecast.ending
     if ending is None:
@@ -288,7 +301,11 @@ class CellConsole(SafeConsole):
         self.show()
 
     def show(self, *block: RenderableType) -> None:
-        """Shows everything printed so far, and a block below it until the next call."""
+        """Shows everything printed so far, and a block below it until the next call.
+
+        All of it is printed again by a console that records it as HTML, since a cell's output can
+        only be replaced as a whole.
+        """
         recorder = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
         calls = [*self._printed]
         if block:
@@ -296,8 +313,8 @@ class CellConsole(SafeConsole):
         for call in calls:
             recorder.print(*call.objects, **call.options)
         style = "white-space:pre-wrap;word-break:normal;line-height:normal;font-family:monospace"
-        page = f'<pre style="{style}">{{code}}</pre>'
-        html = recorder.export_html(inline_styles=True, code_format=page, clear=False)
+        template = f'<pre style="{style}">{{code}}</pre>'
+        html = recorder.export_html(inline_styles=True, code_format=template, clear=False)
         content = {"text/html": html, "text/plain": recorder.export_text()}
         if self._output is not None:
             self._output.update(content, raw=True)
@@ -313,14 +330,17 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 
 
 def print_not_kept(stored: StoredStudy, console: Console) -> None:
-    """Warns about state of the user's loop that a trial resumed after a crash would lack."""
+    """Warns about state of the user's loop that a trial resumed after a crash would lack.
+
+    A loop passes its state to `run.keep`, and studyloom finds what is missing there.
+    """
     for trial in stored.trials():
-        names = TrialRecord(trial).not_kept
+        names = [one_line(name) for name in TrialRecord(trial).not_kept]
         if names:
-            missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
+            arguments = ", ".join(f"{name}={name}" for name in names)
             reason = "a trial resumed after a crash gets another value"
-            say(console, f"run.keep lacks {missing}: {reason}")
-            return
+            say(console, f"run.keep lacks {arguments}: {reason}")
+            return  # the other trials run the same loop
 
 
 def print_warnings(stored: StoredStudy, console: Console) -> None:
@@ -399,13 +419,14 @@ def print_next_steps(
     commands = _list_next_commands(evaluation.study, command, snapshot)
     if console.is_jupyter:
         commands = commands[:1]
+    # A backslash before a line break lets a shell read on, so that the command can be copied.
+    line_break = " \\\n"
+    width = width_of(console) - len(" \\")
     label = "next"
-    for command_words in commands:
-        parts = [f"{label:6}", *map(shlex.quote, command_words)]
-        width = width_of(console) - 2
+    for arguments in commands:
+        parts = [f"{label:6}", *map(shlex.quote, arguments)]
         lines = wrap_parts(parts, width, " ", indent=7, breaks_words=False)
-        # A backslash before a line break lets a shell read on, so that the command can be copied.
-        console.print(Text(" \\\n".join(lines)), soft_wrap=True)
+        console.print(Text(line_break.join(lines)), soft_wrap=True)
         label = ""
 
 
@@ -436,18 +457,20 @@ def _print_paths(study: "OpenStudy", console: Console) -> None:
 def _list_next_commands(
     study: "OpenStudy", command: "Command", snapshot: Snapshot
 ) -> list[list[str]]:
-    """Returns the next commands, as lists of words: one that continues the search, and views."""
+    """Returns commands, as arguments: one that continues the search, and those that show it.
+
+    The first is missing if the search has not ended or tried all of the search space.
+    """
     commands = []
     override = ""
     if study.definition.space.size() > 1:
         override = find_continuation(snapshot, study.definition)
-    if override:
-        if command.is_call:
-            continuation = f"{command.again} with {override.removeprefix('study.')}".split()
-        else:
-            key = override.partition("=")[0]
-            continuation = [*command.as_typed, *command.without(key), override]
-        commands.append(continuation)
+    if override and command.is_call:  # a study from Python is continued by the same call
+        setting = override.removeprefix("study.")
+        commands.append(f"{command.again} with {setting}".split())
+    elif override:
+        key, _, _ = override.partition("=")
+        commands.append([*command.as_typed, *command.without(key), override])
     for verb in ("status", "dashboard"):
         commands.append(["studyloom", verb, str(study.run_dir)])
     return commands
@@ -464,10 +487,12 @@ BAR_WIDTH = 20  # columns
 
 
 def render_status(status: Status, width: int) -> RenderableType:
-    """Renders the whole status, no wider than `width`; the least important lines come last."""
+    """Renders the whole status, no wider than `width`.
+
+    The least important lines come last, since a small terminal shows only the first.
+    """
     progress = status.progress
     snapshot = progress.search
-    has_ended_early = snapshot.forecast.ending is not None
     parts: list[RenderableType] = []
 
     def add_text(text: str, style: str = "") -> None:
@@ -478,11 +503,11 @@ def render_status(status: Status, width: int) -> RenderableType:
     if progress.result is not None:
         add_text(describe_stored_result(progress.result), "bold green")
     add_text(_describe_budget(snapshot))
-    now = progress.describe_now()
-    if progress.title == SEARCH:
-        del now[0]  # the headline has the progress of the search
-    add_text("\n".join(wrap_parts(now, width)))
-    if not has_ended_early:
+    stage, *details = progress.describe_now()
+    if progress.title != SEARCH:  # the headline has the progress of the search
+        details.insert(0, stage)
+    add_text("\n".join(wrap_parts(details, width)))
+    if snapshot.forecast.ending is None:
         add_text(snapshot.forecast.describe_gain(snapshot.metric))
     if progress.halted is not None:
         explanation = "the study stopped itself, since its trials fail with this"
@@ -523,19 +548,23 @@ class LiveLines(Live):
     narrower has wrapped these lines, so that they take more rows, and the first would stay.
     """
 
-    line_widths: Sequence[int] = ()  # how many columns each line took when it was drawn
+    line_widths: Sequence[int] = ()  # the columns that each line took when it was last drawn
 
     def process_renderables(self, renderables: list[Any]) -> list[Any]:
-        """Clears the rows that the last lines take now; then prints, and draws the lines."""
+        """Returns what Rich prints: control codes that clear the old lines, and the new ones.
+
+        Rich clears a row for each line. This method adds the rows of lines that have wrapped.
+        """
         console = self.console
-        extra_rows = sum(max(0, width - 1) // console.width for width in self.line_widths)
-        clear_row = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)]
+        wrapped_rows = 0
+        for width in self.line_widths:
+            wrapped_rows += max(0, width - 1) // console.width
+        erase_whole_line = 2  # the argument of that control code
+        clear_row = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, erase_whole_line)]
         lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
-        self.line_widths = []
-        for line in lines:
-            self.line_widths.append(sum(segment.cell_length for segment in line))
-        first, *others = super().process_renderables(renderables)
-        return [first, Control(*(clear_row * extra_rows)), *others]
+        self.line_widths = [sum(segment.cell_length for segment in line) for line in lines]
+        clear_lines, *others = super().process_renderables(renderables)
+        return [clear_lines, Control(*(clear_row * wrapped_rows)), *others]
 
     def get_renderable(self) -> RenderableType:
         """Returns the lines, and an empty one, where the cursor stays at any width."""
@@ -556,7 +585,11 @@ class LinePrinter:
         self._last_time = time.monotonic()
 
     def show(self, line: str, progress: Progress | None) -> None:
-        """Prints a line with the time left of a study, if one is due."""
+        """Prints a line with the time left of the study, unless the last one was just printed.
+
+        Args:
+            progress: the progress with the time left; None if the study could not be read.
+        """
         interval = QUIET_INTERVAL
         if line != self._last_line:
             interval = self.interval
@@ -752,10 +785,12 @@ class Display:
     ) -> None:
         """Reads the study and draws it until the body ends.
 
+        The next look comes after LIVE_INTERVAL, or later if looks take more than the share LOOKING.
+
         Args:
-            at_tick: called more often than the study is read.
+            at_tick: called each TICK, more often than the study is read.
         """
-        next_look = 0.0
+        next_look = 0.0  # by time.monotonic()
         while not self._body_ended.wait(min(TICK, LIVE_INTERVAL)):
             if at_tick is not None:
                 at_tick()
@@ -783,16 +818,18 @@ class Display:
         width = self.console.width
         head = wrap_parts([one_line(progress.search.name), progress.stage_text], width, "  ")
         times = [*progress.list_times()]
+        elapsed_and_eta = times[:2]
+        spent = times[2:]
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(1.0, progress.share, width=BAR_WIDTH),
             f"{progress.share:4.0%}",
-            Text(", ".join(times[:2])),
+            Text(", ".join(elapsed_and_eta)),
         )
         request = progress.control_text
         if self.stop is not None and self.stop():
             request = describe_stop(self.stop.reason)
-        details = [text for text in (progress.later_text, *times[2:], request) if text]
+        details = [text for text in (progress.later_text, *spent, request) if text]
         table = render_rows(last_trials(progress, width), range(width))
         return Group(
             Text("\n".join(head), "bold"), bar, *map(Text, wrap_parts(details, width)), table

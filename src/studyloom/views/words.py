@@ -10,7 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -164,8 +164,9 @@ def describe_trial(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
             optimizer_name += f" at {_format_briefly(rate)}"
         parts.append(optimizer_name)
     if not parts:
-        settings = [*join_lists(params).items()]
-        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in settings[:MOST_SETTINGS]]
+        for key, value in [*join_lists(params).items()][:MOST_SETTINGS]:
+            _, _, last_part = key.rpartition(".")
+            parts.append(f"{last_part} {value}")
     if not parts:
         parts = ["The default configuration"]
     return one_line(", ".join(parts))
@@ -202,9 +203,10 @@ def join_lists(params: Mapping[str, Any]) -> dict[str, str]:
 def _join_items(params: Mapping[str, Any], list_name: str) -> str:
     """Joins the items of a list of the search space: 64-32."""
     items: list[str] = []
-    while f"{list_name}.{len(items)}" in params:
-        item = params[f"{list_name}.{len(items)}"]
-        items.append(_format_briefly(item))
+    key = f"{list_name}.0"
+    while key in params:
+        items.append(_format_briefly(params[key]))
+        key = f"{list_name}.{len(items)}"
     return "-".join(items)
 
 
@@ -221,16 +223,8 @@ def _describe_network(name: str, network: Mapping[str, Any], params: Mapping[str
         name = cell
         if len(cell) <= 4:
             name = cell.upper()
-    searched_keys = set()
-    for param in params:
-        if param.startswith("model."):
-            searched_keys.add(param.partition("[")[0].rpartition(".")[2])
-    keys = [key for key in network if key in searched_keys]
-    if not keys:
-        keys = [key for key in SIZE_KEYS if key in network]
-    keys.sort(key=lambda key: key not in SIZE_KEYS)
     details = []
-    for key in keys:
+    for key in _choose_network_keys(network, params):
         detail = _describe_setting(key, network[key])
         if detail:
             details.append(detail)
@@ -238,6 +232,26 @@ def _describe_network(name: str, network: Mapping[str, Any], params: Mapping[str
     if details:
         description += f" with {' and '.join(details[:MOST_DETAILS])}"
     return description
+
+
+def _choose_network_keys(network: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of a network to describe: those that were searched, or else its size.
+
+    The keys of its size come first. A hyperparameter `model.cnn.channels` is the key `channels`,
+    and so is an item of a list, `model.cnn.channels[0]`.
+    """
+    searched_keys = set()
+    for param in params:
+        if param.startswith("model."):
+            list_name, _, _ = param.partition("[")
+            _, _, key = list_name.rpartition(".")
+            searched_keys.add(key)
+    keys = [key for key in network if key in searched_keys]
+    if not keys:
+        keys = [key for key in SIZE_KEYS if key in network]
+    size_keys = [key for key in keys if key in SIZE_KEYS]
+    other_keys = [key for key in keys if key not in SIZE_KEYS]
+    return size_keys + other_keys
 
 
 def _choose_article(name: str) -> str:
@@ -283,10 +297,14 @@ def _is_share(metric: str, value: float) -> bool:
 
 
 def _count_decimals(error: float | None) -> int:
-    """Returns the decimals of a percentage, one to three, enough to show its error."""
+    """Returns the decimals of a percentage, one to three, enough to show its error.
+
+    An error of 0.0004 is 0.04%, and needs two decimals.
+    """
     if not error or not math.isfinite(error):
         return 1
-    return min(3, max(1, -math.floor(math.log10(100 * abs(error)))))
+    exponent = math.floor(math.log10(100 * abs(error)))  # of the error's first digit, in percent
+    return min(3, max(1, -exponent))
 
 
 def format_metric(value: float, metric: str, error: float | None = None) -> str:
@@ -338,7 +356,7 @@ def explain_no_best(snapshot: Snapshot) -> str:
 
 
 def count_uncounted(snapshot: Snapshot) -> list[str]:
-    """Says how many trials are paused, interrupted, or not counted as done, if any."""
+    """Says how many trials are paused, interrupted, of other programs, or set aside, if any."""
     interrupted = 0
     for trial in snapshot.trials:
         if shown_state(trial, snapshot.live_trials) == INTERRUPTED:
@@ -453,23 +471,22 @@ class WorkerTexts:
 
 def describe_worker(worker: WorkerStatus) -> WorkerTexts:
     """Describes what a worker does."""
-    texts = WorkerTexts()
+    texts: dict[str, str] = {}  # by the fields of WorkerTexts
     if worker.trial is not None:
-        texts = replace(texts, trial=str(worker.trial))
+        texts["trial"] = str(worker.trial)
     if worker.epoch is not None:
-        epoch = str(worker.epoch)
-        if worker.epochs is not None:
-            epoch += f"/{worker.epochs}"
-        texts = replace(texts, epoch=epoch)
+        texts["epoch"] = str(worker.epoch)
+    if worker.epoch is not None and worker.epochs is not None:
+        texts["epoch"] += f"/{worker.epochs}"
     if worker.value is not None:
-        texts = replace(texts, value=format_value(worker.value))
+        texts["value"] = format_value(worker.value)
     if worker.held_seconds is not None:
-        texts = replace(texts, held=format_duration(worker.held_seconds))
+        texts["held"] = format_duration(worker.held_seconds)
     if not worker.is_alive:
-        texts = replace(texts, lease="expired")
+        texts["lease"] = "expired"
     elif worker.lease_seconds is not None:
-        texts = replace(texts, lease=f"expires in {format_duration(worker.lease_seconds)}")
-    return texts
+        texts["lease"] = f"expires in {format_duration(worker.lease_seconds)}"
+    return WorkerTexts(**texts)
 
 
 def list_front(snapshot: Snapshot) -> list[list[str]]:
@@ -488,8 +505,13 @@ def list_front(snapshot: Snapshot) -> list[list[str]]:
                 mark = f"{role}, beaten"
             marks.setdefault(trial.number, []).append(mark)
             trials[trial.number] = trial
+
+    def sort_key(trial: FrozenTrial) -> list[float]:
+        _, *costs = trial.values
+        return [*costs, trial.number]
+
     rows = [[snapshot.metric, *snapshot.costs, "trial", ""]]
-    for trial in sorted(trials.values(), key=lambda trial: [*trial.values[1:], trial.number]):
+    for trial in sorted(trials.values(), key=sort_key):
         mark = ", ".join(marks.get(trial.number, []))
         rows.append([*format_each_value(trial), str(trial.number), mark])
     return rows
@@ -869,7 +891,8 @@ def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
     error = ablation.half_interval or 0.0
     decimals = 4
     if error > 0:
-        decimals = max(0, 1 - math.floor(math.log10(min(1e9, error))))
+        exponent = math.floor(math.log10(min(1e9, error)))  # of its first digit; it may be infinite
+        decimals = max(0, 1 - exponent)
     loss = "no value: a training failed"
     if row.worse_by is not None:
         loss = f"{row.worse_by:+.{decimals}f} ± {error:.{decimals}f}"
@@ -951,7 +974,7 @@ def _format_stored_mean(values: object) -> str:
 
 
 def describe_accepted_files(data: DataFacts) -> str:
-    """Describes the files that `studyloom predict` takes."""
+    """Describes the files that `studyloom predict` takes, by the inputs of the network."""
     shape = data.shape
     transform = data.transform or {}
     if data.reads:
