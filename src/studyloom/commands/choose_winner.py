@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -23,6 +23,19 @@ from studyloom.worker.open_study import OpenStudy
 from studyloom.worker.prepare_search import open_search, prepare
 from studyloom.worker.stopping import Stop
 from studyloom.worker.task import Command, Task
+
+
+@dataclass(frozen=True)
+class ChosenWinner:
+    """The winner of a study, chosen again.
+
+    Args:
+        study: the name of the study.
+        result: the summary of its result; None if it has none.
+    """
+
+    study: str
+    result: dict[str, Any] | None
 
 
 class WinnerReporting(Reporting):
@@ -99,14 +112,11 @@ class WinnerReporting(Reporting):
 
 def choose_winner(
     config: StudyConfig, console: terminal.SafeConsole, *, repeat: bool = True
-) -> tuple[str, dict[str, Any] | None]:
+) -> ChosenWinner:
     """Chooses and tests the winner of a search that has ended.
 
     Args:
         repeat: whether to test it again if it was tested before.
-
-    Returns:
-        The name of the study, and a summary of its result; None if it has none.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
@@ -118,7 +128,7 @@ def choose_winner(
     reporting = WinnerReporting(command, console, repeat=repeat)
     with Stop() as stop:
         run_study(config, command, reporting, stop, WinnerStages())
-    return str(config.study.name), reporting.result
+    return ChosenWinner(str(config.study.name), reporting.result)
 
 
 @contextmanager

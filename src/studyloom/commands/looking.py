@@ -192,11 +192,11 @@ def compare(arguments: argparse.Namespace) -> None:
     path = arguments.page or arguments.run_dirs[0] / PAGE
     if arguments.page is not None:
         check_page(path)  # before the studies are read, which may take long
-    opened = []
+    folders_and_studies = []
     for run_dir in arguments.run_dirs:
-        arguments.run_dir = run_dir
-        opened.append((run_dir, open_run(arguments)))
-    studies = read_studies(opened)
+        arguments.run_dir = run_dir  # which `open_run` reads
+        folders_and_studies.append((run_dir, open_run(arguments)))
+    studies = read_studies(folders_and_studies)
     if arguments.json:
         print_json(make_document(studies))
         return
@@ -258,7 +258,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     if (arguments.gpu and arguments.repair) or (arguments.yes and not arguments.repair):
         raise ValueError("--gpu and --repair cannot be combined, and --yes needs --repair")
     url = arguments.storage
-    name = None
+    name = None  # of the study; None for all studies of the database
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)
 
@@ -282,6 +282,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         is_repaired = result.is_done
     else:
         checks = show(url, arguments.run_dir, quiet=arguments.json)
+
     states = [check["state"] for check in checks]
     code = 0
     if "to do" in states or (differences and not is_repaired):

@@ -29,6 +29,7 @@ from studyloom.processes import collect_garbage_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
+    from studyloom.commands.choose_winner import ChosenWinner
     from studyloom.winner.result import InputPrediction
 
 
@@ -41,16 +42,13 @@ def run_later_stages(
     *overrides: str,
     repeat: bool,
     network: NetworkTarget | None = None,
-) -> tuple[str, dict[str, Any] | None]:
+) -> "ChosenWinner":
     """Runs the stages after the search: the re-evaluation, the final training and the test.
 
     Args:
         overrides: overrides of the study's command.
         repeat: whether to test the winner again if it was tested before.
         network: a value of the option `--network`, if the user gives it.
-
-    Returns:
-        The name of the study, and a summary of its result; None if it has none.
     """
     from studyloom.commands.choose_winner import choose_winner
     from studyloom.config.compose import recompose
@@ -82,12 +80,17 @@ def winner(arguments: argparse.Namespace) -> None:
     """
     network = arguments.network
     if network is None:
-        study, result = run_later_stages(arguments, repeat=True)
+        chosen = run_later_stages(arguments, repeat=True)
     else:
         override = network_override(network)
-        study, result = run_later_stages(arguments, override, repeat=False, network=network)
+        chosen = run_later_stages(arguments, override, repeat=False, network=network)
     if arguments.json:
-        print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
+        document = {
+            "study": chosen.study,
+            "run_dir": str(arguments.run_dir),
+            "result": chosen.result,
+        }
+        print_json(document)
 
 
 def network_override(network: NetworkTarget) -> str:
@@ -141,7 +144,7 @@ def compress(arguments: argparse.Namespace) -> None:
 
     console = make_console(text_stream(arguments))
     if arguments.trust_server:
-        locate_study(arguments)
+        locate_study(arguments)  # starts the server
     with (
         code_of_study(arguments.run_dir, arguments.code),
         recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as config,

@@ -249,14 +249,19 @@ class EventFile:
         self._history = History.read(self._read_lines(), self._study_id)
 
     def _read_lines(self) -> Iterator[str]:
-        """Yields the lines of the file; a pipe has none. Ends a last line that lacks its end."""
+        """Yields the lines of the file; a pipe has none.
+
+        A command that was killed while it wrote has left a last line without a line break, which
+        is added.
+        """
         if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
-            line = "\n"
+            last_line = ""
             for line in file:
+                last_line = line
                 yield line
-            if not line.endswith("\n"):  # the command was killed while it wrote
+            if last_line and not last_line.endswith("\n"):
                 self._write(b"\n")
 
     def __call__(self, progress: Progress) -> None:

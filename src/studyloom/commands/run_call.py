@@ -110,6 +110,9 @@ def run_call(
 ) -> OpenStudy:
     """Runs the study of a call from Python, and returns it, closed.
 
+    A signal such as Ctrl-C stops the study in order. Then the caller's handler of the signal runs,
+    and a KeyboardInterrupt is raised.
+
     Args:
         quiet: whether nothing is printed.
         notes: lines that are printed before the first trial.
@@ -122,7 +125,7 @@ def run_call(
         raise ConfigError(
             "study.dry_run is for a shell: python -m studies.NAME --dry-run; leave it out"
         )
-    error: Exception | None = None
+    error_after_signal: Exception | None = None
     reason: str | None = None
     with Stop(config.study.timeout) as stop, ExitStack() as ending:
         ending.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
@@ -132,6 +135,7 @@ def run_call(
         outputs.console.lasting = False
         outputs.notes = notes
         reporting = CallReporting(command, outputs, config, ending)
+
         code = 1
         try:
             outputs.open()
@@ -141,16 +145,18 @@ def run_call(
             reason = error_text(raised)
             if stop.signal is None:
                 raise
-            error = raised  # the cause of the KeyboardInterrupt
+            error_after_signal = raised
         finally:
             if reporting.study is None:
                 code = 2  # an error in the config
             outputs.finish(find_exit_code(code, stop), reason)
+
     if stop.signal is not None:
         # The caller's handler of the signal, which is installed again, gets it now. Python's own
         # handler raises a KeyboardInterrupt without a message.
         with suppress(KeyboardInterrupt):
             signal.raise_signal(stop.signal)
-        raise KeyboardInterrupt(f"the study was stopped; {command.resumes} it") from error
+        message = f"the study was stopped; {command.resumes} it"
+        raise KeyboardInterrupt(message) from error_after_signal
     assert reporting.study is not None
     return reporting.study

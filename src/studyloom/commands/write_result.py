@@ -27,12 +27,12 @@ def move_result_of_another_study(study: OpenStudy, console: Console) -> None:
     """Moves a result in the run directory aside if it belongs to another study.
 
     Such a study may have the same name, and be in another database. The lease of the test set keeps
-    two commands from moving it at once. It may need a connection, so that it is taken only if
-    there is such a result; then another command may have moved it before this one got the lease.
+    two commands from moving the result at once.
     """
-    if not has_result_of_another_study(study):
+    if not has_result_of_another_study(study):  # spares the lease, which may need a connection
         return
     with study.stored.ledger.testing():
+        # Another command may have moved the result before this one got the lease.
         if has_result_of_another_study(study):
             new_place = move_aside(study.run_dir)
             terminal.say(

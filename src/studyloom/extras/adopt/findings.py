@@ -214,7 +214,8 @@ def _longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
             durations.append(duration)
     if len(durations) < 2:
         return STALE_SECONDS
-    percentile_95 = quantiles(durations, n=20)[-1]  # the last of the 19 values between 20 parts
+    twentieths = quantiles(durations, n=20)  # the percentiles 5, 10, …, 95
+    percentile_95 = twentieths[-1]
     return STALE_FACTOR * percentile_95
 
 
@@ -269,7 +270,7 @@ def _noise_of_repeats(
     for group in groups:
         values = [trial.values[0] for trial in group if trial.number in ranked_numbers]
         if values:
-            sum_of_squares += float(np.var(values)) * len(values)
+            sum_of_squares += float(np.var(values)) * len(values)  # the variance is their mean
             degrees_of_freedom += len(values) - 1
     if degrees_of_freedom < MIN_TRIALS:
         return None

@@ -244,8 +244,9 @@ def _choose_drawn_trials(study: AdoptedStudy) -> list[FrozenTrial]:
     for trial in study.trials:
         if trial.state != TrialState.COMPLETE or trial.number in numbers_with_value:
             drawable_trials.append(trial)
-    best_numbers = {trial.number for trial in study.ranked[: MAX_DRAWN // 2]}
-    stride = 1 + 2 * len(drawable_trials) // MAX_DRAWN
+    half = MAX_DRAWN // 2
+    best_numbers = {trial.number for trial in study.ranked[:half]}
+    stride = 1 + len(drawable_trials) // half
     drawn_trials = []
     for position, trial in enumerate(drawable_trials):
         if trial.number in best_numbers or position % stride == 0:

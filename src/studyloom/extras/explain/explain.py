@@ -141,9 +141,8 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
     """
     confidences, predicted = probabilities.double().max(1)  # both (n,)
     is_right = (predicted == labels).double()
-    bin_numbers = (
-        (confidences * BINS).long().clamp(max=BINS - 1)
-    )  # a confidence of 1 is in the last
+    # The number of each prediction's bin; a confidence of 1 is in the last one.
+    bin_numbers = (confidences * BINS).long().clamp(max=BINS - 1)
     bins = []
     calibration_error = 0.0
     for number in sorted(set(bin_numbers.tolist())):

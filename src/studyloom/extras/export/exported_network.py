@@ -310,6 +310,12 @@ def make_distillation_step(
     teacher = deepcopy(teacher).eval().requires_grad_(False)
 
     def step(network: nn.Module, batch: Any, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Returns the loss of a student: half of it to the teacher's outputs, half to the targets.
+
+        Args:
+            network: the student.
+            loss: the loss of the study.
+        """
         inputs, targets = batch
         inputs = inputs.to(dtype)
         with torch.no_grad():

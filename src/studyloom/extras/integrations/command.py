@@ -406,7 +406,11 @@ def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
 
 
 def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
-    """Yields the errors of a command that may have placeholders only for these names."""
+    """Yields the errors of a command: placeholders without a value, or a program that is missing.
+
+    Args:
+        names: the names of the placeholders that have a value.
+    """
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return

@@ -36,11 +36,14 @@ class Report(Checkpoint):
         self._validations.run.keep_at_end(module=pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: object) -> None:
+        """Begins to count validations; corrects how Lightning resumes from a checkpoint.
+
+        The checkpoint was saved between two epochs. Lightning takes it for one within an epoch: it
+        would not begin the next epoch as usual, with a new order of the examples. Therefore it is
+        made to believe that it does not resume.
+        """
         self._validations.begin(_count_validations(trainer))
         if self._validations.run.checkpoint is not None:
-            # The checkpoint was saved between two epochs. Lightning takes it for one within an
-            # epoch: it would not begin the next epoch as usual, with a new order of the examples.
-            # Therefore it is made to believe that it does not resume.
             loop = trainer.fit_loop
             loop._restarting = False
             loop.epoch_loop.restarting = False

@@ -103,8 +103,8 @@ class SharedFiles:
     def _find_shared_files(self) -> dict[str, list[str]]:
         """Returns the trials that may have written a file, by its name, for each shared file.
 
-        A file is shared if it was written during several trials, and no trial ran at all the times
-        at which it was written.
+        A file is shared if it was written while several trials ran, and no single trial ran from
+        its first write to its last.
         """
         trials = self._read_record()
         file_names = set[str]()

@@ -85,7 +85,10 @@ class WorkingFolder:
         unfinished.rename(folder)
 
     def _link_neighbors(self, target: Path) -> None:
-        """Links the files and folders next to the project, for paths such as ../data."""
+        """Links the files and folders next to the project, for paths such as ../data.
+
+        If there are very many, such as in a temporary folder, none is linked.
+        """
         parent = self.project.parent
         if parent == self.project:  # it is the root of the file system
             return

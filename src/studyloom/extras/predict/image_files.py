@@ -39,16 +39,28 @@ class _Opaque:
     background: str = ""
 
 
-def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as a network takes it.
+
+    Args:
+        pixels: float32 (channels, height, width) from 0 (black) to 1 (white).
+        changes: the changes to the image that the file holds, in words.
+    """
+
+    pixels: Tensor
+    changes: list[str]
+
+
+def read_image(content: bytes, channels: int, size: Sequence[int]) -> DecodedImage:
     """Reads an image, upright and without transparency; only the first of several frames.
 
     Args:
         channels: 1 for grayscale, 3 for color.
         size: the height and width of the network's inputs; much larger images are reduced.
 
-    Returns:
-        Pixels as float32 (channels, height, width) from 0 (black) to 1 (white), and a list of the
-        changes to the image, in words.
+    Raises:
+        PredictError: it is damaged, or no image.
     """
     try:
         with warnings.catch_warnings():
@@ -66,8 +78,13 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tens
         raise PredictError(f"it is a damaged image: {one_line(str(error))}") from None
 
 
-def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Returns the pixels of an image as `read_image` does, and the changes to it."""
+def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> DecodedImage:
+    """Makes the first frame of an image upright, opaque, and not much larger than the inputs.
+
+    Args:
+        channels: 1 for grayscale, 3 for color.
+        size: the height and width of the network's inputs.
+    """
     changes = []
     if getattr(image, "is_animated", False):  # only formats of several frames have the attribute
         changes.append("first of several frames")
@@ -76,7 +93,7 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
         changes.append("turned upright")
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits, or floats
         pixels = _read_wide_pixels(image)
-        return pixels.expand(channels, -1, -1).clone(), changes
+        return DecodedImage(pixels.expand(channels, -1, -1).clone(), changes)
 
     if image.has_transparency_data:
         opaque = _remove_transparency(image)
@@ -97,8 +114,10 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
         image = image.reduce(factor)
     pixels = torch.from_numpy(np.array(image)).float().div_(255)
     if channels == 1:
-        return pixels[None], changes
-    return pixels.permute(2, 0, 1).contiguous(), changes  # the channels first
+        pixels = pixels[None]
+    else:
+        pixels = pixels.permute(2, 0, 1).contiguous()  # the channels first
+    return DecodedImage(pixels, changes)
 
 
 def _read_wide_pixels(image: PIL.Image.Image) -> Tensor:

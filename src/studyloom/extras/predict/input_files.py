@@ -88,8 +88,8 @@ class InputFiles:
         if not is_image(shape):
             shape = ANY_IMAGE
         channels, *size = shape
-        pixels, changes = read_image(content, channels, size)
-        return self.form.from_pixels(pixels[None], changes)
+        image = read_image(content, channels, size)
+        return self.form.from_pixels(image.pixels[None], image.changes)
 
     def _from_lines(self, content: bytes) -> Inputs:
         """Makes inputs from the lines of a CSV file."""
@@ -243,7 +243,7 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
 
     Args:
         columns: the names that the header must have; empty for a file without a header.
-        count: the numbers of an input; None for as many as the first line has.
+        count: how many numbers an input has; None for as many as the first line has.
     """
     if count is None:
         first_line, _, _ = content.partition(b"\n")

@@ -69,16 +69,17 @@ def _describe_definition(stored: StoredStudy, trials: Sequence[FrozenTrial]) -> 
     if snapshot.baseline is not None and snapshot.baseline.values:
         baseline = snapshot.baseline.values[0]
     definition = stored.definition() or {}
-    about = [str(definition.get("objective._target_") or "")]
+    loop = str(definition.get("objective._target_") or "")
+    model = ""
     if trials:
-        about.append(describe_trial(trials[0], trials[0].params))
-    about.append(describe_data(stored, None))
+        model = describe_trial(trials[0], trials[0].params)
+    data = describe_data(stored, None)
     return {
         "metric": objective.name,
         "direction": direction,
         "rule": snapshot.rule,
         "baseline": baseline,
-        "about": "; ".join(part for part in about if part),
+        "about": "; ".join(part for part in (loop, model, data) if part),
     }
 
 

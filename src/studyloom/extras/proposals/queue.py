@@ -50,8 +50,8 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
 
     Args:
         point: values by hyperparameter name, possibly nested; or such an object in JSON.
-        by: who proposes it, a line of text.
-        why: why, a line of text.
+        by: who proposes it; a line of text.
+        why: the reason for it; a line of text.
 
     Returns:
         The number of its trial.

@@ -143,7 +143,8 @@ def _read_curve(
 ) -> dict[str, Sequence[float | None]]:
     """Returns the numbers of each epoch by quantity, the metric first.
 
-    Of a trial whose workers died, only the values that they reported are stored, in Optuna's way.
+    If the workers of a trial died, only the values that they reported are stored: Optuna's
+    intermediate values.
 
     Args:
         is_loop: whether a custom loop trained, whose further quantities have any names.

@@ -41,11 +41,13 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
 def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that a stored trial may name; None if it may name all.
 
-    That depends on who can have written the trial: only the user, if the database is in a run
-    directory of the user's; otherwise also others.
+    In a run directory that others can write to, these are only the packages that the user trusts.
+    If only the user can write there and the database is in it, only the user has written the trial.
+    Others may write to a database elsewhere; then the packages in the config of the user's command
+    are trusted too.
 
     Args:
-        packages: those that the user trusts on the command line.
+        packages: the packages that the user trusts on the command line.
     """
     others_write_here = trust.consent(run_dir, packages) is not None
     if others_write_here:
@@ -53,7 +55,6 @@ def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] |
     database_is_here = any((run_dir / name).exists() for name in ("study.db", "postgres"))
     if database_is_here:
         return None
-    # Others may write to the database, but not to the config of the user's command.
     config = written_values(read_written(run_dir, "config.yaml"))
     return [*packages, *trust.packages_to_trust(config)]
 

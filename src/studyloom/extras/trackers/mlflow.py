@@ -87,13 +87,14 @@ class MLflow(Tracker):
         client = self._connect(trial.study).client
         parent_id = self._find_or_create_study_run(trial.study)
         tags = {"mlflow.parentRunId": parent_id, KIND: "trial", TRIAL: str(trial.number)}
-        name = f"trial-{trial.number}"
-        run_id = self._find_or_create_run(trial.study, name, tags, trial.started)
+        run_name = f"trial-{trial.number}"
+        run_id = self._find_or_create_run(trial.study, run_name, tags, trial.started)
         self._log_numbers(client, run_id, trial)
-        run_tags = [RunTag(STATE, _text(trial.state))]
-        for name, fact in trial.facts.items():
-            run_tags.append(RunTag(f"studyloom.{name}", _text(fact)))
-        client.log_batch(run_id, tags=run_tags)
+        # The state is written after all else: a run without it is not complete.
+        final_tags = [RunTag(STATE, _text(trial.state))]
+        for fact_name, fact in trial.facts.items():
+            final_tags.append(RunTag(f"studyloom.{fact_name}", _text(fact)))
+        client.log_batch(run_id, tags=final_tags)
         client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.ended))
 
     def _log_numbers(self, client: "MlflowClient", run_id: str, trial: TrackedTrial) -> None:
@@ -268,6 +269,7 @@ class MLflow(Tracker):
         versions = client.search_model_versions(f"name = '{name}'")
         if any(version.tags.get(RESULT) == digest for version in versions):
             return
+        # The folder of a model has a file MLmodel, which names the module that loads its data.
         artifact_path = f"model-{digest[:DIGEST_LENGTH]}"
         with TemporaryDirectory() as model_folder:
             data = Path(model_folder) / "data"

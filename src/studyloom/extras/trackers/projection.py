@@ -314,8 +314,9 @@ def write_missing(
     for trial in stored.trials():
         if trial.state.is_finished():
             trials.append(describe_trial(trial, stored, study))
+
+    # All trackers are written at the same time, each by a thread, and then awaited one by one.
     began = time.monotonic()
-    # All trackers are written at the same time, and then awaited one by one.
     writings = []
     for name, tracker in trackers.items():
         missing: list[TrackedTrial | TrackedResult] = [*trials]
@@ -346,6 +347,8 @@ class _Writing:
 
 def _await_writing(writing: _Writing, began: float, total: int) -> None:
     """Waits for the writing to a tracker, and logs what the tracker may lack at the end.
+
+    It waits silently for a short time, and then says how long it waits at most.
 
     Args:
         began: when the writing began, as `time.monotonic` says.
@@ -500,12 +503,13 @@ def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
             params = trial.params
             for objective, value in zip(stored.objectives, trial.values or (), strict=False):
                 values[f"search.{objective.name}"] = value
-    file_names: Sequence[str] = FILES_WITHOUT_WINNER
     if result is not None:
-        file_names = RESULT_FILES
         params = result.winner.params
         values |= _values_of_result(result)
 
+    file_names: Sequence[str] = FILES_WITHOUT_WINNER
+    if result is not None:
+        file_names = RESULT_FILES
     files = {}
     for name in file_names:
         path = study.run_dir / name

@@ -72,6 +72,7 @@ class WandB(Tracker):
 
     def write_trial(self, trial: TrackedTrial) -> None:
         def write(run: Any) -> None:
+            """Writes the hyperparameters, the facts, the curves and the values of the trial."""
             config = {name: _plain(value) for name, value in trial.params.items()}
             for name, text in trial.facts.items():
                 config[f"studyloom.{name}"] = one_line(text)
@@ -88,15 +89,20 @@ class WandB(Tracker):
                 summary[f"final/{one_line(name)}"] = value
             run.summary.update(summary)
 
-        run_id = f"{trial.study.uuid}-{trial.number}"
-        name = f"trial-{trial.number}"
-        has_failed = trial.state == "failed"
-        self._write(write, _RunSettings(trial.study, run_id, name, "trial", has_failed))
+        settings = _RunSettings(
+            trial.study,
+            run_id=f"{trial.study.uuid}-{trial.number}",
+            name=f"trial-{trial.number}",
+            kind="trial",
+            has_failed=trial.state == "failed",
+        )
+        self._write(write, settings)
 
     def write_result(self, result: TrackedResult) -> None:
         import wandb
 
         def write(run: Any) -> None:
+            """Writes the hyperparameters and values of the winner, and its files as an artifact."""
             params = {name: _plain(value) for name, value in result.params.items()}
             run.config.update(params, allow_val_change=True)
             run.summary.update({"winner": result.trial, **result.values})
@@ -107,7 +113,8 @@ class WandB(Tracker):
                 run.log_artifact(artifact)
 
         run_id = f"{result.study.uuid}-study"
-        self._write(write, _RunSettings(result.study, run_id, result.study.name, "study"))
+        settings = _RunSettings(result.study, run_id, name=result.study.name, kind="study")
+        self._write(write, settings)
 
     def written(self, study: TrackedStudy) -> set[int]:
         numbers = set()
