@@ -137,7 +137,7 @@ class ToyStudy:
         return 0 if stage is None else stage.count_open_trials() + stage.later_trials
 
     def is_done(self):
-        return self.evaluation.trained is not None
+        return self.evaluation.trained_stage is not None
 
 
 def train(stage, split, trials, folder=None):

@@ -26,9 +26,9 @@ from studyloom.views.terminal import describe_winner
 from studyloom.views.words import describe_simple, list_ablation
 from studyloom.winner.ablation import Defaults, Losses
 from studyloom.winner.assemble_result import is_result_of
-from studyloom.winner.candidates import Origin
+from studyloom.winner.candidates import CandidateId
 from studyloom.winner.result import SIMPLE, Ablation, AblationRow, Result, write_json
-from studyloom.winner.statistics import error_of_differences
+from studyloom.winner.statistics import estimate_difference_error
 
 SPACE = (
     *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.baseline=false"),
@@ -130,7 +130,7 @@ def test_a_change_is_needed_if_the_interval_of_its_loss_is_above_zero():
     }
     losses = Losses(winner, values, sign=1)
     assert [losses.is_needed(name) for name in "abcd"] == [True, False, False, True]
-    assert [*losses.simplifications()] == [("b", "c"), ("c",)]
+    assert [*losses.propose_simplifications()] == [("b", "c"), ("c",)]
     assert losses.loss("a") == pytest.approx(0.92 - np.mean(values["a",]))
     assert 0 < losses.error.standard_error < losses.error.half_interval
     for sign in (1, -1):
@@ -146,14 +146,14 @@ def test_the_interval_of_a_loss_holds_for_all_changes_at_once():
     for _ in range(runs):
         truth = draw.normal(0, 3, (6, 1))
         series = truth + draw.normal(0, 5, 3) + draw.normal(size=(6, 3))
-        half = error_of_differences(series).half_interval
+        half = estimate_difference_error(series).half_interval
         means = series.mean(1)
         true_means = truth[:, 0]
         errors = (means[1:] - means[0]) - (true_means[1:] - true_means[0])
         covered += bool((np.abs(errors) <= half).all())
     assert 0.95 <= covered / runs < 0.985
-    assert error_of_differences([[0.5], [0.6]]) is None
-    error = error_of_differences([[0.5, 0.6], [0.1, 0.2]])
+    assert estimate_difference_error([[0.5], [0.6]]) is None
+    error = estimate_difference_error([[0.5, 0.6], [0.1, 0.2]])
     assert (error.standard_error, error.half_interval) == pytest.approx((0, 0))
 
 
@@ -187,8 +187,8 @@ def test_an_ablation_trains_on_the_seeds_of_the_re_evaluation(ablated):
     first = stages.stage("ablation")
     assert first.source.new_seeds == stages.reevaluation.source.new_seeds
     for row in result.ablation.rows:
-        origin = Origin(result.winner.trial, defaults=(row.name,))
-        assert Origin.read(origin.columns) == origin
+        origin = CandidateId(result.winner.trial, defaults=(row.name,))
+        assert CandidateId.read(origin.columns) == origin
         for seed, value in enumerate(row.values):
             assert train_plainly(first, origin, seed)[0] == value
         assert len(row.values) == SEEDS

@@ -73,8 +73,8 @@ def test_a_larger_budget_reuses_trainings_and_test_of_its_candidates(
         (large.reevaluation, small.reevaluation),
         (large.final_training, small.final_training),
     ):
-        for training, trial in stage.trained.items():
-            reused = earlier_stage.trained[training]
+        for training, trial in stage.ended_trials.items():
+            reused = earlier_stage.ended_trials[training]
             assert trial.values == reused.values
             assert trial.user_attrs["epochs"] == reused.user_attrs["epochs"]
             assert trial.user_attrs[REUSED] == f"{earlier_stage.stored.name}, trial {reused.number}"

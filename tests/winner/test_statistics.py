@@ -12,7 +12,7 @@ from studyloom.winner.statistics import (
     Outputs,
     compare,
     difference,
-    error_of_differences,
+    estimate_difference_error,
     resample,
     summarize,
 )
@@ -199,7 +199,7 @@ def test_an_interval_of_huge_values_is_a_scaled_one_of_small_values():
 
 
 def test_the_error_of_differences_ignores_rounding_and_does_not_overflow():
-    equal = error_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]])
+    equal = estimate_difference_error([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]])
     assert equal == DifferenceError(0.0, 0.0)
-    error = error_of_differences([HUGE, [7.8, 8.0, 9.0]])
+    error = estimate_difference_error([HUGE, [7.8, 8.0, 9.0]])
     assert error.standard_error == pytest.approx(1.4e217 / 3, rel=1e-3)

@@ -49,9 +49,9 @@ from studyloom.views.terminal import describe_winner
 from studyloom.winner import measurement
 from studyloom.winner.assemble_result import is_result_of
 from studyloom.winner.candidates import (
+    CandidateId,
     CandidateSource,
     CandidateTrainings,
-    Origin,
     Training,
     find_kept_epoch,
 )
@@ -133,7 +133,7 @@ def test_best_trials_and_baseline_are_re_evaluated_on_the_same_new_folds(
     stages, _, _ = evaluated
     values = {trial.number: trial.value for trial in stages.search.stored.trials()}
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
-    assert {*stages.candidates} == {*map(Origin, best), Origin(0)}
+    assert {*stages.candidates} == {*map(CandidateId, best), CandidateId(0)}
     trainings = stages.reevaluation.source
     for seed in range(2):
         train, valid = trainings.fold(seed)
@@ -264,7 +264,7 @@ def test_a_failed_training_of_a_candidate_is_tried_again_once(
     work(stages)
     stage = stages.reevaluation
     assert (len(attempts), stage.count_open_trials()) == (2, 0)
-    assert len(stages.reevaluated.values_by_seed(Origin(0))) == values
+    assert len(stages.reevaluated.values_by_seed(CandidateId(0))) == values
     (failed,) = stage.stored.set_aside_trials()
     assert (failed.number, failed.state) == (attempts[0], TrialState.FAIL)
     repeated = next(trial for trial in stage.stored.trials() if trial.number == attempts[1])
@@ -428,7 +428,7 @@ def test_the_least_mean_wins_if_less_is_better(forecast):
     trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
     best = sorted(values, key=values.get)[:2]
-    assert {*stages.candidates} == {*map(Origin, best), Origin(0)}
+    assert {*stages.candidates} == {*map(CandidateId, best), CandidateId(0)}
     means = {row.trial: row.mean for row in result.candidates}
     assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
@@ -582,14 +582,15 @@ def test_the_baseline_wins_unless_another_is_better_by_the_margin(
         metric="value", sign=objective.sign, objectives=[objective], values_by_name=lambda trial: {}
     )
     new_values = {
-        Origin(3): [objective.sign * value for value in values],
-        Origin(0): [objective.sign * value for value in baseline],
+        CandidateId(3): [objective.sign * value for value in values],
+        CandidateId(0): [objective.sign * value for value in baseline],
     }
     candidates = {
-        Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 3)
+        CandidateId(number): CandidateSource(None, None, is_baseline=number == 0)
+        for number in (0, 3)
     }
     reevaluated = Reevaluated(search, Rule(objective), candidates, new_values)
-    assert reevaluated.winner == Origin(3 if wins else 0)
+    assert reevaluated.winner == CandidateId(3 if wins else 0)
 
 
 @pytest.mark.parametrize(
@@ -606,8 +607,11 @@ def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partia
         metric="loss", sign=-1, objectives=[objective], values_by_name=lambda trial: {"loss": 1.0}
     )
     candidates = {
-        Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 1)
+        CandidateId(number): CandidateSource(None, None, is_baseline=number == 0)
+        for number in (0, 1)
     }
-    values = {Origin(1): [1.1745, 1.1585, 1.2125]}
-    reevaluated = Reevaluated(search, Rule(objective), candidates, values, {Origin(0): partial})
-    assert reevaluated.winner == Origin(1 if wins else 0)
+    values = {CandidateId(1): [1.1745, 1.1585, 1.2125]}
+    reevaluated = Reevaluated(
+        search, Rule(objective), candidates, values, {CandidateId(0): partial}
+    )
+    assert reevaluated.winner == CandidateId(1 if wins else 0)

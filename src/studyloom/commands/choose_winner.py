@@ -83,7 +83,7 @@ class WinnerReporting(Reporting):
         study = self.study
         assert study is not None
         evaluation = read_evaluation(study)
-        if stop() and evaluation.trained is None:
+        if stop() and evaluation.trained_stage is None:
             folder = shlex.quote(str(study.run_dir))
             verb = "ablate"
             if self.repeats_test:

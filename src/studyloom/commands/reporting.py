@@ -161,7 +161,7 @@ class StudyReporting(TrackingReporting):
             write_result.write_best(study, snapshot.best)
         self.print_search(evaluation, snapshot)
         no_winner = None
-        if evaluation.trained is not None:
+        if evaluation.trained_stage is not None:
             write_result.print_winner(evaluation, self.command.as_typed, console)
         else:  # stopped, or without a winner
             if snapshot.done:
@@ -194,7 +194,7 @@ class StudyReporting(TrackingReporting):
             elapsed = f", {format_duration(self.command.age())}"
         terminal.say(console, f"\n{words.make_headline(snapshot)}{elapsed}")
         if console.is_jupyter:  # a notebook gets a sentence instead of tables
-            if evaluation.trained is None:
+            if evaluation.trained_stage is None:
                 terminal.say(console, words.describe_best(snapshot))
             return
         console.print(terminal.compare_with_baseline(snapshot, console.width))

@@ -28,16 +28,16 @@ from studyloom.space.tree import (
     find_middle,
     find_misfit,
 )
-from studyloom.winner.candidates import Origin
+from studyloom.winner.candidates import CandidateId
 from studyloom.winner.result import Ablation, AblationRow
-from studyloom.winner.statistics import DifferenceError, difference, error_of_differences
+from studyloom.winner.statistics import DifferenceError, difference, estimate_difference_error
 
 Names = tuple[str, ...]  # the names of hyperparameters that are put back together
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Puts hyperparameters of a configuration back to their defaults.
+    """Puts hyperparameters of the winner back to their defaults.
 
     A default is the value in the config of the chosen options, or the middle of the range if that
     value lies outside. An Optuna objective has no config: its defaults are the middles of the
@@ -53,20 +53,24 @@ class Defaults:
     trials: Sequence[FrozenTrial]
 
     def put_back(self, names: Names) -> Point:
-        """Returns the configuration with these hyperparameters at their defaults.
+        """Returns the winner's configuration with some hyperparameters at their defaults.
 
-        If an option is put back, it may open other hyperparameters; they are at their defaults too.
+        If the optimizer is put back, for example, the hyperparameters of the default optimizer are
+        added, at their defaults too.
         """
-        params = {name: value for name, value in self.point.params.items() if name not in names}
-        if self.definition.suggests:
-            return Point(params=self._middles() | params)
+        kept_params = {}
+        for name, value in self.point.params.items():
+            if name not in names:
+                kept_params[name] = value
+        if self.definition.suggests:  # an Optuna objective, without a config
+            return Point(params=self._find_middles() | kept_params)
         # The first walk finds which options the configuration has. Defaults depend on options, so
         # only the second walk, which composes the config with them, reads the right defaults.
-        options = self._walk(params, self.definition.composer.choices).choices
-        point = self._walk(params, options)
-        return replace(point, values=point.values | self._further_values(point))
+        options = self._fill_with_defaults(kept_params, self.definition.composer.choices).choices
+        point = self._fill_with_defaults(kept_params, options)
+        return replace(point, values=point.values | self._find_pinned_values(point))
 
-    def _middles(self) -> dict[str, object]:
+    def _find_middles(self) -> dict[str, object]:
         """Returns the middle of each range that an Optuna objective has suggested from."""
         middles = {}
         for trial in self.trials:
@@ -75,7 +79,7 @@ class Defaults:
                 middles[name] = find_middle(distribution)
         return middles
 
-    def _walk(self, params: Params, options: Mapping[str, str]) -> Point:
+    def _fill_with_defaults(self, params: Params, options: Mapping[str, str]) -> Point:
         """Returns a configuration with some values, and defaults for all other hyperparameters.
 
         Args:
@@ -86,43 +90,49 @@ class Defaults:
         composer = self.definition.composer
         config = composer.compose(options)
 
-        def decide(hyperparameter: Hyperparameter) -> Any:
+        def choose_value(hyperparameter: Hyperparameter) -> Any:
+            """Returns the value of a hyperparameter, which the walk through the space comes to."""
             if hyperparameter.name in params:
                 return params[hyperparameter.name]
             default: Any
             if hyperparameter.role == "option":
-                # The study's own option; `options` has that of the winner.
+                # The option of the study's config; `options` has that of the winner.
                 default = composer.choices.get(config_group(hyperparameter.key))
             else:
                 default = hyperparameter.read_default(options, lambda key: value_at(config, key))
-            if find_misfit(hyperparameter.distribution, default) is None:
+            is_in_range = find_misfit(hyperparameter.distribution, default) is None
+            if is_in_range:
                 return default
             return find_middle(hyperparameter.distribution)
 
-        return self.definition.space.walk(decide)
+        return self.definition.space.walk(choose_value)
 
-    def _further_values(self, point: Point) -> dict[str, object]:
-        """Returns the values that the winner has in addition to its hyperparameters.
+    def _find_pinned_values(self, point: Point) -> dict[str, object]:
+        """Returns the values of the winner that do not come from its hyperparameters.
 
-        Such are the epochs that early stopping chose, sizes, or a learning rate. Values that
-        putting back changes are left out, and so are keys that the new configuration lacks.
+        Such a value is the number of epochs that early stopping chose. It is kept when
+        hyperparameters are put back, unless that changes the value or removes its key.
 
         Args:
             point: the configuration with hyperparameters at their defaults.
         """
         searched_values = self.definition.space.make_point(self.point.params).values
         config = self.definition.compose_config(point)
-        values = {}
+        pinned_values = {}
         for key, value in self.point.values.items():
-            is_further = value != searched_values.get(key)
-            is_put_back = searched_values.get(key) != point.values.get(key)
-            if is_further and not is_put_back and has_key(config, key):
-                values[key] = value
-        return values
+            searched_value = searched_values.get(key)
+            is_pinned = value != searched_value
+            is_put_back = searched_value != point.values.get(key)
+            if is_pinned and not is_put_back and has_key(config, key):
+                pinned_values[key] = value
+        return pinned_values
 
     @cached_property
     def changes(self) -> Sequence[Names]:
-        """The hyperparameters that are not at their defaults, and may be put back one by one."""
+        """The hyperparameters that are not at their defaults, and may be put back one by one.
+
+        Each is a tuple of one name.
+        """
         changes = []
         for name, value in self.point.params.items():
             default = self.put_back((name,)).params[name]
@@ -131,8 +141,9 @@ class Defaults:
         return changes
 
     def is_possible(self, names: Names) -> bool:
-        """Returns whether the space has the configuration with these hyperparameters put back."""
-        return self.definition.space.find_breach(self.put_back(names).params) is None
+        """Returns whether the configuration satisfies the space's relations with these put back."""
+        broken_relation = self.definition.space.find_breach(self.put_back(names).params)
+        return broken_relation is None
 
 
 @dataclass(frozen=True)
@@ -152,19 +163,24 @@ class Losses:
     sign: int
     margin: float | None = None
 
-    def with_values(self, values: Mapping[Origin, Sequence[float]]) -> "Losses":
+    def with_values(self, values: Mapping[CandidateId, Sequence[float]]) -> "Losses":
         """Returns the losses with the values of further configurations."""
-        further = {origin.defaults: series for origin, series in values.items()}
-        return replace(self, values={**self.values, **further})
+        values_by_names = dict(self.values)
+        for candidate_id, values_by_seed in values.items():
+            values_by_names[candidate_id.defaults] = values_by_seed
+        return replace(self, values=values_by_names)
 
     def loss(self, *names: str) -> float | None:
-        """Returns how much worse the mean is than the winner's; None without values."""
+        """Returns how much worse the metric is, on average over seeds, without some changes.
+
+        Returns None if a training without them has failed.
+        """
         if names not in self.values:
             return None
-        differences = []
+        losses = []
         for value_of_winner, value in zip(self.winner, self.values[names], strict=True):
-            differences.append(self.sign * difference(value_of_winner, value))
-        return mean(differences)
+            losses.append(self.sign * difference(value_of_winner, value))
+        return mean(losses)
 
     @property
     def single_changes(self) -> list[Names]:
@@ -176,13 +192,14 @@ class Losses:
         """The error of each loss; None for a single seed."""
         if not self.single_changes:
             return None
-        series = [self.values[names] for names in self.single_changes]
-        return error_of_differences([self.winner, *series])
+        values_without_change = [self.values[names] for names in self.single_changes]
+        return estimate_difference_error([self.winner, *values_without_change])
 
     def is_needed(self, name: str) -> bool:
-        """Returns whether the winner is better for a change: the loss's interval lies above zero.
+        """Returns whether a change makes the winner better, by more than chance explains.
 
-        A change whose loss or error is unknown counts as needed.
+        It does if the interval of its loss lies above zero. A change whose loss or error is unknown
+        counts as needed.
         """
         loss = self.loss(name)
         if loss is None or self.error is None:
@@ -194,30 +211,30 @@ class Losses:
         loss = self.loss(*names)
         if loss is None:
             return False
-        margin = self.margin
-        if margin is None:
-            margin = 0.0
-            if self.error is not None:
-                margin = self.error.standard_error
-        return loss <= margin
+        if self.margin is not None:
+            return loss <= self.margin
+        if self.error is not None:
+            return loss <= self.error.standard_error
+        return loss <= 0
 
-    def simplifications(self) -> Iterator[Names]:
-        """Yields what to put back together: all changes that are not needed, then ever fewer.
+    def propose_simplifications(self) -> Iterator[Names]:
+        """Yields the changes to put back together: all that are not needed, then ever fewer.
 
-        The change with the largest loss is kept first.
+        The change with the largest loss is the first that is no longer put back.
         """
-        dispensable = []
+        dispensable_names = []
         for (name,) in self.single_changes:
             if not self.is_needed(name):
-                dispensable.append((self.loss(name) or 0.0, name))
-        names = [name for _, name in sorted(dispensable)]
-        for count in range(len(names), 0, -1):
-            yield tuple(sorted(names[:count]))
+                dispensable_names.append(name)
+        dispensable_names.sort(key=lambda name: (self.loss(name) or 0.0, name))
+        for count in range(len(dispensable_names), 0, -1):
+            yield tuple(sorted(dispensable_names[:count]))
 
     def describe(self, defaults: Defaults, simple: Names | None) -> Ablation:
-        """Describes a finished ablation, the most needed change first.
+        """Describes a finished ablation for the result, the change with the largest loss first.
 
         Args:
+            defaults: puts hyperparameters of the winner back to their defaults.
             simple: the hyperparameters that the simple configuration puts back; None without one.
         """
         rows = []

@@ -13,7 +13,7 @@ from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin, Training
+from studyloom.winner.candidates import CandidateId, Training
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.measurement import MeasuredWinner, describe_untested, measure_winner
 from studyloom.winner.predictions import Explain
@@ -52,15 +52,15 @@ def evaluate_winner(
 ) -> EvaluatedWinner:
     """Tests winner and baseline, and assembles the result.
 
-    A stored test of the same networks is reused, and the test set not used again, except with
-    `repeat`. A loop without `objective.test` is not tested: the result then has the states that the
-    loop kept in the re-evaluation.
+    If the same networks were tested before, that test is reused, so that the test set is used once.
+    A custom training loop without `objective.test` is not tested: the result then has the states
+    that the loop kept in the re-evaluation.
 
     Args:
         evaluation: the evaluation of a study whose stages have all ended, with a winner.
         command: the command line of the study, without its arguments.
-        store: writes to the database for the command that holds the lease, see `Ledger.testing`.
-        repeat: whether to test again.
+        store: writes to the database for the only command that may test the winner now.
+        repeat: whether to test again although the same networks were tested before.
         explain: explains the winner's predictions on the test set; None for a result without
             explanations.
 
@@ -72,10 +72,11 @@ def evaluate_winner(
     definition = study.definition
     search = study.stored
     reevaluated = evaluation.reevaluated
-    last_stage = evaluation.trained
+    last_stage = evaluation.trained_stage
     assert reevaluated is not None
     assert last_stage is not None
     winner = reevaluated.winner
+
     if definition.tested:
         measured = measure_winner(evaluation, store, repeat=repeat, explain=explain)
     else:
@@ -84,6 +85,7 @@ def evaluate_winner(
             tested=describe_untested(last_stage.source, winner),
             state=last_stage.load_or_train(Training(winner, first_seed)),
         )
+
     candidates = describe_candidates(reevaluated, definition.metric.bounds)
     result = Result(
         **vars(measured.tested),
@@ -144,27 +146,30 @@ def read_sources(search: StoredStudy) -> dict[str, str]:
 
 def describe_candidates(
     reevaluated: Reevaluated, bounds: tuple[float, float]
-) -> dict[Origin, Candidate]:
-    """Describes the candidates by their values, the best first.
+) -> dict[CandidateId, Candidate]:
+    """Describes the candidates by their values, the best mean on new seeds first.
+
+    Those with failed trainings come after the others, and those without values come last.
 
     Args:
         bounds: the lowest and the highest value of the metric.
     """
-    sign = reevaluated.search.sign
-
-    def rank(item: tuple[Origin, Candidate]) -> tuple[bool, bool, float]:
-        _, candidate = item
-        lacks_values = candidate.mean is None
-        return lacks_values, candidate.failed > 0, -sign * (candidate.mean or 0.0)
-
+    sign = reevaluated.search.sign  # 1 if more of the metric is better, else -1
     candidates = {}
-    for origin in reevaluated.candidates:
-        candidates[origin] = describe_candidate(reevaluated, origin, bounds)
-    return dict(sorted(candidates.items(), key=rank))
+    for candidate_id in reevaluated.candidates:
+        candidates[candidate_id] = describe_candidate(reevaluated, candidate_id, bounds)
+
+    def rank(candidate_id: CandidateId) -> tuple[bool, bool, float]:
+        candidate = candidates[candidate_id]
+        lacks_values = candidate.mean is None
+        has_failed = candidate.failed > 0
+        return lacks_values, has_failed, -sign * (candidate.mean or 0.0)
+
+    return {candidate_id: candidates[candidate_id] for candidate_id in sorted(candidates, key=rank)}
 
 
 def describe_candidate(
-    reevaluated: Reevaluated, origin: Origin, bounds: tuple[float, float]
+    reevaluated: Reevaluated, candidate_id: CandidateId, bounds: tuple[float, float]
 ) -> Candidate:
     """Describes a candidate by its values in the search and on new seeds.
 
@@ -172,35 +177,45 @@ def describe_candidate(
         bounds: the lowest and the highest value of the metric.
     """
     search = reevaluated.search
-    source = reevaluated.candidates[origin]
-    search_value, *costs = source.trial.values
-    cost_names = [objective.name for objective in search.objectives[1:]]
+    source = reevaluated.candidates[candidate_id]
+    # The values of a trial in the search: the metric, then the costs that are objectives too.
+    search_value = source.trial.values[0]
+    costs = {}
+    for objective, cost in zip(search.objectives[1:], source.trial.values[1:], strict=True):
+        costs[objective.name] = cost
     candidate = Candidate(
-        trial=origin.trial,
+        trial=candidate_id.trial,
         params=dict(source.point.params),
         search_value=search_value,
-        costs=dict(zip(cost_names, costs, strict=True)),
+        costs=costs,
         baseline=source.is_baseline,
     )
-    new_values = [*reevaluated.values_by_seed(origin).values()]
+    new_values = list(reevaluated.values_by_seed(candidate_id).values())
     if reevaluated.values is not None:
         candidate = replace(candidate, failed=reevaluated.seeds - len(new_values))
     if new_values:
         summary = summarize(new_values, bounds)
-        gap = difference(search.sign * search_value, search.sign * summary.mean)
-        candidate = replace(candidate, **vars(summary), gap=gap)
+        selection_gap = difference(search.sign * search_value, search.sign * summary.mean)
+        candidate = replace(
+            candidate,
+            values=summary.values,
+            mean=summary.mean,
+            std=summary.std,
+            interval=summary.interval,
+            gap=selection_gap,
+        )
     return candidate
 
 
 def is_result_of(result: Result, evaluation: Evaluation) -> bool:
-    """Returns whether a result comes from the last stage of an evaluation.
+    """Returns whether a result is up to date: a command then need not make it again.
 
-    Compares the name of the stage, which contains budget and rule, the candidates with their
-    values on new seeds, and what makes the network of a loop, which `predict` needs.
+    Compares the last stage, whose name contains budget and rule, the candidates with their values
+    on new seeds, and the class of a loop's network, which the user may have named meanwhile.
     """
     study = evaluation.study
     reevaluated = evaluation.reevaluated
-    last_stage = evaluation.trained
+    last_stage = evaluation.trained_stage
     if reevaluated is None or last_stage is None:
         return False
     if result.stage != last_stage.stored.name or not result.belongs_to(study.stored):
@@ -210,15 +225,19 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
     if result.ablation is None and evaluation.ablation is not None:
         return False
     for candidate in result.candidates:
-        new_values = reevaluated.values_by_seed(Origin(candidate.trial)).values()
-        if [*candidate.values] != [*new_values]:
+        new_values = reevaluated.values_by_seed(CandidateId(candidate.trial)).values()
+        if list(candidate.values) != list(new_values):
             return False
     network = value_at(study.definition.config, "objective.network")
     return network is None or network == result.read_network(study.run_dir)
 
 
 def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
-    """Makes a primary config that trains a configuration without a search, so that it wins."""
+    """Makes the primary config of a study with one trial, which trains a winner again.
+
+    It is written to winner.yaml. It builds on the config of the study module, with the options and
+    values of the winner and without a search space.
+    """
     config = definition.config
     sections = definition.sections(point)
     # The section is written in full: a value that is at its default here may have another default
@@ -231,11 +250,12 @@ def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     if definition.rule is not None:
         # The winner is chosen already, and the study module may have another rule.
         sections["winner"] = {"rule": None}
-    overrides: list[str | dict[str, str | None]] = []
+    # Entries of Hydra's defaults list, such as {"override /optimizer": "adamw"}.
+    option_overrides: list[str | dict[str, str | None]] = []
     for group, option in choose_winner_options(definition, point).items():
-        overrides.append({f"override /{group}": option})
+        option_overrides.append({f"override /{group}": option})
     return {
-        "defaults": [definition.composer.config_name, *overrides, "_self_"],
+        "defaults": [definition.composer.config_name, *option_overrides, "_self_"],
         "study": {
             "name": f"{config.study.name}-winner",
             "seed": config.study.seed,
@@ -248,7 +268,7 @@ def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
 
 
 def choose_winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
-    """Returns the options that a winner's config chooses by Hydra group; None removes the group."""
+    """Returns the option of each Hydra group for a winner's config; None removes the group."""
     composer = definition.composer
     choices = {**composer.choices, **point.choices}
     if "space" in choices:  # an option of `space` could search again

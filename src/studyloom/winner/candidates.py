@@ -1,9 +1,9 @@
 """The candidates for the winner: chosen from a search, and trained with new seeds.
 
 A *candidate* is one of the best trials of the search, or the baseline. An ablation adds copies of
-the winner with some hyperparameters put back to their defaults. An `Origin` says which of them it
-is, and identifies it in the database. A *training* is a candidate with the number of a new seed;
-the trials of the stages after the search are such trainings.
+the winner with some hyperparameters put back to their defaults. A `CandidateId` identifies each of
+them, also in the database. A *training* is a candidate with the number of a new seed; the trials of
+the stages after the search are such trainings.
 
 Every choice is a pure function of the stored trials, so that each process comes to the same one.
 """
@@ -35,8 +35,8 @@ from studyloom.training.job import Job
 
 
 @dataclass(frozen=True, order=True)
-class Origin:
-    """The trial that a candidate comes from, and what is changed.
+class CandidateId:
+    """Identifies a candidate: by the trial that it comes from, and what is changed in it.
 
     Args:
         trial: the number of the trial in the search.
@@ -55,8 +55,12 @@ class Origin:
         return columns
 
     @classmethod
-    def read(cls, columns: Params) -> "Origin":
-        """Reads the candidate from the hyperparameters of a stored training."""
+    def read(cls, columns: Params) -> "CandidateId":
+        """Reads the candidate from the hyperparameters of a stored training.
+
+        Args:
+            columns: such as {"trial": 17, "defaults": "lr, width", "seed": 0}.
+        """
         defaults = columns.get("defaults")
         if not defaults:
             return cls(columns["trial"])
@@ -83,7 +87,7 @@ class CandidateSource:
         return TrialRecord(self.trial).columns.get("value", [])
 
 
-Candidates = Mapping[Origin, CandidateSource]
+Candidates = Mapping[CandidateId, CandidateSource]
 
 
 def choose_candidates(
@@ -98,17 +102,21 @@ def choose_candidates(
     Returns:
         The candidates, by the number of their trial.
     """
-    ranked = [trial for trial in search.ranked(rule) if _is_within_budget(trial, trials)]
-    if not ranked:
+    ranked_trials = []  # those that may win, the best first
+    for trial in search.ranked(rule):
+        if _is_within_budget(trial, trials):
+            ranked_trials.append(trial)
+    if not ranked_trials:
         return {}
     baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
-    trials_by_number = {trial.number: trial for trial in (*ranked[:top], *baselines)}
-    numbers_that_may_win = {trial.number for trial in ranked}
+
+    chosen_trials = {trial.number: trial for trial in (*ranked_trials[:top], *baselines)}
+    numbers_that_may_win = {trial.number for trial in ranked_trials}
     candidates = {}
-    for number, trial in sorted(trials_by_number.items()):
-        candidates[Origin(number)] = CandidateSource(
+    for number, trial in sorted(chosen_trials.items()):
+        candidates[CandidateId(number)] = CandidateSource(
             trial,
-            _point_of(trial, definition),
+            _make_point(trial, definition),
             is_baseline=bool(baselines) and number == baselines[0].number,
             may_win=number in numbers_that_may_win,
         )
@@ -116,34 +124,38 @@ def choose_candidates(
 
 
 def _is_within_budget(trial: FrozenTrial, budget: int) -> bool:
-    """Returns whether a trial has one of the first slots of the study, as many as a budget has."""
+    """Returns whether a trial is within a budget, by its slot: the trial's place in the budget.
+
+    A trial of an Optuna study has no slot, and is within every budget.
+    """
     slot = TrialRecord(trial).slot
     return slot is None or slot < budget
 
 
-def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
-    """Returns the configuration of a trial, with the epochs that early stopping chose, if it did.
+def _make_point(trial: FrozenTrial, definition: Definition) -> Point:
+    """Makes the configuration of a candidate from its trial in the search.
 
-    With patience or weights=best the number of epochs is a choice like a hyperparameter:
-    re-evaluation and final training, which has no validation set, repeat it. The learning rate
-    schedule remains that of all epochs.
+    If early stopping chose the number of epochs, re-evaluation and final training repeat that
+    number: it is a choice like a hyperparameter, and a final training has no validation set to
+    choose by. The learning rate schedule remains that of all epochs.
     """
     point = definition.space.make_point(trial.params)
     if not definition.trains_networks:
         return point
     train = definition.compose_config(point).train
-    if train.patience is None and train.weights == "last":
+    stops_early = train.patience is not None or train.weights != "last"
+    if not stops_early:
         return point
     epoch = find_kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
-    pinned = {"train.until": epoch, "train.patience": None, "train.weights": "last"}
-    return replace(point, values=point.values | pinned)
+    pinned_values = {"train.until": epoch, "train.patience": None, "train.weights": "last"}
+    return replace(point, values=point.values | pinned_values)
 
 
 def find_kept_epoch(curves: Mapping[str, Sequence[float]], weights: str, sign: int) -> int | None:
-    """Returns the epoch, from 1, whose weights a trial kept, by its mean curve.
+    """Returns the epoch, counted from 1, whose weights a trial kept; None without a curve.
 
     Args:
-        curves: the columns of the learning curve; None is returned if they have no values.
+        curves: the columns of the learning curve.
         weights: `last`, or `best` for the epoch with the best value.
         sign: 1 if more of the metric is better, else -1.
     """
@@ -152,8 +164,8 @@ def find_kept_epoch(curves: Mapping[str, Sequence[float]], weights: str, sign: i
         return None
     if weights == "last":
         return len(values)
-    best = max(range(len(values)), key=lambda index: sign * values[index])
-    return best + 1
+    best_index = max(range(len(values)), key=lambda index: sign * values[index])
+    return best_index + 1
 
 
 class Training(NamedTuple):
@@ -163,7 +175,7 @@ class Training(NamedTuple):
         seed: the number of the new seed, from 0; see `CandidateTrainings.new_seed`.
     """
 
-    candidate: Origin
+    candidate: CandidateId
     seed: int
 
 
@@ -181,7 +193,10 @@ class EarlierTraining:
     file: Path | None
 
     def objective(self) -> StoredObjective | None:
-        """Returns an objective with the result of the trial; None if another host has its file."""
+        """Returns an objective that trains nothing and has the result of the stored trial.
+
+        Returns None if the file of its network cannot be read here, but maybe on another host.
+        """
         weights = None
         if self.file is not None:
             try:
@@ -205,11 +220,11 @@ class IsCandidate:
     The grid of an ablation's trainings would otherwise have each trial with each set of defaults.
     """
 
-    candidates: frozenset[Origin]
+    candidates: frozenset[CandidateId]
     names = frozenset({"trial", "defaults"})
 
     def holds(self, params: Params) -> bool:
-        return Origin.read(params) in self.candidates
+        return CandidateId.read(params) in self.candidates
 
 
 @dataclass(frozen=True)
@@ -228,7 +243,7 @@ class CandidateTrainings:
 
     definition: Definition
     data: TrainingData
-    candidates: Mapping[Origin, Point]
+    candidates: Mapping[CandidateId, Point]
     seeds: int
     trains_on_all: bool = False
     find_earlier: Callable[[], Mapping[Training, EarlierTraining]] = dict
@@ -236,8 +251,12 @@ class CandidateTrainings:
 
     @cached_property
     def space(self) -> Space:
-        """The trainings as a grid: trial, hyperparameters at their defaults, and seed."""
-        rows = [origin.columns for origin in self.candidates]
+        """The trainings as a grid of three hyperparameters, so that workers run them as trials.
+
+        They are the number of the candidate's trial in the search, the hyperparameters that are put
+        back to their defaults, if any candidate has some, and the number of the seed.
+        """
+        rows = [candidate_id.columns for candidate_id in self.candidates]
         tree: dict[str, Any] = {"trial": {"choice": _distinct_values(rows, "trial")}}
         has_defaults = any("defaults" in row for row in rows)
         if has_defaults:
@@ -246,7 +265,8 @@ class CandidateTrainings:
         space = parse_space(tree, lambda group: ())
         if not has_defaults:
             return space
-        return replace(space, relations=(IsCandidate(frozenset(self.candidates)),))
+        is_candidate = IsCandidate(frozenset(self.candidates))
+        return replace(space, relations=(is_candidate,))
 
     @cached_property
     def earlier(self) -> Mapping[Training, EarlierTraining]:
@@ -274,13 +294,14 @@ class CandidateTrainings:
     @property
     def new_seeds(self) -> tuple[int, ...]:
         """The new seeds, in the order of their numbers."""
-        return tuple(map(self.new_seed, range(self.seeds)))
+        return tuple(self.new_seed(number) for number in range(self.seeds))
 
     def fold(self, seed: int) -> Fold | None:
-        """Returns the examples of the trainings with a seed; None if a loop loads its data itself.
+        """Returns the training and validation examples of the trainings with a seed.
 
         A training on all data is validated on one fifth of them, which only shows that it works.
-        A separate validation set, `data.valid`, is used unchanged.
+        A separate validation set, `data.valid`, is used unchanged. Returns None if a loop loads its
+        data itself.
         """
         if self.trains_on_all and self.data.split is not None:
             return self.data.split.whole_fold()
@@ -302,7 +323,7 @@ class CandidateTrainings:
             return True
         return len(fold.training) == len(split)
 
-    def job(self, candidate: Origin, seed: int) -> Job:
+    def job(self, candidate: CandidateId, seed: int) -> Job:
         """Builds the training of a candidate with the seed of this number."""
         fold = self.fold(seed)
         assert fold is not None
@@ -311,16 +332,16 @@ class CandidateTrainings:
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST_ATTEMPT
     ) -> Objective:
-        """Makes the objective that trains the candidate and seed that `point` names.
+        """Makes the objective that trains a candidate with a seed, as a point of the grid names.
 
-        Reuses the result of an earlier stage that has trained it.
+        If an earlier stage has trained it, its result is reused.
         """
-        training = Training(Origin.read(point.values), point.values["seed"])
-        earlier = self.earlier.get(training)
-        if earlier is not None:
-            stored = earlier.objective()
-            if stored is not None:
-                return stored
+        training = Training(CandidateId.read(point.values), point.values["seed"])
+        earlier_training = self.earlier.get(training)
+        if earlier_training is not None:
+            stored_objective = earlier_training.objective()
+            if stored_objective is not None:
+                return stored_objective
         return self.make_new_objective(training, number, attempt)
 
     def make_new_objective(self, training: Training, number: int, attempt: Attempt) -> Objective:
@@ -350,7 +371,7 @@ class CandidateTrainings:
 
     @property
     def keeps_state(self) -> tuple[str, ...]:
-        """Nothing: the grid is the same in every process."""
+        """Returns nothing: a grid needs no state, since it is the same in every process."""
         return ()
 
     def sampler(self, number: int, *, redraws: bool = False) -> GridSampler:

@@ -7,11 +7,13 @@ from studyloom.data.examples import Part
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.training.batches import find_input_dtype
-from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.candidates import CandidateId, CandidateTrainings
 from studyloom.winner.result import DataFacts, DtypeName, RangeFacts
 
 
-def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | None) -> DataFacts:
+def describe_data(
+    trainings: CandidateTrainings, winner: CandidateId, test: Part | None
+) -> DataFacts:
     """Describes the data, as far as the use of the winner's network needs it.
 
     Args:
@@ -55,7 +57,7 @@ def describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | No
     )
 
 
-def name_input_type(trainings: CandidateTrainings, winner: Origin, split: Part) -> DtypeName:
+def name_input_type(trainings: CandidateTrainings, winner: CandidateId, split: Part) -> DtypeName:
     """Returns the name of the type in which the winner's network takes its inputs."""
     if not isinstance(split, Split) or split.inputs.is_floating_point():
         return "float32"

@@ -15,6 +15,7 @@ four steps, each computed from what the ones before have stored:
 same evaluation, also after trials were opened again. `next_stage` is the stage that has work.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from studyloom.decisions.early_end import decide_early_end
@@ -22,7 +23,7 @@ from studyloom.definition.definition import Definition
 from studyloom.space.rule import Rule
 from studyloom.space.tree import Point
 from studyloom.winner.ablation import Defaults, Losses, Names
-from studyloom.winner.candidates import Candidates, Origin, choose_candidates
+from studyloom.winner.candidates import CandidateId, Candidates, choose_candidates
 from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Ablation
 from studyloom.winner.stages import (
@@ -41,17 +42,17 @@ class Evaluation:
     """The state of a study on the way to its winner; a field is None until it is known.
 
     Args:
-        remaining: how many trials or trainings of the present stage have not ended.
+        remaining: how many trials or trainings of the current stage have not ended.
         rule: chooses the candidates, and the winner among them.
-        later: the stored stages after the search; the last of them is the present one, unless a
+        later: the stored stages after the search; the last of them is the current one, unless a
             stage is planned.
-        planned: the next stage, if no worker has begun it.
+        planned: the current stage, if no worker has begun it.
         candidates: the best trials of the search, and the baseline.
         reevaluated: the candidates with their values on new seeds.
         winner: the candidate that wins.
         defaults: puts hyperparameters of the winner back to their defaults, for an ablation.
         ablation: what the changes of the winner are worth.
-        trained: the last stage, all of whose trainings have ended: it has the networks.
+        trained_stage: the last stage, once all its trainings have ended: it has the networks.
         test: the stored test of these networks.
     """
 
@@ -62,10 +63,10 @@ class Evaluation:
     rule: Rule | None = None
     candidates: Candidates | None = None
     reevaluated: Reevaluated | None = None
-    winner: Origin | None = None
+    winner: CandidateId | None = None
     defaults: Defaults | None = None
     ablation: Ablation | None = None
-    trained: CandidateStage | None = None
+    trained_stage: CandidateStage | None = None
     test: StoredTest | None = None
 
     @property
@@ -83,27 +84,35 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """The title of the present stage."""
+        """The title of the current stage."""
         if self.planned is not None:
             return self.planned.title
         return self.stages[-1].title
 
     @property
     def trials(self) -> int:
-        """How many trials the winner is chosen from: fewer than the budget if the search ended."""
+        """How many trials the winner is chosen from: the budget, or fewer after an early end."""
         search = self.study.search
-        end = decide_early_end(search.stored, search.trials)
-        if end is None:
+        early_end = decide_early_end(search.stored, search.trials)
+        if early_end is None:
             return search.trials
-        return end.begun
+        return early_end.begun
 
     @property
     def lacks_winner(self) -> bool:
         """Returns whether all stages have ended without a winner."""
-        return winner_settings(self.study).enabled and not self.remaining and self.trained is None
+        return (
+            winner_settings(self.study).enabled
+            and not self.remaining
+            and self.trained_stage is None
+        )
 
     def enter(self, plan: PlannedStage) -> CandidateStage | None:
-        """Makes a stage the present one; returns it if all its trainings have ended."""
+        """Makes a stage the current one.
+
+        Returns:
+            The stage if all its trainings have ended, so that the next one may follow; else None.
+        """
         stage = plan.find()
         if stage is None:
             self.planned = plan
@@ -117,7 +126,10 @@ class Evaluation:
 
 
 def next_stage(evaluation: Evaluation) -> Stage | None:
-    """Returns the first stage that has work, or None; makes its stored study if it has none."""
+    """Returns the stage whose trials are open; None if there is none.
+
+    Creates its stored study if no worker has begun the stage.
+    """
     if not evaluation.remaining:
         return None
     if evaluation.planned is not None:
@@ -138,13 +150,18 @@ class WinnerStages(Stages):
 
 
 def read_evaluation(study: OpenStudy) -> Evaluation:
-    """Reads from the database how far a study is on the way to its winner."""
+    """Reads from the database how far a study is on the way to its winner.
+
+    Goes through the stages in their order, and returns at the first whose trainings have not ended.
+    """
     evaluation = Evaluation(study, remaining=study.search.count_open_trials())
     if evaluation.remaining:
-        # A search that had ended may have trials again, as after `studyloom redo`: then other
-        # trials than those in memory count.
+        # `studyloom redo` may have opened trials of a search that had ended. The trials in memory
+        # are read again then.
         study.stored.storage.forget(study.stored.ledger.study_id)
         return evaluation
+
+    # The candidates
     settings = winner_settings(study)
     definition = study.definition
     rule = definition.rule or study.stored.default_rule()
@@ -156,16 +173,15 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
     if not settings.enabled or not candidates:
         return evaluation
     planner = StagePlanner(study, rule)
-    ablates = settings.ablation or planner.has_simple() is True
+    needs_ablation = settings.ablation or planner.has_simple() is True
 
-    # A single candidate that will be tested is not trained again first.
+    # The re-evaluation, which a single candidate that will be tested does not need
     stage = None
-    if not definition.tested or len(candidates) > 1 or ablates:
+    reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
+    if not definition.tested or len(candidates) > 1 or needs_ablation:
         stage = evaluation.enter(planner.plan_reevaluation(candidates))
         if stage is None:
             return evaluation
-    reevaluated = Reevaluated(study.stored, rule, candidates, values=None)
-    if stage is not None:
         reevaluated = replace(
             reevaluated, values=stage.values(), partial_values=stage.partial_values()
         )
@@ -174,34 +190,43 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
         return evaluation
     evaluation.winner = reevaluated.winner
 
-    if ablates:
+    if needs_ablation:
         read_ablation(evaluation, planner, reevaluated)
         if evaluation.ablation is None:
             return evaluation
 
+    # The final training; without a test the networks of the re-evaluation are the last ones
     if definition.tested:
         points = choose_final_points(evaluation, planner, reevaluated)
         stage = evaluation.enter(planner.plan_final_training(candidates, points))
         if stage is None:
             return evaluation
         evaluation.test = stage.find_test(study.stored)
-    evaluation.trained = stage
+    evaluation.trained_stage = stage
     return evaluation
 
 
 def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated) -> None:
     """Reads the ablation: the winner without each of its changes, then without several at once.
 
-    The simple configuration is the first of these that is about as good as the winner.
+    The simple configuration is the first of these that is about as good as the winner. If trainings
+    of the ablation have not ended, `evaluation.ablation` stays None.
     """
     study = evaluation.study
     winner = reevaluated.winner
     point = reevaluated.candidates[winner].point
-    values = (reevaluated.values or {}).get(winner, ())
+    winner_values: Sequence[float] = ()
+    if reevaluated.values is not None:
+        winner_values = reevaluated.values.get(winner, ())
     defaults = Defaults(study.definition, point, study.stored.trials())
-    losses = Losses(values, {}, study.stored.sign, planner.settings.simple_margin)
+    losses = Losses(
+        winner=winner_values,
+        values={},
+        sign=study.stored.sign,
+        margin=planner.settings.simple_margin,
+    )
     evaluation.defaults = defaults
-    simple = None
+    simple = None  # the hyperparameters that the simple configuration puts back
     if defaults.changes:
         stage = evaluation.enter(planner.plan_ablation(winner, defaults, defaults.changes))
         if stage is None:
@@ -224,30 +249,32 @@ def find_simplifications(
 ) -> list[Names]:
     """Returns the changes that a simple configuration may lack: all not needed, then fewer.
 
-    There are none if costs are limited: costs are known only for trials of the search.
+    There are none if costs are limited, because costs are known only for trials of the search.
     """
-    if rule.conditions or definition.limits:
+    limits_costs = bool(rule.conditions or definition.limits)
+    if limits_costs:
         return []
-    return [names for names in losses.simplifications() if defaults.is_possible(names)]
+    return [names for names in losses.propose_simplifications() if defaults.is_possible(names)]
 
 
 def choose_final_points(
     evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated
-) -> dict[Origin, Point]:
-    """Returns the configurations of the final training: winner and baseline.
+) -> dict[CandidateId, Point]:
+    """Returns the configurations of the final training: winner, baseline and simple configuration.
 
-    The simple configuration is added, unless a final training without it has begun before.
+    The simple one is left out if there is none, or if a final training without it has begun.
     """
     winner = reevaluated.winner
     points = {}
-    for origin, source in reevaluated.candidates.items():
-        if origin in (winner, reevaluated.baseline):
-            points[origin] = source.point
+    for candidate_id, source in reevaluated.candidates.items():
+        if candidate_id in (winner, reevaluated.baseline):
+            points[candidate_id] = source.point
     ablation = evaluation.ablation
     defaults = evaluation.defaults
     if ablation is None or defaults is None or not ablation.simple_defaults:
         return points
-    if planner.has_simple() is not False:
+    began_without_simple = planner.has_simple() is False
+    if not began_without_simple:
         simple = replace(winner, defaults=ablation.simple_defaults)
         points[simple] = defaults.put_back(ablation.simple_defaults)
     return points

@@ -19,7 +19,7 @@ from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
 from studyloom.objectives.user_functions import find_network_name, select_weights
 from studyloom.storage.ledger import Store
-from studyloom.winner.candidates import CandidateTrainings, Origin, Training
+from studyloom.winner.candidates import CandidateId, CandidateTrainings, Training
 from studyloom.winner.data_facts import describe_data
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.predictions import (
@@ -42,14 +42,15 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]  # the weights of a network, or the states that a loop kept, by name
 # The states that the final trainings of each candidate kept, in the order of their seeds.
-States = dict[Origin, list[State]]
+States = dict[CandidateId, list[State]]
 
 
 @dataclass(frozen=True)
 class MeasuredWinner:
-    """The findings on a winner.
+    """A winner that was measured on the test set.
 
     Args:
+        tested: the findings, which the result has.
         state: the state that its first training kept; None if a loop kept nothing.
     """
 
@@ -64,27 +65,26 @@ def measure_winner(
     repeat: bool,
     explain: Explain | None,
 ) -> MeasuredWinner:
-    """Measures winner and baseline, unless the same networks were tested before.
-
-    Stores the findings in the database at once.
+    """Measures winner and baseline on the test set, unless the same networks were tested before.
 
     Args:
         evaluation: the evaluation of a study whose final training has ended.
+        store: writes to the database for the only command that may test the winner now.
         repeat: whether to test networks again that were tested before.
-        explain: explains the predictions of the winner.
+        explain: explains the predictions of the winner; None for no explanations.
 
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test set.
     """
     reevaluated = evaluation.reevaluated
-    stage = evaluation.trained
+    stage = evaluation.trained_stage
     assert reevaluated is not None
     assert stage is not None
     winner = reevaluated.winner
-    is_earlier = False
+    is_test_of_earlier_stage = False
     if evaluation.test is not None and not repeat:
         tested = evaluation.test.tested
-        is_earlier = evaluation.test.is_earlier
+        is_test_of_earlier_stage = evaluation.test.is_earlier
         state = stage.load_or_train(Training(winner, 0))
         if tested.data is None and has_known_network(stage.source):
             # The user has named the network after the test; using it needs facts about the data.
@@ -92,13 +92,13 @@ def measure_winner(
     else:
         states: States = {}
         for training in stage.source.trainings:
-            state_of_seed = stage.load_or_train(training) or {}
-            states.setdefault(training.candidate, []).append(state_of_seed)
+            kept_state = stage.load_or_train(training) or {}
+            states.setdefault(training.candidate, []).append(kept_state)
         state = states[winner][0]
         tested = use_test_set(reevaluated, stage, states, store, explain)
     assert tested.test is not None
     uses = reevaluated.search.test_uses()
-    scores = replace(tested.test, uses=uses, earlier=is_earlier)
+    scores = replace(tested.test, uses=uses, earlier=is_test_of_earlier_stage)
     return MeasuredWinner(replace(tested, test=scores), state)
 
 
@@ -109,25 +109,25 @@ def use_test_set(
     store: Store,
     explain: Explain | None,
 ) -> Tested:
-    """Measures the final networks on the test set, and stores the findings.
+    """Measures the final networks on the test set, and stores the findings at once.
 
     Raises:
         NoWinner: the metric has no value on the test set.
     """
     # The use is counted before the test set is read: this process may be killed during the test.
     reevaluated.search.count_test_use(store)
-    measure = measure_loops
-    if stage.source.definition.trains_networks:
-        measure = measure_networks
     try:
-        tested = measure(stage.source, reevaluated, states, explain)
+        if stage.source.definition.trains_networks:
+            tested = measure_networks(stage.source, reevaluated, states, explain)
+        else:
+            tested = measure_loops(stage.source, reevaluated, states, explain)
     except UndefinedMetric as error:
         raise NoWinner(f"no value on the test set: {error}; fix the test data") from error
     stage.store_test(tested, store)
     return tested
 
 
-def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
+def describe_untested(trainings: CandidateTrainings, winner: CandidateId) -> Tested:
     """Describes the winner of a loop without `objective.test`."""
     data = None
     if has_known_network(trainings):
@@ -152,58 +152,74 @@ def has_known_network(trainings: CandidateTrainings) -> bool:
 def measure_loops(
     trainings: CandidateTrainings, reevaluated: Reevaluated, states: States, explain: Explain | None
 ) -> Tested:
-    """Calls `objective.test`, which measures the states of loops on the test set, for each seed.
+    """Measures the states that loops kept, by `objective.test`: a function of the user.
+
+    Args:
+        states: the states of each candidate, in the order of their seeds.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
-    definition = trainings.definition
-    metric = definition.metric
+    metric = trainings.definition.metric
     winner = reevaluated.winner
-    seeds = trainings.new_seeds
-    test = None
+    test_set = None  # None if the loop loads its data itself
     examples = None
     if trainings.data.split is not None:
-        test = trainings.data.test()
-        examples = len(test)
+        test_set = trainings.data.test()
+        examples = len(test_set)
 
-    results: dict[Origin, list[dict[str, float]]] = {}
-    for candidate, states_by_seed in states.items():
-        results[candidate] = []
-        for seed, state in zip(seeds, states_by_seed, strict=True):
-            dataset = None
-            if test is not None:
-                dataset = test.as_dataset()
-            result = definition.test(trainings.candidates[candidate], seed, state, dataset)
-            results[candidate].append(result)
+    results = {}
     values = {}
-    for candidate, results_by_seed in results.items():
-        values[candidate] = [result[metric.name] for result in results_by_seed]
+    for candidate, kept_states in states.items():
+        results[candidate] = call_test_function(trainings, candidate, kept_states, test_set)
+        values[candidate] = [result[metric.name] for result in results[candidate]]
     scores = compare_with_others(reevaluated, values, metric)
 
     described = DescribedPredictions()
     data = None
-    has_own_test = True
-    if test is not None and has_known_network(trainings):
+    has_only_own_test = True
+    if test_set is not None and has_known_network(trainings):
         with warning_of_errors():
-            network = measure_kept_network(trainings, winner, states[winner][0], test)
+            network = measure_kept_network(trainings, winner, states[winner][0], test_set)
             described = describe_predictions(network, explain)
-            has_own_test = False
-        data = describe_data(trainings, winner, test)
+            has_only_own_test = False
+        data = describe_data(trainings, winner, test_set)
     return Tested(
         test=replace(scores, examples=examples, further=tuple(results[winner])),
         data=data,
-        seeds=seeds,
-        own_test=has_own_test,
+        seeds=trainings.new_seeds,
+        own_test=has_only_own_test,
         environment=current_environment(CPU),
         **vars(described),
     )
 
 
+def call_test_function(
+    trainings: CandidateTrainings,
+    candidate: CandidateId,
+    kept_states: Sequence[State],
+    test_set: Part | None,
+) -> list[dict[str, float]]:
+    """Calls the user's function `objective.test` with the state of each seed of a candidate.
+
+    Returns:
+        For each seed the value of the metric, and of what else the function returns, by name.
+    """
+    definition = trainings.definition
+    point = trainings.candidates[candidate]
+    results = []
+    for seed, state in zip(trainings.new_seeds, kept_states, strict=True):
+        dataset = None
+        if test_set is not None:
+            dataset = test_set.as_dataset()
+        results.append(definition.test(point, seed, state, dataset))
+    return results
+
+
 def measure_kept_network(
-    trainings: CandidateTrainings, winner: Origin, state: State, test: Part
+    trainings: CandidateTrainings, winner: CandidateId, state: State, test: Part
 ) -> MeasuredNetwork:
-    """Runs the network that a loop has kept on the test set."""
+    """Runs the network that a loop has kept on the test set, for the report."""
     definition = trainings.definition
     job = trainings.job(winner, 0)
     weights = select_weights(state, find_network_name(definition.config.objective.network))
@@ -218,7 +234,7 @@ def measure_kept_network(
 
 @contextmanager
 def warning_of_errors() -> Iterator[None]:
-    """Turns an exception of what only the report needs into a warning: the test is done."""
+    """Turns an exception in the body, which only the report needs, into a warning."""
     try:
         yield
     except Exception as error:  # the user's code may raise anything
@@ -227,9 +243,9 @@ def warning_of_errors() -> Iterator[None]:
 
 def compare_with_others(
     reevaluated: Reevaluated,
-    values: Mapping[Origin, Sequence[float]],
+    values: Mapping[CandidateId, Sequence[float]],
     metric: Metric,
-    sampled: Mapping[Origin, Sampled] | None = None,
+    sampled: Mapping[CandidateId, Sampled] | None = None,
 ) -> Scores:
     """Compares the winner with the baseline, and with the simple configuration if it was trained.
 
@@ -242,53 +258,59 @@ def compare_with_others(
     baseline = reevaluated.baseline
     scores = compare(values, winner, baseline, sampled, metric.bounds)
     for candidate in values:
-        if candidate not in (winner, baseline):  # it is the simple configuration
-            simple = compare(values, winner, candidate, sampled, metric.bounds).baseline
-            return replace(scores, simple=simple)
+        is_simple = candidate not in (winner, baseline)
+        if is_simple:
+            compared = compare(values, winner, candidate, sampled, metric.bounds)
+            return replace(scores, simple=compared.baseline)
     return scores
 
 
 def measure_networks(
     trainings: CandidateTrainings, reevaluated: Reevaluated, states: States, explain: Explain | None
 ) -> Tested:
-    """Measures networks on the test set.
+    """Measures networks on the test set, and describes the predictions of the winner.
+
+    Args:
+        states: the weights of the networks of each candidate, in the order of their seeds.
 
     Raises:
         UndefinedMetric: the metric has no value there.
     """
     metric = trainings.definition.metric
     winner = reevaluated.winner
-    test = trainings.data.test().to(trainings.data.device)
-    jobs = {candidate: trainings.job(candidate, 0) for candidate in states}
-    outputs: dict[Origin, list[Outputs]] = {}
+    test_set = trainings.data.test().to(trainings.data.device)
+    outputs: dict[CandidateId, list[Outputs]] = {}
+    values: dict[CandidateId, list[float]] = {}
     for candidate, weights_by_seed in states.items():
-        job = jobs[candidate]
-        outputs[candidate] = [compute_outputs(job, weights, test) for weights in weights_by_seed]
-    values = {}
-    for candidate, outputs_by_seed in outputs.items():
-        values[candidate] = [network.score(metric) for network in outputs_by_seed]
+        job = trainings.job(candidate, 0)
+        outputs[candidate] = []
+        values[candidate] = []
+        for weights in weights_by_seed:
+            outputs_of_network = compute_outputs(job, weights, test_set)
+            outputs[candidate].append(outputs_of_network)
+            values[candidate].append(outputs_of_network.score(metric))
 
-    job = jobs[winner]
+    job = trainings.job(winner, 0)
     first_outputs = outputs[winner][0]
-    sampled = None
+    sampled = None  # the values on single examples, for the intervals
     references = {}
     described = DescribedPredictions()
     # With an evaluation function of the user, outputs and targets may mean anything.
     if job.evaluate is None:
-        sampled = resample(metric, outputs, len(test), trainings.new_seed(0))
-        for rule, predicted in test.references.items():
+        sampled = resample(metric, outputs, len(test_set), trainings.new_seed(0))
+        for rule, predicted in test_set.references.items():
             references[rule] = metric(predicted.cpu(), first_outputs.targets)
         with warning_of_errors():
-            network = make_network(job, states[winner][0], test)
-            measured = MeasuredNetwork(job, network, metric, first_outputs, test)
+            network = make_network(job, states[winner][0], test_set)
+            measured = MeasuredNetwork(job, network, metric, first_outputs, test_set)
             described = describe_predictions(measured, explain)
     scores = compare_with_others(reevaluated, values, metric, sampled)
     seeds = [trainings.job(winner, seed).seed for seed in range(trainings.seeds)]
     return Tested(
-        test=replace(scores, examples=len(test), references=references),
-        data=describe_data(trainings, winner, test),
+        test=replace(scores, examples=len(test_set), references=references),
+        data=describe_data(trainings, winner, test_set),
         seeds=tuple(seeds),
         epochs=job.last_epoch,
-        environment=current_environment(test.device),
+        environment=current_environment(test_set.device),
         **vars(described),
     )

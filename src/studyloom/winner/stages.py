@@ -26,7 +26,7 @@ from studyloom.storage.stored_study import (
     open_in_same_database,
 )
 from studyloom.winner.ablation import Defaults, Names
-from studyloom.winner.candidates import Candidates, CandidateTrainings, Origin
+from studyloom.winner.candidates import CandidateId, Candidates, CandidateTrainings
 from studyloom.winner.stored_trainings import (
     CandidateStage,
     find_earlier_trainings,
@@ -65,47 +65,47 @@ class PlannedStage:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The definition of the stored study."""
-        candidates = [
-            {"trial": origin.trial, "defaults": [*origin.defaults]}
-            for origin in self.trainings.candidates
-        ]
+        """The definition of the stored study: its candidates, the number of seeds, and the code."""
+        candidates = []
+        for candidate_id in self.trainings.candidates:
+            description = {"trial": candidate_id.trial, "defaults": list(candidate_id.defaults)}
+            candidates.append(description)
         code = self.study.stored.code()
         return {"candidates": candidates, "seeds": self.trainings.seeds, **code}
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The names under which the study may be stored.
+    def possible_names(self) -> tuple[str, str]:
+        """The names under which the study may be stored: a plain one, and one with a digest.
 
-        The second one is used if the first has other candidates, as after a trial was deleted, or
-        the baseline was trained again.
+        The second one is used if the study of the first name has other candidates, as after a trial
+        was deleted, or the baseline was trained again.
         """
-        candidates = repr(self.identity["candidates"])
-        return str(self.name), str(self.name.with_detail(_short_digest(candidates)))
+        digest = _short_digest(repr(self.identity["candidates"]))
+        return str(self.name), str(self.name.with_detail(digest))
 
     def find(self) -> CandidateStage | None:
-        """Returns the stage with its stored study; None if no worker has begun it.
-
-        A worker that makes the study stores its slots last. Until then no slot is open, and the
-        stage would look as if all its trainings had ended.
-        """
-        for name in self.names:
+        """Returns the stage with its stored study; None if no worker has begun it."""
+        for name in self.possible_names:
             stored = open_in_same_database(self.study.stored, name)
             if stored is None:
                 return None
-            if not list_differences(stored.definition() or {}, self.identity):
-                if sum(stored.ledger.counts().values()) < self.trials:
+            has_same_definition = not list_differences(stored.definition() or {}, self.identity)
+            if has_same_definition:
+                # A worker that creates the study stores its slots, one for each training, last.
+                # Until then the stage would look as if all its trainings had ended.
+                slots = sum(stored.ledger.counts().values())
+                if slots < self.trials:
                     return None
                 return self._make_stage(stored)
         return None
 
     def begin(self) -> CandidateStage:
         """Creates the stored study, unless another worker has, and returns the stage with it."""
-        first, second = self.names
+        plain_name, name_with_digest = self.possible_names
         try:
-            stored = self._create(first)
-        except DefinitionError:  # it has other candidates
-            stored = self._create(second)
+            stored = self._create(plain_name)
+        except DefinitionError:  # the study of that name has other candidates
+            stored = self._create(name_with_digest)
         store_stage(self.study.stored, self.title, stored.name)
         return self._make_stage(stored)
 
@@ -117,20 +117,24 @@ class PlannedStage:
         )
 
     def _make_stage(self, stored: StoredStudy) -> CandidateStage:
-        """Makes the stage with its stored study."""
-        folder = None
-        weights = None
+        """Makes the stage with its stored study.
+
+        Which trainings of earlier stages it reuses is read later, when the first one begins.
+        """
+        all_networks = None
+        own_networks = None
         if self.keeps_networks:
-            folder = self.study.run_dir / "winner"
-            weights = networks_folder(folder, stored.name)
+            all_networks = self.study.run_dir / "winner"
+            own_networks = networks_folder(all_networks, stored.name)
+        is_final = self.title == FINAL_TRAINING
         find_earlier = partial(
             find_earlier_trainings,
-            self.study.stored,
-            self.title,
-            stored.name,
-            self.identity,
-            folder,
-            repeats_reevaluation=self.repeats_reevaluation and self.title == FINAL_TRAINING,
+            search=self.study.stored,
+            title=self.title,
+            name=stored.name,
+            definition=self.identity,
+            folder=all_networks,
+            repeats_reevaluation=self.repeats_reevaluation and is_final,
         )
         trainings = replace(self.trainings, find_earlier=find_earlier)
         return CandidateStage(
@@ -139,7 +143,7 @@ class PlannedStage:
             source=trainings,
             strategy=trainings,
             trials=self.trials,
-            weights=weights,
+            weights=own_networks,
             later_trials=self.later_trials,
         )
 
@@ -162,61 +166,72 @@ class StagePlanner:
 
     def plan_reevaluation(self, candidates: Candidates) -> PlannedStage:
         """Plans the re-evaluation: every candidate on new seeds and validation sets."""
-        points = {origin: source.point for origin, source in candidates.items()}
+        points = {candidate_id: source.point for candidate_id, source in candidates.items()}
         return self._plan(REEVALUATION, points)
 
     def plan_ablation(
-        self, winner: Origin, defaults: Defaults, removed_changes: Iterable[Names]
+        self, winner: CandidateId, defaults: Defaults, removed_changes: Iterable[Names]
     ) -> PlannedStage:
-        """Plans an ablation: the winner with hyperparameters at their defaults.
+        """Plans an ablation: copies of the winner with hyperparameters put back to their defaults.
 
         Args:
-            removed_changes: the hyperparameters that are put back, for each training.
+            defaults: puts hyperparameters of the winner back to their defaults.
+            removed_changes: the hyperparameters that are put back, for each copy.
         """
         points = {}
         for names in removed_changes:
-            points[replace(winner, defaults=names)] = defaults.put_back(names)
+            candidate_id = replace(winner, defaults=names)
+            points[candidate_id] = defaults.put_back(names)
         detail = ""
-        together = max(len(origin.defaults) for origin in points)
-        if together > 1:
-            detail = f"{together} together"
+        most_together = max(len(candidate_id.defaults) for candidate_id in points)
+        if most_together > 1:
+            detail = f"{most_together} together"
         return self._plan(ABLATION, points, detail)
 
     def plan_final_training(
-        self, candidates: Candidates, points: Mapping[Origin, Point]
+        self, candidates: Candidates, points: Mapping[CandidateId, Point]
     ) -> PlannedStage:
         """Plans the final training: on all training data.
 
-        Each ReduceLROnPlateau steps on the values of the candidate's trial in the search: on
-        examples that it trains on, the metric reaches its plateau later, or never.
+        It is validated on examples that it trains on, where the metric reaches its plateau later,
+        or never. So each ReduceLROnPlateau steps on the values of the candidate's trial in the
+        search.
 
         Args:
-            points: the configurations to train; the one whose origin has defaults is the simple
-                configuration.
+            points: the configurations to train; the one with hyperparameters at their defaults is
+                the simple configuration.
         """
         detail = ""
-        if any(origin.defaults for origin in points):
+        has_simple = any(candidate_id.defaults for candidate_id in points)
+        if has_simple:
             detail = WITH_SIMPLE
         plan = self._plan(FINAL_TRAINING, points, detail)
         if plan.repeats_reevaluation:
             return plan
+        definition = self.study.definition
         points_with_values = {}
-        for origin, point in points.items():
-            values = candidates[Origin(origin.trial)].recorded_values
-            points_with_values[origin] = self.study.definition.with_recorded_values(point, values)
-        return replace(plan, trainings=replace(plan.trainings, candidates=points_with_values))
+        for candidate_id, point in points.items():
+            values = candidates[CandidateId(candidate_id.trial)].recorded_values
+            points_with_values[candidate_id] = definition.with_recorded_values(point, values)
+        trainings = replace(plan.trainings, candidates=points_with_values)
+        return replace(plan, trainings=trainings)
 
     def has_simple(self) -> bool | None:
         """Returns whether the stored final training has the simple configuration.
 
-        None if there is no final training of this budget and rule.
+        Returns None if there is no final training of this budget and rule, which are parts of its
+        name.
         """
         stored_name = StoredCommand.read(self.study.stored).stages.get(FINAL_TRAINING, "")
-        if not f"{stored_name} ".startswith(f"{self._name(FINAL_TRAINING)} "):
+        name_without_details = self._make_name(FINAL_TRAINING)
+        is_of_this_budget = f"{stored_name} ".startswith(f"{name_without_details} ")
+        if not is_of_this_budget:
             return None
         return WITH_SIMPLE in stored_name
 
-    def _plan(self, title: str, points: Mapping[Origin, Point], detail: str = "") -> PlannedStage:
+    def _plan(
+        self, title: str, points: Mapping[CandidateId, Point], detail: str = ""
+    ) -> PlannedStage:
         """Plans a stage.
 
         Args:
@@ -235,7 +250,7 @@ class StagePlanner:
         return PlannedStage(
             study=self.study,
             title=title,
-            name=self._name(title).with_detail(detail),
+            name=self._make_name(title).with_detail(detail),
             trainings=trainings,
             repeats_reevaluation=repeats_reevaluation,
             # The result has the networks of the re-evaluation if there is no final training, or if
@@ -244,8 +259,8 @@ class StagePlanner:
             later_trials=later_trials,
         )
 
-    def _name(self, title: str) -> StageName:
-        """Names a stage by the settings that change its trainings."""
+    def _make_name(self, title: str) -> StageName:
+        """Names a stage by the settings that change its trainings, such as the budget and rule."""
         search = self.study.stored
         settings = self.settings
         trials = self.study.search.trials

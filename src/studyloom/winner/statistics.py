@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Key = TypeVar("Key")  # identifies a network or candidate
-# Values of networks with several seeds on test examples: float64 (rows, seeds). Their covariance
-# over the rows is the covariance of the networks' values over draws of test examples. Each row is a
-# resample, or a single example, divided by the square root of the number of examples.
+# Values of networks with several seeds on test examples: float64 (rows, seeds). A row is a resample
+# of the test examples, or a single example, whose values are divided by the square root of the
+# number of examples. So the covariance of two columns over the rows is the covariance of two
+# networks' values over draws of test examples.
 Sampled = NDArray[np.float64]
 # A metric of scikit-learn takes some milliseconds for each network and resample.
 RESAMPLES = 99
 ROUNDING = 1e-12  # the largest share of a value by which only rounding changes it
 ENOUGH = 3  # seeds for a spread: with two, Student's interval is 13 standard errors to each side
 NORMAL = 1.959964  # standard deviations from the mean to the ends of a 95% interval
+TAIL = 0.025  # probability beyond each end of a 95% interval
+MOST_FREEDOM = 1e9  # degrees of freedom above which Student's distribution is the normal one
 # The sources of chance that an interval covers.
 Covers = Literal["seeds and examples", "seeds", "examples"]
 
@@ -90,31 +93,34 @@ def compare(
         bounds: the lowest and the highest value of the metric.
     """
 
-    def find_measured(key: Key) -> Measured:
+    def get_measured(key: Key) -> Measured:
         if sampled is None:
             return Measured(values[key], None)
         return Measured(values[key], sampled[key])
 
+    measured_winner = get_measured(winner)
     scores = Scores(
-        winner=_summarize_measured(values[winner], [find_measured(winner)], bounds),
-        covers=_find_cover(values[winner], has_examples=sampled is not None),
+        winner=_summarize_measured(values[winner], [measured_winner], bounds),
+        covers=_find_covered_chance(values[winner], has_examples=sampled is not None),
     )
     if baseline is None or baseline == winner:
         return scores
+    measured_baseline = get_measured(baseline)
     differences = []
     for value, value_of_baseline in zip(values[winner], values[baseline], strict=True):
         differences.append(difference(value, value_of_baseline))
     low, high = bounds
+    bounds_of_difference = (low - high, high - low)
     return replace(
         scores,
-        baseline=_summarize_measured(values[baseline], [find_measured(baseline)], bounds),
+        baseline=_summarize_measured(values[baseline], [measured_baseline], bounds),
         difference=_summarize_measured(
-            differences, [find_measured(winner), find_measured(baseline)], (low - high, high - low)
+            differences, [measured_winner, measured_baseline], bounds_of_difference
         ),
     )
 
 
-def _find_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
+def _find_covered_chance(values: Sequence[float], *, has_examples: bool) -> Covers:
     """Returns which sources of chance the intervals of a comparison cover.
 
     Args:
@@ -123,7 +129,8 @@ def _find_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
     """
     if not has_examples:
         return "seeds"
-    if len(values) >= ENOUGH and len({*values}) > 1:
+    differs_by_seed = len(set(values)) > 1
+    if len(values) >= ENOUGH and differs_by_seed:
         return "seeds and examples"
     return "examples"
 
@@ -131,46 +138,56 @@ def _find_cover(values: Sequence[float], *, has_examples: bool) -> Covers:
 def _summarize_measured(
     values: Sequence[float], measured: Sequence[Measured], bounds: Interval
 ) -> Summary:
-    """Summarizes values over seeds, or differences; the interval covers examples if it can.
+    """Summarizes a candidate's values on the test set, or the differences of two candidates.
+
+    The interval of the mean covers the chance of the test examples too, if values on single
+    examples are known.
 
     Args:
-        values: the values of a candidate, or the differences of two.
-        measured: the candidate, or the two that differ.
+        values: the values for each seed, or their differences.
+        measured: the candidate, or the two whose values differ.
+        bounds: the lowest and the highest value.
     """
     summary = summarize(values, bounds)
-    by_seed = []
-    sampled = []
+    values_of_candidates = []
+    sampled_of_candidates = []
     for candidate in measured:
         if candidate.sampled is None:
             return summary
-        by_seed.append(candidate.values)
-        sampled.append(candidate.sampled)
-    return replace(
-        summary, interval=_interval_over_examples(summary.mean, by_seed, sampled, bounds)
-    )
+        values_of_candidates.append(candidate.values)
+        sampled_of_candidates.append(candidate.sampled)
+    interval = _estimate_interval(summary.mean, values_of_candidates, sampled_of_candidates, bounds)
+    return replace(summary, interval=interval)
 
 
-def error_of_differences(series: Sequence[Sequence[float]]) -> DifferenceError | None:
-    """Returns the error of the difference between the means of the first series and any other.
+def estimate_difference_error(series: Sequence[Sequence[float]]) -> DifferenceError | None:
+    """Estimates the error of the difference between the means of the first series and any other.
 
-    Each series has a value for each seed. The noise is what neither series nor seed explains,
-    pooled over all series: three seeds of a single one are too few to estimate it. The interval is
-    Student's, with Bonferroni's correction for the number of differences. None for a single seed.
+    The noise is what neither series nor seed explains. It is pooled over all series, because three
+    seeds of a single one are too few to estimate it. The interval is Student's, with Bonferroni's
+    correction for the number of differences.
+
+    Args:
+        series: for each configuration, a value for each seed.
+
+    Returns:
+        None for a single seed.
     """
-    unscaled = np.array(series)
+    unscaled = np.array(series)  # (configurations, seeds)
     differences = unscaled.shape[0] - 1
     seeds = unscaled.shape[1]
-    freedom = differences * (seeds - 1)
-    if not freedom:
+    freedom = differences * (seeds - 1)  # degrees of freedom
+    if freedom == 0:
         return None
-    scale = scale_of(unscaled.ravel().tolist())
+    scale = scale_of(unscaled.ravel().tolist())  # so that squares do not overflow
     values = unscaled / scale
-    # Without the mean of each series and of each seed only the noise is left.
+    # Without the mean of each series and of each seed only the noise remains.
     noise = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
     noise[np.abs(noise) <= ROUNDING * np.abs(values).max()] = 0.0
     variance = float((noise**2).sum()) / freedom
     standard_error = scale * math.sqrt(2 * variance / seeds)
-    return DifferenceError(standard_error, standard_error * _student(freedom, 0.025 / differences))
+    quantile = _student_quantile(freedom, TAIL / differences)
+    return DifferenceError(standard_error, half_interval=standard_error * quantile)
 
 
 def difference(one: float, other: float) -> float:
@@ -181,9 +198,9 @@ def difference(one: float, other: float) -> float:
 
 
 def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
-    """Summarizes values that differ only by their seed; the interval is Student's.
+    """Summarizes values that differ only by their seed: their mean, spread and Student's interval.
 
-    Fewer than three have no spread, and equal values have no interval.
+    Fewer than three values have no spread, and equal values have no interval.
 
     Args:
         bounds: the lowest and the highest value of the metric.
@@ -197,112 +214,136 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     summary = replace(summary, std=spread)
     if spread == 0:
         return summary
-    half = _student(len(values) - 1) * spread / math.sqrt(len(values))
-    interval = (summary.mean - half, summary.mean + half)
+    half_interval = _student_quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    interval = (summary.mean - half_interval, summary.mean + half_interval)
     if not _is_finite(interval):
         return summary
-    return replace(summary, interval=_within(interval, summary.mean, bounds))
+    return replace(summary, interval=_cut_at_bounds(interval, summary.mean, bounds))
 
 
 def _is_finite(interval: Interval) -> bool:
-    """Returns whether both ends of an interval can be written as floats."""
-    return all(map(math.isfinite, interval))
+    """Returns whether both ends of an interval are finite."""
+    low, high = interval
+    return math.isfinite(low) and math.isfinite(high)
 
 
-def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
+def _cut_at_bounds(interval: Interval, mean: float, bounds: Interval) -> Interval:
     """Cuts an interval at the bounds of the metric, which costs no coverage.
 
     A loop may give the name of a known metric to another quantity, such as an accuracy in
-    percent: bounds that exclude the mean are ignored.
+    percent. So bounds that exclude the mean are ignored.
     """
-    low, high = bounds
-    if not low <= mean <= high:
+    lowest, highest = bounds
+    if not lowest <= mean <= highest:
         return interval
-    return max(low, interval[0]), min(high, interval[1])
+    low, high = interval
+    return max(lowest, low), min(highest, high)
 
 
-def _student(freedom: float, tail: float = 0.025) -> float:
-    """Returns Student's quantile for an interval that misses by `tail` on each side.
+def _student_quantile(freedom: float, tail: float = TAIL) -> float:
+    """Returns how many standard errors a Student's interval has to each side of the mean.
 
     Args:
         freedom: the degrees of freedom.
+        tail: the probability that the true mean lies above the interval; that it lies below is as
+            large.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # 0.4 s to import
 
-    return float(stdtrit(min(freedom, 1e9), 1 - tail))
+    return float(stdtrit(min(freedom, MOST_FREEDOM), 1 - tail))
 
 
-def _interval_over_examples(
+def _estimate_interval(
     middle: float,
     values: Sequence[Sequence[float]],
     sampled: Sequence[Sampled],
     bounds: Interval,
 ) -> Interval | None:
-    """Returns a 95% interval of a mean, or of the difference of two, over seeds and examples.
+    """Estimates a 95% interval of a mean, or of the difference of two, over seeds and examples.
 
     Each network was measured on each example. The variance over examples is the covariance of
     networks with different seeds on the same examples, so that the chance of single networks
     counts once, as part of the variance over seeds (Obuchowski & Rockette 1995, Communications in
     Statistics 24; degrees of freedom: Hillis 2007, Statistics in Medicine 26). Between two bounds
     the interval is symmetric in the logarithm of the odds. With one or two seeds it covers only the
-    examples. It is None if all values are equal, or the mean is at a bound.
+    examples.
 
     Args:
         middle: the mean, or the difference.
         values: a value for each seed, of a candidate, or of each of the two that differ.
         sampled: the values of the same candidates on examples, see `resample`.
         bounds: the lowest and the highest value of the mean or difference.
+
+    Returns:
+        None if all values are equal, or the mean is at a bound.
     """
-    low, high = bounds
+    # All values are divided by a power of two, which is exact: squares of huge ones would overflow.
     scale = scale_of([middle, *itertools.chain(*values)])
-    if scale != 1:
-        # The square of a huge value would overflow: the interval is that of values divided by a
-        # power of two, multiplied by it.
-        scaled_values = []
-        for series in values:
-            scaled_values.append([value / scale for value in series])
-        scaled_rows = [rows / scale for rows in sampled]
-        scaled_bounds = (low / scale, high / scale)
-        scaled = _interval_over_examples(middle / scale, scaled_values, scaled_rows, scaled_bounds)
-        if scaled is None:
-            return None
-        interval = (scale * scaled[0], scale * scaled[1])
-        if not _is_finite(interval):
-            return None
-        return interval
+    scaled_values = []
+    for values_by_seed in values:
+        scaled_values.append([value / scale for value in values_by_seed])
+    scaled_rows = [rows / scale for rows in sampled]
+    low, high = bounds
+    scaled_bounds = (low / scale, high / scale)
+    scaled_interval = _estimate_scaled_interval(
+        middle / scale, scaled_values, scaled_rows, scaled_bounds
+    )
+    if scaled_interval is None:
+        return None
+    interval = (scale * scaled_interval[0], scale * scaled_interval[1])
+    if not _is_finite(interval):
+        return None
+    return interval
+
+
+def _estimate_scaled_interval(
+    middle: float,
+    values: Sequence[Sequence[float]],
+    sampled: Sequence[Sampled],
+    bounds: Interval,
+) -> Interval | None:
+    """Estimates an interval as `_estimate_interval` does, of values whose squares are finite."""
     seeds = len(values[0])
     variances_over_seeds = [0.0]
     if seeds >= ENOUGH:
         variances_over_seeds = [standard_deviation(series) ** 2 / seeds for series in values]
-    variance = sum(variances_over_seeds) + max(0.0, _variance_over_examples(sampled, seeds))
+    variance_over_examples = max(0.0, _estimate_variance_over_examples(sampled, seeds))
+    variance = sum(variances_over_seeds) + variance_over_examples
     if variance == 0 or middle in bounds:  # such as the accuracy if all examples are right
         return None
+
+    # Only the variance over seeds is estimated from few values.
     freedom = math.inf
     squares = sum(over_seeds**2 for over_seeds in variances_over_seeds) / max(1, seeds - 1)
-    if squares:
+    if squares > 0:
         freedom = variance**2 / squares
-    half = _student(freedom) * math.sqrt(variance)
-    if not (math.isfinite(high - low) and low < middle < high):
-        return middle - half, middle + half
-    return _interval_of_odds(middle, half, bounds)
+    half_interval = _student_quantile(freedom) * math.sqrt(variance)
+
+    low, high = bounds
+    is_between_bounds = math.isfinite(high - low) and low < middle < high
+    if not is_between_bounds:
+        return middle - half_interval, middle + half_interval
+    return _make_interval_of_odds(middle, half_interval, bounds)
 
 
-def _variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> float:
-    """Returns the variance of a mean over seeds, or of a difference of two, over test examples.
+def _estimate_variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> float:
+    """Estimates the variance over test examples of a mean over seeds, or of a difference of two.
 
     The variance of a difference is the sum of both variances, minus the covariance in both orders.
 
     Args:
-        sampled: the rows of a candidate, or of the two that differ.
+        sampled: the values on examples of a candidate, or of the two that differ.
         seeds: the number of seeds.
     """
     variance = 0.0
-    for one_index, one in enumerate(sampled):
-        for other_index, other in enumerate(sampled):
-            covariances = np.cov(one.T, other.T)[:seeds, seeds:]
+    for first_index, first in enumerate(sampled):
+        for second_index, second in enumerate(sampled):
+            # `np.cov` returns the covariances of all columns, first those of `first`, then those
+            # of `second`. Only those between the two are used: (seeds, seeds).
+            covariances = np.cov(first.T, second.T)[:seeds, seeds:]
             total = covariances.sum()
             pairs = seeds * seeds
-            is_variance = one_index == other_index
+            is_variance = first_index == second_index
             if is_variance and seeds >= ENOUGH:
                 # A network's covariance with itself also has the chance of this network, which
                 # the variance over seeds counts already.
@@ -315,20 +356,21 @@ def _variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> float:
     return float(variance)
 
 
-def _interval_of_odds(middle: float, half: float, bounds: Interval) -> Interval:
-    """Returns an interval that is symmetric in the logarithm of the odds, so that it has bounds.
+def _make_interval_of_odds(middle: float, half_interval: float, bounds: Interval) -> Interval:
+    """Makes an interval that is symmetric in the logarithm of the odds, so that it has bounds.
 
     Args:
         middle: a value between the bounds.
-        half: half of the interval that would be symmetric in the value.
+        half_interval: half of the interval that would be symmetric in the value.
     """
     from scipy.special import expit
 
     low, high = bounds
     log_odds = math.log((middle - low) / (high - middle))
-    step = half * (high - low) / ((middle - low) * (high - middle))
-    first, last = low + (high - low) * expit(np.array([log_odds - step, log_odds + step]))
-    return float(first), float(last)
+    # The step in the log of the odds that is `half_interval` in the value, by the derivative
+    step = half_interval * (high - low) / ((middle - low) * (high - middle))
+    ends = low + (high - low) * expit(np.array([log_odds - step, log_odds + step]))
+    return float(ends[0]), float(ends[1])
 
 
 def resample(
@@ -337,48 +379,55 @@ def resample(
     examples: int,
     seed: int,
 ) -> dict[Key, Sampled] | None:
-    """Measures networks on resamples of the test examples, the same for all of them.
+    """Measures networks on resamples of the test examples, the same for all networks.
 
     Each resample has as many examples of each class as the test set, so that metrics over classes
-    are defined. A metric that is a mean over examples needs none: its rows are the examples.
+    are defined. A metric that is a mean over examples needs no resamples: it is measured on each
+    example.
 
     Args:
         outputs: the outputs of the network of each seed, by candidate.
         examples: the number of test examples.
 
     Returns:
-        The rows by candidate; None if outputs do not belong to single examples, as with several
-        predicted steps of a sequence, or if the metric is undefined on a resample.
+        The values of each candidate, (resamples or examples, seeds). None if outputs do not belong
+        to single examples, as with several predicted steps of a sequence, or if the metric is
+        undefined on a resample.
     """
-    networks = [*itertools.chain(*outputs.values())]
-    for network in networks:
+    all_outputs = list(itertools.chain(*outputs.values()))
+    for network in all_outputs:
         if len(network.outputs) != examples or len(network.targets) != examples:
             return None
-    by_example = _score_examples(metric, outputs, examples)
-    if by_example is not None:
-        return by_example
+    values_by_example = _score_examples(metric, outputs, examples)
+    if values_by_example is not None:
+        return values_by_example
+
     sampled = {}
-    for key, by_seed in outputs.items():
-        sampled[key] = np.zeros((RESAMPLES, len(by_seed)))
-    strata = _strata(networks[0].targets.cpu().numpy())
+    for key, outputs_by_seed in outputs.items():
+        sampled[key] = np.zeros((RESAMPLES, len(outputs_by_seed)))
+    strata = _find_strata(all_outputs[0].targets.cpu().numpy())
     generator = np.random.default_rng(seed)
     for row in range(RESAMPLES):
-        # This draws as `generator.choice` does, in half of its time.
-        draws = [stratum[generator.integers(0, len(stratum), len(stratum))] for stratum in strata]
-        drawn = np.concatenate(draws)
-        for key, by_seed in outputs.items():
+        drawn_parts = []
+        for stratum in strata:
+            # This draws as `generator.choice` does, in half of its time.
+            places = generator.integers(0, len(stratum), len(stratum))
+            drawn_parts.append(stratum[places])
+        drawn = np.concatenate(drawn_parts)
+        for key, outputs_by_seed in outputs.items():
             try:
-                sampled[key][row] = [
-                    metric(network.outputs[drawn], network.targets[drawn]) for network in by_seed
-                ]
+                for column, network in enumerate(outputs_by_seed):
+                    value = metric(network.outputs[drawn], network.targets[drawn])
+                    sampled[key][row, column] = value
             except UndefinedMetric:
                 return None
     return sampled
 
 
-def _strata(targets: NDArray[np.generic]) -> list[NDArray[np.intp]]:
+def _find_strata(targets: NDArray[np.generic]) -> list[NDArray[np.intp]]:
     """Returns the indices of the examples of each class; all examples if there are no classes."""
-    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+    has_classes = targets.ndim == 1 and targets.dtype.kind in "iu"  # integers
+    if not has_classes:
         return [np.arange(len(targets))]
     return [np.flatnonzero(targets == label) for label in np.unique(targets)]
 
@@ -391,14 +440,17 @@ def _score_examples(
     Args:
         outputs: the outputs of the network of each seed, by candidate.
         examples: the number of test examples.
+
+    Returns:
+        The values of each candidate, (examples, seeds), as `Sampled` has them.
     """
     sampled = {}
-    for key, by_seed in outputs.items():
-        columns = []
-        for network in by_seed:
-            scores = example_scores(metric, network.outputs, network.targets)
-            if scores is None:
+    for key, outputs_by_seed in outputs.items():
+        values_by_seed = []
+        for network in outputs_by_seed:
+            values = example_scores(metric, network.outputs, network.targets)
+            if values is None:
                 return None
-            columns.append(scores.cpu().numpy())
-        sampled[key] = np.array(columns).T / math.sqrt(examples)
+            values_by_seed.append(values.cpu().numpy())
+        sampled[key] = np.array(values_by_seed).T / math.sqrt(examples)
     return sampled

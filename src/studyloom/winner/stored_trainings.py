@@ -26,7 +26,7 @@ from studyloom.storage.stored_study import (
 )
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
-from studyloom.winner.candidates import CandidateTrainings, EarlierTraining, Origin, Training
+from studyloom.winner.candidates import CandidateId, CandidateTrainings, EarlierTraining, Training
 from studyloom.winner.result import Tested, from_document, to_document
 from studyloom.worker.stage import Stage
 from studyloom.worker.stopping import Stop
@@ -52,40 +52,44 @@ class CandidateStage(Stage):
     source: CandidateTrainings
 
     @property
-    def trained(self) -> dict[Training, FrozenTrial]:
+    def ended_trials(self) -> dict[Training, FrozenTrial]:
         """The ended trials; one that is not complete has failed, though it may have a value."""
         return group_by_training(
             trial for trial in self.stored.trials() if trial.state.is_finished()
         )
 
-    def values(self) -> dict[Origin, list[float]]:
+    def values(self) -> dict[CandidateId, list[float]]:
         """Returns a value for each seed of each candidate of which no training failed."""
         values = {}
-        for candidate, by_seed in self._values_by_seed().items():
-            if len(by_seed) == self.source.seeds:
-                values[candidate] = [*by_seed.values()]
+        for candidate_id, values_by_seed in self._find_values().items():
+            if len(values_by_seed) == self.source.seeds:
+                values[candidate_id] = list(values_by_seed.values())
         return values
 
-    def partial_values(self) -> dict[Origin, dict[int, float]]:
+    def partial_values(self) -> dict[CandidateId, dict[int, float]]:
         """Returns the values by seed of each candidate of which a training failed."""
         values = {}
-        for candidate, by_seed in self._values_by_seed().items():
-            if len(by_seed) < self.source.seeds:
-                values[candidate] = by_seed
+        for candidate_id, values_by_seed in self._find_values().items():
+            if len(values_by_seed) < self.source.seeds:
+                values[candidate_id] = values_by_seed
         return values
 
-    def _values_by_seed(self) -> dict[Origin, dict[int, float]]:
+    def _find_values(self) -> dict[CandidateId, dict[int, float]]:
         """Returns the value of each complete training, by candidate and number of the seed."""
-        values: dict[Origin, dict[int, float]] = {}
-        for training, trial in sorted(self.trained.items()):
+        values: dict[CandidateId, dict[int, float]] = {}
+        for training, trial in sorted(self.ended_trials.items()):
             if trial.state == TrialState.COMPLETE:
-                values.setdefault(training.candidate, {})[training.seed] = trial.values[0]
+                values_by_seed = values.setdefault(training.candidate, {})
+                values_by_seed[training.seed] = trial.values[0]
         return values
 
     def count_reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""
-        records = map(TrialRecord, self.stored.trials())
-        return sum(record.reused is not None for record in records), self.trials
+        reused = 0
+        for trial in self.stored.trials():
+            if TrialRecord(trial).reused is not None:
+                reused += 1
+        return reused, self.trials
 
     def load_or_train(self, training: Training) -> dict[str, Any] | None:
         """Loads the network of a training; trains it again if its file is on another host.
@@ -97,7 +101,7 @@ class CandidateStage(Stage):
             NoWinner: that training has failed.
         """
         assert self.weights is not None
-        trial = self.trained[training]
+        trial = self.ended_trials[training]
         if trial.state != TrialState.COMPLETE:
             reason = TrialRecord(trial).reason or trial.state.name
             number = training.candidate.trial
@@ -105,7 +109,8 @@ class CandidateStage(Stage):
         try:
             return load_weights(self.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
-            if not self.source.definition.tested and not TrialRecord(trial).is_kept:
+            kept_nothing = not self.source.definition.tested and not TrialRecord(trial).is_kept
+            if kept_nothing:
                 return None
         attempt = Attempt(stage=self.title)
         objective = self.source.make_new_objective(training, trial.number, attempt)
@@ -113,10 +118,14 @@ class CandidateStage(Stage):
         return objective.weights()
 
     def find_test(self, search: StoredStudy) -> StoredTest | None:
-        """Finds the test of these networks, by this stage or an earlier one, if there was one."""
+        """Finds the test of these networks; None if they were not tested.
+
+        An earlier stage, of another budget or rule, may have had the same candidates and thus the
+        same networks.
+        """
         definition = self.stored.definition() or {}
-        earlier = find_earlier_stages(search, self.title, self.stored.name, definition)
-        for stage in (self.stored, *earlier):
+        earlier_stages = find_earlier_stages(search, self.title, self.stored.name, definition)
+        for stage in (self.stored, *earlier_stages):
             (document,) = stage.attributes(TESTED)
             if document and stage.definition() == definition:
                 tested = from_document(document, Tested)
@@ -124,44 +133,52 @@ class CandidateStage(Stage):
         return None
 
     def store_test(self, tested: Tested, store: Store) -> None:
-        """Stores the test of these networks, as only the holder of the lease may."""
+        """Stores the test of these networks with the stage.
+
+        Args:
+            store: writes to the database for the only command that may test the winner now.
+        """
         store(self.stored.ledger.study_id, TESTED, to_document(tested))
 
 
 def group_by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
-    """Returns trials of later stages by candidate and seed; the last one of several."""
+    """Returns trials by their candidate and seed; of several with the same, the last one.
+
+    Trials of another program, without these hyperparameters, are left out.
+    """
     trials_by_training = {}
     for trial in trials:
         params = trial.params
         if "trial" in params and "seed" in params:
-            trials_by_training[Training(Origin.read(params), params["seed"])] = trial
+            trials_by_training[Training(CandidateId.read(params), params["seed"])] = trial
     return trials_by_training
 
 
 def find_earlier_stages(
     search: StoredStudy, title: str, name: str, definition: Mapping[str, object]
 ) -> Iterator[StoredStudy]:
-    """Finds the stages of other budgets and rules that train as a stage does.
+    """Finds the stages of other budgets and rules whose trainings a stage can reuse.
 
-    For a candidate and a seed, each of them has the same training as the stage.
+    A training with the same candidate and seed has the same result in them.
 
     Args:
         title: the title of the stages to find, such as "re-evaluation".
         name: the name of the stage's stored study, which is left out.
-        definition: the definition of the stage; all of it must be the same but its candidates and
-            seeds.
+        definition: the definition of the stage; that of the others may differ only in candidates
+            and seeds.
     """
-    for later in search.later_stages():
-        study_name = later.study.study_name
-        if later.name is None or later.name.title != title or study_name == name:
+    conditions = _find_conditions(definition)
+    for stored_stage in search.later_stages():
+        study_name = stored_stage.study.study_name
+        if stored_stage.name is None or stored_stage.name.title != title or study_name == name:
             continue
         stage = open_in_same_database(search, study_name)
-        if stage is not None and _conditions(stage.definition()) == _conditions(definition):
+        if stage is not None and _find_conditions(stage.definition()) == conditions:
             yield stage
 
 
-def _conditions(definition: Mapping[str, object] | None) -> dict[str, object]:
-    """Returns what a training depends on in addition to its candidate and seed."""
+def _find_conditions(definition: Mapping[str, object] | None) -> dict[str, object]:
+    """Returns the parts of a stage's definition, but its candidates and seeds: mainly the code."""
     conditions = dict(definition or {})
     conditions.pop("candidates", None)
     conditions.pop("seeds", None)
@@ -180,12 +197,15 @@ def find_earlier_trainings(
     """Finds the trainings of other stages that a stage reuses.
 
     Args:
-        title: the title of the stage.
+        title: the title of the stage that may reuse them.
         name: the name of its stored study.
-        definition: its definition.
+        definition: the definition of that study.
         folder: the folder of the networks of all stages; None if they are not needed.
         repeats_reevaluation: whether its trainings have the seeds and examples of a re-evaluation
             or ablation, which it then reuses too.
+
+    Returns:
+        The trainings by candidate and seed; of several with the same, the first that is found.
     """
     titles = [title]
     if repeats_reevaluation:
@@ -195,10 +215,10 @@ def find_earlier_trainings(
         stages += find_earlier_stages(search, stage_title, name, definition)
     trainings: dict[Training, EarlierTraining] = {}
     for stage in stages:
-        complete = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
-        for training, trial in group_by_training(complete).items():
+        complete_trials = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
+        for training, trial in group_by_training(complete_trials).items():
             record = TrialRecord(trial)
-            # A loop may have kept nothing; and the networks of older studies are not marked.
+            # A loop may have kept nothing. The networks of older studies are not marked as kept.
             has_network = title == FINAL_TRAINING or record.is_kept
             file = None
             if folder is not None and has_network:

@@ -103,9 +103,9 @@ class Original:
         winner = evaluation.winner
         examples = study.data.split
         assert winner is not None
-        assert evaluation.trained is not None
+        assert evaluation.trained_stage is not None
         assert examples is not None
-        trainings = evaluation.trained.source
+        trainings = evaluation.trained_stage.source
         job = trainings.job(winner, seed=0)  # the network of the first seed is in winner.pt
         config = study.definition.compose_config(trainings.candidates[winner])
         network = _load_network(load_weights(study.run_dir / "winner.pt"), job, evaluation)
