@@ -1,4 +1,4 @@
-"""The facts about a winner's data that one needs to use its network."""
+"""Describes a winner's data, as far as one needs it to use the network."""
 
 from typing import cast
 
@@ -14,13 +14,13 @@ from studyloom.winner.result import DataFacts, DtypeName, RangeFacts
 def describe_data(
     trainings: CandidateTrainings, winner: CandidateId, test: Part | None
 ) -> DataFacts:
-    """Describes the data, as far as the use of the winner's network needs it.
+    """Describes the data that a winner was trained and tested on.
 
     Args:
         test: the test set; None if the winner was not tested, or tests itself.
     """
     data = trainings.data
-    split = data.split
+    split = data.split  # the training set
     assert split is not None
     examples = split
     test_digest = ""
@@ -45,7 +45,7 @@ def describe_data(
         outputs=examples.outputs,
         mean=split.mean,
         std=split.std,
-        dtype=name_input_type(trainings, winner, split),
+        dtype=find_input_type(trainings, winner, split),
         classifies=examples.classifies,
         names=tuple(examples.names),
         columns=tuple(examples.columns),
@@ -57,11 +57,14 @@ def describe_data(
     )
 
 
-def name_input_type(trainings: CandidateTrainings, winner: CandidateId, split: Part) -> DtypeName:
-    """Returns the name of the type in which the winner's network takes its inputs."""
+def find_input_type(trainings: CandidateTrainings, winner: CandidateId, split: Part) -> DtypeName:
+    """Returns the type in which the winner's network takes its inputs, such as "int64".
+
+    Integers may be numbers or positions in an embedding, so the network is tried on two examples.
+    """
     if not isinstance(split, Split) or split.inputs.is_floating_point():
         return "float32"
     job = trainings.job(winner, 0)
     network = job.model(shape=split.shape, outputs=split.outputs)
     dtype = find_input_dtype(job, network, split)
-    return cast(DtypeName, str(dtype).removeprefix("torch."))
+    return cast(DtypeName, str(dtype).removeprefix("torch."))  # torch.int64 → int64

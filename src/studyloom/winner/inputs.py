@@ -1,4 +1,4 @@
-"""Makes inputs of a network from arrays, as described by the study's data source."""
+"""Makes inputs of a network from arrays, as the study's data source makes them from files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class InputFormat:
         return self.facts.shape or ()
 
     def from_numbers(self, numbers: Tensor, dtype: str) -> Inputs:
-        """Makes inputs from an array of one or several.
+        """Makes inputs from an array that holds one or several.
 
         For images, integers are pixels from 0 (black) to 255 (white), or to 65535 for uint16.
         Floats are pixels from 0 to 1 if the data source normalizes its images itself, and
@@ -57,27 +57,30 @@ class InputFormat:
         Args:
             numbers: float (n, *shape), or one input (*shape); the channel dimension of grayscale
                 images may be missing.
-            dtype: the name of their original type.
+            dtype: the name of the array's type, before it was converted to float.
+
+        Raises:
+            PredictError: the network does not take such an array.
         """
         if not self.facts.takes_arrays:
             raise PredictError(SEVERAL)
         shape = self.shape
         if self.facts.loads_tokens and numbers.ndim in (len(shape), len(shape) + 1):
             shape = tuple(numbers.shape[-len(shape) :])  # sequences may have any length
-        if not shape:
-            if not numbers.ndim or not len(numbers):
+        if not shape:  # unknown: the inputs are passed unchanged
+            has_inputs = numbers.ndim > 0 and len(numbers) > 0
+            if not has_inputs:
                 raise PredictError("it must hold an input for each entry of its first dimension")
             return self.finish(numbers)
         rows = self._as_rows(numbers, shape)
         if not is_image(shape) or self.transform is None or isinstance(self.transform, Sound):
             return self.finish(rows)
         has_integers = dtype.startswith(("int", "uint"))
-        # The data source normalizes its images itself, by known values.
         has_normalization = (self.facts.mean, self.facts.std) != (0, 1)
-        normalizes = isinstance(self.transform, Image) and has_normalization
-        if not has_integers and not normalizes:
-            return self.finish(rows)
-        return self._from_levels(rows, dtype)
+        source_normalizes = isinstance(self.transform, Image) and has_normalization
+        if has_integers or source_normalizes:
+            return self._from_levels(rows, dtype)
+        return self.finish(rows)
 
     def _as_rows(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Returns the inputs that an array holds, as (n, *shape).
@@ -85,13 +88,14 @@ class InputFormat:
         Raises:
             PredictError: the array has another shape.
         """
-        is_gray = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-        if is_gray and numbers.ndim < 4 and tuple(numbers.shape) != shape:
-            numbers = numbers.unsqueeze(-3)  # the channels, which grayscale images may lack
+        is_grayscale = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        has_input_shape = tuple(numbers.shape) == shape
+        if is_grayscale and numbers.ndim < 4 and not has_input_shape:
+            numbers = numbers.unsqueeze(-3)  # the missing dimension of the channels
         rows = numbers
         if tuple(numbers.shape) == shape:
-            rows = numbers[None]
-        if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
+            rows = numbers[None]  # a single input
+        if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or len(rows) == 0:
             raise PredictError(
                 f"it must hold an input of {format_shape(shape)} numbers, or several; "
                 f"got {format_shape(numbers.shape) or 'one number'}"
@@ -111,7 +115,8 @@ class InputFormat:
             white = 65535
         elif has_integers:
             white = 255
-        low, high = (float(end) for end in rows.aminmax())
+        low = float(rows.min())
+        high = float(rows.max())
         if low < 0 or high > white:
             rule = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
             if has_integers:
@@ -128,12 +133,14 @@ class InputFormat:
         """
         if self.transform is None:
             raise PredictError(SILENT)
-        if not isinstance(self.transform, Image):
+        if not isinstance(self.transform, Image):  # it is the user's
             levels = (pixels * 255).round().to(torch.uint8)
             return self.finish(self.apply_transform(levels), changes or ())
-        if changes is None:
+        if changes is None:  # the pixels are those of an array
             return self.finish(self.transform.normalize(pixels))
-        row, further_changes = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
+        height = self.shape[-2]
+        width = self.shape[-1]
+        row, further_changes = self.transform(pixels[0], (height, width))
         return self.finish(row[None], [*changes, *further_changes])
 
     def apply_transform(self, items: Tensor) -> Tensor:
@@ -158,12 +165,13 @@ class InputFormat:
     def finish(
         self, rows: Tensor, changes: Sequence[str] = (), notes_of_reader: Sequence[str] = ()
     ) -> Inputs:
-        """Checks inputs, and notes how they were changed and differ from the training data.
+        """Checks inputs, and adds a note on each: how it was changed and differs from training.
 
         Args:
             rows: the inputs, (n, *shape).
-            changes: the changes made to all of them.
-            notes_of_reader: the notes of a `Reader`, one for each input.
+            changes: the changes made to all of them, such as "resized".
+            notes_of_reader: the notes of a `Reader`, the user's code that makes inputs from files,
+                one for each input.
         """
         self._check(rows)
         differences: dict[int, str] = {}
@@ -176,20 +184,25 @@ class InputFormat:
             parts = [*changes]
             if notes_of_reader:
                 parts.append(notes_of_reader[index])
-            parts.append(differences.get(index, ""))
-            notes.append("; ".join(filter(None, parts)))
+            if index in differences:
+                parts.append(differences[index])
+            notes.append("; ".join(part for part in parts if part))
         return rows, notes
 
     def _check(self, rows: Tensor) -> None:
         """Raises PredictError if a network cannot take inputs (n, *shape)."""
         if len(rows) > MOST_INPUTS:
             raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
-        finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
-        if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
-            raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
-        if self.facts.takes_integers and not bool((rows == rows.round()).all()):
-            raise PredictError("its numbers must be integers, as the network takes them")
+        is_finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)  # (n,)
+        if not bool(is_finite.all()):
+            first_index = int((~is_finite).nonzero()[0])
+            raise PredictError(
+                f"its numbers must be finite; input {first_index} holds NaN or infinity"
+            )
+        if self.facts.takes_integers:
+            has_only_integers = bool((rows == rows.round()).all())
+            if not has_only_integers:
+                raise PredictError("its numbers must be integers, as the network takes them")
 
 
 def transform_error(error: Exception) -> PredictError:

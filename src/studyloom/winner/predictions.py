@@ -20,6 +20,7 @@ from studyloom.winner.statistics import Outputs
 
 WRONG = 20  # wrong predictions that are kept, the most confident ones
 POINTS = 1000  # predictions of numbers that are kept, at most
+LEAST_RANGE = 1e-12  # of the values of an image, which are divided by it
 
 
 @dataclass(frozen=True)
@@ -92,37 +93,40 @@ def scores_classes(outputs: Outputs, test: Part) -> bool:
     labels = outputs.targets
     if not test.classifies or scores.ndim != 2 or labels.ndim != 1:
         return False
-    if scores.shape[1] < 2:
+    class_count = scores.shape[1]
+    if class_count < 2:
         return False
-    return bool(((labels >= 0) & (labels < scores.shape[1])).all())
+    has_column = (labels >= 0) & (labels < class_count)  # (n,)
+    return bool(has_column.all())
 
 
 def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """Returns the indices of the most confident wrong predictions, the most confident first.
+    """Returns the indices of the WRONG most confident wrong predictions, the most confident first.
 
     Args:
         probabilities: (n, classes), on the CPU.
         labels: (n,), on the CPU.
     """
     confidence, predicted = probabilities.max(1)
-    wrong = (predicted != labels).nonzero().flatten()
-    order = confidence[wrong].argsort(descending=True)
-    indices: list[int] = wrong[order][:WRONG].tolist()
+    wrong_indices = (predicted != labels).nonzero().flatten()
+    order = confidence[wrong_indices].argsort(descending=True)
+    indices: list[int] = wrong_indices[order][:WRONG].tolist()
     return indices
 
 
 def _describe_outputs(outputs: Outputs, test: Part) -> DescribedPredictions:
-    """Describes the wrong predictions, most confident first, or numbers next to their targets.
+    """Describes the predictions of classes by their errors, and numbers next to their targets.
 
-    Other targets, such as a class for each pixel, are not shown.
+    Other targets, such as a class for each pixel, are not described.
     """
     predicted = outputs.outputs
     targets = outputs.targets
     if scores_classes(outputs, test):
         return _describe_errors(predicted.softmax(1), targets, test)
-    if test.classifies or predicted.ndim != 2 or targets.shape != predicted.shape:
+    predicts_numbers = predicted.ndim == 2 and targets.shape == predicted.shape
+    if test.classifies or not predicts_numbers:
         return DescribedPredictions()
-    stride = math.ceil(len(test) / POINTS)
+    stride = math.ceil(len(test) / POINTS)  # keeps at most POINTS examples
     predictions = Predictions(
         predicted=_as_rows(predicted[::stride]),
         targets=_as_rows(targets[::stride]),
@@ -143,13 +147,14 @@ def _describe_errors(probabilities: Tensor, labels: Tensor, test: Part) -> Descr
         probabilities: (n, classes), on the CPU.
         labels: (n,), on the CPU.
     """
-    classes = probabilities.shape[1]
+    class_count = probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     # Each pair of classes has a number: true class × number of classes + predicted class.
-    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    pairs = labels * class_count + predicted
+    counts = torch.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
     names = tuple(test.names)
     if not names:
-        names = tuple(map(str, range(classes)))
+        names = tuple(str(label) for label in range(class_count))
     errors = []
     for index in confident_errors(probabilities, labels):
         error = Wrong(
@@ -157,28 +162,31 @@ def _describe_errors(probabilities: Tensor, labels: Tensor, test: Part) -> Descr
             label=int(labels[index]),
             predicted=int(predicted[index]),
             confidence=float(confidence[index]),
-            image=_image(test.input_at(index)),
+            image=_draw_input(test.input_at(index)),
         )
         errors.append(error)
     return DescribedPredictions(
-        confusion=tuple(map(tuple, counts.reshape(classes, classes).tolist())),
+        confusion=tuple(tuple(row) for row in counts.tolist()),
         classes=names,
         wrong=tuple(errors),
     )
 
 
-def _image(image: Tensor | None) -> str | None:
-    """Converts an input, if it is an image, to a PNG in a data URL, its lowest value black.
+def _draw_input(tensor: Tensor | None) -> str | None:
+    """Converts an input to a PNG in a data URL, from its lowest value, black, to its highest.
 
     Args:
-        image: (channels, height, width); None if the input is not one tensor.
+        tensor: the input; None if it is not one tensor.
+
+    Returns:
+        None if the input is not an image (channels, height, width).
     """
-    if image is None or image.ndim != 3 or len(image) not in (1, 3):
+    if tensor is None or tensor.ndim != 3 or len(tensor) not in (1, 3):
         return None
-    image = image.float()
+    image = tensor.float()
     low = image.min()
     high = image.max()
-    return png((image - low) / (high - low).clamp(min=1e-12))
+    return png((image - low) / (high - low).clamp(min=LEAST_RANGE))
 
 
 def png(image: Tensor) -> str:
@@ -189,11 +197,11 @@ def png(image: Tensor) -> str:
     """
     from PIL import Image  # here: no search waits for it
 
-    channels = (image * 255).round().to(torch.uint8).cpu().numpy()
-    if len(channels) == 1:
-        pixels = channels[0]
+    levels = (image * 255).round().to(torch.uint8).cpu().numpy()
+    if len(levels) == 1:
+        pixels = levels[0]
     else:
-        pixels = channels.transpose(1, 2, 0)  # Pillow has the channels last
+        pixels = levels.transpose(1, 2, 0)  # Pillow has the channels last
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -60,7 +60,7 @@ class Network:
 
     @property
     def precision(self) -> torch.dtype:
-        """The type of its weights, in which it takes floats."""
+        """The floating-point type of the network's weights, in which it takes its inputs."""
         for weight in self.model.parameters():
             if weight.is_floating_point():
                 return weight.dtype
@@ -81,20 +81,23 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        size = batch or None
-        if size is None and self.batched:
-            size = BATCH
+        batch_size = batch or None
+        if batch_size is None and self.batched:
+            batch_size = BATCH
         dtype = self.precision
         if self.form.facts.takes_integers and isinstance(inputs, Tensor):
             dtype = torch.int64
         try:
-            outputs = predict_outputs(self.model, convert_inputs(inputs, dtype), size, output)
+            converted = convert_inputs(inputs, dtype)
+            outputs = predict_outputs(self.model, converted, batch_size, output)
             classifies = softmax
             if softmax is None:
                 classifies = self.form.facts.classifies and self._has_classes(outputs)
-            # With softmax=True the user says that the outputs are logits.
-            if classifies and (softmax or not _are_probabilities(outputs)):
-                outputs = outputs.softmax(1)
+            if classifies:
+                # With softmax=True the user says that the outputs are logits.
+                are_logits = softmax or not _are_probabilities(outputs)
+                if are_logits:
+                    outputs = outputs.softmax(1)
         except Exception as error:  # a user's network may raise anything
             shape = ""
             if isinstance(inputs, Tensor):
@@ -107,10 +110,10 @@ class Network:
         return outputs, bool(classifies)
 
     def _has_classes(self, outputs: Tensor) -> bool:
-        """Returns whether the second dimension of outputs is the classes, at least two.
+        """Returns whether outputs (n, classes, …) have at least two classes.
 
-        The second of three or more dimensions is the classes only if the first is the batch. A
-        single logit is the value of no class.
+        Outputs of three or more dimensions have them only if the first dimension is known to be
+        the batch.
         """
         has_class_dimension = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
         return has_class_dimension and outputs.shape[1] > 1
@@ -118,9 +121,11 @@ class Network:
 
 def _are_probabilities(outputs: Tensor) -> bool:
     """Returns whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
-    if not bool((outputs >= 0).all()):
+    are_positive = bool((outputs >= 0).all())
+    if not are_positive:
         return False
-    return bool(((outputs.sum(1) - 1).abs() < ROUNDING).all())
+    errors_of_sums = (outputs.sum(1) - 1).abs()
+    return bool((errors_of_sums < ROUNDING).all())
 
 
 def convert_inputs(inputs: Any, precision: torch.dtype) -> Any:
@@ -173,24 +178,35 @@ class WinnerFiles:
     def read(cls, run_dir: Path, trusted: Sequence[str] = ()) -> "WinnerFiles":
         """Reads the files of a run directory, which may be untrusted.
 
+        Args:
+            trusted: the packages whose code the user allows to be called.
+
         Raises:
             PredictError: the directory has no winner, or its files cannot be used.
             ConfigError: the config has an interpolation, or names code other than the loop that is
                 not trusted.
         """
         result = Result.load(run_dir)
-        allowed = consent(run_dir, trusted)
-        names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
-        result.check_whole(run_dir, *names)
-        config = read_yaml(run_dir / "winner.yaml", trusted=allowed is None)
-        is_of_loop = _check_config(config, allowed)
+        allowed_packages = consent(run_dir, trusted)
+        is_trusted = allowed_packages is None
+        file_names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
+        result.check_whole(run_dir, *file_names)
+        config = read_yaml(run_dir / "winner.yaml", trusted=is_trusted)
+        is_of_loop = _check_config(config, allowed_packages)
         state: dict[str, Any] = {}
-        if "winner.pt" in names:
+        if "winner.pt" in file_names:
             try:
-                state = load_weights(run_dir / "winner.pt", untrusted=allowed is not None)
+                state = load_weights(run_dir / "winner.pt", untrusted=not is_trusted)
             except ValueError as error:
                 raise PredictError(str(error)) from None
-        return cls(run_dir, result, allowed, config, state, is_of_loop)
+        return cls(
+            run_dir=run_dir,
+            result=result,
+            trusted=allowed_packages,
+            config=config,
+            state=state,
+            is_of_loop=is_of_loop,
+        )
 
     @property
     def states(self) -> dict[str, Any]:
@@ -212,7 +228,7 @@ class WinnerFiles:
         """Makes the network of the winner, with its weights.
 
         Args:
-            make: the network, or a class or function that makes it; None if the files name it.
+            make: the network, or a class or function that makes it; None if winner.yaml names it.
 
         Raises:
             PredictError: the files cannot be used.
@@ -230,9 +246,11 @@ class WinnerFiles:
             reason = one_line(str(error))[:300]
             raise PredictError(f"{self.run_dir / 'winner.pt'}: {reason}") from None
         facts = self.result.data
-        if facts is None:
-            return Network(model, InputFormat(_facts_of(model, self.result)), batched=False)
-        return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
+        if facts is None:  # of a loop that loads its own data
+            guessed_facts = _guess_facts(model, self.result)
+            return Network(model, InputFormat(guessed_facts), batched=False)
+        transform = _build_transform(facts, self.trusted)
+        return Network(model, InputFormat(facts, transform))
 
     @property
     def _known_arguments(self) -> dict[str, Any]:
@@ -249,30 +267,29 @@ class WinnerFiles:
         """Makes the network of a custom training loop.
 
         Args:
-            make: what makes it, or {name: what makes it} if the loop kept several networks; None
-                if winner.yaml names that.
+            make: the network, or a class or function that makes it, or {name: one of these} if the
+                loop kept several networks; None if winner.yaml names it.
         """
-        target = make
-        if make is None:
-            target = written_values(self.config["objective"]).get("network")
-        name = find_network_name(target)
+        is_named_by_file = make is None
+        if is_named_by_file:
+            make = written_values(self.config["objective"]).get("network")
+        name = find_network_name(make)
         weights = select_weights(self.state, name)
-        if target is None:
+        if make is None:
             raise PredictError(NO_NETWORK.format(self.run_dir))
         if name is not None:
-            target = target[name]
-        if make is None:
-            section = target
-            if not isinstance(target, Mapping):
-                section = {"_target_": target}
+            make = make[name]
+        if is_named_by_file:
+            section = make
+            if not isinstance(make, Mapping):
+                section = {"_target_": make}
             check_targets({"objective": {"network": section}}, self.trusted)
-            target = build_named_function(section, NETWORK)
-        return UnloadedNetwork(
-            make_loop_network(target, self.config, **self._known_arguments), weights
-        )
+            make = build_named_function(section, NETWORK)
+        model = make_loop_network(make, self.config, **self._known_arguments)
+        return UnloadedNetwork(model, weights)
 
     def _make_trained_network(self, make: Any) -> UnloadedNetwork:
-        """Makes the network of a training of studyloom: that of the section `model`.
+        """Makes the network that studyloom has trained: that of the section `model`.
 
         Args:
             make: a class or function that makes it instead, from the values of the section; None
@@ -286,7 +303,8 @@ class WinnerFiles:
             make = build_network(self.config["model"], facts.shape, facts.outputs)
         else:
             arguments |= {"classes": facts.outputs} | value_at(self.config, "model")
-        return UnloadedNetwork(make_loop_network(make, self.config, **arguments), self.state)
+        model = make_loop_network(make, self.config, **arguments)
+        return UnloadedNetwork(model, self.state)
 
 
 def _check_config(config: Mapping[str, Any], trusted: Sequence[str] | None) -> bool:
@@ -294,16 +312,19 @@ def _check_config(config: Mapping[str, Any], trusted: Sequence[str] | None) -> b
 
     The loop itself and its network are left out: the loop is not called, and the network is checked
     when it is made.
+
+    Args:
+        trusted: the packages whose code may be called; None for all.
     """
-    checked = written_values(config)
-    objective = checked.get("objective")
+    values = written_values(config)
+    objective = values.get("objective")
     is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
     if is_of_loop:
         is_interpolation = "${" in str(objective["_target_"])
         if not is_interpolation:  # `check_targets` reports an interpolation as an error
             del objective["_target_"]
         objective.pop("network", None)
-    check_targets(checked, trusted)
+    check_targets(values, trusted)
     return is_of_loop
 
 
@@ -332,11 +353,11 @@ def load_network(
     return files.network({name: make})
 
 
-def _facts_of(model: nn.Module, result: Result) -> DataFacts:
-    """Describes the data of a loop that loads its own, as far as network and metric show it."""
+def _guess_facts(model: nn.Module, result: Result) -> DataFacts:
+    """Guesses the facts about the data of a loop that loads its own, from network and metric."""
     dtype: DtypeName = "float32"
-    if isinstance(_first_layer(model), nn.Embedding):
-        dtype = "int64"
+    if isinstance(_find_first_layer(model), nn.Embedding):
+        dtype = "int64"  # the indices of an embedding
     metric = METRICS.get(result.metric.name)
     return DataFacts(
         digest="",
@@ -350,16 +371,24 @@ def _facts_of(model: nn.Module, result: Result) -> DataFacts:
     )
 
 
-def _first_layer(model: nn.Module) -> nn.Module | None:
+def _find_first_layer(model: nn.Module) -> nn.Module | None:
     """Returns the first module of a network that has parameters itself; None if none has."""
     for module in model.modules():
-        if [*module.parameters(recurse=False)]:
+        parameters = list(module.parameters(recurse=False))
+        if parameters:
             return module
     return None
 
 
-def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
-    """Builds the transform that a winner has stored, only from trusted code."""
+def _build_transform(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
+    """Builds the transform that winner.json names, which makes inputs from files.
+
+    Args:
+        trusted: the packages whose code may be called; None for all.
+
+    Raises:
+        ConfigError: it names code that is not trusted.
+    """
     if facts.transform is None:
         return None
     config = {"data": {"transform": facts.transform}}
@@ -394,9 +423,10 @@ class Prediction:
     class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def _repr_html_(self) -> str | None:
-        """The most probable classes of one input; of several, the class of each; or numbers.
+        """Returns a table for a notebook: the classes with their probabilities, or the numbers.
 
-        None for outputs of other shapes, which a notebook then shows as `print` does.
+        A single input has its most probable classes; of several inputs each has only its class.
+        Returns None for outputs of other shapes, which a notebook then shows as `print` does.
         """
         outputs = self.values
         heading = "numbers"
@@ -407,37 +437,39 @@ class Prediction:
             return None
         rows: list[tuple[object, ...]] = []
         for index in range(min(len(outputs), SHOWN)):
-            rows += self._html_rows(outputs, index)
+            rows += self._make_html_rows(outputs, index)
         table = html_table(("input", heading, "probability", "note"), rows)
-        if len(outputs) > SHOWN:
-            table += f"<p>and {len(outputs) - SHOWN} more</p>"
+        hidden_count = len(outputs) - SHOWN
+        if hidden_count > 0:
+            table += f"<p>and {hidden_count} more</p>"
         return table
 
-    def _html_rows(self, outputs: Tensor, index: int) -> list[tuple[object, ...]]:
-        """Returns the rows of an input: its number, class or numbers, probability and note.
+    def _make_html_rows(self, outputs: Tensor, index: int) -> list[tuple[object, ...]]:
+        """Makes the rows of an input: its number, class or numbers, probability and note.
 
         Args:
             outputs: the probabilities (n, classes), or the numbers (n, outputs).
             index: the position of the input.
         """
-        number = None  # a single input needs none
-        most = MOST_PROBABLE
+        input_number = None  # a single input needs none
+        class_count = MOST_PROBABLE
         if len(outputs) > 1:
-            number = index
-            most = 1
+            input_number = index
+            class_count = 1
         note = None
         if self.notes:
             note = self.notes[index]
         row = outputs[index]
         if self.probabilities is None:
-            return [(number, " ".join(f"{value:.5g}" for value in row.tolist()), None, note)]
+            numbers = " ".join(f"{value:.5g}" for value in row.tolist())
+            return [(input_number, numbers, None, note)]
         rows: list[tuple[object, ...]] = []
-        best = row.topk(min(most, len(row)))
+        best = row.topk(min(class_count, len(row)))
         for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True):
             name = label
             if self.class_names:
                 name = self.class_names[label]
-            rows.append((number, name, f"{probability:.4f}", note))
+            rows.append((input_number, name, f"{probability:.4f}", note))
         return rows
 
 
@@ -470,9 +502,10 @@ class Predictor:
         output: str | int | None = None,
     ) -> Prediction:
         """Predicts classes or numbers; see `studyloom.Winner.predict`."""
-        if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and not self.shape):
+        has_several_inputs = isinstance(inputs, tuple) and not self.shape
+        if isinstance(inputs, Mapping) or has_several_inputs:  # of the network's `forward`
             outputs, classifies = self._network(inputs, batch, softmax, output)
-            return self._make_prediction(outputs, classifies, ())
+            return self._make_prediction(outputs, (), classifies=classifies)
         try:
             tensor = torch.as_tensor(inputs).detach().cpu()
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -487,12 +520,17 @@ class Predictor:
         except PredictError as error:
             message = f"inputs: {error}".replace("inputs: it must", "inputs must")
             raise PredictError(message) from None
-        return self._make_prediction(outputs, classifies, tuple(notes))
+        return self._make_prediction(outputs, tuple(notes), classifies=classifies)
 
     def _make_prediction(
-        self, outputs: Tensor, classifies: bool, notes: tuple[str, ...]
+        self, outputs: Tensor, notes: tuple[str, ...], *, classifies: bool
     ) -> Prediction:
-        """Makes the prediction of outputs (n, …); of classes if the network classifies."""
+        """Makes the prediction from outputs: probabilities (n, classes, …), or numbers (n, …).
+
+        Args:
+            notes: a note on each input, or "".
+            classifies: whether the outputs are probabilities of classes.
+        """
         if not classifies:
             return Prediction(values=outputs, notes=notes)
         classes = outputs.argmax(1)

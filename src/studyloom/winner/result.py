@@ -1,7 +1,7 @@
-"""The result of a study: winner.json, written, read, moved aside.
+"""The result of a study, which is stored as winner.json in its run directory.
 
-The keys of winner.json are the fields of these types, which hold no words: `views/words.py` makes
-all sentences from them. Reading a result does not import torch.
+The keys of winner.json are the fields of these types. They hold no sentences: `views/words.py`
+makes all of these. Reading a result does not import torch.
 """
 
 import hashlib
@@ -50,15 +50,16 @@ class Summary:
 
         The training then ignores the seed.
         """
-        return len(self.values) > 1 and len({*self.values}) == 1
+        return len(self.values) > 1 and len(set(self.values)) == 1
 
     @property
     def mean_and_error(self) -> Interval:
-        """The mean minus and plus its standard error; only the mean if that is unknown."""
+        """The mean minus and plus its standard error; the mean twice if the error is unknown."""
         if self.std is None:
             return self.mean, self.mean
-        error = self.std / math.sqrt(len(self.values) or 1)
-        return self.mean - error, self.mean + error
+        seeds = len(self.values) or 1
+        standard_error = self.std / math.sqrt(seeds)
+        return self.mean - standard_error, self.mean + standard_error
 
 
 @dataclass(frozen=True)
@@ -316,10 +317,12 @@ class Result(Tested):
         """
         path = run_dir / "winner.json"
         try:
-            return from_document(json.loads(read_text(path, trusted=is_trusted(run_dir))), cls)
+            text = read_text(path, trusted=is_trusted(run_dir))
+            return from_document(json.loads(text), cls)
         except FileNotFoundError:
-            wait = "the study writes it when its search has ended"
-            raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
+            raise PredictError(
+                f"{run_dir}: there is no winner.json; the study writes it when its search has ended"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
 
@@ -344,14 +347,21 @@ class Result(Tested):
     def write(self, run_dir: Path, files: Mapping[str, bytes]) -> "Result":
         """Writes winner.json, and then the files that belong to it.
 
-        winner.json comes first and holds their digests: if the command is killed before the last
-        file is written, files of another result are not mistaken for this one's.
+        winner.json comes first and holds the digests of the others: if the command is killed before
+        the last one is written, files of an earlier result are not taken for files of this one.
+
+        Args:
+            files: the content of each file, by its name.
+
+        Returns:
+            The result with the digests.
         """
-        written = replace(self, files={name: digest_of(files[name]) for name in files})
-        write_json(run_dir / "winner.json", written)
+        digests = {name: digest_of(content) for name, content in files.items()}
+        result = replace(self, files=digests)
+        write_json(run_dir / "winner.json", result)
         for name, content in files.items():
             write_whole(run_dir / name, content, durable=True)
-        return written
+        return result
 
     def find_mismatched_files(self, run_dir: Path, *names: str) -> list[str]:
         """Returns the files that are missing or were not written with this winner.json.
@@ -368,12 +378,13 @@ class Result(Tested):
         for name in names:
             path = run_dir / name
             # Reading a FIFO would wait for a program that writes to it.
-            if not path.is_file() or self.files.get(name) != digest_of(path.read_bytes()):
+            is_whole = path.is_file() and digest_of(path.read_bytes()) == self.files.get(name)
+            if not is_whole:
                 mismatched.append(name)
         return mismatched
 
     def check_whole(self, run_dir: Path, *names: str) -> None:
-        """Raises PredictError if files were not written with this winner.json."""
+        """Raises PredictError if some of these files were not written with this winner.json."""
         mismatched = self.find_mismatched_files(run_dir, *names)
         if mismatched:
             remedy = f"run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
@@ -417,18 +428,20 @@ class Result(Tested):
         return document
 
     def new_values(self, metric: str) -> dict[str, Summary]:
-        """Returns the re-evaluation and the test of the winner, by name.
+        """Returns the winner's values in the re-evaluation and in the test, by these two names.
 
-        They are empty for another metric, which cannot be compared with the search.
+        Args:
+            metric: the metric of the search now; if the result has another one, its values are left
+                out, since they cannot be compared.
         """
-        values: dict[str, Summary] = {}
+        values_by_stage: dict[str, Summary] = {}
         if metric != self.metric.name:
-            return values
+            return values_by_stage
         if self.winner.reevaluation is not None:
-            values["re-evaluation"] = self.winner.reevaluation
+            values_by_stage["re-evaluation"] = self.winner.reevaluation
         if self.test is not None:
-            values["test"] = self.test.winner
-        return values
+            values_by_stage["test"] = self.test.winner
+        return values_by_stage
 
     def in_short(self) -> "ShortResult":
         """Returns the summary that the database stores, for views without a run directory."""
@@ -437,7 +450,7 @@ class Result(Tested):
         baseline_test = None
         examples = None
         if self.test is not None:
-            test = _spread_of(self.test.winner)
+            test = _find_spread(self.test.winner)
             examples = self.test.examples
             if self.test.baseline is not None:
                 baseline_test = self.test.baseline.mean
@@ -447,7 +460,7 @@ class Result(Tested):
             "trial": winner.trial,
             "params": winner.params,
             "search_value": winner.search_value,
-            "reevaluation": _spread_of(winner.reevaluation),
+            "reevaluation": _find_spread(winner.reevaluation),
             "test": test,
             "baseline_test": baseline_test,
             "examples": examples,
@@ -461,8 +474,8 @@ class Spread(TypedDict):
     std: float | None
 
 
-def _spread_of(values: Summary | None) -> Spread | None:
-    """Returns mean and standard deviation; no standard deviation if all seeds gave one value."""
+def _find_spread(values: Summary | None) -> Spread | None:
+    """Returns the mean and the standard deviation of values, which is None if all are the same."""
     if values is None:
         return None
     if values.same:
@@ -515,25 +528,29 @@ def digest_of(content: bytes) -> str:
 
 
 def move_aside(run_dir: Path) -> Path | None:
-    """Moves the result of a run directory, if any, to a new folder below `earlier/`.
+    """Moves the result of a run directory to a new folder below `earlier/`.
+
+    Returns:
+        The new folder; None if there is no result.
 
     Raises:
         OSError: the files cannot be moved.
     """
-    paths = [run_dir / name for name in RESULT_FILES]
-    paths.append(run_dir / "winner")  # the folder of the networks
-    paths += sorted(run_dir.glob("winner.*"))  # includes files that other commands made of it
-    # winner.json is moved first: without it, the other files are not a result.
-    files = [path for path in dict.fromkeys(paths) if path.exists()]
-    if not files:
+    # winner.json, the first one, is moved first: without it, the other files are not a result.
+    possible_paths = [run_dir / name for name in RESULT_FILES]
+    possible_paths.append(run_dir / "winner")  # the folder of the networks
+    possible_paths += sorted(run_dir.glob("winner.*"))  # of other commands too, such as `compress`
+    unique_paths = list(dict.fromkeys(possible_paths))
+    paths = [path for path in unique_paths if path.exists()]
+    if not paths:
         return None
-    folder = _new_folder(run_dir / "earlier")
-    for file in files:
-        file.rename(folder / file.name)
+    folder = _make_new_folder(run_dir / "earlier")
+    for path in paths:
+        path.rename(folder / path.name)
     return folder
 
 
-def _new_folder(parent: Path) -> Path:
+def _make_new_folder(parent: Path) -> Path:
     """Makes the first of the folders result-1, result-2, … that does not exist yet."""
     for number in itertools.count(1):
         folder = parent / f"result-{number}"
