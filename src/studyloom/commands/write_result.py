@@ -83,7 +83,7 @@ def print_winner(
         result = Result.read(study.run_dir)
         # Another command may have tested the winner before this one got the lease.
         current_evaluation = read_evaluation(study)
-        if current_evaluation.trained is not None:
+        if current_evaluation.trained_stage is not None:
             evaluation = current_evaluation
         is_current = result is not None and is_result_of(result, evaluation)
         if result is None or not is_current or repeat:
