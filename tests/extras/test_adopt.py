@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from commands import documented
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -203,7 +204,10 @@ def test_choices_may_be_lists_or_nan_and_no_command_has_nan(here, capsys):
 def test_the_path_of_a_database_may_have_any_characters(here, capsys):
     study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
     study.add_trial(trial(0, 0.5, 0.1))
-    for name in ("what?.db", "a#b.db", "50%.db", "a%3Fb.db"):
+    names = ["a#b.db", "50%.db", "a%3Fb.db"]
+    if not sqlalchemy.__version__.startswith("2.0."):  # whose URLs have no ? in a path
+        names.append("what?.db")
+    for name in names:
         (here / name).write_bytes((here / "s.db").read_bytes())
         start, *_ = adopted(capsys, name)["next"]
         url = shlex.split(start)[-1].removeprefix('study.warm_start=["').removesuffix('#s"]')
