@@ -155,7 +155,7 @@ def timed(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def measured(self: Any, *arguments: Any, **named: Any) -> Any:
         # Reports are posted by a thread of their trial.
-        own = getattr(_own, "log", None) or getattr(self, "held", self).watch.log
+        own = getattr(_own, "log", None) or getattr(self, "held", self).stopwatch.log
         began = time.perf_counter()
         own.first = own.first or began
         try:
@@ -175,7 +175,7 @@ def watch_calls() -> None:
     """Has the calls of all workers of this process measured, and each thread be a worker."""
     Ledger.claim = timed("claim", Ledger.claim)  # type: ignore[method-assign]
     Reporter.post = timed("report", Reporter.post)  # type: ignore[method-assign]
-    HeldTrial.tell = timed("tell", HeldTrial.tell)  # type: ignore[method-assign]
+    HeldTrial.end = timed("tell", HeldTrial.end)  # type: ignore[method-assign]
     worker_module.worker_id = lambda pid: f"bench:{pid}-{threading.get_ident()}"  # type: ignore[assignment]
 
 
@@ -218,7 +218,7 @@ def hold(
         stored = open_study(url, "cluster")
         stage = Stage("search", stored, definition, definition, trials)  # type: ignore[arg-type]
         worker = Worker(stage, DATA, Never(), None)
-        worker.watch.log = own  # type: ignore[attr-defined]
+        worker.stopwatch.log = own  # type: ignore[attr-defined]
         worker.run()
         stored.close()
 

@@ -79,7 +79,7 @@ def growth(few: int, many: int, kept: int) -> None:
     """
     torch.set_num_threads(1)
     clock = Clock()
-    for owner, name in ((Ledger, "claim"), (Reporter, "post"), (HeldTrial, "tell")):
+    for owner, name in ((Ledger, "claim"), (Reporter, "post"), (HeldTrial, "end")):
         clock.watch(owner, name)
     with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
         for kind in ("SQLite", "PostgreSQL"):

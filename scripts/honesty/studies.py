@@ -27,7 +27,7 @@ from studyloom import Float, Int
 from studyloom.commands.run_call import CallReporting
 from studyloom.objectives.objective import Attempt
 from studyloom.winner.assemble_result import evaluate_winner
-from studyloom.winner.candidates import CandidateTrainings, Origin, Training
+from studyloom.winner.candidates import CandidateId, CandidateTrainings, Training
 from studyloom.winner.evaluation import Evaluation
 from studyloom.winner.predictions import compute_outputs
 from studyloom.winner.result import Candidate, Result
@@ -153,13 +153,13 @@ def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outc
         "optimizer": {"lr": Float(1e-4, 1e-1, log=True, default=rate)},
     }
 
-    def value(trainings: CandidateTrainings, origin: Origin) -> Truth:
+    def value(trainings: CandidateTrainings, candidate_id: CandidateId) -> Truth:
         test = trainings.data.test()
         part, right = replace(test, inputs=fresh[0], targets=fresh[1]), []
         for number in range(trainings.seeds, trainings.seeds + SEEDS):
-            objective = trainings.make_new_objective(Training(origin, number), 0, Attempt())
+            objective = trainings.make_new_objective(Training(candidate_id, number), 0, Attempt())
             objective.run(lambda step: None, Stop())
-            job = trainings.job(origin, number)
+            job = trainings.job(candidate_id, number)
             found = compute_outputs(job, objective.weights(), part)
             right.append((found.outputs.argmax(1) == found.targets).numpy())
         return Truth(np.mean(right, axis=1), np.mean(right, axis=0))
@@ -175,8 +175,8 @@ def table(seed: int) -> Outcome:
     middles = {name: (count - 1) // 2 for name, count in counts.items()}
     space = {name: Int(0, n - 1, default=middles[name]) for name, n in counts.items()}
 
-    def value(trainings: CandidateTrainings, origin: Origin) -> Truth:
-        values = trainings.candidates[origin].values
+    def value(trainings: CandidateTrainings, candidate_id: CandidateId) -> Truth:
+        values = trainings.candidates[candidate_id].values
         _, known = row({name: values[f"params.{name}"] for name in space}, number)
         return Truth(np.full(2, known.mean()), np.array([]))
 
@@ -220,7 +220,7 @@ def conduct(
     seed: int,
     subject: Any,
     settings: dict[str, Any],
-    value: Callable[[CandidateTrainings, Origin], Truth],
+    value: Callable[[CandidateTrainings, CandidateId], Truth],
 ) -> Outcome:
     """Runs a study to its tested winner in this process.
 
@@ -231,19 +231,19 @@ def conduct(
 
     def measure(reporting: CallReporting, evaluation: Evaluation, stop: Stop) -> int:
         search = evaluation.study.stored
-        assert evaluation.trained is not None
+        assert evaluation.trained_stage is not None
         assert evaluation.candidates is not None
         with search.ledger.testing() as store:
             result = evaluate_winner(evaluation, (), store).result
         trials = [stage.stored.trials() for stage in evaluation.stages]
         lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
-        last: CandidateTrainings = evaluation.trained.source
+        last: CandidateTrainings = evaluation.trained_stage.source
         sources = {o: source.point for o, source in evaluation.candidates.items()}
         trainings = replace(last, candidates=sources, seeds=last.seeds)
 
         @cache
         def truth(number: int) -> Truth:
-            return value(trainings, Origin(number))
+            return value(trainings, CandidateId(number))
 
         searched = search.ranked()[0]
         outcomes.append(
