@@ -118,6 +118,7 @@ def test_notes_on_all_trials_are_printed_before_the_first(tmp_path, capsys):
     assert "square(trial) is an Optuna objective: a trial whose worker dies starts again" in before
 
 
+@pytest.mark.chaos
 def test_the_output_names_a_command_that_resumes_the_study(tmp_path, capsys):
     overrides = [*QUICK, *ONE, f"run_dir={tmp_path}"]
     api.run(CONF / "mnist.yaml", overrides).close()
@@ -230,7 +231,7 @@ def test_another_definition_under_the_same_name_is_an_exception(finished, tmp_pa
         search(run_dir, "train.epochs=3")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.chaos)])
 def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path, workers):
     function = ("objective._target_=test_api.broken", "objective.direction=minimize")
     with pytest.raises(api.Halted, match="it is broken"):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from commands import ROOT, environment
 
 DEEPEST = 15  # functions of ours, that of the study module included
@@ -47,6 +48,7 @@ launcher: {workers: 1}
 """
 
 
+@pytest.mark.chaos
 def test_few_functions_lie_between_a_study_module_and_an_optimizer_step(tmp_path):
     (tmp_path / "deep.py").write_text(STUDY)
     (tmp_path / "deep.yaml").write_text(CONFIG)

@@ -98,6 +98,7 @@ def test_the_example_of_a_docstring_gives_what_it_shows(name):
     assert runner.failures == 0, "".join(said)
 
 
+@pytest.mark.chaos
 def test_the_example_of_search_runs_as_a_script(tmp_path):
     shown = examples("studyloom.search")
     (tmp_path / "example.py").write_text("".join(each.source for each in shown))

@@ -4,6 +4,7 @@ Layers are the folders of `src/studyloom`. A layer's `__all__` lists its public 
 """
 
 import ast
+import functools
 import io
 import re
 import subprocess
@@ -82,7 +83,11 @@ def module_of(path: Path) -> str:
 
 
 FILES = {module_of(path): path for path in sorted(SRC.rglob("*.py"))}
-TREES = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
+
+
+@functools.cache
+def parse_modules() -> dict[str, ast.Module]:
+    return {module: ast.parse(path.read_text()) for module, path in FILES.items()}
 
 
 def layer_of(module: str) -> str:
@@ -114,9 +119,23 @@ def own(names: set[str]) -> set[str]:
     return modules
 
 
-NAMES = {module: imports_of(tree) for module, tree in TREES.items()}
-OWN = {module: own(names) - {module} for module, names in NAMES.items()}
-OUTSIDE = {module: {name.split(".")[0] for name in names} for module, names in NAMES.items()}
+@functools.cache
+def imported_names() -> dict[str, set[str]]:
+    return {module: imports_of(tree) for module, tree in parse_modules().items()}
+
+
+@functools.cache
+def imported_modules() -> dict[str, set[str]]:
+    """The modules of ours that each module imports."""
+    return {module: own(names) - {module} for module, names in imported_names().items()}
+
+
+@functools.cache
+def imported_packages() -> dict[str, set[str]]:
+    """The packages that each module imports."""
+    return {
+        module: {name.split(".")[0] for name in names} for module, names in imported_names().items()
+    }
 
 
 def strings_of(tree: ast.AST) -> list[str]:
@@ -127,7 +146,7 @@ def strings_of(tree: ast.AST) -> list[str]:
 
 def public(layer: str) -> set[str]:
     """What a layer's `__all__` lists."""
-    for node in TREES[layer].body:
+    for node in parse_modules()[layer].body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
@@ -153,14 +172,14 @@ def test_every_folder_is_a_layer_of_the_plan():
 
 
 def test_imports_point_down_and_the_root_counts():
-    for module, others in OWN.items():
+    for module, others in imported_modules().items():
         floor = FLOORS.index(layer_of(module))
         assert [other for other in others if FLOORS.index(layer_of(other)) > floor] == [], module
 
 
 def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
     """Not in functions either."""
-    for module, others in OWN.items():
+    for module, others in imported_modules().items():
         if layer_of(module) in KERNEL:
             assert {layer_of(other) for other in others} <= {*KERNEL}, module
 
@@ -177,9 +196,9 @@ def calls(tree: ast.AST, method: str) -> bool:
 
 def test_one_module_opens_a_study_and_launches_and_stops_its_workers():
     """Commands, calls from Python and workers run a study by `worker.driver.run_study`."""
-    opening = {module for module, names in NAMES.items() if OPENS in names}
-    stopping = {module for module, names in NAMES.items() if STOPS in names}
-    launching = {module for module, tree in TREES.items() if calls(tree, "launch")}
+    opening = {module for module, names in imported_names().items() if OPENS in names}
+    stopping = {module for module, names in imported_names().items() if STOPS in names}
+    launching = {module for module, tree in parse_modules().items() if calls(tree, "launch")}
     assert launching == opening & stopping & launching == {"worker.driver"}
     assert opening - launching == {"commands.choose_winner"}, "`studyloom compress` only reads"
 
@@ -210,13 +229,13 @@ def test_coupling_never_rises():
             continue
         own_imports = [
             node
-            for node in TREES[module].body
+            for node in parse_modules()[module].body
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "studyloom"
         ]
         assert len({node.module for node in own_imports}) <= MODULES_OF_A_FILE, module
         if layer_of(module) != EXTRAS:
             names += sum(len(node.names) for node in own_imports)
-            lines += code_lines(path.read_text(), TREES[module])
+            lines += code_lines(path.read_text(), parse_modules()[module])
     assert 1000 * names / lines <= NAMES_OF_1000_LINES
 
 
@@ -241,8 +260,8 @@ def test_the_density_of_the_code_never_rises():
     lines = 0
     for module, path in FILES.items():
         if path.name != "__init__.py":
-            counts += count_constructs(path.read_text(), TREES[module])
-            lines += code_lines(path.read_text(), TREES[module])
+            counts += count_constructs(path.read_text(), parse_modules()[module])
+            lines += code_lines(path.read_text(), parse_modules()[module])
     rates = {kind: 1000 * counts[kind] / lines for kind in DENSITY}
     assert [kind for kind in DENSITY if rates[kind] > DENSITY[kind] + 0.05] == [], rates
 
@@ -266,21 +285,29 @@ def test_a_file_name_occurs_once():
 
 
 def test_imports_make_no_cycle():
-    TopologicalSorter(OWN).prepare()  # raises CycleError, with the cycle
+    TopologicalSorter(imported_modules()).prepare()  # raises CycleError, with the cycle
 
 
 def test_nobody_imports_extras():
-    for module, others in OWN.items():
+    for module, others in imported_modules().items():
         if layer_of(module) != EXTRAS:
             assert EXTRAS not in {layer_of(other) for other in others}, module
 
 
 def test_only_commands_load_extras_by_name():
-    loading = {layer_of(module) for module, others in OWN.items() if "commands.plugins" in others}
+    loading = {
+        layer_of(module)
+        for module, others in imported_modules().items()
+        if "commands.plugins" in others
+    }
     assert loading == {"commands"}
-    importing = {module for module, names in NAMES.items() if "importlib.import_module" in names}
+    importing = {
+        module for module, names in imported_names().items() if "importlib.import_module" in names
+    }
     naming = {
-        m for m in importing if any("studyloom.extras" in text for text in strings_of(TREES[m]))
+        m
+        for m in importing
+        if any("studyloom.extras" in text for text in strings_of(parse_modules()[m]))
     }
     assert {module for module in naming if layer_of(module) != EXTRAS} == {"commands.plugins"}
 
@@ -335,7 +362,7 @@ def texts_without_errors(tree: ast.Module) -> set[str]:
 
 def test_winner_and_snapshot_hold_no_sentence():
     """`views/words.py` makes all sentences from their data; only errors and the log speak."""
-    for module, tree in TREES.items():
+    for module, tree in parse_modules().items():
         if layer_of(module) == "winner" or module == "views.snapshot":
             sentences = {text for text in texts_without_errors(tree) if text.count(" ") >= 2}
             assert sentences <= STORED_NAMES, module
@@ -377,21 +404,28 @@ def defaults_read(tree: ast.AST) -> list[str | None]:
 
 def test_attributes_of_our_classes_are_declared():
     """A base class declares what its subclasses may leave out, and gives it a default."""
-    classes = [n for tree in TREES.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    classes = [
+        n
+        for tree in parse_modules().values()
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ClassDef)
+    ]
     ours = {None}.union(*map(members_of, classes))
-    read = {(module, name) for module, tree in TREES.items() for name in defaults_read(tree)}
+    read = {
+        (module, name) for module, tree in parse_modules().items() for name in defaults_read(tree)
+    }
     assert {(module, name) for module, name in read if name in ours} == {*OF_OTHERS}
 
 
 def test_no_folder_imports_its_parent():
-    for module, others in OWN.items():
+    for module, others in imported_modules().items():
         folder = FILES[module].parent
         if folder != SRC and folder.parent != SRC:
             assert folder.parent not in {FILES[other].parent for other in others}, module
 
 
 def test_nobody_reaches_past_the_door_of_a_layer():
-    for module, others in OWN.items():
+    for module, others in imported_modules().items():
         for other in others:
             layer = layer_of(other)
             if layer not in (GROUND, TOP, EXTRAS, layer_of(module)) and other != layer:
@@ -400,11 +434,11 @@ def test_nobody_reaches_past_the_door_of_a_layer():
 
 def test_a_layer_says_what_it_is_for_and_lists_what_exists():
     for layer in {*FLOORS} - {GROUND, TOP, EXTRAS}:
-        assert ast.get_docstring(TREES[layer])
+        assert ast.get_docstring(parse_modules()[layer])
         modules = {m.split(".")[1] for m in FILES if layer_of(m) == layer and "." in m}
-        defined = {getattr(node, "name", "") for node in TREES[layer].body} | {
+        defined = {getattr(node, "name", "") for node in parse_modules()[layer].body} | {
             alias.asname or alias.name
-            for node in ast.walk(TREES[layer])
+            for node in ast.walk(parse_modules()[layer])
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
@@ -413,26 +447,36 @@ def test_a_layer_says_what_it_is_for_and_lists_what_exists():
 
 
 def test_every_module_says_what_it_is_for_and_none_is_a_drawer():
-    assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
+    assert [module for module, tree in parse_modules().items() if not ast.get_docstring(tree)] == []
     assert {part for module in FILES for part in module.split(".")} & DRAWERS == set()
 
 
 def test_nobody_imports_a_private_name_of_another_module():
-    for module, names in NAMES.items():
+    for module, names in imported_names().items():
         ours = [name for name in names if name.startswith("studyloom.")]
         private = {name for name in ours if re.search(r"\._[a-z]", name)}
         assert private <= {"studyloom._version.__version__"}, module
     optuna = re.compile(r"optuna(\.\w+)*\._[a-z]")
-    importing = [module for module, names in NAMES.items() if any(map(optuna.match, names))]
+    importing = [
+        module for module, names in imported_names().items() if any(map(optuna.match, names))
+    ]
     assert importing == ["storage.optuna_internals"]
 
 
 def test_a_package_from_outside_is_imported_by_one_module():
     for package, layers in DOORS.items():
-        found = {layer_of(module) for module, packages in OUTSIDE.items() if package in packages}
+        found = {
+            layer_of(module)
+            for module, packages in imported_packages().items()
+            if package in packages
+        }
         assert found <= layers, package
     for package, layers in (("torch", NO_TORCH), ("optuna", NO_OPTUNA)):
-        entered = [m for m, names in OUTSIDE.items() if package in names and layer_of(m) in layers]
+        entered = [
+            m
+            for m, names in imported_packages().items()
+            if package in names and layer_of(m) in layers
+        ]
         assert entered == [], package
 
 
@@ -449,13 +493,15 @@ def test_environment_variables_are_those_of_one_list():
     for module, path in FILES.items():
         assert set(re.findall(r"STUDYLOOM_[A-Z_]*[A-Z]", path.read_text())) <= listed, module
         if module != "environment":
-            constants = {getattr(node, "value", None) for node in ast.walk(TREES[module])}
+            constants = {getattr(node, "value", None) for node in ast.walk(parse_modules()[module])}
             assert constants & {*listed, environment.PREFIX} == set(), module
 
 
 def test_classes_that_configs_name_are_imported_by_nobody():
     for named in NAMED_BY_CONFIGS:
-        assert [module for module, imported in OWN.items() if named in imported] == []
+        assert [
+            module for module, imported in imported_modules().items() if named in imported
+        ] == []
 
 
 # What data are, also texts, and how recordings and other files become inputs.
@@ -463,7 +509,9 @@ DATA_NAMES = ("DataSource", "Sound", "Reader", "Split", "Tokens", "asset")
 
 
 def test_the_package_does_not_import_the_example_studies():
-    assert [module for module, names in OUTSIDE.items() if names & {"studies", "tests"}] == []
+    assert [
+        module for module, names in imported_packages().items() if names & {"studies", "tests"}
+    ] == []
     known = {"studyloom.config.hydra_main", "studyloom.run.run", "studyloom.Run"}
     known |= {f"studyloom.data.{n}" for n in DATA_NAMES}
     for page in (ROOT / "studies").glob("*.py"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import optuna
+import pytest
 from commands import environment
 from optuna.trial import TrialState
 
@@ -69,6 +70,7 @@ class Gate:
         return os.read(self.pipe, 100)
 
 
+@pytest.mark.chaos
 def test_a_search_is_killed_and_resumed_by_the_kernel_only(tmp_path):
     (tmp_path / "loop.py").write_text(LOOP)
     (tmp_path / "alone.yaml").write_text(CONFIG)

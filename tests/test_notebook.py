@@ -42,7 +42,10 @@ assert "tqdm.autonotebook" in sys.modules
 """
 
 
-@pytest.mark.parametrize("call", ["studyloom.search", "studyloom.run('none.yaml')"])
+@pytest.mark.parametrize(
+    "call",
+    ["studyloom.search", pytest.param("studyloom.run('none.yaml')", marks=pytest.mark.chaos)],
+)
 def test_a_notebook_without_ipywidgets_shows_no_warning_of_tqdm(call):
     code = OPTUNA_IN_NOTEBOOK.format(call=call)
     command = [sys.executable, "-c", code]

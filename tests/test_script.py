@@ -3,6 +3,8 @@
 import runpy
 import shutil
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,25 +57,64 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(params=["mine", "looped"])
-def searched(request, tmp_path, monkeypatch):
-    """The path of a script that has run, and that of its study."""
-    folder = tmp_path / "code"
-    folder.mkdir()
-    script = folder / f"{request.param}_script.py"
-    script.write_text(HEAD + (UNGUARDED if request.param == "mine" else GUARDED))
-    (folder / "helper.py").write_text("WIDTH = 5\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    runpy.run_path(str(script), run_name="__main__")
+KINDS = ("mine", "looped")  # a network whose search runs at import, and a loop behind a guard
+
+
+@dataclass
+class SearchedScript:
+    """A script that has run.
+
+    Attributes:
+        folder: the working directory.
+        path: the script, in a folder of its own.
+        run_dir: the run directory of its study.
+    """
+
+    folder: Path
+    path: Path
+    run_dir: Path
+
+
+def search_script(kind, folder):
+    """Writes a script into a folder, which must be the working directory, and runs it there."""
+    code = folder / "code"
+    code.mkdir()
+    script = code / f"{kind}_script.py"
+    script.write_text(HEAD + (UNGUARDED if kind == "mine" else GUARDED))
+    (code / "helper.py").write_text("WIDTH = 5\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(code), *sys.path])
+        runpy.run_path(str(script), run_name="__main__")
     sys.modules.pop("helper")
-    sys.path.remove(str(folder))
     np.save("inputs.npy", np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
-    return script, tmp_path / "runs" / request.param
+    return SearchedScript(folder, script, folder / "runs" / kind)
 
 
-def test_commands_import_a_script_without_running_its_guarded_code(searched, tmp_path, capsys):
-    _, run_dir = searched
+@pytest.fixture(params=KINDS)
+def searched(request, tmp_path, monkeypatch):
+    """A script that has run, which a test may change."""
+    monkeypatch.chdir(tmp_path)
+    return search_script(request.param, tmp_path)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def unchanged_script(request, tmp_path_factory):
+    """A script that has run once for all tests that change nothing."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return search_script(request.param, folder)
+
+
+@pytest.fixture
+def unchanged(unchanged_script, monkeypatch):
+    """The script that no test changes, from its working directory."""
+    monkeypatch.chdir(unchanged_script.folder)
+    return unchanged_script
+
+
+def test_commands_import_a_script_without_running_its_guarded_code(unchanged, capsys):
+    run_dir = unchanged.run_dir
     for command in (
         ["predict", run_dir, "inputs.npy"],
         ["replay", run_dir, "--trial", 1],
@@ -86,11 +127,11 @@ def test_commands_import_a_script_without_running_its_guarded_code(searched, tmp
     out = capsys.readouterr().out
     assert "equal bit for bit" in out
     assert "inputs.npy[2]\t" in out
-    assert (tmp_path / "ran").read_text() == "x", "the script searched once, and ended there"
+    assert Path("ran").read_text() == "x", "the script searched once, and ended there"
 
 
 def test_a_changed_or_missing_script_is_named_or_refused(searched, tmp_path, capsys, caplog):
-    script, run_dir = searched
+    script, run_dir = searched.path, searched.run_dir
     edited = script.read_text().replace("super().__init__()", "super().__init__(); 3")
     script.write_text(edited.replace("run.keep(net=net)", "run.keep(net=net); 3"))
     predict = ["predict", str(run_dir), "inputs.npy"]
@@ -109,7 +150,7 @@ def test_a_changed_or_missing_script_is_named_or_refused(searched, tmp_path, cap
 
 
 def test_a_script_continues_with_more_trials_under_the_same_definition(searched, monkeypatch):
-    script, run_dir = searched
+    script, run_dir = searched.path, searched.run_dir
     script.write_text(script.read_text().replace("trials=2", "trials=3"))
     monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
     runpy.run_path(str(script), run_name="__main__")
@@ -117,10 +158,11 @@ def test_a_script_continues_with_more_trials_under_the_same_definition(searched,
         assert len(study.trials) == 3
 
 
+@pytest.mark.parametrize("searched", KINDS[:1], indirect=True)
 def test_a_script_of_an_untrusted_directory_is_not_executed(
     searched, tmp_path, capsys, monkeypatch
 ):
-    script, run_dir = searched
+    script, run_dir = searched.path, searched.run_dir
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     predict = ["predict", str(copy), "inputs.npy", "--trust", "studyloom"]
     consent = ["--trust", "__main__", "--code", str(script.parent)]
@@ -133,32 +175,31 @@ def test_a_script_of_an_untrusted_directory_is_not_executed(
     assert not (tmp_path / "hacked").exists()
 
 
-def test_winner_yaml_names_no_command_that_cannot_import_it(searched):
-    _, run_dir = searched
-    first, second, *_ = (run_dir / "winner.yaml").read_text().splitlines()
+def test_winner_yaml_names_no_command_that_cannot_import_it(unchanged):
+    first, second, *_ = (unchanged.run_dir / "winner.yaml").read_text().splitlines()
     assert first.startswith("# The winner of ")
     assert first.endswith(".")
     assert not second.startswith("#")
 
 
-def test_a_config_of_a_script_is_refused_with_what_to_move(searched, tmp_path):
-    script, run_dir = searched
+def test_a_config_of_a_script_is_refused_with_what_to_move(unchanged):
+    script, run_dir = unchanged.path, unchanged.run_dir
     names = {"mine": "Net", "looped": "layer, loop"}[run_dir.name]
     with sl.open_study(run_dir) as study, pytest.raises(sl.ConfigError) as caught:
         study.to_yaml("conf")
     assert f"what {script} defines: move {names} into a module" in str(caught.value)
     assert f"`from parts import {names}`" in str(caught.value)
-    assert not (tmp_path / "conf").exists()
+    assert not Path("conf").exists()
 
 
-def test_another_program_gets_a_hint_to_name_the_network(searched):
-    _, run_dir = searched
+def test_another_program_gets_a_hint_to_name_the_network(unchanged):
     with pytest.raises(sl.ConfigError, match=r"load_winner\(RUN_DIR, network=Net\)"):
-        sl.load_winner(run_dir).predict(torch.zeros(1, 4))
+        sl.load_winner(unchanged.run_dir).predict(torch.zeros(1, 4))
 
 
+@pytest.mark.parametrize("searched", KINDS[:1], indirect=True)
 def test_a_script_that_ends_its_process_on_import_is_named(searched, capsys):
-    script, run_dir = searched
+    script, run_dir = searched.path, searched.run_dir
     for code, words in (
         ("sys.exit(len(sys.argv))", "(SystemExit: 1)"),
         ("print(sys.argv[1:])", ""),

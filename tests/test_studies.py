@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from PIL import Image
 from toys import ask, compose, validate_search
 
-from studies import CONF, characters, clothes, images, pairs, speech
+from studies import CONF, characters, clothes, pairs, speech
 from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
@@ -199,13 +199,19 @@ def test_a_config_has_only_keys_that_its_target_takes():
             assert keys <= {*inspect.signature(target).parameters}, (group, option)
 
 
+def write_photos(folder):
+    from studies import images  # it imports torchvision, which takes two seconds
+
+    images.write_images(folder / "digits", "test")
+
+
 # What reads each file that came with the package, past what a process keeps of it.
 READERS = {
     "reviews.csv.bz2": lambda folder: clothes.reviews.__wrapped__(),
     "spoken.npz": lambda folder: speech.Spoken("train", "theo"),
     "mnist5k.npz": lambda folder: Embedded().test(),
     "mnist5k.npz for pairs": lambda folder: pairs.Pairs("test", "theo"),
-    "mnist5k.npz for images": lambda folder: images.write_images(folder / "digits", "test"),
+    "mnist5k.npz for images": write_photos,
     "alice.txt": lambda folder: characters.characters("train"),
 }
 

@@ -32,6 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 REPLACED = {
     r"\b\d\d:\d\d(:\d\d)?\b": "CLOCK",
     r"\b(ETA|for|expires in)( \d+ (s|min|h))+": r"\1 TIME",
+    r"\nTook\n.*": "\nTook\nTIME",
     r"\b20\d\d-\d\d-\d\d\b": "DATE",
     r"\bstudyloom \d+\.\d+\.\S+": "studyloom VERSION",
 }
@@ -67,8 +68,8 @@ def read_texts(page):
 
 
 def render_page(stored, result=None):
-    head, sections = read_report(stored, result, "")
-    return read_texts(render_report(head, sections))
+    report = read_report(stored, result, "")
+    return read_texts(render_report(report.head, report.sections))
 
 
 def test_the_status_of_a_study_reads_as_stored(half_done, check_golden):
