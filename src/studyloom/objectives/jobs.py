@@ -96,12 +96,15 @@ def build_network(
     Raises:
         ConfigError: the target needs one that is None.
     """
-    facts: dict[str, object] = {"shape": None, "outputs": outputs, "classes": outputs}
+    arguments: dict[str, object] = {}
     if shape is not None:
-        facts["shape"] = tuple(shape)
+        arguments["shape"] = tuple(shape)
+    if outputs is not None:
+        arguments["outputs"] = outputs
+        arguments["classes"] = outputs
     parameters = inspect.signature(find_target(section, "model")).parameters
-    for name, value in facts.items():
-        if value is not None or name in section or name not in parameters:
+    for name in ("shape", "outputs", "classes"):
+        if name in arguments or name in section or name not in parameters:
             continue
         is_required = parameters[name].default is inspect.Parameter.empty
         if is_required:
@@ -112,8 +115,7 @@ def build_network(
                 f"data.{key} must be given: {section['_target_']} takes {name}, and the first "
                 "item of the Dataset does not say it"
             )
-    offered = {name: value for name, value in facts.items() if value is not None}
-    network: nn.Module = build(section, "model", **offered)
+    network: nn.Module = build(section, "model", **arguments)
     return network
 
 
@@ -134,8 +136,9 @@ class OneHot(nn.Module):
 def build_loss(section: Mapping[str, object]) -> Callable[[Tensor, Tensor], Tensor]:
     """Builds the loss of a section: one of studyloom, of PyTorch, or a custom one.
 
-    For a PyTorch loss, lists of numbers such as `weight` become tensors, and settings of the option
-    of group `loss` that have no effect are left out. Losses of numbers take classes one-hot.
+    For a PyTorch loss, lists of numbers such as `weight` become tensors. Settings of studyloom's
+    losses that it does not have, such as label_smoothing=0, are left out if they have no effect.
+    Losses of numbers take classes one-hot.
     """
     target = find_target(section, "loss")
     is_loss_of_pytorch = inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"
@@ -197,8 +200,8 @@ def build_schedule(
     if not is_scheduler_of_pytorch:
         function_of_progress: Callable[[float], float] = build(section, key)
         return function_of_progress
-    # The optimizer, which PyTorch's schedulers take, is not there yet. So the section is built as
-    # a partial function, whose arguments wait in a TorchSchedule.
+    # PyTorch's schedulers take an optimizer, which does not exist yet. So the section is built as
+    # a partial function, and its arguments wait in a TorchSchedule.
     partial_section = {}
     for name, value in section.items():
         if name not in (INTERVAL, RECORDED, SCHEDULERS):
@@ -219,7 +222,8 @@ def steps_on_value(config: StudyConfig) -> bool:
 def build_step(name: str, section: Mapping[str, object] | None) -> CustomStep | None:
     """Builds a custom step, or returns None if the config names no step.
 
-    A section that names a class is built; one that names a function gives the function itself.
+    If the section names a class, the step is an object of it. If it names a function, the step is
+    that function with the arguments of the section.
 
     Args:
         name: the key in `train`, step or evaluate.
@@ -257,12 +261,12 @@ def build_groups(groups: object) -> tuple[ParameterGroup, ...]:
     parameter_groups = []
     errors = []
     for name, group in groups.items():
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {}  # match, frozen, and arguments of the optimizer
         if isinstance(group, Mapping):
             settings = dict(group)
         match = settings.pop("match", None)
         is_frozen = bool(settings.pop("frozen", False))
-        patterns = [match]
+        patterns = [match]  # match may be one pattern, or a list of them
         if isinstance(match, list) and match:
             patterns = match
         if all(isinstance(pattern, str) for pattern in patterns):
@@ -361,8 +365,8 @@ def _build_custom_metric(section: Mapping[str, Any], direction: Any) -> Metric:
             f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "
             "a function needs _partial_: true"
         ) from error
-    # The built object is a user's class, or a partial function, which lacks the attributes of the
-    # function that it calls: these are found on the target.
+    # A metric may say in its attribute `direction` which is better. A partial function lacks the
+    # attributes of its function, so that the target is searched too.
     for owner in (score, target):
         declared_direction = getattr(owner, "direction", None)
         if declared_direction:

@@ -100,16 +100,18 @@ class ObjectiveTrial(optuna.Trial):
         if trial is None:
             self._repeated_params = params
             trial = _make_trial_in_memory(params, objectives)
-        vars(self).update(vars(trial))
+        vars(self).update(vars(trial))  # becomes the same trial, with the methods of this class
+
         # The objective sees its own copy of the study, in which some methods are refused.
         self.study = copy.copy(self.study)
         for name in REFUSED_METHODS:
             vars(self.study)[name] = partial(_refuse_method, name)
         vars(self.study)["set_user_attr"] = self._set_study_attr
+
         self._run = run
         self._block_signals = block_signals
         self._store = store
-        # The names that an earlier attempt has suggested, and this one has not come to yet.
+        # The hyperparameters that an earlier attempt has suggested, and this one not yet.
         self._names_to_repeat = {*self._cached_frozen_trial.distributions}
         self._reported_steps: set[int] = set()
         self._is_pruned = False
@@ -121,10 +123,11 @@ class ObjectiveTrial(optuna.Trial):
 
     @property
     def system_attrs(self) -> dict[str, Any]:
-        """The system attributes, as Optuna had them before 5.0.
+        """The system attributes, a property that Optuna had before 5.0.
 
-        To `RetryFailedTrialCallback.retry_history`, a trial that another process resumes is a retry
-        of itself, so that it finds the artifacts of the attempt before.
+        An objective may look for the artifacts of the attempts before by Optuna's
+        `RetryFailedTrialCallback.retry_history`. So a trial that another process resumes is shown
+        as a retry of itself.
         """
         attributes = self.storage.get_trial_system_attrs(self._trial_id)
         if self._repeated_params is not None or self._run.attempt == 1:
@@ -132,9 +135,12 @@ class ObjectiveTrial(optuna.Trial):
         return {**attributes, "failed_trial": self.number, "retry_history": [self.number]}
 
     def report(self, value: float, step: int) -> None:
-        """Reports through the run; `should_prune` says afterwards whether to prune."""
+        """Reports a value to studyloom; `should_prune` says afterwards whether to prune.
+
+        An objective that has not called `should_prune` is ended by its next report.
+        """
         if self._is_pruned:
-            raise optuna.TrialPruned  # for an objective that has not called should_prune
+            raise optuna.TrialPruned
         step = int(step)
         if step in self._reported_steps:
             return  # as in Optuna, which stores the first value of a step
@@ -158,6 +164,10 @@ class ObjectiveTrial(optuna.Trial):
             optuna.Study.set_user_attr(self.study, key, value)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        """Suggests a value; all methods `suggest_…` of `optuna.Trial` call this.
+
+        A value that the trial has already, also by an earlier attempt, is returned again.
+        """
         if name in self._cached_frozen_trial.distributions:
             if name in self._names_to_repeat:
                 self._names_to_repeat.remove(name)
@@ -179,17 +189,17 @@ class ObjectiveTrial(optuna.Trial):
             return super()._suggest(name, distribution)
 
     def _advance_sampler(self, name: str, distribution: BaseDistribution) -> None:
-        """Draws a value that an earlier attempt has drawn, and drops it.
+        """Draws a value that an earlier attempt has drawn already, and drops it.
 
         The sampler's random state is that of the start of the trial. Without these draws, the
-        values that this attempt suggests next would not be those of an undisturbed trial.
+        values that this attempt suggests next would not be those of an uninterrupted trial.
         """
-        is_drawn = not (
+        needs_no_draw = (
             distribution.single()
             or self._is_fixed_param(name, distribution)
             or self._is_relative_param(name, distribution)
         )
-        if is_drawn:
+        if not needs_no_draw:
             trial = self._cached_frozen_trial
             self.study.sampler.sample_independent(self.study, trial, name, distribution)
 
@@ -199,16 +209,16 @@ class ObjectiveTrial(optuna.Trial):
         The distributions of a hyperparameter must be compatible in all trials of a study. So the
         first trial that has the hyperparameter decides.
         """
-        for other in self.study.get_trials(deepcopy=False):
-            earlier = other.distributions.get(name)
-            if earlier is None:
+        for other_trial in self.study.get_trials(deepcopy=False):
+            if name not in other_trial.distributions:
                 continue
+            first_distribution = other_trial.distributions[name]
             try:
-                check_distribution_compatibility(earlier, distribution)
+                check_distribution_compatibility(first_distribution, distribution)
             except ValueError as error:
                 raise ValueError(
-                    f"{name} is suggested as {distribution}, and in trial {other.number} as "
-                    f"{earlier}: {error} Give another hyperparameter another name"
+                    f"{name} is suggested as {distribution}, and in trial {other_trial.number} as "
+                    f"{first_distribution}: {error} Give another hyperparameter another name"
                 ) from error
             return
 
@@ -234,7 +244,7 @@ def _refuse_reserved_name(owner: str, name: str, reserved: Collection[str]) -> N
 
 
 def _check_choices(name: str, distribution: BaseDistribution) -> None:
-    """Raises ValueError for choices that a database or YAML would change."""
+    """Raises ValueError for choices that would change when they are stored or written to YAML."""
     if not isinstance(distribution, CategoricalDistribution):
         return
     for choice in distribution.choices:
@@ -294,14 +304,15 @@ class Loop:
     @property
     def required_costs(self) -> list[str]:
         """Names that a call must report besides the metric: further objectives, limited costs."""
-        return [*dict.fromkeys([*self.further_objectives, *self.limits_by_name])]
+        names = dict.fromkeys([*self.further_objectives, *self.limits_by_name])  # an ordered set
+        return list(names)
 
     def make_config(self, seed: int) -> Any:
         """Makes the config that a call with a seed gets, an OmegaConf config."""
         return self.config.for_user(seed=seed)
 
     def read_value(self, result: object, run: Run) -> float:
-        """Reads the value of the metric in what a call has returned, and reports its other values.
+        """Returns the metric's value in what a call has returned, and reports the costs in it.
 
         Args:
             result: the value; or the values of all objectives, in order or by name. Those after
@@ -311,14 +322,10 @@ class Loop:
             UndefinedMetric: a value is missing, or is not a finite number.
             Infeasible: a constraint is violated.
         """
-        values: Mapping[Any, Any] = {self.metric: result}
-        names = [self.metric, *self.further_objectives]
-        if isinstance(result, Mapping):
-            values = result
-        elif isinstance(result, tuple | list) and len(result) == len(names) > 1:
-            values = dict(zip(names, result, strict=True))
+        values = self._name_values(result)
         required_costs = self.required_costs
-        run.cost(**{name: value for name, value in values.items() if name in required_costs})
+        costs = {name: value for name, value in values.items() if name in required_costs}
+        run.cost(**costs)
         if self.metric not in values:
             raise UndefinedMetric(
                 f"the objective returned {', '.join(map(str, values)) or 'nothing'}: expected "
@@ -335,8 +342,17 @@ class Loop:
             return to_finite_number(value, "returned None, and not run.value")
         return to_finite_number(value, f"returned {value!r}")
 
+    def _name_values(self, result: object) -> Mapping[Any, Any]:
+        """Returns the values that a call has returned, by the names of the objectives."""
+        if isinstance(result, Mapping):
+            return result
+        names = [self.metric, *self.further_objectives]
+        if len(names) > 1 and isinstance(result, tuple | list) and len(result) == len(names):
+            return dict(zip(names, result, strict=True))
+        return {self.metric: result}
+
     def check_run(self, run: Run) -> None:
-        """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""
+        """Raises ValueError if the call of a run can be neither paused nor tested as it must be."""
         if self.must_resume and run.stage == "search":
             if not run.can_resume:
                 raise ValueError(
@@ -368,7 +384,8 @@ class Loop:
         Raises:
             NoWinner: it raises an exception, or returns something else.
         """
-        context = RunContext(0, Attempt(stage=TEST), LoopJob(0, seed))
+        job = LoopJob(fold=0, seed=seed)
+        context = RunContext(trial=0, attempt=Attempt(stage=TEST), job=job)
         run = Run(context, self.metric, _ignore_report, saved={"kept": states})
         try:
             with seeded(seed), isolated_hydra(), keys_explained():
@@ -389,7 +406,10 @@ def _ignore_report(step: int, value: float, further: dict[str, float]) -> None:
 
 
 def _read_test_values(result: object, metric: str) -> dict[str, float]:
-    """Reads the values in what `objective.test` has returned, the metric first."""
+    """Reads the values in what `objective.test` has returned: a number, or numbers by name.
+
+    The metric comes first in the result.
+    """
     values: Mapping[Any, object] = {metric: result}
     if isinstance(result, Mapping):
         values = result
@@ -423,8 +443,9 @@ class SignalGuard:
         self.ending: BaseException | None = None
         self._report = report
         self._stopping = stopping
-        self._interruptible = ExitStack()  # holds the context in which signals interrupt the loop
-        self._start = 0.0  # seconds on the clock when the current step began
+        # Holds the context in which signals may interrupt the loop; empty while they must wait.
+        self._interruptible = ExitStack()
+        self._step_start = 0.0  # by the clock perf_counter, in seconds
 
     def __enter__(self) -> Self:
         return self
@@ -443,25 +464,31 @@ class SignalGuard:
 
     @contextmanager
     def block_signals(self) -> Iterator[None]:
-        """Lets signals wait until the body has ended."""
+        """Lets signals wait until the body has ended.
+
+        The seconds of the body do not count as those of a step: the step's start is moved by them.
+        """
         self._interruptible.close()
         body_start = time.perf_counter()
         try:
             yield
         finally:
-            self._start += time.perf_counter() - body_start
+            self._step_start += time.perf_counter() - body_start
             if self.ending is None:
                 self.allow_signals()
 
     def start_step(self) -> float:
         """Starts the time of a step, and returns the seconds since the one before was started."""
         now = time.perf_counter()
-        seconds = now - self._start
-        self._start = now
+        seconds = now - self._step_start
+        self._step_start = now
         return seconds
 
     def report(self, step: Step | None = None) -> None:
-        """Stores a step, or with None what is new of the trial; call it in `block_signals`."""
+        """Stores a step, or with None what is new of the trial; called within `block_signals`.
+
+        If that ends the trial, the exception is kept as `ending`: the loop may catch it.
+        """
         try:
             self._report(step)
         except BaseException as error:
@@ -544,20 +571,21 @@ class LoopObjective(Objective):
         return folder is not None and folder.exists()
 
     def run(self, report: StepReporter, stopping: Stopping) -> float:
-        """Calls the loop; between its reports a signal may end it at any moment.
+        """Calls the loop for each job, and returns the mean of their values.
 
-        An exception that `report` raises reaches the caller even if the loop catches it; see
-        `Objective.run`.
+        Between two reports a signal may end the loop at any moment. An exception that `report`
+        raises reaches the caller even if the loop catches it. A job whose checkpoint does not fit
+        the loop any more starts again.
         """
         while len(self._values) < len(self.jobs):
-            position = len(self._values)
+            position = len(self._values)  # of the first job that has not ended
             try:
                 value = self._run_job(position, report, stopping)
             except UnfitState as error:
                 log.warning("trial %d: %s; it starts again from the beginning", self.trial, error)
                 self._saved = None
                 self._reports[position] = []
-                continue
+                continue  # with the same job
             self._values.append(value)
             self._saved = None
             self._run = None
@@ -581,6 +609,8 @@ class LoopObjective(Objective):
             try:
                 value = self._call_function(run, guard)
             except BaseException as error:
+                # The loop may have caught an exception of a report or a checkpoint, and have raised
+                # another one. The first one counts.
                 if guard.ending is not None:
                     raise guard.ending from None
                 if isinstance(error, TrialPruned):  # the loop prunes its trial itself
@@ -598,10 +628,10 @@ class LoopObjective(Objective):
         return value
 
     def _make_run(self, position: int, guard: SignalGuard) -> Run:
-        """Makes the run of the job at a position, which is the current one from now on."""
+        """Makes the run of the job at a position, which is the current run from now on."""
         loop = self.loop
         attempt = self.attempt
-        if attempt.folder is not None and len(self.jobs) > 1:
+        if attempt.folder is not None and len(self.jobs) > 1:  # each job has its own folder
             attempt = replace(attempt, folder=attempt.folder / f"job-{position}")
         run = Run(
             RunContext(self.trial, attempt, self.jobs[position]),
@@ -612,7 +642,7 @@ class LoopObjective(Objective):
             pruner_epochs=loop.pruner_epochs,
         )
         self._run = run
-        del self._costs[position:]  # of an earlier call, if the job starts again
+        del self._costs[position:]  # those of an earlier call of this job, if it starts again
         self._costs.append(run.costs)
         return run
 
@@ -638,7 +668,8 @@ class LoopObjective(Objective):
             guard.start_step()
             result = function.call(config, run, make_trial)
         if guard.ending is not None or run.unfit_state is not None:
-            # `_run_job` raises the exception that the loop has caught instead of this one.
+            # The loop has caught the exception that ends its trial. The caller of this method
+            # raises that one instead of this.
             raise RuntimeError("the loop must not catch the exception that ends its trial")
         run.flush()
         return loop.read_value(result, run)
@@ -646,19 +677,24 @@ class LoopObjective(Objective):
     def _send_report(
         self, position: int, guard: SignalGuard, step: int, value: float, further: dict[str, float]
     ) -> None:
-        """Stores a report of the job at a position; `Run` calls it."""
+        """Stores a report of the job at a position; `Run` calls it.
+
+        Args:
+            step: the number that the loop gave.
+            further: other quantities of the step, by name.
+        """
         if guard.ending is not None:  # the loop has caught the exception, and gets it again
             raise guard.ending
         assert self._run is not None
         self.loop.check_run(self._run)
         with guard.block_signals():
             seconds = guard.start_step()
-            reports = self._reports[position]
+            reports_of_job = self._reports[position]
             number = step
             if self.compared_jobs is not None:
-                number = self._count_steps(position) + len(reports) + 1
-            report = Report(number, value, seconds, step, further, position)
-            reports.append(report)
+                number = self._count_steps(position) + len(reports_of_job) + 1
+            report = Report(number, value, seconds, step, further, job=position)
+            reports_of_job.append(report)
             guard.report(report)
 
     def _make_end_report(self, position: int) -> Report:
@@ -676,12 +712,13 @@ class LoopObjective(Objective):
 
     def costs(self) -> list[Cost]:
         """Returns the costs that the loop has reported, as means over jobs."""
-        names = dict.fromkeys([self.loop.metric, *self.loop.required_costs])
+        names = dict.fromkeys([self.loop.metric, *self.loop.required_costs])  # an ordered set
         means = []
         for name in names:
             costs = [costs_of_job[name] for costs_of_job in self._costs if name in costs_of_job]
             if costs:
-                means.append(replace(costs[0], value=mean([cost.value for cost in costs])))
+                mean_value = mean([cost.value for cost in costs])
+                means.append(replace(costs[0], value=mean_value))
         return means
 
     def not_kept(self) -> list[str]:
@@ -733,10 +770,14 @@ class LoopObjective(Objective):
         return compute_standard_error(values)
 
     def _is_counted(self, number: int) -> bool:
-        """True if `forget_steps_after` has not left out the step of a number."""
+        """True unless the pruner has ended the trial before the step of a number."""
         return self._last_number is None or number <= self._last_number
 
     def state(self) -> State | None:
+        """Returns the results of all jobs so far, and the state of the run of the current job.
+
+        It is None within an epoch, and before the first job: there is nothing to resume from.
+        """
         run_state = None
         if self._run is not None:
             run_state = self._run.state()
@@ -760,6 +801,10 @@ class LoopObjective(Objective):
         }
 
     def restore(self, state: State) -> None:
+        """Resumes from what `state` has returned; ValueError if it is of another objective.
+
+        The attributes are set once the whole state has been read, so that an error changes nothing.
+        """
         try:
             if state["seeds"] != [job.seed for job in self.jobs]:
                 raise ValueError("it has other folds and seeds")
@@ -768,16 +813,9 @@ class LoopObjective(Objective):
                 reports.append([Report(**fields) for fields in reports_of_job])
             run_state = state["now"]
             if run_state is not None:
-                run_state = {**run_state, "value": reports[-1][-1].value}
-            limits = self.loop.limits_by_name
-            costs = []
-            for values_of_job in state["costs"]:
-                costs.append(
-                    {
-                        name: Cost(name, value, limits.get(name))
-                        for name, value in values_of_job.items()
-                    }
-                )
+                last_report = reports[-1][-1]
+                run_state = {**run_state, "value": last_report.value}
+            costs = [self._restore_costs(values_by_name) for values_by_name in state["costs"]]
             values = [*state["values"]]
             states = state["states"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -787,6 +825,14 @@ class LoopObjective(Objective):
         self._costs = costs
         self._states = states
         self._saved = run_state
+
+    def _restore_costs(self, values_by_name: Mapping[str, float]) -> dict[str, Cost]:
+        """Returns the costs of a job from their values in a state."""
+        limits = self.loop.limits_by_name
+        costs = {}
+        for name, value in values_by_name.items():
+            costs[name] = Cost(name, value, limits.get(name))
+        return costs
 
     def weights(self) -> State | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""

@@ -136,15 +136,18 @@ def make_loop_jobs(
 ) -> list[LoopJob]:
     """Makes the jobs of a trial: one for each fold and seed, or a single one.
 
-    The seeds of several jobs are derived from the seed of the trial. An only job has that seed
-    itself, as a script without studyloom would.
+    The seeds of several jobs are derived from the seed of the trial. If a trial has one job, its
+    seed is that of the trial, so that a script with this seed and without studyloom gives the same.
+
+    Args:
+        single_job: the only job; None for those that the config describes.
     """
     if single_job is not None:
-        return [_make_loop_job(data, single_job.fold, 0, single_job.seed)]
+        return [_make_loop_job(data, single_job.fold, position=0, seed=single_job.seed)]
     folds: Sequence[Fold | None] = data.folds or [None]
     seed_count = config.objective.seeds
     if len(folds) == 1 and seed_count == 1:
-        return [_make_loop_job(data, folds[0], 0, trial_seed)]
+        return [_make_loop_job(data, folds[0], position=0, seed=trial_seed)]
     jobs = []
     for position, fold in enumerate(folds):
         for repeat in range(seed_count):
@@ -238,18 +241,25 @@ class Run:
         self.warnings: list[str] = []
         self.count: int | None = None
         self.unfit_state: UnfitState | None = None  # the error of a checkpoint that does not fit
+
         self._send = send
         self._limits = limits or {}
         self._saved = saved
         self._pruner_epochs = pruner_epochs
         self._folder = attempt.folder
         self._temporary_folder: Path | None = None
-        self._parts: dict[str, object] = {}  # the objects that `keep` was given
-        self._final_parts: dict[str, object] = {}  # the objects that `keep_at_end` was given
-        self._files: SavedFiles | None = None  # of another library's trainer, in this epoch
-        self._pending: dict[str, float] = {}  # the quantities of the next report
-        self._last_step = -1  # of the last report
+
+        # What the loop keeps: the objects that `keep` and `keep_at_end` were given, by name, and
+        # the files of another library's trainer in this epoch.
+        self._parts: dict[str, object] = {}
+        self._final_parts: dict[str, object] = {}
+        self._files: SavedFiles | None = None
+
+        # The reports: the quantities of the next one, and the step and value of the last one.
+        self._pending: dict[str, float] = {}
+        self._last_step = -1
         self._last_value: float | None = None
+
         self._epoch: int | None = None  # the epoch that runs; None outside of `epochs`
         self._has_called_epochs = False
         self._is_between_epochs = False  # an epoch is complete and the next has not begun
@@ -285,7 +295,7 @@ class Run:
     @property
     def value(self) -> float:
         """The value that was reported last; UndefinedMetric before the first report."""
-        if self._pending:
+        if self._pending:  # a report of this epoch, which is sent at its end
             self._check_metric(self._pending)
             return self._pending[self.metric]
         if self._last_value is not None:
@@ -311,8 +321,7 @@ class Run:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
         for name, part in parts.items():
             _check_part("keep", name, part)
-            # A checkpoint that cannot hold the state would fail only at the end of an epoch.
-            _copy_part_state(name, part)
+            _copy_part_state(name, part)  # raises here what would fail at the end of an epoch
             if self._saved is not None:
                 self._restore_part(name, part, self._saved)
             self._parts[name] = part
@@ -336,7 +345,7 @@ class Run:
         """Adds the files of another library's trainer to the checkpoint of this epoch.
 
         The checkpoint holds their name and digest only. Keep the files until two later epochs have
-        called this.
+        called this. If they cannot be read, a warning is logged, and the epoch has no checkpoint.
 
         Args:
             path: a file or folder below `dir` with the state after this epoch.
@@ -361,7 +370,7 @@ class Run:
         if files is None:
             return None
         path = self.dir / files["name"]
-        with suppress(OSError):
+        with suppress(OSError):  # they are missing
             if hash_files(path) == files["digest"]:
                 return path
         raise self._note_unfit_state(f"the files {path} are not those of the checkpoint")
@@ -386,35 +395,38 @@ class Run:
         self._check_state_fits()
         if self._has_called_epochs or self.stage == TEST:
             raise RuntimeError("run.epochs can be called once in a trial, and not in a test")
-        expected = self._pruner_epochs
-        if expected is not None and count is not None and count > expected:
+        pruner_epochs = self._pruner_epochs
+        if pruner_epochs is not None and count is not None and count > pruner_epochs:
             raise ValueError(
-                f"pruner.max_resource={expected} must be the number of epochs, and the objective "
-                f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
+                f"pruner.max_resource={pruner_epochs} must be the number of epochs, and the "
+                f"objective has {count}; set pruner.max_resource={count}, or a key of params that "
+                "says it"
             )
         self._has_called_epochs = True
         self.count = count
         if self._parts:
-            variables = _find_variables(sys._getframe(1))  # the frame of the loop
-            self.streams = _find_streams(variables, [*self._parts.values()])
+            loop_frame = sys._getframe(1)  # the caller
+            self.streams = _find_streams(_find_variables(loop_frame), [*self._parts.values()])
         last_epoch = 0
         if self._saved is not None:
             last_epoch = self._restore_progress(self._saved)
         return self._run_epochs(last_epoch + 1)
 
     def _run_epochs(self, first: int) -> Iterator[int]:
-        """Yields the numbers of the epochs, and sends the report of each once its body has run."""
+        """Yields the number of each epoch, and sends its report once the loop's body has run."""
         epochs: Iterable[int] = itertools.count(first)
         if self.count is not None:
             epochs = range(first, self.count + 1)
         try:
             for epoch in epochs:
                 self._epoch = epoch
-                yield epoch
+                yield epoch  # the body of the loop runs
                 if self._parts and epoch == first:
-                    # The loop's frame has all its variables only when its body has run once.
-                    variables = _find_variables(sys._getframe(1))
+                    # Only now the loop has all its variables: some are first set in its body.
+                    loop_frame = sys._getframe(1)
+                    variables = _find_variables(loop_frame)
                     self.not_kept = _find_unsaved_names(variables, [*self._parts.values()])
+                # The worker that stores the report may save a checkpoint.
                 self._is_between_epochs = True
                 self.flush()
                 self._is_between_epochs = False
@@ -530,16 +542,16 @@ class Run:
             raise self.unfit_state
 
     def _add_report(self, values: Mapping[str, object], step: int | None) -> None:
-        """Sends a report, or adds it to the pending one of the epoch."""
+        """Sends a report, or adds it to the pending one, which is sent at the end of the epoch."""
         self._check_state_fits()
-        numbers: dict[str, float] = {}
         for name in values:
             if name in COLUMNS and name != self.metric:
                 raise TypeError(f"run.report: {name} is reserved; choose another name")
+        numbers: dict[str, float] = {}
         for name, value in values.items():
             numbers[name] = to_finite_number(value, f"reported {name}={value!r}")
         if self._epoch is None:
-            self.flush()
+            self.flush()  # what an epoch that ended by a `break` has left
             self._pending = numbers
             self.flush(step)
             return
@@ -552,25 +564,26 @@ class Run:
             )
         self._pending |= numbers
 
-    def _next_step(self, step: object) -> int:
+    def _next_step(self, step: Any) -> int:
         """Returns the step of the next report, an integer above that of the last report.
 
         Args:
-            step: the step that the loop gave; None for the epoch, or the next integer.
+            step: the step that the loop gave; None for the number of the epoch, or outside of
+                epochs the next integer.
+
+        Raises:
+            UndefinedMetric: the loop gave something else.
         """
-        first = self._last_step + 1
+        least = self._last_step + 1
+        if step is None and self._epoch is not None:
+            return self._epoch
         if step is None:
-            if self._epoch is not None:
-                return self._epoch
-            step = first
-        if (
-            isinstance(step, int | np.integer)
-            and not isinstance(step, bool)
-            and first <= step <= LARGEST
-        ):
+            step = least
+        is_integer = isinstance(step, int | np.integer) and not isinstance(step, bool)
+        if is_integer and least <= step <= LARGEST:
             return int(step)
         raise UndefinedMetric(
-            f"the objective reported at step {step!r}: expected an integer from {first} to "
+            f"the objective reported at step {step!r}: expected an integer from {least} to "
             f"{LARGEST}"
         )
 
@@ -583,22 +596,26 @@ class Run:
             )
 
     def _restore_part(self, name: str, part: object, saved: RunState) -> None:
-        """Loads the saved state of an object that the loop keeps."""
+        """Loads the saved state of an object that the loop keeps; UnfitState if it does not fit."""
         try:
             if name not in saved["kept"]:
                 raise UnfitState(f"there is no {name} in it")
             load_state(part, copy_state(saved["kept"][name], name))
-        except Exception as error:
+        except Exception as error:  # whatever the object's load_state_dict raises
             reason = " ".join(error_text(error).split())[:300]
             message = f"the checkpoint does not fit run.keep({name}=…): {reason}"
             raise self._note_unfit_state(message) from error
 
     def _restore_progress(self, saved: RunState) -> int:
-        """Restores the random state, and returns the number of the last finished epoch."""
-        missing = [name for name in saved["kept"] if name not in self._parts]
-        if missing:
+        """Restores the random state, and returns the number of the last finished epoch.
+
+        Raises:
+            UnfitState: the checkpoint holds an object that the loop no longer keeps.
+        """
+        missing_names = [name for name in saved["kept"] if name not in self._parts]
+        if missing_names:
             raise self._note_unfit_state(
-                f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
+                f"the checkpoint holds {', '.join(missing_names)}, which run.keep was not given"
             )
         set_random_state(saved["random"])
         self.generator.set_state(saved["generator"])
@@ -608,7 +625,7 @@ class Run:
         return self._last_step
 
 
-def to_finite_number(value: object, action: str) -> float:
+def to_finite_number(value: Any, action: str) -> float:
     """Converts a number of any library, or a tensor of one number, to a float.
 
     Args:
@@ -618,9 +635,10 @@ def to_finite_number(value: object, action: str) -> float:
         UndefinedMetric: it is no number, or not finite.
     """
     if isinstance(value, Tensor):
-        value = value.detach()  # else torch warns of its gradient
+        value = value.detach()  # PyTorch warns if a tensor with a gradient becomes a float
     number = math.nan
-    if isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(value, bool):
+    is_number = isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(value, bool)
+    if is_number:
         with suppress(TypeError, ValueError):  # an array of several numbers has no float
             number = float(value)
     if not math.isfinite(number):
@@ -656,15 +674,18 @@ def _copy_states(parts: Mapping[str, object]) -> State:
 
 
 def _find_variables(frame: FrameType | None) -> dict[str, object]:
-    """Returns the local variables of a loop, and of the user's functions that it has called.
+    """Returns the local variables of the loop and of its functions that are being executed.
+
+    If two functions have a variable of one name, it is that of the inner function.
 
     Args:
-        frame: the frame that iterates over the epochs; only frames of user code count.
+        frame: the frame that iterates over the epochs. From there all frames of the user's code
+            are searched, up to the module of studyloom that has called the loop.
     """
     variables: dict[str, object] = {}
     while frame is not None and frame.f_globals.get("__name__") != LOOP_MODULE:
         if is_users_code(Path(frame.f_code.co_filename)):
-            variables = frame.f_locals | variables  # the inner function's variable hides the outer
+            variables = {**frame.f_locals, **variables}
         frame = frame.f_back
     return variables
 
@@ -683,15 +704,21 @@ def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> l
 
 
 def _is_stream(value: object, parts: Sequence[object]) -> bool:
+    """Returns whether a variable of a loop is a stream that the loop does not keep.
+
+    Args:
+        parts: the objects that the loop keeps.
+    """
     if _is_among(value, parts):
         return False
     if isinstance(value, IterableDataset):
         return True
     if isinstance(value, DataLoader):
         return _is_stream(value.dataset, parts)
-    if isinstance(value, _BaseDataLoaderIter):
+    if isinstance(value, _BaseDataLoaderIter):  # an iterator over a DataLoader
         return not _is_among(value._dataset, parts)
     if isinstance(value, GeneratorType) and value.gi_frame is not None:
+        # A generator that has not ended, and may iterate over a DataLoader.
         for variable in value.gi_frame.f_locals.values():
             if isinstance(variable, DataLoader) or _is_stream(variable, parts):
                 return True
@@ -705,19 +732,21 @@ def _find_unsaved_names(variables: Mapping[str, object], parts: Sequence[object]
         variables: the loop's variables, by name.
         parts: the objects that the loop keeps.
     """
-    saved_tensors = {id(tensor) for part in parts for tensor in _list_tensors(part)}
-    return [
-        name
-        for name, value in variables.items()
-        if not _is_among(value, parts) and _has_unsaved_state(value, saved_tensors)
-    ]
+    saved_tensors: set[int] = set()
+    for part in parts:
+        saved_tensors.update(id(tensor) for tensor in _list_tensors(part))
+    names = []
+    for name, value in variables.items():
+        if not _is_among(value, parts) and _has_unsaved_state(value, saved_tensors):
+            names.append(name)
+    return names
 
 
 def _has_unsaved_state(value: Any, saved_tensors: Collection[int]) -> bool:
-    """True if an object has a state, unless it is a network that needs no saving.
+    """Returns whether an object of a loop has a state that must be saved, and is not.
 
-    A network needs none if it is not trained, or if all its tensors are part of another network
-    that the loop keeps.
+    A network needs no saving if it is not trained, or if all its tensors are part of another
+    network that the loop keeps.
 
     Args:
         saved_tensors: the `id` of each tensor of the networks that the loop keeps.
@@ -726,7 +755,7 @@ def _has_unsaved_state(value: Any, saved_tensors: Collection[int]) -> bool:
         return False
     if not callable(value.load_state_dict):
         return False
-    tensors = _list_tensors(value)
+    tensors = _list_tensors(value)  # none if it is not a network
     if tensors:
         is_saved = all(id(tensor) in saved_tensors for tensor in tensors)
         is_trained = any(tensor.requires_grad for tensor in tensors)
@@ -739,7 +768,7 @@ def _has_unsaved_state(value: Any, saved_tensors: Collection[int]) -> bool:
 
 
 def _is_among(value: object, parts: Sequence[object]) -> bool:
-    """True if an object is one of some objects, and not only equal to one."""
+    """Returns whether an object is one of some objects, and not only equal to one."""
     return any(value is part for part in parts)
 
 

@@ -251,9 +251,10 @@ class NetworkObjective(Objective):
         with closing(self.training):
             iterations = iter(self.training)
             while True:
+                # A signal may interrupt an epoch, but not the report after it.
                 with stopping.interruptible():
                     epochs = next(iterations, None)
-                if epochs is None:
+                if epochs is None:  # the training has ended
                     break
                 report(mean_epoch(epochs))
         return mean_epoch(self.training.select_epochs()).value
@@ -274,6 +275,10 @@ class NetworkObjective(Objective):
         return columns | spread_over_jobs(self.history)
 
     def standard_error(self) -> float | None:
+        """Returns the standard error over jobs of the epochs whose values are those of the jobs.
+
+        If the pruner has ended the trial, these are the last epochs that count.
+        """
         if self.training.has_ended and self._last_number is None:
             return _compute_epoch_error(self.training.select_epochs())
         if not self.history:
@@ -335,13 +340,13 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
 
 
 def spread_over_jobs(rows: Sequence[Sequence[Step]]) -> Curves:
-    """Returns two more columns of a curve: the standard error over jobs, and the number of jobs.
+    """Returns two columns of a learning curve: the standard error over jobs, and their number.
 
     Args:
-        rows: the step of each job, for each row of the curve.
+        rows: for each row of the curve, the steps that it is the mean of, one for each job.
 
     Returns:
-        No columns if each row has one job.
+        The columns by name; none if each row is of one job.
     """
     if all(len(steps) == 1 for steps in rows):
         return {}

@@ -8,11 +8,10 @@ import contextlib
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from studyloom.config.build import build, find_target, plain
@@ -119,7 +118,7 @@ class UserFunction:
         if self._first_parameter == "trial":
             return True
         if self._first_parameter in ("run", "config", "cfg"):
-            return False  # a loop, which may have forgotten its second parameter
+            return False  # it is a loop, even if its second parameter is missing
         takes_one_argument = not self.explain_call_error(1)
         takes_two_arguments = not self.explain_call_error(2)
         return takes_one_argument and not takes_two_arguments
@@ -162,18 +161,18 @@ class UserFunction:
 
     def read_parameters(self) -> LoopParameters:
         """Reads from the signature of a loop `(run, *, width=32, …)` what it takes of `params`."""
-        arguments_of_section: Mapping[str, object] = {}  # set in the section `objective` already
+        bound_arguments: Mapping[str, object] = {}  # those that the section `objective` sets
         if isinstance(self.function, functools.partial):
-            arguments_of_section = self.function.keywords
+            bound_arguments = self.function.keywords
         defaults: dict[str, object] = {}
         takes_any = False
         _run, *parameters = inspect.signature(self.function).parameters.values()
         for parameter in parameters:
-            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if is_named and parameter.name not in arguments_of_section:
-                defaults[parameter.name] = parameter.default
-            if parameter.kind == parameter.VAR_KEYWORD:
+            if parameter.kind == parameter.VAR_KEYWORD:  # **kwargs
                 takes_any = True
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.name not in bound_arguments:
+                defaults[parameter.name] = parameter.default
         return LoopParameters(defaults, takes_any)
 
 
@@ -196,16 +195,17 @@ def build_function(objective: Mapping[str, object]) -> Callable[..., object]:
         if inspect.isclass(target):
             adapter: Callable[..., object] = build(section, "objective")
             return adapter
-        partial: functools.partial[object] = build(section | {"_partial_": True}, "objective")
-        inspect.signature(target).bind_partial(*partial.args, **partial.keywords)
+        function: functools.partial[object] = build(section | {"_partial_": True}, "objective")
+        # Raises TypeError for an argument that the function does not have.
+        inspect.signature(target).bind_partial(*function.args, **function.keywords)
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the user's code
         message = f"objective._target_={section['_target_']}: {describe_error(error)}"
         raise ConfigError(message) from error
-    if partial.args or partial.keywords:
-        return partial
-    return partial.func
+    if function.args or function.keywords:
+        return function
+    return function.func
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,12 @@ def read_source(objective: Mapping[str, object]) -> FunctionSource:
 def build_named_function(
     setting: str | Mapping[str, object], key: str = "objective.test"
 ) -> Callable[..., Any]:
-    """Returns the function that a key names, by a dotted name or as a section."""
+    """Returns the function that a key of the config names.
+
+    Args:
+        setting: its dotted name; or a section with the name as `_target_`, and arguments. For
+            `objective.network` also a mapping of the network's name in `run.keep` to one of these.
+    """
     function_setting: object = setting
     if key == NETWORK and isinstance(setting, Mapping):
         network_name = find_network_name(setting)
@@ -286,8 +291,9 @@ def make_loop_network(
             values: dict[str, object] = {"config": config}
             values.update(data_facts)
             values.update(value_at(config, PARAMS) or {})
-            names = inspect.signature(make).parameters
-            network = make(**{name: values[name] for name in names if name in values})
+            parameters = inspect.signature(make).parameters
+            arguments = {name: values[name] for name in parameters if name in values}
+            network = make(**arguments)
         if not isinstance(network, nn.Module):
             raise TypeError(f"it must give a torch.nn.Module; got {type(network).__name__}")
     except Exception as error:  # whatever the user's code raises
@@ -313,14 +319,16 @@ def select_weights(states: Mapping[str, object], name: str | None) -> dict[str, 
     """
     networks: dict[str, Any] = {}
     for state_name, state in states.items():
-        if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values())):
+        if not isinstance(state, Mapping) or not state:
+            continue
+        if all(isinstance(value, Tensor) for value in state.values()):
             networks[state_name] = state
     if not networks:
-        kept_parts = ""
+        other_objects = ""
         if states:
-            kept_parts = f": it kept only {', '.join(states)}"
+            other_objects = f": it kept only {', '.join(states)}"
         raise PredictError(
-            f"the winner was saved without its network{kept_parts}; winner.yaml has its "
+            f"the winner was saved without its network{other_objects}; winner.yaml has its "
             "configuration. A training loop keeps its network by run.keep(net=net); a command, a "
             "Hydra app and an Optuna objective save and load theirs themselves"
         )
@@ -365,26 +373,36 @@ def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
     assert isinstance(adapter, ConfiguredAdapter)
     program_config = adapter.compose_config()
     space = read_space(value_at(cfg, "space"), _list_no_options, PARAMS)
-    searched_keys = [node.name for branch in space.branches() for node in branch.nodes]
+    searched_keys: list[str] = []
+    for branch in space.branches():
+        searched_keys += [node.name for node in branch.nodes]
     params = value_at(cfg, PARAMS) or {}
-    errors = []
+    set_keys: list[str] = []
     if params:
-        for key, _value in flatten(params):
-            error = explain_key(key, program_config)
-            if error is not None:
-                errors.append(f"{PARAMS}.{key}: {error}")
-    for key in searched_keys:
-        error = explain_key(key, program_config)
-        if error is not None:
-            errors.append(f"space.{key}: {error}")
-    refuse(errors)
+        set_keys = [key for key, _value in flatten(params)]
+    refuse(
+        [
+            *_explain_keys(PARAMS, set_keys, program_config),
+            *_explain_keys("space", searched_keys, program_config),
+        ]
+    )
     defaults = values_of_application(program_config, params, searched_keys)
     config = cfg.with_values({PARAMS: with_values(params, defaults)})
     return ComposedAdapter(config, space)
 
 
+def _explain_keys(
+    section: str, keys: Iterable[str], program_config: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields an error for each key of a section that the config of a program lacks."""
+    for key in keys:
+        error = explain_key(key, program_config)
+        if error is not None:
+            yield f"{section}.{key}: {error}"
+
+
 def _list_no_options(group: str) -> list[str]:
-    """Returns the options of a config group of studyloom, of which another program has none."""
+    """Returns no options for a config group: another program has none of studyloom's groups."""
     return []
 
 
@@ -411,14 +429,16 @@ def read_loop_limits(cfg: StudyConfig) -> list[Condition]:
 def _read_objective_values(objective: Mapping[str, object]) -> list[ObjectiveValue]:
     """Reads the names and directions of the values that a loop returns, the metric first."""
     objective = plain(objective, "objective")
+
     names = _as_list(objective["metric"])
-    directions: list[Direction] = _as_list(objective["direction"])
     are_names = all(isinstance(name, str) for name in names)
     if not names or not are_names or len(set(names)) < len(names):
         raise ConfigError(
             "objective.metric must be a name for the value, or a list of different names, since "
             f"the function returns the values themselves; got {objective['metric']}"
         )
+
+    directions: list[Direction] = _as_list(objective["direction"])
     are_directions = all(direction in DIRECTIONS for direction in directions)
     if len(directions) != len(names) or not are_directions:
         of_each_name = ""
@@ -428,10 +448,12 @@ def _read_objective_values(objective: Mapping[str, object]) -> list[ObjectiveVal
             f"objective.direction must be {' or '.join(DIRECTIONS)}{of_each_name}, since a "
             f"function does not say which is better; got {format_scalar(objective['direction'])}"
         )
+
     _refuse_reserved_names("objective.metric", names[1:])
-    return [
-        ObjectiveValue(name, direction) for name, direction in zip(names, directions, strict=True)
-    ]
+    objective_values = []
+    for name, direction in zip(names, directions, strict=True):
+        objective_values.append(ObjectiveValue(name, direction))
+    return objective_values
 
 
 def _as_list(value: Any) -> list[Any]:
