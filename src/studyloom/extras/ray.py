@@ -145,7 +145,7 @@ class Ray(Launcher):
             else:
                 stack.callback(lambda: import_ray().shutdown())
                 self.connect(run_dir)
-            self._cluster = stack.pop_all()
+            self._cluster = stack.pop_all()  # not reached after an error, which ends the cluster
         atexit.register(self.close)
         return import_ray()
 

@@ -55,8 +55,11 @@ class Report(Checkpoint):
             self._validations.finish()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: object) -> None:
+        """Saves a checkpoint if the epoch before ended with a validation.
+
+        It is not saved right after the validation: only now have all schedulers been stepped.
+        """
         if self._validations.has_report:
-            # Saved here and not after the validation: only now have all schedulers been stepped.
             path = self._validations.next_path(".ckpt")
             trainer.save_checkpoint(path)
             self._validations.finish(path)

@@ -32,6 +32,7 @@ class StudyloomCallback(TrainerCallback):
         self._validations = Validations(run, value, "the trainer", "set eval_strategy='epoch'")
 
     def on_init_end(self, args: Any, state: object, control: object, **kwargs: object) -> None:
+        """Sets the trainer's folder and seed to those of the trial."""
         args.output_dir = str(self._validations.run.dir)
         args.seed = self._validations.run.seed
         set_seed(args.seed)  # the trainer has just set the seed of its arguments
@@ -43,15 +44,17 @@ class StudyloomCallback(TrainerCallback):
         self._validations.begin(_count_evaluations(args, state))
 
     def on_evaluate(self, args: object, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step > 0:  # an evaluation before the first step is not reported
-            metrics = {}
-            for name, value in kwargs["metrics"].items():
-                describes_evaluation = name.endswith(("_runtime", "_per_second", "epoch"))
-                if not describes_evaluation:
-                    metrics[name] = value
-            self._validations.report(metrics)
-            if self._validations.has_report and not self._validations.is_last:
-                control.should_save = True
+        """Reports the metrics of an evaluation, and has the trainer save its state afterwards."""
+        if state.global_step == 0:  # an evaluation before the first step is not reported
+            return
+        metrics = {}
+        for name, value in kwargs["metrics"].items():
+            describes_evaluation = name.endswith(("_runtime", "_per_second", "epoch"))
+            if not describes_evaluation:
+                metrics[name] = value
+        self._validations.report(metrics)
+        if self._validations.has_report and not self._validations.is_last:
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: object, **kwargs: object) -> None:
         self._validations.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")

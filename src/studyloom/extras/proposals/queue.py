@@ -165,8 +165,9 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Po
         raise ConfigError(reason)
 
     def queue(connection: Connection) -> int:
+        """Checks and queues the proposal in the transaction of a connection."""
         trials = stored.lock_trials(connection)
-        if baseline is not None and not trials:
+        if baseline is not None and not trials:  # trial 0 comes first
             trials.append(stored.ledger.queue(connection, 0, Point(), BASELINE_ATTRIBUTES))
         for trial in trials:
             # The transaction is repeated if the connection breaks. An earlier attempt may have

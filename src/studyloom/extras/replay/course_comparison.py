@@ -209,7 +209,7 @@ def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:
     The reason is left out where its wording may change between versions.
 
     Args:
-        exactly: whether to include the reason at all.
+        exactly: whether to include the reason elsewhere.
     """
     if failure is None:
         return "none"

@@ -125,6 +125,7 @@ class MLflow(Tracker):
         client = self._connect(result.study).client
         run_id = self._find_or_create_study_run(result.study)
         self._check_artifacts(result.study, client.get_run(run_id).info.artifact_uri)
+
         now = _milliseconds(time.time())
         metrics = []
         for name, value in result.values.items():
@@ -136,6 +137,7 @@ class MLflow(Tracker):
         for name, direction in result.study.objectives.items():
             tags.append(RunTag(f"studyloom.direction.{valid_key(name)}", direction))
         client.log_batch(run_id, metrics=metrics, tags=tags)
+
         for path in result.files.values():
             client.log_artifact(run_id, str(path))
         if self.register and "winner.json" in result.files:
