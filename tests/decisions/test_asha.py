@@ -12,7 +12,7 @@ from toys import TINY, ask
 from studyloom.decisions.asha import AshaPruner
 from studyloom.decisions.strategy import Strategy
 from studyloom.metrics import ACCURACY, ObjectiveValue
-from studyloom.storage.standings import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
+from studyloom.storage.standings import DONE, HELD, OPEN, OWN, UNCLAIMED, SlotChoice
 
 TWO = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 
@@ -125,7 +125,7 @@ def test_a_trial_whose_worker_died_at_a_rung_counts_as_paused():
 def test_a_trial_whose_worker_died_after_its_last_epoch_completes():
     trained = replace(standing(0, OPEN, *[0.1] * 9), paused=3)
     others = [standing(slot, DONE, *[0.9] * 9) for slot in range(1, 4)]
-    assert order_of().choose([trained, *others]) == Next(0)
+    assert order_of().choose([trained, *others]) == SlotChoice(0)
 
 
 def test_the_best_trial_of_the_highest_rung_is_promoted_first():
@@ -134,7 +134,7 @@ def test_the_best_trial_of_the_highest_rung_is_promoted_first():
     high = [standing(6 + k, OPEN, 0.0, 0.9, 0.1 * k) for k in range(3)]
     assert order.find_promotable([*low, *high]) == [8, 5, 4, 3]
     fresh = [standing(9 + k, UNCLAIMED) for k in range(18)]
-    assert order.choose([*low, *high, *fresh]) == Next(8)
+    assert order.choose([*low, *high, *fresh]) == SlotChoice(8)
     assert order.is_next([*low, *high], 8)
     assert not order.is_next([*low, *high], 5)
 
@@ -160,17 +160,19 @@ def test_the_best_of_few_trials_completes():
 def test_no_trial_is_pruned_while_a_running_one_may_change_the_rung():
     order = order_of()
     two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
-    assert order.choose([*two, standing(2, HELD)]) == Next(0, ends_pruned=True)  # 1 of 3 at most
+    assert order.choose([*two, standing(2, HELD)]) == SlotChoice(
+        0, ends_pruned=True
+    )  # 1 of 3 at most
     assert order.choose([standing(0, DONE, 0.1), *two[1:], standing(2, HELD)]) is None
-    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, ends_pruned=True)
-    assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
+    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == SlotChoice(1, ends_pruned=True)
+    assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == SlotChoice(1)  # nobody else may come
 
 
 def test_a_claim_whose_reply_was_lost_is_answered_again():
     order = order_of()
     slots = [standing(0, OWN, 0.1), standing(1, OPEN, 0.9), standing(2, OPEN, 0.5)]
-    assert order.choose(slots) == Next(0, ends_pruned=True)
-    assert order.choose([standing(0, OWN), *slots[1:]]) == Next(0)
+    assert order.choose(slots) == SlotChoice(0, ends_pruned=True)
+    assert order.choose([standing(0, OWN), *slots[1:]]) == SlotChoice(0)
 
 
 def test_after_the_end_of_a_search_no_trial_begins_or_is_promoted():
@@ -183,7 +185,7 @@ def test_after_the_end_of_a_search_no_trial_begins_or_is_promoted():
         told.append(chosen.slot)
         every[chosen.slot] = replace(every[chosen.slot], state=DONE)
     assert told == [0, 1, 2]
-    assert chosen == Next(3)
+    assert chosen == SlotChoice(3)
     every[3] = replace(released, state=DONE)
     assert order.choose(every, closed=True) is None
 

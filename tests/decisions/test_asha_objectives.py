@@ -9,7 +9,7 @@ from test_asha import TWO, order_of, standing
 
 from studyloom.decisions.asha import argsort_by_fronts, compute_dominance
 from studyloom.metrics import ACCURACY
-from studyloom.storage.standings import HELD, OPEN, UNCLAIMED, Next
+from studyloom.storage.standings import HELD, OPEN, UNCLAIMED, SlotChoice
 
 
 def fronts_of(points):
@@ -99,4 +99,4 @@ def test_all_but_the_best_are_pruned_once_no_trial_can_come():
     best = order.find_promotable(line)
     assert best == [8, 0, 4]
     assert order.find_unpromotable(line) == {*range(9)} - {*best}
-    assert order.choose(line) == Next(1, ends_pruned=True)
+    assert order.choose(line) == SlotChoice(1, ends_pruned=True)

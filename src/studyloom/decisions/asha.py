@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.metrics import ObjectiveValue
 from studyloom.seeds import derive
-from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
+from studyloom.storage.standings import DONE, OPEN, OWN, UNCLAIMED, SlotChoice, Standing
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -355,7 +355,7 @@ class AshaOrder:
         reached_rungs = self.rungs(step)[bracket:]  # bracket b lacks the b lowest rungs
         return bool(reached_rungs) and reached_rungs[-1] > previous_step
 
-    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next; None if it must wait, or is done.
 
         Args:
@@ -368,19 +368,19 @@ class AshaOrder:
         for standing in standings:
             # A worker holds a trial already if the database's reply to its claim was lost.
             if standing.state == OWN:
-                return Next(standing.slot, ends_pruned=standing.slot in unpromotable)
+                return SlotChoice(standing.slot, ends_pruned=standing.slot in unpromotable)
         if unpromotable:
-            return Next(min(unpromotable), ends_pruned=True)
+            return SlotChoice(min(unpromotable), ends_pruned=True)
         if not closed:
             promotable = self.find_promotable(standings)
             if promotable:
-                return Next(promotable[0])
+                return SlotChoice(promotable[0])
         slot = self._find_first_slot(standings, OPEN)
         if slot is None and not closed:
             slot = self._find_first_slot(standings, UNCLAIMED)
         if slot is None:
             return None
-        return Next(slot)
+        return SlotChoice(slot)
 
     def _find_first_slot(self, standings: Sequence[Standing], state: str) -> int | None:
         """Returns the first slot in a state whose trial does not wait at a rung."""

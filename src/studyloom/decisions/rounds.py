@@ -26,7 +26,7 @@ from optuna import Study
 from studyloom.decisions.asha import AshaOrder
 from studyloom.decisions.extrapolation import view_in_rounds
 from studyloom.storage import failures
-from studyloom.storage.standings import DONE, HELD, OPEN, Fault, Next, Segment, Standing
+from studyloom.storage.standings import DONE, HELD, OPEN, Fault, Segment, SlotChoice, Standing
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RoundOrder:
         known_count = self.count_known(segment.number)
         return view_in_rounds(study, partial(_find_last_known_step, known_count=known_count))
 
-    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next.
 
         None if a worker must wait for others, if all is done, or if the study halts; see
@@ -112,7 +112,7 @@ class RoundOrder:
 
     def _choose_new_segment(
         self, standings: Sequence[Standing], segment_count: int, first_running: int | None
-    ) -> Next | None:
+    ) -> SlotChoice | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
         If what the current round knows allows no decision, the round stays incomplete, and the
@@ -138,13 +138,13 @@ class RoundOrder:
             known_count = self.count_known(number)
         return None
 
-    def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> Next:
+    def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> SlotChoice:
         """Returns a slot to claim for another segment of its trial, which gets a number."""
         standing = next(standing for standing in standings if standing.slot == slot)
         start = None  # a new trial has no configuration yet
         if standing.segments:
             start = standing.last
-        return Next(slot, segments=[*standing.segments, Segment(number, start)])
+        return SlotChoice(slot, segments=[*standing.segments, Segment(number, start)])
 
     def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
         """Returns why the study halts now; None if a slot can be claimed, or a segment runs.
@@ -214,7 +214,9 @@ class RoundOrder:
             unpromotable = self.order.find_unpromotable(limited)
         return limited
 
-    def _choose_unpromotable(self, standings: Sequence[Standing], known_count: int) -> Next | None:
+    def _choose_unpromotable(
+        self, standings: Sequence[Standing], known_count: int
+    ) -> SlotChoice | None:
         """Returns the first paused trial that can no longer be promoted, for a worker to end it.
 
         None if there is no such trial by what the first segments have shown.
@@ -233,10 +235,10 @@ class RoundOrder:
                 slots_to_end.append(standing.slot)
         if not slots_to_end:
             return None
-        return Next(min(slots_to_end), ends_pruned=True)
+        return SlotChoice(min(slots_to_end), ends_pruned=True)
 
 
-def _choose_abandoned(abandoned: Sequence[Standing]) -> Next:
+def _choose_abandoned(abandoned: Sequence[Standing]) -> SlotChoice:
     """Returns the oldest segment that no other worker trains, to be trained again.
 
     One that this worker holds comes first: it holds one already if the database's reply to its
@@ -252,7 +254,7 @@ def _choose_abandoned(abandoned: Sequence[Standing]) -> Next:
         return has_no_worker, standing.segments[-1].number
 
     first = min(abandoned, key=sort_key)
-    return Next(first.slot, segments=first.segments)
+    return SlotChoice(first.slot, segments=first.segments)
 
 
 def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:

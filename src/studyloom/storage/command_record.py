@@ -101,7 +101,7 @@ def recording_end(stored: StoredStudy) -> Iterator[None]:
     try:
         yield
     except StorageLost:
-        raise  # nothing can be stored
+        raise  # it is a UserError too, but nothing can be stored
     except (Halted, NoWinner, UserError) as error:
         end_command(stored, error.exit_code)
         raise

@@ -102,9 +102,10 @@ def _acquire(address: URL, deadline: float) -> sqlalchemy.Connection:
 
 
 def _try_to_acquire(connection: sqlalchemy.Connection) -> bool:
-    """Begins a transaction that holds the lock; False if another process holds it.
+    """Begins a transaction that holds the lock, one of PostgreSQL's advisory locks.
 
-    Waits up to `connections.BUSY_SECONDS` for the other process.
+    Returns:
+        False if another process holds the lock for longer than `connections.BUSY_SECONDS`.
     """
     # The limits are set here, because a pool of connections may ignore those of the options.
     connection.exec_driver_sql(

@@ -36,7 +36,7 @@ from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID, Attribut
 from studyloom.storage.call_state import call_state
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.slot_table import IS_HELD, SLOTS, clock
-from studyloom.storage.standings import Next, Order, Segment, Standing, StandingsReader
+from studyloom.storage.standings import Order, Segment, SlotChoice, Standing, StandingsReader
 from studyloom.text import format_ranges
 
 # A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
@@ -542,7 +542,7 @@ class Ledger:
             "me": worker_id(os.getpid()),
             "lease": lease,
         }
-        taken = _take(connection, parameters, Next(TEST_SLOT))
+        taken = _take(connection, parameters, SlotChoice(TEST_SLOT))
         if taken is None:
             return None
         return Claim(TEST_SLOT, taken.claim.token, trial_id=None)
@@ -705,13 +705,13 @@ def _take_first(
     row = connection.execute(statement, parameters).one_or_none()
     if row is None:
         return None
-    return _read_taken(row, Next(row.slot))
+    return _read_taken(row, SlotChoice(row.slot))
 
 
 def _take(
     connection: sa.Connection,
     parameters: sql.Row,
-    choice: Next,
+    choice: SlotChoice,
     *,
     only_with_trial: bool = False,
 ) -> TakenSlot | None:
@@ -723,7 +723,7 @@ def _take(
     return _read_taken(row, choice)
 
 
-def _read_taken(row: SlotRow, choice: Next) -> TakenSlot:
+def _read_taken(row: SlotRow, choice: SlotChoice) -> TakenSlot:
     """Makes the claim on a slot of the row that the claiming statement has returned.
 
     Args:

@@ -87,8 +87,8 @@ class Standing:
     failure: Fault | None = None
 
 
-class Next(NamedTuple):
-    """The slot that is claimed next.
+class SlotChoice(NamedTuple):
+    """The decision of an order which slot is claimed next.
 
     Attributes:
         slot: The slot.
@@ -114,7 +114,7 @@ class Order(Protocol):
         """Returns the steps at which trials are compared, up to the longest so far, ascending."""
         ...
 
-    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot to claim; None if there is nothing to do until others get further.
 
         Args:
