@@ -81,6 +81,8 @@ class Composer:
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:
         """Returns the config under other choices; each combination of them is composed once.
 
+        It is completed by `complete`, which adds the defaults of the search space.
+
         Args:
             choices: an option by group; other groups keep the user's own.
 

@@ -45,7 +45,7 @@ GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "co
 # The option of each group that a primary config does not name. Networks have further groups.
 DEFAULT_OPTIONS = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
 NETWORK_OPTIONS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
-QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
+LOGGING_OVERRIDES = ("override hydra/job_logging", "override hydra/hydra_logging")
 
 
 class OwnGroups(SearchPathPlugin):
@@ -87,7 +87,7 @@ def complete_defaults_list(config: Container) -> Container:
     completed += entries[position:]
     if "_self_" not in entries:
         completed.append("_self_")
-    for key in QUIET:
+    for key in LOGGING_OVERRIDES:
         if key not in keys:
             completed.append({key: "none"})
     with open_dict(config):

@@ -56,20 +56,22 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
+    # The long imports of the study module end here, for which both were changed.
     processes.collect_garbage_as_usual()
     processes.restore_interrupt_handler()
 
     def decorate(task: Task) -> Callable[[], None]:
         module_file = Path(task.__code__.co_filename).resolve()
         folder = str((module_file.parent / config_path).resolve())
-        is_script = task.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None
+        is_main = task.__module__ == "__main__"
+        is_script = is_main and sys.modules["__main__"].__spec__ is None  # and not `python -m`
         if is_script:
             _add_package_parent(module_file)
 
         @functools.wraps(task)
         @processes.ending_at_interrupt()
         def run() -> None:
-            end_import_at_study()
+            end_import_at_study()  # a study that an import starts is refused or put off
             processes.open_closed_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
             processes.collect_garbage_rarely()  # until trials begin
@@ -105,7 +107,7 @@ def _run_with_hydra(task: Task, folder: str, config_name: str, arguments: Sequen
     HYDRA_FULL_ERROR=1 it raises the error, which is then explained here, so the variable is set
     until the config is complete.
     """
-    shows_tracebacks = wants_tracebacks()  # since the user has set the variable
+    shows_tracebacks = wants_tracebacks()  # True if the user has set the variable
 
     @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
     @functools.wraps(task)

@@ -268,16 +268,17 @@ class StudyConfig(Mapping[str, Any]):
     def _resolve_again(self, stale_references: Sequence[Reference]) -> list[object]:
         """Returns the new values of references whose values in `resolved` are out of date.
 
-        The value of `${train.epochs}` is that of its key, if no other stale reference sets that
+        The value of `${train.epochs}` is that of its key, unless another stale reference sets that
         key. If one of them is anything else, OmegaConf resolves all of them, which takes longer.
         """
+        stale_keys = [reference.key for reference in stale_references]
         values = []
         for reference in stale_references:
-            source = reference.source
-            if source is None or any(overlap(source, stale.key) for stale in stale_references):
+            source_key = reference.source
+            if source_key is None or any(overlap(source_key, key) for key in stale_keys):
                 config = OmegaConf.create(dict(self.written))
                 return [_resolve(config, stale) for stale in stale_references]
-            values.append(value_at(self.resolved, source))
+            values.append(value_at(self.resolved, source_key))
         return values
 
     def for_user(self, **values: object) -> Any:
@@ -289,7 +290,7 @@ class StudyConfig(Mapping[str, Any]):
             values: further keys at its top.
         """
         base = self.base or self
-        config = pickle.loads(base._pickled)
+        config = pickle.loads(base._pickled)  # the fastest copy of the config before the changes
         for key, value in {**self.changes, **values}.items():
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         OmegaConf.set_readonly(config, True)

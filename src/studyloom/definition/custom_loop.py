@@ -144,7 +144,7 @@ class LoopDefinition(Definition):
         definition = super().from_config(cfg, composer)  # adds the defaults of the search space
         params = {}
         for name, default in parameters.defaults.items():
-            if _survives_yaml(default):
+            if _survives_yaml(default):  # else the function itself uses it
                 params[name] = default
         params.update(value_at(definition.config, PARAMS) or {})
         definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
@@ -170,7 +170,7 @@ class LoopDefinition(Definition):
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter of a program; for a function, one that says what holds for each loop."""
+        """The adapter of a program; for a plain function, an `Adapter` with all its defaults."""
         if isinstance(self.function, Adapter):
             return self.function
         return Adapter()
@@ -308,7 +308,8 @@ class LoopDefinition(Definition):
 
         Args:
             number: of the trial in its stage, from which the seeds are derived if `seed` is None.
-            attempt: the attempt of a worker at the trial, with its folder for files.
+            attempt: the attempt of a worker at the trial, with its folder for files. If the pruner
+                pauses trials, the loop must be able to resume.
             seed: the seed of a single training, as in the re-evaluation; None for all seeds.
             fold: the fold of a single training; None without data.
         """

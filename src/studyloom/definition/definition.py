@@ -151,6 +151,7 @@ class Definition:
 
         Args:
             number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            attempt: the attempt of a worker at the trial.
             seed: the seed of a single training, as in the re-evaluation; None for all seeds.
             fold: the fold of a single training; None without data.
         """

@@ -111,8 +111,9 @@ class PythonStudy:
         """Writes the arrays that the run directory lacks."""
         for path, array in self.arrays.items():
             if not path.exists():
+                save_array = functools.partial(np.save, arr=array, allow_pickle=False)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_with(path, functools.partial(np.save, arr=array, allow_pickle=False))
+                write_with(path, save_array)
 
 
 def read_call(
@@ -127,6 +128,8 @@ def read_call(
     Args:
         subject: what the trials run: a network's class, a function that returns a network, a custom
             training loop, or an Optuna objective.
+        space: the ranges of the hyperparameters.
+        data: tensors, arrays or Datasets; or an option or section of the group `data`.
         settings: the further arguments: sections of a config, keys, and options of groups.
         keywords: those of `search`, one of which may be suggested for a misspelled setting.
 

@@ -96,6 +96,10 @@ class _Parser:
     def parse_nodes(self, tree: Mapping[Any, Any], place: _Place) -> list[Node]:
         """Parses a mapping in the tree of a space: ranges, options of a group, nested mappings.
 
+        An option opens what is nested in it: that is searched only if the option is chosen. So the
+        nodes in an option belong to its group, and those in any other mapping to the list that is
+        returned.
+
         Args:
             tree: the mapping.
             place: where it is in the tree.
@@ -200,7 +204,7 @@ def _classify_child(
     if not isinstance(spec, Mapping):
         return "invalid"
     if not spec and group_options:
-        return "invalid"  # only an option may open nothing, so that this one is misspelled
+        return "invalid"  # only an option may be empty, so that this is a misspelled one
     if any(kind in spec for kind in KEYS):
         return "range"
     return "mapping"
