@@ -122,6 +122,7 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
     os.setsid()  # a Ctrl-C in the terminal is only for the command
 
     def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
+        """Works in the forked process, as the leader of a session with its own log."""
         calls.close()
         os.setsid()
         _redirect_output(log)

@@ -32,7 +32,7 @@ from studyloom.worker.task import Command, Launcher
 FAILED = 1
 INVALID_INPUT = 2
 STOPPED = 3  # `studyloom stop` has stopped the process
-FIRST_SIGNAL_CODE = 128  # plus the number of the signal that has stopped the process
+SIGNAL_OFFSET = 128  # plus the number of the signal that has stopped the process
 
 
 def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
@@ -154,7 +154,7 @@ def find_exit_code(code: int, stop: Stop) -> int:
         code: the exit code of one that was not stopped.
     """
     if stop.signal is not None:
-        return FIRST_SIGNAL_CODE + stop.signal
+        return SIGNAL_OFFSET + stop.signal
     if stop.requested is not None:
         return STOPPED
     return code
@@ -169,7 +169,7 @@ def exiting_on_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]
     try:
         yield
     except Interrupted:  # the second signal; the trials have been released
-        code = FIRST_SIGNAL_CODE + (stop.signal or signal.SIGINT)
+        code = SIGNAL_OFFSET + (stop.signal or signal.SIGINT)
         reporting.end(code, "stopped at once")
         if reporting.study is not None:
             with suppress(OSError):

@@ -189,6 +189,7 @@ class Reporter:
             self._warn_of_missing_checkpoint()
 
     def _warn_of_missing_checkpoint(self) -> None:
+        """Warns that steps of earlier workers are trained again, since their state is missing."""
         folder = None
         if self.checkpoint is not None:
             folder = self.checkpoint.path.parent
@@ -320,9 +321,10 @@ class Reporter:
         return self.slots.pauses_at(self.held.claim.slot, previous_step, step.number)
 
     def _pause_unless_promoted(self) -> None:
-        """Raises Paused once all reports are posted, unless the trial is the next to promote.
+        """Raises Paused if a trial that has reached a rung must wait there for its promotion.
 
-        The report at the rung has stored the trial as paused; that is withdrawn if it continues.
+        If it is the next to promote, it continues at once. The report at the rung has stored it as
+        paused, which is withdrawn then.
         """
         assert self.slots is not None  # it has found that the trial is at a rung
         self._outbox.flush()

@@ -265,6 +265,7 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
     ledger = stored.ledger
 
     def store(connection: Connection) -> bool:
+        """Stores the request in one transaction with the look at the stored one."""
         if stored.is_studylooms:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
         (stored_request,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
@@ -295,6 +296,7 @@ def following_requests(stored: StoredStudy, stop: Stop, *, stops: bool = True) -
     """
 
     def follow(end: threading.Event) -> None:
+        """Passes each request on to `stop`, until `end` is set."""
         while True:
             with contextlib.suppress(StudyloomError):  # the database may be away
                 request = read_control(stored)

@@ -43,10 +43,11 @@ from studyloom.worker.reporter import Reporter, ReportRejected
 from studyloom.worker.slots import SlotQueue
 from studyloom.worker.stage import Stage, TrialFiles
 
-# Seconds between looks at slots that others hold. Each is half as long again as the one before: at
-# the end of a search 1,000 workers that looked twice a second would keep their server busy.
+# Seconds between looks at slots that others hold. Each is longer than the one before: at the end of
+# a search 1,000 workers that looked twice a second would keep their server busy.
 WAIT = 0.25
 LONGEST_WAIT = 5.0
+WAIT_GROWTH = 1.5  # factor between one wait and the next
 # In rounds there are few workers, which often wait briefly.
 WAIT_IN_ROUNDS = 0.05
 LONGEST_WAIT_IN_ROUNDS = 0.5
@@ -177,7 +178,7 @@ class Worker:
             elif ledger.count_open(stage.trials, only_with_trial=search_ended):
                 slots.halt_failed_rounds()
                 self.idle(wait)
-                wait = min(1.5 * wait, longest_wait)
+                wait = min(WAIT_GROWTH * wait, longest_wait)
                 ledger.record_gone()
             else:
                 self.files.remove_stale()
