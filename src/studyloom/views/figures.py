@@ -536,43 +536,51 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     columns = TrialRecord(trial).curve
     epochs = columns.get("number") or []
     names = quantities([trial])
-    lines: dict[str, Part] = {}
-    values: list[float] = []
-    for name in names:
-        line: list[Point] = []
-        for epoch, value in zip(epochs, columns[name], strict=False):
-            if _is_finite(value):  # a loop may report a quantity only in some epochs
-                line.append((epoch, value))
-        lines[name] = line
+    lines = {name: _make_quantity_line(epochs, columns[name]) for name in names}
+    values = []
+    for line in lines.values():
         values += [value for _, value in line]
     if not values or any(len(columns[name]) != len(epochs) for name in names):
         return f"Trial {trial.number} stored no losses."
-
-    x = make_integer_scale(epochs[0], epochs[-1], "epoch")
-    y = make_linear_scale([0.0, *values], upright=True, height=height)
-    bottom = 0.0  # without the margin below it, unless a value is below 0
-    if min(values) < 0:
-        bottom = min(0.0, y.low)
+    has_only_losses = {*names} <= {*LOSSES}
     title = ""
-    if {*names} <= {*LOSSES}:
+    if has_only_losses:
         title = "loss"
-    y = replace(y, low=bottom, title=title)
+    x = make_integer_scale(epochs[0], epochs[-1], "epoch")
+    y = _make_loss_scale(values, title, height)
     marks = []
-    for index, (name, quantity) in enumerate(lines.items()):
-        marks.append(_mark_quantity(name, quantity, LINES[index % len(LINES)]))
+    for index, (name, line) in enumerate(lines.items()):
+        marks.append(_mark_quantity(name, line, LINES[index % len(LINES)]))
     notes = []
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
         lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
         marks.append(make_dotted_line("", "pruned", [(lowest, y.low), (lowest, y.high)]))
-        middle = (epochs[0] + epochs[-1]) / 2
         side = "right"
-        if lowest > middle:
+        if lowest > (epochs[0] + epochs[-1]) / 2:
             side = "left"
         notes.append(Note(lowest, y.high, f"lowest at epoch {lowest}", side))
     titles = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(titles)} of trial {trial.number} by epoch"
     table = PageTable(("epoch", *titles), _list_quantities(epochs, columns, names))
     return Chart(label, height, x, y, _without_empty(marks), table, notes)
+
+
+def _make_quantity_line(epochs: Sequence[int], values: Sequence[Any]) -> list[Point]:
+    """Returns the finite values of a quantity; a loop may report it only in some epochs."""
+    line: list[Point] = []
+    for epoch, value in zip(epochs, values, strict=False):
+        if _is_finite(value):
+            line.append((epoch, value))
+    return line
+
+
+def _make_loss_scale(values: Sequence[float], title: str, height: int) -> ChartScale:
+    """Returns a vertical axis that begins at 0, or below it if a value is negative."""
+    y = make_linear_scale([0.0, *values], upright=True, height=height)
+    bottom = 0.0  # without a margin
+    if min(values) < 0:
+        bottom = min(0.0, y.low)
+    return replace(y, low=bottom, title=title)
 
 
 def _list_quantities(
@@ -632,7 +640,6 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         better = "more"
     x = _make_cost_scale(costs, f"{cost.name}, {better} is better")
     y = axis.make_scale([trial.values[0] for trial in trials], height)
-
     points: dict[int, Point] = {}
     for trial in trials:
         value, amount = trial.values[:2]
@@ -642,16 +649,7 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         points[trial.number] = (coordinate, axis.coordinate(value))
     feasible = {trial.number for trial in stored.feasible()}
     on_front = {trial.number for trial in stored.front()}
-    dot_width = 8.0
-    if len(trials) > MANY:
-        dot_width = SMALLER * dot_width
-    staircase = sorted(_select(points, on_front).values())
-    marks = [
-        Mark("staircase", "best", "line", [staircase], width=1.5, style=("stepped", "quiet")),
-        make_trial_dots("infeasible", "failed", _remove(points, feasible), shape="square"),
-        make_trial_dots("beaten", "complete", _select(points, feasible - on_front), dot_width),
-        make_trial_dots("front", "best", _select(points, on_front)),
-    ]
+    marks = _mark_front(points, feasible, on_front)
     for name, marked_trial in marked.items():
         if marked_trial is not None and marked_trial.values:
             ring_width = 14
@@ -661,6 +659,31 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
             marks.append(make_trial_dots(name, name, point, ring_width, shape="ring"))
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _mark_front(
+    points: Mapping[int, Point], feasible: Collection[int], on_front: Collection[int]
+) -> list[Mark]:
+    """Returns the dots of trials by cost and value, and a staircase through the Pareto front.
+
+    Args:
+        points: the coordinates of all trials, by number.
+        feasible: the trials that satisfy all constraints.
+        on_front: the feasible trials that no other one beats in all values.
+    """
+    front = _select(points, on_front)
+    beaten = _remove(_select(points, feasible), on_front)
+    infeasible = _remove(points, feasible)
+    width = 8.0
+    if len(points) > MANY:
+        width = SMALLER * width
+    staircase = sorted(front.values())
+    return [
+        Mark("staircase", "best", "line", [staircase], width=1.5, style=("stepped", "quiet")),
+        make_trial_dots("infeasible", "failed", infeasible, shape="square"),
+        make_trial_dots("beaten", "complete", beaten, width),
+        make_trial_dots("front", "best", front),
+    ]
 
 
 def _make_cost_scale(costs: Sequence[float], title: str) -> ChartScale:
@@ -704,11 +727,12 @@ def make_setting_axis(
     distribution = trials[0].distributions[name]
     if isinstance(distribution, CategoricalDistribution) or not all(map(_is_number, settings)):
         return _make_choice_axis(settings, name, pixels)
+    is_whole = all(isinstance(setting, int) for setting in settings)
     is_logarithmic = False
-    has_step = False
+    is_discrete = is_whole
     if isinstance(distribution, IntDistribution | FloatDistribution):
         is_logarithmic = distribution.log and min(settings) > 0
-        has_step = distribution.step is not None
+        is_discrete = is_whole or distribution.step is not None
     to_coordinate: Callable[[float], float]
     if is_logarithmic:
         to_coordinate = math.log10
@@ -717,13 +741,14 @@ def make_setting_axis(
         to_coordinate = float
         scale = make_linear_scale(settings, name)
 
-    is_whole = all(isinstance(setting, int) for setting in settings)
-    distinct = _distinct_settings(settings)
     numbers: Sequence[float] = []  # that are labeled instead of those of the scale
-    if len(distinct) <= MOST_CHOICES and (is_whole or has_step):
+    distinct = _distinct_settings(settings)
+    if is_discrete and len(distinct) <= MOST_CHOICES:
         numbers = distinct
-    elif not is_logarithmic and (is_whole or pixels is not None):
-        numbers = _choose_setting_numbers(settings, pixels)
+    elif not is_logarithmic and is_whole:
+        numbers = [number for number in _choose_numbers(settings, pixels) if number % 1 == 0]
+    elif not is_logarithmic and pixels is not None:
+        numbers = _choose_numbers(settings, pixels)
     if numbers:
         format_spec = ".4g"
         if is_whole and pixels is None:
@@ -740,19 +765,16 @@ def _distinct_settings(settings: Sequence[float]) -> list[float]:
     return list(dict.fromkeys(sorted(settings, key=_sort_key)))
 
 
-def _choose_setting_numbers(settings: Sequence[float], pixels: float | None) -> list[float]:
-    """Returns the round numbers that an axis of numbers labels: fewer if it is short.
+def _choose_numbers(settings: Sequence[float], pixels: float | None) -> list[float]:
+    """Returns the round numbers that the axis of a hyperparameter labels; few on a small chart.
 
     Args:
-        pixels: the length of the axis, if it is a small chart's.
+        pixels: the length of a small chart's axis; None for another chart.
     """
     count = 5
     if pixels is not None:
         count = 3
-    numbers = choose_round_numbers(min(settings), max(settings), count)
-    if all(isinstance(setting, int) for setting in settings):
-        return [number for number in numbers if number == int(number)]
-    return numbers
+    return choose_round_numbers(min(settings), max(settings), count)
 
 
 def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | None) -> SettingAxis:
@@ -1064,10 +1086,10 @@ def draw_best_lines(
     axis = Axis.choose(metric, sign, values)
     marks = []
     for index, (label, line) in enumerate(lines.items()):
-        if line:
-            corners = [(position, axis.coordinate(value)) for position, value in _staircase(line)]
-            lines_above = len(lines) - 1 - index
-            width = 2 + 1.5 * lines_above  # both are seen where lines meet
+        corners = [(position, axis.coordinate(value)) for position, value in _staircase(line)]
+        lines_above = len(lines) - 1 - index
+        width = 2 + 1.5 * lines_above  # both are seen where lines meet
+        if corners:
             marks.append(Mark(label, STUDIES[index], "line", [corners], width=width))
     y = axis.make_scale(values, height)
     if over_time:
@@ -1087,10 +1109,12 @@ def draw_best_lines(
 
 def _staircase(line: Part) -> list[Point]:
     """Returns the corners of a line on which each value holds until the next one."""
-    corners = [line[0]]
-    for (_, previous), (position, value) in itertools.pairwise(line):
-        if value != previous:
-            corners.append((position, previous))
+    corners: list[Point] = []
+    for position, value in line:
+        if corners:
+            _, previous_value = corners[-1]
+            if value != previous_value:
+                corners.append((position, previous_value))
         corners.append((position, value))
     return corners
 
@@ -1123,36 +1147,48 @@ def draw_timeline(
     spans_by_worker = _measure_spans(trials, live_trials)
     if not spans_by_worker:
         return "No trial has begun yet."
-    outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     workers = sorted(spans_by_worker, reverse=True)  # rows are drawn from the bottom up
     all_spans: list[Span] = []
-    for spans in spans_by_worker.values():
-        all_spans += spans.values()
+    for spans_by_trial in spans_by_worker.values():
+        all_spans += spans_by_trial.values()
     start = min(span.start for span in all_spans)
     end = max(span.end for span in all_spans)
 
-    bars: dict[str, dict[int, Part]] = {outcome: {} for outcome in BARS}
+    bars: dict[int, Part] = {}  # the lower corners of each trial's bar, by number
     notes = []
     rows: list[tuple[object, ...]] = []
     for row, worker in enumerate(workers):
-        spans = spans_by_worker[worker]
-        for number, span in spans.items():
-            if outcomes[number] in bars:
-                left = Span(start, span.start).seconds
-                right = Span(start, span.end).seconds
-                bars[outcomes[number]][number] = [(left, row), (right, row)]
-        idle = f"{100 * idle_share([*spans.values()]):.1f}%"
+        spans = [*spans_by_worker[worker].values()]
+        for number, span in spans_by_worker[worker].items():
+            left = Span(start, span.start).seconds
+            right = Span(start, span.end).seconds
+            bars[number] = [(left, row), (right, row)]
+        idle = f"{100 * idle_share(spans):.1f}%"
         notes.append(Note(0, row + BAR + 0.02, f"{shorten(worker, 32)} · {idle} idle", "above"))
-        trained = format_duration(sum(span.seconds for span in spans.values()))
-        rows.insert(0, (worker, len(spans), trained, idle))  # as drawn, top first
-    marks = []
-    for outcome, parts in bars.items():
-        marks.append(Mark(outcome, _color(outcome), "bar", [*parts.values()], [*parts], BAR))
+        trained = format_duration(sum(span.seconds for span in spans))
+        rows.append((worker, len(spans), trained, idle))
+    rows.reverse()  # the table has the top row first
+    outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
+    marks = _mark_bars(bars, outcomes)
     x = _make_clock_scale(start, max(Span(start, end).seconds, 1.0))
     y = ChartScale(-0.12, len(workers) - 0.12, kind="none")
     label = f"when each of {len(workers)} workers trained which trial"
     table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
     return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
+
+
+def _mark_bars(bars: Mapping[int, Part], outcomes: Mapping[int, str]) -> list[Mark]:
+    """Returns the bars of the timeline, a mark for each outcome of trials.
+
+    Args:
+        bars: the lower corners of each trial's bar, by number.
+    """
+    marks = []
+    for outcome in BARS:
+        numbers = [number for number in bars if outcomes[number] == outcome]
+        parts = [bars[number] for number in numbers]
+        marks.append(Mark(outcome, _color(outcome), "bar", parts, numbers, width=BAR))
+    return marks
 
 
 def _make_clock_scale(start: datetime, length: float) -> ChartScale:

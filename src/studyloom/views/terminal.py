@@ -253,6 +253,7 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
+        """Renders as Rich does; only its own control segments may hold control sequences."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -522,13 +523,17 @@ def render_status(status: Status, width: int) -> RenderableType:
     add_text("\n".join(list_failures(status.failures)))
     if status.importances:
         add_text("what matters", "dim")
-        longest = max(map(len, status.importances))
-        for name, share in status.importances.items():
-            add_text(f"  {one_line(name):{longest}}  {share:3.0%}")
+        add_text("\n".join(_list_importances(status.importances)))
     parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
         parts.append(render_front(snapshot))
     return Group(*parts)
+
+
+def _list_importances(shares: Mapping[str, float]) -> list[str]:
+    """Returns a line for each hyperparameter, with its importance in percent."""
+    longest = max(map(len, shares))
+    return [f"  {one_line(name):{longest}}  {share:3.0%}" for name, share in shares.items()]
 
 
 def _describe_budget(snapshot: Snapshot) -> str:
@@ -556,13 +561,16 @@ class LiveLines(Live):
         Rich clears a row for each line. This method adds the rows of lines that have wrapped.
         """
         console = self.console
-        wrapped_rows = 0
+        wrapped_rows = 0  # a line of 100 columns takes a further row if only 80 are left
         for width in self.line_widths:
             wrapped_rows += max(0, width - 1) // console.width
         erase_whole_line = 2  # the argument of that control code
         clear_row = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, erase_whole_line)]
         lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
-        self.line_widths = [sum(segment.cell_length for segment in line) for line in lines]
+        line_widths = []
+        for line in lines:
+            line_widths.append(sum(segment.cell_length for segment in line))
+        self.line_widths = line_widths
         clear_lines, *others = super().process_renderables(renderables)
         return [clear_lines, Control(*(clear_row * wrapped_rows)), *others]
 
