@@ -184,7 +184,7 @@ class Datasets(DataSource):
         evaluation = self._make_evaluation_view(training)
         _check_classes([*training.parts, *evaluation.parts])
 
-        # What the config or the Dataset says of each example.
+        # The weight, class and group of each example, as the config or the Dataset says.
         weights = self._read_weights(dataset)
         classes = self._read_classes(dataset)
         groups = self._read_groups(dataset)
@@ -361,6 +361,7 @@ class Datasets(DataSource):
         return tensor
 
     def _read_groups(self, dataset: MapDataset) -> Tensor | None:
+        """Reads `data.groups`: the number of each training example's group, (n,); None if unset."""
         if self._groups is None:
             return None
         if self._ordered:
@@ -368,6 +369,7 @@ class Datasets(DataSource):
         return self._read_rows("groups", self._groups, dataset)
 
     def _read_weights(self, dataset: MapDataset) -> Tensor | None:
+        """Reads `data.weights`: how often each training example is drawn, (n,); None if unset."""
         if self._weights is None:
             return None
         weights = self._read_rows("weights", self._weights, dataset).double()
@@ -379,6 +381,10 @@ class Datasets(DataSource):
         return weights
 
     def _read_classes(self, dataset: MapDataset) -> Tensor | None:
+        """Reads the class of each training example, int64 (n,), from `data.targets`.
+
+        If that is unset, it is what the Dataset says; None if the Dataset does not say it either.
+        """
         if self._targets is None:
             return _find_classes(dataset)
         classes = self._read_rows("targets", self._targets, dataset)

@@ -531,6 +531,10 @@ class LoopObjective(Objective):
         return None
 
     def compared_number(self, step: Step) -> int | None:
+        """Returns the number by which the pruner compares a step; None if it skips the step.
+
+        With several jobs it is the number of jobs that have ended, at the end of each.
+        """
         if self.compared_jobs is None:
             return step.number
         assert isinstance(step, Report)
@@ -539,6 +543,11 @@ class LoopObjective(Objective):
         return None
 
     def is_new(self, step: Step, reported: int) -> bool:
+        """Returns whether a step comes after the one that was reported last.
+
+        Args:
+            reported: the compared number of that one: with several jobs, how many had ended.
+        """
         if self.compared_jobs is None:
             return step.number > reported
         assert isinstance(step, Report)
@@ -546,6 +555,7 @@ class LoopObjective(Objective):
 
     @property
     def epochs(self) -> int | None:
+        """Number of steps in all: by `run.epochs`, or with several jobs once all have ended."""
         if self.compared_jobs is None:
             if self._run is None:
                 return None
@@ -564,6 +574,7 @@ class LoopObjective(Objective):
 
     @property
     def finds_files(self) -> bool:
+        """True if an earlier attempt has left a folder, from whose files an adapter may resume."""
         folder = self.attempt.folder
         function = self.loop.function
         if not isinstance(function, Adapter) or not function.resumes_from_files:
@@ -733,6 +744,7 @@ class LoopObjective(Objective):
         return self._warnings
 
     def steps(self) -> list[Report]:
+        """Returns the reports of all jobs; with several jobs, after those of each also its end."""
         steps = []
         for position, reports in enumerate(self._reports):
             steps += reports
@@ -763,6 +775,7 @@ class LoopObjective(Objective):
         return columns | spread_over_jobs(rows)
 
     def standard_error(self) -> float | None:
+        """Returns the standard error over the jobs that have ended; None for fewer than two."""
         values = []
         for position, value in enumerate(self._values):
             if self._is_counted(self._count_steps(position + 1)):

@@ -249,8 +249,8 @@ class Run:
         self._folder = attempt.folder
         self._temporary_folder: Path | None = None
 
-        # What the loop keeps: the objects that `keep` and `keep_at_end` were given, by name, and
-        # the files of another library's trainer in this epoch.
+        # The objects that `keep` and `keep_at_end` were given, by name, and the files of another
+        # library's trainer in this epoch.
         self._parts: dict[str, object] = {}
         self._final_parts: dict[str, object] = {}
         self._files: SavedFiles | None = None
@@ -564,7 +564,7 @@ class Run:
             )
         self._pending |= numbers
 
-    def _next_step(self, step: Any) -> int:
+    def _next_step(self, step: object) -> int:
         """Returns the step of the next report, an integer above that of the last report.
 
         Args:
@@ -579,8 +579,11 @@ class Run:
             return self._epoch
         if step is None:
             step = least
-        is_integer = isinstance(step, int | np.integer) and not isinstance(step, bool)
-        if is_integer and least <= step <= LARGEST:
+        if (
+            isinstance(step, int | np.integer)
+            and not isinstance(step, bool)
+            and least <= step <= LARGEST
+        ):
             return int(step)
         raise UndefinedMetric(
             f"the objective reported at step {step!r}: expected an integer from {least} to "
@@ -625,7 +628,7 @@ class Run:
         return self._last_step
 
 
-def to_finite_number(value: Any, action: str) -> float:
+def to_finite_number(value: object, action: str) -> float:
     """Converts a number of any library, or a tensor of one number, to a float.
 
     Args:
@@ -637,8 +640,7 @@ def to_finite_number(value: Any, action: str) -> float:
     if isinstance(value, Tensor):
         value = value.detach()  # PyTorch warns if a tensor with a gradient becomes a float
     number = math.nan
-    is_number = isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(value, bool)
-    if is_number:
+    if isinstance(value, SupportsFloat | SupportsIndex) and not isinstance(value, bool):
         with suppress(TypeError, ValueError):  # an array of several numbers has no float
             number = float(value)
     if not math.isfinite(number):

@@ -215,13 +215,13 @@ class ExampleBatches:
         They are drawn without replacement, or by the weights of the examples with replacement.
         """
         weights = self._examples.weights
-        train = self._job.train.cpu()
+        indices = self._job.train.cpu()
         samples = self._job.samples
         if weights is None:
-            positions = torch.randperm(len(train))[:samples]
+            positions = torch.randperm(len(indices))[:samples]
         else:
-            positions = torch.multinomial(weights[train], samples, replacement=True)
-        return train[positions]
+            positions = torch.multinomial(weights[indices], samples, replacement=True)
+        return indices[positions]
 
 
 Batches = TensorBatches | ExampleBatches
@@ -317,6 +317,7 @@ class Loader:
             self._iterator = iter(self._loader)
 
     def _make_loader(self) -> DataLoader[Any]:
+        """Makes a DataLoader whose processes load the batches of the current requests."""
         loading = self._loading
         start_method = "spawn"
         if LINUX:

@@ -94,6 +94,7 @@ class Average:
         self.network = deepcopy(network).requires_grad_(False)
         self._average: list[Tensor] = [*self.network.parameters()]
         self._weights: list[Tensor] = [*network.parameters()]
+        # Pairs of a buffer of the average and that of the network.
         self._buffers = [*zip(self.network.buffers(), network.buffers(), strict=True)]
 
     @torch.no_grad()
@@ -191,7 +192,7 @@ class JobRun:
         for group in self.optimizer.param_groups:
             self.weights += group["params"]
 
-        # What only some jobs have: a scaler of gradients, and an average of the weights.
+        # Only some jobs have a scaler of gradients, or an average of the weights.
         self.scaler: torch.amp.GradScaler | None = None
         if job.precision == "fp16":
             self.scaler = torch.amp.GradScaler(self.device.type)

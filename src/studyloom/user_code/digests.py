@@ -323,7 +323,7 @@ def _digest_module_data(members: Iterable[Any], modules: Container[str]) -> dict
     return digests
 
 
-def _find_names_read_by(member: Any) -> Iterator[str]:
+def _find_names_read_by(member: object) -> Iterator[str]:
     """Yields the global names that a function reads, or the methods of a class."""
     methods = vars(member).values()
     for code in _select_code([member, *methods]):
