@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does
     from studyloom.config.invocation import Invocation, Source
     from studyloom.config.study_config import StudyConfig
     from studyloom.winner.predictor import Prediction, Predictor, WinnerFiles
-    from studyloom.worker.task import Command
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away, when a study is read
 
@@ -165,19 +164,28 @@ class Winner:
         return self._predictor.predict(inputs, batch=batch, softmax=softmax, output=output)
 
     def _repr_html_(self) -> str:
-        """The facts of the result and the hyperparameters, as a table."""
+        """Renders the facts of the result and the hyperparameters as a table, for a notebook."""
+        result = from_document(self.details, Result)
         rows: list[tuple[str, object]] = [("trial", self.number)]
-        for fact in list_facts(from_document(self.details, Result)):
-            rows.append((fact.label, str(replace(fact, label=""))))
+        for fact in list_facts(result):
+            text = str(replace(fact, label=""))  # the label is in the first column
+            rows.append((fact.label, text))
         rows.append(("hyperparameters", format_parameters(self.params)))
-        return Rows(("", ""), tuple(rows))._repr_html_()
+        table = Rows(("", ""), tuple(rows))  # two columns without heads
+        return table._repr_html_()
 
 
-def _winner_of(result: Result, run_dir: Path, config: Any) -> Winner:
-    """Returns the winner of a result, whose config is in another file."""
+def _make_winner(result: Result, run_dir: Path, config: Any) -> Winner:
+    """Makes the API's object for the winner of a result.
+
+    Args:
+        result: the result of the study.
+        run_dir: the folder with the winner's files.
+        config: the winner's config, which the result does not have.
+    """
     candidate = result.winner
     value = candidate.mean
-    if value is None:
+    if value is None:  # no other trial was a candidate, so that none was trained again
         value = candidate.search_value
     winner_test = None
     baseline_test = None
@@ -227,11 +235,11 @@ def load_winner(run_dir: str | Path, trust: Sequence[str] = (), *, network: Any 
 
     folder = Path(run_dir)
     files = read_winner_files(folder, trust)
-    winner = _winner_of(files.result, folder, files.config)
+    winner = _make_winner(files.result, folder, files.config)
     winner = replace(winner, trust=trust, make_network=network)
-    vars(winner)["_files"] = files  # the value of the cached property, which would read them again
+    vars(winner)["_files"] = files  # fills the cached property, which would read the files again
     if not files.is_of_loop:
-        winner.network  # noqa: B018  # a network that cannot be made is an error now
+        winner.network  # noqa: B018  # makes it, so that its errors are raised here
     return winner
 
 
@@ -268,7 +276,7 @@ class Study:
         hyperparameters as params.NAME, standard_error, started, seconds, epochs, worker, baseline,
         failure and reason; of several objectives also values.NAME.
         """
-        return _frame(trial_rows(self._stored))
+        return _make_frame(trial_rows(self._stored))
 
     def curves(self) -> Any:
         """Returns the learning curves, one row for each epoch of each trial.
@@ -277,7 +285,7 @@ class Study:
             A pandas DataFrame, or `Rows` if pandas is not installed. Its columns are trial, epoch,
             value, train_loss, valid_loss, and whatever else a custom training loop reports.
         """
-        return _frame(curve_rows(self._stored))
+        return _make_frame(curve_rows(self._stored))
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Returns the rows of `trials` as a list of dicts; it does not need pandas."""
@@ -286,27 +294,32 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The best trial of the search by the study's rule; None before a trial is complete."""
-        return self._trial(take_snapshot(self._stored).best)
+        return self._make_trial(take_snapshot(self._stored).best)
 
     @property
     def baseline(self) -> Trial | None:
         """The trial of the default configuration; None before it is complete."""
-        return self._trial(take_snapshot(self._stored).baseline)
+        return self._make_trial(take_snapshot(self._stored).baseline)
 
     @property
     def winner(self) -> Winner | None:
-        """The winner of the re-evaluation, with its test where there is one; None before."""
-        result = self._result()
+        """The winner of the re-evaluation, with its test where there is one.
+
+        None before the winner is known, and always if the study was opened by its URL: the result
+        is in the run directory.
+        """
+        result = self._read_result()
         if result is None or self.run_dir is None:
             return None
+        trial_number = result.winner.trial
         config = None
         for trial in self._stored.trials():
-            if trial.number == result.winner.trial:
+            if trial.number == trial_number:
                 config = TrialRecord(trial).config
-        return _winner_of(result, self.run_dir, config)
+        return _make_winner(result, self.run_dir, config)
 
-    def _result(self) -> Result | None:
-        """Returns the result in the run directory, if it belongs to this study."""
+    def _read_result(self) -> Result | None:
+        """Reads the result in the run directory, if it belongs to this study; None without one."""
         if self.run_dir is None:
             return None
         return Result.read(self.run_dir, self._stored)
@@ -350,17 +363,20 @@ class Study:
         """
         from studyloom.views.report import write_report
 
-        target = self.run_dir
         if folder is not None:
-            target = Path(folder)
-        if target is None:
+            report_folder = Path(folder)
+        elif self.run_dir is not None:
+            report_folder = self.run_dir
+        else:
             raise ConfigError(
                 "folder must be given, since the study was opened by its URL: report('folder')"
             )
+        # The report reads the winner and the logs in the run directory. Where that is not known, it
+        # finds them only if the user has named it.
         run_dir = self.run_dir
         if run_dir is None:
-            run_dir = target
-        return write_report(self._stored, run_dir, target)
+            run_dir = report_folder
+        return write_report(self._stored, run_dir, report_folder)
 
     def close(self) -> None:
         """Closes the connections to the database."""
@@ -376,31 +392,34 @@ class Study:
         return f"<studyloom.Study {make_headline(take_snapshot(self._stored))}>"
 
     def _repr_html_(self) -> str:
-        """The result in a sentence, notable trials, optimization history, and the report."""
+        """Renders the study for a notebook: result, notable trials, history, and the report."""
         from studyloom.views.notebook import render_study
 
-        return render_study(self._stored, self.run_dir, self._result())
+        return render_study(self._stored, self.run_dir, self._read_result())
 
-    def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
-        """Returns Optuna's trial as one of the API; None for None."""
-        if frozen is None:
+    def _make_trial(self, optuna_trial: FrozenTrial | None) -> Trial | None:
+        """Makes the API's object for one of Optuna's trials; None for None."""
+        if optuna_trial is None:
             return None
-        names = [objective.name for objective in self._stored.objectives]
-        values: dict[str, float] = {}
-        if frozen.values:
-            values = dict(zip(names, frozen.values, strict=False))
-        record = TrialRecord(frozen)
+        first_value = None
+        values_by_name: dict[str, float] = {}
+        if optuna_trial.values:
+            first_value = optuna_trial.values[0]
+            objectives = self._stored.objectives
+            for objective, value in zip(objectives, optuna_trial.values, strict=False):
+                values_by_name[objective.name] = value
+        record = TrialRecord(optuna_trial)
         return Trial(
-            number=frozen.number,
+            number=optuna_trial.number,
             state=record.outcome,
-            value=next(iter(values.values()), None),  # of the first objective
-            values=values,
-            params=dict(frozen.params),
+            value=first_value,
+            values=values_by_name,
+            params=dict(optuna_trial.params),
             config=record.config,
         )
 
 
-def _frame(rows: Rows) -> Any:
+def _make_frame(rows: Rows) -> Any:
     """Returns rows as a pandas DataFrame, or unchanged if pandas is not installed."""
     try:
         pandas = import_module("pandas")  # an extra
@@ -430,34 +449,38 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """
     if "://" in str(run_dir_or_url):
         url = start_embedded_server(str(run_dir_or_url))
-        return Study(opening.open_only_study(url, name, DEADLINE, "name must be given"))
+        stored = opening.open_only_study(url, name, DEADLINE, "name must be given")
+        return Study(stored)
     run_dir = Path(run_dir_or_url).absolute()
-    url, name_in_folder = read_run(run_dir)
-    return Study(
-        opening.open_study(start_embedded_server(url), name or name_in_folder, DEADLINE), run_dir
-    )
+    run_url, name_in_folder = read_run(run_dir)
+    url = start_embedded_server(run_url)
+    stored = opening.open_study(url, name or name_in_folder, DEADLINE)
+    return Study(stored, run_dir)
 
 
 def run_from_python(
     source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
-    """Runs a study for `studyloom.run` outside of a study module."""
+    """Runs a study for `studyloom.run`, unless that is called in a study module's `hydra_main`."""
     from studyloom.config.invocation import find_invocation
 
-    return _run(find_invocation(source, overrides), overrides, quiet)
+    return _run_invocation(find_invocation(source, overrides), overrides, quiet=quiet)
 
 
-def _run(
+def _run_invocation(
     invocation: "Invocation",
     overrides: Sequence[str],
-    quiet: bool,
     *,
+    quiet: bool,
     is_call: bool = False,
     notes: Sequence[str] = (),
 ) -> Study:
-    """Runs the study of an invocation in this process.
+    """Runs the study of an invocation in this process, unless its launcher starts workers.
 
     Args:
+        invocation: composes the study's config.
+        overrides: Hydra overrides of the config.
+        quiet: whether neither progress nor result is printed.
         is_call: whether the study is that of a call of `search`, and no file has its config.
         notes: lines that are printed before the first trial.
     """
@@ -465,17 +488,27 @@ def _run(
 
     # The time of the study is counted from here: a notebook may have been open for days.
     start = time.monotonic()
+    kind = "call"
+    if "ipykernel" in sys.modules:
+        kind = "cell"
 
-    def conduct(cfg: "StudyConfig", arguments: tuple[str, ...]) -> Study:
-        kind = "call"
-        if "ipykernel" in sys.modules:
-            kind = "cell"
+    def run_config(config: "StudyConfig", arguments: tuple[str, ...]) -> Study:
+        """Runs the study of the composed config, which the arguments of a command compose too."""
+        # Imports torch, for which errors of the config must not wait.
+        from studyloom.commands.run_call import run_call
+
         command = Command(
-            invocation.program, arguments, lambda: time.monotonic() - start, is_call, kind
+            program=invocation.program,
+            arguments=arguments,
+            age=lambda: time.monotonic() - start,
+            is_call=is_call,
+            kind=kind,
         )
-        return _conduct(cfg, command, quiet, notes)
+        study = run_call(config, command, quiet=quiet, notes=notes)
+        stored = opening.open_study(study.prepared.url, study.stored.name, DEADLINE)
+        return Study(stored, study.run_dir.absolute())
 
-    return invocation.call(overrides, conduct)
+    return invocation.call(overrides, run_config)
 
 
 @shorten_tracebacks
@@ -611,21 +644,27 @@ def search(
     _, *keywords, _ = signature(search).parameters  # without `subject` and `settings`
     study = read_call(subject, space, data, all_settings, keywords)
     invocation = write_sections(study.sections, study.run_dir)
-    study.write()
-    return _run(invocation, (), quiet, is_call=True, notes=study.notes)
+    study.write()  # the arrays, which the sections name as files
+    return _run_invocation(invocation, (), quiet=quiet, is_call=True, notes=study.notes)
 
 
 def _objective_settings(maximize: object, minimize: object) -> dict[str, object]:
     """Returns the settings of the section `objective` for metrics and their directions.
 
+    They are lists if there are several metrics.
+
     Args:
         maximize: a metric, a list of metrics, or None.
         minimize: likewise.
     """
-    maximized = _as_list(maximize)
-    minimized = _as_list(minimize)
-    metrics = [*maximized, *minimized]
-    directions = ["maximize"] * len(maximized) + ["minimize"] * len(minimized)
+    metrics = []
+    directions = []
+    for metric in _as_list(maximize):
+        metrics.append(metric)
+        directions.append("maximize")
+    for metric in _as_list(minimize):
+        metrics.append(metric)
+        directions.append("minimize")
     if not metrics:
         return {}
     if len(metrics) == 1:
@@ -640,12 +679,3 @@ def _as_list(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return [*value]
     return [value]
-
-
-def _conduct(cfg: "StudyConfig", command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
-    """Runs the study of a config in this process, unless its launcher starts workers."""
-    from studyloom.commands.run_call import run_call
-
-    study = run_call(cfg, command, quiet=quiet, notes=notes)
-    stored = opening.open_study(study.prepared.url, study.stored.name, DEADLINE)
-    return Study(stored, study.run_dir.absolute())

@@ -13,11 +13,14 @@ LARGE = 1e75  # the square of a variance, its fourth power, is still a float
 
 
 def scale_of(values: Sequence[float]) -> float:
-    """Returns the power of two by which to divide values before they are squared; mostly 1."""
+    """Returns the power of two by which to divide values before they are squared.
+
+    It is 1 unless their squares might exceed the largest float.
+    """
     largest = max(abs(value) for value in values)
     if largest < LARGE:
         return 1.0
-    _, exponent = math.frexp(largest)
+    _, exponent = math.frexp(largest)  # largest = mantissa × 2**exponent, mantissa from 0.5 to 1
     return math.ldexp(1.0, exponent - 1)
 
 

@@ -10,6 +10,7 @@ import textwrap
 from dataclasses import dataclass
 
 PREFIX = "STUDYLOOM_"
+HELP_WIDTH = 80  # columns of a help
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,15 @@ GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --
 
 
 def variables_help() -> str:
-    """Lists the variables that users may set, for a help of 80 columns."""
-    wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent=" " * 28)
+    """Returns the part of a help that lists the public variables, in two columns."""
+    indent = "  "
+    name_width = 26
+    wrapper = textwrap.TextWrapper(
+        HELP_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=" " * (len(indent) + name_width),
+    )
     lines = ["environment variables:"]
     for variable in PUBLIC:
-        lines.append(wrapper.fill(f"{variable.name:<26}{variable.meaning}"))
+        lines.append(wrapper.fill(f"{variable.name:<{name_width}}{variable.meaning}"))
     return "\n".join(lines)

@@ -30,9 +30,10 @@ def exit_with(error: Exception, code: int) -> NoReturn:
 
 
 def shorten_tracebacks(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function of the Python API: tracebacks of its errors end where it is called.
+    """Decorates a function of the Python API, so that the tracebacks of its errors are short.
 
-    They have no frames of studyloom and no cause of the error, unless HYDRA_FULL_ERROR=1.
+    They end at the user's call of the function, without frames of studyloom and without the cause
+    of the error, unless HYDRA_FULL_ERROR=1.
     """
 
     @functools.wraps(function)

@@ -65,6 +65,7 @@ def asset(name: str) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             yield file
+    # The errors of numpy, zip and gzip for damaged files among them
     except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
@@ -92,8 +93,12 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def _open_without_waiting(path: Path) -> int:
-    """Opens a file for reading, without waiting for the writer of a FIFO."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    """Opens a file for reading, without waiting for the writer of a FIFO.
+
+    Returns:
+        The file's descriptor.
+    """
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # Windows lacks the flag
 
 
 def read_text(path: Path, *, trusted: bool) -> str:
@@ -121,15 +126,15 @@ def read_text(path: Path, *, trusted: bool) -> str:
 
 
 def check_output(path: Path, option: str, begins: bytes) -> None:
-    """Checks that writing to a path of the user's destroys no file of another kind.
+    """Checks that an output replaces only an earlier output of the same kind.
 
     A mistyped `--page study.db` would replace the database, also under the name of a link to it.
 
     Args:
         path: the path that the user names; a link stands for the file that it leads to.
         option: the option that names the path, such as --page.
-        begins: the first bytes of each file that this option writes. A file at the path must be
-            empty or begin with them.
+        begins: the first bytes of each file that this option writes. A file at the path must begin
+            with them too, or be empty.
 
     Raises:
         FileError: the file at the path begins with something else.
@@ -138,9 +143,9 @@ def check_output(path: Path, option: str, begins: bytes) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        start = file.read(len(begins))
-    # A killed command may have written only some of the first bytes.
-    if not begins.startswith(start):
+        first_bytes = file.read(len(begins))
+    # There may be fewer of them than in `begins`, if a command was killed while it wrote the file.
+    if not begins.startswith(first_bytes):
         raise FileError(
             f"{option} {printable(str(path))}: another file is there, which {option} has not "
             "written; it stays unchanged; name a new file"
@@ -164,11 +169,17 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> N
 
 
 def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
-    """Writes a file as `write_whole` does.
+    """Calls a function that writes a file, so that no reader sees half of the file.
+
+    It writes to a temporary file in the same folder, which is then renamed.
 
     Args:
-        write: a function that writes the content to the file, which is open for writing bytes.
+        path: the path of the file.
+        write: writes the content to its argument, a file that is open for writing bytes.
         durable: whether the content must survive a power cut once this returns.
+
+    Raises:
+        OSError: the file cannot be written; the previous content stays.
     """
     temporary = temporary_name(path)
     try:
@@ -185,7 +196,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Names a file in an OSError of the body, which writes that file, and says how to fix it."""
+    """Adds a file's name to an OSError of the body, and how to fix a full or read-only disk."""
     try:
         yield
     except OSError as error:
@@ -256,26 +267,27 @@ def is_abandoned(temporary: Path) -> bool:
 
     It is False for a file of another host, whose processes cannot be seen from here.
     """
+    # The end of a name such as epoch.pt.host-1a2b.4711.new.tmp; 4711 is the process id.
     pattern = rf"\.{re.escape(host_id())}\.(?P<pid>\d{{1,9}})\.\w+\.tmp$"
     match = re.search(pattern, temporary.name)
     if match is None:
         return False
-    writer = int(match["pid"])
-    if writer == os.getpid():
-        return True  # an earlier process had the number that this one has now
-    return not is_alive(writer)
+    pid = int(match["pid"])
+    if pid == os.getpid():
+        return True  # an earlier process had the id that this one has now
+    return not is_alive(pid)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file in the body, if the disk has locks.
+    """Holds the lock of a file in the body; on a disk without locks the body runs without one.
 
     The system releases the lock of a process that is killed.
     """
     from filelock import FileLock  # here: looking at a study takes no lock
 
     lock = FileLock(path)
-    with suppress(OSError, NotImplementedError):
+    with suppress(OSError, NotImplementedError):  # the disk has no locks
         lock.acquire()
     try:
         yield
@@ -295,7 +307,8 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):
+        cannot_sync_folders = error.errno in (errno.EBADF, errno.EINVAL)
+        if not cannot_sync_folders:
             raise
     finally:
         os.close(descriptor)

@@ -8,19 +8,22 @@ from urllib.parse import unquote, urlsplit
 
 
 def pip_install(extra: str) -> str:
-    """Returns the command that installs an extra, for bash and zsh.
+    """Returns the command that installs an extra, such as `pip install -e '/home/ada/code[ray]'`.
 
-    It names the checkout or the file from which studyloom was installed, or else its name in the
-    package index. pip records the origin of a package in direct_url.json (PEP 610).
+    It names the checkout or file from which studyloom was installed, or else its name in the
+    package index. pip records where a package is from in direct_url.json (PEP 610). The quotes are
+    for bash and zsh.
     """
     source = "studyloom"
     option = ""
     with suppress(PackageNotFoundError):  # a checkout on PYTHONPATH is not installed
-        origin = json.loads(distribution("studyloom").read_text("direct_url.json") or "{}")
-        url = urlsplit(origin.get("url", ""))
+        document = distribution("studyloom").read_text("direct_url.json") or "{}"
+        direct_url = json.loads(document)
+        url = urlsplit(direct_url.get("url", ""))
         if url.scheme == "file":
             source = unquote(url.path)
-            if origin.get("dir_info", {}).get("editable", False):
+            folder = direct_url.get("dir_info", {})
+            if folder.get("editable", False):
                 option = "-e "
     requirement = shlex.quote(f"{source}[{extra}]")
     return f"pip install {option}{requirement}"

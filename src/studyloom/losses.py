@@ -32,23 +32,23 @@ class CrossEntropy(nn.CrossEntropyLoss):
         self, weights: str | Sequence[float] = "none", label_smoothing: float = 0.0
     ) -> None:
         _check_smoothing(label_smoothing)
-        fixed_weights = None
+        class_weights = None  # "none", or "balanced" before the training set is known
         if not isinstance(weights, str):
             if not weights or min(weights) <= 0:
                 raise ValueError(
                     "loss.weights must be positive numbers, one for each class; "
                     f"got {list(weights)}"
                 )
-            fixed_weights = torch.tensor([float(weight) for weight in weights])
+            class_weights = torch.tensor([float(weight) for weight in weights])
         elif weights not in ("none", "balanced"):
             raise ValueError(
                 f"loss.weights must be none, balanced, or a number for each class; got {weights!r}"
             )
-        super().__init__(weight=fixed_weights, label_smoothing=label_smoothing)
+        super().__init__(weight=class_weights, label_smoothing=label_smoothing)
         self.balanced = weights == "balanced"
         if self.balanced:
-            # Training passes the training set to modules that have a method `adapt`. It takes
-            # 0.06 s, so that only a loss which needs the training set has the method.
+            # Before the first step, training passes the training set to the method `adapt` of each
+            # module that has one. That takes 0.06 s, so only a balanced loss has the method.
             self.adapt = self._balance
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -61,38 +61,46 @@ class CrossEntropy(nn.CrossEntropyLoss):
         weighted_sum = functional.cross_entropy(
             outputs,
             labels,
-            self._weights_of_classes(outputs.shape[1]),
+            self._select_weights(class_count=outputs.shape[1]),
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        # PyTorch would divide by the sum of the weights of these labels. The part of a label in the
-        # loss would then depend on the others in its batch: in a batch of one class, whatever its
-        # weight, each label would count as in a batch without weights.
-        count = (labels != self.ignore_index).sum()
-        return weighted_sum / count
+        # PyTorch would divide by the sum of the labels' weights. A label would then count by the
+        # other labels of its batch: in a batch of one class all would count as without weights.
+        label_count = (labels != self.ignore_index).sum()
+        return weighted_sum / label_count
 
-    def _weights_of_classes(self, classes: int) -> Tensor:
-        """Returns the weight of each class, (classes,); raises ValueError if there are others."""
-        weight = self.weight
-        assert weight is not None
-        if len(weight) < classes and self.balanced:
+    def _select_weights(self, class_count: int) -> Tensor:
+        """Returns the weight of each class, (class_count,).
+
+        Raises:
+            ValueError: there are other weights than classes.
+        """
+        weights = self.weight
+        assert weights is not None
+        missing_count = class_count - len(weights)
+        if missing_count > 0 and self.balanced:
             # The training set has no example of the last classes: their weights are never used.
-            weight = functional.pad(weight, (0, classes - len(weight)), value=1.0)
-        if len(weight) != classes:
+            weights = functional.pad(weights, (0, missing_count), value=1.0)
+        if len(weights) != class_count:
             raise ValueError(
-                f"loss.weights must have a number for each of {classes} classes; got {len(weight)}"
+                f"loss.weights must have a number for each of {class_count} classes; "
+                f"got {len(weights)}"
             )
-        return weight
+        return weights
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
-        """Sets the weights by the classes of the training set, (n,); ignores the inputs.
+        """Sets the weight of each class to n / (k·n_c), by the examples of the training set.
 
-        A class without examples gets a weight as if it had one, which is never used.
+        Args:
+            inputs: not used.
+            targets: the class of each example in the training set, (n,).
         """
         labels = targets[targets != self.ignore_index]
-        counts = labels.bincount()
-        present_classes = (counts > 0).sum()
-        self.weight = len(labels) / (present_classes * counts.clamp(min=1))
+        example_counts = labels.bincount()  # n_c by class
+        class_count = (example_counts > 0).sum()  # k
+        # A class without examples counts as if it had one; its weight is never used.
+        self.weight = len(labels) / (class_count * example_counts.clamp(min=1))
 
 
 class MSE(nn.Module):
@@ -110,11 +118,11 @@ class MSE(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return functional.mse_loss(outputs, labels)
-        # One-hot rows, of which a share moves evenly to all classes, that of the label included.
-        share_of_each = self.label_smoothing / outputs.shape[1]
-        share_of_label = 1 - self.label_smoothing + share_of_each
-        targets = torch.full_like(outputs, share_of_each)
-        targets.scatter_(1, labels[:, None], share_of_label)
+        # One-hot rows, of which the share `label_smoothing` is divided among all classes.
+        value_of_others = self.label_smoothing / outputs.shape[1]
+        value_of_label = 1 - self.label_smoothing + value_of_others
+        targets = torch.full_like(outputs, value_of_others)
+        targets.scatter_(1, labels[:, None], value_of_label)
         return functional.mse_loss(outputs, targets)
 
 

@@ -74,20 +74,20 @@ class Metric(ObjectiveValue):
                 ValueError.
         """
         key = f"objective.metric={self.name}"
-        if outputs.device.type == "mps":  # a GPU of Apple has no float64
+        if outputs.device.type == "mps":  # Apple's GPU has no float64
             outputs = outputs.cpu()
             targets = targets.cpu()
         try:
             value = self.function(outputs, targets)
-            scalar = value
             if hasattr(value, "item"):  # a tensor or an array of one number
-                scalar = value.item()
-            number = float(scalar)
+                number = float(value.item())
+            else:
+                number = float(value)
         except UndefinedMetric as error:
             raise UndefinedMetric(f"{key}: {error}") from None
         except (TypeError, ValueError) as error:
             raise UndefinedMetric(f"{key}: {name_error(error)}") from error
-        is_text = isinstance(value, str)  # which `float` reads, such as "0.5"
+        is_text = isinstance(value, str)  # such as "0.5", which `float` has read
         if is_text or not math.isfinite(number):
             raise UndefinedMetric(
                 f"{key}: must be a finite number; got {value!r} for {len(targets)} examples"
@@ -141,19 +141,21 @@ def balanced_accuracy(outputs: Tensor, classes: Tensor) -> float:
     """
     from sklearn.metrics import recall_score
 
-    truth = classes.cpu().numpy()
-    predicted = outputs.argmax(1).cpu().numpy()
-    present = list(set(truth.tolist()))
-    return float(recall_score(truth, predicted, labels=present, average="macro"))
+    true_classes = classes.cpu().numpy()
+    predicted_classes = outputs.argmax(dim=1).cpu().numpy()
+    present_classes = list(set(true_classes.tolist()))
+    return float(
+        recall_score(true_classes, predicted_classes, labels=present_classes, average="macro")
+    )
 
 
 def f1_macro(outputs: Tensor, classes: Tensor) -> float:
     """Returns the harmonic mean of precision and recall, as a mean over classes."""
     from sklearn.metrics import f1_score
 
-    truth = classes.cpu().numpy()
-    predicted = outputs.argmax(1).cpu().numpy()
-    return float(f1_score(truth, predicted, average="macro", zero_division=0.0))
+    true_classes = classes.cpu().numpy()
+    predicted_classes = outputs.argmax(dim=1).cpu().numpy()
+    return float(f1_score(true_classes, predicted_classes, average="macro", zero_division=0.0))
 
 
 def roc_auc(outputs: Tensor, classes: Tensor) -> float:
@@ -179,6 +181,11 @@ def average_precision(outputs: Tensor, classes: Tensor) -> float:
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
     """Returns the contribution of each example to a metric that is a mean over examples.
 
+    Args:
+        metric: the metric.
+        outputs: the raw outputs of a network, (n, k) or (n, k, …) with a class for each pixel.
+        targets: (n,), (n, …) or (n, k).
+
     Returns:
         Float64 (n,), whose mean is the value of the metric; None for a metric that is not a mean.
     """
@@ -194,12 +201,13 @@ def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor |
         scores = (outputs.reshape(targets.shape) - targets).double().abs()
     else:
         return None
-    return scores.double().reshape(len(targets), -1).mean(1)
+    scores_by_example = scores.double().reshape(len(targets), -1)  # (n, pixels or outputs)
+    return scores_by_example.mean(dim=1)
 
 
 def _is_correct(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Returns for each example whether its largest output is that of its class, (n,) or (n, 1)."""
-    predicted = outputs.argmax(1)
+    """Returns for each example or pixel whether its largest output is that of its class."""
+    predicted = outputs.argmax(dim=1)
     return predicted == classes.reshape(predicted.shape)
 
 
@@ -207,49 +215,53 @@ def _mean_over_classes(score: ScoreOfClass, outputs: Tensor, classes: Tensor) ->
     """Returns the mean score of the classes, each against all others; of two, that of class 1.
 
     Args:
-        score: maps whether each example is of a class, (n,), and how much speaks for the class,
-            (n,), to a number. Only the order of the latter matters.
+        score: maps whether each example is of a class, (n,), and the class's log-odds, (n,), to a
+            number. Only the order of the log-odds matters.
         outputs: raw outputs, (n, k).
-        classes: (n,).
+        classes: the class of each example, (n,).
 
     Raises:
         UndefinedMetric: there is no example of a class.
     """
-    counts = classes.bincount(minlength=outputs.shape[1])
-    absent = (counts == 0).nonzero().flatten().tolist()
-    if absent:
+    example_counts = classes.bincount(minlength=outputs.shape[1])  # by class
+    absent_classes = (example_counts == 0).nonzero().flatten().tolist()
+    if absent_classes:
         raise UndefinedMetric(
-            f"needs examples of every class; of {len(classes)} none is of class {absent[0]}"
+            f"needs examples of every class; of {len(classes)} none is of class {absent_classes[0]}"
         )
-    truth = classes.cpu().numpy()
-    odds = _log_odds(outputs.double()).cpu().numpy()
-    count = odds.shape[1]
-    if count == 2:
-        return float(score(truth == 1, odds[:, 1]))
-    total = sum(score(truth == label, odds[:, label]) for label in range(count))
-    return float(total / count)
+    true_classes = classes.cpu().numpy()
+    log_odds = _compute_log_odds(outputs.double()).cpu().numpy()
+    class_count = log_odds.shape[1]
+    if class_count == 2:
+        return float(score(true_classes == 1, log_odds[:, 1]))
+    total = sum(score(true_classes == label, log_odds[:, label]) for label in range(class_count))
+    return float(total / class_count)
 
 
-def _log_odds(outputs: Tensor) -> Tensor:
-    """Returns the log-odds, log(p / (1 - p)), of each class's probability p.
+def _compute_log_odds(outputs: Tensor) -> Tensor:
+    """Returns the log-odds, log(p / (1 - p)), of the probability p of each class.
 
-    They have the order of the probabilities. The probabilities themselves would not do: from a
-    margin of 37 between two outputs on, they are rounded to 1, and lose their order.
+    Examples have the same order by the log-odds of a class as by its probability, but probabilities
+    would lose it: if the outputs differ by more than 37, they are rounded to 1.
 
     Args:
         outputs: raw outputs, float64 (n, k).
+
+    Returns:
+        Float64 (n, k).
     """
     if outputs.shape[1] == 2:
         return outputs - outputs.flip(1)
     # The likeliest class may have p = 1 after rounding. Its log-odds are computed without p, as its
     # output less the logarithm of the summed exponentials of all others.
-    top = outputs.argmax(1, keepdim=True)
-    log_sum_of_others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
-    odds_of_top = outputs.gather(1, top) - log_sum_of_others
+    top_class = outputs.argmax(dim=1, keepdim=True)  # (n, 1)
+    other_outputs = outputs.scatter(1, top_class, -math.inf)
+    log_odds_of_top = outputs.gather(1, top_class) - other_outputs.logsumexp(dim=1, keepdim=True)
     # Any other class has p of at most a half, so that log(1 - p) is exact.
-    log_p = outputs.log_softmax(1)
-    odds = log_p - log_p.exp().neg().log1p()
-    return odds.scatter(1, top, odds_of_top)
+    log_p = outputs.log_softmax(dim=1)
+    log_not_p = log_p.exp().neg().log1p()
+    log_odds = log_p - log_not_p
+    return log_odds.scatter(1, top_class, log_odds_of_top)
 
 
 UNIT = (0.0, 1.0)
@@ -274,9 +286,10 @@ ACCURACY = METRICS["accuracy"]
 
 
 def ideal_of(objective: ObjectiveValue) -> float | None:
-    """Returns the best value that an objective can have, times its sign.
+    """Returns the best value that an objective can have, times its sign, so that more is better.
 
-    It is None for an objective that is not one of METRICS, or that has another direction.
+    It is 1.0 for accuracy, and 0.0 for mse. It is None for an objective that is not one of METRICS,
+    or has another direction than the metric of its name.
     """
     metric = METRICS.get(objective.name)
     if metric is None or metric.sign != objective.sign:

@@ -55,7 +55,7 @@ class MLP(nn.Sequential):
         _check_option("model.activation", activation, ACTIVATIONS)
         _check_option("model.init", init, INITS)
         if isinstance(dropout, (int, float)):
-            dropouts = [dropout] * len(hidden)
+            dropouts = [dropout] * len(hidden)  # one for each hidden layer
         else:
             dropouts = list(dropout)
         if len(dropouts) != len(hidden):
@@ -67,12 +67,14 @@ class MLP(nn.Sequential):
         if standardize:
             layers.append(Standardize(shape[-1]))
         layers.append(nn.Flatten())
-        inputs = math.prod(shape)
+        previous_width = math.prod(shape)
         for width, probability in zip(hidden, dropouts, strict=True):
             _check_dropout(probability)
-            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation](), nn.Dropout(probability)]
-            inputs = width
-        layers.append(nn.Linear(inputs, outputs))
+            layers.append(nn.Linear(previous_width, width))
+            layers.append(ACTIVATIONS[activation]())
+            layers.append(nn.Dropout(probability))
+            previous_width = width
+        layers.append(nn.Linear(previous_width, outputs))
         if standardize:
             layers.append(Restore(outputs))
         super().__init__(*layers)
@@ -113,31 +115,36 @@ class CNN(nn.Sequential):
         _check_option("model.norm", norm, NORMS)
         _check_option("model.activation", activation, ACTIVATIONS)
         _check_option("model.init", init, INITS)
-        inputs, height, width = shape
-        most = min(height, width).bit_length() - 1  # how often the shorter side can be halved
-        if blocks > most:
+        image_channels, height, width = shape
+        most_blocks = min(height, width).bit_length() - 1  # how often the shorter side is halved
+        if blocks > most_blocks:
             raise ValueError(
-                f"model.blocks must be at most {most}, since each halves the image of "
+                f"model.blocks must be at most {most_blocks}, since each halves the image of "
                 f"{format_shape((height, width))}; got {blocks}"
             )
+
         layers: list[nn.Module] = []
+        previous_channels = image_channels
         for block in range(blocks):
-            kernels = channels * 2**block
-            layers.append(nn.Conv2d(inputs, kernels, 3, padding=1, bias=norm == "none"))
+            block_channels = channels * 2**block
+            has_bias = norm == "none"  # a norm has its own
+            layers.append(nn.Conv2d(previous_channels, block_channels, 3, padding=1, bias=has_bias))
             if norm == "batch":
-                layers.append(nn.BatchNorm2d(kernels))
+                layers.append(nn.BatchNorm2d(block_channels))
             elif norm == "group":
-                layers.append(nn.GroupNorm(math.gcd(8, kernels), kernels))
+                groups = math.gcd(8, block_channels)  # at most 8, a divisor of the channels
+                layers.append(nn.GroupNorm(groups, block_channels))
             # Pooling and a monotone activation may be swapped. Pooling comes first, since it leaves
             # the activation a quarter of the pixels.
-            layers += [nn.MaxPool2d(2), ACTIVATIONS[activation]()]
-            inputs = kernels
-        halvings = 2**blocks
-        features = inputs * (height // halvings) * (width // halvings)
+            layers.append(nn.MaxPool2d(2))
+            layers.append(ACTIVATIONS[activation]())
+            previous_channels = block_channels
+        reduction = 2**blocks
+        features = previous_channels * (height // reduction) * (width // reduction)
         super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, outputs))
         initialize(self, init)
-        # Speed: an epoch of 3,200 images with 16 channels takes 0.33 s on one thread, and 0.95 s
-        # with contiguous kernels.
+        # With this memory format an epoch of 3,200 images with 16 channels takes 0.33 s on one
+        # thread, and 0.95 s otherwise.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -154,7 +161,8 @@ class Standardize(nn.Module):
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         """Measures the inputs of the training set, (n, …, features); ignores the targets."""
-        std, mean = torch.std_mean(inputs.flatten(0, -2), 0, correction=0)
+        rows = inputs.flatten(0, -2)  # (n × …, features)
+        std, mean = torch.std_mean(rows, dim=0, correction=0)
         self.mean = mean
         # A constant feature holds no information: it becomes 0, and not NaN.
         self.std = torch.where(std > 0, std, 1.0)
@@ -263,8 +271,9 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for key, value in (("width", width), ("heads", heads), ("layers", layers)):
-            _check_positive(f"model.{key}", value)
+        _check_positive("model.width", width)
+        _check_positive("model.heads", heads)
+        _check_positive("model.layers", layers)
         _check_dropout(dropout)
         if width % heads:
             raise ValueError(
@@ -274,7 +283,12 @@ class Transformer(nn.Module):
         self.first = nn.Linear(features, width)
         self.places = nn.Parameter(0.02 * torch.randn(steps, width))
         layer = nn.TransformerEncoderLayer(
-            width, heads, 2 * width, dropout, batch_first=True, norm_first=True
+            width,
+            heads,
+            dim_feedforward=2 * width,
+            dropout=dropout,
+            batch_first=True,
+            norm_first=True,
         )
         self.encoder = nn.TransformerEncoder(
             layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
@@ -283,7 +297,7 @@ class Transformer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         steps = self.first(as_steps(inputs)) + self.places
-        outputs: Tensor = self.last(self.encoder(steps).mean(1))
+        outputs: Tensor = self.last(self.encoder(steps).mean(dim=1))
         return outputs
 
 
@@ -299,17 +313,19 @@ def steps_of(shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) == 2:
         return shape[0], shape[1]
     if len(shape) == 3:
-        return shape[1], shape[0] * shape[2]
+        channels, height, width = shape
+        return height, channels * width
     raise ValueError(f"inputs must be (steps, features) or an image; got {format_shape(shape)}")
 
 
 def as_steps(inputs: Tensor) -> Tensor:
-    """Views inputs (batch, *shape) as (batch, steps, features); see `steps_of`."""
-    if inputs.ndim == 2:
+    """Returns inputs (batch, *shape) as (batch, steps, features); see `steps_of`."""
+    if inputs.ndim == 2:  # (batch, steps)
         return inputs[..., None]
     if inputs.ndim == 3:
         return inputs
-    return inputs.transpose(1, 2).flatten(2)
+    rows = inputs.transpose(1, 2)  # of images: (batch, height, channels, width)
+    return rows.flatten(2)
 
 
 def initialize(model: nn.Module, init: str) -> None:

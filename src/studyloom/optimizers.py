@@ -57,17 +57,20 @@ class Muon(Optimizer):
             "momentum": momentum,
         }
         groups: list[Any] = list(map(_complete_group, params))
-        super().__init__(groups, defaults)
-        hidden = None
+        super().__init__(groups, defaults)  # sets `param_groups`, with the defaults
+
+        # Divide each group into matrices of hidden layers and other weights.
+        hidden_ids = None
         if network is not None:
-            hidden = _hidden_matrices(network)
+            hidden_ids = _find_hidden_weights(network)
         muon_groups = []
         adamw_groups = []
         for group in self.param_groups:
             matrices = []
             other_weights = []
             for weight in group["params"]:
-                if weight.ndim == 2 and (hidden is None or id(weight) in hidden):
+                is_hidden = hidden_ids is None or id(weight) in hidden_ids
+                if weight.ndim == 2 and is_hidden:
                     matrices.append(weight)
                 else:
                     other_weights.append(weight)
@@ -76,6 +79,7 @@ class Muon(Optimizer):
             if other_weights:
                 settings = {"params": other_weights, "muon": False, "lr": group["adamw_lr"]}
                 adamw_groups.append({**group, **settings})
+
         # PyTorch's optimizer for the groups whose "muon" is True, and the one for all others. Both
         # use these very groups, and add the settings to them that only one of the two has.
         self._optimizers: dict[bool, Optimizer] = {}
@@ -101,36 +105,43 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for is_muon, optimizer in self._optimizers.items():
-            # `load_state_dict` replaces the state and the groups of this optimizer only.
+            # Set again before each step: `load_state_dict` replaces state and groups of this
+            # object, but not those of the two optimizers.
             optimizer.state = self.state
             optimizer.param_groups = [
                 group for group in self.param_groups if group["muon"] is is_muon
             ]
-            # PyTorch wraps the method `step`. The wrapper would import its compiler.
-            inspect.unwrap(type(optimizer).step)(optimizer)
+            # Without PyTorch's wrapper of the method, which would import PyTorch's compiler.
+            step = inspect.unwrap(type(optimizer).step)
+            step(optimizer)
         return loss
 
 
 def _complete_group(group: Tensor | dict[str, Any]) -> Tensor | dict[str, Any]:
-    """Returns a group of parameters that has an `adamw_lr` if it has an `lr`.
+    """Returns a group of parameters whose `lr` is its `adamw_lr` too, unless it has one.
 
-    A parameter that is not in a group stays unchanged.
+    A parameter that is not in a group is returned unchanged.
     """
     if isinstance(group, dict) and "lr" in group:
         return {"adamw_lr": group["lr"], **group}
     return group
 
 
-def _hidden_matrices(network: nn.Module) -> set[int]:
-    """Returns the ids of the weights that belong to layers between an embedding and the output."""
-    hidden = set()
-    embeddings = set()
-    output = set()
+def _find_hidden_weights(network: nn.Module) -> set[int]:
+    """Returns the ids (as `id` gives them) of the weights of a network's hidden layers.
+
+    Embeddings and the last linear layer are not hidden, nor are their weights where a hidden layer
+    shares them.
+    """
+    hidden_ids = set()
+    embedding_ids = set()
+    output_ids = set()
     for layer in network.modules():
         if isinstance(layer, HIDDEN):
-            hidden |= set(map(id, layer.parameters(recurse=False)))
+            for weight in layer.parameters(recurse=False):
+                hidden_ids.add(id(weight))
         if isinstance(layer, nn.Embedding):
-            embeddings.add(id(layer.weight))
+            embedding_ids.add(id(layer.weight))
         if isinstance(layer, nn.Linear):
-            output = {id(layer.weight)}  # the last linear layer replaces those before it
-    return hidden - embeddings - output
+            output_ids = {id(layer.weight)}  # the last linear layer replaces those before it
+    return hidden_ids - embedding_ids - output_ids

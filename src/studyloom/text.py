@@ -23,11 +23,11 @@ UNPRINTABLE = re.compile(
 # The visible character for a control character, by its code. U+FFFD stands for all others.
 VISIBLE = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 
-# The name of a list's item, such as 0 in hidden.0, or of its length: a shortened name does not
-# begin with it, since it says nothing without the name of the list.
+# The beginning of a name that is the item of a list or its length, such as 0 or length: a shortened
+# name does not begin with it, since it says nothing without the name of the list, as in hidden.0.
 LIST_ITEM = re.compile(r"(\d+|length)(\.|\Z)")
 
-# The beginning of a formula, where a cell of a spreadsheet may begin.
+# The beginning of a formula where a cell of a spreadsheet may begin: = in "=1+2" and "text;=1+2".
 FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
 
 
@@ -41,7 +41,8 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Makes a text of any origin safe to show within a line."""
-    return re.sub(r"\s*[\n\t]\s*", " ", printable(text).strip())
+    text_without_margins = printable(text).strip()
+    return re.sub(r"\s*[\n\t]\s*", " ", text_without_margins)
 
 
 def indented(text: str) -> str:
@@ -49,7 +50,8 @@ def indented(text: str) -> str:
 
     Without the indent, a line of the text could look like the next message.
     """
-    return re.sub(r"\n(?=[^\s])", "\n  ", printable(text))
+    unindented_line = r"\n(?=[^\s])"  # the break before a line that begins with a character
+    return re.sub(unindented_line, "\n  ", printable(text))
 
 
 def in_markdown(text: str) -> str:
@@ -57,7 +59,8 @@ def in_markdown(text: str) -> str:
 
     HTML's characters become entities, since not all renderers accept a backslash before them.
     """
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(one_line(text), quote=False))
+    html = escape(one_line(text), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html)  # a backslash before \ ` * [ ] and |
 
 
 def code_in_markdown(text: str) -> str:
@@ -81,11 +84,14 @@ class PrintableFormatter(logging.Formatter):
 def format_value(value: float, sign: str = "") -> str:
     """Formats the value of a metric: 0.9725, 1523.4, 2.1e-05.
 
+    From 0.001 to 100 it has four decimals. Smaller values have three digits, and larger ones six.
+
     Args:
+        value: the value.
         sign: "+" writes the sign of positive values too; "" only that of negative ones.
     """
     size = abs(value)
-    if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value):
+    if value == 0 or 0.001 <= size < 100 or not math.isfinite(value):
         return format(value, f"{sign}.4f")
     if size < 1:
         return format(value, f"{sign}.3g")
@@ -93,13 +99,14 @@ def format_value(value: float, sign: str = "") -> str:
 
 
 def format_error(error: float, mean: str) -> str:
-    """Formats the standard error that follows ±.
+    """Formats the standard error that follows ±, with as many decimals as the mean before it.
 
-    It gets as many decimals as the mean has, unless it would then be 0.
+    If it would then be 0, or if the mean has no decimals or an exponent such as 2.1e-05, it is
+    formatted as any value.
 
     Args:
-        mean: the formatted mean before ±. One without decimals, or with an exponent such as
-            2.1e-05, has no number of decimals that the error could get.
+        error: the standard error.
+        mean: the formatted mean.
     """
     _, point, decimals = mean.partition(".")
     if point and "e" not in mean:
@@ -110,17 +117,21 @@ def format_error(error: float, mean: str) -> str:
 
 
 def format_cost(value: float) -> str:
-    """Formats a cost of a network in the digits that a constraint accepts: 50_890, 0.0412."""
+    """Formats a cost of a network, such as its number of parameters: 50_890, 0.0412.
+
+    The text can be copied into a constraint of a config, which YAML reads with the underscores.
+    """
     if value >= 100:
         return f"{value:_.0f}"
     return f"{value:.4g}"
 
 
 def escape_formula(value: object) -> object:
-    """Returns a cell of a CSV file; a text that a spreadsheet would run gets an apostrophe.
+    """Returns a cell for a CSV file, in which no spreadsheet runs a text as a formula.
 
-    A spreadsheet runs a text that begins with =, +, - or @. It also runs one that follows a
-    semicolon, a tab or a line break, where a cell begins in some languages. Numbers stay unchanged.
+    A spreadsheet runs a text that begins with =, +, - or @, also after a semicolon, a tab or a line
+    break, where a cell begins in some languages. An apostrophe before it prevents that. Numbers
+    stay unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -140,12 +151,14 @@ def error_text(error: BaseException) -> str:
 
 
 def name_error(error: BaseException, length: int | None = None) -> str:
-    """Returns the type and the text of any exception on one line.
+    """Returns the type and the text of any exception on one line: "ValueError: no such option".
 
     Args:
+        error: the exception.
         length: the most characters of the text; None for all.
     """
-    text = " ".join(error_text(error).split())[:length]
+    words = error_text(error).split()
+    text = " ".join(words)[:length]
     return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
@@ -204,7 +217,7 @@ def describe_unknown_key(key: str, keys: Sequence[str]) -> str:
 
 
 def suggest_line(name: str, value: str, file: Path, section: str = "") -> str:
-    """Says which line adds a missing key to a file of the user's.
+    """Says which line adds a missing key to a user's file, as the end of an error message.
 
     Args:
         name: the missing key.
@@ -212,12 +225,12 @@ def suggest_line(name: str, value: str, file: Path, section: str = "") -> str:
         file: the absolute path of the file; the message has it relative to the working directory.
         section: the section of the file for the line; "" for the top level.
     """
-    place = str(file)
+    location = str(file)
     if file.is_relative_to(Path.cwd()):
-        place = str(file.relative_to(Path.cwd()))
+        location = str(file.relative_to(Path.cwd()))
     if section:
-        place = f"{section} in {place}"
-    return f"; to have it, add `{name}: {value}` to {place}, with the value to start from"
+        location = f"{section} in {location}"
+    return f"; to have it, add `{name}: {value}` to {location}, with the value to start from"
 
 
 UNBROKEN_PLUS_MINUS = "\xa0±\xa0"  # keeps a value and its error in one line
@@ -232,19 +245,19 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     head = [_html_text(name) for name in columns]
     body = [list(map(_html_text, row)) for row in rows]
-    filled_positions = []
-    for position, cells in enumerate(zip(*body, strict=True)):
-        if any(cells):
-            filled_positions.append(position)
-    if not filled_positions:
+    filled_columns = []  # their indices
+    for index in range(len(head)):
+        if any(row[index] for row in body):
+            filled_columns.append(index)
+    if not filled_columns:
         return "<table></table>"
-    lines = []
-    filled_head = [head[position] for position in filled_positions]
+    html_rows = []
+    filled_head = [head[index] for index in filled_columns]
     if any(filled_head):
-        lines.append(_html_row("th", filled_head))
+        html_rows.append(_html_row("th", filled_head))
     for row in body:
-        lines.append(_html_row("td", [row[position] for position in filled_positions]))
-    return f"<table>{''.join(lines)}</table>"
+        html_rows.append(_html_row("td", [row[index] for index in filled_columns]))
+    return f"<table>{''.join(html_rows)}</table>"
 
 
 def _html_text(value: object) -> str:
@@ -271,7 +284,8 @@ def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending integers as ranges: 0-3, 5, 7-8."""
     ranges: list[list[int]] = []  # the numbers of each range
     for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
+        continues_range = bool(ranges) and number == ranges[-1][-1] + 1
+        if continues_range:
             ranges[-1].append(number)
         else:
             ranges.append([number])
@@ -308,9 +322,10 @@ def format_duration(duration: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-# Passwords have two forms. In a URL the password ends at the last @ of the word, or else at the
-# first @ of the line. The other form is password=… or password: …; libpq, the client library of
-# PostgreSQL, has sslpassword and oauth_client_secret too.
+# Passwords have two forms. In a URL, such as postgresql://ada:secret@host, the password ends at the
+# last @ of the word, or else at the first @ of the line. The other form is password=secret or
+# "password": "secret"; libpq, the client library of PostgreSQL, has sslpassword and
+# oauth_client_secret too.
 PASSWORDS = re.compile(
     r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|"""
     r"""(?P<key>(?:password|client_secret)["']?[ \t]*[=:][ \t]*)"""
@@ -335,9 +350,10 @@ def shorten(text: str, length: int) -> str:
     """Replaces the middle of a text by … if it has more than `length` characters."""
     if len(text) <= length:
         return text
-    kept = length - 1  # besides the …
-    end = kept // 2
-    return f"{text[: kept - end]}…{text[-end:]}"
+    remaining_length = length - 1  # without the …
+    end_length = remaining_length // 2
+    start_length = remaining_length - end_length
+    return f"{text[:start_length]}…{text[-end_length:]}"
 
 
 def shorten_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
@@ -347,27 +363,34 @@ def shorten_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[st
     item of a list, such as hidden.0 or hidden.length, keeps the name of the list.
 
     Args:
+        names: the dotted names.
         reserved: titles with which no short name may be confused.
 
     Returns:
         The short name of each name.
     """
-    endings_of_names = {name: _dotted_endings(name) for name in names}
-    uses = Counter(reserved)
-    for endings in endings_of_names.values():
-        uses.update(endings)
+    endings_by_name = {name: _list_endings(name) for name in names}
+    ending_counts = Counter(reserved)
+    for endings in endings_by_name.values():
+        ending_counts.update(endings)
     short_names = {}
-    for name, endings in endings_of_names.items():
-        distinct = [
-            ending for ending in endings if uses[ending] == 1 and not LIST_ITEM.match(ending)
-        ]
+    for name, endings in endings_by_name.items():
         short_names[name] = name
-        if distinct:
-            short_names[name] = distinct[0]  # the shortest one
+        for ending in endings:
+            is_distinct = ending_counts[ending] == 1
+            if is_distinct and not LIST_ITEM.match(ending):
+                short_names[name] = ending
+                break
     return short_names
 
 
-def _dotted_endings(name: str) -> list[str]:
-    """Returns the last part of a dotted name, its last two parts and three, and the whole name."""
-    parts = name.rsplit(".", 3)
-    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+def _list_endings(name: str) -> list[str]:
+    """Returns the endings of a dotted name, the shortest first: c, b.c and a.b.c for a.b.c.
+
+    Of more than three dots the first ones are not split: the last ending is the whole name.
+    """
+    parts = name.rsplit(".", maxsplit=3)
+    endings = []
+    for part_count in range(1, len(parts) + 1):
+        endings.append(".".join(parts[-part_count:]))
+    return endings

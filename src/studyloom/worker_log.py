@@ -7,6 +7,7 @@ from datetime import datetime
 from studyloom.text import format_value
 
 LINE = "%(asctime)s %(message)s"
+# The beginning of a line such as "2026-01-31 12:00:00,123 trial 7: complete 0.9725".
 END = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) trial (\d+): (?:complete|pruned|fail)\b")
 
 

@@ -317,10 +317,11 @@ class AshaOrder:
         return rungs
 
     def find_bracket(self, slot: int) -> int:
-        """Returns the bracket of a trial, from 0; bracket b lacks the b lowest rungs.
+        """Returns the bracket of a trial, from 0: the trials with which it is compared.
 
-        It is drawn at random, with the shares of the brackets as probabilities. The slot of the
-        trial is the seed, so that every worker draws the same.
+        Bracket b lacks the b lowest rungs. The bracket is drawn at random, with the shares of the
+        brackets as probabilities. The seed is the trial's slot, its row of the budget table, so
+        that every worker draws the same.
         """
         if slot not in self._bracket_by_slot:
             total_share = self._cumulative_shares[-1]
@@ -358,6 +359,9 @@ class AshaOrder:
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next; None if it must wait, or is done.
 
+        First comes a trial that can no longer be promoted, which the worker only ends as pruned;
+        then the best one to promote; then one that a worker has released; and then a new one.
+
         Args:
             standings: How far the trial of each slot has come. OWN is the state of one that this
                 worker holds, OPEN that of one without a worker, UNCLAIMED that of a slot whose
@@ -383,7 +387,7 @@ class AshaOrder:
         return SlotChoice(slot)
 
     def _find_first_slot(self, standings: Sequence[Standing], state: str) -> int | None:
-        """Returns the first slot in a state whose trial does not wait at a rung."""
+        """Returns the first slot in a state (such as OPEN) whose trial does not wait at a rung."""
         for standing in sorted(standings, key=lambda standing: standing.slot):
             waits_at_rung = self._find_waiting_rung(standing) is not None
             if standing.state == state and not waits_at_rung:

@@ -74,7 +74,7 @@ def extrapolate(
 
 
 def _has_stopped(trial: FrozenTrial) -> bool:
-    """Returns whether the last report of a trial is at a stop."""
+    """Returns whether a trial has ended or is paused, so that its last report is at a stop."""
     return trial.state.is_finished() or trial.user_attrs.get(PAUSED) is not None
 
 

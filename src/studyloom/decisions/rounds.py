@@ -88,8 +88,10 @@ class RoundOrder:
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next.
 
-        None if a worker must wait for others, if all is done, or if the study halts; see
-        `find_halt_reason`.
+        The worker trains its next segment: from its start or a rung to the next rung, or to its
+        end. A segment whose worker has died comes first; then a paused trial that can no longer be
+        promoted, to be ended; and then a new segment. It is None if the worker must wait for
+        others, if all is done, or if the study halts; see `find_halt_reason`.
 
         Args:
             standings: How far the trial of each slot has come.
@@ -115,6 +117,8 @@ class RoundOrder:
     ) -> SlotChoice | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
+        A segment is the training of a trial from its start or a rung to the next rung. It is
+        decided from what the segments before the last two rounds have shown, once these have ended.
         If what the current round knows allows no decision, the round stays incomplete, and the
         segment is the first of a later round, which knows more.
 
@@ -168,6 +172,9 @@ class RoundOrder:
     def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
 
+        A segment is the training of a trial from its start or a rung to the next rung. Segments
+        are numbered over the whole study, in the order in which they were decided.
+
         If such a row has halted the study before (at `halted_at` segments), it counts again only
         with a later segment: so a study that is resumed gets another try.
 
@@ -198,6 +205,7 @@ class RoundOrder:
     def limit_standings(self, standings: Sequence[Standing], known_count: int) -> list[Standing]:
         """Returns how far trials would have come if only the first segments had ended.
 
+        A segment is the training of a trial from its start or a rung to the next rung.
         Trials that could no longer be promoted then are shown as DONE. With each of these fewer
         trials can reach the higher rungs, so that others there may no longer be promoted either.
 
@@ -274,7 +282,8 @@ def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:
 def _has_ended(standing: Standing) -> bool:
     """Returns whether a trial's last segment has ended: the trial is done, or was paused after it.
 
-    A trial that was paused before the segment began, and not since, still trains it.
+    A segment is its training from a rung to the next. A trial that was paused at the first of
+    these, and not since, has not ended it.
     """
     if standing.state == DONE:
         return True
@@ -304,8 +313,9 @@ def _find_last_known_step(
 def _limit_standing(standing: Standing, known_count: int) -> Standing:
     """Returns how far a trial would have come if only the first segments of the study had ended.
 
-    Its later reports are removed. It counts as held by another worker, which trains its next
-    segment; if all its segments have ended, as open, since it waits at a rung.
+    A segment is the training of a trial from its start or a rung to the next rung. If the trial has
+    a later segment, that counts as running: the trial is HELD by another worker, and has not made
+    the later reports. Otherwise it is OPEN, since it waits at a rung, unless it is DONE.
 
     Args:
         standing: How far the trial has come.
