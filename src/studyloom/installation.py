@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 
 def pip_install(extra: str) -> str:
-    """Returns the command that installs an extra, such as `pip install -e '/home/ada/code[ray]'`.
+    """Returns the command that installs an extra, such as `pip install 'studyloom[ray]'`.
 
     It names the checkout or file from which studyloom was installed, or else its name in the
     package index. pip records where a package is from in direct_url.json (PEP 610). The quotes are
