@@ -10,7 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +82,22 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 exit_with_errors(*error.errors)
             sys.argv[1:] = arguments
             handle_early_options(task, folder, config_name, arguments)
-            _run_with_hydra(task, folder, config_name, arguments)
+            shows_tracebacks = wants_tracebacks()  # True if the user has set the variable
+
+            @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
+            @functools.wraps(task)
+            def check_and_run(cfg: DictConfig) -> None:
+                if not shows_tracebacks:
+                    TRACEBACKS.take()
+                errors = find_config_errors(cfg)
+                if errors:
+                    exit_with_errors(*errors)
+                with seeding_imports(cfg.study.seed):
+                    task(cfg)
+
+            with explaining_errors_of_composing(folder, config_name, arguments, shows_tracebacks):
+                check_and_run()
+                sys.stdout.flush()  # of what Hydra prints, such as --cfg
 
         vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
         return run
@@ -100,32 +116,20 @@ def _add_package_parent(module_file: Path) -> None:
         sys.path.insert(0, str(parent))
 
 
-def _run_with_hydra(task: Task, folder: str, config_name: str, arguments: Sequence[str]) -> None:
-    """Composes the config of a command with Hydra, and calls a task with it.
+@contextmanager
+def explaining_errors_of_composing(
+    folder: str, config_name: str, arguments: Sequence[str], shows_tracebacks: bool
+) -> Iterator[None]:
+    """Explains why a config cannot be composed by Hydra in the body, which then runs a command.
 
-    If the config cannot be composed, Hydra would print its own report and exit with code 1. With
-    HYDRA_FULL_ERROR=1 it raises the error, which is then explained here, so the variable is set
-    until the config is complete.
+    Hydra would print its own report and exit with code 1. With HYDRA_FULL_ERROR=1 it raises the
+    error, so this variable is set until the config is complete.
     """
-    shows_tracebacks = wants_tracebacks()  # True if the user has set the variable
-
-    @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
-    @functools.wraps(task)
-    def check_and_run(cfg: DictConfig) -> None:
-        if not shows_tracebacks:
-            TRACEBACKS.take()
-        errors = find_config_errors(cfg)
-        if errors:
-            exit_with_errors(*errors)
-        with seeding_imports(cfg.study.seed):
-            task(cfg)
-
     with in_force(find_trust_rules(arguments, Path(folder))), composing_once():
         if not shows_tracebacks:
             os.environ[TRACEBACKS.name] = "1"
         try:
-            check_and_run()
-            sys.stdout.flush()  # of what Hydra prints, such as --cfg
+            yield
         except BrokenPipeError:  # the reader of the pipe has gone
             processes.discard_output()
         except Exception as error:  # of composing; Hydra reports what the task raises

@@ -119,12 +119,19 @@ def run_study(
         task = make_task(study, stages, command)
         if not command.is_worker:
             reopen(stages.find_begun(study))
+        launcher = prepared.launcher
         if command.begins:
-            workers = prepared.launcher.count(task.count_open_trials())
+            workers = launcher.count(task.count_open_trials())
             check_connections(study.prepared.url, workers)
         with reporting.attached(study):
             while True:
-                detached_notice = run_workers(task, study, stages, reporting, stop)
+                detached_notice = None  # a line to print if workers continue without this process
+                # Another program may have deleted or opened trials once the workers have ended.
+                while detached_notice is None and not stop() and task.count_open_trials() > 0:
+                    with reporting.watch(task, stop):
+                        detached_notice = launcher.launch(task, stop)
+                    if not command.is_worker and not stop():
+                        reconcile(stages.find_begun(study))
                 code = reporting.finish(stop, detached_notice)
                 if detached_notice is not None or stop():
                     return code
@@ -134,28 +141,6 @@ def run_study(
                 open_trials = task.count_open_trials()
                 if open_trials == 0 or not reporting.continues(open_trials):
                     return code
-
-
-def run_workers(
-    task: Task, study: OpenStudy, stages: Stages, reporting: Reporting, stop: Stop
-) -> str | None:
-    """Runs workers until no trial is open, or a stop is requested.
-
-    The launcher is called again if trials are open once its workers have ended: another program may
-    have deleted or opened some meanwhile.
-
-    Returns:
-        A line to print if the workers continue without this process; else None.
-    """
-    launcher = study.prepared.launcher
-    while not stop() and task.count_open_trials() > 0:
-        with reporting.watch(task, stop):
-            detached_notice = launcher.launch(task, stop)
-        if not task.command.is_worker and not stop():
-            reconcile(stages.find_begun(study))
-        if detached_notice is not None:
-            return detached_notice
-    return None
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +65,14 @@ class Join(Launcher):
                 task.command.line.send("died", error)
                 raise
             return
-        broken = work_here(task, stop)
-        if broken is not None:
+        broken = None  # the error that has left this process unable to use its GPU
+        try:
+            with renewing_own_lease(task):
+                task.work(stop)
+        except BrokenProcess as error:
+            broken = error
+        if is_work_left(task, stop, broken):
+            assert broken is not None
             raise make_new_process_error(broken, task)
 
 
@@ -110,9 +118,15 @@ class Local(Launcher):
         """
         open_trials = task.count_open_trials()
         if self.works_here(task, open_trials):
-            broken = work_here(task, stop)
-            if broken is None:
+            broken = None  # the error that has left this process unable to use its GPU
+            try:
+                with renewing_own_lease(task):
+                    task.work(stop)
+            except BrokenProcess as error:
+                broken = error
+            if not is_work_left(task, stop, broken):
                 return
+            assert broken is not None
             if not can_pass_objects():
                 raise make_new_process_error(broken, task)
             log.warning("%s; a worker process continues", broken)
@@ -185,30 +199,30 @@ class Local(Launcher):
         return environments
 
 
-def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
-    """Works on a task in this process, whose lease a thread renews.
+@contextmanager
+def renewing_own_lease(task: Task) -> Iterator[None]:
+    """Renews the lease of this process in a thread, while it works on a task in the body."""
+    with renewing_leases(task, lambda: [worker_id(os.getpid())]):
+        yield
 
-    Returns:
-        The error that has left this process unable to use its GPU, if trials are still open; None
-        if none is, or a stop was requested.
+
+def is_work_left(task: Task, stop: Stop, broken: BrokenProcess | None) -> bool:
+    """Returns whether another process must run the open trials, since this one is broken.
+
+    Args:
+        broken: the error that has left this process unable to use its GPU; None if it can.
 
     Raises:
-        LaunchError: trials are open, and no worker runs them.
+        LaunchError: trials are open although this process can run them, and no stop was requested.
     """
-    broken = None
-    with renewing_leases(task, lambda: [worker_id(os.getpid())]):
-        try:
-            task.work(stop)
-        except BrokenProcess as error:
-            broken = error
     if stop():
-        return None
+        return False
     open_trials = task.count_open_trials()
     if open_trials == 0:
-        return None
+        return False
     if broken is None:
         raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
-    return broken
+    return True
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:

@@ -173,7 +173,12 @@ class Worker:
                 if must_check_alone:
                     slots.begin_alone(claim, self.limits.lease)
                     must_check_alone = False
-                self.run_trial(claim, slots)
+                with self.releasing_on_stop(claim):
+                    begun = self.begin_trial(claim, slots)
+                    if begun is not None:
+                        with self.counting_lone_signal(begun.held, slots):
+                            gpu_error = self.train(begun, slots)
+                        self.finish_trial(begun, gpu_error)
                 wait = first_wait
             elif ledger.count_open(stage.trials, only_with_trial=search_ended):
                 slots.halt_failed_rounds()
@@ -191,16 +196,6 @@ class Worker:
             while remaining > 0 and not self.must_stop():
                 time.sleep(min(remaining, WAIT))
                 remaining -= WAIT
-
-    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claimed slot to its end, or until it is released or paused."""
-        with self.releasing_on_stop(claim):
-            begun = self.begin_trial(claim, slots)
-            if begun is None:
-                return
-            with self.counting_lone_signal(begun.held, slots):
-                gpu_error = self.train(begun, slots)
-            self.finish_trial(begun, gpu_error)
 
     @contextlib.contextmanager
     def releasing_on_stop(self, claim: Claim) -> Iterator[None]:
