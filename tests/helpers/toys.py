@@ -2,6 +2,8 @@
 
 import functools
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,8 +12,10 @@ import hydra
 import optuna
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch.nn.functional import cross_entropy
@@ -49,8 +53,11 @@ TINY = (
 )
 
 
+Composed = tuple[StudyConfig, Composer]
+
+
 @functools.cache
-def _composed(name: str, overrides: tuple[str, ...]) -> tuple[StudyConfig, Composer]:
+def _composed(name: str, overrides: tuple[str, ...]) -> Composed:
     return _compose(name, overrides)
 
 
@@ -59,10 +66,42 @@ def _space(name: str, overrides: tuple[str, ...]) -> Space:
     return NetworkDefinition.from_config(*compose(*overrides, name=name)).space
 
 
-def _compose(name: str, overrides: tuple[str, ...]) -> tuple[StudyConfig, Composer]:
-    cfg = hydra.compose(name, list(overrides), return_hydra_config=True)
-    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
-    return StudyConfig.of(cfg), Composer(name, tuple(map(Override.parse, overrides)), choices)
+@dataclass(frozen=True)
+class ComposedOptions:
+    """A config with the chosen option of each group, before values of keys are set."""
+
+    config: DictConfig
+    choices: dict[str, str]
+
+
+@functools.cache
+def _compose_options(name: str, overrides: tuple[str, ...]) -> ComposedOptions:
+    config = hydra.compose(name, list(overrides), return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    return ComposedOptions(config, choices)
+
+
+def _sets_a_value(override: str) -> bool:
+    """Whether an override sets the key of a section, and so chooses no option of a group."""
+    return "." in override.partition("=")[0]
+
+
+def _compose(name: str, overrides: tuple[str, ...], *, cached: bool = True) -> Composed:
+    """Composes a config as Hydra does: first the options of groups, then the values of keys.
+
+    Options take 60 of the 70 ms, and many tests choose the same.
+    """
+    chosen = tuple(override for override in overrides if not _sets_a_value(override))
+    values = [override for override in overrides if _sets_a_value(override)]
+    compose_options = _compose_options if cached else _compose_options.__wrapped__
+    options = compose_options(name, chosen)
+    config = deepcopy(options.config)
+    parsed = OverridesParser.create().parse_overrides(values)
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+    composer = Composer(name, tuple(map(Override.parse, overrides)), options.choices)
+    return StudyConfig.of(config), composer
 
 
 def compose(
@@ -70,7 +109,7 @@ def compose(
 ) -> tuple[StudyConfig, Composer]:
     """Returns a config as `python -m studies.NAME OVERRIDES` composes it, and its composer.
 
-    A config of ours is composed once, in 70 ms for it and for each branch.
+    A config of ours is composed once, in 10 to 70 ms for it and for each branch.
 
     Args:
         overrides: of the command line.
@@ -81,7 +120,7 @@ def compose(
     GlobalHydra.instance().clear()
     hydra.initialize_config_dir(str(folder), version_base=None)
     if folder != CONF:
-        return _compose(name, overrides)
+        return _compose(name, overrides, cached=False)
     cfg, composer = _composed(name, overrides)
     return cfg, composer
 
