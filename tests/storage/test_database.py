@@ -140,6 +140,7 @@ def test_a_command_that_waits_for_a_lock_says_so_and_then_continues(url, monkeyp
 
 
 @linux
+@pytest.mark.chaos
 def test_a_server_lock_leaves_a_process_that_sleeps_but_not_one_that_works(
     postgres_url, monkeypatch
 ):
