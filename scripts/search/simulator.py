@@ -149,7 +149,7 @@ class Stop:
     tape: Tape
     clock: Clock
     epoch: float  # seconds
-    alone: None = None
+    lone_signal: None = None
 
     def __call__(self) -> bool:
         # An epoch takes at most half as long again. A search that only waits would never end.

@@ -67,7 +67,7 @@ def test_an_early_end_stays_as_decided_although_workers_are_killed(run, undistur
     assert outcomes(run.stored()) == before
     assert decide_early_end(run.stored(), TRIALS) == found
     shown = studyloom("status", run.folder, "--json", **run.environment)
-    assert json.loads(shown.stdout)["end_reason"] == decide_early_end(run.stored(), TRIALS).words
+    assert json.loads(shown.stdout)["end_reason"] == decide_early_end(run.stored(), TRIALS).reason
     watched = studyloom("status", run.folder, "--watch", **run.environment)  # and does not wait
     assert (watched.returncode, watched.stdout.count("ended after")) == (0, 1)
     whole = study(

@@ -44,6 +44,16 @@ def test_a_second_ctrl_c_prints_that_the_study_resumes(capfd):
     assert reporting.ends == [(130, "stopped at once")]
 
 
+def test_a_second_ctrl_c_within_an_import_ends_the_command_as_any_other():
+    """Until Python 3.12 what `__set_name__` raises is the cause of a RuntimeError."""
+    wrapped = RuntimeError("Error calling __set_name__ on 'Field' instance 'more' in 'Row'")
+    stop = Stop()
+    stop.signal = 2
+    with pytest.raises(SystemExit) as caught, exiting_on_errors(stop, RecordedEnd()):
+        raise wrapped from Interrupted()
+    assert caught.value.code == 130
+
+
 def test_an_error_is_printed_and_ends_the_command(capsys):
     for error, code in (
         (Halted("no value"), 1),

@@ -168,19 +168,33 @@ def exiting_on_errors(stop: Stop, reporting: ProcessReporting) -> Iterator[None]
     """
     try:
         yield
-    except Interrupted:  # the second signal; the trials have been released
-        code = SIGNAL_OFFSET + (stop.signal or signal.SIGINT)
-        reporting.end(code, "stopped at once")
-        if reporting.study is not None:
-            with suppress(OSError):
-                os.write(STDERR, b"stopped at once; the same command resumes here\n")
-        sys.exit(code)
     except BaseException as error:
-        if reporting.study is None:
+        if was_interrupted(error):
+            exit_at_once(stop, reporting)
+        elif reporting.study is None:
             exit_before_study(error, reporting)
         else:
             exit_in_study(error, stop, reporting)
         raise
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Returns whether a second signal has raised an error.
+
+    Until Python 3.12 an exception becomes the cause of a RuntimeError if it is raised while a class
+    is made, as it is by an import.
+    """
+    return isinstance(error, Interrupted) or isinstance(error.__cause__, Interrupted)
+
+
+def exit_at_once(stop: Stop, reporting: ProcessReporting) -> NoReturn:
+    """Ends the process after a second signal; its trials have been released."""
+    code = SIGNAL_OFFSET + (stop.signal or signal.SIGINT)
+    reporting.end(code, "stopped at once")
+    if reporting.study is not None:
+        with suppress(OSError):
+            os.write(STDERR, b"stopped at once; the same command resumes here\n")
+    sys.exit(code)
 
 
 def exit_before_study(error: BaseException, reporting: ProcessReporting) -> None:
