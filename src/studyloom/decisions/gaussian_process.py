@@ -104,7 +104,7 @@ class GaussianProcessSampler(TPESampler):
         if self._context.redraws or not self._is_process_chosen(study):
             return tpe_proposal
 
-        # What the process models, and from which trials it learns
+        # The hyperparameters that the process models, and the trials from which it learns
         trials = view_extrapolated(study).get_trials(deepcopy=False)
         distributions = self._find_modeled(trials, search_space)
         modeled_trials = self._represent_trials(trials, distributions)

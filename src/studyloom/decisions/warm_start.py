@@ -214,7 +214,7 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
     if not enqueue_value and not warm_start_value:
         return WarmStarts()
     enqueued = _place_enqueued(definition, enqueue_value)
-    named = read_named(warm_start_value or [], used_labels)
+    earlier_studies = read_named(warm_start_value or [], used_labels)
 
     strategy = Strategy(definition)
     free_trials = strategy.trials - len(enqueued.starts)  # of the budget, for earlier studies
@@ -231,19 +231,19 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
             f"study.enqueue: {-free_trials} of {len(enqueued.starts)} configurations do not fit "
             f"into study.trials={study.trials}; raise study.trials, or remove some"
         )
-    errors += named.errors
+    errors += earlier_studies.errors
     refuse(errors)
 
     most_trials = min(study.warm_start_top, free_trials)
-    chosen_trials = choose_trials(definition, named.studies, most_trials)
+    chosen_trials = choose_trials(definition, earlier_studies.studies, most_trials)
     starts = list(enqueued.starts)
     for trial in chosen_trials:
         label = trial.earlier.label
         starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
-    notes = [*enqueued.notes, *named.notes]
-    for earlier in named.studies:
+    notes = [*enqueued.notes, *earlier_studies.notes]
+    for earlier in earlier_studies.studies:
         notes.append(_describe_taken(definition, earlier, chosen_trials))
-    return WarmStarts(starts, named.labels, notes)
+    return WarmStarts(starts, earlier_studies.labels, notes)
 
 
 def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPoints:
