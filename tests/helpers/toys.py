@@ -85,7 +85,8 @@ def _compose_options(name: str, overrides: tuple[str, ...]) -> ComposedOptions:
 
 def _sets_a_value(override: str) -> bool:
     """Whether an override sets the key of a section, and so chooses no option of a group."""
-    return "." in override.partition("=")[0]
+    key = override.partition("=")[0]
+    return "." in key and not key.startswith("hydra.")
 
 
 def _compose(name: str, overrides: tuple[str, ...], *, cached: bool = True) -> Composed:
