@@ -70,8 +70,8 @@ def migrations_are_read_once():
 
 
 @pytest.fixture(autouse=True)
-def foreign_weights_are_read(monkeypatch):
-    """Reads winners that tests have made also by an older PyTorch, which refuses foreign ones."""
+def untrusted_weights_are_read(monkeypatch):
+    """Has an older PyTorch read the winners of tests too, which it refuses as untrusted."""
     if module := sys.modules.get("studyloom.training.checkpoint"):
         monkeypatch.setattr(module, "IS_LOADING_SAFE", True)
 

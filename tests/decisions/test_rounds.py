@@ -85,7 +85,7 @@ class Rounds:
                     parameters=trial.value or 0.0,
                 ),
                 paused=max(trial.rungs, default=None),
-                segments=[Segment(*each) for each in trial.segments],
+                segments=[Segment(*segment) for segment in trial.segments],
                 failure=Fault("error", "a bug") if trial.failed else None,
             )
 
@@ -108,7 +108,6 @@ class Rounds:
         if self.fate.random() < self.deaths:
             held.holder = None
             return self.ending.discard(held.number)
-        rests = self.rests(held)
         if held.number in self.ending:
             held.state, held.holder = TrialState.PRUNED, None
         elif held.segments[-1][1] is None:
@@ -116,7 +115,7 @@ class Rounds:
         elif held.epochs == EPOCHS or held.failed:
             held.state = TrialState.PRUNED if held.failed else TrialState.COMPLETE
             held.holder = None
-        elif rests:
+        elif self.pauses_at_rung(held):
             held.holder = None
         else:
             before, held.epochs = held.epochs, held.epochs + 1
@@ -127,7 +126,7 @@ class Rounds:
         return None
 
     @staticmethod
-    def rests(trial):
+    def pauses_at_rung(trial):
         return trial.epochs in trial.rungs and trial.epochs > (trial.segments[-1][1] or 0)
 
     def claim(self, me):
@@ -142,22 +141,26 @@ class Rounds:
         if chosen.ends_pruned:
             self.ending.add(trial.number)
         else:
-            trial.segments = [tuple(each) for each in chosen.segments]
+            trial.segments = [tuple(segment) for segment in chosen.segments]
         self.most = max(self.most, sum(t.holder is not None for t in self.trials.values()))
 
     def draw(self, trial):
         """Chooses a configuration from all that the sampler sees."""
-        seen = self.order.view_study(
-            Told(self), Segment(*trial.segments[-1])
-        )._storage.get_all_trials(0)
-        told = [(t.number, t.state, t.values, t.intermediate_values, t.constraints) for t in seen]
-        chosen = random.Random(repr(told))
-        trial.value = 0.5 if trial.number == 0 else chosen.random()
+        segment = Segment(*trial.segments[-1])
+        view = self.order.view_study(SampledStudy(self), segment)
+        visible = [
+            (seen.number, seen.state, seen.values, seen.intermediate_values, seen.constraints)
+            for seen in view._storage.get_all_trials(0)
+        ]
+        if trial.number == 0:
+            trial.value = 0.5
+        else:
+            trial.value = random.Random(repr(visible)).random()
         trial.segments = [(number, start or 0) for number, start in trial.segments]
 
 
-class Told:
-    """The study of such a search, and its storage, as a sampler is given it."""
+class SampledStudy:
+    """The study of such a search and its storage, as a sampler gets them."""
 
     def __init__(self, search):
         self.search, self._storage = search, self

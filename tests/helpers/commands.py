@@ -36,7 +36,7 @@ QUICK = (
 )
 
 
-# The keys of model=mlp, taken away: for a network of one's own in its place.
+# Removes the keys of model=mlp, for a custom network instead.
 BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardize")
 
 # A process forked here starts in milliseconds; an interpreter imports these for two seconds.

@@ -45,7 +45,7 @@ class Server:
     """
 
     def __init__(self, folder):
-        self.spoilt = True  # whether to create the tables anew for the next test
+        self.spoilt = True  # whether the next test must create the tables again
         self.server = embedded(folder)
         self.address = sqlalchemy.make_url(self.server.get_uri()).set(
             drivername="postgresql+psycopg", password=CANARY
@@ -80,7 +80,7 @@ class Server:
 
 
 class OwnServer:
-    """A server of one's own, on a port of a host and a socket in its folder, that trusts all.
+    """A server of a test, on a port of a host and a socket in its folder, that trusts all.
 
     Args:
         folder: its folder; other users may enter the one above it.

@@ -30,7 +30,7 @@ def work(definition: Definition, stored, trials, stopping=None, folds=FOLDS, **l
 
 
 def work_side_by_side(definition, url, trials, workers, **limits):
-    """The same by several threads, each with a connection of its own."""
+    """Works on a study by several threads, each with a connection to the database."""
     threads = [
         threading.Thread(
             target=work, args=(definition, open_study(url, "s"), trials), kwargs=limits
@@ -44,7 +44,7 @@ def work_side_by_side(definition, url, trials, workers, **limits):
 
 
 def fresh(url, definition, trials, name="s"):
-    """A new study of toy data."""
+    """Creates a study of toy data."""
     return create_study(
         url, name, definition.identity("toy"), trials, objectives=definition.objectives
     )

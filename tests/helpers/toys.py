@@ -1,4 +1,4 @@
-"""Toy parts: definitions composed without the command line, and images learnt in milliseconds."""
+"""Toy parts: definitions composed without a command line, and images learned in milliseconds."""
 
 import functools
 from contextlib import contextmanager, nullcontext
@@ -142,18 +142,18 @@ def validate_search(definition: Definition, data: TrainingData) -> None:
     validate(definition, data, Strategy(definition))
 
 
-# A question asked with these is one of a loop of one's own, over the same space.
+# Overrides of a study of a custom training loop, over the same search space.
 LOOP = (
     "objective._target_=toys.train",
     "objective.test=toys.test",
     "objective.direction=maximize",
 )
-KINDS = {"network": (), "loop": LOOP}  # of training, for laws that hold of each
-EACH_KIND = ("network", pytest.param("loop", marks=pytest.mark.chaos))  # for those that take long
+KINDS = {"network": (), "loop": LOOP}  # kinds of training, for laws that hold for both
+EACH_KIND = ("network", pytest.param("loop", marks=pytest.mark.chaos))  # for slow tests
 
 
 def train(config: DictConfig, run: Run) -> float:
-    """A loop of one's own: what the config describes, trained as in a tutorial."""
+    """A custom training loop: the network of the config, trained as in a tutorial."""
     network = build(config, run.train)
     optimizer = build_optimizer(config.optimizer)(network.parameters())
     run.keep(network=network, optimizer=optimizer)
@@ -174,7 +174,7 @@ def train(config: DictConfig, run: Run) -> float:
 
 
 def test(config: DictConfig, run: Run, part: Dataset[Any]) -> dict[str, float]:
-    """Tests what `train` has kept."""
+    """Tests the network that `train` kept."""
     network = build(config, part)
     run.keep(network=network)
     accuracy, loss = evaluate(network, part)
@@ -232,7 +232,7 @@ TWO = (
 
 
 def fill(stored: StoredStudy, *trials: FrozenTrial) -> None:
-    """Adds trials to a study as those of its next slots: without one they would be foreign."""
+    """Adds trials to the next slots of a study; without a slot they would count as external."""
     for slot, trial in enumerate(trials, len(stored.optuna.get_trials(deepcopy=False))):
         trial.user_attrs = {SLOT: slot} | trial.user_attrs
         stored.optuna.add_trial(trial)

@@ -75,7 +75,7 @@ def in_database(stored: StoredStudy) -> dict[int, Seen]:
 
 
 def seen_of(trial: TrackedTrial) -> Seen:
-    """A trial as a tracker of one's own was given it."""
+    """A trial that a custom tracker received."""
     curves = Counter((p.name, p.epoch, short(p.value)) for p in trial.points)
     params = {name: str(value) for name, value in trial.params.items()}
     objectives = trial.study.objectives

@@ -12,7 +12,7 @@ from studyloom.worker import worker
 
 @pytest.fixture(scope="module", params=EACH_KIND)
 def kind(request):
-    """Overrides that ask for a kind of training: networks of ours, or a loop of one's own."""
+    """Overrides of a kind of training: a network of studyloom, or a custom loop."""
     return KINDS[request.param]
 
 
