@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 from studyloom.data.training_data import TrainingData
 from studyloom.objectives.objective import Objective
 from studyloom.processes import is_alive
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import urls
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.opening import create_study, open_study
@@ -64,14 +64,14 @@ class Sleep(Objective):
     """An objective that sleeps, and whose value comes to what its parameters say.
 
     Args:
-        point: Its configuration.
+        configuration: Its hyperparameters.
         nap: Seconds of an epoch.
     """
 
     epochs = EPOCHS
 
-    def __init__(self, point: Point, nap: float) -> None:
-        self.best = 1 - sum((value - 0.3) ** 2 for value in point.params.values()) / 6
+    def __init__(self, configuration: Configuration, nap: float) -> None:
+        self.best = 1 - sum((value - 0.3) ** 2 for value in configuration.params.values()) / 6
         self.nap, self._steps = nap, list[Epoch]()
 
     def run(self, report: Callable[[Epoch], None], stopping: Any) -> float:
@@ -106,11 +106,13 @@ class Asleep(Bare):
     def __init__(self, sampler: str, nap: float) -> None:
         self.kind, self.nap = sampler, nap
 
-    def make_objective(self, point: Point, number: int, data: Any, attempt: Any) -> Any:
+    def make_objective(
+        self, configuration: Configuration, number: int, data: Any, attempt: Any
+    ) -> Any:
         began = log()
         if began.claimed:
             began.took["start"].append(time.perf_counter() - began.claimed)
-        return Sleep(point, self.nap)
+        return Sleep(configuration, self.nap)
 
     def sampler(self, number: int, *, redraws: bool = False) -> optuna.samplers.BaseSampler:
         if self.kind == "tpe":

@@ -49,16 +49,16 @@ class Bare:
     space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
     baseline, seed, keeps_state = None, 0, ()
 
-    def provenance_sections(self, point: Any) -> None:
+    def provenance_sections(self, configuration: Any) -> None:
         return None
 
-    def measure_costs(self, point: Any, data: TrainingData) -> list[Any]:
+    def measure_costs(self, configuration: Any, data: TrainingData) -> list[Any]:
         return []
 
     def make_objective(
-        self, point: Any, number: int, data: TrainingData, attempt: Any
+        self, configuration: Any, number: int, data: TrainingData, attempt: Any
     ) -> NetworkObjective:
-        (train, valid), rate = data.folds[0], point.params["x0"]
+        (train, valid), rate = data.folds[0], configuration.params["x0"]
         sgd = functools.partial(torch.optim.SGD, lr=rate)
         loss = nn.CrossEntropyLoss()
         job = Job(Tiny, sgd, lambda _: 1.0, loss, train, valid, 10, 4, number)

@@ -59,7 +59,7 @@ class Asleep(Bare):
         return optuna.pruners.NopPruner()
 
     def make_objective(
-        self, point: Any, number: int, data: TrainingData, attempt: Any
+        self, configuration: Any, number: int, data: TrainingData, attempt: Any
     ) -> NetworkObjective:
         (train, valid) = data.folds[0]
         sgd = functools.partial(torch.optim.SGD, lr=0.1)

@@ -238,7 +238,7 @@ def conduct(
         trials = [stage.stored.trials() for stage in evaluation.stages]
         lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
         last: CandidateTrainings = evaluation.trained_stage.source
-        sources = {o: source.point for o, source in evaluation.candidates.items()}
+        sources = {o: source.configuration for o, source in evaluation.candidates.items()}
         trainings = replace(last, candidates=sources, seeds=last.seeds)
 
         @cache

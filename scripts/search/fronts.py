@@ -22,7 +22,7 @@ import numpy as np
 
 from studyloom.data.training_data import TrainingData
 from studyloom.space.rule import Cost
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 
 from .simulator import Clock, ReplayedDefinition, Tape, define, folder, run_workers
 from .statistics import describe
@@ -64,8 +64,8 @@ class Sized(ReplayedDefinition):
 
     costs: list[float]
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        return [Cost("parameters", self.costs[self.results.find(point)])]
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
+        return [Cost("parameters", self.costs[self.results.find(configuration)])]
 
 
 def replay(overrides: tuple[str, ...], seed: int) -> tuple[int, list[float]]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 
 from . import peer_process
 from .simulator import Tape, cost_of
@@ -143,7 +143,7 @@ def search(
                 if len(found) == trials:
                     break
                 params = {f"params.{name}": value for name, value in values.items()}
-                found[trial], reached[trial] = results.find(Point(params=params)), 0
+                found[trial], reached[trial] = results.find(Configuration(params=params)), 0
             if reached[trial] < until:
                 jobs[worker] = (trial, until)
                 heapq.heappush(events, (now + cost_of(found[trial]), worker))

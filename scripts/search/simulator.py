@@ -28,7 +28,7 @@ from studyloom.config.compose import Composer
 from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
-from studyloom.decisions.placement import place_point
+from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.definition.definition import Definition
@@ -37,7 +37,7 @@ from studyloom.definition.prepare import find_definition_class
 from studyloom.objectives.objective import Attempt, Objective, Step
 from studyloom.space.language import parse_space
 from studyloom.space.rule import Cost
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.stored_study import StoredStudy
@@ -249,19 +249,19 @@ class ReplayedDefinition:
         """None: with a good default there is little left to find."""
         return None
 
-    def provenance_sections(self, point: Point) -> None:
+    def provenance_sections(self, configuration: Configuration) -> None:
         return None
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         return []
 
     def trains_on(self, data: TrainingData) -> torch.device:
         return torch.device("cpu")
 
     def make_objective(
-        self, point: Point, number: int, data: TrainingData, attempt: Attempt
+        self, configuration: Configuration, number: int, data: TrainingData, attempt: Attempt
     ) -> ReplayedObjective:
-        at = self.results.find(point)
+        at = self.results.find(configuration)
         curve = self.results.curve(at).tolist()
         seconds = cost_of(at) * self.epoch
         return ReplayedObjective(curve, number, at, seconds, self.tape, self.clock)
@@ -385,7 +385,9 @@ def run_workers(
     with closing(
         create_study(url, "replay", {"of": "a task"}, trials, objectives=defined.objectives)
     ) as stored:
-        begin = [WarmStart(place_point(defined, each).point, "first") for each in first]
+        begin = [
+            WarmStart(place_configuration(defined, each).configuration, "first") for each in first
+        ]
         enqueue(stored, WarmStarts(begin), trials, baseline=None)
 
     def work() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 
 TEST = (34539, 126029, 146212, 167104, 167161, 167190, 189862, 189906)  # no choice was made on them
 TUNE = (3945, 167152, 167184, 168330, 7593, 126025, 167149, 167181, 168335, 168868, 189354, 189909)
@@ -110,11 +110,11 @@ class Drawn:
     _configurations: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _means: list[tuple[int, Floats]] = field(default_factory=list)  # branch, accuracies
 
-    def find(self, point: Point) -> int:
-        network = point.params.get("params.network")
+    def find(self, configuration: Configuration) -> int:
+        network = configuration.params.get("params.network")
         branch = 0 if network is None else BRANCHES.index(network)
         above = "params" if network is None else f"params.network.{network}"
-        values = tuple(point.params[f"{above}.{name}"] for name in SPACE)
+        values = tuple(configuration.params[f"{above}.{name}"] for name in SPACE)
         if (branch, *values) not in self._configurations:
             self._configurations[branch, *values] = len(self._means)
             epochs = np.linspace(FIRST, LAST, self.task.epochs).round()

@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 
 from studyloom.seeds import derive
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 
 from . import surrogates
 from .surrogates import Surrogate
@@ -109,18 +109,18 @@ class Task:
         """The best final value."""
         return float(self.finals.max())
 
-    def find(self, point: Point) -> int:
+    def find(self, configuration: Configuration) -> int:
         """Returns the number of a configuration, or of the nearest that was recorded.
 
         Near is near on the scale of each hyperparameter, among those with the same choices.
         """
         if self.space is not None:  # a table has all configurations
             sizes = [size(node) for node in self.space.values()]
-            digits = [point.params[f"params.{name}"] for name in self.space]
+            digits = [configuration.params[f"params.{name}"] for name in self.space]
             return int(np.ravel_multi_index(digits, sizes))
         choices = {
-            name: point.params[name]
-            for name, distribution in point.distributions.items()
+            name: configuration.params[name]
+            for name, distribution in configuration.distributions.items()
             if isinstance(distribution, CategoricalDistribution) or name.endswith(".length")
         }
         alike = self._alike(tuple(choices.items())) or range(len(self.configurations))
@@ -128,8 +128,9 @@ class Task:
         def away(index: int) -> float:
             other = self.configurations[index]
             return sum(
-                (place(point.params[name], distribution) - place(other[name], distribution)) ** 2
-                for name, distribution in point.distributions.items()
+                (place(configuration.params[name], distribution) - place(other[name], distribution))
+                ** 2
+                for name, distribution in configuration.distributions.items()
                 if name in other and name not in choices
             )
 
@@ -156,7 +157,7 @@ class Results(Protocol):
     @property
     def task(self) -> Any: ...
 
-    def find(self, point: Point) -> int:
+    def find(self, configuration: Configuration) -> int:
         """Returns the number of a configuration."""
 
     def curve(self, configuration: int) -> NDArray[Any]:
@@ -179,8 +180,8 @@ class Recorded:
     task: Task
     order: NDArray[np.int64]
 
-    def find(self, point: Point) -> int:
-        return self.task.find(point)
+    def find(self, configuration: Configuration) -> int:
+        return self.task.find(configuration)
 
     def curve(self, configuration: int) -> NDArray[np.float32]:
         return np.asarray(self.task.values[configuration, self.order[configuration, 0]])

@@ -61,9 +61,9 @@ def make_objective(monkeypatch):
     make = CandidateTrainings.make_objective
 
     def call_before(function):
-        def make_after(self, point, *arguments):
-            function(point)
-            return make(self, point, *arguments)
+        def make_after(self, configuration, *arguments):
+            function(configuration)
+            return make(self, configuration, *arguments)
 
         monkeypatch.setattr(CandidateTrainings, "make_objective", make_after)
 
@@ -148,8 +148,8 @@ def test_a_process_that_lost_its_gpu_does_not_use_the_test_set(searched, monkeyp
 def test_a_study_whose_candidates_all_failed_says_why_it_has_no_winner(
     make_objective, searched, capsys
 ):
-    def diverge(point):
-        if point.values["seed"] == 0:
+    def diverge(configuration):
+        if configuration.values["seed"] == 0:
             raise Diverged(0, 1, 2, "train", float("inf"))
 
     make_objective(diverge)
@@ -196,7 +196,7 @@ def read_exit_code(run_dir, capsys):
 def test_a_stopped_winner_has_no_result_and_prints_no_earlier_one(
     searched, make_objective, monkeypatch, capsys
 ):
-    make_objective(lambda point: signal.raise_signal(signal.SIGINT))
+    make_objective(lambda configuration: signal.raise_signal(signal.SIGINT))
     assert main(["winner", str(searched), "--json"]) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -220,7 +220,7 @@ def test_a_search_at_its_cost_limit_continues_with_a_higher_one(tmp_path):
 
 
 def test_a_winner_whose_trainings_all_raise_halts(searched, make_objective, capsys):
-    make_objective(lambda point: {}["error"])
+    make_objective(lambda configuration: {}["error"])
     assert main(["winner", str(searched)]) == 1
     assert "KeyError: 'error'" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")], "the database was closed"

@@ -1,4 +1,4 @@
-"""CMA-ES without pickles: the points of Optuna's own, and nothing of the database is executed."""
+"""CMA-ES without pickles proposes what Optuna's own does, and executes nothing of the database."""
 
 import inspect
 import os
@@ -33,8 +33,8 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
-def points(sampler, study, count, **options):
-    """The points of a study that one worker works on, with a new sampler for each trial."""
+def configurations(sampler, study, count, **options):
+    """The configurations of a study that one worker works on, with a new sampler for each trial."""
     for number in range(count):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -55,17 +55,19 @@ def points(sampler, study, count, **options):
 )
 def test_cmaes_proposes_the_configurations_of_optunas_cmaes(direction, options):
     both = [
-        points(sampler, optuna.create_study(direction=direction), 40, **options)
+        configurations(sampler, optuna.create_study(direction=direction), 40, **options)
         for sampler in (CmaEsSampler, optuna.samplers.CmaEsSampler)
     ]
     # Optuna's has lost the last bit of a matrix in its pickle.
-    assert [pytest.approx(point, rel=1e-6) for point in both[0]] == both[1]
-    assert len({point["x"] for point in both[0]}) > 30
+    assert [pytest.approx(configuration, rel=1e-6) for configuration in both[0]] == both[1]
+    assert len({configuration["x"] for configuration in both[0]}) > 30
 
 
 def test_cmaes_learns_from_a_shared_database_and_stores_no_pickle(sqlite_url):
     study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, objectives=LOSS).optuna
-    assert points(CmaEsSampler, study, 25) == points(CmaEsSampler, optuna.create_study(), 25)
+    assert configurations(CmaEsSampler, study, 25) == configurations(
+        CmaEsSampler, optuna.create_study(), 25
+    )
     assert not any(key.startswith(PICKLED) for t in study.trials for key in t.system_attrs)
 
 

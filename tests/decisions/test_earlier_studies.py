@@ -45,10 +45,10 @@ def test_earlier_studies_take_turns_each_with_its_best_trial_first(runs):
     for top in (1, 3, 5):
         starts = find_warm_starts(naming(*folders, overrides=[f"study.warm_start_top={top}"]))
         turns = [(place, study) for place in range(2) for study in range(3)][:top]
-        assert [start.origin for start in starts.points] == [
+        assert [start.origin for start in starts.configurations] == [
             f"{folders[study]}, trial {ranked[study][place].number}" for place, study in turns
         ]
-        assert [start.point.params for start in starts.points] == [
+        assert [start.configuration.params for start in starts.configurations] == [
             ranked[study][place].params for place, study in turns
         ]
 
@@ -59,18 +59,20 @@ def test_a_study_named_twice_is_read_once(postgres_url, runs):
     database = f"{postgres_url}#one"
     named = naming(database, a, f"{a}/", database, overrides=["study.warm_start_top=4"])
     starts = find_warm_starts(named)
-    assert len(starts.points) == 4
+    assert len(starts.configurations) == 4
     assert len(starts.labels) == 2
-    assert CANARY not in repr((starts.labels, starts.notes, starts.points))
+    assert CANARY not in repr((starts.labels, starts.notes, starts.configurations))
     half = find_warm_starts(named, starts.labels[:1])
-    assert {start.origin.rpartition(",")[0] for start in half.points} == {str(a)}
+    assert {start.origin.rpartition(",")[0] for start in half.configurations} == {str(a)}
 
 
 def test_studies_with_the_same_trials_give_each_configuration_once(runs):
     folders = [finished_run(runs / name, seed=1) for name in "ab"]
     starts = find_warm_starts(naming(*folders, overrides=["study.warm_start_top=8"]))
-    configurations = {tuple(sorted(start.point.params.items())) for start in starts.points}
-    assert len(starts.points) == len(configurations) == 4
+    configurations = {
+        tuple(sorted(start.configuration.params.items())) for start in starts.configurations
+    }
+    assert len(starts.configurations) == len(configurations) == 4
 
 
 def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
@@ -157,8 +159,8 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
     folders = [finished_run(runs / name, seed=seed) for seed, name in enumerate("ab", 1)]
     definition = naming(*folders, overrides=["study.warm_start_top=4", "study.trials=20"])
     chosen = find_warm_starts(definition)
-    points = [start.point.params for start in chosen.points]
-    assert len(points) == 4
+    configurations = [start.configuration.params for start in chosen.configurations]
+    assert len(configurations) == 4
     stored = fresh(url, definition, 6, "new")
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "set_slots", die)
@@ -171,13 +173,15 @@ def test_earlier_configurations_are_queued_together_or_not_at_all(
         (folder / "study.db").unlink()
         finished(f"sqlite:///{folder}/study.db", seeded(9), trials=6).close()
     now = find_warm_starts(definition)
-    assert [start.origin for start in now.points] != [start.origin for start in chosen.points]
+    assert [start.origin for start in now.configurations] != [
+        start.origin for start in chosen.configurations
+    ]
     again = find_warm_starts(definition, read_used_labels(stored))
-    assert [*again.points] == []
+    assert [*again.configurations] == []
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=definition.baseline)
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[ENQUEUED] == "the default configuration"
-    assert [trial.params for trial in queued] == points
+    assert [trial.params for trial in queued] == configurations
     sources = [trial.user_attrs[ENQUEUED] for trial in queued]
-    assert sources == [start.origin for start in chosen.points]
+    assert sources == [start.origin for start in chosen.configurations]

@@ -95,7 +95,7 @@ def test_tpe_proposes_the_first_ten_trials_and_the_process_the_others(proposals)
     assert len(proposals) == 4
     for chosen, (made, space, results) in zip(params(study)[10:], proposals, strict=True):
         assert {name: chosen[name] for name in made} == made
-        assert space.keys() == FLAT.make_point(chosen).params.keys() - {"fixed"}
+        assert space.keys() == FLAT.make_configuration(chosen).params.keys() - {"fixed"}
         assert len(results) >= 10
     assert min(abs(chosen["x"] - 0.3) for chosen in params(study)[10:]) < 0.1
 
@@ -146,11 +146,11 @@ def test_the_process_proposes_only_branches_that_trials_have_had(proposals):
         assert made.keys() == space.keys() == names
         assert {trial.params["model"] for trial in results} == {"mlp", "cnn"}
     for made, _, _ in proposals:
-        lacking = space.keys() - TREE.make_point(made).params.keys()
+        lacking = space.keys() - TREE.make_configuration(made).params.keys()
         assert all(made[name] == find_middle(space[name]) for name in lacking)
     later = [each["model"] for each in params(study)[12:]]
     assert later.count("cnn") > 8, "it is better by .5"
-    assert {frozenset(TREE.make_point(each).params) for each in params(study)} == {
+    assert {frozenset(TREE.make_configuration(each).params) for each in params(study)} == {
         *map(frozenset, params(study))
     }
 
@@ -159,11 +159,11 @@ def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
     study = optuna.create_study(direction="maximize")
 
     def add(state, reports, **given):
-        point = TREE.make_point(given)
+        configuration = TREE.make_configuration(given)
         trial = create_trial(
             state=state,
-            params=point.params,
-            distributions=point.distributions,
+            params=configuration.params,
+            distributions=configuration.distributions,
             intermediate_values=reports,
         )
         study.add_trial(trial)
@@ -232,8 +232,8 @@ def test_the_process_accepts_constants_and_repeated_configurations():
     study = optuna.create_study()
     distributions = FLAT.make_placeholder({}).distributions
     for number in range(12):
-        point = FLAT.make_placeholder({}, ("low", "high")[number % 2]).params
-        study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
+        configuration = FLAT.make_placeholder({}, ("low", "high")[number % 2]).params
+        study.add_trial(create_trial(value=1.0, params=configuration, distributions=distributions))
     study.sampler = GaussianProcessSampler(SamplerContext(FLAT), 1)
     FLAT.suggest(study.ask())
 

@@ -8,7 +8,7 @@ from optuna.trial import create_trial
 
 from studyloom.decisions.samplers import LARGEST_GRID, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
-from studyloom.space.drawing_points import draw_point, identify
+from studyloom.space.drawing_configurations import draw_configuration, identify
 from studyloom.space.language import parse_space
 from studyloom.space.outline import outline
 from studyloom.space.rule import parse_relations
@@ -45,8 +45,8 @@ def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
     study = optuna.create_study(sampler=sampler)
     for _ in range(trials):
         trial = study.ask()
-        point = space.suggest(trial)
-        assert trial.params == point.params
+        configuration = space.suggest(trial)
+        assert trial.params == configuration.params
         study.tell(trial, 0.0)
     return [trial.params for trial in study.trials]
 
@@ -54,15 +54,17 @@ def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
 def test_the_trials_of_a_grid_have_each_configuration_once(space):
     visited = run(GridSampler(SamplerContext(space), seed=3), space, trials=(6 + 3) * 4)
     assert len(visited) == space.size()
-    for point in space.points():
-        assert visited.count(point.params) == 1
+    for configuration in space.configurations():
+        assert visited.count(configuration.params) == 1
 
 
 def test_the_baseline_comes_first_and_only_once(space, baseline):
     sampler = GridSampler(SamplerContext(space, baseline), seed=3)
-    assert sampler.points[0] == baseline
-    assert len(sampler.points) == space.size()
-    assert [point.params for point in sampler.points].count(baseline.params) == 1
+    assert sampler.configurations[0] == baseline
+    assert len(sampler.configurations) == space.size()
+    assert [configuration.params for configuration in sampler.configurations].count(
+        baseline.params
+    ) == 1
 
 
 def test_samplers_of_several_processes_share_the_grid_by_trial_numbers(space, baseline):
@@ -77,7 +79,7 @@ def test_samplers_of_several_processes_share_the_grid_by_trial_numbers(space, ba
         drawn.append(
             worker.sample_relative(study, trial, worker.infer_relative_search_space(study, trial))
         )
-    assert all(drawn.count(point.params) == 1 for point in space.points())
+    assert all(drawn.count(configuration.params) == 1 for configuration in space.configurations())
 
 
 def test_every_continuous_range_is_refused_by_name():
@@ -113,11 +115,17 @@ def test_a_grid_that_is_too_large_is_refused_without_enumerating_it():
 def test_configurations_that_break_a_relation_are_not_in_the_grid(space):
     relation = parse_relations(["model.cnn.channels <= 100 * optimizer.momentum"], NUMBERS)
     related = replace(space, relations=relation)
-    kept = [point.params for point in space.points() if relation[0].holds(point.params)]
-    assert [point.params for point in related.points()] == kept
+    kept = [
+        configuration.params
+        for configuration in space.configurations()
+        if relation[0].holds(configuration.params)
+    ]
+    assert [configuration.params for configuration in related.configurations()] == kept
     assert related.size() == len(kept) == 24 + 5
-    points = GridSampler(SamplerContext(related), seed=3).points
-    assert sorted(map(kept.index, (point.params for point in points))) == [*range(29)]
+    configurations = GridSampler(SamplerContext(related), seed=3).configurations
+    assert sorted(map(kept.index, (configuration.params for configuration in configurations))) == [
+        *range(29)
+    ]
     assert "where model.cnn.channels <= 100 * optimizer.momentum" in str(
         outline(related).children[-1].label
     )
@@ -126,9 +134,9 @@ def test_configurations_that_break_a_relation_are_not_in_the_grid(space):
 def test_a_drawn_configuration_breaks_no_relation_and_is_not_taken(space):
     related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
     taken = set()
-    while (point := draw_point(related, len(taken), taken)) is not None:
-        assert related.find_breach(point.params) is None
-        taken.add(identify(point))
+    while (configuration := draw_configuration(related, len(taken), taken)) is not None:
+        assert related.find_breach(configuration.params) is None
+        taken.add(identify(configuration))
     assert len(taken) == related.size() == 18
     wide = space_of({"optimizer": {"lr": {"float": [0, 1]}, "width": {"int": [1, 9]}}})
     for text, found in (("optimizer.lr * optimizer.width < .5", True), ("optimizer.lr > 1", False)):
@@ -136,14 +144,16 @@ def test_a_drawn_configuration_breaks_no_relation_and_is_not_taken(space):
             wide, relations=parse_relations([text], ["optimizer.lr", "optimizer.width"])
         )
         assert tight.size() == math.inf
-        point = draw_point(tight, 3)
-        assert (point is not None) == found
-        assert not found or point == draw_point(tight, 3)
+        configuration = draw_configuration(tight, 3)
+        assert (configuration is not None) == found
+        assert not found or configuration == draw_configuration(tight, 3)
 
 
 def test_equal_steps_have_one_key_however_they_were_computed(space):
     one, other = (
-        space.make_point({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
+        space.make_configuration(
+            {"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum}
+        )
         for momentum in (0.3, 0.1 + 0.2)
     )
     assert one != other

@@ -1,4 +1,4 @@
-"""Points to begin with: placed in the space, queued once, taken from earlier studies."""
+"""Configurations to begin with: placed in the space, queued once, taken from earlier studies."""
 
 import threading
 
@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from toy_worker import RANDOM, fresh, work
 from toys import TINY, ask
 
-from studyloom.decisions.placement import place_point
+from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.strategy import Strategy
 from studyloom.decisions.warm_start import (
     WarmStarts,
@@ -51,20 +51,22 @@ def errors_of(*overrides):
 
 
 def test_a_missing_hyperparameter_has_its_default_value(definition):
-    placed = place_point(definition, {"optimizer.adamw.lr": 0.005})
-    assert placed.point.params == definition.baseline.params | {"optimizer.adamw.lr": 0.005}
+    placed = place_configuration(definition, {"optimizer.adamw.lr": 0.005})
+    assert placed.configuration.params == definition.baseline.params | {"optimizer.adamw.lr": 0.005}
     assert (placed.errors, placed.unknown) == ([], {})
-    other = place_point(definition, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
-    assert other.point.choices == {"model": "cnn", "optimizer": "sgd"}
-    assert other.point.values["model.channels"] == 16, "as that option has it"
+    other = place_configuration(
+        definition, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2}
+    )
+    assert other.configuration.choices == {"model": "cnn", "optimizer": "sgd"}
+    assert other.configuration.values["model.channels"] == 16, "as that option has it"
     assert not other.errors
 
 
 def test_a_number_that_equals_a_choice_is_that_choice():
     asked = ask(*TINY[:-1], "space=none", "+space.model.dropout.choice=[0.5,0]")
     for given in ({}, {"model.dropout": 0.0}):
-        placed = place_point(asked, given)
-        assert (str(placed.point.values["model.dropout"]), placed.errors) == ("0", [])
+        placed = place_configuration(asked, given)
+        assert (str(placed.configuration.values["model.dropout"]), placed.errors) == ("0", [])
 
 
 def test_hyperparameters_may_be_named_by_path_config_key_or_tree(definition):
@@ -74,13 +76,13 @@ def test_hyperparameters_may_be_named_by_path_config_key_or_tree(definition):
         {"model": {"mlp": {"hidden": [32, 64]}}},
         {"model.mlp.hidden.length": 2, "model.mlp.hidden.0": 32, "model.mlp.hidden.1": 64},
     ):
-        placed = place_point(definition, parameters)
-        assert placed.point.values["model.hidden"] == [32, 64]
+        placed = place_configuration(definition, parameters)
+        assert placed.configuration.values["model.hidden"] == [32, 64]
         assert (placed.errors, placed.unknown) == ([], {})
-    point = definition.space.suggest(
+    configuration = definition.space.suggest(
         optuna.create_study(sampler=Strategy(definition).sampler(3)).ask()
     )
-    assert place_point(definition, point.params).point == point
+    assert place_configuration(definition, configuration.params).configuration == configuration
 
 
 def test_all_errors_of_configurations_are_listed_at_once():
@@ -103,15 +105,18 @@ def test_all_errors_of_configurations_are_listed_at_once():
 
 
 def test_a_warm_start_that_cannot_be_tried_is_refused():
-    points = f"study.enqueue=[{CNN},{MLP}]"
+    configurations = f"study.enqueue=[{CNN},{MLP}]"
     for overrides, words in (
         (["study.enqueue=[1]"], "study.enqueue must be a list of configurations, such as"),
-        ([points, "study.trials=2"], "1 of 2 configurations do not fit into study.trials=2; raise"),
+        (
+            [configurations, "study.trials=2"],
+            "1 of 2 configurations do not fit into study.trials=2; raise",
+        ),
     ):
         assert any(words in line for line in errors_of(*overrides))
 
 
-# Trials of the points
+# Trials of these configurations
 
 
 @pytest.mark.usefixtures("threads_are_workers")
@@ -191,11 +196,11 @@ def test_the_note_says_why_an_earlier_trial_is_left_out(earlier):
     overrides = (*RANDOM, f"study.warm_start={earlier}", "~space.train")
     narrow = ask(*overrides, "space.model.mlp.hidden.length.int=[1,1]", "study.warm_start_top=6")
     starts = find_warm_starts(narrow, ())
-    for start in starts.points:
-        params = start.point.params
+    for start in starts.configurations:
+        params = start.configuration.params
         again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
         assert again.params == params
-    assert starts.points
+    assert starts.configurations
     assert "train.batch_size is not searched here" in starts.notes[0]
     other = ("train.batch_size=7", "space.train.batch_size.choice=[7]")
     (note,) = find_warm_starts(ask(*overrides[:-1], *other), ()).notes
@@ -211,14 +216,14 @@ def test_a_trial_of_other_options_is_placed_by_shared_config_keys(earlier, ranke
     ]
     assert rates
     starts = find_warm_starts(other, ())
-    assert [start.point.params["optimizer.lr"] for start in starts.points] == rates
+    assert [start.configuration.params["optimizer.lr"] for start in starts.configurations] == rates
 
 
 def test_a_note_says_that_a_configuration_breaks_a_relation(tmp_path):
     tight = "+space.where=['optimizer.sgd.lr * optimizer.sgd.momentum < .01']"
     definition = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
     starts = find_warm_starts(definition, ())
-    assert [start.origin for start in starts.points] == ["study.enqueue[1]"]
+    assert [start.origin for start in starts.configurations] == ["study.enqueue[1]"]
     assert starts.notes == [
         "study.enqueue[0]: is left out, since it breaks space.where 'optimizer.sgd.lr * "
         "optimizer.sgd.momentum < .01' with optimizer.sgd.lr=0.1, optimizer.sgd.momentum=0.5"
@@ -226,7 +231,7 @@ def test_a_note_says_that_a_configuration_breaks_a_relation(tmp_path):
     source = finished_run(tmp_path / "earlier")
     never = ask(*RANDOM, "+space.where=['train.batch_size < 1']", f"study.warm_start={source}")
     taken = find_warm_starts(never, ())
-    assert (taken.points, len(taken.notes)) == ([], 1)
+    assert (taken.configurations, len(taken.notes)) == ([], 1)
     assert (
         "none of its trials is taken: breaks space.where 'train.batch_size < 1'" in taken.notes[0]
     )

@@ -66,12 +66,12 @@ def test_the_baseline_is_the_default_configuration(main):
 
 
 def test_composing_a_configuration_leaves_the_definition_unchanged(main):
-    point = main.space.walk(
+    configuration = main.space.walk(
         lambda parameter: {"model": "cnn", "optimizer": "sgd", "model.cnn.channels": 32}.get(
             parameter.name, getattr(parameter.distribution, "high", 256)
         )
     )
-    cfg = main.compose_config(point)
+    cfg = main.compose_config(configuration)
     assert cfg["model"]["_target_"] == "studyloom.models.CNN"
     assert (cfg["model"]["channels"], cfg["optimizer"]["momentum"]) == (32, 0.99)
     assert cfg.train.batch_size == 256

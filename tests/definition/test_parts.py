@@ -9,7 +9,7 @@ from toys import ask, toy_folds, toy_split, validate_search
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.prepare import build_source
 from studyloom.errors import ConfigError
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.training.optimizer import TorchSchedule
 from studyloom.training.trainer import Training
 
@@ -35,7 +35,7 @@ def find_errors(*overrides, **data):
 
 
 def build_job(*overrides):
-    (job,) = make_definition(*overrides).build_jobs(Point(), toy_folds(SPLIT), 0)
+    (job,) = make_definition(*overrides).build_jobs(Configuration(), toy_folds(SPLIT), 0)
     return job
 
 
@@ -233,8 +233,8 @@ def test_parameter_groups_are_searched_and_part_of_the_definition():
         groups, "+space.optimizer.groups.first.lr={float: [0.0001, 0.1], log: true}"
     )
     validate_search(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
-    point = definition.space.walk(lambda parameter: 0.05)
-    (job,) = definition.build_jobs(point, toy_folds(SPLIT), 0)
+    configuration = definition.space.walk(lambda parameter: 0.05)
+    (job,) = definition.build_jobs(configuration, toy_folds(SPLIT), 0)
     assert [(group.match, dict(group.settings)) for group in job.groups] == [
         (("1.*",), {"lr": 0.05})
     ]

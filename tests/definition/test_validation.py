@@ -317,7 +317,7 @@ def test_impossible_relations_are_refused_before_trial_0_with_a_fix(folds):
 def test_a_hyperparameter_may_be_called_where():
     own = ("space=none", "+params.where=3", "objective._target_=toys.train")
     definition = ask(*own, "+space.params.where.int=[1,4]", "+space.where='params.where < 4'")
-    assert [point.params for point in definition.space.points()] == [
+    assert [configuration.params for configuration in definition.space.configurations()] == [
         {"params.where": n} for n in (1, 2, 3)
     ]
 

@@ -22,7 +22,7 @@ from toys import ask
 
 from studyloom.cli import main
 from studyloom.config.config_sources import register
-from studyloom.decisions.placement import place_point
+from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.errors import DataError, StorageError
 from studyloom.extras.adopt import csv_file
@@ -357,8 +357,10 @@ def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeyp
     trials = [trial(n, curve_of(x)[-1], x, curve=curve_of(x)) for n, x in enumerate(settings)]
     predicted = replay_asha(study_of(trials))
     stored = fresh(f"sqlite:///{here}/real.db", definition, count)
-    points = (place_point(definition, {"params.x": x}).point for x in settings)
-    starts = WarmStarts([WarmStart(point, "optuna") for point in points])
+    configurations = (
+        place_configuration(definition, {"params.x": x}).configuration for x in settings
+    )
+    starts = WarmStarts([WarmStart(configuration, "optuna") for configuration in configurations])
     enqueue(stored, starts, count, baseline=None)
     work(definition, stored, count)
     real = sum(TrialRecord(trained).epoch_count for trained in stored.trials())
@@ -529,11 +531,11 @@ def test_integers_and_truth_values_of_a_csv_file_are_those_of_the_config(here, c
         "train.batch_size,optimizer.nesterov,optimizer.lr,loss\n32,true,1,0.5\n64,False,0.1,0.6\n"
     )
     first, second = adopted(capsys, "runs.csv", "--minimize", "loss")["next"]
-    points = (
+    configurations = (
         "{train.batch_size:32,optimizer.nesterov:true,optimizer.lr:1.0},"
         "{train.batch_size:64,optimizer.nesterov:false,optimizer.lr:0.1}"
     )
-    assert shlex.split(first)[-1] == f"study.enqueue=[{points}]"
+    assert shlex.split(first)[-1] == f"study.enqueue=[{configurations}]"
     assert "'train.batch_size': 32, 'optimizer.nesterov': True" in second
 
 

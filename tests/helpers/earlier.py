@@ -17,11 +17,11 @@ def finished(url, definition, trials=4, name="earlier", done=None):
     seed, done = definition.config.study.seed, trials if done is None else done
     for number in range(done):
         plain = optuna.create_study(sampler=optuna.samplers.RandomSampler(100 * seed + number))
-        point = definition.space.suggest(plain.ask())
+        configuration = definition.space.suggest(plain.ask())
         trial = create_trial(
             value=0.5 + 0.1 * math.sin(7 * seed + number),
-            params=point.params,
-            distributions=point.distributions,
+            params=configuration.params,
+            distributions=configuration.distributions,
             user_attrs={SLOT: number},
         )
         fill(stored, trial)

@@ -166,12 +166,12 @@ def test_a_repeated_trial_has_its_hyperparameters_and_is_not_pruned(define, sqli
 
     definition = define(notes, *PRUNER)
     trial = next(t for t in run_search(definition, sqlite_url, None, 8).trials() if t.value > 1)
-    point = definition.space.make_point(trial.params)
-    again = definition.make_objective(point, 70, TrainingData(), seed=3)
+    configuration = definition.space.make_configuration(trial.params)
+    again = definition.make_objective(configuration, 70, TrainingData(), seed=3)
     assert again.run(lambda step: None, Never()) == trial.value
     assert [step.number for step in again.steps()] == [*trial.intermediate_values]
     assert seen[-1] == (70, {})
-    two_layers = definition.space.make_point({"layers": 2})
+    two_layers = definition.space.make_configuration({"layers": 2})
     other = definition.make_objective(two_layers, 0, TrainingData(), seed=3)
     with pytest.raises(ValueError, match=r"no hyperparameter width\.0, it has layers; suggest"):
         other.run(lambda step: None, Never())

@@ -63,18 +63,18 @@ def test_hyperparameters_next_to_options_are_searched_with_each_option():
         {"optimizer": {"lr": LR, "sgd": {"momentum": {"float": [0.0, 0.9]}}, "adam": None}}
     )
     for option, params in (("sgd", {"optimizer.sgd.momentum": 0.5}), ("adam", {})):
-        point = space.walk(
+        configuration = space.walk(
             lambda parameter, option=option: {"optimizer": option}.get(parameter.name, 0.5)
         )
-        assert point.params == {"optimizer": option, **params, "optimizer.lr": 0.5}
-        assert point.values["optimizer.lr"] == 0.5
+        assert configuration.params == {"optimizer": option, **params, "optimizer.lr": 0.5}
+        assert configuration.values["optimizer.lr"] == 0.5
 
 
 def test_a_group_with_one_option_is_fixed():
     space = space_of({"model": {"cnn": {"channels": {"choice": [8, 16]}}}})
-    point = space.walk(lambda parameter: answers(parameter.distribution)[0])
-    assert point.choices == {"model": "cnn"}
-    assert point.params == {"model.cnn.channels": 8}
+    configuration = space.walk(lambda parameter: answers(parameter.distribution)[0])
+    assert configuration.choices == {"model": "cnn"}
+    assert configuration.params == {"model.cnn.channels": 8}
     assert space.size() == 2
 
 
@@ -88,9 +88,11 @@ def test_a_list_as_long_as_another_has_its_length():
     length = 3
     space = space_of({"model": {"mlp": HIDDEN}})
     decided = {"model.mlp.hidden.length": length}
-    point = space.walk(lambda parameter: decided.get(parameter.name, parameter.distribution.low))
-    assert point.values == {"model.hidden": [4] * length, "model.dropout": [0.2] * length}
-    assert list(point.params) == [
+    configuration = space.walk(
+        lambda parameter: decided.get(parameter.name, parameter.distribution.low)
+    )
+    assert configuration.values == {"model.hidden": [4] * length, "model.dropout": [0.2] * length}
+    assert list(configuration.params) == [
         "model.mlp.hidden.length",
         *(f"model.mlp.hidden.{i}" for i in range(length)),
         *(f"model.mlp.dropout.{i}" for i in range(length)),
@@ -117,19 +119,22 @@ def test_a_configuration_has_the_values_that_optuna_stores(mixed):
     seen = set()
     for _ in range(40):
         trial = study.ask()
-        point = mixed.suggest(trial)
-        assert trial.params == point.params
-        assert trial.distributions == point.distributions
+        configuration = mixed.suggest(trial)
+        assert trial.params == configuration.params
+        assert trial.distributions == configuration.distributions
         study.tell(trial, 0.0)
-        seen.add(tuple(point.choices.values()))
+        seen.add(tuple(configuration.choices.values()))
     assert len(seen) == 6
 
 
 def test_the_default_of_a_config_is_the_configuration_in_it(mixed):
     study = optuna.create_study(sampler=RandomSampler(seed=2))
     for _ in range(20):
-        point = mixed.suggest(study.ask())
-        assert mixed.read_default(point.choices, point.values.__getitem__) == point
+        configuration = mixed.suggest(study.ask())
+        assert (
+            mixed.read_default(configuration.choices, configuration.values.__getitem__)
+            == configuration
+        )
 
 
 def test_one_number_is_the_default_of_every_item_of_a_list():
@@ -144,8 +149,8 @@ def test_one_number_is_the_default_of_every_item_of_a_list():
 def test_a_default_that_equals_a_choice_is_that_choice():
     dropout = {"choice": [0, 0.2, 1.0]}
     space = space_of({"p": {"a": dropout, "b": {"list": dropout, "length": 2}}})
-    point = space.read_default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
-    assert str([*point.params.values()]) == "[0, 1.0, 0.2]"
+    configuration = space.read_default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
+    assert str([*configuration.params.values()]) == "[0, 1.0, 0.2]"
     leaf, items = space.nodes
     assert find_default(leaf, 0.0) == 0
     assert find_default(items, [1, 0.0]) == [1, 0]
@@ -182,11 +187,18 @@ def random_tree(draw: random.Random, group: str = "") -> dict:
 @pytest.mark.parametrize("seed", range(15))
 def test_a_finite_space_has_as_many_configurations_as_its_size(seed):
     space = space_of(random_tree(random.Random(seed)))
-    points = list(itertools.islice(space.points(), 800))
-    assert len(points) == min(space.size(), 800)
-    assert len({tuple(sorted(point.params.items(), key=str)) for point in points}) == len(points)
-    for point in points[:50]:
-        assert space.walk(lambda parameter, point=point: point.params[parameter.name]) == point
-        for name, distribution in point.distributions.items():
-            assert find_misfit(distribution, point.params[name]) is None
-            assert distribution._contains(distribution.to_internal_repr(point.params[name]))
+    configurations = list(itertools.islice(space.configurations(), 800))
+    assert len(configurations) == min(space.size(), 800)
+    assert len(
+        {tuple(sorted(configuration.params.items(), key=str)) for configuration in configurations}
+    ) == len(configurations)
+    for configuration in configurations[:50]:
+        assert (
+            space.walk(
+                lambda parameter, configuration=configuration: configuration.params[parameter.name]
+            )
+            == configuration
+        )
+        for name, distribution in configuration.distributions.items():
+            assert find_misfit(distribution, configuration.params[name]) is None
+            assert distribution._contains(distribution.to_internal_repr(configuration.params[name]))

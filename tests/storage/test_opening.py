@@ -85,7 +85,7 @@ def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, definiti
     assert (plain.user_attrs, plain.metric_names, plain.get_trials()) == ({}, None, [])
     assert [trial.number for trial in open_study(url, "s").trials()] == []
     plain.add_trial(create_trial(value=1.0))
-    assert len(open_study(url, "s").trials()) == 1, "its points may be where another one begins"
+    assert len(open_study(url, "s").trials()) == 1, "its trials may be where another one begins"
 
 
 def test_a_missing_study_is_named_with_the_studies_that_exist(sqlite_url, definition):

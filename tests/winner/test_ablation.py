@@ -44,7 +44,7 @@ TRIALS, SEEDS = 3, 2
 
 def defaults_of(params, *overrides):
     definition = ask(*TINY[:1], *overrides)
-    return Defaults(definition, definition.space.make_point(params), [])
+    return Defaults(definition, definition.space.make_configuration(params), [])
 
 
 CNN = {
@@ -85,10 +85,10 @@ def test_putting_back_all_changes_gives_the_baseline():
 def test_a_change_that_a_relation_needs_is_not_put_back():
     where = "space.where=['optimizer.lr < 0.015']"
     definition = ask(*SPACE, f"+{where}")
-    point = definition.space.make_point(
+    configuration = definition.space.make_configuration(
         {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
     )
-    changes = Defaults(definition, point, []).changes
+    changes = Defaults(definition, configuration, []).changes
     assert {*changes} == {("train.batch_size",), ("model.dropout",)}
 
 

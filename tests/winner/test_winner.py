@@ -346,7 +346,9 @@ def test_an_undefined_metric_on_the_test_set_is_explained(definition, tmp_path):
 def test_scores_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     stages, result, uses = evaluated
     assert uses == 1
-    winner = stages.definition.compose_config(stages.candidates[stages.reevaluated.winner].point)
+    winner = stages.definition.compose_config(
+        stages.candidates[stages.reevaluated.winner].configuration
+    )
     images, model = test_part(), toys.build(winner.for_user(), SPLIT.as_dataset())
     model.load_state_dict(
         flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
@@ -393,7 +395,7 @@ def test_files_and_terminal_show_the_same_result(evaluated):
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
     again = type(stages.definition).from_config(cfg, composer)
     assert Strategy(again).trials == 1
-    expected = stages.definition.compose_config(stages.candidates[winner].point)
+    expected = stages.definition.compose_config(stages.candidates[winner].configuration)
     config = again.compose_config(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == expected[section], section

@@ -141,9 +141,11 @@ def test_a_resumed_trial_keeps_the_costs_that_were_measured_first(sqlite_url, mo
     """The trial was ranked by the first."""
     measured, whole = [], NetworkDefinition.measure_costs
 
-    def drifting(self, point, data):
+    def drifting(self, configuration, data):
         measured.append(len(measured))
-        return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
+        return [
+            replace(cost, value=100.0 + len(measured)) for cost in whole(self, configuration, data)
+        ]
 
     monkeypatch.setattr(NetworkDefinition, "measure_costs", drifting)
     definition = ask(*TWO_OBJECTIVES)

@@ -52,7 +52,7 @@ def broken(monkeypatch):
     asked = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
     config = asked.config.with_values({"model": {"_target_": "test_failures.Broken"}})
     definition = replace(asked, config=config)
-    monkeypatch.setattr(Definition, "compose_config", lambda self, point: self.config)
+    monkeypatch.setattr(Definition, "compose_config", lambda self, configuration: self.config)
 
     def fails_with(*errors):
         monkeypatch.setattr(Broken, "errors", list(errors))

@@ -1,4 +1,4 @@
-"""Points that people, programs and agents propose while the search runs."""
+"""Configurations that people, programs and agents propose while the search runs."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from toys import ask as asked
 
 from studyloom.cli import main
 from studyloom.decisions.early_end import Bounds, set_bounds
-from studyloom.decisions.placement import place_point
+from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.warm_start import find_warm_starts, store_space
 from studyloom.errors import ConfigError
 from studyloom.extras.proposals.asking import ask, curve_points
@@ -81,9 +81,9 @@ def stored(sqlite_url, definition):
     return begun(sqlite_url, definition)
 
 
-def refused(stored, point, words, by="anna", why=""):
+def refused(stored, configuration, words, by="anna", why=""):
     with pytest.raises(ConfigError) as caught:
-        propose(stored, point, by, why)
+        propose(stored, configuration, by, why)
     assert words in str(caught.value)
     return caught.value.errors
 
@@ -125,24 +125,24 @@ def test_before_any_worker_begins_the_baseline_stays_trial_0(url, definition):
 
 
 def test_a_proposal_that_enqueue_refuses_is_refused_with_its_message(stored):
-    points = (
+    configurations = (
         {"model": "rnn", "train.batch_size": 17},
         {"optimizer.sgd.lr": 0.1, "model.mlp.hiden": [3]},
         {"model": {"mlp": {"hidden": [8, 8, 8, 8]}}, "optimizer.adamw.lr": "fast"},
         {**CNN, "model.mlp.dropout": 0.1},
     )
-    for point in points:
+    for configuration in configurations:
         definition = asked(*RANDOM)
-        config = definition.config.with_values({"study.enqueue": [point]})
+        config = definition.config.with_values({"study.enqueue": [configuration]})
         definition = replace(definition, config=config)
         with pytest.raises(ConfigError) as caught:
             find_warm_starts(definition, ())
         words = [line.removeprefix("study.enqueue[0]: ") for line in caught.value.errors]
-        assert refused(stored, point, words[0]) == words
+        assert refused(stored, configuration, words[0]) == words
 
 
 def test_invalid_proposals_are_refused_in_short_lines(stored):
-    for point, words in (
+    for configuration, words in (
         ('{"model":', "must be an object in JSON, such as"),
         ("[1]", "it is a list"),
         ("null", "it is null"),
@@ -157,7 +157,7 @@ def test_invalid_proposals_are_refused_in_short_lines(stored):
         ({"winner": {"test": 1}, "__class__": 1}, "winner.test=1 is not a hyperparameter"),
         ({f"p{n}": n for n in range(1000)}, "p0=0 is not a hyperparameter"),
     ):
-        lines = refused(stored, point, words)
+        lines = refused(stored, configuration, words)
         assert max(map(len, lines)) <= 300
         assert len(lines) <= 20
     for by, why in (("", ""), ("a" * 41, ""), ("a\nb", ""), ("a", "\x1b]0;"), ("a", "x" * 501)):
@@ -258,26 +258,29 @@ def test_exactly_what_the_json_schema_allows_is_accepted(sqlite_url, more):
     validator = jsonschema.Draft202012Validator(schema)
     choose, rng = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)), random.Random(0)
     for number in range(50):
-        point = definition.space.suggest(choose.ask())
-        written = dict(point.params)
+        configuration = definition.space.suggest(choose.ask())
+        written = dict(configuration.params)
         for above in ("model.mlp.hidden", "model.mlp.dropout"):
             written.pop(f"{above}.length", None)
             if items := [
                 written.pop(f"{above}.{n}") for n in range(3) if f"{above}.{n}" in written
             ]:
                 written[above] = items
-        placed = place_point(known, written)
+        placed = place_configuration(known, written)
         assert validator.is_valid(written)
-        assert (placed.point, placed.errors, placed.unknown) == (point, [], {})
+        assert (placed.configuration, placed.errors, placed.unknown) == (configuration, [], {})
         for name in written:
             wrong = {**written, name: rng.choice([-1e9, "x", [], None])}
-            placed = place_point(known, wrong)
+            placed = place_configuration(known, wrong)
             assert not validator.is_valid(wrong), wrong
             assert placed.errors or placed.unknown, wrong
         few = {name: written[name] for name in written if name in known.choices or number % 2}
         assert validator.is_valid(few)
-        assert not place_point(known, few).errors
-        assert place_point(definition, few).point == place_point(known, few).point
+        assert not place_configuration(known, few).errors
+        assert (
+            place_configuration(definition, few).configuration
+            == place_configuration(known, few).configuration
+        )
 
 
 def test_ask_returns_the_trials_and_no_value_of_the_test_set(tmp_path, hill, capsys):
@@ -424,10 +427,10 @@ def test_concurrent_proposers_and_workers_make_exactly_n_trials(url, hill):
     told, done = [], threading.Event()
 
     def keep_proposing(name):
-        other, points = open_study(url, "s"), random.Random(name)
+        other, fate = open_study(url, "s"), random.Random(name)
         while not done.is_set():
             with contextlib.suppress(ConfigError):
-                number = propose(other, {"params.x": points.choice([0.1, 0.2, 0.3, 0.4])}, name)
+                number = propose(other, {"params.x": fate.choice([0.1, 0.2, 0.3, 0.4])}, name)
                 told.append((name, number))
 
     proposers = [threading.Thread(target=keep_proposing, args=(name,)) for name in ("a", "b")]
@@ -446,11 +449,11 @@ def test_concurrent_proposers_and_workers_make_exactly_n_trials(url, hill):
         if TrialRecord(trial).proposer()
     }
     assert {*told} == proposed
-    assert len(told) == len(proposed) <= 4, "each point once"
+    assert len(told) == len(proposed) <= 4, "each configuration once"
 
 
 def propose_until_killed(url, statement):
-    """Proposes a point, and is killed before a statement, or after the last."""
+    """Proposes a configuration, and is killed before a statement, or after the last."""
     stored, seen = open_study(url, "s"), [0]
 
     def count(*_):
@@ -500,24 +503,28 @@ def regret(folder, seed, proposer):
     """What the best of 40 trials is below the top of the hill, with a proposer beside TPE."""
     definition = asked(*HILL, "sampler=tpe", f"study.seed={seed}")
     stored = begun(f"sqlite:///{folder}/{seed}-{proposer.__name__}.db", definition, 40)
-    points = random.Random(seed)
+    fate = random.Random(seed)
     for trials in range(1, 41):
         work(definition, stored, trials)
         with contextlib.suppress(ConfigError):
-            propose(stored, proposer(points), proposer.__name__)
+            propose(stored, proposer(fate), proposer.__name__)
     return 1 - max(trial.value for trial in stored.trials())
 
 
-def nobody(points):
+def nobody(fate):
     raise ConfigError("proposes nothing")
 
 
-def useless(points):
-    """Proposes points at the foot of the hill, each another one."""
-    return {"params.x": 0.1 * points.random(), "params.y": 1 - 0.1 * points.random(), "params.z": 0}
+def useless(fate):
+    """Proposes configurations at the foot of the hill, each another one."""
+    return {
+        "params.x": 0.1 * fate.random(),
+        "params.y": 1 - 0.1 * fate.random(),
+        "params.z": 0,
+    }
 
 
-def oracle(points):
+def oracle(fate):
     return {"params.x": 0.7, "params.y": 0.3, "params.z": 0.6}
 
 

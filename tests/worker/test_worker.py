@@ -266,8 +266,8 @@ def test_a_grid_visits_each_configuration_once_with_any_workers(url):
     trials = stored.trials()
     assert sorted(trial.user_attrs[SLOT] for trial in trials) == [*range(6)]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
-    points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in trials]
-    assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
+    configurations = [(t.params["train.batch_size"], t.params["model.activation"]) for t in trials]
+    assert sorted(configurations) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
     assert trials[0].params == definition.baseline.params
 
 

@@ -518,7 +518,9 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
 @command(
     "propose a configuration for the next free trial",
     RUN_DIR,
-    argument("point", "CONFIGURATION", "in JSON; hyperparameters left out have their defaults"),
+    argument(
+        "configuration", "CONFIGURATION", "in JSON; hyperparameters left out have their defaults"
+    ),
     BY,
     argument("--why", "TEXT", "a line that is stored with it", default=""),
     *(*CONSENT, JSON),

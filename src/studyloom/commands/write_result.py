@@ -51,8 +51,8 @@ def has_result_of_another_study(study: OpenStudy) -> bool:
 def write_best(study: OpenStudy, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`, with a comment that names its trial."""
     definition = study.definition
-    point = definition.space.make_point(best.params)
-    sections = without_transform(definition.sections(point))
+    configuration = definition.space.make_configuration(best.params)
+    sections = without_transform(definition.sections(configuration))
     sections["train"].pop("loss")
     values = []
     for objective, value in zip(definition.objectives, best.values, strict=True):

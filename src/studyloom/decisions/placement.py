@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from optuna.distributions import FloatDistribution
 
 from studyloom.config.values import has_key, value_at
-from studyloom.space.tree import Hyperparameter, Point, Space, config_group, find_misfit
+from studyloom.space.tree import Configuration, Hyperparameter, Space, config_group, find_misfit
 from studyloom.text import format_scalar, nearest
 
 ABSENT = object()  # the value of a hyperparameter that is not given; None may be a value
@@ -42,11 +42,11 @@ class SpaceDefinition(Protocol):
 
 
 @dataclass
-class PlacedPoint:
+class PlacedConfiguration:
     """A configuration placed in a space; a wrong value is replaced by the low end of its range.
 
     Attributes:
-        point: The configuration.
+        configuration: The values, those that were given and the defaults.
         errors: Messages about wrong values; or if none is wrong, one about a relation of the space
             that the values break together.
         unknown: Messages about given names that the configuration has no hyperparameter for, by
@@ -55,7 +55,7 @@ class PlacedPoint:
         breaks_relation: Whether all values are possible, but together break a relation.
     """
 
-    point: Point = field(default_factory=Point)
+    configuration: Configuration = field(default_factory=Configuration)
     errors: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     defaulted: list[str] = field(default_factory=list)
@@ -103,7 +103,9 @@ def _config_key(hyperparameter: Hyperparameter) -> str:
     return hyperparameter.key
 
 
-def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> PlacedPoint:
+def place_configuration(
+    definition: SpaceDefinition, parameters: Mapping[str, Any]
+) -> PlacedConfiguration:
     """Makes a configuration of a space from given values.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
@@ -122,14 +124,14 @@ def place_point(definition: SpaceDefinition, parameters: Mapping[str, Any]) -> P
 
 
 class _Placement:
-    """The steps of `place_point`, each of which adds to `placed`.
+    """The steps of `place_configuration`, each of which adds to `placed`.
 
     Attributes:
         placed: The configuration, and messages about the given values.
     """
 
     def __init__(self, definition: SpaceDefinition, given_values: _GivenValues) -> None:
-        self.placed = PlacedPoint()
+        self.placed = PlacedConfiguration()
         self._space = definition.space
         self._study_choices = definition.composer.choices
         self._given_values = given_values
@@ -139,7 +141,7 @@ class _Placement:
 
     def place_all(self) -> None:
         """Gives each hyperparameter its given value, or else its default value."""
-        self.placed.point = self._space.walk(self._place)
+        self.placed.configuration = self._space.walk(self._place)
 
     def _place(self, hyperparameter: Hyperparameter) -> Any:
         """Returns the given or default value of a hyperparameter.
@@ -180,13 +182,15 @@ class _Placement:
         """
         value = self._given_values.values[name]
         key = self._given_values.keys[name]
-        point = self.placed.point
+        configuration = self.placed.configuration
         subject = f"{name}={format_scalar(value)}"
         space = self._space
-        if _has_length(space, point, name, value) or _has_length(space, point, key, value):
+        if _has_length(space, configuration, name, value) or _has_length(
+            space, configuration, key, value
+        ):
             return
 
-        options = {**self._study_choices, **point.choices}  # by group
+        options = {**self._study_choices, **configuration.choices}  # by group
         option = options.get(config_group(key))
         if option is not None:
             if option != value:
@@ -195,7 +199,7 @@ class _Placement:
 
         is_config_value = has_key(self._config, key) and value_at(self._config, key) == value
         if not is_config_value:
-            hint = nearest(name, [*point.params])
+            hint = nearest(name, [*configuration.params])
             message = f"{subject} is not a hyperparameter of this configuration{hint}"
             self.placed.unknown[name] = message
 
@@ -203,7 +207,7 @@ class _Placement:
         """Checks that the values together break no relation of the space, if each is possible."""
         if self.placed.errors:
             return
-        breach = self._space.find_breach(self.placed.point.params)
+        breach = self._space.find_breach(self.placed.configuration.params)
         if breach is not None:
             self.placed.breaks_relation = True
             self.placed.errors.append(breach)
@@ -223,23 +227,23 @@ def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> M
                 return option
         return hyperparameter.make_placeholder(definition.composer.choices)
 
-    point = definition.space.walk(decide_value)
-    return point.choices
+    configuration = definition.space.walk(decide_value)
+    return configuration.choices
 
 
-def _has_length(space: Space, point: Point, name: str, length: object) -> bool:
+def _has_length(space: Space, configuration: Configuration, name: str, length: object) -> bool:
     """Returns whether a configuration has a list of this length, whether that is searched or not.
 
     Args:
         space: The space of the configuration.
-        point: The configuration.
+        configuration: The configuration that may have the list.
         name: The name or config key of the list, or that of its length, such as hidden.length.
         length: The length that the list may have.
     """
-    keys_by_name = {node.name: node.key for node in space.opened_nodes(point.choices)}
+    keys_by_name = {node.name: node.key for node in space.opened_nodes(configuration.choices)}
     list_name = name.removesuffix(".length")
     key = keys_by_name.get(list_name, list_name)  # a config key stands for itself
-    items = point.values.get(key)
+    items = configuration.values.get(key)
     return isinstance(items, list) and len(items) == length
 
 

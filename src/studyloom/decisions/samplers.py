@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import ConfigError
-from studyloom.space.tree import LARGEST_GRID, Point, Space
+from studyloom.space.tree import LARGEST_GRID, Configuration, Space
 from studyloom.storage.attributes import SLOT
 
 # The coordinates of trials from which CMA-ES learns; its package raises an exception at 1e32.
@@ -39,7 +39,7 @@ class SamplerContext:
     """
 
     space: Space
-    baseline: Point | None = None
+    baseline: Configuration | None = None
     objectives: int = 1
     redraws: bool = False
     deterministic: bool = False
@@ -67,7 +67,7 @@ class GridSampler(BaseSampler):
         baseline = context.baseline
         # Raises ConfigError for continuous ranges. The copy of the space has no relations: many
         # configurations may have to be tried to find the first that satisfies them.
-        next(Space(space.nodes).points())
+        next(Space(space.nodes).configurations())
         size = space.size()
         if size > LARGEST_GRID:
             raise ConfigError(
@@ -75,29 +75,35 @@ class GridSampler(BaseSampler):
                 f"{LARGEST_GRID} can be enumerated; narrow its ranges, or set sampler=tpe"
             )
         shuffled_positions = np.random.default_rng(seed).permutation(len(space.grid))
-        points: list[Point] = [space.grid[position] for position in shuffled_positions]
+        configurations: list[Configuration] = [
+            space.grid[position] for position in shuffled_positions
+        ]
         if baseline is not None:
-            other_points = [point for point in points if point.params != baseline.params]
-            points = [baseline, *other_points]
-        self.points = points
+            other_configurations = [
+                configuration
+                for configuration in configurations
+                if configuration.params != baseline.params
+            ]
+            configurations = [baseline, *other_configurations]
+        self.configurations = configurations
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._find_point(trial).distributions
+        return self._find_configuration(trial).distributions
 
-    def _find_point(self, trial: FrozenTrial) -> Point:
+    def _find_configuration(self, trial: FrozenTrial) -> Configuration:
         """Returns the configuration of a trial's slot, its row of the budget.
 
         Trial numbers may have gaps, and slots have none.
         """
         slot = trial.user_attrs.get(SLOT, trial.number)
-        return self.points[int(slot)]
+        return self.configurations[int(slot)]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._find_point(trial).params
+        return self._find_configuration(trial).params
 
     def sample_independent(
         self,

@@ -29,7 +29,7 @@ from studyloom.decisions.samplers import CmaEsSampler, GridSampler, SamplerConte
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -158,20 +158,20 @@ class Strategy:
         return bool(getattr(find_target(section, name), KEEPS_STATE, False))
 
     @property
-    def points(self) -> list[Point] | None:
+    def configurations(self) -> list[Configuration] | None:
         """The configurations that the sampler tries in turn; None if it has no such list."""
         sampler = self.sampler(0)
         if isinstance(sampler, GridSampler):
-            return sampler.points
+            return sampler.configurations
         return None
 
     @property
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer if the sampler has fewer configurations to give."""
         budget = int(self.definition.config.study.trials)
-        points = self.points
-        if points is not None:
-            return min(budget, len(points))
+        configurations = self.configurations
+        if configurations is not None:
+            return min(budget, len(configurations))
         size = self.definition.space.size()
         if size == 1 or not self.definition.config.study.allow_repeats:
             return int(min(budget, size))

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.values import value_at
 from studyloom.decisions.earlier_studies import EarlierStudy, read_named
-from studyloom.decisions.placement import PlacedPoint, place_point
+from studyloom.decisions.placement import PlacedConfiguration, place_configuration
 from studyloom.decisions.strategy import Strategy
 from studyloom.errors import refuse
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
 from studyloom.storage.database import Connection
@@ -43,12 +43,12 @@ class WarmStart:
     """A configuration to begin with.
 
     Attributes:
-        point: The configuration.
+        configuration: Its hyperparameters.
         origin: Where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
         label: The label of the earlier study that tried it; None if the user gave it.
     """
 
-    point: Point
+    configuration: Configuration
     origin: str
     label: str | None = None
 
@@ -58,16 +58,16 @@ class QueuedTrial:
     """A trial that waits with fixed hyperparameters.
 
     Attributes:
-        point: Its hyperparameters.
+        configuration: Its hyperparameters.
         attributes: Its attributes, such as where its configuration is from.
     """
 
-    point: Point
+    configuration: Configuration
     attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class EnqueuedPoints:
+class EnqueuedConfigurations:
     """The configurations that `study.enqueue` lists.
 
     Attributes:
@@ -87,7 +87,7 @@ class PlacedTrial:
 
     earlier: EarlierStudy
     number: int
-    placed: PlacedPoint
+    placed: PlacedConfiguration
 
 
 def choose_trials(
@@ -116,7 +116,7 @@ def choose_trials(
     while queue and len(chosen_trials) < count:
         remaining_trials = queue.popleft()
         for trial in remaining_trials:
-            params = trial.placed.point.params
+            params = trial.placed.configuration.params
             if params not in chosen_params:
                 chosen_trials.append(trial)
                 chosen_params.append(params)
@@ -131,12 +131,12 @@ def _iterate_fitting_trials(
     """Yields the trials of an earlier study that fit into this study's space, the best first."""
     for trial in earlier.ranked[:MOST_PLACED]:
         try:
-            placed = place_point(definition, trial.params)
+            placed = place_configuration(definition, trial.params)
         except Exception:  # the study is untrusted: it may have names that no key can have
             continue
         # A hyperparameter that the earlier study did not search gets its default value here. If all
         # do, nothing of the earlier study would be tried.
-        has_earlier_value = len(placed.defaulted) < len(placed.point.params)
+        has_earlier_value = len(placed.defaulted) < len(placed.configuration.params)
         if has_earlier_value and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
 
@@ -175,7 +175,7 @@ def _describe_none_taken(definition: "Definition", earlier: EarlierStudy) -> str
     if not earlier.ranked:
         return note
     best_trial = earlier.ranked[0]
-    errors = place_point(definition, best_trial.params).errors
+    errors = place_configuration(definition, best_trial.params).errors
     if not errors:
         return note
     return f"{note}: {'; '.join(errors)}"
@@ -186,12 +186,12 @@ class WarmStarts:
     """All configurations to begin with.
 
     Attributes:
-        points: The configurations, in the order in which they are tried.
+        configurations: All of them, in the order in which they are tried.
         labels: The earlier studies that `study.warm_start` names, without passwords.
         notes: Lines about what is taken, for people.
     """
 
-    points: Sequence[WarmStart] = ()
+    configurations: Sequence[WarmStart] = ()
     labels: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -221,7 +221,7 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
     if definition.baseline is not None:
         free_trials -= 1
     errors = list(enqueued.errors)
-    if strategy.points is not None:
+    if strategy.configurations is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
@@ -239,14 +239,16 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
     starts = list(enqueued.starts)
     for trial in chosen_trials:
         label = trial.earlier.label
-        starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
+        starts.append(
+            WarmStart(trial.placed.configuration, f"{label}, trial {trial.number}", label)
+        )
     notes = [*enqueued.notes, *earlier_studies.notes]
     for earlier in earlier_studies.studies:
         notes.append(_describe_taken(definition, earlier, chosen_trials))
     return WarmStarts(starts, earlier_studies.labels, notes)
 
 
-def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPoints:
+def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedConfigurations:
     """Places the configurations of `study.enqueue` in the space.
 
     One that breaks a relation between hyperparameters is left out with a note. Any other problem is
@@ -262,25 +264,25 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedPo
             "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
             f"got {format_scalar(configurations)}"
         )
-        return EnqueuedPoints(errors=[error])
+        return EnqueuedConfigurations(errors=[error])
     starts = []
     errors = []
     notes = []
     for index, parameters in enumerate(configurations):
         origin = f"study.enqueue[{index}]"
         if definition.suggests:  # only its objective knows which values it suggests
-            placed = PlacedPoint(Point(params={**parameters}))
+            placed = PlacedConfiguration(Configuration(params={**parameters}))
         else:
-            placed = place_point(definition, parameters)
+            placed = place_configuration(definition, parameters)
         problems = list(placed.unknown.values())
         if placed.breaks_relation:
             (breach,) = placed.errors
             notes.append(f"{origin}: is left out, since it {breach}")
         else:
             problems = [*placed.errors, *problems]
-            starts.append(WarmStart(placed.point, origin))
+            starts.append(WarmStart(placed.configuration, origin))
         errors += [f"{origin}: {problem}" for problem in problems]
-    return EnqueuedPoints(starts, errors, notes)
+    return EnqueuedConfigurations(starts, errors, notes)
 
 
 def store_warm_starts(
@@ -314,7 +316,9 @@ def read_used_labels(stored: StoredStudy) -> list[str]:
     return list(stored.optuna.user_attrs.get(WARM_START, []))
 
 
-def enqueue(stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: Point | None) -> int:
+def enqueue(
+    stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: Configuration | None
+) -> int:
     """Queues each configuration that no trial of the study has, in one transaction.
 
     Trials of an earlier study are queued only once: the labels of those that were used are stored
@@ -329,7 +333,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: P
     Returns:
         How many configurations are left out, since workers have begun all trials of the budget.
     """
-    if not starts.points and not starts.labels:
+    if not starts.configurations and not starts.labels:
         return 0
     ledger = stored.ledger
 
@@ -337,13 +341,13 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: P
         existing_trials = stored.lock_trials(connection)
         (stored_labels,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
         used_labels = stored_labels or []
-        new_starts = [start for start in starts.points if start.label not in used_labels]
+        new_starts = [start for start in starts.configurations if start.label not in used_labels]
         new_trials = _make_queued_trials(new_starts, existing_trials, baseline)
         free_slots: Sequence[int] = ()
         if new_trials:
             free_slots = ledger.never_claimed(connection, budget)
         for slot, trial in zip(free_slots, new_trials, strict=False):
-            ledger.queue(connection, slot, trial.point, trial.attributes)
+            ledger.queue(connection, slot, trial.configuration, trial.attributes)
         all_labels = list(dict.fromkeys([*used_labels, *starts.labels]))
         if all_labels:
             sql.set_study_attr(connection, ledger.study_id, WARM_START, all_labels)
@@ -353,7 +357,9 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, budget: int, *, baseline: P
 
 
 def _make_queued_trials(
-    starts: Sequence[WarmStart], existing_trials: Sequence[FrozenTrial], baseline: Point | None
+    starts: Sequence[WarmStart],
+    existing_trials: Sequence[FrozenTrial],
+    baseline: Configuration | None,
 ) -> list[QueuedTrial]:
     """Returns a trial to queue for each configuration that no trial has.
 
@@ -375,12 +381,12 @@ def _make_queued_trials(
     if baseline is not None:
         if not existing_trials:
             # Without hyperparameters: the worker that claims it sets those of the baseline.
-            queued_trials.append(QueuedTrial(Point(), BASELINE_ATTRIBUTES))
+            queued_trials.append(QueuedTrial(Configuration(), BASELINE_ATTRIBUTES))
         tried_params.append(baseline.params)
     for start in starts:
-        if start.point.params not in tried_params:
-            tried_params.append(start.point.params)
-            queued_trials.append(QueuedTrial(start.point, {ENQUEUED: start.origin}))
+        if start.configuration.params not in tried_params:
+            tried_params.append(start.configuration.params)
+            queued_trials.append(QueuedTrial(start.configuration, {ENQUEUED: start.origin}))
     return queued_trials
 
 
@@ -395,7 +401,7 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     proposals stores None: a grid tries each configuration once, and an Optuna objective, which
     suggests its own values, has no space.
     """
-    if definition.suggests or Strategy(definition).points is not None:
+    if definition.suggests or Strategy(definition).configurations is not None:
         stored.optuna.set_user_attr(SPACE, None)
         return
     composer = definition.composer
@@ -419,8 +425,8 @@ def _read_default_values(definition: "Definition") -> dict[str, Any]:
     default_values: dict[str, Any] = {}
     for branch in definition.space.branches():
         # A default value may depend on the options, so each branch has a config with its options.
-        point = definition.space.make_placeholder({**composer.choices, **branch.choices})
-        config = composer.compose(point.choices)
+        configuration = definition.space.make_placeholder({**composer.choices, **branch.choices})
+        config = composer.compose(configuration.choices)
         for node in branch.nodes:
             default_values[node.name] = value_at(config, node.key)
     return default_values

@@ -46,7 +46,7 @@ from studyloom.objectives.user_functions import (
     read_loop_objectives,
     read_source,
 )
-from studyloom.space.tree import Point, Space, SuggestedSpace
+from studyloom.space.tree import Configuration, Space, SuggestedSpace
 from studyloom.text import format_scalar, is_scalar, nearest
 from studyloom.training.device import training_device
 from studyloom.training.job import Job
@@ -235,8 +235,8 @@ class LoopDefinition(Definition):
 
     # The configuration of a trial
 
-    def compose_config(self, point: Point) -> StudyConfig:
-        """Composes the config of a trial: that of the study, with a point's options and values.
+    def compose_config(self, configuration: Configuration) -> StudyConfig:
+        """Composes the config of a trial: the study's, with options and values.
 
         For an Optuna objective the hyperparameters become values of `params`.
 
@@ -245,27 +245,27 @@ class LoopDefinition(Definition):
                 as another program may have written into the database.
         """
         if not self.suggests:
-            return super().compose_config(point)
-        if "${" in str([*point.params.values()]):
-            raise ConfigError(f"hyperparameters must not hold '${{'; got {point.params!r}")
-        if not point.params:  # copies would take most of a fast trial's time
+            return super().compose_config(configuration)
+        if "${" in str([*configuration.params.values()]):
+            raise ConfigError(f"hyperparameters must not hold '${{'; got {configuration.params!r}")
+        if not configuration.params:  # copies would take most of a fast trial's time
             return self.config
         fixed_params = value_at(self.config, PARAMS) or {}
-        return self.config.with_values({PARAMS: {**fixed_params, **point.params}})
+        return self.config.with_values({PARAMS: {**fixed_params, **configuration.params}})
 
     @functools.cached_property
     def _default_provenance(self) -> Sections:
-        return super().provenance_sections(Point())
+        return super().provenance_sections(Configuration())
 
-    def provenance_sections(self, point: Point) -> Sections:
+    def provenance_sections(self, configuration: Configuration) -> Sections:
         """Returns the resolved sections that decide the value of a trial.
 
         Those of Optuna objectives differ only in `params`, and are not made again for each trial.
         """
         if not self.suggests:
-            return super().provenance_sections(point)
+            return super().provenance_sections(configuration)
         sections = dict(self._default_provenance)
-        sections[PARAMS] = {**sections.get(PARAMS, {}), **point.params}
+        sections[PARAMS] = {**sections.get(PARAMS, {}), **configuration.params}
         return sections
 
     def identity(self, digest: str) -> dict[str, object]:
@@ -289,15 +289,15 @@ class LoopDefinition(Definition):
 
     # The objective of a trial, and the test of the winner
 
-    def build_loop(self, point: Point) -> Loop:
+    def build_loop(self, configuration: Configuration) -> Loop:
         """Builds the loop that is called with a configuration."""
-        config = self.compose_config(point)
+        config = self.compose_config(configuration)
         function = build_function(config["objective"])
         return Loop(function, config, self.objectives, self.limits, must_keep=self.tested)
 
     def make_objective(
         self,
-        point: Point,
+        configuration: Configuration,
         number: int,
         data: TrainingData,
         attempt: Attempt = FIRST_ATTEMPT,
@@ -317,14 +317,14 @@ class LoopDefinition(Definition):
         if seed is not None:
             single_job = SingleJob(seed, fold)
         return LoopObjective(
-            loop=replace(self.build_loop(point), must_resume=attempt.pauses),
+            loop=replace(self.build_loop(configuration), must_resume=attempt.pauses),
             jobs=make_loop_jobs(self.config, data, self.trial_seed(number), single_job),
             trial=number,
             attempt=attempt,
-            suggesting=point.trial,
+            suggesting=configuration.trial,
         )
 
-    def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
+    def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:
         """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
         training_set, validation_set = fold
         unused_parts: dict[str, Any] = {  # a job requires them for training
@@ -333,7 +333,7 @@ class LoopDefinition(Definition):
             "loss": functional.mse_loss,
         }
         return Job(
-            functools.partial(build_loop_network, self.compose_config(point)),
+            functools.partial(build_loop_network, self.compose_config(configuration)),
             **unused_parts,
             train=training_set,
             valid=validation_set,
@@ -343,7 +343,7 @@ class LoopDefinition(Definition):
         )
 
     def test(
-        self, point: Point, seed: int, states: dict[str, Any], examples: object
+        self, configuration: Configuration, seed: int, states: dict[str, Any], examples: object
     ) -> dict[str, float]:
         """Calls `objective.test` for a trained loop, and returns the metrics on the test set.
 
@@ -352,7 +352,7 @@ class LoopDefinition(Definition):
             examples: the Dataset of the test set; None without `data`.
         """
         function = build_named_function(self.config.objective.test)
-        return self.build_loop(point).test(function, seed, states, examples)
+        return self.build_loop(configuration).test(function, seed, states, examples)
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""

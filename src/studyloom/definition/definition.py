@@ -3,8 +3,8 @@
 The trials of a `NetworkDefinition` train networks; those of a `LoopDefinition` call a custom
 training loop, or an Optuna objective.
 
-A *point* is a configuration of the search space. A *branch* is a part of the space that is searched
-if groups of the config have certain options, such as `optimizer=sgd`.
+A *branch* is a part of the search space that is searched if groups of the config have certain
+options, such as `optimizer=sgd`.
 """
 
 import functools
@@ -33,7 +33,7 @@ from studyloom.metrics import Metric, ObjectiveValue
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
 from studyloom.space.rule import Condition, Cost, Rule, parse_limits, read_space
-from studyloom.space.tree import ListNode, Point, Space, SuggestedSpace, ValueNode
+from studyloom.space.tree import Configuration, ListNode, Space, SuggestedSpace, ValueNode
 from studyloom.training.job import Job
 from studyloom.user_code.digests import compute_code_digests, read_main_sources
 
@@ -134,13 +134,13 @@ class Definition:
         """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
         return parse_limits(value_at(cfg, "objective.constraints"))
 
-    def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
+    def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training; that of a loop can evaluate its network only."""
         raise NotImplementedError
 
     def make_objective(
         self,
-        point: Point,
+        configuration: Configuration,
         number: int,
         data: TrainingData,
         attempt: Attempt = FIRST_ATTEMPT,
@@ -157,18 +157,20 @@ class Definition:
         """
         raise NotImplementedError
 
-    def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
-        """Returns the point of a training whose ReduceLROnPlateau steps on recorded values.
+    def with_recorded_values(
+        self, configuration: Configuration, values: Sequence[float]
+    ) -> Configuration:
+        """Returns the configuration of a training whose ReduceLROnPlateau steps on recorded values.
 
         The final training has no validation set, and so no values to step on.
 
         Args:
-            values: the value of each epoch of an earlier training of the point.
+            values: the value of each epoch of an earlier training of the configuration.
         """
-        return point
+        return configuration
 
     def test(
-        self, point: Point, seed: int, states: dict[str, Any], examples: object
+        self, configuration: Configuration, seed: int, states: dict[str, Any], examples: object
     ) -> dict[str, float]:
         """Calls `objective.test`, which only loops have.
 
@@ -182,7 +184,7 @@ class Definition:
         """Builds and tries what a trial trains or calls, and returns the errors."""
         raise NotImplementedError
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         """Measures the costs of a configuration that are known before its training."""
         return []
 
@@ -231,21 +233,21 @@ class Definition:
         """Returns whether a config's study tests its winner; a loop's needs `objective.test`."""
         return cls.trains_networks or cfg.objective.test is not None
 
-    def compose_config(self, point: Point) -> StudyConfig:
-        """Composes the config of a trial: that of the study, with a point's options and values."""
-        return self.composer.compose(point.choices).with_values(point.values)
+    def compose_config(self, configuration: Configuration) -> StudyConfig:
+        """Composes the config of a trial: the study's, with options and values."""
+        return self.composer.compose(configuration.choices).with_values(configuration.values)
 
-    def sections(self, point: Point) -> Sections:
+    def sections(self, configuration: Configuration) -> Sections:
         """Returns the resolved sections of a configuration's config, without the search space."""
         names = [name for name in SECTIONS if name != "space"]
-        return plain_sections(self.compose_config(point), *names)
+        return plain_sections(self.compose_config(configuration), *names)
 
-    def provenance_sections(self, point: Point) -> Sections:
+    def provenance_sections(self, configuration: Configuration) -> Sections:
         """Returns the resolved sections that decide the value of a trial."""
-        return _deciding_sections(self.compose_config(point), "space", "loss")
+        return _deciding_sections(self.compose_config(configuration), "space", "loss")
 
     @functools.cached_property
-    def baseline(self) -> Point | None:
+    def baseline(self) -> Configuration | None:
         """The default configuration, or None if `study.baseline` is false."""
         if not self.config.study.baseline:
             return None
@@ -368,19 +370,21 @@ class Definition:
         branches: list[Branch] = []
         errors: list[str] = []
         for choices, nodes in self.space.branches():
-            point = self.space.make_placeholder({**self.composer.choices, **choices}, end="low")
+            configuration = self.space.make_placeholder(
+                {**self.composer.choices, **choices}, end="low"
+            )
             try:
-                config = self.composer.compose(point.choices)
+                config = self.composer.compose(configuration.choices)
             except ConfigError as error:
                 errors += error.errors
                 continue
             if not self.config.study.baseline:
                 low_values = {}
-                for key, value in point.values.items():
+                for key, value in configuration.values.items():
                     if has_key(config, key):
                         low_values[key] = value
                 config = config.with_values(low_values)
-            branches.append(Branch(choices, nodes, config, opened_options=point.choices))
+            branches.append(Branch(choices, nodes, config, opened_options=configuration.choices))
         refuse(errors)
         return branches
 

@@ -17,7 +17,7 @@ from studyloom.definition.preflight import try_networks
 from studyloom.objectives.jobs import RECORDED, build_jobs, read_network_objectives, steps_on_value
 from studyloom.objectives.objective import Attempt, NetworkObjective
 from studyloom.space.rule import Condition, Cost
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import freeze
@@ -32,21 +32,21 @@ class NetworkDefinition(Definition):
     trains_networks = True
     read_objectives = staticmethod(read_network_objectives)
 
-    def build_job(self, point: Point, fold: Fold, seed: int) -> Job:
+    def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training, with the first seed that is derived from `seed`."""
-        return build_jobs(self.compose_config(point), [fold], seed)[0]
+        return build_jobs(self.compose_config(configuration), [fold], seed)[0]
 
-    def build_jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
+    def build_jobs(self, configuration: Configuration, folds: Folds, number: int) -> list[Job]:
         """Builds the jobs of a trial, one for each fold and seed.
 
         Args:
             number: of the trial, from which the seeds of the jobs are derived.
         """
-        return build_jobs(self.compose_config(point), folds, self.trial_seed(number))
+        return build_jobs(self.compose_config(configuration), folds, self.trial_seed(number))
 
     def make_objective(
         self,
-        point: Point,
+        configuration: Configuration,
         number: int,
         data: TrainingData,
         attempt: Attempt = FIRST_ATTEMPT,
@@ -63,33 +63,35 @@ class NetworkDefinition(Definition):
         """
         assert data.split is not None
         if seed is None:
-            jobs = self.build_jobs(point, data.folds, number)
+            jobs = self.build_jobs(configuration, data.folds, number)
         else:
             assert fold is not None
-            jobs = [self.build_job(point, fold, seed)]
+            jobs = [self.build_job(configuration, fold, seed)]
         return NetworkObjective(Training(jobs, data.split))
 
-    def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
-        """Returns the point of a training whose ReduceLROnPlateau steps on recorded values.
+    def with_recorded_values(
+        self, configuration: Configuration, values: Sequence[float]
+    ) -> Configuration:
+        """Returns the configuration of a training whose ReduceLROnPlateau steps on recorded values.
 
         The final training has no validation set, and so no values to step on.
 
         Args:
-            values: the value of each epoch of an earlier training of the point.
+            values: the value of each epoch of an earlier training of the configuration.
         """
-        if not values or not steps_on_value(self.compose_config(point)):
-            return point
-        values_with_record = {**point.values, f"scheduler.{RECORDED}": [*values]}
-        return replace(point, values=values_with_record)
+        if not values or not steps_on_value(self.compose_config(configuration)):
+            return configuration
+        values_with_record = {**configuration.values, f"scheduler.{RECORDED}": [*values]}
+        return replace(configuration, values=values_with_record)
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         """Measures the costs of a configuration's network that have a limit or are minimized."""
         _metric, *further_objectives = self.objectives
         minimized_costs = [objective.name for objective in further_objectives]
         if not self.limits and not minimized_costs:
             return []
         assert data.split is not None
-        job = self.build_jobs(point, data.folds, number=0)[0]
+        job = self.build_jobs(configuration, data.folds, number=0)[0]
         return measure_costs(minimized_costs, self.limits, job, data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:

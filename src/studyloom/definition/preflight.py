@@ -98,8 +98,10 @@ def _try_probe(
     """
     try:
         config = branch.config.with_values(probe)
-        point = definition.space.read_default(branch.opened_options, partial(value_at, config))
-        if definition.space.find_breach(point.params) is not None:
+        configuration = definition.space.read_default(
+            branch.opened_options, partial(value_at, config)
+        )
+        if definition.space.find_breach(configuration.params) is not None:
             return []
         jobs = build_jobs(config, folds, seed=0)
         later_jobs = [replace(jobs[0], train=indices) for indices in later_training_sets]

@@ -19,7 +19,7 @@ from studyloom.definition.defaults import find_shared_length
 from studyloom.definition.definition import NETWORK_SECTIONS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import ObjectiveValue
-from studyloom.space.drawing_points import DRAWS, draw_point
+from studyloom.space.drawing_configurations import DRAWS, draw_configuration
 from studyloom.space.tree import (
     LARGEST_GRID,
     ListNode,
@@ -347,7 +347,7 @@ def _check_relations(definition: Definition) -> Iterator[str]:
     seed = max(0, definition.seed)  # a negative one is another error
     if breach is not None:
         yield f"study.baseline: the baseline {breach}; change it, or set study.baseline=false"
-    elif space.relations and draw_point(space, seed) is None:
+    elif space.relations and draw_configuration(space, seed) is None:
         tried = f"none of {DRAWS:,} random"
         if space.size() <= LARGEST_GRID:
             tried = "no"

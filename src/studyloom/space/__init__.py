@@ -5,4 +5,4 @@ hyperparameters, limits of costs and the rule of the winner. Optuna's distributi
 whether the keys of a space exist in the config is checked in `definition`.
 """
 
-__all__ = ["drawing_points", "language", "outline", "ranges", "rule", "tree"]
+__all__ = ["drawing_configurations", "language", "outline", "ranges", "rule", "tree"]

@@ -184,8 +184,8 @@ class Hyperparameter:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A configuration of the space: the value of each hyperparameter, and the config keys it sets.
+class Configuration:
+    """A value for each hyperparameter of the space, and the config keys that they set.
 
     Attributes:
         choices: the chosen option by Hydra group, such as `model/block`.
@@ -237,11 +237,11 @@ class Space:
             return f"breaks space.where '{relation}' with {', '.join(values)}"
         return None
 
-    def make_point(self, params: Params) -> Point:
+    def make_configuration(self, params: Params) -> Configuration:
         """Returns the configuration with these values; raises KeyError if one is missing."""
         return self.walk(lambda hyperparameter: params[hyperparameter.name])
 
-    def walk(self, decide: Callable[[Hyperparameter], Any]) -> Point:
+    def walk(self, decide: Callable[[Hyperparameter], Any]) -> Configuration:
         """Walks the tree from the root, and returns the configuration that was decided.
 
         Args:
@@ -250,15 +250,15 @@ class Space:
         """
         walk = _Walk(decide)
         walk.visit_nodes(self.nodes)
-        return walk.point
+        return walk.configuration
 
-    def suggest(self, trial: BaseTrial) -> Point:
+    def suggest(self, trial: BaseTrial) -> Configuration:
         """Returns the configuration that a trial's sampler suggests."""
         # Optuna's public `suggest_float` and the like take ranges, and not distributions.
         suggest: Any = trial._suggest  # type: ignore[attr-defined]
         return self.walk(lambda hyper: suggest(hyper.name, hyper.distribution))
 
-    def read_default(self, choices: Choices, lookup: Lookup) -> Point:
+    def read_default(self, choices: Choices, lookup: Lookup) -> Configuration:
         """Returns the configuration that a config has.
 
         Args:
@@ -267,7 +267,7 @@ class Space:
         """
         return self.walk(lambda hyperparameter: hyperparameter.read_default(choices, lookup))
 
-    def make_placeholder(self, choices: Choices, end: End = "low") -> Point:
+    def make_placeholder(self, choices: Choices, end: End = "low") -> Configuration:
         """Returns a configuration of a branch, where only its options matter.
 
         Args:
@@ -289,14 +289,14 @@ class Space:
         to be checked.
         """
         try:
-            size = _count_points(self.nodes)
+            size = _count_configurations(self.nodes)
         except OverflowError:  # it is beyond all floats
             return math.inf
         if self.relations and size <= LARGEST_GRID:
             return len(self.grid)
         return size
 
-    def points(self) -> Iterator[Point]:
+    def configurations(self) -> Iterator[Configuration]:
         """Yields every configuration of a finite space that breaks no relation.
 
         Each walk through the tree gives one: an odometer decides the walk, and then turns by one.
@@ -309,9 +309,9 @@ class Space:
         has_next = True
         while has_next:
             odometer.start_walk()
-            point = self.walk(odometer.decide)
-            if self.find_breach(point.params) is None:
-                yield point
+            configuration = self.walk(odometer.decide)
+            if self.find_breach(configuration.params) is None:
+                yield configuration
             has_next = odometer.advance()
 
     def _find_continuous_ranges(self) -> Iterator[str]:
@@ -329,9 +329,9 @@ class Space:
                     )
 
     @functools.cached_property  # each trial makes a sampler, and 10,000 take 0.2 s
-    def grid(self) -> tuple[Point, ...]:
+    def grid(self) -> tuple[Configuration, ...]:
         """All configurations of a finite space."""
-        return tuple(self.points())
+        return tuple(self.configurations())
 
     def branches(self) -> Iterator[SpaceBranch]:
         """Yields each branch: a combination of options, with the hyperparameters that it opens.
@@ -367,12 +367,12 @@ class _Walk:
 
     Attributes:
         decide: returns the value of a hyperparameter.
-        point: the configuration so far.
+        configuration: the values so far.
     """
 
     def __init__(self, decide: Callable[[Hyperparameter], Any]) -> None:
         self.decide = decide
-        self.point = Point()
+        self.configuration = Configuration()
 
     def visit_nodes(self, nodes: Sequence[Node]) -> None:
         """Decides nodes in their order, and all that their options open."""
@@ -384,7 +384,7 @@ class _Walk:
                     self._visit_list(node)
                 case ValueNode(name=name, key=key, distribution=distribution):
                     hyperparameter = Hyperparameter(name, distribution, key, "value")
-                    self.point.values[key] = self._assign(hyperparameter)
+                    self.configuration.values[key] = self._assign(hyperparameter)
 
     def _visit_group(self, group: Group) -> None:
         """Decides the option of a group, unless it has only one, and all that the option opens."""
@@ -392,7 +392,7 @@ class _Walk:
         if len(group.options) > 1:
             hyperparameter = Hyperparameter(group.name, group.distribution, group.key, "option")
             option = self._assign(hyperparameter)
-        self.point.choices[group.config_group] = option
+        self.configuration.choices[group.config_group] = option
         self.visit_nodes(group.options[option])
 
     def _visit_list(self, node: ListNode) -> None:
@@ -401,7 +401,7 @@ class _Walk:
         The other list, whose key is `node.length`, is earlier in the tree.
         """
         if isinstance(node.length, str):
-            length = len(self.point.values[node.length])
+            length = len(self.configuration.values[node.length])
         elif node.length.low == node.length.high:
             length = node.length.low
         else:
@@ -412,13 +412,13 @@ class _Walk:
             name = f"{node.name}.{index}"
             hyperparameter = Hyperparameter(name, node.item, node.key, "item", index)
             items.append(self._assign(hyperparameter))
-        self.point.values[node.key] = items
+        self.configuration.values[node.key] = items
 
     def _assign(self, hyperparameter: Hyperparameter) -> Any:
         """Decides a hyperparameter, notes its value in the configuration, and returns the value."""
         value = self.decide(hyperparameter)
-        self.point.params[hyperparameter.name] = value
-        self.point.distributions[hyperparameter.name] = hyperparameter.distribution
+        self.configuration.params[hyperparameter.name] = value
+        self.configuration.distributions[hyperparameter.name] = hyperparameter.distribution
         return value
 
 
@@ -428,11 +428,11 @@ class SuggestedSpace(Space):
 
     nodes: tuple[Node, ...] = ()
 
-    def make_point(self, params: Params) -> Point:
-        return Point(params={**params})
+    def make_configuration(self, params: Params) -> Configuration:
+        return Configuration(params={**params})
 
-    def suggest(self, trial: BaseTrial) -> Point:
-        return Point(trial=trial)
+    def suggest(self, trial: BaseTrial) -> Configuration:
+        return Configuration(trial=trial)
 
     def size(self) -> float:
         return math.inf
@@ -486,7 +486,7 @@ def config_group(key: str) -> str:
     return key.replace(".", "/")
 
 
-def _count_points(nodes: Sequence[Node]) -> float:
+def _count_configurations(nodes: Sequence[Node]) -> float:
     """Returns the number of configurations of some nodes; infinity for a continuous range.
 
     The counts of nodes are multiplied, and those of a group's options are added.
@@ -495,7 +495,9 @@ def _count_points(nodes: Sequence[Node]) -> float:
     for node in nodes:
         match node:
             case Group(options=options):
-                total *= sum(_count_points(opened_nodes) for opened_nodes in options.values())
+                total *= sum(
+                    _count_configurations(opened_nodes) for opened_nodes in options.values()
+                )
             case ValueNode(distribution=distribution):
                 total *= count_values(distribution)
             case ListNode(length=IntDistribution()):

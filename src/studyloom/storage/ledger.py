@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.errors import ClaimLost, StorageError
 from studyloom.processes import host_id, is_alive, running_in_thread, worker_id
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import connections, slot_table, sql
 from studyloom.storage.attributes import LARGEST, SEGMENTS, SLOT, UUID, Attributes
 from studyloom.storage.call_state import call_state
@@ -564,13 +564,19 @@ class Ledger:
             connection.execute(slot_table.SET_SLOT, rows)
 
     def queue(
-        self, connection: sa.Connection, slot: int, point: Point, attributes: Attributes
+        self,
+        connection: sa.Connection,
+        slot: int,
+        configuration: Configuration,
+        attributes: Attributes,
     ) -> FrozenTrial:
         """Makes a waiting trial of a configuration, which the next worker that claims `slot` runs.
 
         A worker that holds the slot loses it.
         """
-        trial = sql.insert_trial(connection, self.study_id, {SLOT: slot, **attributes}, point)
+        trial = sql.insert_trial(
+            connection, self.study_id, {SLOT: slot, **attributes}, configuration
+        )
         self.set_slots(connection, [SlotEntry(slot, "free", trial._trial_id)])
         return trial
 

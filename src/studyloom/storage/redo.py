@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED, Attributes
 from studyloom.storage.command_record import reopen_command
@@ -64,8 +64,8 @@ def replace_trial(
     sql.write(connection, [sql.Write(sql.SET_ASIDE, {"id": trial._trial_id})])
     params = trial.system_attrs.get(sql.FIXED_PARAMS, {}) | trial.params
     if params or attributes:
-        point = Point(params=params, distributions=trial.distributions)
-        ledger.queue(connection, slot, point, attributes)
+        configuration = Configuration(params=params, distributions=trial.distributions)
+        ledger.queue(connection, slot, configuration, attributes)
     else:
         # Without a configuration a worker makes the new trial when it claims the slot.
         ledger.set_slots(connection, [SlotEntry(slot, "free", trial_id=None)])

@@ -30,7 +30,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from studyloom.errors import StorageError, StorageLost, TrialDeleted
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import cells
 from studyloom.storage.attributes import (
     DEFINITION,
@@ -588,18 +588,19 @@ def insert_trial(
     connection: sa.Connection,
     study_id: int,
     user_attrs: Attributes,
-    point: Point | None = None,
+    configuration: Configuration | None = None,
 ) -> FrozenTrial:
     """Creates a trial with the study's next number.
 
     Args:
         connection: In a transaction that has called `lock_study`.
-        point: Its hyperparameters. With them the trial waits to be started; without, it runs.
+        configuration: Its hyperparameters. With them the trial waits to be started; without, it
+            runs.
 
     Returns:
         The trial without its hyperparameters.
     """
-    if point is None:
+    if configuration is None:
         state = TrialState.RUNNING
         start = utc_now()
     else:
@@ -609,8 +610,8 @@ def insert_trial(
     trial_id, number = connection.execute(INSERT, row).one()
 
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
-    if point is not None:
-        writes += _param_writes(trial_id, point)
+    if configuration is not None:
+        writes += _param_writes(trial_id, configuration)
     write(connection, writes)
 
     trial = create_trial(state=state, user_attrs=dict(user_attrs))
@@ -620,18 +621,22 @@ def insert_trial(
     return trial
 
 
-def _param_writes(trial_id: int, point: Point) -> list[Write]:
+def _param_writes(trial_id: int, configuration: Configuration) -> list[Write]:
     """Makes the rows of a waiting trial's hyperparameters.
 
     A value without a distribution is stored as Optuna stores it for a trial that it queues: in a
     system attribute.
     """
     writes = []
-    fixed = {name: value for name, value in point.params.items() if name not in point.distributions}
+    fixed = {
+        name: value
+        for name, value in configuration.params.items()
+        if name not in configuration.distributions
+    }
     if fixed:
         writes.append(system_attr(trial_id, FIXED_PARAMS, fixed))
-    for name, distribution in point.distributions.items():
-        internal_value = distribution.to_internal_repr(point.params[name])
+    for name, distribution in configuration.distributions.items():
+        internal_value = distribution.to_internal_repr(configuration.params[name])
         writes.append(param(trial_id, name, internal_value, distribution))
     return writes
 

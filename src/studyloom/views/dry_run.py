@@ -6,7 +6,7 @@ from rich.text import Text
 
 from studyloom.config.values import as_yaml, plain_sections
 from studyloom.definition.definition import Definition
-from studyloom.space.drawing_points import draw_point
+from studyloom.space.drawing_configurations import draw_configuration
 from studyloom.space.outline import outline
 
 SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # of the config, to print
@@ -17,12 +17,12 @@ def print_dry_run(definition: Definition, console: Console) -> None:
     console.print(outline(definition.space))
     if definition.suggests:  # an Optuna objective defines its search space only while it runs
         return
-    point = draw_point(definition.space, definition.seed)
-    assert point is not None  # one was found when the definition was checked
+    configuration = draw_configuration(definition.space, definition.seed)
+    assert configuration is not None  # one was found when the definition was checked
     console.print(Text("\none configuration of it:", style="bold"))
-    sections = plain_sections(definition.compose_config(point), *SECTIONS)
+    sections = plain_sections(definition.compose_config(configuration), *SECTIONS)
     sections["train"].pop("loss")
     if not definition.reads_train:
         del sections["train"]
-    configuration = as_yaml(sections).rstrip()
-    console.print(Padding(Text(configuration), (0, 0, 0, 2)))
+    text = as_yaml(sections).rstrip()
+    console.print(Padding(Text(text), (0, 0, 0, 2)))

@@ -21,9 +21,9 @@ from studyloom.averages import mean
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
 from studyloom.space.tree import (
+    Configuration,
     Hyperparameter,
     Params,
-    Point,
     config_group,
     find_middle,
     find_misfit,
@@ -44,31 +44,33 @@ class Defaults:
     ranges.
 
     Args:
-        point: the configuration of the winner.
+        configuration: that of the winner.
         trials: the trials of the search.
     """
 
     definition: Definition
-    point: Point
+    configuration: Configuration
     trials: Sequence[FrozenTrial]
 
-    def put_back(self, names: Names) -> Point:
+    def put_back(self, names: Names) -> Configuration:
         """Returns the winner's configuration with some hyperparameters at their defaults.
 
         If the optimizer is put back, for example, the hyperparameters of the default optimizer are
         added, at their defaults too.
         """
         kept_params = {}
-        for name, value in self.point.params.items():
+        for name, value in self.configuration.params.items():
             if name not in names:
                 kept_params[name] = value
         if self.definition.suggests:  # an Optuna objective, without a config
-            return Point(params=self._find_middles() | kept_params)
+            return Configuration(params=self._find_middles() | kept_params)
         # The first walk finds which options the configuration has. Defaults depend on options, so
         # only the second walk, which composes the config with them, reads the right defaults.
         options = self._fill_with_defaults(kept_params, self.definition.composer.choices).choices
-        point = self._fill_with_defaults(kept_params, options)
-        return replace(point, values=point.values | self._find_pinned_values(point))
+        configuration = self._fill_with_defaults(kept_params, options)
+        return replace(
+            configuration, values=configuration.values | self._find_pinned_values(configuration)
+        )
 
     def _find_middles(self) -> dict[str, object]:
         """Returns the middle of each range that an Optuna objective has suggested from."""
@@ -79,7 +81,7 @@ class Defaults:
                 middles[name] = find_middle(distribution)
         return middles
 
-    def _fill_with_defaults(self, params: Params, options: Mapping[str, str]) -> Point:
+    def _fill_with_defaults(self, params: Params, options: Mapping[str, str]) -> Configuration:
         """Returns a configuration with some values, and defaults for all other hyperparameters.
 
         Args:
@@ -107,22 +109,22 @@ class Defaults:
 
         return self.definition.space.walk(choose_value)
 
-    def _find_pinned_values(self, point: Point) -> dict[str, object]:
+    def _find_pinned_values(self, configuration: Configuration) -> dict[str, object]:
         """Returns the values of the winner that do not come from its hyperparameters.
 
         Such a value is the number of epochs that early stopping chose. It is kept when
         hyperparameters are put back, unless that changes the value or removes its key.
 
         Args:
-            point: the configuration with hyperparameters at their defaults.
+            configuration: the one with hyperparameters at their defaults.
         """
-        searched_values = self.definition.space.make_point(self.point.params).values
-        config = self.definition.compose_config(point)
+        searched_values = self.definition.space.make_configuration(self.configuration.params).values
+        config = self.definition.compose_config(configuration)
         pinned_values = {}
-        for key, value in self.point.values.items():
+        for key, value in self.configuration.values.items():
             searched_value = searched_values.get(key)
             is_pinned = value != searched_value
-            is_put_back = searched_value != point.values.get(key)
+            is_put_back = searched_value != configuration.values.get(key)
             if is_pinned and not is_put_back and has_key(config, key):
                 pinned_values[key] = value
         return pinned_values
@@ -134,7 +136,7 @@ class Defaults:
         Each is a tuple of one name.
         """
         changes = []
-        for name, value in self.point.params.items():
+        for name, value in self.configuration.params.items():
             default = self.put_back((name,)).params[name]
             if default != value and self.is_possible((name,)):
                 changes.append((name,))
@@ -241,7 +243,7 @@ class Losses:
         for (name,) in defaults.changes:
             row = AblationRow(
                 name=name,
-                value=defaults.point.params[name],
+                value=defaults.configuration.params[name],
                 default=defaults.put_back((name,)).params[name],
                 values=tuple(self.values.get((name,), ())),
                 worse_by=self.loss(name),

@@ -8,7 +8,7 @@ from typing import Any
 from studyloom.config.values import value_at
 from studyloom.data.examples import Part
 from studyloom.definition.definition import SECTIONS, Definition
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
 from studyloom.storage.stored_study import StoredStudy
@@ -108,7 +108,7 @@ def evaluate_winner(
         weights = pack_weights(measured.state)
     return EvaluatedWinner(
         result=result,
-        config=make_winner_config(definition, reevaluated.candidates[winner].point),
+        config=make_winner_config(definition, reevaluated.candidates[winner].configuration),
         simple_config=make_simple_config(evaluation),
         weights=weights,
         training_set=study.data.split,
@@ -185,7 +185,7 @@ def describe_candidate(
         costs[objective.name] = cost
     candidate = Candidate(
         trial=candidate_id.trial,
-        params=dict(source.point.params),
+        params=dict(source.configuration.params),
         search_value=search_value,
         costs=costs,
         baseline=source.is_baseline,
@@ -232,17 +232,17 @@ def is_result_of(result: Result, evaluation: Evaluation) -> bool:
     return network is None or network == result.read_network(study.run_dir)
 
 
-def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
+def make_winner_config(definition: Definition, configuration: Configuration) -> dict[str, Any]:
     """Makes the primary config of a study with one trial, which trains a winner again.
 
     It is written to winner.yaml. It builds on the config of the study module, with the options and
     values of the winner and without a search space.
     """
     config = definition.config
-    sections = definition.sections(point)
+    sections = definition.sections(configuration)
     # The section is written in full: a value that is at its default here may have another default
     # in the study module's own config.
-    sections["train"] = value_at(definition.compose_config(point), "train")
+    sections["train"] = value_at(definition.compose_config(configuration), "train")
     sections["train"].pop("loss")
     network = value_at(config, "objective.network")
     if network is not None:
@@ -252,7 +252,7 @@ def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
         sections["winner"] = {"rule": None}
     # Entries of Hydra's defaults list, such as {"override /optimizer": "adamw"}.
     option_overrides: list[str | dict[str, str | None]] = []
-    for group, option in choose_winner_options(definition, point).items():
+    for group, option in choose_winner_options(definition, configuration).items():
         option_overrides.append({f"override /{group}": option})
     return {
         "defaults": [definition.composer.config_name, *option_overrides, "_self_"],
@@ -267,10 +267,12 @@ def make_winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     }
 
 
-def choose_winner_options(definition: Definition, point: Point) -> dict[str, str | None]:
+def choose_winner_options(
+    definition: Definition, configuration: Configuration
+) -> dict[str, str | None]:
     """Returns the option of each Hydra group for a winner's config; None removes the group."""
     composer = definition.composer
-    choices = {**composer.choices, **point.choices}
+    choices = {**composer.choices, **configuration.choices}
     if "space" in choices:  # an option of `space` could search again
         choices["space"] = "none"
     options: dict[str, str | None] = {}

@@ -27,7 +27,7 @@ from studyloom.objectives.objective import Attempt, Objective, StoredObjective
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.rule import Cost, Rule
-from studyloom.space.tree import Params, Point, Space
+from studyloom.space.tree import Configuration, Params, Space
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
@@ -72,12 +72,12 @@ class CandidateSource:
     """A candidate for the winner: its trial, and the configuration to train.
 
     Args:
-        point: the configuration.
+        configuration: its hyperparameters.
         may_win: whether it may win; a baseline that is not may still be compared with the winner.
     """
 
     trial: FrozenTrial
-    point: Point
+    configuration: Configuration
     is_baseline: bool = False
     may_win: bool = True
 
@@ -116,7 +116,7 @@ def choose_candidates(
     for number, trial in sorted(chosen_trials.items()):
         candidates[CandidateId(number)] = CandidateSource(
             trial,
-            _make_point(trial, definition),
+            _make_configuration(trial, definition),
             is_baseline=bool(baselines) and number == baselines[0].number,
             may_win=number in numbers_that_may_win,
         )
@@ -132,23 +132,23 @@ def _is_within_budget(trial: FrozenTrial, budget: int) -> bool:
     return slot is None or slot < budget
 
 
-def _make_point(trial: FrozenTrial, definition: Definition) -> Point:
+def _make_configuration(trial: FrozenTrial, definition: Definition) -> Configuration:
     """Makes the configuration of a candidate from its trial in the search.
 
     If early stopping chose the number of epochs, re-evaluation and final training repeat that
     number: it is a choice like a hyperparameter, and a final training has no validation set to
     choose by. The learning rate schedule remains that of all epochs.
     """
-    point = definition.space.make_point(trial.params)
+    configuration = definition.space.make_configuration(trial.params)
     if not definition.trains_networks:
-        return point
-    train = definition.compose_config(point).train
+        return configuration
+    train = definition.compose_config(configuration).train
     stops_early = train.patience is not None or train.weights != "last"
     if not stops_early:
-        return point
+        return configuration
     epoch = find_kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
     pinned_values = {"train.until": epoch, "train.patience": None, "train.weights": "last"}
-    return replace(point, values=point.values | pinned_values)
+    return replace(configuration, values=configuration.values | pinned_values)
 
 
 def find_kept_epoch(curves: Mapping[str, Sequence[float]], weights: str, sign: int) -> int | None:
@@ -243,11 +243,11 @@ class CandidateTrainings:
 
     definition: Definition
     data: TrainingData
-    candidates: Mapping[CandidateId, Point]
+    candidates: Mapping[CandidateId, Configuration]
     seeds: int
     trains_on_all: bool = False
     find_earlier: Callable[[], Mapping[Training, EarlierTraining]] = dict
-    baseline: Point | None = None
+    baseline: Configuration | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -330,13 +330,17 @@ class CandidateTrainings:
         return self.definition.build_job(self.candidates[candidate], fold, self.new_seed(seed))
 
     def make_objective(
-        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST_ATTEMPT
+        self,
+        configuration: Configuration,
+        number: int,
+        data: TrainingData,
+        attempt: Attempt = FIRST_ATTEMPT,
     ) -> Objective:
-        """Makes the objective that trains a candidate with a seed, as a point of the grid names.
+        """Makes the objective that trains a candidate with a seed; the configuration names both.
 
         If an earlier stage has trained it, its result is reused.
         """
-        training = Training(CandidateId.read(point.values), point.values["seed"])
+        training = Training(CandidateId.read(configuration.values), configuration.values["seed"])
         earlier_training = self.earlier.get(training)
         if earlier_training is not None:
             stored_objective = earlier_training.objective()
@@ -359,11 +363,11 @@ class CandidateTrainings:
             fold=self.fold(training.seed),
         )
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         """Returns nothing: the search has checked the constraints of a candidate."""
         return []
 
-    def provenance_sections(self, point: Point) -> None:
+    def provenance_sections(self, configuration: Configuration) -> None:
         """Returns nothing: the candidate's trial in the search has its provenance."""
 
     def trains_on(self, data: TrainingData) -> torch.device:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from studyloom.decisions.early_end import decide_early_end
 from studyloom.definition.definition import Definition
 from studyloom.space.rule import Rule
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import CandidateId, Candidates, choose_candidates
 from studyloom.winner.reevaluation import Reevaluated
@@ -197,8 +197,8 @@ def read_evaluation(study: OpenStudy) -> Evaluation:
 
     # The final training; without a test the networks of the re-evaluation are the last ones
     if definition.tested:
-        points = choose_final_points(evaluation, planner, reevaluated)
-        stage = evaluation.enter(planner.plan_final_training(candidates, points))
+        configurations = choose_final_configurations(evaluation, planner, reevaluated)
+        stage = evaluation.enter(planner.plan_final_training(candidates, configurations))
         if stage is None:
             return evaluation
         evaluation.test = stage.find_test(study.stored)
@@ -214,11 +214,11 @@ def read_ablation(evaluation: Evaluation, planner: StagePlanner, reevaluated: Re
     """
     study = evaluation.study
     winner = reevaluated.winner
-    point = reevaluated.candidates[winner].point
+    configuration = reevaluated.candidates[winner].configuration
     winner_values: Sequence[float] = ()
     if reevaluated.values is not None:
         winner_values = reevaluated.values.get(winner, ())
-    defaults = Defaults(study.definition, point, study.stored.trials())
+    defaults = Defaults(study.definition, configuration, study.stored.trials())
     losses = Losses(
         winner=winner_values,
         values={},
@@ -257,24 +257,24 @@ def find_simplifications(
     return [names for names in losses.propose_simplifications() if defaults.is_possible(names)]
 
 
-def choose_final_points(
+def choose_final_configurations(
     evaluation: Evaluation, planner: StagePlanner, reevaluated: Reevaluated
-) -> dict[CandidateId, Point]:
+) -> dict[CandidateId, Configuration]:
     """Returns the configurations of the final training: winner, baseline and simple configuration.
 
     The simple one is left out if there is none, or if a final training without it has begun.
     """
     winner = reevaluated.winner
-    points = {}
+    configurations = {}
     for candidate_id, source in reevaluated.candidates.items():
         if candidate_id in (winner, reevaluated.baseline):
-            points[candidate_id] = source.point
+            configurations[candidate_id] = source.configuration
     ablation = evaluation.ablation
     defaults = evaluation.defaults
     if ablation is None or defaults is None or not ablation.simple_defaults:
-        return points
+        return configurations
     began_without_simple = planner.has_simple() is False
     if not began_without_simple:
         simple = replace(winner, defaults=ablation.simple_defaults)
-        points[simple] = defaults.put_back(ablation.simple_defaults)
-    return points
+        configurations[simple] = defaults.put_back(ablation.simple_defaults)
+    return configurations

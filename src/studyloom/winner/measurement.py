@@ -206,13 +206,13 @@ def call_test_function(
         For each seed the value of the metric, and of what else the function returns, by name.
     """
     definition = trainings.definition
-    point = trainings.candidates[candidate]
+    configuration = trainings.candidates[candidate]
     results = []
     for seed, state in zip(trainings.new_seeds, kept_states, strict=True):
         dataset = None
         if test_set is not None:
             dataset = test_set.as_dataset()
-        results.append(definition.test(point, seed, state, dataset))
+        results.append(definition.test(configuration, seed, state, dataset))
     return results
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from studyloom.config.schema import WinnerSection
 from studyloom.errors import DefinitionError
 from studyloom.space.rule import Rule
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage.command_record import StoredCommand, store_stage
 from studyloom.storage.opening import create_in_same_database, list_differences
 from studyloom.storage.stored_study import (
@@ -166,8 +166,10 @@ class StagePlanner:
 
     def plan_reevaluation(self, candidates: Candidates) -> PlannedStage:
         """Plans the re-evaluation: every candidate on new seeds and validation sets."""
-        points = {candidate_id: source.point for candidate_id, source in candidates.items()}
-        return self._plan(REEVALUATION, points)
+        configurations = {
+            candidate_id: source.configuration for candidate_id, source in candidates.items()
+        }
+        return self._plan(REEVALUATION, configurations)
 
     def plan_ablation(
         self, winner: CandidateId, defaults: Defaults, removed_changes: Iterable[Names]
@@ -178,18 +180,18 @@ class StagePlanner:
             defaults: puts hyperparameters of the winner back to their defaults.
             removed_changes: the hyperparameters that are put back, for each copy.
         """
-        points = {}
+        configurations = {}
         for names in removed_changes:
             candidate_id = replace(winner, defaults=names)
-            points[candidate_id] = defaults.put_back(names)
+            configurations[candidate_id] = defaults.put_back(names)
         detail = ""
-        most_together = max(len(candidate_id.defaults) for candidate_id in points)
+        most_together = max(len(candidate_id.defaults) for candidate_id in configurations)
         if most_together > 1:
             detail = f"{most_together} together"
-        return self._plan(ABLATION, points, detail)
+        return self._plan(ABLATION, configurations, detail)
 
     def plan_final_training(
-        self, candidates: Candidates, points: Mapping[CandidateId, Point]
+        self, candidates: Candidates, configurations: Mapping[CandidateId, Configuration]
     ) -> PlannedStage:
         """Plans the final training: on all training data.
 
@@ -198,22 +200,24 @@ class StagePlanner:
         search.
 
         Args:
-            points: the configurations to train; the one with hyperparameters at their defaults is
-                the simple configuration.
+            configurations: those to train; the one with hyperparameters at their defaults is the
+                simple configuration.
         """
         detail = ""
-        has_simple = any(candidate_id.defaults for candidate_id in points)
+        has_simple = any(candidate_id.defaults for candidate_id in configurations)
         if has_simple:
             detail = WITH_SIMPLE
-        plan = self._plan(FINAL_TRAINING, points, detail)
+        plan = self._plan(FINAL_TRAINING, configurations, detail)
         if plan.repeats_reevaluation:
             return plan
         definition = self.study.definition
-        points_with_values = {}
-        for candidate_id, point in points.items():
+        configurations_with_values = {}
+        for candidate_id, configuration in configurations.items():
             values = candidates[CandidateId(candidate_id.trial)].recorded_values
-            points_with_values[candidate_id] = definition.with_recorded_values(point, values)
-        trainings = replace(plan.trainings, candidates=points_with_values)
+            configurations_with_values[candidate_id] = definition.with_recorded_values(
+                configuration, values
+            )
+        trainings = replace(plan.trainings, candidates=configurations_with_values)
         return replace(plan, trainings=trainings)
 
     def has_simple(self) -> bool | None:
@@ -230,18 +234,18 @@ class StagePlanner:
         return WITH_SIMPLE in stored_name
 
     def _plan(
-        self, title: str, points: Mapping[CandidateId, Point], detail: str = ""
+        self, title: str, configurations: Mapping[CandidateId, Configuration], detail: str = ""
     ) -> PlannedStage:
         """Plans a stage.
 
         Args:
-            points: the configurations to train.
+            configurations: those to train.
             detail: an addition to the name of the stage.
         """
         definition = self.study.definition
         is_final = title == FINAL_TRAINING
         trainings = CandidateTrainings(
-            definition, self.study.data, points, self.settings.seeds, trains_on_all=is_final
+            definition, self.study.data, configurations, self.settings.seeds, trains_on_all=is_final
         )
         repeats_reevaluation = trainings.repeats_reevaluation
         later_trials = 0

@@ -19,8 +19,8 @@ from studyloom.decisions.rounds import RoundOrder
 from studyloom.decisions.strategy import KEEPS_STATE
 from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
-from studyloom.space.drawing_points import draw_point, identify
-from studyloom.space.tree import Point
+from studyloom.space.drawing_configurations import draw_configuration, identify
+from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import (
     BASELINE,
     HALTED,
@@ -37,7 +37,7 @@ from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.stage import Stage
 
 REDRAWS = 10  # by the sampler, if a configuration is not accepted, before chance decides
-PointKey = frozenset[tuple[str, Any]]  # from `identify`: equal for equal configurations
+ConfigurationKey = frozenset[tuple[str, Any]]  # from `identify`: equal for equal configurations
 log = logging.getLogger(__name__)
 
 
@@ -240,7 +240,7 @@ class SlotQueue:
             self._set_params(trial_id, self.baseline)
         return self._make_trial(claim, trial_id, seed=frozen.number)
 
-    def draw(self, held: HeldTrial) -> Point | None:
+    def draw(self, held: HeldTrial) -> Configuration | None:
         """Draws a trial's configuration and stores it, unless the trial has one already.
 
         A configuration is not accepted if it breaks a relation of the space, or repeats another
@@ -254,30 +254,30 @@ class SlotQueue:
         if held.trial.params:
             # They were set in the config or by a user, or stored by an earlier worker.
             with held.stopwatch("sampling"):
-                point = space.suggest(held.trial)
-            self._store_point(held)
-            return point
+                configuration = space.suggest(held.trial)
+            self._store_configuration(held)
+            return configuration
         # The configurations that the trial must not repeat; empty if it may repeat any.
-        used: set[PointKey] = set()
+        used: set[ConfigurationKey] = set()
         if not held.limits.allow_repeats and self.baseline is not None:
             # The worker of trial 0 may not have stored its configuration yet.
             used.add(identify(self.baseline))
         redraws = 0
         while True:
             with held.stopwatch("sampling"):
-                point = space.suggest(held.trial)
-            breaks_relation = space.find_breach(point.params) is not None
+                configuration = space.suggest(held.trial)
+            breaks_relation = space.find_breach(configuration.params) is not None
             if not breaks_relation and held.limits.allow_repeats:
-                self._store_point(held)
-                return point
-            if not breaks_relation and self._store_unless_used(held, point, used):
-                return point
+                self._store_configuration(held)
+                return configuration
+            if not breaks_relation and self._store_unless_used(held, configuration, used):
+                return configuration
             redraws += 1
             can_redraw = self._prepare_redraw(held, redraws, used)
             if not can_redraw:
                 return None
 
-    def _prepare_redraw(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+    def _prepare_redraw(self, held: HeldTrial, redraws: int, used: set[ConfigurationKey]) -> bool:
         """Replaces the Optuna trial, whose configuration was not accepted, by one with none.
 
         After REDRAWS redraws it gets a random configuration, which it then suggests.
@@ -293,13 +293,13 @@ class SlotQueue:
         # The buffer reads the stored trial again, without the pending configuration.
         self.stored.storage.load(self.stored.ledger.study_id, trial_id)
         with held.stopwatch("sampling"):
-            if redraws > REDRAWS and not self._set_random_point(held, redraws, used):
+            if redraws > REDRAWS and not self._set_random_configuration(held, redraws, used):
                 return False
             seed = derive(held.trial.number, redraws)
             held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
         return True
 
-    def _store_point(self, held: HeldTrial) -> None:
+    def _store_configuration(self, held: HeldTrial) -> None:
         """Commits a trial's configuration, which is pending in the buffer, and renews its lease."""
         buffer = self.stored.storage
         self._add_segments(held)
@@ -309,7 +309,9 @@ class SlotQueue:
                 raise ClaimLost
         buffer.mark_written()
 
-    def _store_unless_used(self, held: HeldTrial, point: Point, used: set[PointKey]) -> bool:
+    def _store_unless_used(
+        self, held: HeldTrial, configuration: Configuration, used: set[ConfigurationKey]
+    ) -> bool:
         """Commits a trial's configuration, which is pending in the buffer, unless it was used.
 
         The other trials are read, and the configuration is stored, in one transaction that has
@@ -322,8 +324,8 @@ class SlotQueue:
             Whether it was stored.
         """
         stored = self.stored
-        key = identify(point)
-        keys_of_others: set[PointKey] = set()
+        key = identify(configuration)
+        keys_of_others: set[ConfigurationKey] = set()
 
         def write(connection: Connection) -> None:
             keys_of_others.clear()  # if the transaction is tried a second time
@@ -357,14 +359,16 @@ class SlotQueue:
             begun_segments.append((segment.number, first_step))
         self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun_segments)
 
-    def _set_random_point(self, held: HeldTrial, redraws: int, used: set[PointKey]) -> bool:
+    def _set_random_configuration(
+        self, held: HeldTrial, redraws: int, used: set[ConfigurationKey]
+    ) -> bool:
         """Sets a random configuration that is allowed and not used; False if there is none."""
         source = self.stage.source
         seed = derive(source.seed, held.trial.number, 1, redraws)
-        point = draw_point(source.space, seed, used)
-        if point is None:
+        configuration = draw_configuration(source.space, seed, used)
+        if configuration is None:
             return False
-        self._set_params(held.trial._trial_id, point)
+        self._set_params(held.trial._trial_id, configuration)
         return True
 
     def _make_trial(
@@ -386,9 +390,9 @@ class SlotQueue:
             study = self.order.view_study(study, claim.segments[-1])
         return optuna.Trial(study, trial_id)
 
-    def _set_params(self, trial_id: int, point: Point) -> None:
+    def _set_params(self, trial_id: int, configuration: Configuration) -> None:
         """Sets the hyperparameters of the trial in the buffer."""
-        for name, value in point.params.items():
-            distribution = point.distributions[name]
+        for name, value in configuration.params.items():
+            distribution = configuration.distributions[name]
             internal = distribution.to_internal_repr(value)
             self.stored.storage.set_trial_param(trial_id, name, internal, distribution)

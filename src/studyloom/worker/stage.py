@@ -22,7 +22,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.decisions.early_end import decide_early_end
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.space.rule import Cost
-from studyloom.space.tree import Point, Space
+from studyloom.space.tree import Configuration, Space
 from studyloom.storage.attributes import KEPT
 from studyloom.storage.stored_study import SEARCH, StoredStudy
 from studyloom.training.checkpoint import Checkpoint, save_weights
@@ -40,24 +40,24 @@ class TrialSource(Protocol):
         """The search space, or the grid of a later stage's trainings."""
 
     @property
-    def baseline(self) -> Point | None:
+    def baseline(self) -> Configuration | None:
         """The configuration of the first trial; None without a baseline."""
 
     @property
     def seed(self) -> int:
         """The seed of the study."""
 
-    def provenance_sections(self, point: Point) -> dict[str, Any] | None:
+    def provenance_sections(self, configuration: Configuration) -> dict[str, Any] | None:
         """Returns the sections of the config that are stored with a trial; None for none."""
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the device of a training."""
 
-    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+    def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         """Measures what a configuration costs before it is trained, for limits."""
 
     def make_objective(
-        self, point: Point, number: int, data: TrainingData, attempt: Attempt
+        self, configuration: Configuration, number: int, data: TrainingData, attempt: Attempt
     ) -> Objective:
         """Makes the training of a trial.
 
@@ -134,7 +134,7 @@ class TrialFiles:
     stage: Stage
     folder: Path | None
 
-    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
+    def checkpoint(self, number: int, configuration: Configuration) -> Checkpoint | None:
         """Returns the file for the state of a trial; None if states are not saved.
 
         The file holds an identity, so that it is not restored in another training of this number.
@@ -142,7 +142,7 @@ class TrialFiles:
         if self.folder is None:
             return None
         stored = self.stage.stored
-        identity = [stored.name, number, self.stage.source.seed, point.params]
+        identity = [stored.name, number, self.stage.source.seed, configuration.params]
         return Checkpoint(
             path=self.folder / f"trial-{number}.pt",
             identity=json.dumps(identity, default=str),
@@ -160,9 +160,9 @@ class TrialFiles:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
 
-    def remove(self, number: int, point: Point) -> None:
+    def remove(self, number: int, configuration: Configuration) -> None:
         """Removes the files from which another worker would have resumed a trial."""
-        checkpoint = self.checkpoint(number, point)
+        checkpoint = self.checkpoint(number, configuration)
         if checkpoint is None:
             return
         with contextlib.suppress(OSError):
@@ -192,12 +192,12 @@ class TrialFiles:
     def _remove_own_files(self, trial: FrozenTrial) -> None:
         """Removes the files of a trial, unless they are of another study's trial of its number."""
         try:
-            point = self.stage.source.space.make_point(trial.params)
+            configuration = self.stage.source.space.make_configuration(trial.params)
         except KeyError:  # the space no longer has its hyperparameters
             return
-        checkpoint = self.checkpoint(trial.number, point)
+        checkpoint = self.checkpoint(trial.number, configuration)
         if checkpoint is not None and not checkpoint.is_of_another_training():
-            self.remove(trial.number, point)
+            self.remove(trial.number, configuration)
 
     def keep_weights(self, trial: Trial, objective: Objective) -> None:
         """Saves the weights of a complete trial for the result, if its stage keeps weights."""

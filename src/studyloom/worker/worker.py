@@ -32,7 +32,7 @@ from studyloom.errors import (
 from studyloom.objectives.objective import Attempt, Objective, Stopping
 from studyloom.processes import Stopwatch, worker_id
 from studyloom.seeds import derive
-from studyloom.space.tree import Point
+from studyloom.space.tree import Configuration
 from studyloom.storage import failures
 from studyloom.storage.ledger import Claim
 from studyloom.storage.stored_study import StoredStudy
@@ -51,7 +51,7 @@ WAIT_GROWTH = 1.5  # factor between one wait and the next
 # In rounds there are few workers, which often wait briefly.
 WAIT_IN_ROUNDS = 0.05
 LONGEST_WAIT_IN_ROUNDS = 0.5
-NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
+NO_CONFIGURATION = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
 
 
@@ -91,12 +91,12 @@ class BegunTrial:
     Args:
         held: The trial, with the worker's claim on it.
         frozen: The trial as it was when the worker claimed it.
-        point: Its configuration.
+        configuration: Its hyperparameters.
     """
 
     held: HeldTrial
     frozen: FrozenTrial
-    point: Point
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
@@ -245,11 +245,11 @@ class Worker:
         if claim.ends_pruned or claim.fatal or has_crashed_too_often:
             self.end_untrained(frozen, held)
             return None
-        point = slots.draw(held)
-        if point is None:
-            held.fail(failures.Failure(failures.ERROR, NO_POINT))
+        configuration = slots.draw(held)
+        if configuration is None:
+            held.fail(failures.Failure(failures.ERROR, NO_CONFIGURATION))
             return None
-        return BegunTrial(held, frozen, point)
+        return BegunTrial(held, frozen, configuration)
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
         """Ends a trial that no worker will resume.
@@ -258,19 +258,19 @@ class Worker:
         it fails, since it took too long or has crashed too many workers.
         """
         claim = held.claim
-        point = None
+        configuration = None
         # Its workers may have died before all hyperparameters were suggested.
         with contextlib.suppress(KeyError):
-            point = self.stage.source.space.make_point(frozen.params)
+            configuration = self.stage.source.space.make_configuration(frozen.params)
         if claim.ends_pruned:  # its provenance was stored when it was paused
             held.end(None, TrialState.PRUNED)
         else:
-            if point is not None:
-                self.set_provenance(held, point)
+            if configuration is not None:
+                self.set_provenance(held, configuration)
                 held.store(None)
             held.fail(self._explain_deaths(claim))
-        if point is not None:
-            self.files.remove(frozen.number, point)
+        if configuration is not None:
+            self.files.remove(frozen.number, configuration)
 
     def _explain_deaths(self, claim: Claim) -> failures.Failure:
         """Returns the failure of a trial whose workers have died, or timed out with it."""
@@ -312,17 +312,17 @@ class Worker:
         """
         held = begun.held
         frozen = begun.frozen
-        point = begun.point
+        configuration = begun.configuration
         source = self.stage.source
         # An Optuna objective draws its hyperparameters while it runs; they are known afterwards.
-        draws_in_training = point.trial is not None
+        draws_in_training = configuration.trial is not None
         objective: Objective | None = None
         try:
             if not draws_in_training:
-                self.set_provenance(held, point)
-            held.check_limits(source.measure_costs(point, self.data))
+                self.set_provenance(held, configuration)
+            held.check_limits(source.measure_costs(configuration, self.data))
             attempt = self._make_attempt(begun, slots)
-            objective = source.make_objective(point, frozen.number, self.data, attempt)
+            objective = source.make_objective(configuration, frozen.number, self.data, attempt)
             reporter = self._make_reporter(begun, objective, slots)
             value = reporter.run(self.must_stop)
             with self.stopwatch("checkpoints"):
@@ -339,7 +339,7 @@ class Worker:
             outcome = Outcome.failed(error)
 
         if draws_in_training:
-            self.set_provenance(held, source.space.make_point(held.trial.params))
+            self.set_provenance(held, source.space.make_configuration(held.trial.params))
         held.store(objective)
         if outcome.failure is not None:
             held.fail(outcome.failure)
@@ -349,7 +349,7 @@ class Worker:
 
     def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
         """Describes this worker's attempt at a trial to the objective, such as its own folder."""
-        checkpoint = self.files.checkpoint(begun.frozen.number, begun.point)
+        checkpoint = self.files.checkpoint(begun.frozen.number, begun.configuration)
         folder = None
         if checkpoint is not None:
             folder = self.files.folder_of(checkpoint)
@@ -374,7 +374,7 @@ class Worker:
         return Reporter(
             held=begun.held,
             objective=objective,
-            checkpoint=self.files.checkpoint(begun.frozen.number, begun.point),
+            checkpoint=self.files.checkpoint(begun.frozen.number, begun.configuration),
             last_stored_step=begun.frozen.last_step,
             must_release=self._must_release,
             may_be_pruned=may_stop and has_one_objective,
@@ -392,7 +392,7 @@ class Worker:
             BrokenProcess: There was such an error; each further trial here would fail like this.
         """
         number = begun.frozen.number
-        self.files.remove(number, begun.point)
+        self.files.remove(number, begun.configuration)
         if gpu_error is not None:
             self.stored.check_halted()
             raise BrokenProcess(
@@ -430,13 +430,13 @@ class Worker:
                 self.stored.storage.mark_written()
         return Outcome.failed(cause)
 
-    def set_provenance(self, held: HeldTrial, point: Point) -> None:
+    def set_provenance(self, held: HeldTrial, configuration: Configuration) -> None:
         """Sets the record that is stored with a trial, from which it can be trained again.
 
         Trainings that follow the search have none: the trial of their candidate has it.
         """
         source = self.stage.source
-        sections = source.provenance_sections(point)
+        sections = source.provenance_sections(configuration)
         if sections is None:
             return
         device = source.trains_on(self.data)

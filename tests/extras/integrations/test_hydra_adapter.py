@@ -60,8 +60,8 @@ def errors_of(ask, *overrides):
 
 
 def call(definition, run, **values):
-    point = definition.space.walk(lambda parameter: values[parameter.name])
-    config = definition.compose_config(point)
+    configuration = definition.space.walk(lambda parameter: values[parameter.name])
+    config = definition.compose_config(configuration)
     return build_function(config["objective"])(config.for_user(), run)
 
 
@@ -70,9 +70,9 @@ def test_names_in_the_space_are_keys_of_the_applications_config(ask, make_run):
     definition = ask()
     assert [*definition.space.groups()] == []
     assert definition.baseline.params == {"optimizer.lr": 0.1, "model.width": 8}
-    point = {"optimizer.lr": 0.5, "model.width": 16}
-    assert call(definition, make_run(), **point) == 1.0
-    assert call(definition, make_run(), **(point | {"model.width": 32})) == 0.0
+    configuration = {"optimizer.lr": 0.5, "model.width": 16}
+    assert call(definition, make_run(), **configuration) == 1.0
+    assert call(definition, make_run(), **(configuration | {"model.width": 32})) == 0.0
     assert definition.compose_config(definition.baseline)["params"] == {
         "optimizer": {"lr": 0.1},
         "model": {"width": 8},
@@ -82,8 +82,8 @@ def test_names_in_the_space_are_keys_of_the_applications_config(ask, make_run):
 def test_a_function_decorated_by_hydra_gets_config_and_trial_folder(ask, make_run):
     definition, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
     assert errors_of(lambda: definition) == []
-    point = {"optimizer.lr": 0.5, "model.width": 16}
-    assert call(definition, run, **point) == 1.0
+    configuration = {"optimizer.lr": 0.5, "model.width": 16}
+    assert call(definition, run, **configuration) == 1.0
     assert (run.dir / "result.txt").read_text() == str(run.dir)
 
 
@@ -114,11 +114,11 @@ def test_the_value_is_picked_from_the_returned_result():
 def test_only_a_parameter_called_run_gets_the_run(ask, project, make_run):
     text = "def one(cfg, run): run(cfg.optimizer.lr, 1); return 1.0\n"
     (project / "src/other.py").write_text(text + "def two(cfg, callbacks=None): return 2.0\n")
-    point, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
+    configuration, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
     for number, name in enumerate(("one", "two"), 1):
         definition = ask(f"objective.call=src.other.{name}", "objective.value=null")
         assert errors_of(lambda definition=definition: definition) == []
-        assert call(definition, run, **point) == number
+        assert call(definition, run, **configuration) == number
     assert run.reports == [(1, 0.5)]
 
 

@@ -115,7 +115,7 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
         override = f"study.warm_start=[{json.dumps(study.source)}]"
         steps.append(f"python -m studies.NAME {shlex.quote(override)}")
     elif valid_keys:
-        override = f"study.enqueue=[{','.join(_format_points(best_trials, valid_keys))}]"
+        override = f"study.enqueue=[{','.join(_format_configurations(best_trials, valid_keys))}]"
         steps.append(f"python -m studies.NAME {shlex.quote(override)}")
     steps.append(_search_call(study, best_trials))
 
@@ -185,21 +185,21 @@ def is_config_key(name: str) -> bool:
     return NAME.fullmatch(name) is not None and section in SEARCHED
 
 
-def _format_points(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
+def _format_configurations(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
     """Formats configurations for `study.enqueue`; a trial without any of the keys is left out.
 
     Args:
         keys: the config key of each hyperparameter that can be named.
     """
-    points = []
+    configurations = []
     for trial in trials:
         entries = []
         for name, value in trial.params.items():
             if name in keys:
                 entries.append(f"{keys[name]}:{json.dumps(value)}")
         if entries:
-            points.append("{" + ",".join(entries) + "}")
-    return points
+            configurations.append("{" + ",".join(entries) + "}")
+    return configurations
 
 
 def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ class Original:
         winner = evaluation.winner
         assert winner is not None
         assert evaluation.candidates is not None
-        point = evaluation.candidates[winner].point
+        configuration = evaluation.candidates[winner].configuration
         assert data.split is not None
         assert data.source is not None
         # A study derives no other seed from three numbers that end in 2 (see
@@ -81,15 +81,17 @@ class Original:
         seed = derive(definition.seed, 0, 0, 2)
         folds = data.split.folds(definition.config.objective.folds, data.source.validation, seed)
         fold = folds[-1]  # its training and validation examples
-        job = definition.build_job(point, fold, seed)
+        job = definition.build_job(configuration, fold, seed)
         if definition.trains_networks:
             network = train_network(job, data.split)
         else:
             attempt = Attempt(stage=FINAL_TRAINING)
-            objective = definition.make_objective(point, winner.trial, data, attempt, seed, fold)
+            objective = definition.make_objective(
+                configuration, winner.trial, data, attempt, seed, fold
+            )
             objective.run(_report_nothing, Unstopped())
             network = _load_network(objective.weights() or {}, job, evaluation)
-        section = definition.compose_config(point).get("model")
+        section = definition.compose_config(configuration).get("model")
         return cls(network, job, data.split, section, seed, calibration)
 
     @classmethod

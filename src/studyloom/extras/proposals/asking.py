@@ -159,7 +159,7 @@ def _summarize(values: Sequence[Any]) -> Document:
 def print_proposed(arguments: Any) -> None:
     """Queues a configuration for `studyloom propose`, and prints the number of its trial."""
     stored = open_run(arguments, DEADLINE)
-    number = propose(stored, arguments.point, arguments.by, arguments.why)
+    number = propose(stored, arguments.configuration, arguments.by, arguments.why)
     if arguments.json:
         print_json({"study": stored.name, "trial": number})
     else:

@@ -13,19 +13,19 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.decisions.early_end import read_bounds, read_forecast
-from studyloom.decisions.placement import place_point
+from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.warm_start import BASELINE_ATTRIBUTES
 from studyloom.errors import ConfigError
 from studyloom.extras.proposals.stored_space import read_space
-from studyloom.space.drawing_points import identify
-from studyloom.space.tree import Point
+from studyloom.space.drawing_configurations import identify
+from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import PROPOSED
 from studyloom.storage.database import Connection
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import describe_kind, format_value, one_line, shorten_end
 
-MAX_LENGTHS = {"by": 40, "why": 500, "point": 100_000}  # characters of each argument
+MAX_LENGTHS = {"by": 40, "why": 500, "configuration": 100_000}  # characters of each argument
 MAX_ERRORS = 20  # of a proposal that are printed
 MAX_ERROR_LENGTH = 300  # characters
 MAX_REASON_LENGTH = 200
@@ -37,19 +37,21 @@ class Proposal:
     """A configuration that has been checked, and what is stored with it.
 
     Args:
-        point: the configuration.
+        configuration: its hyperparameters.
         mark: who proposes it and why, with an `id` that no other proposal has.
     """
 
-    point: Point
+    configuration: Configuration
     mark: Mapping[str, str]
 
 
-def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: str = "") -> int:
+def propose(
+    stored: StoredStudy, configuration: str | Mapping[str, Any], by: str, why: str = ""
+) -> int:
     """Checks a configuration as `study.enqueue` is checked, and puts it into the next free slot.
 
     Args:
-        point: values by hyperparameter name, possibly nested; or such an object in JSON.
+        configuration: values by hyperparameter name, possibly nested; or such an object in JSON.
         by: who proposes it; a line of text.
         why: the reason for it; a line of text.
 
@@ -66,8 +68,8 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         errors.append(_line_error("why", why))
     space = read_space(stored)
     try:
-        placed = place_point(space, _parse_object(point))
-        default_point = place_point(space, {}).point
+        placed = place_configuration(space, _parse_object(configuration))
+        default_configuration = place_configuration(space, {}).configuration
     except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
         problem = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
         reason = shorten_end(one_line(str(error)), MAX_REASON_LENGTH)
@@ -77,11 +79,11 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
     if errors:
         shown_errors = errors[:MAX_ERRORS]
         raise ConfigError([shorten_end(one_line(line), MAX_ERROR_LENGTH) for line in shown_errors])
-    proposal = Proposal(placed.point, {"by": by, "why": why, "id": uuid.uuid4().hex})
+    proposal = Proposal(placed.configuration, {"by": by, "why": why, "id": uuid.uuid4().hex})
     budget = read_bounds(stored).trials
     baseline = None
     if space.baseline:
-        baseline = default_point
+        baseline = default_configuration
     return _fill_slot(stored, proposal, space.most_proposals(budget), baseline)
 
 
@@ -98,16 +100,16 @@ def _line_error(name: str, text: str) -> str:
     )
 
 
-def _parse_object(point: str | Mapping[str, Any]) -> dict[str, Any]:
+def _parse_object(configuration: str | Mapping[str, Any]) -> dict[str, Any]:
     """Parses an object in JSON; raises ValueError if it is too long or no object.
 
     A mapping is written as JSON first, so that both spellings of a proposal have the same limits.
     """
-    text = point
+    text = configuration
     if not isinstance(text, str):
         text = json.dumps(text)
-    if len(text) > MAX_LENGTHS["point"]:
-        raise ValueError(f"it has more than {MAX_LENGTHS['point']} characters")
+    if len(text) > MAX_LENGTHS["configuration"]:
+        raise ValueError(f"it has more than {MAX_LENGTHS['configuration']} characters")
     parsed = json.loads(text)
     if not isinstance(parsed, dict):
         raise ValueError(f"it is {describe_kind(parsed)}")
@@ -144,7 +146,9 @@ def why_closed(stored: StoredStudy) -> str | None:
     return f"the search of {stored.name} {ending.reason}; a proposal comes too late"
 
 
-def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Point | None) -> int:
+def _fill_slot(
+    stored: StoredStudy, proposal: Proposal, limit: int, baseline: Configuration | None
+) -> int:
     """Puts a proposal into the next free slot (a row of the budget); returns its trial's number.
 
     A worker that claims the slot trains the proposal. All is checked and written in one transaction
@@ -168,13 +172,13 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Po
         """Checks and queues the proposal in the transaction of a connection."""
         trials = stored.lock_trials(connection)
         if baseline is not None and not trials:  # trial 0 comes first
-            trials.append(stored.ledger.queue(connection, 0, Point(), BASELINE_ATTRIBUTES))
+            trials.append(stored.ledger.queue(connection, 0, Configuration(), BASELINE_ATTRIBUTES))
         for trial in trials:
             # The transaction is repeated if the connection breaks. An earlier attempt may have
             # committed although its reply was lost: then this very proposal is there already.
             if TrialRecord(trial).proposed == proposal.mark:
                 return trial.number
-            _check_different(trial, proposal.point, baseline)
+            _check_different(trial, proposal.configuration, baseline)
         if count_proposed(trials) >= limit:
             raise ConfigError(
                 f"study.proposal_share: {limit} of {budget} trials may be proposed, and have been"
@@ -183,7 +187,7 @@ def _fill_slot(stored: StoredStudy, proposal: Proposal, limit: int, baseline: Po
         if not free_slots:
             raise ConfigError(f"all {budget} trials have begun; raise study.trials to propose more")
         attributes = {PROPOSED: proposal.mark}
-        queued = stored.ledger.queue(connection, free_slots[0], proposal.point, attributes)
+        queued = stored.ledger.queue(connection, free_slots[0], proposal.configuration, attributes)
         return queued.number
 
     return stored.ledger.storage.execute(queue)
@@ -194,18 +198,20 @@ def count_proposed(trials: Sequence[FrozenTrial]) -> int:
     return sum(TrialRecord(trial).proposed is not None for trial in trials)
 
 
-def _check_different(trial: FrozenTrial, point: Point, baseline: Point | None) -> None:
+def _check_different(
+    trial: FrozenTrial, configuration: Configuration, baseline: Configuration | None
+) -> None:
     """Raises ConfigError if a trial has the proposed configuration already.
 
     Args:
-        point: the proposed configuration.
+        configuration: the proposed one.
         baseline: the default configuration. Trial 0 has it, also before its worker stores it.
     """
     record = TrialRecord(trial)
-    configuration_of_trial: Point | FrozenTrial = trial
+    configuration_of_trial: Configuration | FrozenTrial = trial
     if record.is_baseline and not trial.params and baseline is not None:
         configuration_of_trial = baseline
-    if identify(point) != identify(configuration_of_trial):
+    if identify(configuration) != identify(configuration_of_trial):
         return
     value = ""
     if trial.values:

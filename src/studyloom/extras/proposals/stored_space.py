@@ -24,8 +24,8 @@ Schema = dict[str, Any]  # a description in JSON Schema
 class StoredSpace:
     """The space that `warm_start.store_space` stored, against which proposals are checked.
 
-    Proposals are placed in it like configurations in a study definition (`placement.place_point`),
-    which reads `space` and `composer`.
+    Proposals are placed in it like configurations in a study definition
+    (`placement.place_configuration`), which reads `space` and `composer`.
 
     Args:
         tree: the space as configs write it.

@@ -8,26 +8,28 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
-from studyloom.space.tree import LARGEST_GRID, Hyperparameter, Point, Space
+from studyloom.space.tree import LARGEST_GRID, Configuration, Hyperparameter, Space
 
 DRAWS = 10_000  # of a space that is not enumerated, until a configuration is found
-PointKey = frozenset[tuple[str, Any]]  # equal for equal configurations
+ConfigurationKey = frozenset[tuple[str, Any]]  # equal for equal configurations
 
 
-def identify(point: Point | FrozenTrial) -> PointKey:
+def identify(configuration: Configuration | FrozenTrial) -> ConfigurationKey:
     """Returns a key that only equal configurations share.
 
     A value of a range with a step is replaced by the number of its steps: 0.1 + 2 × 0.1 is not
     0.3 to a computer, and both are two steps.
     """
-    values = dict(point.params)
-    for name, distribution in point.distributions.items():
+    values = dict(configuration.params)
+    for name, distribution in configuration.distributions.items():
         if isinstance(distribution, IntDistribution | FloatDistribution) and distribution.step:
             values[name] = round((values[name] - distribution.low) / distribution.step)
     return frozenset(values.items())
 
 
-def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -> Point | None:
+def draw_configuration(
+    space: Space, seed: int, taken_keys: Collection[ConfigurationKey] = ()
+) -> Configuration | None:
     """Draws a random configuration that breaks no relation and is not taken.
 
     Args:
@@ -36,14 +38,14 @@ def draw_point(space: Space, seed: int, taken_keys: Collection[PointKey] = ()) -
     Returns:
         None if all are taken, or if none was drawn in DRAWS draws from a large space.
     """
-    for point in _draw_points(space, seed):
-        breach = space.find_breach(point.params)
-        if breach is None and identify(point) not in taken_keys:
-            return point
+    for configuration in _draw_configurations(space, seed):
+        breach = space.find_breach(configuration.params)
+        if breach is None and identify(configuration) not in taken_keys:
+            return configuration
     return None
 
 
-def _draw_points(space: Space, seed: int) -> Iterator[Point]:
+def _draw_configurations(space: Space, seed: int) -> Iterator[Configuration]:
     """Yields random configurations.
 
     Those of a small space come in a random order, each once. A large space gives DRAWS, among which

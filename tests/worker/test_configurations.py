@@ -1,4 +1,4 @@
-"""The points that a search tries: those that keep to `space.where`, and each once if asked."""
+"""The configurations that a search tries keep to `space.where`; each is tried once if asked."""
 
 import pytest
 from optuna.trial import TrialState
@@ -7,10 +7,10 @@ from toys import ask
 
 from studyloom.decisions.strategy import Strategy
 from studyloom.errors import Halted
-from studyloom.space.drawing_points import identify
+from studyloom.space.drawing_configurations import identify
 from studyloom.storage.attributes import REASON
 from studyloom.worker import slots
-from studyloom.worker.worker import NO_POINT
+from studyloom.worker.worker import NO_CONFIGURATION
 
 NONE = (*RANDOM[:-3], "space=none", "sampler=random", "pruner=none")
 WIDE = ("+space.model.hidden.list.int=[4,64]", "+space.model.hidden.length=1")
@@ -26,8 +26,8 @@ def test_a_configuration_that_breaks_a_relation_is_drawn_again(url):
     stored = fresh(url, definition, 12)
     for trials in (5, 12):
         work(definition, stored, trials)
-    points = [trial.params for trial in stored.trials()]
-    kept = [p for p in points if "model.mlp.hidden.0" in p]
+    configurations = [trial.params for trial in stored.trials()]
+    kept = [p for p in configurations if "model.mlp.hidden.0" in p]
     assert 1 < len(kept) < 12, "it says nothing of the other network"
     assert all(p["train.batch_size"] + p["model.mlp.hidden.0"] <= 80 for p in kept)
     again = fresh(url, definition, 12, name="again")
@@ -42,13 +42,13 @@ def test_a_random_draw_replaces_a_bad_proposal_or_the_trial_fails(url, monkeypat
     work(definition, stored, 3)
     assert {t.params["train.batch_size"] for t in stored.trials()} == {16}
     assert {t.params["model.hidden.0"] for t in stored.trials()} <= {4, 5}
-    monkeypatch.setattr(slots, "draw_point", lambda *_: None)
+    monkeypatch.setattr(slots, "draw_configuration", lambda *_: None)
     monkeypatch.setattr(slots, "REDRAWS", 0)
     failing = fresh(url, definition, 1, name="failing")
     with pytest.raises(Halted, match=r"space\.where: no configuration was found"):
         work(definition, failing, 1)
     (trial,) = failing.trials()
-    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, NO_POINT)
+    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, NO_CONFIGURATION)
 
 
 @pytest.mark.usefixtures("threads_are_workers")
