@@ -21,12 +21,12 @@ from unittest.mock import patch
 import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import open_dict
 
 import studyloom
 from studyloom.config.compose import Composer
 from studyloom.config.config_sources import register
 from studyloom.config.overrides import Override
+from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.placement import place_configuration
 from studyloom.decisions.strategy import Strategy
@@ -51,9 +51,8 @@ from .tables import Results, Task
 CONF = Path(studyloom.__file__).parents[2] / "conf"  # of the checkout whose source is imported
 TRAINING = 27.0  # simulated seconds of a whole training, on average
 LIMITS = Limits(lease=86400.0)  # a simulated worker may have to wait for its turn for long
-FOREVER = (
-    86400.0  # seconds; a report is posted before the worker continues, however slow the machine
-)
+# Seconds: a report is posted before the worker continues, however slow the machine.
+FOREVER = 86400.0
 IN_MEMORY = "/dev/shm"
 
 
@@ -280,10 +279,9 @@ def compose(module: str, overrides: tuple[str, ...]) -> tuple[Definition, Compos
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         cfg = hydra.compose(module, list(overrides), return_hydra_config=True)
         choices = {str(g): str(o) for g, o in cfg.hydra.runtime.choices.items()}
-        with open_dict(cfg):
-            del cfg["hydra"]
         composer = Composer(module, tuple(map(Override.parse, overrides)), choices)
-        definition = find_definition_class(cfg).from_config(cfg, composer)
+        config = StudyConfig.of(cfg)
+        definition = find_definition_class(config).from_config(config, composer)
     return definition, composer
 
 
@@ -303,9 +301,8 @@ def define(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Defin
             {"params": dict(task.space)},
             lambda group: BRANCHES if group == "params/network" else (),
         )
-    cfg = definition.config.copy()
-    cfg.study.seed = seed
-    return NetworkDefinition(cfg, composer, space)
+    config = definition.config.with_values({"study.seed": seed})
+    return NetworkDefinition(config, composer, space)
 
 
 @contextmanager
