@@ -378,11 +378,21 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
     stored = open_study(f"sqlite:///{run_dir}/study.db", "s")
     reads = [(name, {}) for name in ("ask", "status", "compare", "report")]
     nonsense = [
-        *({"x": 2}, {"point": {"params.x": 2}}, {"point": "no JSON"}, {"point": [1]}),
-        *({"point": {"winner.test": 1}}, {"point": {}, "why": "\x1b[2J"}, {"point": {}}, {}),
-        {"point": {"params.x": "x" * 200_000}},
+        *(
+            {"x": 2},
+            {"configuration": {"params.x": 2}},
+            {"configuration": "no JSON"},
+            {"configuration": [1]},
+        ),
+        *(
+            {"configuration": {"winner.test": 1}},
+            {"configuration": {}, "why": "\x1b[2J"},
+            {"configuration": {}},
+            {},
+        ),
+        {"configuration": {"params.x": "x" * 200_000}},
     ]
-    top = {"point": oracle(None), "why": "the top"}
+    top = {"configuration": oracle(None), "why": "the top"}
     asked_for_the_test = {"latest": 1, "path": f"{run_dir}/winner.json"}
     calls = [("propose", each) for each in (*nonsense, top, top)]
     tools, answers = talk(
@@ -391,7 +401,7 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
     assert tools == {
         **{name: set() for name in ("status", "compare", "report")},
         "ask": {"latest"},
-        "propose": {"point", "why"},
+        "propose": {"configuration", "why"},
     }
     assert not [text for _, text in answers if SHOWN.search(text)]
     assert [is_error for is_error, _ in answers[4:13]] == [True] * 9

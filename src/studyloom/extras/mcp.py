@@ -105,13 +105,13 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         return plain(context)
 
     @server.tool()
-    def propose(point: Document, why: str = "") -> Document:
+    def propose(configuration: Document, why: str = "") -> Document:
         """Queues a configuration of the space as a trial, and returns the number of the trial.
 
-        Hyperparameters that `point` leaves out have their defaults. `why` is stored with the trial.
+        Hyperparameters that `configuration` leaves out have their defaults. `why` is stored with the trial.
         """
         with open_studies([run_dir]) as [stored]:
-            return {"trial": queue.propose(stored, point, arguments.by, why)}
+            return {"trial": queue.propose(stored, configuration, arguments.by, why)}
 
     @server.tool(annotations=read_only)
     def status() -> Document:
