@@ -108,7 +108,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def propose(configuration: Document, why: str = "") -> Document:
         """Queues a configuration of the space as a trial, and returns the number of the trial.
 
-        Hyperparameters that `configuration` leaves out have their defaults. `why` is stored with the trial.
+        Hyperparameters that `configuration` leaves out have their defaults. `why` is stored with
+        the trial.
         """
         with open_studies([run_dir]) as [stored]:
             return {"trial": queue.propose(stored, configuration, arguments.by, why)}
