@@ -141,18 +141,22 @@ class Winner:
     ) -> "Prediction":
         """Predicts classes or numbers.
 
+        A custom training loop may load its own data. Then `data` is not set in the config, and
+        nothing is known of the inputs: their second dimension may be time or nodes.
+
         Args:
             inputs: a tensor or an array (n, *shape), or one input (*shape). They are converted like
                 those of a .npy file: for images, integers are pixels from 0 to 255. A network of
                 several inputs gets a mapping or tuple of them, which may be nested, such as the
                 state (h, c) of an LSTM.
             batch: how many entries of the first dimension the network gets in one call. None: 256
-                if the study has data, whose first dimension is the examples; else everything in
-                one call, since a loop that loads its own data may have time or nodes there.
+                if `data` is set, since the first dimension is then that of the examples; everything
+                in one call if it is not set.
             softmax: True: a softmax over the second dimension turns the outputs (n, classes, …)
-                into probabilities; False: `values` holds the outputs, unchanged. None: the metric
-                decides; a single column, and rows that sum to 1, get no softmax, nor do outputs of
-                three dimensions or more of a loop that loads its own data.
+                into probabilities. False: `values` holds the outputs, unchanged. None: a softmax if
+                the metric is one of classification, except that these outputs stay unchanged:
+                a single column; rows that sum to 1; and, if `data` is not set, outputs of three
+                dimensions or more.
             output: which one of several outputs, by its name or position; None: the first.
 
         Returns:

@@ -274,7 +274,8 @@ def is_abandoned(temporary: Path) -> bool:
         return False
     pid = int(match["pid"])
     if pid == os.getpid():
-        return True  # an earlier process had the id that this one has now
+        # A process asks this before it makes a file of its own. So an earlier process had its id.
+        return True
     return not is_alive(pid)
 
 

@@ -146,13 +146,13 @@ def trials(arguments: argparse.Namespace) -> None:
     examples=["studyloom report runs/mnist", "studyloom report runs/mnist --png"],
 )
 def report(arguments: argparse.Namespace) -> None:
-    """Writes report.html with all results so far into RUN_DIR, and prints its path. report.png has
-    1,200 × 630 pixels."""
+    """Writes report.html with all results so far into RUN_DIR, and prints its path. With --png it
+    also writes report.png, of 1,200 × 630 pixels."""
     from studyloom.views.report import write_report
 
     draw_png = None
     if arguments.png:
-        draw_png = load_plugin("draw_png")
+        draw_png = load_plugin("draw_png")  # a function of an extra package, which may be missing
     path = write_report(open_run(arguments), arguments.run_dir, draw_png=draw_png)
     if arguments.json:
         print_json({"report": str(path)})
@@ -314,7 +314,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 )
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves a live report of a study, with a link to optuna-dashboard, to browsers on this
-    machine; other machines reach it through an SSH tunnel. That of your run directory has
+    machine; other machines reach it through an SSH tunnel. The report of your own RUN_DIR has
     buttons to pause, resume and stop the study.
     """
     from studyloom.storage.opening import open_only_study
@@ -322,13 +322,15 @@ def dashboard(arguments: argparse.Namespace) -> None:
     from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
 
-    url = arguments.storage or STORAGE.get()
     name = arguments.study
     if arguments.run_dir is not None:
         url, name_of_run = locate_study(arguments)
         name = name or name_of_run
+    else:
+        url = arguments.storage or STORAGE.get()
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
+    # A command collects garbage rarely while it imports modules. This one then runs for hours.
     collect_garbage_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     title = ProgressReader(stored).read().line

@@ -383,7 +383,8 @@ class Datasets(DataSource):
     def _read_classes(self, dataset: MapDataset) -> Tensor | None:
         """Reads the class of each training example, int64 (n,), from `data.targets`.
 
-        If that is unset, it is what the Dataset says; None if the Dataset does not say it either.
+        If `data.targets` is not set, returns the classes that the Dataset itself stores in an
+        attribute such as `targets`; None if it stores none.
         """
         if self._targets is None:
             return _find_classes(dataset)

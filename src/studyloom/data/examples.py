@@ -338,15 +338,18 @@ class Examples:
             DataError: an item cannot be loaded, has another structure than the first, or another
                 class than its Dataset says.
         """
-        different_views = dict.fromkeys((self.training, self.evaluation))  # one if they are equal
-        for items in different_views:
+        views = [self.training]
+        if self.evaluation is not self.training:
+            views.append(self.evaluation)
+        for items in views:
+            dataset_key = items.parts[0].key  # such as data.train
             first_structure = describe_structure(items.load_item(0))
             for index in items.sample_indices():
                 item = items.load_item(index)
                 structure = describe_structure(item)
                 if structure != first_structure and items.collate is None:
                     raise DataError(
-                        f"{items.parts[0].key}: all items must have the same structure; item 0 is "
+                        f"{dataset_key}: all items must have the same structure; item 0 is "
                         f"{first_structure}, and item {index} is {structure}; make batches of them "
                         f"with your own data.collate, {TRAIN_IT_YOURSELF}"
                     )
@@ -376,13 +379,13 @@ class Examples:
     def for_preflight(self) -> "Examples":
         """Returns a copy for the checks before the first trial.
 
-        It loads each item once, in this process, and leaves batches on the CPU.
+        The copy loads each item once, in this process, and leaves batches on the CPU.
         """
         return replace(
             self,
-            training=replace(self.training, cache={}),
+            training=replace(self.training, cache={}),  # keeps each item that was loaded
             evaluation=replace(self.evaluation, cache={}),
-            loading=Loading(),
+            loading=Loading(),  # without processes that load items
             device=torch.device("cpu"),
         )
 

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -313,6 +313,8 @@ class Loaded(DataSource):
     validation: int
     ordered: bool = False
     transform: Transform | None = None
+    # The sizes of the training set; None until `train` has loaded it.
+    _training_sizes: "Sizes | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.transform is not None and not callable(self.transform):
@@ -325,8 +327,7 @@ class Loaded(DataSource):
         """Returns the training set, from which the validation set is held out."""
         split = self._split("train")
         # `test` compares the test set with these sizes, without loading the training set again.
-        sizes = Sizes(split.shape, tuple(split.targets.shape[1:]), split.outputs)
-        object.__setattr__(self, "_training_sizes", sizes)  # as a frozen dataclass sets a field
+        object.__setattr__(self, "_training_sizes", _measure_sizes(split))  # of a frozen dataclass
         if isinstance(self.transform, Image):
             self.transform.check(split)
         return split
@@ -334,14 +335,16 @@ class Loaded(DataSource):
     def test(self) -> Split:
         """Returns the test set.
 
+        Loads the training set first if `train` was not called, to compare the sizes of both.
+
         Raises:
-            UnfitData: its shapes are not those of the training set.
+            UnfitData: the test set's shapes are not those of the training set.
         """
-        if not hasattr(self, "_training_sizes"):
-            self.train()
-        expected: Sizes = vars(self)["_training_sizes"]
+        expected = self._training_sizes
+        if expected is None:
+            expected = _measure_sizes(self.train())
         split = self._split("test", expected.outputs)
-        sizes = Sizes(split.shape, tuple(split.targets.shape[1:]), expected.outputs)
+        sizes = _measure_sizes(split)
         if sizes != expected:
             raise UnfitData(
                 "data.load('test') must return examples like those of the training set, each of "
@@ -395,6 +398,11 @@ class Loaded(DataSource):
         except DataError as error:
             raise type(error)(f"{call}: {error}") from None
         return split
+
+
+def _measure_sizes(split: Split) -> Sizes:
+    """Returns the sizes of each example of a set, and the number of outputs of its network."""
+    return Sizes(split.shape, tuple(split.targets.shape[1:]), split.outputs)
 
 
 class Arrays(NamedTuple):

@@ -107,6 +107,9 @@ class Image:
     def check(self, split: Split) -> None:
         """Raises DataError if the training inputs are no images, or on another scale.
 
+        The scale needs no check if the data source has normalized the inputs itself, and this
+        transform sets no mean and std of its own: `predict` then uses those of the source.
+
         Args:
             split: the training set.
         """
@@ -118,16 +121,16 @@ class Image:
             )
         channels = split.shape[0]
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(_list_numbers(numbers)) not in (0, 1, channels):
+            allowed_counts = (0, 1, channels)  # not set, one for all channels, one for each
+            if len(_list_numbers(numbers)) not in allowed_counts:
                 raise DataError(
                     f"data.transform.{name} must be one number, or {channels}, one for each "
                     f"channel; got {numbers}"
                 )
-        has_own_numbers = self.mean is not None or self.std is not None
-        source_has_numbers = split.mean != 0.0 or split.std != 1.0
-        if source_has_numbers and not has_own_numbers:
-            return  # the source has normalized its images by the numbers that are used here
-        self._check_scale(split)
+        is_normalized_by_source = split.mean != 0.0 or split.std != 1.0
+        sets_normalization = self.mean is not None or self.std is not None
+        if sets_normalization or not is_normalized_by_source:
+            self._check_scale(split)
 
     def _check_scale(self, split: Split) -> None:
         """Raises DataError if training inputs are outside the range from black to white."""

@@ -478,12 +478,14 @@ def _try_dtype(network: nn.Module, split: Split, dtype: torch.dtype) -> str | No
     first_weight = next(network.parameters(), None)
     if first_weight is not None:
         device = first_weight.device
-    inputs = torch.zeros(2, *split.shape, dtype=dtype, device=device)
-    if not dtype.is_floating_point:
-        # An embedding takes only integers that it has a place for. So the two examples with the
+    if dtype.is_floating_point:
+        inputs = torch.zeros(2, *split.shape, dtype=dtype, device=device)
+    else:
+        # An embedding takes only integers that it has a row for. So the two examples with the
         # greatest and the least integer are tried, at the indices `extremes`.
-        inputs += split.inputs[split.extremes].to(inputs)
+        inputs = split.inputs[split.extremes].to(device, dtype)
     try:
+        # Neither the weights nor PyTorch's random numbers may change by this call.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             deepcopy(network).eval()(inputs)
     except Exception as error:  # of the user's network

@@ -80,10 +80,10 @@ def make_optimizer(
             the network too if it has an argument `network`, as Muon does.
 
     Raises:
-        ConfigError: all errors: a pattern that matches nothing, a parameter in two groups, a
-            setting that the optimizer does not have, or nothing left to train.
+        ConfigError: a pattern matches nothing, a parameter is in two groups, or nothing is left to
+            train; or, if none of this is so, the optimizer does not have a setting of a group.
     """
-    _avoid_compiler_import()
+    _avoid_compiler_import()  # which takes a second; PyTorch's optimizers would begin it
     if "network" in inspect.signature(make).parameters:
         make = partial(make, network=network)
     if not groups:
@@ -94,9 +94,10 @@ def make_optimizer(
     sections = _split_parameters(network, groups)
     if not errors and not sections:
         errors.append("optimizer.groups freezes all parameters of the network: nothing is left")
-    refuse(errors)
+    refuse(errors)  # raises them, if there are any
     optimizer = make(sections)
-    # An optimizer of PyTorch ignores settings that it does not have.
+    # An optimizer of PyTorch ignores settings that it does not have. Only once it is made does it
+    # list those that it has.
     refuse([*_check_settings(optimizer, groups)])
     return optimizer
 
@@ -366,15 +367,20 @@ class Rates:
     def after_epoch(self, value: float) -> None:
         """Steps a scheduler that steps after each epoch.
 
+        A final training has no validation set: its ReduceLROnPlateau gets the validation values
+        again that were recorded during the search.
+
         Args:
             value: the validation value of the epoch that has ended.
         """
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert isinstance(self._schedule, TorchSchedule)
-            if self._schedule.recorded:  # the values of the search, for a final training
-                epoch_index = self._scheduler.last_epoch  # counts its steps, one for each epoch
-                value = self._schedule.recorded[epoch_index]
-            self._scheduler.step(value)
+            recorded_values = self._schedule.recorded
+            if recorded_values:
+                epoch_index = self._scheduler.last_epoch  # of the ended epoch, until `step` adds 1
+                self._scheduler.step(recorded_values[epoch_index])
+            else:
+                self._scheduler.step(value)
         elif not self._steps_with_optimizer:
             self._step_scheduler()
 
@@ -421,14 +427,15 @@ def _explain_no_factor(schedule: Callable[[float], Any]) -> str | None:
         Why it gives no factor for the learning rate there; None if it gives one.
 
     Raises:
-        ValueError: the function raises it, and so explains itself what is wrong.
+        ValueError: the function raised it; its message says what is wrong.
     """
     try:
         factor = schedule(0.0)
-        if hasattr(factor, "__float__") and 0 <= float(factor) < math.inf:
-            return None
+        is_factor = hasattr(factor, "__float__") and 0 <= float(factor) < math.inf
     except ValueError:
         raise
     except Exception as error:
         return name_error(error)
-    return f"got {factor!r} for progress 0"
+    if not is_factor:
+        return f"got {factor!r} for progress 0"
+    return None

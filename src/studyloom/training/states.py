@@ -64,7 +64,9 @@ def load_state(part: Any, state: StateDict, **options: Any) -> None:
 def _match_names(state: StateDict, network: nn.Module) -> StateDict:
     """Returns a state under the names that the network's own state has, wrappers included.
 
-    A name that the network lacks stays, so that PyTorch can refuse it.
+    A wrapper, such as that of `torch.compile`, puts its child's name into the names of a network's
+    state: `_orig_mod.layer.weight` in place of the plain name `layer.weight`. A name that the
+    network lacks stays, so that PyTorch can refuse it.
     """
     network_names = network.state_dict().keys()
     if state.keys() == network_names:
@@ -73,17 +75,20 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
     network_names_by_plain_name = {}
     for network_name in network_names:
         network_names_by_plain_name[_plain_name(network_name, wrappers)] = network_name
-    unwrapped_state = _remove_wrappers(state, network_names_by_plain_name)
+    plain_names = network_names_by_plain_name.keys()
+    plain_state = _remove_wrappers(state, plain_names)
 
     matched_state = OrderedDict[str, Any]()
-    for plain_name, value in unwrapped_state.items():
+    for plain_name, value in plain_state.items():
         name = network_names_by_plain_name.get(plain_name, plain_name)
         matched_state[name] = value
 
-    # PyTorch attaches the versions of modules to the state, each by the path of its module.
-    plain_versions = _module_versions(unwrapped_state)
+    # PyTorch attaches the versions of modules to the state, each by the path of its module, such as
+    # `_orig_mod.layer`.
+    plain_versions = _module_versions(plain_state)
     versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
+        # A wrapper is known by the prefix of the names within it, which ends with a dot.
         plain_path = _plain_name(f"{path}.", wrappers).removesuffix(".")
         if plain_path in plain_versions:
             versions[path] = plain_versions[plain_path]

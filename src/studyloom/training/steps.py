@@ -279,14 +279,16 @@ def _count_operations_of_module(module: nn.Module, result: object) -> int:
 def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]:
     """Calls a network with the inputs of a batch; returns its outputs, and the targets.
 
-    A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
-    that are a mapping, list or tuple are several arguments too.
+    A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. In a
+    batch of two, inputs that are a list or tuple are several arguments too, and those that are a
+    mapping are arguments by name (see `call_network`).
     """
     if not isinstance(batch, tuple | list):
         raise _batch_error(f"a {type(batch).__name__}")
     if len(batch) < 2:
-        raise _batch_error(f"{len(batch)}")
+        raise _batch_error(f"{len(batch)}")  # "must be (inputs, targets), …; got 1"
     *arguments, targets = batch
+    # A subclass, such as a named tuple or a PackedSequence, is one argument.
     if len(arguments) == 1 and type(arguments[0]) in (list, tuple):
         arguments = arguments[0]
     outputs = select_logits(call_network(network, arguments))

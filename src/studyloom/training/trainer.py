@@ -295,10 +295,11 @@ class JobRun:
             self.best = BestEpoch(int(number), float(value), deepcopy(weights))
         self.epoch = state["epoch"]
         self.step_count = state["step"]
-        # An earlier version saved only PyTorch's states, which come first. The last state, of
-        # Python's and NumPy's generators, is then still that of the job's seed.
+        # The states of PyTorch's generators, and last that of Python's and NumPy's. An earlier
+        # version did not save the last one: it then stays as the job's seed made it.
         saved_random = deepcopy(state["random"])
-        self.random[: len(saved_random)] = saved_random
+        unsaved_random = self.random[len(saved_random) :]
+        self.random = saved_random + unsaved_random
 
     def _check_signature(self, saved_signature: State) -> None:
         """Raises ValueError if a saved signature differs from this job's; it names the setting."""

@@ -959,7 +959,7 @@ class _Pair:
     trials: list[FrozenTrial]
 
     @property
-    def choices(self) -> int:
+    def choice_count(self) -> int:
         """How many of the two are choices, and not numbers."""
         settings = self.trials[0].params
         return sum(isinstance(settings[name], str | bool) for name in (self.first, self.second))
@@ -987,10 +987,12 @@ def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair
     for first, second in itertools.combinations(names, 2):
         trials = [trial for trial in complete if first in trial.params and second in trial.params]
         pair = _Pair(first, second, trials)
-        if pair.is_varied and (best is None or pair.choices < best.choices):
+        if not pair.is_varied:
+            continue
+        if pair.choice_count == 0:  # no later pair is preferred to two numbers
+            return pair
+        if best is None or pair.choice_count < best.choice_count:
             best = pair
-            if pair.choices == 0:  # no later pair is preferred to it
-                break
     return best
 
 

@@ -327,12 +327,13 @@ def make_safe(value: object) -> object:
 def environment() -> Environment:
     """Returns the environment of the templates, which escapes all values.
 
-    A template tests the class of a block by `block is of "Chart"`.
+    A template tests the class of a block by `block is of "Chart"`. It puts data into a script by
+    the filter `safe_data`, since values within a list or mapping are not escaped one by one.
     """
     templates = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
-        finalize=make_safe,
+        finalize=make_safe,  # masks passwords in each value, before the value is escaped
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

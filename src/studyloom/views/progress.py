@@ -432,17 +432,26 @@ def _has_live_worker(snapshots: Iterable[Snapshot]) -> bool:
 def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
     """Counts the trials that the last command has still to do.
 
-    Another command may have raised the budget of the study. The last one then fills only the first
-    slots (the places of trials in the budget), as many as the trials that it was started with.
+    The budget of a study consists of slots, numbered from 0, each of which holds one trial. If
+    another command has raised the budget, the last command fills only the first slots: as many as
+    the number of trials with which it was started.
+
+    Args:
+        record: the settings of the last command; None if none is stored.
+        search: the trials and the budget of the study.
     """
-    if record is None or record.trials >= search.budget:
+    if record is None:
         return search.left
-    ended = 0
+    command_budget = record.trials
+    if command_budget >= search.budget:
+        return search.left
+    ended_count = 0
     for trial in search.trials:
         slot = TrialRecord(trial).slot
-        if trial.state.is_finished() and slot is not None and slot < record.trials:
-            ended += 1
-    return min(search.left, record.trials - ended)
+        is_of_command = slot is not None and slot < command_budget
+        if is_of_command and trial.state.is_finished():
+            ended_count += 1
+    return min(search.left, command_budget - ended_count)
 
 
 def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:

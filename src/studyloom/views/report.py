@@ -269,15 +269,16 @@ def render_winner(result: Result) -> Iterator[Section]:
     ablation = result.ablation
     if ablation is not None and ablation.rows:
         blocks = [draw_figure(figures.draw_ablation, ablation)]
-        simple = words.describe_simple(result)
-        if simple:
-            blocks.append(Paragraph(f"winner.simple.yaml is {simple}."))
+        description = words.describe_simple(result)
+        if description:
+            blocks.append(Paragraph(f"winner.simple.yaml is {description}."))
         yield make_section("ablation", blocks, metric=result.metric.name)
     why_absent = words.explain_no_predictions(result)
+    predictions = result.predictions  # of numbers; None for a classifier
     if why_absent:
         yield make_section("winner", [Absent(why_absent)])
-    elif result.predictions is not None:
-        figure = draw_figure(figures.draw_predictions, result.predictions)
+    elif predictions is not None:
+        figure = draw_figure(figures.draw_predictions, predictions)
         yield make_section("predictions", [figure])
     else:
         yield make_section("confusion", [_make_confusion_table(result)])

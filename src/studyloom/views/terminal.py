@@ -307,6 +307,7 @@ class CellConsole(SafeConsole):
         All of it is printed again by a console that records it as HTML, since a cell's output can
         only be replaced as a whole.
         """
+        # The recorder is a console of text: rich's own output for Jupyter cannot be replaced.
         recorder = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
         calls = [*self._printed]
         if block:
@@ -316,11 +317,13 @@ class CellConsole(SafeConsole):
         style = "white-space:pre-wrap;word-break:normal;line-height:normal;font-family:monospace"
         template = f'<pre style="{style}">{{code}}</pre>'
         html = recorder.export_html(inline_styles=True, code_format=template, clear=False)
-        content = {"text/html": html, "text/plain": recorder.export_text()}
+        text = recorder.export_text(clear=False)
+        content = {"text/html": html, "text/plain": text}
         if self._output is not None:
             self._output.update(content, raw=True)
         elif not self.quiet:
-            # The first output is made in the main thread, and so belongs to the running cell.
+            # Jupyter shows the output in the running cell, as the first call is made in the main
+            # thread. Later calls update that output, also from other threads.
             display = import_module("IPython.display").display
             self._output = display(content, raw=True, display_id=True)
 

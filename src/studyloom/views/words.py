@@ -713,13 +713,19 @@ def explain_choice(result: Result) -> str:
 
 
 def _explain_comparison(result: Result) -> str:
-    """Says why the winner was preferred to the other candidates."""
+    """Says why the winner was preferred to the other candidates.
+
+    The cases, of which the first that fits is said: there is nothing to compare; the baseline won
+    though trainings of it failed; only the winner has a value on each seed; the winner has the best
+    mean; the baseline won by the default rule, since the best mean may be chance; another rule.
+    """
     winner = result.winner
     sign = result.metric.sign
     if winner.mean is None or len(result.candidates) == 1:
         return "the only candidate"
     seeds = plural(len(winner.values), "new seed")
-    if winner.baseline and winner.failed:
+    has_failed_trainings = winner.failed > 0
+    if winner.baseline and has_failed_trainings:
         return f"since no candidate beats it by more than chance explains, on {seeds}"
     other_means = []  # of the other candidates that have a value on each seed
     for candidate in result.candidates:
@@ -729,7 +735,8 @@ def _explain_comparison(result: Result) -> str:
         return f"the only candidate with values on all of {seeds}"
     if all(sign * winner.mean >= sign * mean for mean in other_means):
         return f"since it had the best mean on {seeds}"
-    if winner.baseline and result.rule == str(Rule(result.metric)):
+    default_rule = str(Rule(result.metric))  # such as "max accuracy"
+    if winner.baseline and result.rule == default_rule:
         reason = "since the best mean beats the baseline by no more than chance explains,"
         return f"{reason} on {seeds}"
     return f"by {result.rule}, on {seeds}"
@@ -748,11 +755,15 @@ def describe_failures(candidate: Candidate) -> str:
 
 
 def describe_reuse(result: Result) -> str:
-    """Says how many trainings were reused from earlier results or stages; empty if none."""
+    """Says how many trainings were reused from earlier results or stages; empty if none.
+
+    An example is "reused, as trained before: 2 of 10 re-evaluations, 1 of 2 final trainings".
+    """
     counts = []
-    for title, (count, total) in result.reused.items():
-        if count:
-            counts.append(f"{count} of {total} {TRAININGS.get(title, title)}")
+    for stage, (reused_count, total) in result.reused.items():
+        if reused_count > 0:
+            trainings = TRAININGS.get(stage, stage)  # "re-evaluations" for "re-evaluation"
+            counts.append(f"{reused_count} of {total} {trainings}")
     if not counts:
         return ""
     return f"reused, as trained before: {', '.join(counts)}"

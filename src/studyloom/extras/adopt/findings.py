@@ -292,7 +292,9 @@ def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     if not columns:  # without hyperparameters, all trials are equally near
         columns = [np.zeros(len(trials))]
     ranks = np.stack(columns, 1)  # (trials, hyperparameters)
-    distances = np.abs(ranks[:, None] - ranks[None]).mean(2)  # (trials, trials)
+    # The distance of two trials is the mean difference of their ranks, over all hyperparameters.
+    differences_of_ranks = np.abs(ranks[:, None] - ranks[None])  # (trials, trials, hyperparameters)
+    distances = differences_of_ranks.mean(2)  # (trials, trials)
     np.fill_diagonal(distances, np.inf)  # no trial is its own neighbor
     nearest = distances.argmin(1)  # (trials,)
     values = np.array([trial.values[0] for trial in trials])
@@ -301,7 +303,11 @@ def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
 
 
 def _rank_values(values: Sequence[object]) -> NDArray[np.float64]:
-    """Ranks the values of a hyperparameter from 0 to 1: numbers, then other choices by name."""
+    """Ranks the values of a hyperparameter from 0 to 1: numbers, then other choices by name.
+
+    Args:
+        values: the value of each trial; None, which is a choice too, if a trial has none.
+    """
     by_name = {repr(value): value for value in values}  # a choice may be a list, which has no hash
     sorted_names = sorted(by_name, key=lambda name: _sort_key(by_name[name]))
     last = max(len(sorted_names) - 1, 1)

@@ -42,7 +42,7 @@ BINS = 10  # of confidence, equally wide
 MAX_GROUPS = 30  # groups or classes that are reported, those with the most examples
 DRAWS = 999  # resamples of a group's examples
 SHUFFLES = 20  # of each column
-PATCHES = 7  # along a side of an image; they overlap by half
+PATCH_FRACTION = 7  # a patch is a seventh of an image's side long
 MAX_WORDS = 120  # the first words of a text, which are examined and shown
 TAIL_OF_95 = 2.5  # percent of the values at each end, outside of their 95% interval
 TAIL_OF_90 = 5.0
@@ -322,10 +322,16 @@ def explain_images(
 def _explain_image(
     predict: Predict, test: Part, outputs: Outputs, index: int, image: Tensor
 ) -> Occlusion:
-    """Explains the prediction for an image, which is the input at an index of the test set."""
+    """Explains the prediction for an image of the test set by hiding patches of it.
+
+    Args:
+        index: the index of the image in the test set.
+    """
 
     def predict_images(images: Tensor) -> Tensor:
-        return predict(with_inputs(test, index, list(images)))
+        """Predicts for variants of the image, as if each were an example of the test set."""
+        variants = with_inputs(test, index, list(images))
+        return predict(variants)
 
     confidence_map = occlude(predict_images, image)
     largest_change = float(confidence_map.abs().max())
@@ -372,9 +378,14 @@ def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 def _patches(size: int) -> list[slice]:
     """Returns the patches along a side of an image, which cover all of its pixels.
 
-    Each begins half its length after the one before; the last one ends with the image.
+    A patch overlaps the next by half; the last one ends with the image. For a side of 28 pixels
+    each is 4 long, and they start at 0, 2, 4, …, 24.
+
+    Args:
+        size: the number of pixels along the side.
     """
-    length = min(size, max(2, math.ceil(size / PATCHES)))
+    length = max(2, math.ceil(size / PATCH_FRACTION))
+    length = min(size, length)
     stride = max(1, length // 2)
     last_start = size - length
     starts = list(range(0, last_start + 1, stride))

@@ -123,14 +123,13 @@ def pick_value(result: Any, key: str | None, call: str) -> Any:
     """
     if isinstance(result, tuple) and result:
         result = result[0]
-    is_mapping = isinstance(result, Mapping)
-    if key is None and not is_mapping:
-        return result
-    keys = []
-    if is_mapping:
-        keys = [str(name) for name in result]
-        if key in keys:
-            return result[key]
+    if not isinstance(result, Mapping):
+        if key is None:
+            return result
+        raise UndefinedMetric(f"objective.value={key}: not there; {call} returned {result!r}")
+    if key in result:
+        return result[key]
+    keys = [str(name) for name in result]
     problem = f"objective.value={key}: not there"
     if key is None:
         problem = "objective.value is not set"

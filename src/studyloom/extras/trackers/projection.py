@@ -216,12 +216,12 @@ class Feed:
 
     Args:
         name: the key that configures it, such as track.mlflow.
-        ending: the end of the message about the first error.
+        ending_of_warning: the end of the message about the first error.
     """
 
-    def __init__(self, name: str, ending: str = "; the study continues") -> None:
+    def __init__(self, name: str, ending_of_warning: str = "; the study continues") -> None:
         self.name = name
-        self.ending = ending
+        self.ending_of_warning = ending_of_warning
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -257,7 +257,8 @@ class Feed:
     def _log_failure(self, error: Exception) -> None:
         """Logs a warning in one line, without passwords."""
         reason = one_line(mask_passwords(error_text(error))) or type(error).__name__
-        log.warning("%s: %s%s", self.name, shorten(reason, MAX_REASON_LENGTH), self.ending)
+        short_reason = shorten(reason, MAX_REASON_LENGTH)
+        log.warning("%s: %s%s", self.name, short_reason, self.ending_of_warning)
 
 
 class Tracking(TrialCallback):
@@ -307,7 +308,9 @@ def write_missing(
 ) -> None:
     """Writes to each tracker every ended trial that it lacks, and the result.
 
-    Waits for each tracker up to its patience, and logs what a tracker may lack at the end.
+    The result is written at every call, and the trials that a tracker has already are left out when
+    its thread begins, since it takes time to ask for them. Waits for each tracker up to its
+    patience, and logs what a tracker may lack at the end.
     """
     study = describe_study(stored, run_dir)
     trials = []
@@ -319,12 +322,12 @@ def write_missing(
     began = time.monotonic()
     writings = []
     for name, tracker in trackers.items():
-        missing: list[TrackedTrial | TrackedResult] = [*trials]
+        items: list[TrackedTrial | TrackedResult] = [*trials]
         if result is not None:
-            missing.append(result)
-        feed = Feed(f"track.{name}", ending="")
-        feed.put(partial(_write_items, tracker, study, missing))
-        writings.append(_Writing(feed, missing, tracker.patience))
+            items.append(result)
+        feed = Feed(f"track.{name}", ending_of_warning="")  # here no study continues
+        feed.put(partial(_write_items, tracker, study, items))
+        writings.append(_Writing(feed, unwritten=items, patience=tracker.patience))
     for writing in writings:
         _await_writing(writing, began, total=len(trials))
 
@@ -335,13 +338,13 @@ class _Writing:
 
     Args:
         feed: the thread that writes.
-        missing: the items that the tracker may lack; the thread removes each one that it has
-            written.
+        unwritten: the items that the tracker may lack; the thread removes each one that the
+            tracker has.
         patience: the seconds that the command waits for it.
     """
 
     feed: Feed
-    missing: list[TrackedTrial | TrackedResult]
+    unwritten: list[TrackedTrial | TrackedResult]
     patience: float
 
 
@@ -357,51 +360,51 @@ def _await_writing(writing: _Writing, began: float, total: int) -> None:
     feed = writing.feed
     patience = writing.patience
     is_complete = feed.close(min(SILENT_WAIT, patience))
-    if not is_complete and writing.missing:
+    if not is_complete and writing.unwritten:
         limit = f"waiting {patience:g} s at most ({feed.name}.patience)"
-        items = _describe_missing(writing.missing, total)
+        items = _count_items(writing.unwritten, total)
         log.warning("%s: %s, since it may lack %s", feed.name, limit, items)
         feed.close(began + patience - time.monotonic())
-    if writing.missing:
-        items = _describe_missing(writing.missing, total)
+    if writing.unwritten:
+        items = _count_items(writing.unwritten, total)
         log.warning("%s: may lack %s; the same command writes it", feed.name, items)
 
 
 def _write_items(
-    tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
+    tracker: Tracker, study: TrackedStudy, items: list[TrackedTrial | TrackedResult]
 ) -> None:
-    """Writes the missing items, and removes each one from the list once the tracker has it.
+    """Writes the items that a tracker lacks, and removes each one from the list once it has it.
 
     An item that cannot be written does not keep the others from being written: the last error is
     raised at the end.
     """
     written_trials = tracker.written(study)
     last_error: Exception | None = None
-    for item in [*missing]:  # a copy, since the loop removes items
+    for item in [*items]:  # a copy, since the loop removes items
         try:
             if isinstance(item, TrackedResult):
                 tracker.write_result(item)
             elif item.number not in written_trials:
                 tracker.write_trial(item)
-            missing.remove(item)
+            items.remove(item)
         except Exception as error:
             last_error = error
     if last_error is not None:
         raise last_error
 
 
-def _describe_missing(missing: Sequence[TrackedTrial | TrackedResult], total: int) -> str:
-    """Counts the missing items: `3 of 10 trials and the result`.
+def _count_items(items: Sequence[TrackedTrial | TrackedResult], total: int) -> str:
+    """Counts the items that a tracker may lack, in words: `3 of 10 trials and the result`.
 
     Args:
         total: the number of trials of the study.
     """
-    items = [*missing]  # a copy, since a thread may remove items meanwhile
-    trials = sum(isinstance(item, TrackedTrial) for item in items)
+    items = [*items]  # a copy, since a thread may remove items meanwhile
+    trial_count = sum(isinstance(item, TrackedTrial) for item in items)
     parts = []
-    if trials > 0:
-        parts.append(f"{trials} of {total} trials")
-    if len(items) > trials:
+    if trial_count > 0:
+        parts.append(f"{trial_count} of {total} trials")
+    if len(items) > trial_count:
         parts.append("the result")
     return " and ".join(parts)
 
@@ -410,7 +413,8 @@ def describe_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     """Makes the description of a study for trackers.
 
     Raises:
-        StorageError: its uuid is invalid; it would name files and be put into queries.
+        StorageError: the uuid in the database is no hexadecimal number. Somebody else may have
+            written it there, and trackers name files by it and put it into queries.
     """
     objectives = {objective.name: objective.direction for objective in stored.objectives}
     uuid = str(stored.ledger.uuid)
@@ -490,32 +494,45 @@ def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
     study = describe_study(stored, run_dir)
     trials = stored.trials()
-    values: dict[str, float] = {}
-    counts = Counter(TrialRecord(trial).outcome for trial in trials)
-    for state, count in sorted(counts.items()):
-        values[f"trials.{state}"] = float(count)
-
     result = Result.read(run_dir, stored)
     shown_number = _number_of_shown_trial(stored, result)
-    params: Mapping[str, object] = {}
+    shown_trial = None
     for trial in trials:
         if trial.number == shown_number:
-            params = trial.params
-            for objective, value in zip(stored.objectives, trial.values or (), strict=False):
-                values[f"search.{objective.name}"] = value
+            shown_trial = trial
+
+    params: Mapping[str, object] = {}
     if result is not None:
         params = result.winner.params
+    elif shown_trial is not None:
+        params = shown_trial.params
+
+    # The values are the counts of trials by outcome, those of the search, and those of the result.
+    values = _count_outcomes(trials)
+    if shown_trial is not None:
+        for objective, value in zip(stored.objectives, shown_trial.values or (), strict=False):
+            values[f"search.{objective.name}"] = value
+    if result is not None:
         values |= _values_of_result(result)
 
-    file_names: Sequence[str] = FILES_WITHOUT_WINNER
-    if result is not None:
-        file_names = RESULT_FILES
+    file_names: Sequence[str] = RESULT_FILES
+    if result is None:
+        file_names = FILES_WITHOUT_WINNER
     files = {}
     for name in file_names:
         path = study.run_dir / name
         if path.is_file():
             files[name] = path
     return TrackedResult(study, shown_number, dict(params), values, files)
+
+
+def _count_outcomes(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Counts the trials by outcome, for a tracker: {"trials.complete": 20.0, …}."""
+    counts = Counter(TrialRecord(trial).outcome for trial in trials)
+    values = {}
+    for outcome, count in sorted(counts.items()):
+        values[f"trials.{outcome}"] = float(count)
+    return values
 
 
 def _number_of_shown_trial(stored: StoredStudy, result: Result | None) -> int | None:

@@ -221,7 +221,7 @@ def _forget_inherited_service() -> None:
     service = os.environ.get(SERVICE)
     if service is None:
         return
-    parts = service.split("-")
+    parts = service.split("-")  # 3-4711-tcp-localhost-40321; 4711 is the process id
     is_of_this_process = len(parts) > 1 and parts[1] == str(os.getpid())
     if not is_of_this_process:
         del os.environ[SERVICE]
