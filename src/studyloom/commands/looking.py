@@ -323,11 +323,11 @@ def dashboard(arguments: argparse.Namespace) -> None:
     from studyloom.views.terminal import make_console
 
     name = arguments.study
-    if arguments.run_dir is not None:
+    if arguments.run_dir is None:
+        url = arguments.storage or STORAGE.get()
+    else:
         url, name_of_run = locate_study(arguments)
         name = name or name_of_run
-    else:
-        url = arguments.storage or STORAGE.get()
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     # A command collects garbage rarely while it imports modules. This one then runs for hours.
