@@ -122,8 +122,9 @@ class StorageLost(StorageError):
     """The database failed, or stayed away for longer than the deadline.
 
     Attributes:
-        passing: whether another try may succeed; False for all that reaches a caller of a storage.
-        broken: whether an open connection broke, for a reason other than its transaction.
+        is_transient: whether another try may succeed; False for all that reaches a caller of a
+            storage.
+        connection_broke: whether an open connection broke, for a reason other than its transaction.
         waited: the seconds spent on retries.
     """
 
@@ -133,13 +134,13 @@ class StorageLost(StorageError):
         self,
         message: str,
         *,
-        passing: bool = False,
-        broken: bool = False,
+        is_transient: bool = False,
+        connection_broke: bool = False,
         waited: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.passing = passing
-        self.broken = broken
+        self.is_transient = is_transient
+        self.connection_broke = connection_broke
         self.waited = waited
 
 

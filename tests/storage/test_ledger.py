@@ -145,7 +145,7 @@ def test_the_late_holder_of_an_expired_lease_can_write_nothing(either):
     pass_time(either, 20)
     heir = either.claim("heir", 1, LEASE)
     assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
-    assert heir.death == "it was silent too long"
+    assert heir.last_death == "it was silent too long"
     written = []
     for late_call in (
         lambda: either.renew(late, LEASE, written.append),
@@ -193,7 +193,12 @@ def test_only_the_slots_of_a_dead_worker_are_released(ledger):
     assert ledger.counts() == {"free": 2, "held": 1, "done": 1}
     assert [held.owner for held in ledger.held()] == ["alive"]
     heir = ledger.claim("heir", 4, LEASE)
-    assert (heir.trial_id, heir.deaths, heir.death, heir.fatal) == (3, 1, "signal SIGKILL", False)
+    assert (heir.trial_id, heir.deaths, heir.last_death, heir.fatal) == (
+        3,
+        1,
+        "signal SIGKILL",
+        False,
+    )
 
 
 def test_deaths_of_workers_of_this_host_are_recorded(ledger):

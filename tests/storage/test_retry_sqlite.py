@@ -88,7 +88,7 @@ def test_a_lock_that_stays_is_named_with_the_time_waited(locked, lines):
             "storage.deadline",
         )
         assert 0.05 <= caught.value.waited < 3
-        assert not caught.value.passing
+        assert not caught.value.is_transient
     assert time.monotonic() - began < len(WRITES) * 1.5
     assert contents(opened) == before
 
@@ -99,7 +99,7 @@ def test_a_database_that_stayed_away_is_called_once_until_it_is_back():
 
     def away():
         tries.append(retry)
-        raise StorageLost("away", passing=True)
+        raise StorageLost("away", is_transient=True)
 
     def count_tries():
         tries.clear()
@@ -121,7 +121,7 @@ def test_a_server_that_stayed_away_is_not_called_for_a_moment(monkeypatch):
 
     def away():
         tries.append(retry)
-        raise StorageLost("away", passing=True)
+        raise StorageLost("away", is_transient=True)
 
     def lose():
         with pytest.raises(StorageLost, match=r"away; it did not recover in 0\.02 s"):
@@ -147,7 +147,7 @@ def test_a_call_that_begins_while_another_one_waits_fails_with_it(answered):
                 retry.run(lambda: None)
             time.sleep(0.15)
             retry.run(away)
-        raise StorageLost("away", passing=True)
+        raise StorageLost("away", is_transient=True)
 
     with pytest.raises(StorageLost):
         retry.run(away)
@@ -161,7 +161,7 @@ def test_a_wait_that_a_signal_ends_shortens_no_later_one():
         tries.append(retry)
         if len(tries) == 2:
             raise KeyboardInterrupt
-        raise StorageLost("away", passing=True)
+        raise StorageLost("away", is_transient=True)
 
     with pytest.raises(KeyboardInterrupt):
         retry.run(away)

@@ -14,33 +14,33 @@ class CallState(threading.local):
 
     Attributes:
         writes: Whether its transactions write; on SQLite they then begin with the write lock.
-        committing: Whether the present try has come to a COMMIT.
-        uncertain: Whether an earlier try failed at a COMMIT: the database may have done it, and
-            only its reply was lost.
+        reached_commit: Whether the present try has come to a COMMIT.
+        may_be_committed: Whether an earlier try failed at a COMMIT: the database may have done it,
+            and only its reply was lost.
         try_ends: When the present try must end, as time.monotonic; None without a limit.
         untrusted_until: When the reading of an untrusted file must end, as time.monotonic; None
             while the thread opens trusted files.
     """
 
     writes = False
-    committing = False
-    uncertain = False
+    reached_commit = False
+    may_be_committed = False
     try_ends: float | None = None
     untrusted_until: float | None = None
 
     @contextmanager
     def begin_call(self) -> Iterator[None]:
         """Resets the state for a call of the body; restores that of an outer call at its end."""
-        outer_committing = self.committing
-        outer_uncertain = self.uncertain
+        outer_reached_commit = self.reached_commit
+        outer_may_be_committed = self.may_be_committed
         outer_try_ends = self.try_ends
-        self.committing = False
-        self.uncertain = False
+        self.reached_commit = False
+        self.may_be_committed = False
         try:
             yield
         finally:
-            self.committing = outer_committing
-            self.uncertain = outer_uncertain
+            self.reached_commit = outer_reached_commit
+            self.may_be_committed = outer_may_be_committed
             self.try_ends = outer_try_ends
 
 

@@ -32,6 +32,7 @@ PROBES = 4  # that a silent server does not answer until its connection is lost
 # Ctrl-C has no effect.
 BUSY_SECONDS = 5
 LEASE = 60.0  # seconds after which a lock is lost that its process does not renew
+CONNECTIONS_OF_WORKER = 2  # to a server: so many a worker opens at most
 RENEWALS = 3  # how often a process renews a lease in that time
 POSTGRES = {
     "connect_timeout": 10,

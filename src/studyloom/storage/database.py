@@ -159,7 +159,7 @@ class RetryingStorage(CheckedStorage):
 
     @staticmethod
     def _record_commit(_: Connection) -> None:
-        call_state.committing = True
+        call_state.reached_commit = True
 
     def call(self, work: Callable[[], T], *, writes: bool) -> T:
         """Calls a function that uses this storage, again after each transient failure.
@@ -310,17 +310,18 @@ WRITING_ONCE = ("create_new_study", "_create_new_trial", "set_trial_state_values
 def _retrying(name: str) -> Callable[..., Any]:
     """Makes a method that calls Optuna's method of this name, again after transient failures.
 
-    A method of WRITING_ONCE is not called again if its COMMIT may have been done: it would do its
-    work twice, or fail.
+    One of the methods in WRITING_ONCE is not called again if the COMMIT of an earlier try may have
+    been done: it would do its work twice, or fail.
     """
     optuna_method = getattr(CheckedStorage, name)
     writes = name not in READING
-    must_run_once = name in WRITING_ONCE
+    writes_once = name in WRITING_ONCE
 
     @functools.wraps(optuna_method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         def attempt() -> Any:
-            if must_run_once and call_state.uncertain:
+            # `call_state` is this thread's state of the call, kept through all of its tries.
+            if writes_once and call_state.may_be_committed:
                 raise StorageLost(
                     f"storage.url: the connection to {without_password(self.retry.address)} was "
                     "lost during a commit, and it is unknown whether it was done; the same command "
@@ -470,7 +471,7 @@ def _open(address: URL, deadline: float) -> RetryingStorage:
         url_of_existing = connections.without_creation(address)
         return SQLiteStorage(url_of_existing.render_as_string(), address, deadline)
     engine_kwargs = {
-        "pool_size": 2,  # as many as `reach.check_connections` counts for a worker
+        "pool_size": connections.CONNECTIONS_OF_WORKER,
         "pool_use_lifo": True,  # so that the second one is not made while one is enough
         "max_overflow": 0,
         "pool_recycle": 1800,  # seconds after which a connection is replaced

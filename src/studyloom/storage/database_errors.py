@@ -93,8 +93,8 @@ def sqlstate(error: DBAPIError) -> str:
 def diagnose(error: BaseException, address: URL) -> StorageLost:
     """Turns a failure of SQLAlchemy or Optuna into an error with the driver's words and a fix.
 
-    The error says whether a later try may succeed (`passing`), and whether the connection had been
-    lost since the previous call (`broken`).
+    The error says whether a later try may succeed (`is_transient`), and whether the connection had
+    been lost since the previous call (`connection_broke`).
     """
     subject = f"storage.url: cannot use {without_password(address)}"
     driver_error = _find_driver_error(error)
@@ -103,13 +103,17 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         # All connections of the pool are in use, by threads that wait.
         pool_is_used_up = isinstance(cause, sqlalchemy.exc.TimeoutError)
         message = f"{subject}: {driver_message(error, address)}"
-        return StorageLost(message, passing=pool_is_used_up)
+        return StorageLost(message, is_transient=pool_is_used_up)
     # A connection that a server ends because of its transaction was in use, and not lost since the
     # previous call.
     ended_with_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
-    broken = driver_error.connection_invalidated and not ended_with_transaction
+    connection_broke = driver_error.connection_invalidated and not ended_with_transaction
     message = f"{subject}: {driver_message(driver_error, address)}"
-    return StorageLost(message, passing=_is_transient(driver_error, address), broken=broken)
+    return StorageLost(
+        message,
+        is_transient=_is_transient(driver_error, address),
+        connection_broke=connection_broke,
+    )
 
 
 def _find_driver_error(error: BaseException) -> DBAPIError | None:

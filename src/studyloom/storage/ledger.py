@@ -60,7 +60,7 @@ class Claim:
         token: The number of claims on the slot so far, this one included.
         trial_id: The id of its trial; None until it has one.
         deaths: The number of claims on the slot that ended with their worker.
-        death: How the last of those ended.
+        last_death: How the last of those ended.
         fatal: Whether the trial must not be tried again.
         ends_pruned: Whether its trial, which is paused, only ends: it goes no further.
         segments: The segments of its trial, the one to train now last, in a search in rounds.
@@ -70,7 +70,7 @@ class Claim:
     token: int
     trial_id: int | None
     deaths: int = 0
-    death: str | None = None
+    last_death: str | None = None
     fatal: bool = False
     ends_pruned: bool = False
     segments: Sequence[Segment] = ()
@@ -205,14 +205,16 @@ class Ledger:
         """
         parameters = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
 
-        def take_slot(connection: sa.Connection) -> Claim | None:
+        def claim_in_transaction(connection: sa.Connection) -> Claim | None:
+            """Claims a slot, and makes its trial; returns None if there is no slot to claim."""
             # The study is locked first, so that trials are numbered in the order of their slots.
             self._lock_study(connection)
             if order is None:
                 taken = _take_first(connection, parameters, only_with_trial=only_with_trial)
             else:
                 standings = self._standings.read(connection, order, self.study_id, trials, owner)
-                choice = order.choose(standings, closed=only_with_trial)
+                search_ended = only_with_trial
+                choice = order.choose(standings, closed=search_ended)
                 if choice is None:
                     return None
                 taken = _take(connection, parameters, choice, only_with_trial=only_with_trial)
@@ -221,12 +223,13 @@ class Ledger:
             claim = taken.claim
             if make_trial is not None and not taken.has_trial:
                 claim = self._make_trial(connection, claim, make_trial)
-            # In a search in rounds, a trial is trained in segments; the claim adds the next one.
+            # A search in rounds trains a trial in segments. Those of the claim, of which the last
+            # is new, are stored with the trial, so that other workers see which was claimed.
             if claim.trial_id is not None and claim.segments:
                 sql.write(connection, [sql.user_attr(claim.trial_id, SEGMENTS, claim.segments)])
             return claim
 
-        return self.storage.execute(take_slot)
+        return self.storage.execute(claim_in_transaction)
 
     def _make_trial(self, connection: sa.Connection, claim: Claim, make_trial: MakeTrial) -> Claim:
         """Makes a trial for a claimed slot that has none, or whose trial was deleted.
@@ -237,17 +240,17 @@ class Ledger:
         if claim.trial_id is not None:
             log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
             # The workers that died in the deleted trial do not count against the new one.
-            claim = Claim(claim.slot, claim.token, trial_id=None, segments=claim.segments)
-        claim = replace(claim, trial_id=make_trial(connection, claim.slot))
+            claim = replace(claim, deaths=0, last_death=None, fatal=False, ends_pruned=False)
+        new_claim = replace(claim, trial_id=make_trial(connection, claim.slot))
         columns = {
-            "trial_id": claim.trial_id,
-            "deaths": claim.deaths,
-            "death": claim.death,
-            "fatal": int(claim.fatal),
+            "trial_id": new_claim.trial_id,
+            "deaths": new_claim.deaths,
+            "death": new_claim.last_death,
+            "fatal": int(new_claim.fatal),
         }
         is_claimed_slot = sa.and_(self._in_study, SLOTS.c.slot == claim.slot)
         connection.execute(sa.update(SLOTS).where(is_claimed_slot).values(columns))
-        return claim
+        return new_claim
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
         """Extends a claim, and writes further rows of its trial in the same transaction.
@@ -314,8 +317,7 @@ class Ledger:
             if row is None:
                 # Another worker has the slot, unless an earlier try of this call was committed and
                 # only the reply was lost: then the slot has the same token and the new state.
-                may_be_committed = call_state.uncertain
-                if not may_be_committed:
+                if not call_state.may_be_committed:
                     return False
                 state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
                 return bool(state == change.next_state)
@@ -499,11 +501,13 @@ class Ledger:
                     self.renew(claim, lease)
 
         def store(study_id: int, key: str, value: object) -> None:
+            """Stores an attribute and renews the lease, in one transaction."""
+
             def write(connection: sa.Connection) -> None:
                 sql.set_study_attr(connection, study_id, key, value)
 
-            is_held = self.renew(claim, lease, write)
-            if not is_held:
+            still_holds_lease = self.renew(claim, lease, write)
+            if not still_holds_lease:  # nothing was written
                 raise StorageError(
                     f"this command was silent for longer than {lease:g} s while it tested the "
                     "winner, and another one has taken over; run this one again to see its result"
@@ -711,7 +715,8 @@ def _take_first(
     row = connection.execute(statement, parameters).one_or_none()
     if row is None:
         return None
-    return _read_taken(row, SlotChoice(row.slot))
+    choice = SlotChoice(row.slot)  # without an order, a trial is trained to its end
+    return _read_taken(row, choice)
 
 
 def _take(
@@ -730,17 +735,17 @@ def _take(
 
 
 def _read_taken(row: SlotRow, choice: SlotChoice) -> TakenSlot:
-    """Makes the claim on a slot of the row that the claiming statement has returned.
+    """Makes the claim from the row that the claiming statement has returned.
 
     Args:
-        choice: Why the slot was chosen: how far its trial is to run.
+        choice: The decision on the slot, which also says how far its trial is to run.
     """
     claim = Claim(
         slot=row.slot,
         token=row.token,
         trial_id=row.trial_id,
         deaths=row.deaths,
-        death=row.death,
+        last_death=row.death,
         fatal=bool(row.fatal),
         ends_pruned=choice.ends_pruned,
         segments=choice.segments,

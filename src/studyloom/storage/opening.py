@@ -48,7 +48,7 @@ def check_definition(
     *,
     accept_code_change: bool = False,
 ) -> Mapping[str, Any]:
-    """Checks that the stored definition of a study equals the present one, of the command.
+    """Checks that the stored definition of a study equals that of the present command.
 
     Args:
         name: The name of the study.
@@ -69,9 +69,10 @@ def check_definition(
         )
     accepted = dict(stored)
     if accept_code_change:
+        # The digests of the user's code become those of the command; all else stays as stored.
         for key in select_code_digests(stored):
             del accepted[key]
-        accepted |= select_code_digests(present)
+        accepted.update(select_code_digests(present))
     changes = list_differences(accepted, present)
     if changes:
         raise _make_definition_error(name, changes)
@@ -97,21 +98,32 @@ def list_differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> l
 def _replace_moved_paths(value: Any, key: str = "") -> Any:
     """Returns a part of a study definition with the present path of each class that has moved.
 
+    A path is the text of a key that ends with `_target_`, here or anywhere below.
+
     Args:
-        value: The part, of which dicts and lists are searched for keys that end with `_target_`.
-        key: The key of the part.
+        value: The part.
+        key: The key of the part; "" for the whole definition and for an item of a list.
     """
     if isinstance(value, Mapping):
         return {name: _replace_moved_paths(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_replace_moved_paths(item) for item in value]
     if key.endswith("_target_") and isinstance(value, str):
-        if value in MOVED:  # the class itself has moved, and not only its module
-            return MOVED[value]
-        module, dot, class_name = value.rpartition(".")
-        present_module = MOVED.get(module, module)
-        return f"{present_module}{dot}{class_name}"
+        return _present_path(value)
     return value
+
+
+def _present_path(class_path: str) -> str:
+    """Returns the present path of a class, which may have moved alone or with its module.
+
+    MOVED has the present path of each class and module that has moved, by its former path.
+    """
+    if class_path in MOVED:
+        return MOVED[class_path]
+    module, dot, class_name = class_path.rpartition(".")
+    if module in MOVED:
+        return f"{MOVED[module]}{dot}{class_name}"
+    return class_path
 
 
 def _make_definition_error(name: str, changes: Sequence[str]) -> DefinitionError:
@@ -200,10 +212,12 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"it holds {names}"
         ) from None
     _check_format(name, study.user_attrs)
-    ledger_class: type[Ledger] = NoLedger
-    if DEFINITION in study.user_attrs:  # studyloom has made it
-        ledger_class = Ledger
-    ledger = ledger_class.of(backend, study._study_id, study.user_attrs)
+    # The ledger is the budget of the study. studyloom stores a definition with each study that it
+    # makes; one without a definition is another program's, and has no budget.
+    if DEFINITION in study.user_attrs:
+        ledger = Ledger.of(backend, study._study_id, study.user_attrs)
+    else:
+        ledger = NoLedger.of(backend, study._study_id, study.user_attrs)
     return StoredStudy(name, storage, study, ledger)
 
 

@@ -77,11 +77,13 @@ def check_connections(url: str, workers: int) -> None:
     if workers <= 1:
         return
     free_connections = count_free_connections(url)
-    if free_connections < 2 * workers:
+    needed_connections = connections.CONNECTIONS_OF_WORKER * workers
+    if free_connections < needed_connections:
+        possible_workers = max(1, int(free_connections) // connections.CONNECTIONS_OF_WORKER)
         raise ConfigError(
-            f"storage.url: {workers} workers take {2 * workers} connections, and the server has "
-            f"{free_connections:.0f} left (max_connections); set "
-            f"launcher.workers={max(1, free_connections // 2):.0f}"
+            f"storage.url: {workers} workers take {needed_connections} connections, and the server "
+            f"has {int(free_connections)} left (max_connections); set "
+            f"launcher.workers={possible_workers}"
         )
 
 

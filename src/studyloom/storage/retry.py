@@ -37,15 +37,16 @@ class Call:
 
     Attributes:
         began: When it began, as time.monotonic.
-        pooled: Whether it uses pooled connections, of which none has been found broken yet.
+        may_have_stale_connection: Whether it uses pooled connections, which may have been lost
+            since the previous call, and none has been found broken yet.
         has_failed: Whether a try has failed.
-        away_since: Since when the database has been away if a try has failed, as time.monotonic.
+        outage_began: When the database went away, as time.monotonic; infinity until a try fails.
     """
 
     began: float
-    pooled: bool
+    may_have_stale_connection: bool
     has_failed: bool = False
-    away_since: float = math.inf
+    outage_began: float = math.inf
 
 
 class Retry:
@@ -68,11 +69,12 @@ class Retry:
         self.deadline = deadline
         self.stopping: Callable[[], bool] = never
         self.away = False
-        # When the first of the calls that wait now began to, as time.monotonic.
-        self._waiting_since: float | None = None
+        # When the outage began that some call waits for now, as time.monotonic.
+        self._outage_began: float | None = None
         # The error of the last call that was given up, until a call succeeds.
         self._last_failure: StorageLost | None = None
-        self._next_try = 0.0  # when a call may be tried after that, as time.monotonic
+        # Before this moment, as time.monotonic, no call is tried on a server that was just away.
+        self._next_try = 0.0
 
     def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
         """Calls a function until it succeeds.
@@ -85,7 +87,7 @@ class Retry:
         Raises:
             StorageLost: The failure is permanent, or has lasted too long.
         """
-        call = Call(began=time.monotonic(), pooled=pooled)
+        call = Call(began=time.monotonic(), may_have_stale_connection=pooled)
         if self._last_failure is not None and call.began < self._next_try:
             # A server that was away a moment ago is not even called.
             raise StorageLost(str(self._last_failure), waited=self._last_failure.waited)
@@ -96,7 +98,7 @@ class Retry:
             finally:
                 if call.has_failed:  # also if a signal has ended the wait
                     self.away = False
-                    self._waiting_since = None
+                    self._outage_began = None
 
     def _repeat(self, attempt: Callable[[], T], call: Call) -> T:
         """Calls a function until it succeeds, with growing pauses.
@@ -106,20 +108,17 @@ class Retry:
         """
         pause = FIRST_PAUSE
         while True:
-            call_state.committing = False  # it becomes True once the try comes to its COMMIT
+            call_state.reached_commit = False  # SQLAlchemy's hook sets it before each COMMIT
             try:
                 result = attempt()
             except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
-                lost = self._diagnose(error)
-                away_since = self._begin_outage(call)
-                connection_broke = lost.broken and lost.passing  # and the failure is transient
-                if call.pooled and connection_broke and not call_state.committing:
-                    # A pooled connection may have been lost since the previous call, although the
-                    # database is there: a new one is tried at once.
-                    call.pooled = False
-                    continue
-                time_left = self._plan_next_try(lost, away_since)
-                self._announce_wait(lost)
+                failure = self._diagnose(error)
+                outage_began = self._begin_outage(call)
+                if self._had_stale_connection(call, failure):
+                    call.may_have_stale_connection = False
+                    continue  # at once, with a new connection
+                time_left = self._plan_next_try_or_raise(failure, outage_began)
+                self._announce_wait(failure)
             except Exception:
                 # The database has answered: a trial is gone, for example.
                 self._end_outage(call)
@@ -129,6 +128,18 @@ class Retry:
                 return result
             time.sleep(min(pause * _jitter.uniform(0.5, 1.0), time_left))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    @staticmethod
+    def _had_stale_connection(call: Call, failure: StorageLost) -> bool:
+        """Returns whether a try may have failed only because its pooled connection was stale.
+
+        A pooled connection may have been lost since the previous call, although the database is
+        there. It is another failure if the try came to its COMMIT: the connection worked until
+        then.
+        """
+        if call_state.reached_commit or not call.may_have_stale_connection:
+            return False
+        return failure.connection_broke and failure.is_transient
 
     def _diagnose(self, error: Exception) -> StorageLost:
         if isinstance(error, StorageLost):
@@ -145,27 +156,28 @@ class Retry:
             return None
         if self._last_failure is not None:
             return call.began  # the database is known to be away
-        outage_began = self._waiting_since or call.began
-        deadline = outage_began + self.deadline
-        return min(call.began + longest_silence(self.deadline), deadline)
+        outage_began = call.began
+        if self._outage_began is not None:
+            outage_began = self._outage_began
+        end_of_silence = call.began + longest_silence(self.deadline)
+        return min(end_of_silence, outage_began + self.deadline)
 
     def _begin_outage(self, call: Call) -> float:
-        """Records that a call has failed.
-
-        The database counts as away since the first failure of any call that waits now, so that all
-        of them have the same deadline. The silence of a cut network before that failure counts too,
-        but not all of the time since the call began: the process may have been stopped for long.
+        """Notes that a call has failed, and when the outage began, the same for all waiting calls.
 
         Returns:
-            Since when the database has been away, as time.monotonic.
+            When the database went away, as time.monotonic.
         """
         if not call.has_failed:
             call.has_failed = True
-            if self._waiting_since is None:
-                silence_began = time.monotonic() - longest_silence(self.deadline)
-                self._waiting_since = max(call.began, silence_began)
-            call.away_since = self._waiting_since
-        return call.away_since
+            if self._outage_began is None:
+                # A call on a cut network fails after a silence, which belongs to the outage. Time
+                # before that does not: this process may have been suspended since the call began.
+                earliest_begin = time.monotonic() - longest_silence(self.deadline)
+                self._outage_began = max(call.began, earliest_begin)
+            # The call keeps the time: if another call succeeds, `_outage_began` is reset.
+            call.outage_began = self._outage_began
+        return call.outage_began
 
     @property
     def _seconds_to_wait(self) -> float:
@@ -174,66 +186,71 @@ class Retry:
             return min(self.deadline, STOP_DEADLINE)
         return self.deadline
 
-    def _plan_next_try(self, lost: StorageLost, away_since: float) -> float:
-        """Sets when the next try must end after a failure; returns the seconds until then.
+    def _plan_next_try_or_raise(self, failure: StorageLost, outage_began: float) -> float:
+        """Sets in `call_state`, after a failure, when the next try must end.
 
         Args:
-            lost: The failure.
-            away_since: Since when the database has been away, as time.monotonic.
+            outage_began: When the database went away, as time.monotonic.
+
+        Returns:
+            The seconds until then.
 
         Raises:
             StorageLost: No time is left, or the failure is permanent.
         """
         seconds_to_wait = self._seconds_to_wait
         if self._last_failure is None:
-            call_state.try_ends = away_since + seconds_to_wait
+            deadline = outage_began + seconds_to_wait
         else:
-            call_state.try_ends = away_since  # another call has waited in vain already
-        time_left = call_state.try_ends - time.monotonic()
-        is_permanent = not lost.passing
-        if is_permanent or time_left <= 0:
-            raise self._give_up(lost, seconds_to_wait) from None
-        if call_state.committing:
-            call_state.uncertain = True  # the COMMIT may have been done, and only its reply lost
+            # Another call has waited in vain already. This deadline is past: there is no next try.
+            deadline = outage_began
+        time_left = deadline - time.monotonic()
+        if not failure.is_transient or time_left <= 0:
+            raise self._give_up(failure, seconds_to_wait) from None
+        call_state.try_ends = deadline
+        if call_state.reached_commit:
+            # The database may have done the COMMIT, and only its reply was lost.
+            call_state.may_be_committed = True
         return time_left
 
-    def _announce_wait(self, lost: StorageLost) -> None:
+    def _announce_wait(self, failure: StorageLost) -> None:
         """Logs that calls wait for the database, unless an earlier failure was logged."""
         if not self.away:
             self.away = True
-            log.warning("%s; trying again for up to %g s", lost, self._seconds_to_wait)
+            log.warning("%s; trying again for up to %g s", failure, self._seconds_to_wait)
 
     def _end_outage(self, call: Call) -> None:
         """Forgets earlier failures; logs that the database is back if this call has waited."""
         self._last_failure = None
-        self._waiting_since = None
+        self._outage_began = None
         if call.has_failed and self.away:
             seconds = time.monotonic() - call.began
             log.warning("storage: %s is back after %.1f s", without_password(self.address), seconds)
 
-    def _give_up(self, lost: StorageLost, seconds_to_wait: float) -> StorageLost:
-        """Returns the error of a call that is given up, and remembers it for later calls.
+    def _give_up(self, failure: StorageLost, seconds_to_wait: float) -> StorageLost:
+        """Returns the error of a call that is given up.
 
-        They are tried once, and a server is not even called for a moment, until a call succeeds.
+        The error of an outage is remembered until a call succeeds: later calls are tried only once,
+        and a server is not called at all for LONGEST_PAUSE seconds.
 
         Args:
-            lost: The last failure of the call.
+            failure: The last failure of the call.
             seconds_to_wait: The seconds of the outage after which the call is given up.
         """
         self.away = False
-        is_permanent = not lost.passing
-        if is_permanent or self.deadline <= 0:
-            return StorageLost(str(lost), waited=lost.waited)
+        if not failure.is_transient or self.deadline <= 0:
+            return StorageLost(str(failure), waited=failure.waited)
         waited = seconds_to_wait
-        if self._last_failure is not None:
+        if self._last_failure is not None:  # the call that failed first has waited for longer
             waited = max(seconds_to_wait, self._last_failure.waited)
-        reason = "storage.deadline"
         if self.stopping():
             reason = "this process is stopping"
+        else:
+            reason = "storage.deadline"
         if not is_sqlite(self.address):
             self._next_try = time.monotonic() + LONGEST_PAUSE
         self._last_failure = StorageLost(
-            f"{lost}; it did not recover in {waited:g} s ({reason}); once it is back, the same "
+            f"{failure}; it did not recover in {waited:g} s ({reason}); once it is back, the same "
             "command resumes the study",
             waited=waited,
         )

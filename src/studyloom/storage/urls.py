@@ -60,15 +60,17 @@ def parse_url(url: str | URL) -> URL:
 
 
 def _move_password_from_query(address: URL) -> URL:
-    """Moves a password from the query, where libpq takes it too, to the place before the host.
+    """Moves the password of PostgreSQL from the query of a URL to the place before the host.
 
-    SQLAlchemy hides only the latter when it shows the URL.
+    For example `postgresql://ann@host/db?password=secret` becomes
+    `postgresql://ann:secret@host/db`. SQLAlchemy hides a password only there.
     """
     password = address.query.get("password")
     if isinstance(password, str):
         address = address.difference_update_query(["password"]).set(password=password)
     if address.password is not None and not address.username:
-        # SQLAlchemy writes no password without a user; libpq would take this one.
+        # SQLAlchemy drops a password without a user, so the URL gets the user that libpq,
+        # PostgreSQL's client library, would take.
         user = address.query.get("user") or os.environ.get("PGUSER") or getpass.getuser()
         address = address.difference_update_query(["user"]).set(username=str(user))
     return address

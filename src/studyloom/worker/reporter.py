@@ -222,7 +222,7 @@ class Reporter:
         resumed = {
             "epoch": self._find_restored_epoch(),
             "deaths": claim.deaths,
-            "death": claim.death,
+            "death": claim.last_death,
         }
         if self._has_earlier_files:
             resumed["has_files"] = True

@@ -199,8 +199,13 @@ class Worker:
 
     @contextlib.contextmanager
     def releasing_on_stop(self, claim: Claim) -> Iterator[None]:
-        """Releases a claimed slot for another worker, if its trial is stopped in the body."""
+        """Releases a claimed slot for another worker, if its trial is stopped in the body.
+
+        A request to stop ends only the trial: `run` then ends by itself. A second request, which
+        raises Interrupted, ends this process at once.
+        """
         ledger = self.stored.ledger
+        trial_buffer = self.stored.storage
         try:
             yield
         except Paused:  # the trial was paused at a rung, and its slot released with it
@@ -211,13 +216,14 @@ class Worker:
             ledger.release(claim)
             raise
         except ClaimLost as lost:
+            # Another worker has claimed the slot: then releasing it has no effect. Or another
+            # program has ended or deleted the trial: then this worker still holds the slot, and the
+            # next one to claim it handles the change.
             reason = str(lost) or "silent too long: another worker resumed the trial"
             log.warning("slot %d: %s", claim.slot, reason)
-            # If another program has ended or deleted the trial, the claim still holds. The slot is
-            # released, and its next claim handles the change.
             ledger.release(claim)
         finally:
-            self.stored.storage.clear()
+            trial_buffer.clear()  # of changes of the trial that were not written
 
     # Draw
 
@@ -258,16 +264,16 @@ class Worker:
         it fails, since it took too long or has crashed too many workers.
         """
         claim = held.claim
+        # The configuration is unknown if its workers died before they had suggested all of it.
         configuration = None
-        # Its workers may have died before all hyperparameters were suggested.
         with contextlib.suppress(KeyError):
             configuration = self.stage.source.space.make_configuration(frozen.params)
         if claim.ends_pruned:  # its provenance was stored when it was paused
-            held.end(None, TrialState.PRUNED)
+            held.end(value=None, state=TrialState.PRUNED)
         else:
             if configuration is not None:
                 self.set_provenance(held, configuration)
-                held.store(None)
+                held.store(objective=None)  # nothing is trained here
             held.fail(self._explain_deaths(claim))
         if configuration is not None:
             self.files.remove(frozen.number, configuration)
@@ -275,8 +281,8 @@ class Worker:
     def _explain_deaths(self, claim: Claim) -> failures.Failure:
         """Returns the failure of a trial whose workers have died, or timed out with it."""
         if claim.fatal:
-            return failures.Failure(failures.TIMEOUT, str(claim.death))
-        reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
+            return failures.Failure(failures.TIMEOUT, str(claim.last_death))
+        reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.last_death}"
         return failures.Failure(failures.CRASHED, reason)
 
     # Train and report
@@ -348,13 +354,17 @@ class Worker:
         return outcome.gpu_error
 
     def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
-        """Describes this worker's attempt at a trial to the objective, such as its own folder."""
+        """Describes this worker's attempt at a trial to the objective.
+
+        The attempts are numbered by the claims on the trial's slot, since each begins with one.
+        """
+        claim = begun.held.claim
         checkpoint = self.files.checkpoint(begun.frozen.number, begun.configuration)
         folder = None
         if checkpoint is not None:
             folder = self.files.folder_of(checkpoint)
         return Attempt(
-            number=begun.held.claim.token,
+            number=claim.token,  # how often the slot was claimed, this time included
             stage=self.stage.title,
             folder=folder,
             pauses=slots.pauses,
