@@ -396,7 +396,9 @@ def _join_digests(digests: Sequence[str | None]) -> str | None:
 def _make_stable_text(value: object) -> StableText:
     """Makes a text for a value that is the same in each process.
 
-    It is the `repr` of a plain value, the digest of data or code, or a list of the texts of items.
+    It is the `repr` of a plain value; the digest of data (an array, a tensor or a Dataset) or of
+    code; or the list of the texts of the items that the value holds, in their order. The order of a
+    dict counts, since the user's code may depend on it.
     """
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return StableText(repr(value))
@@ -404,7 +406,8 @@ def _make_stable_text(value: object) -> StableText:
     if data_digest is not None:
         return StableText(data_digest)
     if is_dataclass(value) and not isinstance(value, type):
-        return _make_text_of_items([type(value), vars(value)])
+        class_and_fields = [type(value), vars(value)]
+        return _make_text_of_items(class_and_fields)
     if isinstance(value, dict):
         return _make_text_of_items(value.items())
     if isinstance(value, list | tuple):

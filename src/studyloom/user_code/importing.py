@@ -213,11 +213,13 @@ class _StudyBegins(BaseException):
 def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
     """Surrounds the import of a module of the user, which may do more than define something.
 
-    If the module reads the command line, it sees one without arguments.
+    If the module reads the command line, it sees one without arguments. If it begins a study,
+    `studyloom.search` calls `end_import_at_study`, which reads the stack of imports in progress.
 
     Args:
         name: the name of the module, for the error.
-        until_study: whether the body ends, without an error, where the module would run a study.
+        until_study: whether the import ends without an error where the module begins a study:
+            `end_import_at_study` then raises _StudyBegins, which ends the body.
 
     Raises:
         ConfigError: the module ends its process.
@@ -228,7 +230,7 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
     try:
         yield
     except _StudyBegins:
-        if not until_study:
+        if not until_study:  # it ends the import of a script around this one
             raise
     except SystemExit as end:
         raise ConfigError(
@@ -343,7 +345,11 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
 
 
 def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
-    """Imports a script under the name that multiprocessing uses, until it would run a study.
+    """Imports the script of a study up to the line where it begins the study.
+
+    It is imported as SCRIPT_MODULE, and not as `__main__`, so that the code below its guard
+    `if __name__ == "__main__":` does not run. Without a guard it ends where it begins the study: an
+    exception is raised there, which `importing_module` catches.
 
     Args:
         folder: the folder of the script, if it has moved since the study ran.
@@ -361,7 +367,8 @@ def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
             stack.enter_context(_seeded(_seeds[-1]))
         sys.argv[:] = [str(path)]
         exec(compile(path.read_bytes(), path, "exec"), vars(script))
-    # In the program that ran the study, the functions and classes were those of `__main__`.
+    # The config of the study, and objects that it has saved, name these functions and classes as
+    # members of `__main__`, so they are renamed to what they were.
     for member in vars(script).values():
         if hasattr(member, "__module__") and member.__module__ == SCRIPT_MODULE:
             member.__module__ = "__main__"

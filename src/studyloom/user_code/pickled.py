@@ -134,7 +134,7 @@ def passing_objects(
             _inheritance.file = stack.enter_context(_inheritable_file(content))
         except Exception:  # an object's own __reduce__ may raise anything
             if needed:
-                _refuse_unpicklable(_select_suspects(used_globals))
+                _raise_for_unpicklable(_select_suspects(used_globals))
                 raise  # all objects can be pickled, and the file cannot be written
             _inheritance.is_complete = False
         try:
@@ -211,7 +211,7 @@ def _pickle(objects: object, most_bytes: float = math.inf) -> bytes:
     return content.getvalue()
 
 
-def _refuse_unpicklable(suspects: Mapping[str, Any]) -> None:
+def _raise_for_unpicklable(suspects: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first of some objects that cannot be pickled, if there is one.
 
     Functions and classes are tried last: they may fail only because they use another of these
@@ -220,8 +220,14 @@ def _refuse_unpicklable(suspects: Mapping[str, Any]) -> None:
     Args:
         suspects: the objects by name.
     """
-    others_first = sorted(suspects, key=lambda name: callable(suspects[name]))
-    for name in others_first:
+    functions_and_classes = []
+    other_objects = []
+    for name, value in suspects.items():
+        if callable(value):
+            functions_and_classes.append(name)
+        else:
+            other_objects.append(name)
+    for name in [*other_objects, *functions_and_classes]:
         try:
             _pickle(suspects[name])
         except Exception as error:

@@ -259,7 +259,7 @@ def draw_history(
         return NO_VALUE
     new_values: Mapping[str, Summary] = {}
     if winner is not None:
-        new_values = winner.new_values(axis.metric)
+        new_values = winner.values_after_search(axis.metric)
     y = _make_history_scale(axis, values.values(), new_values.values(), height)
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     last_number = max(outcomes)

@@ -209,15 +209,21 @@ class Losses:
         return loss > self.error.half_interval
 
     def is_within_margin(self, names: Names) -> bool:
-        """Returns whether a configuration without these changes is about as good as the winner."""
-        loss = self.loss(*names)
-        if loss is None:
+        """Returns whether a configuration without these changes is about as good as the winner.
+
+        Its metric may be worse than the winner's by `margin`; without a margin by the standard
+        error of a loss; with neither, as for a single seed, not at all.
+        """
+        loss_to_winner = self.loss(*names)
+        if loss_to_winner is None:  # a training has failed
             return False
         if self.margin is not None:
-            return loss <= self.margin
-        if self.error is not None:
-            return loss <= self.error.standard_error
-        return loss <= 0
+            allowed_loss = self.margin
+        elif self.error is not None:
+            allowed_loss = self.error.standard_error
+        else:
+            allowed_loss = 0.0
+        return loss_to_winner <= allowed_loss
 
     def propose_simplifications(self) -> Iterator[Names]:
         """Yields the changes to put back together: all that are not needed, then ever fewer.

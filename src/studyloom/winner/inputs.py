@@ -20,7 +20,7 @@ SEVERAL = (
     "the network of this winner takes several tensors, or named ones; give a .npz file of "
     "numpy.savez(FILE, first, second) or (FILE, name=array), or in Python a tuple or a dict"
 )
-SILENT = (
+NO_TRANSFORM = (
     "the data source of this winner does not say how an image becomes an input; name it as "
     "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
 )
@@ -127,20 +127,27 @@ class InputFormat:
     def from_pixels(self, pixels: Tensor, changes: Sequence[str] | None = None) -> Inputs:
         """Makes inputs from pixels (n, channels, height, width) from 0 to 1.
 
+        A transform of the user gets each image as integers from 0 to 255. The transform `Image`
+        normalizes the images of an array, which must have the size and background of the training
+        images; the single image of a file is also resized and, if need be, inverted.
+
         Args:
-            changes: the changes made to the image of a file, which may have another size and
-                background; None for arrays, whose images must fit.
+            changes: the changes made so far to the image of a file; None for an array.
+
+        Raises:
+            PredictError: the study has no transform, or the user's raises an exception.
         """
         if self.transform is None:
-            raise PredictError(SILENT)
-        if not isinstance(self.transform, Image):  # it is the user's
+            raise PredictError(NO_TRANSFORM)
+        if not isinstance(self.transform, Image):
             levels = (pixels * 255).round().to(torch.uint8)
             return self.finish(self.apply_transform(levels), changes or ())
-        if changes is None:  # the pixels are those of an array
+        if changes is None:  # these are the images of an array
             return self.finish(self.transform.normalize(pixels))
+        image = pixels[0]  # the only one
         height = self.shape[-2]
         width = self.shape[-1]
-        row, further_changes = self.transform(pixels[0], (height, width))
+        row, further_changes = self.transform(image, (height, width))
         return self.finish(row[None], [*changes, *further_changes])
 
     def apply_transform(self, items: Tensor) -> Tensor:
@@ -174,11 +181,12 @@ class InputFormat:
                 one for each input.
         """
         self._check(rows)
-        differences: dict[int, str] = {}
-        # A `Reader` knows better how its inputs differ, and says so in its notes.
-        if self.facts.inputs is not None and not self.facts.reads:
-            input_range = InputRange(**vars(self.facts.inputs))
-            differences = input_range.describe_differences(rows, self.facts.columns)
+        differences: dict[int, str] = {}  # from the training inputs, by the index of the input
+        range_facts = self.facts.inputs
+        has_reader = self.facts.reads  # its own notes tell how its inputs differ
+        if range_facts is not None and not has_reader:
+            training_range = InputRange(**vars(range_facts))  # both have the same fields
+            differences = training_range.describe_differences(rows, self.facts.columns)
         notes = []
         for index in range(len(rows)):
             parts = [*changes]

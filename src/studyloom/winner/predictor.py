@@ -37,7 +37,7 @@ from studyloom.winner.result import DataFacts, DtypeName, Result
 BATCH = 256  # inputs in a call of the network, as in an evaluation on the CPU
 # The largest distance from 1 of the sum of probabilities in float32 or bfloat16.
 ROUNDING = 1e-4
-SHOWN = 20  # inputs that a notebook shows
+MOST_SHOWN_INPUTS = 20  # by a notebook
 MOST_PROBABLE = 5  # classes that a notebook shows of a single input
 NO_NETWORK = (
     "{}: the winner is of a custom training loop, and nothing says what makes its network; add "
@@ -426,20 +426,23 @@ class Prediction:
         """Returns a table for a notebook: the classes with their probabilities, or the numbers.
 
         A single input has its most probable classes; of several inputs each has only its class.
-        Returns None for outputs of other shapes, which a notebook then shows as `print` does.
+        A column without entries, such as the probability of numbers, is left out. Returns None for
+        outputs of other shapes, which a notebook then shows as `print` does.
         """
-        outputs = self.values
-        heading = "numbers"
+        outputs: Tensor | None
         if self.probabilities is not None:
             outputs = self.probabilities
             heading = "class"
+        else:
+            outputs = self.values
+            heading = "numbers"
         if outputs is None or outputs.ndim != 2:
             return None
         rows: list[tuple[object, ...]] = []
-        for index in range(min(len(outputs), SHOWN)):
+        for index in range(min(len(outputs), MOST_SHOWN_INPUTS)):
             rows += self._make_html_rows(outputs, index)
         table = html_table(("input", heading, "probability", "note"), rows)
-        hidden_count = len(outputs) - SHOWN
+        hidden_count = len(outputs) - MOST_SHOWN_INPUTS
         if hidden_count > 0:
             table += f"<p>and {hidden_count} more</p>"
         return table

@@ -427,12 +427,12 @@ class Result(Tested):
         document: dict[str, Any] = json.loads(json.dumps(to_document(self)))
         return document
 
-    def new_values(self, metric: str) -> dict[str, Summary]:
+    def values_after_search(self, metric: str) -> dict[str, Summary]:
         """Returns the winner's values in the re-evaluation and in the test, by these two names.
 
         Args:
-            metric: the metric of the search now; if the result has another one, its values are left
-                out, since they cannot be compared.
+            metric: the metric of the values with which they are compared; if the result has another
+                metric, no values are returned.
         """
         values_by_stage: dict[str, Summary] = {}
         if metric != self.metric.name:

@@ -110,9 +110,12 @@ def make_fork_server(
 def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
     """Forks a worker for each call, until the command closes its end of `calls`.
 
-    The worker is forked twice: this process forks a parent, which forks the worker, sends its id to
-    the command, and ends. So the worker is an orphan, which the command adopts, and of which it can
-    then learn how it ends. Last, this process sends None.
+    A call takes three steps:
+
+    1. This process forks a parent of the worker.
+    2. The parent forks the worker, sends the worker's process id to the command, and ends. The
+       worker is then an orphan, which the command adopts, so that it can learn how the worker ends.
+    3. This process sends None, since the parent has ended.
 
     Args:
         calls: The pipe to the command, by which each call comes with a line for the worker.
@@ -121,7 +124,7 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
     assert FORK is not None
     os.setsid()  # a Ctrl-C in the terminal is only for the command
 
-    def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
+    def run_worker(environment: Mapping[str, str], log: str, line_descriptor: int) -> None:
         """Works in the forked process, as the leader of a session with its own log."""
         calls.close()
         os.setsid()
@@ -130,22 +133,22 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
         # The variable of OpenMP comes too late: it was read when PyTorch was imported.
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         np.random.seed()  # else all workers would draw the same where nothing is seeded
-        work(Line(line))
+        work(Line(line_descriptor))
 
     try:
         while True:
             environment, log = calls.recv()
-            line = recv_handle(calls)
+            line_descriptor = recv_handle(calls)
             parent_pid = os.fork()
-            is_parent = parent_pid == 0
-            if is_parent:
-                worker = FORK.Process(target=run_worker, args=(environment, log, line))
+            in_parent = parent_pid == 0  # `fork` returns 0 in the process that it has made
+            if in_parent:
+                worker = FORK.Process(target=run_worker, args=(environment, log, line_descriptor))
                 worker.start()
                 calls.send(worker.pid)
                 os._exit(0)
-            os.close(line)
+            os.close(line_descriptor)  # the worker has its own copy
             os.waitpid(parent_pid, 0)
-            calls.send(None)
+            calls.send(None)  # the parent has ended
     except (EOFError, OSError):  # the command has ended; its workers notice that on their lines
         os._exit(0)
 

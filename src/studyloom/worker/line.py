@@ -41,8 +41,8 @@ class Line:
         if descriptor is not None:
             self._socket = socket.socket(fileno=descriptor)
             os.set_inheritable(descriptor, False)
-        self._confirmed_requests = 0  # requests to stop that the launcher has confirmed
-        self._answered_requests = 0  # those of them that `is_requested` has counted
+        self._confirmations = 0  # of the launcher: so many signals have come from it
+        self._used_confirmations = 0  # so many of them `is_requested` has matched with a signal
         self._has_sent_claimed = False
 
     @property
@@ -65,19 +65,20 @@ class Line:
             threading.Thread(target=self._listen, args=(self._socket,), daemon=True).start()
 
     def _listen(self, line: socket.socket) -> None:
-        """Counts the launcher's requests to stop, until it has ended; then stops this process.
+        """Counts the launcher's confirmations, until it has ended; then stops this process.
 
-        The end of the launcher counts as one more request. This thread ends the process if it does
-        not stop in time.
+        The launcher confirms each signal with which it requests a stop, so that `is_requested`
+        tells it from a signal of others. Once the launcher has ended, this thread sends the signal
+        in its place and confirms it. If the process then does not end in time, it is killed.
         """
         # The connection is reset if the launcher has not read the last messages.
         with contextlib.suppress(ConnectionError):
             while True:
-                confirmations = line.recv(BUFFER_SIZE)
+                confirmations = line.recv(BUFFER_SIZE)  # one byte each
                 if not confirmations:  # the launcher has closed its end
                     break
-                self._confirmed_requests += len(confirmations)  # one byte each
-        self._confirmed_requests += 1
+                self._confirmations += len(confirmations)
+        self._confirmations += 1
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE + 1)  # the process ends meanwhile, if it can
         is_session_leader = os.getpgrp() == os.getpid()
@@ -94,11 +95,11 @@ class Line:
         if self._socket is None:
             return True
         deadline = time.monotonic() + PATIENCE
-        while self._confirmed_requests == self._answered_requests:
+        while self._confirmations == self._used_confirmations:
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL)
-        self._answered_requests += 1
+        self._used_confirmations += 1
         return True
 
     def send(self, message: str, value: object = "") -> None:

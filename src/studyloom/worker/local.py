@@ -71,8 +71,10 @@ class Join(Launcher):
                 task.work(stop)
         except BrokenProcess as error:
             broken = error
-        if is_work_left(task, stop, broken):
-            assert broken is not None
+        open_trials = count_trials_left(task, stop)
+        if open_trials > 0:
+            if broken is None:
+                raise make_no_worker_error(open_trials)
             raise make_new_process_error(broken, task)
 
 
@@ -124,13 +126,14 @@ class Local(Launcher):
                     task.work(stop)
             except BrokenProcess as error:
                 broken = error
-            if not is_work_left(task, stop, broken):
+            open_trials = count_trials_left(task, stop)
+            if open_trials == 0:
                 return
-            assert broken is not None
+            if broken is None:
+                raise make_no_worker_error(open_trials)
             if not can_pass_objects():
                 raise make_new_process_error(broken, task)
             log.warning("%s; a worker process continues", broken)
-            open_trials = task.count_open_trials()
         if open_trials == 0:  # workers of other commands have ended the last trials meanwhile
             return
         workers = self._make_workers(task, self.count(open_trials))
@@ -206,23 +209,16 @@ def renewing_own_lease(task: Task) -> Iterator[None]:
         yield
 
 
-def is_work_left(task: Task, stop: Stop, broken: BrokenProcess | None) -> bool:
-    """Returns whether another process must run the open trials, since this one is broken.
-
-    Args:
-        broken: the error that has left this process unable to use its GPU; None if it can.
-
-    Raises:
-        LaunchError: trials are open although this process can run them, and no stop was requested.
-    """
+def count_trials_left(task: Task, stop: Stop) -> int:
+    """Counts the trials that are open after this process has worked; 0 if a stop was requested."""
     if stop():
-        return False
-    open_trials = task.count_open_trials()
-    if open_trials == 0:
-        return False
-    if broken is None:
-        raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
-    return True
+        return 0
+    return task.count_open_trials()
+
+
+def make_no_worker_error(open_trials: int) -> LaunchError:
+    """Makes the error that trials are open although this process can run them."""
+    return LaunchError(f"{open_trials} trials are open, and no worker runs them")
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
