@@ -127,7 +127,8 @@ def test_an_untrusted_database_that_computes_is_refused_unread(runs, kind):
 
 def test_trials_of_an_untrusted_study_are_counted_before_they_are_read(runs, monkeypatch):
     folder = finished_run(runs / "a")
-    monkeypatch.setattr(earlier_studies, "MOST_TRIALS", 3)
+    limits = earlier_studies.ReadLimits(trials=3)
+    monkeypatch.setattr(earlier_studies, "UNTRUSTED_LIMITS", limits)
     (error,) = errors_of(folder)
     assert error.endswith("has 4 trials, and at most 3 are read")
 

@@ -7,7 +7,7 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
 from studyloom.decisions.strategy import Strategy
-from studyloom.definition.network import MEASURES, measure_costs
+from studyloom.definition.network import MEASURES, measure_network
 from studyloom.errors import ConfigError
 from studyloom.space.rule import Condition, parse_limits
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
@@ -62,7 +62,7 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     before = torch.random.get_rng_state()
     job = definition.build_jobs(definition.baseline, FOLDS, 0)[0]
     limit = Condition("parameters", "<=", 1.0)
-    costs = measure_costs([*MEASURES], [limit], job, SPLIT)
+    costs = measure_network([*MEASURES], [limit], job, SPLIT)
     values = {cost.quantity: cost.value for cost in costs}
     limits = {cost.quantity: cost.limit for cost in costs}
     assert limits == {"parameters": limit, "flops": None}

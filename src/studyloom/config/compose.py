@@ -155,7 +155,8 @@ class Composer:
         """Composes the config under some choices, with the user's overrides that fit them.
 
         An override such as `model.hidden=[8]` fits only if the new model has this key, which only a
-        composed config shows. So the config is composed without these overrides first.
+        composed config shows. So the config is composed without such overrides first, and then with
+        those that turn out to fit.
         """
         group_keys = [group.replace("/", ".") for group in new_choices]
         overrides = [override for override in self.overrides if override.key not in group_keys]
@@ -163,14 +164,16 @@ class Composer:
         for override in overrides:
             if _may_not_fit(override, group_keys):
                 uncertain.append(override)
-        config = self._compose_with(_remove(uncertain, overrides), new_choices)
+        config = self._compose_with(_without(overrides, uncertain), new_choices)
         unfit = []
         for override in uncertain:
-            if override.prefix == "+" or not has_key(config, override.key):
+            # `+model.key=1` adds a key to the user's own model, and not to another one.
+            adds_key = override.prefix == "+"
+            if adds_key or not has_key(config, override.key):
                 unfit.append(override)
         if len(unfit) == len(uncertain):
             return config
-        return self._compose_with(_remove(unfit, overrides), new_choices)
+        return self._compose_with(_without(overrides, unfit), new_choices)
 
     def _compose_with(
         self, overrides: Sequence[Override], choices: Mapping[str, str]
@@ -197,7 +200,7 @@ def _may_not_fit(override: Override, group_keys: Sequence[str]) -> bool:
     return override.is_within(*group_keys)
 
 
-def _remove(removed: Sequence[Override], overrides: Sequence[Override]) -> list[Override]:
+def _without(overrides: Sequence[Override], removed: Sequence[Override]) -> list[Override]:
     """Returns overrides without some of them."""
     return [override for override in overrides if override not in removed]
 

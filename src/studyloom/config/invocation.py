@@ -360,11 +360,15 @@ def write_sections(
 
 
 def _find_run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
-    """Returns the run directory of a config, with the overrides that change it."""
+    """Returns the run directory of a config, with the overrides that change it.
+
+    The run directory may contain the study's name, as in `runs/${study.name}`.
+    """
     assignments = []
     for argument in overrides:
         override = Override.parse(argument)
-        if override.key in ("run_dir", "study.name") and not override.deletes:
+        changes_run_dir = override.key in ("run_dir", "study.name")
+        if changes_run_dir and not override.deletes:
             assignments.append(f"{override.key}={override.value}")
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(assignments))

@@ -71,7 +71,8 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     """Reads the storage URL and the name of the study of a run directory.
 
     Args:
-        trusted: whether the user says that it is theirs, which is noted there for later commands.
+        trusted: whether the user says that the directory is theirs. That is noted in the directory
+            for later commands.
 
     Raises:
         ConfigError: no study has run there; or the URL of its database has no value; or the
@@ -84,18 +85,25 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
         address = _read_trusted(config)
     else:
         address = _read_untrusted(run_dir, config)
-    url = address.url
-    # The URL of a database in the folder is made from `run_dir`, since the folder may have been
-    # moved, or be seen from another working directory.
-    sqlite_file = run_dir / "study.db"
-    if url is not None and url.startswith(EMBEDDED):
-        url = f"{EMBEDDED}{run_dir}/postgres"
-    elif sqlite_file.exists():
-        url = f"sqlite:///{sqlite_file}"
+    url = _relocate(address.url, run_dir)
     if url is None:
         path = run_dir / ".hydra" / "config.yaml"
         raise ConfigError(f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE")
     return url, str(address.name)
+
+
+def _relocate(url: str | None, run_dir: Path) -> str | None:
+    """Returns the storage URL of a run directory, as it is reached from here.
+
+    A database in the run directory gets a new URL, since the directory may have been moved, or the
+    working directory may be another one. The URL of any other database is returned as it is.
+    """
+    if url is not None and url.startswith(EMBEDDED):
+        return f"{EMBEDDED}{run_dir}/postgres"
+    sqlite_file = run_dir / "study.db"
+    if sqlite_file.exists():
+        return f"sqlite:///{sqlite_file}"
+    return url
 
 
 def _read_trusted(config: DictConfig) -> StudyAddress:
@@ -146,9 +154,9 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
-    """Returns the run directories next to one that does not exist, for a suggestion.
+    """Returns the run directories next to a misspelled one, for a suggestion.
 
-    Of a large folder only some hundred entries are looked at.
+    At most SIBLINGS entries of the folder are looked at, since it may be large.
     """
     siblings = []
     with suppress(OSError):

@@ -33,7 +33,7 @@ from studyloom.user_code.importing import (
 )
 from studyloom.user_code.pickled import MAIN
 
-CLASSES = (
+TRUSTED_CLASSES = (
     "studyloom.models",
     "studyloom.losses",
     "studyloom.data",
@@ -52,7 +52,7 @@ CLASSES = (
     "optuna.pruners",
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
-FUNCTIONS = (
+TRUSTED_FUNCTIONS = (
     "studyloom.schedules",
     "studyloom.decisions.asha.default_pruner",
     "torch.nn.functional",
@@ -413,8 +413,9 @@ def _check_interpolations(text: str, key: str, *, allows_references: bool) -> Vi
 def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
     """Explains why a target must not be called; None if it may be called.
 
-    Its name is checked before it is imported, and what it names afterwards: `torch.nn.modules.
-    module.torch.load` begins as a layer does, and leads to a function that opens files.
+    The name is checked before the import, which runs code. The place where the class or function is
+    defined is checked afterwards: `torch.nn.modules.module.torch.load` begins like the name of a
+    layer of torch.nn, but it is torch.load, which opens files.
 
     Args:
         target: the value of a `_target_`.
@@ -422,27 +423,30 @@ def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
     """
     if not isinstance(target, str) or "." not in target:
         return Violation("is not the dotted name of a class or function")
-    if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
+    # First, the name.
+    if not is_below(target, (*TRUSTED_CLASSES, *TRUSTED_FUNCTIONS, *trusted)):
         package = _find_package_to_trust(target)
-        if target.startswith(MAIN):
+        is_in_script = target.startswith(MAIN)  # "__main__.": a script or notebook defines it
+        if is_in_script:
             return Violation(IS_DEFINED_ELSEWHERE, package)
         return Violation(_explain_trust(package), package)
 
+    # Second, what the name leads to.
     module, _, name = target.rpartition(".")
-    current_module = MOVED.get(module, module)
+    current_module = MOVED.get(module, module)  # an earlier version may have had another name
     try:
         member = find_member(f"{current_module}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
         return Violation(f"cannot be imported: {name_error(error)}")
-    prefixes: Sequence[str]
+    trusted_parts: Sequence[str]
     if inspect.isclass(member):
-        prefixes = CLASSES
+        trusted_parts = TRUSTED_CLASSES
     elif inspect.isroutine(member):
-        prefixes = FUNCTIONS
+        trusted_parts = TRUSTED_FUNCTIONS
     else:
         return Violation("is not a class or function of a module")
     definition = f"{member.__module__}.{member.__qualname__}"
-    if is_below(definition, (*prefixes, *trusted)):
+    if is_below(definition, (*trusted_parts, *trusted)):
         return None
     package = str(member.__module__).split(".")[0]
     return Violation(f"is {definition}, which {_explain_trust(package)}", package)

@@ -204,7 +204,8 @@ class AshaPruner(BasePruner):
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {fix}"
             )
-        # The last bracket needs two rungs: its lowest one, and the next, to which it promotes.
+        # Rung i is at epoch min_resource × reduction_factor^i, and bracket b begins at rung b. The
+        # last bracket needs a second rung, to which it promotes: rung brackets - 1 + 1.
         needed_epochs = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(
@@ -359,8 +360,10 @@ class AshaOrder:
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next; None if it must wait, or is done.
 
-        First comes a trial that can no longer be promoted, which the worker only ends as pruned;
-        then the best one to promote; then one that a worker has released; and then a new one.
+        A trial that this worker holds already comes first: the database may have noted its claim,
+        and its reply was lost. Then comes a trial that can no longer be promoted, which the worker
+        only ends as pruned; then the best one to promote; then one that another worker has
+        released; and then a new one.
 
         Args:
             standings: How far the trial of each slot has come. OWN is the state of one that this
@@ -370,9 +373,9 @@ class AshaOrder:
         """
         unpromotable = self.find_unpromotable(standings, closed=closed)
         for standing in standings:
-            # A worker holds a trial already if the database's reply to its claim was lost.
             if standing.state == OWN:
-                return SlotChoice(standing.slot, ends_pruned=standing.slot in unpromotable)
+                ends_pruned = standing.slot in unpromotable
+                return SlotChoice(standing.slot, ends_pruned=ends_pruned)
         if unpromotable:
             return SlotChoice(min(unpromotable), ends_pruned=True)
         if not closed:

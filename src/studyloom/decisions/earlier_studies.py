@@ -22,9 +22,18 @@ from studyloom.storage.opening import open_only_study
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.urls import parse_url, start_embedded_server, without_password
 
-MOST_TRIALS = 10_000  # that an untrusted study may have; to read them takes 0.5 s
-MOST_SECONDS = 3.0  # for reading an untrusted study
-READS_AT_ONCE = 0.0  # deadline in seconds: a database that is away is an error, without a wait
+NO_RETRY = 0.0  # seconds to try again: a database that does not answer is an error at once
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """The limits within which an earlier study is read; by default, none."""
+
+    seconds: float | None = None
+    trials: float = math.inf
+
+
+UNTRUSTED_LIMITS = ReadLimits(seconds=3.0, trials=10_000)  # to read 10,000 trials takes 0.5 s
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
     A run directory that another user made is untrusted, and so is the database that it names: they
-    are read within limits of time and of trials.
+    are read within limits. If the database is a server in the run directory, it is started.
 
     Args:
         source: A run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
@@ -69,24 +78,20 @@ def read_earlier(source: str) -> EarlierStudy:
     Raises:
         StorageError: The database cannot be used, or exceeds the limits.
     """
-    if "://" in source:
+    limits = ReadLimits()
+    if "://" in source:  # the user names the database, and so trusts it
         url, _, name = source.partition("#")
-        trusted = True  # the user named the database, and not a folder that names it
     else:
         folder = Path(source)
         run_url, name = read_run(folder)
         url = start_embedded_server(run_url)
-        trusted = is_trusted(folder)
-    most_seconds = None
-    most_trials = math.inf
-    if not trusted:
-        most_seconds = MOST_SECONDS
-        most_trials = MOST_TRIALS
+        if not is_trusted(folder):
+            limits = UNTRUSTED_LIMITS
     label = source_label(source)
-    with untrusted(most_seconds):
-        stored = open_only_study(url, name, READS_AT_ONCE, f"{label}: write URL#NAME")
+    with untrusted(limits.seconds):
+        stored = open_only_study(url, name, NO_RETRY, f"{label}: write URL#NAME")
         with contextlib.closing(stored):
-            return _read_trials(stored, label, most_trials)
+            return _read_trials(stored, label, limits.trials)
 
 
 def _read_trials(stored: StoredStudy, label: str, most_trials: float) -> EarlierStudy:

@@ -31,6 +31,7 @@ from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_value
 
+ON_GPU = ("cuda", "mps")  # the devices of a worker that are GPUs, as torch names them
 BEST_SHARE = 0.2  # of the complete trials: the largest that saves 30% on HPOLib with 40 trials
 FEWEST_BEST = 3  # trials, since two may be alike by chance
 FEWEST_TRIALS = 10  # before any estimate; Optuna's TPE has drawn these at random
@@ -62,8 +63,9 @@ class Hours:
 def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
     """Adds up the hours that workers spent on trials, those of workers that died included.
 
-    The current run of a trial counts only once it is paused or ends. Without a stored environment
-    a worker counts as one core.
+    An hour of a worker counts as one core-hour for each thread that it computes with; as a single
+    one if the number of threads was not stored. It counts as a GPU-hour too if the worker trained
+    on a GPU. The hours since a trial was last started count only once it is paused or ends.
     """
     cores = 0.0
     gpus = 0.0
@@ -73,7 +75,7 @@ def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
         environment = provenance.get("environment") or {}
         threads = environment.get("threads") or 1
         cores += hours * threads
-        if provenance.get("device") in ("cuda", "mps"):
+        if provenance.get("device") in ON_GPU:
             gpus += hours
     return Hours(cores, gpus)
 
@@ -215,7 +217,7 @@ def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
     """Returns the expected gain for which a stored decision ended the search.
 
     None if there is no decision, or if it is not valid for these bounds: it was made for another
-    `min_improvement`, or for a smaller budget, of which fewer further trials were expected.
+    `min_improvement`, or for a smaller budget, in which fewer further trials could gain something.
 
     Args:
         decision: The stored value; another program may have stored anything.
@@ -224,10 +226,11 @@ def _read_decided_gain(decision: object, bounds: Bounds) -> float | None:
     if not isinstance(decision, Mapping):
         return None
     gain = decision.get("gain")
-    trials = decision.get("trials")
-    if not isinstance(gain, int | float) or not isinstance(trials, int):
+    decided_budget = decision.get("trials")
+    if not isinstance(gain, int | float) or not isinstance(decided_budget, int):
         return None
-    if decision.get("min_improvement") != bounds.min_improvement or trials < bounds.trials:
+    has_same_threshold = decision.get("min_improvement") == bounds.min_improvement
+    if not has_same_threshold or decided_budget < bounds.trials:
         return None
     return float(gain)
 

@@ -144,9 +144,10 @@ def _find_value(curve: Curve, stop: int) -> float | None:
 
 
 def _find_gains(stopped_curves: Sequence[Curve], curves: Collection[Curve]) -> dict[int, float]:
-    """Returns the typical gain from each stop to the last one, by the stop's step.
+    """Returns by how much a value typically grows from each stop to the last one.
 
-    It is the sum of the median gains from a stop to the next.
+    A stop is a step after which a trial has stopped training: at a rung, or at the end. The gain
+    from a stop to the last one is the sum of the median gains from each stop to the next.
 
     Args:
         stopped_curves: The curves of trials that are complete, pruned or paused: their last steps
@@ -154,7 +155,7 @@ def _find_gains(stopped_curves: Sequence[Curve], curves: Collection[Curve]) -> d
         curves: The curves of all trials, which show the gains.
 
     Returns:
-        The gains, with the last stop first, whose gain is 0.
+        The gain of each stop, by the stop's step. The last stop comes first, with a gain of 0.
     """
     stops = {curve[-1].step for curve in stopped_curves if curve}
     gains_to_end: dict[int, float] = {}

@@ -101,7 +101,7 @@ class GaussianProcessSampler(TPESampler):
         leaves the hyperparameters that it does not model as TPE proposes them.
         """
         tpe_proposal = super().sample_relative(study, trial, search_space)
-        if self._context.redraws or not self._is_process_chosen(study):
+        if self._context.redraws or not self._chooses_gaussian_process(study):
             return tpe_proposal
 
         # The hyperparameters that the process models, and the trials from which it learns
@@ -214,7 +214,7 @@ class GaussianProcessSampler(TPESampler):
             return None
         return fixed
 
-    def _is_process_chosen(self, study: Study) -> bool:
+    def _chooses_gaussian_process(self, study: Study) -> bool:
         """Returns whether the process may propose in a study; always, but for `AutoSampler`."""
         return True
 
@@ -280,8 +280,8 @@ class AutoSampler(GaussianProcessSampler):
             sampler = f"TPE, then a Gaussian process if trials train for {seconds}"
         return f"sampler=auto: {sampler}"
 
-    def _is_process_chosen(self, study: Study) -> bool:
-        """Returns whether the process is chosen for a study, and not TPE.
+    def _chooses_gaussian_process(self, study: Study) -> bool:
+        """Returns whether the Gaussian process is chosen for a study, and not TPE.
 
         The first worker that can decide stores its decision with the study, for all others.
         """
@@ -291,8 +291,8 @@ class AutoSampler(GaussianProcessSampler):
             self._decision = self._decide(study)
             if self._decision is None:
                 return False
-            # Not by `study.set_user_attr`: a user's objective may have got this study, which
-            # refuses studyloom's keys.
+            # Directly in the storage: this Study object may be the wrapper that a user's objective
+            # gets, whose `set_user_attr` refuses studyloom's keys.
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._decision)
             log.info(self.note)
         return self._decision == GP

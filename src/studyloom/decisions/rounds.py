@@ -117,30 +117,46 @@ class RoundOrder:
     ) -> SlotChoice | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
-        A segment is the training of a trial from its start or a rung to the next rung. It is
-        decided from what the segments before the last two rounds have shown, once these have ended.
-        If what the current round knows allows no decision, the round stays incomplete, and the
-        segment is the first of a later round, which knows more.
+        A segment is the training of a trial from its start or a rung to the next rung. Segments are
+        numbered in the order in which they are decided, and a round has `width` of them. A segment
+        is decided from the segments of all rounds before the last two, once these have ended: in
+        rounds of 4, the segments 8 to 11 are decided from the segments 0 to 3.
 
         Args:
             standings: How far the trial of each slot has come.
-            segment_count: How many segments there are.
-            first_running: The number of the first segment that runs; None if none does.
+            segment_count: How many segments have been decided so far.
+            first_running: The number of the first segment that has not ended; None if all have.
         """
-        number = segment_count
-        known_count = self.count_known(number)
-        while first_running is None or known_count <= first_running:  # all known ones have ended
+        for number in self._list_next_numbers(segment_count):
+            known_count = self.count_known(number)
+            if first_running is not None and first_running < known_count:
+                return None  # it must end first
             if self._find_repeated_failure(standings, known_count) is not None:
-                return None
+                return None  # the study halts
             choice = self.order.choose(self.limit_standings(standings, known_count))
             if choice is not None:
                 return self._add_segment(standings, choice.slot, number)
-            if known_count >= segment_count:  # all are known: a later round would know no more
-                return self._choose_unpromotable(standings, known_count)
-            round_number = number // self.width
-            number = (round_number + 1) * self.width
-            known_count = self.count_known(number)
-        return None
+        # Not even all segments together allow another one.
+        return self._choose_unpromotable(standings, segment_count)
+
+    def _list_next_numbers(self, segment_count: int) -> list[int]:
+        """Returns the numbers that the next segment may get, in the order in which they are tried.
+
+        First comes the next number. If what is known then allows no decision, the current round
+        stays incomplete, and the segment is the first of a later round, for which more is known.
+        The last number is that of a round for which all segments so far are known. In rounds of 4
+        with 10 segments so far the numbers are 10 (the segments 0 to 3 are known), 12 (0 to 7) and
+        16 (0 to 11).
+
+        Args:
+            segment_count: How many segments have been decided so far.
+        """
+        numbers = [segment_count]
+        round_number = segment_count // self.width
+        while self.count_known(numbers[-1]) < segment_count:
+            round_number += 1
+            numbers.append(round_number * self.width)
+        return numbers
 
     def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> SlotChoice:
         """Returns a slot to claim for another segment of its trial, which gets a number."""

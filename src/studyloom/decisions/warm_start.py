@@ -337,15 +337,17 @@ def enqueue(
         return 0
     ledger = stored.ledger
 
-    def queue(connection: Connection) -> int:
+    def queue_all(connection: Connection) -> int:
+        """Queues the trials in one transaction; returns for how many there is no free slot."""
         existing_trials = stored.lock_trials(connection)
         (stored_labels,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
-        used_labels = stored_labels or []
+        used_labels = stored_labels or []  # of the earlier studies
         new_starts = [start for start in starts.configurations if start.label not in used_labels]
         new_trials = _make_queued_trials(new_starts, existing_trials, baseline)
         free_slots: Sequence[int] = ()
         if new_trials:
             free_slots = ledger.never_claimed(connection, budget)
+        # There may be fewer slots than trials.
         for slot, trial in zip(free_slots, new_trials, strict=False):
             ledger.queue(connection, slot, trial.configuration, trial.attributes)
         all_labels = list(dict.fromkeys([*used_labels, *starts.labels]))
@@ -353,7 +355,7 @@ def enqueue(
             sql.set_study_attr(connection, ledger.study_id, WARM_START, all_labels)
         return max(0, len(new_trials) - len(free_slots))
 
-    return ledger.storage.execute(queue)
+    return ledger.storage.execute(queue_all)
 
 
 def _make_queued_trials(

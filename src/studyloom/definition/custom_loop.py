@@ -411,7 +411,8 @@ class LoopDefinition(Definition):
     def try_out(self, data: TrainingData) -> Iterator[str]:
         """Yields errors in the functions of the config and in their settings, before trial 0.
 
-        The loop itself is not called.
+        The loop itself is not called. An Optuna objective, which suggests its hyperparameters
+        itself, has further checks.
         """
         try:
             yield from self._check_function()
@@ -423,7 +424,8 @@ class LoopDefinition(Definition):
         if self.suggests:
             yield from self._check_optuna_objective(data)
         folds = self.config.objective.folds
-        if data.split is None and folds > 1:
+        loads_own_data = data.split is None  # the section `data` names none
+        if loads_own_data and folds > 1:
             yield (
                 f"objective.folds={folds}: the function loads its data itself; divide "
                 "it there, or name it in the section data: then run.train and run.valid are a fold"

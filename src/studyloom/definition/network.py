@@ -86,13 +86,14 @@ class NetworkDefinition(Definition):
 
     def measure_costs(self, configuration: Configuration, data: TrainingData) -> list[Cost]:
         """Measures the costs of a configuration's network that have a limit or are minimized."""
-        _metric, *further_objectives = self.objectives
-        minimized_costs = [objective.name for objective in further_objectives]
+        objectives_after_metric = self.objectives[1:]
+        minimized_costs = [objective.name for objective in objectives_after_metric]
         if not self.limits and not minimized_costs:
             return []
         assert data.split is not None
-        job = self.build_jobs(configuration, data.folds, number=0)[0]
-        return measure_costs(minimized_costs, self.limits, job, data.split)
+        # The jobs of a trial, one for each fold and seed, have the same network in all trials.
+        jobs = self.build_jobs(configuration, data.folds, number=0)
+        return measure_network(minimized_costs, self.limits, jobs[0], data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
         return try_networks(self, data)
@@ -127,7 +128,7 @@ MEASURES: dict[str, Callable[[nn.Module, BatchContent], float]] = {
 
 
 @torch.inference_mode()
-def measure_costs(
+def measure_network(
     quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
 ) -> list[Cost]:
     """Measures what a job's network costs on the first example of a set.

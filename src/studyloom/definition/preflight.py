@@ -8,7 +8,7 @@ Networks are trained on two examples, and a metric sees random outputs.
 import contextlib
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,13 +46,15 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     """
     assert data.split is not None
     split = data.split.for_preflight()
+    # Training sets after the search may have a last batch of another size, which is tried too.
     later_training_sets = _list_later_training_sets(definition, data, split)
     reported_errors: list[ReportedError] = []
     for branch in definition.branches:
         for probe in branch.probes():
             messages = _try_probe(definition, branch, probe, data.folds, split, later_training_sets)
             for message in messages:
-                if any(error.covers(branch, message) for error in reported_errors):
+                was_reported = any(error.occurs_in(branch, message) for error in reported_errors)
+                if was_reported:
                     continue
                 reported_errors.append(ReportedError(branch.choices, message))
                 probe_text = _describe_probe(branch, probe)
@@ -68,14 +70,15 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ReportedError:
-    """An error of a branch that was reported, which its inner branches have too."""
+    """An error of a branch that was reported. The branches within that branch have it too."""
 
     choices: Mapping[str, str]
     message: str
 
-    def covers(self, branch: Branch, message: str) -> bool:
-        """Returns whether an error of a branch is the same, of this branch or an outer one."""
-        return message == self.message and self.choices.items() <= branch.choices.items()
+    def occurs_in(self, branch: Branch, message: str) -> bool:
+        """Returns whether this is an error of a branch: of the same one, or of one within it."""
+        is_within = self.choices.items() <= branch.choices.items()
+        return is_within and message == self.message
 
 
 def _try_probe(
@@ -148,8 +151,8 @@ def _list_later_training_sets(
 def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
-    A step of studyloom is tried on two examples, and on one if a batch may have only one; a custom
-    step on whole batches. The optimizer makes a step with their gradients.
+    The optimizer makes a step with their gradients. The metric is tried too if the evaluation gives
+    its targets: those of tensors are tried later, on whole folds.
 
     Args:
         split: the examples: a `Split` if they are tensors; those of a Dataset are loaded one by
@@ -160,28 +163,40 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
         ValueError: a part fails, with a fix.
     """
     batch_sizes = {job.batch_size, *last_batch_sizes}
+    tried_sizes = _choose_tried_sizes(job, batch_sizes)
     has_tensors = isinstance(split, Split)
     has_custom_step = job.step is not None or job.evaluate is not None
     with torch.random.fork_rng(devices=[]), on_threads(1):
         check_schedule(job.schedule)
         # The device of the preflight may not have the precision of the job.
         run = JobRun(replace(job, precision="fp32"), split)
-        if has_custom_step:
-            tried_sizes = batch_sizes
-        else:
-            if not has_tensors:
-                _collect_batches(run, batch_sizes)
-            tried_sizes = {min(2, job.batch_size)}
-            tried_sizes |= batch_sizes & {1, 2}
+        if not has_tensors and not has_custom_step:  # a custom step is tried on these batches
+            _collect_batches(run, batch_sizes)
         if isinstance(split, Split) and job.evaluate is None:
             _check_outputs(run, split)
         for size in sorted(tried_sizes, reverse=True):
             _try_training(run, split, size)
         outputs_and_targets = _try_evaluation(run, max(tried_sizes))
         _try_optimizer_step(run)  # last: a large learning rate may spoil the network
-    # With tensors the metric is tried later, on whole folds.
     if not has_tensors or job.evaluate is not None:
         _try_metric_of_job(job, outputs_and_targets)
+
+
+def _choose_tried_sizes(job: Job, batch_sizes: Set[int]) -> Set[int]:
+    """Returns the sizes of the batches on which a job's network is tried.
+
+    A custom step is tried on batches of all sizes. A step of studyloom is tried on two examples, as
+    a larger batch would fail only where two examples do, and on one if a batch may have only one.
+
+    Args:
+        batch_sizes: all sizes that a batch of the job may have.
+    """
+    if job.step is not None or job.evaluate is not None:
+        return batch_sizes
+    tried_sizes = {min(2, job.batch_size)}
+    if 1 in batch_sizes:
+        tried_sizes.add(1)
+    return tried_sizes
 
 
 def _collect_batches(run: JobRun, sizes: Collection[int]) -> None:
@@ -317,18 +332,17 @@ def _try_metric_of_job(job: Job, outputs_and_targets: tuple[Tensor, Tensor]) -> 
     Args:
         outputs_and_targets: those of the batch, as its evaluation returns them.
     """
-    _outputs, targets = outputs_and_targets
-    if job.evaluate is None:
+    outputs, targets = outputs_and_targets
+    if job.evaluate is None:  # a custom evaluation may return classes as floats
         _check_targets_of(job.metric, classifies=not targets.is_floating_point())
     try:
-        job.metric(*outputs_and_targets)
+        job.metric(outputs, targets)
     except UndefinedMetric:
         pass  # a few examples may lack a class that the metric needs
     except Exception as error:
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in outputs_and_targets)
         raise ValueError(
             f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
-            f"of the evaluation are {shapes}"
+            f"of the evaluation are {tuple(outputs.shape)} and {tuple(targets.shape)}"
         ) from error
 
 
@@ -336,7 +350,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
     """Computes a metric of random outputs for the validation set of each fold; yields errors.
 
     Nothing is computed for a Dataset, whose targets are known only for the examples that were
-    loaded.
+    loaded: the split has as many as were.
     """
     split = data.split
     assert split is not None
@@ -346,7 +360,8 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
         yield str(error)
         return
     last_index = max(int(fold.validation.max()) for fold in data.folds)
-    if split.targets is None or split.outputs is None or len(split) <= last_index:
+    has_all_examples = len(split) > last_index
+    if split.targets is None or split.outputs is None or not has_all_examples:
         return
     generator = torch.Generator().manual_seed(0)
     for position, fold in enumerate(data.folds):

@@ -216,18 +216,18 @@ class CallReader:
             return {"space": space, **settings}  # `add_setting` refuses it
         section: Mapping[str, object] = space
         if self.trains_network:
-            section = self._refuse_flat_names(space)
+            section = self._select_sections(space)
         elif space:
             section = {"params": space}
         if not section:
             return settings
         return {"space": section, **settings}
 
-    def _refuse_flat_names(self, space: Mapping[str, object]) -> dict[str, object]:
-        """Collects an error for the ranges of a network's space that stand in no section.
+    def _select_sections(self, space: Mapping[str, object]) -> dict[str, object]:
+        """Returns the sections of a network's search space, such as `optimizer`.
 
-        Returns:
-            The space without these ranges.
+        Ranges that are in no section are left out, and an error is collected for them: a space
+        such as {"lr": (1e-4, 1e-1)} must be {"optimizer": {"lr": (1e-4, 1e-1)}}.
         """
         sections = {}
         flat_names = []
@@ -242,6 +242,12 @@ class CallReader:
 
     def add_setting(self, key: str, value: object) -> None:
         """Adds a setting of the call to the definition, or an error if it is not one.
+
+        A section that is a group of Hydra has files, one for each option: `optimizer="sgd"` chooses
+        `conf/optimizer/sgd.yaml`. If the call gives a class or function for a group, as in
+        `optimizer=torch.optim.SGD`, the group's option is None: the section then has only what the
+        call gives, and not the settings of the default option, which are arguments of another
+        class.
 
         Args:
             key: a section such as `train`, a key such as `train.epochs`, or a group.
@@ -266,7 +272,6 @@ class CallReader:
         if isinstance(value, Mapping):
             target = value.get("_target_")
         if is_group and callable(target):
-            # The call gives a class or function: the settings of an option are not its arguments.
             self.options[key] = None
         config_value = _to_config_value(key, value, self.errors)
         try:
@@ -346,8 +351,11 @@ class CallReader:
     ) -> dict[str, object]:
         """Makes the section of the data: arrays in files for pairs of tensors, else Datasets.
 
-        A network that is trained on floating-point targets gets the loss and the metric of a
-        regression, unless the call sets others.
+        Datasets it is also for pairs of tensors if the call sets a key of `data` that only the
+        source `Datasets` has.
+
+        In both cases a network that is trained on tensors of floating-point targets gets the loss
+        and the metric of a regression, unless the call sets others.
 
         Args:
             settings: the keys of the section that the call sets itself.
@@ -712,7 +720,7 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
         ConfigError: the config names what only the program knows that has called `search`.
     """
     sections = read_sections(run_dir)
-    _refuse_own_names(as_yaml(sections), run_dir)
+    _refuse_names_of_program(as_yaml(sections), run_dir)
     name = sections["study"]["name"]
     load = sections.get("data", {}).get("load", {})
     if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:
@@ -725,17 +733,18 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
     return file
 
 
-def _refuse_own_names(text: str, run_dir: Path) -> None:
-    """Raises ConfigError if a config names what only the program knows that has called `search`.
+def _refuse_names_of_program(text: str, run_dir: Path) -> None:
+    """Raises ConfigError if a config names something that no other program can import.
 
-    Such are the classes and functions of a script or notebook, and the Datasets of the call.
+    These are the classes and functions that a script or notebook defines itself, such as
+    `__main__.Net`, and the Datasets that were given to `search` as objects.
 
     Args:
         text: the config, as YAML.
     """
     errors = []
-    found_names = re.findall(rf"\b{MAIN}(\w+)", text)  # what follows "__main__."
-    names = ", ".join(dict.fromkeys(found_names))  # each once
+    names_in_main = re.findall(rf"\b{MAIN}(\w+)", text)  # MAIN is "__main__."
+    names = ", ".join(dict.fromkeys(names_in_main))  # each once
     if names:
         program = "a notebook"
         script = read_recorded_script(run_dir)

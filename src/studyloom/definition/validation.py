@@ -149,27 +149,33 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
 def _check_groups(definition: Definition) -> Iterator[str]:
     """Yields groups that cannot be searched, and choices of the baseline outside the space.
 
-    A group nested in an option that the baseline does not choose is not part of the baseline.
+    A group has three names. That of a block of the model `cnn` is `model.cnn.block` in the space,
+    its key in the config is `model.block`, and Hydra calls it `model/block`. A group that is nested
+    in an option which the baseline does not choose is not part of the baseline.
     """
     has_baseline = definition.config.study.baseline
     default_choices = definition.composer.choices
     groups = [*definition.space.groups()]
-    unchosen_options = []  # as beginnings of the names nested in them, such as `model.cnn.`
+    unchosen_options = []  # their names in the space, such as `model.cnn`
     for group in groups:
         for option in group.options:
             if option != default_choices.get(group.config_group):
-                unchosen_options.append(f"{group.name}.{option}.")
+                unchosen_options.append(f"{group.name}.{option}")
     for group in groups:
         yield from _check_section(group.name, group.key)
-        name = group.config_group
-        default = default_choices.get(name)
-        is_in_baseline = has_baseline and not group.name.startswith(tuple(unchosen_options))
-        if is_in_baseline and default not in group.options:
+        is_nested_in_unchosen = any(
+            group.name.startswith(f"{option}.") for option in unchosen_options
+        )
+        if not has_baseline or is_nested_in_unchosen:
+            continue
+        hydra_name = group.config_group
+        default = default_choices.get(hydra_name)
+        if default not in group.options:
             options = ", ".join(group.options)
             yield (
-                f"{name}: the default configuration has {name}={default}, and the space holds "
-                f"{options}; choose one of these, add {default} to space.{group.name}, or set "
-                "study.baseline=false"
+                f"{hydra_name}: the default configuration has {hydra_name}={default}, and the "
+                f"space holds {options}; choose one of these, add {default} to "
+                f"space.{group.name}, or set study.baseline=false"
             )
 
 
@@ -183,10 +189,10 @@ def _check_nodes(definition: Definition, branch: Branch) -> Iterator[str]:
         if section_errors:
             yield from section_errors
             continue
-        unknown_key = explain_key(node.key, branch.config)
-        if unknown_key is not None:
-            fix = _suggest_fix(definition, branch, node, unknown_key)
-            yield f"space.{node.name}: {unknown_key}{fix}"
+        error = explain_key(node.key, branch.config)
+        if error is not None:
+            fix = _suggest_fix(definition, branch, node, error)
+            yield f"space.{node.name}: {error}{fix}"
         elif definition.config.study.baseline:
             yield from _check_default(branch, node)
 
@@ -207,22 +213,24 @@ def _check_section(name: str, key: str) -> Iterator[str]:
 
 
 def _suggest_fix(
-    definition: Definition, branch: Branch, node: ValueNode | ListNode, unknown_key: str
+    definition: Definition, branch: Branch, node: ValueNode | ListNode, error: str
 ) -> str:
     """Suggests how to fix a key of the space that the config lacks; "" without a suggestion.
 
-    It may be a misspelled option of the section's group. Otherwise a line can be added to a file
-    of the user.
+    The key may be a misspelled option of the section's group: `optimizer.adamv` for
+    `optimizer.adamw`. Otherwise a line can be added to a file of the user.
 
     Args:
-        unknown_key: the error, which may suggest another key already.
+        error: the message so far, which may suggest another key already.
     """
-    section, _, name = node.key.partition(".")
+    section, _, key_in_section = node.key.partition(".")
+    possible_option = key_in_section.partition(".")[0]
     options = definition.composer.options(section)
-    option_suggestion = nearest(name.partition(".")[0], options)
+    option_suggestion = nearest(possible_option, options)
     if not option_suggestion:
         return _suggest_new_key(definition, branch, node)
-    if "did you mean" in unknown_key:
+    has_suggestion = "did you mean" in error
+    if has_suggestion:
         return ""
     return option_suggestion
 
@@ -315,9 +323,14 @@ def _explain_misfit(node: ValueNode | ListNode, default: object, branch: Branch)
 
 
 def _explain_length_misfit(node: ListNode, default: object, branch: Branch) -> Iterator[str]:
-    """Yields why the length of a default is not among the lengths of its node.
+    """Yields the problem with the length of a default, such as "is not a list"; none if it fits.
 
-    A scalar may stand for a list only if the node is as long as another list.
+    The length of a node is either a range, such as 1 to 3, or the key of another list, such as
+    `model.widths`, to which the list is equal in length. In this case the default may be a scalar,
+    which stands for each item.
+
+    Yields:
+        The end of a message that begins "the default model.hidden=[16, 16, 16, 16] ".
     """
     if isinstance(node.length, str):
         if not isinstance(default, list):

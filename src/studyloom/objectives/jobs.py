@@ -200,14 +200,15 @@ def build_schedule(
     if not is_scheduler_of_pytorch:
         function_of_progress: Callable[[float], float] = build(section, key)
         return function_of_progress
-    # PyTorch's schedulers take an optimizer, which does not exist yet. So the section is built as
-    # a partial function, and its arguments wait in a TorchSchedule.
+    # PyTorch's schedulers take an optimizer, which does not exist yet. So a partial function is
+    # built, only for its arguments: a TorchSchedule keeps them until there is an optimizer.
     partial_section = {}
     for name, value in section.items():
         if name not in (INTERVAL, RECORDED, SCHEDULERS):
             partial_section[name] = value
     partial_section["_partial_"] = True
-    settings = dict(build(partial_section, key).keywords)
+    partial_scheduler: functools.partial[LRScheduler] = build(partial_section, key)
+    settings = dict(partial_scheduler.keywords)
     if SCHEDULERS in section:
         settings[SCHEDULERS] = [build_schedule(inner, key) for inner in section[SCHEDULERS]]
     return TorchSchedule(target, settings, section.get(INTERVAL), section.get(RECORDED, ()))
@@ -240,11 +241,18 @@ def build_step(name: str, section: Mapping[str, object] | None) -> CustomStep | 
 def build_optimizer(
     section: Mapping[str, object],
 ) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    """Builds the optimizer as a function that waits for the network's parameters."""
+    """Builds the optimizer as a function that makes it from the network's parameters.
+
+    The section has `_partial_: true`, so that its class is not called yet.
+
+    Raises:
+        ConfigError: settings that the class has no parameter for.
+    """
     settings = plain(section, "optimizer")
-    settings.pop(GROUPS, None)
+    settings.pop(GROUPS, None)  # parameter groups are a part of the job, not arguments of the class
     accepted = inspect.signature(find_target(settings, "optimizer")).parameters
-    refuse(_find_unknown_settings("optimizer", settings["_target_"], settings, accepted))
+    errors = _find_unknown_settings("optimizer", settings["_target_"], settings, accepted)
+    refuse(errors)
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = build(settings, "optimizer")
     return make_optimizer
 

@@ -747,15 +747,16 @@ def _find_unsaved_names(variables: Mapping[str, object], parts: Sequence[object]
 def _has_unsaved_state(value: Any, saved_tensors: Collection[int]) -> bool:
     """Returns whether an object of a loop has a state that must be saved, and is not.
 
-    A network needs no saving if it is not trained, or if all its tensors are part of another
-    network that the loop keeps.
+    An object has a state if it can load one, as networks, optimizers and schedulers can. A network
+    needs no saving if it is not trained, or if all its tensors are part of another network that
+    the loop keeps.
 
     Args:
         saved_tensors: the `id` of each tensor of the networks that the loop keeps.
     """
-    if isinstance(value, type) or not hasattr(value, "load_state_dict"):
-        return False
-    if not callable(value.load_state_dict):
+    is_class = isinstance(value, type)
+    can_load_state = hasattr(value, "load_state_dict") and callable(value.load_state_dict)
+    if is_class or not can_load_state:
         return False
     tensors = _list_tensors(value)  # none if it is not a network
     if tensors:

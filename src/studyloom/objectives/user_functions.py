@@ -236,19 +236,22 @@ def build_named_function(
     """Returns the function that a key of the config names.
 
     Args:
-        setting: its dotted name; or a section with the name as `_target_`, and arguments. For
-            `objective.network` also a mapping of the network's name in `run.keep` to one of these.
+        setting: the value of the key, in one of three forms: a dotted name, such as
+            `mymodule.make_net`; a section, such as `{_target_: mymodule.make_net, width: 8}`, whose
+            other keys are arguments; or, for `objective.network` only, one of these under the name
+            that the network has in `run.keep`, such as `{generator: mymodule.make_net}`.
     """
-    function_setting: object = setting
+    named_function: object = setting
     if key == NETWORK and isinstance(setting, Mapping):
         network_name = find_network_name(setting)
         if network_name is not None:
-            function_setting = setting[network_name]
-    if isinstance(function_setting, Mapping):
-        section = plain(function_setting, key)
+            named_function = setting[network_name]
+    if isinstance(named_function, Mapping):
+        section = plain(named_function, key)
     else:
-        section = {"_target_": function_setting}
-    function: Callable[..., Any] = build(section | {"_partial_": True}, key)
+        section = {"_target_": named_function}
+    section = section | {"_partial_": True}  # the function is returned, not called
+    function: Callable[..., Any] = build(section, key)
     return function
 
 

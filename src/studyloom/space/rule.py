@@ -18,6 +18,7 @@ import functools
 import math
 import operator
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -274,9 +275,13 @@ def _parse_bounds(text: str) -> list[Condition] | None:
             name, sign, *bound_tokens = relation.tokens
             if sign not in SIGNS:  # as in `accuracy + 1 < 3`
                 return None
-            bound: Any = _Calculator(bound_tokens, {}).compute_sum()  # LookupError for a name
+            bound = _Calculator(bound_tokens, values={}).compute_sum()
+            if bound is None:  # as in `accuracy < 1 / 0`
+                return None
             conditions.append(Condition(name, sign, float(bound)))
-    except (ValueError, LookupError, TypeError, OverflowError):
+    except (ValueError, LookupError):  # no conditions; or the bound has a name
+        return None
+    except OverflowError:  # the bound is too large for a float
         return None
     return conditions
 
@@ -404,22 +409,23 @@ def _parse_conditions(text: str) -> list[Relation]:
 class _Calculator:
     """Computes a condition or a sum from its tokens, from left to right.
 
-    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. A result is None
-    where it divides by 0, or a value is not finite. Each method takes the tokens that it computes,
-    and raises ValueError or LookupError if the next ones are not what it expects.
+    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0. A result is None if
+    it is not a finite number: a part of it divides by 0, or a value is not finite. Each method
+    takes the tokens that it computes, and raises ValueError or LookupError if the next ones are not
+    what it expects.
 
     Args:
         values: the values of names.
     """
 
     def __init__(self, tokens: Sequence[str], values: Mapping[str, Any]) -> None:
-        self._remaining = [*reversed(tokens)]  # in reverse, so that `pop` takes the next token
+        self._remaining = deque(tokens)
         self._values = values
 
     def compare(self) -> bool:
         """Returns whether the tokens are a condition that holds: a sum, a sign, and a sum."""
         left_side = self.compute_sum()
-        sign = self._remaining.pop()
+        sign = self._remaining.popleft()
         right_side = self.compute_sum()
         if self._remaining:
             raise ValueError
@@ -432,33 +438,41 @@ class _Calculator:
         return bool(compare(left_side, right_side))
 
     def compute_sum(self) -> Fraction | None:
-        """Computes a sum: products with + or - between them; a single product is a sum too."""
+        """Computes a sum: products with + or - between them; a single product is a sum too.
+
+        Returns:
+            None if the sum is not a finite number.
+        """
         result = self._compute_product()
         while self._next_is_in(SUM_OPERATIONS):
-            sign = self._remaining.pop()
+            symbol = self._remaining.popleft()
             operand = self._compute_product()
             if result is None or operand is None:
                 result = None
             else:
-                result = SUM_OPERATIONS[sign](result, operand)
+                result = SUM_OPERATIONS[symbol](result, operand)
         return result
 
     def _compute_product(self) -> Fraction | None:
-        """Computes a product: operands with *, / or % between them, or a single operand."""
+        """Computes a product: operands with *, / or % between them, or a single operand.
+
+        Returns:
+            None if the product is not a finite number.
+        """
         result = self._compute_operand()
         while self._next_is_in(PRODUCT_OPERATIONS):
-            sign = self._remaining.pop()
+            symbol = self._remaining.popleft()
             operand = self._compute_operand()
-            divides_by_zero = sign in ("/", "%") and operand == 0
+            divides_by_zero = symbol in ("/", "%") and operand == 0
             if result is None or operand is None or divides_by_zero:
                 result = None
             else:
-                result = PRODUCT_OPERATIONS[sign](result, operand)
+                result = PRODUCT_OPERATIONS[symbol](result, operand)
         return result
 
     def _compute_operand(self) -> Fraction | None:
         """Computes a number, a name, a sum in parentheses, or one of these after + or -."""
-        token = self._remaining.pop()
+        token = self._remaining.popleft()
         if token == "+":
             return self._compute_operand()
         if token == "-":
@@ -468,7 +482,7 @@ class _Calculator:
             return -operand
         if token == "(":
             result = self.compute_sum()
-            if self._remaining.pop() != ")":
+            if self._remaining.popleft() != ")":
                 raise ValueError
             return result
         if re.match(NAME, token):
@@ -476,8 +490,8 @@ class _Calculator:
         return _to_fraction(token)
 
     def _next_is_in(self, operations: Operations) -> bool:
-        """Returns whether the next token is the sign of one of some operations."""
-        return bool(self._remaining) and self._remaining[-1] in operations
+        """Returns whether the next token is the symbol of one of some operations."""
+        return bool(self._remaining) and self._remaining[0] in operations
 
 
 @functools.lru_cache(4096, typed=True)  # a space that is counted has 100,000 configurations

@@ -383,34 +383,36 @@ class _Walk:
                 case ListNode():
                     self._visit_list(node)
                 case ValueNode(name=name, key=key, distribution=distribution):
-                    hyperparameter = Hyperparameter(name, distribution, key, "value")
+                    hyperparameter = Hyperparameter(name, distribution, key, role="value")
                     self.configuration.values[key] = self._assign(hyperparameter)
 
     def _visit_group(self, group: Group) -> None:
         """Decides the option of a group, unless it has only one, and all that the option opens."""
         option = next(iter(group.options))
         if len(group.options) > 1:
-            hyperparameter = Hyperparameter(group.name, group.distribution, group.key, "option")
+            hyperparameter = Hyperparameter(
+                group.name, group.distribution, group.key, role="option"
+            )
             option = self._assign(hyperparameter)
         self.configuration.choices[group.config_group] = option
         self.visit_nodes(group.options[option])
 
     def _visit_list(self, node: ListNode) -> None:
-        """Decides the length of a list, unless it is fixed or that of another list, and its items.
+        """Decides the length of a list, and then its items.
 
-        The other list, whose key is `node.length`, is earlier in the tree.
+        The length of a node is a range, or the key of an earlier list of the same length.
         """
         if isinstance(node.length, str):
             length = len(self.configuration.values[node.length])
-        elif node.length.low == node.length.high:
+        elif node.length.low == node.length.high:  # the length is fixed
             length = node.length.low
         else:
             name = f"{node.name}.length"
-            length = self._assign(Hyperparameter(name, node.length, node.key, "length"))
+            length = self._assign(Hyperparameter(name, node.length, node.key, role="length"))
         items = []
         for index in range(length):
             name = f"{node.name}.{index}"
-            hyperparameter = Hyperparameter(name, node.item, node.key, "item", index)
+            hyperparameter = Hyperparameter(name, node.item, node.key, role="item", index=index)
             items.append(self._assign(hyperparameter))
         self.configuration.values[node.key] = items
 
