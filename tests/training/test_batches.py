@@ -8,7 +8,7 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
-from studyloom.definition.network import measure_costs
+from studyloom.definition.network import measure_network
 from studyloom.definition.preflight import try_out
 from studyloom.models import MLP
 from studyloom.training.batches import Batch, OptimizerStep
@@ -50,7 +50,7 @@ def test_a_network_that_begins_with_an_embedding_gets_integers(dtype):
     assert len(curve(job, whole)) == job.epochs
     kept = torch.int32 if dtype == torch.int32 else torch.int64
     assert JobRun(job, whole).batches.load_batch(torch.arange(3))[0].dtype == kept
-    assert measure_costs(["parameters"], [], job, whole)[0].value > 0
+    assert measure_network(["parameters"], [], job, whole)[0].value > 0
     try_out(job, whole, {1})
 
 
