@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from commands import environment
+from live_processes import until
 from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
@@ -343,8 +344,12 @@ def test_a_live_report_keeps_filter_order_and_focus_as_it_changes(page, study_of
         page.locator("#trial-6").wait_for(state="attached")  # it waits
         # As if another server had sent the rows, of which one is gone since.
         page.evaluate("document.getElementById('trial-6').id = 'trial-9'")
-        # Set at each look, since an answer that is under way sets it too.
-        page.wait_for_function("version = '0-0', !document.getElementById('trial-9')")
+
+        def row_is_gone() -> bool:
+            page.evaluate("version = '0-0'")  # again, since an answer under way sets it too
+            return page.locator("#trial-9").count() == 0
+
+        until(row_is_gone)
         assert page.evaluate(numbers) == [4, 0, 1, 2, 3]
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
