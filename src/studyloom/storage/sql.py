@@ -532,7 +532,7 @@ def fills_slot(trial: FrozenTrial) -> bool:
 def without_reserved(trial: FrozenTrial) -> FrozenTrial:
     """Copies another program's trial without the attributes that have names of studyloom's.
 
-    They mean something else there: `epochs` may be a number.
+    In another program these names mean something else: its `epochs` may be a number.
     """
     if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
         return trial

@@ -6,7 +6,6 @@ same database, whose name begins with that of the search.
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
@@ -296,17 +295,18 @@ class StoredStudy:
         shows what the search gained at no further cost. Without a baseline the first objective
         decides.
         """
+        first_objective, *other_objectives = self.objectives
         baseline = self._feasible_baseline()
+        if baseline is None:
+            return Rule(first_objective)
         conditions = []
-        if baseline is not None:
-            for objective, baseline_value in zip(
-                self.objectives[1:], baseline.values[1:], strict=True
-            ):
+        for objective, baseline_value in zip(other_objectives, baseline.values[1:], strict=True):
+            if objective.sign > 0:  # more is better
                 comparison = ">="
-                if objective.sign < 0:  # less is better
-                    comparison = "<="
-                conditions.append(Condition(objective.name, comparison, baseline_value))
-        return Rule(self.objectives[0], tuple(conditions))
+            else:
+                comparison = "<="
+            conditions.append(Condition(objective.name, comparison, baseline_value))
+        return Rule(first_objective, tuple(conditions))
 
     def _feasible_baseline(self) -> FrozenTrial | None:
         for trial in self.feasible():
@@ -358,12 +358,13 @@ class StoredStudy:
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         (text,) = self.attributes(RULE)
-        if text is not None:
-            # Another program may have stored a text that is no rule; then the default counts.
-            with suppress(ConfigError):
-                costs = [ObjectiveValue(name, "minimize") for name in self.cost_names]
-                return Rule.parse(text, [*self.objectives, *costs])
-        return self.default_rule()
+        if text is None:
+            return self.default_rule()
+        costs = [ObjectiveValue(name, "minimize") for name in self.cost_names]
+        try:
+            return Rule.parse(text, [*self.objectives, *costs])
+        except ConfigError:  # another program has stored a text that is no rule
+            return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
         """Returns the feasible trials that satisfy a rule, the best first.

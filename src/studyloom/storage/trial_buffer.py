@@ -74,6 +74,8 @@ class TrialBuffer(CachedStorage):
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:
         """Makes a trial the worker's own, whose changes stay in memory until `write`.
 
+        A trial that `create` has just made is not read again.
+
         Returns:
             A copy of the trial.
 
@@ -81,9 +83,11 @@ class TrialBuffer(CachedStorage):
             TrialDeleted: It does not exist.
         """
         self.clear()
-        trial = self._created  # the one that was made with the worker's claim
+        created_trial = self._created
         self._created = None
-        if trial is None or trial._trial_id != trial_id:
+        if created_trial is not None and created_trial._trial_id == trial_id:
+            trial = created_trial
+        else:
             try:
                 trial = self._backend.get_trial(trial_id)
             except KeyError:
@@ -366,6 +370,9 @@ class OtherTrials:
     def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
         """Reads the trials that have ended since the previous read, and which have not ended.
 
+        The ids of trials ascend. So the trials that may have ended since are those above the
+        largest id that was read, and those that had not ended then.
+
         Args:
             connection: In a transaction.
             own_id: The id of the worker's own trial, which counts as not ended and is not read.
@@ -374,7 +381,7 @@ class OtherTrials:
         unfinished_ids = {own_id, *self._unfinished_ids}
         finished_rows = []
         if not self._has_read_finished:
-            # It selects new trials, and those of the unfinished ones that have ended meanwhile.
+            # CHANGED_ROWS selects all trials after `after`, and of `ids` those that have ended.
             parameters = {
                 "study": self._study_id,
                 "after": self._largest_id,

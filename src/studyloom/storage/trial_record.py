@@ -88,11 +88,13 @@ class TrialRecord(TrialAttributes):
         For a loop that is called several times, such as once for each fold, these are the epochs of
         all calls once the trial has ended, and the number of its reports before.
         """
-        count = len(self.curve.get("value", ()))
         if self.planned_jobs is not None and JOBS in self.columns:
             # JOBS says for each epoch over how many calls its value is the mean.
-            count = sum(jobs or 0 for jobs in self.columns[JOBS])
-        return max(count, len(self.trial.intermediate_values))
+            trained_count = sum(jobs or 0 for jobs in self.columns[JOBS])
+        else:
+            trained_count = len(self.curve.get("value", ()))
+        reported_count = len(self.trial.intermediate_values)
+        return max(trained_count, reported_count)
 
     @property
     def steps_done(self) -> int:

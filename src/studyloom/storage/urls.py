@@ -106,7 +106,7 @@ def sqlite_url(path: Path) -> URL:
     return URL.create("sqlite", database=str(path.absolute()))
 
 
-def folder_of(url: str) -> Path | None:
+def embedded_server_folder(url: str) -> Path | None:
     """Returns the absolute folder of an embedded server; None for any other URL."""
     scheme, _, path = url.partition(":///")
     if scheme != SCHEME:
@@ -128,7 +128,7 @@ def start_embedded_server(url: str, *, create: bool = False, trusted: bool = Fal
         ServerError: The wheel is missing, the server does not start, or this user's own command
             has not made its folder.
     """
-    folder = folder_of(url)
+    folder = embedded_server_folder(url)
     if folder is None:
         return url
     if trusted:

@@ -96,7 +96,7 @@ def compute_code_digests(sections: object) -> dict[str, str]:
             digests[module.name] = module.digest
     digests |= _digest_module_data(members, modules=digests)
     digests |= _digest_main(targets)
-    _refuse_edited_modules(digests)
+    _check_not_edited(digests)
     return {f"{CODE}{name}": digests[name] for name in sorted(digests)}
 
 
@@ -118,7 +118,7 @@ def _digest_main(targets: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def _refuse_edited_modules(digests: Mapping[str, str]) -> None:
+def _check_not_edited(digests: Mapping[str, str]) -> None:
     """Raises ConfigError if the file of a module has changed since this process imported it.
 
     Args:
@@ -138,21 +138,22 @@ def _refuse_edited_modules(digests: Mapping[str, str]) -> None:
 def _is_edited(name: str, digest: str) -> bool:
     """Returns whether a module's source has changed since this process first looked at it.
 
-    A module that was reloaded, or imported again, has the source of that import, and is not edited.
+    The first look at a module records its digest, and so does the first one after it was reloaded
+    or imported again: then this process runs the new source.
 
     Args:
-        name: of a module. A name of another kind, such as `__main__.Net`, is never edited.
-        digest: that of its present file.
+        name: the name of a module; for another name, such as `__main__.Net`, False is returned.
+        digest: the digest of the module's present file.
     """
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__spec__") or module.__spec__ is None:
         return False
     spec = module.__spec__  # each import makes another one
-    if _first_specs.get(name) is spec:
-        return _first_digests[name] != digest
-    _first_specs[name] = spec
-    _first_digests[name] = digest
-    return False
+    is_first_look = _first_specs.get(name) is not spec
+    if is_first_look:
+        _first_specs[name] = spec
+        _first_digests[name] = digest
+    return _first_digests[name] != digest
 
 
 def select_code_digests(definition: Mapping[str, Any]) -> dict[str, Any]:

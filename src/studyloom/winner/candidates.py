@@ -284,12 +284,12 @@ class CandidateTrainings:
         pairs = itertools.product(self.candidates, range(self.seeds))
         return [Training(candidate, seed) for candidate, seed in pairs]
 
-    def new_seed(self, seed: int) -> int:
-        """Derives a new seed from its number.
+    def new_seed(self, number: int) -> int:
+        """Derives a new seed, which the search has not used, from its number.
 
-        The search has not used it: seeds of the search are derived from fewer numbers.
+        A seed of the search is derived from fewer numbers, and so is another one.
         """
-        return derive(self.seed, seed, 0, 0)
+        return derive(self.seed, number, 0, 0)
 
     @property
     def new_seeds(self) -> tuple[int, ...]:
@@ -317,11 +317,11 @@ class CandidateTrainings:
 
         They would if a loop loads its data itself, or there is a separate validation set.
         """
-        split = self.data.split
+        training_set = self.data.split
         fold = self.new_fold(0)
-        if split is None or fold is None:
+        if training_set is None or fold is None:
             return True
-        return len(fold.training) == len(split)
+        return len(fold.training) == len(training_set)
 
     def job(self, candidate: CandidateId, seed: int) -> Job:
         """Builds the training of a candidate with the seed of this number."""

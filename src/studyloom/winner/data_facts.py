@@ -22,11 +22,13 @@ def describe_data(
     data = trainings.data
     split = data.split  # the training set
     assert split is not None
-    examples = split
-    test_digest = ""
+    examples: Part
     if test is not None:
         examples = test
         test_digest = test.digest
+    else:
+        examples = split
+        test_digest = ""
     shape = None
     if examples.shape is not None:
         shape = tuple(examples.shape)

@@ -88,13 +88,16 @@ class InputFormat:
         Raises:
             PredictError: the array has another shape.
         """
-        is_grayscale = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-        has_input_shape = tuple(numbers.shape) == shape
-        if is_grayscale and numbers.ndim < 4 and not has_input_shape:
-            numbers = numbers.unsqueeze(-3)  # the missing dimension of the channels
-        rows = numbers
-        if tuple(numbers.shape) == shape:
-            rows = numbers[None]  # a single input
+        takes_grayscale = is_image(shape) and shape[0] == 1
+        ends_with_size = tuple(numbers.shape[-2:]) == shape[1:]  # height and width
+        has_channels = numbers.ndim >= 4 or tuple(numbers.shape) == shape
+        if takes_grayscale and ends_with_size and not has_channels:
+            numbers = numbers.unsqueeze(-3)
+        is_single_input = tuple(numbers.shape) == shape
+        if is_single_input:
+            rows = numbers[None]
+        else:
+            rows = numbers
         if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or len(rows) == 0:
             raise PredictError(
                 f"it must hold an input of {format_shape(shape)} numbers, or several; "
@@ -110,11 +113,12 @@ class InputFormat:
             dtype: the name of their original type, which says how large white is.
         """
         has_integers = dtype.startswith(("int", "uint"))
-        white = 1
         if dtype == "uint16":
             white = 65535
         elif has_integers:
             white = 255
+        else:
+            white = 1
         low = float(rows.min())
         high = float(rows.max())
         if low < 0 or high > white:

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]  # the weights of a network, or the states that a loop kept, by name
 # The states that the final trainings of each candidate kept, in the order of their seeds.
-States = dict[CandidateId, list[State]]
+StatesByCandidate = dict[CandidateId, list[State]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def measure_winner(
             # The user has named the network after the test; using it needs facts about the data.
             tested = replace(tested, data=describe_data(stage.source, winner, None))
     else:
-        states: States = {}
+        states: StatesByCandidate = {}
         for training in stage.source.trainings:
             kept_state = stage.load_or_train(training) or {}
             states.setdefault(training.candidate, []).append(kept_state)
@@ -105,7 +105,7 @@ def measure_winner(
 def use_test_set(
     reevaluated: Reevaluated,
     stage: CandidateStage,
-    states: States,
+    states: StatesByCandidate,
     store: Store,
     explain: Explain | None,
 ) -> Tested:
@@ -150,7 +150,10 @@ def has_known_network(trainings: CandidateTrainings) -> bool:
 
 
 def measure_loops(
-    trainings: CandidateTrainings, reevaluated: Reevaluated, states: States, explain: Explain | None
+    trainings: CandidateTrainings,
+    reevaluated: Reevaluated,
+    states: StatesByCandidate,
+    explain: Explain | None,
 ) -> Tested:
     """Measures the states that loops kept, by `objective.test`: a function of the user.
 
@@ -266,7 +269,10 @@ def compare_with_others(
 
 
 def measure_networks(
-    trainings: CandidateTrainings, reevaluated: Reevaluated, states: States, explain: Explain | None
+    trainings: CandidateTrainings,
+    reevaluated: Reevaluated,
+    states: StatesByCandidate,
+    explain: Explain | None,
 ) -> Tested:
     """Measures networks on the test set, and describes the predictions of the winner.
 

@@ -18,8 +18,8 @@ from studyloom.winner.explanation_values import Explanations
 from studyloom.winner.result import Predictions, Wrong
 from studyloom.winner.statistics import Outputs
 
-WRONG = 20  # wrong predictions that are kept, the most confident ones
-POINTS = 1000  # predictions of numbers that are kept, at most
+MOST_WRONG = 20  # wrong predictions are kept, at most
+MOST_POINTS = 1000  # predictions of numbers are kept, at most
 LEAST_RANGE = 1e-12  # of the values of an image, which are divided by it
 
 
@@ -101,7 +101,7 @@ def scores_classes(outputs: Outputs, test: Part) -> bool:
 
 
 def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """Returns the indices of the WRONG most confident wrong predictions, the most confident first.
+    """Returns the indices of the most confident wrong predictions, at most MOST_WRONG.
 
     Args:
         probabilities: (n, classes), on the CPU.
@@ -110,7 +110,7 @@ def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
     confidence, predicted = probabilities.max(1)
     wrong_indices = (predicted != labels).nonzero().flatten()
     order = confidence[wrong_indices].argsort(descending=True)
-    indices: list[int] = wrong_indices[order][:WRONG].tolist()
+    indices: list[int] = wrong_indices[order][:MOST_WRONG].tolist()
     return indices
 
 
@@ -126,7 +126,7 @@ def _describe_outputs(outputs: Outputs, test: Part) -> DescribedPredictions:
     predicts_numbers = predicted.ndim == 2 and targets.shape == predicted.shape
     if test.classifies or not predicts_numbers:
         return DescribedPredictions()
-    stride = math.ceil(len(test) / POINTS)  # keeps at most POINTS examples
+    stride = math.ceil(len(test) / MOST_POINTS)  # keeps at most MOST_POINTS examples
     predictions = Predictions(
         predicted=_as_rows(predicted[::stride]),
         targets=_as_rows(targets[::stride]),

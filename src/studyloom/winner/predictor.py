@@ -90,9 +90,10 @@ class Network:
         try:
             converted = convert_inputs(inputs, dtype)
             outputs = predict_outputs(self.model, converted, batch_size, output)
-            classifies = softmax
             if softmax is None:
                 classifies = self.form.facts.classifies and self._has_classes(outputs)
+            else:
+                classifies = softmax
             if classifies:
                 # With softmax=True the user says that the outputs are logits.
                 are_logits = softmax or not _are_probabilities(outputs)
@@ -107,7 +108,7 @@ class Network:
             raise PredictError(f"{problem}: {reason}") from error
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError("its numbers are too far from the training data for finite outputs")
-        return outputs, bool(classifies)
+        return outputs, classifies
 
     def _has_classes(self, outputs: Tensor) -> bool:
         """Returns whether outputs (n, classes, …) have at least two classes.
@@ -272,20 +273,24 @@ class WinnerFiles:
         """
         is_named_by_file = make is None
         if is_named_by_file:
-            make = written_values(self.config["objective"]).get("network")
-        name = find_network_name(make)
+            setting = written_values(self.config["objective"]).get("network")
+        else:
+            setting = make
+        name = find_network_name(setting)  # in `run.keep`; None if the setting names none
         weights = select_weights(self.state, name)
-        if make is None:
+        if setting is None:
             raise PredictError(NO_NETWORK.format(self.run_dir))
+        network = setting
         if name is not None:
-            make = make[name]
+            network = setting[name]
         if is_named_by_file:
-            section = make
-            if not isinstance(make, Mapping):
-                section = {"_target_": make}
+            # The file has the dotted name of a class or function, or a section with a `_target_`.
+            section = network
+            if not isinstance(network, Mapping):
+                section = {"_target_": network}
             check_targets({"objective": {"network": section}}, self.trusted)
-            make = build_named_function(section, NETWORK)
-        model = make_loop_network(make, self.config, **self._known_arguments)
+            network = build_named_function(section, NETWORK)
+        model = make_loop_network(network, self.config, **self._known_arguments)
         return UnloadedNetwork(model, weights)
 
     def _make_trained_network(self, make: Any) -> UnloadedNetwork:

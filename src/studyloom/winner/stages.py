@@ -228,8 +228,9 @@ class StagePlanner:
         """
         stored_name = StoredCommand.read(self.study.stored).stages.get(FINAL_TRAINING, "")
         name_without_details = self._make_name(FINAL_TRAINING)
-        is_of_this_budget = f"{stored_name} ".startswith(f"{name_without_details} ")
-        if not is_of_this_budget:
+        # After the budget and the rule, the name ends, or details follow after a space.
+        has_this_budget_and_rule = f"{stored_name} ".startswith(f"{name_without_details} ")
+        if not has_this_budget_and_rule:
             return None
         return WITH_SIMPLE in stored_name
 

@@ -31,7 +31,9 @@ Sampled = NDArray[np.float64]
 # A metric of scikit-learn takes some milliseconds for each network and resample.
 RESAMPLES = 99
 ROUNDING = 1e-12  # the largest share of a value by which only rounding changes it
-ENOUGH = 3  # seeds for a spread: with two, Student's interval is 13 standard errors to each side
+LEAST_SEEDS = (
+    3  # seeds for a spread: with two, Student's interval is 13 standard errors to each side
+)
 NORMAL = 1.959964  # standard deviations from the mean to the ends of a 95% interval
 TAIL = 0.025  # probability beyond each end of a 95% interval
 MOST_FREEDOM = 1e9  # degrees of freedom above which Student's distribution is the normal one
@@ -130,7 +132,7 @@ def _find_covered_chance(values: Sequence[float], *, has_examples: bool) -> Cove
     if not has_examples:
         return "seeds"
     differs_by_seed = len(set(values)) > 1
-    if len(values) >= ENOUGH and differs_by_seed:
+    if len(values) >= LEAST_SEEDS and differs_by_seed:
         return "seeds and examples"
     return "examples"
 
@@ -206,7 +208,7 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
         bounds: the lowest and the highest value of the metric.
     """
     summary = Summary(mean(values), values=tuple(values))
-    if len(values) < ENOUGH:
+    if len(values) < LEAST_SEEDS:
         return summary
     spread = standard_deviation(values)
     if not math.isfinite(spread):
@@ -305,7 +307,7 @@ def _estimate_scaled_interval(
     """Estimates an interval as `_estimate_interval` does, of values whose squares are finite."""
     seeds = len(values[0])
     variances_over_seeds = [0.0]
-    if seeds >= ENOUGH:
+    if seeds >= LEAST_SEEDS:
         variances_over_seeds = [standard_deviation(series) ** 2 / seeds for series in values]
     variance_over_examples = max(0.0, _estimate_variance_over_examples(sampled, seeds))
     variance = sum(variances_over_seeds) + variance_over_examples
@@ -344,7 +346,7 @@ def _estimate_variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> 
             total = covariances.sum()
             pairs = seeds * seeds
             is_variance = first_index == second_index
-            if is_variance and seeds >= ENOUGH:
+            if is_variance and seeds >= LEAST_SEEDS:
                 # A network's covariance with itself also has the chance of this network, which
                 # the variance over seeds counts already.
                 total = total - np.trace(covariances)

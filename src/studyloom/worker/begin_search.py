@@ -20,7 +20,7 @@ from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
 from studyloom.storage.connections import closed_on_error
 from studyloom.storage.opening import check_definition, create_study, open_study, study_names
 from studyloom.storage.stored_study import StoredStudy
-from studyloom.storage.urls import folder_of, start_embedded_server
+from studyloom.storage.urls import embedded_server_folder, start_embedded_server
 from studyloom.worker.stopping import Stop, withdraw_stop
 
 
@@ -36,15 +36,16 @@ def find_starts(definition: Definition, url: str) -> WarmStarts:
     config = definition.config
     if config.study.warm_start is None:
         return find_warm_starts(definition)
-    server_folder = folder_of(url)  # None unless the database is an embedded server
-    if server_folder is not None and not server_folder.exists():
-        return find_warm_starts(definition, [])  # a new server has no study yet
+    server_folder = embedded_server_folder(url)
+    is_new_server = server_folder is not None and not server_folder.exists()
+    if is_new_server:  # it has no study yet
+        return find_warm_starts(definition, [])
     address = start_embedded_server(url, create=True)
     used_labels: list[str] = []  # the earlier studies from which the study has configurations
-    if folder_of(address) is None:
-        name = str(config.study.name)
-        with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            used_labels = read_used_labels(stored)
+    name = str(config.study.name)
+    # The study may not exist yet, or its database be away, which is an error when it is opened.
+    with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
+        used_labels = read_used_labels(stored)
     return find_warm_starts(definition, used_labels)
 
 

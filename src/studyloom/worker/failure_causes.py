@@ -72,9 +72,6 @@ def explain(error: BaseException) -> Failure:
     The details are the output of a command, or the end of the traceback.
     """
     text = error_text(error)
-    reason = f"{type(error).__name__}: {text}".removesuffix(": ")  # the text may be empty
-    if isinstance(error, CommandFailed):  # its text says it all
-        reason = text
     match error:
         case Diverged():
             return Failure(DIVERGED, text)
@@ -84,14 +81,18 @@ def explain(error: BaseException) -> Failure:
             return Failure(UNDEFINED, text)
         case TimedOut():
             return Failure(TIMEOUT, text)
+        case CommandFailed():  # its text says that it was a command, and how it ended
+            if ran_out_of_memory(error):
+                return Failure(OUT_OF_MEMORY, text)
+            return Failure(ERROR, text, error.output)
+    text_with_class = f"{type(error).__name__}: {text}".removesuffix(": ")  # the text may be empty
     if ran_out_of_memory(error):
-        return Failure(OUT_OF_MEMORY, reason)
-    if isinstance(error, CommandFailed):
-        return Failure(ERROR, reason, error.output)
-    if isinstance(error, ConfigError):  # its text says it all
-        reason = text
-    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-    return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
+        return Failure(OUT_OF_MEMORY, text_with_class)
+    traceback_lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    details = "\n".join(traceback_lines[-TRACEBACK_LINES:])
+    if isinstance(error, ConfigError):  # its text names the key, and needs no class
+        return Failure(ERROR, text, details)
+    return Failure(ERROR, text_with_class, details)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

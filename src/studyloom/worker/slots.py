@@ -258,33 +258,37 @@ class SlotQueue:
             self._store_configuration(held)
             return configuration
         # The configurations that the trial must not repeat; empty if it may repeat any.
-        used: set[ConfigurationKey] = set()
+        used_keys: set[ConfigurationKey] = set()
         if not held.limits.allow_repeats and self.baseline is not None:
             # The worker of trial 0 may not have stored its configuration yet.
-            used.add(identify(self.baseline))
+            used_keys.add(identify(self.baseline))
         redraws = 0
         while True:
             with held.stopwatch("sampling"):
                 configuration = space.suggest(held.trial)
-            breaks_relation = space.find_breach(configuration.params) is not None
-            if not breaks_relation and held.limits.allow_repeats:
-                self._store_configuration(held)
-                return configuration
-            if not breaks_relation and self._store_unless_used(held, configuration, used):
-                return configuration
+            satisfies_relations = space.find_breach(configuration.params) is None
+            if satisfies_relations:
+                if held.limits.allow_repeats:
+                    self._store_configuration(held)
+                    return configuration
+                was_stored = self._store_unless_used(held, configuration, used_keys)
+                if was_stored:
+                    return configuration
             redraws += 1
-            can_redraw = self._prepare_redraw(held, redraws, used)
+            can_redraw = self._prepare_redraw(held, redraws, used_keys)
             if not can_redraw:
                 return None
 
-    def _prepare_redraw(self, held: HeldTrial, redraws: int, used: set[ConfigurationKey]) -> bool:
+    def _prepare_redraw(
+        self, held: HeldTrial, redraws: int, used_keys: set[ConfigurationKey]
+    ) -> bool:
         """Replaces the Optuna trial, whose configuration was not accepted, by one with none.
 
         After REDRAWS redraws it gets a random configuration, which it then suggests.
 
         Args:
             redraws: How often a configuration of the trial was not accepted.
-            used: The configurations that it must not repeat.
+            used_keys: The configurations that it must not repeat.
 
         Returns:
             False if no random configuration is allowed.
@@ -293,7 +297,7 @@ class SlotQueue:
         # The buffer reads the stored trial again, without the pending configuration.
         self.stored.storage.load(self.stored.ledger.study_id, trial_id)
         with held.stopwatch("sampling"):
-            if redraws > REDRAWS and not self._set_random_configuration(held, redraws, used):
+            if redraws > REDRAWS and not self._set_random_configuration(held, redraws, used_keys):
                 return False
             seed = derive(held.trial.number, redraws)
             held.trial = self._make_trial(held.claim, trial_id, seed, redraws=True)
@@ -310,7 +314,7 @@ class SlotQueue:
         buffer.mark_written()
 
     def _store_unless_used(
-        self, held: HeldTrial, configuration: Configuration, used: set[ConfigurationKey]
+        self, held: HeldTrial, configuration: Configuration, used_keys: set[ConfigurationKey]
     ) -> bool:
         """Commits a trial's configuration, which is pending in the buffer, unless it was used.
 
@@ -318,7 +322,8 @@ class SlotQueue:
         locked the study, so that two workers cannot store the same configuration.
 
         Args:
-            used: Configurations that the trial must not repeat; those of other trials are added.
+            used_keys: Configurations that the trial must not repeat; those of other trials are
+                added.
 
         Returns:
             Whether it was stored.
@@ -332,7 +337,7 @@ class SlotQueue:
             for trial in stored.lock_trials(connection):
                 if trial.number != held.trial.number:
                     keys_of_others.add(identify(trial))
-            if key not in used | keys_of_others:
+            if key not in used_keys | keys_of_others:
                 stored.storage.write(connection)
 
         self._add_segments(held)
@@ -340,8 +345,8 @@ class SlotQueue:
             still_holds = stored.ledger.renew(held.claim, held.limits.lease, write)
             if not still_holds:
                 raise ClaimLost
-        used |= keys_of_others
-        was_stored = key not in used
+        used_keys |= keys_of_others
+        was_stored = key not in used_keys
         if was_stored:
             stored.storage.mark_written()
         return was_stored
@@ -360,12 +365,12 @@ class SlotQueue:
         self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun_segments)
 
     def _set_random_configuration(
-        self, held: HeldTrial, redraws: int, used: set[ConfigurationKey]
+        self, held: HeldTrial, redraws: int, used_keys: set[ConfigurationKey]
     ) -> bool:
         """Sets a random configuration that is allowed and not used; False if there is none."""
         source = self.stage.source
         seed = derive(source.seed, held.trial.number, 1, redraws)
-        configuration = draw_configuration(source.space, seed, used)
+        configuration = draw_configuration(source.space, seed, used_keys)
         if configuration is None:
             return False
         self._set_params(held.trial._trial_id, configuration)

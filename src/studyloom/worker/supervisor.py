@@ -218,8 +218,9 @@ class Supervisor:
 
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
         """Releases the trial of a worker that has ended, and starts another if trials are open."""
-        messages = worker.messages
-        released_trial = int(messages.get("ended", 0)) >= FIRST_SIGNAL_CODE
+        messages = worker.messages  # such as "ended" with an exit code, or "died" with a reason
+        sent_exit_code = int(messages.get("ended", 0))
+        released_trial = sent_exit_code >= FIRST_SIGNAL_CODE
         death = messages.get("died", f"the worker ended with {worker_exit}")
         # The exit is logged before the kill, which takes seconds if the host is gone, and in which
         # other workers may end the study.
