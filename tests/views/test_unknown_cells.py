@@ -102,6 +102,13 @@ def test_an_attribute_of_another_type_counts_as_missing(value, half_done, sqlite
     stored.close()
 
 
+def test_a_resumption_fits_only_with_fields_of_their_types():
+    resumed = {"epoch": None, "deaths": 1, "death": "it was killed"}
+    assert fits(RESUMED, resumed)
+    assert fits(RESUMED, {**resumed, "has_files": True})
+    assert not fits(RESUMED, {**resumed, "has_files": "yes"})
+
+
 @pytest.mark.parametrize("names", ["true", "5", "[1]", "[]", '["a", "b"]', '{"a": 1}'])
 def test_names_of_metrics_of_another_type_count_as_missing(names, half_done, sqlite_url, tmp_path):
     half_done.close()

@@ -87,7 +87,7 @@ class Resumed(TypedDict):
     epoch: int | None
     deaths: int
     death: str | None
-    files: NotRequired[bool]  # whether it has no checkpoint, and found the files of its command
+    has_files: NotRequired[bool]  # whether there are files of its command, which it runs again
 
 
 TYPES: dict[str, Any] = {
