@@ -209,13 +209,14 @@ def limit_connect_time(
         return
     # libpq tries one host after the other, each for as long as `connect_timeout` says.
     host_count = str(arguments.get("host", "")).count(",") + 1
-    seconds = math.ceil((try_ends - time.monotonic()) / host_count)
-    seconds = max(LEAST_TRY, seconds)
-    configured_seconds = int(arguments["connect_timeout"])
-    is_unlimited = configured_seconds <= 0  # as libpq reads it
-    if not is_unlimited:
-        seconds = min(configured_seconds, seconds)
-    arguments["connect_timeout"] = seconds
+    seconds_for_host = (try_ends - time.monotonic()) / host_count
+    longest_timeout = max(LEAST_TRY, math.ceil(seconds_for_host))
+    configured_timeout = int(arguments["connect_timeout"])
+    is_unlimited = configured_timeout <= 0  # as libpq reads it
+    if is_unlimited:
+        arguments["connect_timeout"] = longest_timeout
+    else:
+        arguments["connect_timeout"] = min(configured_timeout, longest_timeout)
 
 
 def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -> sqlalchemy.Engine:

@@ -160,9 +160,10 @@ def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
     """
     advice = _advise_on_data(changes)
     sources = [name_of_change(change) for change in changes]
-    verb = "have"
     if len(sources) == 1:
         verb = "has"
+    else:
+        verb = "have"
     return DefinitionError(
         f"study.name: {', '.join(sources)} {verb} changed since the study {name!r} began, so "
         "its trials are not comparable; restore the code to resume the study, continue with "
@@ -228,9 +229,10 @@ def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
         attributes: The user attributes of the study; other programs store no format.
     """
     if DEFINITION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
-        program = "a studyloom from before the first release"
         if attributes.get(VERSION):
             program = f"studyloom {attributes[VERSION]}"
+        else:
+            program = "a studyloom from before the first release"
         raise StorageError(
             f"study.name: the study {name!r} is stored in another format, by {program}; this "
             f"version, {__version__}, reads format {FORMAT_NUMBER} only; install that one, or give "

@@ -39,9 +39,10 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
         return
     is_embedded = embedded_server_folder(url) is not None
     if leaves_host:
-        place = f"a file on this host ({files})"
         if is_embedded:
             place = "a server on 127.0.0.1"
+        else:
+            place = f"a file on this host ({files})"
         yield (
             f"storage.url: {place} is out of reach for workers on other hosts; set storage=postgres"
             ", and STUDYLOOM_STORAGE to the URL of a PostgreSQL server"
@@ -49,9 +50,10 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
         return
     filesystem = filesystem_of(files.parent)
     if is_network_filesystem(filesystem) and (is_embedded or several):
-        users = "several workers"
         if is_embedded:
             users = "two hosts"
+        else:
+            users = "several workers"
         yield (
             f"storage.url: {files} lies on a network disk ({filesystem}), where {users} would "
             "damage the database; name a local disk with run_dir=…, or use a PostgreSQL server"

@@ -160,6 +160,7 @@ def describe_candidates(
         candidates[candidate_id] = describe_candidate(reevaluated, candidate_id, bounds)
 
     def rank(candidate_id: CandidateId) -> tuple[bool, bool, float]:
+        """Ranks a candidate by its faults, since False sorts before True, and then by its mean."""
         candidate = candidates[candidate_id]
         lacks_values = candidate.mean is None
         has_failed = candidate.failed > 0

@@ -109,6 +109,9 @@ def choose_candidates(
     if not ranked_trials:
         return {}
     baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
+    baseline_number = None
+    if baselines:
+        baseline_number = baselines[0].number
 
     chosen_trials = {trial.number: trial for trial in (*ranked_trials[:top], *baselines)}
     numbers_that_may_win = {trial.number for trial in ranked_trials}
@@ -117,7 +120,7 @@ def choose_candidates(
         candidates[CandidateId(number)] = CandidateSource(
             trial,
             _make_configuration(trial, definition),
-            is_baseline=bool(baselines) and number == baselines[0].number,
+            is_baseline=number == baseline_number,
             may_win=number in numbers_that_may_win,
         )
     return candidates

@@ -101,7 +101,7 @@ def scores_classes(outputs: Outputs, test: Part) -> bool:
 
 
 def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """Returns the indices of the most confident wrong predictions, at most MOST_WRONG.
+    """Returns the indices of wrong predictions, the most confident first, at most MOST_WRONG.
 
     Args:
         probabilities: (n, classes), on the CPU.

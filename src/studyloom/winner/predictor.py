@@ -321,7 +321,7 @@ def _check_config(config: Mapping[str, Any], trusted: Sequence[str] | None) -> b
     Args:
         trusted: the packages whose code may be called; None for all.
     """
-    values = written_values(config)
+    values = written_values(config)  # a copy, from which all that is left out is removed
     objective = values.get("objective")
     is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
     if is_of_loop:
@@ -526,6 +526,7 @@ class Predictor:
             rows, notes = self._network.form.from_numbers(numbers, dtype)
             outputs, classifies = self._network(rows, batch, softmax, output)
         except PredictError as error:
+            # The errors on an array are written for a file: "it must hold …".
             message = f"inputs: {error}".replace("inputs: it must", "inputs must")
             raise PredictError(message) from None
         return self._make_prediction(outputs, tuple(notes), classifies=classifies)

@@ -306,19 +306,22 @@ def _estimate_scaled_interval(
 ) -> Interval | None:
     """Estimates an interval as `_estimate_interval` does, of values whose squares are finite."""
     seeds = len(values[0])
-    variances_over_seeds = [0.0]
     if seeds >= LEAST_SEEDS:
         variances_over_seeds = [standard_deviation(series) ** 2 / seeds for series in values]
+    else:
+        variances_over_seeds = [0.0]
     variance_over_examples = max(0.0, _estimate_variance_over_examples(sampled, seeds))
     variance = sum(variances_over_seeds) + variance_over_examples
     if variance == 0 or middle in bounds:  # such as the accuracy if all examples are right
         return None
 
-    # Only the variance over seeds is estimated from few values.
-    freedom = math.inf
+    # The degrees of freedom, of Satterthwaite: only the variances over seeds are estimated from few
+    # values, each from `seeds`.
     squares = sum(over_seeds**2 for over_seeds in variances_over_seeds) / max(1, seeds - 1)
     if squares > 0:
         freedom = variance**2 / squares
+    else:
+        freedom = math.inf
     half_interval = _student_quantile(freedom) * math.sqrt(variance)
 
     low, high = bounds
@@ -410,12 +413,7 @@ def resample(
     strata = _find_strata(all_outputs[0].targets.cpu().numpy())
     generator = np.random.default_rng(seed)
     for row in range(RESAMPLES):
-        drawn_parts = []
-        for stratum in strata:
-            # This draws as `generator.choice` does, in half of its time.
-            places = generator.integers(0, len(stratum), len(stratum))
-            drawn_parts.append(stratum[places])
-        drawn = np.concatenate(drawn_parts)
+        drawn = _draw_resample(strata, generator)
         for key, outputs_by_seed in outputs.items():
             try:
                 for column, network in enumerate(outputs_by_seed):
@@ -424,6 +422,22 @@ def resample(
             except UndefinedMetric:
                 return None
     return sampled
+
+
+def _draw_resample(
+    strata: Sequence[NDArray[np.intp]], generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draws the indices of a resample: from each stratum, with replacement, as many as it has.
+
+    Args:
+        strata: the indices of the examples of each class.
+    """
+    drawn_parts = []
+    for stratum in strata:
+        # This draws as `generator.choice` does, in half of its time.
+        places = generator.integers(0, len(stratum), len(stratum))
+        drawn_parts.append(stratum[places])
+    return np.concatenate(drawn_parts)
 
 
 def _find_strata(targets: NDArray[np.generic]) -> list[NDArray[np.intp]]:

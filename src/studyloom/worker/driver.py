@@ -125,19 +125,23 @@ def run_study(
             check_connections(study.prepared.url, workers)
         with reporting.attached(study):
             while True:
+                # Run the open trials. Another program may have deleted or opened some once the
+                # workers have ended.
                 detached_notice = None  # a line to print if workers continue without this process
-                # Another program may have deleted or opened trials once the workers have ended.
                 while detached_notice is None and not stop() and task.count_open_trials() > 0:
                     with reporting.watch(task, stop):
                         detached_notice = launcher.launch(task, stop)
                     if not command.is_worker and not stop():
                         reconcile(stages.find_begun(study))
+
+                # Report the result.
                 code = reporting.finish(stop, detached_notice)
                 if detached_notice is not None or stop():
                     return code
                 for stage in stages.find_begun(study):
                     stage.stored.check_halted()
-                # `studyloom redo` may have opened trials while the result was made.
+
+                # Begin again if `studyloom redo` has opened trials while the result was made.
                 open_trials = task.count_open_trials()
                 if open_trials == 0 or not reporting.continues(open_trials):
                     return code

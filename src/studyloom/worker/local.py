@@ -105,9 +105,10 @@ class Local(Launcher):
             )
         visible_count = len(visible_gpus())
         if self.gpus > 1 and visible_count < self.gpus:
-            visible = f"{visible_count} GPUs"
             if visible_count == 1:
                 visible = "1 GPU"
+            else:
+                visible = f"{visible_count} GPUs"
             raise ValueError(
                 f"launcher.gpus={self.gpus}: this process sees {visible}; "
                 "choose a smaller number, or set CUDA_VISIBLE_DEVICES"

@@ -155,11 +155,12 @@ class Worker:
         slots = SlotQueue(stage, worker_id(os.getpid()), self.limits.max_failures)
         # A sampler that keeps its state in this process must be the only one at work.
         must_check_alone = bool(stage.strategy.keeps_state)
-        first_wait = WAIT
-        longest_wait = LONGEST_WAIT
         if slots.in_rounds:
             first_wait = WAIT_IN_ROUNDS
             longest_wait = LONGEST_WAIT_IN_ROUNDS
+        else:
+            first_wait = WAIT
+            longest_wait = LONGEST_WAIT
         wait = first_wait  # seconds until the next look, while others hold all slots
         while not self.must_stop():
             claim = None
@@ -289,10 +290,10 @@ class Worker:
 
     @contextlib.contextmanager
     def counting_lone_signal(self, held: HeldTrial, slots: SlotQueue) -> Iterator[None]:
-        """Counts a signal that came to this process only as a death of a worker of the trial.
+        """Counts a lone signal, which came to this process only, as a death of the trial's worker.
 
-        A trial that ends its own process would otherwise be resumed forever. It does not count if
-        the trial has made progress: then another program has ended the process, such as a daemon
+        A trial that ends its own process would otherwise be resumed forever. The signal does not
+        count if the trial has made progress: then another program has sent it, such as a daemon
         that frees memory.
         """
         try:
