@@ -71,8 +71,8 @@ class StoredCommand:
 def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> None:
     """Stores the record of a command that began `age` seconds ago."""
     began = datetime.now(UTC) - timedelta(seconds=age)
-    record = replace(record, began=began.isoformat(timespec="seconds"))
-    stored.optuna.set_user_attr(COMMAND, asdict(record))
+    begun_record = replace(record, began=began.isoformat(timespec="seconds"))
+    stored.optuna.set_user_attr(COMMAND, asdict(begun_record))
 
 
 def end_command(stored: StoredStudy, exit_code: int) -> None:

@@ -170,8 +170,9 @@ class RetryingStorage(CheckedStorage):
         """
 
         def attempt() -> T:
+            """Calls the function once, and makes this thread ready for another try if it fails."""
             outer_writes = call_state.writes
-            call_state.writes = writes
+            call_state.writes = writes  # from which a hook knows how a transaction begins
             try:
                 return work()
             except (StorageError, SQLAlchemyError, StorageInternalError):
@@ -215,11 +216,13 @@ class RetryingStorage(CheckedStorage):
         Raises:
             StorageError: Another program has stored a cell that `work` cannot read.
         """
-        engine = self.single
         if snapshot:
             engine = self.snapshots
+        else:
+            engine = self.single
 
         def transact() -> T:
+            """Runs the transaction once; an error in `work` is that of a cell that it reads."""
             try:
                 with engine.connect() as connection:
                     return work(connection)
@@ -320,6 +323,7 @@ def _retrying(name: str) -> Callable[..., Any]:
     @functools.wraps(optuna_method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         def attempt() -> Any:
+            """Calls Optuna's method once, unless an earlier try may have done its work."""
             # `call_state` is this thread's state of the call, kept through all of its tries.
             if writes_once and call_state.may_be_committed:
                 raise StorageLost(
@@ -356,6 +360,7 @@ class SQLiteStorage(RetryingStorage):
 
         @event.listens_for(self.engine, "connect")
         def set_up(connection: Any, connection_record: Any) -> None:
+            """Sets up a new connection of sqlite3, and records which file it has opened."""
             connection.isolation_level = None  # otherwise sqlite3 begins transactions itself
             if not connections.on_read_only_disk(address):
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -365,6 +370,7 @@ class SQLiteStorage(RetryingStorage):
 
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
+            """Begins a transaction, with the write lock if the call of this thread writes."""
             # A connection to a file that was replaced would write to one that has no name.
             if connection.info["file"] != connections.file_identity(address):
                 raise database_errors.file_gone(address)

@@ -158,11 +158,12 @@ def driver_message(error: BaseException, address: URL | None = None) -> str:
         error: The failure, or an exception that it has caused.
         address: The database, whose password is left out.
     """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, StatementError) and error.orig is not None:
-        error = error.orig
-    message = " ".join(str(error).split()) or type(error).__name__
+    root_cause = error
+    while root_cause.__cause__ is not None:
+        root_cause = root_cause.__cause__
+    if isinstance(root_cause, StatementError) and root_cause.orig is not None:
+        root_cause = root_cause.orig
+    message = " ".join(str(root_cause).split()) or type(root_cause).__name__
     # For several hosts psycopg repeats all failures after the last one.
     all_failures = message.partition("Multiple connection attempts failed. All failures were: ")[2]
     if all_failures:

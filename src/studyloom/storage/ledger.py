@@ -310,6 +310,7 @@ class Ledger:
         }
 
         def change_row(connection: sa.Connection) -> bool:
+            """Makes the change in a transaction; returns False if the claim no longer holds."""
             if lock_study:
                 self._lock_study(connection)
             parameters = {**claim_parameters, **change.parameters}
@@ -793,10 +794,9 @@ def _expected_entry(slot: int, trial: sql.TrialSummary | None) -> SlotEntry:
 
 def _read_entry(row: SlotRow) -> SlotEntry:
     """Returns how a slot is that no worker holds; one whose lease has ended counts as free."""
-    state = row.state
-    if state == "held":
-        state = "free"
-    return SlotEntry(row.slot, state, row.trial_id)
+    if row.state == "held":
+        return SlotEntry(row.slot, "free", row.trial_id)
+    return SlotEntry(row.slot, row.state, row.trial_id)
 
 
 def _trials_by_slot(trials: Sequence[sql.TrialSummary]) -> dict[int, sql.TrialSummary]:

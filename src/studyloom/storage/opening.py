@@ -84,12 +84,12 @@ def list_differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> l
 
     A `_target_`, the path of a class, counts as equal if the class has only moved since.
     """
-    stored = _replace_moved_paths(stored)
-    present = _replace_moved_paths(present)
+    stored_values = _replace_moved_paths(stored)
+    present_values = _replace_moved_paths(present)
     changes = []
-    for key in sorted({*stored, *present}):
-        stored_value = stored.get(key, ABSENT)
-        present_value = present.get(key, ABSENT)
+    for key in sorted({*stored_values, *present_values}):
+        stored_value = stored_values.get(key, ABSENT)
+        present_value = present_values.get(key, ABSENT)
         if stored_value != present_value:
             changes.append(f"{key}: {stored_value} → {present_value}")
     return changes
@@ -253,15 +253,15 @@ def open_only_study(url: str, name: str | None, deadline: float, message: str) -
     Args:
         message: The error message if there is no study, or several.
     """
-    if not name:
-        names = study_names(url, deadline)
-        if not names:
-            raise StorageError(f"{message}; the database holds no study")
-        if len(names) > 1:
-            listed = ", ".join(names)
-            raise StorageError(f"{message}; the database holds {len(names)} studies: {listed}")
-        name = names[0]
-    return open_study(url, name, deadline)
+    if name:
+        return open_study(url, name, deadline)
+    names = study_names(url, deadline)
+    if not names:
+        raise StorageError(f"{message}; the database holds no study")
+    if len(names) > 1:
+        listed = ", ".join(names)
+        raise StorageError(f"{message}; the database holds {len(names)} studies: {listed}")
+    return open_study(url, names[0], deadline)
 
 
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:

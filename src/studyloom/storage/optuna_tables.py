@@ -62,10 +62,10 @@ def make_tables(connection: sqlalchemy.Connection) -> str | None:
         return stored_version(connection)
     if not existing_tables.isdisjoint(TABLES) or newest_version() is None:
         return None
-    begin = "BEGIN"
     if connection.dialect.name == "sqlite":
-        begin = "BEGIN IMMEDIATE"  # which takes the write lock
-    connection.exec_driver_sql(begin)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # which takes the write lock
+    else:
+        connection.exec_driver_sql("BEGIN")
     try:
         BaseModel.metadata.create_all(connection, checkfirst=False)
         ALEMBIC.create(connection, checkfirst=False)

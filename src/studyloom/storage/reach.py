@@ -108,6 +108,7 @@ def count_free_connections(url: str) -> float:
         return math.inf
 
     def count() -> float:
+        """Counts the connections in one try."""
         with connections.plain_engine(address).connect() as connection:
             # A pooler announces another process than the one that executes the statements.
             server_pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()

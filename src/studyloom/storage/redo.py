@@ -32,6 +32,7 @@ def redo_failed(stored: StoredStudy) -> list[int]:
     ledger = stored.ledger
 
     def replace_failed(connection: Connection) -> list[int]:
+        """Replaces the failed trials in one transaction; returns their numbers."""
         failed_trials = _select_failed(stored.lock_trials(connection))
         for trial in failed_trials:
             attributes = trial.user_attrs

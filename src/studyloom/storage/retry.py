@@ -156,11 +156,12 @@ class Retry:
             return None
         if self._last_failure is not None:
             return call.began  # the database is known to be away
-        outage_began = call.began
-        if self._outage_began is not None:
-            outage_began = self._outage_began
+        if self._outage_began is not None:  # another call waits already
+            deadline = self._outage_began + self.deadline
+        else:
+            deadline = call.began + self.deadline
         end_of_silence = call.began + longest_silence(self.deadline)
-        return min(end_of_silence, outage_began + self.deadline)
+        return min(end_of_silence, deadline)
 
     def _begin_outage(self, call: Call) -> float:
         """Notes that a call has failed, and when the outage began, the same for all waiting calls.

@@ -217,7 +217,7 @@ def _read_trials(
     Args:
         parameters: The parameters of the statement STATES: the study, its budget and the worker.
     """
-    parameters = {
+    all_parameters = {
         **parameters,
         "slots": json.dumps(slots),
         "names": [BASELINE, RUNGS, SEGMENTS, FAILURE, REASON, *order.costs],
@@ -225,10 +225,12 @@ def _read_trials(
     # NaN and infinity are stored as a type next to the value.
     parse_value = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     reports = defaultdict[int, list[RungReport]](list)  # all reports of a trial, by slot
-    for slot, step, stored_value, value_type in connection.execute(REPORTS_OF_SLOTS, parameters):
+    report_rows = connection.execute(REPORTS_OF_SLOTS, all_parameters)
+    for slot, step, stored_value, value_type in report_rows:
         reports[slot].append(RungReport(step, parse_value(stored_value, value_type)))
     attributes = defaultdict[int, dict[str, Any]](dict)
-    for slot, name, stored_json in connection.execute(ATTRIBUTES_OF_SLOTS, parameters):
+    attribute_rows = connection.execute(ATTRIBUTES_OF_SLOTS, all_parameters)
+    for slot, name, stored_json in attribute_rows:
         attributes[slot][name] = json.loads(stored_json)
     return {slot: _make_standing(slot, order, reports[slot], attributes[slot]) for slot in slots}
 

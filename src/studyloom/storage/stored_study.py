@@ -416,9 +416,11 @@ def read_objectives(
             names.append(f"value {number}")
     objectives = []
     for name, stored_direction in zip(names, directions, strict=True):
-        direction: Direction = "minimize"
+        direction: Direction
         if stored_direction == StudyDirection.MAXIMIZE:
             direction = "maximize"
+        else:
+            direction = "minimize"
         # Another program may store line breaks.
         objectives.append(ObjectiveValue(one_line(name), direction))
     return tuple(objectives)

@@ -90,9 +90,10 @@ def seeding_imports(seed: int) -> Iterator[None]:
     seed = max(0, seed)
     finder = _SeedingFinder(seed)
     # Python tries the finders in their order. This one comes before that of files on `sys.path`.
-    position = len(sys.meta_path)
     if PathFinder in sys.meta_path:
         position = sys.meta_path.index(PathFinder)
+    else:
+        position = len(sys.meta_path)
     sys.meta_path.insert(position, finder)
     _seeds.append(seed)  # for a script, which is executed and not imported by a finder
     try:

@@ -125,8 +125,9 @@ def passing_objects(
         yield
         return
     passed = PassedObjects(_select_definitions(names), _objects, dict(source_digests))
-    most_bytes = math.inf
-    if not needed:
+    if needed:
+        most_bytes = math.inf
+    else:
         most_bytes = MOST_BYTES_IF_NOT_NEEDED
     with contextlib.ExitStack() as stack:
         try:

@@ -122,9 +122,10 @@ class InputFormat:
         low = float(rows.min())
         high = float(rows.max())
         if low < 0 or high > white:
-            rule = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
             if has_integers:
                 rule = f"its integers must be pixels from 0 to {white}, or to 65535 as uint16"
+            else:
+                rule = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
             raise PredictError(f"{rule}; got {low:.6g} to {high:.6g}")
         return self.from_pixels(rows / white)
 

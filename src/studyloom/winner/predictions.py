@@ -152,8 +152,9 @@ def _describe_errors(probabilities: Tensor, labels: Tensor, test: Part) -> Descr
     # Each pair of classes has a number: true class × number of classes + predicted class.
     pairs = labels * class_count + predicted
     counts = torch.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
-    names = tuple(test.names)
-    if not names:
+    if test.names:
+        names = tuple(test.names)
+    else:
         names = tuple(str(label) for label in range(class_count))
     errors = []
     for index in confident_errors(probabilities, labels):

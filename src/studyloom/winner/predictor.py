@@ -81,12 +81,17 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        batch_size = batch or None
-        if batch_size is None and self.batched:
+        batch_size: int | None
+        if batch:
+            batch_size = batch
+        elif self.batched:
             batch_size = BATCH
-        dtype = self.precision
+        else:
+            batch_size = None  # all inputs in one call
         if self.form.facts.takes_integers and isinstance(inputs, Tensor):
             dtype = torch.int64
+        else:
+            dtype = self.precision
         try:
             converted = convert_inputs(inputs, dtype)
             outputs = predict_outputs(self.model, converted, batch_size, output)
@@ -360,9 +365,11 @@ def load_network(
 
 def _guess_facts(model: nn.Module, result: Result) -> DataFacts:
     """Guesses the facts about the data of a loop that loads its own, from network and metric."""
-    dtype: DtypeName = "float32"
+    dtype: DtypeName
     if isinstance(_find_first_layer(model), nn.Embedding):
         dtype = "int64"  # the indices of an embedding
+    else:
+        dtype = "float32"
     metric = METRICS.get(result.metric.name)
     return DataFacts(
         digest="",

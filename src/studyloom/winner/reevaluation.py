@@ -91,9 +91,10 @@ class Reevaluated:
 
         def rank(candidate_id: CandidateId) -> tuple[float, float, int]:
             values = values_of_candidates[candidate_id]
-            rank_by_rule = 0.0
             if satisfying:
                 rank_by_rule = self.rule.rank(values)
+            else:
+                rank_by_rule = 0.0
             return rank_by_rule, -sign * values[metric], candidate_id.trial
 
         best = min(satisfying or self.eligible, key=rank)

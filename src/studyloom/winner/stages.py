@@ -249,9 +249,10 @@ class StagePlanner:
             definition, self.study.data, configurations, self.settings.seeds, trains_on_all=is_final
         )
         repeats_reevaluation = trainings.repeats_reevaluation
-        later_trials = 0
         if definition.tested and not is_final:
             later_trials = count_trainings_after(self.study)
+        else:
+            later_trials = 0
         return PlannedStage(
             study=self.study,
             title=title,

@@ -78,9 +78,10 @@ def begin_search(
     config = definition.config
     trials = strategy.trials
     pruner = strategy.pruner()
-    lowest_rung = 0
     if isinstance(pruner, AshaPruner):
         lowest_rung = pruner.min_resource
+    else:
+        lowest_rung = 0
     stored = create_study(
         url,
         str(config.study.name),

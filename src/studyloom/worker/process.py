@@ -55,6 +55,7 @@ def run_search(source: Source, overrides: Sequence[str] = ()) -> None:
     invocation = find_invocation(source, overrides)
 
     def search(config: StudyConfig, arguments: tuple[str, ...]) -> None:
+        """Runs the search of a composed config."""
         command = Command(invocation.program, arguments)
         with ExitStack() as cleanup, Stop(config.study.timeout) as stop:
             work = partial(run_worker, config, command)
@@ -213,9 +214,10 @@ def exit_in_study(error: BaseException, stop: Stop, reporting: ProcessReporting)
     Returns if the error is unexpected, so that its traceback is to be shown.
     """
     if isinstance(error, StudyloomError | OSError):
-        code = FAILED
-        if not isinstance(error, OSError):
+        if isinstance(error, StudyloomError):
             code = error.exit_code
+        else:
+            code = FAILED
         if not isinstance(error, Halted):
             code = find_exit_code(code, stop)
         reporting.end(code, str(error))

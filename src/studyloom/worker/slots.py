@@ -333,6 +333,7 @@ class SlotQueue:
         keys_of_others: set[ConfigurationKey] = set()
 
         def write(connection: Connection) -> None:
+            """Reads the configurations of the other trials, and writes this one if it is new."""
             keys_of_others.clear()  # if the transaction is tried a second time
             for trial in stored.lock_trials(connection):
                 if trial.number != held.trial.number:

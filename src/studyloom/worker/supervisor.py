@@ -259,9 +259,10 @@ class Supervisor:
         return worker.failures <= RESTARTS
 
     def _log_exit(self, worker: WorkerHandle, death: str, *, released_trial: bool) -> None:
-        message = death.replace("the worker", "a worker")
         if released_trial:
             message = "a worker ended with a signal, and released its trial"
+        else:
+            message = death.replace("the worker", "a worker")
         log.warning("%s; its log: %s", message, worker.log)
 
     def _describe_deaths(self) -> str:
