@@ -142,7 +142,7 @@ def untrusted(seconds: float | None) -> Iterator[None]:
 
 
 def limit_untrusted(connection: object, _record: object) -> None:
-    """Limits a new connection to an untrusted file: its time and its cells; refuses code.
+    """Limits a new connection to an untrusted file, by time and size, and refuses code in it.
 
     It listens to SQLAlchemy's event `connect`. A connection that this thread opens outside of
     `untrusted`, or to a server, stays unchanged.

@@ -543,7 +543,7 @@ class Ledger:
         connection.execute(slot_table.INSERT_SLOT, {"study": self.study_id, "slot": TEST_SLOT})
         parameters = {
             "study": self.study_id,
-            "trials": LARGEST,
+            "trials": LARGEST,  # a budget that has this slot too
             "me": worker_id(os.getpid()),
             "lease": lease,
         }
@@ -617,6 +617,7 @@ class Ledger:
         """
 
         def find_differences(connection: sa.Connection) -> list[SlotEntry]:
+            """Returns the expected entries of slots that differ, and writes them to repair them."""
             self._lock_study(connection)
             entries = self._differing_slots(connection)
             if repair:
@@ -633,22 +634,24 @@ class Ledger:
         )
 
     def _differing_slots(self, connection: sa.Connection) -> list[SlotEntry]:
-        """Returns how each slot should be that differs from its trial and that no worker holds."""
+        """Returns the expected entries of the slots that differ from their trials.
+
+        Slots that workers hold are left out.
+        """
         is_leased = sa.and_(IS_HELD, SLOTS.c.expires > clock()).label("is_leased")
         query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, is_leased)
         rows = connection.execute(query.where(self._in_study).with_for_update())
         row_by_slot = {row.slot: row for row in rows}
         trial_by_slot = _trials_by_slot(sql.read_summaries(connection, self.study_id))
-        differing = []
+        differing_entries = []
         for slot in sorted(row_by_slot.keys() | trial_by_slot.keys()):
             expected_entry = _expected_entry(slot, trial_by_slot.get(slot))
             row = row_by_slot.get(slot)
-            if row is not None:
-                is_as_expected = _read_entry(row) == expected_entry
-                if row.is_leased or is_as_expected:
-                    continue
-            differing.append(expected_entry)
-        return differing
+            if row is not None and row.is_leased:
+                continue
+            if row is None or _read_entry(row) != expected_entry:
+                differing_entries.append(expected_entry)
+        return differing_entries
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,10 @@ def _read_trials(
     attribute_rows = connection.execute(ATTRIBUTES_OF_SLOTS, all_parameters)
     for slot, name, stored_json in attribute_rows:
         attributes[slot][name] = json.loads(stored_json)
-    return {slot: _make_standing(slot, order, reports[slot], attributes[slot]) for slot in slots}
+    standings = {}
+    for slot in slots:
+        standings[slot] = _make_standing(slot, order, reports[slot], attributes[slot])
+    return standings
 
 
 def _make_standing(

@@ -410,12 +410,14 @@ def read_objectives(
         names: The names as stored. Unless there is one for each direction, the objectives are
             called value, value 1, ….
     """
-    if names is None or len(names) != len(directions):
-        names = ["value"]
+    if names is not None and len(names) == len(directions):
+        objective_names = list(names)
+    else:
+        objective_names = ["value"]
         for number in range(1, len(directions)):
-            names.append(f"value {number}")
+            objective_names.append(f"value {number}")
     objectives = []
-    for name, stored_direction in zip(names, directions, strict=True):
+    for name, stored_direction in zip(objective_names, directions, strict=True):
         direction: Direction
         if stored_direction == StudyDirection.MAXIMIZE:
             direction = "maximize"

@@ -81,25 +81,40 @@ def measure_winner(
     assert reevaluated is not None
     assert stage is not None
     winner = reevaluated.winner
-    is_test_of_earlier_stage = False
     if evaluation.test is not None and not repeat:
-        tested = evaluation.test.tested
+        measured = reuse_test(evaluation.test.tested, stage, winner)
         is_test_of_earlier_stage = evaluation.test.is_earlier
-        state = stage.load_or_train(Training(winner, 0))
-        if tested.data is None and has_known_network(stage.source):
-            # The user has named the network after the test; using it needs facts about the data.
-            tested = replace(tested, data=describe_data(stage.source, winner, None))
     else:
-        states: StatesByCandidate = {}
-        for training in stage.source.trainings:
-            kept_state = stage.load_or_train(training) or {}
-            states.setdefault(training.candidate, []).append(kept_state)
-        state = states[winner][0]
+        states = load_states(stage)
         tested = use_test_set(reevaluated, stage, states, store, explain)
-    assert tested.test is not None
+        measured = MeasuredWinner(tested, state=states[winner][0])
+        is_test_of_earlier_stage = False
+    assert measured.tested.test is not None
     uses = reevaluated.search.test_uses()
-    scores = replace(tested.test, uses=uses, earlier=is_test_of_earlier_stage)
-    return MeasuredWinner(replace(tested, test=scores), state)
+    scores = replace(measured.tested.test, uses=uses, earlier=is_test_of_earlier_stage)
+    return replace(measured, tested=replace(measured.tested, test=scores))
+
+
+def reuse_test(tested: Tested, stage: CandidateStage, winner: CandidateId) -> MeasuredWinner:
+    """Returns a winner with the stored test of its networks.
+
+    If the user has named the network of a loop after the test, the facts about the data are added,
+    which are needed to use the network.
+    """
+    state = stage.load_or_train(Training(winner, 0))
+    if tested.data is None and has_known_network(stage.source):
+        facts = describe_data(stage.source, winner, test=None)
+        return MeasuredWinner(replace(tested, data=facts), state)
+    return MeasuredWinner(tested, state)
+
+
+def load_states(stage: CandidateStage) -> StatesByCandidate:
+    """Loads the states that the final trainings kept; empty for one that kept nothing."""
+    states: StatesByCandidate = {}
+    for training in stage.source.trainings:
+        kept_state = stage.load_or_train(training) or {}
+        states.setdefault(training.candidate, []).append(kept_state)
+    return states
 
 
 def use_test_set(

@@ -466,11 +466,12 @@ class Prediction:
             outputs: the probabilities (n, classes), or the numbers (n, outputs).
             index: the position of the input.
         """
-        input_number = None  # a single input needs none
-        class_count = MOST_PROBABLE
         if len(outputs) > 1:
             input_number = index
             class_count = 1
+        else:
+            input_number = None  # a single input needs none
+            class_count = MOST_PROBABLE
         note = None
         if self.notes:
             note = self.notes[index]

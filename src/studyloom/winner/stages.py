@@ -89,14 +89,15 @@ class PlannedStage:
             stored = open_in_same_database(self.study.stored, name)
             if stored is None:
                 return None
-            has_same_definition = not list_differences(stored.definition() or {}, self.identity)
-            if has_same_definition:
-                # A worker that creates the study stores its slots, one for each training, last.
-                # Until then the stage would look as if all its trainings had ended.
-                slots = sum(stored.ledger.counts().values())
-                if slots < self.trials:
-                    return None
-                return self._make_stage(stored)
+            differences = list_differences(stored.definition() or {}, self.identity)
+            if differences:  # it has other candidates
+                continue
+            # A worker that creates the study stores its slots, one for each training, last. Until
+            # then the stage would look as if all its trainings had ended.
+            slot_count = sum(stored.ledger.counts().values())
+            if slot_count < self.trials:
+                return None
+            return self._make_stage(stored)
         return None
 
     def begin(self) -> CandidateStage:

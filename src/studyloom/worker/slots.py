@@ -380,7 +380,7 @@ class SlotQueue:
     def _make_trial(
         self, claim: Claim, trial_id: int, seed: int, *, redraws: bool = False
     ) -> optuna.Trial:
-        """Makes the Optuna trial of the trial in the buffer, after it has set the sampler.
+        """Makes the Optuna trial of the trial in the buffer, with a sampler that draws for it.
 
         Args:
             seed: The number from which, with the seed of the study, the sampler is seeded.
