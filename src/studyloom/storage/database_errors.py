@@ -141,9 +141,9 @@ def _is_transient(error: DBAPIError, address: URL) -> bool:
     message = re.sub('"[^"]*"', "", str(error.orig)).lower()
     if not has_several_hosts(address):
         return not _is_permanent(message)
-    # A failure of several hosts is permanent only if it is permanent at all of them: one host may be
-    # about to be set up again while another one is promoted. The message of each host begins with
-    # "- host: " in a separate line.
+    # A failure of several hosts is permanent only if it is permanent at all of them: one host may
+    # be about to be set up again while another one is promoted. The message of each host begins
+    # with "- host: " in a separate line.
     messages_of_hosts = message.split("\n- host: ")[1:] or [message]
     return not all(_is_permanent(host_message) for host_message in messages_of_hosts)
 

@@ -253,6 +253,7 @@ def keep(folder: Path) -> None:
     with suppress(OSError):  # the process that has started this one was killed
         os.write(1, b"ready\n")
 
+    # Look now and then whether a process uses the server, and stop it once none does.
     while True:
         time.sleep(LOOK)
         with FileLock(folder / "start.lock"):  # no process begins to use the server meanwhile

@@ -446,8 +446,10 @@ class Ledger:
         Returns:
             How many slots the worker held.
         """
-        fatal: sa.ColumnElement[int] = sa.literal(0)  # 1: the trial must not be tried again
-        if overdue is not None:
+        fatal: sa.ColumnElement[int]  # 1: the trial must not be tried again
+        if overdue is None:
+            fatal = sa.literal(0)
+        else:
             is_overdue = sa.and_(
                 SLOTS.c.owner == overdue.owner,
                 SLOTS.c.study_id == overdue.study_id,

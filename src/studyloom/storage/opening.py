@@ -138,10 +138,10 @@ def _make_definition_error(name: str, changes: Sequence[str]) -> DefinitionError
     if not config_changes:
         return _make_code_error(name, code_changes)
     # A module that is new or gone needs no line: a `_target_` among the other changes names it.
-    code_changes = [change for change in code_changes if ABSENT not in change]
-    advice = _advise_on_data(code_changes)
+    listed_code_changes = [change for change in code_changes if ABSENT not in change]
+    advice = _advise_on_data(listed_code_changes)
     lines = list(config_changes)
-    for change in code_changes:
+    for change in listed_code_changes:
         lines.append(f"{name_of_change(change)} has changed")
     listed = "".join(f"  {line}\n" for line in lines)
     return DefinitionError(

@@ -197,8 +197,11 @@ class StandingsReader:
         new_standings = _read_trials(connection, order, parameters, slots_to_read)
         standings = []
         for row in rows:
-            standing = new_standings.get(row.slot) or self._cached[row.slot].standing
-            standing = replace(standing, state=row.standing_state)
+            if row.slot in new_standings:
+                standing_without_state = new_standings[row.slot]
+            else:
+                standing_without_state = self._cached[row.slot].standing
+            standing = replace(standing_without_state, state=row.standing_state)
             standings.append(standing)
             if row.is_held:
                 self._cached.pop(row.slot, None)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -377,14 +376,14 @@ class StoredStudy:
         """
         if rule is None:
             rule = self.rule()
-        ranked = []
+        satisfying_trials = []
+        sort_keys = {}  # by the number of the trial
         for trial in self.feasible():
             values = self.values_by_name(trial)
             if rule.holds(values):
-                sort_key = (rule.rank(values), self.costs(trial), trial.number)
-                ranked.append((sort_key, trial))
-        ranked.sort(key=itemgetter(0))
-        return [trial for _, trial in ranked]
+                satisfying_trials.append(trial)
+                sort_keys[trial.number] = (rule.rank(values), self.costs(trial), trial.number)
+        return sorted(satisfying_trials, key=lambda trial: sort_keys[trial.number])
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

@@ -197,18 +197,17 @@ def find_targets(value: Any) -> Iterator[str]:
     They are the values of `_target_`, and of `path` in sections of Hydra's `get_method` and
     `get_class`.
     """
-    inner_values: Iterable[object] = ()
     if isinstance(value, list | tuple):
-        inner_values = value
+        for item in value:
+            yield from find_targets(item)
     elif isinstance(value, Mapping):
-        inner_values = list(value.values())
         target = value.get("_target_")
         if isinstance(target, str):
             yield target
             if target.startswith("hydra.utils.get_") and isinstance(value.get("path"), str):
                 yield value["path"]
-    for inner_value in inner_values:
-        yield from find_targets(inner_value)
+        for item in list(value.values()):
+            yield from find_targets(item)
 
 
 def _import_members(target: str) -> Iterable[Any]:

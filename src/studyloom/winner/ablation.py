@@ -116,7 +116,7 @@ class Defaults:
         hyperparameters are put back, unless that changes the value or removes its key.
 
         Args:
-            configuration: the one with hyperparameters at their defaults.
+            configuration: the winner's, with hyperparameters put back to their defaults.
         """
         searched_values = self.definition.space.make_configuration(self.configuration.params).values
         config = self.definition.compose_config(configuration)

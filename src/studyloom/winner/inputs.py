@@ -65,8 +65,10 @@ class InputFormat:
         if not self.facts.takes_arrays:
             raise PredictError(SEVERAL)
         shape = self.shape
-        if self.facts.loads_tokens and numbers.ndim in (len(shape), len(shape) + 1):
-            shape = tuple(numbers.shape[-len(shape) :])  # sequences may have any length
+        dimensions = len(shape)
+        holds_sequences = self.facts.loads_tokens and numbers.ndim in (dimensions, dimensions + 1)
+        if holds_sequences:  # they may have any length
+            shape = tuple(numbers.shape[-dimensions:])
         if not shape:  # unknown: the inputs are passed unchanged
             has_inputs = numbers.ndim > 0 and len(numbers) > 0
             if not has_inputs:

@@ -310,10 +310,11 @@ class WinnerFiles:
             raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
         arguments = self._known_arguments
         if make is None:
-            make = build_network(self.config["model"], facts.shape, facts.outputs)
+            network = build_network(self.config["model"], facts.shape, facts.outputs)
         else:
+            network = make
             arguments |= {"classes": facts.outputs} | value_at(self.config, "model")
-        model = make_loop_network(make, self.config, **arguments)
+        model = make_loop_network(network, self.config, **arguments)
         return UnloadedNetwork(model, self.state)
 
 
@@ -518,8 +519,8 @@ class Predictor:
         output: str | int | None = None,
     ) -> Prediction:
         """Predicts classes or numbers; see `studyloom.Winner.predict`."""
-        has_several_inputs = isinstance(inputs, tuple) and not self.shape
-        if isinstance(inputs, Mapping) or has_several_inputs:  # of the network's `forward`
+        is_tuple_of_inputs = isinstance(inputs, tuple) and not self.shape
+        if isinstance(inputs, Mapping) or is_tuple_of_inputs:  # arguments of `forward`, unchanged
             outputs, classifies = self._network(inputs, batch, softmax, output)
             return self._make_prediction(outputs, (), classifies=classifies)
         try:

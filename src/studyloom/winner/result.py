@@ -372,10 +372,12 @@ class Result(Tested):
         Raises:
             OSError: a file cannot be read.
         """
-        if not names:
-            names = tuple(name for name in RESULT_FILES if name in self.files)
+        if names:
+            checked_names = names
+        else:
+            checked_names = tuple(name for name in RESULT_FILES if name in self.files)
         mismatched = []
-        for name in names:
+        for name in checked_names:
             path = run_dir / name
             # Reading a FIFO would wait for a program that writes to it.
             is_whole = path.is_file() and digest_of(path.read_bytes()) == self.files.get(name)

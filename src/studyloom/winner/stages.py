@@ -196,9 +196,9 @@ class StagePlanner:
     ) -> PlannedStage:
         """Plans the final training: on all training data.
 
-        It is validated on examples that it trains on, where the metric reaches its plateau later,
-        or never. So each ReduceLROnPlateau steps on the values of the candidate's trial in the
-        search.
+        A network is then validated on examples that it is trained on, where the metric reaches its
+        plateau later, or never. So a ReduceLROnPlateau steps on the values of the candidate's trial
+        in the search.
 
         Args:
             configurations: those to train; the one with hyperparameters at their defaults is the

@@ -347,17 +347,15 @@ def _estimate_variance_over_examples(sampled: Sequence[Sampled], seeds: int) -> 
             # of `second`. Only those between the two are used: (seeds, seeds).
             covariances = np.cov(first.T, second.T)[:seeds, seeds:]
             total = covariances.sum()
-            pairs = seeds * seeds
-            is_variance = first_index == second_index
-            if is_variance and seeds >= LEAST_SEEDS:
+            if first_index != second_index:
+                variance -= total / (seeds * seeds)
+            elif seeds < LEAST_SEEDS:
+                variance += total / (seeds * seeds)
+            else:
                 # A network's covariance with itself also has the chance of this network, which
                 # the variance over seeds counts already.
-                total = total - np.trace(covariances)
-                pairs = seeds * (seeds - 1)
-            if is_variance:
-                variance += total / pairs
-            else:
-                variance -= total / pairs
+                total_between_networks = total - np.trace(covariances)
+                variance += total_between_networks / (seeds * (seeds - 1))
     return float(variance)
 
 

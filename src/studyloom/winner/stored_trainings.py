@@ -170,7 +170,8 @@ def find_earlier_stages(
     conditions = _find_conditions(definition)
     for stored_stage in search.later_stages():
         study_name = stored_stage.study.study_name
-        if stored_stage.name is None or stored_stage.name.title != title or study_name == name:
+        has_title = stored_stage.name is not None and stored_stage.name.title == title
+        if not has_title or study_name == name:
             continue
         stage = open_in_same_database(search, study_name)
         if stage is not None and _find_conditions(stage.definition()) == conditions:

@@ -34,16 +34,15 @@ def find_starts(definition: Definition, url: str) -> WarmStarts:
         url: the storage URL.
     """
     config = definition.config
-    if config.study.warm_start is None:
-        return find_warm_starts(definition)
     server_folder = embedded_server_folder(url)
-    is_new_server = server_folder is not None and not server_folder.exists()
-    if is_new_server:  # it has no study yet
-        return find_warm_starts(definition, [])
+    is_new_server = server_folder is not None and not server_folder.exists()  # without a study
+    if config.study.warm_start is None or is_new_server:
+        return find_warm_starts(definition)
     address = start_embedded_server(url, create=True)
     used_labels: list[str] = []  # the earlier studies from which the study has configurations
     name = str(config.study.name)
-    # The study may not exist yet, or its database be away, which is an error when it is opened.
+    # There are none if the study does not exist yet. An error of the database is raised later, when
+    # the study is opened to be run.
     with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
         used_labels = read_used_labels(stored)
     return find_warm_starts(definition, used_labels)

@@ -138,9 +138,9 @@ class HeldTrial:
             first_value = attributes.get(cost.quantity, cost.value)
             first_costs.append(replace(cost, value=first_value))
         self._store_costs(first_costs)
-        exceeding = [str(cost) for cost in first_costs if cost.excess > 0]
-        if exceeding:
-            raise Infeasible("; ".join(exceeding))
+        exceeding_costs = [str(cost) for cost in first_costs if cost.excess > 0]
+        if exceeding_costs:
+            raise Infeasible("; ".join(exceeding_costs))
 
     def _store_costs(self, costs: Sequence[Cost]) -> None:
         """Adds costs to the next commit, and for the sampler how far they exceed their limits."""
@@ -211,14 +211,15 @@ class HeldTrial:
             self.trial.set_user_attr(name, value)
         if failure.details:
             log.error("trial %d: %s", self.trial.number, failure.details)
-        state = TrialState.FAIL
         if failure.kind in failures.TEACHES:
             self.trial.set_constraint(failure.kind, 1.0)  # above 0: violated
             state = TrialState.PRUNED
+        else:
+            state = TrialState.FAIL
         if self._must_repeat(failure):
             self._end_and_repeat(state)
             return
-        self.end(None, state)
+        self.end(value=None, state=state)
         if self._must_halt_study(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
@@ -235,9 +236,11 @@ class HeldTrial:
         Both are one transaction: no crash can lose the training that the candidate needs.
         """
         ledger = self.stored.ledger
-        failed_trial = self._tell_optuna(None, state)
+        failed_trial = self._tell_optuna(value=None, state=state)
 
         def finish_and_queue(claim: Claim, write: WriteRows) -> bool:
+            """Ends the claim and queues the other trial, if this worker still holds the slot."""
+
             def write_and_queue(connection: Connection) -> None:
                 write(connection)
                 replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})

@@ -117,9 +117,9 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
         stored = begin_search(strategy, prepared.data.digest, url, prepared.warm_starts, stop)
     else:
         stored = join_search(definition, url, stop)
-    strategy = match_stored_study(strategy, stored)
-    prepared = replace(prepared, url=url, strategy=strategy)
-    search = Stage(SEARCH, stored, definition, strategy, trials, callbacks=prepared.callbacks)
-    with closing(OpenStudy(prepared, search)) as study:
+    matched_strategy = match_stored_study(strategy, stored)
+    opened = replace(prepared, url=url, strategy=matched_strategy)
+    search = Stage(SEARCH, stored, definition, matched_strategy, trials, callbacks=opened.callbacks)
+    with closing(OpenStudy(opened, search)) as study:
         collect_garbage_as_usual()  # the garbage collector ran rarely until now, to start faster
         yield study

@@ -212,7 +212,7 @@ class Reporter:
     def _store_death(self) -> None:
         """Stores how the last worker of the trial died, and at which epoch the trial resumes.
 
-        It does nothing if that is stored already, as by a later worker that released the trial.
+        It does nothing if the death is stored already: a later worker may have released the trial.
         """
         claim = self.held.claim
         trial = self.held.trial

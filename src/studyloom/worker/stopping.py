@@ -140,6 +140,13 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; Python calls it in the main thread, between any two steps.
 
+        There are four cases, in the order of the code:
+
+        * `request` has sent the signal to this process, which stops its work.
+        * The signal is no request, and another signal was handled before: it is ignored.
+        * The signal is the second request, which ends the process at once.
+        * The signal is the first one, or the first request after a lone one, and stops the work.
+
         Args:
             frame: The step at which the main thread is interrupted.
 
