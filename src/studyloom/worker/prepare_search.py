@@ -44,8 +44,9 @@ def prepare(
     Raises:
         ConfigError: lists every error.
     """
-    # `attempt` returns None for a step that fails, and collects its errors; `check` then raises all
-    # of them. Until then, a step is left out if a value that it needs is None.
+    # Make the objects. `attempt` returns None for a step that fails, and collects its errors;
+    # `check` then raises all of them. Until then, a step is left out if a value that it needs is
+    # None.
     attempt = ErrorCollector()
     definition = attempt(lambda: define(config))
     if joins:
@@ -58,6 +59,8 @@ def prepare(
     # Two open slots are enough to see whether the launcher starts more than one worker.
     has_several_workers = launcher is not None and launcher.count(2) > 1
     data = attempt(lambda: load_data(config, shared=joins or has_several_workers))
+
+    # Try them.
     warm_starts = None
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
