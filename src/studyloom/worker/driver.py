@@ -221,7 +221,7 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
         return stage is not None and stage.stored.halted() is not None
 
     def count_open_trials() -> int:
-        """Counts the open trials of all stages; of stages that have not begun, the most."""
+        """Counts the open trials of the next stage, and those of later ones, at most."""
         stage = stages.find_next(study)
         if stage is None or stage.stored.halted() is not None:
             return 0

@@ -88,9 +88,9 @@ class Line:
     def is_requested(self) -> bool:
         """Returns whether the signal that has just come is a request of the launcher to stop.
 
-        It is one if the launcher confirms it on the line, maybe a moment later. Otherwise the
-        user's code has sent the signal, or a person to this process only. Without a launcher every
-        signal is a request.
+        It is one if the launcher confirms it on the line, maybe a moment later; each confirmation
+        counts for one signal. Otherwise the user's code has sent the signal, or a person to this
+        process only. Without a launcher every signal is a request.
         """
         if self._socket is None:
             return True

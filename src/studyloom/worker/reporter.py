@@ -245,7 +245,7 @@ class Reporter:
         """Sends the steps of the restored state that were trained while the database was away."""
         for step in self.objective.steps():
             if self.objective.is_new(step, self._stored_until):
-                at_rung = self._reaches_rung(step)
+                at_rung = self._advance_to(step)
                 self._outbox.send(PendingReport(step, at_rung))
                 if at_rung:
                     self._pause_unless_promoted()
@@ -273,7 +273,7 @@ class Reporter:
                 return
             self._count_seconds(step)
             is_last = step.number == self.objective.epochs
-            at_rung = self._reaches_rung(step)
+            at_rung = self._advance_to(step)
             if at_rung:
                 # Before the report, because another worker may resume the trial right after it.
                 self._save()
@@ -306,11 +306,12 @@ class Reporter:
         if limit is not None and time.monotonic() - self.held.start > limit:
             raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
-    def _reaches_rung(self, step: Step) -> bool:
-        """Returns whether the trial reaches a rung with a step, where it is compared with others.
+    def _advance_to(self, step: Step) -> bool:
+        """Advances to a step, and returns whether the trial reaches a rung with the step.
 
-        A trial that resumes without a checkpoint repeats steps that an earlier worker has stored;
-        it reaches no rung with these.
+        At a rung, trials are compared; a trial reaches none with its last step. A trial that
+        resumes without a checkpoint repeats steps that an earlier worker has stored; it reaches no
+        rung with these either.
         """
         previous_step = self._last_step
         self._last_step = max(previous_step, step.number)

@@ -190,7 +190,7 @@ class TrialFiles:
         return numbers
 
     def _remove_own_files(self, trial: FrozenTrial) -> None:
-        """Removes the files of a trial, unless they are of another study's trial of its number."""
+        """Removes the files of a trial, unless a trial of its number in another study has them."""
         try:
             configuration = self.stage.source.space.make_configuration(trial.params)
         except KeyError:  # the space no longer has its hyperparameters

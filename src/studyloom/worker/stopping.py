@@ -272,7 +272,7 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
     ledger = stored.ledger
 
     def store(connection: Connection) -> bool:
-        """Stores the request in one transaction with the look at the stored one."""
+        """Stores the request in one transaction, unless the study was requested to stop."""
         if stored.is_studylooms:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
         (stored_request,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
