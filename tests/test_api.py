@@ -29,7 +29,7 @@ from results import result_of
 import studyloom as api
 from studyloom.cli import main
 from studyloom.files import mark_trusted
-from studyloom.storage.attributes import OF_TRIALS
+from studyloom.storage.attributes import TRIAL_KEYS
 from studyloom.storage.opening import create_study, open_study
 from studyloom.storage.trial_tables import Rows, as_json, curve_rows
 
@@ -184,7 +184,7 @@ def test_a_study_of_plain_optuna_is_read_like_one_of_studyloom(sqlite_url, tmp_p
     """Also if its attributes are called like ours."""
 
     def objective(trial):
-        for name in OF_TRIALS:
+        for name in TRIAL_KEYS:
             trial.set_user_attr(name, 7)
         trial.report(0.5, 1)
         return trial.suggest_float("x", 0.0, 1.0)
@@ -198,7 +198,7 @@ def test_a_study_of_plain_optuna_is_read_like_one_of_studyloom(sqlite_url, tmp_p
         assert (study.baseline, study.best.config, study.winner) == (None, None, None)
         assert "3 complete" in repr(study)
         assert study.report(tmp_path).exists()
-        assert study.optuna.trials[0].user_attrs == dict.fromkeys(OF_TRIALS, 7)
+        assert study.optuna.trials[0].user_attrs == dict.fromkeys(TRIAL_KEYS, 7)
 
 
 # Errors

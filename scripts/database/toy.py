@@ -90,9 +90,11 @@ def fill(stored: StoredStudy, trials: int) -> None:
         for slot in range(trials):
             trial = sql.insert_trial(connection, study_id, {SLOT: slot})._trial_id
             state, steps = (COMPLETE, 10) if slot % 3 == 0 else (PRUNED, 3)
-            writes += [sql.param(trial, name, fate.random(), each) for name, each in distributions]
-            writes += [sql.report(trial, step, fate.random()) for step in range(1, steps + 1)]
-            writes += sql.end(trial, state, [fate.random()])
+            writes += [
+                sql.param_write(trial, name, fate.random(), each) for name, each in distributions
+            ]
+            writes += [sql.report_write(trial, step, fate.random()) for step in range(1, steps + 1)]
+            writes += sql.end_writes(trial, state, [fate.random()])
         sql.write(connection, sorted(writes, key=lambda write: id(write.statement)))
         done = f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
         connection.exec_driver_sql(done)

@@ -16,7 +16,7 @@ from toys import ask
 from studyloom.decisions.samplers import CmaEsSampler
 from studyloom.decisions.strategy import Strategy
 from studyloom.metrics import ObjectiveValue
-from studyloom.storage.attributes import PICKLED
+from studyloom.storage.attributes import PICKLE_PREFIXES
 from studyloom.storage.opening import create_study
 
 pytest.importorskip("cmaes", reason="the extra samplers is missing")
@@ -68,12 +68,12 @@ def test_cmaes_learns_from_a_shared_database_and_stores_no_pickle(sqlite_url):
     assert configurations(CmaEsSampler, study, 25) == configurations(
         CmaEsSampler, optuna.create_study(), 25
     )
-    assert not any(key.startswith(PICKLED) for t in study.trials for key in t.system_attrs)
+    assert not any(key.startswith(PICKLE_PREFIXES) for t in study.trials for key in t.system_attrs)
 
 
 @pytest.mark.parametrize(
     ("key", "options"),
-    [*zip(PICKLED, ((), ("use_separable_cma",), ("with_margin",)), strict=True)],
+    [*zip(PICKLE_PREFIXES, ((), ("use_separable_cma",), ("with_margin",)), strict=True)],
 )
 def test_a_pickle_in_the_database_is_not_executed(sqlite_url, tmp_path, key, options):
     canary = tmp_path / "canary"

@@ -51,13 +51,18 @@ def test_optuna_and_studyloom_read_the_same_trials(opened):
     first, second, third = (begin(opened, slot=slot, worker="w") for slot in range(3))
     values = {"x": 0.01, "n": 7, "c": None}
     params = [
-        sql.param(first, name, d.to_internal_repr(values[name]), d)
+        sql.param_write(first, name, d.to_internal_repr(values[name]), d)
         for name, d in DISTRIBUTIONS.items()
     ]
-    reports = [sql.report(first, step, value) for step, value in REPORTS.items()]
-    attributes = [sql.user_attr(first, "k", {"deep": [1, None]}), sql.system_attr(first, "s", "ä")]
-    write(opened, *params, *reports, *attributes, *sql.end(first, TrialState.COMPLETE, [0.75]))
-    write(opened, *sql.end(second, TrialState.FAIL, None))
+    reports = [sql.report_write(first, step, value) for step, value in REPORTS.items()]
+    attributes = [
+        sql.user_attr_write(first, "k", {"deep": [1, None]}),
+        sql.system_attr_write(first, "s", "ä"),
+    ]
+    write(
+        opened, *params, *reports, *attributes, *sql.end_writes(first, TrialState.COMPLETE, [0.75])
+    )
+    write(opened, *sql.end_writes(second, TrialState.FAIL, None))
     trials = opened.get_all_trials(opened.study_id)
     assert trials == shipped(opened)
     assert [trial.number for trial in trials] == [0, 1, 2]
@@ -97,7 +102,7 @@ def test_our_statements_read_what_optuna_writes(opened):
 
 def test_trials_that_are_read_in_several_blocks_are_the_same(opened, monkeypatch):
     for slot in range(5):
-        write(opened, sql.report(begin(opened, slot=slot), 1, slot / 4))
+        write(opened, sql.report_write(begin(opened, slot=slot), 1, slot / 4))
     monkeypatch.setattr(sql, "MOST_TRIALS_AT_ONCE", 2)
     trials = opened.get_all_trials(opened.study_id)
     assert trials == shipped(opened)
@@ -118,10 +123,10 @@ def test_trials_of_another_study_are_not_read_and_are_numbered_apart(opened):
 def test_a_repeated_write_changes_nothing(opened):
     trial_id = begin(opened)
     writes = [
-        sql.param(trial_id, "x", 0.5, DISTRIBUTIONS["x"]),
-        sql.report(trial_id, 1, 0.5),
-        sql.user_attr(trial_id, "k", 1),
-        sql.system_attr(trial_id, "k", 1),
+        sql.param_write(trial_id, "x", 0.5, DISTRIBUTIONS["x"]),
+        sql.report_write(trial_id, 1, 0.5),
+        sql.user_attr_write(trial_id, "k", 1),
+        sql.system_attr_write(trial_id, "k", 1),
     ]
     write(opened, *writes)
     once = opened.get_trial(trial_id)

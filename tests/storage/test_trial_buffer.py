@@ -207,13 +207,13 @@ def test_the_trial_of_a_worker_counts_once_it_has_ended(buffer, study, backend):
 
 def test_attributes_for_people_are_not_read_of_other_trials(buffer, study, backend):
     other, own = (begin(backend, n) for n in range(2))
-    for key in (*sql.HEAVY, "kept"):
+    for key in (*sql.HEAVY_KEYS, "kept"):
         backend.set_trial_user_attr(other, key, {})
     backend.set_trial_state_values(other, TrialState.COMPLETE, [1.0])
     buffer.load(1, own)
     assert study.get_trials()[0].user_attrs == {SLOT: 0, "kept": {}}
     buffer.clear()
-    assert study.get_trials()[0].user_attrs.keys() == {SLOT, "kept", *sql.HEAVY}
+    assert study.get_trials()[0].user_attrs.keys() == {SLOT, "kept", *sql.HEAVY_KEYS}
 
 
 def test_a_snapshot_has_every_trial_that_ends_meanwhile(url):

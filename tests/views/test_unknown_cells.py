@@ -19,7 +19,7 @@ from studyloom.storage.attributes import (
     STANDARD_ERROR,
     TIMES,
     WARNINGS,
-    fits,
+    has_attribute_type,
 )
 from studyloom.storage.opening import open_study
 from studyloom.storage.trial_tables import as_csv, trial_rows
@@ -97,16 +97,16 @@ def test_an_attribute_of_another_type_counts_as_missing(value, half_done, sqlite
         look(stored)
     trial = stored.trials()[1]
     assert trial.value == 0.9
-    assert {*trial.user_attrs} & {*READ} == {key for key in READ if fits(key, value)}
+    assert {*trial.user_attrs} & {*READ} == {key for key in READ if has_attribute_type(key, value)}
     assert TIMES not in trial.user_attrs
     stored.close()
 
 
 def test_a_resumption_fits_only_with_fields_of_their_types():
     resumed = {"epoch": None, "deaths": 1, "death": "it was killed"}
-    assert fits(RESUMED, resumed)
-    assert fits(RESUMED, {**resumed, "has_files": True})
-    assert not fits(RESUMED, {**resumed, "has_files": "yes"})
+    assert has_attribute_type(RESUMED, resumed)
+    assert has_attribute_type(RESUMED, {**resumed, "has_files": True})
+    assert not has_attribute_type(RESUMED, {**resumed, "has_files": "yes"})
 
 
 @pytest.mark.parametrize("names", ["true", "5", "[1]", "[]", '["a", "b"]', '{"a": 1}'])

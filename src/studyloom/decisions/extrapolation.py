@@ -79,7 +79,7 @@ def _has_stopped(trial: FrozenTrial) -> bool:
 
 
 def _failed_by_configuration(trial: FrozenTrial) -> bool:
-    """Returns whether a trial failed in a way that teaches the sampler; see `failures.TEACHES`."""
+    """Returns whether a trial failed in a way that teaches the sampler: one of TEACHING_KINDS."""
     return trial.state == TrialState.PRUNED and FAILURE in trial.user_attrs
 
 

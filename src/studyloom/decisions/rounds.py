@@ -205,7 +205,7 @@ class RoundOrder:
             if number >= known_count:
                 break
             fault = faults[number]
-            if fault is None or fault.kind not in failures.HALTING:
+            if fault is None or fault.kind not in failures.HALTING_KINDS:
                 failures_in_a_row = 0
                 last_reason = None
                 continue

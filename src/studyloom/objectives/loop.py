@@ -56,7 +56,7 @@ from studyloom.objectives.objective import (
 )
 from studyloom.objectives.user_functions import Adapter, UserFunction
 from studyloom.space.rule import Condition, Cost
-from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
+from studyloom.storage.attributes import STUDY_KEYS, TRIAL_KEYS
 from studyloom.text import is_scalar
 from studyloom.training.checkpoint import State
 from studyloom.training.randomness import seeded
@@ -154,12 +154,12 @@ class ObjectiveTrial(optuna.Trial):
         return self._is_pruned
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        _refuse_reserved_name("trial", key, OF_TRIALS)
+        _refuse_reserved_name("trial", key, TRIAL_KEYS)
         with self._block_signals():
             super().set_user_attr(key, value)
 
     def _set_study_attr(self, key: str, value: Any) -> None:
-        _refuse_reserved_name("study", key, OF_STUDIES)
+        _refuse_reserved_name("study", key, STUDY_KEYS)
         with self._block_signals():
             optuna.Study.set_user_attr(self.study, key, value)
 

@@ -25,7 +25,7 @@ from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Direction, Metric, 
 from studyloom.objectives.loop_run import Run
 from studyloom.space.rule import Condition, parse_limits, read_space
 from studyloom.space.tree import Space
-from studyloom.storage.attributes import OF_TRIALS
+from studyloom.storage.attributes import TRIAL_KEYS
 from studyloom.text import format_scalar
 
 NETWORK = "objective.network"  # the key that names the network of a loop
@@ -470,7 +470,7 @@ def _refuse_reserved_names(key: str, names: Sequence[str]) -> None:
     """Raises ConfigError for names under which studyloom stores something with each trial."""
     errors = []
     for name in names:
-        if name in OF_TRIALS:
+        if name in TRIAL_KEYS:
             errors.append(f"{key}: {name} is reserved; choose another name")
     refuse(errors)
 

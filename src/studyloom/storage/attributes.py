@@ -37,7 +37,7 @@ SAMPLER = "sampler"  # str: what sampler=auto stands for in the study, gp or tpe
 RUNG = "rung"  # int: the epoch of the lowest rung as the study began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
-OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]
+STUDY_KEYS = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]
 
 # Attributes of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is external
@@ -70,16 +70,16 @@ REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
 # Prefixes of system attributes in which Optuna's CMA-ES keeps a pickle. A forged pickle would run
 # code here, so they are not read; the CMA-ES of `decisions.samplers` works without them.
-PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
+PICKLE_PREFIXES = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
 # loop reports, which may have none of these names. float
-OF_TRIALS = (
+TRIAL_KEYS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
     *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS),
 )
 # Attributes that no sampler and no pruner reads; they are most of what a trial stores.
-HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
+HEAVY_KEYS = (EPOCHS, PROVENANCE, TRACEBACK)
 
 
 # The types of attributes that are read by name; another program may have stored something else.
@@ -104,7 +104,7 @@ TYPES: dict[str, Any] = {
 }
 
 
-def fits(key: str, value: object) -> bool:
+def has_attribute_type(key: str, value: object) -> bool:
     """Returns whether a value has the type of its attribute; else it counts as missing."""
     try:
         msgspec.convert(value, TYPES.get(key, Any))

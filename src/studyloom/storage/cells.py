@@ -11,7 +11,7 @@ from typing import Any
 from optuna.study import StudyDirection
 
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import PICKLED
+from studyloom.storage.attributes import PICKLE_PREFIXES
 from studyloom.storage.optuna_internals import (
     CONSTRAINT,
     METRIC_NAMES,
@@ -96,7 +96,7 @@ def read_system_attribute(key: object, value_json: str) -> tuple[str, Any]:
     The value of a pickle is not read; it is None.
     """
     name = check_text(key, "key")
-    if name.startswith(PICKLED):
+    if name.startswith(PICKLE_PREFIXES):
         return name, None
     value = json.loads(value_json)
     if name == CONSTRAINT:  # all constraints of the trial, or None

@@ -27,12 +27,15 @@ UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended 
 # Kinds from which the sampler learns: it is to avoid a region where training diverges or does not
 # fit. Samplers look only at complete and pruned trials, so a trial with such a failure ends as
 # pruned with a broken constraint: from trials in the state FAIL the sampler would learn nothing.
-TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
+TEACHING_KINDS = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
 # Kinds with which a training has used up its attempts or its time, so that it is not tried again.
-USED_UP = (CRASHED, TIMEOUT)
-CODE_ERRORS = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
+FINAL_KINDS = (CRASHED, TIMEOUT)
+CODE_ERROR_KINDS = (
+    ERROR,
+    UNDEFINED,
+)  # in the user's code: the study stops if all trials end this way
 # Kinds that halt the study if `max_failures` trials in a row fail for one reason.
-HALTING = (*CODE_ERRORS, CRASHED)
+HALTING_KINDS = (*CODE_ERROR_KINDS, CRASHED)
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,9 @@ class Ledger:
             # A search in rounds trains a trial in segments. Those of the claim, of which the last
             # is new, are stored with the trial, so that other workers see which was claimed.
             if claim.trial_id is not None and claim.segments:
-                sql.write(connection, [sql.user_attr(claim.trial_id, SEGMENTS, claim.segments)])
+                sql.write(
+                    connection, [sql.user_attr_write(claim.trial_id, SEGMENTS, claim.segments)]
+                )
             return claim
 
         return self.storage.execute(claim_in_transaction)

@@ -12,13 +12,13 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED, Attributes
 from studyloom.storage.command_record import reopen_command
 from studyloom.storage.database import Connection
-from studyloom.storage.failures import TEACHES, count_failures
+from studyloom.storage.failures import TEACHING_KINDS, count_failures
 from studyloom.storage.ledger import Ledger, SlotEntry
 from studyloom.storage.stored_study import StoredStudy
 from studyloom.storage.trial_record import TrialRecord
 
 # The attributes that a new trial takes over from the failed one.
-TAKEN_OVER = (BASELINE, ENQUEUED, PROPOSED)
+KEYS_TAKEN_OVER = (BASELINE, ENQUEUED, PROPOSED)
 
 
 def redo_failed(stored: StoredStudy) -> list[int]:
@@ -35,9 +35,11 @@ def redo_failed(stored: StoredStudy) -> list[int]:
         """Replaces the failed trials in one transaction; returns their numbers."""
         failed_trials = _select_failed(stored.lock_trials(connection))
         for trial in failed_trials:
-            attributes = trial.user_attrs
-            taken_over = {key: attributes[key] for key in TAKEN_OVER if key in attributes}
-            replace_trial(ledger, connection, trial, taken_over)
+            attributes_taken_over = {}
+            for key in KEYS_TAKEN_OVER:
+                if key in trial.user_attrs:
+                    attributes_taken_over[key] = trial.user_attrs[key]
+            replace_trial(ledger, connection, trial, attributes_taken_over)
         return [trial.number for trial in failed_trials]
 
     numbers = ledger.storage.execute(replace_failed)
@@ -80,7 +82,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
     failed_trials = _select_failed(stored.trials())
     baselines = [trial for trial in failed_trials if TrialRecord(trial).is_baseline]
     for failure in count_failures(baselines):
-        if failure.kind not in TEACHES:  # the kinds that would fail again
+        if failure.kind not in TEACHING_KINDS:  # the kinds that would fail again
             return (
                 f"the baseline, trial {failure.trials[0].number}, has failed "
                 f"({failure.first_reason}), so that nothing is compared with it; once the cause is "

@@ -35,14 +35,14 @@ from studyloom.storage import cells
 from studyloom.storage.attributes import (
     DEFINITION,
     FORMER_SLOT,
-    HEAVY,
+    HEAVY_KEYS,
     LARGEST,
-    OF_TRIALS,
-    PICKLED,
+    PICKLE_PREFIXES,
     SLOT,
+    TRIAL_KEYS,
     UUID,
     Attributes,
-    fits,
+    has_attribute_type,
 )
 from studyloom.storage.optuna_internals import (
     TABLES,
@@ -224,7 +224,7 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
     values = []
     for key in keys:
         value = stored_values.get(key)
-        if not fits(key, value):
+        if not has_attribute_type(key, value):
             value = None
         values.append(value)
     return values
@@ -269,7 +269,9 @@ def _details(table: sa.Table, *columns: str) -> sa.Select[Any]:
 
 
 USER_ATTRIBUTES_OF_TRIALS = _details(USER_ATTRIBUTES, "key", "value_json")
-LIGHT_ATTRIBUTES_OF_TRIALS = USER_ATTRIBUTES_OF_TRIALS.where(USER_ATTRIBUTES.c.key.not_in(HEAVY))
+LIGHT_ATTRIBUTES_OF_TRIALS = USER_ATTRIBUTES_OF_TRIALS.where(
+    USER_ATTRIBUTES.c.key.not_in(HEAVY_KEYS)
+)
 DETAILS: Details = {
     PARAMS: _details(PARAMS, "param_name", "param_value", "distribution_json"),
     VALUES: _details(VALUES, "objective", "value", "value_type"),
@@ -452,12 +454,12 @@ def _fitting_user_attrs(attributes: Attributes, is_studylooms: bool) -> dict[str
     is_external = not is_studylooms or not is_slot(attributes.get(SLOT))
     if is_external:
         return dict(attributes)
-    return {key: value for key, value in attributes.items() if fits(key, value)}
+    return {key: value for key, value in attributes.items() if has_attribute_type(key, value)}
 
 
 def _without_pickles(attributes: Iterable[tuple[str, object]]) -> dict[str, Any]:
     """Returns system attributes without those that Optuna would unpickle."""
-    return {key: value for key, value in attributes if not key.startswith(PICKLED)}
+    return {key: value for key, value in attributes if not key.startswith(PICKLE_PREFIXES)}
 
 
 @lru_cache(4096)
@@ -534,9 +536,9 @@ def without_reserved(trial: FrozenTrial) -> FrozenTrial:
 
     In another program these names mean something else: its `epochs` may be a number.
     """
-    if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
+    if trial.user_attrs.keys().isdisjoint(TRIAL_KEYS):
         return trial
-    attributes = {key: value for key, value in trial.user_attrs.items() if key not in OF_TRIALS}
+    attributes = {key: value for key, value in trial.user_attrs.items() if key not in TRIAL_KEYS}
     copied = copy.copy(trial)
     copied.user_attrs = attributes
     return copied
@@ -609,7 +611,7 @@ def insert_trial(
     row = {"study": study_id, "in_state": state, "at": start}
     trial_id, number = connection.execute(INSERT, row).one()
 
-    writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
+    writes = [user_attr_write(trial_id, key, value) for key, value in user_attrs.items()]
     if configuration is not None:
         writes += _param_writes(trial_id, configuration)
     write(connection, writes)
@@ -634,10 +636,10 @@ def _param_writes(trial_id: int, configuration: Configuration) -> list[Write]:
         if name not in configuration.distributions
     }
     if fixed:
-        writes.append(system_attr(trial_id, FIXED_PARAMS, fixed))
+        writes.append(system_attr_write(trial_id, FIXED_PARAMS, fixed))
     for name, distribution in configuration.distributions.items():
         internal_value = distribution.to_internal_repr(configuration.params[name])
-        writes.append(param(trial_id, name, internal_value, distribution))
+        writes.append(param_write(trial_id, name, internal_value, distribution))
     return writes
 
 
@@ -655,7 +657,9 @@ def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
         connection.execute(statement, [neighbor.row for neighbor in neighbors])
 
 
-def param(trial_id: int, name: str, internal_value: float, distribution: BaseDistribution) -> Write:
+def param_write(
+    trial_id: int, name: str, internal_value: float, distribution: BaseDistribution
+) -> Write:
     """Makes the row of a hyperparameter; its value is in the distribution's internal form."""
     row = {
         "trial_id": trial_id,
@@ -666,7 +670,7 @@ def param(trial_id: int, name: str, internal_value: float, distribution: BaseDis
     return Write(PARAM, row)
 
 
-def report(trial_id: int, step: int, value: float) -> Write:
+def report_write(trial_id: int, step: int, value: float) -> Write:
     """Makes the row of an intermediate value, which may be NaN or infinite."""
     stored_value, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
     row = {
@@ -678,24 +682,24 @@ def report(trial_id: int, step: int, value: float) -> Write:
     return Write(REPORT, row)
 
 
-def user_attr(trial_id: int, key: str, value: object) -> Write:
+def user_attr_write(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a user attribute, whose value must be JSON."""
     row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
     return Write(USER_ATTRIBUTE, row)
 
 
-def system_attr(trial_id: int, key: str, value: object) -> Write:
+def system_attr_write(trial_id: int, key: str, value: object) -> Write:
     """Makes the row of a system attribute, whose value must be JSON."""
     row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
     return Write(SYSTEM_ATTRIBUTE, row)
 
 
-def start(trial_id: int) -> Write:
+def start_write(trial_id: int) -> Write:
     """Makes the change of a waiting trial that starts it now."""
     return Write(START, {"id": trial_id, "at": utc_now()})
 
 
-def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
+def end_writes(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
     """Makes the rows that end a trial, with a value for each objective or None."""
     writes = []
     for objective, value in enumerate(values or ()):

@@ -207,7 +207,7 @@ class TrialBuffer(CachedStorage):
         """Sets a hyperparameter: in memory for the worker's own trial, else in the database."""
         value = distribution.to_external_repr(param_value_internal)
         new_items = {"params": {param_name: value}, "distributions": {param_name: distribution}}
-        writes = [sql.param(trial_id, param_name, param_value_internal, distribution)]
+        writes = [sql.param_write(trial_id, param_name, param_value_internal, distribution)]
         is_own = self._change_own(trial_id, writes, new_items)
         if not is_own:
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
@@ -217,21 +217,21 @@ class TrialBuffer(CachedStorage):
     ) -> None:
         """Adds a report: in memory for the worker's own trial, else in the database."""
         new_items = {"intermediate_values": {step: intermediate_value}}
-        writes = [sql.report(trial_id, step, intermediate_value)]
+        writes = [sql.report_write(trial_id, step, intermediate_value)]
         is_own = self._change_own(trial_id, writes, new_items)
         if not is_own:
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
         """Sets an attribute: in memory for the worker's own trial, else in the database."""
-        writes = [sql.user_attr(trial_id, key, value)]
+        writes = [sql.user_attr_write(trial_id, key, value)]
         is_own = self._change_own(trial_id, writes, {"user_attrs": {key: value}})
         if not is_own:
             super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Sets an attribute: in memory for the worker's own trial, else in the database."""
-        writes = [sql.system_attr(trial_id, key, value)]
+        writes = [sql.system_attr_write(trial_id, key, value)]
         is_own = self._change_own(trial_id, writes, {"system_attrs": {key: value}})
         if not is_own:
             super().set_trial_system_attr(trial_id, key, value)
@@ -242,10 +242,10 @@ class TrialBuffer(CachedStorage):
         """Starts or ends a trial: in memory for the worker's own, else in the database."""
         new_values: dict[str, Any] = {"state": state}
         if state == TrialState.RUNNING:
-            writes = [sql.start(trial_id)]
+            writes = [sql.start_write(trial_id)]
             new_values["datetime_start"] = datetime.now()
         else:
-            writes = sql.end(trial_id, state, values)
+            writes = sql.end_writes(trial_id, state, values)
             new_values["datetime_complete"] = datetime.now()
             new_values["values"] = None
             if values:

@@ -211,7 +211,7 @@ class HeldTrial:
             self.trial.set_user_attr(name, value)
         if failure.details:
             log.error("trial %d: %s", self.trial.number, failure.details)
-        if failure.kind in failures.TEACHES:
+        if failure.kind in failures.TEACHING_KINDS:
             self.trial.set_constraint(failure.kind, 1.0)  # above 0: violated
             state = TrialState.PRUNED
         else:
@@ -225,7 +225,7 @@ class HeldTrial:
 
     def _must_repeat(self, failure: failures.Failure) -> bool:
         """Returns whether another trial is to repeat this one, which has failed."""
-        if self.is_search or failure.kind in failures.USED_UP:
+        if self.is_search or failure.kind in failures.FINAL_KINDS:
             return False
         is_repetition = REPEATS in self.trial.user_attrs
         return not is_repetition
@@ -288,11 +288,11 @@ class HeldTrial:
         `limits.max_failures` trials all failed for this reason. A first trial that crashed its
         workers does not halt it: the host may be the cause.
         """
-        if failure.kind not in failures.HALTING:
+        if failure.kind not in failures.HALTING_KINDS:
             return False
         # Another program may have added a trial, so that the number of the first is not 0.
         is_first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
-        if self.is_search and is_first and failure.kind in failures.CODE_ERRORS:
+        if self.is_search and is_first and failure.kind in failures.CODE_ERROR_KINDS:
             return True
         if self.in_rounds:  # `SlotQueue.halt_failed_rounds` halts it
             return False
