@@ -30,7 +30,7 @@ class CallState(threading.local):
 
     @contextmanager
     def begin_call(self) -> Iterator[None]:
-        """Resets the state for a call of the body; restores that of an outer call at its end."""
+        """Resets the state for a call in the body; restores the state of an outer call after it."""
         outer_reached_commit = self.reached_commit
         outer_may_be_committed = self.may_be_committed
         outer_try_ends = self.try_ends

@@ -222,7 +222,7 @@ class RetryingStorage(CheckedStorage):
             engine = self.single
 
         def transact() -> T:
-            """Runs the transaction once; an error in `work` is that of a cell that it reads."""
+            """Runs the transaction once; if `work` raises an error, a cell cannot be read."""
             try:
                 with engine.connect() as connection:
                     return work(connection)
@@ -413,7 +413,7 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
         deadline: Seconds that later calls wait for a database that is away.
 
     Raises:
-        StorageError: There are no tables, or other ones than those of the installed Optuna.
+        StorageError: There are no tables, or the tables are of another version of Optuna.
     """
     if connections.is_sqlite(address):
         _prepare_file(address, create=create)

@@ -152,7 +152,7 @@ def _make_definition_error(name: str, changes: Sequence[str]) -> DefinitionError
 
 
 def _make_code_error(name: str, changes: Sequence[str]) -> DefinitionError:
-    """Makes the error of a study of which only the user's code has changed.
+    """Makes the error for a study whose definition differs only in the user's code.
 
     Args:
         name: The name of the study.
@@ -305,7 +305,7 @@ def create_study(
 
     Args:
         definition: The study definition; a stored study must have the same.
-        trials: The budget, to which that of a stored study is extended.
+        trials: The budget; the budget of a stored study is extended to it.
         deadline: Seconds that this and later calls wait for a database that is away.
         rung: The epoch of the lowest rung of a new study; 0 without rungs.
         accept_code_change: Whether the user's code may have changed since the study began.

@@ -96,8 +96,8 @@ def check_table(storage: RetryingStorage) -> bool:
     """Returns whether the table of slots exists.
 
     Raises:
-        StorageError: There is a table of its name that lacks columns: it is another program's, or
-            that of another version of studyloom.
+        StorageError: There is a table of this name without some columns: another program has made
+            it, or another version of studyloom.
     """
 
     def read_columns(connection: sa.Connection) -> set[str]:
@@ -232,12 +232,12 @@ def _first_slot(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 def _claim(slot: sa.ColumnElement[int], conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Update:
     """Builds the statement that claims a slot, unless it is done or another worker holds it.
 
-    It returns no row if the slot cannot be claimed. If the lease of the previous holder has ended,
-    that worker counts as dead.
+    The statement returns no row if the slot cannot be claimed. If the lease of the previous holder
+    has ended, that worker counts as dead.
 
     Args:
         slot: The slot, as a query or a parameter.
-        conditions: The conditions of which the slot must meet one.
+        conditions: The slot must meet one of these conditions.
     """
     return (
         sa.update(SLOTS)

@@ -443,7 +443,7 @@ def _unknown_cell_of(table: sa.Table, trial_id: object, error: Exception) -> Sto
 
 
 def _fitting_user_attrs(attributes: Attributes, is_studylooms: bool) -> dict[str, Any]:
-    """Drops those of a trial's attributes that have another type than studyloom stores.
+    """Drops the attributes of a trial that have another type than studyloom stores.
 
     An external trial, made by another program, keeps all: an attribute of the same name may have
     another meaning there.
@@ -626,8 +626,8 @@ def insert_trial(
 def _param_writes(trial_id: int, configuration: Configuration) -> list[Write]:
     """Makes the rows of a waiting trial's hyperparameters.
 
-    A value without a distribution is stored as Optuna stores it for a trial that it queues: in a
-    system attribute.
+    Values without a distribution are stored in a system attribute, as Optuna does for a trial that
+    it queues.
     """
     writes = []
     fixed = {

@@ -289,10 +289,10 @@ class StoredStudy:
     def default_rule(self) -> Rule:
         """Returns the rule for the best trial if winner.rule states none.
 
-        It takes the best by the first objective among trials that are no worse than the baseline in
-        the others. The baseline satisfies it, so that there is a best trial from trial 0 on, which
-        shows what the search gained at no further cost. Without a baseline the first objective
-        decides.
+        The best trial is then the best by the first objective among those that are no worse than
+        the baseline in the other objectives. So it shows what the search has gained at no further
+        cost, and there is one from trial 0 on, since the baseline satisfies the rule. Without a
+        baseline the first objective decides.
         """
         first_objective, *other_objectives = self.objectives
         baseline = self._feasible_baseline()
@@ -372,7 +372,7 @@ class StoredStudy:
         first, then the earlier one.
 
         Args:
-            rule: The rule; None for that of the study.
+            rule: The rule; None for the rule of the study.
         """
         if rule is None:
             rule = self.rule()

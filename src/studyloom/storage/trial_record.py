@@ -56,7 +56,7 @@ class TrialRecord(TrialAttributes):
 
     @property
     def curve(self) -> dict[str, list[Any]]:
-        """The learning curve by column, of which `number` and `value` are two.
+        """The learning curve by column, with the columns `number` and `value` among them.
 
         The columns of all epochs are stored when the trial has ended or reached a rung. Before, the
         curve has the steps that it reported, which Optuna's pruners and dashboard read. It is empty

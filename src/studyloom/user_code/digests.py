@@ -122,7 +122,7 @@ def _check_not_edited(digests: Mapping[str, str]) -> None:
     """Raises ConfigError if the file of a module has changed since this process imported it.
 
     Args:
-        digests: those of the present files, by the name of the module.
+        digests: the digests of the present files, by the name of the module.
     """
     errors = []
     for name in sorted(digests):
@@ -194,7 +194,7 @@ def _find_module_file(name: str) -> str | None:
 def find_targets(value: Any) -> Iterator[str]:
     """Yields the dotted names of functions and classes in a section of a config, at any depth.
 
-    They are the values of `_target_`, and of `path` in sections of Hydra's `get_method` and
+    The names are the values of `_target_`, and of `path` in sections of Hydra's `get_method` and
     `get_class`.
     """
     if isinstance(value, list | tuple):
@@ -236,7 +236,7 @@ def _find_members(value: object) -> Iterable[Any]:
 def _digest_module(member: Any) -> ModuleDigest | None:
     """Returns the name of the module of a function or class, and the digest of the module's file.
 
-    It is None for a module of an installed package, one without a source, and `__main__`.
+    Returns None for `__main__`, a module of an installed package, and a module without a source.
     """
     name = str(member.__module__)
     if name == "__main__":
@@ -371,7 +371,7 @@ def _digest_tensor(tensor: Any) -> str | None:
 
 
 def _digest_array(value: Any) -> str | None:
-    """Returns the digest of an array of numbers; None for anything else."""
+    """Returns the digest of an array of numbers; None for any other value."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype.hasobject:
         return None
@@ -484,8 +484,8 @@ def read_source(member: Any) -> str:
 def _find_class_in_cells(class_: type) -> str | None:
     """Finds the source of a class among the cells of a notebook; None if no cell has it.
 
-    Python's `linecache` holds the source of each cell under a name that is not that of a file. The
-    class is looked for in the cells of its methods, and then in all others, the latest first.
+    Python's `linecache` holds the source of each cell under a name that no file has. The class is
+    looked for in the cells of its methods, and then in all other cells, the latest first.
     """
     cell_names = [code.co_filename for code in _select_code(vars(class_).values())]
     for name in reversed(list(linecache.cache)):

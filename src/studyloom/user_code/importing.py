@@ -85,7 +85,7 @@ def seeding_imports(seed: int) -> Iterator[None]:
     generators continue in their former states.
 
     Args:
-        seed: the seed of the study. A negative one, which is refused later, is taken as 0.
+        seed: the seed of the study. A negative seed, which is refused later, is taken as 0.
     """
     seed = max(0, seed)
     finder = _SeedingFinder(seed)
@@ -272,7 +272,7 @@ def end_import_at_study() -> None:
     start workers in turn.
 
     Raises:
-        ConfigError: the import is that of a module.
+        ConfigError: a module is imported, and not a script.
     """
     if not _imports_until_study:  # no import is in progress
         return
@@ -348,9 +348,9 @@ def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
 def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
     """Imports the script of a study up to the line where it begins the study.
 
-    It is imported as SCRIPT_MODULE, and not as `__main__`, so that the code below its guard
-    `if __name__ == "__main__":` does not run. Without a guard it ends where it begins the study: an
-    exception is raised there, which `importing_module` catches.
+    The script is imported as SCRIPT_MODULE, and not as `__main__`, so that the code below its guard
+    `if __name__ == "__main__":` does not run. A script without a guard ends where it begins the
+    study: an exception is raised there, which `importing_module` catches.
 
     Args:
         folder: the folder of the script, if it has moved since the study ran.

@@ -160,7 +160,7 @@ def _select_definitions(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _select_suspects(used_globals: Iterable[str]) -> dict[str, Any]:
-    """Returns the objects among which one cannot be pickled: registered ones and used globals."""
+    """Returns the objects, one of which cannot be pickled: registered objects and used globals."""
     main_globals = vars(sys.modules["__main__"])
     suspects = dict(_objects)
     for name in used_globals:

@@ -200,8 +200,8 @@ class Losses:
     def is_needed(self, name: str) -> bool:
         """Returns whether a change makes the winner better, by more than chance explains.
 
-        It does if the interval of its loss lies above zero. A change whose loss or error is unknown
-        counts as needed.
+        This is so if the interval of the change's loss lies above zero. A change whose loss or
+        error is unknown counts as needed.
         """
         loss = self.loss(name)
         if loss is None or self.error is None:

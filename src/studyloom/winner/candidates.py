@@ -318,7 +318,7 @@ class CandidateTrainings:
     def repeats_reevaluation(self) -> bool:
         """Returns whether final trainings would have the seeds and examples of the re-evaluation.
 
-        They would if a loop loads its data itself, or there is a separate validation set.
+        This is so if a loop loads its data itself, or if there is a separate validation set.
         """
         training_set = self.data.split
         fold = self.new_fold(0)

@@ -156,9 +156,9 @@ def describe_untested(trainings: CandidateTrainings, winner: CandidateId) -> Tes
 
 
 def has_known_network(trainings: CandidateTrainings) -> bool:
-    """Returns whether the network of a loop and its training data are known.
+    """Returns whether a config names the network of a loop and its training data.
 
-    They are if a config names them as `objective.network` and `data`.
+    Their keys are `objective.network` and `data`.
     """
     objective = trainings.definition.config.objective
     return trainings.data.split is not None and objective.network is not None

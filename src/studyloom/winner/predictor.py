@@ -299,7 +299,7 @@ class WinnerFiles:
         return UnloadedNetwork(model, weights)
 
     def _make_trained_network(self, make: Any) -> UnloadedNetwork:
-        """Makes the network that studyloom has trained: that of the section `model`.
+        """Makes the network of the section `model`, which studyloom has trained.
 
         Args:
             make: a class or function that makes it instead, from the values of the section; None

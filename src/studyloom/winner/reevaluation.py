@@ -44,7 +44,7 @@ class Reevaluated:
         return max(len(values) for values in self.values.values())
 
     def values_by_seed(self, candidate_id: CandidateId) -> Mapping[int, float]:
-        """Returns the values of a candidate on new seeds; those of failed trainings are missing."""
+        """Returns the values of a candidate on new seeds, except for failed trainings."""
         if self.values is None:
             return {}
         if candidate_id in self.values:

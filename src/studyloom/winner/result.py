@@ -477,7 +477,7 @@ class Spread(TypedDict):
 
 
 def _find_spread(values: Summary | None) -> Spread | None:
-    """Returns the mean and the standard deviation of values, which is None if all are the same."""
+    """Returns the mean and standard deviation of values; no deviation if all are the same."""
     if values is None:
         return None
     if values.same:

@@ -201,8 +201,8 @@ class StagePlanner:
         in the search.
 
         Args:
-            configurations: those to train; the one with hyperparameters at their defaults is the
-                simple configuration.
+            configurations: the configurations to train; one with hyperparameters put back to their
+                defaults is the simple configuration.
         """
         detail = ""
         has_simple = any(candidate_id.defaults for candidate_id in configurations)
@@ -241,7 +241,7 @@ class StagePlanner:
         """Plans a stage.
 
         Args:
-            configurations: those to train.
+            configurations: the configurations to train.
             detail: an addition to the name of the stage.
         """
         definition = self.study.definition

@@ -59,7 +59,7 @@ class CandidateStage(Stage):
         )
 
     def values(self) -> dict[CandidateId, list[float]]:
-        """Returns a value for each seed of each candidate of which no training failed."""
+        """Returns the candidates without failed trainings, each with a value for each seed."""
         values = {}
         for candidate_id, values_by_seed in self._find_values().items():
             if len(values_by_seed) == self.source.seeds:
@@ -67,7 +67,7 @@ class CandidateStage(Stage):
         return values
 
     def partial_values(self) -> dict[CandidateId, dict[int, float]]:
-        """Returns the values by seed of each candidate of which a training failed."""
+        """Returns the candidates with failed trainings, each with its other values by seed."""
         values = {}
         for candidate_id, values_by_seed in self._find_values().items():
             if len(values_by_seed) < self.source.seeds:
@@ -164,8 +164,8 @@ def find_earlier_stages(
     Args:
         title: the title of the stages to find, such as "re-evaluation".
         name: the name of the stage's stored study, which is left out.
-        definition: the definition of the stage; that of the others may differ only in candidates
-            and seeds.
+        definition: the definition of the stage; the definitions of the others may differ only in
+            candidates and seeds.
     """
     conditions = _find_conditions(definition)
     for stored_stage in search.later_stages():

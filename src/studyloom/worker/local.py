@@ -357,7 +357,7 @@ class LocalWorker:
         return killed_id
 
     def _fork(self, line: int) -> ForkedWorker | None:
-        """Forks the worker; None if it cannot be forked, as one that uses a GPU.
+        """Forks the worker; None if it cannot be forked, for example because it uses a GPU.
 
         Args:
             line: the descriptor of the worker's end of its line.

@@ -324,8 +324,8 @@ class Reporter:
     def _pause_unless_promoted(self) -> None:
         """Raises Paused if a trial that has reached a rung must wait there for its promotion.
 
-        If it is the next to promote, it continues at once. The report at the rung has stored it as
-        paused, which is withdrawn then.
+        If the trial is the next to promote, it continues at once. The report at the rung has stored
+        it as paused, and this mark is removed then.
         """
         assert self.slots is not None  # it has found that the trial is at a rung
         self._outbox.flush()
@@ -337,7 +337,8 @@ class Reporter:
     def _is_save_due(self) -> bool:
         """Returns whether the state is to be saved after this step.
 
-        It always is if it names files that the user's trainer deletes a few steps later.
+        A state that names files of the user's trainer is saved after each step, since the trainer
+        deletes these files a few steps later.
         """
         if self.objective.keeps_files:
             return True

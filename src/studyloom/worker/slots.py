@@ -284,11 +284,11 @@ class SlotQueue:
     ) -> bool:
         """Replaces the Optuna trial, whose configuration was not accepted, by one with none.
 
-        After REDRAWS redraws it gets a random configuration, which it then suggests.
+        After REDRAWS redraws the new Optuna trial has a random configuration instead of none.
 
         Args:
             redraws: How often a configuration of the trial was not accepted.
-            used_keys: The configurations that it must not repeat.
+            used_keys: The configurations that the trial must not repeat.
 
         Returns:
             False if no random configuration is allowed.
@@ -322,8 +322,8 @@ class SlotQueue:
         locked the study, so that two workers cannot store the same configuration.
 
         Args:
-            used_keys: Configurations that the trial must not repeat; those of other trials are
-                added.
+            used_keys: Configurations that the trial must not repeat; the configurations of other
+                trials are added.
 
         Returns:
             Whether it was stored.
