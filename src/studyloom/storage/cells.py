@@ -110,7 +110,7 @@ def read_system_attribute(key: object, value_json: str) -> tuple[str, Any]:
 def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the system attributes of a study without metric names of a wrong type.
 
-    Another program has stored such names, and they count as missing.
+    Metric names of a wrong type, which another program has stored, count as missing.
     """
     names = attributes.get(METRIC_NAMES)
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -380,7 +380,7 @@ class SQLiteStorage(RetryingStorage):
                 connection.exec_driver_sql("BEGIN")
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
-        """Raises an error that the file is gone, if it is; else explains the driver's error."""
+        """Explains a driver's error, or raises an error which says that the file is gone."""
         address = self.retry.address
         is_of_database = context.sqlalchemy_exception is not None
         if is_of_database and connections.file_identity(address) is None:

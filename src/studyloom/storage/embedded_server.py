@@ -115,7 +115,7 @@ def _address_of_running(folder: Path) -> str | None:
 
 
 def _keeper_runs(folder: Path) -> bool:
-    """Returns whether a process runs the server of a folder, which it does with a lock held."""
+    """Returns whether a keeper, which holds the keeper's lock, runs the server of a folder."""
     try:
         with FileLock(folder / "keeper.lock", timeout=0):
             return False

@@ -812,10 +812,9 @@ def _trials_by_slot(trials: Sequence[sql.TrialSummary]) -> dict[int, sql.TrialSu
     Raises:
         StorageError: Two trials have one slot or one number.
     """
-    by_slot = {trial.slot: trial for trial in trials if trial.slot is not None}
     _check_unique("slot", [trial.slot for trial in trials if trial.slot is not None])
     _check_unique("number", [trial.number for trial in trials])
-    return by_slot
+    return {trial.slot: trial for trial in trials if trial.slot is not None}
 
 
 def _check_unique(kind: str, values: Sequence[int]) -> None:

@@ -534,7 +534,7 @@ def fills_slot(trial: FrozenTrial) -> bool:
 def without_reserved(trial: FrozenTrial) -> FrozenTrial:
     """Copies another program's trial without the attributes that have names of studyloom's.
 
-    In another program these names mean something else: its `epochs` may be a number.
+    Another program may use such a name for something else: its `epochs` may be a number.
     """
     if trial.user_attrs.keys().isdisjoint(TRIAL_KEYS):
         return trial
@@ -649,12 +649,12 @@ def trial_deleted() -> TrialDeleted:
 
 
 def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
-    """Executes writes in their order, neighbors of one statement together.
+    """Executes writes in their order; those in a row with the same statement are executed at once.
 
     The same rows may be written twice, as after a commit whose reply was lost.
     """
-    for statement, neighbors in groupby(writes, key=attrgetter("statement")):
-        connection.execute(statement, [neighbor.row for neighbor in neighbors])
+    for statement, writes_in_a_row in groupby(writes, key=attrgetter("statement")):
+        connection.execute(statement, [same_write.row for same_write in writes_in_a_row])
 
 
 def param_write(

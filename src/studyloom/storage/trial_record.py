@@ -37,10 +37,10 @@ class TrialRecord(TrialAttributes):
         return mask_passwords(str(self.error))
 
     def proposer(self, key: str = "by") -> str | None:
-        """Returns who proposed its configuration; None if sampler or command chose it.
+        """Returns who proposed its configuration, or why; None if sampler or command chose it.
 
         Args:
-            key: "by", or "why" for the reason of the proposal.
+            key: "by" for who, or "why".
         """
         if not isinstance(self.proposed, Mapping):
             return None

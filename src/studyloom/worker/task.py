@@ -58,10 +58,12 @@ class Command:
     @classmethod
     def of_this_process(cls) -> "Command":
         """Returns the command that the user typed to start this process."""
-        program: tuple[str, ...] = (sys.argv[0],)
+        program: tuple[str, ...]
         main_spec = getattr(sys.modules["__main__"], "__spec__", None)
         if main_spec is not None:  # it was started with `python -m`
             program = ("-m", main_spec.name)
+        else:
+            program = (sys.argv[0],)
         return cls(program, tuple(sys.argv[1:]))
 
     @property
