@@ -39,9 +39,12 @@ def unknown_cell(error: Exception, place: str = "") -> StorageError:
         error: The exception that was raised when the cell was read.
         place: The table and the trial of the cell, if they are known.
     """
-    reason = shorten(one_line(str(error) or "a number is missing"), 200)
+    # An assertion of Optuna has no text: it fails for a value that is NULL.
+    problem = shorten(one_line(str(error) or "a number is missing"), 200)
     if place:
-        reason = f"{place}: {reason}"
+        reason = f"{place}: {problem}"
+    else:
+        reason = problem
     return StorageError(
         f"storage.url: a cell of the database cannot be read: {reason}; another program has "
         "written it; put back a copy of the database from before"

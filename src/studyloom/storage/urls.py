@@ -28,12 +28,12 @@ HOSTS = re.compile(
 def parse_url(url: str | URL) -> URL:
     """Parses a storage URL and checks that studyloom supports it.
 
-    Relative SQLite paths stay relative to the working directory. A parsed URL is returned
-    unchanged.
+    Relative SQLite paths stay relative to the working directory. A second call, with the result,
+    changes nothing.
 
     Returns:
-        The URL with psycopg 3 as PostgreSQL's driver, and the password where SQLAlchemy hides it.
-        Several hosts of PostgreSQL are in its query, as host=a:5432 and host=b:5433.
+        The URL. For PostgreSQL it has psycopg 3 as the driver, and the password before the host,
+        where SQLAlchemy hides it. Several hosts are in its query, as host=a:5432 and host=b:5433.
 
     Raises:
         StorageError: It cannot be parsed, or names another kind of database or one in memory.
@@ -77,12 +77,13 @@ def _move_password_from_query(address: URL) -> URL:
 
 
 def _check_is_file(address: URL) -> None:
-    """Raises StorageError if a SQLite database is in memory."""
+    """Raises StorageError if a SQLite database is in memory, as it is without a name."""
     if address.database and address.database != ":memory:":
         return
-    path = ""
     if address.database:
         path = f"/{address.database}"
+    else:
+        path = ""
     raise StorageError(
         "storage.url must name a file, since workers cannot share a database in memory; "
         f"got sqlite://{path}"

@@ -204,7 +204,7 @@ class EarlierTraining:
         if self.file is not None:
             try:
                 weights = load_weights(self.file)
-            except (OSError, ValueError):
+            except (OSError, ValueError):  # each host has the files of the networks that it trained
                 return None
         record = TrialRecord(self.trial)
         return StoredObjective(

@@ -404,6 +404,7 @@ def _build_transform(facts: DataFacts, trusted: Sequence[str] | None) -> Transfo
     """
     if facts.transform is None:
         return None
+    # As in a config, so that an error names the key `data.transform`.
     config = {"data": {"transform": facts.transform}}
     check_targets(config, trusted)
     transform = build(facts.transform, "data.transform")

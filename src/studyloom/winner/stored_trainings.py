@@ -127,6 +127,7 @@ class CandidateStage(Stage):
         earlier_stages = find_earlier_stages(search, self.title, self.stored.name, definition)
         for stage in (self.stored, *earlier_stages):
             (document,) = stage.attributes(TESTED)
+            # An earlier stage may also have had other candidates, and so other networks.
             if document and stage.definition() == definition:
                 tested = from_document(document, Tested)
                 return StoredTest(tested, is_earlier=stage is not self.stored)

@@ -93,10 +93,12 @@ class HeldTrial:
 
     def commit(self) -> None:
         """Commits the trial's pending rows and the renewal of its lease together."""
-        # An epoch that takes long does not mean that the worker has died.
+        # The lease lasts for several of the longest steps: a worker whose epoch takes long has not
+        # died.
         lease = max(self.limits.lease, LEASE_FACTOR * self.longest_step)
 
         def renew(claim: Claim, write: WriteRows) -> bool:
+            """Renews the lease, and calls `write` in the same transaction."""
             return self.stored.ledger.renew(claim, lease, write)
 
         self._write(renew)
