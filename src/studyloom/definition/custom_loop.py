@@ -135,8 +135,8 @@ class LoopDefinition(Definition):
     ) -> Definition:
         """Reads the definition of a loop that gets the values of `params` by name.
 
-        To the section `params` it adds the defaults of the search space and of the loop's
-        parameters.
+        The section `params` of its config also has the defaults of the search space and of the
+        loop's parameters.
 
         Raises:
             ConfigError: every parameter without a value, and every key that the loop does not take.
@@ -144,7 +144,7 @@ class LoopDefinition(Definition):
         definition = super().from_config(cfg, composer)  # adds the defaults of the search space
         params = {}
         for name, default in parameters.defaults.items():
-            if _survives_yaml(default):  # else the function itself uses it
+            if _survives_yaml(default):  # the function gets any other default without a config
                 params[name] = default
         params.update(value_at(definition.config, PARAMS) or {})
         definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
@@ -206,9 +206,10 @@ class LoopDefinition(Definition):
     def reads_train(self) -> bool:
         """True if the loop may read `config.train`, as far as that can be known.
 
-        Its module names the section; or the study has a model, so that it trains as studyloom does;
-        or the config files set a key of `train`. A key that the command line sets shows nothing:
-        the user may not know that no loop reads it.
+        A loop may read the section if the loop's module names it; if the study has a model, which
+        the loop then trains as studyloom would; or if the config files set a key of the section. A
+        key that only the command line sets shows nothing: the user may not know that no loop reads
+        it.
         """
         if not UserFunction(self.function).takes_config:
             return False
@@ -260,7 +261,8 @@ class LoopDefinition(Definition):
     def provenance_sections(self, configuration: Configuration) -> Sections:
         """Returns the resolved sections that decide the value of a trial.
 
-        Those of Optuna objectives differ only in `params`, and are not made again for each trial.
+        In the trials of an Optuna objective only the section `params` differs, so that the other
+        sections are made once for all trials.
         """
         if not self.suggests:
             return super().provenance_sections(configuration)
@@ -271,11 +273,11 @@ class LoopDefinition(Definition):
     def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition, by key.
 
-        To those of every definition it adds the config of an adapter's program, and leaves out keys
-        of the adapter that change no result.
+        Next to the values of every definition, these are the config of an adapter's program. Keys
+        of the adapter that change no result are left out.
 
         Args:
-            digest: that of the data.
+            digest: the digest of the data.
         """
         values = super().identity(digest)
         for name in self.adapter.keys_without_effect:
@@ -307,7 +309,8 @@ class LoopDefinition(Definition):
         """Makes the objective of a trial: with all seeds and folds, or with a single one of each.
 
         Args:
-            number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            number: the number of the trial in its stage; without a `seed`, the seeds are derived
+                from it.
             attempt: the attempt of a worker at the trial, with its folder for files. If the pruner
                 pauses trials, the loop must be able to resume.
             seed: the seed of a single training, as in the re-evaluation; None for all seeds.
@@ -327,14 +330,14 @@ class LoopDefinition(Definition):
     def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:
         """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
         training_set, validation_set = fold
-        unused_parts: dict[str, Any] = {  # a job requires them for training
+        parts_for_training: dict[str, Any] = {  # a job requires them; none is used here
             "optimizer": None,
             "schedule": None,
             "loss": functional.mse_loss,
         }
         return Job(
             functools.partial(build_loop_network, self.compose_config(configuration)),
-            **unused_parts,
+            **parts_for_training,
             train=training_set,
             valid=validation_set,
             epochs=1,
@@ -369,10 +372,10 @@ class LoopDefinition(Definition):
         return notes
 
     def _note_resumption(self) -> Iterator[str]:
-        """Yields a line if a trial whose worker dies cannot resume.
+        """Yields a line if a trial cannot resume after its worker has died.
 
-        That is so for an Optuna objective, and for a loop that saves its state with `run.keep` and
-        does not loop over `run.epochs`, as its source shows.
+        An Optuna objective cannot, and neither can a loop that saves its state with `run.keep`, but
+        does not iterate over `run.epochs`, as far as its source shows.
         """
         name = self.config.objective._target_
         if self.suggests:
@@ -385,8 +388,9 @@ class LoopDefinition(Definition):
         source = self.source.function
         calls_keep = "run.keep(" in source
         calls_epochs = "run.epochs(" in source
-        # A loop that passes `run` to another function may call `run.epochs` there. If it does not,
-        # the only `run` without a dot or a parenthesis behind it is that of its signature.
+        # A loop that passes `run` to another function may iterate over `run.epochs` there. If it
+        # does not, its source has `run` without a dot or a parenthesis behind it only once: in the
+        # signature.
         passes_run = len(PASSED_RUN.findall(source)) != 1
         if calls_keep and not calls_epochs and not passes_run:
             yield (
@@ -459,8 +463,8 @@ class LoopDefinition(Definition):
     def _check_unread_settings(self) -> Iterator[str]:
         """Yields an error for each setting of a network's training that a loop does not read.
 
-        They are keys of the section `train`, and sections such as `optimizer`. A loop that takes
-        the config may read the latter.
+        These are keys of the section `train`; and sections such as `optimizer`, unless the loop
+        takes the config, in which it may read them.
         """
         if self.reads_train:
             return
@@ -486,7 +490,7 @@ class LoopDefinition(Definition):
 
     def _check_optuna_objective(self, data: TrainingData) -> Iterator[str]:
         """Yields settings that an Optuna objective cannot have, since it gets only the trial."""
-        reasons: dict[str, str] = {}  # by key
+        reasons: dict[str, str] = {}  # what each key needs, by key
         if self.tested:
             reasons["objective.test"] = "it is given what run.keep keeps"
         if self.config.objective.network:
@@ -536,7 +540,8 @@ def _explain_unknown_parameter(
 
     A key within a parameter, such as `params.model.width`, needs the parameter `model`.
     """
-    name = key.partition(".")[2].partition(".")[0]
+    path = key.removeprefix(f"{PARAMS}.")
+    name = path.partition(".")[0]
     if name in parameters.defaults or parameters.takes_any:
         return None
     names = ", ".join(parameters.defaults) or "none"

@@ -13,19 +13,20 @@ from studyloom.space.tree import ListNode, Space, ValueNode, find_default
 def with_defaults(
     space: Space, typed_keys: Collection[str], config: StudyConfig, choices: Mapping[str, str]
 ) -> StudyConfig:
-    """Returns a config with the values of the baseline that it lacks, or that the space gives.
+    """Returns a config with the default values of the search space.
 
-    A key that the config lacks is added if the target of its section has a parameter of that name.
+    A default that the space gives replaces the value of the config, unless the command line sets
+    the key. A key that the config lacks is added if the class or function of its section has a
+    parameter of that name, or if it may be one of the values that a loop gets by name (`params`).
     The parameter's default is the value, even outside the range: validation refuses it then.
 
     Args:
         space: the search space around the config.
         typed_keys: the keys that the command line sets.
-        config: the study's own, or with other options of groups.
-        choices: the option of each group.
+        config: the config of the study, or one with other options of groups.
+        choices: the option of each group in the config.
     """
     values: dict[str, Any] = {}
-    has_params = bool(value_at(config, "params"))
     for node in space.opened_nodes(choices):
         declared_default: object = inspect.Parameter.empty
         if has_key(config, node.key):
@@ -36,15 +37,23 @@ def with_defaults(
             parameter = find_parameter(config, node.key)
             if parameter is not None:
                 declared_default = parameter.default
-            elif not node.key.startswith("params."):
+            elif not _is_new_param(node, config):
                 continue
-            elif node.default is None and has_params:
-                continue  # next to other params, a name that nothing declares may be misspelt
         shared_length = find_shared_length(node, config, values)
         values[node.key] = find_default(node, declared_default, shared_length)
     if not values:
         return config
     return config.with_values(values)
+
+
+def _is_new_param(node: ValueNode | ListNode, config: StudyConfig) -> bool:
+    """Returns whether a key of the space that no signature declares may be added to `params`.
+
+    If `params` has other keys, and the space gives no default, the key may be a misspelled one.
+    """
+    is_in_params = node.key.startswith("params.")
+    has_other_params = bool(value_at(config, "params"))
+    return is_in_params and (node.default is not None or not has_other_params)
 
 
 def find_shared_length(
@@ -53,7 +62,7 @@ def find_shared_length(
     """Returns the length of the list that a node is as long as; 1 if there is no such list.
 
     Args:
-        values: values by key that come before those of the config.
+        values: values by key; those of the config count only where these lack the list.
     """
     if not isinstance(node, ListNode) or not isinstance(node.length, str):
         return 1

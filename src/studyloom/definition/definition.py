@@ -69,9 +69,9 @@ class Branch:
         """Yields values, by key, at which the branch is tried; other keys keep their defaults.
 
         They are the defaults, the low corner of the space with each value at its low end, the high
-        corner, and each choice by itself.
+        corner with each value at its high end, and each choice by itself.
         """
-        yield {}
+        yield {}  # the defaults
         if not self.nodes:
             return
         space = Space(self.nodes)
@@ -85,9 +85,9 @@ class Branch:
                     for choice in node.distribution.choices:
                         yield {node.key: choice}
             elif isinstance(node.item, CategoricalDistribution):
+                # Another list may have to be as long as this one, and so is at its low end too.
                 length = len(low_corner[node.key])
                 for choice in node.item.choices:
-                    # With the corner's other lists, since one may have to be as long as this list.
                     yield low_corner | {node.key: [choice] * length}
 
 
@@ -112,15 +112,15 @@ class Definition:
         Args:
             cfg: all sections, except `hydra`.
             composer: composes the command again with other options of groups. The definition gets
-                one that also adds the defaults of the space to what it composes.
+                a copy that also adds the defaults of the space to each config.
         """
         space = read_space(value_at(cfg, "space"), composer.options)
         typed_keys = {override.key for override in composer.overrides}
-        complete = functools.partial(with_defaults, space, typed_keys)
-        composer = replace(composer, base=cfg, complete=complete)
-        config = complete(cfg, composer.choices)
-        composer.keep(config)
-        return cls(config, composer, space)
+        add_defaults = functools.partial(with_defaults, space, typed_keys)
+        completing_composer = replace(composer, base=cfg, complete=add_defaults)
+        config = add_defaults(cfg, composer.choices)
+        completing_composer.keep(config)
+        return cls(config, completing_composer, space)
 
     # Methods that the subclasses override
 
@@ -251,9 +251,8 @@ class Definition:
         """The default configuration, or None if `study.baseline` is false."""
         if not self.config.study.baseline:
             return None
-        return self.space.read_default(
-            self.composer.choices, lambda key: value_at(self.config, key)
-        )
+        lookup = functools.partial(value_at, self.config)
+        return self.space.read_default(self.composer.choices, lookup)
 
     @functools.cached_property
     def seed(self) -> int:
@@ -278,7 +277,8 @@ class Definition:
         if data.split is None:
             return None
         assert data.source is not None
-        split_seed = derive(self.seed, seed, 0, 1)  # a path that no trial has
+        # The numbers from which a trial derives its seeds are never these.
+        split_seed = derive(self.seed, seed, 0, 1)
         folds = data.split.folds(self.config.objective.folds, data.source.validation, split_seed)
         # In time order only the last fold is validated on what comes after all its training data.
         return folds[-1]
@@ -324,13 +324,13 @@ class Definition:
             digest: that of the data.
         """
         values = dict(flatten(_deciding_sections(self.config)))
-        # The default configuration lacks the options that it does not choose, and their defaults.
+        # The sections of options that only some trials have, such as those of `optimizer=sgd`
         for branch in self.branches:
             for group, option in branch.choices.items():
                 if option != self.composer.choices.get(group):
                     section = value_at(branch.config, group.replace("/", "."))
                     values.update(flatten(section, f"{group}={option}"))
-        values.update(self.code)
+        values.update(self.code)  # digests of the user's modules
         study = self.config.study
         values["data.digest"] = digest
         values["study.seed"] = study.seed
@@ -340,9 +340,9 @@ class Definition:
             values["study.round_size"] = study.round_size
         identity = {}
         for key in sorted(values):
-            # `study.direction` repeats the first of these, and the section `loss` the second.
-            is_duplicate = key == "objective.direction" or key.startswith("train.loss")
-            if key != "data.root" and not is_duplicate:
+            repeats_study_direction = key == "objective.direction"
+            repeats_loss = key.startswith("train.loss")  # the loss is in its own section
+            if key != "data.root" and not repeats_study_direction and not repeats_loss:
                 identity[key] = values[key]
         return identity
 
@@ -360,9 +360,9 @@ class Definition:
     def branches(self) -> list[Branch]:
         """The branches of the space, each with its config, the root first.
 
-        Groups that do not lead to a branch keep their default option, or have their first one if
-        the space lacks the default. Without a baseline, each hyperparameter is at its low end,
-        since its default may be out of range.
+        In the config of a branch, the groups that do not lead to the branch have their default
+        option, or their first one if the space lacks the default. Without a baseline, each
+        hyperparameter is at its low end, since its default may be out of range.
 
         Raises:
             ConfigError: the config of each branch that cannot be composed.

@@ -40,7 +40,7 @@ class NetworkDefinition(Definition):
         """Builds the jobs of a trial, one for each fold and seed.
 
         Args:
-            number: of the trial, from which the seeds of the jobs are derived.
+            number: the number of the trial, from which the seeds of the jobs are derived.
         """
         return build_jobs(self.compose_config(configuration), folds, self.trial_seed(number))
 

@@ -43,10 +43,10 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     """Loads the training set of a config, and divides it into folds.
 
     Args:
-        shared: whether the workers that this process starts share it.
+        shared: whether the workers that this process starts share the training set.
 
     Returns:
-        The data; empty if a custom loop loads its own.
+        The data; empty if the trials call a custom loop that loads its data itself.
 
     Raises:
         DataError: the winner is to be tested, and the data has no test set.
@@ -57,7 +57,7 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     source = build_source(cfg["data"])
     if cfg.winner.enabled and definition_class.is_tested(cfg) and not source.has_test:
         raise DataError(NO_TEST)
-    # Processes of this host share what they have loaded from equal sections.
+    # Processes of this host share the data that they load from equal sections.
     section = json.dumps(plain_sections(cfg, "data"), default=str)
     sharing_key = digest_source(section.encode())
     split = load_shared(source.train, sharing_key)
@@ -103,13 +103,17 @@ def preflight(
     """Builds and tries what a definition names, before trial 0, and collects the errors.
 
     Args:
-        collector: calls the function that it is given, and keeps the errors that this raises.
+        collector: calls a function, and keeps the errors that the function raises.
         data: the data of the study; None if they could not be loaded. Networks are not tried then.
         launcher: starts the workers, which must be able to share the sampler and the pruner; None
             if it could not be built.
     """
     if data is None:
-        collector(lambda: collector.errors.extend(check_sections(definition, strategy)))
+
+        def check_without_data() -> None:
+            collector.errors += check_sections(definition, strategy)
+
+        collector(check_without_data)
     else:
         collector(lambda: validate(definition, data, strategy))
         random_dataset_key = collector(lambda: find_random_validation(data.split))
@@ -126,8 +130,8 @@ def _warn_of_random_validation(key: str) -> None:
     Args:
         key: the key that names the Dataset.
     """
-    fixed_key = key
-    if key == "data.train":  # its examples are to stay random when networks are trained on them
+    fixed_key = key  # names the same examples without random changes
+    if key == "data.train":  # for training, its examples are to stay random
         fixed_key = "data.evaluate"
     log.warning(
         "%s returns another first item each time, as augmentation does, and trials are "

@@ -73,8 +73,8 @@ EXPECTED_TYPES = {
     ),
     "storage": ExpectedType(str | Mapping, "an option such as sqlite, or the URL of a database"),
 }
-# A function returns a network if it takes one of the first names; or if the call has a section
-# `model`, and the function takes none of the second names.
+# A function that takes one of NETWORK_PARAMETERS returns a network. One that takes none of them nor
+# of LOOP_PARAMETERS does so if the call has a section `model`.
 NETWORK_PARAMETERS = {"shape", "outputs", "classes"}
 LOOP_PARAMETERS = {"run", "config", "cfg", "trial", "model"}
 
@@ -131,7 +131,7 @@ def read_call(
         space: the ranges of the hyperparameters.
         data: tensors, arrays or Datasets; or an option or section of the group `data`.
         settings: the further arguments: sections of a config, keys, and options of groups.
-        keywords: those of `search`, one of which may be suggested for a misspelled setting.
+        keywords: the names of the keywords of `search`, which are suggested for misspelled ones.
 
     Raises:
         ConfigError: every error in them; the space and the values are checked with the config.
@@ -140,7 +140,7 @@ def read_call(
     forget_objects()
     reader = CallReader(subject, space, settings, keywords)
     all_settings = reader.with_space(space, settings)
-    names_data = isinstance(data, str | Mapping)  # an option of the group `data`, or its section
+    names_data = isinstance(data, str | Mapping)  # "mnist5k", an option of the group, or a section
     if names_data:
         all_settings = {"data": data, **all_settings}
     for key, value in all_settings.items():
@@ -148,10 +148,10 @@ def read_call(
     reader.add_subject()
     if isinstance(space, Mapping):
         reader.add_first_options(space)
-    needs_data = reader.trains_network and "data" not in all_settings
     has_datasets = data is not None and not names_data
-    if has_datasets or needs_data:
-        reader.add_data(data)
+    lacks_data = reader.trains_network and "data" not in all_settings
+    if has_datasets or lacks_data:
+        reader.add_data(data)  # an error if it is None
     return reader.finish()
 
 
@@ -209,11 +209,11 @@ class CallReader:
     def with_space(self, space: object, settings: Mapping[str, object]) -> Mapping[str, object]:
         """Returns the settings with the search space as the section `space`, unless it is empty.
 
-        The space of a network has sections such as `model` and `optimizer`. That of a loop has the
-        parameters of the function, which stand in the section `params` of a config.
+        The space of a network has sections such as `model` and `optimizer`. The space of a loop has
+        the parameters of the function, which are the section `params` in a config.
         """
         if not isinstance(space, Mapping):
-            return {"space": space, **settings}  # `add_setting` refuses it
+            return {"space": space, **settings}  # an error, which `add_setting` explains
         section: Mapping[str, object] = space
         if self.trains_network:
             section = self._select_sections(space)
@@ -306,10 +306,10 @@ class CallReader:
             )
 
     def add_first_options(self, space: Mapping[str, object]) -> None:
-        """Adds the default option of each group of whose options the space lacks the usual default.
+        """Adds the first option of each group in the space that lacks the group's default option.
 
-        It is the first option in the space. Otherwise the baseline would be outside the space: of
-        `{"optimizer": {"sgd": …}}` if the default is AdamW.
+        It is the option of the baseline, which would otherwise be outside the space: without it,
+        the baseline of the space `{"optimizer": {"sgd": …}}` would have the default, AdamW.
         """
         if not self.trains_network:
             return
@@ -339,10 +339,11 @@ class CallReader:
         has_validation_set = settings.get("valid") is not None
         if not has_validation_set:
             default_count = max(1, len(datasets.train) // HELD_OUT_ONE_IN)
-            count = settings.get("validation", default_count)
-            section["validation"] = count
+            validation_count = settings.get("validation", default_count)
+            section["validation"] = validation_count
             self.study.notes.append(
-                f"data: {count} training examples are the validation set (data.validation)"
+                f"data: {validation_count} training examples are the validation set "
+                "(data.validation)"
             )
         sections["data"] = {**section, **settings}
 
@@ -417,9 +418,9 @@ def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
 
 
 def _is_flat(name: object, value: object) -> bool:
-    """Returns whether an item of a network's space is a range that should stand in a section.
+    """Returns whether an item of a network's space is a range outside of any section.
 
-    `{"width": Int(4, 256)}` has one; it should be `{"model": {"width": Int(4, 256)}}`.
+    `{"width": Int(4, 256)}` has one, and `{"model": {"width": Int(4, 256)}}` has none.
     """
     is_range = isinstance(value, Mapping) and not value.keys().isdisjoint(RANGES)
     is_section_or_key = not isinstance(name, str) or "." in name or name in SECTIONS
@@ -427,14 +428,14 @@ def _is_flat(name: object, value: object) -> bool:
 
 
 def _suggest_sections(flat_names: Sequence[str], parameters: Collection[str]) -> str:
-    """Suggests the section of each hyperparameter of a network that stands in none.
+    """Returns the error for hyperparameters of a network that are outside of any section.
+
+    For `lr` it ends in "did you mean space={'optimizer': {'lr': …}}?". A name that neither the
+    network nor a section knows is put into the section `model`.
 
     Args:
         flat_names: the names of the hyperparameters, which may be misspelled.
-        parameters: those of the network; a name that no section has is taken for one of these.
-
-    Returns:
-        An error such as "space: lr: … did you mean space={'optimizer': {'lr': …}}?".
+        parameters: the names of the network's parameters.
     """
     sections_by_name = _find_sections_of_names(parameters)
     items_by_section: dict[str, list[str]] = {}
@@ -455,10 +456,10 @@ def _suggest_sections(flat_names: Sequence[str], parameters: Collection[str]) ->
 
 
 def _find_sections_of_names(parameters: Collection[str]) -> dict[str, str]:
-    """Returns the section in which each hyperparameter of a network stands, by its name.
+    """Returns the section that each hyperparameter of a network belongs to, by name.
 
-    A name that several sections have is that of the first: `model` before `train` before the
-    default options of the groups.
+    A name that several sections have belongs to the first of these: `model`, `train`, and then the
+    default options of the groups, such as `optimizer`.
 
     Args:
         parameters: the names of the network's parameters.
@@ -474,13 +475,14 @@ def _find_sections_of_names(parameters: Collection[str]) -> dict[str, str]:
 
 
 def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
-    """Converts a setting of a call to what a config can hold.
+    """Converts a setting of a call to a value that a config can hold.
 
-    A class or function becomes a section with its name, a Dataset a section that finds it again,
-    and an array a list.
+    A class or function becomes a section with its name as `_target_`, a Dataset a section by which
+    this process and its workers find the object, and an array a list.
 
     Args:
-        errors: gets a line for each value within it that no config can hold.
+        key: the key of the setting in the config.
+        errors: a list to which a line is added for each value that no config can hold.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -518,12 +520,14 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
 def _name_in_section(key: str, member: Any, errors: list[str]) -> dict[str, object]:
     """Returns the section of a config that names a class or function.
 
-    A class is called when the section is built. A function is passed on itself, and so are the
-    class of an optimizer, which waits for the weights, and a class among the arguments of a
-    network, which makes its own layers.
+    A class is called when the section is built, unless the section has `_partial_`. Then the class
+    itself is passed on: that of an optimizer, which is made only once there are weights, and one
+    among the arguments of a network, which makes objects of it. A function is always passed on.
 
     Args:
-        errors: gets a line if workers cannot import it.
+        key: the key of the section.
+        member: the class or function.
+        errors: a list to which a line is added if workers cannot import the member.
     """
     target = f"{member.__module__}.{member.__qualname__}"
     for problem in _explain_unknown_name(target, member):
@@ -547,7 +551,8 @@ def _explain_unknown_name(name: str, member: object) -> list[str]:
     except ConfigError as error:
         return error.errors
     except (AttributeError, ImportError, ValueError):
-        pass  # another member of this name, or none
+        pass  # no member of this name can be imported
+    # Here, none was found, or another one of the same name.
     return [
         f"{name}: worker processes cannot import it; give a class or a def at the top "
         f"level of the notebook, script or module; got {type(member).__name__}"
@@ -566,14 +571,18 @@ class DividedData:
 
 
 def _needs_datasets(settings: Mapping[str, object]) -> bool:
-    """Returns whether a call sets a key of `data` that the source `Datasets` has, and not `Loaded`.
+    """Returns whether a call sets a key of `data` that only the source `Datasets` has.
 
-    Then tensors are passed as Datasets, since files of arrays are read by `Loaded`.
+    Tensors are usually written to files of arrays, which the source `Loaded` reads. If it lacks one
+    of the keys, they are passed as Datasets instead.
+
+    Args:
+        settings: the keys of the section `data` that the call sets itself.
     """
-    dataset_keys = inspect.signature(Datasets).parameters.keys()
-    loaded_keys = inspect.signature(Loaded).parameters.keys()
-    only_of_datasets = dataset_keys - loaded_keys
-    return not only_of_datasets.isdisjoint(settings)
+    keys_of_datasets = inspect.signature(Datasets).parameters.keys()
+    keys_of_loaded = inspect.signature(Loaded).parameters.keys()
+    keys_only_of_datasets = keys_of_datasets - keys_of_loaded
+    return not keys_only_of_datasets.isdisjoint(settings)
 
 
 def _is_pair_of_tensors(dataset: object) -> TypeGuard[TensorDataset]:

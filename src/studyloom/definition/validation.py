@@ -94,10 +94,11 @@ def _find_contradictions(definition: Definition) -> Iterator[str]:
     """Yields values of studyloom's sections that exclude each other, with a fix."""
     config = definition.config
     study = config.study
-    sets_only_one = (study.stop is None) != (study.min_improvement is None)
+    sets_stop = study.stop is not None
+    sets_improvement = study.min_improvement is not None
     if study.stop not in (None, "improvement"):
         yield f"study.stop must be improvement, or null; got {study.stop}"
-    elif sets_only_one:
+    elif sets_stop != sets_improvement:
         yield (
             "study.stop=improvement ends the search when further trials would gain less than "
             "study.min_improvement, such as 0.005 in units of the metric; set both or neither"
