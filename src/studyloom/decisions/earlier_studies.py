@@ -43,14 +43,14 @@ class EarlierStudy:
     Attributes:
         label: Names it for people, without a password: "runs/earlier".
         ranked: The trials that may be taken, the best first.
-        open: How many of its trials have not ended.
+        open_count: How many of its trials have not ended.
         uuid: The random id of the study, by which two sources are known to be one study; "" if
             another program made it.
     """
 
     label: str
     ranked: Sequence[FrozenTrial]
-    open: int = 0
+    open_count: int = 0
     uuid: str = ""
 
 
@@ -158,8 +158,8 @@ def read_named(sources: Any, used_labels: Sequence[str]) -> NamedStudies:
         except ValueError as error:  # ConfigError and StorageError too
             errors += [f"study.warm_start: {line}" for line in list_messages(error, str(error))]
             continue
-        if earlier.open > 0:
-            notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
+        if earlier.open_count > 0:
+            notes.append(f"{earlier.label}: is not finished: {earlier.open_count} trials are open")
         studies.setdefault(earlier.uuid or source, earlier)
     return NamedStudies(labels, [*studies.values()], errors, notes)
 

@@ -285,7 +285,7 @@ class Forecast:
 
     Args:
         ending: Why it has ended; None if it continues.
-        running: Once it has ended, the number of its trials that have not.
+        running: How many trials have not ended though the search has; 0 if it continues.
         gain: What its further trials are expected to gain together, in units of the metric; None
             after too few trials.
         bounds: The bounds that end it.
@@ -333,8 +333,8 @@ def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
 def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
     """Returns why a search has ended before its budget is spent; None if it continues.
 
-    The first worker that expects too little of further trials stores this decision. If it is killed
-    before, the next one decides the same.
+    The first worker that expects too little of further trials stores this decision. If that worker
+    is killed before, the next one decides the same.
 
     Args:
         stored: The study in its database.
@@ -355,9 +355,9 @@ def decide_early_end(stored: StoredStudy, trials: int) -> Ending | None:
 
 
 def read_forecast(stored: StoredStudy) -> Forecast:
-    """Returns what is still to come of a search, for those who view it.
+    """Returns the rest of a search, for a view of the study.
 
-    It makes and stores no decision: viewing a study does not change it.
+    No decision is made or stored, since a view does not change the study.
     """
     if stored.is_stage:  # a later stage, such as the re-evaluation, runs all its trials
         return Forecast()
@@ -381,18 +381,18 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     no conditions, which only complete trials can satisfy. A paused trial counts as ended. With
     several objectives no trial has a value.
     """
-    eligible_numbers: set[int] = set()
-    last_values_count = False
+    eligible_numbers: set[int] = set()  # of complete trials that may be the best
+    uses_last_values = False
     if len(stored.objectives) == 1:
         eligible_numbers = {trial.number for trial in stored.ranked()}
-        last_values_count = not stored.rule().conditions
+        uses_last_values = not stored.rule().conditions
     outcomes = []
     for trial in sorted(stored.trials(all_attributes=True), key=find_end_time):
         record = TrialRecord(trial)
         value = None
         if trial.number in eligible_numbers:
             value = trial.values[0]
-        elif last_values_count and record.outcome in ("pruned", "paused"):
+        elif uses_last_values and record.outcome in ("pruned", "paused"):
             value = _last_value(trial)
         if value is not None and math.isfinite(value):
             value *= stored.sign  # the more the better

@@ -28,7 +28,8 @@ from studyloom.storage.optuna_internals import CONSTRAINT
 
 PRUNED = "pruned"  # the constraint that a pruned trial of several objectives breaks
 FEWEST_GAINS = 2  # trials with a gain between two stops, for its median to be typical
-Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]  # returns trials as a view shows them
+# A function that returns trials as a view shows them.
+ShowTrials = Callable[[list[FrozenTrial]], list[FrozenTrial]]
 
 
 class Report(NamedTuple):
@@ -219,22 +220,22 @@ def _find_worst(
 def _show_as_complete(
     trials: Sequence[FrozenTrial], final_values: Mapping[int, list[float]]
 ) -> list[FrozenTrial]:
-    """Returns trials, of which those with final values are replaced by complete copies.
+    """Returns trials, with complete copies in place of those that have final values.
 
-    The copies have only the constraints that all of them have: Optuna's Gaussian process raises an
-    exception where one trial has other constraints.
+    A copy keeps only the constraints that all of these trials have: Optuna's Gaussian process
+    raises an exception if some trials have other constraints than others.
 
     Args:
         trials: The trials of a study.
         final_values: The values of the trials to show as complete, by number.
     """
-    constraint_names = []  # a set for each copy
+    if not final_values:
+        return list(trials)
+    names_by_trial = []  # the names of the constraints of each trial that is replaced
     for trial in trials:
         if trial.number in final_values:
-            constraint_names.append(set(trial.constraints or ()))
-    if not constraint_names:
-        return list(trials)
-    shared_names = set.intersection(*constraint_names)
+            names_by_trial.append(set(trial.constraints or ()))
+    shared_names = set.intersection(*names_by_trial)
     shown_trials = []
     for trial in trials:
         if trial.number in final_values:
@@ -251,13 +252,13 @@ def _show_as_complete(
 def view_extrapolated(study: Study) -> Study:
     """Returns a view of a study whose trials are shown as `extrapolate` does."""
     costs = (study.metric_names or [])[1:]
-    return _view(study, partial(extrapolate, directions=study.directions, costs=costs))
+    return _make_view(study, partial(extrapolate, directions=study.directions, costs=costs))
 
 
-def _view(study: Study, show: Show) -> Study:
-    """Returns a view of a study, whose trials a function changes when they are read."""
+def _make_view(study: Study, show_trials: ShowTrials) -> Study:
+    """Returns a view of a study: a copy that shows the trials as a function returns them."""
     view = copy.copy(study)
-    storage: Any = _ViewStorage(study._storage, show)
+    storage: Any = _ViewStorage(study._storage, show_trials)
     view._storage = storage
     return view
 
@@ -272,7 +273,8 @@ def view_in_rounds(study: Study, find_last_known_step: Callable[[Any], int | Non
     """
     has_several_objectives = len(study.directions) > 1
 
-    def show(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    def show_known(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Returns copies of the trials with only what is known of them."""
         shown_trials = []
         for trial in trials:
             last_step = find_last_known_step(trial.user_attrs.get(SEGMENTS, ()))
@@ -286,13 +288,14 @@ def view_in_rounds(study: Study, find_last_known_step: Callable[[Any], int | Non
                 shown_trials.append(copy.copy(trial))
         return shown_trials
 
-    return _view(study, show)
+    return _make_view(study, show_known)
 
 
 def _show_as_pruned(trial: FrozenTrial) -> FrozenTrial:
     """Returns a copy of a paused trial as if it had ended at the rung where it waits."""
     pruned_copy = copy.copy(trial)
-    _select_constraints(pruned_copy, trial.constraints or ())  # all; in a dict of the copy
+    # Keep all constraints, but in a dict of the copy, which gets one more.
+    _select_constraints(pruned_copy, trial.constraints or ())
     pruned_copy.state = TrialState.PRUNED
     mark_worse_than_complete(pruned_copy, pruned_copy.set_constraint)
     return pruned_copy
@@ -303,11 +306,12 @@ def _show_as_running(trial: FrozenTrial, last_step: int) -> FrozenTrial:
     running_copy = copy.copy(trial)
     running_copy.state = TrialState.RUNNING
     running_copy.values = None
-    known_constraints: Container[str] = ()
+    known_names: Container[str] = ()  # of constraints
     if last_step > 0:
-        # Constraints on its costs, which are attributes too, are known from its first segment on.
-        known_constraints = trial.user_attrs
-    _select_constraints(running_copy, known_constraints)
+        # Only constraints on costs are known, which were measured before the first step. Each cost
+        # is stored as an attribute with the same name as its constraint.
+        known_names = trial.user_attrs
+    _select_constraints(running_copy, known_names)
     running_copy.intermediate_values = {
         step: value for step, value in trial.intermediate_values.items() if step <= last_step
     }
@@ -355,11 +359,11 @@ def _select_constraints(trial: FrozenTrial, names: Container[str]) -> None:
 
 
 class _ViewStorage:
-    """The storage of a view: only the trials of the study are read in another way."""
+    """The storage of a view, which changes only how trials are read."""
 
-    def __init__(self, storage: Any, show: Show) -> None:
+    def __init__(self, storage: Any, show_trials: ShowTrials) -> None:
         self._storage = storage
-        self._show = show
+        self._show_trials = show_trials
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -367,14 +371,18 @@ class _ViewStorage:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = self._show(self._storage.get_all_trials(study_id, deepcopy=deepcopy))
+        stored_trials = self._storage.get_all_trials(study_id, deepcopy=deepcopy)
+        trials = self._show_trials(stored_trials)
         if states is None:
             return trials
         return [trial for trial in trials if trial.state in states]
 
 
 class Extrapolating(PartialFixedSampler):
-    """A sampler that sees all trials at the end of their training; it fixes no hyperparameter.
+    """Shows another sampler all trials as if at the end of their training.
+
+    Optuna's PartialFixedSampler passes each call on to another sampler, and fixes some of the
+    hyperparameters; here it fixes none.
 
     Args:
         sampler: A sampler that learns only from complete trials.

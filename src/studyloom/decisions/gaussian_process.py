@@ -97,8 +97,8 @@ class GaussianProcessSampler(TPESampler):
     ) -> Params:
         """Returns the proposal of the Gaussian process, or that of TPE where the process has none.
 
-        TPE always proposes first: the process also tries the branch that TPE has chosen, and
-        leaves the hyperparameters that it does not model as TPE proposes them.
+        TPE always proposes first. The branch that TPE has chosen is one of those that the process
+        tries, and TPE's values stay for the hyperparameters that the process does not model.
         """
         tpe_proposal = super().sample_relative(study, trial, search_space)
         if self._context.redraws or not self._chooses_gaussian_process(study):
@@ -128,9 +128,9 @@ class GaussianProcessSampler(TPESampler):
     ) -> Distributions:
         """Returns the distributions of the hyperparameters that the process models, by name.
 
-        They are those that a complete trial has had. If an Optuna objective suggests its
-        hyperparameters itself, they are those that all complete trials share, since the space shows
-        no branches then.
+        It models each hyperparameter that any complete trial has had. If an Optuna objective
+        suggests its hyperparameters itself, the space shows no branches: then it models only those
+        that all complete trials share.
 
         Args:
             trials: The trials of the study.
@@ -169,10 +169,11 @@ class GaussianProcessSampler(TPESampler):
         return modeled_trials
 
     def _find_fixed(self, params: Mapping[str, Any], distributions: Distributions) -> Params | None:
-        """Returns what the process does not vary in the branch of a configuration.
+        """Returns the hyperparameters that are fixed in the branch of a configuration.
 
-        These *fixed* hyperparameters are the options and list lengths that make the branch, with
-        their values; and all that the branch lacks, with the middles of their ranges.
+        The process does not vary these: the options and list lengths that make the branch, each
+        with its value; and all hyperparameters that the branch lacks, each with the middle of its
+        range.
 
         Args:
             params: The configuration.
@@ -188,8 +189,8 @@ class GaussianProcessSampler(TPESampler):
             if has_all_values:
                 return {}
             return None
-        # The walk visits the hyperparameters of the branch. Those that it does not visit keep the
-        # middle of their range.
+        # At first all are fixed at the middle of their range. A walk through the space visits those
+        # that the branch has, and corrects them.
         fixed = {name: find_middle(distribution) for name, distribution in distributions.items()}
 
         def visit(hyperparameter: Hyperparameter) -> Any:
@@ -202,10 +203,10 @@ class GaussianProcessSampler(TPESampler):
             else:
                 raise KeyError(name)
             makes_branch = hyperparameter.role in ("option", "length")
-            if makes_branch and name in fixed:
-                fixed[name] = value
-            else:
+            if not makes_branch:
                 fixed.pop(name, None)  # the process varies it
+            elif name in fixed:
+                fixed[name] = value
             return value
 
         try:
@@ -215,7 +216,7 @@ class GaussianProcessSampler(TPESampler):
         return fixed
 
     def _chooses_gaussian_process(self, study: Study) -> bool:
-        """Returns whether the process may propose in a study; always, but for `AutoSampler`."""
+        """Returns True: the process may propose in each study. `AutoSampler` overrides this."""
         return True
 
 
@@ -283,7 +284,8 @@ class AutoSampler(GaussianProcessSampler):
     def _chooses_gaussian_process(self, study: Study) -> bool:
         """Returns whether the Gaussian process is chosen for a study, and not TPE.
 
-        The first worker that can decide stores its decision with the study, for all others.
+        The first worker that can decide stores the decision with the study, so that all others
+        choose the same.
         """
         if self._decision is None:
             self._decision = study.user_attrs.get(SAMPLER)
@@ -371,8 +373,8 @@ class GaussianProcess(GPSampler):
         Args:
             study: The study, which has the directions.
             results: Complete trials, from which the process learns.
-            running: Trials that other workers run, near which it does not propose.
-            distributions: The distributions of the hyperparameters that it models.
+            running: Trials that other workers run, near which the process does not propose.
+            distributions: The distributions of the hyperparameters that the process models.
             branches: The fixed hyperparameters of each branch, with their values. The process
                 chooses one of the branches, and a value for each hyperparameter that is not fixed.
         """
@@ -382,14 +384,14 @@ class GaussianProcess(GPSampler):
             is_fixed = np.array([name in branch for name in distributions], bool)
             self._branches.append(_FixedValues(is_fixed, middle | branch))
         # A hyperparameter that a trial lacks counts as the middle of its range.
-        complete_results = [_fill_params(trial, middle) for trial in results]
-        complete_running = [_fill_params(trial, middle) for trial in running]
+        filled_results = [_fill_params(trial, middle) for trial in results]
+        filled_running = [_fill_params(trial, middle) for trial in running]
         smooth_distributions = {
             name: _smooth_distribution(distribution) for name, distribution in distributions.items()
         }
         with _one_cpu_thread():
             proposal = self._sample_relative_impl(
-                study, complete_results, complete_running, smooth_distributions
+                study, filled_results, filled_running, smooth_distributions
             )
         return {name: _round_value(distributions[name], value) for name, value in proposal.items()}
 
@@ -412,11 +414,12 @@ class GaussianProcess(GPSampler):
             acqf.search_space = branch_space
             start_points = None
             if best_params is not None:
-                start_points = branch_space.set_fixed(best_params.copy())
+                start_points = branch_space.move_into_branch(best_params.copy())
             point = super()._optimize_acqf(acqf, start_points)  # (hyperparameters,)
-            (value,) = acqf.eval_acqf_no_grad(point[None])  # of the points (1, hyperparameters)
+            points = point[None]  # (1, hyperparameters), as the function takes them
+            value = float(acqf.eval_acqf_no_grad(points)[0])
             if best_point is None or value > best_value:
-                best_value = float(value)
+                best_value = value
                 best_point = point
         acqf.search_space = whole_space
         return best_point
@@ -465,8 +468,9 @@ class _BranchSpace:
     def __init__(self, whole_space: Any, branch: _FixedValues) -> None:
         self._whole_space = whole_space
         self._is_fixed = branch.is_fixed
-        # The fixed values as a point. Optuna's method only counts the trials, here [None].
-        (self._fixed_point,) = whole_space.get_normalized_params([None], [branch.params])
+        # The values of the branch as a point. Of the trials, the first argument, Optuna's method
+        # uses only the number: one.
+        self._fixed_point = whole_space.get_normalized_params([None], [branch.params])[0]
         free_indices = np.flatnonzero(~branch.is_fixed)
         self.continuous_indices = np.intersect1d(whole_space.continuous_indices, free_indices)
         self.discrete_indices = np.intersect1d(whole_space.discrete_indices, free_indices)
@@ -474,13 +478,17 @@ class _BranchSpace:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole_space, name)
 
-    def set_fixed(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sets the fixed values in points, float (points, hyperparameters), and returns these."""
+    def move_into_branch(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Gives points the fixed values of the branch in place of their own, and returns them.
+
+        Args:
+            points: float (points, hyperparameters); changed in place.
+        """
         points[:, self._is_fixed] = self._fixed_point[self._is_fixed]
         return points
 
     def sample_normalized_params(self, n: int, rng: Any) -> NDArray[np.float64]:
-        return self.set_fixed(self._whole_space.sample_normalized_params(n, rng))
+        return self.move_into_branch(self._whole_space.sample_normalized_params(n, rng))
 
     def get_choices_of_discrete_params(self) -> list[NDArray[np.float64]]:
         """Returns the values of each discrete hyperparameter that is not fixed."""

@@ -172,10 +172,10 @@ class _Placement:
                 self._check_fixed(name)
 
     def _check_fixed(self, name: str) -> None:
-        """Checks that a value without a hyperparameter agrees with what is fixed in this study.
+        """Checks that a value without a hyperparameter is one that this study always has.
 
-        Fixed may be the length of a list, the option of a group, or a value of the config. If
-        another option is fixed, that is an error. A name with any other value is unknown.
+        It may be the length of a list, the option of a group, or another value of the config. If
+        the study has another option, that is an error. In all other cases the name is unknown.
 
         Args:
             name: The given name.
@@ -185,9 +185,10 @@ class _Placement:
         configuration = self.placed.configuration
         subject = f"{name}={format_scalar(value)}"
         space = self._space
-        if _has_length(space, configuration, name, value) or _has_length(
-            space, configuration, key, value
-        ):
+        is_length_of_list = any(
+            _has_length(space, configuration, list_name, value) for list_name in (name, key)
+        )
+        if is_length_of_list:
             return
 
         options = {**self._study_choices, **configuration.choices}  # by group

@@ -65,9 +65,10 @@ class GridSampler(BaseSampler):
     def __init__(self, context: SamplerContext, seed: int = 0) -> None:
         space = context.space
         baseline = context.baseline
-        # Raises ConfigError for continuous ranges. The copy of the space has no relations: many
-        # configurations may have to be tried to find the first that satisfies them.
-        next(Space(space.nodes).configurations())
+        # The first configuration raises ConfigError if there are continuous ranges. Relations are
+        # left out, as many configurations may have to be tried to find one that satisfies them.
+        space_without_relations = Space(space.nodes)
+        next(space_without_relations.configurations())
         size = space.size()
         if size > LARGEST_GRID:
             raise ConfigError(

@@ -62,8 +62,8 @@ class Strategy:
     """Makes the sampler and the pruner that the config of a study definition names.
 
     Args:
-        began: the epoch of the lowest rung as the study began, 0 without rungs; None for a new
-            study.
+        began: the epoch of the lowest rung with which the study began; 0 if it began without rungs;
+            None for a new study.
         auto_sampler: the sampler that `sampler=auto` has chosen in the study; None until then.
     """
 
@@ -72,16 +72,16 @@ class Strategy:
     auto_sampler: str | None = None
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
-        """Makes the sampler of a trial, seeded for it.
+        """Makes the sampler of a trial, with a seed of its own.
 
-        Its class may have the parameters `seed` and `context`, see `SamplerContext`. A `seed` in
-        its section replaces the study's. Either is combined with the trial's number: with one seed
-        for all trials, each would draw what the first drew, and workers drew only 4 distinct
-        configurations of 16.
+        A `seed` in the section `sampler` replaces the study's seed. The seed is combined with the
+        trial's number, unless the trials share one sequence: with one seed for all, each trial
+        would draw what the first one drew. The class of the sampler may have the parameters `seed`
+        and `context`, see `SamplerContext`.
 
         Args:
             number: the number of the trial.
-            redraws: whether the configuration that it drew first was refused.
+            redraws: whether the trial has drawn a configuration already, which was refused.
         """
         definition = self.definition
         section = plain(definition.config["sampler"], "sampler")
@@ -93,8 +93,8 @@ class Strategy:
         seed = section.get("seed")
         if seed is None:
             seed = definition.seed
-        has_sequence = isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)
-        if not has_sequence:
+        shares_sequence = isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)
+        if not shares_sequence:
             seed = derive(seed, number, 1)
         if "seed" in section:
             section["seed"] = seed
@@ -140,13 +140,17 @@ class Strategy:
 
     @functools.cached_property
     def keeps_state(self) -> tuple[str, ...]:
-        """Those of "sampler" and "pruner" that keep state: one object serves all trials."""
+        """The names of the parts that keep state, "sampler" or "pruner".
+
+        A part keeps state if one object of it serves all trials, and learns from them.
+        """
         return tuple(name for name in ("sampler", "pruner") if self._keeps_state(name))
 
     def _keeps_state(self, name: str) -> bool:
-        """Returns whether the sampler or the pruner keeps state.
+        """Returns whether the sampler or the pruner keeps state, and so must serve all trials.
 
-        Its section may say so by the key `keeps_state`, or else its class by an attribute.
+        The key `keeps_state` of the part's section says so; without the key, an attribute of its
+        class.
 
         Args:
             name: sampler or pruner.
@@ -168,12 +172,14 @@ class Strategy:
     @property
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer if the sampler has fewer configurations to give."""
-        budget = int(self.definition.config.study.trials)
+        study = self.definition.config.study
+        budget = int(study.trials)
         configurations = self.configurations
         if configurations is not None:
             return min(budget, len(configurations))
         size = self.definition.space.size()
-        if size == 1 or not self.definition.config.study.allow_repeats:
+        nothing_is_searched = size == 1
+        if nothing_is_searched or not study.allow_repeats:
             return int(min(budget, size))
         return budget
 
@@ -191,7 +197,8 @@ class Strategy:
     def check(self) -> Iterator[str]:
         """Yields an error for each reason why the pruner does not suit the definition.
 
-        It needs neither the data nor the search space, so that it can run before these are read.
+        The check needs neither the data nor the search space, so that it can run before both are
+        read.
         """
         try:
             pruner = self.pruner()
@@ -275,7 +282,7 @@ class Strategy:
 
         Args:
             group: sampler or pruner.
-            try_part: makes and tries it.
+            try_part: makes the sampler or the pruner, and tries it.
         """
         option = f"{group}={self.definition.composer.choices.get(group)}"
         try:
@@ -290,10 +297,10 @@ class Strategy:
         return []
 
     def _try_sampler(self) -> None:
-        """Makes the sampler of the first trial, and raises what it raises.
+        """Makes the sampler of the first trial; raises the exceptions of the sampler.
 
-        Some samplers take only one objective, and say so only when they draw: with several
-        objectives this one draws for a trial of another study, in memory.
+        Some samplers take only one objective, and raise an exception only when they draw. So if
+        there are several objectives, the sampler draws for a trial of a study in memory.
         """
         sampler = self.sampler(0)
         directions = [objective.direction for objective in self.definition.objectives]
@@ -305,9 +312,9 @@ class Strategy:
             sampler.sample_relative(study, trial, space)
 
     def _try_pruner(self) -> None:
-        """Lets the pruner compare a running trial with a complete one, both made up, in memory.
+        """Lets the pruner compare a running trial with a complete one, in a study in memory.
 
-        Some pruners import what they need only then.
+        Some pruners import their libraries only when they compare.
         """
         pruner = self.pruner()
         study = optuna.create_study(direction=self.definition.metric.direction, pruner=pruner)

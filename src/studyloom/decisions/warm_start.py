@@ -71,9 +71,9 @@ class EnqueuedConfigurations:
     """The configurations that `study.enqueue` lists.
 
     Attributes:
-        starts: Those that are tried.
-        errors: What is wrong with others; the study does not begin then.
-        notes: Which others are left out without an error.
+        starts: The configurations that are tried.
+        errors: A message for each problem with a configuration; with any, the study does not begin.
+        notes: A line for each configuration that is left out without an error.
     """
 
     starts: Sequence[WarmStart] = ()
@@ -115,14 +115,26 @@ def choose_trials(
     queue = deque(_iterate_fitting_trials(definition, earlier) for earlier in studies)
     while queue and len(chosen_trials) < count:
         remaining_trials = queue.popleft()
-        for trial in remaining_trials:
-            params = trial.placed.configuration.params
-            if params not in chosen_params:
-                chosen_trials.append(trial)
-                chosen_params.append(params)
-                queue.append(remaining_trials)  # its next turn comes after all other studies
-                break
+        trial = _take_first_new(remaining_trials, chosen_params)
+        if trial is not None:
+            chosen_trials.append(trial)
+            chosen_params.append(trial.placed.configuration.params)
+            queue.append(remaining_trials)  # the study's next turn comes after all others
     return chosen_trials
+
+
+def _take_first_new(
+    trials: Iterator[PlacedTrial], chosen_params: Sequence[Mapping[str, Any]]
+) -> PlacedTrial | None:
+    """Takes trials from an iterator up to the first one with another configuration than the chosen.
+
+    Returns:
+        That trial; None if the iterator has ended.
+    """
+    for trial in trials:
+        if trial.placed.configuration.params not in chosen_params:
+            return trial
+    return None
 
 
 def _iterate_fitting_trials(
@@ -251,8 +263,8 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
 def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedConfigurations:
     """Places the configurations of `study.enqueue` in the space.
 
-    One that breaks a relation between hyperparameters is left out with a note. Any other problem is
-    an error.
+    A configuration that breaks a relation between hyperparameters is left out with a note. Any
+    other problem is an error.
 
     Args:
         definition: The definition of the study.
@@ -274,13 +286,14 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedCo
             placed = PlacedConfiguration(Configuration(params={**parameters}))
         else:
             placed = place_configuration(definition, parameters)
-        problems = list(placed.unknown.values())
+        unknown_names = placed.unknown.values()  # a message for each
         if placed.breaks_relation:
-            (breach,) = placed.errors
+            breach = placed.errors[0]  # there is no other error then
             notes.append(f"{origin}: is left out, since it {breach}")
+            problems = [*unknown_names]
         else:
-            problems = [*placed.errors, *problems]
             starts.append(WarmStart(placed.configuration, origin))
+            problems = [*placed.errors, *unknown_names]
         errors += [f"{origin}: {problem}" for problem in problems]
     return EnqueuedConfigurations(starts, errors, notes)
 
