@@ -186,7 +186,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
     collect_garbage_as_usual()
     imports_code = bool(arguments.trust or arguments.network)
-    with code_of_study(arguments.run_dir, arguments.code, wanted=imports_code):
+    with code_of_study(arguments.run_dir, arguments.code, trusts_working_folder=imports_code):
         network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
     predictions = load_plugin("predict")(network, arguments.files)
     if arguments.json:

@@ -25,7 +25,7 @@ def rewrite_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an argument has a password, or an invalid address.
     """
-    arguments = take_outputs(argv)
+    arguments = move_outputs(argv)
     refuse_passwords(arguments)
     for position, argument in enumerate(arguments):
         if argument == "--dry-run":
@@ -41,7 +41,8 @@ def refuse_passwords(argv: Sequence[str]) -> None:
     """
     for argument in argv:
         text = re.sub(r"\$\{[\w.:]*\}", "", argument)  # an interpolation shows no password
-        has_password = mask_passwords(text).replace("***", "") != text
+        text_without_password = mask_passwords(text).replace("***", "")
+        has_password = text_without_password != text
         if "://" in text and has_password:
             raise ConfigError(
                 f"{Override.parse(argument).key}: must not have a password on a command line, "
@@ -50,7 +51,7 @@ def refuse_passwords(argv: Sequence[str]) -> None:
             )
 
 
-def take_outputs(argv: Sequence[str]) -> list[str]:
+def move_outputs(argv: Sequence[str]) -> list[str]:
     """Moves `--events`, `--json` and `notify=` to the environment; returns the other arguments.
 
     Raises:
@@ -113,7 +114,7 @@ def find_trust_rules(argv: Sequence[str], folder: Path) -> TrustRules:
     for argument in argv:
         override = Override.parse(argument)
         if override.key == "trust":  # the last one counts
-            # The names in a list such as [mine,"yours"]: what stands between its punctuation.
+            # The names in a list such as [mine,"yours"], without quotes, commas and brackets.
             packages = re.findall(r"""[^\s,'"\[\]]+""", override.value or "")
     return TrustRules(own_folders=(folder, GROUPS), trusted=tuple(packages))
 
@@ -133,7 +134,7 @@ def explain_failure(
     """Explains, in lines, why Hydra could not compose the config or create run_dir.
 
     Args:
-        error: what Hydra raised.
+        error: the exception that Hydra raised.
         argv: the overrides, each of which is tried to find all errors in them.
     """
     if isinstance(error, OSError) and not isinstance(error, HydraException):

@@ -2,13 +2,13 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from studyloom.config.references import is_within
 from studyloom.config.trust import check_section
 from studyloom.config.values import copy_value, describe_error, node_at
 from studyloom.error_display import wants_tracebacks
@@ -78,15 +78,15 @@ def find_target(section: object, key: str) -> Any:
 def build(section: object, key: str, **offered: object) -> Any:
     """Calls a section's `_target_` with the section's other keys as arguments.
 
-    Sections within it are built first, as Hydra's `instantiate` does, which takes 3 ms for each.
-    Sections that the target's attribute `DEFERRED` names are passed as functions without arguments,
-    which build them when called. With `_partial_: true` the result is a function that takes the
-    missing arguments.
+    Sections within the section are built first, as Hydra's `instantiate` would, which takes 3 ms
+    for each. But a section that the target's attribute `DEFERRED` names is passed as a function
+    without arguments, which builds the section when it is called. With `_partial_: true` the result
+    is a function that takes the missing arguments.
 
     Args:
         key: the section's own key, for errors.
-        offered: further arguments, passed on if the target has a parameter of that name and the
-            section has no value for it.
+        offered: further arguments. Each is passed on if the target has a parameter of its name, and
+            the section has no value for it.
 
     Raises:
         ConfigError: there is no such `_target_`, it is not trusted, or it raised an OSError.
@@ -98,14 +98,15 @@ def call_target(target: Target, section: object, key: str, **offered: object) ->
     """Calls a class or function with the other keys of a section as arguments; see `build`.
 
     Args:
-        target: what the section names by `_target_`, or another one to call instead.
+        target: the class or function that the section names by `_target_`, or another one to call
+            instead.
         key: the section's own key, for errors.
-        offered: further arguments, passed on if the target has a parameter of that name and the
-            section has no value for it.
+        offered: further arguments. Each is passed on if the target has a parameter of its name, and
+            the section has no value for it.
     """
     values = plain(section, key)
     arguments = _select_accepted(offered, target, values)
-    # Only `data.Datasets` has this attribute, and a target may be any class or function.
+    # A target may be any class or function; only `data.Datasets` has this attribute.
     deferred_names = getattr(target, "DEFERRED", ())
     builds_inner_sections = values.get("_recursive_", True)
     for name, value in values.items():
@@ -159,7 +160,9 @@ def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object]
         None if the section of the key has no `_target_`.
     """
     section_key = key.rpartition(".")[0]
-    section = node_at(config, re.sub(r"^params\b", "objective", section_key))
+    if is_within(section_key, "params"):
+        section_key = f"objective{section_key.removeprefix('params')}"
+    section = node_at(config, section_key)
     if not isinstance(section, Mapping) or section.get("_target_") is None:
         return None
     return section
@@ -169,9 +172,9 @@ def find_parameter(config: Mapping[str, object], key: str) -> inspect.Parameter 
     """Returns the parameter that a key would set: `width` of the network for `model.width`.
 
     Returns:
-        The `**kwargs` of a target that has no parameter of this name. None if it has neither, or
-        if the section of the key has no target. A target that cannot be imported is assumed to
-        take the key: the error comes when it is built.
+        The parameter; if the target has none of this name, its `**kwargs`. None if the target has
+        neither, or if the section has no target. ANY if the target cannot be imported: that error
+        is reported when the section is built.
     """
     section = find_section(config, key)
     if section is None:

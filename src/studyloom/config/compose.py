@@ -38,14 +38,13 @@ OPTIMIZER_GROUPS = "optimizer.groups"  # a key of every optimizer: no argument o
 class Composer:
     """Composes the user's own command again with other group choices.
 
-    The user's overrides are kept, except those of a key that the other option does not have, or
-    that they add: `model.hidden=[8]` is left out when a trial chooses a CNN. `optimizer.groups`,
-    which every optimizer takes, is kept.
+    The user's overrides are kept, unless they set a key of a group that now has another option, and
+    this option lacks the key: `model.hidden=[8]` is left out if a trial chooses a CNN.
 
     Args:
         choices: the user's own option of each group.
         base: the user's own config, as Hydra returned it.
-        complete: completes a config that Hydra returned under some choices.
+        complete: completes a config that Hydra returned, given the option of each group.
     """
 
     config_name: str
@@ -79,12 +78,12 @@ class Composer:
         self._completed[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:
-        """Returns the config under other choices; each combination of them is composed once.
+        """Returns the config under other choices, with the defaults of the search space.
 
-        It is completed by `complete`, which adds the defaults of the search space.
+        Each combination of choices is composed once, and then cached.
 
         Args:
-            choices: an option by group; other groups keep the user's own.
+            choices: an option by group; other groups keep the user's own option.
 
         Raises:
             ConfigError: it cannot be composed.
@@ -107,9 +106,9 @@ class Composer:
     def _merge_options(self, new_choices: Mapping[str, str]) -> StudyConfig:
         """Returns the config under some choices, merged from configs with one changed section each.
 
-        Hydra takes about 70 ms to compose a config. Merged, m models and n optimizers take m + n
-        compositions, and not m × n. If an option changes more than its own section, as it can in
-        Hydra, the config is composed under all choices instead.
+        Hydra takes about 70 ms to compose a config. With merging, m models and n optimizers take
+        m + n compositions, and not m × n. An option may change other sections too, as Hydra allows:
+        then the config is composed under all choices at once.
         """
         choices_by_section: dict[str, dict[str, str]] = {}
         for group, option in new_choices.items():
@@ -233,8 +232,8 @@ def isolated_hydra() -> Iterator[None]:
 def restored_hydra() -> Iterator[None]:
     """Clears Hydra's state for the body, and restores it afterwards.
 
-    The state is three objects of the process: the initialized Hydra, what it has noted on the
-    running command, and the version whose defaults it has.
+    The state is three objects of the process: the initialized Hydra, Hydra's notes on the running
+    command, and the version of Hydra whose defaults are in use.
     """
     global_hydra = GlobalHydra.instance()
     hydra_before = global_hydra.hydra
@@ -343,10 +342,10 @@ def note_run(run_dir: Path, config: StudyConfig) -> None:
 
 @contextmanager
 def initialized_as_run(run_dir: Path) -> Iterator[None]:
-    """Sets Hydra up in the body as in the command of a run directory, if that is trusted.
+    """Initializes Hydra in the body as the command of a run directory did, if that is trusted.
 
-    Then an adapter, such as that of a Hydra application, finds a config that it names relative to
-    the folder of the study's own configs.
+    Some objectives need this: the adapter of a Hydra application names a config relative to the
+    folder of the study's own configs, which only an initialized Hydra knows.
     """
     if not is_trusted(run_dir):
         yield
@@ -377,7 +376,8 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
 
     Args:
         overrides: replace the command's own overrides of the same keys.
-        trusted: whether the user says that the directory is theirs, which is noted there.
+        trusted: whether the user says that the directory is theirs. That is noted in the directory
+            for later commands.
 
     Raises:
         ConfigError: the directory is not trusted, or its config no longer composes.

@@ -61,10 +61,10 @@ class OwnGroups(SearchPathPlugin):
 
 
 def complete_defaults_list(config: Container) -> Container:
-    """Completes the defaults list of a primary config, in which `studyloom` stands.
+    """Completes the defaults list of a primary config, which has the entry `studyloom`.
 
-    Behind `studyloom` it adds an option of each group that the list does not name, and at the end
-    what switches Hydra's logging off. Any other config is returned unchanged.
+    Behind this entry come an option of each group that the list does not name, and at the end come
+    entries that switch Hydra's logging off. A config without `studyloom` is returned unchanged.
     """
     sections = written_values(config)
     if not isinstance(sections, dict):
@@ -191,7 +191,7 @@ class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
 def register() -> None:
     """Registers with Hydra what studyloom adds: a resolver, the schema, groups and sources.
 
-    It is called before anything is composed, and has an effect once in a process.
+    It is called before any config is composed, and has an effect only once in a process.
     """
     if VERSION_BASE:
         OmegaConf.register_new_resolver("studyloom.run_dir", _resolve_run_dir, replace=True)

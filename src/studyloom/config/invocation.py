@@ -104,9 +104,12 @@ class Invocation:
     def _run_with_hydra(self, arguments: list[str], task: Callable[[DictConfig], None]) -> None:
         """Makes Hydra compose the config, create the run directory and call a task.
 
+        Args:
+            arguments: the overrides of the command.
+            task: gets the config. It must not raise an exception, which Hydra would print.
+
         Raises:
-            ConfigError: explains what Hydra raised. The task must not raise, since Hydra would
-                print its errors.
+            ConfigError: explains the exception of Hydra.
         """
         register()
         try:
@@ -123,10 +126,11 @@ class Invocation:
 
 
 class _HydraTask(Generic[T]):
-    """Calls a task for Hydra, and keeps its result, or its error, which Hydra would print.
+    """Calls a task for Hydra, and keeps its result, or the error, which Hydra would print.
 
     Args:
-        task: gets the config and the arguments.
+        task: a function of the config and the arguments.
+        arguments: the arguments of a command that composes the same config.
     """
 
     def __init__(
@@ -149,7 +153,7 @@ class _HydraTask(Generic[T]):
             self.error = error
 
     def take_result(self) -> T:
-        """Returns what the task returned; raises what it raised."""
+        """Returns the result of the task, or raises its error."""
         if self.error is not None:
             raise self.error
         return self.results[0]
@@ -330,8 +334,8 @@ def write_sections(
 ) -> Invocation:
     """Writes a primary config below its run directory, where the workers read it.
 
-    The folder of its files is named after a digest of them. A study that is there already so keeps
-    its own config until the definition of this one is accepted.
+    The files get a folder that is named after a digest of them. So a study that has already run in
+    the directory keeps its own config, should this one be refused because its definition differs.
 
     Args:
         groups: for each group, the section that becomes its option `given`.

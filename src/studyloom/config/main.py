@@ -57,7 +57,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
-    # The long imports of the study module end here, for which both were changed.
+    # The long imports of the study module end here. During these, `studyloom.config` has garbage
+    # collected rarely, and Ctrl-C end the process without a traceback.
     processes.collect_garbage_as_usual()
     processes.restore_interrupt_handler()
 
@@ -95,7 +96,9 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 with seeding_imports(cfg.study.seed):
                     task(cfg)
 
-            with explaining_errors_of_composing(folder, config_name, arguments, shows_tracebacks):
+            with explaining_errors_of_composing(
+                folder, config_name, arguments, shows_tracebacks=shows_tracebacks
+            ):
                 check_and_run()
                 sys.stdout.flush()  # of what Hydra prints, such as --cfg
 
@@ -118,12 +121,19 @@ def _add_package_parent(module_file: Path) -> None:
 
 @contextmanager
 def explaining_errors_of_composing(
-    folder: str, config_name: str, arguments: Sequence[str], shows_tracebacks: bool
+    folder: str, config_name: str, arguments: Sequence[str], *, shows_tracebacks: bool
 ) -> Iterator[None]:
-    """Explains why a config cannot be composed by Hydra in the body, which then runs a command.
+    """Explains why Hydra cannot compose a config in the body, and ends the process with code 2.
 
     Hydra would print its own report and exit with code 1. With HYDRA_FULL_ERROR=1 it raises the
-    error, so this variable is set until the config is complete.
+    error instead, so this variable is set while the config is composed. The body then runs the
+    command itself, whose errors are not handled here.
+
+    Args:
+        folder: the folder of the study's configs.
+        config_name: the name of its primary config.
+        arguments: the command line.
+        shows_tracebacks: whether the user wants the traceback instead.
     """
     with in_force(find_trust_rules(arguments, Path(folder))), composing_once():
         if not shows_tracebacks:

@@ -115,12 +115,11 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
     """
     options = parse_command_line(config_path, config_name, argv)
     primary_file_name = f"{options.config_name}.yaml"
-    # The folder with the primary config is either that of `--config-dir`, or the study's own.
-    folder = Path(options.config_dir).absolute()
-    other_folder = Path(options.config_path).absolute()
-    if not (folder / primary_file_name).exists():
-        folder = Path(options.config_path).absolute()
-        other_folder = Path(options.config_dir).absolute()
+    # The primary config is in the folder of `--config-dir`, or else in the study's own.
+    folders = [Path(options.config_dir).absolute(), Path(options.config_path).absolute()]
+    if not (folders[0] / primary_file_name).exists():
+        folders.reverse()
+    folder, other_folder = folders
     errors: list[str] = []
     accepted = [f"hydra.searchpath=[file://{other_folder}]"]
     GlobalHydra.instance().clear()
@@ -151,7 +150,7 @@ def _suggest_param(override: Override, explanation: str, file: Path) -> str:
     """Suggests the line that adds a key to the section `params` of a file.
 
     Args:
-        override: one that failed.
+        override: an override that failed.
         explanation: why it failed; without "no such key" nothing is suggested.
     """
     section, _, name = override.key.partition(".")
@@ -183,8 +182,8 @@ def explain_override(
     """Explains on one line why an override failed, and how to fix it.
 
     Args:
-        error: what Hydra raised for it.
-        compose: composes the config without it.
+        error: the exception that Hydra raised for the override.
+        compose: composes the config without the override.
     """
     key = override.key.split("@")[0]  # `model` of `model@package=mlp`
     if isinstance(error, OverrideParseException) or not key:
@@ -199,9 +198,9 @@ def explain_override(
             f"{', '.join(options)}{nearest(override.value, options)}"
         )
     if not options:
-        unknown_key = explain_key(key, compose())
-        if unknown_key is not None:
-            return unknown_key
+        explanation = explain_key(key, compose())
+        if explanation is not None:
+            return explanation
     return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
 
 
@@ -224,10 +223,11 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
             names = [str(name) for name in node if str(name) != "hydra"]
             unknown_key = ".".join(parts[: depth + 1])
             explanation = describe_unknown_key(unknown_key, names)
-            if depth == 0:  # perhaps it lacks its section
+            if depth == 0:  # the key may lack its section: `trials` for `study.trials`
                 suggestion = suggest_key(parts[-1], config)
                 if suggestion:
-                    return explanation.partition("; did you mean")[0] + suggestion
+                    explanation_alone = explanation.partition("; did you mean")[0]
+                    return explanation_alone + suggestion
             return explanation
         node = node[part]
     return None
@@ -236,8 +236,8 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
 def suggest_key(name: str, config: Mapping[str, object]) -> str:
     """Suggests the whole key of a name that was typed without its section.
 
-    It returns "; did you mean study.trials?" for `trials`, and "" if no name is similar. Of several
-    keys with the same name it suggests that of the section `train`, or else the first.
+    It returns "; did you mean study.trials?" for `trials`, and "" if no name is similar. If several
+    sections have the name, the key of the section `train` is suggested, or else the first one.
     """
     if isinstance(config, StudyConfig):
         sections = config.written

@@ -9,7 +9,7 @@ Path = tuple[str | int, ...]  # the keys, and the places in lists, that lead to 
 # Resolvers whose result follows no key of the config but those among their arguments.
 WITHOUT_KEYS = ("oc.env", "oc.decode", "now", "hydra", "studyloom.run_dir")
 # The key in `${train.epochs}`, in `${.epochs}` or in `${oc.select:loss,null}`.
-KEY = re.compile(r"\$\{\s*(?:oc\.select:\s*)?([.\w]+)\s*[,}]")
+REFERENCED_KEY = re.compile(r"\$\{\s*(?:oc\.select:\s*)?([.\w]+)\s*[,}]")
 # The resolver in `${oc.env:HOME}`.
 RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 # A whole text such as `${train.epochs}` or `${oc.select:loss,null}`.
@@ -78,7 +78,10 @@ def overlap(first: str, second: str) -> bool:
 
 def find_references(config: Mapping[str, object]) -> list[Reference]:
     """Returns the references of a config whose interpolations are not resolved."""
-    return connect([_make_reference(path, text) for path, text in _interpolations(config, ())])
+    references = []
+    for path, text in _find_interpolations(config, ()):
+        references.append(_make_reference(path, text))
+    return connect(references)
 
 
 def connect(references: Sequence[Reference]) -> list[Reference]:
@@ -100,10 +103,12 @@ def connect(references: Sequence[Reference]) -> list[Reference]:
 
 
 def _follow_once(reference: Reference, references: Sequence[Reference]) -> frozenset[str] | None:
-    """Returns the keys that a reference follows, with those that these references follow.
+    """Returns the keys that a reference follows, and the keys that their values follow in turn.
+
+    If a value follows `b`, and the value of `b` is a reference to `c`, these are `b` and `c`.
 
     Returns:
-        None if it follows a reference that may follow any key.
+        None if the reference, or one that it follows, may follow any key.
     """
     keys = reference.follows
     if keys is None:
@@ -118,28 +123,28 @@ def _follow_once(reference: Reference, references: Sequence[Reference]) -> froze
     return keys
 
 
-def _interpolations(value: object, path: Path) -> Iterator[tuple[Path, str]]:
+def _find_interpolations(value: object, path: Path) -> Iterator[tuple[Path, str]]:
     """Yields the path and the text of each interpolation within a value.
 
     Args:
-        path: that of the value, with which all of them begin.
+        path: the path of the value, with which all paths begin.
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _interpolations(inner, (*path, name))
+            yield from _find_interpolations(inner, (*path, name))
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            yield from _interpolations(item, (*path, position))
+            yield from _find_interpolations(item, (*path, position))
     elif isinstance(value, str) and "${" in value:
         yield path, value
 
 
 def _make_reference(path: Path, text: str) -> Reference:
-    """Makes the reference of an interpolation, with the keys that stand in its text.
+    """Makes the reference of an interpolation, which follows the keys in its text.
 
-    It may follow any key if a part of the text is not understood, or a resolver is not known.
+    If a part of the text is not understood, or a resolver is not known, it may follow any key.
     """
-    keys = KEY.findall(text)
+    keys = REFERENCED_KEY.findall(text)
     resolvers = [name for name in RESOLVER.findall(text) if name != "oc.select"]
     is_understood = len(keys) + len(resolvers) == text.count("${")
     if not is_understood or not set(resolvers).issubset(WITHOUT_KEYS):

@@ -257,9 +257,10 @@ class StudyConfig(Mapping[str, Any]):
         for reference, value in zip(stale_references, new_values, strict=True):
             key = reference.key
             if reference.is_in_list:
-                # `key` is that of the list. Setting the list to itself copies it, since other
-                # configs share it; then its item can be changed.
-                resolved = with_values(resolved, {key: node_at(resolved, key)})
+                # The key is that of the list, which other configs share. `with_values` copies it,
+                # and then its item can be changed.
+                whole_list = node_at(resolved, key)
+                resolved = with_values(resolved, {key: whole_list})
                 _set(resolved, reference, value)
             else:
                 resolved = with_values(resolved, {key: _with_type(key, value)})
@@ -268,8 +269,9 @@ class StudyConfig(Mapping[str, Any]):
     def _resolve_again(self, stale_references: Sequence[Reference]) -> list[object]:
         """Returns the new values of references whose values in `resolved` are out of date.
 
-        The value of `${train.epochs}` is that of its key, unless another stale reference sets that
-        key. If one of them is anything else, OmegaConf resolves all of them, which takes longer.
+        A reference such as `${train.epochs}` has the value of that key, unless this value is stale
+        too. If any reference is another expression, or follows a stale value, OmegaConf resolves
+        all of them, which takes longer.
         """
         stale_keys = [reference.key for reference in stale_references]
         values = []
@@ -326,7 +328,7 @@ def _resolve(config: DictConfig, reference: Reference) -> object:
 
 
 def _set(sections: Any, reference: Reference, value: object) -> None:
-    """Sets the value of a reference in sections; no other config may share what leads to it."""
+    """Sets the value of a reference in place, in sections that no other config may share."""
     *container_path, last = reference.path  # names of sections, and positions in lists
     container = sections
     for part in container_path:
@@ -338,10 +340,11 @@ def _with_type(key: str, value: object) -> object:
     """Converts a value to the type of its key as Hydra does, such as 1 to 1.0 for a float.
 
     Returns:
-        The value, if it has the type, if the key has no fixed type, or if it is an interpolation.
+        The converted value. A value that has the type is returned unchanged, and so are an
+        interpolation, and the value of a key without a fixed type.
 
     Raises:
-        ValidationError: it cannot be converted.
+        ValidationError: the value cannot be converted.
     """
     types = KEY_TYPES.get(key)
     if types is None or type(value) in types or "${" in str(value):

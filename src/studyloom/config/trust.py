@@ -213,11 +213,14 @@ def _check_size(text: str) -> None:
             raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
 
 
-def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
-    """Returns the packages that files of a run directory may name, besides studyloom's own parts.
+def find_trusted_packages(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
+    """Returns the packages that the files of a run directory may name.
+
+    Args:
+        trusted: the packages that the user trusts in any case.
 
     Returns:
-        None for all packages, if the directory is trusted.
+        None for all packages, if the directory itself is trusted.
     """
     if is_trusted(run_dir):
         return None
@@ -287,10 +290,12 @@ def _find_section_errors(
 ) -> Iterator[str]:
     """Yields an error for each key of a section that accesses resources outside the study.
 
+    A user who trusts the package of a data source or objective also trusts it with its arguments,
+    such as the path of a file.
+
     Args:
         content: the keys of the section, with their values.
-        trusted: packages that the user trusts. A user who trusts the package of a data source or
-            objective also trusts it with its arguments, such as the path of a file.
+        trusted: packages that the user trusts.
     """
     target = str(content.get("_target_"))
     trusts_target = is_below(target, trusted) and not is_below(target, ("studyloom",))
@@ -303,7 +308,7 @@ def _find_section_errors(
             yield from _find_path_errors(value, key)
         elif section == "objective" and name not in objective_keys and not trusts_target:
             yield f"{key} {REACHES_OUT}{nearest(name, objective_keys)}"
-        elif section == "space":
+        elif section == "space":  # `space.model` has ranges of the section `model`
             searched_section = str(name).partition(".")[0]
             if searched_section not in SEARCHED:
                 yield f"{key} {REACHES_OUT}"
@@ -491,28 +496,30 @@ def seeding_as(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
+def code_of_study(
+    run_dir: Path, folder: Path | None, *, trusts_working_folder: bool = True
+) -> Iterator[None]:
     """Lets the body import a study's modules, if the user consents.
 
     The folder of the modules is added to the end of the module path, where it hides no other
     package. The script that searched is imported only in the user's own run directory.
 
     Args:
-        run_dir: may be untrusted. It says in which folder the study was run. The user consents to
-            that folder by having run the study, or by working in it.
+        run_dir: a run directory, which may be untrusted. It records in which folder the study was
+            run. The user consents to that folder by having run the study, or by working there.
         folder: the folder that the user names with `--code`; None without this option.
-        wanted: whether working in the folder counts as consent.
+        trusts_working_folder: whether working in the recorded folder counts as consent.
 
     Raises:
-        ConfigError: what the body raises; if a module is missing, with the folder to consent to.
+        ConfigError: the error of the body; if a module is missing, with the folder to consent to.
     """
     recorded_folder = None
     working_folder = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
     if working_folder is not None:
         recorded_folder = Path(str(working_folder))
-    works_there = wanted and recorded_folder == Path.cwd()
+    consents_by_working_there = trusts_working_folder and recorded_folder == Path.cwd()
     module_folder = folder
-    if module_folder is None and (is_trusted(run_dir) or works_there):
+    if module_folder is None and (is_trusted(run_dir) or consents_by_working_there):
         module_folder = recorded_folder
     if module_folder is not None:
         sys.path.append(str(module_folder.absolute()))

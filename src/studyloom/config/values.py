@@ -120,8 +120,8 @@ def with_values(config: Mapping[str, object], values: Mapping[str, object]) -> d
 def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
     """Returns the named sections of a config as plain values, for comparing and storing them.
 
-    Sections that are missing or null are left out. So is `objective.network`, which changes no
-    trial's result, and what is null among three further keys of the objective.
+    Sections that are missing or null are left out. So are `objective.network`, which changes no
+    trial's result, and three further keys of the section `objective` if they are null.
     """
     sections = {}
     for name in names:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from studyloom.config.build import build
-from studyloom.config.trust import check_targets, consent, read_yaml, seeding_as
+from studyloom.config.trust import check_targets, find_trusted_packages, read_yaml, seeding_as
 from studyloom.config.values import describe_error, value_at, written_values
 from studyloom.data.transform import Image, Transform
 from studyloom.errors import PredictError
@@ -167,7 +167,7 @@ class WinnerFiles:
     """The contents of a winner's files: its result, its configuration and its weights.
 
     Args:
-        trusted: the packages whose code may be called; None for all, see `consent`.
+        trusted: the packages whose code may be called; None for all, see `find_trusted_packages`.
         config: the content of winner.yaml.
         state: the weights of a network, or the states of a loop by their names in `run.keep`.
         is_of_loop: whether a custom training loop has trained the winner.
@@ -193,7 +193,7 @@ class WinnerFiles:
                 not trusted.
         """
         result = Result.load(run_dir)
-        allowed_packages = consent(run_dir, trusted)
+        allowed_packages = find_trusted_packages(run_dir, trusted)
         is_trusted = allowed_packages is None
         file_names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
         result.check_whole(run_dir, *file_names)

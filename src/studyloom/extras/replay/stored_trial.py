@@ -49,7 +49,7 @@ def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] |
     Args:
         packages: the packages that the user trusts on the command line.
     """
-    others_write_here = trust.consent(run_dir, packages) is not None
+    others_write_here = trust.find_trusted_packages(run_dir, packages) is not None
     if others_write_here:
         return packages
     database_is_here = any((run_dir / name).exists() for name in ("study.db", "postgres"))
