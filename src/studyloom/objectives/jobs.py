@@ -86,15 +86,16 @@ def build_network(
 ) -> nn.Module:
     """Builds the network of a section.
 
-    Its target gets those of `shape` and `outputs` that it has a parameter for, unless the section
-    sets them. The parameter for the number of outputs may also be `classes`.
+    The class or function that the section names gets the shape and the number of outputs if it has
+    parameters for them, and the section does not set them. The parameter for the number of outputs
+    may be `outputs` or `classes`.
 
     Args:
-        shape: of one input, without the batch; None if an input is not one tensor.
+        shape: the shape of one input, without the batch; None if an input is not one tensor.
         outputs: the number of values that the network gives for an input; None if that is unknown.
 
     Raises:
-        ConfigError: the target needs one that is None.
+        ConfigError: the class or function requires a value that is None.
     """
     arguments: dict[str, object] = {}
     if shape is not None:
@@ -136,9 +137,9 @@ class OneHot(nn.Module):
 def build_loss(section: Mapping[str, object]) -> Callable[[Tensor, Tensor], Tensor]:
     """Builds the loss of a section: one of studyloom, of PyTorch, or a custom one.
 
-    For a PyTorch loss, lists of numbers such as `weight` become tensors. Settings of studyloom's
-    losses that it does not have, such as label_smoothing=0, are left out if they have no effect.
-    Losses of numbers take classes one-hot.
+    For a PyTorch loss, lists of numbers such as `weight` become tensors. The section may still have
+    settings of studyloom's losses that the PyTorch loss lacks: they are left out if they have no
+    effect, such as label_smoothing=0. A loss that compares numbers gets classes one-hot.
     """
     target = find_target(section, "loss")
     is_loss_of_pytorch = inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"

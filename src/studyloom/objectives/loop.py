@@ -83,8 +83,8 @@ class ObjectiveTrial(optuna.Trial):
     Args:
         trial: the stored trial, which suggests by the study's sampler; None to repeat `params`.
         params: the hyperparameters to repeat, by name.
-        block_signals: surrounds what no signal may interrupt.
-        store: commits what is new of the trial.
+        block_signals: makes a context whose body no signal may interrupt.
+        store: commits the hyperparameters and attributes that the database lacks.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ObjectiveTrial(optuna.Trial):
         self._run = run
         self._block_signals = block_signals
         self._store = store
-        # The hyperparameters that an earlier attempt has suggested, and this one not yet.
+        # The hyperparameters that an earlier attempt has suggested, and this attempt has not yet.
         self._names_to_repeat = {*self._cached_frozen_trial.distributions}
         self._reported_steps: set[int] = set()
         self._is_pruned = False
@@ -166,7 +166,9 @@ class ObjectiveTrial(optuna.Trial):
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         """Suggests a value; all methods `suggest_…` of `optuna.Trial` call this.
 
-        A value that the trial has already, also by an earlier attempt, is returned again.
+        There are three cases: a value that the trial has already, also by an earlier attempt, is
+        returned again; a trial that repeats `params` returns the value from there; any other value
+        is drawn by the sampler and committed at once.
         """
         if name in self._cached_frozen_trial.distributions:
             if name in self._names_to_repeat:
@@ -175,18 +177,13 @@ class ObjectiveTrial(optuna.Trial):
             return super()._suggest(name, distribution)
         with self._block_signals():
             _check_choices(name, distribution)
-            if self._repeated_params is None:
-                self._check_other_trials(name, distribution)
-                value = super()._suggest(name, distribution)
-                self._store()
-                return value
-            if name not in self._repeated_params:
-                raise ValueError(
-                    f"the repeated trial has no hyperparameter {name}, it has "
-                    f"{', '.join(self._repeated_params) or 'none'}; suggest what follows from "
-                    "those before"
-                )
-            return super()._suggest(name, distribution)
+            if self._repeated_params is not None:
+                _check_is_repeated(name, self._repeated_params)
+                return super()._suggest(name, distribution)
+            self._check_other_trials(name, distribution)
+            value = super()._suggest(name, distribution)
+            self._store()
+            return value
 
     def _advance_sampler(self, name: str, distribution: BaseDistribution) -> None:
         """Draws a value that an earlier attempt has drawn already, and drops it.
@@ -232,8 +229,8 @@ def _make_trial_in_memory(
     return study.ask()
 
 
-def _refuse_method(name: str, *_: object, **__: object) -> None:
-    """Stands in for a method of the study that an objective must not call."""
+def _refuse_method(name: str, *_arguments: object, **_keywords: object) -> None:
+    """Raises ValueError in place of a method of the study that an objective must not call."""
     raise ValueError(f"trial.study.{name}: {REFUSED_METHODS[name]}")
 
 
@@ -241,6 +238,15 @@ def _refuse_reserved_name(owner: str, name: str, reserved: Collection[str]) -> N
     """Raises ValueError for a user attribute under whose name studyloom stores its own."""
     if name in reserved:
         raise ValueError(f"{owner}.set_user_attr: {name} is reserved; choose another name")
+
+
+def _check_is_repeated(name: str, repeated_params: Mapping[str, Any]) -> None:
+    """Raises ValueError if a trial that is repeated had no hyperparameter of a name."""
+    if name not in repeated_params:
+        raise ValueError(
+            f"the repeated trial has no hyperparameter {name}, it has "
+            f"{', '.join(repeated_params) or 'none'}; suggest what follows from those before"
+        )
 
 
 def _check_choices(name: str, distribution: BaseDistribution) -> None:
@@ -546,12 +552,14 @@ class LoopObjective(Objective):
         """Returns whether a step comes after the one that was reported last.
 
         Args:
-            reported: the compared number of that one: with several jobs, how many had ended.
+            reported: the compared number of the step that was reported last. With several jobs it
+                is the number of jobs that had ended, and so the position of the next job.
         """
         if self.compared_jobs is None:
             return step.number > reported
         assert isinstance(step, Report)
-        return step.job >= reported
+        next_job = reported
+        return step.job >= next_job
 
     @property
     def epochs(self) -> int | None:
@@ -609,7 +617,8 @@ class LoopObjective(Objective):
         """Calls the loop for the job at a position, and returns its value.
 
         Raises:
-            BaseException: the one by which a report has ended the trial, or that of the loop.
+            BaseException: the exception by which a report has ended the trial, even if the loop
+                has caught it; or else the exception of the loop.
             UnfitState: the checkpoint does not fit what the loop keeps.
         """
         job = self.jobs[position]
@@ -620,8 +629,8 @@ class LoopObjective(Objective):
             try:
                 value = self._call_function(run, guard)
             except BaseException as error:
-                # The loop may have caught an exception of a report or a checkpoint, and have raised
-                # another one. The first one counts.
+                # The loop may have caught the exception of a report or of a checkpoint, and then
+                # have raised another one. The caught exception counts.
                 if guard.ending is not None:
                     raise guard.ending from None
                 if isinstance(error, TrialPruned):  # the loop prunes its trial itself
@@ -680,7 +689,7 @@ class LoopObjective(Objective):
             result = function.call(config, run, make_trial)
         if guard.ending is not None or run.unfit_state is not None:
             # The loop has caught the exception that ends its trial. The caller of this method
-            # raises that one instead of this.
+            # raises that exception again, in place of the one here.
             raise RuntimeError("the loop must not catch the exception that ends its trial")
         run.flush()
         return loop.read_value(result, run)
@@ -691,10 +700,12 @@ class LoopObjective(Objective):
         """Stores a report of the job at a position; `Run` calls it.
 
         Args:
-            step: the number that the loop gave.
+            step: the number that the loop gave. It is the number of the stored report too, unless
+                there are several jobs: their reports are numbered through.
+            value: the value of the metric.
             further: other quantities of the step, by name.
         """
-        if guard.ending is not None:  # the loop has caught the exception, and gets it again
+        if guard.ending is not None:  # the loop has caught the exception that ends its trial
             raise guard.ending
         assert self._run is not None
         self.loop.check_run(self._run)
@@ -789,7 +800,8 @@ class LoopObjective(Objective):
     def state(self) -> State | None:
         """Returns the results of all jobs so far, and the state of the run of the current job.
 
-        It is None within an epoch, and before the first job: there is nothing to resume from.
+        Returns:
+            None if there is nothing to resume from: within an epoch, and before the first job.
         """
         run_state = None
         if self._run is not None:
@@ -826,7 +838,8 @@ class LoopObjective(Objective):
                 reports.append([Report(**fields) for fields in reports_of_job])
             run_state = state["now"]
             if run_state is not None:
-                last_report = reports[-1][-1]
+                reports_of_current_job = reports[-1]
+                last_report = reports_of_current_job[-1]
                 run_state = {**run_state, "value": last_report.value}
             costs = [self._restore_costs(values_by_name) for values_by_name in state["costs"]]
             values = [*state["values"]]

@@ -136,8 +136,8 @@ def make_loop_jobs(
 ) -> list[LoopJob]:
     """Makes the jobs of a trial: one for each fold and seed, or a single one.
 
-    The seeds of several jobs are derived from the seed of the trial. If a trial has one job, its
-    seed is that of the trial, so that a script with this seed and without studyloom gives the same.
+    The seeds of several jobs are derived from the seed of the trial. A single job has the seed of
+    the trial itself, so that a script with this seed and without studyloom gives the same result.
 
     Args:
         single_job: the only job; None for those that the config describes.
@@ -551,7 +551,7 @@ class Run:
         for name, value in values.items():
             numbers[name] = to_finite_number(value, f"reported {name}={value!r}")
         if self._epoch is None:
-            self.flush()  # what an epoch that ended by a `break` has left
+            self.flush()  # the report of an epoch that ended by a `break`
             self._pending = numbers
             self.flush(step)
             return
@@ -565,11 +565,11 @@ class Run:
         self._pending |= numbers
 
     def _next_step(self, step: object) -> int:
-        """Returns the step of the next report, an integer above that of the last report.
+        """Returns the step of the next report, an integer above the step of the last report.
 
         Args:
-            step: the step that the loop gave; None for the number of the epoch, or outside of
-                epochs the next integer.
+            step: the step that the loop gave. If it is None, the step is the number of the epoch;
+                outside of epochs, the next integer.
 
         Raises:
             UndefinedMetric: the loop gave something else.
@@ -650,11 +650,14 @@ def to_finite_number(value: object, action: str) -> float:
 
 def _check_part(method: str, name: str, part: object) -> None:
     """Raises TypeError if an object has no state that a method of a run could keep."""
-    missing = [name for name in STATE_METHODS if not callable(getattr(part, name, None))]
-    if missing:
+    missing_methods = []
+    for state_method in STATE_METHODS:
+        if not callable(getattr(part, state_method, None)):
+            missing_methods.append(state_method)
+    if missing_methods:
         raise TypeError(
             f"run.{method}({name}=…) must have {' and '.join(STATE_METHODS)}; "
-            f"{type(part).__name__} has no {' and no '.join(missing)}"
+            f"{type(part).__name__} has no {' and no '.join(missing_methods)}"
         )
 
 
@@ -676,13 +679,13 @@ def _copy_states(parts: Mapping[str, object]) -> State:
 
 
 def _find_variables(frame: FrameType | None) -> dict[str, object]:
-    """Returns the local variables of the loop and of its functions that are being executed.
+    """Returns the local variables of a running loop, and of the functions that it has called.
 
-    If two functions have a variable of one name, it is that of the inner function.
+    If two functions have a variable of the same name, the variable of the inner function counts.
 
     Args:
-        frame: the frame that iterates over the epochs. From there all frames of the user's code
-            are searched, up to the module of studyloom that has called the loop.
+        frame: the frame that iterates over the epochs. From there the frames of the user's code
+            are read, out to the module of studyloom that has called the loop.
     """
     variables: dict[str, object] = {}
     while frame is not None and frame.f_globals.get("__name__") != LOOP_MODULE:
@@ -695,8 +698,9 @@ def _find_variables(frame: FrameType | None) -> dict[str, object]:
 def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> list[str]:
     """Returns the names of streams that were made before the first epoch, and are not kept.
 
-    A stream is an IterableDataset or a DataLoader of one, which may continue where the last epoch
-    has left it, or an iterator over any DataLoader, which does.
+    A stream gives examples one after the other, and continues in the next epoch where the last one
+    has left it: an iterator over a DataLoader does, and an IterableDataset, or a DataLoader of one,
+    may do so.
 
     Args:
         variables: the loop's variables, by name.

@@ -240,8 +240,8 @@ class NetworkObjective(Objective):
 
     @property
     def history(self) -> list[list[Epoch]]:
-        """The epochs of each step so far, one for each job."""
-        return self.training.history[: self._last_number]
+        """The epochs of each step that counts so far, one for each job."""
+        return self.training.history[: self._last_number]  # all if the number is None
 
     def run(self, report: StepReporter, stopping: Stopping) -> float:
         """Trains to the end, and returns the mean of the jobs' values; see `Objective.run`.
@@ -275,9 +275,10 @@ class NetworkObjective(Objective):
         return columns | spread_over_jobs(self.history)
 
     def standard_error(self) -> float | None:
-        """Returns the standard error over jobs of the epochs whose values are those of the jobs.
+        """Returns the standard error of the mean value over jobs.
 
-        If the pruner has ended the trial, these are the last epochs that count.
+        A job has the value of its last epoch, or of its best one if the training selects it. If
+        the pruner has ended the trial, a job has the value of the last epoch that counts.
         """
         if self.training.has_ended and self._last_number is None:
             return _compute_epoch_error(self.training.select_epochs())
@@ -303,9 +304,9 @@ class StoredObjective(Objective):
     Args:
         value: the value of the trial.
         columns: its learning curves; see `Objective.curves`.
-        error: the standard error of the value; None if it is no mean.
-        stored_weights: what the training kept; see `Objective.weights`.
-        source: the name of that study, and the number of the trial in it.
+        error: the standard error of the value; None if the value is no mean.
+        stored_weights: the state that the training kept; see `Objective.weights`.
+        source: the name of the other study, and the number of the trial in it.
     """
 
     value: float

@@ -100,9 +100,9 @@ class LoopParameters:
 class UserFunction:
     """A function of the user, and how its signature says that it is called.
 
-    With `run` as its first parameter, it is a loop that gets the values of `params` by name. With
-    `trial`, or a single parameter, it is an Optuna objective. Any other is a loop that gets the
-    configuration.
+    A function whose first parameter is `run` is a loop that gets the values of `params` by name. If
+    its first parameter is `trial`, or if it has only one, the function is an Optuna objective. Any
+    other function is a loop that gets the config.
     """
 
     function: Callable[..., object]
@@ -146,10 +146,10 @@ class UserFunction:
     def call(
         self, config: StudyConfig, run: Run, make_trial: Callable[[Mapping[str, Any]], object]
     ) -> object:
-        """Calls the function, and returns what it returns.
+        """Calls the function as its signature asks, and returns the result.
 
         Args:
-            config: of the trial; an OmegaConf config if the function takes it.
+            config: the config of the trial; an OmegaConf config if the function takes it.
             make_trial: makes the trial of an Optuna objective from the values of `params`.
         """
         if self.takes_config:
@@ -160,7 +160,7 @@ class UserFunction:
         return self.function(make_trial(params))
 
     def read_parameters(self) -> LoopParameters:
-        """Reads from the signature of a loop `(run, *, width=32, …)` what it takes of `params`."""
+        """Reads the parameters of a loop `(run, *, width=32, …)` that `params` fills."""
         bound_arguments: Mapping[str, object] = {}  # those that the section `objective` sets
         if isinstance(self.function, functools.partial):
             bound_arguments = self.function.keywords
@@ -368,7 +368,7 @@ def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
         ConfigError: every key of `params` and of the space that the program's config lacks.
     """
     target: object = None
-    with contextlib.suppress(ConfigError):  # `validate` reports it
+    with contextlib.suppress(ConfigError):  # `validate` reports the error
         target = find_target(cfg["objective"], "objective")
     if not (isinstance(target, type) and issubclass(target, ConfiguredAdapter)):
         return None
@@ -383,12 +383,9 @@ def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
     set_keys: list[str] = []
     if params:
         set_keys = [key for key, _value in flatten(params)]
-    refuse(
-        [
-            *_explain_keys(PARAMS, set_keys, program_config),
-            *_explain_keys("space", searched_keys, program_config),
-        ]
-    )
+    errors = [*_explain_keys(PARAMS, set_keys, program_config)]
+    errors += _explain_keys("space", searched_keys, program_config)
+    refuse(errors)
     defaults = values_of_application(program_config, params, searched_keys)
     config = cfg.with_values({PARAMS: with_values(params, defaults)})
     return ComposedAdapter(config, space)
