@@ -88,32 +88,42 @@ class RoundOrder:
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next.
 
-        The worker trains its next segment: from its start or a rung to the next rung, or to its
-        end. A segment whose worker has died comes first; then a paused trial that can no longer be
-        promoted, to be ended; and then a new segment. It is None if the worker must wait for
-        others, if all is done, or if the study halts; see `find_halt_reason`.
+        The worker trains a segment of the trial: from its start or a rung to the next rung, or to
+        its end. A segment whose worker has died comes first; then a paused trial that can no longer
+        be promoted, to be ended; and then a new segment.
 
         Args:
             standings: How far the trial of each slot has come.
             closed: Always False: no bound ends a search in rounds early.
+
+        Returns:
+            None if the worker must wait for others, if all trials are done, or if the study halts;
+            see `find_halt_reason`.
         """
         begun = [standing for standing in standings if standing.segments]
         unended = [standing for standing in begun if not _has_ended(standing)]
+        # A segment whose worker has died
         abandoned = [standing for standing in unended if standing.state != HELD]
         if abandoned:
             return _choose_abandoned(abandoned)
-        last_number = max((standing.segments[-1].number for standing in begun), default=-1)
-        # Decided from what the last segment knew: no later decision depends on when a trial ends.
+
+        # A paused trial that can no longer be promoted, by what was known when the last segment was
+        # decided: so no later decision depends on when the trial is ended.
+        numbers = [standing.segments[-1].number for standing in begun]  # of the last segments
+        last_number = max(numbers, default=-1)
         unpromotable = self._choose_unpromotable(standings, self.count_known(last_number))
         if unpromotable is not None:
             return unpromotable
-        if any(standing.segments[-1].start is None for standing in unended):
+
+        # A new segment
+        last_segments = [standing.segments[-1] for standing in unended]
+        if any(segment.start is None for segment in last_segments):
             return None  # another worker draws the configuration of a new trial
-        first_running = min((standing.segments[-1].number for standing in unended), default=None)
+        first_running = min((segment.number for segment in last_segments), default=None)
         return self._choose_new_segment(standings, last_number + 1, first_running)
 
     def _choose_new_segment(
-        self, standings: Sequence[Standing], segment_count: int, first_running: int | None
+        self, standings: Sequence[Standing], next_number: int, first_running: int | None
     ) -> SlotChoice | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
@@ -124,10 +134,10 @@ class RoundOrder:
 
         Args:
             standings: How far the trial of each slot has come.
-            segment_count: How many segments have been decided so far.
+            next_number: The number after that of the last segment so far.
             first_running: The number of the first segment that has not ended; None if all have.
         """
-        for number in self._list_next_numbers(segment_count):
+        for number in self._list_possible_numbers(next_number):
             known_count = self.count_known(number)
             if first_running is not None and first_running < known_count:
                 return None  # it must end first
@@ -137,23 +147,23 @@ class RoundOrder:
             if choice is not None:
                 return self._add_segment(standings, choice.slot, number)
         # Not even all segments together allow another one.
-        return self._choose_unpromotable(standings, segment_count)
+        return self._choose_unpromotable(standings, known_count=next_number)
 
-    def _list_next_numbers(self, segment_count: int) -> list[int]:
+    def _list_possible_numbers(self, next_number: int) -> list[int]:
         """Returns the numbers that the next segment may get, in the order in which they are tried.
 
-        First comes the next number. If what is known then allows no decision, the current round
-        stays incomplete, and the segment is the first of a later round, for which more is known.
-        The last number is that of a round for which all segments so far are known. In rounds of 4
-        with 10 segments so far the numbers are 10 (the segments 0 to 3 are known), 12 (0 to 7) and
-        16 (0 to 11).
+        First comes the next number. If the segments that are known then allow no decision, the
+        current round stays incomplete, and the segment is the first of a later round, for which
+        more are known. For the last of the numbers all segments are known. In rounds of 4 after the
+        segments 0 to 9, the numbers are 10 (the segments 0 to 3 are known), 12 (0 to 7) and 16 (all
+        are known).
 
         Args:
-            segment_count: How many segments have been decided so far.
+            next_number: The number after that of the last segment so far.
         """
-        numbers = [segment_count]
-        round_number = segment_count // self.width
-        while self.count_known(numbers[-1]) < segment_count:
+        numbers = [next_number]
+        round_number = next_number // self.width
+        while self.count_known(numbers[-1]) < next_number:
             round_number += 1
             numbers.append(round_number * self.width)
         return numbers

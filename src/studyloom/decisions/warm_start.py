@@ -21,7 +21,7 @@ from studyloom.decisions.earlier_studies import EarlierStudy, read_named
 from studyloom.decisions.placement import PlacedConfiguration, place_configuration
 from studyloom.decisions.strategy import Strategy
 from studyloom.errors import refuse
-from studyloom.space.tree import Configuration
+from studyloom.space.tree import Configuration, Params
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
 from studyloom.storage.database import Connection
@@ -108,7 +108,7 @@ def choose_trials(
         of another or of the baseline.
     """
     chosen_trials: list[PlacedTrial] = []
-    chosen_params = []
+    chosen_params: list[Params] = []
     if definition.baseline is not None:
         chosen_params.append(definition.baseline.params)
     # An iterator over the remaining trials of each study, in the order of their turns.
@@ -124,7 +124,7 @@ def choose_trials(
 
 
 def _take_first_new(
-    trials: Iterator[PlacedTrial], chosen_params: Sequence[Mapping[str, Any]]
+    trials: Iterator[PlacedTrial], chosen_params: Sequence[Params]
 ) -> PlacedTrial | None:
     """Takes trials from an iterator up to the first one with another configuration than the chosen.
 

@@ -436,9 +436,12 @@ class LoopDefinition(Definition):
             )
 
     def _check_function(self) -> Iterator[str]:
-        """Yields an error if the function cannot be called in any of the three ways."""
+        """Yields an error if the function cannot be called in any of the three ways.
+
+        It is called with the values of `params`, with an Optuna trial, or with `(config, run)`.
+        """
         function = UserFunction(self.function)
-        if not function.takes_config:
+        if not function.takes_config:  # its signature fits one of the first two ways
             return
         error = function.explain_call_error(2)  # two arguments: config, run
         if error:

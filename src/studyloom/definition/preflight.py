@@ -232,10 +232,7 @@ def _try_training(run: JobRun, split: Part, size: int) -> None:
         size: the number of examples in the batch.
     """
     job = run.job
-    batch_size_of_one = None
-    if size == 1:
-        batch_size_of_one = job.batch_size
-    with _explained("step", job.step, size, batch_size_of_one):
+    with _explained("step", job.step, size, train_batch_size=job.batch_size):
         indices = split.order_for_preflight(job.train)[:size]
         batch = run.batches.load_batch(indices)
         loss = run.computation.train(run.model.train(), batch)
@@ -284,16 +281,15 @@ def _try_optimizer_step(run: JobRun) -> None:
 
 @contextlib.contextmanager
 def _explained(
-    name: str, custom_step: object, size: int, batch_size_of_one: int | None = None
+    name: str, custom_step: object, size: int, train_batch_size: int | None = None
 ) -> Iterator[None]:
-    """Raises ValueError, with a fix, for whatever a step on a batch raises in the body.
+    """Raises ValueError, with a fix, for each exception that a step on a batch raises in the body.
 
     Args:
         name: the key of the step in `train`, step or evaluate.
         custom_step: the user's step; None for that of studyloom.
         size: the number of examples in the batch.
-        batch_size_of_one: `train.batch_size`, if that leaves a last batch of one example; None if
-            the batch has more.
+        train_batch_size: for a training step, `train.batch_size`; None for an evaluation.
     """
     try:
         with warnings.catch_warnings():
@@ -305,11 +301,12 @@ def _explained(
     except Exception as error:
         reason = describe_error(error)
         message = reason
-        if batch_size_of_one is not None and batch_size_of_one > 1:
+        is_last_of_one = size == 1 and train_batch_size is not None and train_batch_size > 1
+        if is_last_of_one:
             message = (
                 "the last batch of an epoch has a single example, on which the network cannot be "
                 f"trained ({reason}); set train.drop_last=true, or another train.batch_size than "
-                f"{batch_size_of_one}"
+                f"{train_batch_size}"
             )
         elif custom_step is None and isinstance(error, ValueError):
             message = or_train_it_yourself(reason)

@@ -131,7 +131,7 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
     except Exception as error:  # of a custom class
         yield f"objective.metric: {describe_error(error)}"
     try:
-        _ = definition.limits
+        _ = definition.limits  # raises the errors in the constraints
         if objectives:  # a rule names objectives, and without them would only repeat their errors
             rule = definition.rule
     except ConfigError as error:

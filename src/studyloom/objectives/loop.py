@@ -240,7 +240,7 @@ def _refuse_reserved_name(owner: str, name: str, reserved: Collection[str]) -> N
         raise ValueError(f"{owner}.set_user_attr: {name} is reserved; choose another name")
 
 
-def _check_is_repeated(name: str, repeated_params: Mapping[str, Any]) -> None:
+def _check_is_repeated(name: str, repeated_params: Mapping[str, object]) -> None:
     """Raises ValueError if a trial that is repeated had no hyperparameter of a name."""
     if name not in repeated_params:
         raise ValueError(

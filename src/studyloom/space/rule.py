@@ -364,13 +364,13 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
     if isinstance(section, list):
         texts = section
     for text in map(str, texts):
-        start = f"space.where: {text[:LONGEST]!r}"  # of its messages
+        subject = f"space.where: {text[:LONGEST]!r}"  # of the messages about it
         try:
             conditions = _parse_conditions(text)
         except (ValueError, LookupError):
             errors.append(
-                f"{start} is not a relation of at most {LONGEST} characters; write names, numbers, "
-                f"+ - * / % ( ), and between two {', '.join(COMPARISONS)}, as in 'p.a * p.b < 9'"
+                f"{subject} is not a relation of at most {LONGEST} characters; write names, "
+                f"numbers, + - * / % ( ), and between two {', '.join(COMPARISONS)}, as in 'p.a * p.b < 9'"
             )
             continue
         relations += conditions
@@ -378,8 +378,10 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
         for condition in conditions:
             unknown_names |= condition.names.difference(names)
         for name in sorted(unknown_names):
-            hint = nearest(name, names) or f"; there are {', '.join(names) or 'none'}"
-            errors.append(f"{start}: {name} is not a numeric hyperparameter{hint}")
+            hint = nearest(name, names)
+            if not hint:
+                hint = f"; there are {', '.join(names) or 'none'}"
+            errors.append(f"{subject}: {name} is not a numeric hyperparameter{hint}")
     refuse(errors)
     return tuple(relations)
 
@@ -433,8 +435,9 @@ class _Calculator:
         if left_side is None or right_side is None:
             return False
         difference = abs(left_side - right_side)
-        if difference <= CLOSE * max(abs(left_side), abs(right_side)):
-            right_side = left_side  # they count as equal
+        are_equal = difference <= CLOSE * max(abs(left_side), abs(right_side))
+        if are_equal:
+            return bool(compare(left_side, left_side))  # True for <=, >= and ==
         return bool(compare(left_side, right_side))
 
     def compute_sum(self) -> Fraction | None:

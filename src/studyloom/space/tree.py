@@ -616,7 +616,11 @@ def _is_same(choice: Scalar, value: object) -> bool:
 
 
 def find_misfit(distribution: Distribution, value: object) -> str | None:
-    """Returns why a value is not one of a distribution, such as "is outside …"; None if it is."""
+    """Returns why a value is not among those of a distribution, such as "is outside its range …".
+
+    Returns:
+        None if the distribution has the value.
+    """
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
         if any(_is_same(choice, value) for choice in choices):
