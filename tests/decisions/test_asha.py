@@ -20,26 +20,30 @@ TWO = (ACCURACY, ObjectiveValue("parameters", "minimize"))
 def test_the_lowest_rung_is_that_of_the_study_as_it_began():
     lowest = {epochs: AshaPruner(epochs=epochs).min_resource for epochs in (None, 3, 12, 27, 50)}
     assert lowest == {None: 1, 3: 1, 12: 1, 27: 2, 50: 4}
-    assert [AshaPruner(epochs=50, began=began).min_resource for began in (0, 1, 3)] == [1, 1, 3]
-    assert AshaPruner(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
+    assert [
+        AshaPruner(epochs=50, stored_rung=stored_rung).min_resource for stored_rung in (0, 1, 3)
+    ] == [1, 1, 3]
+    assert AshaPruner(5, epochs=50, stored_rung=3).min_resource == 5, "what the config says counts"
 
 
 def test_the_default_pruner_promotes_networks_that_can_pause():
-    def pruner_of(*overrides, **began):
-        return Strategy(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
+    def pruner_of(*overrides, **stored_rung):
+        return Strategy(
+            ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **stored_rung
+        ).pruner()
 
-    for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(began=1)):
+    for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(stored_rung=1)):
         assert isinstance(promoted, AshaPruner)
     assert pruner_of("train.epochs=50").min_resource == 4
     for other in (
         pruner_of("checkpoints.dir=null"),
         pruner_of("train.epochs=2"),
-        pruner_of(began=0),
+        pruner_of(stored_rung=0),
     ):
         assert isinstance(other, MedianPruner)
     several = "objective.metric=[accuracy,parameters]"
     assert isinstance(pruner_of(several), AshaPruner)
-    for neither in (pruner_of(several, "train.epochs=2"), pruner_of(several, began=0)):
+    for neither in (pruner_of(several, "train.epochs=2"), pruner_of(several, stored_rung=0)):
         assert isinstance(neither, NopPruner)
         assert "no trial is pruned" in neither.note
 

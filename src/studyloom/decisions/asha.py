@@ -150,8 +150,8 @@ class AshaPruner(BasePruner):
         reduction_factor: One of this number of trials at a rung is promoted.
         brackets: The number of brackets; a single one is ASHA as published.
         epochs: The number of epochs of a whole training; None if it is not known.
-        began: The epoch of the lowest rung as the study began, 0 without rungs; None for a new
-            study.
+        stored_rung: The epoch of the lowest rung that the study has stored, 0 if it has no rungs;
+            None for a new study.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class AshaPruner(BasePruner):
         brackets: int = 1,
         *,
         epochs: int | None = None,
-        began: int | None = None,
+        stored_rung: int | None = None,
     ) -> None:
         if min_resource != "auto":
             lowest_rung = min_resource
-        elif began is not None:
-            lowest_rung = max(1, began)
+        elif stored_rung is not None:
+            lowest_rung = max(1, stored_rung)
         else:
             lowest_rung = first_rung(epochs)
         self.min_resource = _check_integer("min_resource", lowest_rung, least=1)
@@ -239,24 +239,26 @@ def first_rung(epochs: int | None) -> int:
     return max(1, round(epochs / 13))
 
 
-def default_pruner(definition: "Definition", epochs: int | None, began: int | None) -> BasePruner:
+def default_pruner(
+    definition: "Definition", epochs: int | None, stored_rung: int | None
+) -> BasePruner:
     """Makes the pruner that `pruner=auto` stands for.
 
-    It is `AshaPruner` for networks whose trials can pause, and else Optuna's median pruner: for
-    custom training loops, since whether one can pause is known only when it runs, and in a study
-    that began without rungs. The median pruner compares one value, so that with several objectives
-    it is replaced by none.
+    It is `AshaPruner` for networks whose trials can pause at rungs. Otherwise it is Optuna's median
+    pruner: whether a custom training loop can pause is known only when it runs, and a study that
+    began without rungs goes on without them. The median pruner compares by one value, so that with
+    several objectives no trial is pruned.
 
     Args:
         definition: The study definition.
         epochs: The number of epochs of a whole training; None if it is not known.
-        began: The epoch of the lowest rung as the study began, 0 without rungs; None for a new
-            study.
+        stored_rung: The epoch of the lowest rung that the study has stored, 0 if it has no rungs;
+            None for a new study.
     """
-    asha = AshaPruner(epochs=epochs, began=began)
-    began_without_rungs = began == 0
+    asha = AshaPruner(epochs=epochs, stored_rung=stored_rung)
     trials_can_pause = definition.trains_networks and not asha.check(definition)
-    if trials_can_pause and not began_without_rungs:
+    has_rungs = stored_rung != 0  # a new study gets rungs
+    if trials_can_pause and has_rungs:
         return asha
     if len(definition.objectives) > 1:
         return Unpruned()

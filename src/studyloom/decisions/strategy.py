@@ -62,13 +62,13 @@ class Strategy:
     """Makes the sampler and the pruner that the config of a study definition names.
 
     Args:
-        began: the epoch of the lowest rung with which the study began; 0 if it began without rungs;
+        stored_rung: the epoch of the lowest rung that the study has stored, 0 if it has no rungs;
             None for a new study.
         auto_sampler: the sampler that `sampler=auto` has chosen in the study; None until then.
     """
 
     definition: "Definition"
-    began: int | None = None
+    stored_rung: int | None = None
     auto_sampler: str | None = None
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
@@ -123,7 +123,7 @@ class Strategy:
         """Makes the pruner that the section `pruner` names.
 
         Its class may have the parameters `definition`; `epochs`, the number of epochs of a whole
-        training, or None if it is not known; and `began`, see `Strategy`.
+        training, or None if it is not known; and `stored_rung`, see `Strategy`.
         """
         definition = self.definition
         section = plain(definition.config["pruner"], "pruner")
@@ -134,7 +134,7 @@ class Strategy:
                 "pruner",
                 definition=definition,
                 epochs=definition.epochs,
-                began=self.began,
+                stored_rung=self.stored_rung,
             )
         return pruner
 

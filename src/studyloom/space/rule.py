@@ -370,7 +370,8 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
         except (ValueError, LookupError):
             errors.append(
                 f"{subject} is not a relation of at most {LONGEST} characters; write names, "
-                f"numbers, + - * / % ( ), and between two {', '.join(COMPARISONS)}, as in 'p.a * p.b < 9'"
+                f"numbers, + - * / % ( ), and between two {', '.join(COMPARISONS)}, as in "
+                "'p.a * p.b < 9'"
             )
             continue
         relations += conditions

@@ -121,7 +121,7 @@ def match_stored_study(strategy: Strategy, stored: StoredStudy) -> Strategy:
     attributes = stored.optuna.user_attrs
     # A study that is older than this attribute began without rungs, or at epoch 1.
     lowest_rung = attributes.get(RUNG, 0)
-    return replace(strategy, began=lowest_rung, auto_sampler=attributes.get(SAMPLER))
+    return replace(strategy, stored_rung=lowest_rung, auto_sampler=attributes.get(SAMPLER))
 
 
 def _store_settings(
