@@ -63,7 +63,7 @@ def find_target(section: object, key: str) -> Any:
         target: Target = find_member(name)
         if not callable(target):
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
-    except ConfigError:  # the module does what no import should do, whatever key names it
+    except ConfigError:  # of a module that ends its process, or runs a study, when it is imported
         raise
     except AttributeError as error:
         if name.startswith(MAIN):

@@ -63,24 +63,36 @@ INTEGRATIONS = "studyloom.extras.integrations"
 
 SECTIONS = tuple(str(key) for key in SCHEMA)
 # The sections that a space may search.
-SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pruner", "train")
-OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "data", "space")
-NEVER = ("hydra", "trust", "defaults")
-CLOSED = ("study.warm_start", "study.accept_code_change")  # keys of open sections that reach out
-PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
+SEARCHABLE_SECTIONS = (
+    "params",
+    "model",
+    "optimizer",
+    "scheduler",
+    "loss",
+    "sampler",
+    "pruner",
+    "train",
+)
+ALLOWED_SECTIONS = (*SEARCHABLE_SECTIONS, "study", "objective", "winner", "cost", "data", "space")
+FORBIDDEN_SECTIONS = ("hydra", "trust", "defaults")
+FORBIDDEN_KEYS = (
+    "study.warm_start",
+    "study.accept_code_change",
+)  # keys of open sections that reach out
+PATH_ARGUMENTS = ("root", "path", "_args_")  # arguments of data sources that name files
 # Each primary config of studyloom ends with these, which switch Hydra's logging off, such as
 # `override hydra/job_logging: none`.
-SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
+LOGGING_OFF = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")  # a file in the package, such as studyloom:digits.csv
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")  # such as ${train.epochs}, with `train`
 PATH_MARK = re.compile(r"[/\\]|^~")  # what shows that a text is a path
 # An entry of a defaults list that sets an option of Hydra, such as `override /hydra/launcher: x`.
-OF_HYDRA = re.compile(r"(^|[\s/])hydra/")
+HYDRA_ENTRY = re.compile(r"(^|[\s/])hydra/")
 MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
 if hasattr(yaml, "CSafeLoader"):
-    LOADER = yaml.CSafeLoader
+    YAML_LOADER = yaml.CSafeLoader
 else:
-    LOADER = yaml.SafeLoader
+    YAML_LOADER = yaml.SafeLoader
 REACHES_OUT = (
     "reaches outside the study, which an untrusted config must not; remove it, or review the file "
     "and copy it next to your own configs (in a run directory, `studyloom status RUN_DIR "
@@ -208,7 +220,7 @@ def _check_size(text: str) -> None:
 
     An alias such as `*other` repeats a value; nested ones can expand a small file without bound.
     """
-    for count, event in enumerate(yaml.parse(text, LOADER)):
+    for count, event in enumerate(yaml.parse(text, YAML_LOADER)):
         if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
 
@@ -272,12 +284,12 @@ def find_content_errors(config: Mapping[str, object], trusted: Sequence[str]) ->
         trusted: packages, modules, classes or functions that it may name.
     """
     for section, content in config.items():
-        if section in NEVER:
+        if section in FORBIDDEN_SECTIONS:
             yield f"{section}: must not be set by an untrusted config"
         elif section not in SECTIONS:
-            allowed_sections = [name for name in SECTIONS if name not in NEVER]
+            allowed_sections = [name for name in SECTIONS if name not in FORBIDDEN_SECTIONS]
             yield describe_unknown_key(str(section), allowed_sections)
-        elif section not in OPEN and content is not None:
+        elif section not in ALLOWED_SECTIONS and content is not None:
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):
             yield from _find_section_errors(section, content, trusted)
@@ -310,9 +322,9 @@ def _find_section_errors(
             yield f"{key} {REACHES_OUT}{nearest(name, objective_keys)}"
         elif section == "space":  # `space.model` has ranges of the section `model`
             searched_section = str(name).partition(".")[0]
-            if searched_section not in SEARCHED:
+            if searched_section not in SEARCHABLE_SECTIONS:
                 yield f"{key} {REACHES_OUT}"
-        elif key in CLOSED:
+        elif key in FORBIDDEN_KEYS:
             yield f"{key} {REACHES_OUT}"
 
 
@@ -325,10 +337,10 @@ def _find_path_errors(value: object, key: str) -> Iterator[str]:
     if name == "_target_" or value in (None, []):
         return
     if isinstance(value, str):
-        is_path = name in PATHS or PATH_MARK.search(value) is not None
+        is_path = name in PATH_ARGUMENTS or PATH_MARK.search(value) is not None
         if is_path and OWN_FILE.fullmatch(value) is None:
             yield f"{key} {REACHES_OUT}"
-    elif name in PATHS:
+    elif name in PATH_ARGUMENTS:
         yield f"{key} {REACHES_OUT}"
     elif isinstance(value, Mapping):
         for inner_name, inner in value.items():
@@ -350,8 +362,8 @@ def _find_defaults_errors(defaults: object) -> Iterator[str]:
         defaults = [defaults]
     for item in defaults:
         entry = str(item).strip("{}").replace("'", "")  # `{'model': 'mlp'}` as in YAML
-        switches_logging_off = SILENT.fullmatch(entry) is not None
-        sets_hydra = OF_HYDRA.search(entry) is not None and not switches_logging_off
+        switches_logging_off = LOGGING_OFF.fullmatch(entry) is not None
+        sets_hydra = HYDRA_ENTRY.search(entry) is not None and not switches_logging_off
         if sets_hydra or "@" in entry:
             yield f"defaults: {entry} must neither set options of Hydra nor move an option with @"
 
@@ -409,7 +421,7 @@ def _check_interpolations(text: str, key: str, *, allows_references: bool) -> Vi
         return Violation(f"{key}: {text} {reason}")
     has_only_references = "${" not in REFERENCE.sub("", text)
     sections = set(REFERENCE.findall(text))
-    if has_only_references and sections.issubset((*OPEN, "run_dir")):
+    if has_only_references and sections.issubset((*ALLOWED_SECTIONS, "run_dir")):
         return None
     reason = "must not be an interpolation; only ${section.key} is possible"
     return Violation(f"{key}: {text} {reason}")
@@ -514,9 +526,9 @@ def code_of_study(
         ConfigError: the error of the body; if a module is missing, with the folder to consent to.
     """
     recorded_folder = None
-    working_folder = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
-    if working_folder is not None:
-        recorded_folder = Path(str(working_folder))
+    recorded_path = _read_recorded(run_dir, "hydra.yaml", "hydra.runtime.cwd")
+    if recorded_path is not None:
+        recorded_folder = Path(str(recorded_path))
     consents_by_working_there = trusts_working_folder and recorded_folder == Path.cwd()
     module_folder = folder
     if module_folder is None and (is_trusted(run_dir) or consents_by_working_there):

@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,7 +225,9 @@ def _check_integer(name: str, value: object, *, least: int) -> int:
 
 
 def first_rung(epochs: int | None) -> int:
-    """Returns the epoch of the lowest rung: a thirteenth of all, so that three rungs fit.
+    """Returns the epoch of the lowest rung: a thirteenth of all.
+
+    So three rungs fit: at 1/13, 3/13 and 9/13 of the epochs.
 
     An earlier rung would compare trials too soon: in trainings of 27 epochs their ranks after the
     first epoch correlate with the final ranks by .28, and after the second by .45 (recorded curves
@@ -287,6 +289,21 @@ class RungRanking:
     step: int
     bracket: int
     standings: Sequence[Standing]
+
+
+class _Candidate(NamedTuple):
+    """A paused trial that may be promoted; candidates sort in the order of their promotion.
+
+    Attributes:
+        negative_step: The step of its rung, negative, so that higher rungs come first.
+        rank: Its rank at the rung, from 0 for the best.
+        slot: Its slot. Two brackets may have rungs at one step: of equal ranks the earlier slot
+            comes first.
+    """
+
+    negative_step: int
+    rank: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -424,7 +441,7 @@ class AshaOrder:
         Returns:
             The slots of trials at higher rungs first, and at each rung the best first.
         """
-        candidates = []  # (-step, rank, slot), which sorts them in the order to return
+        candidates: list[_Candidate] = []
         open_counts = self._count_open_by_bracket(standings)
         for ranking in self._rank_rungs(standings):
             promotion_count = len(ranking.standings) // self.reduction_factor
@@ -433,10 +450,8 @@ class AshaOrder:
             for rank, standing in enumerate(ranking.standings[:promotion_count]):
                 waits_here = self._find_waiting_rung(standing) == ranking.step
                 if waits_here and self._is_comparable(standing, ranking.step):
-                    # Two brackets may have rungs at one step: of equal ranks the earlier slot wins.
-                    candidates.append((-ranking.step, rank, standing.slot))
-        candidates.sort()
-        return [slot for _, _, slot in candidates]
+                    candidates.append(_Candidate(-ranking.step, rank, standing.slot))
+        return [candidate.slot for candidate in sorted(candidates)]
 
     def find_unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
         """Returns the slots of paused trials that can no longer be promoted, whatever others do.

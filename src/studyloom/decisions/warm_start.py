@@ -126,7 +126,7 @@ def choose_trials(
 def _take_first_new(
     trials: Iterator[PlacedTrial], chosen_params: Sequence[Params]
 ) -> PlacedTrial | None:
-    """Takes trials from an iterator up to the first one with another configuration than the chosen.
+    """Takes trials from an iterator until one has a configuration that is not chosen yet.
 
     Returns:
         That trial; None if the iterator has ended.

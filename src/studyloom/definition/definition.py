@@ -150,7 +150,8 @@ class Definition:
         """Makes the objective of a trial: with all seeds and folds, or with a single one of each.
 
         Args:
-            number: of the trial in its stage, from which the seeds are derived if `seed` is None.
+            number: the number of the trial in its stage; without a `seed`, the seeds are derived
+                from it.
             attempt: the attempt of a worker at the trial.
             seed: the seed of a single training, as in the re-evaluation; None for all seeds.
             fold: the fold of a single training; None without data.

@@ -185,8 +185,9 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
 def _choose_tried_sizes(job: Job, batch_sizes: Set[int]) -> Set[int]:
     """Returns the sizes of the batches on which a job's network is tried.
 
-    A custom step is tried on batches of all sizes. A step of studyloom is tried on two examples, as
-    a larger batch would fail only where two examples do, and on one if a batch may have only one.
+    A custom step is tried on batches of all sizes. A step of studyloom is tried on two examples,
+    which stand for any larger batch; and on one, if a batch may have only one: some networks cannot
+    be trained on a single example.
 
     Args:
         batch_sizes: all sizes that a batch of the job may have.

@@ -195,7 +195,12 @@ def _find_unknown_settings(
 def build_schedule(
     section: Mapping[str, Any], key: str = "scheduler"
 ) -> Callable[[float], float] | TorchSchedule:
-    """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch."""
+    """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch.
+
+    The section of a scheduler of PyTorch may have three more keys than its class has parameters:
+    `interval`, which says when it steps; `recorded`, the values of an earlier training, on which it
+    steps in place of the validation value; and `schedulers`, the sections of inner schedulers.
+    """
     target = find_target(section, key)
     is_scheduler_of_pytorch = inspect.isclass(target) and issubclass(target, LRScheduler)
     if not is_scheduler_of_pytorch:
@@ -321,7 +326,8 @@ def read_metric_setting(objective: Mapping[str, Any]) -> MetricSetting:
     if not isinstance(setting, list):
         return MetricSetting(setting)
     is_pair = len(setting) == 2
-    if not is_pair or setting[0] in COSTS or setting[1] not in COSTS:
+    is_metric_and_cost = is_pair and setting[0] not in COSTS and setting[1] in COSTS
+    if not is_metric_and_cost:
         suggestion = ""
         if is_pair:
             suggestion = nearest(str(setting[1]), COSTS)

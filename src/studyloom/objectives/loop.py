@@ -171,7 +171,7 @@ class ObjectiveTrial(optuna.Trial):
         is drawn by the sampler and committed at once.
         """
         if name in self._cached_frozen_trial.distributions:
-            if name in self._names_to_repeat:
+            if name in self._names_to_repeat:  # an earlier attempt has drawn it
                 self._names_to_repeat.remove(name)
                 self._advance_sampler(name, distribution)
             return super()._suggest(name, distribution)
@@ -539,7 +539,8 @@ class LoopObjective(Objective):
     def compared_number(self, step: Step) -> int | None:
         """Returns the number by which the pruner compares a step; None if it skips the step.
 
-        With several jobs it is the number of jobs that have ended, at the end of each.
+        With several jobs, trials are compared only at the end of each job, by the number of jobs
+        that have ended.
         """
         if self.compared_jobs is None:
             return step.number

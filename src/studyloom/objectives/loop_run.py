@@ -45,6 +45,7 @@ from studyloom.user_code.importing import is_users_code
 
 LOOP_MODULE = "studyloom.objectives.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
+LONGEST_REASON = 300  # characters of an exception that are shown
 STATE_METHODS = ("state_dict", "load_state_dict")  # the methods of an object that a loop can keep
 log = logging.getLogger(__name__)
 
@@ -605,7 +606,7 @@ class Run:
                 raise UnfitState(f"there is no {name} in it")
             load_state(part, copy_state(saved["kept"][name], name))
         except Exception as error:  # whatever the object's load_state_dict raises
-            reason = " ".join(error_text(error).split())[:300]
+            reason = " ".join(error_text(error).split())[:LONGEST_REASON]
             message = f"the checkpoint does not fit run.keep({name}=…): {reason}"
             raise self._note_unfit_state(message) from error
 

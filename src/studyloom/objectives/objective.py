@@ -362,8 +362,8 @@ def spread_over_jobs(rows: Sequence[Sequence[Step]]) -> Curves:
 def compute_standard_error(values: Sequence[float]) -> float | None:
     """Computes the standard error of the mean of values; None for fewer than two.
 
-    It is the sample standard deviation over √n. The folds of one data set share most of their
-    training images, so that it is too small (Bengio and Grandvalet, 2004).
+    It is the sample standard deviation over √n. For the values of folds, which share most of their
+    training examples, it is too small (Bengio and Grandvalet, 2004).
     """
     if len(values) < 2:
         return None

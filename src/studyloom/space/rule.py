@@ -402,7 +402,8 @@ def _parse_conditions(text: str) -> list[Relation]:
         if "".join(tokens) != text_without_spaces:  # some part is not a token
             raise ValueError
         names = frozenset(token for token in tokens if re.match(NAME, token))
-        # Computing it, with any values, raises an error if its tokens are in a wrong order.
+        # Computing the condition, with any values, raises an error if its tokens are in a wrong
+        # order.
         any_values = dict.fromkeys(names, 1.0)
         _Calculator(tokens, any_values).compare()
         relations.append(Relation(condition.strip(), tokens, names))

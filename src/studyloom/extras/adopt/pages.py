@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studyloom.commands.options import print_json
-from studyloom.config.trust import SEARCHED
+from studyloom.config.trust import SEARCHABLE_SECTIONS
 from studyloom.errors import ConfigError
 from studyloom.extras.adopt.findings import MAX_LENGTH, describe_findings
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
@@ -182,7 +182,7 @@ def is_writable(value: object) -> bool:
 def is_config_key(name: str) -> bool:
     """Returns True if a name can be a key of a config that the search may change."""
     section, _, _ = name.partition(".")
-    return NAME.fullmatch(name) is not None and section in SEARCHED
+    return NAME.fullmatch(name) is not None and section in SEARCHABLE_SECTIONS
 
 
 def _format_configurations(trials: Sequence[FrozenTrial], keys: Mapping[str, str]) -> list[str]:
