@@ -240,9 +240,10 @@ def check_run_dir(run_dir: str) -> None:
 def composing_once() -> Iterator[None]:
     """Lets `hydra.main` compose the config once in the body, and not twice.
 
-    It composes the whole config a first time only to read `hydra.mode`, which takes two thirds of
-    the time of the second. A study always runs once: several runs (`--multirun`) are refused
-    earlier. Since `hydra.main` has no argument for the mode, its method is replaced.
+    `hydra.main` composes the whole config a first time only to read `hydra.mode`, which takes two
+    thirds of the time of the second. A study always runs once: several runs (`--multirun`) are
+    refused earlier. Since `hydra.main` has no argument for the mode, the method that reads the mode
+    is replaced.
     """
     get_mode = Hydra.get_mode
     Hydra.get_mode = _get_single_run  # type: ignore[method-assign]

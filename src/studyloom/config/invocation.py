@@ -78,7 +78,7 @@ class Invocation:
         Hydra's state, the environment and the module path are afterwards as they were.
 
         Args:
-            overrides: of the config, as on a command line.
+            overrides: the overrides of the config, as on a command line.
             task: gets the config, and the arguments of a command that composes the same.
 
         Raises:
@@ -197,8 +197,8 @@ def find_invocation(source: Source, overrides: Sequence[str] = ()) -> Invocation
     Args:
         source: the file of a study module or of a primary config, the name of a study of studyloom
             such as `mnist`, or a composed config.
-        overrides: those of the study. For a composed config, which is written to files, they may
-            name the run directory.
+        overrides: the overrides of the study. For a composed config, which is written to files,
+            they may name the run directory.
 
     Raises:
         ConfigError: there is no such file, it is neither a module nor a config, or the module

@@ -204,8 +204,8 @@ class AshaPruner(BasePruner):
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {fix}"
             )
-        # Rung i is at epoch min_resource × reduction_factor^i, and bracket b begins at rung b. The
-        # last bracket needs a second rung, to which it promotes: rung brackets - 1 + 1.
+        # Rung i, from 0, is at epoch min_resource × reduction_factor^i. The lowest rung of the last
+        # bracket is rung brackets - 1. It needs one more, to which it promotes: rung `brackets`.
         needed_epochs = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(

@@ -66,10 +66,11 @@ class RoundOrder:
         return False
 
     def count_known(self, number: int) -> int:
-        """Returns how many segments are known when another one is decided.
+        """Returns how many segments are known when a segment is decided.
 
         The segments of a study are numbered in the order in which they are decided. Known are those
-        of all rounds before the last two, which may still run.
+        of all rounds before the last two, which may still run. In rounds of 4 segments, 4 segments
+        are known when one of the segments 8 to 11 is decided.
 
         Args:
             number: The number of the segment that is decided.
@@ -241,7 +242,7 @@ class RoundOrder:
         """
         limited = [_limit_standing(standing, known_count) for standing in standings]
         unpromotable = self.order.find_unpromotable(limited)
-        while unpromotable:  # it never has a trial that is DONE already, so this ends
+        while unpromotable:  # each pass marks further trials as DONE, so this ends
             for position, standing in enumerate(limited):
                 if standing.slot in unpromotable:
                     limited[position] = replace(standing, state=DONE)
@@ -308,8 +309,8 @@ def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:
 def _has_ended(standing: Standing) -> bool:
     """Returns whether a trial's last segment has ended: the trial is done, or was paused after it.
 
-    A segment is its training from a rung to the next. A trial that was paused at the first of
-    these, and not since, has not ended it.
+    A segment is the training of a trial from its start or a rung to the next rung. A trial whose
+    last pause was at the rung where the segment starts has not ended the segment.
     """
     if standing.state == DONE:
         return True

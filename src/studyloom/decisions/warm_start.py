@@ -390,7 +390,7 @@ def _make_queued_trials(
         return []
     tried_params = []
     for trial in existing_trials:
-        # A trial that waits has no params yet, but those that it will get.
+        # A trial that waits has no params yet; those that it will get are in an attribute.
         tried_params.append(trial.system_attrs.get(sql.FIXED_PARAMS, trial.params))
     queued_trials = []
     if baseline is not None:

@@ -96,9 +96,9 @@ class LoopDefinition(Definition):
     def from_config(cls, cfg: StudyConfig, composer: Composer) -> Definition:
         """Reads the definition from the config of a command.
 
-        How depends on the objective: an adapter may have a config and a space of its program; a
-        function may take the config, an Optuna trial, or the values of `params` by name. An
-        objective that cannot be built is reported later, with all other errors.
+        There are four kinds of objectives: an adapter of a program that has a config, and functions
+        that take the config, an Optuna trial, or the values of `params` by name. An objective that
+        cannot be built is reported later, with all other errors.
 
         Args:
             cfg: all sections, except `hydra`.
@@ -351,7 +351,7 @@ class LoopDefinition(Definition):
         """Calls `objective.test` for a trained loop, and returns the metrics on the test set.
 
         Args:
-            states: what the training has kept with `run.keep`, by name.
+            states: the states of the objects that the training kept with `run.keep`, by name.
             examples: the Dataset of the test set; None without `data`.
         """
         function = build_named_function(self.config.objective.test)

@@ -176,7 +176,7 @@ class Definition:
         """Calls `objective.test`, which only loops have.
 
         Args:
-            states: what the training has kept, by name.
+            states: the states of the objects that the training has kept, by name.
             examples: the Dataset of the test set; None without `data`.
         """
         raise NotImplementedError
@@ -322,7 +322,7 @@ class Definition:
         and of the data, but not the folder of the data, which differs between machines.
 
         Args:
-            digest: that of the data.
+            digest: the digest of the data.
         """
         values = dict(flatten(_deciding_sections(self.config)))
         # The sections of options that only some trials have, such as those of `optimizer=sgd`

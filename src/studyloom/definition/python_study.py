@@ -271,7 +271,7 @@ class CallReader:
         target = value
         if isinstance(value, Mapping):
             target = value.get("_target_")
-        if is_group and callable(target):
+        if is_group and callable(target):  # a class or function
             self.options[key] = None
         config_value = _to_config_value(key, value, self.errors)
         try:
@@ -306,10 +306,10 @@ class CallReader:
             )
 
     def add_first_options(self, space: Mapping[str, object]) -> None:
-        """Adds the first option of each group in the space that lacks the group's default option.
+        """Chooses the option of the baseline for each group whose default is not in the space.
 
-        It is the option of the baseline, which would otherwise be outside the space: without it,
-        the baseline of the space `{"optimizer": {"sgd": …}}` would have the default, AdamW.
+        It is the first option in the space. Otherwise the baseline of the space
+        `{"optimizer": {"sgd": …}}` would have the default optimizer, AdamW, and be outside of it.
         """
         if not self.trains_network:
             return
@@ -618,8 +618,8 @@ def _divide_data(study: PythonStudy, data: object) -> DividedData:
 def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
     """Divides a Dataset into a training and a test set at random, and notes that in the study.
 
-    A test set of tensors has each class as often as the whole. The targets of another Dataset are
-    not read.
+    For tensors, each class has the same share in both sets. The targets of another Dataset are not
+    read, so that its sets are drawn without regard to classes.
     """
     _check_size("data", dataset, least=3)
     count = len(dataset)
@@ -629,12 +629,13 @@ def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
         f"data: {test_count} of {count} examples, drawn by study.seed={seed}, are the test set"
     )
     if type(dataset) is TensorDataset:
-        fold = make_folds(dataset.tensors[-1], 1, test_count, seed)[0]
+        targets = dataset.tensors[-1]
+        fold = make_folds(targets, count=1, validation=test_count, seed=seed)[0]
         return DividedData(
             train=TensorDataset(*dataset[fold.training]),
             test=TensorDataset(*dataset[fold.validation]),
         )
-    fold = make_folds(torch.zeros(count), 1, test_count, seed)[0]
+    fold = make_folds(torch.zeros(count), count=1, validation=test_count, seed=seed)[0]
     divisible = cast("Dataset[object]", dataset)  # `Subset` needs no more than a MapDataset has
     return DividedData(
         train=Subset(divisible, fold.training.tolist()),

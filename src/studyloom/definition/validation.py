@@ -240,7 +240,8 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
     """Suggests the line that adds a key of the space to a file of the user.
 
     Returns:
-        "" if the user has no such file. For a target in the primary config: that it lacks the key.
+        The suggestion; "" if the user has no file for the section. If the primary config itself
+        names the class or function of the section, which lacks the parameter: a text that says so.
     """
     section, _, name = node.key.partition(".")
     is_group = section in definition.composer.choices

@@ -174,7 +174,7 @@ def _find_unknown_settings(
     """Returns a line for each setting of a section that its target has no parameter for.
 
     Args:
-        key: of the section.
+        key: the key of the section.
         target: the dotted name of its class or function.
         settings: the names of its settings.
         accepted: the parameters of the target, by name.

@@ -269,7 +269,8 @@ class Loop:
     """A loop and what all its calls share.
 
     Args:
-        config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
+        config: the config of the trial; the function gets a read-only copy, with the seed as
+            `config.seed`.
         objectives: the objectives that it returns, the metric first.
         limits: the constraints on what it reports by `run.cost`.
         must_keep: whether it must keep an object, since `objective.test` is to measure it.
@@ -702,7 +703,7 @@ class LoopObjective(Objective):
 
         Args:
             step: the number that the loop gave. It is the number of the stored report too, unless
-                there are several jobs: their reports are numbered through.
+                there are several jobs: the reports of all jobs are counted together.
             value: the value of the metric.
             further: other quantities of the step, by name.
         """

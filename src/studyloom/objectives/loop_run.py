@@ -68,7 +68,7 @@ class RunState(TypedDict, total=False):
         epoch: the number of the epoch, from 1.
         value: the value that was reported last.
         kept: the state of each object, by its name in `run.keep`.
-        files: what `run.keep_files` was called with in this epoch, if it was.
+        files: the files that `run.keep_files` got in this epoch; None if it was not called.
         random: the state of the random generators of Python, NumPy and PyTorch.
         generator: the state of `run.generator`.
     """
@@ -212,7 +212,7 @@ class Run:
         costs: the costs that the loop has reported, by quantity.
         not_kept: names of objects in the loop with a state that `keep` was not given.
         streams: names of streams in the loop whose position a resumed trial would lack.
-        warnings: what `warn` was given.
+        warnings: the messages that `warn` got.
         count: the number of epochs; None until `epochs` is called.
     """
 
@@ -633,7 +633,7 @@ def to_finite_number(value: object, action: str) -> float:
     """Converts a number of any library, or a tensor of one number, to a float.
 
     Args:
-        action: what the objective did with it, for the error: "returned nan".
+        action: how the objective gave the number, for the error: "returned nan".
 
     Raises:
         UndefinedMetric: it is no number, or not finite.

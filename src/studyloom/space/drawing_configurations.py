@@ -48,10 +48,10 @@ def draw_configuration(
 def _draw_configurations(space: Space, seed: int) -> Iterator[Configuration]:
     """Yields random configurations.
 
-    Those of a small space come in a random order, each once. A large space gives DRAWS, among which
-    some may be equal or break a relation.
+    A small space gives each of its configurations once, in a random order. A large space gives
+    DRAWS configurations, some of which may be equal or break a relation.
     """
-    # The relations do not count: the size with them is found by enumerating the space.
+    # Relations are ignored here: the size of a space with relations is found by enumerating it.
     size_without_relations = Space(space.nodes).size()
     if size_without_relations <= LARGEST_GRID:
         positions = np.random.default_rng(seed).permutation(len(space.grid))

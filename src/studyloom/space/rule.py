@@ -217,7 +217,7 @@ class _RuleParts(NamedTuple):
 
     Args:
         direction: "max" or "min".
-        name: of the objective.
+        name: the name of the objective.
     """
 
     direction: str

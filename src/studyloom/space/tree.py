@@ -116,7 +116,7 @@ class SpaceBranch(NamedTuple):
 
     Attributes:
         choices: the options; empty at the root of the tree.
-        nodes: those next to or below the last of these options, and no deeper.
+        nodes: the hyperparameters next to or below the last of these options, and no deeper.
     """
 
     choices: dict[str, str]
@@ -172,9 +172,9 @@ class Hyperparameter:
         """Returns a value for a configuration of which only some options of groups matter.
 
         Args:
-            choices: those options, by group. A group that is missing here, or lacks the option,
-                gets its first option, or its last one for the high end.
-            end: the end of its range that any other value is at.
+            choices: the options that matter, by group. A group that is missing here, or lacks the
+                option, gets its first option, or its last one for the high end.
+            end: the end of the range to return for any other hyperparameter.
         """
         if self.role == "option":
             option = choices.get(config_group(self.key))
