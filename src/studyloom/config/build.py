@@ -108,7 +108,7 @@ def call_target(target: Target, section: object, key: str, **offered: object) ->
     arguments = _select_accepted(offered, target, values)
     # A target may be any class or function; only `data.Datasets` has this attribute.
     deferred_names = getattr(target, "DEFERRED", ())
-    builds_inner_sections = values.get("_recursive_", True)
+    builds_inner_sections = values.get("_recursive_", True)  # as in Hydra
     for name, value in values.items():
         if name in SETTINGS:
             continue

@@ -127,7 +127,7 @@ def _read_untrusted(run_dir: Path, config: DictConfig) -> StudyAddress:
     try:
         url = str(sections["storage"]["url"])
         name = str(sections["study"]["name"])
-    except (LookupError, TypeError):
+    except (LookupError, TypeError):  # the file has no such keys
         return StudyAddress(None, None)
     if url.startswith(f"${{oc.env:{STORAGE.name}"):
         return StudyAddress(STORAGE.get(), name)

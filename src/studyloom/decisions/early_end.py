@@ -264,7 +264,7 @@ def estimate_gain(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     if len(ended) < FEWEST_TRIALS or not complete_values or len(values) <= best_count:
         return None
 
-    values.sort()
+    values.sort()  # the best values are the last
     mean_of_best = sum(values[-best_count:]) / best_count
     next_value = values[-best_count - 1]
     scale = max(0.0, mean_of_best - next_value)  # σ; rounding may bring it below 0

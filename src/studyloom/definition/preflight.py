@@ -176,10 +176,10 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
             _check_outputs(run, split)
         for size in sorted(tried_sizes, reverse=True):
             _try_training(run, split, size)
-        outputs_and_targets = _try_evaluation(run, max(tried_sizes))
+        outputs, targets = _try_evaluation(run, max(tried_sizes))
         _try_optimizer_step(run)  # last: a large learning rate may spoil the network
     if not has_tensors or job.evaluate is not None:
-        _try_metric_of_job(job, outputs_and_targets)
+        _try_metric_of_job(job, outputs, targets)
 
 
 def _choose_tried_sizes(job: Job, batch_sizes: Set[int]) -> Set[int]:
@@ -324,13 +324,13 @@ def _explained(
 # The metric
 
 
-def _try_metric_of_job(job: Job, outputs_and_targets: tuple[Tensor, Tensor]) -> None:
+def _try_metric_of_job(job: Job, outputs: Tensor, targets: Tensor) -> None:
     """Computes the metric of a job for a batch; raises ValueError if that is not possible.
 
     Args:
-        outputs_and_targets: those of the batch, as its evaluation returns them.
+        outputs: the outputs for the batch, as its evaluation returns them.
+        targets: the targets of the batch, as its evaluation returns them.
     """
-    outputs, targets = outputs_and_targets
     if job.evaluate is None:  # a custom evaluation may return classes as floats
         _check_targets_of(job.metric, classifies=not targets.is_floating_point())
     try:

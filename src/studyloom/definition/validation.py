@@ -351,7 +351,7 @@ def _explain_length_misfit(node: ListNode, default: object, branch: Branch) -> I
 def _check_relations(definition: Definition) -> Iterator[str]:
     """Yields an error if the baseline or every configuration breaks a relation of the space.
 
-    It also yields one if `study.repeats=false` is set for a space of infinitely many
+    It also yields an error if `study.allow_repeats=false` is set for a space of infinitely many
     configurations.
     """
     space = definition.space

@@ -217,7 +217,7 @@ class ObjectiveTrial(optuna.Trial):
                     f"{name} is suggested as {distribution}, and in trial {other_trial.number} as "
                     f"{first_distribution}: {error} Give another hyperparameter another name"
                 ) from error
-            return
+            return  # the first trial has decided
 
 
 def _make_trial_in_memory(
@@ -840,6 +840,7 @@ class LoopObjective(Objective):
                 reports.append([Report(**fields) for fields in reports_of_job])
             run_state = state["now"]
             if run_state is not None:
+                # The value that the run reported last is stored only with the reports.
                 reports_of_current_job = reports[-1]
                 last_report = reports_of_current_job[-1]
                 run_state = {**run_state, "value": last_report.value}
