@@ -149,10 +149,10 @@ class GuardedFiles(ReadOnce, FileConfigSource):
             return self._load(config_path, rules)
         file = Path(self.path) / self._normalize_file_name(config_path)
         if not file.is_file():
-            return self._load(config_path, None)  # Hydra's error says which file is missing
+            return self._load(config_path, rules=None)  # Hydra's error names the missing file
         status = file.stat()
         key = (self.provider, self.path, config_path, status.st_mtime_ns, status.st_size)
-        return self.read_once(key, lambda: self._load(config_path, None))
+        return self.read_once(key, lambda: self._load(config_path, rules=None))
 
     def _find_rules(self) -> trust.TrustRules | None:
         """Returns the rules that the files of this folder must satisfy; None if it is trusted."""

@@ -313,8 +313,8 @@ def _is_within_any(key: str, sections: Iterable[str]) -> bool:
 def _resolve(config: DictConfig, reference: Reference) -> object:
     """Returns the value of a reference as plain Python.
 
-    If it has none, such as one to an unset variable, the value is an `Unresolved`, which raises an
-    error only when it is read.
+    A reference without a value, such as one to an unset variable, gets an `Unresolved`, which
+    raises an error only when it is read.
     """
     try:
         node: Any = config

@@ -140,8 +140,9 @@ class TrustRules:
 
         Args:
             name: the config's path in the folder, such as model/mlp.
-            package: the section into which its header puts it: None for the section of its group,
-                as `# @package _group_` does; `_global_` for the top of the config.
+            package: the section into which the header of the file puts the config; `_global_`, of
+                `# @package _global_`, is the top level. None without a header: then it is the
+                section of the config's group, as for `_group_`.
 
         Raises:
             ConfigError: all errors in it.

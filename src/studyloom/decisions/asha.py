@@ -385,9 +385,9 @@ class AshaOrder:
         released; and then a new one.
 
         Args:
-            standings: How far the trial of each slot has come. OWN is the state of one that this
-                worker holds, OPEN that of one without a worker, UNCLAIMED that of a slot whose
-                trial has not begun.
+            standings: How far the trial of each slot has come. The state of a trial is OWN if this
+                worker holds it, OPEN if it has begun and no worker holds it, and UNCLAIMED if it
+                has not begun.
             closed: Whether the search has ended, so that no trial is begun or promoted.
         """
         unpromotable = self.find_unpromotable(standings, closed=closed)

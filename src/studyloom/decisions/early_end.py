@@ -53,7 +53,8 @@ class Hours:
         """Returns the cost of the GPUs, or that of the cores if no GPU was used.
 
         Args:
-            per_hour: The price of an hour of a GPU or core; None, as the result, if not known.
+            per_hour: The price of an hour of a GPU or core; None if it is not known, and then no
+                cost is.
         """
         if per_hour is None:
             return None

@@ -347,8 +347,8 @@ def _try_metric_of_job(job: Job, outputs: Tensor, targets: Tensor) -> None:
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
     """Computes a metric of random outputs for the validation set of each fold; yields errors.
 
-    Nothing is computed for a Dataset, whose targets are known only for the examples that were
-    loaded: the split has as many as were.
+    Nothing is computed for a Dataset, whose targets are known only for the few examples that were
+    loaded: the split has no others.
     """
     split = data.split
     assert split is not None

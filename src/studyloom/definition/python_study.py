@@ -352,11 +352,9 @@ class CallReader:
     ) -> dict[str, object]:
         """Makes the section of the data: arrays in files for pairs of tensors, else Datasets.
 
-        Datasets it is also for pairs of tensors if the call sets a key of `data` that only the
-        source `Datasets` has.
-
-        In both cases a network that is trained on tensors of floating-point targets gets the loss
-        and the metric of a regression, unless the call sets others.
+        Pairs of tensors are passed as Datasets too if the call sets a key of `data` that only the
+        source `Datasets` has. In both cases a network that is trained on floating-point targets
+        gets the loss and the metric of a regression, unless the call sets others.
 
         Args:
             settings: the keys of the section that the call sets itself.

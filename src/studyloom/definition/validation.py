@@ -183,7 +183,7 @@ def _check_groups(definition: Definition) -> Iterator[str]:
 def _check_nodes(definition: Definition, branch: Branch) -> Iterator[str]:
     """Yields keys that a branch's config lacks, and defaults that are not among their values.
 
-    A key in a wrong section is reported as such only.
+    If a key is in a section that cannot be searched, that is its only error.
     """
     for node in branch.nodes:
         section_errors = [*_check_section(node.name, node.key)]

@@ -471,9 +471,9 @@ class SignalGuard:
 
     @contextmanager
     def block_signals(self) -> Iterator[None]:
-        """Lets signals wait until the body has ended.
+        """Makes signals wait until the body has ended.
 
-        The seconds of the body do not count as those of a step: the step's start is moved by them.
+        The seconds of the body do not count as seconds of the step, whose start is moved by them.
         """
         self._interruptible.close()
         body_start = time.perf_counter()
@@ -757,7 +757,10 @@ class LoopObjective(Objective):
         return self._warnings
 
     def steps(self) -> list[Report]:
-        """Returns the reports of all jobs; with several jobs, after those of each also its end."""
+        """Returns the reports of all jobs.
+
+        With several jobs, the reports of each job that has ended are followed by one of its end.
+        """
         steps = []
         for position, reports in enumerate(self._reports):
             steps += reports

@@ -476,7 +476,11 @@ class _Calculator:
         return result
 
     def _compute_operand(self) -> Fraction | None:
-        """Computes a number, a name, a sum in parentheses, or one of these after + or -."""
+        """Computes a number, a name, a sum in parentheses, or one of these after + or -.
+
+        Returns:
+            None if the operand is not a finite number.
+        """
         token = self._remaining.popleft()
         if token == "+":
             return self._compute_operand()
