@@ -317,6 +317,7 @@ def _find_section_errors(
         key = f"{section}.{name}"
         if value is None or key == "space.where":
             continue
+        # A mapping may be a section within the data source, with a target of its own.
         if section == "data" and (not trusts_target or isinstance(value, Mapping)):
             yield from _find_path_errors(value, key)
         elif section == "objective" and name not in objective_keys and not trusts_target:

@@ -520,7 +520,11 @@ class AshaOrder:
         return rankings
 
     def _sort_at_rung(self, standings: Sequence[Standing], rung: int) -> list[Standing]:
-        """Sorts trials by their values at a rung, the best first; those with NaN come last."""
+        """Sorts trials by their values at a rung, the best first; those with NaN come last.
+
+        With several objectives they are sorted by Pareto fronts. Of equal trials the one of the
+        earlier slot comes first.
+        """
         comparable = []
         incomparable = []
         for standing in sorted(standings, key=lambda standing: standing.slot):
@@ -528,12 +532,11 @@ class AshaOrder:
                 comparable.append(standing)
             else:
                 incomparable.append(standing)
-        values = tuple(self._read_values(standing, rung) for standing in comparable)
         if len(self.objectives) == 1:
-            positions: Sequence[int] = sorted(range(len(values)), key=lambda index: values[index])
+            best_first = sorted(comparable, key=lambda standing: self._read_values(standing, rung))
         else:
-            positions = argsort_by_fronts(values)
-        best_first = [comparable[position] for position in positions]
+            values = tuple(self._read_values(standing, rung) for standing in comparable)
+            best_first = [comparable[position] for position in argsort_by_fronts(values)]
         return best_first + incomparable
 
     def _count_certainly_ahead(self, ranking: RungRanking, arrival_count: int) -> list[int]:

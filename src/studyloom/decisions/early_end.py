@@ -58,7 +58,9 @@ class Hours:
         """
         if per_hour is None:
             return None
-        return per_hour * (self.gpus or self.cores)
+        if self.gpus > 0:
+            return per_hour * self.gpus
+        return per_hour * self.cores
 
 
 def sum_hours(trials: Iterable[FrozenTrial]) -> Hours:
