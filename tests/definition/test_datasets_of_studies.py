@@ -19,7 +19,7 @@ def make_definition(*overrides, **data):
     definition = ask(*base, *overrides)
     section = {key: value for key, value in (DATA | data).items() if value is not None}
     config = definition.config.with_values({"data": section})
-    definition.composer.keep(config)
+    definition.composer.cache_own_config(config)
     return type(definition)(config, definition.composer, definition.space)
 
 

@@ -133,7 +133,7 @@ def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Defi
     if folder != CONF:
         return definition_class.from_config(cfg, composer)
     space = _space(name, overrides)
-    composer.keep(cfg)
+    composer.cache_own_config(cfg)
     return definition_class(cfg, composer, space)
 
 

@@ -73,7 +73,7 @@ class Composer:
         """Returns the options of a config group; none if there is no such group."""
         return group_options(group)
 
-    def keep(self, config: StudyConfig) -> None:
+    def cache_own_config(self, config: StudyConfig) -> None:
         """Caches the user's own config, so that Hydra need not build it again."""
         self._completed[frozenset()] = config
 

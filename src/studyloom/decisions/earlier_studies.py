@@ -42,14 +42,14 @@ class EarlierStudy:
 
     Attributes:
         label: Names it for people, without a password: "runs/earlier".
-        ranked: The trials that may be taken, the best first.
+        ranked_trials: The trials that may be taken, the best first.
         open_count: How many of its trials have not ended.
         uuid: The random id of the study, by which two sources are known to be one study; "" if
             another program made it.
     """
 
     label: str
-    ranked: Sequence[FrozenTrial]
+    ranked_trials: Sequence[FrozenTrial]
     open_count: int = 0
     uuid: str = ""
 

@@ -141,7 +141,7 @@ def _iterate_fitting_trials(
     definition: "Definition", earlier: EarlierStudy
 ) -> Iterator[PlacedTrial]:
     """Yields the trials of an earlier study that fit into this study's space, the best first."""
-    for trial in earlier.ranked[:MOST_PLACED]:
+    for trial in earlier.ranked_trials[:MOST_PLACED]:
         try:
             placed = place_configuration(definition, trial.params)
         except Exception:  # the study is untrusted: it may have names that no key can have
@@ -184,9 +184,9 @@ def _describe_taken(
 def _describe_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
     """Says that no trial of an earlier study is tried, and why its best one does not fit."""
     note = f"{earlier.label}: none of its trials is taken"
-    if not earlier.ranked:
+    if not earlier.ranked_trials:
         return note
-    best_trial = earlier.ranked[0]
+    best_trial = earlier.ranked_trials[0]
     errors = place_configuration(definition, best_trial.params).errors
     if not errors:
         return note

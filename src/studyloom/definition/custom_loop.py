@@ -106,7 +106,7 @@ class LoopDefinition(Definition):
         """
         composed = compose_adapter(cfg)
         if composed is not None:
-            composer.keep(composed.config)
+            composer.cache_own_config(composed.config)
             return cls(composed.config, composer, composed.space)
         function = None
         with suppress(ConfigError):
@@ -126,7 +126,7 @@ class LoopDefinition(Definition):
                 "leave space out"
             )
         config = cfg.with_values({"study.baseline": False})
-        composer.keep(config)
+        composer.cache_own_config(config)
         return cls(config, composer, SuggestedSpace())
 
     @classmethod
@@ -148,7 +148,7 @@ class LoopDefinition(Definition):
                 params[name] = default
         params.update(value_at(definition.config, PARAMS) or {})
         definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
-        definition.composer.keep(definition.config)
+        definition.composer.cache_own_config(definition.config)
 
         function_name = f"objective._target_={cfg.objective._target_}"
         errors = []
@@ -324,7 +324,7 @@ class LoopDefinition(Definition):
             jobs=make_loop_jobs(self.config, data, self.trial_seed(number), single_job),
             trial=number,
             attempt=attempt,
-            suggesting=configuration.trial,
+            stored_trial=configuration.trial,
         )
 
     def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:

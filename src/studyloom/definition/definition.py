@@ -119,7 +119,7 @@ class Definition:
         add_defaults = functools.partial(with_defaults, space, typed_keys)
         completing_composer = replace(composer, base=cfg, complete=add_defaults)
         config = add_defaults(cfg, composer.choices)
-        completing_composer.keep(config)
+        completing_composer.cache_own_config(config)
         return cls(config, completing_composer, space)
 
     # Methods that the subclasses override

@@ -513,7 +513,7 @@ class LoopObjective(Objective):
 
     Args:
         trial: the number of the trial in its stage.
-        suggesting: the stored trial, which an Optuna objective gets; None to repeat the values of
+        stored_trial: the stored trial, which an Optuna objective gets; None to repeat the values of
             `params`.
     """
 
@@ -521,7 +521,7 @@ class LoopObjective(Objective):
     jobs: Sequence[LoopJob]
     trial: int = 0
     attempt: Attempt = field(default_factory=Attempt)
-    suggesting: BaseTrial | None = None
+    stored_trial: BaseTrial | None = None
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
     _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far, by name
@@ -674,7 +674,7 @@ class LoopObjective(Objective):
 
         def make_trial(params: Mapping[str, Any]) -> ObjectiveTrial:
             return ObjectiveTrial(
-                self.suggesting,
+                self.stored_trial,
                 params,
                 objectives=loop.objectives,
                 run=run,
