@@ -9,10 +9,10 @@ trials of a search, which therefore has a single worker.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -72,12 +72,7 @@ class Strategy:
     auto_sampler: str | None = None
 
     def sampler(self, number: int, *, redraws: bool = False) -> BaseSampler:
-        """Makes the sampler of a trial, with a seed of its own.
-
-        A `seed` in the section `sampler` replaces the study's seed. The seed is combined with the
-        trial's number, unless the trials share one sequence: with one seed for all, each trial
-        would draw what the first one drew. The class of the sampler may have the parameters `seed`
-        and `context`, see `SamplerContext`.
+        """Makes the sampler of a trial; its class may have the parameters `seed` and `context`.
 
         Args:
             number: the number of the trial.
@@ -90,15 +85,9 @@ class Strategy:
         if target is optuna.samplers.CmaEsSampler:
             target = CmaEsSampler  # which reads no pickles from the database
 
-        seed = section.get("seed")
-        if seed is None:
-            seed = definition.seed
-        shares_sequence = isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)
-        if not shares_sequence:
-            seed = derive(seed, number, 1)
+        seed = self._find_seed(section, target, number)
         if "seed" in section:
             section["seed"] = seed
-
         context = SamplerContext(
             space=definition.space,
             baseline=definition.baseline,
@@ -118,6 +107,26 @@ class Strategy:
                 if fixed_params:
                     sampler = PartialFixedSampler(fixed_params, sampler)
         return sampler
+
+    def _find_seed(self, section: Mapping[str, Any], target: object, number: int) -> int:
+        """Returns the seed of a trial's sampler.
+
+        A `seed` in the section `sampler` replaces the study's seed. It is combined with the trial's
+        number: with one seed for all, each trial would draw what the first one drew. But samplers
+        whose trials have places in one sequence, such as a grid, share one seed.
+
+        Args:
+            section: the section `sampler`.
+            target: the class of the sampler, or a function that makes it.
+            number: the number of the trial.
+        """
+        seed: int | None = section.get("seed")
+        if seed is None:
+            seed = self.definition.seed
+        shares_sequence = isinstance(target, type) and issubclass(target, SAMPLERS_OF_SEQUENCES)
+        if shares_sequence:
+            return seed
+        return derive(seed, number, 1)
 
     def pruner(self) -> BasePruner:
         """Makes the pruner that the section `pruner` names.
