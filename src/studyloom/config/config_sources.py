@@ -63,7 +63,7 @@ class OwnGroups(SearchPathPlugin):
 def complete_defaults_list(config: Container) -> Container:
     """Completes the defaults list of a primary config, which has the entry `studyloom`.
 
-    Behind this entry come an option of each group that the list does not name, and at the end come
+    Behind this entry comes an option of each group that the list does not name, and at the end come
     entries that switch Hydra's logging off. A config without `studyloom` is returned unchanged.
     """
     sections = written_values(config)

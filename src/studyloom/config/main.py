@@ -57,8 +57,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
-    # The long imports of the study module end here. During these, `studyloom.config` has garbage
-    # collected rarely, and Ctrl-C end the process without a traceback.
+    # The long imports of the study module end here. Until then garbage is collected rarely, and
+    # Ctrl-C ends the process without a traceback (see `studyloom.config`).
     processes.collect_garbage_as_usual()
     processes.restore_interrupt_handler()
 

@@ -75,10 +75,8 @@ SEARCHABLE_SECTIONS = (
 )
 ALLOWED_SECTIONS = (*SEARCHABLE_SECTIONS, "study", "objective", "winner", "cost", "data", "space")
 FORBIDDEN_SECTIONS = ("hydra", "trust", "defaults")
-FORBIDDEN_KEYS = (
-    "study.warm_start",
-    "study.accept_code_change",
-)  # keys of open sections that reach out
+# Keys of allowed sections that access something outside of the study.
+FORBIDDEN_KEYS = ("study.warm_start", "study.accept_code_change")
 PATH_ARGUMENTS = ("root", "path", "_args_")  # arguments of data sources that name files
 # Each primary config of studyloom ends with these, which switch Hydra's logging off, such as
 # `override hydra/job_logging: none`.
