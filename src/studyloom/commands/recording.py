@@ -46,7 +46,7 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
             reason += f" and satisfies {rule}"
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
     contenders = [candidate for candidate in candidates.values() if candidate.may_win]
-    last_stage = evaluation.stages[-1]
+    last_stage = evaluation.stages[-1]  # in which their trainings have failed
     causes = []
     for failure in count_failures(last_stage.stored.trials()):
         example = one_line(failure.first_reason)

@@ -100,6 +100,7 @@ def digests_of_program(prepared: Prepared) -> dict[str, str]:
     digests = {}
     for key, digest in prepared.definition.code.items():
         name = key.removeprefix(CODE)
+        # The names are "__main__", which stands for all of the program, and such as "__main__.Net".
         if f"{name}.".startswith(MAIN):
             digests[name] = digest
     return digests

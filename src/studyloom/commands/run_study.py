@@ -37,7 +37,7 @@ def command_process(config: StudyConfig, command: Command | None = None) -> Stud
     outputs = Outputs(take_environment())  # before any fork, and in workers of a launcher
     is_worker = WORKER.get() is not None
     if is_worker:
-        work(config, command, Line.to_launcher())
+        work(config, command, Line.to_launcher())  # it ends the process
     worker = partial(work, config, command)
     return StudyProcess(config, command, StudyReporting(command, outputs), WinnerStages(), worker)
 

@@ -82,20 +82,20 @@ def print_winner(
     with study.stored.ledger.testing() as store:
         result = Result.read(study.run_dir)
         # Another command may have tested the winner before this one got the lease.
-        current_evaluation = read_evaluation(study)
-        if current_evaluation.trained_stage is not None:
-            evaluation = current_evaluation
-        is_current = result is not None and is_result_of(result, evaluation)
-        if result is None or not is_current or repeat:
+        latest_evaluation = read_evaluation(study)
+        if latest_evaluation.trained_stage is not None:
+            evaluation = latest_evaluation
+        is_tested = result is not None and is_result_of(result, evaluation)
+        if result is None or not is_tested or repeat:
             if has_lost_gpu():
                 raise BrokenProcess(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
-            # A test in the database is reused, unless its result is in winner.json: then it is the
-            # user who repeats it.
+            # A test in the database is reused, unless its result is in winner.json already: then
+            # the user wants it to be repeated.
             evaluated = evaluate_winner(
-                evaluation, command, store, repeat=is_current, explain=load_plugin("explain")
+                evaluation, command, store, repeat=is_tested, explain=load_plugin("explain")
             )
             result = write_result_files(evaluated, study.run_dir)
     stored = study.stored

@@ -312,7 +312,7 @@ class Datasets(DataSource):
             if setting is None and self._load is not None:
                 key = f"data.load({part!r})"
                 dataset = self._load(part)
-            elif callable(setting) and not hasattr(setting, "__getitem__"):
+            elif callable(setting) and not hasattr(setting, "__getitem__"):  # not yet a Dataset
                 dataset = setting()
         except (DataError, ConfigError, MemoryError):
             raise
@@ -467,13 +467,14 @@ def _count_outputs(
         classes: the class of each training example; None if they are not known.
         target: the target of the first item; None if it is not a tensor.
     """
-    if classifies:
-        if names:
-            return len(names)
-        if classes is not None:
-            return int(classes.max()) + 1
-    elif target is not None and target.ndim < 2:
-        return target.numel()
+    if not classifies:
+        if target is None or target.ndim > 1:
+            return None
+        return target.numel()  # an output for each number to predict
+    if names:
+        return len(names)
+    if classes is not None:
+        return int(classes.max()) + 1  # classes are numbered from 0
     return None
 
 

@@ -361,11 +361,11 @@ class Examples:
         Args:
             target: that of the item; None if it is not a tensor.
         """
-        if self.targets is None or not self.targets_found:
+        if self.targets is None or not self.targets_found:  # not by an attribute of the Dataset
             return
         if index >= len(self):  # an item of the separate validation set, which has no `targets`
             return
-        if target is None or target.ndim > 0:
+        if target is None or target.ndim > 0:  # the target is no class
             return
         expected_class = int(self.targets[index])
         if target.item() != expected_class:

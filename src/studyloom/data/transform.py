@@ -87,8 +87,8 @@ class Image:
                 "data.transform.fit=ink needs data.transform.background, black or white: ink is "
                 "what differs from it"
             )
-        _check_numbers("mean", "a finite number", self.mean, -math.inf)
-        _check_numbers("std", "a finite number above 0", self.std, 0.0)
+        _check_numbers("mean", self.mean, "a finite number", above=-math.inf)
+        _check_numbers("std", self.std, "a finite number above 0", above=0.0)
 
     def complete(self, mean: float, std: float) -> "Image":
         """Returns a copy in which the source's mean and std replace None.
@@ -221,7 +221,7 @@ class Image:
             return True
         height, width = size
         box = _find_box(ink)
-        share = max(box.height / height, box.width / width)
+        share = max(box.height / height, box.width / width)  # in MNIST 20 of 28 pixels, as INK says
         if abs(share - INK) >= INK_TOLERANCE:
             return False
         center = _find_center(ink)
@@ -293,10 +293,16 @@ class Image:
         return image
 
 
-def _check_numbers(name: str, requirement: str, value: object, least: float) -> None:
-    """Raises DataError unless a value is None, a finite number above `least`, or several."""
+def _check_numbers(name: str, value: object, requirement: str, *, above: float) -> None:
+    """Raises DataError unless a value is None, or one or several finite numbers above a limit.
+
+    Args:
+        name: the key of the section data.transform.
+        requirement: what the number must be, for the message.
+        above: the limit.
+    """
     for number in _list_numbers(value):
-        if type(number) not in (int, float) or not least < number < math.inf:
+        if type(number) not in (int, float) or not above < number < math.inf:
             raise DataError(
                 f"data.transform.{name} must be {requirement}, one for each channel, or null; "
                 f"got {value!r}"
@@ -515,9 +521,9 @@ class InputRange:
         rows = split.inputs[:, None].flatten(1)  # (n, 1) if each input is a single number
         is_table = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
         if is_table:
-            low, high = rows.aminmax(dim=0)
+            low, high = rows.aminmax(dim=0)  # for each column
         else:
-            low, high = rows.aminmax()
+            low, high = rows.aminmax()  # for all values together
         dtype = rows.dtype
         if not rows.is_floating_point():
             dtype = torch.float32

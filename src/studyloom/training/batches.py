@@ -175,6 +175,7 @@ class ExampleBatches:
         for start in range(0, len(requests), batches_per_step):
             requests_of_step = requests[start : start + batches_per_step]
             sizes = [len(request.indices) for request in requests_of_step]
+            # A generator, so that a batch is loaded only when the training has used the last one.
             batches = (Batch(next(contents), size) for size in sizes)
             yield OptimizerStep(sum(sizes), batches)
         # The loader notices that the epoch is over only by a call for one more batch. Its processes

@@ -163,7 +163,8 @@ class Checkpoint:
         """Returns the state in the content of a file; None if it is of another training."""
         if not isinstance(content, dict) or content.get("identity") != self.identity:
             return None
-        is_of_this_study = content.get("study", "") in ("", self.study)
+        study = content.get("study", "")  # empty in a file of an earlier version
+        is_of_this_study = study in ("", self.study)
         state = content.get("state")
         if is_of_this_study and isinstance(state, dict):
             return state

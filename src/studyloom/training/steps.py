@@ -21,7 +21,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,8 @@ class BatchComputation:
             loss = self._run_built_in(network, batch).loss
         else:
             loss = self._run_custom(self._step, network, batch)
-        if loss.ndim or not loss.requires_grad:
-            _refuse_loss(loss, "train.step", self._step)
+        if loss.ndim > 0 or not loss.requires_grad:
+            raise _make_loss_error(loss, "train.step", self._step)
         return loss
 
     def evaluate(self, network: nn.Module, batch: BatchContent, count: int) -> BatchResult:
@@ -125,8 +125,8 @@ class BatchComputation:
                 f"is computed; {function_name(self._evaluate)} returned {_describe(result)}"
             )
         loss, outputs, targets = result
-        if loss.ndim:
-            _refuse_loss(loss, "train.evaluate", self._evaluate)
+        if loss.ndim > 0:
+            raise _make_loss_error(loss, "train.evaluate", self._evaluate)
         for name, tensor in (("outputs", outputs), ("targets", targets)):
             has_one_for_each = tensor.ndim > 0 and len(tensor) == count
             if not has_one_for_each:
@@ -160,8 +160,8 @@ class BatchComputation:
         )
 
 
-def _refuse_loss(loss: Tensor, key: str, function: CustomStep | None) -> NoReturn:
-    """Raises ValueError for a loss with more than one value, or without a gradient.
+def _make_loss_error(loss: Tensor, key: str, function: CustomStep | None) -> ValueError:
+    """Makes the error for a loss that is not a scalar, or else has no gradient.
 
     Args:
         key: of the custom step in the config.
@@ -170,12 +170,12 @@ def _refuse_loss(loss: Tensor, key: str, function: CustomStep | None) -> NoRetur
     source = "of the section loss"
     if function is not None:
         source = f"that {key} ({function_name(function)}) returns"
-    if loss.ndim:
-        raise ValueError(
+    if loss.ndim > 0:
+        return ValueError(
             f"the loss {source} must be a scalar, the mean over the batch; got {_describe(loss)}; "
             "return loss.mean(), or set loss.reduction=mean"
         )
-    raise ValueError(
+    return ValueError(
         f"the loss {source} must depend on parameters that are trained, and has no gradient: it "
         "was detached, computed under torch.no_grad() or made of numbers, or all parameters are "
         "frozen"
@@ -205,7 +205,7 @@ def choose_threads(
         load_example: returns a batch of one example.
         batch_size: of the training.
     """
-    available = torch.get_num_threads()  # the number of threads
+    available = torch.get_num_threads()
     weights = list(network.parameters())
     is_on_cpu = all(weight.device.type == "cpu" for weight in weights)
     if available == 1 or not is_on_cpu:

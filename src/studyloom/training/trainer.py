@@ -436,6 +436,7 @@ class JobRun:
     def evaluate(self, indices: Tensor) -> Score:
         """Evaluates the network on the examples at indices, int64 (n,)."""
         if self.average is not None:
+            # Buffers, such as the statistics of batch norm, are not averaged as the weights are.
             self.average.copy_buffers()
         evaluation = evaluate_examples(
             self.evaluated_network, self.computation, self.batches, indices

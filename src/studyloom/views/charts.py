@@ -217,22 +217,26 @@ class Chart(Block):
             places.append((from_left, from_top))
         x, y = places[0]
         start = f"M{_format_place(x)} {_format_place(y)}"
-        if mark.shape == "bar":
+        if mark.shape == "bar":  # a rectangle from its lower left corner
             end, _ = places[1]
             across = _format_place(max(end - x, THINNEST_BAR))
             up = _format_place(mark.width * height / (self.y.high - self.y.low))
             return f"{start}h{across}v-{up}h-{across}z"
-        if mark.shape == "rug":
+        if mark.shape == "rug":  # a short upright stroke
             stroke = STROKE * height
             top = _format_place(y - stroke / 2)
             return f"M{_format_place(x)} {top}v{_format_place(stroke)}"
         if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a dot
             return f"{start}h.01"
-        corner = "L{} {}"
-        if "stepped" in mark.style:
-            corner = "H{}V{}"
-        corners = [corner.format(_format_place(x), _format_place(y)) for x, y in places[1:]]
-        return start + "".join(corners)
+        path = start
+        for corner_x, corner_y in places[1:]:
+            across = _format_place(corner_x)
+            down = _format_place(corner_y)
+            if "stepped" in mark.style:
+                path += f"H{across}V{down}"
+            else:
+                path += f"L{across} {down}"
+        return path
 
 
 def _format_place(number: float) -> str:
@@ -333,7 +337,7 @@ def choose_integer_step(span: float) -> int:
             step = factor * power
             if span / step <= MOST_STEPS:
                 return step
-        power *= 10
+        power *= 10  # 1, 10, 100, …
 
 
 def choose_round_numbers(low: float, high: float, count: int = 5) -> list[float]:
@@ -350,11 +354,13 @@ def choose_round_numbers(low: float, high: float, count: int = 5) -> list[float]
         step = factor * 10.0**exponent
         if span / step <= count:
             break
+    # The numbers are the multiples of the step from the first to the last one.
     first = math.ceil(low / step - STEP_ROUNDING)
     last = math.floor(high / step + STEP_ROUNDING)
     if last <= first:  # a single number gives an axis no measure
         return choose_round_numbers(low, high, count + 1)
-    return [round(multiple * step, -exponent) for multiple in range(first, last + 1)]
+    decimals = -exponent
+    return [round(multiple * step, decimals) for multiple in range(first, last + 1)]
 
 
 def choose_log_numbers(low: float, high: float) -> list[float]:
@@ -502,13 +508,14 @@ class Axis:
     def drop_outliers(self, values: Collection[float]) -> list[float]:
         """Returns the values, best first, without those far worse than the best nine tenths.
 
-        An outlier lies more than three times as far from the best value as all of these do, so that
-        they take at least a third of the axis.
+        A value is dropped if it lies more than three times as far from the best value as the worst
+        of these nine tenths. So the nine tenths take at least a third of the axis.
         """
         best_first = sorted(values, key=lambda value: -self.sign * value)
         best = best_first[0]
-        last = best_first[math.ceil(0.9 * len(best_first)) - 1]
-        reach = 3 * abs(self.coordinate(last) - self.coordinate(best))
+        count_of_nine_tenths = math.ceil(0.9 * len(best_first))
+        worst = best_first[count_of_nine_tenths - 1]
+        reach = 3 * abs(self.coordinate(worst) - self.coordinate(best))
         near = []
         for value in best_first:
             is_within_reach = abs(self.coordinate(value) - self.coordinate(best)) <= reach

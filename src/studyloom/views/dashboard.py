@@ -218,6 +218,11 @@ class LivePage:
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
+        """Responds to a request, as WSGI has it.
+
+        The path "/" is the report, "/changes" is what has changed in it as JSON, and "/pause",
+        "/resume" and "/stop" are its buttons. All other paths are those of optuna-dashboard.
+        """
         path = environ.get("PATH_INFO", "/")
         request = path.removeprefix("/")
         if request in REQUESTS:

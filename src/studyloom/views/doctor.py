@@ -86,7 +86,8 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         yield "file system", check_disk(path.parent, wal=True)
     if run_dir is not None:
         yield "run_dir", check_writable(run_dir)
-        if path is None or not path.is_relative_to(run_dir.absolute()):
+        has_database = path is not None and path.is_relative_to(run_dir.absolute())
+        if not has_database:  # else its disk was checked above
             yield "disk", check_disk(run_dir, wal=False)
     yield "gpus", list_devices()
     yield "workers", count_workers()

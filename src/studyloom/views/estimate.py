@@ -70,13 +70,17 @@ def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
             continue
         if pace is None:
             return None
-        trials_at_once = max(1, min(workers, work.new_trials + len(work.remaining)))
-        epochs = work.left / trials_at_once
-        if work.new_trials:  # at the end, the last trial runs while other workers wait
-            epochs += work.new_length / 2 * (1 - 1 / trials_at_once)
+        trials_left = work.new_trials + len(work.remaining)
+        busy_workers = max(1, min(workers, trials_left))
+        epochs_of_worker = work.left / busy_workers
+        if work.new_trials:
+            # At the end of a stage, each worker but the last to end waits, for half a trial on
+            # average.
+            waiting_share = 1 - 1 / busy_workers
+            epochs_of_worker += work.new_length / 2 * waiting_share
         # A trial runs on one worker, so that a stage takes at least as long as its longest trial.
-        longest = max(work.remaining, default=0.0)
-        seconds += pace * max(epochs, longest)
+        longest_trial = max(work.remaining, default=0.0)
+        seconds += pace * max(epochs_of_worker, longest_trial)
     return seconds
 
 
@@ -162,16 +166,20 @@ class _ExpectedLengths:
     def expect_more(self, trained: float, *, is_paused: bool = False) -> float:
         """Returns how many more epochs a trial is expected to train.
 
+        A rung is an epoch at which the pruner compares trials, and lets one of FACTOR go on. If
+        there are rungs, the epochs up to each are weighted by the probability that the trial gets
+        there. Without rungs, the trial is expected to train as long as those that trained longer.
+
         Args:
             trained: the epochs that it has trained.
             is_paused: whether it waits at a rung, which it may not pass.
         """
         if not self.rungs:
-            longer = [length for length in self.ended_lengths if length > trained]
-            end = self.full_length
-            if longer:
-                end = fmean(longer)
-            return max(0.0, end - trained)
+            longer_lengths = [length for length in self.ended_lengths if length > trained]
+            expected_length = self.full_length
+            if longer_lengths:
+                expected_length = fmean(longer_lengths)
+            return max(0.0, expected_length - trained)
         rungs_ahead = []
         for rung in self.rungs:
             if rung > trained or (is_paused and rung == trained):

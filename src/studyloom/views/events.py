@@ -81,7 +81,7 @@ class History:
     last: dict[str, Any] = field(default_factory=dict)
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Records an event.
+        """Records an event, so that `record_new` does not yield it again.
 
         Raises:
             KeyError, TypeError or ValueError: it has not the fields of an event.
@@ -92,7 +92,7 @@ class History:
             return
         if kind == "exit":
             return
-        trial = str(event["stage"]), int(event["trial"])
+        trial = (str(event["stage"]), int(event["trial"]))
         if kind == "resumed":
             self.deaths[trial] = int(event["deaths"])
             return

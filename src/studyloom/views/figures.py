@@ -553,12 +553,14 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
         marks.append(_mark_quantity(name, line, LINES[index % len(LINES)]))
     notes = []
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
-        lowest, _ = min(lines["valid_loss"], key=lambda point: point[1])
-        marks.append(make_dotted_line("", "pruned", [(lowest, y.low), (lowest, y.high)]))
+        lowest_epoch, _ = min(lines["valid_loss"], key=lambda point: point[1])
+        marks.append(
+            make_dotted_line("", "pruned", [(lowest_epoch, y.low), (lowest_epoch, y.high)])
+        )
         side = "right"
-        if lowest > (epochs[0] + epochs[-1]) / 2:
+        if lowest_epoch > (epochs[0] + epochs[-1]) / 2:  # in the right half of the chart
             side = "left"
-        notes.append(Note(lowest, y.high, f"lowest at epoch {lowest}", side))
+        notes.append(Note(lowest_epoch, y.high, f"lowest at epoch {lowest_epoch}", side))
     titles = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(titles)} of trial {trial.number} by epoch"
     table = PageTable(("epoch", *titles), _list_quantities(epochs, columns, names))
@@ -784,12 +786,14 @@ def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | Non
         settings: the choice of each trial.
         pixels: the length of the axis, if it is a small chart's.
     """
-    choices = list(dict.fromkeys(sorted(settings, key=_sort_key)))
-    letters = 4 * LETTERS
+    choices = list(dict.fromkeys(sorted(settings, key=_sort_key)))  # without repetitions
+    letters = 4 * LETTERS  # as many fit on the axis of a large chart
     if pixels is not None:
         letters = LETTERS
-    length = max(3, letters // len(choices) - 1)
-    ticks = [Tick(position, _label(choice, length)) for position, choice in enumerate(choices)]
+    longest_label = max(3, letters // len(choices) - 1)
+    ticks = []
+    for position, choice in enumerate(choices):
+        ticks.append(Tick(position, _label(choice, longest_label)))
     low = -0.5
     high = len(choices) - 0.5
     names = [_label(choice) for choice in choices]
@@ -857,13 +861,18 @@ def draw_slices(
 
 
 def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValues:
-    """Returns the vertical axis of all slices, and where each trial with a value is on it."""
-    early = ended_early(trials)
+    """Returns the vertical axis of all slices, and where each trial with a value is on it.
+
+    The axis covers the trials that are near: the complete ones, and those that ended early with a
+    value no further beyond the range of the complete ones than the range is long. The other trials
+    are put at an end of the axis.
+    """
+    early = ended_early(trials)  # the last values of trials that were pruned or are paused
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     bottom = axis.coordinate(min(values.values()))
     top = axis.coordinate(max(values.values()))
     reach = top - bottom
-    if reach == 0:  # all complete trials have one value, and the axis covers all trials
+    if reach == 0:  # all complete trials have one value: every trial is near
         reach = math.inf
     for last_values_of_outcome in early.values():
         values |= last_values_of_outcome
@@ -892,7 +901,7 @@ def _draw_slice(
         last_number: the number of the study's last trial.
     """
     setting_axis = make_setting_axis(trials, name, PHONE)
-    across = _spread_choices(setting_axis, trials, GOLDEN, 0.5)
+    across = _spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
     points: dict[int, Point] = {}
     for trial, coordinate in zip(trials, across, strict=True):
         points[trial.number] = (coordinate, shared.coordinates[trial.number])
@@ -1022,8 +1031,8 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
             members.append(trial)
     x = make_setting_axis(members, pair.first)
     y = make_setting_axis(members, pair.second)
-    across = _spread_choices(x, members, GOLDEN, 0.4)
-    up = _spread_choices(y, members, PLASTIC, 0.4)
+    across = _spread_choices(x, members, step=GOLDEN, width=0.4)
+    up = _spread_choices(y, members, step=PLASTIC, width=0.4)
     points: dict[int, Point] = {}
     for trial, from_left, from_bottom in zip(members, across, up, strict=True):
         points[trial.number] = (from_left, from_bottom)
@@ -1228,7 +1237,9 @@ def _measure_spans(
         elif end is None:
             end = latest
         record = TrialRecord(trial)
-        if record.rungs:  # the trial may have paused there, which is not drawn
+        if record.rungs:
+            # The trial may have paused at a rung, an epoch at which the pruner compares trials. Its
+            # bar shows only the time in which it was trained.
             trained = timedelta(seconds=sum(record.times.values()))
             if trained:
                 end = min(end, start + trained)
@@ -1270,7 +1281,7 @@ def idle_share(spans: Sequence[Span]) -> float:
 
 def draw_predictions(stored: Predictions) -> Chart | str:
     """Draws predicted and true numbers: over time if they are in that order, else as pairs."""
-    predicted = [numbers[0] for numbers in stored.predicted]
+    predicted = [numbers[0] for numbers in stored.predicted]  # the network's first output
     targets = [numbers[0] for numbers in stored.targets]
     if not predicted:
         return "winner.json holds no predictions."

@@ -49,15 +49,18 @@ def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> li
     if with_best and best is not None:
         trials.insert(0, best)
     rows = [_make_row(trial, progress) for trial in trials]
-    heads = ("", "trial", "state", "epochs", progress.search.metric)
+
+    # The columns, each with its title first. Those of the settings come last.
+    titles = ("", "trial", "state", "epochs", progress.search.metric)
     cells_of_rows = [row.cells for row in rows]
-    columns: list[Sequence[str]] = list(zip(heads, *cells_of_rows, strict=True))
+    columns: list[Sequence[str]] = list(zip(titles, *cells_of_rows, strict=True))
     if not with_best:
-        del columns[0]
+        del columns[0]  # it marks the best trial
     settings_of_rows = [row.settings for row in rows]
     columns += _make_setting_columns(settings_of_rows, _order_settings(progress))
+
     fitting_columns = _select_fitting(columns, width)
-    return list(zip(*fitting_columns, strict=True))
+    return list(zip(*fitting_columns, strict=True))  # as rows again
 
 
 def _select_fitting(columns: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:

@@ -318,7 +318,7 @@ class ProgressReader:
                 computation.
         """
         complete = search.outcomes.get("complete", 0)
-        weighed = self._weighed_trials
+        weighed = self._weighed_trials  # how many were complete at the last computation
         is_current = weighed is not None and weighed <= complete <= growth * weighed
         if not is_current:
             self._importances = compute_importances(self.stored).shares
@@ -363,10 +363,10 @@ class ProgressReader:
         for stored in studies.values():
             worked_trials += stored.trials_of_workers()
         hours = sum_hours(worked_trials)
-        cost = hours.cost(None)
+        price_per_hour = None
         exit_code = None
         if record is not None:
-            cost = hours.cost(record.per_hour)
+            price_per_hour = record.per_hour
             if not _has_live_worker(snapshots.values()):  # one may run after a command has ended
                 exit_code = record.ended
         progress = Progress(
@@ -379,7 +379,7 @@ class ProgressReader:
             exit_code=exit_code,
             elapsed=measure_elapsed(record),
             hours=hours,
-            cost=cost,
+            cost=hours.cost(price_per_hour),
             trials={title: snapshot.trials for title, snapshot in snapshots.items()},
             works=_estimate_works(stages),
             importances=self._weigh_parameters(search, growth=1.5),
@@ -492,29 +492,38 @@ def expect_stages(
         return
     if not left and not has_candidates:
         return
-    # The trainings of each stage. Those of the ablation are unknown before there is a winner.
-    trainings = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
+    # How many trainings each stage will have. Those of the ablation are unknown before there is a
+    # winner.
+    expected_counts = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
     # A single candidate that will be tested is not trained again first.
-    is_chosen_already = record.tested and not left and search.outcomes.get("complete", 0) == 1
+    has_ended = left == 0
+    is_chosen_already = record.tested and has_ended and search.outcomes.get("complete", 0) == 1
     if FINAL_TRAINING not in begun and not is_chosen_already:
-        baseline_and_best = record.top + 1
-        trainings[REEVALUATION] = baseline_and_best * record.seeds
+        candidate_count = record.top + 1  # the best trials and the baseline
+        expected_counts[REEVALUATION] = candidate_count * record.seeds
     if record.tested:
-        trainings[FINAL_TRAINING] = 2 * record.seeds  # of the winner and the baseline
-    for title, count in trainings.items():
+        expected_counts[FINAL_TRAINING] = 2 * record.seeds  # of the winner and the baseline
+    for title, expected_count in expected_counts.items():
         if title in begun:
             snapshot = begun[title]
             yield StageProgress(title, snapshot.done, snapshot.left, snapshot)
-        elif count:
-            yield StageProgress(title, done=0, left=count)
+        elif expected_count > 0:
+            yield StageProgress(title, done=0, left=expected_count)
 
 
 def find_running_stage(stages: Sequence[StageProgress], *, has_result: bool) -> str:
-    """Returns the title of the running stage; TEST or DONE after the last one."""
+    """Returns the title of the first stage with trainings left.
+
+    If no stage has any left, returns TEST while the winner's test is still to come, else DONE.
+
+    Args:
+        stages: the search, and the stages that follow it, if any.
+    """
     for stage in stages:
-        if stage.left:
+        if stage.left > 0:
             return stage.title
-    if has_result or len(stages) == 1:
+    is_search_only = len(stages) == 1
+    if has_result or is_search_only:
         return DONE
     return TEST
 

@@ -486,7 +486,9 @@ def render_trials(
     table = trial_tables.trial_rows(stored)
     if not table:
         return make_section("trials", [Absent("No trial has begun yet.")])
-    columns = dict(zip(table.columns, zip(*table.cells, strict=True), strict=True))
+    columns: dict[str, list[Any]] = {}  # the cells of each column, by its name
+    for position, name in enumerate(table.columns):
+        columns[name] = [row[position] for row in table.cells]
     ranked = _rank_parameter_columns(columns, shares)
     parameters = ranked[:MOST_COLUMNS]
     objectives = [name for name in columns if name.partition(".")[0] in ("value", "values")]

@@ -201,8 +201,9 @@ def _count_slots(stored: StoredStudy, held: int, done: int) -> dict[str, int]:
         done: the number of trials that have ended.
     """
     budget = max(done, sum(stored.ledger.counts().values()))
-    held = min(held, budget - done)
-    return {"free": budget - done - held, "held": held, "done": done}
+    not_done = budget - done
+    held_of_budget = min(held, not_done)
+    return {"free": not_done - held_of_budget, "held": held_of_budget, "done": done}
 
 
 def _count_trials_as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:

@@ -227,7 +227,8 @@ def describe_proposer(trial: FrozenTrial) -> str:
 def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
     """Returns the override that continues a search that has ended; empty if it has not.
 
-    It doubles the limit that ended the search, such as "study.trials=80" after 40 trials.
+    The override doubles the limit that ended the search, such as "study.trials=80" after 40 trials:
+    the number of trials, the cost, or the epochs. A limit of the expected gain is halved.
     """
     study = definition.config.study
     ending = snapshot.forecast.ending
@@ -242,7 +243,7 @@ def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
         limit = definition.config.cost.limit
         assert limit is not None
         return f"cost.limit={2 * limit:g}"
-    return f"study.epochs={2 * ending.epochs}"
+    return f"study.epochs={2 * ending.epochs}"  # the only limit that is left
 
 
 class SafeConsole(Console):
@@ -596,13 +597,18 @@ class LinePrinter:
         self._last_time = time.monotonic()
 
     def show(self, line: str, progress: Progress | None) -> None:
-        """Prints a line with the time left of the study, unless the last one was just printed.
+        """Prints a line with the time left of the study, unless the last line is too recent.
+
+        After a line that was different, `self.interval` must have passed; after an equal line, the
+        longer QUIET_INTERVAL.
 
         Args:
+            line: the study in one line.
             progress: the progress with the time left; None if the study could not be read.
         """
-        interval = QUIET_INTERVAL
-        if line != self._last_line:
+        if line == self._last_line:
+            interval = QUIET_INTERVAL
+        else:
             interval = self.interval
         now = time.monotonic()
         if now - self._last_time < interval:
@@ -659,18 +665,21 @@ class Resumptions:
             pass  # past events are not printed
 
     def __call__(self, progress: Progress) -> None:
+        """Prints the trials that were resumed since the last call, and once the loop's streams."""
         if not self._streams_shown:
             self._show_streams(progress)
         for event in self._history.record_new(progress):
-            if event["event"] == "resumed":
-                stage = event["stage"]
-                prefix = ""
-                if stage != SEARCH:
-                    prefix = f"{STAGE_NAMES.get(stage, stage)}: "
-                streams = _list_streams(progress.trials[stage], event["trial"])
-                resumed = {**event, "death": event["reason"]}
-                resumption = describe_resumption(event["trial"], resumed, streams)
-                say(self.console, f"{prefix}{resumption}")
+            if event["event"] != "resumed":
+                continue
+            stage = event["stage"]
+            prefix = ""
+            if stage != SEARCH:
+                prefix = f"{STAGE_NAMES.get(stage, stage)}: "
+            streams = _list_streams(progress.trials[stage], event["trial"])
+            # An event of --json calls the reason what a stored resumption calls the death.
+            resumed = {**event, "death": event["reason"]}
+            resumption = describe_resumption(event["trial"], resumed, streams)
+            say(self.console, f"{prefix}{resumption}")
 
     def _show_streams(self, progress: Progress) -> None:
         """Prints the streams of the first trial that has some."""

@@ -689,7 +689,7 @@ def explain_decision(result: Result, budget: int, sign: int) -> Iterator[str]:
             other_means.append(candidate.mean)
     if other_means and winner.mean is not None:
         mean = format_number(winner.mean)
-        best_other = format_number(max(other_means, key=lambda mean: sign * mean))
+        best_other = format_number(max(other_means, key=lambda value: sign * value))
         yield f"Its mean is {mean}, the best of the others {best_other}."
     if result.test is not None:
         yield f"The test set was {describe_test_use(result.test)}."
@@ -1031,9 +1031,10 @@ def describe_data(stored: StoredStudy, result: Result | None) -> str:
         parts.append(f"{validation:,} examples to validate")
     if test is not None and test.examples is not None:
         parts.append(f"{test.examples:,} to test")
-    digest = definition.get("data.digest")
     if data is not None:
-        digest = data.digest
+        digest: object = data.digest
+    else:
+        digest = definition.get("data.digest")
     if isinstance(digest, str) and digest:
         parts.append(f"SHA-256 {digest[:12]}…")
     return ", ".join(parts)
