@@ -52,6 +52,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
             self.adapt = self._balance
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean loss, a scalar, of outputs (n, classes, …) for labels (n, …)."""
         if labels.is_floating_point():
             raise ValueError(
                 "loss=cross_entropy is for classes, and targets are numbers; take mse, mae or huber"
@@ -116,9 +117,11 @@ class MSE(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean squared error of outputs (n, k), for numbers (n, k) or classes (n,)."""
         if labels.is_floating_point():
             return functional.mse_loss(outputs, labels)
-        # One-hot rows, of which the share `label_smoothing` is divided among all classes.
+        # The target of a class is a row with 1 for the class and 0 for the others, of which the
+        # share `label_smoothing` is divided among all classes.
         value_of_others = self.label_smoothing / outputs.shape[1]
         value_of_label = 1 - self.label_smoothing + value_of_others
         targets = torch.full_like(outputs, value_of_others)

@@ -54,6 +54,7 @@ def run(source: "Source", overrides: Sequence[str] = (), *, quiet: bool = False)
     from studyloom.config.trust import active
     from studyloom.processes import importing_optuna, importing_torch
 
+    # Within `hydra_main`, this process is the command of the study, and ends with it.
     if active() is not None and not isinstance(source, str | Path):
         with importing_torch():
             from studyloom.commands.run_study import command_process

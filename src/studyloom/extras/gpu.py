@@ -97,7 +97,13 @@ class Probe(nn.Module):
         self.batches = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the outputs; writes a note at the first batch of the second epoch."""
+        """Returns the outputs.
+
+        At the first batch of the second epoch, when the trial has a checkpoint to resume from, it
+        writes a note of the GPU that it is on; and if it `explodes`, it then asks for more memory
+        than there is.
+        """
+        # Preflight, the check before the first trial, calls the network with few examples.
         is_training_batch = self.training and len(inputs) > MAX_TRIED_EXAMPLES
         if is_training_batch:
             self.batches += 1
@@ -126,8 +132,9 @@ class Note:
 def write_note(folder: Path, device: torch.device) -> None:
     """Writes where this process computes, and waits for the notes of the others."""
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    gpu = visible  # a process on a pretended GPU, which computes on the CPU, sees only that one
-    if device != CPU:
+    if device == CPU:
+        gpu = visible  # a pretended GPU, the only one that this process sees
+    else:
         gpu = read_uuid(device)
     unfinished = folder / f"{os.getpid()}.new"
     unfinished.write_text(json.dumps(asdict(Note(gpu, visible))))

@@ -54,7 +54,7 @@ class Notices:
             error = error_in(target)
             if error is not None:
                 errors.append(error)
-        refuse(errors)
+        refuse(errors)  # raises them, if there are any
         self._targets = list(targets)
         self._best_sent_at = -BEST_INTERVAL  # when the last notice of a new best was sent
         self._announced_best: int | None = None  # the number of a trial that needs no notice
@@ -110,8 +110,9 @@ class Notices:
             summary = describe_stored_result(result)
         else:
             summary = progress.stage_text
-        subject = summary
-        if code != 0:
+        if code == 0:
+            subject = summary
+        else:
             subject = f"ended with exit code {code}"
         body = reason or summary
         self._put(progress, subject, body, exit_code=code, reason=reason, result=result)

@@ -81,7 +81,7 @@ class Ray(Launcher):
         """
         if self.workers != "auto":
             return min(int(self.workers), slots)
-        if self.address is None:
+        if self.address is None:  # the cluster will be this host
             nodes = [{"CPU": float(count_cores()), "GPU": float(len(visible_gpus()))}]
         else:
             nodes = read_nodes(self.connect())

@@ -368,7 +368,7 @@ def _learning_curve(trial: FrozenTrial) -> list[float]:
 def _extended_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
     """Returns the learning curves; a pruned trial is assumed to stay at its last value."""
     curves = []
-    pruned_curves = []
+    pruned_curves = []  # those lists of `curves` that are extended below
     for trial in trials:
         curve = _learning_curve(trial)
         if curve:
@@ -378,7 +378,8 @@ def _extended_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
     longest = max((len(curve) for curve in curves), default=0)
     for curve in pruned_curves:
         missing_epochs = longest - len(curve)
-        curve.extend([curve[-1]] * missing_epochs)
+        last_value = curve[-1]
+        curve.extend([last_value] * missing_epochs)
     return curves
 
 
@@ -392,22 +393,26 @@ def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
     slot of a trial is its position in `curves`.
     """
     standings = [Standing(slot, UNCLAIMED) for slot in range(len(curves))]
-    spent = 0
+    spent_epochs = 0
     while True:
         choice = order.choose(standings)
         if choice is None:  # all trials are done
-            return spent
+            return spent_epochs
         slot = choice.slot
         curve = curves[slot]
-        continues = not choice.ends_pruned
-        while continues:
+
+        # Train the trial from rung to rung, unless the order has pruned it.
+        trains_on = not choice.ends_pruned
+        while trains_on:
             last_epoch = standings[slot].last or 0
             next_epoch = _next_stop(order, last_epoch, len(curve))
-            spent += next_epoch - last_epoch
+            spent_epochs += next_epoch - last_epoch
             report = RungReport(next_epoch, curve[next_epoch - 1])
             reports = {**standings[slot].reports, next_epoch: report}
             standings[slot] = Standing(slot, OWN, next_epoch, reports, paused=next_epoch)
-            continues = next_epoch < len(curve) and order.is_next(standings, slot)
+            trains_on = next_epoch < len(curve) and order.is_next(standings, slot)
+
+        # Release the trial: it has ended, or waits at a rung to be chosen again.
         is_done = choice.ends_pruned or standings[slot].last == len(curve)
         state = OPEN
         if is_done:

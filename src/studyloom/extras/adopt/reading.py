@@ -220,26 +220,26 @@ def _make_trial(number: int, state: str, value: float | None, metric: str) -> Fr
         value: the value of the metric; None if the file has none.
         metric: the name of the metric, for the reason of a failure.
     """
-    trial_state = TrialState.FAIL
-    reason = state
+    final_value = None
+    attributes = {}
     if state.lower() in UNFINISHED:
         trial_state = TrialState.RUNNING
-    elif state.lower() in FINISHED:
-        if value is None:
-            reason = f"no {metric} is stored"
-        elif math.isnan(value):
-            reason = f"{metric} is NaN"
-        else:
-            trial_state = TrialState.COMPLETE
-    if trial_state != TrialState.COMPLETE:
-        value = None
-    attributes = {}
-    if trial_state == TrialState.FAIL:
-        attributes["fail_reason"] = reason
+    elif state.lower() not in FINISHED:  # such as crashed
+        trial_state = TrialState.FAIL
+        attributes["fail_reason"] = state
+    elif value is None:
+        trial_state = TrialState.FAIL
+        attributes["fail_reason"] = f"no {metric} is stored"
+    elif math.isnan(value):
+        trial_state = TrialState.FAIL
+        attributes["fail_reason"] = f"{metric} is NaN"
+    else:
+        trial_state = TrialState.COMPLETE
+        final_value = value
     return FrozenTrial(
         number=number,
         state=trial_state,
-        value=value,
+        value=final_value,
         datetime_start=None,
         datetime_complete=None,
         params={},

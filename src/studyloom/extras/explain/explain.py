@@ -504,8 +504,8 @@ def with_inputs(
 ) -> Part:
     """Returns a data set that repeats one example of the test set, with each of the inputs.
 
-    They come to the network as those of the test do: through the collate function, in batches of
-    the same size.
+    The inputs reach the network as those of the test set do: through the Dataset's collate
+    function, in batches of the same size.
 
     Args:
         index: the index of the example in the test set.

@@ -131,9 +131,10 @@ def _read_wide_pixels(image: PIL.Image.Image) -> Tensor:
     possible_whites = [white for white in WHITE_LEVELS if float(levels.max()) <= white]
     if not is_positive or not possible_whites:
         raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
-    white = WHITE_LEVELS[-1]
-    if image.mode == "F":
-        white = possible_whites[0]
+    if image.mode == "F":  # floats
+        white = min(possible_whites)
+    else:
+        white = max(WHITE_LEVELS)
     return levels / white
 
 

@@ -85,7 +85,9 @@ def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> I
     class_name = ""
     if label < len(names):
         class_name = names[label]
-    return InputPrediction(name, label, probability, class_name=class_name, note=note)
+    return InputPrediction(
+        name, label=label, confidence=probability, class_name=class_name, note=note
+    )
 
 
 def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:

@@ -209,7 +209,8 @@ def _check_different(
     """
     record = TrialRecord(trial)
     configuration_of_trial: Configuration | FrozenTrial = trial
-    if record.is_baseline and not trial.params and baseline is not None:
+    is_unstored_baseline = record.is_baseline and not trial.params
+    if is_unstored_baseline and baseline is not None:
         configuration_of_trial = baseline
     if identify(configuration) != identify(configuration_of_trial):
         return

@@ -111,8 +111,9 @@ class Course:
                 if not are_equal(quantity, stored, now):
                     epoch = position + 1
                     return _format_difference(epoch, quantity, stored, now)
-        both_returned = self.value is not None and replayed.failure is None
-        if both_returned and not are_equal(self.metric, self.value, replayed.value):
+        # The value that the loop returned at its end, if it did so both times.
+        has_value = self.value is not None and replayed.failure is None
+        if has_value and not are_equal(self.metric, self.value, replayed.value):
             epoch = replayed.epochs
             return _format_difference(epoch, self.metric, self.value, replayed.value)
         return self._find_failure_difference(replayed, exactly=tolerance is None)

@@ -228,8 +228,8 @@ def print_verdict(
     expected = comparison.expected
     replayed = comparison.replayed
     tolerance = comparison.tolerance
-    difference = expected.find_difference(replayed, tolerance=None)
-    if difference is None:
+    exact_difference = expected.find_difference(replayed, tolerance=None)
+    if exact_difference is None:
         line = f"equal bit for bit: {_describe_equal(expected, replayed)}"
         console.print(Text(line, style="bold green"))
         return 0
@@ -239,23 +239,24 @@ def print_verdict(
     for name in REORDERING_PARTS:
         if provenance.environment.get(name) != environment[name]:
             is_reordered = True
-    verdict = f"different from {difference}"
+    code = 1
+    verdict = Text(f"different from {exact_difference}", style="bold red")
     if is_reordered:
         difference = expected.find_difference(replayed, tolerance)
-        verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
+        if difference is None:
+            code = 0
+            verdict = Text(f"equal within tolerance: {tolerance}", style="bold green")
+        else:
+            text = f"different from {difference} (beyond the tolerance: {tolerance})"
+            verdict = Text(text, style="bold red")
+    console.print(verdict)
 
     reasons = [*changes, *list_differences(provenance.environment, environment), *reorderings]
-    if difference is None:
-        console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
-    else:
-        console.print(Text(verdict, style="bold red"))
-        if not reasons:
-            reasons = ["nothing differs in code, versions, device, threads and commit"]
+    if code == 1 and not reasons:
+        reasons = ["nothing differs in code, versions, device, threads and commit"]
     for reason in reasons:
         console.print(Text(f"  {reason}"))
-    if difference is None:
-        return 0
-    return 1
+    return code
 
 
 def _find_reorderings(provenance: Provenance) -> list[str]:

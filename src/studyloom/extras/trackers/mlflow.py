@@ -82,6 +82,7 @@ class MLflow(Tracker):
         self._connection: _Connection | None = None
 
     def write_trial(self, trial: TrackedTrial) -> None:
+        """Writes a trial as a run that is nested in the study's; a second call changes nothing."""
         from mlflow.entities import RunTag
 
         client = self._connect(trial.study).client
@@ -120,6 +121,7 @@ class MLflow(Tracker):
             client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
 
     def write_result(self, result: TrackedResult) -> None:
+        """Writes the values and files of a result into the study's run; may register the winner."""
         from mlflow.entities import Metric, RunTag
 
         client = self._connect(result.study).client
@@ -145,6 +147,7 @@ class MLflow(Tracker):
         client.set_terminated(run_id, "FINISHED", now)
 
     def written(self, study: TrackedStudy) -> set[int]:
+        """Returns the numbers of the trials that the server has in full."""
         numbers = set()
         for run in self._search_runs(study, {KIND: "trial"}):
             # The state and the end of a run are written after all else.

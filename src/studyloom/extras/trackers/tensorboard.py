@@ -33,6 +33,7 @@ class TensorBoard(Tracker):
         self.dir = Path(dir)
 
     def write_trial(self, trial: TrackedTrial) -> None:
+        """Writes a trial as a folder of event files: its curves, state, and hyperparameters."""
         lines = [trial.state]
         for name, text in trial.facts.items():
             lines.append(f"{name}: {text}")

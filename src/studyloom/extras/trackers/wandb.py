@@ -71,6 +71,8 @@ class WandB(Tracker):
         self.entity = entity
 
     def write_trial(self, trial: TrackedTrial) -> None:
+        """Writes a trial as a run; the same trial written again is the same run."""
+
         def write(run: Any) -> None:
             """Writes the hyperparameters, the facts, the curves and the values of the trial."""
             config = {name: _plain(value) for name, value in trial.params.items()}
@@ -99,6 +101,7 @@ class WandB(Tracker):
         self._write(write, settings)
 
     def write_result(self, result: TrackedResult) -> None:
+        """Writes a result as a run of its own; a later result of the study is the same run."""
         import wandb
 
         def write(run: Any) -> None:
