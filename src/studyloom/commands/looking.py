@@ -408,11 +408,12 @@ def wait_for_release(reader: "ProgressReader", request: "Request", *, prints: bo
     Returns:
         The outcome, such as "is stopped; the command that runs it resumes it".
     """
-    outcome = "is stopped"
-    resumption = "the command that runs it resumes it"
     if request == "pause":
         outcome = "is paused"
         resumption = "studyloom resume resumes it"
+    else:
+        outcome = "is stopped"
+        resumption = "the command that runs it resumes it"
     end = time.monotonic() + RELEASE_DEADLINE
     workers = find_workers(reader.read())
     if workers and prints:

@@ -124,10 +124,10 @@ class StudyReporting(TrackingReporting):
             work = read_evaluation(study).title  # such as final training
         else:
             work = plural(open_trials, "trial")
-        logs = f", logs in {task.logs}"
+        logs = ""
         prints_here = prepared.launcher.works_here(task, task.count_open_trials())
-        if prints_here:
-            logs = ""
+        if not prints_here:
+            logs = f", logs in {task.logs}"
         return [*notes, f"{stored.name} {verb}: {work} to do{logs}"]
 
     def finish(self, stop: Stop, detached_notice: str | None) -> int:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     invocation = find_invocation(arguments.source)
     sys.argv[1:] = arguments.overrides
 
-    def run_study(cfg: Any) -> None:
+    def run_study(cfg: Any) -> None:  # Hydra shows the docstring that it gets below
         from studyloom.processes import importing_torch
 
         # The import takes seconds; `starting` is printed before it.

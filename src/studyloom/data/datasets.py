@@ -231,12 +231,13 @@ class Datasets(DataSource):
         if first_target is None:
             classifies = classes is not None
         else:
-            classifies = not first_target.is_floating_point() and not first_target.ndim
+            is_scalar = first_target.ndim == 0
+            classifies = is_scalar and not first_target.is_floating_point()
         names: tuple[str, ...] = ()
         if classifies:
             names = _find_class_names(dataset)
         else:
-            classes = None
+            classes = None  # what the Dataset has in its attribute are not the targets
 
         outputs = self._outputs
         if outputs is None:

@@ -517,13 +517,13 @@ class Table(DataSource):
         rows = fold.training
         if is_test:
             rows = fold.validation
-        inputs = inputs[rows]
-        targets = targets[rows]
+        inputs_of_set = inputs[rows]
+        targets_of_set = targets[rows]
         return Split(
-            inputs,
-            targets,
+            inputs_of_set,
+            targets_of_set,
             outputs=len(names),
-            digest=digest_of(inputs, targets),
+            digest=digest_of(inputs_of_set, targets_of_set),
             names=tuple(names),
             columns=tuple(columns),
         )

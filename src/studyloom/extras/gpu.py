@@ -354,6 +354,7 @@ def two_workers_on_one_card_by_per_gpu(gpus: Gpus) -> str:
 
 
 def cuda_visible_devices(gpus: Gpus) -> str:
+    """Checks that a study trains on the only GPU that it sees."""
     (note,) = run_exploding_study(gpus).notes
     last_gpu = gpus.names[-1]
     if gpus.device != CPU:
@@ -362,6 +363,7 @@ def cuda_visible_devices(gpus: Gpus) -> str:
 
 
 def out_of_memory_ends_its_trial_alone(gpus: Gpus) -> str:
+    """Checks that one of two trials fails for want of memory, and the other is complete."""
     run = run_exploding_study(gpus)
     rows = sorted(read_trials(run.run_dir), key=lambda row: row["params.model.explodes"])
     small, exploding = rows
@@ -398,10 +400,12 @@ def one_worker_sees_two_cards_by_gpus(gpus: Gpus) -> str:
 
 
 def kill_9_in_a_trial(gpus: Gpus) -> str:
+    """Kills the process of a trial, and checks that another process resumes the trial."""
+
     def kill_first_process(notes_folder: Path) -> None:
         wait_for(lambda: list_notes(notes_folder))
         first_note = list_notes(notes_folder)[0]
-        pid = int(first_note.stem)
+        pid = int(first_note.stem)  # the name of the note, such as 4711.json
         os.kill(pid, signal.SIGKILL)
 
     run = gpus.study(
@@ -412,7 +416,7 @@ def kill_9_in_a_trial(gpus: Gpus) -> str:
         count=2,  # the killed process, and the one that resumes its trial
         meanwhile=kill_first_process,
     )
-    states = [row["state"] for row in read_trials(run.run_dir)]
+    states = [row["state"] for row in read_trials(run.run_dir)]  # of the baseline and a trial
     return require(states == ["complete", "complete"], f"resumed; trials are {', '.join(states)}")
 
 

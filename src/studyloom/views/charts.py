@@ -492,7 +492,10 @@ class Axis:
         standard = METRICS.get(metric)
         if standard is not None and standard.sign == sign and all(map(standard.can_be, values)):
             scale = standard.scale
-        if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
+        lowest = min(values, default=0)
+        highest = max(values, default=0)
+        differs_by_factors = lowest > 0 and highest > 10 * lowest
+        if scale == "plain" and sign < 0 and differs_by_factors:
             scale = "factors"
         return cls(metric, scale, sign)
 

@@ -297,9 +297,10 @@ def render(studies: Sequence[ComparedStudy]) -> str:
     definitions = set()  # as text, since a mapping is not hashable
     for study in studies:
         definitions.add(json.dumps(study.stored.definition(), sort_keys=True, default=str))
-    sentence = "They have different definitions."
     if len(definitions) == 1:
         sentence = "They have the same definition."
+    else:
+        sentence = "They have different definitions."
     name = " · ".join(study.label for study in studies)
     head = page.Head(name, sentence, [page.Lines([_describe(study) for study in studies])])
     return page.render_report(head, render_sections(studies))

@@ -65,6 +65,8 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
     """
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Passes a request on to the application, or rejects it."""
+
         def start_with_safety(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             return start_response(status, [*headers, *SAFETY], *exc_info)
 

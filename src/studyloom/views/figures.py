@@ -225,12 +225,14 @@ def _group_by_setting(
     Yields BINS ranges instead, with as many trials each, if there are many different numbers.
     """
     ordered = sorted(trials, key=lambda trial: _sort_key(trial.params[name]))
-    settings = list(dict.fromkeys(trial.params[name] for trial in ordered))
-    if len(settings) <= 2 * BINS or not all(map(_is_number, settings)):
+    settings = list(dict.fromkeys(trial.params[name] for trial in ordered))  # without repetitions
+    has_many_numbers = len(settings) > 2 * BINS and all(map(_is_number, settings))
+    if not has_many_numbers:
         for setting in settings:
-            members = [trial for trial in trials if trial.params[name] == setting]
-            yield _label(setting, 60), members
+            trials_with_setting = [trial for trial in trials if trial.params[name] == setting]
+            yield _label(setting, 60), trials_with_setting
         return
+    # The positions in `ordered` at which the ranges begin, and the end of the last one.
     limits = [len(ordered) * part // BINS for part in range(BINS + 1)]
     for start, end in itertools.pairwise(limits):
         members = ordered[start:end]
@@ -423,19 +425,22 @@ def draw_curves(
     all_curves = finite_curves(trials)
     if not all_curves:
         return "No trial has ended an epoch yet."
-    highlighted = {trial.number for trial in marked.values() if trial is not None}
     best_first = _sort_by_last_value(all_curves, axis.sign)
-    best = list(best_first)[:MOST_BEST]
-    latest = list(all_curves)[-MOST_LATEST:]
-    drawn = _select_curves(all_curves, {*best, *latest, *highlighted})
+    best_numbers = list(best_first)[:MOST_BEST]
+    latest_numbers = list(all_curves)[-MOST_LATEST:]
+    highlighted = {trial.number for trial in marked.values() if trial is not None}
+    drawn = _select_curves(all_curves, {*best_numbers, *latest_numbers, *highlighted})
 
     values = []
     epochs = []
     lines: dict[int, Part] = {}
     for number, curve in drawn.items():
-        lines[number] = [(epoch, axis.coordinate(value)) for epoch, value in curve]
-        values += [value for _, value in curve]
-        epochs += [epoch for epoch, _ in curve]
+        line = []
+        for epoch, value in curve:
+            epochs.append(epoch)
+            values.append(value)
+            line.append((epoch, axis.coordinate(value)))
+        lines[number] = line
     y = axis.make_scale(values, height)
     x = make_integer_scale(min(1, *epochs), max(epochs), "epoch")
 
@@ -458,8 +463,8 @@ def _sort_by_last_value(curves: Mapping[int, Curve], sign: int) -> dict[int, Cur
         _, value = curves[number][-1]
         return value
 
-    ranked = sorted(curves, key=lambda number: -sign * last_value(number))
-    return {number: curves[number] for number in ranked}
+    best_first = sorted(curves, key=lambda number: -sign * last_value(number))
+    return {number: curves[number] for number in best_first}
 
 
 def _select_curves(curves: Mapping[int, Curve], numbers: Collection[int]) -> dict[int, Curve]:
@@ -483,11 +488,12 @@ def _mark_curves(
     name: str, lines: Mapping[int, Part], width: float, style: Sequence[str] = ()
 ) -> Mark:
     """Returns one mark for the curves of some trials, or dots if each has only one epoch."""
-    shape = "line"
-    if all(len(line) == 1 for line in lines.values()):
-        shape = "dot"
-        width = 7
-    return Mark(name, _color(name), shape, [*lines.values()], [*lines], width, style)
+    numbers = [*lines]
+    parts = [*lines.values()]
+    have_one_epoch = all(len(line) == 1 for line in parts)
+    if have_one_epoch:
+        return Mark(name, _color(name), "dot", parts, numbers, width=7, style=style)
+    return Mark(name, _color(name), "line", parts, numbers, width=width, style=style)
 
 
 def _mark_rungs(trials: Sequence[FrozenTrial], y: ChartScale) -> list[Mark]:
@@ -729,12 +735,12 @@ def make_setting_axis(
     distribution = trials[0].distributions[name]
     if isinstance(distribution, CategoricalDistribution) or not all(map(_is_number, settings)):
         return _make_choice_axis(settings, name, pixels)
-    is_whole = all(isinstance(setting, int) for setting in settings)
     is_logarithmic = False
-    is_discrete = is_whole
+    has_step = False
     if isinstance(distribution, IntDistribution | FloatDistribution):
         is_logarithmic = distribution.log and min(settings) > 0
-        is_discrete = is_whole or distribution.step is not None
+        has_step = distribution.step is not None
+    is_whole = all(isinstance(setting, int) for setting in settings)
     to_coordinate: Callable[[float], float]
     if is_logarithmic:
         to_coordinate = math.log10
@@ -743,14 +749,13 @@ def make_setting_axis(
         to_coordinate = float
         scale = make_linear_scale(settings, name)
 
-    numbers: Sequence[float] = []  # that are labeled instead of those of the scale
+    # The labels. Without numbers to label, those of the scale stay.
     distinct = _distinct_settings(settings)
-    if is_discrete and len(distinct) <= MOST_CHOICES:
+    numbers: Sequence[float] = []
+    if (is_whole or has_step) and len(distinct) <= MOST_CHOICES:
         numbers = distinct
-    elif not is_logarithmic and is_whole:
-        numbers = [number for number in _choose_numbers(settings, pixels) if number % 1 == 0]
-    elif not is_logarithmic and pixels is not None:
-        numbers = _choose_numbers(settings, pixels)
+    elif not is_logarithmic:
+        numbers = _choose_numbers(settings, pixels, is_whole=is_whole)
     if numbers:
         format_spec = ".4g"
         if is_whole and pixels is None:
@@ -767,16 +772,26 @@ def _distinct_settings(settings: Sequence[float]) -> list[float]:
     return list(dict.fromkeys(sorted(settings, key=_sort_key)))
 
 
-def _choose_numbers(settings: Sequence[float], pixels: float | None) -> list[float]:
+def _choose_numbers(
+    settings: Sequence[float], pixels: float | None, *, is_whole: bool
+) -> list[float]:
     """Returns the round numbers that the axis of a hyperparameter labels; few on a small chart.
 
+    None are returned for a large chart of floats, which has the labels of any axis.
+
     Args:
-        pixels: the length of a small chart's axis; None for another chart.
+        pixels: the length of a small chart's axis; None for a large chart.
+        is_whole: whether all settings are integers, and so must be the labels.
     """
     count = 5
     if pixels is not None:
         count = 3
-    return choose_round_numbers(min(settings), max(settings), count)
+    numbers = choose_round_numbers(min(settings), max(settings), count)
+    if is_whole:
+        return [number for number in numbers if number % 1 == 0]
+    if pixels is None:
+        return []
+    return numbers
 
 
 def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | None) -> SettingAxis:

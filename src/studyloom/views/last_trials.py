@@ -82,11 +82,12 @@ def _select_last(progress: Progress) -> list[FrozenTrial]:
     """
     search_trials = progress.trials.get(SEARCH, ())
     trials = progress.trials.get(progress.title, search_trials)
-    best = progress.search.best
+    best_number = None  # of a trial that is left out
+    if trials is search_trials and progress.search.best is not None:
+        best_number = progress.search.best.number
     started = []
     for trial in trials:
-        is_best = trials is search_trials and best is not None and trial.number == best.number
-        if trial.datetime_start is not None and not is_best:
+        if trial.datetime_start is not None and trial.number != best_number:
             started.append(trial)
 
     def sort_key(trial: FrozenTrial) -> tuple[bool, datetime]:

@@ -78,8 +78,12 @@ def sample_trials(
         return None
     notable = [*snapshot.front[:MOST_RANKED], *stored.ranked()[:MOST_RANKED]]
     notable += figures.best_so_far(figures.complete_trials(trials), stored.sign)
-    notable += [trial for trial in trials if not trial.state.is_finished()]
-    notable += [trial for trial in (snapshot.best, snapshot.baseline) if trial is not None]
+    for trial in trials:
+        if not trial.state.is_finished():
+            notable.append(trial)
+    for named_trial in (snapshot.best, snapshot.baseline):
+        if named_trial is not None:
+            notable.append(named_trial)
     numbers = {trial.number for trial in notable}
     if winner_number is not None:
         numbers.add(winner_number)
@@ -568,10 +572,14 @@ def _rank_parameter_columns(
 ) -> list[str]:
     """Returns the columns of hyperparameters: the most important, then the fullest first."""
     share_by_column = {trial_tables.column_of(name): share for name, share in shares.items()}
+
+    def sort_key(name: str) -> tuple[float, int]:
+        share = share_by_column.get(name, 0.0)
+        empty_cells = columns[name].count(None)
+        return -share, empty_cells
+
     names = [name for name in columns if name.startswith("params.")]
-    return sorted(
-        names, key=lambda name: (-share_by_column.get(name, 0.0), columns[name].count(None))
-    )
+    return sorted(names, key=sort_key)
 
 
 def _title_columns(values: Iterable[str], parameters: Iterable[str], metric: str) -> dict[str, str]:

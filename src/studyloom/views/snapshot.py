@@ -134,11 +134,13 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     Raises:
         StorageError: the database cannot be read.
     """
+    # The slots that workers hold: rows of the budget, each of which reserves a trial.
     held_before = stored.ledger.held()
     trials = stored.trials(all_attributes=True)
     held_after = stored.ledger.held()
     ended_ids = {trial._trial_id for trial in trials if trial.state.is_finished()}
     held = [slot for slot in held_after if slot.trial_id not in ended_ids]
+
     live_trials = None
     if stored.is_studylooms:
         slots = _count_slots(stored, len(held), len(ended_ids))
@@ -150,8 +152,9 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     front: tuple[FrozenTrial, ...] = ()
     if costs:
         front = tuple(stored.front())
-    rule_text = None
-    if costs or rule.conditions or rule.objective.name != stored.metric:
+    chooses_by_metric = not rule.conditions and rule.objective.name == stored.metric
+    rule_text = None  # the rule is shown if there is more to it than the metric
+    if costs or not chooses_by_metric:
         rule_text = str(rule)
     return Snapshot(
         name=stored.name,

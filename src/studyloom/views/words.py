@@ -246,11 +246,15 @@ def _choose_network_keys(network: Mapping[str, Any], params: Mapping[str, Any]) 
             list_name, _, _ = param.partition("[")
             _, _, key = list_name.rpartition(".")
             searched_keys.add(key)
-    keys = [key for key in network if key in searched_keys]
-    if not keys:
-        keys = [key for key in SIZE_KEYS if key in network]
-    size_keys = [key for key in keys if key in SIZE_KEYS]
-    other_keys = [key for key in keys if key not in SIZE_KEYS]
+    size_keys = []
+    other_keys = []
+    for key in network:
+        if key in searched_keys and key in SIZE_KEYS:
+            size_keys.append(key)
+        elif key in searched_keys:
+            other_keys.append(key)
+    if not size_keys and not other_keys:
+        return [key for key in SIZE_KEYS if key in network]
     return size_keys + other_keys
 
 
@@ -267,8 +271,14 @@ def _choose_article(name: str) -> str:
 
 
 def _describe_setting(key: str, value: object) -> str:
-    """Describes a setting of a network, such as 16 channels; empty if it is no integer."""
-    if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
+    """Describes a setting of a network, such as 16 channels, hidden 64-32, or width 8.
+
+    It is empty if the setting is neither an integer nor a list of integers.
+    """
+    if isinstance(value, list | tuple):
+        has_integers = bool(value) and all(isinstance(item, int) for item in value)
+        if not has_integers:
+            return ""
         return f"{key} {'-'.join(map(str, value))}"
     if not isinstance(value, int) or isinstance(value, bool):
         return ""

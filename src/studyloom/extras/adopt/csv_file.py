@@ -118,9 +118,10 @@ class CsvFile:
             integers = [int(cell) for cell in cells]
             return Domain(IntDistribution(min(integers), max(integers)), int)
         numbers = [number for number in map(parse_number, cells) if _is_finite(number)]
-        if len(numbers) == len(cells):
+        are_all_numbers = len(numbers) == len(cells)
+        if are_all_numbers:
             return Domain(FloatDistribution(min(numbers), max(numbers)), float)
-        different_cells = list(dict.fromkeys(cells))
+        different_cells = list(dict.fromkeys(cells))  # each once, in order
         return Domain(CategoricalDistribution(different_cells), str)
 
     def _check_integers(self, column: str, rows: Sequence[Row]) -> None:

@@ -398,6 +398,7 @@ def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
     """
 
     def replace_placeholder(match: re.Match[str]) -> str:
+        """Returns what replaces a match of PLACEHOLDER: `{{text}}`, or the `{name}` of a value."""
         if match["text"]:
             return match["text"][1:-1]  # without the outer braces
         return format_scalar(values[match["name"]])

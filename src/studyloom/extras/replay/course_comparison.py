@@ -79,10 +79,11 @@ class Course:
         if columns and JOBS in columns:  # the number of jobs that trained, for each epoch
             trained_epochs = sum(int(count or 0) for count in columns[JOBS])
         failure = failures.Failure.read(trial)
+        # The value that a loop returned. Optuna gives a pruned trial the value of its last report,
+        # which no loop has returned.
         value = None
-        # Optuna gives a pruned trial the value of its last report, which no loop has returned.
-        has_ended = failure is None and trial.state != TrialState.PRUNED
-        if is_loop and has_ended and trial.values:
+        has_returned = failure is None and trial.state != TrialState.PRUNED
+        if is_loop and has_returned and trial.values:
             value = trial.values[0]
         return cls(curve, failure, value, trained_epochs)
 

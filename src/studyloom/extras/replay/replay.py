@@ -176,6 +176,7 @@ def train_again(
     epoch = 0
 
     def count_epoch(step: Step | None) -> None:
+        """Counts and reports the end of an epoch; ends the training after the last one."""
         nonlocal epoch
         assert step is not None  # None would store the trial, and a replay stores nothing
         if isinstance(step, Report) and step.ends_job:  # the end of a call of a loop is no epoch
