@@ -655,7 +655,7 @@ def search(
 def _objective_settings(maximize: object, minimize: object) -> dict[str, object]:
     """Returns the settings of the section `objective` for metrics and their directions.
 
-    They are lists if there are several metrics.
+    Both settings are lists if there are several metrics.
 
     Args:
         maximize: a metric, a list of metrics, or None.

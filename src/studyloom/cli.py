@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_exit_code(error: Exception) -> int:
     """Returns the exit code of a command that ended with an error: 2 if the user can fix it.
 
-    That is so for a file that cannot be used, and for each ValueError, whatever its own code: only
-    a study that loses its database while it runs ends with the code of `StorageLost`.
+    The user can fix a file that cannot be used, and each ValueError, whatever code its class has:
+    only a study that loses its database while it runs ends with the code of `StorageLost`.
     """
     if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
         return error.exit_code

@@ -299,7 +299,7 @@ def locked(path: Path) -> Iterator[None]:
 def sync_folder(folder: Path) -> None:
     """Makes the renames in a folder durable: they survive a power cut.
 
-    Some network file systems cannot do so; it does nothing on them.
+    Some network file systems cannot sync a folder: there nothing is done.
 
     Raises:
         OSError: the folder cannot be opened, or its disk fails.
@@ -318,8 +318,8 @@ def sync_folder(folder: Path) -> None:
 def filesystem_of(path: Path) -> str:
     """Returns the kind of file system that a path is on, or would be: ext4, nfs4, or unknown.
 
-    It is the one that is mounted at the deepest folder above the path. If two are mounted at that
-    folder, the later one hides the earlier one.
+    The path is on the file system that is mounted at the deepest folder above it. If two are
+    mounted at that folder, the later one hides the earlier one.
     """
     import psutil
 

@@ -52,7 +52,7 @@ def take_environment() -> dict[str, str]:
 
 
 def prepare_logging(level: int) -> None:
-    """Writes log records and warnings on standard error, those of Optuna only if they are errors.
+    """Writes log records and warnings on standard error; of Optuna only errors.
 
     Args:
         level: the lowest level of records that are written.

@@ -79,8 +79,8 @@ class StudyReporting(TrackingReporting):
     def print_notices(self, study: OpenStudy) -> None:
         """Prints what the user must know about a study before its trials run.
 
-        That it is paused, that its code has changed, or that the run directory had the result of
-        another study.
+        The notices say that the study is paused, that its code has changed, or that the run
+        directory had the result of another study.
         """
         stored = study.stored
         if read_control(stored) == "pause":

@@ -262,8 +262,8 @@ class Datasets(DataSource):
     def _make_evaluation_view(self, training: Items) -> Items:
         """Returns the examples for evaluation.
 
-        They are those of `data.evaluate` or else of `data.train`, and after them those of a
-        separate validation set, if there is one.
+        The view has the examples of `data.evaluate`, or else of `data.train`. The examples of a
+        separate validation set follow, if there is one.
 
         Args:
             training: the view for training, which is returned if it is the view for evaluation too.
@@ -419,8 +419,8 @@ class Datasets(DataSource):
     def _identify_dataset(self, key: str, dataset: MapDataset) -> Iterator[bytes]:
         """Yields bytes that identify the content of a Dataset, without reading all of it.
 
-        They are made of `data.digest` if the config sets it, or else of the names, sizes and times
-        of its files if it reads a folder, or else of a sample of its items.
+        The bytes are `data.digest` if the config sets it; or else the names, sizes and times of the
+        files if the Dataset reads a folder; or else a sample of the items.
 
         Args:
             key: the key of the config that names the Dataset.
@@ -531,7 +531,8 @@ def _check_classes(parts: Sequence[NamedDataset]) -> None:
 def _find_classes(dataset: MapDataset) -> Tensor | None:
     """Returns the classes of a Dataset's items without loading them; None if it lacks them.
 
-    They are in its attribute `targets` or `labels`, or the last one of a TensorDataset's `tensors`.
+    The classes are in the attribute `targets` or `labels` of the Dataset, or the last one of a
+    TensorDataset's `tensors`.
     """
     if isinstance(dataset, Subset):
         full_dataset: Any = dataset.dataset
@@ -650,7 +651,7 @@ def _iterate_bytes(value: Any) -> Iterator[bytes]:
 def find_location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Finds the keys of a section `data` that say where and how data are loaded.
 
-    They are not part of the study definition, since they change no result.
+    These keys are not part of the study definition, since they change no result.
 
     Returns:
         The path of each key: ("root",), ("train", "dataset", "root").

@@ -245,8 +245,8 @@ def _read_idx_content(file: io.BytesIO | gzip.GzipFile, dimensions: int) -> Byte
 def _download(image_set: ImageSet, folder: Path) -> None:
     """Downloads the four files, checked by torchvision's md5.
 
-    They are downloaded to a temporary folder and then renamed, since several workers may start on
-    an empty folder at once.
+    The files are downloaded to a temporary folder and then renamed, since several workers may start
+    on an empty folder at once.
     """
     try:
         from torchvision import datasets  # type: ignore[import-untyped]  # 2.2 s to import

@@ -354,7 +354,7 @@ def make_folds(
 ) -> list[Fold]:
     """Divides examples into training and validation indices, once for each fold.
 
-    Only the seed determines the folds, on every device. They are stratified: the numbers of a
+    Only the seed determines the folds, on every device. The folds are stratified: the numbers of a
     class in two validation sets differ by at most one.
 
     In time order nothing is drawn: the last examples are validated, see `_make_ordered_folds`.

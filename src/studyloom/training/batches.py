@@ -213,7 +213,8 @@ class ExampleBatches:
     def _draw_indices(self) -> Tensor:
         """Draws the indices of an epoch's training examples, int64 (n,).
 
-        They are drawn without replacement, or by the weights of the examples with replacement.
+        Without weights, no example is drawn twice. With weights, each draw chooses among all
+        examples, by their weights.
         """
         weights = self._examples.weights
         indices = self._job.train.cpu()

@@ -203,8 +203,8 @@ class JobRun:
     def _move_to_device(self, functions: Sequence[object]) -> None:
         """Moves those of the job's functions that are modules to its device.
 
-        A custom module may draw random numbers when it is moved. They are drawn from the job's
-        random state too.
+        A custom module may draw random numbers when it is moved: it then draws them from the job's
+        random state.
         """
         with self.exchange_random_state():
             for function in functions:
@@ -238,8 +238,8 @@ class JobRun:
     def signature(self) -> State:
         """Returns the settings of the job by name, as numbers and strings.
 
-        They are saved with its state, so that `restore` refuses the state of a job with other
-        settings.
+        The signature is saved with the job's state, so that `restore` refuses the state of a job
+        with other settings.
         """
         signature: State = {}
         for name, setting in vars(self.job).items():
@@ -458,7 +458,7 @@ def _find_generators(device: torch.device) -> list[torch.Generator]:
 
 
 def _seed_states(generators: Sequence[torch.Generator], seed: int) -> JobRandomState:
-    """Returns the states of newly seeded generators, and last that of Python's and NumPy's.
+    """Returns the states of generators with a seed: PyTorch's, and last Python's and NumPy's.
 
     The generators themselves keep their states.
     """
@@ -785,7 +785,7 @@ class Training:
         return replace(selected_epoch, number=len(self.history) + 1, seconds=0.0)
 
     def select_epochs(self) -> list[Epoch]:
-        """Returns for each job the epoch so far whose value is that of the job.
+        """Returns for each job its selected epoch: the last one, or the best so far.
 
         The list is empty before the first epoch.
         """

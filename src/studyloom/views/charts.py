@@ -96,7 +96,8 @@ class ChartScale:
     def edge_class(self, tick: Tick) -> str:
         """Returns the CSS class of a label that would stick out at an end of the axis; else "".
 
-        Labels are centered on their ticks, but these are aligned with the end.
+        Labels are centered on their ticks. One that would stick out is aligned with the end of the
+        axis.
         """
         share = self.place(tick.coordinate) / SIZE
         if len(tick.label) <= SHORT_LABEL or EDGE < share < 1 - EDGE:
@@ -343,7 +344,7 @@ def choose_integer_step(span: float) -> int:
 def choose_round_numbers(low: float, high: float, count: int = 5) -> list[float]:
     """Returns two to `count` or so round numbers between two; only the lower if both are equal.
 
-    They are multiples of 1, 2, 5 or 10 times a power of ten.
+    A round number is a multiple of 1, 2, 5 or 10 times a power of ten.
     """
     if is_one_value(low, high):
         return [low]
@@ -484,9 +485,9 @@ class Axis:
     def choose(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
         """Returns the axis of a metric, by its name and finite values.
 
-        A metric of studyloom has its own scale, unless it cannot have these values, so that another
-        one of that name is meant. The scale of any other is `factors` if less is better and its
-        values, all above 0, differ by more than a factor of ten; otherwise it is `plain`.
+        A metric of studyloom has its own scale. If it cannot have these values, the user has
+        another metric of the same name. The scale of any other is `factors` if less is better and
+        its values, all above 0, differ by more than a factor of ten; otherwise it is `plain`.
         """
         scale = "plain"
         standard = METRICS.get(metric)

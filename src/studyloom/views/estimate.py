@@ -197,7 +197,7 @@ class _ExpectedLengths:
 def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]) -> float | None:
     """Returns a worker's seconds per epoch; None before a trial has ended an epoch.
 
-    Trials that have paused or ended are measured; before there are any, those that run.
+    Trials that have paused or ended are measured; before there are any, the running trials.
     """
     epochs = 0
     seconds = 0.0

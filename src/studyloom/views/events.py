@@ -160,7 +160,7 @@ class History:
             yield {"event": "ended", **subject, **_describe_end(trial)}
 
     def _find_study_events(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the changes of the study since the last events of these kinds.
+        """Yields an event if the best trial, the request to stop, the halt or the result changed.
 
         Only a request to stop or pause is also reported when it is gone, as one without a request.
         """

@@ -1002,7 +1002,7 @@ class _Pair:
 def _choose_pair(complete: Sequence[FrozenTrial], names: Sequence[str]) -> _Pair | None:
     """Chooses two hyperparameters that vary together; None if there are none.
 
-    Prefers two numbers to a number and a choice, and these to two choices.
+    Prefers two numbers to a number and a choice, and a number and a choice to two choices.
 
     Args:
         names: the most important hyperparameter first.

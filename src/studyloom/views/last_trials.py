@@ -35,10 +35,10 @@ class _Row:
 def last_trials(progress: Progress, width: int, *, with_best: bool = True) -> list[Sequence[str]]:
     """Returns a table as rows: a header, the best trial, and the last trials of the current stage.
 
-    The last trials, in the order of their numbers, are those that run, then those that ended or
-    paused last. A training of a later stage is shown as the trial that it repeats. Columns that do
-    not fit are left out, first those of unimportant hyperparameters, or of those that few trials
-    have.
+    The last trials are the running ones, and then the trials that ended or paused last; the rows
+    are in the order of their numbers. A training of a later stage is shown as the trial that it
+    repeats. Columns that do not fit are left out, first those of hyperparameters that are
+    unimportant, or that few trials have.
 
     Args:
         width: the columns of the terminal that a row may take.

@@ -457,7 +457,7 @@ def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
 def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:
     """Estimates the work of each stage.
 
-    Before a stage has trials, those of the stage before it show how long a trial is.
+    Before a stage has trials, the trials of the stage before it show how long a trial is.
     """
     works = []
     previous = Work()

@@ -142,7 +142,7 @@ def render_rows(
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     """Formats how the workers spent their time, such as "training 60.0%", the largest share first.
 
-    A worker is idle from the end of its last trial until that of the last trial of all workers.
+    A worker is idle from the end of its last trial until the last worker has ended its trial.
 
     Args:
         began: the start of this command; only workers that have ended a trial since then are idle.

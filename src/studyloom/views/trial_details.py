@@ -138,8 +138,8 @@ def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
 def _read_trial_lines(paths: Sequence[Path], trials: Sequence[FrozenTrial]) -> dict[int, list[str]]:
     """Returns the last log lines of trials, by number.
 
-    The log of a command's trial has its number in its name: `trial-7.log`. Any other log is that of
-    a worker, with the lines of all its trials.
+    The log of a command's trial has its number in its name: `trial-7.log`. Any other log is written
+    by a worker, and has the lines of all its trials.
     """
     worker_logs = []
     trial_logs = {}

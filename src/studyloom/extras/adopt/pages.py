@@ -168,7 +168,7 @@ def has_written_form(trial: FrozenTrial) -> bool:
 def is_writable(value: object) -> bool:
     """Returns True if a value can be written in a command.
 
-    It can if it is text, a finite number, or a list or mapping of these.
+    Text and finite numbers can be written, and so can lists and mappings of them.
     """
     if isinstance(value, float):
         return math.isfinite(value)

@@ -221,8 +221,8 @@ def _in_order_of_classes(names: Sequence[str], class_names: Sequence[str]) -> li
 def _mean_of_group(name: str, scores: Tensor, metric: Metric) -> GroupMean:
     """Returns the mean of a group's scores (n,), with its 95% interval.
 
-    The interval is that of an accuracy, or else the bootstrap's: the percentiles of the means of
-    many resamples, which draw n scores with replacement.
+    For an accuracy the interval is Wilson's. For any other metric it is the bootstrap's:
+    percentiles of the means of many resamples, each of n scores drawn with replacement.
     """
     count = len(scores)
     if metric.function is accuracy:

@@ -248,8 +248,8 @@ class Command(Adapter):
     def _named_files(self) -> Iterator[Path]:
         """Yields the source files that the command names below the working directory.
 
-        They are its program; an argument such as `a.yaml` or `--config=a.yaml`; and the module of
-        `python -m package.module`.
+        The files are the command's program; an argument such as `a.yaml` or `--config=a.yaml`; and
+        the module of `python -m package.module`.
         """
         arguments = [word for word in shlex.split(self.run) if not PLACEHOLDER.search(word)]
         paths = []
@@ -636,8 +636,8 @@ def run_process(
 def _end_processes(leader: subprocess.Popen[bytes]) -> None:
     """Ends a process group: with SIGTERM, and after a few seconds with SIGKILL.
 
-    Child processes of the leader that have left the group are killed too. They are listed while
-    the leader runs, since they have another parent after its end.
+    Child processes of the leader that have left the group are killed too. The children are listed
+    while the leader runs, since they have another parent after its end.
     """
     processes: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -39,8 +39,8 @@ class Report(Checkpoint):
         """Begins to count validations; corrects how Lightning resumes from a checkpoint.
 
         The checkpoint was saved between two epochs. Lightning takes it for one within an epoch: it
-        would not begin the next epoch as usual, with a new order of the examples. Therefore it is
-        made to believe that it does not resume.
+        would not begin the next epoch as usual, with a new order of the examples. So this method
+        sets Lightning's attributes back to those of a training that does not resume.
         """
         self._validations.begin(_count_validations(trainer))
         if self._validations.run.checkpoint is not None:

@@ -141,7 +141,7 @@ class SharedFiles:
 def _any_ran_throughout(trials: Mapping[str, TrialWrites], first: float, last: float) -> bool:
     """Returns True if a trial ran all the time between the first and the last write of a file.
 
-    That trial may be the only one that wrote the file.
+    If so, that trial may be the only one that wrote the file.
     """
     for writes in trials.values():
         began_before = writes.began <= first + CLOCK_TOLERANCE

@@ -119,7 +119,7 @@ class WorkingFolder:
     def _is_mirrored(self, entry: os.DirEntry[str]) -> bool:
         """Returns True if an entry is a folder for which a new folder is made, instead of a link.
 
-        A folder of data, with many files, becomes a link, and so does a folder such as .git.
+        A folder of data, with many files, becomes a link; so does a folder such as .git.
         """
         path = Path(entry.path)
         if not entry.is_dir(follow_symlinks=False) or path in self.hidden_folders:

@@ -124,8 +124,8 @@ def _describe_nodes(
 def _describe_options(group: Group, stored_space: StoredSpace) -> list[Schema]:
     """Describes each option of a group with the hyperparameters that it opens.
 
-    A proposal must name its option, except the default one, which is that of the config or else the
-    first.
+    A proposal must name the option that it chooses, unless that is the default: the option in the
+    config, or else the first.
     """
     default_option = stored_space.choices.get(group.config_group)
     if default_option not in group.options:
@@ -140,7 +140,7 @@ def _describe_options(group: Group, stored_space: StoredSpace) -> list[Schema]:
 
 
 def _describe_list(node: ListNode) -> Schema:
-    """Describes a list of values, whose length is searched or that of another list."""
+    """Describes a list of values: its length is searched, or is the length of another list."""
     array: Schema = {
         "type": "array",
         "items": _describe_values(node.item),

@@ -101,8 +101,8 @@ class MLflow(Tracker):
     def _log_numbers(self, client: "MlflowClient", run_id: str, trial: TrackedTrial) -> None:
         """Logs the curves, values and hyperparameters of a trial, in requests of the allowed size.
 
-        The times are those of the trial, also when it is written again: the server takes a metric
-        of the same time, step and value for the same one.
+        Each metric has the time at which the trial measured it, also when the trial is written
+        again: the server takes a metric of the same time, step and value for the same one.
         """
         from mlflow.entities import Metric, Param
 
@@ -303,9 +303,9 @@ class _Connection:
 def limit_responses() -> None:
     """Makes MLflow's client in this process refuse responses of more than MAX_RESPONSE_BYTES.
 
-    The client reads a response as a whole, and takes several times its size to parse it, so that
-    a hostile server could fill the memory. MLflow has no setting for this: its function that makes
-    sessions of `requests` is replaced by one that adds a hook to each session.
+    The client reads a response as a whole, and takes several times its size to parse it, so that a
+    hostile server could fill the memory. MLflow has no setting for this. So its function that
+    makes sessions of `requests` is replaced by another, which adds a hook to each session.
     """
     from mlflow.utils import request_utils
 

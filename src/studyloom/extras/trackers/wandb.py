@@ -218,8 +218,8 @@ class WandB(Tracker):
 def _forget_inherited_service() -> None:
     """Removes the service of W&B that another process has started from the environment.
 
-    A process hands its service on to the processes that it starts. That service would still hold
-    the run of a killed worker as one in use, and no other process could write it.
+    A process hands its service on to the processes that it starts. An inherited service would still
+    hold the run of a killed worker as one in use, and no other process could write it.
     """
     service = os.environ.get(SERVICE)
     if service is None:
