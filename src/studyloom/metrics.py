@@ -87,7 +87,7 @@ class Metric(ObjectiveValue):
             raise UndefinedMetric(f"{key}: {error}") from None
         except (TypeError, ValueError) as error:
             raise UndefinedMetric(f"{key}: {name_error(error)}") from error
-        is_text = isinstance(value, str)  # such as "0.5", which `float` has read
+        is_text = isinstance(value, str)  # such as "0.5", which `float` reads
         if is_text or not math.isfinite(number):
             raise UndefinedMetric(
                 f"{key}: must be a finite number; got {value!r} for {len(targets)} examples"

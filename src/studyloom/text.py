@@ -245,18 +245,19 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     head = [_html_text(name) for name in columns]
     body = [list(map(_html_text, row)) for row in rows]
-    filled_columns = []  # their indices
+    indices = []  # of the columns that are not empty
     for index in range(len(head)):
         if any(row[index] for row in body):
-            filled_columns.append(index)
-    if not filled_columns:
+            indices.append(index)
+    if not indices:
         return "<table></table>"
     html_rows = []
-    filled_head = [head[index] for index in filled_columns]
-    if any(filled_head):
-        html_rows.append(_html_row("th", filled_head))
+    shown_head = [head[index] for index in indices]
+    if any(shown_head):
+        html_rows.append(_html_row("th", shown_head))
     for row in body:
-        html_rows.append(_html_row("td", [row[index] for index in filled_columns]))
+        shown_cells = [row[index] for index in indices]
+        html_rows.append(_html_row("td", shown_cells))
     return f"<table>{''.join(html_rows)}</table>"
 
 

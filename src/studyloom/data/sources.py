@@ -627,19 +627,21 @@ def read_csv(path: str) -> dict[str, list[str]]:
             names = [name.strip() for name in next(reader, [])]
             rows = []
             for row in reader:
-                if row and len(row) != len(names):
+                if not row:  # an empty line
+                    continue
+                if len(row) != len(names):
                     raise DataError(
                         f"data.path={path}: line {reader.line_num} has {len(row)} fields; "
                         f"the header has {len(names)}"
                     )
-                if row:
-                    rows.append([cell.strip() for cell in row])
+                rows.append([cell.strip() for cell in row])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise DataError(f"data.path={path}: cannot be read as a CSV file: {reason}") from error
-    if len(set(names)) != len(names) or not all(names) or len(rows) < 2:
+    has_header = all(names) and len(set(names)) == len(names)  # without empty or repeated names
+    if not has_header or len(rows) < 2:
         raise DataError(
             f"data.path={path}: must begin with a line of column names, all different, and have "
             "two lines of values or more"

@@ -549,9 +549,10 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     if not values or any(len(columns[name]) != len(epochs) for name in names):
         return f"Trial {trial.number} stored no losses."
     has_only_losses = {*names} <= {*LOSSES}
-    title = ""
     if has_only_losses:
         title = "loss"
+    else:
+        title = ""  # a custom loop reports other quantities too
     x = make_integer_scale(epochs[0], epochs[-1], "epoch")
     y = _make_loss_scale(values, title, height)
     marks = []
@@ -643,18 +644,20 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         return NOTHING_COMPLETE
     cost = stored.objectives[1]
     costs = [trial.values[1] for trial in trials]
-    better = "less"
     if cost.sign > 0:
         better = "more"
+    else:
+        better = "less"
     x = _make_cost_scale(costs, f"{cost.name}, {better} is better")
     y = axis.make_scale([trial.values[0] for trial in trials], height)
     points: dict[int, Point] = {}
     for trial in trials:
         value, amount = trial.values[:2]
-        coordinate = amount
-        if x.kind == "tens":
-            coordinate = math.log10(amount)
-        points[trial.number] = (coordinate, axis.coordinate(value))
+        if x.kind == "tens":  # a logarithmic axis
+            from_left = math.log10(amount)
+        else:
+            from_left = amount
+        points[trial.number] = (from_left, axis.coordinate(value))
     feasible = {trial.number for trial in stored.feasible()}
     on_front = {trial.number for trial in stored.front()}
     marks = _mark_front(points, feasible, on_front)
@@ -662,7 +665,7 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
         if marked_trial is not None and marked_trial.values:
             ring_width = 14
             if name == "winner":
-                ring_width = 20  # it may be the best trial too, and then is a ring around that ring
+                ring_width = 20  # around the ring of the best trial, which may be the same trial
             point = _select(points, [marked_trial.number])
             marks.append(make_trial_dots(name, name, point, ring_width, shape="ring"))
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"

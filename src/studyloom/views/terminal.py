@@ -840,6 +840,8 @@ class Display:
         times = [*progress.list_times()]
         elapsed_and_eta = times[:2]
         spent = times[2:]
+
+        # The bar, with the share of the work that is done, the time so far, and the time left.
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(1.0, progress.share, width=BAR_WIDTH),

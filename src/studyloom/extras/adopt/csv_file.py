@@ -107,8 +107,13 @@ class CsvFile:
             DataError: an integer is too large.
         """
         position = self.position(column)
-        filled_rows = [row for row in self.rows if row.cells[position]]
-        cells = [row.cells[position] for row in filled_rows]
+        filled_rows = []
+        cells = []
+        for row in self.rows:
+            cell = row.cells[position]
+            if cell:
+                filled_rows.append(row)
+                cells.append(cell)
         if not cells:
             return Domain(CategoricalDistribution([""]), str)
         if all(cell.lower() in TRUTH_VALUES for cell in cells):

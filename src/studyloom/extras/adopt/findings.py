@@ -242,7 +242,7 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
     with np.errstate(all="ignore"):  # values such as 1e308 overflow
         noise = _noise_of_repeats(ranked, groups)
         source = "repeated configurations"
-        if noise is None:
+        if noise is None:  # too few trials repeat a configuration
             best_half = ranked[: math.ceil(len(ranked) / 2)]
             noise = _noise_of_neighbors(best_half[:MAX_NEIGHBORS])
             source = "neighboring configurations"

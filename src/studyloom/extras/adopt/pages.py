@@ -80,9 +80,10 @@ def read_study(arguments: Any) -> AdoptedStudy:
     """Reads the study that the arguments of the command name: a database, or a CSV file."""
     if not arguments.source.lower().endswith(".csv"):
         return read_database(arguments.source, arguments.study)
-    sign = 1
-    metric = arguments.maximize
-    if not metric:
+    if arguments.maximize:
+        sign = 1
+        metric = arguments.maximize
+    else:
         sign = -1
         metric = arguments.minimize
     if metric is None:

@@ -140,10 +140,14 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | No
     complete = [trial for trial in extrapolated if trial.state == TrialState.COMPLETE]
     if len(complete) < MIN_TRIALS:
         return None
-    complete.sort(key=lambda trial: (-stored.sign * trial.values[0], trial.number))
+
+    def sort_key(trial: FrozenTrial) -> tuple[float, int]:
+        return -stored.sign * trial.values[0], trial.number
+
+    best_first = sorted(complete, key=sort_key)
     best_count = max(MIN_BEST, math.ceil(len(complete) / SHARE_OF_BEST))
     values_by_name: dict[str, list[Any]] = {}
-    for trial in complete[:best_count]:
+    for trial in best_first[:best_count]:
         for name, value in trial.params.items():
             values_by_name.setdefault(name, []).append(value)
     return {name: _summarize(values) for name, values in values_by_name.items()}
