@@ -26,7 +26,8 @@ def command_process(config: StudyConfig, command: Command | None = None) -> Stud
     Args:
         command: how the user has started the study; None for the command of this process.
     """
-    command = command or Command.of_this_process()
+    if command is None:
+        command = Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
 
     def age() -> float:

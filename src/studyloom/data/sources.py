@@ -375,12 +375,12 @@ class Loaded(DataSource):
             targets = targets.float()
             if targets.ndim == 1:
                 targets = targets[:, None]
-            if outputs is None:
-                outputs = targets.shape[1]
+            output_count = targets.shape[1]
         else:
             targets = targets.long()
-            if outputs is None:
-                outputs = int(targets.max()) + 1
+            output_count = int(targets.max()) + 1
+        if outputs is not None:
+            output_count = outputs
         is_mapped = False
         if isinstance(loaded_inputs, np.memmap):
             # Numbers that needed a conversion were copied into memory, to another address.
@@ -389,7 +389,7 @@ class Loaded(DataSource):
             split = Split(
                 inputs,
                 targets,
-                outputs,
+                output_count,
                 digest_of(inputs, targets),
                 ordered=self.ordered,
                 mapped=is_mapped,
@@ -685,14 +685,14 @@ def _read_numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor
     return torch.tensor(numbers, dtype=torch.float32)
 
 
-def _check_within(key: str, value: int, most: int, size: str) -> None:
-    """Raises DataError unless a number of the section `data` is from 1 to `most`.
+def _check_within(key: str, value: int, limit: int, size: str) -> None:
+    """Raises DataError unless a number of the section `data` is from 1 to a limit.
 
     Args:
         key: the key of the number.
         value: the number.
-        most: its upper limit.
+        limit: the largest number that is valid.
         size: the size of the data that sets the limit, such as "150 rows".
     """
-    if not 0 < value <= most:
-        raise DataError(f"data.{key} must be from 1 to {most}, for {size}; got {value}")
+    if not 0 < value <= limit:
+        raise DataError(f"data.{key} must be from 1 to {limit}, for {size}; got {value}")

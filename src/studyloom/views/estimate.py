@@ -94,16 +94,21 @@ def estimate_work(
         workers: the workers that hold its trials.
         previous: the work of the stage before it, whose full trials are as long.
     """
-    begun = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
-    ended = [record for record in begun if record.trial.state.is_finished()]
-    unfinished = [record for record in begun if not record.trial.state.is_finished()]
-    lengths = _observe_lengths(begun, ended, previous.full_length)
-    pace = measure_pace(begun, workers)
+    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
+    ended_records = []
+    unfinished_records = []
+    for record in records:
+        if record.trial.state.is_finished():
+            ended_records.append(record)
+        else:
+            unfinished_records.append(record)
+    lengths = _observe_lengths(records, ended_records, previous.full_length)
+    pace = measure_pace(records, workers)
 
     seconds_held = {worker.trial: worker.held_seconds or 0.0 for worker in workers}
     done = float(sum(lengths.ended_lengths))
     remaining = []
-    for record in unfinished:
+    for record in unfinished_records:
         trained: float = record.steps_done
         if not trained and pace:  # the time so far says how much of the first epoch is trained
             trained = min(1.0, seconds_held.get(record.trial.number, 0.0) / pace)
@@ -121,18 +126,18 @@ def estimate_work(
 
 
 def _observe_lengths(
-    begun: Sequence[TrialRecord], ended: Sequence[TrialRecord], default_length: float
+    records: Sequence[TrialRecord], ended_records: Sequence[TrialRecord], default_length: float
 ) -> "_ExpectedLengths":
     """Returns the lengths of trials, in epochs, as the trials of a stage so far show them.
 
     Args:
-        begun: the trials that have begun, including those that have ended.
-        ended: the trials that have ended.
+        records: the trials that have begun, including those that have ended.
+        ended_records: the trials that have ended.
         default_length: the epochs of a full trial before the stage has one.
     """
     lengths = []
     positive_rungs: list[float] = []
-    for record in begun:
+    for record in records:
         lengths.append(record.steps_planned or record.steps_done)
         positive_rungs += [rung for rung in record.rungs if rung > 0]
     full_length = max(lengths, default=0) or default_length
@@ -141,7 +146,7 @@ def _observe_lengths(
     while rung < full_length:
         rungs.append(rung)
         rung *= FACTOR
-    ended_lengths = [max(1, record.steps_done) for record in ended]
+    ended_lengths = [max(1, record.steps_done) for record in ended_records]
     return _ExpectedLengths(full_length, rungs, ended_lengths)
 
 

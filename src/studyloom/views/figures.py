@@ -273,27 +273,27 @@ def draw_history(
     margin = 0.05 * (y.high - y.low)
     bottom = y.low - margin
     points: dict[int, Point] = {}
-    near = set()  # the trials that lie within the axis
+    within_axis = set()  # the numbers of trials
     for number, outcome in outcomes.items():
         coordinate = bottom
         if number in values:
             unclipped = axis.coordinate(values[number])
             coordinate = y.clip(unclipped)
             if coordinate == unclipped:
-                near.add(number)
+                within_axis.add(number)
         if outcome in HISTORY:
             points[number] = (number, coordinate)
     if any(number not in values for number in points):
         y = replace(y, low=bottom - margin)
 
-    marks = _mark_outcomes(points, outcomes, near)
+    marks = _mark_outcomes(points, outcomes, within_axis)
     improvements = best_so_far(complete_trials(trials), axis.sign)
-    corners = [points[trial.number] for trial in improvements if trial.number in near]
+    corners = [points[trial.number] for trial in improvements if trial.number in within_axis]
     marks.append(_mark_best_so_far(corners, last_number))
     baseline = value_of(marked["baseline"])
     if baseline is not None:
         marks += _mark_baseline(axis.coordinate(baseline), x, y)
-    marks.append(_ring_best(_select(points, near), marked, winner))
+    marks.append(_ring_best(_select(points, within_axis), marked, winner))
     for position, (name, new_value) in enumerate(new_values.items()):
         marks += _mark_new_value(name, new_value, right_edge + step * position, axis)
 
@@ -374,13 +374,13 @@ def _mark_new_value(name: str, value: Summary, x: float, axis: Axis) -> list[Mar
 
 
 def _mark_outcomes(
-    points: Mapping[int, Point], outcomes: Mapping[int, str], near: Collection[int]
+    points: Mapping[int, Point], outcomes: Mapping[int, str], within_axis: Collection[int]
 ) -> list[Mark]:
     """Returns the dots or squares of the trials in the history, a mark for each outcome.
 
     Args:
         points: the coordinates of the trials, by number.
-        near: the trials that lie within the axis; the others are strokes at its edge.
+        within_axis: the trials that lie within the axis; the others are strokes at its edge.
     """
     marks = []
     for outcome, full_width in HISTORY.items():
@@ -391,8 +391,8 @@ def _mark_outcomes(
         if full_width < SMALLEST_DOT:
             shape = "square"
         members = {number for number in points if outcomes[number] == outcome}
-        dots = _select(points, members.intersection(near))
-        strokes = _select(points, members.difference(near))
+        dots = _select(points, members.intersection(within_axis))
+        strokes = _select(points, members.difference(within_axis))
         name_of_strokes = outcome
         if dots:
             name_of_strokes = ""  # the legend names the outcome once
@@ -847,13 +847,13 @@ class _SliceValues:
     Args:
         coordinates: where each trial is on the axis, by number.
         early: the trials that ended early, by outcome.
-        near: the trials that lie within the axis; the others are strokes at its end.
+        within_axis: the trials that lie within the axis; the others are strokes at its end.
     """
 
     y: ChartScale
     coordinates: Mapping[int, float]
     early: Mapping[str, Collection[int]]
-    near: Collection[int]
+    within_axis: Collection[int]
 
 
 def draw_slices(
@@ -881,26 +881,25 @@ def draw_slices(
 def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValues:
     """Returns the vertical axis of all slices, and where each trial with a value is on it.
 
-    The axis covers the trials that are near: the complete ones, and those that ended early with a
-    value no further beyond the range of the complete ones than the range is long. The other trials
-    are put at an end of the axis.
+    The axis covers the complete trials, and as much again at both ends: trials that ended early may
+    lie there. Trials beyond that are put at an end of the axis.
     """
     early = ended_early(trials)  # the last values of trials that were pruned or are paused
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     bottom = axis.coordinate(min(values.values()))
     top = axis.coordinate(max(values.values()))
     reach = top - bottom
-    if reach == 0:  # all complete trials have one value: every trial is near
+    if reach == 0:  # all complete trials have one value: every trial is within the axis
         reach = math.inf
     for last_values_of_outcome in early.values():
         values |= last_values_of_outcome
-    near = set()
+    within_axis = set()
     for number, value in values.items():
         if bottom - reach <= axis.coordinate(value) <= top + reach:
-            near.add(number)
-    y = axis.make_scale([values[number] for number in near], SMALL)
+            within_axis.add(number)
+    y = axis.make_scale([values[number] for number in within_axis], SMALL)
     coordinates = {number: y.clip(axis.coordinate(value)) for number, value in values.items()}
-    return _SliceValues(y, coordinates, early, near)
+    return _SliceValues(y, coordinates, early, within_axis)
 
 
 def _draw_slice(
@@ -919,16 +918,16 @@ def _draw_slice(
         last_number: the number of the study's last trial.
     """
     setting_axis = make_setting_axis(trials, name, PHONE)
-    across = _spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
+    x_coordinates = _spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
     points: dict[int, Point] = {}
-    for trial, coordinate in zip(trials, across, strict=True):
+    for trial, coordinate in zip(trials, x_coordinates, strict=True):
         points[trial.number] = (coordinate, shared.coordinates[trial.number])
     complete_points = _remove(points, set[int]().union(*shared.early.values()))
     count = max(1, last_number) + 1
     shades = {}
     for number in complete_points:
         shades[number] = min(SHADES - 1, SHADES * number // count)
-    marks = _mark_ended_early(points, shared.early, shared.near)
+    marks = _mark_ended_early(points, shared.early, shared.within_axis)
     marks += _mark_shades(complete_points, shades, width=7)
     if best is not None and best.number in points:
         ring = _select(points, [best.number])
@@ -942,20 +941,20 @@ def _draw_slice(
 
 
 def _mark_ended_early(
-    points: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
+    points: Mapping[int, Point], early: Mapping[str, Collection[int]], within_axis: Collection[int]
 ) -> list[Mark]:
     """Returns a square for each trial that ended early, or a stroke if it lies beyond the axis.
 
     Args:
         points: the coordinates of all trials, by number.
         early: the trials that ended early, by outcome.
-        near: the trials that lie within the axis.
+        within_axis: the trials that lie within the axis.
     """
     marks = []
     for outcome, numbers in early.items():
         members = _select(points, numbers)
-        squares = _select(members, near)
-        strokes = _remove(members, near)
+        squares = _select(members, within_axis)
+        strokes = _remove(members, within_axis)
         marks.append(make_trial_dots("", outcome, squares, 5, shape="square"))
         marks.append(make_trial_dots("", outcome, strokes, 2, shape="rug"))
     return _without_empty(marks)
@@ -1049,16 +1048,16 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
             members.append(trial)
     x = make_setting_axis(members, pair.first)
     y = make_setting_axis(members, pair.second)
-    across = _spread_choices(x, members, step=GOLDEN, width=0.4)
-    up = _spread_choices(y, members, step=PLASTIC, width=0.4)
+    x_coordinates = _spread_choices(x, members, step=GOLDEN, width=0.4)
+    y_coordinates = _spread_choices(y, members, step=PLASTIC, width=0.4)
     points: dict[int, Point] = {}
-    for trial, from_left, from_bottom in zip(members, across, up, strict=True):
+    for trial, from_left, from_bottom in zip(members, x_coordinates, y_coordinates, strict=True):
         points[trial.number] = (from_left, from_bottom)
     worst_first = sorted(pair.trials, key=lambda trial: axis.sign * _value(trial))
     shades = {}
     for rank, trial in enumerate(worst_first):
         shades[trial.number] = SHADES * rank // len(worst_first)
-    marks = _mark_ended_early(points, early, near=points)
+    marks = _mark_ended_early(points, early, within_axis=points)
     marks += _mark_shades(_select(points, shades), shades, width=10)
     table = _tabulate_pair(pair, worst_first[::-1], axis.metric)
     label = (

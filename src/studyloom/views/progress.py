@@ -394,7 +394,7 @@ class ProgressReader:
         Args:
             names: the name of the study that last ran each stage, by title.
         """
-        begun = {}
+        begun_studies = {}
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
             start = record.stage_of(self.stored.name, title)
@@ -406,8 +406,8 @@ class ProgressReader:
                 if stored is not None:
                     self._stage_studies[name] = stored
             if is_of_command and name in self._stage_studies:
-                begun[title] = self._stage_studies[name]
-        return begun
+                begun_studies[title] = self._stage_studies[name]
+        return begun_studies
 
 
 def _select_result(
@@ -474,7 +474,7 @@ def _estimate_works(stages: Sequence[StageProgress]) -> Sequence[Work]:
 def expect_stages(
     record: CommandRecord | None,
     left: int,
-    begun: Mapping[str, Snapshot],
+    snapshots: Mapping[str, Snapshot],
     *,
     has_candidates: bool,
 ) -> Iterator[StageProgress]:
@@ -483,10 +483,10 @@ def expect_stages(
     Args:
         record: the settings of the last command; None if no command has begun.
         left: how many trials of the search are still to be done.
-        begun: the snapshots of the stages that have begun, by title.
+        snapshots: a snapshot of each stage that has begun, by title.
         has_candidates: whether the search has a trial that can be re-evaluated.
     """
-    search = begun[SEARCH]
+    search = snapshots[SEARCH]
     yield StageProgress(SEARCH, search.done, left, search)
     if record is None or not record.reevaluated:
         return
@@ -498,14 +498,14 @@ def expect_stages(
     # A single candidate that will be tested is not trained again first.
     has_ended = left == 0
     is_chosen_already = record.tested and has_ended and search.outcomes.get("complete", 0) == 1
-    if FINAL_TRAINING not in begun and not is_chosen_already:
+    if FINAL_TRAINING not in snapshots and not is_chosen_already:
         candidate_count = record.top + 1  # the best trials and the baseline
         expected_counts[REEVALUATION] = candidate_count * record.seeds
     if record.tested:
         expected_counts[FINAL_TRAINING] = 2 * record.seeds  # of the winner and the baseline
     for title, expected_count in expected_counts.items():
-        if title in begun:
-            snapshot = begun[title]
+        if title in snapshots:
+            snapshot = snapshots[title]
             yield StageProgress(title, snapshot.done, snapshot.left, snapshot)
         elif expected_count > 0:
             yield StageProgress(title, done=0, left=expected_count)

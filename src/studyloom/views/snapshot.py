@@ -243,15 +243,15 @@ def _read_workers(
     return tuple(workers)
 
 
-def find_varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
-    """Returns the hyperparameters that had different values in at least `least` of the trials."""
+def find_varied_parameters(trials: Sequence[FrozenTrial], min_trials: int = 2) -> list[str]:
+    """Returns the hyperparameters that at least so many trials have, with different values."""
     values_by_name: dict[str, list[Any]] = {}
     for trial in trials:
         for name, value in trial.params.items():
             values_by_name.setdefault(name, []).append(value)
     varied = []
     for name, values in values_by_name.items():
-        if len(values) >= least and len({*values}) > 1:
+        if len(values) >= min_trials and len({*values}) > 1:
             varied.append(name)
     return sorted(varied)
 
