@@ -77,7 +77,7 @@ GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --
 def variables_help() -> str:
     """Returns the part of a help that lists the public variables, in two columns."""
     indent = "  "
-    name_width = 26
+    name_width = 26  # columns, with the gap after the longest name
     wrapper = textwrap.TextWrapper(
         HELP_WIDTH,
         initial_indent=indent,

@@ -488,6 +488,6 @@ def _make_error(start: str, cause: Exception, end: str = "") -> DataError:
         cause: the exception.
         end: the end of the message.
     """
-    error = DataError(f"{start} {name_error(cause, 400)}{end}")
+    error = DataError(f"{start} {name_error(cause, length=400)}{end}")
     error.add_note("".join(traceback.format_exception(cause)).rstrip())
     return error

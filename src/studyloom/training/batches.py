@@ -491,5 +491,5 @@ def _try_dtype(network: nn.Module, split: Split, dtype: torch.dtype) -> str | No
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             deepcopy(network).eval()(inputs)
     except Exception as error:  # of the user's network
-        return name_error(error, 200)
+        return name_error(error, length=200)
     return None

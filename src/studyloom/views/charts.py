@@ -402,7 +402,7 @@ def choose_numbers_below_one(low: float, high: float) -> list[float]:
 
 def make_integer_scale(low: float, high: float, title: str = "") -> ChartScale:
     """Returns a horizontal axis of integers, with integer labels."""
-    margin = 0.03 * (high - low) + 0.3
+    margin = 0.03 * (high - low) + 0.3  # so that a dot at an end is not cut off
     start = low - margin
     end = high + margin
     step = choose_integer_step(high - low)

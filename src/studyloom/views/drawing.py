@@ -34,7 +34,7 @@ def share(head: Head, figure: Block) -> str:
     """
     values: dict[str, Any] = {"chart": None, "why": "", "color": COLORS, "fonts": FONTS}
     if isinstance(figure, Chart):
-        values |= layout(figure, 837, 248)
+        values |= layout(figure, width=837, height=248)
     elif isinstance(figure, Absent):
         values["why"] = figure.why
     return fill_template(

@@ -129,7 +129,7 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
     """Draws the accuracy of each bin of confidence, with its interval and the diagonal."""
     if not bins:
         return "winner.json holds no calibration."
-    height = 320
+    height = 320  # pixels
     points = []
     intervals = []
     for confidence_bin in bins:

@@ -79,6 +79,8 @@ MOST_CHOICES = 5  # of a number, each has a label
 SHADES = 5  # of a ramp from gray to blue
 SMALL = 170  # pixels of the height of a small chart
 PAIR_HEIGHT = 360  # pixels
+MINUTE = 60  # seconds
+DAY = 86_400  # seconds
 PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # in the labels of all choices together, on a small chart
 ROW = 44  # pixels of a row: a bar or dot with its label above it
@@ -255,7 +257,7 @@ def draw_history(
 
     A stroke at the edge is a trial far worse than the others, one at the bottom has no value.
     """
-    height = 320
+    height = 320  # pixels
     values = last_values(trials)
     if not values:
         return NO_VALUE
@@ -421,7 +423,7 @@ def draw_curves(
     live_trials: Collection[int] | None = None,
 ) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
-    height = 360
+    height = 360  # pixels
     all_curves = finite_curves(trials)
     if not all_curves:
         return "No trial has ended an epoch yet."
@@ -538,7 +540,7 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
 
     For a custom training loop it draws all that the loop reported next to the value.
     """
-    height = 280
+    height = 280  # pixels
     columns = TrialRecord(trial).curve
     epochs = columns.get("number") or []
     names = quantities([trial])
@@ -638,7 +640,7 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
     Args:
         table: that of the trials on the front.
     """
-    height = 340
+    height = 340  # pixels
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
@@ -1102,7 +1104,7 @@ def draw_best_lines(
         lines: when each study improved and when it ended, by label.
         sign: 1 if more is better, -1 if less is.
     """
-    height = 340
+    height = 340  # pixels
     values = []
     positions = []
     for line in lines.values():
@@ -1199,7 +1201,7 @@ def draw_timeline(
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
     marks = _mark_bars(bars, outcomes)
     x = _make_clock_scale(start, max(Span(start, end).seconds, 1.0))
-    y = ChartScale(-0.12, len(workers) - 0.12, kind="none")
+    y = ChartScale(-0.12, len(workers) - 0.12, kind="none")  # a little space below the first row
     label = f"when each of {len(workers)} workers trained which trial"
     table = PageTable(("worker", "trials", "trained for", "idle"), rows, text_columns=(0,))
     return Chart(label, ROW * len(workers) + 8, x, y, _without_empty(marks), table, notes)
@@ -1221,11 +1223,12 @@ def _mark_bars(bars: Mapping[int, Part], outcomes: Mapping[int, str]) -> list[Ma
 
 def _make_clock_scale(start: datetime, length: float) -> ChartScale:
     """Returns a horizontal axis of seconds since a moment, with labels of the clock."""
-    pattern = "%d %b %H:%M"
-    if length < 600:
+    if length < 10 * MINUTE:
         pattern = "%H:%M:%S"
-    elif length < 86400:
+    elif length < DAY:
         pattern = "%H:%M"
+    else:
+        pattern = "%d %b %H:%M"
     ticks = []
     for part in range(6):
         seconds = length * part / 5
@@ -1317,7 +1320,7 @@ def _draw_predictions_over_time(
     targets: Sequence[float], predicted: Sequence[float], table: PageTable
 ) -> Chart:
     """Draws predicted and true numbers as two lines over the examples."""
-    height = 280
+    height = 280  # pixels
     marks = [
         Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
         Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
@@ -1332,7 +1335,7 @@ def _draw_predictions_over_targets(
     targets: Sequence[float], predicted: Sequence[float], table: PageTable
 ) -> Chart:
     """Draws a dot for each example, and the diagonal on which predictions are right."""
-    height = 360
+    height = 360  # pixels
     numbers = [*targets, *predicted]
     diagonal = [(end, end) for end in (min(numbers), max(numbers))]
     dots = [[pair] for pair in zip(targets, predicted, strict=True)]
@@ -1372,7 +1375,7 @@ def draw_ablation(stored: Ablation) -> Chart | str:
     if not losses or not all(map(math.isfinite, ends)):
         return "winner.json holds no losses."
     x = make_linear_scale([0.0, *ends], "worse by")
-    y = ChartScale(-0.5, len(losses) - 0.3, kind="none")
+    y = ChartScale(-0.5, len(losses) - 0.3, kind="none")  # losses are at 0, 1, 2, …
     needed = [loss for loss in losses if loss.change.needed]
     not_needed = [loss for loss in losses if not loss.change.needed]
     marks = [make_dotted_line("", "pruned", [(0, -0.5), (0, len(losses) - 0.5)])]

@@ -382,7 +382,7 @@ class ProgressReader:
             cost=hours.cost(price_per_hour),
             trials={title: snapshot.trials for title, snapshot in snapshots.items()},
             works=_estimate_works(stages),
-            importances=self._weigh_parameters(search, growth=1.5),
+            importances=self._weigh_parameters(search, growth=1.5),  # not at every look
         )
         return replace(progress, eta=estimate_time_left(progress))
 

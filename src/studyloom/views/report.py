@@ -312,7 +312,7 @@ def _make_candidate_table(result: Result) -> PageTable:
         )
         rows.append(row)
     head = ("trial", "search", "re-evaluation", "gap", "", "hyperparameters")
-    return PageTable(head, rows, text_columns=(4, 5))
+    return PageTable(head, rows, text_columns=(4, 5))  # the role and the hyperparameters
 
 
 def _make_confusion_table(result: Result) -> Block:
