@@ -641,7 +641,7 @@ def search(
         "pruner": pruner,
         storage_key: storage,
         "winner": winner,
-        **_objective_settings(maximize, minimize),
+        **_collect_objective_settings(maximize, minimize),
     }
     all_settings = {key: value for key, value in values_by_key.items() if value is not None}
     all_settings |= settings
@@ -652,7 +652,7 @@ def search(
     return _run_invocation(invocation, (), quiet=quiet, is_call=True, notes=study.notes)
 
 
-def _objective_settings(maximize: object, minimize: object) -> dict[str, object]:
+def _collect_objective_settings(maximize: object, minimize: object) -> dict[str, object]:
     """Returns the settings of the section `objective` for metrics and their directions.
 
     Both settings are lists if there are several metrics.

@@ -165,7 +165,7 @@ def roc_auc(outputs: Tensor, classes: Tensor) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    return _mean_over_classes(roc_auc_score, outputs, classes)
+    return _average_over_classes(roc_auc_score, outputs, classes)
 
 
 def average_precision(outputs: Tensor, classes: Tensor) -> float:
@@ -175,7 +175,7 @@ def average_precision(outputs: Tensor, classes: Tensor) -> float:
     """
     from sklearn.metrics import average_precision_score
 
-    return _mean_over_classes(average_precision_score, outputs, classes)
+    return _average_over_classes(average_precision_score, outputs, classes)
 
 
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -211,7 +211,7 @@ def _is_correct(outputs: Tensor, classes: Tensor) -> Tensor:
     return predicted == classes.reshape(predicted.shape)
 
 
-def _mean_over_classes(score: ScoreOfClass, outputs: Tensor, classes: Tensor) -> float:
+def _average_over_classes(score: ScoreOfClass, outputs: Tensor, classes: Tensor) -> float:
     """Returns the mean score of the classes, each against all others; of two, that of class 1.
 
     Args:

@@ -175,7 +175,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     for fact in report.head.facts:
         yield str(fact)
     for block in report.head.blocks:
-        yield from _lines_of(block)
+        yield from _list_lines(block)
     for section in report.sections:
         if section.key == "trials":
             continue
@@ -183,10 +183,10 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
         yield f"# {section.title}"
         yield section.caption
         for block in section.blocks:
-            yield from _lines_of(block)
+            yield from _list_lines(block)
 
 
-def _lines_of(block: Block) -> Iterator[str]:
+def _list_lines(block: Block) -> Iterator[str]:
     """Yields a block of the report as lines of text, except images and the table of trials."""
     match block:
         case page.Absent(text) | page.Paragraph(text):
@@ -202,7 +202,7 @@ def _lines_of(block: Block) -> Iterator[str]:
         case page.Part(title, blocks, remark):
             yield f"{title} {remark}"
             for inner_block in blocks:
-                yield from _lines_of(inner_block)
+                yield from _list_lines(inner_block)
         case PageTable(head, rows, text_columns):
             text_rows = []
             for row in (head, *rows):
@@ -210,7 +210,7 @@ def _lines_of(block: Block) -> Iterator[str]:
             yield from align_rows(text_rows, text_columns)
         case Chart(label=label, table=table):
             yield label
-            yield from _lines_of(table)
+            yield from _list_lines(table)
         case Multiples(charts):
             for chart in charts.values():
-                yield from _lines_of(chart)
+                yield from _list_lines(chart)

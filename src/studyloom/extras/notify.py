@@ -154,11 +154,11 @@ def name_of(target: str) -> str:
 def error_in(target: str) -> str | None:
     """Returns why a target cannot be used; None if it can."""
     if is_url(target):
-        return _error_in_url(target)
-    return _error_in_command(target)
+        return _find_error_in_url(target)
+    return _find_error_in_command(target)
 
 
-def _error_in_command(command: str) -> str | None:
+def _find_error_in_command(command: str) -> str | None:
     """Returns why a command cannot be run; None if it can."""
     try:
         arguments = shlex.split(command)
@@ -174,7 +174,7 @@ def _error_in_command(command: str) -> str | None:
     return f"notify: {name}: there is no such program; {fix}"
 
 
-def _error_in_url(url: str) -> str | None:
+def _find_error_in_url(url: str) -> str | None:
     """Returns why apprise cannot use a URL; None if it can."""
     try:
         with warnings.catch_warnings():  # apprise imports all its plugins now, and some warn

@@ -46,7 +46,7 @@ def plain_state(part: Any) -> Any:
     wrappers = _find_wrappers(part)
     if not wrappers:
         return state
-    return _rename_state(state, lambda name: _plain_name(name, wrappers))
+    return _rename_state(state, lambda name: _make_plain_name(name, wrappers))
 
 
 def load_state(part: Any, state: StateDict, **options: Any) -> None:
@@ -74,7 +74,7 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
     wrappers = _find_wrappers(network)
     network_names_by_plain_name = {}
     for network_name in network_names:
-        network_names_by_plain_name[_plain_name(network_name, wrappers)] = network_name
+        network_names_by_plain_name[_make_plain_name(network_name, wrappers)] = network_name
     plain_names = network_names_by_plain_name.keys()
     plain_state = _remove_wrappers(state, plain_names)
 
@@ -85,11 +85,11 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
 
     # PyTorch attaches the versions of modules to the state, each by the path of its module, such as
     # `_orig_mod.layer`.
-    plain_versions = _module_versions(plain_state)
+    plain_versions = _read_module_versions(plain_state)
     versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
         # A wrapper is known by the prefix of the names within it, which ends with a dot.
-        plain_path = _plain_name(f"{path}.", wrappers).removesuffix(".")
+        plain_path = _make_plain_name(f"{path}.", wrappers).removesuffix(".")
         if plain_path in plain_versions:
             versions[path] = plain_versions[plain_path]
     matched_state._metadata = versions  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ def _find_wrappers(network: nn.Module) -> list[Wrapper]:
     return wrappers
 
 
-def _plain_name(name: str, wrappers: list[Wrapper]) -> str:
+def _make_plain_name(name: str, wrappers: list[Wrapper]) -> str:
     """Returns a name without wrappers: `layer.weight` for `_orig_mod.layer.weight`.
 
     Args:
@@ -149,7 +149,7 @@ def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict
     for name, value in state.items():
         renamed[rename(name)] = value
     versions = OrderedDict[str, Any]()
-    for path, version in _module_versions(state).items():
+    for path, version in _read_module_versions(state).items():
         # `rename` knows paths with the dot that follows them in the name of a tensor.
         renamed_path = rename(f"{path}.").removesuffix(".")
         versions[renamed_path] = version
@@ -157,7 +157,7 @@ def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict
     return renamed
 
 
-def _module_versions(state: StateDict) -> Mapping[str, object]:
+def _read_module_versions(state: StateDict) -> Mapping[str, object]:
     """Returns the version of each module's state by the module's path.
 
     PyTorch attaches them to the state dict of a network, and reads them when it loads an old state.

@@ -284,9 +284,9 @@ def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]
     mapping are arguments by name (see `call_network`).
     """
     if not isinstance(batch, tuple | list):
-        raise _batch_error(f"a {type(batch).__name__}")
+        raise _make_batch_error(f"a {type(batch).__name__}")
     if len(batch) < 2:
-        raise _batch_error(f"{len(batch)}")  # "must be (inputs, targets), …; got 1"
+        raise _make_batch_error(f"{len(batch)}")  # "must be (inputs, targets), …; got 1"
     *arguments, targets = batch
     # A subclass, such as a named tuple or a PackedSequence, is one argument.
     if len(arguments) == 1 and type(arguments[0]) in (list, tuple):
@@ -299,7 +299,7 @@ def apply_network(network: nn.Module, batch: BatchContent) -> tuple[Tensor, Any]
     return outputs, targets
 
 
-def _batch_error(description: str) -> ValueError:
+def _make_batch_error(description: str) -> ValueError:
     """Returns the error for a batch that is not (inputs, targets).
 
     Args:

@@ -203,9 +203,9 @@ class Chart(Block):
 
     def path(self, mark: Mark, width: float = SIZE, height: float = SIZE) -> str:
         """Returns a mark as the data of an SVG path, in a drawing so wide and high."""
-        return "".join(self._part_path(mark, part, width, height) for part in mark.parts)
+        return "".join(self._make_part_path(mark, part, width, height) for part in mark.parts)
 
-    def _part_path(self, mark: Mark, part: Part, width: float, height: float) -> str:
+    def _make_part_path(self, mark: Mark, part: Part, width: float, height: float) -> str:
         """Returns one line or dot of a mark as the data of an SVG path.
 
         In such data, `M` moves the pen, and `L`, `H` and `V` draw a line to a place; in lower case

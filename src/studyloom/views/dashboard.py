@@ -347,7 +347,7 @@ class LivePage:
         sections_without_rows = []
         for section in report.sections:
             rows |= _render_rows(section)
-            sections_without_rows.append(_without_rows(section))
+            sections_without_rows.append(_remove_rows(section))
         links = [(section, "") for section in sections_without_rows]
         parts = {
             "head": str(fill_template("head.html", head=report.head)),
@@ -407,7 +407,7 @@ def _render_rows(section: Section) -> dict[str, str]:
     return rows
 
 
-def _without_rows(section: Section) -> Section:
+def _remove_rows(section: Section) -> Section:
     """Returns a section whose table of trials has no rows, if it has that table."""
     blocks: list[Block] = []
     for block in section.blocks:

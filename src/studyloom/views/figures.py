@@ -1116,7 +1116,7 @@ def draw_best_lines(
     axis = Axis.choose(metric, sign, values)
     marks = []
     for index, (label, line) in enumerate(lines.items()):
-        corners = [(position, axis.coordinate(value)) for position, value in _staircase(line)]
+        corners = [(position, axis.coordinate(value)) for position, value in _make_staircase(line)]
         lines_above = len(lines) - 1 - index
         width = 2 + 1.5 * lines_above  # both are seen where lines meet
         if corners:
@@ -1137,7 +1137,7 @@ def draw_best_lines(
     return Chart(label, height, x, y, marks, table)
 
 
-def _staircase(line: Part) -> list[Point]:
+def _make_staircase(line: Part) -> list[Point]:
     """Returns the corners of a line on which each value holds until the next one."""
     corners: list[Point] = []
     for position, value in line:

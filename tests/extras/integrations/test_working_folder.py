@@ -243,7 +243,7 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_a_wrong_key_of_the_folder_is_refused(project, words):
-    (error,) = command(**WRONG[words])._folder_errors()
+    (error,) = command(**WRONG[words])._check_folders()
     assert error.startswith(words)
 
 

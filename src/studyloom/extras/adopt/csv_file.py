@@ -59,7 +59,7 @@ class CsvFile:
 
     def error(self, problem: str, line: int | None = None, column: str | None = None) -> DataError:
         """Returns the error of a cell, a line or the whole file."""
-        return _error(self.path, problem, line, column)
+        return _make_error(self.path, problem, line, column)
 
     def position(self, column: str) -> int:
         """Returns the position of a column.
@@ -167,9 +167,9 @@ def read_csv_file(path: Path) -> CsvFile:
     try:
         file = open_regular(path)
     except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror}") from None
+        raise _make_error(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise _error(path, f"cannot be read: {error}; name an exported CSV file") from None
+        raise _make_error(path, f"cannot be read: {error}; name an exported CSV file") from None
     with file:
         reader = csv.reader(_read_lines(path, file), strict=True)
         try:
@@ -177,7 +177,7 @@ def read_csv_file(path: Path) -> CsvFile:
             rows = list(_read_rows(path, reader, columns))
         except csv.Error as error:
             problem = f"cannot be read as CSV: {error}; export the file again"
-            raise _error(path, problem, reader.line_num) from None
+            raise _make_error(path, problem, reader.line_num) from None
     return CsvFile(path, columns, rows)
 
 
@@ -203,11 +203,11 @@ def _read_rows(path: Path, reader: Any, columns: Sequence[str]) -> Iterator[Row]
         count += 1
         if count > MAX_ROWS:
             problem = f"more than {MAX_ROWS:,} rows follow the header; split the file"
-            raise _error(path, problem, line)
+            raise _make_error(path, problem, line)
         extra_cells = cells[len(columns) :]
         if any(extra_cells):
             problem = f"{len(cells)} cells are in a row, and the header has {len(columns)} columns"
-            raise _error(path, f"{problem}; put quotes around a cell with a comma", line)
+            raise _make_error(path, f"{problem}; put quotes around a cell with a comma", line)
         missing_cells = [""] * (len(columns) - len(cells))
         yield Row(line, [*cells[: len(columns)], *missing_cells])
 
@@ -227,10 +227,10 @@ def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
         size += len(line)
         if len(line) > MAX_LINE_BYTES:
             problem = f"the line is longer than {MAX_LINE_BYTES:,} bytes; name an exported CSV file"
-            raise _error(path, problem, number)
+            raise _make_error(path, problem, number)
         if size > MAX_BYTES:
             problem = f"the file has more than {MAX_BYTES // 10**6} MB; export fewer columns"
-            raise _error(path, problem, number)
+            raise _make_error(path, problem, number)
         encoding = "utf-8"
         if number == 1:
             encoding = "utf-8-sig"  # leaves out a byte order mark
@@ -242,7 +242,7 @@ def _read_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
         if not is_text:
             other_encoding = _guess_encoding(line)
             fix = f"export it as UTF-8, or convert it with iconv -f {other_encoding} -t UTF-8"
-            raise _error(path, f"the line is not UTF-8 text; {fix}", number)
+            raise _make_error(path, f"the line is not UTF-8 text; {fix}", number)
         yield from io.StringIO(text, newline="")  # several lines, if only \r ends them
 
 
@@ -254,7 +254,7 @@ def _guess_encoding(line: bytes) -> str:
     return "LATIN1"
 
 
-def _error(
+def _make_error(
     path: Path, problem: str, line: int | None = None, column: str | None = None
 ) -> DataError:
     """Returns an error that begins with its place, such as `runs.csv, line 3, column lr: …`."""

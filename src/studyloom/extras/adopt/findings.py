@@ -194,7 +194,7 @@ def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
     Some versions of Optuna store local times and some store UTC; the shorter age counts.
     """
-    limit = _longest_usual_duration(trials)
+    limit = _find_longest_usual_duration(trials)
     now = min(datetime.now(), datetime.now(UTC).replace(tzinfo=None))
     stale = []
     for trial in trials:
@@ -205,7 +205,7 @@ def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return stale
 
 
-def _longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
+def _find_longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
     """Returns the seconds after which a running trial is stale."""
     durations = []
     for trial in trials:
@@ -240,11 +240,11 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
         return None
     values = study.sign * np.array([trial.values[0] for trial in ranked[:MAX_RIVALS]])
     with np.errstate(all="ignore"):  # values such as 1e308 overflow
-        noise = _noise_of_repeats(ranked, groups)
+        noise = _estimate_noise_of_repeats(ranked, groups)
         source = "repeated configurations"
         if noise is None:  # too few trials repeat a configuration
             best_half = ranked[: math.ceil(len(ranked) / 2)]
-            noise = _noise_of_neighbors(best_half[:MAX_NEIGHBORS])
+            noise = _estimate_noise_of_neighbors(best_half[:MAX_NEIGHBORS])
             source = "neighboring configurations"
         errors = np.random.default_rng(0).normal(0.0, noise, (DRAWS, len(values)))
         true_values = values + errors  # (DRAWS, trials)
@@ -255,7 +255,7 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
     return Luck(noise, source, lead, other=float(np.mean(other_is_best)))
 
 
-def _noise_of_repeats(
+def _estimate_noise_of_repeats(
     ranked: Sequence[FrozenTrial], groups: Sequence[Sequence[FrozenTrial]]
 ) -> float | None:
     """Returns the pooled standard deviation of repeated trials; None if they are too few.
@@ -277,7 +277,7 @@ def _noise_of_repeats(
     return math.sqrt(sum_of_squares / degrees_of_freedom)
 
 
-def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
+def _estimate_noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     """Estimates noise from the differences between trials and their nearest neighbors.
 
     Neighbors have similar hyperparameters, so that their values differ mostly by noise; the
@@ -336,7 +336,7 @@ def replay_asha(study: AdoptedStudy) -> Promotion | None:
     100 are replayed, and the others are assumed to cost as much.
     """
     spent = sum(len(_learning_curve(trial)) for trial in study.trials)
-    curves = _extended_curves(study.trials)
+    curves = _extend_curves(study.trials)
     longest = max((len(curve) for curve in curves), default=0)
     if longest < MIN_EPOCHS:
         return None
@@ -365,7 +365,7 @@ def _learning_curve(trial: FrozenTrial) -> list[float]:
     return [value for _, value in sorted(trial.intermediate_values.items())]
 
 
-def _extended_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
+def _extend_curves(trials: Sequence[FrozenTrial]) -> list[list[float]]:
     """Returns the learning curves; a pruned trial is assumed to stay at its last value."""
     curves = []
     pruned_curves = []  # those lists of `curves` that are extended below

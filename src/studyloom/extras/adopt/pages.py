@@ -109,7 +109,7 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
         ConfigError: a hyperparameter is renamed to the name of another one.
     """
     best_trials = [trial for trial in study.ranked if has_written_form(trial)][:FIRST_TRIALS]
-    keys = _config_keys(best_trials, renames)
+    keys = _map_config_keys(best_trials, renames)
     valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
     if study.source is not None and not renames:
@@ -135,7 +135,7 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     return steps
 
 
-def _config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) -> dict[str, str]:
+def _map_config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) -> dict[str, str]:
     """Returns the config key of each hyperparameter: its new name, or else its own.
 
     Raises:
@@ -219,7 +219,7 @@ def render(study: AdoptedStudy, findings: Mapping[str, str], steps: Sequence[str
     marked_trials = {"best": best, "baseline": None}
     history = draw_figure(figures.draw_history, trials, marked_trials, axis)
     curves = draw_figure(figures.draw_curves, trials, marked_trials, axis)
-    importances = draw_figure(_importances, study)
+    importances = draw_figure(_draw_importances, study)
     better = "Lower"
     if study.sign > 0:
         better = "Higher"
@@ -255,7 +255,7 @@ def _choose_drawn_trials(study: AdoptedStudy) -> list[FrozenTrial]:
     return drawn_trials
 
 
-def _importances(study: AdoptedStudy) -> page.Bars | str:
+def _draw_importances(study: AdoptedStudy) -> page.Bars | str:
     """Returns Optuna's importances of the hyperparameters, or a sentence that says why not.
 
     Of many trials, evenly spaced ones are copied into a study in memory, which Optuna rates.

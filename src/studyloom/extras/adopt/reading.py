@@ -154,7 +154,7 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
         value_column = f"metrics.{metric}"  # as MLflow calls it
     values = file.numbers(value_column)
     param_columns = names or _guess_param_columns(file, value_column)
-    columns = _columns_by_param(file, param_columns, value_column)
+    columns = _map_columns_by_param(file, param_columns, value_column)
     positions = {name: file.position(column) for name, column in columns.items()}
     domains = {name: file.domain(column) for name, column in columns.items()}
     trials = []
@@ -190,7 +190,9 @@ def _guess_param_columns(file: CsvFile, value_column: str) -> list[str]:
     return param_columns
 
 
-def _columns_by_param(file: CsvFile, columns: Sequence[str], value_column: str) -> dict[str, str]:
+def _map_columns_by_param(
+    file: CsvFile, columns: Sequence[str], value_column: str
+) -> dict[str, str]:
     """Returns the column of each hyperparameter, by the name of the hyperparameter.
 
     Raises:

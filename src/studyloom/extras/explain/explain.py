@@ -197,7 +197,7 @@ def measure_groups(metric: Metric, outputs: Outputs, test: Part) -> Groups | Non
     rows = []
     for name in _in_order_of_classes(measured_names, test.names):
         scores_of_group = scores[torch.tensor(members[name])]
-        rows.append(_mean_of_group(name, scores_of_group, metric))
+        rows.append(_measure_group(name, scores_of_group, metric))
     return Groups(of=kind, left=len(members) - len(rows), rows=tuple(rows))
 
 
@@ -218,7 +218,7 @@ def _in_order_of_classes(names: Sequence[str], class_names: Sequence[str]) -> li
     return sorted(names)
 
 
-def _mean_of_group(name: str, scores: Tensor, metric: Metric) -> GroupMean:
+def _measure_group(name: str, scores: Tensor, metric: Metric) -> GroupMean:
     """Returns the mean of a group's scores (n,), with its 95% interval.
 
     For an accuracy the interval is Wilson's. For any other metric it is the bootstrap's:
@@ -360,7 +360,9 @@ def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         (height, width), from -1 to 1; below 0 where a patch makes the prediction more probable.
     """
     height, width = image.shape[-2:]
-    patches = [(rows, columns) for rows in _patches(height) for columns in _patches(width)]
+    patches = [
+        (rows, columns) for rows in _make_patches(height) for columns in _make_patches(width)
+    ]
     covered_images = image.repeat(len(patches), 1, 1, 1)  # (patches, channels, height, width)
     for number, (rows, columns) in enumerate(patches):
         covered_images[number, :, rows, columns] = image.float().mean()
@@ -375,7 +377,7 @@ def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return total / count
 
 
-def _patches(size: int) -> list[slice]:
+def _make_patches(size: int) -> list[slice]:
     """Returns the patches along a side of an image, which cover all of its pixels.
 
     A patch overlaps the next by half; the last one ends with the image. For a side of 28 pixels

@@ -94,7 +94,7 @@ class Compressor:
             name=chosen.facts.name,
             bytes=len(content),
             parameters=count_parameters(network),
-            medians=_median_latencies(chosen.facts, evaluator.original_facts),
+            medians=_collect_median_latencies(chosen.facts, evaluator.original_facts),
         )
 
         run_dir = self.evaluation.study.run_dir
@@ -224,7 +224,7 @@ class Compressor:
             yield store
 
 
-def _median_latencies(
+def _collect_median_latencies(
     variant: VariantFacts, original: VariantFacts
 ) -> dict[str, tuple[float, float]]:
     """Returns the median latencies of a variant and of the original, by batch size."""

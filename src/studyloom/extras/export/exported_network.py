@@ -256,7 +256,7 @@ def narrow(section: Section, width: float, build: Callable[[Section], nn.Module]
     """
     parameters = count_parameters(build(section))
     widths = {}
-    for key, value in _possible_widths(section):
+    for key, value in _list_possible_widths(section):
         halved = {**section, key: _scale(value, 0.5)}
         if _has_fewer_parameters(halved, parameters, build):
             widths[key] = _scale(value, width)
@@ -265,7 +265,7 @@ def narrow(section: Section, width: float, build: Callable[[Section], nn.Module]
     return {**section, **widths}
 
 
-def _possible_widths(section: Section) -> Iterator[tuple[str, int | list[int]]]:
+def _list_possible_widths(section: Section) -> Iterator[tuple[str, int | list[int]]]:
     """Yields the arguments that are integers of at least 8, or lists of such."""
     for key, value in section.items():
         if isinstance(value, list):
@@ -324,7 +324,7 @@ def make_distillation_step(
             outputs_of_teacher = teacher.to(inputs.device)(inputs).float()
         outputs = network(inputs).float()
         if meaning == "classes":
-            loss_to_teacher = _softened_distance(outputs, outputs_of_teacher)
+            loss_to_teacher = _measure_softened_distance(outputs, outputs_of_teacher)
         elif meaning == "labels":
             loss_to_teacher = loss(outputs, outputs_of_teacher.sigmoid())
         else:
@@ -334,7 +334,7 @@ def make_distillation_step(
     return step
 
 
-def _softened_distance(outputs: Tensor, outputs_of_teacher: Tensor) -> Tensor:
+def _measure_softened_distance(outputs: Tensor, outputs_of_teacher: Tensor) -> Tensor:
     """Returns the divergence between the softened probabilities of classes of two networks.
 
     Its gradients shrink with the square of the temperature. It is multiplied by that square, so

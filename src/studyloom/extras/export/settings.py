@@ -67,7 +67,7 @@ class Settings:
             if key not in names:
                 errors.append(describe_unknown_key(key, names))
                 continue
-            requirement = _violated_requirement(key, value)
+            requirement = _find_violated_requirement(key, value)
             if requirement is not None:
                 errors.append(f"{key} must be {requirement}; got {value!r}")
             if isinstance(value, list):
@@ -98,7 +98,7 @@ class Settings:
         return document
 
 
-def _violated_requirement(key: str, value: object) -> str | None:
+def _find_violated_requirement(key: str, value: object) -> str | None:
     """Returns what the value of a key must be, for an error; None if the value is valid."""
     if key == "rule":
         requirement = "a rule, or null"

@@ -92,17 +92,17 @@ class Command(Adapter):
         """Returns every error that can be found before the command is run."""
         params = _params(config)
         errors: list[str] = []
-        errors += _run_errors(self.run, names=[*params, *RESERVED])
-        errors += _space_errors(self.run, space)
+        errors += _check_run(self.run, names=[*params, *RESERVED])
+        errors += _check_space(self.run, space)
         for name in RESERVED:
             if name in params:
                 errors.append(f"params.{name}: {{{name}}} is reserved; rename it")
         if value_at(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
-        errors += self._folder_errors()
-        errors += _pattern_errors("value", self.value)
+        errors += self._check_folders()
+        errors += _check_pattern("value", self.value)
         if self.step is not None:
-            errors += _pattern_errors("step", self.step)
+            errors += _check_pattern("step", self.step)
         elif "checkpoint_dir" in _placeholder_names(str(self.run)):
             errors.append(
                 "objective.step must be set, since the command uses {checkpoint_dir}: when it "
@@ -110,7 +110,7 @@ class Command(Adapter):
             )
         return errors
 
-    def _folder_errors(self) -> Iterator[str]:
+    def _check_folders(self) -> Iterator[str]:
         """Yields the errors in `cwd`, `keep` and `inputs`."""
         if self.cwd not in ("trial", "project"):
             yield f"objective.cwd must be trial or project; got {self.cwd!r}"
@@ -125,9 +125,13 @@ class Command(Adapter):
 
     def notes(self, config: Mapping[str, object]) -> list[str]:
         """Returns lines that are printed before trial 0."""
-        return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
+        return [
+            *self._list_folder_notes(config),
+            *self._list_seed_notes(config),
+            *self._list_digit_notes(),
+        ]
 
-    def _folder_notes(self, config: Mapping[str, object]) -> Iterator[str]:
+    def _list_folder_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields what a user must know about the folders in which the trials run."""
         if self.cwd == "project":
             return
@@ -136,7 +140,7 @@ class Command(Adapter):
                 "each trial runs in its own folder, which is removed when the trial ends; "
                 "objective.keep=true keeps it"
             )
-        saved_states = self._working_folder(config).hidden_states()
+        saved_states = self._make_working_folder(config).hidden_states()
         if saved_states:
             names = ", ".join(saved_states[:SAVED_STATES_SHOWN])
             further = len(saved_states) - SAVED_STATES_SHOWN
@@ -147,7 +151,7 @@ class Command(Adapter):
                 f"command reads it, set objective.inputs=[{saved_states[0]}]"
             )
 
-    def _seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
+    def _list_seed_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields a line if the command does not use the seed of the trial.
 
         The winner's trainings with new seeds would then all give the same value. A command gets
@@ -163,9 +167,9 @@ class Command(Adapter):
                 "seeds all give the same value; pass it, such as --seed {seed}"
             )
 
-    def _digit_notes(self) -> Iterator[str]:
+    def _list_digit_notes(self) -> Iterator[str]:
         """Yields a line if a script prints its value with so few digits that trials tie."""
-        rounded_value = self._pattern_of_rounded_value()
+        rounded_value = self._make_pattern_of_rounded_value()
         if rounded_value is None:
             return
         for path, text in self._sources():
@@ -179,7 +183,7 @@ class Command(Adapter):
                 )
                 return
 
-    def _pattern_of_rounded_value(self) -> re.Pattern[str] | None:
+    def _make_pattern_of_rounded_value(self) -> re.Pattern[str] | None:
         """Returns a pattern that finds in source code where the value is printed with few digits.
 
         The text before a number in the output is mostly the text before its format in the source:
@@ -201,11 +205,11 @@ class Command(Adapter):
     def _sources(self) -> Iterator[tuple[Path, str]]:
         """Yields the source files of the project that the command names, and their text."""
         here = Path.cwd().resolve()
-        for path in self._named_files():
+        for path in self._find_named_files():
             if path.stat().st_size <= MAX_SOURCE_BYTES:
                 yield path.relative_to(here), path.read_text(errors="replace")
 
-    def _working_folder(
+    def _make_working_folder(
         self, config: Mapping[str, object], trial_folder: Path | None = None
     ) -> WorkingFolder:
         """Makes a WorkingFolder, which creates a folder with the project's files for each trial.
@@ -238,14 +242,14 @@ class Command(Adapter):
         """
         here = Path.cwd().resolve()
         digests = {}
-        for path in self._named_files():
+        for path in self._find_named_files():
             content = b""
             if path.stat().st_size <= MAX_SOURCE_BYTES:
                 content = path.read_bytes()
             digests[f"{CODE}{path.relative_to(here)}"] = digest_source(content)
         return digests
 
-    def _named_files(self) -> Iterator[Path]:
+    def _find_named_files(self) -> Iterator[Path]:
         """Yields the source files that the command names below the working directory.
 
         The files are the command's program; an argument such as `a.yaml` or `--config=a.yaml`; and
@@ -286,7 +290,7 @@ class Command(Adapter):
         for line in _read_earlier_lines(output_file):
             output.read_line(line)
 
-        arguments = _fill_placeholders(self.run, _placeholder_values(config, run))
+        arguments = _fill_placeholders(self.run, _collect_placeholder_values(config, run))
         name = _name_of_training(run)
         # A replay has no run directory, and keeps its log only while it runs.
         folder_of_logs = Path(value_at(config, "run_dir") or run.dir, "logs")
@@ -295,7 +299,7 @@ class Command(Adapter):
         with (
             self._prepared_folder(config, run, name) as folder,
             log_path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            run_process(arguments, _environment(run), output_file, folder) as (process, lines),
+            run_process(arguments, _make_environment(run), output_file, folder) as (process, lines),
         ):
             log.write(f"$ {mask_passwords(shlex.join(arguments))}\n")
             for line in lines:
@@ -320,7 +324,7 @@ class Command(Adapter):
         run_dir = value_at(config, "run_dir")
         if self.cwd == "trial":
             trial_folder = run.dir.absolute()
-            working_folder = self._working_folder(config, trial_folder)
+            working_folder = self._make_working_folder(config, trial_folder)
             storage = None
             if self.keep and run_dir:
                 storage = Path(run_dir, WORK, name).absolute()
@@ -352,7 +356,7 @@ def _params(config: Mapping[str, object]) -> dict[str, object]:
     return dict(flatten(params))
 
 
-def _placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
+def _collect_placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, object]:
     """Returns the values that a command may use, by the names of their placeholders."""
     return _params(config) | {
         "seed": run.seed,
@@ -362,7 +366,7 @@ def _placeholder_values(config: Mapping[str, object], run: Run) -> dict[str, obj
     }
 
 
-def _environment(run: Run) -> dict[str, str]:
+def _make_environment(run: Run) -> dict[str, str]:
     """Returns the environment variables of a command."""
     return os.environ | {
         "PYTHONUNBUFFERED": "1",  # Python would buffer output that goes to a file
@@ -406,7 +410,7 @@ def _fill_placeholders(run: str, values: Mapping[str, object]) -> list[str]:
     return [PLACEHOLDER.sub(replace_placeholder, word) for word in shlex.split(run)]
 
 
-def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
+def _check_run(run: object, names: Sequence[str]) -> Iterator[str]:
     """Yields the errors of a command: placeholders without a value, or a program that is missing.
 
     Args:
@@ -430,7 +434,7 @@ def _run_errors(run: object, names: Sequence[str]) -> Iterator[str]:
         yield f"objective.run: the program {program} cannot be run; name one on PATH, or its path"
 
 
-def _space_errors(run: object, space: Space) -> Iterator[str]:
+def _check_space(run: object, space: Space) -> Iterator[str]:
     """Yields an error for each hyperparameter of a space that a command does not use.
 
     A command receives the values below `params`, by their placeholders. It cannot use a group of
@@ -458,7 +462,7 @@ def _space_errors(run: object, space: Space) -> Iterator[str]:
 # The output of a command
 
 
-def _pattern_errors(group: str, pattern: str) -> Iterator[str]:
+def _check_pattern(group: str, pattern: str) -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)

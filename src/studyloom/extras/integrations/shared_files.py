@@ -64,7 +64,7 @@ class SharedFiles:
             those trials, by the name of the file.
         """
         shared_before = self._find_shared_files()
-        files = dict(self._files_written_since(began))
+        files = dict(self._find_files_written_since(began))
         self._append_to_record({"trial": trial, "ended": time.time(), "files": files})
         newly_shared = {}
         for name, trials in self._find_shared_files().items():
@@ -78,7 +78,7 @@ class SharedFiles:
         with self.record.open("a") as file:
             file.write(f"{json.dumps(entry)}\n")
 
-    def _files_written_since(self, began: float) -> Iterator[tuple[str, float]]:
+    def _find_files_written_since(self, began: float) -> Iterator[tuple[str, float]]:
         """Yields the names of the project's files that were written since a time, and when."""
         count = 0
         for folder, subfolders, names in os.walk(self.project):

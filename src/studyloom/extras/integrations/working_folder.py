@@ -62,15 +62,15 @@ class WorkingFolder:
 
         States in folders that become links are not among them: they do appear.
         """
-        states = self._hidden_states_in(self.project)
+        states = self._find_hidden_states(self.project)
         return [str(path.relative_to(self.project)) for path in states]
 
-    def _hidden_states_in(self, folder: Path) -> Iterator[Path]:
+    def _find_hidden_states(self, folder: Path) -> Iterator[Path]:
         """Yields the hidden states in a folder and in the mirrored folders below it."""
         for entry in _list_entries(folder):
             path = Path(entry.path)
             if self._is_mirrored(entry):
-                yield from self._hidden_states_in(path)
+                yield from self._find_hidden_states(path)
             elif self._is_hidden_state(entry):
                 yield path
 

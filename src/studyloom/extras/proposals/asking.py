@@ -181,12 +181,12 @@ def print_asked(arguments: Any) -> None:
     objective = f"{definition['direction']} {definition['metric']}"
     first_line = f"{facts['study']}: {objective}; {definition['about']}"
     console = make_console()
-    for line in (first_line, _progress_line(facts)):
+    for line in (first_line, _format_progress(facts)):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))
 
 
-def _progress_line(facts: Document) -> str:
+def _format_progress(facts: Document) -> str:
     """Returns how many trials may be proposed, or why none may.
 
     Args:

@@ -38,7 +38,7 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     raise ValueError(f"--trial: trial {number} {reason}; those that can be replayed: {numbers}")
 
 
-def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
+def _choose_trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] | None:
     """Returns the packages that a stored trial may name; None if it may name all.
 
     In a run directory that others can write to, these are only the packages that the user trusts.
@@ -61,7 +61,7 @@ def _trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence[str] |
 
 def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> StudyConfig:
     """Returns the configuration of a trial, after checking that all code it names is trusted."""
-    trust.check_targets(provenance.config, _trusted_packages(run_dir, trusted))
+    trust.check_targets(provenance.config, _choose_trusted_packages(run_dir, trusted))
     return StudyConfig.of_trial(provenance.config)
 
 

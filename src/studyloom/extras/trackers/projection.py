@@ -495,7 +495,7 @@ def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     study = describe_study(stored, run_dir)
     trials = stored.trials()
     result = Result.read(run_dir, stored)
-    shown_number = _number_of_shown_trial(stored, result)
+    shown_number = _find_shown_number(stored, result)
     shown_trial = None
     for trial in trials:
         if trial.number == shown_number:
@@ -513,7 +513,7 @@ def describe_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
         for objective, value in zip(stored.objectives, shown_trial.values or (), strict=False):
             values[f"search.{objective.name}"] = value
     if result is not None:
-        values |= _values_of_result(result)
+        values |= _collect_result_values(result)
 
     file_names: Sequence[str] = RESULT_FILES
     if result is None:
@@ -535,7 +535,7 @@ def _count_outcomes(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     return values
 
 
-def _number_of_shown_trial(stored: StoredStudy, result: Result | None) -> int | None:
+def _find_shown_number(stored: StoredStudy, result: Result | None) -> int | None:
     """Returns the number of the winner, or of the best trial without one; None without either."""
     if result is not None:
         return result.winner.trial
@@ -545,7 +545,7 @@ def _number_of_shown_trial(stored: StoredStudy, result: Result | None) -> int | 
     return ranked[0].number
 
 
-def _values_of_result(result: Result) -> dict[str, float]:
+def _collect_result_values(result: Result) -> dict[str, float]:
     """Returns the means of the re-evaluation and of the test, as far as there are any."""
     means = {"reevaluation.mean": result.winner.mean}
     if result.test is not None:
