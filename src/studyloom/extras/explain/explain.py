@@ -360,9 +360,10 @@ def occlude(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         (height, width), from -1 to 1; below 0 where a patch makes the prediction more probable.
     """
     height, width = image.shape[-2:]
-    patches = [
-        (rows, columns) for rows in _make_patches(height) for columns in _make_patches(width)
-    ]
+    patches = []
+    for rows in _make_patches(height):
+        for columns in _make_patches(width):
+            patches.append((rows, columns))
     covered_images = image.repeat(len(patches), 1, 1, 1)  # (patches, channels, height, width)
     for number, (rows, columns) in enumerate(patches):
         covered_images[number, :, rows, columns] = image.float().mean()

@@ -125,11 +125,10 @@ class Command(Adapter):
 
     def notes(self, config: Mapping[str, object]) -> list[str]:
         """Returns lines that are printed before trial 0."""
-        return [
-            *self._list_folder_notes(config),
-            *self._list_seed_notes(config),
-            *self._list_digit_notes(),
-        ]
+        notes = [*self._list_folder_notes(config)]
+        notes += self._list_seed_notes(config)
+        notes += self._list_digit_notes()
+        return notes
 
     def _list_folder_notes(self, config: Mapping[str, object]) -> Iterator[str]:
         """Yields what a user must know about the folders in which the trials run."""
