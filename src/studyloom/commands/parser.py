@@ -49,7 +49,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action(self, action: argparse.Action) -> str:
         """Formats an argument as argparse does, and the commands below the heading of each group.
 
-        argparse calls it for each argument; the commands together are one.
+        argparse calls it for each argument, and takes all commands together for one argument.
         """
         if not isinstance(action, argparse._SubParsersAction):
             return super()._format_action(action)

@@ -56,7 +56,8 @@ def new(arguments: argparse.Namespace) -> None:
     if folder != Path():
         next_command = f"cd {shlex.quote(str(folder))} && {next_command}"
     if arguments.json:
-        print_json({"files": {str(path): files[path] for path in files}, "next": next_command})
+        abouts = {str(path): about for path, about in files.items()}
+        print_json({"files": abouts, "next": next_command})
         return
     width = max(len(str(path)) for path in files)
     for path, about in files.items():

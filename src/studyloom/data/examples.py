@@ -361,7 +361,7 @@ class Examples:
         Args:
             target: that of the item; None if it is not a tensor.
         """
-        if self.targets is None or not self.targets_found:  # not by an attribute of the Dataset
+        if self.targets is None or not self.targets_found:  # no attribute says the classes
             return
         if index >= len(self):  # an item of the separate validation set, which has no `targets`
             return

@@ -550,7 +550,7 @@ class InputRange:
             comparison = self._compare_columns(rows, columns)
         else:
             comparison = self._compare_values_and_means(rows)
-        is_outside = comparison.is_outside()
+        is_outside = comparison.is_outside()  # bool (n, quantities)
         notes = {}
         for row in is_outside.any(1).nonzero().flatten().tolist():
             quantities = is_outside[row].nonzero().flatten().tolist()

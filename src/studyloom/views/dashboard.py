@@ -388,7 +388,7 @@ class LivePage:
             "version": self.parts.name,
             "token": self.token,
             "interval": str(round(1000 * self.interval)),
-            "more": f"/dashboard/studies/{self.stored.ledger.study_id}",
+            "more": f"/dashboard/studies/{self.stored.ledger.study_id}",  # in optuna-dashboard
         }
         head = Markup(parts.get("head", ""))
         progress = Markup(parts.get("progress", ""))

@@ -759,10 +759,10 @@ def render_environment(
         facts |= result.environment
     if not facts:
         facts |= _find_environment(trials)
-    if result is not None:
-        if result.data is not None:
-            facts["data"] = result.data.digest
-        facts["seeds"] = [*result.seeds] or None
+    if result is not None and result.data is not None:
+        facts["data"] = result.data.digest
+    if result is not None and result.seeds:
+        facts["seeds"] = [*result.seeds]
     block = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
     config: Block = Absent("No configuration was found.")
     if config_text.strip():

@@ -299,7 +299,8 @@ def _estimate_noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
     nearest = distances.argmin(1)  # (trials,)
     values = np.array([trial.values[0] for trial in trials])
     differences = np.abs(values - values[nearest])
-    return float(MEDIAN_TO_DEVIATION * np.median(differences) / math.sqrt(2))
+    deviation_of_differences = MEDIAN_TO_DEVIATION * np.median(differences)
+    return float(deviation_of_differences / math.sqrt(2))
 
 
 def _rank_values(values: Sequence[object]) -> NDArray[np.float64]:

@@ -82,7 +82,7 @@ class Validations:
         Raises:
             UndefinedMetric: the monitored name is not among the logged ones, or is not finite.
         """
-        if self.number is None:
+        if self.number is None:  # before or after training
             return
         if self.monitored not in logged:
             names = ", ".join(sorted(logged)) or "nothing, since it logs nothing"

@@ -462,7 +462,12 @@ def _check_space(run: object, space: Space) -> Iterator[str]:
 
 
 def _check_pattern(group: str, pattern: str) -> Iterator[str]:
-    """Yields the errors of the pattern of objective.value or objective.step."""
+    """Yields the errors of the pattern of objective.value or objective.step.
+
+    Args:
+        group: value or step, which is also the name of the group in the pattern.
+        pattern: a regular expression, such as "loss (?P<value>.+)" or "loss (.+)".
+    """
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:  # a TypeError: YAML has read a number

@@ -87,7 +87,7 @@ def json_schema(stored_space: StoredSpace) -> Schema:
     schema = {"$schema": DIALECT, "type": "object", **_describe_nodes(space.nodes, stored_space)}
     if space.relations:
         schema["description"] = f"where {' and '.join(map(str, space.relations))}"
-    schema["unevaluatedProperties"] = False
+    schema["unevaluatedProperties"] = False  # a proposal has no other keys
     return schema
 
 

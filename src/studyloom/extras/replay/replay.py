@@ -194,8 +194,9 @@ def train_again(
         pass
     except Exception as error:  # the training failed, as that of the trial may have
         failure = explain(error)
-    columns = objective.curves()
-    return Course({metric: columns.get("value", ()), **columns}, failure, value)
+    columns = objective.curves()  # the numbers of each epoch; those of the metric are called value
+    curve = {metric: columns.get("value", ()), **columns}
+    return Course(curve, failure, value)
 
 
 @dataclass(frozen=True)

@@ -269,12 +269,14 @@ class MLflow(Tracker):
 
         client = self._connect(result.study).client
         digest = hashlib.sha256(result.files["winner.json"].read_bytes()).hexdigest()
-        with contextlib.suppress(MlflowException):  # it exists, or the next call fails likewise
+        with contextlib.suppress(MlflowException):  # the name exists; other errors come again below
             client.create_registered_model(name)
         versions = client.search_model_versions(f"name = '{name}'")
         if any(version.tags.get(RESULT) == digest for version in versions):
             return
-        # The folder of a model has a file MLmodel, which names the module that loads its data.
+
+        # Write the folder of the model: its data, and a file MLmodel that names the module which
+        # loads them.
         artifact_path = f"model-{digest[:DIGEST_LENGTH]}"
         with TemporaryDirectory() as model_folder:
             data = Path(model_folder) / "data"
@@ -286,6 +288,7 @@ class MLflow(Tracker):
             model = {"run_id": run_id, "flavors": {"python_function": flavor}}
             (Path(model_folder) / "MLmodel").write_text(yaml.safe_dump(model))
             client.log_artifacts(run_id, model_folder, artifact_path)
+
         source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
         tags = {STUDY: result.study.uuid, WINNER: str(result.trial), RESULT: digest}
         client.create_model_version(name, source, run_id, tags)
