@@ -64,3 +64,15 @@ def test_the_time_of_workers_is_in_percent_with_the_wait_at_the_end():
         trials.append(trial)
     assert format_times(trials, began) == ["training 60.0%", "start-up 30.0%", "idle 10.0%"]
     assert format_times([], began) == []
+
+
+def test_a_worker_is_idle_from_the_end_of_its_last_trial_whatever_the_number_of_that():
+    began = datetime(2026, 1, 1)
+    trials = []
+    for end in (20, 10):  # the first trial waited at a rung, and was promoted
+        trial = create_trial(value=0.5, user_attrs={WORKER: "a", TIMES: {"training": 10.0}})
+        trial.datetime_complete = began + timedelta(seconds=end)
+        trials.append(trial)
+    other = create_trial(value=0.5, user_attrs={WORKER: "b", TIMES: {"training": 20.0}})
+    other.datetime_complete = began + timedelta(seconds=20)
+    assert format_times([*trials, other], began) == ["training 100.0%"]

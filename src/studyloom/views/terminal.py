@@ -155,7 +155,9 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
             seconds_by_kind[kind] += seconds
         end = trial.datetime_complete
         if end is not None and end > began:
-            last_ends[record.worker or ""] = end
+            # A trial that was promoted may end after a later one of the same worker.
+            worker = record.worker or ""
+            last_ends[worker] = max(end, last_ends.get(worker, began))
     latest_end = max(last_ends.values(), default=began)
     for worker_end in last_ends.values():
         seconds_by_kind["idle"] += (latest_end - worker_end).total_seconds()
