@@ -64,7 +64,7 @@ class MLP(nn.Sequential):
                 f"model.hidden; got {len(dropouts)} numbers"
             )
         layers: list[nn.Module] = []
-        if standardize:
+        if standardize:  # the inputs here, and the targets at the end
             layers.append(Standardize(shape[-1]))
         layers.append(nn.Flatten())
         previous_width = math.prod(shape)

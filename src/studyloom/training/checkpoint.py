@@ -186,7 +186,7 @@ def copy_state(value: object, where: str) -> Any:
 def _copy_value(value: object, where: str) -> object:
     """Copies a tensor to the CPU, and returns plain values unchanged; see `copy_state`."""
     if isinstance(value, Tensor):
-        # Also if it is on the CPU already; one on a GPU is copied once, and not first on the GPU.
+        # A tensor on the CPU is copied too. One on a GPU is copied once, and not on the GPU first.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, np.generic):  # a number of NumPy
         return value.item()

@@ -165,10 +165,10 @@ def _check_settings(optimizer: Optimizer, groups: Sequence[ParameterGroup]) -> I
 def _avoid_compiler_import() -> None:
     """Keeps PyTorch from importing its compiler: 1.0 s in each process that makes an optimizer.
 
-    PyTorch wraps these methods so that their first call imports the compiler, by which it marks the
-    wrapped method as not to be compiled. A method that has the mark already is called without the
-    import, so the mark is set here. Does nothing if the compiler is imported already, or if a
-    release of PyTorch wraps these methods no more.
+    PyTorch wraps some methods of optimizers: their first call imports the compiler, only to mark
+    the wrapped method as one that is not compiled. A method that has the mark already is called
+    without the import. So the mark is set here, unless the compiler is imported already, or a
+    release of PyTorch wraps the methods no more.
     """
     if "torch._dynamo" in sys.modules:
         return
@@ -267,11 +267,12 @@ class TorchSchedule:
             ValueError: `mode` contradicts the metric, `interval` the scheduler that steps this one,
                 or PyTorch refuses a setting.
         """
-        interval = "epoch"
-        length = epochs
         if self.steps_with_optimizer:
             interval = "step"
             length = epochs * steps_per_epoch
+        else:
+            interval = "epoch"
+            length = epochs
         return self._make_with_interval(optimizer, interval, length, metric)
 
     def _make_with_interval(

@@ -385,7 +385,7 @@ def _mark_outcomes(
         within_axis: the trials that lie within the axis; the others are strokes at its edge.
     """
     marks = []
-    for outcome, full_width in HISTORY.items():
+    for outcome, full_width in HISTORY.items():  # the width of the dots of each outcome, in pixels
         width: float = full_width
         if len(outcomes) > MANY:
             width = SMALLER * full_width

@@ -108,9 +108,10 @@ def describe_winner(
         best_text = f"best of the search: trial {best}; "
     yield f"{best_text}winner: {name_trial(result.winner)}, {explain_choice(result)}"
     winner_fact, *other_facts = list_facts(result, with_uncertainty=not brief)
-    label = "test      winner"
     if result.test is None:
         label = "winner   "
+    else:
+        label = "test      winner"
     yield f"{label} {winner_fact.value}  {winner_fact.explanation}"
     for fact in other_facts:
         yield f"{INDENT}{fact}"
@@ -434,7 +435,7 @@ def print_next_steps(
         parts = [f"{label:6}", *map(shlex.quote, arguments)]
         lines = wrap_parts(parts, width, " ", indent=7, breaks_words=False)
         console.print(Text(line_break.join(lines)), soft_wrap=True)
-        label = ""
+        label = ""  # only the first command has it
 
 
 def _print_times(evaluation: "Evaluation", console: Console, began: datetime) -> None:
@@ -466,7 +467,8 @@ def _list_next_commands(
 ) -> list[list[str]]:
     """Returns commands, as arguments: one that continues the search, and those that show it.
 
-    The first is missing if the search has not ended or tried all of the search space.
+    The command that continues is missing if the search has not ended, or has tried all of the
+    search space.
     """
     commands = []
     override = ""

@@ -1053,12 +1053,12 @@ def describe_data(stored: StoredStudy, result: Result | None) -> str:
 def format_prediction(prediction: InputPrediction) -> str:
     """Formats the prediction for an input as one line: its name, class or numbers, and a note."""
     parts = [prediction.name]
-    if prediction.confidence is not None:
+    if prediction.confidence is not None:  # of a class
         parts.append(prediction.class_name or str(prediction.label))
         parts.append(f"{prediction.confidence:.4f}")
     elif math.prod(prediction.shape) > MOST_PRINTED:
         parts.append(_summarize_map(prediction))
-    else:
+    else:  # numbers, or a small map
         if prediction.shape:
             parts.append(format_shape(prediction.shape))
         parts += map(format_value, prediction.values)

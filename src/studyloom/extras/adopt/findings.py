@@ -97,8 +97,8 @@ def _describe_trials(study: AdoptedStudy) -> str:
     count = len(study.trials)
     states = Counter(trial.state.name.lower() for trial in study.trials)
     shares = []
-    for state, trials in states.items():
-        shares.append(f"{trials} {state} ({100 * trials / count:.0f}%)")
+    for state, count_of_state in states.items():
+        shares.append(f"{count_of_state} {state} ({100 * count_of_state / count:.0f}%)")
     line = f"{count}: {', '.join(shares)}"
     infeasible = len(study.complete) - len(study.ranked)
     if infeasible:
@@ -206,7 +206,10 @@ def find_stale_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _find_longest_usual_duration(trials: Sequence[FrozenTrial]) -> float:
-    """Returns the seconds after which a running trial is stale."""
+    """Returns the seconds after which a running trial is stale: a multiple of what others took.
+
+    Of the durations of ended trials, the longest 5% are not taken as usual.
+    """
     durations = []
     for trial in trials:
         duration = _seconds_between(trial.datetime_start, trial.datetime_complete)

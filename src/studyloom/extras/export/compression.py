@@ -102,7 +102,7 @@ def check_result(evaluation: Evaluation, result: Result) -> None:
         errors.append("the winner's loop loads its data itself; name it in the section data")
     if errors:
         raise CompressError(f"{run_dir}: {'; '.join(errors)}")
-    result.check_whole(run_dir)
+    result.check_whole(run_dir)  # raises PredictError
     if not is_result_of(result, evaluation):
         raise CompressError(
             f"{run_dir}: winner.json is not the result of this study in its present state; run the "

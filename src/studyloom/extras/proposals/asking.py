@@ -128,8 +128,8 @@ def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
 def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | None:
     """Returns the part of the space in which the best trials are; None if too few have a value.
 
-    These are the best tenth, from which TPE draws, but at least three. A trial that stopped early
-    counts with the value that it is expected to reach, as samplers see it.
+    The best trials are the best tenth, from which TPE draws, but at least three. A trial that
+    stopped early counts with the value that it is expected to reach, as samplers see it.
 
     Returns:
         By hyperparameter: `low` and `high` of a number, or how often each choice occurs.
