@@ -66,7 +66,7 @@ def test_the_time_of_workers_is_in_percent_with_the_wait_at_the_end():
     assert format_times([], began) == []
 
 
-def test_a_worker_is_idle_from_the_end_of_its_last_trial_whatever_the_number_of_that():
+def test_a_worker_is_idle_from_its_last_end_even_after_a_promotion():
     began = datetime(2026, 1, 1)
     trials = []
     for end in (20, 10):  # the first trial waited at a rung, and was promoted
