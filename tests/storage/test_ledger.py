@@ -355,7 +355,7 @@ def test_two_trials_with_one_slot_or_number_are_refused_and_unchanged(ledger, wh
 CALLS = {
     "claim": lambda ledger, trials: ledger.claim("w", trials, LEASE),
     "claim of a begun one": lambda ledger, trials: ledger.claim(
-        "w", trials, LEASE, only_with_trial=True
+        "w", trials, LEASE, search_ended=True
     ),
     "count_open": lambda ledger, trials: ledger.count_open(trials),
     "held": lambda ledger, trials: ledger.held(),

@@ -11,7 +11,8 @@ first rung) the best are those of the first fronts; see `argsort_by_fronts`.
 A *bracket* is a share of the trials that has its own lowest rung, and in which they are compared. A
 *slot* is the row of the budget table that a trial belongs to, also before it begins. A *standing*
 says how far the trial of a slot has come: its state and what it has reported (`storage.standings`).
-A search is *closed* once it begins and promotes no more trials.
+A search is *closed* once it begins and promotes no more trials: those that wait at a rung are then
+ended, and those that a worker has released are still resumed.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
@@ -207,6 +208,7 @@ class AshaPruner(BasePruner):
         # Rung i, from 0, is at epoch min_resource × reduction_factor^i. The lowest rung of the last
         # bracket is rung brackets - 1. It needs one more, to which it promotes: rung `brackets`.
         needed_epochs = self.min_resource * self.reduction_factor**self.brackets
+        # The section `train` is for networks; a custom loop may have another number of epochs.
         if definition.trains_networks and config.train.epochs < needed_epochs:
             errors.append(
                 f"train.epochs must be at least {needed_epochs} with pruner=asha, which is "
@@ -367,6 +369,9 @@ class AshaOrder:
     def pauses_at(self, slot: int, previous_step: int, step: int) -> bool:
         """Returns whether the trial of a slot has reached a rung with its report at a step.
 
+        It reaches a rung with its first report at the rung's step or, if it does not report at each
+        step, after it.
+
         Args:
             slot: The slot of the trial, which decides its bracket and so its rungs.
             previous_step: The step of its previous report; 0 or less for its first.
@@ -419,10 +424,11 @@ class AshaOrder:
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
         """Returns whether a trial that has just reached a rung is the next to promote.
 
-        Its worker then continues it at once, instead of pausing it and taking another.
+        Its worker then continues it at once, instead of leaving it paused and taking another.
 
         Args:
-            standings: How far the trial of each slot has come; the state of this trial is OWN.
+            standings: How far the trial of each slot has come. The state of this trial is OWN, and
+                `Standing.paused` is already the step of its report at the rung.
             slot: The slot of the trial.
             closed: Whether the search has ended, so that no trial is promoted.
         """
@@ -591,9 +597,11 @@ class AshaOrder:
     def _find_waiting_rung(self, standing: Standing) -> int | None:
         """Returns the rung at which a trial was paused and waits; None if it does not wait.
 
-        A trial does not wait if it has ended, if another worker trains it, or if it is the baseline
-        (which is exempt from pauses). A trial that was released after its last epoch does not wait
-        either, though that epoch may be at a rung: it was not paused.
+        A trial waits once its report at a rung has stored that it is paused: while the worker that
+        reads the standing still holds it (OWN), and after it was released (OPEN). It does not wait
+        if it has ended, if another worker holds it, or if it is the baseline (which is exempt from
+        pauses). A trial that was released after its last epoch does not wait either, though that
+        epoch may be at a rung: it was not paused.
         """
         may_wait = standing.state in (OPEN, OWN) and not standing.exempt
         if not may_wait or not standing.reports:

@@ -181,7 +181,7 @@ class Ledger:
         lease: float,
         make_trial: MakeTrial | None = None,
         *,
-        only_with_trial: bool = False,
+        search_ended: bool = False,
         order: Order | None = None,
     ) -> Claim | None:
         """Claims a slot: reserves it for a worker, which then runs the slot's trial.
@@ -195,13 +195,13 @@ class Ledger:
             lease: Seconds until the claim ends unless it is renewed.
             make_trial: Makes a trial for a slot that has none, or whose trial was deleted, in the
                 transaction of the claim.
-            only_with_trial: Whether to claim only a slot that has a trial, since the search has
-                ended.
-            order: Decides which slot is claimed; None for the first, one with a trial before
-                others.
+            search_ended: Whether the search has ended. Only a slot that has a trial is then
+                claimed, and an order promotes no trial: it ends those that wait at rungs.
+            order: Decides which slot is claimed; None for the first that can be claimed, one with a
+                trial before others.
 
         Returns:
-            The claim; None if all slots are done, or held by others.
+            The claim; None if no slot can be claimed now, as when all are done or held by others.
         """
         parameters = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
 
@@ -210,14 +210,13 @@ class Ledger:
             # The study is locked first, so that trials are numbered in the order of their slots.
             self._lock_study(connection)
             if order is None:
-                taken = _take_first(connection, parameters, only_with_trial=only_with_trial)
+                taken = _take_first(connection, parameters, only_with_trial=search_ended)
             else:
                 standings = self._standings.read(connection, order, self.study_id, trials, owner)
-                search_ended = only_with_trial
                 choice = order.choose(standings, closed=search_ended)
                 if choice is None:
                     return None
-                taken = _take(connection, parameters, choice, only_with_trial=only_with_trial)
+                taken = _take(connection, parameters, choice, only_with_trial=search_ended)
             if taken is None:
                 return None
             claim = taken.claim
@@ -265,7 +264,8 @@ class Ledger:
             False if another worker has the slot by now; then nothing was written.
 
         Raises:
-            ClaimLost: Another program has ended or deleted the trial; nothing was written.
+            ClaimLost: Another program has ended or deleted the trial; nothing was written. This is
+                checked only if there is something to `write`.
         """
         change = ClaimChange(slot_table.RENEW, {"lease": lease}, next_state="held")
         return self._change(claim, change, write)
@@ -346,7 +346,7 @@ class Ledger:
         )
 
     def count_open(self, trials: int, *, only_with_trial: bool = False) -> int:
-        """Counts how many of the first `trials` slots are not done.
+        """Counts how many of the first `trials` slots are open: free, or held by a worker.
 
         Args:
             only_with_trial: Whether to count only slots that have a trial.
@@ -490,8 +490,9 @@ class Ledger:
         """Holds the lease with which one command at a time tests the winner.
 
         Waits while another command holds it. A lock of the server would be lost as the server
-        restarts. The lease stays valid through an outage shorter than `storage.deadline`, and a
-        process that has ended loses it at once.
+        restarts. The lease stays valid through an outage shorter than `storage.deadline`. If the
+        process that holds it is gone, a command that waits on the same host ends the lease (see
+        `record_gone`); on other hosts a command waits until the lease ends by itself.
 
         Yields:
             A function that stores an attribute of a study of the database, by its id; it raises
@@ -608,7 +609,8 @@ class Ledger:
     def compare(self, *, repair: bool = False) -> str | None:
         """Compares the slots of the ledger, whose table exists, with the trials.
 
-        A slot that a worker holds is skipped: its next report will fail.
+        A slot that a worker holds is skipped. If its trial has ended or was deleted, the worker
+        gets ClaimLost at its next report.
 
         Args:
             repair: Whether slots that differ are set as their trials say.
@@ -718,7 +720,14 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 def _take_first(
     connection: sa.Connection, parameters: sql.Row, *, only_with_trial: bool
 ) -> TakenSlot | None:
-    """Claims the first open slot, one with a trial before others; None if there is none."""
+    """Claims the first slot that can be claimed, one with a trial before others.
+
+    A slot can be claimed if it is free, if the lease of its holder has ended, or if this worker
+    holds it.
+
+    Returns:
+        The slot; None if none can be claimed.
+    """
     statement = slot_table.claim_first(only_with_trial=only_with_trial)
     row = connection.execute(statement, parameters).one_or_none()
     if row is None:

@@ -813,16 +813,17 @@ class Training:
         return {"jobs": [run.state() for run in self._runs], "history": history}
 
     def restore(self, state: State) -> None:
-        """Resumes from a state.
+        """Resumes from a state. Nothing has changed if this raises an exception.
 
         Raises:
-            ValueError: the state is of other jobs; nothing has changed.
+            ValueError: the state does not fit: it is of other jobs, or damaged.
         """
         try:
             job_states = state["jobs"]
             history = [_unpack_epochs(rows) for rows in state["history"]]
             runs = self._restore_runs(job_states)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            # A state that does not fit raises one of these; other exceptions are passed on.
             reason = str(error)
             if isinstance(error, KeyError):
                 reason = f"{error} is missing"
@@ -840,7 +841,8 @@ class Training:
         The present runs do not change, so that they stay usable if a state does not fit.
 
         Raises:
-            Exception: there is another number of states, or one is of another job.
+            ValueError: there is another number of states.
+            Exception: `JobRun.restore` has raised it for a state that is of another job.
         """
         runs = self._make_runs()
         if len(job_states) != len(runs):

@@ -107,7 +107,11 @@ def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def last_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
-    """Returns the last finite value of each trial by number; for a complete one its final value."""
+    """Returns the last finite value of each trial that has one, by its number.
+
+    For a complete trial this is its final value, and nothing if that is not finite. For another
+    trial it is the last finite value of its learning curve.
+    """
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     for trial in trials:
         if trial.state != TrialState.COMPLETE:
@@ -538,6 +542,9 @@ def name_losses_section(trial: FrozenTrial | None) -> str:
 def draw_losses(trial: FrozenTrial) -> Chart | str:
     """Draws the training and validation loss of a trial, epoch by epoch.
 
+    If the trial has these two and nothing else, a dotted line marks the epoch with the lowest
+    validation loss, unless only one epoch has such a loss.
+
     For a custom training loop it draws all that the loop reported next to the value.
     """
     height = 280  # pixels
@@ -825,12 +832,14 @@ def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | Non
 def _spread_choices(
     axis: SettingAxis, trials: Sequence[FrozenTrial], step: float, width: float
 ) -> Sequence[float]:
-    """Returns the coordinates of trials, with those of one choice side by side.
+    """Returns the coordinates of trials; on an axis of choices, those of one choice side by side.
 
-    Their dots would otherwise hide each other. Numbers keep their coordinates.
+    Their dots would otherwise hide each other. On an axis of numbers, trials keep their
+    coordinates.
 
     Args:
-        step: the shift from each trial to the next, as a share of `width` and modulo it.
+        step: GOLDEN, or PLASTIC for a second axis: trial n is drawn at the share n × `step`,
+            modulo 1, of the space of its choice.
         width: the width of the space that a choice has.
     """
     if axis.scale.kind != "choices":
@@ -863,8 +872,9 @@ def draw_slices(
 ) -> Multiples | str:
     """Draws the value of each trial over each hyperparameter; the last value if it ended early.
 
-    The axis covers the complete trials, and the same length again beyond them. Trials further
-    away are strokes at its end.
+    The axis covers the complete trials, and those that ended early with a value near theirs: not
+    further beyond the range of the complete trials than the length of this range. Trials further
+    away are strokes at the end of the axis.
     """
     if not names:
         return NO_PARAMETERS
@@ -883,8 +893,8 @@ def draw_slices(
 def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValues:
     """Returns the vertical axis of all slices, and where each trial with a value is on it.
 
-    The axis covers the complete trials, and as much again at both ends: trials that ended early may
-    lie there. Trials beyond that are put at an end of the axis.
+    The axis covers the complete trials, and those that ended early with a value near theirs (see
+    `draw_slices`). The other trials are put at an end of the axis.
     """
     early = ended_early(trials)  # the last values of trials that were pruned or are paused
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}

@@ -75,6 +75,8 @@ class Reporting:
     def finish(self, stop: Stop, detached_notice: str | None) -> int:
         """Reports how a study has ended, or why it was stopped, and returns the exit code.
 
+        A command makes the result here: it tests the winner, and writes and prints what was found.
+
         Args:
             detached_notice: a line to print if workers continue without this process; else None.
 
@@ -131,6 +133,7 @@ def run_study(
                 while detached_notice is None and not stop() and task.count_open_trials() > 0:
                     with reporting.watch(task, stop):
                         detached_notice = launcher.launch(task, stop)
+                    # After a stop, the next command repairs the tables as it opens the study.
                     if not command.is_worker and not stop():
                         reconcile(stages.find_begun(study))
 
@@ -212,6 +215,8 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                 stage = stages.find_next(study)
                 if stage is None:
                     return
+                # A worker runs one stage until none of its trials is open. The same stage comes
+                # again if trials were opened meanwhile.
                 with make_worker(study, stage, stop, limits, stopwatch, command) as worker:
                     worker.run()
 
@@ -250,7 +255,8 @@ def make_worker(
 ) -> Iterator[Worker]:
     """Makes a worker that runs the trials of a stage in this process.
 
-    After the body, its callbacks complete what they have begun, such as the upload of a curve.
+    After the body, the callbacks of the stage complete what they have begun, such as the upload of
+    a curve.
     """
     settings = study.definition.config.checkpoints
     checkpoint_folder = None

@@ -107,7 +107,7 @@ class SlotQueue:
             self.stage.trials,
             lease,
             self._create_trial,
-            only_with_trial=search_ended,
+            search_ended=search_ended,
             order=self.order,
         )
 
