@@ -73,7 +73,7 @@ def list_messages(error: BaseException, otherwise: str) -> list[str]:
     return [otherwise]
 
 
-def refuse(errors: Sequence[str]) -> None:
+def raise_if_any(errors: Sequence[str]) -> None:
     """Raises ConfigError with the messages, each of them once, if there are any."""
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))

@@ -12,7 +12,7 @@ from studyloom.config.references import is_within
 from studyloom.config.trust import check_section
 from studyloom.config.values import copy_value, describe_error, node_at
 from studyloom.error_display import wants_tracebacks
-from studyloom.errors import ConfigError, Interrupted, list_messages, refuse
+from studyloom.errors import ConfigError, Interrupted, list_messages, raise_if_any
 from studyloom.text import nearest
 from studyloom.user_code.importing import IS_DEFINED_ELSEWHERE, find_member
 from studyloom.user_code.pickled import MAIN
@@ -234,4 +234,4 @@ class ErrorCollector:
 
     def check(self) -> None:
         """Raises ConfigError with the errors collected so far, each once."""
-        refuse(self.errors)
+        raise_if_any(self.errors)

@@ -20,7 +20,7 @@ from studyloom.config.values import value_at
 from studyloom.decisions.earlier_studies import EarlierStudy, read_named
 from studyloom.decisions.placement import PlacedConfiguration, place_configuration
 from studyloom.decisions.strategy import Strategy
-from studyloom.errors import refuse
+from studyloom.errors import raise_if_any
 from studyloom.space.tree import Configuration, Params
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
@@ -244,7 +244,7 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
             f"into study.trials={study.trials}; raise study.trials, or remove some"
         )
     errors += earlier_studies.errors
-    refuse(errors)
+    raise_if_any(errors)
 
     most_trials = min(study.warm_start_top, free_trials)
     chosen_trials = choose_trials(definition, earlier_studies.studies, most_trials)

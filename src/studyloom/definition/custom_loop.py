@@ -27,7 +27,7 @@ from studyloom.definition.definition import (
     Definition,
     Sections,
 )
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.objectives.loop import Loop, LoopObjective
 from studyloom.objectives.loop_run import SingleJob, make_loop_jobs
 from studyloom.objectives.objective import Attempt
@@ -158,7 +158,7 @@ class LoopDefinition(Definition):
         typed_names = value_at(cfg, PARAMS) or {}
         errors += _find_unknown_params(function_name, parameters, typed_names)
         errors += _find_unknown_searched_keys(function_name, parameters, definition.space)
-        refuse(errors)
+        raise_if_any(errors)
         return definition
 
     # The function that trials call

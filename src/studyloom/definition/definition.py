@@ -28,7 +28,7 @@ from studyloom.data.datasets import find_location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.defaults import with_defaults
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.metrics import Metric, ObjectiveValue
 from studyloom.objectives.objective import Attempt, Objective
 from studyloom.seeds import derive
@@ -386,7 +386,7 @@ class Definition:
                         low_values[key] = value
                 config = config.with_values(low_values)
             branches.append(Branch(choices, nodes, config, opened_options=configuration.choices))
-        refuse(errors)
+        raise_if_any(errors)
         return branches
 
 

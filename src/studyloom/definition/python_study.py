@@ -34,7 +34,7 @@ from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.config.values import as_yaml
 from studyloom.data import Datasets, Loaded
 from studyloom.data.split import make_folds
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.files import write_whole, write_with
 from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
@@ -382,7 +382,7 @@ class CallReader:
         Raises:
             ConfigError: all errors that were collected.
         """
-        refuse(self.errors)
+        raise_if_any(self.errors)
         sections = self.study.sections
         defaults: list[str | dict[str, object]] = ["studyloom"]
         for group, option in self.options.items():
@@ -767,4 +767,4 @@ def _refuse_names_of_program(text: str, run_dir: Path) -> None:
             "a config cannot hold the Datasets that were given as objects: give tensors or arrays, "
             "or name classes of a module as data.train._target_ and data.test._target_"
         )
-    refuse(errors)
+    raise_if_any(errors)

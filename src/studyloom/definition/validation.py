@@ -17,7 +17,7 @@ from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.defaults import find_shared_length
 from studyloom.definition.definition import NETWORK_SECTIONS, Branch, Definition
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.metrics import ObjectiveValue
 from studyloom.space.drawing_configurations import DRAWS, draw_configuration
 from studyloom.space.tree import (
@@ -73,7 +73,7 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
         errors += definition.try_out(data)
     if not errors:
         errors += strategy.try_out()
-    refuse(errors)
+    raise_if_any(errors)
 
 
 # The values of studyloom's sections

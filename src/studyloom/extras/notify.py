@@ -18,7 +18,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.errors import refuse
+from studyloom.errors import raise_if_any
 from studyloom.extras.trackers.projection import Feed
 from studyloom.installation import pip_install
 from studyloom.text import one_line, printable
@@ -54,7 +54,7 @@ class Notices:
             error = error_in(target)
             if error is not None:
                 errors.append(error)
-        refuse(errors)  # raises them, if there are any
+        raise_if_any(errors)
         self._targets = list(targets)
         self._best_sent_at = -BEST_INTERVAL  # when the last notice of a new best was sent
         self._announced_best: int | None = None  # the number of a trial that needs no notice

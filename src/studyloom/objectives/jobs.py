@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from studyloom.config.build import build, find_target, plain
 from studyloom.config.study_config import StudyConfig
 from studyloom.data.split import Fold
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric, ObjectiveValue
 from studyloom.seeds import derive
 from studyloom.text import format_scalar, nearest
@@ -158,7 +158,7 @@ def build_loss(section: Mapping[str, object]) -> Callable[[Tensor, Tensor], Tens
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
             f"got {settings['reduction']}"
         )
-    refuse(errors)
+    raise_if_any(errors)
     for name, value in settings.items():
         if isinstance(value, list):
             settings[name] = torch.tensor(value, dtype=torch.float32)
@@ -258,7 +258,7 @@ def build_optimizer(
     settings.pop(GROUPS, None)  # parameter groups are a part of the job, not arguments of the class
     accepted = inspect.signature(find_target(settings, "optimizer")).parameters
     errors = _find_unknown_settings("optimizer", settings["_target_"], settings, accepted)
-    refuse(errors)
+    raise_if_any(errors)
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = build(settings, "optimizer")
     return make_optimizer
 
@@ -290,7 +290,7 @@ def build_groups(groups: object) -> tuple[ParameterGroup, ...]:
                 f"optimizer.groups.{name}: must have match, a pattern of parameter names or a "
                 f"list, as in {example}; got {group!r}"
             )
-    refuse(errors)
+    raise_if_any(errors)
     return tuple(parameter_groups)
 
 

@@ -20,7 +20,7 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import describe_error, flatten, value_at, with_values
-from studyloom.errors import ConfigError, PredictError, refuse
+from studyloom.errors import ConfigError, PredictError, raise_if_any
 from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Direction, Metric, ObjectiveValue
 from studyloom.objectives.loop_run import Run
 from studyloom.space.rule import Condition, parse_limits, read_space
@@ -385,7 +385,7 @@ def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
         set_keys = [key for key, _value in flatten(params)]
     errors = [*_explain_keys(PARAMS, set_keys, program_config)]
     errors += _explain_keys("space", searched_keys, program_config)
-    refuse(errors)
+    raise_if_any(errors)
     defaults = values_of_application(program_config, params, searched_keys)
     config = cfg.with_values({PARAMS: with_values(params, defaults)})
     return ComposedAdapter(config, space)
@@ -469,7 +469,7 @@ def _refuse_reserved_names(key: str, names: Sequence[str]) -> None:
     for name in names:
         if name in TRIAL_KEYS:
             errors.append(f"{key}: {name} is reserved; choose another name")
-    refuse(errors)
+    raise_if_any(errors)
 
 
 def _compute_no_score(outputs: object, targets: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.space.tree import (
     Distribution,
     Group,
@@ -55,7 +55,7 @@ def parse_space(tree: Mapping[str, Any], options: Options, parent_key: str = "")
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, _Place("", parent_key))))
-    refuse([*parser.errors, *_find_long_names(space), *_find_conflicts(space)])
+    raise_if_any([*parser.errors, *_find_long_names(space), *_find_conflicts(space)])
     return space
 
 
@@ -305,7 +305,7 @@ def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
             f"space.{name}.{key}: no such key; a range of kind {kind} has "
             f"{', '.join(allowed_keys)}{nearest(key, allowed_keys)}"
         )
-    refuse(errors)
+    raise_if_any(errors)
 
 
 def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distribution:
@@ -341,7 +341,7 @@ def _parse_numbers(
     errors = [*_find_wrong_numbers(numbers, key, kind)]
     if type(log) is not bool:
         errors.append(f"space.{name}.log must be true or false; got {log!r}")
-    refuse(errors)
+    raise_if_any(errors)
 
     if step is not None and step > 0:  # Optuna refuses other steps below
         high = _find_highest(low, high, step, name)
@@ -413,7 +413,7 @@ def _parse_choice(choices: Any, key: str) -> CategoricalDistribution:
             errors.append(
                 f"{key} must hold strings, finite numbers, true, false or null; got {value!r}"
             )
-    refuse(errors)
+    raise_if_any(errors)
     if len(set(choices)) < len(choices):
         raise ConfigError(
             f"{key} must not name a value twice, and 1, 1.0 and true are one value to "

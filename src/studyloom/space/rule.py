@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.metrics import COSTS, ObjectiveValue
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Space, is_numeric
@@ -189,7 +189,7 @@ class Rule:
                 better = "more"
             expected = f"{_direction(objective)} {objective.name}"
             errors.append(f"{key}: {text!r}: {better} {objective.name} is better; write {expected}")
-        refuse(errors)
+        raise_if_any(errors)
         assert objective is not None
         # A metric has more fields than these two, which would make rules of one text unequal.
         compared_objective = ObjectiveValue(objective.name, objective.direction)
@@ -314,7 +314,7 @@ def parse_limits(section: Any, quantities: Sequence[str] | None = COSTS) -> list
             )
         else:
             limits.append(Condition(str(quantity), match["sign"], float(match["bound"])))
-    refuse(errors)
+    raise_if_any(errors)
     return limits
 
 
@@ -383,7 +383,7 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
             if not hint:
                 hint = f"; there are {', '.join(names) or 'none'}"
             errors.append(f"{subject}: {name} is not a numeric hyperparameter{hint}")
-    refuse(errors)
+    raise_if_any(errors)
     return tuple(relations)
 
 

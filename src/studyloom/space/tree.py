@@ -31,7 +31,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from studyloom.errors import refuse
+from studyloom.errors import raise_if_any
 from studyloom.text import describe_kind, format_scalar, is_scalar, nearest
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -304,7 +304,7 @@ class Space:
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
         """
-        refuse([*self._find_continuous_ranges()])
+        raise_if_any([*self._find_continuous_ranges()])
         odometer = _Odometer()
         has_next = True
         while has_next:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from studyloom.errors import refuse
+from studyloom.errors import raise_if_any
 from studyloom.metrics import Metric
 from studyloom.text import name_error, nearest, shorten
 from studyloom.training.checkpoint import State
@@ -94,11 +94,11 @@ def make_optimizer(
     sections = _split_parameters(network, groups)
     if not errors and not sections:
         errors.append("optimizer.groups freezes all parameters of the network: nothing is left")
-    refuse(errors)  # raises them, if there are any
+    raise_if_any(errors)
     optimizer = make(sections)
     # An optimizer of PyTorch ignores settings that it does not have. Only once it is made does it
     # list those that it has.
-    refuse([*_check_settings(optimizer, groups)])
+    raise_if_any([*_check_settings(optimizer, groups)])
     return optimizer
 
 

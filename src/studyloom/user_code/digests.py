@@ -26,7 +26,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, raise_if_any
 from studyloom.user_code.importing import find_member, is_users_code
 from studyloom.user_code.pickled import MAIN, received_digests
 
@@ -132,7 +132,7 @@ def _check_not_edited(digests: Mapping[str, str]) -> None:
                 f"{path} has changed since this process imported it; restart it (in a notebook: "
                 "the kernel), or use importlib.reload"
             )
-    refuse(errors)
+    raise_if_any(errors)
 
 
 def _is_edited(name: str, digest: str) -> bool:

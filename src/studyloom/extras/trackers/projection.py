@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
 from studyloom.config.values import describe_error
-from studyloom.errors import ConfigError, StorageError, refuse
+from studyloom.errors import ConfigError, StorageError, raise_if_any
 from studyloom.installation import pip_install
 from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
 from studyloom.storage.stored_study import StoredStudy
@@ -174,7 +174,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
             trackers[str(name)] = _build_tracker(f"track.{name}", settings)
         except ConfigError as error:
             errors += error.errors
-    refuse(errors)
+    raise_if_any(errors)
     return trackers
 
 
