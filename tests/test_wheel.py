@@ -12,7 +12,7 @@ import pytest
 from commands import ROOT, environment
 
 pytestmark = pytest.mark.wheel
-LARGEST = 1_460_000  # bytes of the wheel; 710,000 are of the digits
+LARGEST = 1_700_000  # bytes of the wheel; 710,000 are of the digits
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_every_config_in_the_wheel_finds_its_module_data_and_options(built):
 
 def test_the_package_and_its_groups_come_from_the_wheel(installed, tmp_path):
     code = (
-        "import studyloom.config.compose as c; "
+        "import studyloom.config.config_sources as c; "
         "print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir() if p.is_dir()))"
     )
     where, groups, *names = run(installed / "python", "-c", code, cwd=tmp_path).split()
