@@ -65,17 +65,11 @@ class Join(Launcher):
                 task.command.line.send("died", error)
                 raise
             return
-        broken = None  # the error that has left this process unable to use its GPU
         try:
-            with renewing_own_lease(task):
+            with working_here(task, stop):
                 task.work(stop)
-        except BrokenProcess as error:
-            broken = error
-        open_trials = count_trials_left(task, stop)
-        if open_trials > 0:
-            if broken is None:
-                raise make_no_worker_error(open_trials)
-            raise make_new_process_error(broken, task)
+        except BrokenProcess as broken:
+            raise make_new_process_error(broken, task) from None
 
 
 @dataclass(frozen=True)
@@ -121,20 +115,15 @@ class Local(Launcher):
         """
         open_trials = task.count_open_trials()
         if self.works_here(task, open_trials):
-            broken = None  # the error that has left this process unable to use its GPU
             try:
-                with renewing_own_lease(task):
+                with working_here(task, stop):
                     task.work(stop)
-            except BrokenProcess as error:
-                broken = error
-            open_trials = count_trials_left(task, stop)
-            if open_trials == 0:
                 return
-            if broken is None:
-                raise make_no_worker_error(open_trials)
-            if not can_pass_objects():
-                raise make_new_process_error(broken, task)
-            log.warning("%s; a worker process continues", broken)
+            except BrokenProcess as broken:
+                if not can_pass_objects():
+                    raise make_new_process_error(broken, task) from None
+                log.warning("%s; a worker process continues", broken)
+            open_trials = task.count_open_trials()
         if open_trials == 0:  # workers of other commands have ended the last trials meanwhile
             return
         workers = self._make_workers(task, self.count(open_trials))
@@ -204,22 +193,27 @@ class Local(Launcher):
 
 
 @contextmanager
-def renewing_own_lease(task: Task) -> Iterator[None]:
-    """Renews the lease of this process in a thread, while it works on a task in the body."""
+def working_here(task: Task, stop: Stop) -> Iterator[None]:
+    """Renews the lease of this process in a thread, while it works on a task in the body.
+
+    Raises:
+        BrokenProcess: the body has left this process unable to use its GPU, and trials are open.
+        LaunchError: trials are open although this process can run them, and no stop was requested.
+    """
+    broken = None
     with renewing_leases(task, lambda: [worker_id(os.getpid())]):
-        yield
-
-
-def count_trials_left(task: Task, stop: Stop) -> int:
-    """Counts the trials that are open after this process has worked; 0 if a stop was requested."""
+        try:
+            yield
+        except BrokenProcess as error:
+            broken = error
     if stop():
-        return 0
-    return task.count_open_trials()
-
-
-def make_no_worker_error(open_trials: int) -> LaunchError:
-    """Makes the error that trials are open although this process can run them."""
-    return LaunchError(f"{open_trials} trials are open, and no worker runs them")
+        return
+    open_trials = task.count_open_trials()
+    if open_trials == 0:
+        return
+    if broken is not None:
+        raise broken
+    raise LaunchError(f"{open_trials} trials are open, and no worker runs them")
 
 
 def make_new_process_error(broken: BrokenProcess, task: Task) -> BrokenProcess:
