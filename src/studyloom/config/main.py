@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import hydra
 from omegaconf import DictConfig
@@ -84,28 +84,38 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             sys.argv[1:] = arguments
             handle_early_options(task, folder, config_name, arguments)
             shows_tracebacks = wants_tracebacks()  # True if the user has set the variable
-
-            @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
-            @functools.wraps(task)
-            def check_and_run(cfg: DictConfig) -> None:
-                if not shows_tracebacks:
-                    TRACEBACKS.take()
-                errors = find_config_errors(cfg)
-                if errors:
-                    exit_with_errors(*errors)
-                with seeding_imports(cfg.study.seed):
-                    task(cfg)
-
+            compose_and_run = _make_hydra_command(
+                task, folder, config_name, shows_tracebacks=shows_tracebacks
+            )
             with explaining_errors_of_composing(
                 folder, config_name, arguments, shows_tracebacks=shows_tracebacks
             ):
-                check_and_run()
+                compose_and_run()
                 sys.stdout.flush()  # of what Hydra prints, such as --cfg
 
         vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
         return run
 
     return decorate
+
+
+def _make_hydra_command(
+    task: Task, folder: str, config_name: str, *, shows_tracebacks: bool
+) -> Callable[[], None]:
+    """Returns a function that composes the config by Hydra, checks it, and calls the task."""
+
+    @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
+    @functools.wraps(task)
+    def check_and_run(cfg: DictConfig) -> None:
+        if not shows_tracebacks:
+            TRACEBACKS.take()
+        errors = find_config_errors(cfg)
+        if errors:
+            exit_with_errors(*errors)
+        with seeding_imports(cfg.study.seed):
+            task(cfg)
+
+    return cast(Callable[[], None], check_and_run)  # Hydra's decorator passes the config
 
 
 def _add_package_parent(module_file: Path) -> None:
