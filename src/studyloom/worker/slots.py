@@ -9,7 +9,6 @@ into *segments*, and what a segment may use is decided when it begins.
 import copy
 import logging
 import sys
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,7 +18,11 @@ from studyloom.decisions.rounds import RoundOrder
 from studyloom.decisions.strategy import KEEPS_STATE
 from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
-from studyloom.space.drawing_configurations import draw_configuration, identify
+from studyloom.space.drawing_configurations import (
+    ConfigurationKey,
+    draw_configuration,
+    identify,
+)
 from studyloom.space.tree import Configuration
 from studyloom.storage.attributes import (
     BASELINE,
@@ -37,7 +40,6 @@ from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.stage import Stage
 
 REDRAWS = 10  # by the sampler, if a configuration is not accepted, before chance decides
-ConfigurationKey = frozenset[tuple[str, Any]]  # from `identify`: equal for equal configurations
 log = logging.getLogger(__name__)
 
 
