@@ -73,13 +73,7 @@ class NetworkDefinition(Definition):
     def with_recorded_values(
         self, configuration: Configuration, values: Sequence[float]
     ) -> Configuration:
-        """Returns the configuration of a training whose ReduceLROnPlateau steps on recorded values.
-
-        The final training has no validation set, and so no values to step on.
-
-        Args:
-            values: the value of each epoch of an earlier training of the configuration.
-        """
+        """Records the values in the configuration's scheduler, if that steps on values."""
         if not values or not steps_on_value(self.compose_config(configuration)):
             return configuration
         values_with_record = {**configuration.values, f"scheduler.{RECORDED}": [*values]}
