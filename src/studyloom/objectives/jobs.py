@@ -206,8 +206,9 @@ def build_schedule(
     if not is_scheduler_of_pytorch:
         function_of_progress: Callable[[float], float] = build(section, key)
         return function_of_progress
-    # PyTorch's schedulers take an optimizer, which does not exist yet. So a partial function is
-    # built, only for its arguments: a TorchSchedule keeps them until there is an optimizer.
+    # PyTorch's schedulers take an optimizer, which does not exist yet. With `_partial_`, `build`
+    # checks and resolves the other arguments, and returns them in a functools.partial. A
+    # TorchSchedule keeps them until there is an optimizer.
     partial_section = {}
     for name, value in section.items():
         if name not in (INTERVAL, RECORDED, SCHEDULERS):

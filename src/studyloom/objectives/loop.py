@@ -112,7 +112,7 @@ class ObjectiveTrial(optuna.Trial):
         self._block_signals = block_signals
         self._store = store
         # The hyperparameters that an earlier attempt has suggested, and this attempt has not yet.
-        self._names_to_repeat = {*self._cached_frozen_trial.distributions}
+        self._names_of_earlier_attempt = {*self._cached_frozen_trial.distributions}
         self._reported_steps: set[int] = set()
         self._is_pruned = False
 
@@ -171,8 +171,8 @@ class ObjectiveTrial(optuna.Trial):
         is drawn by the sampler and committed at once.
         """
         if name in self._cached_frozen_trial.distributions:
-            if name in self._names_to_repeat:  # an earlier attempt has drawn it
-                self._names_to_repeat.remove(name)
+            if name in self._names_of_earlier_attempt:  # an earlier attempt has drawn it
+                self._names_of_earlier_attempt.remove(name)
                 self._advance_sampler(name, distribution)
             return super()._suggest(name, distribution)
         with self._block_signals():
@@ -191,6 +191,8 @@ class ObjectiveTrial(optuna.Trial):
         The sampler's random state is that of the start of the trial. Without these draws, the
         values that this attempt suggests next would not be those of an uninterrupted trial.
         """
+        # The sampler draws nothing here for a range of one value, for a value that was queued with
+        # the trial, and for a value that it drew together with others when the trial began.
         needs_no_draw = (
             distribution.single()
             or self._is_fixed_param(name, distribution)
@@ -345,9 +347,10 @@ class Loop:
                     f"objective.metric names: expected run.cost({name}=…), or a dict with it"
                 )
         value = values[self.metric]
-        if value is None:
-            return to_finite_number(value, "returned None, and not run.value")
-        return to_finite_number(value, f"returned {value!r}")
+        action = f"returned {value!r}"
+        if value is None:  # it probably lacks the line `return run.value`
+            action = "returned None, and not run.value"
+        return to_finite_number(value, action)  # its error says "the objective returned …"
 
     def _name_values(self, result: object) -> Mapping[Any, Any]:
         """Returns the values that a call has returned, by the names of the objectives."""
@@ -359,7 +362,11 @@ class Loop:
         return {self.metric: result}
 
     def check_run(self, run: Run) -> None:
-        """Raises ValueError if the call of a run can be neither paused nor tested as it must be."""
+        """Raises ValueError if the call of a run cannot be paused, or tested, although it must be.
+
+        Args:
+            run: the object by which the call reports values and keeps its state.
+        """
         if self.must_resume and run.stage == "search":
             if not run.can_resume:
                 raise ValueError(
@@ -473,9 +480,9 @@ class SignalGuard:
     def block_signals(self) -> Iterator[None]:
         """Makes signals wait until the body has ended.
 
-        The seconds of the body do not count as seconds of the step, whose start is moved by them.
+        The seconds of the body are no training: the start of the step is moved by them.
         """
-        self._interruptible.close()
+        self._interruptible.close()  # leaves the context in which signals may interrupt the loop
         body_start = time.perf_counter()
         try:
             yield
@@ -484,8 +491,12 @@ class SignalGuard:
             if self.ending is None:
                 self.allow_signals()
 
-    def start_step(self) -> float:
-        """Starts the time of a step, and returns the seconds since the one before was started."""
+    def start_step(self) -> None:
+        """Starts the time of the first step."""
+        self._step_start = time.perf_counter()
+
+    def end_step(self) -> float:
+        """Returns the seconds of the step that ends now, and starts the time of the next step."""
         now = time.perf_counter()
         seconds = now - self._step_start
         self._step_start = now
@@ -532,8 +543,13 @@ class LoopObjective(Objective):
     _warnings: list[str] = field(default_factory=list)
 
     @property
+    def has_several_jobs(self) -> bool:
+        """True if the loop is called for several folds or seeds, each of them a job."""
+        return len(self.jobs) > 1
+
+    @property
     def compared_jobs(self) -> int | None:
-        if len(self.jobs) > 1:
+        if self.has_several_jobs:
             return len(self.jobs)
         return None
 
@@ -543,7 +559,7 @@ class LoopObjective(Objective):
         With several jobs, trials are compared only at the end of each job, by the number of jobs
         that have ended.
         """
-        if self.compared_jobs is None:
+        if not self.has_several_jobs:
             return step.number
         assert isinstance(step, Report)
         if step.ends_job:
@@ -557,7 +573,7 @@ class LoopObjective(Objective):
             reported: the compared number of the step that was reported last. With several jobs it
                 is the number of jobs that had ended, and so the position of the next job.
         """
-        if self.compared_jobs is None:
+        if not self.has_several_jobs:
             return step.number > reported
         assert isinstance(step, Report)
         next_job = reported
@@ -565,8 +581,11 @@ class LoopObjective(Objective):
 
     @property
     def epochs(self) -> int | None:
-        """Number of steps in all: by `run.epochs`, or with several jobs once all have ended."""
-        if self.compared_jobs is None:
+        """Number of steps in all; None until it is known.
+
+        The loop gives it to `run.epochs`. With several jobs it is known once all have ended.
+        """
+        if not self.has_several_jobs:
             if self._run is None:
                 return None
             return self._run.count
@@ -604,14 +623,14 @@ class LoopObjective(Objective):
                 value = self._run_job(position, report, stopping)
             except UnfitState as error:
                 log.warning("trial %d: %s; it starts again from the beginning", self.trial, error)
-                self._saved = None
+                self._saved = None  # the job has no checkpoint to resume from
                 self._reports[position] = []
                 continue  # with the same job
             self._values.append(value)
-            self._saved = None
+            self._saved = None  # the next job starts from the beginning
             self._run = None
-            if len(self.jobs) > 1:
-                self._reports.append([])
+            if self.has_several_jobs:
+                self._reports.append([])  # of the next job
                 report(self._make_end_report(position))
         return mean(self._values)
 
@@ -631,14 +650,12 @@ class LoopObjective(Objective):
             try:
                 value = self._call_function(run, guard)
             except BaseException as error:
-                # The loop may have caught the exception of a report or of a checkpoint, and then
-                # have raised another one. The caught exception counts.
-                if guard.ending is not None:
-                    raise guard.ending from None
-                if isinstance(error, TrialPruned):  # the loop prunes its trial itself
-                    run.flush()
-                if run.unfit_state is not None and isinstance(error, Exception):
-                    raise run.unfit_state from None
+                prunes_itself = isinstance(error, TrialPruned) and guard.ending is None
+                if prunes_itself:
+                    run.flush()  # sends the last report, which may be pending
+                caught_error = _find_caught_error(error, run, guard)
+                if caught_error is not None:
+                    raise caught_error from None
                 raise
             finally:
                 self._not_kept = run.not_kept
@@ -653,7 +670,7 @@ class LoopObjective(Objective):
         """Makes the run of the job at a position, which is the current run from now on."""
         loop = self.loop
         attempt = self.attempt
-        if attempt.folder is not None and len(self.jobs) > 1:  # each job has its own folder
+        if attempt.folder is not None and self.has_several_jobs:  # each job has its own folder
             attempt = replace(attempt, folder=attempt.folder / f"job-{position}")
         run = Run(
             RunContext(self.trial, attempt, self.jobs[position]),
@@ -689,7 +706,9 @@ class LoopObjective(Objective):
         with isolated_hydra(), keys_explained():
             guard.start_step()
             result = function.call(config, run, make_trial)
-        if guard.ending is not None or run.unfit_state is not None:
+        has_caught_report = guard.ending is not None
+        has_caught_unfit_state = run.unfit_state is not None  # the checkpoint did not fit the loop
+        if has_caught_report or has_caught_unfit_state:
             # The loop has caught the exception that ends its trial. The caller of this method
             # raises that exception again, in place of the one here.
             raise RuntimeError("the loop must not catch the exception that ends its trial")
@@ -712,10 +731,10 @@ class LoopObjective(Objective):
         assert self._run is not None
         self.loop.check_run(self._run)
         with guard.block_signals():
-            seconds = guard.start_step()
+            seconds = guard.end_step()
             reports_of_job = self._reports[position]
             number = step
-            if self.compared_jobs is not None:
+            if self.has_several_jobs:
                 number = self._count_steps(position) + len(reports_of_job) + 1
             report = Report(number, value, seconds, step, further, job=position)
             reports_of_job.append(report)
@@ -735,7 +754,10 @@ class LoopObjective(Objective):
     # The record of the trial
 
     def costs(self) -> list[Cost]:
-        """Returns the costs that the loop has reported, as means over jobs."""
+        """Returns the costs that the loop has reported, as means over jobs.
+
+        Only those are returned that the study names. A loop may report the metric as a cost too.
+        """
         names = dict.fromkeys([self.loop.metric, *self.loop.required_costs])  # an ordered set
         means = []
         for name in names:
@@ -764,12 +786,17 @@ class LoopObjective(Objective):
         steps = []
         for position, reports in enumerate(self._reports):
             steps += reports
-            if len(self.jobs) > 1 and position < len(self._values):
+            if self.has_several_jobs and position < len(self._values):
                 steps.append(self._make_end_report(position))
         return [step for step in steps if self._is_counted(step.number)]
 
     def curves(self) -> Curves:
-        """Returns a column for each quantity that was reported, as means over jobs."""
+        """Returns a column for each quantity that was reported, as means over jobs.
+
+        The means are over the reports of one step, as the loop numbers its steps in each job. The
+        `number` of a report grows over all jobs, and shows only whether the report came before the
+        trial was pruned.
+        """
         reports_by_step = defaultdict[int, list[Report]](list)
         for reports_of_job in self._reports:
             for report in reports_of_job:
@@ -823,11 +850,11 @@ class LoopObjective(Objective):
             costs.append({name: cost.value for name, cost in costs_of_job.items()})
         return {
             "seeds": [job.seed for job in self.jobs],
-            "reports": reports,
-            "values": self._values,
-            "costs": costs,
-            "states": self._states,
-            "now": run_state,
+            "reports": reports,  # a list for each job that has begun
+            "values": self._values,  # of the jobs that have ended
+            "costs": costs,  # of the jobs that have begun
+            "states": self._states,  # of the objects that the first job kept, at its end
+            "now": run_state,  # the state of the current job; None between two jobs
         }
 
     def restore(self, state: State) -> None:
@@ -841,21 +868,22 @@ class LoopObjective(Objective):
             reports = []
             for reports_of_job in state["reports"]:
                 reports.append([Report(**fields) for fields in reports_of_job])
-            run_state = state["now"]
+            run_state = state["now"]  # of the job that ran; None between two jobs
             if run_state is not None:
-                # The value that the run reported last is stored only with the reports.
+                # The run needs the value that it reported last, which `state` stores only once,
+                # with the reports.
                 reports_of_current_job = reports[-1]
                 last_report = reports_of_current_job[-1]
                 run_state = {**run_state, "value": last_report.value}
             costs = [self._restore_costs(values_by_name) for values_by_name in state["costs"]]
-            values = [*state["values"]]
-            states = state["states"]
+            values = [*state["values"]]  # of the jobs that had ended
+            states_of_first_job = state["states"]  # of the objects that it kept, at its end
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the state does not fit this objective: {error}") from error
         self._reports = reports
         self._values = values
         self._costs = costs
-        self._states = states
+        self._states = states_of_first_job
         self._saved = run_state
 
     def _restore_costs(self, values_by_name: Mapping[str, float]) -> dict[str, Cost]:
@@ -869,6 +897,27 @@ class LoopObjective(Objective):
     def weights(self) -> State | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""
         return self._states or None
+
+
+def _find_caught_error(error: BaseException, run: Run, guard: SignalGuard) -> BaseException | None:
+    """Returns an exception that a loop has caught, and that counts more than the one it has raised.
+
+    A loop must not catch the exception by which a report ends its trial, or the error of a
+    checkpoint that does not fit. If it does, it may raise any other one later.
+
+    Args:
+        error: the exception that the loop has raised.
+
+    Returns:
+        The caught exception; None if the loop has caught none.
+    """
+    if guard.ending is not None:
+        return guard.ending
+    # A job whose checkpoint does not fit starts again. A request to stop, which is no `Exception`,
+    # must end the job instead.
+    if isinstance(error, Exception):
+        return run.unfit_state
+    return None
 
 
 class Unstopped(Stopping):

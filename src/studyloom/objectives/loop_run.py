@@ -346,7 +346,8 @@ class Run:
         """Adds the files of another library's trainer to the checkpoint of this epoch.
 
         The checkpoint holds their name and digest only. Keep the files until two later epochs have
-        called this. If they cannot be read, a warning is logged, and the epoch has no checkpoint.
+        called this: the next checkpoint is saved only at the end of an epoch. If they cannot be
+        read, a warning is logged, and the epoch has no checkpoint.
 
         Args:
             path: a file or folder below `dir` with the state after this epoch.
@@ -406,6 +407,8 @@ class Run:
         self._has_called_epochs = True
         self.count = count
         if self._parts:
+            # A resumed trial continues with other examples if the loop reads them from an iterator
+            # whose position is not saved. The names of such iterators are found for a warning.
             loop_frame = sys._getframe(1)  # the caller
             self.streams = _find_streams(_find_variables(loop_frame), [*self._parts.values()])
         last_epoch = 0
@@ -423,15 +426,16 @@ class Run:
                 self._epoch = epoch
                 yield epoch  # the body of the loop runs
                 if self._parts and epoch == first:
-                    # Only now the loop has all its variables: some are first set in its body.
-                    loop_frame = sys._getframe(1)
+                    # Objects whose state a resumed trial would lack are found for a warning. Only
+                    # now the loop has all its variables: some are first set in its body.
+                    loop_frame = sys._getframe(1)  # the loop that iterates over the epochs
                     variables = _find_variables(loop_frame)
                     self.not_kept = _find_unsaved_names(variables, [*self._parts.values()])
                 # The worker that stores the report may save a checkpoint.
                 self._is_between_epochs = True
                 self.flush()
                 self._is_between_epochs = False
-                self._files = None
+                self._files = None  # those that `keep_files` got in this epoch, now saved
         finally:  # after a `break`, the next report or the end of the loop sends what is pending
             self._epoch = None
 
@@ -506,7 +510,11 @@ class Run:
         self._send(self._last_step, self._last_value, values)
 
     def state(self) -> RunState | None:
-        """Returns the state from which another process can resume; None within an epoch."""
+        """Returns the state from which another process can resume.
+
+        Returns:
+            None within an epoch, and if the loop has kept neither objects nor files.
+        """
         if not self._is_between_epochs:
             return None
         if not self._parts and self._files is None:
@@ -554,7 +562,7 @@ class Run:
         if self._epoch is None:
             self.flush()  # the report of an epoch that ended by a `break`
             self._pending = numbers
-            self.flush(step)
+            self.flush(step)  # outside of an epoch each report is sent at once
             return
         is_other_step = step not in (None, self._epoch)
         is_repeated = not self._pending.keys().isdisjoint(numbers)
@@ -711,18 +719,24 @@ def _find_streams(variables: Mapping[str, object], parts: Sequence[object]) -> l
 
 
 def _is_stream(value: object, parts: Sequence[object]) -> bool:
-    """Returns whether a variable of a loop is a stream that the loop does not keep.
+    """Returns whether a variable of a loop is a stream whose position is not saved.
+
+    A stream is data that the loop reads on from where the last epoch has left it. A checkpoint has
+    its position only if the loop keeps the stream, or the Dataset of an iterator. Otherwise a
+    resumed trial reads other examples.
 
     Args:
-        parts: the objects that the loop keeps.
+        parts: the objects that the loop keeps, which are saved.
     """
     if _is_among(value, parts):
         return False
-    if isinstance(value, IterableDataset):
+    if isinstance(value, IterableDataset):  # it may have a position
         return True
     if isinstance(value, DataLoader):
+        # Each epoch iterates over it from its beginning, unless its Dataset has a position.
         return _is_stream(value.dataset, parts)
-    if isinstance(value, _BaseDataLoaderIter):  # an iterator over a DataLoader
+    if isinstance(value, _BaseDataLoaderIter):
+        # An iterator over a DataLoader has a position, which the state of its Dataset may include.
         return not _is_among(value._dataset, parts)
     if isinstance(value, GeneratorType) and value.gi_frame is not None:
         # A generator that has not ended, and may iterate over a DataLoader.

@@ -186,7 +186,7 @@ def build_function(objective: Mapping[str, object]) -> Callable[..., object]:
     built with them, and a function gets them by name.
     """
     section = {}
-    studyloom_keys = [*SCHEMA.objective]
+    studyloom_keys = [*SCHEMA.objective]  # such as metric and direction
     for name, value in plain(objective, "objective").items():
         if name == "_target_" or name not in studyloom_keys:
             section[name] = value
@@ -195,6 +195,8 @@ def build_function(objective: Mapping[str, object]) -> Callable[..., object]:
         if inspect.isclass(target):
             adapter: Callable[..., object] = build(section, "objective")
             return adapter
+        # With `_partial_`, a key of Hydra, `build` does not call the function: it returns a
+        # functools.partial of it.
         function: functools.partial[object] = build(section | {"_partial_": True}, "objective")
         # Raises TypeError for an argument that the function does not have.
         inspect.signature(target).bind_partial(*function.args, **function.keywords)
@@ -376,18 +378,21 @@ def compose_adapter(cfg: StudyConfig) -> ComposedAdapter | None:
     assert isinstance(adapter, ConfiguredAdapter)
     program_config = adapter.compose_config()
     space = read_space(value_at(cfg, "space"), _list_no_options, PARAMS)
+    # A hyperparameter is named as the key of the program's config that it sets. A branch of the
+    # space has those that are searched together with some choice of options.
     searched_keys: list[str] = []
     for branch in space.branches():
         searched_keys += [node.name for node in branch.nodes]
-    params = value_at(cfg, PARAMS) or {}
+    params = value_at(cfg, PARAMS) or {}  # values that the user sets in the program's config
     set_keys: list[str] = []
     if params:
         set_keys = [key for key, _value in flatten(params)]
     errors = [*_explain_keys(PARAMS, set_keys, program_config)]
     errors += _explain_keys("space", searched_keys, program_config)
     raise_if_any(errors)
-    defaults = values_of_application(program_config, params, searched_keys)
-    config = cfg.with_values({PARAMS: with_values(params, defaults)})
+    # The default of a hyperparameter is its value in the program's config, where `params` are set.
+    program_defaults = values_of_application(program_config, params, searched_keys)
+    config = cfg.with_values({PARAMS: with_values(params, program_defaults)})
     return ComposedAdapter(config, space)
 
 
