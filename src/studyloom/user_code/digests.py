@@ -148,7 +148,7 @@ def _is_edited(name: str, digest: str) -> bool:
     module = sys.modules.get(name)
     if module is None or not hasattr(module, "__spec__") or module.__spec__ is None:
         return False
-    spec = module.__spec__  # each import makes another one
+    spec = module.__spec__  # a new object after each import, and after a reload
     is_first_look = _first_specs.get(name) is not spec
     if is_first_look:
         _first_specs[name] = spec
@@ -248,7 +248,7 @@ def _digest_module(member: Any) -> ModuleDigest | None:
         path = Path(file).resolve()
         if is_users_code(path):
             return ModuleDigest(name, digest_source(path.read_bytes()))
-    except (OSError, TypeError):
+    except (OSError, TypeError):  # a module may set its `__file__` to anything
         pass
     return None
 
@@ -360,7 +360,10 @@ def digest_data(value: Any) -> str | None:
 
 
 def _digest_tensor(tensor: Any) -> str | None:
-    """Returns the digest of a tensor; None for a parameter and a sparse or quantized tensor."""
+    """Returns the digest of a tensor; None for a parameter and a sparse or quantized tensor.
+
+    A parameter requires a gradient: it is trained, so that its values define nothing.
+    """
     torch = sys.modules["torch"]
     if tensor.requires_grad or tensor.layout != torch.strided or tensor.is_quantized:
         return None
@@ -371,11 +374,14 @@ def _digest_tensor(tensor: Any) -> str | None:
 
 
 def _digest_array(value: Any) -> str | None:
-    """Returns the digest of an array of numbers; None for any other value."""
+    """Returns the digest of an array of numbers; None for any other value.
+
+    In an array of more than MOST_NUMBERS numbers, only every n-th is digested, so that it is fast.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype.hasobject:
         return None
-    stride = max(1, value.size // MOST_NUMBERS)
+    stride = max(1, value.size // MOST_NUMBERS)  # 1 digests all numbers
     sample = value.reshape(-1)[::stride]
     digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
     digest.update(numpy.ascontiguousarray(sample).view(numpy.uint8).data)
@@ -437,19 +443,19 @@ def _make_text_of_items(items: Iterable[object], *, is_set: bool = False) -> Sta
 def _make_text_of_code(value: object) -> StableText:
     """Makes a text for a function, a class or an object: the digests of the sources that it runs.
 
-    Only functions and classes of `__main__` count, since each module has its own digest. A function
-    or class of a module, or one whose source cannot be read, has its name as the text. An object of
-    such a class has "".
+    Only sources in `__main__` count, since each module has its own digest. Without such a source,
+    or if it cannot be read, the text of a function or class is its name, and that of an object is
+    "".
     """
     text = ""
     names_read: list[str] = []
     for member in _find_members(value):
-        if member.__module__ == "__main__":
+        if member.__module__ == "__main__":  # a module has its own digest
             with suppress(OSError, TypeError, SyntaxError):  # its source cannot be read
                 source = read_source(member)
                 names_read += _find_names_read(compile(source, "", "exec"))
                 text += digest_source(source.encode())
-    if not text and hasattr(value, "__qualname__"):
+    if not text and hasattr(value, "__qualname__"):  # a function or class, and not an object
         text = str(value.__qualname__)
     return StableText(text, tuple(names_read))
 
@@ -514,8 +520,10 @@ def check_readable(member: Any) -> None:
 
     Its digest would not change with an edit of it.
     """
-    main = sys.modules["__main__"]
-    if member.__module__ != "__main__" or hasattr(main, "__file__"):
+    is_in_main = member.__module__ == "__main__"
+    main_has_file = hasattr(sys.modules["__main__"], "__file__")  # not in a notebook or terminal
+    is_typed_in = is_in_main and not main_has_file
+    if not is_typed_in:
         return
     try:
         read_source(member)

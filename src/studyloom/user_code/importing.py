@@ -43,7 +43,8 @@ IS_DEFINED_ELSEWHERE = (
 INSTALLED = {"site-packages", "dist-packages"}  # the names of folders of installed packages
 log = logging.getLogger(__name__)
 
-# For each import in progress, the innermost last: whether it ends where a study would begin.
+# A stack with an entry for each import in progress, the innermost last: True for the import of a
+# script, which ends where the script would begin a study.
 _imports_until_study: list[bool] = []
 
 # The seed of each `seeding_imports` in progress, the innermost last, for scripts: `_import_script`
@@ -152,7 +153,8 @@ class _SeedingFinder(MetaPathFinder):
             return spec
         file = spec.loader.path
         if name == "torch":
-            # Imported by a module of the user whose loader could not seed PyTorch yet.
+            # A module of the user is the first to import PyTorch. It is loaded under a seed, but
+            # PyTorch was not there yet to be seeded, so it is seeded now.
             spec.loader = _TorchLoader(name, file, self.seed)
         elif not _is_installed(file) and is_users_code(Path(file).resolve()):
             spec.loader = _SeedingLoader(name, file, self.seed)
@@ -215,11 +217,12 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
     """Surrounds the import of a module of the user, which may do more than define something.
 
     If the module reads the command line, it sees one without arguments. If it begins a study,
-    `studyloom.search` calls `end_import_at_study`, which reads the stack of imports in progress.
+    `studyloom.search` calls `end_import_at_study`, which finds this import on the stack of imports
+    in progress, `_imports_until_study`.
 
     Args:
         name: the name of the module, for the error.
-        until_study: whether the import ends without an error where the module begins a study:
+        until_study: True for a script, whose import ends without an error where it begins a study:
             `end_import_at_study` then raises _StudyBegins, which ends the body.
 
     Raises:
@@ -231,7 +234,7 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
     try:
         yield
     except _StudyBegins:
-        if not until_study:  # it ends the import of a script around this one
+        if not until_study:  # an outer import, that of a script, is to end
             raise
     except SystemExit as end:
         raise ConfigError(
@@ -274,7 +277,8 @@ def end_import_at_study() -> None:
     Raises:
         ConfigError: a module is imported, and not a script.
     """
-    if not _imports_until_study:  # no import is in progress
+    # `_imports_until_study` has an entry for each import in progress, True for a script.
+    if not _imports_until_study:  # none is in progress
         return
     if any(_imports_until_study):  # one of them is that of a script
         raise _StudyBegins
@@ -363,8 +367,9 @@ def _import_script(recorded: RecordedScript, folder: Path | None) -> ModuleType:
     sys.modules[SCRIPT_MODULE] = script
     sys.path.append(str(path.parent))  # the script may import modules of its folder
     with contextlib.ExitStack() as stack:
+        # This context ends the import where the study begins, and restores `sys.argv`.
         stack.enter_context(importing_module(str(path), until_study=True))
-        if _seeds:  # the imports of a study are seeded
+        if _seeds:  # the user's modules are imported under a seed now, and so is the script
             stack.enter_context(_seeded(_seeds[-1]))
         sys.argv[:] = [str(path)]
         exec(compile(path.read_bytes(), path, "exec"), vars(script))

@@ -59,11 +59,11 @@ class Inheritance:
 
     Attributes:
         file: the file with the objects; None if it gets none.
-        is_complete: False if an object that the process may need could not be passed.
+        has_all_objects: False if an object that the process may need could not be passed.
     """
 
     file: InheritedFile | None = None
-    is_complete: bool = True
+    has_all_objects: bool = True
 
 
 _objects: dict[str, Any] = {}  # the registered objects of the program, such as Datasets, by name
@@ -113,10 +113,10 @@ def passing_objects(
             passed.
         source_digests: the digests of the sources of the program's definitions.
         used_globals: the names of the globals of `__main__` that these definitions are or use.
-        needed: whether the body starts processes, which need every object. If not, it starts one
-            only when this process loses its GPU. Then no error is raised for an object that cannot
-            be pickled, or for arrays that are too large: nothing is passed, and `can_pass_objects`
-            returns False.
+        needed: True if the body starts worker processes, which need every object. False if it
+            starts one only in case this process loses its GPU. Then an object that cannot be
+            pickled, or arrays that are too large, are no error: nothing is passed, and
+            `can_pass_objects` returns False.
 
     Raises:
         ConfigError: an object that is needed cannot be pickled.
@@ -136,13 +136,13 @@ def passing_objects(
         except Exception:  # an object's own __reduce__ may raise anything
             if needed:
                 _raise_for_unpicklable(_select_suspects(used_globals))
-                raise  # all objects can be pickled, and the file cannot be written
-            _inheritance.is_complete = False
+                raise  # every object can be pickled, so the file could not be written
+            _inheritance.has_all_objects = False
         try:
             yield
         finally:
             _inheritance.file = None
-            _inheritance.is_complete = True
+            _inheritance.has_all_objects = True
 
 
 def _select_definitions(names: Iterable[str]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class PassedObjects(NamedTuple):
 
 def can_pass_objects() -> bool:
     """Returns whether a process that is started now gets all objects that only this program has."""
-    return _inheritance.is_complete
+    return _inheritance.has_all_objects
 
 
 def _pickle(objects: object, most_bytes: float = math.inf) -> bytes:
@@ -265,6 +265,7 @@ def child_arguments(variables: Mapping[str, str], *descriptors: int) -> dict[str
     inherited_descriptors = list(descriptors)
     file = _inheritance.file
     if file is not None:
+        # The worker recognizes the file by the secret word with which it begins.
         environment[PICKLED.name] = f"{file.descriptor} {file.word}"
         inherited_descriptors.append(file.descriptor)
     return {"env": environment, "pass_fds": inherited_descriptors}
@@ -273,8 +274,9 @@ def child_arguments(variables: Mapping[str, str], *descriptors: int) -> dict[str
 def receive_objects() -> None:
     """Defines the objects that this worker's program has passed, in `__main__` as there.
 
-    It does nothing if the program has passed none. The worker passes the file on to the processes
-    that it starts itself.
+    It does nothing if the program has passed none. The objects are in an open file that this
+    process has inherited. By now another file may be open under the same number, so the right one
+    begins with a secret word. The worker passes the file on to the processes that it starts itself.
     """
     variable = PICKLED.take()  # the number of the open file and its secret word: "7 0f3a…"
     if not variable:
