@@ -160,8 +160,8 @@ def obeying_requests(study: OpenStudy, command: Command, stop: Stop) -> Iterator
     if not runs_trials:  # such as `studyloom winner`
         yield
         return
-    has_launcher = command.line.is_connected
-    with following_requests(study.stored, stop, stops=not has_launcher):
+    has_launcher = command.line.is_connected  # by the line from a worker to its launcher
+    with following_requests(study.stored, stop, obeys_stop=not has_launcher):
         yield
 
 
@@ -273,7 +273,7 @@ def make_worker(
             checkpoint_folder=checkpoint_folder,
             limits=limits,
             stopwatch=stopwatch,
-            on_claim=command.line.send_claimed,
+            on_claim=command.line.send_claimed,  # reports to the launcher that a trial has begun
             must_pause=lambda: stop.paused,
             checkpoint_interval=settings.interval,
         )

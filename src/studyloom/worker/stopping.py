@@ -140,12 +140,14 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; Python calls it in the main thread, between any two steps.
 
-        There are four cases, in the order of the code:
+        A signal is a *request* to stop the study if all processes of the study get it, as by a
+        Ctrl-C in the terminal. A *lone* signal came to this process only, as by `kill PID`. There
+        are four cases:
 
-        * `request` has sent the signal to this process, which stops its work.
-        * The signal is no request, and another signal was handled before: it is ignored.
-        * The signal is the second request, which ends the process at once.
-        * The signal is the first one, or the first request after a lone one, and stops the work.
+        1. The method `request` has sent the signal to this process, which stops its work.
+        2. The signal is a lone one, and another signal came before: it is ignored.
+        3. The signal is the second request, which ends the process at once.
+        4. The signal is the first one, or the first request, and stops the work.
 
         Args:
             frame: The step at which the main thread is interrupted.
@@ -154,21 +156,25 @@ class Stop:
             Stopped: The first signal came while the main thread was interruptible.
             Interrupted: The signal is the second request to stop.
         """
+        # Case 1
         is_own_signal = self.requested is not None and number == signal.SIGTERM
-        if is_own_signal and not self._has_signaled:  # `request` has sent it
+        if is_own_signal and not self._has_signaled:
             self._has_signaled = True
             self._print(f"stopping, as {self.requested} says")
             self._interrupt(frame)
             return
-        is_requested = self._is_requested()
-        if self.signal is not None and not is_requested:
-            # The same Ctrl-C came twice: from the terminal, and from its launcher.
+        # Case 2: for example, the same Ctrl-C came from the terminal and from the launcher.
+        is_requested = self._is_requested()  # may wait, and another signal is handled meanwhile
+        is_first = self.signal is None
+        if not is_first and not is_requested:
             return
-        was_requested_before = self.signal is not None and self.lone_signal is None
+        # Case 3: the signal before was a request too.
+        was_requested_before = not is_first and self.lone_signal is None
         if was_requested_before:
             if _is_in_finalizer(frame):  # Python would drop the exception; one more signal stops it
                 return
             raise Interrupted
+        # Case 4
         self.signal = number
         if is_requested:
             self.lone_signal = None
@@ -273,6 +279,7 @@ def set_control(stored: StoredStudy, request: Request | None) -> bool:
 
     def store(connection: Connection) -> bool:
         """Stores the request in one transaction, unless the study was requested to stop."""
+        # A study is locked by its attribute UUID, which a study of another program lacks.
         if stored.is_studylooms:
             sql.lock_study(connection, ledger.study_id, ledger.uuid)
         (stored_request,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
@@ -292,23 +299,25 @@ def withdraw_stop(stored: StoredStudy) -> None:
 
 
 @contextlib.contextmanager
-def following_requests(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
+def following_requests(
+    stored: StoredStudy, stop: Stop, *, obeys_stop: bool = True
+) -> Iterator[None]:
     """Obeys the requests of other terminals to stop and to pause, while the body runs.
 
     A thread looks for them once a second.
 
     Args:
-        stops: Whether to obey a request to stop; a worker of a launcher waits for its launcher,
-            which then stops it.
+        obeys_stop: Whether to obey a request to stop. A worker of a launcher does not: its launcher
+            obeys the request, and then stops it.
     """
 
     def follow(end: threading.Event) -> None:
-        """Passes each request on to `stop`, until `end` is set."""
+        """Passes each request that is stored with the study on to `stop`, until `end` is set."""
         while True:
             with contextlib.suppress(StudyloomError):  # the database may be away
                 request = read_control(stored)
                 stop.paused = request == "pause"
-                if request == "stop" and stops:
+                if request == "stop" and obeys_stop:
                     stop.request("studyloom stop")
                     return
             if end.wait(POLL):

@@ -219,30 +219,46 @@ class Supervisor:
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
         """Releases the trial of a worker that has ended, and starts another if trials are open."""
         messages = worker.messages  # such as "ended" with an exit code, or "died" with a reason
+        # A worker that a signal has stopped first releases its trial, and sends an exit code of 128
+        # plus the signal's number.
         sent_exit_code = int(messages.get("ended", 0))
         released_trial = sent_exit_code >= FIRST_SIGNAL_CODE
         death = messages.get("died", f"the worker ended with {worker_exit}")
         # The exit is logged before the kill, which takes seconds if the host is gone, and in which
         # other workers may end the study.
-        if not self._is_stopping and not self.task.is_halted() and self.task.count_open_trials():
+        if self._needs_workers():
             self._log_exit(worker, death, released_trial=released_trial)
-        worker_id = worker.kill()  # with all that it has started
-        held_slots = 0
-        if worker_id is not None:
-            held_slots = self.task.ledger.record_death(worker_id, death)
+        held_trial = self._kill(worker, death)
         if not self._is_stopping and self.task.is_halted():
             self._stop_all()
-        if self._is_stopping or not self.task.count_open_trials():
+        if not self._needs_workers():
             return
 
-        has_claimed = "claimed" in messages or held_slots > 0
-        if has_claimed:
+        has_begun_trial = "claimed" in messages or held_trial
+        if has_begun_trial:
             worker.failures = 0
         else:
             worker.failures += 1
         was_signaled = released_trial or worker_exit.signal in STOP_SIGNALS
         if self._may_restart(worker, was_signaled=was_signaled):
             worker.start()
+
+    def _needs_workers(self) -> bool:
+        """Returns whether trials are open, and neither a stop nor their failures end the work."""
+        if self._is_stopping or self.task.is_halted():
+            return False
+        return self.task.count_open_trials() > 0
+
+    def _kill(self, worker: WorkerHandle, death: str) -> bool:
+        """Kills what a worker that has ended has started, and releases its trial.
+
+        Returns:
+            Whether it held a trial.
+        """
+        worker_id = worker.kill()
+        if worker_id is None:
+            return False
+        return self.task.ledger.record_death(worker_id, death) > 0
 
     def _may_restart(self, worker: WorkerHandle, *, was_signaled: bool) -> bool:
         """Returns whether to replace a worker that has ended, unless too many died in a row.
@@ -251,8 +267,9 @@ class Supervisor:
             was_signaled: whether a signal from outside has ended it.
         """
         messages = worker.messages
+        # It ended with this exit code before it claimed a trial. The next worker would do the same.
         refused_config = messages.get("ended") == INVALID_INPUT and "claimed" not in messages
-        if refused_config:  # the next worker would refuse it too
+        if refused_config:
             return False
         if was_signaled:
             return worker.failures <= RESTARTS_AFTER_SIGNAL

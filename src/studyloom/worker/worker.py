@@ -139,9 +139,9 @@ class Worker:
     def run(self) -> None:
         """Runs trials of the stage until none is open or a stop is requested.
 
-        Once the search has ended early, only the trials that have begun are run to their ends.
-        While other workers hold all open slots, this one waits: if one of them dies, its lease
-        ends, and its slot can be claimed.
+        A worker claims a slot, a row of the study's budget, and so reserves its trial. Once the
+        search has ended early, only the trials that have begun are run to their ends. While other
+        workers hold all open slots, this one waits: if one of them dies, its slot can be claimed.
 
         Raises:
             Halted: The study's trials all fail for the same reason.
@@ -174,21 +174,30 @@ class Worker:
                 if must_check_alone:
                     slots.begin_alone(claim, self.limits.lease)
                     must_check_alone = False
-                with self.releasing_on_stop(claim):
-                    begun = self.begin_trial(claim, slots)
-                    if begun is not None:
-                        with self.counting_lone_signal(begun.held, slots):
-                            gpu_error = self.train(begun, slots)
-                        self.finish_trial(begun, gpu_error)
+                self.run_trial(claim, slots)
                 wait = first_wait
             elif ledger.count_open(stage.trials, only_with_trial=search_ended):
-                slots.halt_failed_rounds()
-                self.idle(wait)
+                self.wait_for_others(slots, wait)
                 wait = min(WAIT_GROWTH * wait, longest_wait)
-                ledger.record_gone()
-            else:
+            else:  # all trials have ended
                 self.files.remove_stale()
                 return
+
+    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
+        """Runs the trial of a claimed slot to its end, or until it is released for others."""
+        with self.releasing_on_stop(claim):
+            begun = self.begin_trial(claim, slots)
+            if begun is None:  # the trial has ended without training
+                return
+            with self.counting_lone_signal(begun.held, slots):
+                gpu_error = self.train(begun, slots)
+            self.finish_trial(begun, gpu_error)
+
+    def wait_for_others(self, slots: SlotQueue, seconds: float) -> None:
+        """Waits while other workers hold all open slots, or while the study is paused."""
+        slots.halt_failed_rounds()  # if its trials fail, and no other worker can go on either
+        self.idle(seconds)
+        self.stored.ledger.record_gone()  # frees the slots of workers on this host that have died
 
     def idle(self, seconds: float) -> None:
         """Waits for some seconds, or until a stop is requested."""
@@ -229,7 +238,11 @@ class Worker:
     # Draw
 
     def begin_trial(self, claim: Claim, slots: SlotQueue) -> BegunTrial | None:
-        """Begins or resumes the trial of a claim; returns None if it ends without training."""
+        """Begins or resumes the trial of a claimed slot.
+
+        Returns:
+            None if the trial ends without training.
+        """
         assert claim.trial_id is not None
         with self.stopwatch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
@@ -248,8 +261,10 @@ class Worker:
             is_search=self.stage.is_search,
             in_rounds=slots.in_rounds,
         )
+        is_unpromotable = claim.ends_pruned  # it was paused, and can no longer go on
+        took_too_long = claim.fatal  # its last worker was killed for study.trial_timeout
         has_crashed_too_often = claim.deaths >= self.limits.max_attempts
-        if claim.ends_pruned or claim.fatal or has_crashed_too_often:
+        if is_unpromotable or took_too_long or has_crashed_too_often:
             self.end_untrained(frozen, held)
             return None
         configuration = slots.draw(held)
@@ -281,7 +296,7 @@ class Worker:
 
     def _explain_deaths(self, claim: Claim) -> failures.Failure:
         """Returns the failure of a trial whose workers have died, or timed out with it."""
-        if claim.fatal:
+        if claim.fatal:  # the last worker was killed, since the trial took too long
             return failures.Failure(failures.TIMEOUT, str(claim.last_death))
         reason = f"{claim.deaths} workers crashed in this trial; the last: {claim.last_death}"
         return failures.Failure(failures.CRASHED, reason)
@@ -308,12 +323,14 @@ class Worker:
     def train(self, begun: BegunTrial, slots: SlotQueue) -> str | None:
         """Trains a configuration, and ends its trial as complete, pruned or failed.
 
+        An error of the user's code ends the trial as failed, and is not raised.
+
         Returns:
             The error that has left this process unable to use its GPU; None if none has.
 
         Raises:
             Stopped, Interrupted: The worker must stop, and releases the trial.
-            Paused: The trial waits at a rung, and was released.
+            Paused: The trial waits at a rung, an epoch that compares trials, and was released.
             ClaimLost: Another worker has the trial.
             StorageLost: The database stays away.
         """
@@ -335,10 +352,11 @@ class Worker:
             with self.stopwatch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
             outcome = Outcome(TrialState.COMPLETE, value)
-        except ReportRejected as rejected:
+        except ReportRejected as rejected:  # a report has ended the trial, or this attempt
             assert objective is not None
+            # Raises Stopped, Interrupted, Paused, ClaimLost or StorageLost if that is the cause.
             outcome = self._handle_rejection(rejected.cause, held, objective)
-        except (Stopped, Interrupted):
+        except (Stopped, Interrupted):  # the training was interrupted between two reports
             raise
         except optuna.TrialPruned as pruned:
             outcome = Outcome(TrialState.PRUNED, gpu_error=find_gpu_error(pruned))
@@ -357,7 +375,8 @@ class Worker:
     def _make_attempt(self, begun: BegunTrial, slots: SlotQueue) -> Attempt:
         """Describes this worker's attempt at a trial to the objective.
 
-        The attempts are numbered by the claims on the trial's slot, since each begins with one.
+        Each attempt begins with a claim on the trial's slot, its row in the budget. A claim's token
+        counts the claims on the slot, and so numbers the attempts.
         """
         claim = begun.held.claim
         checkpoint = self.files.checkpoint(begun.frozen.number, begun.configuration)
@@ -365,7 +384,7 @@ class Worker:
         if checkpoint is not None:
             folder = self.files.folder_of(checkpoint)
         return Attempt(
-            number=claim.token,  # how often the slot was claimed, this time included
+            number=claim.token,
             stage=self.stage.title,
             folder=folder,
             pauses=slots.pauses,
@@ -401,10 +420,12 @@ class Worker:
 
         Raises:
             BrokenProcess: There was such an error; each further trial here would fail like this.
+            Halted: The study's trials all fail for the same reason.
         """
         number = begun.frozen.number
         self.files.remove(number, begun.configuration)
         if gpu_error is not None:
+            # If the study has halted, no other process needs to go on with it.
             self.stored.check_halted()
             raise BrokenProcess(
                 f"trial {number} has left this process unable to use its GPU: {gpu_error}"
@@ -418,8 +439,8 @@ class Worker:
     ) -> Outcome:
         """Returns how a report has ended a trial, as by pruning it.
 
-        Raises the cause if the trial has not ended, but only this worker's part in it: it is
-        paused, released, or another worker has it.
+        If the trial has not ended, the cause is raised again. This worker's part in the trial has
+        ended then: the trial is paused or released, another worker has it, or the database is away.
 
         Args:
             cause: The exception that the report raised.
@@ -437,7 +458,8 @@ class Worker:
                 objective.forget_steps_after(pruned_step.number)
                 return Outcome(TrialState.PRUNED)
             case StorageError():
-                # The database cannot hold what was reported, so it is not written again.
+                # The database cannot hold what was reported. The buffer drops it, as if it were
+                # written, so that the end of the trial can be written without it.
                 self.stored.storage.mark_written()
         return Outcome.failed(cause)
 
@@ -457,6 +479,6 @@ class Worker:
             study_seed=source.seed,
             data=self.data.digest,
             device=device.type,
-            claims=held.claim.token,
+            claims=held.claim.token,  # the token counts the claims on the trial's slot
             environment=current_environment(device),
         )
