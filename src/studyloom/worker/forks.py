@@ -69,23 +69,28 @@ class ForkServer:
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
         """Forks a worker, the leader of a session.
 
+        The fork server forks an intermediate process, the worker's parent, which forks the worker,
+        sends the worker's process id, and ends. The worker is then an orphan, which this process
+        adopts. See `serve`.
+
         Args:
             environment: The variables that are set for the worker; OMP_NUM_THREADS among them.
             log: The file to which its output is appended.
-            line: The descriptor of its end of a line.
+            line: The descriptor of its end of a line, by which it sends this process messages.
 
         Raises:
-            OSError: The fork server has died, or the worker's parent; see `serve`.
+            OSError: The fork server has died, or the worker's parent.
         """
         try:
             self._calls.send((dict(environment), str(log)))
             send_handle(self._calls, line, self._pid)
-            # The parent sends the worker's id, and the fork server None once the parent has ended.
+            # Two messages come: the worker's process id from its parent, and then None from the
+            # fork server, once the parent has ended. Without the first, the parent has died.
             pid = self._calls.recv()
             if pid is None:
                 message = "the worker's parent has died before it named the worker"
                 raise ChildProcessError(message)
-            self._calls.recv()  # None: now the worker is an orphan, which this process adopts
+            self._calls.recv()  # None
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
         return ForkedWorker(pid)
@@ -114,7 +119,8 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
 
     1. This process forks a parent of the worker.
     2. The parent forks the worker, sends the worker's process id to the command, and ends. The
-       worker is then an orphan, which the command adopts, so that it can learn how the worker ends.
+       worker is then an orphan, and the command becomes its parent (`adopt_orphans`), so that it
+       can learn how the worker ends.
     3. This process sends None, since the parent has ended.
 
     Args:
@@ -126,7 +132,7 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
 
     def run_worker(environment: Mapping[str, str], log: str, line_descriptor: int) -> None:
         """Works in the forked process, as the leader of a session with its own log."""
-        calls.close()
+        calls.close()  # only the fork server uses it
         os.setsid()
         _redirect_output(log)
         os.environ.update(environment)

@@ -240,16 +240,20 @@ class HeldTrial:
         ledger = self.stored.ledger
         failed_trial = self._tell_optuna(value=None, state=state)
 
-        def finish_and_queue(claim: Claim, write: WriteRows) -> bool:
-            """Ends the claim and queues the other trial, if this worker still holds the slot."""
+        def end_and_queue(claim: Claim, write: WriteRows) -> bool:
+            """Ends the claim and queues the other trial, if this worker still holds the slot.
 
-            def write_and_queue(connection: Connection) -> None:
+            Args:
+                write: Stores the changes of the failed trial.
+            """
+
+            def write_both_trials(connection: Connection) -> None:
                 write(connection)
                 replace_trial(ledger, connection, failed_trial, {REPEATS: failed_trial.number})
 
-            return ledger.finish_and_queue(claim, write_and_queue)
+            return ledger.finish_and_queue(claim, write_both_trials)
 
-        self._end_claim(finish_and_queue)
+        self._end_claim(end_and_queue)
         self._announce_end(failed_trial)
 
     def _tell_optuna(self, value: float | None, state: TrialState) -> FrozenTrial:
@@ -264,6 +268,8 @@ class HeldTrial:
         storage = self.stored.storage
         trial_id = self.trial._trial_id
         cost_objectives = self.stored.objectives[1:]
+        # With several objectives, Optuna's TPE sampler raises an exception at a pruned trial. It
+        # can rank the trial if a constraint, which the trial breaks, is set here.
         if state == TrialState.PRUNED and cost_objectives:
             mark_worse_than_complete(storage.get_trial(trial_id), self.trial.set_constraint)
         values = None
@@ -288,7 +294,8 @@ class HeldTrial:
 
         It halts if the code fails in the first trial of the search, or if the latest
         `limits.max_failures` trials all failed for this reason. A first trial that crashed its
-        workers does not halt it: the host may be the cause.
+        workers does not halt it: the host may be the cause. In a search in rounds, which does not
+        depend on when its trials end, the failures in a row are counted elsewhere.
         """
         if failure.kind not in failures.HALTING_KINDS:
             return False
@@ -296,7 +303,7 @@ class HeldTrial:
         is_first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
         if self.is_search and is_first and failure.kind in failures.CODE_ERROR_KINDS:
             return True
-        if self.in_rounds:  # `SlotQueue.halt_failed_rounds` halts it
+        if self.in_rounds:  # `SlotQueue.halt_failed_rounds` counts the failures
             return False
         max_failures = self.limits.max_failures
         ended_trials = []

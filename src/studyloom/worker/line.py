@@ -95,6 +95,7 @@ class Line:
         if self._socket is None:
             return True
         deadline = time.monotonic() + PATIENCE
+        # The thread that listens counts the confirmations.
         while self._confirmations == self._used_confirmations:
             if time.monotonic() > deadline:
                 return False
@@ -120,10 +121,10 @@ class Line:
 
     @contextlib.contextmanager
     def sending_exit_code(self) -> Iterator[None]:
-        """Sends the exit code of this process once the body has ended.
+        """Sends the launcher the exit code of this process once the body has ended.
 
         The process then ends after LINGER seconds at the latest, even if a thread of the user's
-        code still runs.
+        code still runs. A process that lives on after its command is not ended.
         """
         code = 1  # for any exception but SystemExit
         try:

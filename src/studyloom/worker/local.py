@@ -66,7 +66,7 @@ class Join(Launcher):
                 raise
             return
         try:
-            with working_here(task, stop):
+            with working_here(task, stop):  # raises LaunchError if trials are open afterwards
                 task.work(stop)
         except BrokenProcess as broken:
             raise make_new_process_error(broken, task) from None
@@ -120,6 +120,7 @@ class Local(Launcher):
                     task.work(stop)
                 return
             except BrokenProcess as broken:
+                # Another process may lack objects of this one, such as a Dataset of a notebook.
                 if not can_pass_objects():
                     raise make_new_process_error(broken, task) from None
                 log.warning("%s; a worker process continues", broken)
@@ -132,7 +133,9 @@ class Local(Launcher):
     def _make_workers(self, task: Task, count: int) -> "list[LocalWorker]":
         """Makes the handles of a number of workers, which are not started yet."""
         command = [sys.executable, *task.command.worker_arguments()]
-        shared_environment = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
+        # This variable marks a process as a worker, which adds the seconds to its own age.
+        age_of_command = {WORKER.name: f"{task.command.age():.3f}"}
+        shared_environment = {**age_of_command, **shared_variables()}
         # With the process id in the name, two commands on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = []
@@ -163,7 +166,8 @@ class Local(Launcher):
             return min(int(self.workers), slots)
         visible_count = len(visible_gpus())
         if visible_count > 0:
-            return min(visible_count // self.gpus * self.per_gpu, slots)
+            gpu_groups = visible_count // self.gpus
+            return min(gpu_groups * self.per_gpu, slots)  # per_gpu workers share a group
         if training_device().type == "mps":
             return min(self.per_gpu, slots)
         return min(count_cores(), slots)
@@ -201,7 +205,9 @@ def working_here(task: Task, stop: Stop) -> Iterator[None]:
         LaunchError: trials are open although this process can run them, and no stop was requested.
     """
     broken = None
-    with renewing_leases(task, lambda: [worker_id(os.getpid())]):
+    own_id = worker_id(os.getpid())
+    # The ids are asked for at each renewal; here there is always one worker, this process.
+    with renewing_leases(task, worker_ids=lambda: [own_id]):
         try:
             yield
         except BrokenProcess as error:
@@ -313,7 +319,7 @@ class LocalWorker:
         workers_end = self.listener.detach()
         try:
             self.process = self._fork(workers_end)
-            if self.process is None:
+            if self.process is None:  # it cannot be forked, for example because it uses a GPU
                 self.process = self._spawn(workers_end)
         finally:
             os.close(workers_end)  # the worker has its own copy
@@ -321,7 +327,7 @@ class LocalWorker:
     def poll(self) -> WorkerExit | None:
         """Reads the messages of the worker, and returns how it ended; None if it has not."""
         code = None
-        if self.process is not None:
+        if self.process is not None:  # None before `start`, and after `kill`
             code = self.process.poll()
         self.messages = self.listener.listen()
         if code is None:
@@ -344,7 +350,7 @@ class LocalWorker:
         killed_id = self.worker_id
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        kill_marked(self.mark)
+        kill_marked(self.mark)  # the programs that have left its group inherited this variable
         self.process.wait()
         self.listener.close()
         self.process = None

@@ -107,6 +107,7 @@ def open_search(prepared: Prepared, stop: Stop, *, create: bool) -> Iterator[Ope
         OSError: the run directory cannot be made.
         LaunchError: the cluster of a new study does not start.
     """
+    # A missing server is always created; whether the study must exist on it is decided below.
     url = start_embedded_server(prepared.url, create=True)
     run_dir = prepared.run_dir
     definition = prepared.definition

@@ -99,7 +99,7 @@ class StudyProcess:
         config = self.config
         command = self.command
         reporting = self.reporting
-        line = command.line
+        line = command.line  # the connection to the launcher, if this process is its worker
         with (
             ExitStack() as cleanup,
             line.sending_exit_code(),
@@ -110,7 +110,7 @@ class StudyProcess:
                 command = replace(command, fork_server=fork_server)
             with exiting_on_errors(stop, reporting):
                 receive_objects()
-                line.follow()
+                line.follow()  # from now on this process stops when its launcher has ended
                 reporting.open()
                 code_of_study = run_study(config, command, reporting, stop, self.stages)
                 code = find_exit_code(code_of_study, stop)
@@ -128,7 +128,14 @@ def run_worker(
     reporting: ProcessReporting | None = None,
     stages: Stages = SEARCH_ONLY,
 ) -> NoReturn:
-    """Works in this process on the stages of a study, as a worker that a launcher has started."""
+    """Works in this process on the stages of a study, as a worker that a launcher has started.
+
+    Args:
+        command: the command of the launcher, which has begun the study.
+        line: the connection to the launcher.
+        reporting: reports on the study; None to report nothing.
+        stages: the stages of the study that this process knows.
+    """
     reporting = reporting or ProcessReporting()
     command = replace(command, begins=False, is_worker=True, line=line)
     StudyProcess(config, command, reporting, stages).run()
@@ -218,6 +225,7 @@ def exit_in_study(error: BaseException, stop: Stop, reporting: ProcessReporting)
             code = error.exit_code
         else:
             code = FAILED
+        # A study whose trials all fail needs a fix, even if a stop was requested meanwhile.
         if not isinstance(error, Halted):
             code = find_exit_code(code, stop)
         reporting.end(code, str(error))

@@ -122,6 +122,8 @@ class Reporter:
         Raises:
             ReportRejected: A report has ended the trial, whatever the objective did then.
         """
+        # A report, and each of the calls within `_recording_rejection`, may end the trial by an
+        # exception, which is recorded. Whatever the objective then raises, the recorded one counts.
         with self._raising_rejection():
             self._restore()
             self._evaluation_seconds = self.objective.evaluation_seconds
@@ -229,7 +231,7 @@ class Reporter:
         trial.set_user_attr(RESUMED, resumed)
         streams = trial.user_attrs.get(STREAMS, ())
         log.info("%s", describe_resumption(trial.number, resumed, streams))
-        self._outbox.send(PendingReport())
+        self._outbox.send(PendingReport())  # commits the attribute now, before the first step ends
 
     def _find_restored_epoch(self) -> int | None:
         """Returns the last epoch of the restored state, as the user counts; None without one."""
@@ -254,6 +256,13 @@ class Reporter:
 
     def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
+
+        1. At a rung, where trials are compared, it saves the state.
+        2. It sends the report, which commits the step.
+        3. At any other step but the last, it saves the state if that is due, or if the worker must
+           stop.
+        4. It raises an exception if the worker must stop, the trial must wait at the rung, or the
+           trial has taken too long.
 
         Args:
             step: The step; None to store only the pending rows of the trial.
@@ -280,8 +289,8 @@ class Reporter:
             with stopwatch("storage"):
                 self._outbox.send(PendingReport(step, at_rung))
             must_stop = self.must_release() and not is_last
-            lacks_saved_state = not is_last and not at_rung
-            if lacks_saved_state and (must_stop or self._is_save_due()):
+            needs_save = not is_last and not at_rung  # at a rung it was saved before the report
+            if needs_save and (must_stop or self._is_save_due()):
                 self._save()
             if must_stop:
                 raise Stopped
@@ -363,6 +372,8 @@ class Reporter:
     def post(self, report: PendingReport) -> None:
         """Stores a report and renews the lease, in one commit; then consults the pruner.
 
+        A report without a step commits the other changes of the trial, and renews the lease.
+
         Raises:
             ClaimLost: Another worker has the trial.
             TrialPruned: The pruner ends the trial at this step.
@@ -381,6 +392,7 @@ class Reporter:
             held.trial.set_user_attr(STREAMS, streams)
         # The number by which the pruner compares the step; None if it does not.
         compared_number = self.objective.compared_number(step)
+        # An earlier worker may have stored the value of a step that is trained a second time.
         if compared_number is not None and compared_number > self._stored_until:
             # Optuna's `Trial.report` refuses this in a study with several objectives.
             held.stored.storage.set_trial_intermediate_value(
@@ -412,8 +424,9 @@ class Reporter:
         pruner = held.stored.optuna.pruner
         if not self.may_be_pruned or isinstance(pruner, NopPruner):
             return
-        # Earlier workers have consulted the pruner for their steps, but maybe not for the last one:
-        # a worker may die after its commit and before it consults the pruner.
+        # Earlier workers have consulted the pruner for their steps, but maybe not for the last one,
+        # `_stored_until`: a worker may die after its commit and before it consults the pruner. So
+        # the pruner is consulted for that step again.
         if compared_number is None or compared_number < self._stored_until:
             return
         is_last = step.number == self.objective.epochs
@@ -456,7 +469,10 @@ class Outbox(Generic[T]):
             self._thread.join()
 
     def send(self, item: T) -> None:
-        """Adds an item, and waits until it is posted or the database turns out to be away."""
+        """Adds an item, and waits until it is posted, or until the database turns out to be away.
+
+        It waits SEND_TIMEOUT seconds at most, for a database that neither responds nor fails.
+        """
         self._queue.put(item)
         deadline = time.monotonic() + SEND_TIMEOUT
 

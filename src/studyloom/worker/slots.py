@@ -40,6 +40,7 @@ from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.stage import Stage
 
 REDRAWS = 10  # by the sampler, if a configuration is not accepted, before chance decides
+RANDOM_CONFIGURATION = 1  # distinguishes the seeds of random configurations from other seeds
 log = logging.getLogger(__name__)
 
 
@@ -85,10 +86,17 @@ class SlotQueue:
         if not round_size:
             return asha_order
         if asha_order is None:
+            # The first rung, at which trials are compared, is at an epoch that no trial reaches.
             pruner_without_rungs = AshaPruner(min_resource=sys.maxsize)
             asha_order = pruner_without_rungs.make_order(objectives)
+        # How many segments the search had when it halted last, since its trials all failed.
         (halted_at,) = self.stored.attributes(HALTED_AT)
-        return RoundOrder(asha_order, round_size, max_failures, halted_at or 0)
+        return RoundOrder(
+            order=asha_order,
+            width=round_size,
+            max_failures=max_failures,
+            halted_at=halted_at or 0,
+        )
 
     @property
     def in_rounds(self) -> bool:
@@ -172,9 +180,9 @@ class SlotQueue:
     def begin_alone(self, claim: Claim, lease: float) -> None:
         """Begins the work on a study whose sampler or pruner keeps state in its process.
 
-        Checks that no other process works on the study: a process claims a slot before it looks for
-        others, so that of two that begin together at most one continues. Then makes the sampler,
-        once for all trials of this process.
+        Checks that no other process works on the study. A process claims a slot, which reserves a
+        trial for it, before it looks for others: so of two that begin together at most one
+        continues. Then makes the sampler, once for all trials of this process.
 
         Args:
             claim: The first claim of this process.
@@ -187,7 +195,7 @@ class SlotQueue:
         ledger = stored.ledger
         strategy = self.stage.strategy
         stateful_parts = " and ".join(strategy.keeps_state)  # such as "sampler and pruner"
-        ledger.record_gone()
+        ledger.record_gone()  # ends the claims of processes on this host that have died
         other_owners = [slot.owner for slot in ledger.held() if slot.owner != self.owner]
         if other_owners:
             ledger.release(claim)
@@ -206,6 +214,7 @@ class SlotQueue:
         """Warns that state is lost if earlier processes have begun trials.
 
         Args:
+            stateful_parts: The parts of the search that keep state, such as "sampler and pruner".
             number: The number of the first trial of this process.
         """
         for trial in self.stored.trials():
@@ -222,13 +231,13 @@ class SlotQueue:
     # Draw
 
     def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
-        """Makes the Optuna trial of a claimed one, with a sampler that will draw for it.
+        """Makes the `optuna.Trial` of a stored trial that was claimed, with a sampler for it.
 
-        A waiting trial starts, and a paused one no longer counts as paused. The baseline gets its
-        hyperparameters here, so that the sampler draws none.
+        A waiting trial starts, and a paused one no longer counts as paused. The baseline, which is
+        the default configuration, gets its hyperparameters here, so that the sampler draws none.
 
         Args:
-            frozen: The claimed trial, which the trial buffer has loaded.
+            frozen: The stored trial, which the trial buffer has loaded.
         """
         record = TrialRecord(frozen)
         buffer = self.stored.storage
@@ -284,19 +293,21 @@ class SlotQueue:
     def _prepare_redraw(
         self, held: HeldTrial, redraws: int, used_keys: set[ConfigurationKey]
     ) -> bool:
-        """Replaces the Optuna trial, whose configuration was not accepted, by one with none.
+        """Prepares another draw of a trial's configuration, since the last one was not accepted.
 
-        After REDRAWS redraws the new Optuna trial has a random configuration instead of none.
+        It drops that configuration, which was not stored, and makes a new `optuna.Trial` of the
+        same stored trial. After REDRAWS redraws it also sets a random configuration, so that the
+        sampler draws none.
 
         Args:
             redraws: How often a configuration of the trial was not accepted.
             used_keys: The configurations that the trial must not repeat.
 
         Returns:
-            False if no random configuration is allowed.
+            False if a random configuration is needed, and none is found.
         """
         trial_id = held.trial._trial_id
-        # The buffer reads the stored trial again, without the pending configuration.
+        # The buffer holds the trial's changes until they are committed. It drops them here.
         self.stored.storage.load(self.stored.ledger.study_id, trial_id)
         with held.stopwatch("sampling"):
             if redraws > REDRAWS and not self._set_random_configuration(held, redraws, used_keys):
@@ -331,7 +342,7 @@ class SlotQueue:
             Whether it was stored.
         """
         stored = self.stored
-        key = identify(configuration)
+        key = identify(configuration)  # equal for two configurations that are the same
         keys_of_others: set[ConfigurationKey] = set()
 
         def write(connection: Connection) -> None:
@@ -350,20 +361,22 @@ class SlotQueue:
                 raise ClaimLost
         used_keys |= keys_of_others
         was_stored = key not in used_keys
-        if was_stored:
-            stored.storage.mark_written()
+        if was_stored:  # by `write`, whose transaction is committed now
+            stored.storage.mark_written()  # the buffer drops the pending configuration
         return was_stored
 
     def _add_segments(self, held: HeldTrial) -> None:
         """Adds to the next commit that the trial's segment begins, in a search in rounds.
 
-        Other workers wait for it: what their segments may use depends on which have begun.
+        A segment is a part of a training, up to the next rung; rounds of segments are decided one
+        after the other. Other workers wait for this one: what their segments may use depends on
+        which have begun.
         """
-        if not held.claim.segments:
+        if not held.claim.segments:  # the search is not in rounds
             return
         begun_segments = []
         for segment in held.claim.segments:
-            first_step = segment.start or 0
+            first_step = segment.start or 0  # None if the trial had no configuration yet
             begun_segments.append((segment.number, first_step))
         self.stored.storage.set_trial_user_attr(held.trial._trial_id, SEGMENTS, begun_segments)
 
@@ -372,7 +385,7 @@ class SlotQueue:
     ) -> bool:
         """Sets a random configuration that is allowed and not used; False if there is none."""
         source = self.stage.source
-        seed = derive(source.seed, held.trial.number, 1, redraws)
+        seed = derive(source.seed, held.trial.number, RANDOM_CONFIGURATION, redraws)
         configuration = draw_configuration(source.space, seed, used_keys)
         if configuration is None:
             return False
@@ -382,13 +395,14 @@ class SlotQueue:
     def _make_trial(
         self, claim: Claim, trial_id: int, seed: int, *, redraws: bool = False
     ) -> optuna.Trial:
-        """Makes the Optuna trial of the trial in the buffer, with a sampler that draws for it.
+        """Makes the `optuna.Trial` of the trial in the buffer, with a sampler that draws for it.
 
         Args:
             seed: The number from which, with the seed of the study, the sampler is seeded.
             redraws: Whether an earlier configuration of the trial was not accepted.
         """
         strategy = self.stage.strategy
+        # A sampler that keeps state was made before the first trial, and serves all trials.
         if "sampler" not in strategy.keeps_state:
             self.stored.optuna.sampler = strategy.sampler(seed, redraws=redraws)
         # A copy of the study reads the trials again. Optuna caches them for the sampler until
