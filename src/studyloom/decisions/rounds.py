@@ -26,7 +26,16 @@ from optuna import Study
 from studyloom.decisions.asha import AshaOrder
 from studyloom.decisions.extrapolation import view_in_rounds
 from studyloom.storage import failures
-from studyloom.storage.standings import DONE, HELD, OPEN, Fault, Segment, SlotChoice, Standing
+from studyloom.storage.standings import (
+    DONE,
+    HELD,
+    OPEN,
+    OWN,
+    Fault,
+    Segment,
+    SlotChoice,
+    Standing,
+)
 
 
 @dataclass(frozen=True)
@@ -62,15 +71,19 @@ class RoundOrder:
         return self.order.pauses_at(slot, previous_step, step)
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Returns False: a trial is paused at each rung, since its promotion is another segment."""
+        """Returns False: the worker of a trial at a rung never continues it at once.
+
+        The trial is paused there, and its training up to the next rung is another segment, which is
+        decided like all others.
+        """
         return False
 
     def count_known(self, number: int) -> int:
         """Returns how many segments are known when a segment is decided.
 
         The segments of a study are numbered in the order in which they are decided. Known are those
-        of all rounds before the last two, which may still run. In rounds of 4 segments, 4 segments
-        are known when one of the segments 8 to 11 is decided.
+        of all rounds but the segment's own and the one before it, which may still run. In rounds of
+        4 segments, 4 segments (0 to 3) are known when one of the segments 8 to 11 is decided.
 
         Args:
             number: The number of the segment that is decided.
@@ -82,72 +95,87 @@ class RoundOrder:
         return (round_number - 1) * self.width
 
     def view_study(self, study: Study, segment: Segment) -> Study:
-        """Returns a view of a study with what a sampler may know for the decision on a segment."""
+        """Returns a view of a study that shows a sampler only what is known in a segment's round.
+
+        Other reports are hidden, since it depends on the speed of the workers which there are.
+
+        Args:
+            study: The study.
+            segment: The segment for which a worker needs the sampler: the first one of a new trial,
+                whose configuration is drawn.
+        """
         known_count = self.count_known(segment.number)
         return view_in_rounds(study, partial(_find_last_known_step, known_count=known_count))
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> SlotChoice | None:
         """Returns the slot whose trial a worker takes next.
 
-        The worker trains a segment of the trial: from its start or a rung to the next rung, or to
-        its end. A segment whose worker has died comes first; then a paused trial that can no longer
-        be promoted, to be ended; and then a new segment.
+        A slot is the row of the budget table that a trial belongs to. The worker trains one segment
+        of the trial: from its start or a rung to the next rung, or to its end.
+
+        First comes a segment whose worker has died, to be trained again. Then comes a paused trial
+        that can no longer be promoted, to be ended. Then comes a new segment.
 
         Args:
             standings: How far the trial of each slot has come.
-            closed: Always False: no bound ends a search in rounds early.
+            closed: Always False, and not used: no bound ends a search in rounds early. All orders
+                have this argument.
 
         Returns:
             None if the worker must wait for others, if all trials are done, or if the study halts;
             see `find_halt_reason`.
         """
-        begun = [standing for standing in standings if standing.segments]
-        unended = [standing for standing in begun if not _has_ended(standing)]
-        # A segment whose worker has died
+        unended = []  # trials whose last segment has not ended
+        for standing in standings:
+            if standing.segments and not _has_ended_last_segment(standing):
+                unended.append(standing)
         abandoned = [standing for standing in unended if standing.state != HELD]
-        if abandoned:
+        if abandoned:  # no other worker trains them
             return _choose_abandoned(abandoned)
 
-        # A paused trial that can no longer be promoted, by what was known when the last segment was
-        # decided: so no later decision depends on when the trial is ended.
-        numbers = [standing.segments[-1].number for standing in begun]  # of the last segments
-        last_number = max(numbers, default=-1)
+        # A paused trial is ended if the segments that were known at the last decision show that it
+        # can no longer be promoted. Later decisions know these segments too, and count the trial as
+        # ended anyway (see `limit_standings`): so it does not matter when a worker ends it.
+        last_number = _find_last_number(standings)
         unpromotable = self._choose_unpromotable(standings, self.count_known(last_number))
         if unpromotable is not None:
             return unpromotable
 
-        # A new segment
-        last_segments = [standing.segments[-1] for standing in unended]
-        if any(segment.start is None for segment in last_segments):
+        running_segments = [standing.segments[-1] for standing in unended]  # of other workers
+        if any(segment.start is None for segment in running_segments):
             return None  # another worker draws the configuration of a new trial
-        first_running = min((segment.number for segment in last_segments), default=None)
-        return self._choose_new_segment(standings, last_number + 1, first_running)
+        running_numbers = [segment.number for segment in running_segments]
+        first_running_number = min(running_numbers, default=None)
+        return self._choose_new_segment(standings, last_number + 1, first_running_number)
 
     def _choose_new_segment(
-        self, standings: Sequence[Standing], next_number: int, first_running: int | None
+        self, standings: Sequence[Standing], next_number: int, first_running_number: int | None
     ) -> SlotChoice | None:
         """Returns the slot whose trial gets another segment; None while none can be decided.
 
         A segment is the training of a trial from its start or a rung to the next rung. Segments are
         numbered in the order in which they are decided, and a round has `width` of them. A segment
-        is decided from the segments of all rounds before the last two, once these have ended: in
-        rounds of 4, the segments 8 to 11 are decided from the segments 0 to 3.
+        is decided from those of all rounds but its own and the one before it, once they have ended.
+        In rounds of 4, the segments 8 to 11 are decided from the segments 0 to 3, once these four
+        have ended; it does not matter whether the segments 4 to 7 have.
 
         Args:
             standings: How far the trial of each slot has come.
             next_number: The number after that of the last segment so far.
-            first_running: The number of the first segment that has not ended; None if all have.
+            first_running_number: The number of the first segment that has not ended; None if all
+                have.
         """
         for number in self._list_possible_numbers(next_number):
             known_count = self.count_known(number)
-            if first_running is not None and first_running < known_count:
-                return None  # it must end first
+            if first_running_number is not None and first_running_number < known_count:
+                return None  # this segment must end first
             if self._find_repeated_failure(standings, known_count) is not None:
                 return None  # the study halts
             choice = self.order.choose(self.limit_standings(standings, known_count))
             if choice is not None:
                 return self._add_segment(standings, choice.slot, number)
-        # Not even all segments together allow another one.
+        # For the last of these numbers all segments are known, and they allow no new one. So they
+        # all say which paused trials can no longer be promoted.
         return self._choose_unpromotable(standings, known_count=next_number)
 
     def _list_possible_numbers(self, next_number: int) -> list[int]:
@@ -170,40 +198,45 @@ class RoundOrder:
         return numbers
 
     def _add_segment(self, standings: Sequence[Standing], slot: int, number: int) -> SlotChoice:
-        """Returns a slot to claim for another segment of its trial, which gets a number."""
+        """Returns the choice of a slot whose trial gets another segment.
+
+        Args:
+            standings: How far the trial of each slot has come.
+            slot: The slot.
+            number: The number of the new segment.
+        """
         standing = next(standing for standing in standings if standing.slot == slot)
-        start = None  # a new trial has no configuration yet
+        start = None  # a new trial, which has no configuration yet
         if standing.segments:
-            start = standing.last
+            start = standing.last  # the last step that the trial has reported
         return SlotChoice(slot, segments=[*standing.segments, Segment(number, start)])
 
     def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
         """Returns why the study halts now; None if a slot can be claimed, or a segment runs.
 
+        A segment is the training of a trial from its start or a rung to the next rung. If no worker
+        can train another one, too many in a row may have failed for one reason.
+
         Args:
             standings: How far the trial of each slot has come.
         """
         for standing in standings:
-            if standing.segments and not _has_ended(standing):
+            if standing.segments and not _has_ended_last_segment(standing):
                 return None
         if self.choose(standings) is not None:
             return None
-        last_number = -1
-        for standing in standings:
-            for segment in standing.segments:
-                last_number = max(last_number, segment.number)
-        # A segment two rounds later would be decided from all segments that there are now.
-        number_of_later = last_number + 1 + 2 * self.width
-        return self._find_repeated_failure(standings, self.count_known(number_of_later))
+        segment_count = _find_last_number(standings) + 1
+        return self._find_repeated_failure(standings, segment_count)
 
     def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
 
         A segment is the training of a trial from its start or a rung to the next rung. Segments
-        are numbered over the whole study, in the order in which they were decided.
+        are numbered over the whole study from 0, in the order in which they were decided.
 
-        If such a row has halted the study before (at `halted_at` segments), it counts again only
-        with a later segment: so a study that is resumed gets another try.
+        A study that has halted and is resumed gets another try: a row of failures counts only if it
+        ends with a later segment. `halted_at` is the number of segments that there were at the last
+        halt, so that later ones have this number or a higher one.
 
         Args:
             standings: How far the trial of each slot has come.
@@ -224,29 +257,31 @@ class RoundOrder:
                 failures_in_a_row = 0
             failures_in_a_row += 1
             last_reason = fault.reason
-            has_halted_before = number < self.halted_at
-            if failures_in_a_row >= self.max_failures and not has_halted_before:
+            is_later_than_halt = number >= self.halted_at
+            if failures_in_a_row >= self.max_failures and is_later_than_halt:
                 return fault.reason
         return None
 
     def limit_standings(self, standings: Sequence[Standing], known_count: int) -> list[Standing]:
         """Returns how far trials would have come if only the first segments had ended.
 
-        A segment is the training of a trial from its start or a rung to the next rung.
-        Trials that could no longer be promoted then are shown as DONE. With each of these fewer
-        trials can reach the higher rungs, so that others there may no longer be promoted either.
+        A decision in rounds uses only these segments, so that it does not depend on which of the
+        later ones have ended by chance. A segment is the training of a trial from its start or a
+        rung to the next rung. With `known_count=4`, a trial that had the segments 1 and 6 is shown
+        as running since the rung where segment 6 begins, even if it has ended since.
+
+        A paused trial that can no longer be promoted then is shown as DONE, though a worker may
+        still have to end it.
 
         Args:
             standings: How far the trial of each slot has come.
             known_count: How many segments of the study count as ended, from the first on.
         """
         limited = [_limit_standing(standing, known_count) for standing in standings]
-        unpromotable = self.order.find_unpromotable(limited)
-        while unpromotable:  # each pass marks further trials as DONE, so this ends
-            for position, standing in enumerate(limited):
-                if standing.slot in unpromotable:
-                    limited[position] = replace(standing, state=DONE)
-            unpromotable = self.order.find_unpromotable(limited)
+        unpromotable_slots = self.order.find_unpromotable(limited)
+        for position, standing in enumerate(limited):
+            if standing.slot in unpromotable_slots:
+                limited[position] = replace(standing, state=DONE)
         return limited
 
     def _choose_unpromotable(
@@ -254,48 +289,60 @@ class RoundOrder:
     ) -> SlotChoice | None:
         """Returns the first paused trial that can no longer be promoted, for a worker to end it.
 
-        None if there is no such trial by what the first segments have shown.
+        None if there is no such trial by what the first segments have shown. A segment is the
+        training of a trial from its start or a rung to the next rung.
 
         Args:
             standings: How far the trial of each slot has come.
             known_count: How many segments of the study are known, from the first on.
         """
-        done_slots = set()
-        for standing in self.limit_standings(standings, known_count):
-            if standing.state == DONE:
-                done_slots.add(standing.slot)
+        # Both those that have ended and those that can no longer be promoted
+        slots_shown_as_done = set()
+        for limited_standing in self.limit_standings(standings, known_count):
+            if limited_standing.state == DONE:
+                slots_shown_as_done.add(limited_standing.slot)
         slots_to_end = []
         for standing in standings:
-            if standing.slot in done_slots and standing.state not in (HELD, DONE):
+            has_ended = standing.state == DONE
+            is_held = standing.state == HELD  # another worker is ending or releasing it
+            if standing.slot in slots_shown_as_done and not has_ended and not is_held:
                 slots_to_end.append(standing.slot)
         if not slots_to_end:
             return None
         return SlotChoice(min(slots_to_end), ends_pruned=True)
 
 
-def _choose_abandoned(abandoned: Sequence[Standing]) -> SlotChoice:
-    """Returns the oldest segment that no other worker trains, to be trained again.
+def _find_last_number(standings: Sequence[Standing]) -> int:
+    """Returns the highest number of a segment of any trial; -1 if there is no segment yet."""
+    last_numbers = [standing.segments[-1].number for standing in standings if standing.segments]
+    return max(last_numbers, default=-1)
 
-    One that this worker holds comes first: it holds one already if the database's reply to its
-    claim was lost.
+
+def _choose_abandoned(abandoned: Sequence[Standing]) -> SlotChoice:
+    """Returns the trial whose last segment is the oldest that must be trained again.
+
+    A segment is the training of a trial from its start or a rung to the next rung. A trial that
+    this worker holds itself comes before all others. There is one if the worker's claim was stored,
+    but the database's reply was lost on the way.
 
     Args:
-        abandoned: The standings of the trials whose last segment has not ended, and which no other
+        abandoned: How far the trials have come whose last segment has not ended, and which no other
             worker holds.
     """
 
     def sort_key(standing: Standing) -> tuple[bool, int]:
-        has_no_worker = standing.state == OPEN  # False, of this worker's own, comes before True
-        return has_no_worker, standing.segments[-1].number
+        is_own = standing.state == OWN
+        return not is_own, standing.segments[-1].number  # False comes before True
 
     first = min(abandoned, key=sort_key)
     return SlotChoice(first.slot, segments=first.segments)
 
 
 def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:
-    """Returns how each segment failed, by its number; None if it did not fail.
+    """Returns how each segment of a study failed, by its number; None if it did not fail.
 
-    A trial ends when it fails, so that only its last segment can have failed.
+    A segment is the training of a trial from its start or a rung to the next rung. A trial ends
+    when it fails, so that only its last segment can have failed.
     """
     faults: dict[int, Fault | None] = {}
     for standing in standings:
@@ -306,7 +353,7 @@ def _find_faults(standings: Sequence[Standing]) -> dict[int, Fault | None]:
     return faults
 
 
-def _has_ended(standing: Standing) -> bool:
+def _has_ended_last_segment(standing: Standing) -> bool:
     """Returns whether a trial's last segment has ended: the trial is done, or was paused after it.
 
     A segment is the training of a trial from its start or a rung to the next rung. A trial whose
@@ -323,9 +370,12 @@ def _has_ended(standing: Standing) -> bool:
 def _find_last_known_step(
     segments: Sequence[tuple[int, int | None]], known_count: int
 ) -> int | None:
-    """Returns the last step of a trial that is known; None if all its steps are.
+    """Returns the last step that is known of a trial with later segments; None if it has none.
 
-    It is the step after which its first unknown segment begins; 0 if it has no known segment.
+    A segment is the training of a trial from its start or a rung to the next rung. Only the first
+    segments of the study are known. If 4 are known, of a trial with the segments 1 (from the start)
+    and 6 (from step 3) the steps up to 3 are known. Of a trial that begins with segment 6 none is:
+    its last known step is 0.
 
     Args:
         segments: The number and start of each segment of the trial, see `Segment`.
@@ -333,23 +383,26 @@ def _find_last_known_step(
     """
     for number, start in segments:
         if number >= known_count:
-            return start or 0
+            return start or 0  # the start is None until the trial has its configuration
     return None
 
 
 def _limit_standing(standing: Standing, known_count: int) -> Standing:
     """Returns how far a trial would have come if only the first segments of the study had ended.
 
-    A segment is the training of a trial from its start or a rung to the next rung. If the trial has
-    a later segment, that counts as running: the trial is HELD by another worker, and has not made
-    the later reports. Otherwise it is OPEN, since it waits at a rung, unless it is DONE.
+    A segment is the training of a trial from its start or a rung to the next rung. A trial that has
+    a later segment is shown as HELD by another worker, which trains this segment, and without the
+    reports from it. If the first 4 segments have ended, a trial with the segments 1 (from the
+    start) and 6 (from step 3) has only its reports up to step 3.
+
+    A trial all of whose segments are known is OPEN, since it waits at a rung, unless it is DONE.
 
     Args:
         standing: How far the trial has come.
         known_count: How many segments of the study count as ended, from the first on.
     """
     last_known_step = _find_last_known_step(standing.segments, known_count)
-    if last_known_step is not None:
+    if last_known_step is not None:  # the trial has a later segment
         known_reports = {}
         for rung, report in standing.reports.items():
             if report.step <= last_known_step:
