@@ -57,12 +57,13 @@ class EarlierStudy:
 def source_label(source: str) -> str:
     """Returns a source of `study.warm_start` without its password, for people.
 
-    A source is a run directory, or a study in a database as `URL#NAME`.
+    A source is a run directory, or a study in a database as `URL#NAME` or `URL`.
     """
     if "://" not in source:
         return str(Path(source))
     url, _, name = source.partition("#")
-    return f"{without_password(parse_url(url))}#{name}".removesuffix("#")
+    label = f"{without_password(parse_url(url))}#{name}"
+    return label.removesuffix("#")  # without a name
 
 
 def read_earlier(source: str) -> EarlierStudy:
@@ -89,7 +90,8 @@ def read_earlier(source: str) -> EarlierStudy:
             limits = UNTRUSTED_LIMITS
     label = source_label(source)
     with untrusted(limits.seconds):
-        stored = open_only_study(url, name, NO_RETRY, f"{label}: write URL#NAME")
+        # The message is for a database without a study, or with several and no name.
+        stored = open_only_study(url, name, deadline=NO_RETRY, message=f"{label}: write URL#NAME")
         with contextlib.closing(stored):
             return _read_trials(stored, label, limits.trials)
 
@@ -110,9 +112,15 @@ def _read_trials(stored: StoredStudy, label: str, most_trials: float) -> Earlier
     trial_count = stored.ledger.storage.read(count_trials)
     if trial_count > most_trials:
         raise StorageError(f"it has {trial_count} trials, and at most {most_trials:g} are read")
+    # Each trial has a slot in the ledger: held by a worker, done once the trial has ended, or free.
     counts_by_state = stored.ledger.counts()
     open_count = counts_by_state["free"] + counts_by_state["held"]
-    return EarlierStudy(label, stored.ranked(), open_count, stored.ledger.uuid)
+    return EarlierStudy(
+        label,
+        ranked_trials=stored.ranked(),
+        open_count=open_count,
+        uuid=stored.ledger.uuid,
+    )
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,8 @@ def read_named(sources: Any, used_labels: Sequence[str]) -> NamedStudies:
                 continue
             earlier = read_earlier(source)
         except ValueError as error:  # ConfigError and StorageError too
-            errors += [f"study.warm_start: {line}" for line in list_messages(error, str(error))]
+            messages = list_messages(error, otherwise=str(error))
+            errors += [f"study.warm_start: {message}" for message in messages]
             continue
         if earlier.open_count > 0:
             notes.append(f"{earlier.label}: is not finished: {earlier.open_count} trials are open")

@@ -74,7 +74,7 @@ class _GivenValues:
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self.values = dict(_flatten(parameters))
         self.keys = _find_config_keys(self.values)
-        self._names = {key: name for name, key in self.keys.items()}  # by config key
+        self._names_by_key = {key: name for name, key in self.keys.items()}
         self.used_names: set[str] = set()
 
     def look_up(self, hyperparameter: Hyperparameter) -> Any:
@@ -84,7 +84,7 @@ class _GivenValues:
         """
         given_name: str | None = hyperparameter.name
         if given_name not in self.values:
-            given_name = self._names.get(_config_key(hyperparameter))
+            given_name = self._names_by_key.get(_config_key(hyperparameter))
         if given_name is None:
             return ABSENT
         self.used_names.add(given_name)
@@ -109,8 +109,8 @@ def place_configuration(
     """Makes a configuration of a space from given values.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
-    that both spaces search. Hyperparameters that are not given have their default value, which
-    depends on the options: these are placed first.
+    that both spaces search. Hyperparameters that are not given have their default value. That
+    depends on the options of the groups, such as `model=cnn`, so that these are placed first.
 
     Args:
         definition: The definition of the study, or what is stored of it.
@@ -146,7 +146,8 @@ class _Placement:
     def _place(self, hyperparameter: Hyperparameter) -> Any:
         """Returns the given or default value of a hyperparameter.
 
-        If that is not possible, it adds an error, and returns the low end of the range.
+        If the hyperparameter cannot have this value, adds an error, and returns the low end of its
+        range instead, so that the others are placed and checked too.
         """
         name = hyperparameter.name
         distribution = hyperparameter.distribution
@@ -160,7 +161,7 @@ class _Placement:
         misfit = find_misfit(distribution, value)
         if misfit is not None:
             self.placed.errors.append(f"{subject} {misfit}")
-            return hyperparameter.make_placeholder({})
+            return hyperparameter.make_placeholder(choices={}, end="low")
         if isinstance(distribution, FloatDistribution):
             return float(value)
         return hyperparameter.match_choice(value)
@@ -169,13 +170,17 @@ class _Placement:
         """Checks the given names that stand for no hyperparameter of the configuration."""
         for name in self._given_values.values:
             if name not in self._given_values.used_names:
-                self._check_fixed(name)
+                self._check_unsearched(name)
 
-    def _check_fixed(self, name: str) -> None:
-        """Checks that a value without a hyperparameter is one that this study always has.
+    def _check_unsearched(self, name: str) -> None:
+        """Checks a given value that is not searched: whether this study always has this value.
 
-        It may be the length of a list, the option of a group, or another value of the config. If
-        the study has another option, that is an error. In all other cases the name is unknown.
+        Take `model=cnn` in a study that does not search `model`. If its config has the option
+        `cnn`, all is well; if it has another option, that is an error.
+
+        The value may also be the length of a list, such as `hidden.length=2`, or a value of the
+        config, such as `optimizer.lr=0.1`. If the study has another value there, or none, the name
+        is noted as unknown.
 
         Args:
             name: The given name.
@@ -185,15 +190,17 @@ class _Placement:
         configuration = self.placed.configuration
         subject = f"{name}={format_scalar(value)}"
         space = self._space
+        # A list may be given by its name or by its config key.
         is_length_of_list = any(
-            _has_length(space, configuration, list_name, value) for list_name in (name, key)
+            _has_length(space, configuration, name_or_key, value) for name_or_key in (name, key)
         )
         if is_length_of_list:
             return
 
         options = {**self._study_choices, **configuration.choices}  # by group
         option = options.get(config_group(key))
-        if option is not None:
+        is_group = option is not None
+        if is_group:
             if option != value:
                 self.placed.errors.append(f"{subject}, but here it is {option}")
             return
@@ -217,15 +224,17 @@ class _Placement:
 def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> Mapping[str, str]:
     """Returns the option of each group of the space: the given one, else that of the config.
 
-    The space is walked as if the configuration were placed. Only its options are used, and other
-    hyperparameters get any value.
+    The option of one group decides which further groups there are. So the whole space is walked,
+    from the outer groups to the inner ones, though only the options are used.
     """
 
     def decide_value(hyperparameter: Hyperparameter) -> Any:
+        """Returns the option of a group; for other hyperparameters, any value of their range."""
         if hyperparameter.role == "option":
             option = given_values.look_up(hyperparameter)
             if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
                 return option
+        # The option of the study's config; not a group: the low end of the range.
         return hyperparameter.make_placeholder(definition.composer.choices)
 
     configuration = definition.space.walk(decide_value)

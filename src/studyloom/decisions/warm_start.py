@@ -45,7 +45,7 @@ class WarmStart:
     Attributes:
         configuration: Its hyperparameters.
         origin: Where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
-        label: The label of the earlier study that tried it; None if the user gave it.
+        label: The name, for people, of the earlier study that tried it; None if the user gave it.
     """
 
     configuration: Configuration
@@ -147,7 +147,7 @@ def _iterate_fitting_trials(
         except Exception:  # the study is untrusted: it may have names that no key can have
             continue
         # A hyperparameter that the earlier study did not search gets its default value here. If all
-        # do, nothing of the earlier study would be tried.
+        # have theirs, nothing of the earlier study would be tried.
         has_earlier_value = len(placed.defaulted) < len(placed.configuration.params)
         if has_earlier_value and not placed.errors:
             yield PlacedTrial(earlier, trial.number, placed)
@@ -199,7 +199,8 @@ class WarmStarts:
 
     Attributes:
         configurations: All of them, in the order in which they are tried.
-        labels: The earlier studies that `study.warm_start` names, without passwords.
+        labels: The names, for people, of the earlier studies that `study.warm_start` names;
+            without passwords.
         notes: Lines about what is taken, for people.
     """
 
@@ -233,7 +234,8 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
     if definition.baseline is not None:
         free_trials -= 1
     errors = list(enqueued.errors)
-    if strategy.configurations is not None:
+    is_grid = strategy.configurations is not None  # only a grid has a list of configurations
+    if is_grid:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
@@ -282,7 +284,8 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedCo
     notes = []
     for index, parameters in enumerate(configurations):
         origin = f"study.enqueue[{index}]"
-        if definition.suggests:  # only its objective knows which values it suggests
+        if definition.suggests:
+            # The objective calls `trial.suggest_…` itself: without a space, nothing is checked.
             placed = PlacedConfiguration(Configuration(params={**parameters}))
         else:
             placed = place_configuration(definition, parameters)
@@ -325,7 +328,7 @@ def store_warm_starts(
 
 
 def read_used_labels(stored: StoredStudy) -> list[str]:
-    """Returns the labels of the earlier studies of which a study has trials."""
+    """Returns the labels (names for people) of the earlier studies of which a study has trials."""
     return list(stored.optuna.user_attrs.get(WARM_START, []))
 
 
@@ -335,12 +338,14 @@ def enqueue(
     """Queues each configuration that no trial of the study has, in one transaction.
 
     Trials of an earlier study are queued only once: the labels of those that were used are stored
-    with the study, and a later command leaves these studies out.
+    with the study, and a later command leaves these studies out. A label is the name of an earlier
+    study for people, such as "runs/old".
 
     Args:
         stored: The study in its database.
         starts: The configurations to try first.
-        budget: The number of trials of the study.
+        budget: The number of trials of the study. Each has a slot: a row in the table of the
+            ledger, which a worker claims to run the trial.
         baseline: The default configuration, which is queued first; None without one.
 
     Returns:
@@ -354,7 +359,8 @@ def enqueue(
         """Queues the trials in one transaction; returns for how many there is no free slot."""
         existing_trials = stored.lock_trials(connection)
         (stored_labels,) = sql.study_attrs(connection, ledger.study_id, WARM_START)
-        used_labels = stored_labels or []  # of the earlier studies
+        used_labels = stored_labels or []
+        # Those of the user have no label, and are never left out here.
         new_starts = [start for start in starts.configurations if start.label not in used_labels]
         new_trials = _make_queued_trials(new_starts, existing_trials, baseline)
         free_slots: Sequence[int] = ()
@@ -416,7 +422,8 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     proposals stores None: a grid tries each configuration once, and an Optuna objective, which
     suggests its own values, has no space.
     """
-    if definition.suggests or Strategy(definition).configurations is not None:
+    is_grid = Strategy(definition).configurations is not None  # only a grid has a list of them
+    if definition.suggests or is_grid:
         stored.optuna.set_user_attr(SPACE, None)
         return
     composer = definition.composer
