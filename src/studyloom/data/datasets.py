@@ -161,11 +161,13 @@ class Datasets(DataSource):
         items = Items((named_dataset,), self._collate)
         expected_structure = describe_structure(training_set.evaluation.load_item(0))
         structure = describe_structure(items.load_item(0))
+        # A custom `collate` may make like batches of items that differ, so they are not compared.
         if self._collate is None and structure != expected_structure:
             raise DataError(
                 "data.test must have items like those of the training set, "
                 f"{expected_structure}; its first is {structure}"
             )
+        # A test set has one view of its items, for evaluation. No network is trained on them.
         return replace(
             training_set,
             training=items,
@@ -188,6 +190,8 @@ class Datasets(DataSource):
         weights = self._read_weights(dataset)
         classes = self._read_classes(dataset)
         groups = self._read_groups(dataset)
+        # Whether the classes, if there are any, are found in the Dataset, not set in the config.
+        are_classes_found = self._targets is None
 
         # The types and shapes of inputs and targets are those of the first item.
         first_item = evaluation.load_item(0)
@@ -205,7 +209,7 @@ class Datasets(DataSource):
             shape=self._find_shape(first_input),
             classifies=targets.classifies,
             targets=targets.classes,
-            targets_found=self._targets is None,
+            targets_found=are_classes_found,
             weights=weights,
             groups=groups,
             ordered=self._ordered,
@@ -237,7 +241,7 @@ class Datasets(DataSource):
         if classifies:
             names = _find_class_names(dataset)
         else:
-            classes = None  # what the Dataset has in its attribute are not the targets
+            classes = None  # the integers in the Dataset's attribute are not what its items return
 
         outputs = self._outputs
         if outputs is None:
@@ -247,7 +251,7 @@ class Datasets(DataSource):
                 f"data: classes must be from 0 to {outputs - 1}, one for each output; "
                 f"got class {int(classes.max())}"
             )
-        if len(names) != outputs:  # the names are not those of the outputs
+        if len(names) != outputs:  # it is unknown which name belongs to which output
             names = ()
         return Targets(classifies, classes, names, outputs)
 
@@ -277,10 +281,13 @@ class Datasets(DataSource):
                     f"to be another view of them; got {len(dataset)}"
                 )
             parts = [NamedDataset("data.evaluate", dataset)]
+        # `data.load` loads the validation set too, unless `data.validation` says that it is held
+        # out from the training set.
         loads_valid = self._load is not None and self.validation is None
         if self._datasets["valid"] is not None or loads_valid:
             parts.append(NamedDataset("data.valid", self._load_dataset("valid")))
-        if [part.key for part in parts] == ["data.train"]:
+        keys = [part.key for part in parts]
+        if keys == ["data.train"]:  # nothing else is given
             return training
         return Items(tuple(parts), self._collate)
 
@@ -404,9 +411,11 @@ class Datasets(DataSource):
             views: the items whose Datasets are hashed.
             rows: further tensors to hash, such as weights; None for those that there are not.
         """
+        # A Dataset that is part of several views has the same key in each, and is hashed once.
         datasets: dict[str, MapDataset] = {}
         for view in views:
-            datasets.update(view.parts)
+            for part in view.parts:
+                datasets[part.key] = part.dataset
         digest = hashlib.sha256()
         for key, dataset in datasets.items():
             for content in self._identify_dataset(key, dataset):
@@ -559,14 +568,16 @@ def _find_tokens(dataset: MapDataset, item: object) -> Tokens | None:
     """Returns the vocabulary of a Dataset of texts, its attribute `tokens`; None if it has none.
 
     Args:
-        item: an item of the Dataset.
+        item: an item of the Dataset, its first one.
 
     Raises:
-        DataError: the vocabulary does not fit the item.
+        DataError: the item has no row of token numbers where the vocabulary says.
     """
     if not hasattr(dataset, "tokens") or not isinstance(dataset.tokens, Tokens):
         return None
     tokens = dataset.tokens
+    # The keys and positions of `tokens.path` lead from an item to its row of token numbers, in
+    # which the text begins at position `tokens.first`.
     if tokens.row_of(item) is None:
         path = "".join(f"[{step!r}]" for step in tokens.path)  # ['text'] or [0]
         raise DataError(
@@ -659,6 +670,8 @@ def find_location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     paths: list[tuple[str, ...]] = []
     if "root" in data:
         paths.append(("root",))
+    # The other keys say this only where they are arguments of studyloom's own sources, such as
+    # `Datasets`. Arguments of a custom source may have the same names, and change results.
     is_of_studyloom = str(data.get("_target_", "")).startswith("studyloom.data.")
     has_datasets = any(key in data for key in KEYS_WITH_FOLDERS)
     if is_of_studyloom and has_datasets:

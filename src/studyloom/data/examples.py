@@ -309,10 +309,12 @@ class Examples:
         return read_input(self.evaluation.load_item(index))
 
     def adapt_modules(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes.
+        """Lets modules of a loss adapt to the classes of the training examples.
+
+        Their method `adapt` gets the classes only: its inputs are an empty tensor, (n, 0).
 
         Args:
-            modules: modules with a method `adapt`.
+            modules: modules with a method `adapt`, such as one that weights the classes.
             train: the indices of the training examples, int64.
             part: "network" or "loss", of which the modules are part.
 
@@ -326,7 +328,7 @@ class Examples:
                 "adapt, as in model.standardize=true and loss.weights=balanced), and a Dataset "
                 "loads them one by one; normalize them in the Dataset, or give data.targets"
             )
-        inputs = torch.empty(len(train), 0)
+        inputs = torch.empty(len(train), 0)  # none
         targets = self.targets[train.cpu()].to(self.device)
         for module in modules:
             module.adapt(inputs, targets)
@@ -423,9 +425,9 @@ def _as_tensor(value: object) -> Tensor | None:
 def describe_structure(value: object, *, nested: bool = False) -> str:
     """Describes the structure of a batch or an item, without its sizes.
 
-    Such as "(tensor of float32, 3 dimensions, int)". If all values of a list have the same
-    structure, only the first is described, and then "…". So is a tuple within another value, but
-    not the outermost one, which is an item: its inputs and targets may be of one structure.
+    For example "(tensor of float32, 3 dimensions, int)". If all values of a list have the same
+    structure, it is shortened: "(int, …)" for [1, 2, 3]. A nested tuple is shortened likewise. The
+    outermost tuple is not: it is an item, whose inputs and target are described one by one.
 
     Args:
         nested: whether the value is within another one.
@@ -460,7 +462,7 @@ def move_to_device(value: Any, device: torch.device) -> Any:
     if hasattr(value, "to"):  # a custom class, or PyTorch's PackedSequence, a named tuple
         if callable(value.to):
             return value.to(device)
-        return value
+        return value  # `to` is an attribute of the user's, not a method
     is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
     if is_named_tuple:
         moved_fields = [move_to_device(part, device) for part in value]

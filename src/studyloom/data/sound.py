@@ -142,7 +142,9 @@ class Sound:
         # The level of each band in these frames, in decibels above the floor.
         relative_power = power[:, first:end] / power.max()
         decibels = 10 * np.log10(relative_power + LEAST_POWER)
-        levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
+        audible_decibels = np.maximum(decibels, -self.floor)  # from -floor to 0
+        stretched_decibels = _stretch(audible_decibels, self.frames)  # as many as in each input
+        levels = stretched_decibels + self.floor
         highest_band_first = np.round(levels)[::-1]
         return highest_band_first.astype(np.uint8), seconds
 
@@ -164,7 +166,8 @@ class Sound:
     def _compute_power(self, samples: Samples) -> Samples:
         """Computes the power in each band of each frame, (bands, n).
 
-        Frames begin every half window, from half a window before the first sample on.
+        Frames begin every half window, from half a window before the first sample on. The power of
+        a band is the sum of the powers of all frequencies, each times its weight in the band.
 
         Args:
             samples: (samples,).
@@ -174,14 +177,16 @@ class Sound:
         starts = np.arange(0, len(samples) + 1, hop)
         positions = starts[:, None] + np.arange(self.window)
         frames = padded[positions]  # (n, window)
-        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
-        spectra = np.abs(np.fft.rfft(frames * hann)) ** 2  # (n, window // 2 + 1)
-        power: Samples = self._mel @ spectra.T
+        # A Hann window weights the samples of a frame: 0 at its ends, 1 in its middle.
+        hann_window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
+        amplitudes = np.abs(np.fft.rfft(frames * hann_window))  # (n, frequencies)
+        power_of_frequencies = amplitudes**2
+        power: Samples = self._mel @ power_of_frequencies.T  # (bands, frequencies) @ (…, n)
         return power
 
     @functools.cached_property
     def _mel(self) -> Samples:
-        """The weight of each frequency in each band, (bands, window // 2 + 1)."""
+        """The weight of each frequency in each band, (bands, frequencies)."""
         return mel_filters(self.rate, self.window, self.bands)
 
 
@@ -204,10 +209,11 @@ def mel_filters(rate: int, window: int, bands: int) -> Samples:
     edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)  # in hertz
     widths = np.diff(edges)
     frequencies = np.arange(window // 2 + 1) * rate / window
-    # Band i rises from edge i, is 1 at edge i + 1, and falls to edge i + 2.
+    # Band i rises from edge i, is 1 at edge i + 1, and falls to edge i + 2. The bands have
+    # `bands + 2` edges. Either line goes on below 0 and above 1, and a weight is the lower of both.
     distances = frequencies - edges[:, None]  # (edges, frequencies)
-    rising = distances[:-2] / widths[:-1, None]
-    falling = -distances[2:] / widths[1:, None]
+    rising = distances[:-2] / widths[:-1, None]  # (bands, frequencies)
+    falling = -distances[2:] / widths[1:, None]  # (bands, frequencies)
     return np.maximum(0, np.minimum(rising, falling))
 
 

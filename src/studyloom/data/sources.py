@@ -587,9 +587,10 @@ class Series(DataSource):
         # Each set needs at least one window, and the value after it.
         _check_within("window", self.window, len(values) - 2, size)
         _check_within("test_size", self.test_size, len(values) - self.window - 1, size)
-        # All windows but the last one, which no value follows: (n, window, 1). They are views of
-        # the values, and overlap, so that those of the set are copied.
-        windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
+        # All windows but the last one, which no value follows. They are views of the values, and
+        # overlap, so that those of the set are copied.
+        windows = values[:-1].unfold(dimension=0, size=self.window, step=1)  # (n, 1, window)
+        windows = windows.transpose(1, 2)  # (n, window, 1)
         inputs = windows[examples].clone(memory_format=torch.contiguous_format)
         next_values = values[self.window :]
         targets = next_values[examples].clone()

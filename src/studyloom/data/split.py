@@ -456,12 +456,12 @@ def _draw_fold_numbers(targets: Tensor, count: int, validation: int, seed: int) 
     if count > 1:
         fold_numbers[order] = positions % count
         return fold_numbers
-    # A single validation set takes `validation` examples at distances as equal as possible: its
-    # share of the first p examples in this order is p · validation / total, rounded down. An
-    # example is validated if that number grows by 1 with it.
-    validated_before = positions * validation // total
-    validated_with = (positions + 1) * validation // total
-    is_validated = validated_with > validated_before
+    # A single validation set takes `validation` examples at distances as equal as possible. If it
+    # takes 2 of 5, it has 0, 0, 1, 1 and 2 of the first 1 to 5 examples in this order: those at the
+    # positions 2 and 4.
+    count_before = positions * validation // total
+    count_with_example = (positions + 1) * validation // total
+    is_validated = count_with_example > count_before
     fold_numbers[order] = torch.where(is_validated, 0, 1)
     return fold_numbers
 
@@ -480,7 +480,7 @@ def _draw_fold_numbers_by_group(groups: Tensor, count: int, validation: int, see
     """
     # The groups are numbered from 0: the number of each example's group, and the size of each.
     _, group_numbers, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
-    fewest_groups = max(2, count)
+    fewest_groups = max(2, count)  # even a single fold needs one to validate and one to train on
     if len(sizes) < fewest_groups:
         raise ValueError(
             f"data.groups must be at least {fewest_groups} for objective.folds={count}; "
@@ -520,7 +520,10 @@ def _choose_validation_groups(sizes: Mapping[int, int], validation: int) -> list
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
-    """Returns the sha256 of the inputs, converted to float32, and the targets, both on the CPU."""
+    """Returns the SHA-256 of the inputs and the targets, both on the CPU.
+
+    Inputs that are not floating-point numbers are converted to float32.
+    """
     shapes = f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}"
     digest = hashlib.sha256(shapes.encode())
     for part in _split_rows(inputs):

@@ -201,9 +201,11 @@ class Image:
         is_drawn = differences.abs() > threshold
         drawn_count = is_drawn.sum().clamp(min=1)
         mean_difference = float((differences * is_drawn).sum() / drawn_count)
+        has_black_background = mean_difference > threshold
+        has_white_background = mean_difference < -threshold
         if self.background == "white":
-            return mean_difference > threshold  # the background is black
-        return mean_difference < -threshold  # the background is white
+            return has_black_background
+        return has_white_background
 
     def _fits_unchanged(self, pixels: Tensor, size: tuple[int, int]) -> bool:
         """Returns whether an image needs no resizing, which holds for all of MNIST's images.
@@ -221,14 +223,17 @@ class Image:
             return True
         height, width = size
         box = _find_box(ink)
-        share = max(box.height / height, box.width / width)  # in MNIST 20 of 28 pixels, as INK says
+        # The longer side of MNIST's digits is about 20/28 of the image's, which is INK.
+        share = max(box.height / height, box.width / width)
         if abs(share - INK) >= INK_TOLERANCE:
             return False
         center = _find_center(ink)
         # MNIST's centers lie up to one pixel behind the middle: half a pixel behind it on average.
         row_distance = abs(center.row - (height / 2 + 0.5))
         column_distance = abs(center.column - (width / 2 + 0.5))
-        return max(row_distance, column_distance) <= 1 + min(size) * CENTER_TOLERANCE
+        # One pixel in an image of any size, and a share of the size: two pixels of 28
+        largest_distance = 1 + min(size) * CENTER_TOLERANCE
+        return max(row_distance, column_distance) <= largest_distance
 
     def _resize_to_fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Resizes an image (channels, height, width) to a height and width, as `fit` says.
@@ -505,8 +510,8 @@ class InputRange:
         low: for a table, the lowest value of each column; otherwise only one, the lowest value of
             all inputs.
         high: the highest values, likewise.
-        means: two numbers. Each input has a mean over all its values; these are the lowest and the
-            highest one.
+        means: the lowest and the highest mean of an input. An input has one mean, over all its
+            values.
     """
 
     low: tuple[float, ...]
@@ -516,7 +521,7 @@ class InputRange:
     @classmethod
     def measure(cls, split: Part) -> "InputRange | None":
         """Measures the inputs of a training set; returns None if they are not in memory."""
-        if not isinstance(split, Split):
+        if not isinstance(split, Split):  # the other kind of training set loads its examples
             return None
         rows = split.inputs[:, None].flatten(1)  # (n, 1) if each input is a single number
         is_table = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
@@ -527,7 +532,8 @@ class InputRange:
         dtype = rows.dtype
         if not rows.is_floating_point():
             dtype = torch.float32
-        lowest_mean, highest_mean = rows.mean(1, dtype=dtype).aminmax()
+        means_of_inputs = rows.mean(1, dtype=dtype)  # (n,)
+        lowest_mean, highest_mean = means_of_inputs.aminmax()
         return cls(
             low=tuple(map(float, low.reshape(-1).tolist())),
             high=tuple(map(float, high.reshape(-1).tolist())),
