@@ -119,7 +119,7 @@ def test_a_spread_needs_three_different_seeds():
     assert summarize([0.9]) == Summary(0.9, values=(0.9,))
     assert summarize([0.9, 0.8]) == Summary(pytest.approx(0.85), values=(0.9, 0.8))
     fixed = summarize([0.635] * 3)
-    assert (fixed.std, fixed.interval, fixed.same) == (0.0, None, True)
+    assert (fixed.std, fixed.interval, fixed.is_same_for_all_seeds) == (0.0, None, True)
     one = evaluate(1, 0.9)
     two = evaluate(2, 0.9)
     baselines = evaluate(3, 0.8, 1)

@@ -28,6 +28,10 @@ ROUNDING = 1e-6  # of a value; numbers that are closer differ by rounding, also 
 STEP_ROUNDING = 1e-9  # of a step; 0.3 counts as a multiple of 0.1
 MOST_STEPS = 12  # between the labels of integers
 MOST_DIGITS = 17  # that tell any two floats apart
+# Some colors of the style sheet, which calls each after what it marks in the history of a search.
+GRAY = "pruned"
+BLUE = "complete"
+TEAL = "best"
 
 Point = tuple[float, float]
 Part = Sequence[Point]  # one connected line, or a single dot
@@ -127,10 +131,13 @@ class Mark:
     """Lines or dots of one kind.
 
     Args:
+        name: its name in the legend; empty if the legend does not show it.
+        color: the name of a color of the style sheet.
         shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
-            two lower corners, `width` its height).
+            two lower corners).
         parts: the coordinates; a part is a line or one dot.
         trials: the number of the trial of each part; None for parts that are not trials.
+        width: the width of the stroke in pixels; of a bar, its height on the vertical axis.
         style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
     """
 
@@ -144,19 +151,29 @@ class Mark:
 
 
 def make_trial_dots(
-    name: str, color: str, points: Mapping[int, Point], width: float = 8, shape: str = "dot"
+    points: Mapping[int, Point],
+    *,
+    color: str,
+    name: str = "",
+    width: float = 8,
+    shape: str = "dot",
 ) -> Mark:
     """Returns a mark with a dot, or another shape, for each trial.
 
     Args:
         points: the coordinates of each trial, by its number.
+        name: its name in the legend; empty if the legend does not show it.
     """
     parts = [[point] for point in points.values()]
     return Mark(name, color, shape, parts, [*points], width)
 
 
-def make_dotted_line(name: str, color: str, ends: Part, width: float = 1) -> Mark:
-    """Returns a dotted line between two ends."""
+def make_dotted_line(ends: Part, *, color: str, name: str = "", width: float = 1) -> Mark:
+    """Returns a dotted line between two ends.
+
+    Args:
+        name: its name in the legend; empty if the legend does not show it.
+    """
     return Mark(name, color, "line", [ends], width=width, style=("dotted",))
 
 
@@ -221,14 +238,15 @@ class Chart(Block):
         if mark.shape == "bar":  # a rectangle from its lower left corner
             end, _ = places[1]
             across = _format_place(max(end - x, THINNEST_BAR))
-            up = _format_place(mark.width * height / (self.y.high - self.y.low))
+            pixels_per_unit = height / (self.y.high - self.y.low)  # `mark.width` is in units of y
+            up = _format_place(mark.width * pixels_per_unit)
             return f"{start}h{across}v-{up}h-{across}z"
         if mark.shape == "rug":  # a short upright stroke
             stroke = STROKE * height
             top = _format_place(y - stroke / 2)
             return f"M{_format_place(x)} {top}v{_format_place(stroke)}"
         if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a dot
-            return f"{start}h.01"
+            return f"{start}h.01"  # hardly a line: the ends of its stroke make a dot or a square
         path = start
         for corner_x, corner_y in places[1:]:
             across = _format_place(corner_x)
@@ -261,7 +279,7 @@ def drop_overlapping(
     """Returns the ticks of an axis, or fewer if their labels would overlap.
 
     All ticks are tried first, then every second one, every third one and so on until only the
-    first and the last are left.
+    first and the last are left, and then only the first.
 
     Args:
         ticks: in the order of their coordinates.
@@ -358,7 +376,8 @@ def choose_round_numbers(low: float, high: float, count: int = 5) -> list[float]
     # The numbers are the multiples of the step from the first to the last one.
     first = math.ceil(low / step - STEP_ROUNDING)
     last = math.floor(high / step + STEP_ROUNDING)
-    if last <= first:  # a single number gives an axis no measure
+    if last <= first:
+        # A single number gives an axis no measure. A higher count leads to a smaller step.
         return choose_round_numbers(low, high, count + 1)
     decimals = -exponent
     return [round(multiple * step, decimals) for multiple in range(first, last + 1)]
@@ -409,7 +428,7 @@ def make_integer_scale(low: float, high: float, title: str = "") -> ChartScale:
     first = math.ceil(low / step) * step
     last = math.floor(high)
     ticks = [Tick(number, str(number)) for number in range(first, last + 1, step)]
-    return ChartScale(start, end, fit_labels(ticks, start, end), title, "whole")
+    return ChartScale(start, end, fit_labels(ticks, start, end), title, kind="whole")
 
 
 def make_linear_scale(
@@ -459,7 +478,7 @@ def make_log_scale(
     ticks = fit_labels(all_ticks, start, end, pixels)
     if len(ticks) < 2 and not is_single:  # the range lies between two round numbers
         ticks = [Tick(power, f"{10**power:.2g}") for power in (low, high)]
-    return ChartScale(start, end, ticks, title, "tens")
+    return ChartScale(start, end, ticks, title, kind="tens")
 
 
 SMALLEST_ERROR = 1e-4  # the distance to 1 at which an axis of the scale `unit` ends
@@ -486,8 +505,9 @@ class Axis:
         """Returns the axis of a metric, by its name and finite values.
 
         A metric of studyloom has its own scale. If it cannot have these values, the user has
-        another metric of the same name. The scale of any other is `factors` if less is better and
-        its values, all above 0, differ by more than a factor of ten; otherwise it is `plain`.
+        another metric of the same name. Any other metric has a logarithmic axis, `factors`, if less
+        is better and its values, all above 0, differ by more than a factor of ten. Otherwise its
+        axis is linear, `plain`.
         """
         scale = "plain"
         standard = METRICS.get(metric)
@@ -523,7 +543,10 @@ class Axis:
         near = []
         for value in best_first:
             is_within_reach = abs(self.coordinate(value) - self.coordinate(best)) <= reach
-            if is_within_reach or is_one_value(min(value, best), max(value, best)):
+            # If the nine tenths have one value, nothing else is within reach, not even a value that
+            # differs from it by rounding. That one is no outlier.
+            differs_by_rounding = is_one_value(min(value, best), max(value, best))
+            if is_within_reach or differs_by_rounding:
                 near.append(value)
         return near
 
@@ -549,7 +572,9 @@ class Axis:
         bottom = self.coordinate(low)
         top = self.coordinate(high)
         margin = 0.06 * (top - bottom)
-        if bottom == top or is_one_value(low, high):
+        # Different values share a coordinate if they lie beyond the end of a logarithmic axis.
+        has_no_length = bottom == top or is_one_value(low, high)
+        if has_no_length:
             margin = 0.05 * max(1.0, abs(top))
         start = bottom - margin
         end = top + margin
@@ -559,5 +584,5 @@ class Axis:
         ticks = drop_overlapping(all_ticks, start, end, height, upright=True)
         kind = self.scale
         if kind == "factors":
-            kind = "tens"
+            kind = "tens"  # so does `ChartScale` call an axis with coordinates to the base of ten
         return ChartScale(start, end, ticks, self.metric, kind)

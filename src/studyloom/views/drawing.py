@@ -18,7 +18,7 @@ ROW = 20  # pixels of a row of the legend
 FIRST_ROW = 12  # pixels from the top to the first row
 SAMPLE = 36  # pixels of the sample of a mark in the legend, and of the space around its name
 WIDE = 600  # pixels from which on an image has the labels of a wide screen
-UNDER = 38  # pixels below the axes, for labels and title
+BELOW_AXES = 38  # pixels, for labels and title
 
 
 def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
@@ -63,22 +63,24 @@ def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
     if chart.y.title:
         top = 38
     top += max((entry.y for entry in legend), default=FIRST_ROW)
-    high = height - top - UNDER
-    other_screen = "roomy"  # the kind of screen that this image is not like
+    plot_height = height - top - BELOW_AXES
+    plot_width = width - chart.gutter
+    hidden_ticks = "roomy"  # labels that only a wide screen shows
     if width >= WIDE:
-        other_screen = "narrow"
+        hidden_ticks = "narrow"
+    y_ticks = drop_overlapping(chart.y.ticks, chart.y.low, chart.y.high, plot_height, upright=True)
     return {
         "chart": chart,
         "color": COLORS,
         "fonts": FONTS,
         "width": width,
         "height": height,
-        "wide": width - chart.gutter,
+        "plot_width": plot_width,
         "top": top,
-        "high": high,
+        "plot_height": plot_height,
         "legend": legend,
-        "up": drop_overlapping(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True),
-        "across": [tick for tick in chart.x.ticks if tick.when != other_screen],
+        "y_ticks": y_ticks,
+        "x_ticks": [tick for tick in chart.x.ticks if tick.when != hidden_ticks],
     }
 
 

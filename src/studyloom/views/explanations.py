@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from studyloom.text import format_value
 from studyloom.views import page
 from studyloom.views.charts import (
+    GRAY,
+    TEAL,
     Chart,
     ChartScale,
     Mark,
@@ -59,12 +61,13 @@ def render_explanations(result: Result) -> Iterator[page.Section]:
 
 def _show_occlusion(occlusion: Occlusion) -> page.CaptionedImage:
     """Shows an image with the patches that misled the winner."""
+    largest_loss_of_confidence = occlusion.most
     return page.CaptionedImage(
         source=occlusion.image,
         label=f"what misled the winner on test image {occlusion.index}",
         caption=f"{occlusion.label} → ",
         strong=str(occlusion.predicted),
-        remark=format_number(occlusion.most),
+        remark=format_number(largest_loss_of_confidence),
     )
 
 
@@ -73,6 +76,7 @@ def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
     names = dict(enumerate(classes))
     truth = names.get(text.label, str(text.label))
     predicted = names.get(text.predicted, str(text.predicted))
+    # How much the margin falls without each word. An untrusted winner.json may lack some changes.
     weights = [*zip(text.words, text.changes, strict=False)]
     largest = max(abs(change) for _, change in weights)
     lines = []
@@ -86,6 +90,7 @@ def _render_text(text: ExplainedText, classes: Sequence[str]) -> page.Part:
         lines.append(f"{text.left} further words were not tested")
     shaded = page.Shaded([(word, change / largest) for word, change in weights])
     probabilities = " and ".join(map(format_number, text.probabilities))
+    # The margin is the log of the predicted class's probability divided by the true class's.
     margin = format_number(text.margin, "+")
     remark = f"test text {text.index}, probabilities {probabilities}, in all {margin}"
     return page.Part(f"{truth} → {predicted}", [shaded, page.Lines(lines)], remark)
@@ -137,9 +142,9 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
         points.append([(confidence_bin.confidence, confidence_bin.accuracy)])
         intervals.append([(confidence_bin.confidence, low), (confidence_bin.confidence, high)])
     marks = [
-        make_dotted_line("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
-        Mark("", "best", "line", intervals, width=2),
-        Mark("accuracy", "best", "dot", points, width=9),
+        make_dotted_line([(0, 0), (1, 1)], color=GRAY, name="confidence = accuracy"),
+        Mark("", TEAL, "line", intervals, width=2),
+        Mark("accuracy", TEAL, "dot", points, width=9),
     ]
     rows = []
     for confidence_bin in bins:

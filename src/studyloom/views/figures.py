@@ -27,6 +27,9 @@ from studyloom.text import (
     shorten,
 )
 from studyloom.views.charts import (
+    BLUE,
+    GRAY,
+    TEAL,
     Axis,
     Chart,
     ChartScale,
@@ -64,10 +67,10 @@ COLORS = {INTERRUPTED: "running"}  # of a state that shares the color of another
 MANY = 400  # trials, whose marks are smaller
 SMALLER = 0.6  # the share of their width that is left
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
-LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
+QUANTITY_COLORS = ("complete", "baseline", "running", "failed", "pruned")  # all but losses
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
-STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colors
-MOST_STUDIES = len(STUDIES)  # more lines cannot be distinguished
+STUDY_COLORS = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")
+MOST_STUDIES = len(STUDY_COLORS)  # more lines cannot be distinguished
 MOST_BEST = 100  # best curves that are drawn; more are one stain
 MOST_LATEST = 200  # latest curves that are drawn
 CURVE_ROWS = 60  # of the table behind the curves
@@ -85,8 +88,9 @@ PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # in the labels of all choices together, on a small chart
 ROW = 44  # pixels of a row: a bar or dot with its label above it
 BAR = 0.32  # the share of a row that a worker's bar takes
-# Multiples of these, modulo 1, are spread evenly over 0 to 1, however many there are. Two axes
-# take different ones; with the same, dots of two choices would lie on a diagonal.
+# Multiples of these irrational numbers, modulo 1, are spread evenly over 0 to 1, however many
+# there are. Two axes take different ones; with the same, dots of two choices would lie on a
+# diagonal.
 GOLDEN = 0.618034
 PLASTIC = 0.754878
 
@@ -324,7 +328,7 @@ def _make_history_scale(
     """
     covered = axis.drop_outliers(values)
     for new_value in new_values:
-        covered += new_value.mean_and_error
+        covered += new_value.error_bounds
     return axis.make_scale(covered, height)
 
 
@@ -346,35 +350,36 @@ def _mark_baseline(coordinate: float, x: ChartScale, y: ChartScale) -> list[Mark
     if not y.low <= coordinate <= y.high:
         return []
     ends = [(x.low, coordinate), (x.high, coordinate)]
-    return [make_dotted_line("baseline", "baseline", ends, width=1.5)]
+    return [make_dotted_line(ends, color="baseline", name="baseline", width=1.5)]
 
 
 def _ring_best(points: Mapping[int, Point], marked: Marked, winner: Result | None) -> Mark:
     """Returns a ring around the winner, or around the best trial before there is a winner."""
-    name = "best"
+    role = "best"
     numbers = []
     if winner is not None:
-        name = "winner"
+        role = "winner"
         numbers = [winner.winner.trial]
     elif marked["best"] is not None:
         numbers = [marked["best"].number]
-    return make_trial_dots(name, name, _select(points, numbers), 13, shape="ring")
+    return make_trial_dots(_select(points, numbers), color=role, name=role, width=13, shape="ring")
 
 
 def _mark_new_value(name: str, value: Summary, x: float, axis: Axis) -> list[Mark]:
-    """Returns the mean of the winner on new seeds, with a bar from end to end of its error.
+    """Returns the winner's mean on new seeds, with a line from one standard error below to above.
 
     Args:
         name: the name of the value; `test` is drawn as a square.
         x: where it is drawn.
     """
-    bar = [(x, axis.coordinate(end)) for end in value.mean_and_error]
+    low, high = value.error_bounds
+    error_line = [(x, axis.coordinate(low)), (x, axis.coordinate(high))]
     shape = "dot"
     if name == "test":
         shape = "square"
     mean = (x, axis.coordinate(value.mean))
     return [
-        Mark("", "winner", "line", [bar], width=2),
+        Mark("", "winner", "line", [error_line], width=2),
         Mark(name, "winner", shape, [[mean]]),
     ]
 
@@ -402,8 +407,11 @@ def _mark_outcomes(
         name_of_strokes = outcome
         if dots:
             name_of_strokes = ""  # the legend names the outcome once
-        marks.append(make_trial_dots(outcome, _color(outcome), dots, width, shape))
-        marks.append(make_trial_dots(name_of_strokes, _color(outcome), strokes, 2, shape="rug"))
+        color = _color(outcome)
+        marks.append(make_trial_dots(dots, color=color, name=outcome, width=width, shape=shape))
+        marks.append(
+            make_trial_dots(strokes, color=color, name=name_of_strokes, width=2, shape="rug")
+        )
     return marks
 
 
@@ -426,7 +434,14 @@ def draw_curves(
     axis: Axis,
     live_trials: Collection[int] | None = None,
 ) -> Chart | str:
-    """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
+    """Draws the learning curves, as one mark for each outcome; of many, the best and the latest.
+
+    Args:
+        marked: trials by their role, such as `best`. Their curves are always drawn, each as a mark
+            of its own.
+        live_trials: the numbers of the trials that living workers hold; other unfinished ones are
+            interrupted. None for a study of Optuna, whose workers are unknown.
+    """
     height = 360  # pixels
     all_curves = finite_curves(trials)
     if not all_curves:
@@ -434,24 +449,19 @@ def draw_curves(
     best_first = _sort_by_last_value(all_curves, axis.sign)
     best_numbers = list(best_first)[:MOST_BEST]
     latest_numbers = list(all_curves)[-MOST_LATEST:]
-    highlighted = {trial.number for trial in marked.values() if trial is not None}
-    drawn = _select_curves(all_curves, {*best_numbers, *latest_numbers, *highlighted})
+    marked_numbers = {trial.number for trial in marked.values() if trial is not None}
+    drawn = _select_curves(all_curves, {*best_numbers, *latest_numbers, *marked_numbers})
 
-    values = []
-    epochs = []
-    lines: dict[int, Part] = {}
-    for number, curve in drawn.items():
-        line = []
-        for epoch, value in curve:
-            epochs.append(epoch)
-            values.append(value)
-            line.append((epoch, axis.coordinate(value)))
-        lines[number] = line
+    points = [*itertools.chain.from_iterable(drawn.values())]
+    epochs = [epoch for epoch, _ in points]
+    values = [value for _, value in points]
+    first_epoch = min(1, *epochs)  # 1, or 0 if a loop counts from there
+    x = make_integer_scale(first_epoch, max(epochs), "epoch")
     y = axis.make_scale(values, height)
-    x = make_integer_scale(min(1, *epochs), max(epochs), "epoch")
 
+    lines = {number: _make_curve_line(curve, axis) for number, curve in drawn.items()}
     outcomes = {trial.number: shown_state(trial, live_trials) for trial in trials}
-    other_lines = {number: line for number, line in lines.items() if number not in highlighted}
+    other_lines = {number: line for number, line in lines.items() if number not in marked_numbers}
     marks = _mark_curves_by_outcome(other_lines, outcomes)
     for name, trial in marked.items():
         if trial is not None and trial.number in lines:
@@ -460,6 +470,11 @@ def draw_curves(
     table = _tabulate_curves(best_first, outcomes, axis)
     label = f"{axis.metric} after each epoch, of {len(lines)} of {len(all_curves)} trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
+
+
+def _make_curve_line(curve: Curve, axis: Axis) -> Part:
+    """Returns the coordinates of a learning curve."""
+    return [(epoch, axis.coordinate(value)) for epoch, value in curve]
 
 
 def _sort_by_last_value(curves: Mapping[int, Curve], sign: int) -> dict[int, Curve]:
@@ -486,7 +501,8 @@ def _mark_curves_by_outcome(lines: Mapping[int, Part], outcomes: Mapping[int, st
         marks.append(_mark_curves(outcome, members, width=1.3, style=("faint",)))
         if outcome in UNFINISHED:
             ends = {number: line[-1] for number, line in members.items()}
-            marks.append(make_trial_dots("", _color(outcome), ends, 5, shape="square"))
+            color = _color(outcome)
+            marks.append(make_trial_dots(ends, color=color, width=5, shape="square"))
     return marks
 
 
@@ -509,7 +525,7 @@ def _mark_rungs(trials: Sequence[FrozenTrial], y: ChartScale) -> list[Mark]:
         rungs.update(TrialRecord(trial).rungs)
     marks = []
     for rung in sorted(rungs):
-        marks.append(make_dotted_line("", "paused", [(rung, y.low), (rung, y.high)]))
+        marks.append(make_dotted_line([(rung, y.low), (rung, y.high)], color="paused"))
     return marks
 
 
@@ -566,13 +582,15 @@ def draw_losses(trial: FrozenTrial) -> Chart | str:
     y = _make_loss_scale(values, title, height)
     marks = []
     for index, (name, line) in enumerate(lines.items()):
-        marks.append(_mark_quantity(name, line, LINES[index % len(LINES)]))
+        color = QUANTITY_COLORS[index % len(QUANTITY_COLORS)]
+        if name in LOSSES:
+            color = TEAL
+        marks.append(_mark_quantity(name, line, color))
     notes = []
     if {*names} == {*LOSSES} and len(lines["valid_loss"]) > 1:
         lowest_epoch, _ = min(lines["valid_loss"], key=lambda point: point[1])
-        marks.append(
-            make_dotted_line("", "pruned", [(lowest_epoch, y.low), (lowest_epoch, y.high)])
-        )
+        ends = [(lowest_epoch, y.low), (lowest_epoch, y.high)]
+        marks.append(make_dotted_line(ends, color=GRAY))
         side = "right"
         if lowest_epoch > (epochs[0] + epochs[-1]) / 2:  # in the right half of the chart
             side = "left"
@@ -619,15 +637,9 @@ def _list_quantities(
 
 
 def _mark_quantity(name: str, line: Part, color: str) -> Mark:
-    """Returns the line of a quantity, or a dot if it was reported in one epoch.
-
-    Args:
-        color: the color of a quantity that is not a loss.
-    """
+    """Returns the line of a quantity, or a dot if it was reported in one epoch."""
     style: Sequence[str] = ()
-    if name in LOSSES:
-        color = "best"
-    if name == "train_loss":
+    if name == "train_loss":  # both losses have one color
         style = ["dotted"]
     title = LOSSES.get(name, name)
     if len(line) > 1:
@@ -676,7 +688,8 @@ def draw_front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable
             if name == "winner":
                 ring_width = 20  # around the ring of the best trial, which may be the same trial
             point = _select(points, [marked_trial.number])
-            marks.append(make_trial_dots(name, name, point, ring_width, shape="ring"))
+            ring = make_trial_dots(point, color=name, name=name, width=ring_width, shape="ring")
+            marks.append(ring)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
     return Chart(label, height, x, y, _without_empty(marks), table)
 
@@ -700,9 +713,9 @@ def _mark_front(
     staircase = sorted(front.values())
     return [
         Mark("staircase", "best", "line", [staircase], width=1.5, style=("stepped", "quiet")),
-        make_trial_dots("infeasible", "failed", infeasible, shape="square"),
-        make_trial_dots("beaten", "complete", beaten, width),
-        make_trial_dots("front", "best", front),
+        make_trial_dots(infeasible, color="failed", name="infeasible", shape="square"),
+        make_trial_dots(beaten, color="complete", name="beaten", width=width),
+        make_trial_dots(front, color="best", name="front"),
     ]
 
 
@@ -718,7 +731,7 @@ def _make_cost_scale(costs: Sequence[float], title: str) -> ChartScale:
         amount = tick.coordinate
         if is_logarithmic:
             amount = 10**tick.coordinate
-        # `format_cost` writes the digits that a rule of the winner accepts.
+        # `format_cost` writes a number that the reader may copy into the key `winner.rule`.
         ticks.append(Tick(tick.coordinate, format_cost(amount)))
     return replace(x, ticks=fit_labels(ticks, x.low, x.high))
 
@@ -769,9 +782,9 @@ def make_setting_axis(
     elif not is_logarithmic:
         numbers = _choose_numbers(settings, pixels, is_whole=is_whole)
     if numbers:
-        format_spec = ".4g"
+        format_spec = ".4g"  # short enough for a small chart: a million is 1e+06
         if is_whole and pixels is None:
-            format_spec = ".0f"
+            format_spec = ".0f"  # a large chart has space for all digits of an integer
         ticks = [Tick(to_coordinate(number), format(number, format_spec)) for number in numbers]
         scale = replace(scale, ticks=fit_labels(ticks, scale.low, scale.high, pixels))
     if is_whole and not is_logarithmic:
@@ -789,7 +802,7 @@ def _choose_numbers(
 ) -> list[float]:
     """Returns the round numbers that the axis of a hyperparameter labels; few on a small chart.
 
-    None are returned for a large chart of floats, which has the labels of any axis.
+    The list is empty for a large chart of floats, whose axis keeps its usual labels.
 
     Args:
         pixels: the length of a small chart's axis; None for a large chart.
@@ -817,14 +830,21 @@ def _make_choice_axis(settings: Sequence[object], name: str, pixels: float | Non
     letters = 4 * LETTERS  # as many fit on the axis of a large chart
     if pixels is not None:
         letters = LETTERS
-    longest_label = max(3, letters // len(choices) - 1)
+    letters_per_choice = letters // len(choices)
+    longest_label = max(3, letters_per_choice - 1)  # one letter is the gap between two labels
     ticks = []
     for position, choice in enumerate(choices):
         ticks.append(Tick(position, _label(choice, longest_label)))
     low = -0.5
     high = len(choices) - 0.5
-    names = [_label(choice) for choice in choices]
-    scale = ChartScale(low, high, fit_labels(ticks, low, high, pixels), name, "choices", names)
+    scale = ChartScale(
+        low,
+        high,
+        fit_labels(ticks, low, high, pixels),
+        title=name,
+        kind="choices",
+        choices=[_label(choice) for choice in choices],
+    )
     positions = {choice: float(position) for position, choice in enumerate(choices)}
     return SettingAxis(scale, [positions[setting] for setting in settings])
 
@@ -838,9 +858,10 @@ def _spread_choices(
     coordinates.
 
     Args:
-        step: GOLDEN, or PLASTIC for a second axis: trial n is drawn at the share n × `step`,
-            modulo 1, of the space of its choice.
-        width: the width of the space that a choice has.
+        step: GOLDEN, or PLASTIC for a second axis: irrational numbers, whose multiples modulo 1 are
+            spread evenly over 0 to 1. Trial n is drawn at the share n × `step`, modulo 1, of the
+            space of its choice.
+        width: the width of the space that a choice has; choices are at 0, 1 and so on.
     """
     if axis.scale.kind != "choices":
         return axis.coordinates
@@ -872,9 +893,9 @@ def draw_slices(
 ) -> Multiples | str:
     """Draws the value of each trial over each hyperparameter; the last value if it ended early.
 
-    The axis covers the complete trials, and those that ended early with a value near theirs: not
-    further beyond the range of the complete trials than the length of this range. Trials further
-    away are strokes at the end of the axis.
+    The axis covers the range of the complete trials, and those that ended early with a value near
+    it: at most the length of this range above or below it. Trials further away are strokes at the
+    end of the axis.
     """
     if not names:
         return NO_PARAMETERS
@@ -893,14 +914,15 @@ def draw_slices(
 def _place_slice_values(trials: Sequence[FrozenTrial], axis: Axis) -> _SliceValues:
     """Returns the vertical axis of all slices, and where each trial with a value is on it.
 
-    The axis covers the complete trials, and those that ended early with a value near theirs (see
-    `draw_slices`). The other trials are put at an end of the axis.
+    The axis covers the range of the complete trials, and those that ended early with a value near
+    it: at most the length of this range above or below it. The others are put at an end of the
+    axis.
     """
     early = ended_early(trials)  # the last values of trials that were pruned or are paused
     values = {trial.number: _value(trial) for trial in complete_trials(trials)}
     bottom = axis.coordinate(min(values.values()))
     top = axis.coordinate(max(values.values()))
-    reach = top - bottom
+    reach = top - bottom  # a value is near if it lies at most so far above or below
     if reach == 0:  # all complete trials have one value: every trial is within the axis
         reach = math.inf
     for last_values_of_outcome in early.values():
@@ -930,20 +952,20 @@ def _draw_slice(
         last_number: the number of the study's last trial.
     """
     setting_axis = make_setting_axis(trials, name, PHONE)
+    # Trials of one choice are drawn side by side; multiples of GOLDEN spread them evenly.
     x_coordinates = _spread_choices(setting_axis, trials, step=GOLDEN, width=0.5)
     points: dict[int, Point] = {}
     for trial, coordinate in zip(trials, x_coordinates, strict=True):
         points[trial.number] = (coordinate, shared.coordinates[trial.number])
-    complete_points = _remove(points, set[int]().union(*shared.early.values()))
-    count = max(1, last_number) + 1
-    shades = {}
-    for number in complete_points:
-        shades[number] = min(SHADES - 1, SHADES * number // count)
+    ended_early_numbers = set[int]().union(*shared.early.values())
+    complete_points = _remove(points, ended_early_numbers)
+    trial_count = last_number + 1
+    shades = {number: _choose_shade(number, trial_count) for number in complete_points}
     marks = _mark_ended_early(points, shared.early, shared.within_axis)
     marks += _mark_shades(complete_points, shades, width=7)
     if best is not None and best.number in points:
         ring = _select(points, [best.number])
-        marks.append(make_trial_dots("", "best", ring, 12, shape="ring"))
+        marks.append(make_trial_dots(ring, color="best", width=12, shape="ring"))
     label = f"{axis.metric} over {name}, of {len(complete_points)} complete trials"
     early_count = len(points) - len(complete_points)
     if early_count:
@@ -967,9 +989,14 @@ def _mark_ended_early(
         members = _select(points, numbers)
         squares = _select(members, within_axis)
         strokes = _remove(members, within_axis)
-        marks.append(make_trial_dots("", outcome, squares, 5, shape="square"))
-        marks.append(make_trial_dots("", outcome, strokes, 2, shape="rug"))
+        marks.append(make_trial_dots(squares, color=outcome, width=5, shape="square"))
+        marks.append(make_trial_dots(strokes, color=outcome, width=2, shape="rug"))
     return _without_empty(marks)
+
+
+def _choose_shade(position: int, count: int) -> int:
+    """Returns the shade of the item at a position of `count`: from 0, gray, to the bluest."""
+    return SHADES * position // count
 
 
 def _mark_shades(
@@ -984,7 +1011,7 @@ def _mark_shades(
     marks = []
     for shade in range(SHADES):
         members = {number for number in points if shades[number] == shade}
-        marks.append(make_trial_dots("", f"ramp-{shade}", _select(points, members), width))
+        marks.append(make_trial_dots(_select(points, members), color=f"ramp-{shade}", width=width))
     return _without_empty(marks)
 
 
@@ -1060,6 +1087,8 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
             members.append(trial)
     x = make_setting_axis(members, pair.first)
     y = make_setting_axis(members, pair.second)
+    # Trials with the same two choices are drawn side by side; multiples of GOLDEN and of PLASTIC
+    # spread them evenly in both directions.
     x_coordinates = _spread_choices(x, members, step=GOLDEN, width=0.4)
     y_coordinates = _spread_choices(y, members, step=PLASTIC, width=0.4)
     points: dict[int, Point] = {}
@@ -1068,8 +1097,8 @@ def draw_pair(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -
     worst_first = sorted(pair.trials, key=lambda trial: axis.sign * _value(trial))
     shades = {}
     for rank, trial in enumerate(worst_first):
-        shades[trial.number] = SHADES * rank // len(worst_first)
-    marks = _mark_ended_early(points, early, within_axis=points)
+        shades[trial.number] = _choose_shade(rank, len(worst_first))
+    marks = _mark_ended_early(points, early, within_axis=points)  # the axes cover all trials
     marks += _mark_shades(_select(points, shades), shades, width=10)
     table = _tabulate_pair(pair, worst_first[::-1], axis.metric)
     label = (
@@ -1130,7 +1159,7 @@ def draw_best_lines(
         lines_above = len(lines) - 1 - index
         width = 2 + 1.5 * lines_above  # both are seen where lines meet
         if corners:
-            marks.append(Mark(label, STUDIES[index], "line", [corners], width=width))
+            marks.append(Mark(label, STUDY_COLORS[index], "line", [corners], width=width))
     y = axis.make_scale(values, height)
     if over_time:
         title = "seconds of workers"
@@ -1332,8 +1361,8 @@ def _draw_predictions_over_time(
     """Draws predicted and true numbers as two lines over the examples."""
     height = 280  # pixels
     marks = [
-        Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
-        Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
+        Mark("true value", GRAY, "line", [[*enumerate(targets)]], width=2),
+        Mark("prediction", TEAL, "line", [[*enumerate(predicted)]], width=2),
     ]
     x = make_integer_scale(0, max(1, len(targets) - 1), "example")
     y = make_linear_scale([*targets, *predicted], upright=True, height=height)
@@ -1350,8 +1379,8 @@ def _draw_predictions_over_targets(
     diagonal = [(end, end) for end in (min(numbers), max(numbers))]
     dots = [[pair] for pair in zip(targets, predicted, strict=True)]
     marks = [
-        make_dotted_line("prediction = true value", "pruned", diagonal),
-        Mark("best", "best", "dot", dots, width=6),
+        make_dotted_line(diagonal, color=GRAY, name="prediction = true value"),
+        Mark("best", TEAL, "dot", dots, width=6),
     ]
     x = make_linear_scale(numbers, "true value")
     y = make_linear_scale(numbers, "prediction", upright=True, height=height)
@@ -1360,6 +1389,8 @@ def _draw_predictions_over_targets(
 
 
 MOST_ABLATED = 40  # rows of the figure; its table has all
+LABEL_DISTANCE = 0.2  # from a change's dot up to its name, as a share of a row
+ABOVE_ROWS = 0.7  # free space above the top row, where its name is, as a share of a row
 
 
 @dataclass(frozen=True)
@@ -1385,15 +1416,19 @@ def draw_ablation(stored: Ablation) -> Chart | str:
     if not losses or not all(map(math.isfinite, ends)):
         return "winner.json holds no losses."
     x = make_linear_scale([0.0, *ends], "worse by")
-    y = ChartScale(-0.5, len(losses) - 0.3, kind="none")  # losses are at 0, 1, 2, …
+    # Row n is at the coordinate n, so that the lowest row begins at -0.5.
+    bottom = -0.5
+    y = ChartScale(bottom, len(losses) - 1 + ABOVE_ROWS, kind="none")
+    zero_line = [(0, bottom), (0, len(losses) - 0.5)]
     needed = [loss for loss in losses if loss.change.needed]
     not_needed = [loss for loss in losses if not loss.change.needed]
-    marks = [make_dotted_line("", "pruned", [(0, -0.5), (0, len(losses) - 0.5)])]
-    marks += _mark_losses("needed", "best", needed)
-    marks += _mark_losses("not needed", "complete", not_needed)
+    marks = [make_dotted_line(zero_line, color=GRAY)]
+    marks += _mark_losses("needed", TEAL, needed)
+    marks += _mark_losses("not needed", BLUE, not_needed)
     notes = []
     for loss in losses:
-        notes.append(Note(x.low, loss.row + 0.2, shorten(loss.change.name, 32), "above"))
+        label_y = loss.row + LABEL_DISTANCE
+        notes.append(Note(x.low, label_y, shorten(loss.change.name, 32), "above"))
     head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
     rows = []
     for change in describe_ablation(stored):
@@ -1401,7 +1436,8 @@ def draw_ablation(stored: Ablation) -> Chart | str:
         rows.append((change.name, *texts))
     table = PageTable(head, rows, text_columns=(0, 4, 5))
     label = "how much worse the winner is without each change"
-    return Chart(label, ROW * len(losses) + 30, x, y, _without_empty(marks), table, notes)
+    height = ROW * len(losses) + 30  # pixels
+    return Chart(label, height, x, y, _without_empty(marks), table, notes)
 
 
 def _place_losses(stored: Ablation) -> list[_Loss]:

@@ -19,7 +19,9 @@ def write_result_files(winner: EvaluatedWinner, run_dir: Path) -> Result:
         OSError: a file cannot be written.
     """
     result = winner.result
-    command = None  # that trains the winner again; none can import what a notebook defines
+    # The command that trains the winner again; None if a notebook or script has defined some of the
+    # study's code (`winner.sources`), which no command can import.
+    command = None
     if not winner.sources:
         command = [*result.command, "--config-dir", str(run_dir), "--config-name", "winner"]
     comment = words.comment_winner_config(result, command)
@@ -111,7 +113,7 @@ def _write_data(evaluated: EvaluatedWinner, test: Scores) -> str:
     sentences = []
     if training_set is not None:
         trained = f"Trained on {len(training_set)} examples, sha256 `{training_set.digest}`"
-        if not result.is_of_loop:
+        if not result.is_of_loop:  # how many epochs a custom training loop has is not known
             trained += f", for {result.epochs} epochs"
         sentences.append(f"{trained}.")
     sentences.append(f"The test set was {words.describe_test_use(test)}.")

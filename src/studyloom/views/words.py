@@ -130,10 +130,14 @@ def format_each_value(trial: FrozenTrial) -> list[str]:
 
 def format_parameters(params: Mapping[str, Any]) -> str:
     """Formats the hyperparameters of a trial in one line."""
+    return "  ".join(list_parameters(params))
+
+
+def list_parameters(params: Mapping[str, Any]) -> list[str]:
+    """Formats each hyperparameter of a trial, such as "lr=0.001"; or the default configuration."""
     if not params:
-        return "default configuration"
-    pairs = [f"{one_line(name)}={format_parameter(value)}" for name, value in params.items()]
-    return "  ".join(pairs)
+        return ["default configuration"]
+    return [f"{one_line(name)}={format_parameter(value)}" for name, value in params.items()]
 
 
 def format_costs(costs: Mapping[str, float]) -> str:
@@ -237,14 +241,14 @@ def _describe_network(name: str, network: Mapping[str, Any], params: Mapping[str
 def _choose_network_keys(network: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
     """Returns the keys of a network to describe: those that were searched, or else its size.
 
-    The keys of its size come first. A hyperparameter `model.cnn.channels` is the key `channels`,
-    and so is an item of a list, `model.cnn.channels[0]`.
+    The keys of its size come first.
     """
     searched_keys = set()
     for param in params:
         if param.startswith("model."):
-            list_name, _, _ = param.partition("[")
-            _, _, key = list_name.rpartition(".")
+            # Both `model.cnn.channels` and its first item, `model.cnn.channels[0]`, are `channels`.
+            name_of_list, _, _ = param.partition("[")
+            _, _, key = name_of_list.rpartition(".")
             searched_keys.add(key)
     size_keys = []
     other_keys = []
@@ -328,7 +332,7 @@ def format_summary(summary: Summary, metric: str) -> str:
     """Formats mean ± standard deviation over the seeds, shares of 1 in percent."""
     mean = summary.mean
     error = summary.std
-    if error is None or summary.same:
+    if error is None or summary.is_same_for_all_seeds:
         return format_metric(mean, metric)
     if _is_share(metric, mean):
         return f"{format_metric(mean, metric, error)} ± {100 * error:.{_count_decimals(error)}f}"
@@ -338,7 +342,7 @@ def format_summary(summary: Summary, metric: str) -> str:
 def format_mean(summary: Summary) -> str:
     """Formats mean ± standard deviation; for two values, the mean and both."""
     mean = format_value(summary.mean)
-    if summary.same or len(summary.values) < 2:
+    if summary.is_same_for_all_seeds or len(summary.values) < 2:
         return mean
     if summary.std is None:
         return f"{mean} ({' and '.join(map(format_value, summary.values))})"
@@ -348,7 +352,7 @@ def format_mean(summary: Summary) -> str:
 def explain_spread(summary: Summary) -> str:
     """Explains the `±` of a mean, or why it is missing; empty for one seed."""
     seeds = len(summary.values)
-    if summary.same:
+    if summary.is_same_for_all_seeds:
         return f"the same value with each of {seeds} seeds, so that no spread is known"
     if summary.std is None:
         return ""
@@ -536,7 +540,10 @@ def name_trial(candidate: Candidate) -> str:
 
 
 def describe_result(result: Result, stored: StoredStudy) -> str | None:
-    """Describes a result in one sentence; None if its winner has only the value of the search."""
+    """Describes a result in one sentence; None if its winner has only the value of the search.
+
+    Such a winner was neither re-evaluated with new seeds nor tested.
+    """
     winner = result.winner
     test = result.test
     if test is not None:
@@ -604,7 +611,11 @@ def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fac
 
 
 def _list_untested(result: Result) -> Iterator[Fact]:
-    """Yields the facts of a winner that was re-evaluated and not tested."""
+    """Yields the facts of a winner that was re-evaluated and not tested.
+
+    The selection gap is its value in the search minus its mean in the re-evaluation: how much the
+    search has overrated it, if above 0.
+    """
     winner = result.winner
     reevaluation = winner.reevaluation
     assert reevaluation is not None  # a winner without a test was re-evaluated
@@ -616,7 +627,7 @@ def _list_untested(result: Result) -> Iterator[Fact]:
     yield Fact("selection gap", format_value(winner.gap or 0.0, "+"))
     yield from _summarize_ablation(result)
     spread = explain_spread(reevaluation)
-    if result.is_of_loop and reevaluation.same:
+    if result.is_of_loop and reevaluation.is_same_for_all_seeds:
         spread += f"; {FOLLOW_SEED}"
     yield from _list_notes(spread, describe_reuse(result), explain_no_test(result))
 
@@ -641,12 +652,13 @@ def _list_tested(result: Result, test: Scores, *, with_uncertainty: bool) -> Ite
     yield from _summarize_ablation(result)
     if with_uncertainty:
         yield from _list_notes(*explain_uncertainty(test))
-    if result.is_of_loop and test.winner.same:
+    if result.is_of_loop and test.winner.is_same_for_all_seeds:
         yield Fact("", FOLLOW_SEED)
     yield from _list_notes(describe_reuse(result))
     if test.uses > 1:
         yield Fact("", f"the test set was {format_uses(test.uses)}, and each use proves less")
-    if not result.keeps:
+    satisfies_rule = result.keeps  # on new seeds
+    if not satisfies_rule:
         yield Fact("", f"on new seeds no candidate satisfies {result.rule}; this is the best")
 
 
@@ -736,6 +748,7 @@ def _explain_comparison(result: Result) -> str:
     seeds = plural(len(winner.values), "new seed")
     has_failed_trainings = winner.failed > 0
     if winner.baseline and has_failed_trainings:
+        # With failed trainings, it wins only if chance may explain what the best candidate gains.
         return f"since no candidate beats it by more than chance explains, on {seeds}"
     other_means = []  # of the other candidates that have a value on each seed
     for candidate in result.candidates:
@@ -753,7 +766,7 @@ def _explain_comparison(result: Result) -> str:
 
 
 def describe_failures(candidate: Candidate) -> str:
-    """Says how many re-evaluations of a candidate failed, of which at least one has."""
+    """Says how many re-evaluations of a candidate failed; at least one has."""
     name = name_trial(candidate)
     if candidate.baseline:
         name = "the baseline"
@@ -870,7 +883,7 @@ def format_uses(uses: int) -> str:
 def summarize_ablation(ablation: Ablation) -> str:
     """Says which changes to the default configuration are needed."""
     changes = f"{plural(len(ablation.rows), 'change')} to the default configuration"
-    if ablation.half_interval is None:
+    if ablation.half_interval is None:  # for a single seed, or without a change
         if ablation.rows:
             return f"{changes}; one seed does not show which are needed"
         return changes
@@ -912,7 +925,8 @@ def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
     error = ablation.half_interval or 0.0
     decimals = 4
     if error > 0:
-        exponent = math.floor(math.log10(min(1e9, error)))  # of its first digit; it may be infinite
+        finite_error = min(1e9, error)  # the error may be infinite
+        exponent = math.floor(math.log10(finite_error))  # of the error's first digit
         decimals = max(0, 1 - exponent)
     loss = "no value: a training failed"
     if row.worse_by is not None:
@@ -934,7 +948,11 @@ def _describe_change(ablation: Ablation, row: AblationRow) -> AblationCells:
 
 
 def list_ablation(result: Result) -> Iterator[str]:
-    """Yields a line for each change of the ablation, and what winner.simple.yaml has."""
+    """Yields a line for each change of the ablation, and what winner.simple.yaml has.
+
+    A change is a value of the winner that differs from the default. The winner without the change
+    has the default in its place.
+    """
     ablation = result.ablation
     if ablation is None:
         return
@@ -949,7 +967,10 @@ def list_ablation(result: Result) -> Iterator[str]:
 
 
 def describe_simple(result: Result) -> str:
-    """Says how well winner.simple.yaml does on new seeds and on the test set; empty without one."""
+    """Says how well winner.simple.yaml does on new seeds and on the test set; empty without one.
+
+    It is the winner with the defaults of hyperparameters whose changes are not needed.
+    """
     ablation = result.ablation
     test = result.test
     if ablation is None or ablation.simple_defaults is None:
@@ -1010,6 +1031,7 @@ def describe_accepted_files(data: DataFacts) -> str:
         sizes += " (channels, height, width)"
         background = transform.get("background")
         if background:
+            # The transform inverts images whose background is not that of the training images.
             sizes += f", those without a {background} background inverted"
         return f"images of any size, made {sizes}, and {arrays}"
     if data.columns:

@@ -45,7 +45,7 @@ class Summary:
     values: tuple[float, ...] = ()
 
     @property
-    def same(self) -> bool:
+    def is_same_for_all_seeds(self) -> bool:
         """Returns whether several seeds gave the same value, bit for bit.
 
         The training then ignores the seed.
@@ -53,7 +53,7 @@ class Summary:
         return len(self.values) > 1 and len(set(self.values)) == 1
 
     @property
-    def mean_and_error(self) -> Interval:
+    def error_bounds(self) -> Interval:
         """The mean minus and plus its standard error; the mean twice if the error is unknown."""
         if self.std is None:
             return self.mean, self.mean
@@ -480,7 +480,7 @@ def _find_spread(values: Summary | None) -> Spread | None:
     """Returns the mean and standard deviation of values; no deviation if all are the same."""
     if values is None:
         return None
-    if values.same:
+    if values.is_same_for_all_seeds:
         return {"mean": values.mean, "std": None}
     return {"mean": values.mean, "std": values.std}
 
