@@ -101,7 +101,7 @@ def test_a_proposal_takes_the_next_free_slot_and_is_trained_next(url, hill):
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(6)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert [TrialRecord(trial).proposer() for trial in trials] == [
+    assert [TrialRecord(trial).proposer for trial in trials] == [
         None,
         None,
         "anna",
@@ -410,7 +410,7 @@ def test_an_agent_proposes_and_sees_no_test_value_during_the_search(tmp_path, hi
     assert json.loads(answers[13][1]) == {"trial": 4}
     assert "trial 4 has this configuration already, and is waiting" in answers[14][1]
     assert [trial.number for trial in stored.trials()] == [*range(5)]
-    assert TrialRecord(stored.trials()[4]).proposer() == "claude"
+    assert TrialRecord(stored.trials()[4]).proposer == "claude"
     assert len(json.loads(answers[15][1])["trials"]) == 1
     assert answers[16][0], "there is no such tool"
     told = [json.loads(text) for _, text in answers[-4:-1]]
@@ -454,9 +454,9 @@ def test_concurrent_proposers_and_workers_make_exactly_n_trials(url, hill):
     assert [trial.number for trial in trials] == [*range(20)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     proposed = {
-        (TrialRecord(trial).proposer(), trial.number)
+        (TrialRecord(trial).proposer, trial.number)
         for trial in trials
-        if TrialRecord(trial).proposer()
+        if TrialRecord(trial).proposer
     }
     assert {*told} == proposed
     assert len(told) == len(proposed) <= 4, "each configuration once"
@@ -501,7 +501,7 @@ def test_a_proposer_that_is_killed_at_any_statement_costs_nothing(url, hill):
     process.join()
     assert process.exitcode == 0
     work(hill, stored, 4)
-    told = [(trial.number, TrialRecord(trial).proposer()) for trial in stored.trials()]
+    told = [(trial.number, TrialRecord(trial).proposer) for trial in stored.trials()]
     assert told == [(0, None), (1, "anna"), (2, None), (3, None)]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 4}
 

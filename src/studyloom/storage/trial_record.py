@@ -36,15 +36,19 @@ class TrialRecord(TrialAttributes):
             return None
         return mask_passwords(str(self.error))
 
-    def proposer(self, key: str = "by") -> str | None:
-        """Returns who proposed its configuration, or why; None if sampler or command chose it.
-
-        Args:
-            key: "by" for who, or "why".
-        """
+    @property
+    def proposer(self) -> str | None:
+        """Who proposed its configuration; None if sampler or command chose it."""
         if not isinstance(self.proposed, Mapping):
             return None
-        return str(self.proposed.get(key, ""))
+        return str(self.proposed.get("by", ""))
+
+    @property
+    def proposal_reason(self) -> str | None:
+        """Why its configuration was proposed; None if sampler or command chose it."""
+        if not isinstance(self.proposed, Mapping):
+            return None
+        return str(self.proposed.get("why", ""))
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -85,17 +89,14 @@ class TrialRecord(TrialAttributes):
     def epoch_count(self) -> int:
         """How many epochs it has trained.
 
-        A custom training loop may be called several times for one trial, such as once for each
-        fold. After the trial has ended, these are the epochs of all calls. While it runs, each of
-        its reports counts as one epoch.
+        For a loop that is called several times, such as once for each fold, these are the epochs of
+        all calls once the trial has ended, and the number of its reports before.
         """
         if self.planned_jobs is not None and JOBS in self.columns:
-            # The column JOBS has the number of calls that have trained each epoch.
+            # JOBS says for each epoch over how many calls its value is the mean.
             trained_count = sum(jobs or 0 for jobs in self.columns[JOBS])
         else:
             trained_count = len(self.curve.get("value", ()))
-        # The learning curve is stored at rungs and at the end. A trial that runs may have reported
-        # more epochs than that.
         reported_count = len(self.trial.intermediate_values)
         return max(trained_count, reported_count)
 

@@ -104,7 +104,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
             record.epoch_count,
             record.worker,
             record.is_baseline,
-            record.proposer(),
+            record.proposer,
             record.failure,
             record.reason,
         )
@@ -128,9 +128,8 @@ def column_of(name: str) -> str:
 def curve_rows(stored: StoredStudy) -> Rows:
     """Returns a row for each epoch of each trial: trial, epoch, value, train_loss, valid_loss.
 
-    A custom training loop has the two losses only if it reports quantities of these names. The
-    other quantities that it reports are further columns. A trial that runs has only the values that
-    it reported.
+    Then come the further quantities of a loop, which has these losses only if it calls them so. A
+    trial that runs has only the values that it reported.
     """
     trials = stored.trials()
     names = _names_in_order([CURVES, quantities(trials)])

@@ -15,7 +15,7 @@ from studyloom.views.progress import Progress
 from studyloom.views.words import format_trial_values, join_lists
 
 LAST = 5  # trials of the current stage, next to the best
-LEAST = 7  # columns of a hyperparameter, such as 0.00082: fewer would change from look to look
+LEAST_WIDTH = 7  # of a hyperparameter, such as 0.00082: a smaller one would change between looks
 GAP = 2  # spaces between two columns
 
 
@@ -78,10 +78,11 @@ def _select_fitting(columns: Sequence[Sequence[str]], width: int) -> list[Sequen
 def _select_last(progress: Progress) -> list[FrozenTrial]:
     """Returns the last LAST trials of the current stage, by number.
 
-    The search's best trial is not among them, since it is in the first row.
+    Before a stage has begun, and after the last one, these are trials of the search. The search's
+    best trial is not among them, since it is in the first row.
     """
     search_trials = progress.trials.get(SEARCH, ())
-    trials = progress.trials.get(progress.title, search_trials)
+    trials = progress.trials.get(progress.title, search_trials)  # the title is that of a stage
     best_number = None  # of a trial that is left out
     if trials is search_trials and progress.search.best is not None:
         best_number = progress.search.best.number
@@ -91,6 +92,7 @@ def _select_last(progress: Progress) -> list[FrozenTrial]:
             started.append(trial)
 
     def sort_key(trial: FrozenTrial) -> tuple[bool, datetime]:
+        """Sorts trials by their end, and the running ones after them."""
         is_running = TrialRecord(trial).outcome == "running"
         return is_running, find_end_time(trial)
 
@@ -106,7 +108,9 @@ def _make_row(trial: FrozenTrial, progress: Progress) -> _Row:
     """
     number = trial.number
     settings = trial.params
-    if progress.title != SEARCH and progress.title in progress.trials:
+    is_of_later_stage = progress.title != SEARCH and progress.title in progress.trials
+    if is_of_later_stage:
+        # Its own hyperparameters are "trial", the number of the trial that it repeats, and "seed".
         for search_trial in progress.trials.get(SEARCH, ()):
             if search_trial.number == trial.params.get("trial"):
                 number = search_trial.number
@@ -148,6 +152,8 @@ def _make_setting_columns(
 ) -> Iterator[tuple[str, ...]]:
     """Yields a column for each title of a hyperparameter that a row has: the title and the cells.
 
+    Hyperparameters that no trial has together may share a title, as `adamw.lr` and `sgd.lr` do.
+
     Args:
         rows: the hyperparameters of each trial, by name.
         order: names of hyperparameters, whose columns come first.
@@ -159,7 +165,7 @@ def _make_setting_columns(
     for title in dict.fromkeys(titles.values()):  # each title once
         if any(title in row for row in rows_by_title):
             cells = [row.get(title, "") for row in rows_by_title]
-            yield title.ljust(LEAST), *cells
+            yield title.ljust(LEAST_WIDTH), *cells
 
 
 def _title_settings(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> dict[str, str]:

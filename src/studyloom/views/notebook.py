@@ -64,25 +64,25 @@ def _link_report(run_dir: Path | None) -> str:
 
 def _list_notable_trials(snapshot: Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
     """Yields a row for the winner, the best trial and the baseline, with the cells of COLUMNS."""
-    trials_by_role = {}  # a candidate is a trial with its values on new seeds
+    candidates_by_role = {}  # a candidate is a trial with its values on new seeds
     tests_by_role: dict[str, Summary | None] = {}
     if result is not None:
-        trials_by_role["winner"] = result.winner
+        candidates_by_role["winner"] = result.winner
         if result.test is not None:
             tests_by_role = {"winner": result.test.winner, "baseline": result.test.baseline}
     if snapshot.best is not None:
-        trials_by_role["best"] = _find_candidate(snapshot.best, snapshot, result)
+        candidates_by_role["best"] = _find_candidate(snapshot.best, snapshot, result)
     if snapshot.baseline is not None:
-        trials_by_role["baseline"] = _find_candidate(snapshot.baseline, snapshot, result)
-    for role, trial in trials_by_role.items():
-        search_value = words.format_metric(trial.search_value, snapshot.metric)
+        candidates_by_role["baseline"] = _find_candidate(snapshot.baseline, snapshot, result)
+    for role, candidate in candidates_by_role.items():
+        search_value = words.format_metric(candidate.search_value, snapshot.metric)
         yield (
             role,
-            str(trial.trial),
-            f"{search_value}{words.format_costs(trial.costs)}",
-            _format_summary(trial.reevaluation, snapshot.metric),
+            str(candidate.trial),
+            f"{search_value}{words.format_costs(candidate.costs)}",
+            _format_summary(candidate.reevaluation, snapshot.metric),
             _format_summary(tests_by_role.get(role), snapshot.metric),
-            words.format_parameters(trial.params),
+            words.format_parameters(candidate.params),
         )
 
 

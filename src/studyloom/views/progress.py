@@ -308,18 +308,18 @@ class ProgressReader:
         largest = dict(itertools.islice(shares.items(), MOST_IMPORTANT))
         return Status(progress, largest, count_failures(progress.search.trials))
 
-    def _weigh_parameters(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
+    def _weigh_parameters(self, search: Snapshot, max_growth: float = 1.0) -> Mapping[str, float]:
         """Returns the importances of the hyperparameters, computed again if they are outdated.
 
         Importances of thousands of trials take long, and a display is drawn each second.
 
         Args:
-            growth: the factor by which the complete trials may have become more since the last
-                computation.
+            max_growth: how many times as many trials may be complete as at the last computation,
+                before they are computed again.
         """
         complete = search.outcomes.get("complete", 0)
         weighed = self._weighed_trials  # how many were complete at the last computation
-        is_current = weighed is not None and weighed <= complete <= growth * weighed
+        is_current = weighed is not None and weighed <= complete <= max_growth * weighed
         if not is_current:
             self._importances = compute_importances(self.stored).shares
             self._weighed_trials = complete
@@ -359,16 +359,7 @@ class ProgressReader:
         has_candidates = bool(self.stored.feasible())
         stages = tuple(expect_stages(record, left, snapshots, has_candidates=has_candidates))
         result = _select_result(command.result, stages[-1])
-        worked_trials: list[FrozenTrial] = []
-        for stored in studies.values():
-            worked_trials += stored.trials_of_workers()
-        hours = sum_hours(worked_trials)
-        price_per_hour = None
-        exit_code = None
-        if record is not None:
-            price_per_hour = record.per_hour
-            if not _has_live_worker(snapshots.values()):  # one may run after a command has ended
-                exit_code = record.ended
+        spent = _sum_spent(studies.values(), record)
         progress = Progress(
             search=search,
             stages=stages,
@@ -376,13 +367,14 @@ class ProgressReader:
             halted=self.stored.halted(),
             control=read_control(self.stored),
             result=result,
-            exit_code=exit_code,
+            exit_code=_find_exit_code(record, snapshots.values()),
             elapsed=measure_elapsed(record),
-            hours=hours,
-            cost=hours.cost(price_per_hour),
+            hours=spent.hours,
+            cost=spent.cost,
             trials={title: snapshot.trials for title, snapshot in snapshots.items()},
             works=_estimate_works(stages),
-            importances=self._weigh_parameters(search, growth=1.5),  # not at every look
+            # They only order the columns of a table, and may be of two thirds of the trials.
+            importances=self._weigh_parameters(search, max_growth=1.5),
         )
         return replace(progress, eta=estimate_time_left(progress))
 
@@ -398,9 +390,7 @@ class ProgressReader:
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
             start = record.stage_of(self.stored.name, title)
-            # The settings of a stage's command are in its name: `mnist/re-evaluation 40-5-1` may be
-            # followed by details after a space, and differs from `mnist/re-evaluation 40-5-10`.
-            is_of_command = f"{name} ".startswith(f"{start} ")
+            is_of_command = _begins_with_words(name, start)
             if is_of_command and name not in self._stage_studies:
                 stored = open_in_same_database(self.stored, name)
                 if stored is not None:
@@ -408,6 +398,49 @@ class ProgressReader:
             if is_of_command and name in self._stage_studies:
                 begun_studies[title] = self._stage_studies[name]
         return begun_studies
+
+
+def _begins_with_words(stage_name: str, start: str) -> bool:
+    """Returns whether the name of a stage's study begins with some whole words.
+
+    The settings of a stage's command are in this name. So `mnist/re-evaluation 40-5-1 details`
+    begins with `mnist/re-evaluation 40-5-1`, and `mnist/re-evaluation 40-5-10` does not.
+    """
+    return f"{stage_name} ".startswith(f"{start} ")
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """The hours that workers have spent on all stages, and their cost if a price is known."""
+
+    hours: Hours
+    cost: float | None
+
+
+def _sum_spent(studies: Iterable[StoredStudy], record: CommandRecord | None) -> _Spent:
+    """Sums what the workers of all stages have spent.
+
+    Args:
+        record: the settings of the last command, with the price of an hour; None if none is stored.
+    """
+    worked_trials: list[FrozenTrial] = []
+    for stored in studies:
+        worked_trials += stored.trials_of_workers()
+    hours = sum_hours(worked_trials)
+    price_per_hour = None
+    if record is not None:
+        price_per_hour = record.per_hour
+    return _Spent(hours, hours.cost(price_per_hour))
+
+
+def _find_exit_code(record: CommandRecord | None, snapshots: Iterable[Snapshot]) -> int | None:
+    """Returns the exit code of the command that ended the study; None while work is left.
+
+    A worker of another command may still run after a command has ended.
+    """
+    if record is None or _has_live_worker(snapshots):
+        return None
+    return record.ended
 
 
 def _select_result(
@@ -433,8 +466,9 @@ def _count_left(record: CommandRecord | None, search: Snapshot) -> int:
     """Counts the trials that the last command has still to do.
 
     The budget of a study consists of slots, numbered from 0, each of which holds one trial. If
-    another command has raised the budget, the last command fills only the first slots: as many as
-    the number of trials with which it was started.
+    another command has raised the budget, the last command fills only the first slots. For example,
+    if one command has run 60 of 100 trials, then a command for 40 trials fills the slots 0 to 39,
+    and has only those left whose trials have not ended.
 
     Args:
         record: the settings of the last command; None if none is stored.
@@ -495,7 +529,7 @@ def expect_stages(
     # How many trainings each stage will have. Those of the ablation are unknown before there is a
     # winner.
     expected_counts = {REEVALUATION: 0, ABLATION: 0, FINAL_TRAINING: 0}
-    # A single candidate that will be tested is not trained again first.
+    # The re-evaluation chooses between candidates. A single one that will be tested needs none.
     has_ended = left == 0
     is_chosen_already = record.tested and has_ended and search.outcomes.get("complete", 0) == 1
     if FINAL_TRAINING not in snapshots and not is_chosen_already:
@@ -585,7 +619,7 @@ def wrap_parts(
     """
     unbroken = []
     for part in parts:
-        if len(part) < width - indent:
+        if len(part) < width - indent:  # less, since a comma may follow the part
             part = part.replace(" ", NO_BREAK_SPACE)  # at which `textwrap` breaks no line
         unbroken.append(part)
     lines = textwrap.wrap(
@@ -692,7 +726,7 @@ def _make_best_trial(snapshot: Snapshot, trial: FrozenTrial) -> Any:
         "trial": trial.number,
         "value": value_of(trial),
         "params": trial.params,
-        "proposed_by": TrialRecord(trial).proposer(),
+        "proposed_by": TrialRecord(trial).proposer,
         **map_costs(snapshot, trial),
     }
 

@@ -273,6 +273,7 @@ def render_winner(result: Result) -> Iterator[Section]:
     ablation = result.ablation
     if ablation is not None and ablation.rows:
         blocks = [draw_figure(figures.draw_ablation, ablation)]
+        # winner.simple.yaml is the winner with the defaults of changes that are not needed.
         description = words.describe_simple(result)
         if description:
             blocks.append(Paragraph(f"winner.simple.yaml is {description}."))
@@ -369,9 +370,18 @@ def render_search(
     better = "Lower"
     if axis.sign > 0:
         better = "Higher"
-    figure = draw_figure(figures.draw_history, trials, marked, axis, result, snapshot.live_trials)
+    figure = draw_figure(
+        figures.draw_history,
+        trials,
+        marked,
+        axis,
+        winner=result,
+        live_trials=snapshot.live_trials,
+    )
     yield make_section("search", [figure], axis=AXIS_NOTES[axis.scale], better=better)
-    figure = draw_figure(figures.draw_curves, trials, marked, axis, snapshot.live_trials)
+    figure = draw_figure(
+        figures.draw_curves, trials, marked, axis, live_trials=snapshot.live_trials
+    )
     yield make_section("curves", [figure], best=figures.MOST_BEST, latest=figures.MOST_LATEST)
     yield _render_losses(snapshot, winner_trial)
 
@@ -656,7 +666,7 @@ def _group_by_proposer(trials: Iterable[FrozenTrial]) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {SAMPLER: []}
     for trial in trials:
         record = TrialRecord(trial)
-        proposer = record.proposer()
+        proposer = record.proposer
         if proposer:
             numbers.setdefault(f"proposed by {proposer}", []).append(trial.number)
         elif not record.is_given:
@@ -898,6 +908,7 @@ def read_report(
         configs=configs,
         run_dir=run_dir,
     )
+    # The figures of a large study draw only a sample of its trials.
     sampled = sample_trials(stored, progress.search, source.winner_number)
     if sampled is not None:
         source = replace(source, drawn=sampled, note=sampled.note)

@@ -60,6 +60,7 @@ from studyloom.views.words import (
     list_ablation,
     list_facts,
     list_front,
+    list_parameters,
     make_headline,
     name_trial,
 )
@@ -108,11 +109,12 @@ def describe_winner(
         best_text = f"best of the search: trial {best}; "
     yield f"{best_text}winner: {name_trial(result.winner)}, {explain_choice(result)}"
     winner_fact, *other_facts = list_facts(result, with_uncertainty=not brief)
+    winner_value = f"{winner_fact.value}  {winner_fact.explanation}"
+    label_width = len(INDENT)
     if result.test is None:
-        label = "winner   "
+        yield f"{'winner':{label_width}}{winner_value}"
     else:
-        label = "test      winner"
-    yield f"{label} {winner_fact.value}  {winner_fact.explanation}"
+        yield f"{'test':{label_width}}winner {winner_value}"
     for fact in other_facts:
         yield f"{INDENT}{fact}"
     for line in list_ablation(result):
@@ -120,12 +122,12 @@ def describe_winner(
 
 
 def render_rows(
-    rows: Sequence[Sequence[str]], text_columns: Sequence[int], best: str = "best"
+    rows: Sequence[Sequence[str]], text_columns: Sequence[int] | None = None, best: str = "best"
 ) -> RenderableType:
     """Renders rows in columns; the first row is their header, and dim.
 
     Args:
-        text_columns: the columns to align left.
+        text_columns: the columns to align left; None for all.
         best: the row with this word is bold: its first column is the word, or its last column is a
             list such as "baseline, best".
     """
@@ -156,7 +158,7 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
             seconds_by_kind[kind] += seconds
         end = trial.datetime_complete
         if end is not None and end > began:
-            # A trial that was promoted may end after a later one of the same worker.
+            # A trial that was paused and continued may end after a later one of the same worker.
             worker = record.worker or ""
             last_ends[worker] = max(end, last_ends.get(worker, began))
     latest_end = max(last_ends.values(), default=began)
@@ -179,8 +181,7 @@ def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
             continue
         values = ", ".join(_name_values(snapshot, trial))
         number = f"trial {trial.number}{describe_proposer(trial)}"
-        parameters = format_parameters(trial.params).split("  ")
-        parts = [f"{role:8}", values, number, *parameters]
+        parts = [f"{role:8}", values, number, *list_parameters(trial.params)]
         lines += wrap_parts(parts, width, "  ", indent=len(INDENT))
         if TrialRecord(trial).standard_error is not None:
             has_error = True
@@ -191,7 +192,7 @@ def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
 
 def _name_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
-    value, *costs = format_each_value(trial)
+    value, *costs = format_each_value(trial)  # without costs if the trial has no values
     metric = f"{snapshot.metric} {value}"
     error = TrialRecord(trial).standard_error
     if error is not None:
@@ -211,19 +212,18 @@ def render_front(snapshot: Snapshot) -> RenderableType:
     labeled_rows = [["front", *head]]
     for row in rows:
         labeled_rows.append(["", *row])
-    return Group(render_rows(labeled_rows, (0, len(head))), rule)
+    last_column = len(head)  # the label "front" comes first
+    return Group(render_rows(labeled_rows, text_columns=(0, last_column)), rule)
 
 
 def describe_proposer(trial: FrozenTrial) -> str:
     """Says who proposed a trial, and why; empty for the sampler's trials."""
     record = TrialRecord(trial)
-    proposer = record.proposer()
-    if not proposer:
+    if not record.proposer:
         return ""
-    text = f", proposed by {proposer}"
-    reason = record.proposer("why")
-    if reason:
-        text += f": {reason}"
+    text = f", proposed by {record.proposer}"
+    if record.proposal_reason:
+        text += f": {record.proposal_reason}"
     return one_line(text)
 
 
@@ -236,6 +236,7 @@ def find_continuation(snapshot: Snapshot, definition: "Definition") -> str:
     study = definition.config.study
     ending = snapshot.forecast.ending
     if ending is None:
+        # The budget is larger than this command's trials if another command has raised it.
         if snapshot.done == snapshot.budget == study.trials:
             return f"study.trials={2 * snapshot.budget}"
         return ""
@@ -311,8 +312,12 @@ class CellConsole(SafeConsole):
         All of it is printed again by a console that records it as HTML, since a cell's output can
         only be replaced as a whole.
         """
-        # The recorder is a console of text: rich's own output for Jupyter cannot be replaced.
-        recorder = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
+        recorder = make_console(
+            io.StringIO(),
+            record=True,
+            width=self.width,
+            force_jupyter=False,  # with it, Rich would show an output that cannot be replaced
+        )
         calls = [*self._printed]
         if block:
             calls.append(_PrintCall(block))
@@ -385,17 +390,18 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
     say(console, "\n".join(align_rows(rows, text_columns=(1, 4))))
 
 
-def align_rows(rows: Sequence[Sequence[str]], text_columns: Sequence[int]) -> Iterator[str]:
+def align_rows(rows: Sequence[Sequence[str]], text_columns: Sequence[int] | None) -> Iterator[str]:
     """Yields rows as lines of untruncated columns.
 
     Args:
-        text_columns: the columns to align left; the others are aligned right, as numbers are.
+        text_columns: the columns to align left; the others are aligned right, as numbers are. None
+            to align all left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []
         for column, cell in enumerate(row):
-            if column in text_columns:
+            if text_columns is None or column in text_columns:
                 cells.append(cell.ljust(widths[column]))
             else:
                 cells.append(cell.rjust(widths[column]))
@@ -426,7 +432,7 @@ def print_next_steps(
         _print_paths(evaluation.study, console)
     commands = _list_next_commands(evaluation.study, command, snapshot)
     if console.is_jupyter:
-        commands = commands[:1]
+        commands = commands[:1]  # in a cell, `study` shows what the others show
     # A backslash before a line break lets a shell read on, so that the command can be copied.
     line_break = " \\\n"
     width = width_of(console) - len(" \\")
@@ -465,10 +471,10 @@ def _print_paths(study: "OpenStudy", console: Console) -> None:
 def _list_next_commands(
     study: "OpenStudy", command: "Command", snapshot: Snapshot
 ) -> list[list[str]]:
-    """Returns commands, as arguments: one that continues the search, and those that show it.
+    """Returns commands as lists of words: one that continues the search, and those that show it.
 
-    The command that continues is missing if the search has not ended, or has tried all of the
-    search space.
+    An example of a command that shows it is `["studyloom", "status", "runs/mnist"]`. The command
+    that continues is missing if the search has not ended, or has tried all of the search space.
     """
     commands = []
     override = ""
@@ -476,7 +482,8 @@ def _list_next_commands(
         override = find_continuation(snapshot, study.definition)
     if override and command.is_call:  # a study from Python is continued by the same call
         setting = override.removeprefix("study.")
-        commands.append(f"{command.again} with {setting}".split())
+        sentence = f"{command.again} with {setting}"  # such as "the same call with trials=80"
+        commands.append(sentence.split())
     elif override:
         key, _, _ = override.partition("=")
         commands.append([*command.as_typed, *command.without(key), override])
@@ -527,7 +534,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         add_text(f"worker {one_line(worker.owner)}: {trial}")
     table = last_trials(progress, width, with_best=False)  # the line "best" below names it
     if len(table) > 1:
-        parts.append(render_rows(table, range(width)))
+        parts.append(render_rows(table))
     add_text("\n".join(list_failures(status.failures)))
     if status.importances:
         add_text("what matters", "dim")
@@ -569,18 +576,19 @@ class LiveLines(Live):
         Rich clears a row for each line. This method adds the rows of lines that have wrapped.
         """
         console = self.console
+        old_line_widths = self.line_widths
         wrapped_rows = 0  # a line of 100 columns takes a further row if only 80 are left
-        for width in self.line_widths:
+        for width in old_line_widths:
             wrapped_rows += max(0, width - 1) // console.width
         erase_whole_line = 2  # the argument of that control code
         clear_row = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, erase_whole_line)]
-        lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
-        line_widths = []
-        for line in lines:
-            line_widths.append(sum(segment.cell_length for segment in line))
-        self.line_widths = line_widths
-        clear_lines, *others = super().process_renderables(renderables)
-        return [clear_lines, Control(*(clear_row * wrapped_rows)), *others]
+        new_lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
+        new_line_widths = []
+        for line in new_lines:
+            new_line_widths.append(sum(segment.cell_length for segment in line))
+        self.line_widths = new_line_widths  # for the next drawing
+        clear_old_lines, *drawing = super().process_renderables(renderables)
+        return [clear_old_lines, Control(*(clear_row * wrapped_rows)), *drawing]
 
     def get_renderable(self) -> RenderableType:
         """Returns the lines, and an empty one, where the cursor stays at any width."""
@@ -632,7 +640,7 @@ def watch(reader: ProgressReader, console: Console) -> None:
         for status in reader.statuses():
             if isinstance(status, Status):
                 printer.show(status.progress.line, status.progress)
-            else:
+            else:  # the error of a read that failed
                 printer.show(str(status), None)
         return
     view: RenderableType = ""
@@ -641,7 +649,7 @@ def watch(reader: ProgressReader, console: Console) -> None:
             if isinstance(status, Status):
                 view = render_status(status, console.width)
                 live.update(view, refresh=True)
-            else:
+            else:  # the error of a read that failed, below the last view
                 error = Text(str(status), style="red", overflow="fold")
                 live.update(Group(view, error), refresh=True)
 
@@ -686,7 +694,11 @@ class Resumptions:
             say(self.console, f"{prefix}{resumption}")
 
     def _show_streams(self, progress: Progress) -> None:
-        """Prints the streams of the first trial that has some."""
+        """Prints the streams of the first trial that has some.
+
+        A stream is an iterator over examples that goes on from epoch to epoch, and whose position
+        no checkpoint keeps.
+        """
         for trials in progress.trials.values():
             for trial in trials:
                 streams = TrialRecord(trial).streams
@@ -856,7 +868,7 @@ class Display:
         if self.stop is not None and self.stop():
             request = describe_stop(self.stop.reason)
         details = [text for text in (progress.later_text, *spent, request) if text]
-        table = render_rows(last_trials(progress, width), range(width))
+        table = render_rows(last_trials(progress, width))
         return Group(
             Text("\n".join(head), "bold"), bar, *map(Text, wrap_parts(details, width)), table
         )
