@@ -69,9 +69,9 @@ def test_the_database_is_opened_once(study, monkeypatch):
     urls = []
     open_ledgers = doctor.open_ledgers
 
-    def open_and_count(url, patience):
+    def open_and_count(url, deadline):
         urls.append(url)
-        return open_ledgers(url, patience)
+        return open_ledgers(url, deadline)
 
     monkeypatch.setattr(doctor, "open_ledgers", open_and_count)
     assert findings_of(study)["ledger"].state == doctor.OK

@@ -253,7 +253,8 @@ def best_so_far(study: ComparedStudy, *, over_time: bool) -> list[tuple[float, f
             end += sum_worked_seconds([trial])
             positions[trial.number] = end
     else:
-        # Trials are counted, since their numbers have gaps where a trial was replaced.
+        # Trials are counted in the order in which they began, with those that still run: their
+        # numbers have gaps where a trial was replaced.
         for trial in trials:
             end += 1
             positions[trial.number] = end

@@ -126,7 +126,7 @@ class ReportParts:
         self.removed: dict[str, int] = {}  # the version in which a part was removed, by its key
 
     @property
-    def name(self) -> str:
+    def version_name(self) -> str:
         """The name of the current version."""
         return f"{self.server}-{self.version}"
 
@@ -134,10 +134,11 @@ class ReportParts:
         """Replaces the parts; those whose HTML is the same keep the version of their change.
 
         Args:
-            parts: the HTML of all parts, by key. Their order is a change too: it is that of rows.
+            parts: the HTML of all parts, by key, in the order in which the browser shows them.
         """
         previous_html = {key: part.html for key, part in self.parts.items()}
-        if list(parts.items()) == list(previous_html.items()):
+        is_same = list(parts.items()) == list(previous_html.items())  # lists also have an order
+        if is_same:
             return
         self.version += 1
         for key in self.parts:
@@ -152,9 +153,9 @@ class ReportParts:
                 updated_parts[key] = VersionedHtml(html, self.version)
         self.parts = updated_parts
 
-    def find_version(self, name: str) -> int | None:
+    def find_version(self, version_name: str) -> int | None:
         """Returns the number of a version; None if the name is not that of one of this server."""
-        match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", name)  # such as 3f9a01bc-12
+        match = re.fullmatch(rf"{self.server}-(\d{{1,9}})", version_name)  # such as 3f9a01bc-12
         if match is None:
             return None
         return int(match[1])
@@ -249,8 +250,8 @@ class LivePage:
     def control(self, name: str, environ: "WSGIEnvironment") -> Answer:
         """Stores a request to pause, resume or stop, as the command of this name does.
 
-        Only the report that this server has sent to this machine may send it: other websites
-        neither know its token nor may set a header of this name.
+        Only the report that this server has sent to this machine may send it. Other websites do not
+        know its token, and the browser does not let them set the header X-Report-Token.
 
         Returns:
             The response, whose text the report shows.
@@ -280,15 +281,19 @@ class LivePage:
             return False
         return environ["REQUEST_METHOD"] == "POST" and environ.get("REMOTE_ADDR") in LOOPBACK
 
-    def changes_since(self, name: str) -> dict[str, Any]:
-        """Returns what has changed since a version; the whole report if another server made it.
+    def changes_since(self, version_name: str) -> dict[str, Any]:
+        """Returns what has changed since a version of the report.
+
+        Args:
+            version_name: the version that the browser shows. If another server made it, the whole
+                report is returned.
 
         Returns:
             The changed HTML by key: `rows` are those of the table of trials, `parts` the others.
             `gone` are the keys of removed parts; None makes the browser remove every row that
             is not among `rows`.
         """
-        version = self.parts.find_version(name)
+        version = self.parts.find_version(version_name)  # None for another server's version
         gone = None
         if version is not None:
             gone = self.parts.removed_since(version)
@@ -300,7 +305,7 @@ class LivePage:
             else:
                 parts[key] = html
         return {
-            "version": self.parts.name,
+            "version": self.parts.version_name,
             "parts": parts,
             "rows": rows,
             "gone": gone,
@@ -348,6 +353,7 @@ class LivePage:
         for section in report.sections:
             rows |= _render_rows(section)
             sections_without_rows.append(_remove_rows(section))
+        # The template takes the HTML of each section too, of which its links need nothing.
         links = [(section, "") for section in sections_without_rows]
         parts = {
             "head": str(fill_template("head.html", head=report.head)),
@@ -361,8 +367,8 @@ class LivePage:
     def _render_progress(self, progress: Progress) -> str:
         """Returns the line that shows how far the study is, with its buttons."""
         buttons = {}  # by name; False for a button that would change nothing
-        takes_requests = progress.control != "stop" and not progress.has_ended
-        if self.token and takes_requests:
+        is_stoppable = progress.control != "stop" and not progress.has_ended
+        if self.token and is_stoppable:  # without a token, no request of the report is accepted
             is_paused = progress.control == "pause"
             buttons = {"pause": progress.control is None, "resume": is_paused, "stop": True}
         wide_count = 1  # texts that only a wide screen shows: the stage, and those to come
@@ -381,11 +387,12 @@ class LivePage:
     def _render_page(self) -> str:
         """Returns the whole report as HTML, from its parts as last rendered."""
         parts = self.parts.changed_since(0)  # all of them: the first version is 1
+        # The rows of the table of trials are parts of their own, and the table is rendered empty.
         rows = "\n".join(html for key, html in parts.items() if key.startswith(ROW))
         if "trials" in parts:
             parts["trials"] = parts["trials"].replace("<tbody>", f"<tbody>{rows}")
         live = {
-            "version": self.parts.name,
+            "version": self.parts.version_name,
             "token": self.token,
             "interval": str(round(1000 * self.interval)),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",  # in optuna-dashboard

@@ -81,6 +81,7 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         connection, ledgers = check_database(url)
         yield "database", connection
         if connection.state == OK:
+            # A ledger is the table of a study's budget; it has to agree with the study's trials.
             yield "ledger", check_agreement(ledgers)
     if path is not None:
         yield "file system", check_disk(path.parent, wal=True)
@@ -109,7 +110,7 @@ def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
         The finding, and the ledgers of the database's studies.
     """
     try:
-        ledgers = open_ledgers(url, 0.0)
+        ledgers = open_ledgers(url, deadline=0.0)  # without a further attempt
     except StorageError as error:
         return Finding(TODO, str(error)), {}
     return Finding(OK, without_password(parse_url(url))), ledgers
@@ -166,7 +167,8 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> Repair:
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    differing_studies = find_differing_studies(open_ledgers(url, 0.0), name)
+    ledgers = open_ledgers(url, deadline=0.0)  # without a further attempt
+    differing_studies = find_differing_studies(ledgers, name)
     if not differing_studies:
         print("the budget agrees with the trials")
         return Repair([])

@@ -21,7 +21,7 @@ def print_dry_run(definition: Definition, console: Console) -> None:
     assert configuration is not None  # one was found when the definition was checked
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(definition.compose_config(configuration), *SECTIONS)
-    sections["train"].pop("loss")
+    sections["train"].pop("loss")  # it repeats the section `loss`, where the user chooses it
     if not definition.reads_train:
         del sections["train"]
     text = as_yaml(sections).rstrip()

@@ -39,16 +39,16 @@ class Work:
     pace: float | None = None
 
     @property
-    def left(self) -> float:
+    def epochs_left(self) -> float:
         """The epochs that are expected to come."""
         return sum(self.remaining) + self.new_trials * self.new_length
 
     @property
     def share(self) -> float:
         """The share of its epochs that is done, from 0 to 1."""
-        if not self.left:
+        if not self.epochs_left:
             return 1.0
-        return self.done / (self.done + self.left)
+        return self.done / (self.done + self.epochs_left)
 
 
 def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
@@ -66,13 +66,13 @@ def estimate_seconds(works: Iterable[Work], workers: int) -> float | None:
     for work in works:
         if work.pace is not None:
             pace = work.pace
-        if not work.left:
+        if not work.epochs_left:
             continue
         if pace is None:
             return None
-        trials_left = work.new_trials + len(work.remaining)
+        trials_left = work.new_trials + len(work.remaining)  # with those that have begun
         busy_workers = max(1, min(workers, trials_left))
-        epochs_of_worker = work.left / busy_workers
+        epochs_of_worker = work.epochs_left / busy_workers
         if work.new_trials:
             # At the end of a stage, each worker but the last to end waits, for half a trial on
             # average.
@@ -89,10 +89,13 @@ def estimate_work(
 ) -> Work:
     """Estimates the work of a stage from its trials so far.
 
+    Work and the lengths of trials are counted in epochs, the pace in seconds per epoch.
+
     Args:
         left: how many of the trials of the stage have not ended, with those that have not begun.
         workers: the workers that hold its trials.
-        previous: the work of the stage before it, whose full trials are as long.
+        previous: the work of the stage before it. Before the stage has a trial of known length, a
+            trial that nothing ends early is taken to be as long as there.
     """
     records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
     ended_records = []
@@ -109,12 +112,13 @@ def estimate_work(
     done = float(sum(lengths.ended_lengths))
     remaining = []
     for record in unfinished_records:
-        trained: float = record.steps_done
-        if not trained and pace:  # the time so far says how much of the first epoch is trained
-            trained = min(1.0, seconds_held.get(record.trial.number, 0.0) / pace)
+        epochs_trained: float = record.steps_done
+        if not epochs_trained and pace:  # the time so far says how much of the first is trained
+            seconds = seconds_held.get(record.trial.number, 0.0)
+            epochs_trained = min(1.0, seconds / pace)
         is_paused = record.paused is not None
-        remaining.append(lengths.expect_more(trained, is_paused=is_paused))
-        done += trained
+        remaining.append(lengths.expect_more(epochs_trained, is_paused=is_paused))
+        done += epochs_trained
     return Work(
         done=done,
         remaining=remaining,
@@ -129,6 +133,8 @@ def _observe_lengths(
     records: Sequence[TrialRecord], ended_records: Sequence[TrialRecord], default_length: float
 ) -> "_ExpectedLengths":
     """Returns the lengths of trials, in epochs, as the trials of a stage so far show them.
+
+    A rung is an epoch at which the pruner compares trials. Each is FACTOR times the one before.
 
     Args:
         records: the trials that have begun, including those that have ended.
@@ -208,7 +214,8 @@ def measure_pace(records: Sequence[TrialRecord], workers: Sequence[WorkerStatus]
     seconds = 0.0
     for record in records:
         if record.outcome != "running" and record.reused is None:  # a reused training took no time
-            epochs += max(1, record.steps_done)
+            epochs += max(1, record.steps_done)  # a trial that reports none counts as one epoch
+            # A paused trial has no total yet, only the seconds of its training.
             seconds += record.seconds or record.times.get("training", 0.0)
     if not epochs:
         seconds = 0.0

@@ -59,7 +59,8 @@ class Event(TypedDict):
 # The events of the study itself, not of a trial, each with its field. If the value of the field
 # differs from the last event of this kind, the event is reported again.
 STUDY_EVENTS = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
-# The last epoch of a trial that has not begun, has begun and reported none, or has ended.
+# The last epoch of a trial that has not begun, has begun and reported none, or has ended. The first
+# two are below every epoch, the last is above.
 NOT_BEGUN = -math.inf
 NO_EPOCH = -1.0
 ENDED = math.inf
@@ -90,7 +91,7 @@ class History:
         if kind in STUDY_EVENTS:
             self.last[kind] = event[STUDY_EVENTS[kind]]
             return
-        if kind == "exit":
+        if kind == "exit":  # each command has one, and `record_new` yields none
             return
         trial = (str(event["stage"]), int(event["trial"]))
         if kind == "resumed":
@@ -102,6 +103,7 @@ class History:
             epoch = ENDED
         else:
             epoch = float(event["epoch"])
+        # NO_EPOCH is below every epoch, and ENDED is above.
         self.epochs[trial] = max(epoch, self.epochs.get(trial, NO_EPOCH))
 
     @classmethod
@@ -134,6 +136,7 @@ class History:
 
     def _find_trial_events(self, stage: str, trial: FrozenTrial) -> Iterator[dict[str, Any]]:
         """Yields the events of a trial that are not recorded, in the order in which they came."""
+        # NOT_BEGUN is below every epoch, and ENDED is above.
         last_epoch = self.epochs.get((stage, trial.number), NOT_BEGUN)
         if last_epoch == ENDED or trial.datetime_start is None:
             return
@@ -162,7 +165,8 @@ class History:
     def _find_study_events(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Yields an event if the best trial, the request to stop, the halt or the result changed.
 
-        Only a request to stop or pause is also reported when it is gone, as one without a request.
+        When a request to stop or pause is withdrawn, the event has None as its request. Nothing is
+        reported when a best trial, a halt or a result is gone.
         """
         last = self.last
         best = progress.search.best

@@ -446,10 +446,10 @@ def render_page(
         run_dir: where trials can be replayed, if known.
     """
     scripts = [_asset("page.js")]
-    connect = "'none'"
+    connect_source = "'none'"  # where scripts may connect to, by the Content-Security-Policy
     if live is not None:
         scripts.append(_asset("live.js"))
-        connect = "'self'"
+        connect_source = "'self'"
     replay = ""
     if run_dir is not None:
         replay = f"studyloom replay {shlex.quote(str(run_dir))} --trial"
@@ -463,6 +463,6 @@ def render_page(
         replay=replay,
         scripts=scripts,
         style=_asset("page.css"),
-        policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),
+        policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect_source),
         version=__version__,
     )

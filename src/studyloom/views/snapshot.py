@@ -134,7 +134,9 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     Raises:
         StorageError: the database cannot be read.
     """
-    # The slots that workers hold: rows of the budget, each of which reserves a trial.
+    # The slots that workers hold: rows of the budget, each of which reserves a trial. They are read
+    # twice, since a worker may take or give up a trial while the trials are read. Such a trial must
+    # not look as if its worker were dead.
     held_before = stored.ledger.held()
     trials = stored.trials(all_attributes=True)
     held_after = stored.ledger.held()
@@ -286,6 +288,7 @@ def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
     shares = {}
     # Equal scores are sorted by name, since their order in Optuna's result is random.
     for name in sorted(scores, key=lambda name: (-scores[name], name)):
+        # A hyperparameter that did not vary is shown only if it has a score.
         if scores[name] or name in varied:
             shares[name] = scores[name] / total
     return Importances(shares)

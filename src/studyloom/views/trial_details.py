@@ -66,6 +66,7 @@ def describe_end(trial: FrozenTrial, live_trials: Collection[int] | None = None)
     if record.reused is not None:
         sentence += f" It was not trained: its result is that of {record.reused}."
     if record.resumed:
+        # Its streams are iterators over the examples that it reads from the start again.
         resumption = describe_resumption(trial.number, record.resumed, record.streams)
         sentence += f" {begin_sentence(resumption)}."
     return sentence
@@ -101,7 +102,8 @@ def _describe_epochs(record: TrialRecord) -> str:
     """Says how many epochs a trial has trained, or how many folds and seeds of its loop."""
     done = record.steps_done
     planned = record.steps_planned
-    if record.planned_jobs is not None:
+    is_several_calls = record.planned_jobs is not None  # of a loop, for its folds and seeds
+    if is_several_calls:
         return f"{done} of {planned} folds and seeds"
     if planned:
         return f"{done} of {plural(planned, 'epoch')}"
