@@ -19,14 +19,18 @@ from rich.console import Console
 from snapshots import shown
 from test_comparison import store_run
 from test_report import WINNER
-from toys import two_sided
+from toys import ask, two_sided
 
 from studyloom.cli import main
+from studyloom.views import doctor
+from studyloom.views.dry_run import print_dry_run
 from studyloom.views.page import render_report
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
+from studyloom.views.result_files import write_model_card
 from studyloom.views.terminal import describe_winner, print_trials, render_status
 from studyloom.views.words import describe_result, explain_decision
+from studyloom.winner.assemble_result import EvaluatedWinner
 
 GOLDEN = Path(__file__).parent / "golden"
 REPLACED = {
@@ -105,6 +109,34 @@ def test_the_report_of_two_objectives_reads_as_stored(sqlite_url, check_golden):
     values = ((0.5 + number % 7 / 20, 100.0 + 50 * (number % 7)) for number in range(14))
     stored = two_sided(sqlite_url, *values, None)
     check_golden("report_two_objectives.txt", render_page(stored))
+
+
+def test_the_model_card_of_a_winner_reads_as_stored(check_golden):
+    result = result_of(**deepcopy(WINNER))
+    winner = EvaluatedWinner(
+        result=result,
+        config={},
+        simple_config=None,
+        weights=b"",
+        training_set=None,
+        sources={"__main__.train": "def train(params, run):\n    return params['lr']"},
+    )
+    check_golden("model_card.md", write_model_card(winner, result.test, Path("runs/toy")))
+
+
+def test_a_dry_run_reads_as_stored(check_golden):
+    console = Console(file=io.StringIO(), width=100)
+    print_dry_run(ask("study.seed=1"), console)
+    check_golden("dry_run.txt", console.file.getvalue())
+
+
+def test_what_doctor_finds_reads_as_stored(tmp_path, capsys, check_golden):
+    """Other checks name what this machine has."""
+    doctor.show(f"sqlite:///{tmp_path}/new/study.db")
+    doctor.show(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    lines = capsys.readouterr().out.replace(str(tmp_path), "FOLDER").splitlines()
+    kept = [line for line in lines if {"database", "permission"} & {*line.split()}]
+    check_golden("doctor.txt", "\n".join(kept))
 
 
 def test_a_comparison_reads_as_stored(tmp_path, capsys, check_golden):

@@ -29,13 +29,18 @@ class CallState(threading.local):
     untrusted_until: float | None = None
 
     @contextmanager
-    def begin_call(self) -> Iterator[None]:
-        """Resets the state for a call in the body; restores the state of an outer call after it."""
+    def begin_call(self, try_ends: float | None) -> Iterator[None]:
+        """Sets the state for a call in the body; restores the state of an outer call after it.
+
+        Args:
+            try_ends: When its first try must end, as time.monotonic; None without a limit.
+        """
         outer_reached_commit = self.reached_commit
         outer_may_be_committed = self.may_be_committed
         outer_try_ends = self.try_ends
         self.reached_commit = False
         self.may_be_committed = False
+        self.try_ends = try_ends
         try:
             yield
         finally:

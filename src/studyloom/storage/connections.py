@@ -210,6 +210,7 @@ def limit_connect_time(
     # libpq tries one host after the other, each for as long as `connect_timeout` says.
     host_count = str(arguments.get("host", "")).count(",") + 1
     seconds_for_host = (try_ends - time.monotonic()) / host_count
+    # libpq waits for a host no shorter than LEAST_TRY, and takes 0 or less for no limit.
     longest_timeout = max(LEAST_TRY, math.ceil(seconds_for_host))
     configured_timeout = int(arguments["connect_timeout"])
     is_unlimited = configured_timeout <= 0  # as libpq reads it
@@ -238,6 +239,8 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
         else:
             url = without_creation(address)
     else:
+        # `creation_lock` waits on this engine for the process that creates tables, however long
+        # that takes, so a time limit of the user's role or database must not end its statements.
         defaults = POSTGRES | {"options": WITHOUT_TIME_LIMITS}
         arguments = libpq_arguments(address, defaults, deadline)
         url = address
@@ -248,6 +251,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
         connect_args=arguments,
     )
     event.listen(engine, "do_connect", limit_connect_time)
+    # It limits only SQLite files that are opened within `untrusted`.
     event.listen(engine, "connect", limit_untrusted)
     return engine
 

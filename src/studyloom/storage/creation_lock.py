@@ -53,7 +53,7 @@ def _file_lock(address: URL) -> Iterator[None]:
         try:
             lock.acquire(connections.BUSY_SECONDS)
         except Timeout:
-            log.warning("%s; if that sleeps, end it", _describe_wait(address))
+            log.warning("%s; if that command is suspended, end it", _describe_wait(address))
             lock.acquire()
     try:
         yield
@@ -65,9 +65,11 @@ def _file_lock(address: URL) -> Iterator[None]:
 def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
 
-    A lock of a session would stay behind in a pool of connections (pgbouncer with
-    `pool_mode = transaction`): its release may reach another session than the lock. The server
-    ends the transaction if its process does not renew it.
+    The lock is not one of a session. A pooler such as pgbouncer, with `pool_mode = transaction`,
+    may execute the release in another session than the lock, and the lock would stay behind.
+
+    PostgreSQL ends a transaction that is idle for longer than
+    `idle_in_transaction_session_timeout`. So a thread executes a statement in it regularly.
     """
     with explain_errors(address):
         connection = Retry(address, deadline).run(lambda: _acquire(address, deadline))
@@ -96,7 +98,7 @@ def _acquire(address: URL, deadline: float) -> sqlalchemy.Connection:
         while not _try_to_acquire(connection):  # which waits for some seconds
             if not is_announced:
                 is_announced = True
-                message = "%s; if that sleeps, for %g s at most"
+                message = "%s; if that command is suspended, its lock ends after %g s"
                 log.warning(message, _describe_wait(address), connections.LEASE)
     return connection
 

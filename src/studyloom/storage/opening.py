@@ -298,7 +298,7 @@ def create_study(
     deadline: float = 300.0,
     *,
     objectives: Sequence[ObjectiveValue] = (ACCURACY,),
-    rung: int = 0,
+    lowest_rung: int = 0,
     accept_code_change: bool = False,
 ) -> StoredStudy:
     """Opens a study, and creates the database, the tables and the study if they are missing.
@@ -307,7 +307,8 @@ def create_study(
         definition: The study definition; a stored study must have the same.
         trials: The budget; the budget of a stored study is extended to it.
         deadline: Seconds that this and later calls wait for a database that is away.
-        rung: The epoch of the lowest rung of a new study; 0 without rungs.
+        lowest_rung: The epoch at which a new study first compares its trials, to pause the worse
+            ones; 0 if its pruner pauses none.
         accept_code_change: Whether the user's code may have changed since the study began.
 
     Raises:
@@ -317,7 +318,7 @@ def create_study(
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         existing_names = {study.study_name for study in backend.get_all_studies()}
         if name not in existing_names:
-            _add_study(backend, name, definition, objectives, rung)
+            _add_study(backend, name, definition, objectives, lowest_rung)
         stored = _load(backend, name)
         _prepare(stored, definition, trials, objectives, accept_code_change=accept_code_change)
     return stored
@@ -341,7 +342,8 @@ def create_in_same_database(
     with hold_creation_lock(backend.retry.address, deadline=backend.retry.deadline):
         opened = open_in_same_database(stored, name)
         if opened is None:
-            _add_study(backend, name, definition, objectives, rung=0)
+            # 0: the trials of this study, such as those of a re-evaluation, are never paused.
+            _add_study(backend, name, definition, objectives, lowest_rung=0)
             opened = open_in_same_database(stored, name)
         assert opened is not None
         _prepare(opened, definition, trials, objectives)
@@ -353,19 +355,20 @@ def _add_study(
     name: str,
     definition: Mapping[str, Any],
     objectives: Sequence[ObjectiveValue],
-    rung: int,
+    lowest_rung: int,
 ) -> None:
     """Stores a new study with its definition.
 
     Args:
-        rung: The epoch of its lowest rung; 0 without rungs.
+        lowest_rung: The epoch at which it first compares its trials, to pause the worse ones; 0 if
+            it pauses none.
     """
     attributes = {
         DEFINITION: dict(definition),
         UUID: uuid.uuid4().hex,
         FORMAT: FORMAT_NUMBER,
         VERSION: __version__,
-        RUNG: rung,
+        RUNG: lowest_rung,
     }
     directions = [StudyDirection[objective.direction.upper()] for objective in objectives]
     add_study(backend, name, directions, attributes)

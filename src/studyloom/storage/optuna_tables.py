@@ -54,13 +54,15 @@ def make_tables(connection: sqlalchemy.Connection) -> str | None:
         connection: A connection in autocommit mode.
 
     Returns:
-        The version of the tables; None if there are some of them without a version, so that only
-        Optuna's constructor can make what is missing. Then none was made.
+        The version of the tables; None if none was made, since only Optuna's constructor can make
+        what is missing.
     """
     existing_tables = set(sqlalchemy.inspect(connection).get_table_names())
     if ALEMBIC.name in existing_tables:
         return stored_version(connection)
-    if not existing_tables.isdisjoint(TABLES) or newest_version() is None:
+    if not existing_tables.isdisjoint(TABLES):  # some of the tables, and no version
+        return None
+    if newest_version() is None:  # the version that the new tables would have is unknown
         return None
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # which takes the write lock

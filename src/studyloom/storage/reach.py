@@ -22,8 +22,9 @@ def required_url(cfg: Mapping[str, Any]) -> str:
             "storage.url must be set; put postgresql://user:password@host/database into "
             "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
         )
+    # The URL of an embedded server is a folder, and nothing that could be parsed.
     if embedded_server_folder(url) is None:
-        parse_url(url)
+        parse_url(url)  # only to raise an error if it is invalid
     return url
 
 
@@ -48,6 +49,8 @@ def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Itera
             ", and STUDYLOOM_STORAGE to the URL of a PostgreSQL server"
         )
         return
+    # A single worker may use a SQLite file on a network disk. With an embedded server it may not:
+    # the same command on another host would start a second server on the same files.
     filesystem = filesystem_of(files.parent)
     if is_network_filesystem(filesystem) and (is_embedded or several):
         if is_embedded:
@@ -110,7 +113,8 @@ def count_free_connections(url: str) -> float:
     def count() -> float:
         """Counts the connections in one try."""
         with connections.plain_engine(address).connect() as connection:
-            # A pooler announces another process than the one that executes the statements.
+            # To a client that connects, a server sends the id of the process that will execute its
+            # statements. A pooler such as pgbouncer sends another id.
             server_pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             psycopg_connection: Any = connection.connection.driver_connection
             is_pooled = psycopg_connection.info.backend_pid != server_pid

@@ -43,7 +43,7 @@ def redo_failed(stored: StoredStudy) -> list[int]:
         return [trial.number for trial in failed_trials]
 
     numbers = ledger.storage.execute(replace_failed)
-    stored.storage.forget(ledger.study_id)
+    stored.storage.forget(ledger.study_id)  # so that the trials are read again
     if numbers:
         reopen_command(stored)
     return numbers
@@ -82,7 +82,8 @@ def missing_baseline(stored: StoredStudy) -> str | None:
     failed_trials = _select_failed(stored.trials())
     baselines = [trial for trial in failed_trials if TrialRecord(trial).is_baseline]
     for failure in count_failures(baselines):
-        if failure.kind not in TEACHING_KINDS:  # the kinds that would fail again
+        would_fail_again = failure.kind in TEACHING_KINDS  # its configuration is the cause
+        if not would_fail_again:
             return (
                 f"the baseline, trial {failure.trials[0].number}, has failed "
                 f"({failure.first_reason}), so that nothing is compared with it; once the cause is "

@@ -91,12 +91,12 @@ class Retry:
         if self._last_failure is not None and call.began < self._next_try:
             # A server that was away a moment ago is not even called.
             raise StorageLost(str(self._last_failure), waited=self._last_failure.waited)
-        with call_state.begin_call():
-            call_state.try_ends = self._end_of_first_try(call)
+        with call_state.begin_call(self._end_of_first_try(call)):
             try:
                 return self._repeat(attempt, call)
             finally:
-                if call.has_failed:  # also if a signal has ended the wait
+                # However the call ends, also by a signal, it no longer waits for the database.
+                if call.has_failed:
                     self.away = False
                     self._outage_began = None
 
@@ -115,8 +115,10 @@ class Retry:
                 failure = self._diagnose(error)
                 outage_began = self._begin_outage(call)
                 if self._had_stale_connection(call, failure):
+                    # The connection was lost while it was idle, so the database may well be there.
+                    # The next try follows at once, with a new connection.
                     call.may_have_stale_connection = False
-                    continue  # at once, with a new connection
+                    continue
                 time_left = self._plan_next_try_or_raise(failure, outage_began)
                 self._announce_wait(failure)
             except Exception:
@@ -155,7 +157,9 @@ class Retry:
         if self.deadline <= 0:
             return None
         if self._last_failure is not None:
-            return call.began  # the database is known to be away
+            # The call before was given up. This one is tried once, to see whether the database is
+            # back. An end that is past gives the try the shortest time, `connections.LEAST_TRY`.
+            return call.began
         if self._outage_began is not None:  # another call waits already
             deadline = self._outage_began + self.deadline
         else:
@@ -172,8 +176,9 @@ class Retry:
         if not call.has_failed:
             call.has_failed = True
             if self._outage_began is None:
-                # A call on a cut network fails after a silence, which belongs to the outage. Time
-                # before that does not: this process may have been suspended since the call began.
+                # On a cut network the call has failed after a silence, which belongs to the outage.
+                # So the outage began with the call, but no earlier than the longest silence ago:
+                # this process may have been suspended since the call began.
                 earliest_begin = time.monotonic() - longest_silence(self.deadline)
                 self._outage_began = max(call.began, earliest_begin)
             # The call keeps the time: if another call succeeds, `_outage_began` is reset.
@@ -200,13 +205,11 @@ class Retry:
             StorageLost: No time is left, or the failure is permanent.
         """
         seconds_to_wait = self._seconds_to_wait
-        if self._last_failure is None:
-            deadline = outage_began + seconds_to_wait
-        else:
-            # Another call has waited in vain already. This deadline is past: there is no next try.
-            deadline = outage_began
+        deadline = outage_began + seconds_to_wait
         time_left = deadline - time.monotonic()
-        if not failure.is_transient or time_left <= 0:
+        # An earlier call has waited in vain; until a call succeeds, each is tried only once.
+        is_tried_once = self._last_failure is not None
+        if not failure.is_transient or is_tried_once or time_left <= 0:
             raise self._give_up(failure, seconds_to_wait) from None
         call_state.try_ends = deadline
         if call_state.reached_commit:
@@ -242,7 +245,9 @@ class Retry:
         if not failure.is_transient or self.deadline <= 0:
             return StorageLost(str(failure), waited=failure.waited)
         waited = seconds_to_wait
-        if self._last_failure is not None:  # the call that failed first has waited for longer
+        if self._last_failure is not None:
+            # This call was tried only once. An earlier one has waited in vain, for longer if the
+            # process was not stopping yet: the message names that wait.
             waited = max(seconds_to_wait, self._last_failure.waited)
         if self.stopping():
             reason = "this process is stopping"

@@ -200,8 +200,8 @@ def claim_first(*, only_with_trial: bool = False) -> sa.Update:
 
     A worker that holds a slot already has lost the reply to its claim; it gets that slot again.
     """
-    conditions = _claimable(only_with_trial)
-    # In the order of preference: separate queries, so that each uses its own index.
+    conditions = _claimable(only_with_trial)  # slots with a trial, then those without one
+    # A query for each kind of slot, in the order of preference: each query uses its own index.
     candidates = [_first_slot(HELD_BY_ME, condition) for condition in conditions]
     candidates += [_first_slot(IS_OPEN, IS_READY, condition) for condition in conditions]
     no_slot = -1
@@ -233,11 +233,13 @@ def _claim(slot: sa.ColumnElement[int], conditions: Sequence[sa.ColumnElement[bo
     """Builds the statement that claims a slot, unless it is done or another worker holds it.
 
     The statement returns no row if the slot cannot be claimed. If the lease of the previous holder
-    has ended, that worker counts as dead.
+    has ended, that worker counts as dead. SLOT_OF_TRIAL, the slot that the slot's trial names as
+    its own, shows whether another program has deleted the trial.
 
     Args:
         slot: The slot, as a query or a parameter.
-        conditions: The slot must meet one of these conditions.
+        conditions: Which slots the caller wants, such as those with a trial: one of these
+            conditions must hold too.
     """
     return (
         sa.update(SLOTS)

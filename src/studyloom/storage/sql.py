@@ -347,6 +347,9 @@ def _block_with_details(
 
     Args:
         details: The statements that read their details in the other tables.
+
+    Another program may have stored anything in its trials. What is no integer, has another type
+    than studyloom stores, or would be unpickled, is refused or left out.
     """
     reader = _DetailsReader(connection, details, [row.trial_id for row in rows])
     values = reader.read(VALUES, cells.read_value)

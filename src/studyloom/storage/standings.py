@@ -203,7 +203,7 @@ class StandingsReader:
                 standing_without_state = self._cached[row.slot].standing
             standing = replace(standing_without_state, state=row.standing_state)
             standings.append(standing)
-            if row.is_held:
+            if row.is_held:  # its trial goes on, so that this standing is soon outdated
                 self._cached.pop(row.slot, None)
             else:
                 self._cached[row.slot] = CachedStanding(row.token, standing)
@@ -218,7 +218,7 @@ def _read_trials(
     The states of the slots are not among them; see `_make_standing`.
 
     Args:
-        parameters: The parameters of the statement STATES: the study, its budget and the worker.
+        parameters: The study, its budget and the worker, as parameters of SQL statements.
     """
     all_parameters = {
         **parameters,
@@ -262,8 +262,9 @@ def _make_standing(
         state=UNCLAIMED,
         last=last_step,
         reports=_reports_at_rungs(order, reports),
-        exempt=BASELINE in attributes,
+        exempt=BASELINE in attributes,  # the baseline always runs to its end
         costs={name: float(attributes[name]) for name in order.costs if name in attributes},
+        # RUNGS lists all rungs at which the trial was paused. The last one is the highest.
         paused=max(attributes.get(RUNGS, ()), default=None),
         segments=tuple(Segment(*stored) for stored in attributes.get(SEGMENTS, ())),
         failure=failure,

@@ -147,7 +147,8 @@ class StoredStudy:
         that have the names of studyloom's.
 
         Args:
-            all_attributes: Whether each has all its attributes, also while this worker has a trial.
+            all_attributes: Whether each has all its attributes. Otherwise, while this worker has a
+                trial, the others come from a cache without attributes that only people look at.
         """
         if all_attributes:
             trials = self.storage.read_complete(self.ledger.study_id)
@@ -255,8 +256,8 @@ class StoredStudy:
         A feasible trial is on it unless another one is as good in all values and better in one. Of
         trials with equal values, all are on it.
         """
-        # In this order only earlier trials can dominate a trial. A trial that any other dominates
-        # is also dominated by one on the front.
+        # In this order, all trials that dominate a trial come before it, and one of these is on the
+        # front. So each trial is compared only with the front so far.
         best_first = sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number))
         front: list[FrozenTrial] = []
         for trial in best_first:

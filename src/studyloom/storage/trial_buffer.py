@@ -92,10 +92,12 @@ class TrialBuffer(CachedStorage):
                 trial = self._backend.get_trial(trial_id)
             except KeyError:
                 raise sql.trial_deleted() from None
-        # Optuna has no paused trials, so samplers see them as pruned; but with several objectives
-        # TPE raises an exception at a pruned trial.
+        # Optuna has no state for a paused trial, so samplers see it as pruned. They do not if there
+        # are several objectives: TPE then raises an exception at a pruned trial.
         paused_as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
+            # `_others` caches the other trials of one study; None before the first trial is loaded,
+            # and after `forget`.
             if self._others is None or self._study_id != study_id:
                 self._others = OtherTrials(
                     self._backend,
@@ -250,7 +252,7 @@ class TrialBuffer(CachedStorage):
             new_values["values"] = None
             if values:
                 new_values["values"] = list(values)
-        is_own = self._change_own(trial_id, writes, {}, **new_values)
+        is_own = self._change_own(trial_id, writes, new_items={}, **new_values)
         if is_own:
             return True
         return super().set_trial_state_values(trial_id, state, values)
@@ -346,6 +348,9 @@ class OtherTrials:
     def _update(self, own_id: int, *, with_unfinished: bool) -> None:
         """Reads the trials that have changed, unless they were read since `forget_changes`.
 
+        That method is called when the worker loads a trial, and before a pruner decides on it. The
+        ended trials and the unfinished ones are read separately, and have a mark each.
+
         Args:
             own_id: The id of the worker's own trial.
             with_unfinished: Whether the unfinished trials are needed too.
@@ -365,7 +370,7 @@ class OtherTrials:
                 self._add_finished(trial)
         self._has_read_finished = True
         if with_unfinished:
-            self._unfinished = self._select_countable(changes.unfinished)
+            self._unfinished = self._select_unfinished(changes.unfinished)
 
     def _read_changes(self, connection: Connection, own_id: int, with_unfinished: bool) -> Changes:
         """Reads the trials that have ended since the previous read, and which have not ended.
@@ -380,7 +385,7 @@ class OtherTrials:
         """
         unfinished_ids = {own_id, *self._unfinished_ids}
         finished_rows = []
-        if not self._has_read_finished:
+        if not self._has_read_finished:  # set once they were read, until `forget_changes`
             # CHANGED_ROWS selects all trials after `after`, and of `ids` those that have ended.
             parameters = {
                 "study": self._study_id,
@@ -410,26 +415,28 @@ class OtherTrials:
             if trial.state in states:
                 insort(trials, trial, key=BY_NUMBER)
 
-    def _select_countable(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def _select_unfinished(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Selects the unfinished trials of the budget, and returns them as samplers see them.
 
-        A trial that ended between the two statements of a read is left out; the next read finds it
-        among the ended ones.
+        `_read_changes` reads first the trials that have ended, and then those that have not. A
+        trial that ended between these two statements is left out; the next read finds it among the
+        ended ones.
         """
-        countable = []
+        unfinished = []
         for trial in trials:
             if sql.fills_slot(trial) and trial.state in sql.UNFINISHED:
                 if self._paused_as_pruned:
                     trial = as_pruned(trial)
-                countable.append(trial)
-        return countable
+                unfinished.append(trial)
+        return unfinished
 
 
 def as_pruned(trial: FrozenTrial) -> FrozenTrial:
     """Returns a trial as samplers and pruners see it: a paused one as pruned where it waits.
 
-    Optuna knows no paused trials. TPE would learn nothing from a running one: it models ended
-    trials, and takes running ones for bad ones to keep parallel workers apart (constant liar).
+    Optuna's `TrialState` has no state for a paused trial, which is stored as running. TPE would
+    learn nothing from a running trial: it models ended ones, and takes running ones for bad ones to
+    keep parallel workers apart (constant liar).
     """
     is_paused = trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None
     if not is_paused:

@@ -89,14 +89,17 @@ class TrialRecord(TrialAttributes):
     def epoch_count(self) -> int:
         """How many epochs it has trained.
 
-        For a loop that is called several times, such as once for each fold, these are the epochs of
-        all calls once the trial has ended, and the number of its reports before.
+        A custom training loop may be called several times for one trial, such as once for each
+        fold. After the trial has ended, these are the epochs of all calls. While it runs, each of
+        its reports counts as one epoch.
         """
         if self.planned_jobs is not None and JOBS in self.columns:
-            # JOBS says for each epoch over how many calls its value is the mean.
+            # The column JOBS has the number of calls that have trained each epoch.
             trained_count = sum(jobs or 0 for jobs in self.columns[JOBS])
         else:
             trained_count = len(self.curve.get("value", ()))
+        # The learning curve is stored at rungs and at the end. A trial that runs may have reported
+        # more epochs than that.
         reported_count = len(self.trial.intermediate_values)
         return max(trained_count, reported_count)
 

@@ -128,8 +128,9 @@ def column_of(name: str) -> str:
 def curve_rows(stored: StoredStudy) -> Rows:
     """Returns a row for each epoch of each trial: trial, epoch, value, train_loss, valid_loss.
 
-    Then come the further quantities of a loop, which has these losses only if it calls them so. A
-    trial that runs has only the values that it reported.
+    A custom training loop has the two losses only if it reports quantities of these names. The
+    other quantities that it reports are further columns. A trial that runs has only the values that
+    it reported.
     """
     trials = stored.trials()
     names = _names_in_order([CURVES, quantities(trials)])

@@ -217,13 +217,13 @@ class ExampleBatches:
         examples, by their weights.
         """
         weights = self._examples.weights
-        indices = self._job.train.cpu()
+        train_indices = self._job.train.cpu()
         samples = self._job.samples
         if weights is None:
-            positions = torch.randperm(len(indices))[:samples]
+            positions = torch.randperm(len(train_indices))[:samples]
         else:
-            positions = torch.multinomial(weights[indices], samples, replacement=True)
-        return indices[positions]
+            positions = torch.multinomial(weights[train_indices], samples, replacement=True)
+        return train_indices[positions]
 
 
 Batches = TensorBatches | ExampleBatches
@@ -267,10 +267,10 @@ class Loader:
 
     def _load_in_processes(self, requests: Sequence[Request]) -> Iterator[BatchContent]:
         """Yields the batch of each request, loaded in the processes of a DataLoader."""
-        with self._explained_death():
+        with self._explaining_death():
             self._start(requests)
         while True:
-            with self._explained_death():
+            with self._explaining_death():
                 batch = next(self._iterator, None)
             if batch is None:  # the batch before was the last one
                 return
@@ -309,8 +309,8 @@ class Loader:
             # process would make its own folder, and fail to remove it at its end if one of its
             # threads makes a socket at that moment. This process makes one that all of them use.
             get_temp_dir()
-            # Where processes are spawned, and not forked, each imports the module of the Dataset,
-            # which may read the command line: its own arguments are those of this process.
+            # A process that is spawned, and not forked, gets a copy of `sys.argv`. It imports the
+            # module of the Dataset, which may parse the arguments there: they are left out.
             stack.enter_context(importing_module("data.num_workers"))
             stack.enter_context(_fork_warnings_ignored())
             stack.enter_context(_child_signals_unhandled())
@@ -323,6 +323,8 @@ class Loader:
         loading = self._loading
         start_method = "spawn"
         if LINUX:
+            # A fork shares the examples in memory, and starts at once. On macOS, system libraries
+            # may crash in a fork.
             start_method = "fork"
         return DataLoader(
             RequestedBatches(self._views),
@@ -343,8 +345,8 @@ class Loader:
         return move_to_device(batch, self._device)
 
     @contextlib.contextmanager
-    def _explained_death(self) -> Iterator[None]:
-        """Raises LoaderDied for the RuntimeError by which PyTorch reports that a process died."""
+    def _explaining_death(self) -> Iterator[None]:
+        """Raises LoaderDied if PyTorch raises the RuntimeError of a process that has died."""
         try:
             yield
         except RuntimeError as error:

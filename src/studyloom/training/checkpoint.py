@@ -62,7 +62,7 @@ class Checkpoint:
         torch.save({"identity": self.identity, "study": self.study, "state": state}, buffer)
         payload = buffer.getvalue()
         new_file = temporary_name(self.path, "new")
-        second_name = temporary_name(self.path, "old")
+        second_name = temporary_name(self.path, "old")  # of the current file while it is replaced
         try:
             with naming_file(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,7 @@ class Checkpoint:
             new_file: a temporary file, which is complete.
             second_name: a temporary name for the current file, which no file has yet.
         """
+        # Give the current file, C, a second name: now C is `path` and `second_name`.
         with suppress(FileNotFoundError):  # the first save finds no current file
             try:
                 os.link(self.path, second_name)
@@ -94,7 +95,9 @@ class Checkpoint:
                 # The disk cannot give a file two names. So the current file becomes the previous
                 # one already now, and for a moment there is no current file.
                 os.replace(self.path, self.previous)
+        # Now the new file is `path`, C is `second_name`, and the file before C is `previous`.
         os.replace(new_file, self.path)
+        # Now C is `previous`.
         with suppress(FileNotFoundError):  # there was no current file, or no second name for it
             os.replace(second_name, self.previous)
         sync_folder(self.path.parent)

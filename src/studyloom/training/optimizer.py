@@ -105,6 +105,8 @@ def make_optimizer(
 def _split_parameters(network: nn.Module, groups: Sequence[ParameterGroup]) -> list[Settings]:
     """Returns the parameters that an optimizer trains, as PyTorch takes them.
 
+    A parameter that is in several groups is an error, which `make_optimizer` raises.
+
     Returns:
         Dicts of parameters and their settings: first one of the parameters that are in no group,
         and then one of each group that is not frozen.
@@ -264,8 +266,9 @@ class TorchSchedule:
         """Makes the scheduler of an optimizer.
 
         Raises:
-            ValueError: `mode` contradicts the metric, `interval` the scheduler that steps this one,
-                or PyTorch refuses a setting.
+            ValueError: `mode` contradicts the metric. Or this scheduler is made of others, as a
+                SequentialLR is, and the `interval` of one of these differs. Or PyTorch refuses a
+                setting.
         """
         if self.steps_with_optimizer:
             interval = "step"
@@ -278,7 +281,10 @@ class TorchSchedule:
     def _make_with_interval(
         self, optimizer: Optimizer, interval: str, length: int, metric: Metric
     ) -> LRScheduler:
-        """Makes the scheduler; if it is made of other schedulers, also these.
+        """Makes the scheduler, and before it those that it is made of.
+
+        A SequentialLR, for example, is made of other schedulers, its setting `schedulers`. It steps
+        them itself.
 
         Args:
             interval: how often the outermost scheduler steps, and with it all that it is made of.

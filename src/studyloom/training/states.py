@@ -83,17 +83,27 @@ def _match_names(state: StateDict, network: nn.Module) -> StateDict:
         name = network_names_by_plain_name.get(plain_name, plain_name)
         matched_state[name] = value
 
-    # PyTorch attaches the versions of modules to the state, each by the path of its module, such as
-    # `_orig_mod.layer`.
     plain_versions = _read_module_versions(plain_state)
+    versions = _match_versions(plain_versions, network, wrappers)
+    matched_state._metadata = versions  # type: ignore[attr-defined]
+    return matched_state
+
+
+def _match_versions(
+    plain_versions: Mapping[str, object], network: nn.Module, wrappers: list[Wrapper]
+) -> OrderedDict[str, Any]:
+    """Returns versions of modules under the paths that the network has, wrappers included.
+
+    PyTorch attaches them to a state, each by the path of its module: the version of the plain path
+    `layer` gets the path `_orig_mod.layer` in a compiled network.
+    """
     versions = OrderedDict[str, Any]()
     for path, _ in network.named_modules(remove_duplicate=False):
-        # A wrapper is known by the prefix of the names within it, which ends with a dot.
+        # The prefix of a wrapper ends with a dot, such as `_orig_mod.`, so the path gets one too.
         plain_path = _make_plain_name(f"{path}.", wrappers).removesuffix(".")
         if plain_path in plain_versions:
             versions[path] = plain_versions[plain_path]
-    matched_state._metadata = versions  # type: ignore[attr-defined]
-    return matched_state
+    return versions
 
 
 def _remove_wrappers(state: StateDict, plain_names: Collection[str]) -> OrderedDict[str, Any]:
@@ -144,7 +154,10 @@ def _make_plain_name(name: str, wrappers: list[Wrapper]) -> str:
 
 
 def _rename_state(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, Any]:
-    """Returns a state under new names, and so the versions of modules that are attached to it."""
+    """Returns a state under new names.
+
+    The paths in the versions of modules, which PyTorch attaches as `_metadata`, are renamed too.
+    """
     renamed = OrderedDict[str, Any]()
     for name, value in state.items():
         renamed[rename(name)] = value

@@ -341,6 +341,7 @@ class JobRun:
     def run_epoch(self) -> Epoch:
         """Trains for one epoch and evaluates the validation set."""
         start = perf_counter()
+        # The job has its own random state, which replaces the caller's for the epoch.
         with self.exchange_random_state():
             total_loss = torch.zeros((), device=self.device)
             # A signal may have ended the last evaluation before it turned gradients on again.
@@ -370,7 +371,8 @@ class JobRun:
     def _update_best(self, value: float) -> None:
         """Makes the epoch that has ended the best one if its value is better than all before."""
         sign = self.job.metric.sign  # 1 if more is better, else -1
-        # A NaN is never better: it is not larger than any number.
+        # A NaN, the value of an epoch that diverged, is larger than no number, so it is not better.
+        # If the first epoch diverged, its NaN stays the best, but then `Training` raises Diverged.
         is_best = self.best is None or sign * value > sign * self.best.value
         if not is_best:
             return
@@ -651,8 +653,9 @@ def evaluate_network(
             function.to(device)
     loss = job.loss
     if job.evaluate is None:
-        # The value of the loss is not used, and a loss that has not adapted to a training set
-        # cannot be called. A custom evaluation gets the job's loss, which it may use.
+        # The value of the loss is not used. It might not be callable either: some losses compute
+        # something from a training set before their first call, such as class weights (see
+        # `adapt_to_data`). A custom evaluation gets the job's loss, which it may use.
         loss = _zero_loss
     computation = BatchComputation(loss, device, job.precision, evaluate=job.evaluate)
 
@@ -710,8 +713,8 @@ class Training:
     def _choose_threads(self) -> int:
         """Returns how many threads the training uses, by the steps of its first job.
 
-        It returns all where examples are not in memory: the choice takes an example, and loading
-        one may take processes.
+        Examples that are not in memory are trained on with all threads that PyTorch may use. The
+        choice would take an example, and to load one may start processes.
         """
         if not self._split.in_memory:
             return torch.get_num_threads()

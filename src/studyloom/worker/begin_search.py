@@ -88,7 +88,7 @@ def begin_search(
         trials,
         config.storage.deadline,
         objectives=definition.objectives,
-        rung=lowest_rung,
+        lowest_rung=lowest_rung,
         accept_code_change=config.study.accept_code_change,
     )
     with closed_on_error(stored):
