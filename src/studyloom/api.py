@@ -375,8 +375,8 @@ class Study:
             raise ConfigError(
                 "folder must be given, since the study was opened by its URL: report('folder')"
             )
-        # The report reads the winner and the logs in the run directory. Where that is not known, it
-        # finds them only if the user has named it.
+        # The report reads the winner and the logs in the run directory. If that is not known, the
+        # report has them only if `folder` is the run directory.
         run_dir = self.run_dir
         if run_dir is None:
             run_dir = report_folder
@@ -453,7 +453,7 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """
     if "://" in str(run_dir_or_url):
         url = start_embedded_server(str(run_dir_or_url))
-        stored = opening.open_only_study(url, name, DEADLINE, "name must be given")
+        stored = opening.open_only_study(url, name, DEADLINE, message="name must be given")
         return Study(stored)
     run_dir = Path(run_dir_or_url).absolute()
     run_url, name_in_folder = read_run(run_dir)
@@ -497,7 +497,13 @@ def _run_invocation(
         kind = "cell"
 
     def run_config(config: "StudyConfig", arguments: tuple[str, ...]) -> Study:
-        """Runs the study of the composed config, which the arguments of a command compose too."""
+        """Runs the study of a composed config.
+
+        `invocation.call` composes the config of the overrides, and calls this function with it.
+
+        Args:
+            arguments: the overrides, with which a command composes the same config.
+        """
         # Imports torch, for which errors of the config must not wait.
         from studyloom.commands.run_call import run_call
 

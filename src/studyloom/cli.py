@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_closed_streams()
     replace_unencodable_characters()
-    collect_garbage_rarely()
+    collect_garbage_rarely()  # the imports of a command make few objects that become garbage
     if logging.lastResort is not None:  # it prints the records that no other handler takes
         logging.lastResort.setFormatter(PrintableFormatter())
     arguments = make_parser().parse_args(argv)

@@ -10,7 +10,7 @@ import optuna
 
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs
-from studyloom.commands.recording import begin_recording, find_no_winner
+from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.config.study_config import StudyConfig
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.command_record import StoredCommand, end_command, recording_end
@@ -83,16 +83,17 @@ class WinnerReporting(Reporting):
         study = self.study
         assert study is not None
         evaluation = read_evaluation(study)
-        if stop() and evaluation.trained_stage is None:
+        trainings_are_left = evaluation.trained_stage is None
+        if stop() and trainings_are_left:
             folder = shlex.quote(str(study.run_dir))
-            verb = "ablate"
+            command = "ablate"  # it does not test again
             if self.repeats_test:
-                verb = "winner"
-            terminal.say(self.console, f"{stop.reason}; studyloom {verb} {folder} resumes here")
+                command = "winner"
+            terminal.say(self.console, f"{stop.reason}; studyloom {command} {folder} resumes here")
             raise Interrupted
-        no_winner = find_no_winner(evaluation)
-        if no_winner is not None:
-            raise no_winner
+        missing_winner = explain_missing_winner(evaluation)
+        if missing_winner is not None:
+            raise missing_winner
         # winner.json names the command of the study; a new file names the same command.
         earlier_result = Result.read(study.run_dir)
         command_line = self.command.as_typed
@@ -124,6 +125,7 @@ def choose_winner(
         NoWinner: every candidate has lost a training, or a final training or the test has failed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # This command begins no study: it needs one whose search has ended.
     command = replace(Command.of_this_process(), begins=False)
     reporting = WinnerReporting(command, console, repeat=repeat)
     with Stop() as stop:

@@ -332,7 +332,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     # A command collects garbage rarely while it imports modules. This one then runs for hours.
     collect_garbage_as_usual()
-    stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
+    stored = open_only_study(url, name, DEADLINE, message="--study must name the study to show")
     title = ProgressReader(stored).read().line
 
     def print_address(address: str) -> None:
@@ -365,29 +365,31 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     reader = ProgressReader(stored)
     earlier_request = read_control(stored)
     progress = reader.read()
+    request_in_force = request
     if request is not None and progress.has_ended:
         outcome = f"has ended already; there is nothing to {request}"
-        request = earlier_request
+        request_in_force = earlier_request
     else:
-        if not set_control(stored, request):
+        is_stored = set_control(stored, request)
+        if not is_stored:
             # The study is being stopped, which only a command that runs it again withdraws.
             earlier_request = "stop"
-            request = "stop"
-        if request is not None:
-            outcome = wait_for_release(reader, request, prints=not arguments.json)
+            request_in_force = "stop"
+        if request_in_force is not None:
+            outcome = wait_for_release(reader, request_in_force, prints=not arguments.json)
         elif earlier_request:
             outcome = "continues"
         else:
             outcome = "was neither stopped nor paused"
 
     workers: list[str] = []
-    if request is not None:
+    if request_in_force is not None:
         workers = find_workers(reader.read())
     if arguments.json:
         document = {
             "study": stored.name,
             "control_before": earlier_request,
-            "control": request,
+            "control": request_in_force,
             "was_running": bool(find_workers(progress)),
             "workers": workers,
         }

@@ -47,7 +47,8 @@ def run_later_stages(
 
     Args:
         overrides: overrides of the study's command.
-        repeat: whether to test the winner again if it was tested before.
+        repeat: whether to test the winner again if it was tested before. If not, the stored test is
+            reused.
         network: a value of the option `--network`, if the user gives it.
     """
     from studyloom.commands.choose_winner import choose_winner
@@ -150,8 +151,8 @@ def compress(arguments: argparse.Namespace) -> None:
         recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as config,
         ExitStack() as open_studies,
     ):
-        # Ctrl-C while the study is opened stops the command in order, and later ends it at once:
-        # compression holds no trial that others could continue.
+        # Within `Stop`, Ctrl-C only requests a stop, so that the study is opened in full. After it,
+        # Ctrl-C ends the command at once: compression holds no trial that others could continue.
         with Stop() as stop:
             study = open_studies.enter_context(open_study_after_search(config, stop))
         if stop():
@@ -184,7 +185,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from studyloom.views.words import format_prediction
     from studyloom.winner.predictor import load_network
 
-    collect_garbage_as_usual()
+    collect_garbage_as_usual()  # commands collect it rarely while they import modules
     imports_code = bool(arguments.trust or arguments.network)
     with code_of_study(arguments.run_dir, arguments.code, trusts_working_folder=imports_code):
         network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
@@ -233,7 +234,7 @@ def replay(arguments: argparse.Namespace) -> int:
     folder = None
     if arguments.trust:
         folder = Path.cwd()
-    collect_garbage_as_usual()
+    collect_garbage_as_usual()  # commands collect it rarely while they import modules
     console = make_console(text_stream(arguments))
     with code_of_study(arguments.run_dir, folder), initialized_as_run(arguments.run_dir):
         train_again = load_plugin("replay")

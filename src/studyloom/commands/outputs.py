@@ -246,10 +246,10 @@ class EventFile:
         """Begins to write events of a study; first reads the events that the file has already."""
         self._study = stored.name
         self._study_id = stored.ledger.uuid or None
-        self._history = History.read(self._read_lines(), self._study_id)
+        self._history = History.read(self._read_and_complete_lines(), self._study_id)
 
-    def _read_lines(self) -> Iterator[str]:
-        """Yields the lines of the file; a pipe has none.
+    def _read_and_complete_lines(self) -> Iterator[str]:
+        """Yields the lines of the file, and completes the last one; a pipe has none.
 
         A command that was killed while it wrote has left a last line without a line break, which
         is added.

@@ -129,7 +129,8 @@ def make_parser() -> Parser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
-    parser._positionals.title = argparse.SUPPRESS  # each group has its heading
+    # argparse would print "positional arguments:" above the commands, whose groups have headings.
+    parser._positionals.title = argparse.SUPPRESS
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:

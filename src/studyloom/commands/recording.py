@@ -34,7 +34,7 @@ def begin_recording(study: OpenStudy, command: Command) -> None:
         store_stage(study.stored, stage.title, stage.stored.name)
 
 
-def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
+def explain_missing_winner(evaluation: Evaluation) -> NoWinner | None:
     """Returns an error that says why finished stages have no winner; None if they have one."""
     candidates = evaluation.candidates
     if not evaluation.lacks_winner or candidates is None:
@@ -47,7 +47,7 @@ def find_no_winner(evaluation: Evaluation) -> NoWinner | None:
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
     contenders = [candidate for candidate in candidates.values() if candidate.may_win]
     last_stage = evaluation.stages[-1]  # in which their trainings have failed
-    causes = []
+    causes = []  # none if the trainings were deleted from the database
     for failure in count_failures(last_stage.stored.trials()):
         example = one_line(failure.first_reason)
         causes.append(f"{failure.count} × {failure.kind}, such as: {example}")

@@ -11,7 +11,7 @@ from typing import Any
 from studyloom.commands import write_result
 from studyloom.commands.outputs import Outputs, prepare_logging
 from studyloom.commands.plugins import load_plugin
-from studyloom.commands.recording import begin_recording, find_no_winner
+from studyloom.commands.recording import begin_recording, explain_missing_winner
 from studyloom.definition.definition import Definition
 from studyloom.storage.command_record import end_command, recording_end
 from studyloom.text import format_duration, plural
@@ -99,6 +99,7 @@ class StudyReporting(TrackingReporting):
             notes = self.announcement(task)
         self.has_announced = True
         self.has_run_workers = True
+        # It prints the trials that resume from now on: it compares with the progress so far.
         resumptions = terminal.Resumptions(outputs.read(), self.console)
         display = terminal.Display(
             outputs.read, self.console, stop, [*outputs.listeners, resumptions], notes
@@ -119,12 +120,13 @@ class StudyReporting(TrackingReporting):
         verb = "begins"
         if any(trial.datetime_start for trial in stored.trials()):
             verb = "resumes"
-        open_trials = study.search.count_open_trials()
-        if open_trials == 0:
+        open_search_trials = study.search.count_open_trials()
+        if open_search_trials == 0:
             work = read_evaluation(study).title  # such as final training
         else:
-            work = plural(open_trials, "trial")
+            work = plural(open_search_trials, "trial")
         logs = ""
+        # The trainings of a later stage count as open trials of the task too.
         prints_here = prepared.launcher.works_here(task, task.count_open_trials())
         if not prints_here:
             logs = f", logs in {task.logs}"
@@ -140,6 +142,7 @@ class StudyReporting(TrackingReporting):
         evaluation = read_evaluation(self.opened)
         study = evaluation.study
         code = self.report(evaluation, stop)
+        # Read again: another command, such as `studyloom redo`, may have opened trials meanwhile.
         if not stop() and not read_evaluation(study).remaining:
             end_command(study.stored, code)
         study.search.remove_stale_files(study.definition.config.checkpoints.dir)
@@ -160,14 +163,14 @@ class StudyReporting(TrackingReporting):
         if snapshot.best is not None:
             write_result.write_best(study, snapshot.best)
         self.print_search(evaluation, snapshot)
-        no_winner = None
+        missing_winner = None  # the error that says why there is none
         if evaluation.trained_stage is not None:
             write_result.print_winner(evaluation, self.command.as_typed, console)
         else:  # stopped, or without a winner
             if snapshot.done:
                 write_result.write_report(study)
             if snapshot.best is not None and not stop():
-                no_winner = find_no_winner(evaluation)
+                missing_winner = explain_missing_winner(evaluation)
 
         for stage in evaluation.stages:
             terminal.print_failures(stage.stored, console)
@@ -180,8 +183,8 @@ class StudyReporting(TrackingReporting):
 
         for callback in study.prepared.callbacks:
             callback.finish(study.stored, ended=not read_evaluation(study).remaining)
-        if no_winner is not None:  # raised last, so that all else is printed and tracked
-            raise no_winner
+        if missing_winner is not None:  # raised last, so that all else is printed and tracked
+            raise missing_winner
         if snapshot.best is not None or stop():
             return 0
         return 1
@@ -194,7 +197,8 @@ class StudyReporting(TrackingReporting):
             elapsed = f", {format_duration(self.command.age())}"
         terminal.say(console, f"\n{words.make_headline(snapshot)}{elapsed}")
         if console.is_jupyter:  # a notebook gets a sentence instead of tables
-            if evaluation.trained_stage is None:
+            result_follows = evaluation.trained_stage is not None
+            if not result_follows:
                 terminal.say(console, words.describe_best(snapshot))
             return
         console.print(terminal.compare_with_baseline(snapshot, console.width))
@@ -208,6 +212,7 @@ class StudyReporting(TrackingReporting):
             reason = stop.reason
             if stop.requested is not None:
                 reason = f"stopped by {stop.requested}"
+            # Such as "stopped by Ctrl-C; the same command resumes here".
             terminal.say(self.console, f"{reason}; {self.command.resumes} here")
         else:
             reason = end_of_search(snapshot, trials, has_run_workers=self.has_run_workers)
@@ -244,6 +249,6 @@ def end_of_search(snapshot: Snapshot, trials: int, *, has_run_workers: bool) -> 
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.forecast.ending is not None:
         return f"the search {snapshot.forecast.ending.reason}"
-    if has_run_workers:
+    if has_run_workers:  # the counts printed for them show that the budget is spent
         return ""
     return f"the budget of {trials} trials is spent"

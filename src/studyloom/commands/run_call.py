@@ -62,7 +62,7 @@ class CallReporting(StudyReporting):
             used_globals=used_globals,
             needed=needs_processes,
         )
-        self.ending.enter_context(passing)
+        self.ending.enter_context(passing)  # available until the study is closed
 
     @contextmanager
     def attached(self, study: OpenStudy) -> Iterator[None]:
@@ -100,8 +100,9 @@ def digests_of_program(prepared: Prepared) -> dict[str, str]:
     digests = {}
     for key, digest in prepared.definition.code.items():
         name = key.removeprefix(CODE)
-        # The names are "__main__", which stands for all of the program, and such as "__main__.Net".
-        if f"{name}.".startswith(MAIN):
+        is_whole_program = name == MAIN.removesuffix(".")
+        is_definition = name.startswith(MAIN)  # such as __main__.Net
+        if is_whole_program or is_definition:
             digests[name] = digest
     return digests
 
@@ -137,10 +138,11 @@ def run_call(
         outputs.notes = notes
         reporting = CallReporting(command, outputs, config, ending)
 
-        code = 1
+        code = 1  # the study could not finish
         try:
             outputs.open()
-            # No fork server: a fork would hang if this process has run OpenMP's threads before.
+            # `command` has no fork server, so each worker is a new process: a fork of this process
+            # would hang if it has run OpenMP's threads before.
             code = run_study(config, command, reporting, stop, WinnerStages())
         except Exception as raised:
             reason = error_text(raised)
@@ -148,8 +150,8 @@ def run_call(
                 raise
             error_after_signal = raised
         finally:
-            if reporting.study is None:
-                code = 2  # an error in the config
+            if reporting.study is None:  # it was not opened: an error that the user can fix
+                code = 2
             outputs.finish(find_exit_code(code, stop), reason)
 
     if stop.signal is not None:

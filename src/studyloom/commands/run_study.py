@@ -28,14 +28,19 @@ def command_process(config: StudyConfig, command: Command | None = None) -> Stud
     """
     if command is None:
         command = Command.of_this_process()
-    began = time.monotonic() - command.age()  # a fork is younger than the command
+    # Forked workers inherit this time: `command.age` would give them the age of the fork.
+    began = time.monotonic() - command.age()
 
     def age() -> float:
         return time.monotonic() - began
 
-    line_to_workers = Line(lingers=not can_fork())
-    command = replace(command, age=age, line=line_to_workers)
-    outputs = Outputs(take_environment())  # before any fork, and in workers of a launcher
+    # A process that lingers may live on after its command. Any other is made to end some seconds
+    # after it, which is safe only if no other thread, such as a debugger's, runs yet.
+    unconnected_line = Line(lingers=not can_fork())
+    command = replace(command, age=age, line=unconnected_line)
+    # The settings of outputs are removed from the environment, so that neither a fork nor a command
+    # that a trial starts writes to the same outputs.
+    outputs = Outputs(take_environment())
     is_worker = WORKER.get() is not None
     if is_worker:
         work(config, command, Line.to_launcher())  # it ends the process

@@ -99,7 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
     invocation = find_invocation(arguments.source)
     sys.argv[1:] = arguments.overrides
 
-    def run_study(cfg: Any) -> None:  # Hydra shows the docstring that it gets below
+    # Hydra calls it with the composed config, and shows the docstring that is set below.
+    def run_study(cfg: Any) -> None:
         from studyloom.processes import importing_torch
 
         # The import takes seconds; `starting` is printed before it.
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             from studyloom.config.study_config import StudyConfig
             from studyloom.worker.task import Command
 
-        # `hydra_main` has removed its options from the arguments.
+        # `hydra_main` has removed its options from the arguments: only overrides are left.
         program = ("-m", "studyloom", "run", arguments.source)
         command = Command(program, tuple(sys.argv[1:]))
         command_process(StudyConfig.of(cfg), command).run()
@@ -162,7 +163,8 @@ def completion(arguments: argparse.Namespace) -> None:
 
     for parser in arguments.parser.commands.values():
         for action in parser._actions:
-            if action.type is Path or action.dest == "source":
+            takes_file = action.type is Path or action.dest == "source"  # a source may be a file
+            if takes_file:
                 action.complete = shtab.FILE
     script = shtab.complete(arguments.parser, arguments.shell)
     if arguments.json:

@@ -53,7 +53,7 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
     definition = study.definition
     configuration = definition.space.make_configuration(best.params)
     sections = without_transform(definition.sections(configuration))
-    sections["train"].pop("loss")
+    sections["train"].pop("loss")  # the section `loss` has it too
     values = []
     for objective, value in zip(definition.objectives, best.values, strict=True):
         values.append(f"{objective.name} {value}")
@@ -65,10 +65,11 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
 def print_winner(
     evaluation: Evaluation, command: Sequence[str], console: Console, *, repeat: bool = False
 ) -> None:
-    """Prints the winner with its test.
+    """Prints the winner with its test, and tests it first if winner.json lacks the result.
 
-    Tests it first, unless winner.json has the result already. It holds the lease of the test set
-    meanwhile, so that one command at a time tests.
+    If its networks were tested before, but winner.json lacks the result, that test is read from the
+    database. If winner.json has the result, the winner is tested again only with `repeat`. The
+    lease of the test set is held meanwhile, so that one command at a time tests.
 
     Args:
         evaluation: the evaluation of a study with a winner.
@@ -92,10 +93,12 @@ def print_winner(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
-            # A test in the database is reused, unless its result is in winner.json already: then
-            # the user wants it to be repeated.
             evaluated = evaluate_winner(
-                evaluation, command, store, repeat=is_tested, explain=load_plugin("explain")
+                evaluation,
+                command,
+                store,
+                repeat=is_tested,  # here True only if this function got repeat=True
+                explain=load_plugin("explain"),
             )
             result = write_result_files(evaluated, study.run_dir)
     stored = study.stored
