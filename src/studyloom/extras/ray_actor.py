@@ -51,7 +51,8 @@ class Actor:
             folder: where the command was started. A node that sees `log` shares the disk of the
                 command's host and works there; another one works in its copy of the folder, where
                 no path of that host is valid.
-            package: where studyloom lies, relative to `folder` if it is below it.
+            package: the folder that has the package studyloom; relative to `folder` if it is below
+                it.
             log: a file that the command has made.
         """
         self.kill()
@@ -59,12 +60,9 @@ class Actor:
         working_folder = Path.cwd()  # Ray's copy of the folder
         if shares_disk:
             working_folder = Path(folder)
-        python_paths = []
-        if shares_disk or not Path(package).is_absolute():
-            python_paths.append(str(working_folder / package))
-        if shares_disk:
-            python_paths.append(environment.get("PYTHONPATH", ""))
-        python_paths.append(os.environ.get("PYTHONPATH", ""))  # Ray's copy of the package
+        python_path = make_python_path(
+            working_folder, package, environment.get("PYTHONPATH", ""), shares_disk=shares_disk
+        )
 
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._sent = 0
@@ -73,7 +71,7 @@ class Actor:
         variables = {
             **os.environ,
             **environment,
-            "PYTHONPATH": os.pathsep.join(path for path in python_paths if path),
+            "PYTHONPATH": python_path,
             LINE.name: str(message_descriptor),
         }
         self.process = subprocess.Popen(
@@ -118,3 +116,27 @@ class Actor:
             self._listener.close()
             self._output.close()
             self.process = None
+
+
+def make_python_path(
+    working_folder: Path, package: str, path_of_command: str, *, shares_disk: bool
+) -> str:
+    """Returns the PYTHONPATH of a worker, by which it finds studyloom and the user's modules.
+
+    On a node that shares the disk of the command's host, studyloom is where the command has it. On
+    another node it is in Ray's copy of the working folder if it lies there. Otherwise Ray has
+    copied it alone, and the PYTHONPATH of this node names that copy.
+
+    Args:
+        package: the folder that has the package studyloom; relative to the working folder if it is
+            below it.
+        path_of_command: the PYTHONPATH of the command, for nodes that share the disk.
+    """
+    folders = []
+    is_in_working_folder = not Path(package).is_absolute()
+    if shares_disk or is_in_working_folder:
+        folders.append(str(working_folder / package))
+    if shares_disk:
+        folders.append(path_of_command)
+    folders.append(os.environ.get("PYTHONPATH", ""))
+    return os.pathsep.join(folder for folder in folders if folder)

@@ -13,7 +13,8 @@ from studyloom.storage import failures
 from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS
 from studyloom.storage.trial_record import TrialRecord
 
-FURTHER_QUANTITIES = ("train_loss", "valid_loss")  # of a network that studyloom trains
+# What studyloom stores for each epoch of a network, besides the metric.
+FURTHER_QUANTITIES = ("train_loss", "valid_loss")
 # Another number of threads, processor or release adds in another order. Between one and two
 # threads, six epochs on MNIST-5k were at most 0.9% apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
@@ -54,8 +55,8 @@ class Course:
         return next(iter(self.curve))
 
     @property
-    def failed_inside(self) -> bool:
-        """True if it failed by itself, so that a replay must fail too."""
+    def failed_by_itself(self) -> bool:
+        """True if it failed, and the cause lies in the trial: then a replay must fail too."""
         return self.failure is not None and self.failure.kind not in EXTERNAL
 
     @classmethod
@@ -112,23 +113,25 @@ class Course:
                 if not are_equal(quantity, stored, now):
                     epoch = position + 1
                     return _format_difference(epoch, quantity, stored, now)
-        # The value that the loop returned at its end, if it did so both times.
-        has_value = self.value is not None and replayed.failure is None
-        if has_value and not are_equal(self.metric, self.value, replayed.value):
+        # The value that the loop returned at its end.
+        returned_both_times = self.value is not None and replayed.failure is None
+        if returned_both_times and not are_equal(self.metric, self.value, replayed.value):
             epoch = replayed.epochs
             return _format_difference(epoch, self.metric, self.value, replayed.value)
-        return self._find_failure_difference(replayed, exactly=tolerance is None)
+        must_be_equal = tolerance is None
+        return self._find_failure_difference(replayed, exactly=must_be_equal)
 
     def _find_failure_difference(self, replayed: "Course", *, exactly: bool) -> str | None:
         """Returns how the failures differ; None if they do not.
 
-        A failure from outside the trial, such as a crash, need not be repeated.
+        A stored failure from outside the trial, such as a crash, need not be repeated. Every
+        failure of the replay counts.
 
         Args:
-            exactly: whether the reasons of the failures are compared too.
+            exactly: whether to compare what the reasons of failures have in all versions.
         """
         expected = None
-        if self.failed_inside:
+        if self.failed_by_itself:
             expected = self.failure
         stored = _format_failure(expected, exactly=exactly)
         now = _format_failure(replayed.failure, exactly=exactly)
@@ -208,10 +211,9 @@ class Tolerance:
 def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:
     """Formats a failure so that two equal failures of different versions have the same text.
 
-    The reason is left out where its wording may change between versions.
-
     Args:
-        exactly: whether to include the reason elsewhere.
+        exactly: whether to include what the reason has in all versions: computed numbers, or the
+            name of an exception. Other wording may change, and is left out.
     """
     if failure is None:
         return "none"

@@ -53,25 +53,24 @@ def replay(
     """
     trial = find_trial(stored.trials(), number)
     original = _read_original(stored, trial, run_dir, trusted)
-    config = original.config
     provenance = original.provenance
     expected = original.course
-    last_epoch = original.last_epoch
-    data = load_data(config, provenance, run_dir)
-    # A loop may return another value than it reported last, or fail, after its last epoch.
-    trains_to_end = is_loop(config) and (expected.value is not None or expected.failed_inside)
-    if not last_epoch and not trains_to_end:
+    data = load_data(original.config, provenance, run_dir)
+    if original.last_epoch == 0 and not original.trains_to_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     console.print(Text(_describe_trial(stored, trial, expected)))
 
     def print_epoch(number: int, epoch: Step) -> None:
         value = f"{stored.metric} {format_value(epoch.value)}"
-        console.print(Text(f"epoch {number}/{last_epoch}  {value}  {epoch.seconds:.1f} s"))
+        text = f"epoch {number}/{original.last_epoch}  {value}  {epoch.seconds:.1f} s"
+        console.print(Text(text))
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with on_threads(_count_threads(provenance)):
-        objective = make_objective(config, provenance, data)
-        epoch_limit = None if trains_to_end else last_epoch
+        objective = make_objective(original.config, provenance, data)
+        epoch_limit = None
+        if not original.trains_to_end:
+            epoch_limit = original.last_epoch
         replayed = train_again(objective, stored.metric, epoch_limit, print_epoch)
         environment = current_environment(data.device)
 
@@ -98,6 +97,15 @@ class _Original:
     course: Course
     last_epoch: int
 
+    @property
+    def trains_to_end(self) -> bool:
+        """True if its replay goes on after `last_epoch`, until the loop ends by itself.
+
+        A loop may return another value than it reported last, or fail, after its last epoch.
+        """
+        ended_by_itself = self.course.value is not None or self.course.failed_by_itself
+        return is_loop(self.config) and ended_by_itself
+
 
 def _read_original(
     stored: StoredStudy, trial: FrozenTrial, run_dir: Path, trusted: Sequence[str]
@@ -112,16 +120,16 @@ def _read_original(
         calls_loop_repeatedly = (
             is_loop(config) and config.objective.folds * config.objective.seeds > 1
         )
-        if calls_loop_repeatedly and not record.columns:
+        if calls_loop_repeatedly and not record.columns:  # the epochs of the calls are not stored
             raise ValueError("its workers died, and it reported only the end of each fold or seed")
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {trial.number} cannot be replayed: {error}") from None
     last_epoch = course.epochs
-    if calls_loop_repeatedly:
+    if calls_loop_repeatedly:  # the replay trains the epochs of all calls one after the other
         last_epoch = course.trained_epochs
-    if course.failed_inside:
+    if course.failed_by_itself:
         last_epoch += 1  # the epoch in which it must fail again
     return _Original(config, provenance, course, last_epoch)
 
@@ -178,7 +186,8 @@ def train_again(
     def count_epoch(step: Step | None) -> None:
         """Counts and reports the end of an epoch; ends the training after the last one."""
         nonlocal epoch
-        assert step is not None  # None would store the trial, and a replay stores nothing
+        # With None an objective would ask to store the trial without a step; here none does.
+        assert step is not None
         if isinstance(step, Report) and step.ends_job:  # the end of a call of a loop is no epoch
             return
         epoch += 1
@@ -195,7 +204,8 @@ def train_again(
     except Exception as error:  # the training failed, as that of the trial may have
         failure = explain(error)
     columns = objective.curves()  # the numbers of each epoch; those of the metric are called value
-    curve = {metric: columns.get("value", ()), **columns}
+    values = columns.get("value", ())
+    curve = {metric: values, **columns}
     return Course(curve, failure, value)
 
 
@@ -217,7 +227,8 @@ def print_verdict(
 ) -> int:
     """Prints whether two trainings are equal bit for bit or within tolerance, or where they differ.
 
-    The tolerance counts if something may sum in another order; otherwise every bit must be equal.
+    The tolerance is used only if numbers may have been added in another order, which changes their
+    rounding. Otherwise every bit must be equal.
 
     Args:
         provenance: how the trial was made, with its environment.
@@ -307,7 +318,7 @@ def _format_change(stored: float | None, replayed: float | None) -> str:
 
     Such as `0.51200 =` if they are equal, `0.51200 +1.0e-03`, or `0.51200 –` without a replay.
     """
-    if stored is None:  # a loop reported the quantity in other epochs
+    if stored is None:  # the trial has no number for this epoch; its loop has for others
         return "–"
     number = f"{stored:.5f}"
     if abs(stored) >= MAX_PLAIN_NUMBER:  # before a training diverges, a loss has up to 30 digits

@@ -14,6 +14,7 @@ from studyloom.config.values import value_at, written_values
 from studyloom.data.datasets import find_location_keys
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.prepare import build_source, names_data
+from studyloom.files import is_trusted
 from studyloom.seeds import derive
 from studyloom.storage.trial_record import TrialRecord
 from studyloom.text import format_ranges
@@ -49,8 +50,8 @@ def _choose_trusted_packages(run_dir: Path, packages: Sequence[str]) -> Sequence
     Args:
         packages: the packages that the user trusts on the command line.
     """
-    others_write_here = trust.find_trusted_packages(run_dir, packages) is not None
-    if others_write_here:
+    others_may_write_here = not is_trusted(run_dir)
+    if others_may_write_here:
         return packages
     database_is_here = any((run_dir / name).exists() for name in ("study.db", "postgres"))
     if database_is_here:
