@@ -494,7 +494,7 @@ def test_environment_variables_are_those_of_one_list():
         assert set(re.findall(r"STUDYLOOM_[A-Z_]*[A-Z]", path.read_text())) <= listed, module
         if module != "environment":
             constants = {getattr(node, "value", None) for node in ast.walk(parse_modules()[module])}
-            assert constants & {*listed, environment.PREFIX} == set(), module
+            assert constants & {*listed, environment.VARIABLE_PREFIX} == set(), module
 
 
 def test_classes_that_configs_name_are_imported_by_nobody():

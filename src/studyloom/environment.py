@@ -9,7 +9,7 @@ import os
 import textwrap
 from dataclasses import dataclass
 
-PREFIX = "STUDYLOOM_"
+VARIABLE_PREFIX = "STUDYLOOM_"
 HELP_WIDTH = 80  # columns of a help
 
 

@@ -66,8 +66,8 @@ class CrossEntropy(nn.CrossEntropyLoss):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        # PyTorch would divide by the sum of the labels' weights. A label would then count by the
-        # other labels of its batch: in a batch of one class all would count as without weights.
+        # PyTorch would divide by the sum of the labels' weights. How much a label counts would then
+        # depend on the other labels of its batch: in a batch of one class the weights would cancel.
         label_count = (labels != self.ignore_index).sum()
         return weighted_sum / label_count
 

@@ -251,6 +251,7 @@ def _compute_log_odds(outputs: Tensor) -> Tensor:
         Float64 (n, k).
     """
     if outputs.shape[1] == 2:
+        # The log-odds of one of two classes are its output less that of the other.
         return outputs - outputs.flip(1)
     # The likeliest class may have p = 1 after rounding. Its log-odds are computed without p, as its
     # output less the logarithm of the summed exponentials of all others.

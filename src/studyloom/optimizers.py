@@ -82,12 +82,12 @@ class Muon(Optimizer):
 
         # PyTorch's optimizer for the groups whose "muon" is True, and the one for all others. Both
         # use these very groups, and add the settings to them that only one of the two has.
-        self._optimizers: dict[bool, Optimizer] = {}
+        self._optimizer_by_is_muon: dict[bool, Optimizer] = {}
         if muon_groups:
             muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
-            self._optimizers[True] = muon
+            self._optimizer_by_is_muon[True] = muon
         if adamw_groups:
-            self._optimizers[False] = AdamW(adamw_groups, fused=fused)
+            self._optimizer_by_is_muon[False] = AdamW(adamw_groups, fused=fused)
         self.param_groups = [*muon_groups, *adamw_groups]
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for is_muon, optimizer in self._optimizers.items():
+        for is_muon, optimizer in self._optimizer_by_is_muon.items():
             # Set again before each step: `load_state_dict` replaces state and groups of this
             # object, but not those of the two optimizers.
             optimizer.state = self.state

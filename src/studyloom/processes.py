@@ -376,7 +376,8 @@ def running_process_group(
     """Starts a program as the leader of a process group, which does not outlive this process.
 
     On Linux the program itself is made to end with this process. On other systems a second program
-    watches, and kills the group: see GUARD.
+    watches, and kills the group: see GUARD. The body of the `with` must end the group if it runs
+    longer than the body.
 
     Args:
         command: the program and its arguments.

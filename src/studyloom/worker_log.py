@@ -33,6 +33,7 @@ def read_trial_end(line: str) -> TrialEnd | None:
     if match is None:
         return None
     try:
-        return TrialEnd(int(match[2]), datetime.fromisoformat(match[1].replace(",", ".")))
+        local_time = match[1].replace(",", ".")  # `logging` writes a comma before milliseconds
+        return TrialEnd(int(match[2]), datetime.fromisoformat(local_time))
     except ValueError:  # no date, or a number of thousands of digits
         return None

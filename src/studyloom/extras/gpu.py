@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.data.split import Split
-from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
+from studyloom.environment import GPU_COUNT, GPU_NOTES, VARIABLE_PREFIX
 from studyloom.errors import ConfigError
 from studyloom.processes import read_nvidia_driver
 from studyloom.storage.opening import open_study
@@ -41,7 +41,7 @@ DEADLINE = 300.0  # seconds that a command, or a process that waits for others, 
 MAX_LINE_LENGTH = 400  # characters of a command's output in an error
 MAX_OBSERVATION_LENGTH = 300  # characters in the table
 NO_WINNER = "winner.enabled=false"
-# The program of a command that sees pretended GPUs.
+# The program of a command for which the CPU pretends to have GPUs; the braces get their names.
 PRETENDING = (
     "import sys; from studyloom.cli import main; from studyloom.worker import local; "
     "local.visible_gpus = lambda: {}; sys.exit(main())"
@@ -65,7 +65,7 @@ STUDY = (
     "train.samples_per_epoch=64",
     "train.batch_size=32",
 )
-SECOND_EPOCH = 3  # the first batch of the second epoch
+FIRST_BATCH_OF_SECOND_EPOCH = 3  # counted from 1, over all epochs
 MAX_TRIED_EXAMPLES = 2  # in a batch of studyloom's check of a network before the first trial
 TOO_MANY_NUMBERS = 2**50  # as float32 4 PiB: no GPU has as much memory
 
@@ -108,7 +108,7 @@ class Probe(nn.Module):
         if is_training_batch:
             self.batches += 1
         folder = GPU_NOTES.get()
-        if self.batches == SECOND_EPOCH and folder:
+        if self.batches == FIRST_BATCH_OF_SECOND_EPOCH and folder:
             write_note(Path(folder), inputs.device)
             if self.explodes:
                 torch.empty(TOO_MANY_NUMBERS, device=inputs.device)
@@ -216,8 +216,8 @@ class Gpus:
             program = ["-c", PRETENDING.format([*visible])]
         environment = {}
         for name, value in os.environ.items():
-            is_setting_of_user = PREFIX in name
-            if not is_setting_of_user:
+            is_setting_of_studyloom = VARIABLE_PREFIX in name  # the user's must not change a check
+            if not is_setting_of_studyloom:
                 environment[name] = value
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
         environment["XDG_STATE_HOME"] = str(self.folder)
@@ -260,13 +260,15 @@ class Gpus:
         run_dir = Path(tempfile.mkdtemp(dir=self.folder))
         notes_folder = run_dir / "notes"
         notes_folder.mkdir()
+        # The environment variables that `Probe` reads in the processes of the study.
+        variables = {GPU_NOTES.name: notes_folder, GPU_COUNT.name: count}
         self.run(
             *STUDY,
             f"run_dir={run_dir}",
             *overrides,
             visible=visible,
             meanwhile=lambda: meanwhile(notes_folder),
-            **{GPU_NOTES.name: notes_folder, GPU_COUNT.name: count},
+            **variables,
         )
         notes = [Note(**json.loads(file.read_text())) for file in list_notes(notes_folder)]
         require(len(notes) == count, f"{len(notes)} processes took part, and not {count}")
@@ -417,7 +419,8 @@ def kill_9_in_a_trial(gpus: Gpus) -> str:
         meanwhile=kill_first_process,
     )
     states = [row["state"] for row in read_trials(run.run_dir)]  # of the baseline and a trial
-    return require(states == ["complete", "complete"], f"resumed; trials are {', '.join(states)}")
+    observation = f"resumed; trials are {', '.join(states)}"
+    return require(states == ["complete", "complete"], observation)
 
 
 CHECKS: tuple[Callable[[Gpus], str], ...] = (

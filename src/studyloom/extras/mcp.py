@@ -136,7 +136,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         with open_studies(arguments.run_dirs) as studies:
             folders_and_studies = [*zip(arguments.run_dirs, studies, strict=True)]
             comparison = make_document(read_studies(folders_and_studies))
-            if hides_test(studies[0]):
+            served_study = studies[0]
+            if hides_test(served_study):  # the agent may still propose trials of it
                 for row in comparison["studies"]:
                     for name in TEST_FIELDS:
                         row[name] = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studyloom.environment import PREFIX, TRACEBACKS, WORKER
+from studyloom.environment import TRACEBACKS, VARIABLE_PREFIX, WORKER
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
@@ -27,7 +27,7 @@ from studyloom.worker.task import Launcher, Task
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the reply of the actor
 OBJECT_STORE_BYTES = 100 * 2**20  # of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
-INHERITED_PREFIXES = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
+INHERITED_PREFIXES = (VARIABLE_PREFIX, "PYTHONPATH", TRACEBACKS.name)
 ROUNDING = 1e-9  # added before a share is rounded down: 1 // 0.2 is 4
 # The resources of a node of the cluster, by name, such as {"CPU": 8.0, "GPU": 2.0}.
 Resources = dict[str, float]
@@ -127,7 +127,7 @@ class Ray(Launcher):
 
         Args:
             slots: the number of trials that no worker has yet.
-            run_dir: the run directory, which the copy of this folder does not contain.
+            run_dir: the run directory, which is not copied to the nodes (see `connect`).
 
         Raises:
             LaunchError: Ray is missing, or the cluster does not start or cannot be reached.
@@ -171,8 +171,10 @@ class Ray(Launcher):
             make_remote = ray.remote(
                 num_cpus=self.num_cpus,
                 num_gpus=gpus,
-                max_restarts=-1,  # Ray restarts an actor as often as its node is lost
-                # A lost actor is reported at once: its trial goes to another worker.
+                # Ray starts an actor again as often as its node is lost, but does not repeat the
+                # call that fails then: the launcher learns at once that the worker is gone, and
+                # its trial goes to another worker.
+                max_restarts=-1,
                 max_task_retries=0,
                 scheduling_strategy="SPREAD",
             )
@@ -193,10 +195,10 @@ class Ray(Launcher):
     def connect(self, run_dir: Path | None = None) -> Any:
         """Joins the cluster, unless that is done, and returns the module `ray`.
 
-        Ray copies this folder and the package studyloom to the nodes.
+        Ray copies the working directory and the package studyloom to the nodes.
 
         Args:
-            run_dir: the run directory, which the copy of this folder does not contain.
+            run_dir: the run directory. It may be in the working directory, and is not copied.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -205,7 +207,7 @@ class Ray(Launcher):
         if ray.is_initialized():
             return ray
         here = Path.cwd()
-        excludes = ["/runs", "/data"]
+        excludes = ["/runs", "/data"]  # patterns as in .gitignore, relative to `here`
         if run_dir is not None and run_dir.absolute().is_relative_to(here):
             excludes.append(f"/{run_dir.absolute().relative_to(here)}")
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
@@ -393,17 +395,21 @@ class RayWorker:
         return WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
-        """Starts the worker again if no worker ran yet; otherwise counts it as ended.
+        """Counts the worker of an actor that does not reply as ended; returns how it ended.
 
-        If the worker is alive nevertheless, it will notice that another one has its trial.
+        An actor that is only unavailable may reply later. If no worker has started there yet, its
+        start is repeated. Otherwise the actor is kept, so that `kill` ends the worker if it can. If
+        the worker is alive nevertheless, it will notice that another one has its trial.
 
         Args:
-            error: what Ray raised instead of the actor's reply. An actor that is unavailable may
-                reply later; any other one is lost.
+            error: what Ray raised instead of the actor's reply.
+
+        Returns:
+            None if the start is repeated.
         """
         is_unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        if is_unavailable and self.worker_id is None:
-            # Ray restarts the actor, or waits for a node; no worker has started there yet.
+        has_started = self.worker_id is not None
+        if is_unavailable and not has_started:  # Ray restarts the actor, or waits for a node
             self.start()
             return None
         reason = type(error).__name__

@@ -345,7 +345,8 @@ def replay_asha(study: AdoptedStudy) -> Promotion | None:
     if longest < MIN_EPOCHS:
         return None
     objective = ObjectiveValue(study.metric, study.direction)
-    asha = AshaPruner(epochs=longest).make_order([objective])
+    # Chooses which trial a worker trains next.
+    asha_order = AshaPruner(epochs=longest).make_order([objective])
 
     generator = np.random.default_rng(0)
     orders = [np.arange(len(curves))]
@@ -355,7 +356,7 @@ def replay_asha(study: AdoptedStudy) -> Promotion | None:
     totals = []
     for order in orders:
         replayed_curves = [curves[position] for position in order[:replayed_count]]
-        totals.append(count_epochs(asha, replayed_curves))
+        totals.append(count_epochs(asha_order, replayed_curves))
 
     epochs_of_all = np.array(totals) * len(curves) / replayed_count  # (orders,)
     low, high = np.percentile(epochs_of_all, (2.5, 97.5)).round().astype(int).tolist()
@@ -413,7 +414,10 @@ def count_epochs(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
             spent_epochs += next_epoch - last_epoch
             report = RungReport(next_epoch, curve[next_epoch - 1])
             reports = {**standings[slot].reports, next_epoch: report}
-            standings[slot] = Standing(slot, OWN, next_epoch, reports, paused=next_epoch)
+            # The order takes the trial for paused, until it says that the worker trains it on.
+            standings[slot] = Standing(
+                slot, state=OWN, last=next_epoch, reports=reports, paused=next_epoch
+            )
             trains_on = next_epoch < len(curve) and order.is_next(standings, slot)
 
         # Release the trial: it has ended, or waits at a rung to be chosen again.

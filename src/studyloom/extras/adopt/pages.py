@@ -100,7 +100,8 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     """Returns two commands that continue a study, and lines about what they leave out.
 
     The first command runs a study of a network or custom loop, and the second calls `sl.search`
-    with the Optuna objective. Both try the best configurations first.
+    with the Optuna objective. Both try the best configurations first. The first one is left out if
+    it can name neither the study's database nor a hyperparameter by a config key.
 
     Args:
         renames: the config key of each hyperparameter that the user renames.
@@ -112,7 +113,7 @@ def next_steps(study: AdoptedStudy, renames: Mapping[str, str]) -> list[str]:
     keys = _map_config_keys(best_trials, renames)
     valid_keys = {name: key for name, key in keys.items() if is_config_key(key)}
     steps = []
-    if study.source is not None and not renames:
+    if study.source is not None and not renames:  # a warm start takes the names as they are stored
         override = f"study.warm_start=[{json.dumps(study.source)}]"
         steps.append(f"python -m studies.NAME {shlex.quote(override)}")
     elif valid_keys:
@@ -146,7 +147,9 @@ def _map_config_keys(trials: Sequence[FrozenTrial], renames: Mapping[str, str]) 
         for name in trial.params:
             keys[name] = renames.get(name, name)
     for name, key in keys.items():
-        if key != name and keys.get(key) == key:
+        is_renamed = key != name
+        other_keeps_name = keys.get(key) == key  # the hyperparameter that is called `key`
+        if is_renamed and other_keeps_name:
             raise ConfigError(f"--rename {name}={key}: {key} is another hyperparameter")
     return keys
 
@@ -169,7 +172,8 @@ def has_written_form(trial: FrozenTrial) -> bool:
 def is_writable(value: object) -> bool:
     """Returns True if a value can be written in a command.
 
-    Text and finite numbers can be written, and so can lists and mappings of them.
+    Finite numbers can be written, and lists and mappings of writable values. So can all other
+    values that a choice may have: text, booleans and None.
     """
     if isinstance(value, float):
         return math.isfinite(value)

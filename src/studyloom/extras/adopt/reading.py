@@ -91,7 +91,7 @@ def read_database(source: str, name: str | None) -> AdoptedStudy:
     Raises:
         StorageError: it cannot be read, or `name` must name one of several studies.
     """
-    address = None  # of a database that studyloom can use; others only Optuna can read
+    address = None  # of a SQLite or PostgreSQL database; Optuna's own storage reads any other one
     try:
         if "://" not in source:
             address = sqlite_url(Path(source))
@@ -142,8 +142,8 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
 
     Args:
         metric: the column of the value.
-        names: the columns of hyperparameters; none for those that MLflow calls params.NAME, or
-            else those before the metric, where W&B and MLflow list them.
+        names: the columns of hyperparameters. If it is empty, they are those that MLflow calls
+            params.NAME; if there are none of these, those before the metric, where W&B lists them.
 
     Raises:
         DataError: it is no such file, or lacks a column.

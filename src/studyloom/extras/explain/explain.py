@@ -285,6 +285,7 @@ def permute_columns(
             for _ in range(SHUFFLES):
                 order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
                 inputs[:, position] = test.inputs[order, position]
+                # The references are predictions from the former inputs.
                 shuffled = replace(test, inputs=inputs, references={})
                 value = metric(predict(shuffled), outputs.targets)
                 drops.append(metric.sign * (original_value - value))
@@ -428,8 +429,9 @@ def explain_texts(
 ) -> tuple[ExplainedText, ...]:
     """Shows which words of texts misled a network, by leaving out one word after the other.
 
-    Occlusion (Zeiler and Fergus, ECCV 2014), of words as Li, Monroe and Jurafsky erase them (2016,
-    arXiv:1612.08220). A word is left out wherever it is in the text, and what follows moves up.
+    As in the occlusion of images (Zeiler and Fergus, ECCV 2014), applied to words (Li, Monroe and
+    Jurafsky 2016, arXiv:1612.08220). A word is left out wherever it is in the text, and what
+    follows moves up.
 
     Args:
         tokens: the words of the texts.
@@ -479,7 +481,8 @@ def _explain_text(
     examined_words = word_numbers[:MAX_WORDS]
     different_words = list(dict.fromkeys(examined_words))  # each once, in order
     shortened_rows = [tokens.without(row, number) for number in different_words]
-    variants = with_inputs(test, index, [row, *shortened_rows], tokens.path)
+    # The text itself, and the text without each of its words.
+    variants = with_inputs(test, index, [row, *shortened_rows], path=tokens.path)
     outputs = predict(variants).double()  # (1 + different words, classes)
     probabilities = outputs[0].softmax(0)
     predicted = int(probabilities.argmax())
@@ -517,12 +520,19 @@ def with_inputs(
     """
     if isinstance(test, Split):
         targets = test.targets[index].repeat(len(inputs))
+        # The references are predictions from the former inputs.
         return replace(test, inputs=torch.stack(list(inputs)), targets=targets, references={})
     assert isinstance(test, Examples)
     item = test.evaluation.load_item(index)
     items = [_replace_at(path, item, new_input) for new_input in inputs]
     view = Items((NamedDataset("data.test", items),), test.evaluation.collate)
-    return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())
+    return replace(
+        test,
+        training=view,
+        evaluation=view,
+        loading=Loading(),  # in this process: there are few items, and they are in memory
+        group_names=(),  # these name the groups of the former examples
+    )
 
 
 def _replace_at(path: Sequence[Any], container: Any, replacement: Tensor) -> Any:

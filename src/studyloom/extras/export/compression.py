@@ -76,9 +76,11 @@ def compress_winner(evaluation: Evaluation, settings: Settings, say: Say, stop: 
     """
     check_installed()
     rule = settings.parse_rule(metric_of(evaluation.study.definition))
+    # Errors are raised before this command waits for another one.
     check_result(evaluation, Result.load(evaluation.study.run_dir))
     compressor = Compressor(evaluation, settings, say, stop)
     with compressor.lock():
+        # The study may have another result after the wait.
         result = Result.load(evaluation.study.run_dir)
         check_result(evaluation, result)
         return compressor.make(result, rule)
@@ -108,7 +110,8 @@ def check_result(evaluation: Evaluation, result: Result) -> None:
             f"{run_dir}: winner.json is not the result of this study in its present state; run the "
             "study's command again"
         )
-    if examples is None or examples.shape is None or examples.input_at(0) is None:
+    assert examples is not None  # or `errors` has a line
+    if examples.shape is None or examples.input_at(0) is None:
         raise CompressError(
             "the inputs of the winner are not one tensor, as an ONNX file needs it; deploy "
             "winner.pt"

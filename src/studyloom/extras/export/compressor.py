@@ -98,7 +98,7 @@ class Compressor:
         )
 
         run_dir = self.evaluation.study.run_dir
-        with self.writing(result) as store:
+        with self.holding_test_lease(result) as store:
             record = Compressed(
                 winner=result.files["winner.pt"],
                 digest=digest_of(content),
@@ -155,7 +155,8 @@ class Compressor:
             results = {**earlier_results, digest: to_document(scores)}
             store(study.ledger.study_id, TEST_RESULTS, results)
         gains = [metric.sign * end for end in scores.interval]  # below 0 if the file is worse
-        is_within = min(gains) >= -evaluator.margin - ROUNDING
+        largest_loss = -min(gains)
+        is_within = largest_loss <= evaluator.margin + ROUNDING
         return replace(scores, within=is_within, uses=study.test_uses())
 
     def _measure(self, metric: Metric, winner: Original, content: bytes) -> Scores:
@@ -164,12 +165,16 @@ class Compressor:
         outputs_of_winner = evaluate(winner, winner.network, test)
         outputs_of_file = evaluate(winner, OnnxNetwork(content), test)
         difference = compare_outputs(metric, winner, outputs_of_winner, outputs_of_file)
+        interval = difference.interval
+        has_interval = interval is not None
+        if interval is None:  # it cannot be computed
+            interval = (difference.mean, difference.mean)
         return Scores(
             value=outputs_of_file.score(metric),
             original=outputs_of_winner.score(metric),
             difference=difference.mean,
-            interval=difference.interval or (difference.mean, difference.mean),
-            covers=difference.interval is not None,
+            interval=interval,
+            covers=has_interval,
             examples=len(test),
         )
 
@@ -200,7 +205,7 @@ class Compressor:
             lock.release()
 
     @contextmanager
-    def writing(self, result: Result) -> Iterator[Store]:
+    def holding_test_lease(self, result: Result) -> Iterator[Store]:
         """Holds the lease of the test set, so that no other command writes a result meanwhile.
 
         Args:

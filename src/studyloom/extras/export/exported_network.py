@@ -36,7 +36,12 @@ TEACHER_SHARE = 0.5  # of the teacher's outputs in the loss; the targets have th
 LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 Section = Mapping[str, Any]  # the section `model` of a configuration
 MIN_WIDTH = 8  # of an argument that may be a width; smaller ones are mostly depths and heads
-EXAMPLES_TO_TRACE = 2  # an export and a pruner need two examples
+# An export and a pruner need two examples: of one, PyTorch's export would take the size of the
+# batch for a constant.
+EXAMPLES_TO_TRACE = 2
+# The last of the numbers from which the seed of a compression is derived. New seeds of trainings
+# end in 0 (CandidateTrainings.new_seed), and those of new folds in 1 (Definition.make_new_fold).
+COMPRESSION = 2
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,9 @@ class Original:
         configuration = evaluation.candidates[winner].configuration
         assert data.split is not None
         assert data.source is not None
-        # A study derives no other seed from three numbers that end in 2 (see
-        # CandidateTrainings.new_seed), so that this training shares its draws with no other.
-        seed = derive(definition.seed, 0, 0, 2)
+        # No other seed of the study is derived from these numbers, so that this training shares its
+        # draws with no other.
+        seed = derive(definition.seed, 0, 0, COMPRESSION)
         folds = data.split.folds(definition.config.objective.folds, data.source.validation, seed)
         fold = folds[-1]  # its training and validation examples
         job = definition.build_job(configuration, fold, seed)
@@ -108,10 +113,11 @@ class Original:
         assert evaluation.trained_stage is not None
         assert examples is not None
         trainings = evaluation.trained_stage.source
-        job = trainings.job(winner, seed=0)  # the network of the first seed is in winner.pt
+        seed_number = 0  # the network of the first seed is in winner.pt
+        job = trainings.job(winner, seed=seed_number)
         config = study.definition.compose_config(trainings.candidates[winner])
         network = _load_network(load_weights(study.run_dir / "winner.pt"), job, evaluation)
-        seed = trainings.new_seed(0)
+        seed = trainings.new_seed(seed_number)
         return cls(network, job, examples, config.get("model"), seed, calibration)
 
     @cached_property
@@ -123,7 +129,7 @@ class Original:
         inputs = []
         for position in order[:count]:
             example = self.examples.input_at(int(self.job.train[position]))
-            if example is not None:
+            if example is not None:  # an item whose input is not one tensor has none
                 inputs.append(example)
         return torch.stack(inputs).cpu().to(self.dtype)
 
@@ -272,6 +278,7 @@ def _list_possible_widths(section: Section) -> Iterator[tuple[str, int | list[in
             numbers = value
         else:
             numbers = [value]
+        # `type` is compared, since a subclass of int, such as bool, is no width.
         are_wide = all(type(number) is int and number >= MIN_WIDTH for number in numbers)
         if numbers and are_wide:
             yield str(key), value
@@ -323,11 +330,11 @@ def make_distillation_step(
         with torch.no_grad():
             outputs_of_teacher = teacher.to(inputs.device)(inputs).float()
         outputs = network(inputs).float()
-        if meaning == "classes":
+        if meaning == "classes":  # one of several for each example
             loss_to_teacher = _measure_softened_distance(outputs, outputs_of_teacher)
-        elif meaning == "labels":
+        elif meaning == "labels":  # several for each example, each with a probability of its own
             loss_to_teacher = loss(outputs, outputs_of_teacher.sigmoid())
-        else:
+        else:  # numbers
             loss_to_teacher = loss(outputs, outputs_of_teacher)
         return TEACHER_SHARE * loss_to_teacher + (1 - TEACHER_SHARE) * loss(outputs, targets)
 

@@ -124,7 +124,7 @@ def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, objec
         ) from error
     assert program is not None
     model = program.model_proto
-    _strip(model)
+    _remove_unneeded_parts(model)
     onnx.helper.set_model_props(model, {"studyloom": json.dumps(facts)})
     return bytes(model.SerializeToString())
 
@@ -183,7 +183,7 @@ def quantize(content: bytes, inputs: Tensor) -> bytes:
             raise CompressError(
                 f"onnxruntime cannot quantize it: {_format_cause(error)}"
             ) from error
-    _strip(model)
+    _remove_unneeded_parts(model)
     properties = onnx.load_from_string(content).metadata_props
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
     return bytes(model.SerializeToString())
@@ -209,14 +209,14 @@ def check_equal(outputs_of_network: Tensor, outputs_of_file: Tensor) -> float:
     return distance
 
 
-def _strip(model: Any) -> None:
+def _remove_unneeded_parts(model: Any) -> None:
     """Removes what no runtime needs, for a smaller file.
 
-    These are the shapes between nodes, each node's line of code, and long names.
+    These are the shapes between nodes, unused functions, each node's line of code, and long names.
     """
     graph = model.graph
     del graph.value_info[:]
-    del model.functions[:]
+    del model.functions[:]  # the exporter has replaced each call of a function by its nodes
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from studyloom.data.examples import Part
 from studyloom.errors import ConfigError, StudyloomError
-from studyloom.extras.export.exported_network import Original, count_parameters
+from studyloom.extras.export.exported_network import EXAMPLES_TO_TRACE, Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.record import Latency, VariantFacts
 from studyloom.extras.export.settings import Settings
@@ -104,7 +104,7 @@ def export(original: Original, network: nn.Module, facts: DataFacts, *, quantize
     """
     document = to_document(facts)
     facts_in_file = {name: document[name] for name in FIELDS_IN_FILE}
-    content = export_network(network, original.inputs[:2], facts_in_file)
+    content = export_network(network, original.inputs[:EXAMPLES_TO_TRACE], facts_in_file)
     outputs_of_network = evaluate(original, network).outputs
     outputs_of_file = evaluate(original, OnnxNetwork(content)).outputs
     check_equal(outputs_of_network, outputs_of_file)
@@ -126,7 +126,10 @@ def compare_outputs(metric: Metric, original: Original, before: Outputs, after: 
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
     resamples = None
-    if original.job.evaluate is None:  # a custom evaluation may return outputs of any meaning
+    # A custom evaluation may return outputs of any meaning, not one for each example: then examples
+    # cannot be resampled.
+    has_outputs_by_example = original.job.evaluate is None
+    if has_outputs_by_example:
         outputs = {"before": [before], "after": [after]}
         resamples = resample(metric, outputs, len(before.targets), original.seed)
     difference = compare(values, "after", "before", resamples).difference
@@ -325,7 +328,10 @@ class Evaluator:
         return measured_variants
 
     def _values(self, facts: VariantFacts) -> Mapping[str, float]:
-        """Returns the values of a variant by name, for the rule."""
+        """Returns the values of a variant, by the names that the rule which chooses one may use.
+
+        Latencies are by the size of the batch, as text.
+        """
         return {
             self.metric.name: facts.value,
             "drop": facts.drop,

@@ -71,7 +71,7 @@ class Validations:
         self._begin_epoch()
 
     def report(self, logged: Mapping[str, Any]) -> None:
-        """Reports what a validation has logged; the run gets it when `finish` is called.
+        """Reports what a validation has logged; the run stores it once `finish` is called.
 
         Validations before and after training, such as a sanity check, do not count as epochs.
 
@@ -114,13 +114,13 @@ class Validations:
         self._begin_epoch()
 
     def end(self) -> None:
-        """Ends the training.
+        """Ends the training, and the epoch of its last validation.
 
         Raises:
             UndefinedMetric: the trainer has never validated.
         """
         self.finish()
-        self.number = None
+        self.number = None  # a validation after the training is no epoch
         try:
             _ = self.run.value  # raises if nothing was reported
         except UndefinedMetric:

@@ -42,7 +42,7 @@ def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iter
         accelerator.load_state(str(run.checkpoint))
     for epoch in run.epochs(count):
         yield epoch
-        if epoch < count:
+        if epoch < count:  # after the last epoch the trial ends, and needs no checkpoint
             # Two folders take turns: the last state must exist until the next one is complete.
             folder = run.dir / f"epoch-{epoch % 2}"
             accelerator.save_state(str(folder))

@@ -139,6 +139,7 @@ class Command(Adapter):
                 "each trial runs in its own folder, which is removed when the trial ends; "
                 "objective.keep=true keeps it"
             )
+        # Such as checkpoints of earlier runs, which lie in the project.
         saved_states = self._make_working_folder(config).hidden_states()
         if saved_states:
             names = ", ".join(saved_states[:SAVED_STATES_SHOWN])
@@ -175,7 +176,7 @@ class Command(Adapter):
             match = rounded_value.search(text)
             if match is not None:
                 line = text.count("\n", 0, match.start()) + 1
-                digits = match["braces"] or match["percent"]
+                digits = match["braces"] or match["percent"]  # of {loss:.2f} or %.2f
                 yield (
                     f"{path}, line {line}: the value is rounded to .{digits}f, so that trials "
                     "may tie; print more digits"
@@ -185,8 +186,11 @@ class Command(Adapter):
     def _make_pattern_of_rounded_value(self) -> re.Pattern[str] | None:
         """Returns a pattern that finds in source code where the value is printed with few digits.
 
-        The text before a number in the output is mostly the text before its format in the source:
-        for the value `loss (.+)` this finds `loss {loss:.2f}`. None without such a text.
+        For the value `loss (.+)` it finds `loss {loss:.2f}` in the source: the text before a number
+        in the output, here `loss `, is mostly the text before its format in the source.
+
+        Returns:
+            None if the pattern of the value has no text before its group.
         """
         start_of_group = "("
         if "(?P<value>" in self.value:
@@ -224,11 +228,13 @@ class Command(Adapter):
             hidden_folders.append(trial_folder)
         run_dir = value_at(config, "run_dir")
         if run_dir:
-            path = Path(run_dir).absolute()
+            hidden_folder = Path(run_dir).absolute()
             # It is mostly runs/NAME: then runs/ does not appear, with the results of all studies.
-            if project in path.parent.parents:
-                path = path.parent
-            hidden_folders.append(path)
+            folder_of_runs = hidden_folder.parent
+            is_within_project = project in folder_of_runs.parents  # and is not the project itself
+            if is_within_project:
+                hidden_folder = folder_of_runs
+            hidden_folders.append(hidden_folder)
         checkpoints = value_at(config, "checkpoints.dir")
         if checkpoints:
             hidden_folders.append(Path(checkpoints).absolute())
@@ -330,7 +336,7 @@ class Command(Adapter):
             yield working_folder.prepare(trial_folder, storage)
             return
         project = Path.cwd()
-        if not run_dir:  # a replay
+        if not run_dir:  # a replay, which has no run directory to record in
             yield project
             return
         record = Path(run_dir, "logs", "written.jsonl")
@@ -420,9 +426,11 @@ def _check_run(run: object, names: Sequence[str]) -> Iterator[str]:
         return
     for name in dict.fromkeys(_placeholder_names(run)):  # each name once, in order
         if name not in names:
+            placeholder = "{" + name + "}"
+            escaped = "{" + placeholder + "}"
             yield (
-                f"objective.run: there is no value for {{{name}}}; there are "
-                f"{', '.join(names)}; write {{{{{name}}}}} for the text{nearest(name, names)}"
+                f"objective.run: there is no value for {placeholder}; there are "
+                f"{', '.join(names)}; write {escaped} for the text{nearest(name, names)}"
             )
     try:
         program = shlex.split(run)[0]

@@ -123,7 +123,11 @@ class SharedFiles:
         return shared
 
     def _read_record(self) -> dict[str, TrialWrites]:
-        """Returns the time and the writes of each trial, by its name, from all its attempts."""
+        """Returns the time and the writes of each trial, by its name, from all its attempts.
+
+        The record has a line for the beginning of each attempt, and one for its end, with the files
+        that were written meanwhile.
+        """
         trials: dict[str, TrialWrites] = {}
         for line in self.record.read_text().splitlines():
             with suppress(ValueError):  # a line that a kill has cut
@@ -132,7 +136,7 @@ class SharedFiles:
                 if trial not in trials:  # the first attempt begins
                     trials[trial] = TrialWrites(began=entry.get("began", 0.0))
                 writes = trials[trial]
-                writes.ended = entry.get("ended", math.inf)  # none yet if an attempt begins
+                writes.ended = entry.get("ended", math.inf)  # only the line for an end has it
                 for file_name, write_time in entry.get("files", {}).items():
                     writes.files.setdefault(file_name, []).append(write_time)
         return trials

@@ -74,6 +74,7 @@ def _count_evaluations(args: Any, state: Any) -> int | None:
     if strategy == "epoch" and args.max_steps <= 0:
         return state.num_train_epochs or None
     if strategy == "steps":
-        interval = state.eval_steps or state.max_steps
-        return state.max_steps // interval or None
+        interval = state.eval_steps or state.max_steps  # without a number, one evaluation
+        count = state.max_steps // interval  # 0 if the training is shorter than the interval
+        return count or None
     return None

@@ -39,8 +39,8 @@ class WorkingFolder:
     def prepare(self, trial_folder: Path, storage: Path | None = None) -> Path:
         """Returns the folder in which a trial's command runs; makes it at the first attempt.
 
-        It is `.work/PROJECT` in the folder of the trial. Next to it, the neighbors of the project
-        appear, for paths such as ../data.
+        It is `.work/PROJECT` in the folder of the trial. Next to it are links to the files and
+        folders next to the project, so that the command finds paths such as ../data.
 
         Args:
             trial_folder: the folder of the trial, which is removed when the trial ends.
@@ -80,14 +80,15 @@ class WorkingFolder:
         shutil.rmtree(unfinished, ignore_errors=True)
         project = unfinished / self.project.name
         project.mkdir(parents=True)
-        self._link_neighbors(unfinished)
+        self._link_neighbors(unfinished)  # of the project, so that ../data is found
         self._mirror(self.project, project)
         unfinished.rename(folder)
 
     def _link_neighbors(self, target: Path) -> None:
         """Links the files and folders next to the project, for paths such as ../data.
 
-        If there are very many, such as in a temporary folder, none is linked.
+        A folder that holds a hidden one, such as the run directory, is not linked. If there are
+        very many, such as in a temporary folder, none is linked.
         """
         parent = self.project.parent
         if parent == self.project:  # it is the root of the file system
@@ -124,7 +125,9 @@ class WorkingFolder:
         path = Path(entry.path)
         if not entry.is_dir(follow_symlinks=False) or path in self.hidden_folders:
             return False
-        if self._holds_hidden_folder(path):  # a link would lead in circles
+        # The working folder lies in a hidden one: a link to a folder around it would lead in
+        # circles.
+        if self._holds_hidden_folder(path):
             return True
         starts_with_dot = entry.name.startswith(".")
         return not starts_with_dot and not _has_many_files(path)

@@ -81,6 +81,8 @@ def read_image(content: bytes, channels: int, size: Sequence[int]) -> DecodedIma
 def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> DecodedImage:
     """Makes the first frame of an image upright, opaque, and not much larger than the inputs.
 
+    An image whose pixels are not bytes keeps its size.
+
     Args:
         channels: 1 for grayscale, 3 for color.
         size: the height and width of the network's inputs.
@@ -127,9 +129,10 @@ def _read_wide_pixels(image: PIL.Image.Image) -> Tensor:
     bits: white is the least of these three that no pixel exceeds.
     """
     levels = torch.from_numpy(np.asarray(image).astype(np.float32))[None]
-    is_positive = bool(torch.isfinite(levels).all()) and float(levels.min()) >= 0
+    are_finite = bool(torch.isfinite(levels).all())
+    are_valid = are_finite and float(levels.min()) >= 0
     possible_whites = [white for white in WHITE_LEVELS if float(levels.max()) <= white]
-    if not is_positive or not possible_whites:
+    if not are_valid or not possible_whites:
         raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
     if image.mode == "F":  # floats
         white = min(possible_whites)

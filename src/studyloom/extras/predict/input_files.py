@@ -92,11 +92,12 @@ class InputFiles:
         return self.form.from_pixels(image.pixels[None], image.changes)
 
     def _from_lines(self, content: bytes) -> Inputs:
-        """Makes inputs from the lines of a CSV file."""
+        """Makes inputs from the lines of a CSV file, one from each; `form.finish` checks them."""
         form = self.form
         shape = form.shape
-        are_sequences = form.facts.loads_tokens and len(shape) == 1  # of any length
-        if not shape or are_sequences:
+        has_unknown_shape = not shape
+        are_sequences = form.facts.loads_tokens and len(shape) == 1
+        if has_unknown_shape or are_sequences:  # lines of any length, all as long as the first
             return form.finish(_read_lines(content, columns=(), count=None))
         lines = _read_lines(content, form.facts.columns, math.prod(shape))  # (n, count)
         if self._has_custom_transform:
@@ -112,8 +113,11 @@ class InputFiles:
     def _from_archive(self, arrays: Mapping[str, np.ndarray]) -> Inputs:
         """Makes inputs from the arrays of a .npz file.
 
-        Several arrays are several inputs of the network: in their order if they have the names that
-        `numpy.savez` gives to arrays without one, and otherwise by name.
+        Several arrays are several inputs of the network.
+
+        Returns:
+            The tensors, and no notes on them. The tensors are in their order if they have the names
+            that `numpy.savez` gives to arrays without one, and otherwise by name.
         """
         if len(arrays) == 1 and self.form.facts.takes_arrays:
             (numbers,) = arrays.values()
@@ -124,16 +128,17 @@ class InputFiles:
                 raise PredictError(f"its numbers must be finite; {name} holds NaN or infinity")
             native_dtype = numbers.dtype.newbyteorder("=")  # PyTorch has no other byte order
             tensors[name] = torch.from_numpy(np.array(numbers, native_dtype, order="C"))
+        no_notes: list[str] = []
         default_names = [f"arr_{position}" for position in range(len(tensors))]
         if list(tensors) == default_names:
-            return tuple(tensors.values()), []
-        return tensors, []
+            return tuple(tensors.values()), no_notes
+        return tensors, no_notes
 
     def _from_content(self, content: bytes, transform: Sound | Reader) -> Inputs:
         """Makes inputs from a whole file by a transform that reads it.
 
-        The transform returns the inputs (n, *shape), of a sound a single one without n, and notes
-        on what it changed: none, or one for each input.
+        A Reader returns the inputs (n, *shape), and notes on what it changed: none, or one for each
+        input. A Sound returns a single input (*shape), and any number of notes on it.
         """
         try:
             inputs, notes = transform(content)

@@ -36,7 +36,9 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
             continue
         if outputs.ndim == 0:
             outputs = outputs[None]  # a single row
-        if len(notes) != len(outputs):  # a row may stand for a node or a time, and not for an input
+        # Of a graph, for example, the network may return a row for each node: rows are no inputs
+        # then, and the notes on inputs are left out.
+        if len(notes) != len(outputs):
             notes = [""] * len(outputs)
         for position, (row, note) in enumerate(zip(outputs, notes, strict=True)):
             name = file_name

@@ -142,6 +142,7 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> Document | No
         return None
 
     def sort_key(trial: FrozenTrial) -> tuple[float, int]:
+        # The sign is 1 if more of the metric is better, else -1.
         return -stored.sign * trial.values[0], trial.number
 
     best_first = sorted(complete, key=sort_key)

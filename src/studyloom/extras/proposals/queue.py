@@ -70,7 +70,9 @@ def propose(
     try:
         placed = place_configuration(space, _parse_object(configuration))
         default_configuration = place_configuration(space, {}).configuration
-    except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
+    # _parse_object raises ValueError, and RecursionError for deep nesting. place_configuration
+    # raises such errors too, for names that no config key can have.
+    except (LookupError, RecursionError, ValueError) as error:
         problem = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
         reason = shorten_end(one_line(str(error)), MAX_REASON_LENGTH)
         raise ConfigError([*errors, f"{problem}: {reason}"]) from None
@@ -172,7 +174,8 @@ def _fill_slot(
         """Checks and queues the proposal in the transaction of a connection."""
         trials = stored.lock_trials(connection)
         if baseline is not None and not trials:  # trial 0 comes first
-            trials.append(stored.ledger.queue(connection, 0, Configuration(), BASELINE_ATTRIBUTES))
+            no_values = Configuration()  # its worker takes the defaults
+            trials.append(stored.ledger.queue(connection, 0, no_values, BASELINE_ATTRIBUTES))
         for trial in trials:
             # The transaction is repeated if the connection breaks. An earlier attempt may have
             # committed although its reply was lost: then this very proposal is there already.

@@ -71,8 +71,8 @@ def read_space(stored: StoredStudy) -> StoredSpace:
     except msgspec.ValidationError:
         raise ConfigError(
             f"{stored.name}: its space is not stored, so proposals cannot be checked; the "
-            "command that runs a study stores it, except with sampler=grid, which tries each one "
-            "itself, and with an objective that suggests its own values"
+            "command that runs a study stores it, except with sampler=grid, which tries each "
+            "configuration itself, and with an objective that suggests its own values"
         ) from None
 
 

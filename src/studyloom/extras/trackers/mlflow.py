@@ -234,7 +234,7 @@ class MLflow(Tracker):
     def _check_artifacts(self, study: TrackedStudy, location: str) -> None:
         """Checks that a database in the run directory does not write files outside of it.
 
-        An untrusted database could have them overwrite any file of the user.
+        An untrusted database could have the artifacts of a run overwrite any file of the user.
 
         Args:
             location: where the artifacts of a run are written, as the database says.

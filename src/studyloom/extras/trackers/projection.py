@@ -308,9 +308,9 @@ def write_missing(
 ) -> None:
     """Writes to each tracker every ended trial that it lacks, and the result.
 
-    The result is written at every call, and the trials that a tracker has already are left out when
-    its thread begins, since it takes time to ask for them. Waits for each tracker up to its
-    patience, and logs what a tracker may lack at the end.
+    A thread for each tracker first asks which trials the tracker has, and leaves these out. The
+    result is written at every call. Waits for each tracker up to its patience, and logs what a
+    tracker may lack at the end.
     """
     study = describe_study(stored, run_dir)
     trials = []
@@ -359,12 +359,14 @@ def _await_writing(writing: _Writing, began: float, total: int) -> None:
     """
     feed = writing.feed
     patience = writing.patience
+    # `close` waits until all is written, or this time has passed; it may be called again.
     is_complete = feed.close(min(SILENT_WAIT, patience))
     if not is_complete and writing.unwritten:
         limit = f"waiting {patience:g} s at most ({feed.name}.patience)"
         items = _count_items(writing.unwritten, total)
         log.warning("%s: %s, since it may lack %s", feed.name, limit, items)
-        feed.close(began + patience - time.monotonic())
+        end = began + patience
+        feed.close(end - time.monotonic())
     if writing.unwritten:
         items = _count_items(writing.unwritten, total)
         log.warning("%s: may lack %s; the same command writes it", feed.name, items)

@@ -201,7 +201,7 @@ class WandB(Tracker):
         """Moves the folder of a run into `wandb`, instead of that of an earlier run of the same id.
 
         Raises:
-            OSError: there is none. The command then reports the run as missing.
+            OSError: W&B has left no folder. The command then reports the run as missing.
         """
         pattern = f"*run-*-{run_settings.run_id}"
         runs = self.dir / "wandb"
