@@ -87,7 +87,7 @@ class Checkpoint:
             new_file: a temporary file, which is complete.
             second_name: a temporary name for the current file, which no file has yet.
         """
-        # Give the current file, C, a second name: now C is `path` and `second_name`.
+        # 1. The current file, C, gets a second name.
         with suppress(FileNotFoundError):  # the first save finds no current file
             try:
                 os.link(self.path, second_name)
@@ -95,9 +95,10 @@ class Checkpoint:
                 # The disk cannot give a file two names. So the current file becomes the previous
                 # one already now, and for a moment there is no current file.
                 os.replace(self.path, self.previous)
-        # Now the new file is `path`, C is `second_name`, and the file before C is `previous`.
+        # 2. The new file becomes the current one. C now has only its second name, and `previous` is
+        # still the file before C.
         os.replace(new_file, self.path)
-        # Now C is `previous`.
+        # 3. C becomes `previous`.
         with suppress(FileNotFoundError):  # there was no current file, or no second name for it
             os.replace(second_name, self.previous)
         sync_folder(self.path.parent)
