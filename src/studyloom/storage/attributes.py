@@ -164,7 +164,7 @@ class TrialAttributes:
     provenance = Stored[Mapping[str, Any]](PROVENANCE, {})
     traceback = Stored[str | None](TRACEBACK, None)
     proposed = Stored[Any](PROPOSED, None)
-    columns = Stored[dict[str, list[Any]]](EPOCHS, {})  # of its epochs, once it ended
+    columns = Stored[dict[str, list[Any]]](EPOCHS, {})  # from a rung or the end on
 
     @property
     def is_baseline(self) -> bool:

@@ -51,7 +51,14 @@ WITHOUT_TIME_LIMITS = (
 
 
 def longest_silence(deadline: float) -> float:
-    """Returns after how many silent seconds a connection is lost, at most half the deadline."""
+    """Returns after how many seconds without an answer a connection counts as lost.
+
+    It is at most half the deadline, so that there is time for another try.
+
+    Args:
+        deadline: Seconds that a call on the database waits for it; 0 for a call that is not
+            repeated.
+    """
     if deadline <= 0:
         return SILENCE
     return min(SILENCE, deadline / 2)

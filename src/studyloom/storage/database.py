@@ -468,8 +468,8 @@ def read_only(url: str | URL) -> RetryingStorage:
     """
     address = parse_url(url)
     if not connections.is_sqlite(address):
-        # To read a database on a server changes no file of the user, so it is opened as ever. While
-        # it is away, no call waits for it.
+        # On a server there is no file to protect, so the database is opened as usual. With this
+        # deadline no call waits for a server that is away.
         return _open(address, deadline=0.0)
     if not connections.sqlite_path(address).is_file():
         raise StorageError(f"there is no database {connections.sqlite_path(address)}")

@@ -138,7 +138,7 @@ def describe_resumption(
     Args:
         number: The number of the trial.
         resumed: Its attribute RESUMED: the epoch of its checkpoint, and the death of the worker.
-            `has_files` is true if the trial is a command, and its working folder has files from
+            `has_files` is true if a command trains the trial, and its working folder has files from
             which the command may resume by itself.
         streams: The names of streams of examples that it reads from the start again, since its
             checkpoint does not have their positions.

@@ -144,7 +144,10 @@ class Ledger:
 
     @property
     def _in_study(self) -> sa.ColumnElement[bool]:
-        """The condition on slots that they belong to the study, whatever its budget."""
+        """The condition that a slot is one of the study's budget, however large that is.
+
+        TEST_SLOT, the row of the command that tests the winner, is not one of them.
+        """
         return sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot < TEST_SLOT)
 
     @property

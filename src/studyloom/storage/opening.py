@@ -182,7 +182,7 @@ def _advise_on_data(changes: Sequence[str]) -> str:
 def name_of_change(change: str) -> str:
     """Returns the source or data, such as `split`, that a line of `list_differences` is about."""
     key, _, values = change.partition(": ")
-    is_of_data = DATA in values  # the digest of a source has no such beginning
+    is_of_data = DATA in values  # the digests of data begin so, and those of sources do not
     if is_of_data:
         name = key.removeprefix(CODE).removeprefix(MAIN)
         return f"the data {name}"

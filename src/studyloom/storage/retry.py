@@ -207,9 +207,9 @@ class Retry:
         seconds_to_wait = self._seconds_to_wait
         deadline = outage_began + seconds_to_wait
         time_left = deadline - time.monotonic()
-        # An earlier call has waited in vain; until a call succeeds, each is tried only once.
-        is_tried_once = self._last_failure is not None
-        if not failure.is_transient or is_tried_once or time_left <= 0:
+        # Once a call has waited in vain, none is tried again until a call succeeds.
+        may_try_again = failure.is_transient and self._last_failure is None
+        if not may_try_again or time_left <= 0:
             raise self._give_up(failure, seconds_to_wait) from None
         call_state.try_ends = deadline
         if call_state.reached_commit:

@@ -137,8 +137,8 @@ def add_study(
 ) -> int:
     """Creates a study with its attributes, unless one of that name exists; returns its id.
 
-    Optuna commits the study and each attribute separately, so one whose creator dies in between
-    looks like a study of another program.
+    All is in one transaction of the caller. Optuna commits the study and each attribute separately:
+    a study whose creator dies in between lacks a definition, and looks like one of another program.
     """
     has_name = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
     existing_id = connection.execute(has_name).scalar()
@@ -348,8 +348,9 @@ def _block_with_details(
     Args:
         details: The statements that read their details in the other tables.
 
-    Another program may have stored anything in its trials. What is no integer, has another type
-    than studyloom stores, or would be unpickled, is refused or left out.
+    Another program may have stored anything. A number or key of a wrong type is an error. A trial
+    of studyloom's loses attributes of a type that studyloom does not store. System attributes that
+    Optuna would unpickle are left out, since a pickle may execute code.
     """
     reader = _DetailsReader(connection, details, [row.trial_id for row in rows])
     values = reader.read(VALUES, cells.read_value)

@@ -256,8 +256,8 @@ class StoredStudy:
         A feasible trial is on it unless another one is as good in all values and better in one. Of
         trials with equal values, all are on it.
         """
-        # In this order, all trials that dominate a trial come before it, and one of these is on the
-        # front. So each trial is compared only with the front so far.
+        # In this order, trials that dominate a trial come before it. If there are any, one of them
+        # is on the front. So each trial is compared only with the front so far.
         best_first = sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number))
         front: list[FrozenTrial] = []
         for trial in best_first:
@@ -325,7 +325,12 @@ class StoredStudy:
         return int(self.attributes(TEST_USES)[0] or 0)
 
     def count_test_use(self, store: Store) -> None:
-        """Counts a use of the test set before it is used, as only the holder of the lease may."""
+        """Counts a use of the test set, before it is used.
+
+        Args:
+            store: Stores an attribute, but only while this command holds the lease to test the
+                winner; see `Ledger.testing`.
+        """
         store(self.ledger.study_id, TEST_USES, self.test_uses() + 1)
 
     def code(self) -> dict[str, Any]:

@@ -348,8 +348,8 @@ class OtherTrials:
     def _update(self, own_id: int, *, with_unfinished: bool) -> None:
         """Reads the trials that have changed, unless they were read since `forget_changes`.
 
-        That method is called when the worker loads a trial, and before a pruner decides on it. The
-        ended trials and the unfinished ones are read separately, and have a mark each.
+        That method is called when the worker loads a trial, and before a pruner decides on it. In
+        between, the ended trials are read once, and the unfinished ones once if they are needed.
 
         Args:
             own_id: The id of the worker's own trial.

@@ -108,11 +108,15 @@ class TrialRecord(TrialAttributes):
         """How many of its `steps_planned` are done."""
         if self.planned_jobs is None:
             return self.epoch_count
-        return len(self.trial.intermediate_values)
+        return len(self.trial.intermediate_values)  # each call of the loop reports one value
 
     @property
     def steps_planned(self) -> int | None:
-        """How many epochs it has, or several calls of a loop; None if unknown."""
+        """How many epochs it is to train; None if unknown.
+
+        If it calls a custom training loop several times, such as once for each fold, then how many
+        calls are planned.
+        """
         if self.planned_jobs is None:
             return self.planned_epochs
         return self.planned_jobs

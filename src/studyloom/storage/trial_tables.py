@@ -121,7 +121,10 @@ def _names_in_order(groups: Iterable[Iterable[str]]) -> list[str]:
 
 
 def column_of(name: str) -> str:
-    """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
+    """Returns the column of a hyperparameter, params.NAME.
+
+    The hyperparameters of a custom training loop have such names already.
+    """
     return f"params.{name.removeprefix('params.')}"
 
 
@@ -143,7 +146,11 @@ def curve_rows(stored: StoredStudy) -> Rows:
 
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Returns the quantities of each epoch without the value, in the order of the first."""
+    """Returns the names of what the epochs of trials have measured, such as train_loss.
+
+    They are in the order in which they first occur. The columns that all learning curves have, such
+    as the number and the value of the epoch, are left out.
+    """
     names = _names_in_order(TrialRecord(trial).curve for trial in trials)
     return [name for name in names if name not in COLUMNS]
 

@@ -371,8 +371,8 @@ class JobRun:
     def _update_best(self, value: float) -> None:
         """Makes the epoch that has ended the best one if its value is better than all before."""
         sign = self.job.metric.sign  # 1 if more is better, else -1
-        # A NaN, the value of an epoch that diverged, is larger than no number, so it is not better.
-        # If the first epoch diverged, its NaN stays the best, but then `Training` raises Diverged.
+        # A NaN, the value of a diverged epoch, is never better: no comparison with it is true.
+        # As the first value it stays the best, but then `Training` raises Diverged.
         is_best = self.best is None or sign * value > sign * self.best.value
         if not is_best:
             return
