@@ -179,7 +179,8 @@ def _find_unknown_settings(
         settings: the names of its settings.
         accepted: the parameters of the target, by name.
     """
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    if takes_any:  # by **kwargs
         return []
     errors = []
     for name in settings:
@@ -240,7 +241,7 @@ def build_step(name: str, section: Mapping[str, object] | None) -> CustomStep | 
         return None
     key = f"train.{name}"
     if inspect.isroutine(find_target(section, key)):
-        section = {**section, "_partial_": True}
+        section = {**section, "_partial_": True}  # the function is not called yet
     step: CustomStep = build(section, key)
     return step
 
@@ -375,7 +376,7 @@ def _build_custom_metric(section: Mapping[str, Any], direction: Any) -> Metric:
         if not callable(score):
             raise TypeError(f"{name} returned {score!r}")
         with contextlib.suppress(ValueError):  # a function written in C has no signature
-            inspect.signature(score).bind(None, None)
+            inspect.signature(score).bind(None, None)  # TypeError unless it takes two arguments
     except TypeError as error:
         raise ConfigError(
             f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "

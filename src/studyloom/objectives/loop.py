@@ -470,6 +470,7 @@ class SignalGuard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        # Leaves the context that `allow_signals` has entered.
         return self._interruptible.__exit__(kind, error, traceback)
 
     def allow_signals(self) -> None:
@@ -624,7 +625,7 @@ class LoopObjective(Objective):
             except UnfitState as error:
                 log.warning("trial %d: %s; it starts again from the beginning", self.trial, error)
                 self._saved = None  # the job has no checkpoint to resume from
-                self._reports[position] = []
+                self._reports[position] = []  # those of the job so far are dropped
                 continue  # with the same job
             self._values.append(value)
             self._saved = None  # the next job starts from the beginning

@@ -495,7 +495,9 @@ class Run:
         self.warnings.append(message)
 
     def flush(self, step: int | None = None) -> None:
-        """Sends the pending report; studyloom calls it.
+        """Sends the pending report, if there is one; studyloom calls it.
+
+        Within `run.epochs`, what the loop reports is pending until the epoch ends.
 
         Args:
             step: the step of the report; None: the next one.

@@ -77,6 +77,7 @@ def begin_search(
     config = definition.config
     trials = strategy.trials
     pruner = strategy.pruner()
+    # The first epoch at which trials are compared; 0 if the pruner pauses none.
     if isinstance(pruner, AshaPruner):
         lowest_rung = pruner.min_resource
     else:
@@ -95,7 +96,7 @@ def begin_search(
         note_run(Path(config.run_dir), config)
         _store_settings(stored, definition, warm_starts, trials)
         stored.retry.stopping = stop
-        withdraw_stop(stored)
+        withdraw_stop(stored)  # an earlier `studyloom stop` no longer counts
     return stored
 
 
@@ -109,15 +110,18 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
     name = str(definition.config.study.name)
     stored = open_study(url, name, definition.config.storage.deadline)
     with closed_on_error(stored):
-        code = stored.code()
-        if code:  # the user may edit it while the study runs
+        code = stored.code()  # digests of the user's code with which the study runs
+        if code:  # the user may have edited it since
             check_definition(name, code, definition.code)
         stored.retry.stopping = stop
     return stored
 
 
 def match_stored_study(strategy: Strategy, stored: StoredStudy) -> Strategy:
-    """Returns a strategy with the lowest rung and the sampler that its study began with."""
+    """Returns a strategy with the lowest rung and the sampler that its study began with.
+
+    The lowest rung is the first epoch at which trials are compared, 0 without rungs.
+    """
     attributes = stored.optuna.user_attrs
     # A study that is older than this attribute began without rungs, or at epoch 1.
     lowest_rung = attributes.get(RUNG, 0)

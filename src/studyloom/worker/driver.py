@@ -120,11 +120,11 @@ def run_study(
     ):
         task = make_task(study, stages, command)
         if not command.is_worker:
-            reopen(stages.find_begun(study))
+            reopen(stages.find_begun(study))  # a stage that has halted gets another chance
         launcher = prepared.launcher
         if command.begins:
             workers = launcher.count(task.count_open_trials())
-            check_connections(study.prepared.url, workers)
+            check_connections(study.prepared.url, workers)  # raises ConfigError if too few are left
         with reporting.attached(study):
             while True:
                 # Run the open trials. Another program may have deleted or opened some once the

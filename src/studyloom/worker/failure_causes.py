@@ -128,7 +128,7 @@ def has_lost_gpu() -> bool:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     try:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # any call raises the error that has made the GPU unusable
     except RuntimeError:
         return True
     return False

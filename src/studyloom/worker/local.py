@@ -299,6 +299,7 @@ class LocalWorker:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
 
     def __post_init__(self) -> None:
+        # All that the worker starts inherits the mark, by which `kill` finds it.
         self.environment = self.environment | {MARK.name: self.mark}
 
     @property

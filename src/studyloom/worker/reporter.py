@@ -148,7 +148,8 @@ class Reporter:
     def _flushing_outbox(self) -> Iterator[None]:
         """Waits after the body until all reports are posted, also if it raises an exception.
 
-        A report that is rejected then counts, and not the exception, which came later: a trial that
+        The outbox posts reports in a thread, so that some may wait while the body continues. A
+        report that is rejected then counts, and not the exception, which came later: a trial that
         is pruned at step 3 ends as pruned, even if it has diverged at step 5 meanwhile.
         """
         try:

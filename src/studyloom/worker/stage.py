@@ -114,7 +114,10 @@ class Stage:
         return decide_early_end(self.stored, self.trials) is not None
 
     def count_open_trials(self) -> int:
-        """Counts the trials of the budget that have not ended yet."""
+        """Counts the trials of the budget that have not ended yet.
+
+        Once the stage has ended early, only trials that have begun are counted.
+        """
         return self.stored.ledger.count_open(self.trials, only_with_trial=self.has_ended())
 
     def remove_stale_files(self, folder: str | None) -> None:

@@ -26,7 +26,8 @@ RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 def process_age() -> float:
     """Returns the seconds since this process began; for a worker, since its launcher did."""
-    return float(WORKER.get() or 0) + time.time() - psutil.Process().create_time()
+    age_of_launcher = float(WORKER.get() or 0)  # when it started this worker; not set elsewhere
+    return age_of_launcher + time.time() - psutil.Process().create_time()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class Command:
         return remaining_arguments
 
     def worker_arguments(self) -> list[str]:
-        """Returns the arguments with which Python runs a worker of this command."""
+        """Returns the arguments with which Python runs a worker of this command.
+
+        The worker has the launcher `join`, which runs trials in the process itself.
+        """
         return [*self.program, *self.without("launcher"), "launcher=join"]
 
 

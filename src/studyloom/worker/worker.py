@@ -393,8 +393,8 @@ class Worker:
     def _make_reporter(self, begun: BegunTrial, objective: Objective, slots: SlotQueue) -> Reporter:
         """Makes the reporter of a trial, which decides after each step whether it is ended early.
 
-        The baseline is neither pruned nor paused. With several objectives trials are only paused,
-        because Optuna's pruners compare one value.
+        The baseline, the default configuration, is neither pruned nor paused. With several
+        objectives trials are only paused, because Optuna's pruners compare one value.
         """
         may_stop = slots.may_stop(begun.frozen)
         has_one_objective = len(self.stored.objectives) == 1
