@@ -30,10 +30,8 @@ UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended 
 TEACHING_KINDS = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
 # Kinds with which a training has used up its attempts or its time, so that it is not tried again.
 FINAL_KINDS = (CRASHED, TIMEOUT)
-CODE_ERROR_KINDS = (
-    ERROR,
-    UNDEFINED,
-)  # in the user's code: the study stops if all trials end this way
+# Kinds of errors in the user's code: the study stops if all trials end this way.
+CODE_ERROR_KINDS = (ERROR, UNDEFINED)
 # Kinds that halt the study if `max_failures` trials in a row fail for one reason.
 HALTING_KINDS = (*CODE_ERROR_KINDS, CRASHED)
 

@@ -185,7 +185,7 @@ class StandingsReader:
         """Reads the standings of the first `trials` slots, as the worker `owner` sees them.
 
         A trial is read again only if it may have changed: if a worker holds its slot, or has
-        claimed it meanwhile, which gives the slot another token.
+        claimed it meanwhile. Each claim adds 1 to the slot's token.
         """
         parameters = {"study": study_id, "trials": trials, "me": owner}
         rows = connection.execute(STATES, parameters).all()
