@@ -177,6 +177,11 @@ def make_dotted_line(ends: Part, *, color: str, name: str = "", width: float = 1
     return Mark(name, color, "line", [ends], width=width, style=("dotted",))
 
 
+def make_interval_lines(intervals: Sequence[Part], *, color: str) -> Mark:
+    """Returns a line for each interval, from its lower end to its upper one, without a name."""
+    return Mark("", color, "line", intervals, width=2)
+
+
 @dataclass(frozen=True)
 class Note:
     """A few words to the `right` or `left` of a position in a chart, or `above` it."""

@@ -110,7 +110,7 @@ def check_database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
         The finding, and the ledgers of the database's studies.
     """
     try:
-        ledgers = open_ledgers(url, deadline=0.0)  # without a further attempt
+        ledgers = open_ledgers(url, deadline=0.0)  # without waiting for a database that is away
     except StorageError as error:
         return Finding(TODO, str(error)), {}
     return Finding(OK, without_password(parse_url(url))), ledgers
@@ -167,7 +167,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> Repair:
     Raises:
         StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
-    ledgers = open_ledgers(url, deadline=0.0)  # without a further attempt
+    ledgers = open_ledgers(url, deadline=0.0)  # without waiting for a database that is away
     differing_studies = find_differing_studies(ledgers, name)
     if not differing_studies:
         print("the budget agrees with the trials")

@@ -13,6 +13,7 @@ from studyloom.views.charts import (
     PageTable,
     Tick,
     make_dotted_line,
+    make_interval_lines,
     make_linear_scale,
 )
 from studyloom.views.page import draw_figure
@@ -143,7 +144,7 @@ def draw_calibration(bins: Sequence[Bin]) -> Chart | str:
         intervals.append([(confidence_bin.confidence, low), (confidence_bin.confidence, high)])
     marks = [
         make_dotted_line([(0, 0), (1, 1)], color=GRAY, name="confidence = accuracy"),
-        Mark("", TEAL, "line", intervals, width=2),
+        make_interval_lines(intervals, color=TEAL),
         Mark("accuracy", TEAL, "dot", points, width=9),
     ]
     rows = []

@@ -45,6 +45,7 @@ from studyloom.views.charts import (
     fit_labels,
     make_dotted_line,
     make_integer_scale,
+    make_interval_lines,
     make_linear_scale,
     make_log_scale,
     make_trial_dots,
@@ -379,7 +380,7 @@ def _mark_new_value(name: str, value: Summary, x: float, axis: Axis) -> list[Mar
         shape = "square"
     mean = (x, axis.coordinate(value.mean))
     return [
-        Mark("", "winner", "line", [error_line], width=2),
+        make_interval_lines([error_line], color="winner"),
         Mark(name, "winner", shape, [[mean]]),
     ]
 
@@ -524,7 +525,7 @@ def _mark_rungs(trials: Sequence[FrozenTrial], y: ChartScale) -> list[Mark]:
     for trial in trials:
         rungs.update(TrialRecord(trial).rungs)
     marks = []
-    for rung in sorted(rungs):
+    for rung in sorted(rungs):  # in the color of the trials that wait there
         marks.append(make_dotted_line([(rung, y.low), (rung, y.high)], color="paused"))
     return marks
 
@@ -1460,6 +1461,6 @@ def _mark_losses(name: str, color: str, losses: Sequence[_Loss]) -> list[Mark]:
         intervals.append([(loss.low, loss.row), (loss.high, loss.row)])
         dots.append([(loss.value, loss.row)])
     return [
-        Mark("", color, "line", intervals, width=2),
+        make_interval_lines(intervals, color=color),
         Mark(name, color, "dot", dots, width=9),
     ]

@@ -436,7 +436,7 @@ def _sum_spent(studies: Iterable[StoredStudy], record: CommandRecord | None) -> 
 def _find_exit_code(record: CommandRecord | None, snapshots: Iterable[Snapshot]) -> int | None:
     """Returns the exit code of the command that ended the study; None while work is left.
 
-    A worker of another command may still run after a command has ended.
+    A worker may still run after the command has ended.
     """
     if record is None or _has_live_worker(snapshots):
         return None

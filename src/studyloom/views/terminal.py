@@ -666,7 +666,8 @@ def watch_json(reader: ProgressReader, write: Callable[[str], object]) -> None:
 class Resumptions:
     """Prints a line for each trial that is resumed after its worker has died, from now on.
 
-    Another line comes first, and once, if loops read streams whose position is not kept.
+    Another line comes first, and once, if loops read streams: iterators over examples that go on
+    from epoch to epoch, and whose position no checkpoint keeps.
     """
 
     def __init__(self, progress: Progress, console: Console) -> None:
@@ -714,7 +715,7 @@ class Resumptions:
 
 
 def _list_streams(trials: Sequence[FrozenTrial], number: int) -> list[str]:
-    """Returns the names of a trial's streams whose position is not kept."""
+    """Returns the names of a trial's streams: iterators whose position no checkpoint keeps."""
     for trial in trials:
         if trial.number == number:
             return [one_line(name) for name in TrialRecord(trial).streams]

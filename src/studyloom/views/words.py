@@ -613,8 +613,7 @@ def list_facts(result: Result, *, with_uncertainty: bool = True) -> Iterator[Fac
 def _list_untested(result: Result) -> Iterator[Fact]:
     """Yields the facts of a winner that was re-evaluated and not tested.
 
-    The selection gap is its value in the search minus its mean in the re-evaluation: how much the
-    search has overrated it, if above 0.
+    The selection gap is how much better its value in the search is than its mean on new seeds.
     """
     winner = result.winner
     reevaluation = winner.reevaluation
