@@ -43,16 +43,18 @@ class WinnerReporting(Reporting):
 
     Args:
         command: the command of `studyloom`.
-        repeat: whether to test the winner again if it was tested before.
+        repeats_test: whether to test the winner again if it was tested before.
 
     Attributes:
         result: the summary of the result, once it is known.
     """
 
-    def __init__(self, command: Command, console: terminal.SafeConsole, *, repeat: bool) -> None:
+    def __init__(
+        self, command: Command, console: terminal.SafeConsole, *, repeats_test: bool
+    ) -> None:
         self.command = command
         self.console = console
-        self.repeats_test = repeat
+        self.repeats_test = repeats_test
         self.outputs = Outputs()
         self.outputs.console = console
         self.result: dict[str, Any] | None = None
@@ -99,7 +101,9 @@ class WinnerReporting(Reporting):
         command_line = self.command.as_typed
         if earlier_result is not None:
             command_line = [*earlier_result.command]
-        write_result.print_winner(evaluation, command_line, self.console, repeat=self.repeats_test)
+        write_result.print_winner(
+            evaluation, command_line, self.console, repeats_test=self.repeats_test
+        )
         if not read_evaluation(study).remaining:
             end_command(study.stored, exit_code=0)
         return 0
@@ -112,12 +116,12 @@ class WinnerReporting(Reporting):
 
 
 def choose_winner(
-    config: StudyConfig, console: terminal.SafeConsole, *, repeat: bool = True
+    config: StudyConfig, console: terminal.SafeConsole, *, repeats_test: bool = True
 ) -> ChosenWinner:
     """Chooses and tests the winner of a search that has ended.
 
     Args:
-        repeat: whether to test it again if it was tested before.
+        repeats_test: whether to test it again if it was tested before.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
@@ -127,7 +131,7 @@ def choose_winner(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # This command begins no study: it needs one whose search has ended.
     command = replace(Command.of_this_process(), begins=False)
-    reporting = WinnerReporting(command, console, repeat=repeat)
+    reporting = WinnerReporting(command, console, repeats_test=repeats_test)
     with Stop() as stop:
         run_study(config, command, reporting, stop, WinnerStages())
     return ChosenWinner(str(config.study.name), reporting.result)

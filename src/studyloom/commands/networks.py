@@ -40,15 +40,15 @@ EVALUATE = ("winner.enabled=true", "launcher=join")
 def run_later_stages(
     arguments: argparse.Namespace,
     *overrides: str,
-    repeat: bool,
+    repeats_test: bool,
     network: NetworkTarget | None = None,
 ) -> "ChosenWinner":
     """Runs the stages after the search: the re-evaluation, the final training and the test.
 
     Args:
         overrides: overrides of the study's command.
-        repeat: whether to test the winner again if it was tested before. If not, the stored test is
-            reused.
+        repeats_test: whether to test the winner again if it was tested before. If not, the stored
+            test is reused.
         network: a value of the option `--network`, if the user gives it.
     """
     from studyloom.commands.choose_winner import choose_winner
@@ -67,7 +67,7 @@ def run_later_stages(
             # A network that cannot be made is an error before anything is written.
             load_network(arguments.run_dir, named=network)
         console = make_console(text_stream(arguments))
-        return choose_winner(config, console, repeat=repeat)
+        return choose_winner(config, console, repeats_test=repeats_test)
 
 
 @command(
@@ -81,10 +81,10 @@ def winner(arguments: argparse.Namespace) -> None:
     """
     network = arguments.network
     if network is None:
-        chosen = run_later_stages(arguments, repeat=True)
+        chosen = run_later_stages(arguments, repeats_test=True)
     else:
         override = network_override(network)
-        chosen = run_later_stages(arguments, override, repeat=False, network=network)
+        chosen = run_later_stages(arguments, override, repeats_test=False, network=network)
     if arguments.json:
         document = {
             "study": chosen.study,
@@ -114,7 +114,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     """
     from studyloom.winner.result import Result, to_document
 
-    run_later_stages(arguments, "winner.ablation=true", repeat=False)
+    run_later_stages(arguments, "winner.ablation=true", repeats_test=False)
     if arguments.json:
         print_json(to_document(Result.load(arguments.run_dir).ablation))
 

@@ -63,18 +63,18 @@ def write_best(study: OpenStudy, best: FrozenTrial) -> None:
 
 
 def print_winner(
-    evaluation: Evaluation, command: Sequence[str], console: Console, *, repeat: bool = False
+    evaluation: Evaluation, command: Sequence[str], console: Console, *, repeats_test: bool = False
 ) -> None:
     """Prints the winner with its test, and tests it first if winner.json lacks the result.
 
     If its networks were tested before, but winner.json lacks the result, that test is read from the
-    database. If winner.json has the result, the winner is tested again only with `repeat`. The
+    database. If winner.json has the result, only `repeats_test` has the winner tested again. The
     lease of the test set is held meanwhile, so that one command at a time tests.
 
     Args:
         evaluation: the evaluation of a study with a winner.
         command: the command line of the study, without its arguments.
-        repeat: whether to test again if winner.json has the result already.
+        repeats_test: whether to test again if winner.json has the result already.
 
     Raises:
         BrokenProcess: the winner is to be tested, and this process has lost its GPU.
@@ -87,7 +87,7 @@ def print_winner(
         if latest_evaluation.trained_stage is not None:
             evaluation = latest_evaluation
         is_tested = result is not None and is_result_of(result, evaluation)
-        if result is None or not is_tested or repeat:
+        if result is None or not is_tested or repeats_test:
             if has_lost_gpu():
                 raise BrokenProcess(
                     "a trial has left this process unable to use its GPU, which the test of the "
@@ -97,7 +97,7 @@ def print_winner(
                 evaluation,
                 command,
                 store,
-                repeat=is_tested,  # here True only if this function got repeat=True
+                repeat=is_tested,  # if so, `repeats_test` is True here
                 explain=load_plugin("explain"),
             )
             result = write_result_files(evaluated, study.run_dir)

@@ -81,13 +81,13 @@ class Slurm(Launcher):
             raise ValueError(
                 f"launcher.time must be in quotes, as '2:30:00' or '90'; got the number {self.time}"
             )
-        words: dict[str, object] = {
+        one_word_settings: dict[str, object] = {
             "gres": self.gres,
             "partition": self.partition,
             "time": self.time,
             "memory": self.memory,
         }
-        for name, value in words.items():
+        for name, value in one_word_settings.items():
             is_one_word = isinstance(value, str) and value.split() == [value]
             if value is not None and not is_one_word:
                 raise ValueError(

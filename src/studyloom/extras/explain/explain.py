@@ -315,7 +315,7 @@ def explain_images(
     occlusions = []
     for index in error_indices:
         image = test.input_at(index)
-        if image is not None:
+        if image is not None:  # an item whose input is not one tensor has none
             occlusions.append(_explain_image(predict, test, outputs, index, image))
     return tuple(occlusions)
 

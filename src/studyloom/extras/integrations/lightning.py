@@ -29,7 +29,10 @@ class Report(Checkpoint):
 
     def __init__(self, run: Run, value: str) -> None:
         self._validations = Validations(
-            run, value, "the module", "give it a validation_step and data"
+            run,
+            monitored=value,
+            trainer="the module",
+            advice="give it a validation_step and data",
         )
 
     def on_fit_start(self, trainer: object, pl_module: Any) -> None:
@@ -82,4 +85,5 @@ def _count_validations(trainer: Any) -> int | None:
         return None
     if trainer.max_epochs <= 0 or trainer.max_steps != -1:  # ends by time or steps
         return None
-    return trainer.max_epochs // interval or None
+    count = trainer.max_epochs // interval  # 0 if the training is shorter than the interval
+    return count or None

@@ -29,7 +29,9 @@ class StudyloomCallback(TrainerCallback):
     """
 
     def __init__(self, run: Run, value: str) -> None:
-        self._validations = Validations(run, value, "the trainer", "set eval_strategy='epoch'")
+        self._validations = Validations(
+            run, monitored=value, trainer="the trainer", advice="set eval_strategy='epoch'"
+        )
 
     def on_init_end(self, args: Any, state: object, control: object, **kwargs: object) -> None:
         """Sets the trainer's folder and seed to those of the trial."""
