@@ -288,7 +288,7 @@ def compute_importances(stored: StoredStudy, position: int = 0) -> Importances:
     shares = {}
     # Equal scores are sorted by name, since their order in Optuna's result is random.
     for name in sorted(scores, key=lambda name: (-scores[name], name)):
-        # A hyperparameter that did not vary is shown only if it has a score.
+        # One that never varied may have a score if it is conditional, and is left out without one.
         if scores[name] or name in varied:
             shares[name] = scores[name] / total
     return Importances(shares)
