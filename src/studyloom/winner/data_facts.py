@@ -66,7 +66,7 @@ def find_input_type(trainings: CandidateTrainings, winner: CandidateId, split: P
     """
     if not isinstance(split, Split) or split.inputs.is_floating_point():
         return "float32"
-    job = trainings.job(winner, 0)
+    job = trainings.job(winner, seed=0)
     network = job.model(shape=split.shape, outputs=split.outputs)
     dtype = find_input_dtype(job, network, split)
     return cast(DtypeName, str(dtype).removeprefix("torch."))  # torch.int64 → int64

@@ -64,12 +64,13 @@ class InputFormat:
         """
         if not self.facts.takes_arrays:
             raise PredictError(SEVERAL)
-        shape = self.shape
+        shape = self.shape  # of one input; () if it is unknown
         dimensions = len(shape)
-        holds_sequences = self.facts.loads_tokens and numbers.ndim in (dimensions, dimensions + 1)
-        if holds_sequences:  # they may have any length
-            shape = tuple(numbers.shape[-dimensions:])
-        if not shape:  # unknown: the inputs are passed unchanged
+        # One input, or several
+        has_known_dimensions = numbers.ndim in (dimensions, dimensions + 1)
+        if self.facts.loads_tokens and has_known_dimensions:
+            shape = tuple(numbers.shape[-dimensions:])  # texts may have any length
+        if not shape:  # the inputs are passed unchanged
             has_inputs = numbers.ndim > 0 and len(numbers) > 0
             if not has_inputs:
                 raise PredictError("it must hold an input for each entry of its first dimension")
@@ -90,8 +91,10 @@ class InputFormat:
         Raises:
             PredictError: the array has another shape.
         """
+        # Grayscale images (h, w) and (n, h, w) lack the dimension of the channel.
         takes_grayscale = is_image(shape) and shape[0] == 1
         ends_with_size = tuple(numbers.shape[-2:]) == shape[1:]  # height and width
+        # (n, 1, h, w), or one image (1, h, w)
         has_channels = numbers.ndim >= 4 or tuple(numbers.shape) == shape
         if takes_grayscale and ends_with_size and not has_channels:
             numbers = numbers.unsqueeze(-3)
@@ -190,7 +193,7 @@ class InputFormat:
         self._check(rows)
         differences: dict[int, str] = {}  # from the training inputs, by the index of the input
         range_facts = self.facts.inputs
-        has_reader = self.facts.reads  # its own notes tell how its inputs differ
+        has_reader = self.facts.reads  # a `Reader`, whose notes tell how its inputs differ
         if range_facts is not None and not has_reader:
             training_range = InputRange(**vars(range_facts))  # both have the same fields
             differences = training_range.describe_differences(rows, self.facts.columns)

@@ -87,11 +87,15 @@ def measure_winner(
     else:
         states = load_states(stage)
         tested = use_test_set(reevaluated, stage, states, store, explain)
-        measured = MeasuredWinner(tested, state=states[winner][0])
+        state_of_first_seed = states[winner][0]
+        measured = MeasuredWinner(tested, state_of_first_seed)
         is_test_of_earlier_stage = False
     assert measured.tested.test is not None
-    uses = reevaluated.search.test_uses()
-    scores = replace(measured.tested.test, uses=uses, earlier=is_test_of_earlier_stage)
+    scores = replace(
+        measured.tested.test,
+        uses=reevaluated.search.test_uses(),  # how often the study has used the test set so far
+        earlier=is_test_of_earlier_stage,
+    )
     return replace(measured, tested=replace(measured.tested, test=scores))
 
 
@@ -101,7 +105,7 @@ def reuse_test(tested: Tested, stage: CandidateStage, winner: CandidateId) -> Me
     If the user has named the network of a loop after the test, the facts about the data are added,
     which are needed to use the network.
     """
-    state = stage.load_or_train(Training(winner, 0))
+    state = stage.load_or_train(Training(winner, seed=0))
     if tested.data is None and has_known_network(stage.source):
         facts = describe_data(stage.source, winner, test=None)
         return MeasuredWinner(replace(tested, data=facts), state)
@@ -143,10 +147,14 @@ def use_test_set(
 
 
 def describe_untested(trainings: CandidateTrainings, winner: CandidateId) -> Tested:
-    """Describes the winner of a loop without `objective.test`."""
+    """Describes the winner of a loop without `objective.test`, which is not tested.
+
+    The field `untested` is the reason, for instance that a command returns no network; None if the
+    user could set `objective.test`.
+    """
     data = None
     if has_known_network(trainings):
-        data = describe_data(trainings, winner, None)
+        data = describe_data(trainings, winner, test=None)
     return Tested(
         seeds=trainings.new_seeds,
         untested=trainings.definition.untested or None,
@@ -193,12 +201,16 @@ def measure_loops(
         values[candidate] = [result[metric.name] for result in results[candidate]]
     scores = compare_with_others(reevaluated, values, metric)
 
+    # For the report, the winner's network is run on the test set too, if the config says what makes
+    # it. Without that, or if it fails with a warning, the result has only the values that the test
+    # function of the user has returned.
     described = DescribedPredictions()
     data = None
     has_only_own_test = True
     if test_set is not None and has_known_network(trainings):
+        state_of_first_seed = states[winner][0]
         with warning_of_errors():
-            network = measure_kept_network(trainings, winner, states[winner][0], test_set)
+            network = measure_kept_network(trainings, winner, state_of_first_seed, test_set)
             described = describe_predictions(network, explain)
             has_only_own_test = False
         data = describe_data(trainings, winner, test_set)
@@ -239,12 +251,15 @@ def measure_kept_network(
 ) -> MeasuredNetwork:
     """Runs the network that a loop has kept on the test set, for the report."""
     definition = trainings.definition
-    job = trainings.job(winner, 0)
+    job = trainings.job(winner, seed=0)
     weights = select_weights(state, find_network_name(definition.config.objective.network))
+    # A built-in metric of this name can compute values from outputs. The metric of a loop cannot:
+    # the loop reports its values.
+    metric = METRICS.get(definition.metric.name, definition.metric)
     return MeasuredNetwork(
         job=job,
         network=make_network(job, weights, test),
-        metric=METRICS.get(definition.metric.name, definition.metric),
+        metric=metric,
         outputs=compute_outputs(job, weights, test),
         test=test,
     )
@@ -275,12 +290,12 @@ def compare_with_others(
     winner = reevaluated.winner
     baseline = reevaluated.baseline
     scores = compare(values, winner, baseline, sampled, metric.bounds)
-    for candidate in values:
-        is_simple = candidate not in (winner, baseline)
-        if is_simple:
-            compared = compare(values, winner, candidate, sampled, metric.bounds)
-            return replace(scores, simple=compared.baseline)
-    return scores
+    simple = next((key for key in values if key not in (winner, baseline)), None)
+    if simple is None:
+        return scores
+    # `compare` calls the candidate that the winner is compared with its baseline.
+    comparison_with_simple = compare(values, winner, simple, sampled, metric.bounds)
+    return replace(scores, simple=comparison_with_simple.baseline)
 
 
 def measure_networks(
@@ -303,7 +318,7 @@ def measure_networks(
     outputs: dict[CandidateId, list[Outputs]] = {}
     values: dict[CandidateId, list[float]] = {}
     for candidate, weights_by_seed in states.items():
-        job = trainings.job(candidate, 0)
+        job = trainings.job(candidate, seed=0)
         outputs[candidate] = []
         values[candidate] = []
         for weights in weights_by_seed:
@@ -311,7 +326,7 @@ def measure_networks(
             outputs[candidate].append(outputs_of_network)
             values[candidate].append(outputs_of_network.score(metric))
 
-    job = trainings.job(winner, 0)
+    job = trainings.job(winner, seed=0)
     first_outputs = outputs[winner][0]
     sampled = None  # the values on single examples, for the intervals
     references = {}
@@ -319,6 +334,7 @@ def measure_networks(
     # With an evaluation function of the user, outputs and targets may mean anything.
     if job.evaluate is None:
         sampled = resample(metric, outputs, len(test_set), trainings.new_seed(0))
+        # Predictions of simple rules, such as persistence: the last value of a time series
         for rule, predicted in test_set.references.items():
             references[rule] = metric(predicted.cpu(), first_outputs.targets)
         with warning_of_errors():

@@ -117,14 +117,14 @@ def confident_errors(probabilities: Tensor, labels: Tensor) -> list[int]:
 def _describe_outputs(outputs: Outputs, test: Part) -> DescribedPredictions:
     """Describes the predictions of classes by their errors, and numbers next to their targets.
 
-    Other targets, such as a class for each pixel, are not described.
+    Other predictions, such as a class for each pixel, are not described.
     """
     predicted = outputs.outputs
     targets = outputs.targets
     if scores_classes(outputs, test):
         return _describe_errors(predicted.softmax(1), targets, test)
     predicts_numbers = predicted.ndim == 2 and targets.shape == predicted.shape
-    if test.classifies or not predicts_numbers:
+    if test.classifies or not predicts_numbers:  # such as a class for each pixel
         return DescribedPredictions()
     stride = math.ceil(len(test) / MOST_POINTS)  # keeps at most MOST_POINTS examples
     predictions = Predictions(
@@ -196,7 +196,7 @@ def png(image: Tensor) -> str:
     Args:
         image: (1 or 3, height, width), from 0 to 1.
     """
-    from PIL import Image  # here: no search waits for it
+    from PIL import Image  # imported here, so that a search starts without it
 
     levels = (image * 255).round().to(torch.uint8).cpu().numpy()
     if len(levels) == 1:

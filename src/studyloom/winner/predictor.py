@@ -194,7 +194,7 @@ class WinnerFiles:
         """
         result = Result.load(run_dir)
         allowed_packages = find_trusted_packages(run_dir, trusted)
-        is_trusted = allowed_packages is None
+        is_trusted = allowed_packages is None  # None stands for all packages
         file_names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
         result.check_whole(run_dir, *file_names)
         config = read_yaml(run_dir / "winner.yaml", trusted=is_trusted)
@@ -246,7 +246,8 @@ class WinnerFiles:
             network = self._make_trained_network(make)
         model = network.model
         try:
-            # A loop may have brought its network to another precision, which its weights have.
+            # A loop may have converted its network, for instance to bfloat16. With assign=True the
+            # network takes the type of the stored weights, instead of converting them to its own.
             load_state(model, network.weights, assign=self.is_of_loop)
         except (ValueError, RuntimeError) as error:
             reason = one_line(str(error))[:300]
@@ -285,17 +286,17 @@ class WinnerFiles:
         weights = select_weights(self.state, name)
         if setting is None:
             raise PredictError(NO_NETWORK.format(self.run_dir))
-        network = setting
+        maker = setting
         if name is not None:
-            network = setting[name]
+            maker = setting[name]
         if is_named_by_file:
             # The file has the dotted name of a class or function, or a section with a `_target_`.
-            section = network
-            if not isinstance(network, Mapping):
-                section = {"_target_": network}
+            section = maker
+            if not isinstance(maker, Mapping):
+                section = {"_target_": maker}
             check_targets({"objective": {"network": section}}, self.trusted)
-            network = build_named_function(section, NETWORK)
-        model = make_loop_network(network, self.config, **self._known_arguments)
+            maker = build_named_function(section, NETWORK)
+        model = make_loop_network(maker, self.config, **self._known_arguments)
         return UnloadedNetwork(model, weights)
 
     def _make_trained_network(self, make: Any) -> UnloadedNetwork:
@@ -308,13 +309,17 @@ class WinnerFiles:
         facts = self.result.data
         if "model" not in self.config or facts is None:
             raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
-        arguments = self._known_arguments
         if make is None:
-            network = build_network(self.config["model"], facts.shape, facts.outputs)
+            maker = build_network(self.config["model"], facts.shape, facts.outputs)
+            arguments = self._known_arguments
         else:
-            network = make
-            arguments |= {"classes": facts.outputs} | value_at(self.config, "model")
-        model = make_loop_network(network, self.config, **arguments)
+            maker = make
+            arguments = {
+                **self._known_arguments,
+                "classes": facts.outputs,
+                **value_at(self.config, "model"),
+            }
+        model = make_loop_network(maker, self.config, **arguments)
         return UnloadedNetwork(model, self.state)
 
 
@@ -351,15 +356,16 @@ def load_network(
     """Loads the network of the winner in a run directory; see `WinnerFiles`.
 
     Args:
-        named: a value of `objective.network` that the user gives, whose code is called; None if
-            the files name what makes the network.
+        named: a value of `objective.network` that the user gives, whose code is called: what makes
+            the network, such as "mine.Net". If a loop kept several networks, {name: "mine.Net"}
+            says also which one. None if the files name what makes the network.
     """
     files = WinnerFiles.read(run_dir, trusted)
     if named is None:
         return files.network()
     make = build_named_function(named, NETWORK)
     name = find_network_name(named)
-    if name is None:
+    if name is None:  # the only network that there is
         return files.network(make)
     return files.network({name: make})
 
@@ -411,6 +417,7 @@ def _build_transform(facts: DataFacts, trusted: Sequence[str] | None) -> Transfo
     if not callable(transform):
         raise PredictError("winner.json: data.transform must have the _target_ of a function")
     if isinstance(transform, Image):
+        # An `Image` without numbers of its own normalizes by those of the training set.
         return transform.complete(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
 
@@ -462,17 +469,23 @@ class Prediction:
         return table
 
     def _make_html_rows(self, outputs: Tensor, index: int) -> list[tuple[object, ...]]:
-        """Makes the rows of an input: its number, class or numbers, probability and note.
+        """Makes the rows of an input in the table of a notebook.
+
+        With classes, a single input gets a row for each of its most probable classes; of several
+        inputs each gets one row, for its most probable class. With numbers, an input gets one row.
 
         Args:
             outputs: the probabilities (n, classes), or the numbers (n, outputs).
             index: the position of the input.
+
+        Returns:
+            For each row its columns: the number of the input, class or numbers, probability, note.
         """
         if len(outputs) > 1:
             input_number = index
             class_count = 1
         else:
-            input_number = None  # a single input needs none
+            input_number = None  # a single input needs no number
             class_count = MOST_PROBABLE
         note = None
         if self.notes:
@@ -520,6 +533,8 @@ class Predictor:
         output: str | int | None = None,
     ) -> Prediction:
         """Predicts classes or numbers; see `studyloom.Winner.predict`."""
+        # A network whose inputs have a shape takes one tensor: for it a tuple is an array, such as
+        # ((0, 1), (2, 3)).
         is_tuple_of_inputs = isinstance(inputs, tuple) and not self.shape
         if isinstance(inputs, Mapping) or is_tuple_of_inputs:  # arguments of `forward`, unchanged
             outputs, classifies = self._network(inputs, batch, softmax, output)

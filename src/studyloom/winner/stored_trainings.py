@@ -109,8 +109,10 @@ class CandidateStage(Stage):
         try:
             return load_weights(self.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
-            kept_nothing = not self.source.definition.tested and not TrialRecord(trial).is_kept
-            if kept_nothing:
+            # A loop must keep something only if it is tested. Otherwise there is a file, maybe on
+            # another host, only if the trial is marked as kept.
+            must_keep = self.source.definition.tested
+            if not must_keep and not TrialRecord(trial).is_kept:
                 return None
         attempt = Attempt(stage=self.title)
         objective = self.source.make_new_objective(training, trial.number, attempt)
@@ -120,14 +122,13 @@ class CandidateStage(Stage):
     def find_test(self, search: StoredStudy) -> StoredTest | None:
         """Finds the test of these networks; None if they were not tested.
 
-        An earlier stage, of another budget or rule, may have had the same candidates and thus the
-        same networks.
+        An earlier stage, of another budget or rule, had the same networks if its definition is
+        equal, with the same candidates and seeds. Its test counts then.
         """
         definition = self.stored.definition() or {}
         earlier_stages = find_earlier_stages(search, self.title, self.stored.name, definition)
         for stage in (self.stored, *earlier_stages):
-            (document,) = stage.attributes(TESTED)
-            # An earlier stage may also have had other candidates, and so other networks.
+            (document,) = stage.attributes(TESTED)  # None if the stage was not tested
             if document and stage.definition() == definition:
                 tested = from_document(document, Tested)
                 return StoredTest(tested, is_earlier=stage is not self.stored)
@@ -158,29 +159,32 @@ def group_by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTri
 def find_earlier_stages(
     search: StoredStudy, title: str, name: str, definition: Mapping[str, object]
 ) -> Iterator[StoredStudy]:
-    """Finds the stages of other budgets and rules whose trainings a stage can reuse.
+    """Finds the earlier stages whose trainings a stage can reuse.
 
-    A training with the same candidate and seed has the same result in them.
+    A study that was continued with another budget or rule has several stages of one title, with
+    different names. A training with the same candidate and seed has the same result in all stages
+    that are found.
 
     Args:
         title: the title of the stages to find, such as "re-evaluation".
-        name: the name of the stage's stored study, which is left out.
+        name: the name of the stage itself, which is left out.
         definition: the definition of the stage; the definitions of the others may differ only in
             candidates and seeds.
     """
     conditions = _find_conditions(definition)
-    for stored_stage in search.later_stages():
-        study_name = stored_stage.study.study_name
-        has_title = stored_stage.name is not None and stored_stage.name.title == title
-        if not has_title or study_name == name:
+    for listed_stage in search.later_stages():
+        stage_name = listed_stage.study.study_name
+        parsed_name = listed_stage.name  # None if another program has made the stage
+        has_title = parsed_name is not None and parsed_name.title == title
+        if not has_title or stage_name == name:
             continue
-        stage = open_in_same_database(search, study_name)
+        stage = open_in_same_database(search, stage_name)
         if stage is not None and _find_conditions(stage.definition()) == conditions:
             yield stage
 
 
 def _find_conditions(definition: Mapping[str, object] | None) -> dict[str, object]:
-    """Returns the parts of a stage's definition, but its candidates and seeds: mainly the code."""
+    """Returns a stage's definition without candidates and seeds: mainly the user's code."""
     conditions = dict(definition or {})
     conditions.pop("candidates", None)
     conditions.pop("seeds", None)
@@ -220,7 +224,8 @@ def find_earlier_trainings(
         complete_trials = [trial for trial in stage.trials() if trial.state == TrialState.COMPLETE]
         for training, trial in group_by_training(complete_trials).items():
             record = TrialRecord(trial)
-            # A loop may have kept nothing. The networks of older studies are not marked as kept.
+            # A loop may have kept nothing in a re-evaluation. Each final training keeps a network,
+            # for the test, though those of older studies are not marked as kept.
             has_network = title == FINAL_TRAINING or record.is_kept
             file = None
             if folder is not None and has_network:
