@@ -95,14 +95,14 @@ class RoundOrder:
         return (round_number - 1) * self.width
 
     def view_study(self, study: Study, segment: Segment) -> Study:
-        """Returns a view of a study that shows a sampler only what is known in a segment's round.
+        """Returns a view of a study that shows the sampler only what is known for a segment.
 
-        Other reports are hidden, since it depends on the speed of the workers which there are.
+        Later reports are hidden: which of them there are depends on how fast the workers are.
 
         Args:
             study: The study.
-            segment: The segment for which a worker needs the sampler: the first one of a new trial,
-                whose configuration is drawn.
+            segment: The segment that a worker begins: the first one of a new trial, if the sampler
+                is to draw the trial's configuration.
         """
         known_count = self.count_known(segment.number)
         return view_in_rounds(study, partial(_find_last_known_step, known_count=known_count))
@@ -214,8 +214,8 @@ class RoundOrder:
     def find_halt_reason(self, standings: Sequence[Standing]) -> str | None:
         """Returns why the study halts now; None if a slot can be claimed, or a segment runs.
 
-        A segment is the training of a trial from its start or a rung to the next rung. If no worker
-        can train another one, too many in a row may have failed for one reason.
+        A segment is the training of a trial from its start or a rung to the next rung. The study
+        halts once none runs, none can be claimed, and too many have failed in a row for one reason.
 
         Args:
             standings: How far the trial of each slot has come.
@@ -226,7 +226,7 @@ class RoundOrder:
         if self.choose(standings) is not None:
             return None
         segment_count = _find_last_number(standings) + 1
-        return self._find_repeated_failure(standings, segment_count)
+        return self._find_repeated_failure(standings, known_count=segment_count)
 
     def _find_repeated_failure(self, standings: Sequence[Standing], known_count: int) -> str | None:
         """Returns the reason for which `max_failures` segments in a row have failed; else None.
