@@ -73,17 +73,10 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         @processes.ending_at_interrupt()
         def run() -> None:
-            end_import_at_study()  # a study that an import starts is refused or put off
-            processes.open_closed_streams()
-            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
-            processes.collect_garbage_rarely()  # until trials begin
-            try:
-                arguments = rewrite_arguments(sys.argv[1:])
-            except ConfigError as error:
-                exit_with_errors(*error.errors)
-            sys.argv[1:] = arguments
+            _prepare_process()
+            arguments = _read_arguments()
             handle_early_options(task, folder, config_name, arguments)
-            shows_tracebacks = wants_tracebacks()  # True if the user has set the variable
+            shows_tracebacks = wants_tracebacks()  # True if the user has set HYDRA_FULL_ERROR
             compose_and_run = _make_hydra_command(
                 task, folder, config_name, shows_tracebacks=shows_tracebacks
             )
@@ -91,12 +84,36 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 folder, config_name, arguments, shows_tracebacks=shows_tracebacks
             ):
                 compose_and_run()
-                sys.stdout.flush()  # of what Hydra prints, such as --cfg
+                sys.stdout.flush()  # raises BrokenPipeError here, and not at exit
 
         vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
         return run
 
     return decorate
+
+
+def _prepare_process() -> None:
+    """Prepares the process for a command, once its modules are imported.
+
+    A worker imports a script only for the definitions in it: there, the script ends at this call.
+    """
+    end_import_at_study()
+    processes.open_closed_streams()  # before anything is printed or a file is opened
+    gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
+    processes.collect_garbage_rarely()  # until trials begin
+
+
+def _read_arguments() -> list[str]:
+    """Returns the arguments of the command as Hydra takes them, which also reads `sys.argv`.
+
+    If one of them is wrong, the process ends with exit code 2.
+    """
+    try:
+        arguments = rewrite_arguments(sys.argv[1:])
+    except ConfigError as error:
+        exit_with_errors(*error.errors)
+    sys.argv[1:] = arguments
+    return arguments
 
 
 def _make_hydra_command(
@@ -108,7 +125,7 @@ def _make_hydra_command(
     @functools.wraps(task)
     def check_and_run(cfg: DictConfig) -> None:
         if not shows_tracebacks:
-            TRACEBACKS.take()
+            TRACEBACKS.take()  # HYDRA_FULL_ERROR, which was set only until the config is composed
         errors = find_config_errors(cfg)
         if errors:
             exit_with_errors(*errors)
@@ -136,8 +153,8 @@ def explaining_errors_of_composing(
     """Explains why Hydra cannot compose a config in the body, and ends the process with code 2.
 
     Hydra would print its own report and exit with code 1. With HYDRA_FULL_ERROR=1 it raises the
-    error instead, so this variable is set while the config is composed. The body then runs the
-    command itself, whose errors are not handled here.
+    error instead, so this variable is set while the config is composed. The command removes the
+    variable when it begins: Hydra reports an error of the command, and exits by SystemExit.
 
     Args:
         folder: the folder of the study's configs.
@@ -147,12 +164,12 @@ def explaining_errors_of_composing(
     """
     with in_force(find_trust_rules(arguments, Path(folder))), composing_once():
         if not shows_tracebacks:
-            os.environ[TRACEBACKS.name] = "1"
+            os.environ[TRACEBACKS.name] = "1"  # HYDRA_FULL_ERROR; `check_and_run` removes it
         try:
             yield
         except BrokenPipeError:  # the reader of the pipe has gone
             processes.discard_output()
-        except Exception as error:  # of composing; Hydra reports what the task raises
+        except Exception as error:  # of composing
             if shows_tracebacks:
                 raise
             exit_with_errors(*explain_failure(error, folder, config_name, arguments))
