@@ -201,19 +201,23 @@ def nearest(name: object, names: Iterable[object]) -> str:
     return f"; did you mean {close_names[0]}?"
 
 
-def describe_unknown_key(key: str, keys: Sequence[str]) -> str:
+def describe_unknown_key(key: str, keys: Sequence[str], suggestion: str = "") -> str:
     """Says that a config has no key such as model.hiden, and which keys its section has.
 
     Args:
         key: the dotted name that the config lacks.
         keys: the names of the keys in its section.
+        suggestion: the end of the message, such as "; did you mean study.trials?"; "" to suggest
+            the nearest of `keys`.
     """
     section, _, name = key.rpartition(".")
     subject = "there are"
     if section:
         subject = f"{section} has"
     names = ", ".join(keys) or "no keys"
-    return f"{key}: no such key; {subject} {names}{nearest(name, keys)}"
+    if not suggestion:
+        suggestion = nearest(name, keys)
+    return f"{key}: no such key; {subject} {names}{suggestion}"
 
 
 def suggest_line(name: str, value: str, file: Path, section: str = "") -> str:

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import Container, OmegaConf, open_dict
 
 from studyloom.config import trust
-from studyloom.config.overrides import VERSION_BASE
+from studyloom.config.overrides import IS_HYDRA_1_3
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import written_values
 from studyloom.errors import ConfigError
@@ -65,6 +65,9 @@ def complete_defaults_list(config: Container) -> Container:
 
     Behind this entry comes an option of each group that the list does not name, and at the end come
     entries that switch Hydra's logging off. A config without `studyloom` is returned unchanged.
+
+    The list [studyloom, {sampler: tpe}] becomes [studyloom, {pruner: auto}, …, {sampler: tpe},
+    _self_, {override hydra/job_logging: none}, …]. `_self_` stands for the config itself.
     """
     sections = written_values(config)
     if not isinstance(sections, dict):
@@ -160,7 +163,7 @@ class GuardedFiles(ReadOnce, FileConfigSource):
         if added_by_user:
             return None
         rules = trust.active()
-        if rules is not None and rules.owns(Path(self.path)):
+        if rules is not None and rules.trusts_folder(Path(self.path)):
             return None
         return rules
 
@@ -193,9 +196,9 @@ def register() -> None:
 
     It is called before any config is composed, and has an effect only once in a process.
     """
-    if VERSION_BASE:
+    if IS_HYDRA_1_3:
         OmegaConf.register_new_resolver("studyloom.run_dir", _resolve_run_dir, replace=True)
-    else:  # the name since OmegaConf 2.4, which Hydra 1.4 needs
+    else:  # OmegaConf 2.4, which Hydra 1.4 needs, has renamed the function
         OmegaConf.register_resolver(  # type: ignore
             "studyloom.run_dir", _resolve_run_dir, replace=True
         )

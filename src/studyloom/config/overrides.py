@@ -24,9 +24,10 @@ from studyloom.environment import variables_help
 from studyloom.errors import ConfigError
 from studyloom.text import describe_unknown_key, format_scalar, nearest, printable, suggest_line
 
+IS_HYDRA_1_3 = hydra.__version__ < "1.4"
 # Hydra 1.3 warns without this argument, and 1.4 with it.
 VERSION_BASE: dict[str, Any] = {}
-if hydra.__version__ < "1.4":
+if IS_HYDRA_1_3:
     VERSION_BASE["version_base"] = None
 
 # The groups of a study.
@@ -115,13 +116,14 @@ def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]
     """
     options = parse_command_line(config_path, config_name, argv)
     primary_file_name = f"{options.config_name}.yaml"
-    # The primary config is in the folder of `--config-dir`, or else in the study's own.
-    folders = [Path(options.config_dir).absolute(), Path(options.config_path).absolute()]
-    if not (folders[0] / primary_file_name).exists():
-        folders.reverse()
-    folder, other_folder = folders
+    # The primary config is in the folder of `--config-dir`, or else in the study's own. Hydra looks
+    # for the options of groups there first, and then in the other folder.
+    folder = Path(options.config_dir).absolute()
+    other_folder = Path(options.config_path).absolute()
+    if not (folder / primary_file_name).exists():
+        folder, other_folder = other_folder, folder
     errors: list[str] = []
-    accepted = [f"hydra.searchpath=[file://{other_folder}]"]
+    accepted = [f"hydra.searchpath=[file://{other_folder}]"]  # the arguments that cause no error
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(folder), **VERSION_BASE):
         compose = functools.partial(hydra.compose, options.config_name)
@@ -222,13 +224,10 @@ def explain_key(key: str, config: Mapping[str, object]) -> str | None:
         if part not in node:
             names = [str(name) for name in node if str(name) != "hydra"]
             unknown_key = ".".join(parts[: depth + 1])
-            explanation = describe_unknown_key(unknown_key, names)
+            suggestion = ""
             if depth == 0:  # the key may lack its section: `trials` for `study.trials`
                 suggestion = suggest_key(parts[-1], config)
-                if suggestion:
-                    explanation_alone = explanation.partition("; did you mean")[0]
-                    return explanation_alone + suggestion
-            return explanation
+            return describe_unknown_key(unknown_key, names, suggestion)
         node = node[part]
     return None
 
