@@ -105,22 +105,23 @@ def connect(references: Sequence[Reference]) -> list[Reference]:
 def _follow_once(reference: Reference, references: Sequence[Reference]) -> frozenset[str] | None:
     """Returns the keys that a reference follows, and the keys that their values follow in turn.
 
-    If a value follows `b`, and the value of `b` is a reference to `c`, these are `b` and `c`.
+    If a value follows `b`, and the value of `b` is a reference to `c`, these are `b` and `c`. This
+    is one step of a chain; `connect` repeats it.
 
     Returns:
         None if the reference, or one that it follows, may follow any key.
     """
-    keys = reference.follows
-    if keys is None:
+    if reference.follows is None:
         return None
+    keys = set(reference.follows)
     for other in references:
-        is_followed = any(overlap(key, other.key) for key in keys)
+        is_followed = any(overlap(key, other.key) for key in reference.follows)
         if not is_followed:
             continue
         if other.follows is None:
             return None
         keys |= other.follows
-    return keys
+    return frozenset(keys)
 
 
 def _find_interpolations(value: object, path: Path) -> Iterator[tuple[Path, str]]:
@@ -144,9 +145,10 @@ def _make_reference(path: Path, text: str) -> Reference:
 
     If a part of the text is not understood, or a resolver is not known, it may follow any key.
     """
-    keys = REFERENCED_KEY.findall(text)
+    keys = REFERENCED_KEY.findall(text)  # also those of `${oc.select:loss,null}`
     resolvers = [name for name in RESOLVER.findall(text) if name != "oc.select"]
-    is_understood = len(keys) + len(resolvers) == text.count("${")
+    interpolation_count = text.count("${")
+    is_understood = len(keys) + len(resolvers) == interpolation_count
     if not is_understood or not set(resolvers).issubset(WITHOUT_KEYS):
         return Reference(path, text, follows=None)
     absolute_keys = frozenset(_make_absolute(key, path) for key in keys)

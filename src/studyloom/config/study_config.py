@@ -77,8 +77,8 @@ class StudyConfig(Mapping[str, Any]):
         written: the sections with interpolations, as run directories keep them.
         resolved: the same sections with the values of the interpolations.
         references: the interpolations.
-        base: the config in which `with_values` set the changes; None: this one.
-        changes: the values that it set, by key.
+        base: the config from which `with_values` made this one; None if it did not.
+        changes: the values that it has set in the base, by key.
     """
 
     written: Mapping[str, Any]
@@ -185,19 +185,20 @@ class StudyConfig(Mapping[str, Any]):
     def with_values(self, values: Mapping[str, object]) -> "StudyConfig":
         """Returns this config with other values at some keys.
 
-        Interpolations that follow these keys get their new values; those within the keys are
-        replaced. A text such as "${x}" among the values stays a text.
+        If `model.width` is written as `${params.width}`, then {"params.width": 8} changes both
+        values. {"model.width": 8} replaces the interpolation. A text such as "${x}" among the
+        values stays a text.
 
         Raises:
             ValidationError: a value does not have the type of its key.
         """
         typed_values = {key: _with_type(key, value) for key, value in values.items()}
         escaped_values = {key: _escape(value) for key, value in typed_values.items()}
-        references = []
+        references = []  # the interpolations that no new value replaces
         for reference in self.references:
             if not _is_within_any(reference.key, values):
                 references.append(reference)
-        changes = {}
+        changes = {}  # the changes since the base, which `for_user` repeats
         for key, value in self.changes.items():
             if not _is_within_any(key, values):
                 changes[key] = value
@@ -229,6 +230,8 @@ class StudyConfig(Mapping[str, Any]):
             for reference in config.references:
                 if reference.section == section:
                     references.append(reference)
+        # An interpolation in one section may follow a key of a section that was replaced. So the
+        # keys that it follows through others are found again, and then its value.
         merged = StudyConfig(written, resolved, connect(references))
         return merged._with_references_updated(configs)
 
@@ -257,11 +260,8 @@ class StudyConfig(Mapping[str, Any]):
         for reference, value in zip(stale_references, new_values, strict=True):
             key = reference.key
             if reference.is_in_list:
-                # The key is that of the list, which other configs share. `with_values` copies it,
-                # and then its item can be changed.
-                whole_list = node_at(resolved, key)
-                resolved = with_values(resolved, {key: whole_list})
-                _set(resolved, reference, value)
+                resolved = _with_copied_list(resolved, list_key=key)
+                _set(resolved, reference, value)  # in the copy: other configs share the list
             else:
                 resolved = with_values(resolved, {key: _with_type(key, value)})
         return replace(self, resolved=resolved)
@@ -274,14 +274,18 @@ class StudyConfig(Mapping[str, Any]):
         all of them, which takes longer.
         """
         stale_keys = [reference.key for reference in stale_references]
-        values = []
+        source_keys: list[str] = []
+        needs_omegaconf = False
         for reference in stale_references:
-            source_key = reference.source
+            source_key = reference.source  # None for an expression other than a key
             if source_key is None or any(overlap(source_key, key) for key in stale_keys):
-                config = OmegaConf.create(dict(self.written))
-                return [_resolve(config, stale) for stale in stale_references]
-            values.append(value_at(self.resolved, source_key))
-        return values
+                needs_omegaconf = True
+            else:
+                source_keys.append(source_key)
+        if needs_omegaconf:
+            config = OmegaConf.create(dict(self.written))
+            return [_resolve(config, reference) for reference in stale_references]
+        return [value_at(self.resolved, source_key) for source_key in source_keys]
 
     def for_user(self, **values: object) -> Any:
         """Returns a read-only config of OmegaConf, as the user's own functions get it.
@@ -325,6 +329,12 @@ def _resolve(config: DictConfig, reference: Reference) -> object:
     except OmegaConfBaseException as error:
         return unresolved(reference.text, str(error).partition("\n")[0])
     return node
+
+
+def _with_copied_list(sections: Mapping[str, object], list_key: str) -> dict[str, object]:
+    """Returns sections with a copy of one list, and of the sections that lead to it."""
+    shared_list = node_at(sections, list_key)
+    return with_values(sections, {list_key: shared_list})  # copies each value that it sets
 
 
 def _set(sections: Any, reference: Reference, value: object) -> None:
