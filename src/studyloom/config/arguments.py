@@ -41,6 +41,8 @@ def refuse_passwords(argv: Sequence[str]) -> None:
     """
     for argument in argv:
         text = re.sub(r"\$\{[\w.:]*\}", "", argument)  # an interpolation shows no password
+        # An empty password, as in `postgresql://user:@host`, is masked by *** too. So the stars are
+        # removed: the text is then as before, unless there was a password.
         text_without_password = mask_passwords(text).replace("***", "")
         has_password = text_without_password != text
         if "://" in text and has_password:
@@ -134,8 +136,11 @@ def explain_failure(
     """Explains, in lines, why Hydra could not compose the config or create run_dir.
 
     Args:
-        error: the exception that Hydra raised.
-        argv: the overrides, each of which is tried to find all errors in them.
+        error: the exception that was raised.
+        config_path: the folder of the study's configs.
+        config_name: the name of its primary config.
+        argv: the overrides, each of which is tried to find all errors in them. They and the config
+            are not looked at for an OSError.
     """
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]

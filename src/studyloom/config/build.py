@@ -106,7 +106,8 @@ def call_target(target: Target, section: object, key: str, **offered: object) ->
     """
     values = plain(section, key)
     arguments = _select_accepted(offered, target, values)
-    # A target may be any class or function; only `data.Datasets` has this attribute.
+    # The names of the sections that the target builds itself, once it needs them. A target may be
+    # any class or function; only `data.Datasets` has this attribute.
     deferred_names = getattr(target, "DEFERRED", ())
     builds_inner_sections = values.get("_recursive_", True)  # as in Hydra
     for name, value in values.items():
@@ -152,9 +153,10 @@ ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)  # takes each name
 
 
 def find_section(config: Mapping[str, object], key: str) -> Mapping[str, object] | None:
-    """Returns the section that passes a key to its target, such as `model` for `model.width`.
+    """Returns the section to whose `_target_` a key is an argument: `model` for `model.width`.
 
-    Keys of `params` are arguments of the custom training loop, the target of `objective`.
+    Keys of `params` are arguments of the custom training loop, which is the `_target_` of the
+    section `objective`.
 
     Returns:
         None if the section of the key has no `_target_`.

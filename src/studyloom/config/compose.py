@@ -158,6 +158,7 @@ class Composer:
         those that turn out to fit.
         """
         group_keys = [group.replace("/", ".") for group in new_choices]
+        # A new choice replaces the user's own choice of the group, such as `model=mlp`.
         overrides = [override for override in self.overrides if override.key not in group_keys]
         uncertain = []
         for override in overrides:
@@ -215,16 +216,17 @@ def isolated_hydra() -> Iterator[None]:
     Afterwards all is as before.
     """
     argv = sys.argv
-    arguments = list(argv)  # the body may change the list
+    arguments = list(argv)
     hydra_config = HydraConfig.instance()
     config_before = hydra_config.cfg
     try:
+        # None: Hydra checks no file as untrusted, and adds no groups of studyloom.
         with restored_hydra(), trust.in_force(None):
             sys.argv = arguments[:1]  # the name of the program
             yield
     finally:
         sys.argv = argv
-        argv[:] = arguments
+        argv[:] = arguments  # the body may have changed the list itself
         hydra_config.cfg = config_before
 
 
@@ -392,13 +394,15 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     for argument in written_values(hydra_config.overrides.task):
         if not Override.parse(argument).is_within(*replaced_keys):
             arguments.append(argument)
-    quoted_run_dir = str(run_dir).replace("'", r"\'")  # it may have been moved since
-    arguments.append(f"run_dir='{quoted_run_dir}'")
+    # The directory may have been moved since. Hydra reads \' within quotes as a quote.
+    escaped_run_dir = str(run_dir).replace("'", r"\'")
+    arguments.append(f"run_dir='{escaped_run_dir}'")
     arguments += overrides
     register()
     try:
         with initialized_as(hydra_config) as folders:
-            if "command-line" in folders:  # the folder of `--config-dir`
+            # The folder of `--config-dir`, an option that `hydra.compose` does not have.
+            if "command-line" in folders:
                 arguments.append(f"hydra.searchpath=[file://{folders['command-line']}]")
             config = hydra.compose(
                 str(hydra_config.job.config_name), arguments, return_hydra_config=True

@@ -85,8 +85,9 @@ class Invocation:
             ConfigError: all errors of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
-        end_import_at_study()
+        end_import_at_study()  # a script that is only imported runs no study
         check_overrides(overrides)
+        # Otherwise a file that is opened would get the number of a closed standard output.
         processes.open_closed_streams()
         with (
             _only_study_of_process(),
@@ -204,7 +205,7 @@ def find_invocation(source: Source, overrides: Sequence[str] = ()) -> Invocation
         ConfigError: there is no such file, it is neither a module nor a config, or the module
             decorates no function.
     """
-    end_import_at_study()
+    end_import_at_study()  # a script that is only imported runs no study
     if isinstance(source, DictConfig):
         return _write_config(source, overrides)
     included_configs = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}
@@ -273,7 +274,8 @@ def _import_study_module(path: Path, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != name:  # the module imports something that is missing
             raise
-        module = sys.modules[name.partition(".")[0]]  # another package of this name
+        # For studies.mine, this process has imported another package `studies`, without `mine`.
+        module = sys.modules[name.partition(".")[0]]
     if Path(str(module.__file__)).resolve() != path.resolve():
         raise ConfigError(
             f"{path}: cannot be imported as {name}, since this process has {module.__file__} under "
@@ -311,6 +313,8 @@ def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     """Writes a composed config below its run directory, where the workers read it.
 
     Each group becomes a separate file, so that overrides and spaces can choose other options.
+    Their names are entries of the defaults list: the configs that Hydra merges into the primary
+    one.
     """
     if OmegaConf.get_type(config) is not Config:
         raise ConfigError(find_unknown_keys(config))
@@ -322,7 +326,7 @@ def _write_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
         if isinstance(sections[group], dict):
             groups[group] = sections.pop(group)
             defaults.append({group: WRITTEN})
-    defaults.append("_self_")
+    defaults.append("_self_")  # stands for the primary config: merged last, its values win
     primary = {"defaults": defaults, **sections}
     return write_sections(primary, _find_run_dir(config, overrides), groups)
 
@@ -334,8 +338,9 @@ def write_sections(
 ) -> Invocation:
     """Writes a primary config below its run directory, where the workers read it.
 
-    The files get a folder that is named after a digest of them. So a study that has already run in
-    the directory keeps its own config, should this one be refused because its definition differs.
+    The files get a folder that is named after a digest of them, so that they replace no other
+    config. A study that has already run in the directory needs its own: the new config may still be
+    refused, since it is of another definition.
 
     Args:
         groups: for each group, the section that becomes its option `given`.
@@ -359,7 +364,9 @@ def write_sections(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
         except OSError as error:
-            raise ConfigError(explain_failure(error, "", WRITTEN, ())) from None
+            raise ConfigError(
+                explain_failure(error, config_path=str(folder), config_name=WRITTEN, argv=())
+            ) from None
     return _invoke_file(folder / f"{WRITTEN}.yaml")
 
 

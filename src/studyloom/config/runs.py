@@ -76,7 +76,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
 
     Raises:
         ConfigError: no study has run there; or the URL of its database has no value; or the
-            database is outside of a run directory that no command of this user has run in.
+            directory is not trusted, and the database lies outside of it.
     """
     config = read_written(run_dir, "config.yaml")
     if trusted:
@@ -131,7 +131,9 @@ def _read_untrusted(run_dir: Path, config: DictConfig) -> StudyAddress:
         return StudyAddress(None, None)
     if url.startswith(f"${{oc.env:{STORAGE.name}"):
         return StudyAddress(STORAGE.get(), name)
-    if not url.startswith(EMBEDDED) and not (run_dir / "study.db").exists():
+    # A study.db in the directory replaces the URL, whatever that names; see `_relocate`.
+    is_in_run_dir = url.startswith(EMBEDDED) or (run_dir / "study.db").exists()
+    if not is_in_run_dir:
         raise untrusted_run(run_dir, "names a database outside of it")
     return StudyAddress(url, name)
 

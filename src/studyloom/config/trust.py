@@ -125,7 +125,7 @@ class TrustRules:
     trusted: tuple[str, ...] = ()
     read_untrusted: bool = False
 
-    def owns(self, folder: Path) -> bool:
+    def trusts_folder(self, folder: Path) -> bool:
         """Returns whether a folder of configs is the user's own, or studyloom's."""
         resolved = folder.resolve()
         for own_folder in self.own_folders:
@@ -138,9 +138,10 @@ class TrustRules:
 
         Args:
             name: the config's path in the folder, such as model/mlp.
-            package: the section into which the header of the file puts the config; `_global_`, of
-                `# @package _global_`, is the top level. None without a header: then it is the
-                section of the config's group, as for `_group_`.
+            package: the section into which the header of the file puts the config. `_global_`, of
+                `# @package _global_`, is the top level. `_group_`, or None without a header, is the
+                section of the config's group: `model` for model/mlp. Any other is refused: it would
+                move the config to a section whose rules were not checked.
 
         Raises:
             ConfigError: all errors in it.
@@ -289,6 +290,7 @@ def find_content_errors(config: Mapping[str, object], trusted: Sequence[str]) ->
             allowed_sections = [name for name in SECTIONS if name not in FORBIDDEN_SECTIONS]
             yield describe_unknown_key(str(section), allowed_sections)
         elif section not in ALLOWED_SECTIONS and content is not None:
+            # Such as `storage`, which names a database, or `launcher`, which may run commands.
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):
             yield from _find_section_errors(section, content, trusted)
@@ -300,6 +302,12 @@ def _find_section_errors(
     section: str, content: Mapping[str, object], trusted: Sequence[str]
 ) -> Iterator[str]:
     """Yields an error for each key of a section that accesses resources outside the study.
+
+    These are:
+    - in `data`, the paths of files;
+    - in `objective`, the arguments of the user's function;
+    - in `space`, the sections that cannot be searched, such as `storage`;
+    - the keys in FORBIDDEN_KEYS.
 
     A user who trusts the package of a data source or objective also trusts it with its arguments,
     such as the path of a file.
@@ -353,8 +361,9 @@ def _find_path_errors(value: object, key: str) -> Iterator[str]:
 def _find_defaults_errors(defaults: object) -> Iterator[str]:
     """Yields an error for each entry of a defaults list that an untrusted config must not have.
 
-    Entries must not set options of Hydra, which may run code, nor move an option with @ to another
-    section. The files that entries name need no check here: each is checked when it is read.
+    Entries must not set options of Hydra, which may run code, except those that switch Hydra's
+    logging off. Nor must they move an option to another section with @. The files that entries
+    name need no check here: each is checked when it is read.
     """
     for violation in _find_violations(defaults, "defaults", (), allows_references=False):
         yield violation.reason
@@ -386,6 +395,7 @@ def _find_violations(
     if isinstance(node, Mapping):
         for name, value in node.items():
             inner_key = f"{key}.{name}".removeprefix(".")
+            # Hydra builds only `_target_`. Other spellings are checked too, to be on the safe side.
             is_target = str(name).strip().casefold() == "_target_"
             if is_target and "${" not in str(value):
                 violation = _check_target(value, trusted)
@@ -450,7 +460,8 @@ def _check_target(target: object, trusted: Sequence[str]) -> Violation | None:
 
     # Second, what the name leads to.
     module, _, name = target.rpartition(".")
-    current_module = MOVED.get(module, module)  # an earlier version may have had another name
+    # An earlier version of studyloom, whose module has moved since, may have written the config.
+    current_module = MOVED.get(module, module)
     try:
         member = find_member(f"{current_module}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
@@ -536,6 +547,7 @@ def code_of_study(
     if module_folder is not None:
         sys.path.append(str(module_folder.absolute()))
     try:
+        # `script_as_main` imports no script if the run directory is not trusted.
         with seeding_as(run_dir), script_as_main(run_dir, folder):
             yield
     except ConfigError as error:

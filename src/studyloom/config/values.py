@@ -121,7 +121,8 @@ def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
     """Returns the named sections of a config as plain values, for comparing and storing them.
 
     Sections that are missing or null are left out. So are `objective.network`, which changes no
-    trial's result, and three further keys of the section `objective` if they are null.
+    trial's result, and three further keys of the section `objective` if they are null: that means
+    the same as no key.
     """
     sections = {}
     for name in names:
@@ -132,7 +133,7 @@ def plain_sections(config: Mapping[str, object], *names: str) -> dict[str, Any]:
     if isinstance(objective, dict):
         objective.pop("network", None)
         for name in ("_target_", "test", "constraints"):
-            if objective.get(name) is None:  # a null target could not be read again
+            if objective.get(name) is None:  # `trust.check_targets` would refuse a null `_target_`
                 objective.pop(name, None)
     return sections
 
