@@ -74,7 +74,7 @@ class Composer:
         return group_options(group)
 
     def cache_own_config(self, config: StudyConfig) -> None:
-        """Caches the user's own config, so that Hydra need not build it again."""
+        """Makes `compose` return a config for the user's own choices, without calling Hydra."""
         self._completed[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> StudyConfig:

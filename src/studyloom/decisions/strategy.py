@@ -102,7 +102,7 @@ class Strategy:
             )
             if isinstance(sampler, SAMPLERS_OF_COMPLETE_TRIALS):
                 sampler = Extrapolating(sampler)
-            if definition.suggests:
+            if definition.has_optuna_objective:
                 fixed_params = value_at(definition.config, "params")
                 if fixed_params:
                     sampler = PartialFixedSampler(fixed_params, sampler)
@@ -266,7 +266,7 @@ class Strategy:
                 f"{setting}: the {' and '.join(self.keeps_state)} keeps its state in one process, "
                 "which may die; derive the state from the trials"
             )
-        if definition.suggests:
+        if definition.has_optuna_objective:
             yield (
                 f"{setting}: an Optuna objective(trial) suggests while it runs; write a loop "
                 "(run, **params), and its search space"

@@ -284,7 +284,7 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedCo
     notes = []
     for index, parameters in enumerate(configurations):
         origin = f"study.enqueue[{index}]"
-        if definition.suggests:
+        if definition.has_optuna_objective:
             # The objective calls `trial.suggest_…` itself: without a space, nothing is checked.
             placed = PlacedConfiguration(Configuration(params={**parameters}))
         else:
@@ -423,7 +423,7 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     suggests its own values, has no space.
     """
     is_grid = Strategy(definition).configurations is not None  # only a grid has a list of them
-    if definition.suggests or is_grid:
+    if definition.has_optuna_objective or is_grid:
         stored.optuna.set_user_attr(SPACE, None)
         return
     composer = definition.composer

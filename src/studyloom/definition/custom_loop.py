@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from studyloom.config.compose import Composer
 from studyloom.config.study_config import StudyConfig
@@ -67,7 +66,7 @@ class TrainSetting:
 
     Args:
         is_changed: whether the value is not the default.
-        is_typed: whether the command line sets the key.
+        is_typed: whether the user has typed the key on the command line.
     """
 
     name: str
@@ -105,16 +104,17 @@ class LoopDefinition(Definition):
             composer: composes the command again with other options of groups.
         """
         composed = compose_adapter(cfg)
-        if composed is not None:
+        if composed is not None:  # an adapter of a program that has a config
             composer.cache_own_config(composed.config)
             return cls(composed.config, composer, composed.space)
         function = None
         with suppress(ConfigError):
             function = UserFunction(build_function(cfg["objective"]))
-        if function is None or function.takes_config:
+        if function is None or function.takes_config:  # a loop (config, run)
             return super().from_config(cfg, composer)
-        if function.takes_trial:
+        if function.takes_trial:  # Optuna's objective(trial)
             return cls._from_optuna_objective(cfg, composer)
+        # A loop (run, **params)
         return cls._from_parameters(cfg, composer, function.read_parameters())
 
     @classmethod
@@ -126,7 +126,7 @@ class LoopDefinition(Definition):
                 "leave space out"
             )
         config = cfg.with_values({"study.baseline": False})
-        composer.cache_own_config(config)
+        composer.cache_own_config(config)  # of every trial, since none chooses options of groups
         return cls(config, composer, SuggestedSpace())
 
     @classmethod
@@ -141,22 +141,26 @@ class LoopDefinition(Definition):
         Raises:
             ConfigError: every parameter without a value, and every key that the loop does not take.
         """
+        # First, the config: the values of `params`, and the defaults of the loop's parameters where
+        # it has none. A default that YAML cannot hold is left out: Python itself passes it.
         definition = super().from_config(cfg, composer)  # adds the defaults of the search space
         params = {}
         for name, default in parameters.defaults.items():
-            if _survives_yaml(default):  # the function gets any other default without a config
+            if _survives_yaml(default):
                 params[name] = default
         params.update(value_at(definition.config, PARAMS) or {})
         definition = replace(definition, config=definition.config.with_values({PARAMS: params}))
+        # Trials compose their configs from this one, and not from the one without the defaults.
         definition.composer.cache_own_config(definition.config)
 
+        # Second, the errors.
         function_name = f"objective._target_={cfg.objective._target_}"
         errors = []
         for name, default in parameters.defaults.items():
             if default is inspect.Parameter.empty and name not in params:
                 errors.append(f"params.{name} must be given: {function_name} has no default for it")
-        typed_names = value_at(cfg, PARAMS) or {}
-        errors += _find_unknown_params(function_name, parameters, typed_names)
+        names_set_by_user = value_at(cfg, PARAMS) or {}  # in files, or on the command line
+        errors += _find_unknown_params(function_name, parameters, names_set_by_user)
         errors += _find_unknown_searched_keys(function_name, parameters, definition.space)
         raise_if_any(errors)
         return definition
@@ -191,7 +195,7 @@ class LoopDefinition(Definition):
 
     @property
     def resumes(self) -> bool:
-        return not self.suggests and self.adapter.resumes
+        return not self.has_optuna_objective and self.adapter.resumes
 
     @property
     def epochs(self) -> int | None:
@@ -245,7 +249,7 @@ class LoopDefinition(Definition):
             ConfigError: a hyperparameter of an Optuna objective has an interpolation as its value,
                 as another program may have written into the database.
         """
-        if not self.suggests:
+        if not self.has_optuna_objective:
             return super().compose_config(configuration)
         if "${" in str([*configuration.params.values()]):
             raise ConfigError(f"hyperparameters must not hold '${{'; got {configuration.params!r}")
@@ -264,7 +268,7 @@ class LoopDefinition(Definition):
         In the trials of an Optuna objective only the section `params` differs, so that the other
         sections are made once for all trials.
         """
-        if not self.suggests:
+        if not self.has_optuna_objective:
             return super().provenance_sections(configuration)
         sections = dict(self._default_provenance)
         sections[PARAMS] = {**sections.get(PARAMS, {}), **configuration.params}
@@ -273,8 +277,9 @@ class LoopDefinition(Definition):
     def identity(self, digest: str) -> dict[str, object]:
         """Returns all values that identify the definition, by key.
 
-        Next to the values of every definition, these are the config of an adapter's program. Keys
-        of the adapter that change no result are left out.
+        They are those of every definition. If the objective is an adapter, an object that runs
+        another program, the values in the config of that program are added, and keys of the adapter
+        that change no result are left out.
 
         Args:
             digest: the digest of the data.
@@ -330,14 +335,11 @@ class LoopDefinition(Definition):
     def build_job(self, configuration: Configuration, fold: Fold, seed: int) -> Job:
         """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
         training_set, validation_set = fold
-        parts_for_training: dict[str, Any] = {  # a job requires them; none is used here
-            "optimizer": None,
-            "schedule": None,
-            "loss": functional.mse_loss,
-        }
+        # Only a training calls these parts, which a job requires.
+        unused_parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": None}
         return Job(
             functools.partial(build_loop_network, self.compose_config(configuration)),
-            **parts_for_training,
+            **unused_parts,
             train=training_set,
             valid=validation_set,
             epochs=1,
@@ -378,7 +380,7 @@ class LoopDefinition(Definition):
         does not iterate over `run.epochs`, as far as its source shows.
         """
         name = self.config.objective._target_
-        if self.suggests:
+        if self.has_optuna_objective:
             yield (
                 f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again, "
                 "and the winner is not tested; a custom training loop can resume (run.keep) and be "
@@ -388,9 +390,9 @@ class LoopDefinition(Definition):
         source = self.source.function
         calls_keep = "run.keep(" in source
         calls_epochs = "run.epochs(" in source
-        # A loop that passes `run` to another function may iterate over `run.epochs` there. If it
-        # does not, its source has `run` without a dot or a parenthesis behind it only once: in the
-        # signature.
+        # A loop that passes `run` to another function, as in `train(run, width)`, may iterate over
+        # `run.epochs` there. PASSED_RUN finds that `run`, not the one of `run.keep(…)`; and always
+        # the one in the loop's own signature.
         passes_run = len(PASSED_RUN.findall(source)) != 1
         if calls_keep and not calls_epochs and not passes_run:
             yield (
@@ -399,11 +401,12 @@ class LoopDefinition(Definition):
             )
 
     def _note_timeout(self) -> Iterator[str]:
-        """Yields a line if an Optuna script limits its time in a call that studyloom does not make.
+        """Yields a line if the module of an Optuna objective sets a time limit without effect.
 
-        The call is `study.optimize(objective, timeout=600)`.
+        Such a module calls `study.optimize(objective, timeout=600)` of Optuna. As part of a study
+        of studyloom, only its objective is called.
         """
-        if not self.suggests or self.config.study.timeout is not None:
+        if not self.has_optuna_objective or self.config.study.timeout is not None:
             return
         match = OPTUNA_TIMEOUT.search(self.source.module)
         if match is not None:
@@ -425,7 +428,7 @@ class LoopDefinition(Definition):
             yield from self._check_test_and_network(data)
         except ConfigError as error:
             yield from error.errors
-        if self.suggests:
+        if self.has_optuna_objective:
             yield from self._check_optuna_objective(data)
         folds = self.config.objective.folds
         loads_own_data = data.split is None  # the section `data` names none
@@ -460,6 +463,8 @@ class LoopDefinition(Definition):
             if error:
                 yield f"objective.test: {error}; it is called as (config, run, part) -> values"
         if objective.network is not None:
+            # Raises ConfigError if the network cannot be made. Its weights are drawn without a
+            # change to the random state that the study goes on with.
             with torch.random.fork_rng(devices=[]):
                 build_loop_network(self.config, **data.network_kwargs)
 
@@ -485,6 +490,7 @@ class LoopDefinition(Definition):
                         f"{section}: the loop reads nothing of the section {section}; its "
                         f"settings are in params: {params}"
                     )
+        # The interpolation has a value, but not the number of the loop's epochs.
         if "${train.epochs}" in self.config.written["pruner"].values():
             yield (
                 f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "
@@ -492,8 +498,12 @@ class LoopDefinition(Definition):
             )
 
     def _check_optuna_objective(self, data: TrainingData) -> Iterator[str]:
-        """Yields settings that an Optuna objective cannot have, since it gets only the trial."""
-        reasons: dict[str, str] = {}  # what each key needs, by key
+        """Yields an error for each setting that an Optuna objective `(trial)` cannot have.
+
+        Most of them belong to a loop `(config, run)`, which uses the methods of `run`. The
+        configurations of a warm start must be found in a space that is known before.
+        """
+        reasons: dict[str, str] = {}  # what the setting needs, by key
         if self.tested:
             reasons["objective.test"] = "it is given what run.keep keeps"
         if self.config.objective.network:
@@ -531,9 +541,9 @@ def _find_unknown_searched_keys(
         if key.partition(".")[0] != PARAMS:
             yield f"space.{key}: {function_name} gets only the values of params"
             continue
-        error = _explain_unknown_parameter(key, function_name, parameters)
-        if error:
-            yield f"space.{error}"
+        error_from_key = _explain_unknown_parameter(key, function_name, parameters)
+        if error_from_key:  # such as "params.width: …"
+            yield f"space.{error_from_key}"
 
 
 def _explain_unknown_parameter(

@@ -15,10 +15,12 @@ def with_defaults(
 ) -> StudyConfig:
     """Returns a config with the default values of the search space.
 
-    A default that the space gives replaces the value of the config, unless the command line sets
-    the key. A key that the config lacks is added if the class or function of its section has a
-    parameter of that name, or if it may be one of the values that a loop gets by name (`params`).
-    The parameter's default is the value, even outside the range: validation refuses it then.
+    A key of the space gets a default in three cases:
+    - The config has the key, and the space gives a default. It replaces the value of the config,
+      unless the command line sets the key.
+    - The config lacks the key, and the class or function of its section has a parameter of that
+      name. The parameter's default is the value, even outside the range: validation refuses it.
+    - The config lacks the key, which may be one of the values that a loop gets by name (`params`).
 
     Args:
         space: the search space around the config.
@@ -28,17 +30,17 @@ def with_defaults(
     """
     values: dict[str, Any] = {}
     for node in space.opened_nodes(choices):
-        declared_default: object = inspect.Parameter.empty
+        parameter = None
         if has_key(config, node.key):
-            is_set_by_space = node.default is not None and node.key not in typed_keys
-            if not is_set_by_space:
-                continue
+            gets_default = node.default is not None and node.key not in typed_keys
         else:
             parameter = find_parameter(config, node.key)
-            if parameter is not None:
-                declared_default = parameter.default
-            elif not _is_new_param(node, config):
-                continue
+            gets_default = parameter is not None or _is_new_param(node, config)
+        if not gets_default:
+            continue
+        declared_default: object = inspect.Parameter.empty
+        if parameter is not None:
+            declared_default = parameter.default
         shared_length = find_shared_length(node, config, values)
         values[node.key] = find_default(node, declared_default, shared_length)
     if not values:
@@ -59,16 +61,19 @@ def _is_new_param(node: ValueNode | ListNode, config: StudyConfig) -> bool:
 def find_shared_length(
     node: ValueNode | ListNode, config: StudyConfig, values: Mapping[str, object]
 ) -> int:
-    """Returns the length of the list that a node is as long as; 1 if there is no such list.
+    """Returns the length of another list, if a node is a list that must be equally long; else 1.
+
+    Such a node has the key of the other list, such as `model.widths`, as its `length`.
 
     Args:
         values: values by key; those of the config count only where these lack the list.
     """
     if not isinstance(node, ListNode) or not isinstance(node.length, str):
         return 1
-    other_list = values.get(node.length)
+    other_key = node.length
+    other_list = values.get(other_key)
     if other_list is None:
-        other_list = value_at(config, node.length)
+        other_list = value_at(config, other_key)
     if not isinstance(other_list, list):
         return 1
     return len(other_list)

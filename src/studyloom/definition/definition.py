@@ -44,6 +44,7 @@ NETWORK_SECTIONS = ("model", "optimizer", "scheduler", "loss")
 SECTIONS = ("data", *NETWORK_SECTIONS, "space", "objective", "params", "train")
 Sections = dict[str, Any]  # sections of a config, as plain values
 FIRST_ATTEMPT = Attempt()
+NEW_FOLD = 1  # the last number from which the seed of a split of the re-evaluation is derived
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Branch:
                     for choice in node.distribution.choices:
                         yield {node.key: choice}
             elif isinstance(node.item, CategoricalDistribution):
-                # Another list may have to be as long as this one, and so is at its low end too.
+                # Another list may have to be as long as this one. In the low corner it is, so that
+                # only the items of this one are changed there.
                 length = len(low_corner[node.key])
                 for choice in node.item.choices:
                     yield low_corner | {node.key: [choice] * length}
@@ -117,9 +119,10 @@ class Definition:
         space = read_space(value_at(cfg, "space"), composer.options)
         typed_keys = {override.key for override in composer.overrides}
         add_defaults = functools.partial(with_defaults, space, typed_keys)
+        # For other options it replaces sections of `base`, and gives the result the defaults.
         completing_composer = replace(composer, base=cfg, complete=add_defaults)
         config = add_defaults(cfg, composer.choices)
-        completing_composer.cache_own_config(config)
+        completing_composer.cache_own_config(config)  # for the options of `cfg` itself
         return cls(config, completing_composer, space)
 
     # Methods that the subclasses override
@@ -220,8 +223,8 @@ class Definition:
     # Methods that the subclasses share
 
     @property
-    def suggests(self) -> bool:
-        """True if trials suggest their hyperparameters themselves, as Optuna objectives do."""
+    def has_optuna_objective(self) -> bool:
+        """True if trials call an Optuna objective, which suggests its hyperparameters itself."""
         return isinstance(self.space, SuggestedSpace)
 
     @property
@@ -278,8 +281,8 @@ class Definition:
         if data.split is None:
             return None
         assert data.source is not None
-        # The numbers from which a trial derives its seeds are never these.
-        split_seed = derive(self.seed, seed, 0, 1)
+        # No other seed of a study is derived from four numbers that end in 0 and 1.
+        split_seed = derive(self.seed, seed, 0, NEW_FOLD)
         folds = data.split.folds(self.config.objective.folds, data.source.validation, split_seed)
         # In time order only the last fold is validated on what comes after all its training data.
         return folds[-1]
@@ -325,12 +328,7 @@ class Definition:
             digest: the digest of the data.
         """
         values = dict(flatten(_deciding_sections(self.config)))
-        # The sections of options that only some trials have, such as those of `optimizer=sgd`
-        for branch in self.branches:
-            for group, option in branch.choices.items():
-                if option != self.composer.choices.get(group):
-                    section = value_at(branch.config, group.replace("/", "."))
-                    values.update(flatten(section, f"{group}={option}"))
+        values.update(self._flatten_searched_options())
         values.update(self.code)  # digests of the user's modules
         study = self.config.study
         values["data.digest"] = digest
@@ -341,11 +339,25 @@ class Definition:
             values["study.round_size"] = study.round_size
         identity = {}
         for key in sorted(values):
+            is_folder_of_data = key == "data.root"
             repeats_study_direction = key == "objective.direction"
             repeats_loss = key.startswith("train.loss")  # the loss is in its own section
-            if key != "data.root" and not repeats_study_direction and not repeats_loss:
+            if not is_folder_of_data and not repeats_study_direction and not repeats_loss:
                 identity[key] = values[key]
         return identity
+
+    def _flatten_searched_options(self) -> dict[str, object]:
+        """Returns the values of each option that some trials have, and the baseline has not.
+
+        A value of `optimizer=sgd` has a key such as `optimizer=sgd.momentum`.
+        """
+        values: dict[str, object] = {}
+        for branch in self.branches:
+            for group, option in branch.choices.items():
+                if option != self.composer.choices.get(group):
+                    section = value_at(branch.config, group.replace("/", "."))
+                    values.update(flatten(section, f"{group}={option}"))
+        return values
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
@@ -371,6 +383,7 @@ class Definition:
         branches: list[Branch] = []
         errors: list[str] = []
         for choices, nodes in self.space.branches():
+            # A configuration of the branch: its options are used, its values only without baseline.
             configuration = self.space.make_placeholder(
                 {**self.composer.choices, **choices}, end="low"
             )

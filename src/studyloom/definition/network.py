@@ -86,7 +86,7 @@ class NetworkDefinition(Definition):
         if not self.limits and not minimized_costs:
             return []
         assert data.split is not None
-        # The jobs of a trial, one for each fold and seed, have the same network in all trials.
+        # A trial's number, folds and seeds do not change the network, so that any job will do.
         jobs = self.build_jobs(configuration, data.folds, number=0)
         return measure_network(minimized_costs, self.limits, jobs[0], data.split)
 

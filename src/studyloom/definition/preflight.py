@@ -42,7 +42,8 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     A branch is tried at its probes: its defaults, its low and its high corner, and each choice.
 
     Yields:
-        A line for each error. An error that an outer branch has too is yielded once.
+        A line for each error. A branch such as `model=cnn, model/block=residual` mostly repeats the
+        errors of `model=cnn`: an error of a branch with fewer choices is yielded only for that one.
     """
     assert data.split is not None
     split = data.split.for_preflight()
@@ -101,6 +102,7 @@ def _try_probe(
     """
     try:
         config = branch.config.with_values(probe)
+        # As a trial would have it that draws the values of this config.
         configuration = definition.space.read_default(
             branch.opened_options, partial(value_at, config)
         )
@@ -151,8 +153,9 @@ def _list_later_training_sets(
 def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
-    The optimizer makes a step with their gradients. The metric is tried too if the evaluation gives
-    its targets: those of tensors are tried later, on whole folds.
+    The optimizer makes a step with their gradients. For tensors, the metric is tried later, on all
+    targets. For a Dataset or a custom evaluation, it is tried here on the targets of a batch, since
+    all targets may not be known.
 
     Args:
         split: the examples: a `Split` if they are tensors; those of a Dataset are loaded one by
@@ -170,7 +173,8 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
         check_schedule(job.schedule)
         # The device of the preflight may not have the precision of the job.
         run = JobRun(replace(job, precision="fp32"), split)
-        if not has_tensors and not has_custom_step:  # a custom step is tried on these batches
+        # A custom step is tried below on batches of all sizes, which collects them too.
+        if not has_tensors and not has_custom_step:
             _collect_batches(run, batch_sizes)
         if isinstance(split, Split) and job.evaluate is None:
             _check_outputs(run, split)
@@ -178,7 +182,8 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
             _try_training(run, split, size)
         outputs, targets = _try_evaluation(run, max(tried_sizes))
         _try_optimizer_step(run)  # last: a large learning rate may spoil the network
-    if not has_tensors or job.evaluate is not None:
+    targets_are_tried_later = has_tensors and job.evaluate is None
+    if not targets_are_tried_later:
         _try_metric_of_job(job, outputs, targets)
 
 
@@ -300,25 +305,41 @@ def _explained(
     except DataError:
         raise
     except Exception as error:
-        reason = describe_error(error)
-        message = reason
-        is_last_of_one = size == 1 and train_batch_size is not None and train_batch_size > 1
-        if is_last_of_one:
+        is_last_batch_of_one = size == 1 and train_batch_size is not None and train_batch_size > 1
+        if is_last_batch_of_one:
             message = (
                 "the last batch of an epoch has a single example, on which the network cannot be "
-                f"trained ({reason}); set train.drop_last=true, or another train.batch_size than "
-                f"{train_batch_size}"
+                f"trained ({describe_error(error)}); set train.drop_last=true, or another "
+                f"train.batch_size than {train_batch_size}"
             )
-        elif custom_step is None and isinstance(error, ValueError):
-            message = or_train_it_yourself(reason)
         elif custom_step is None:
-            message = (
-                f"network and loss, on {size} examples: {reason}; compute the loss in your own "
-                f"step, train.step, {TRAIN_IT_YOURSELF}"
-            )
-        elif f"train.{name}" not in reason:
-            message = f"train.{name}: {reason}, for {size} examples"
+            message = _explain_built_in_step(error, size)
+        else:
+            message = _explain_custom_step(error, f"train.{name}", size)
         raise ValueError(message) from error
+
+
+def _explain_built_in_step(error: Exception, size: int) -> str:
+    """Explains an error of studyloom's own step on so many examples, with a fix."""
+    reason = describe_error(error)
+    if isinstance(error, ValueError):  # its message says how to fix it
+        return or_train_it_yourself(reason)
+    return (
+        f"network and loss, on {size} examples: {reason}; compute the loss in your own "
+        f"step, train.step, {TRAIN_IT_YOURSELF}"
+    )
+
+
+def _explain_custom_step(error: Exception, key: str, size: int) -> str:
+    """Explains an error of the user's step on so many examples.
+
+    Args:
+        key: the key of the step, such as train.step.
+    """
+    reason = describe_error(error)
+    if key in reason:  # an error of studyloom about what the step returned
+        return reason
+    return f"{key}: {reason}, for {size} examples"
 
 
 # The metric
@@ -347,8 +368,8 @@ def _try_metric_of_job(job: Job, outputs: Tensor, targets: Tensor) -> None:
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
     """Computes a metric of random outputs for the validation set of each fold; yields errors.
 
-    Nothing is computed for a Dataset, whose targets are known only for the few examples that were
-    loaded: the split has no others.
+    Nothing is computed if the targets of these sets are not known. Those of a Dataset may be, as
+    one of its attributes; those of its separate validation set are not.
     """
     split = data.split
     assert split is not None
@@ -357,9 +378,10 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    # The indices of a separate validation set follow those of the training examples.
     last_index = max(int(fold.validation.max()) for fold in data.folds)
-    has_all_examples = len(split) > last_index
-    if split.targets is None or split.outputs is None or not has_all_examples:
+    has_separate_validation_set = last_index >= len(split)
+    if split.targets is None or split.outputs is None or has_separate_validation_set:
         return
     generator = torch.Generator().manual_seed(0)
     for position, fold in enumerate(data.folds):

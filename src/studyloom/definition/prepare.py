@@ -62,8 +62,9 @@ def load_data(cfg: StudyConfig, *, shared: bool = False) -> TrainingData:
     sharing_key = digest_source(section.encode())
     split = load_shared(source.train, sharing_key)
     split.check()
-    seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
-    folds = split.folds(cfg.objective.folds, source.validation, seed)
+    study_seed = max(0, cfg.study.seed)  # `validate` reports a negative one
+    seed_of_folds = derive(study_seed)
+    folds = split.folds(cfg.objective.folds, source.validation, seed_of_folds)
     data = TrainingData(source, split, folds)
     if shared:
         return data.share(sharing_key)
@@ -109,7 +110,7 @@ def preflight(
             if it could not be built.
     """
     if data is None:
-
+        # `check_sections` yields errors, and may raise others: the collector keeps both.
         def check_without_data() -> None:
             collector.errors += check_sections(definition, strategy)
 

@@ -136,8 +136,8 @@ def read_call(
     Raises:
         ConfigError: every error in them; the space and the values are checked with the config.
     """
-    end_import_at_study()
-    forget_objects()
+    end_import_at_study()  # a script that is only imported runs no study
+    forget_objects()  # those of an earlier search in this process
     reader = CallReader(subject, space, settings, keywords)
     all_settings = reader.with_space(space, settings)
     names_data = isinstance(data, str | Mapping)  # "mnist5k", an option of the group, or a section
@@ -295,8 +295,9 @@ class CallReader:
         objective["_target_"] = self._target
         if "direction" in objective:
             return
-        is_class = isinstance(self._subject, type)
-        if self._parameters and not is_class and UserFunction(self._subject).takes_trial:
+        is_function = bool(self._parameters) and not isinstance(self._subject, type)
+        is_optuna_objective = is_function and UserFunction(self._subject).takes_trial
+        if is_optuna_objective:
             objective.setdefault("metric", "value")
             objective["direction"] = "minimize"
         else:
@@ -320,7 +321,8 @@ class CallReader:
             for name in content:
                 if (GROUPS / group / f"{name}.yaml").is_file():
                     options.append(name)
-            if options and NETWORK_OPTIONS.get(group) not in options:
+            default_option = NETWORK_OPTIONS.get(group)
+            if options and default_option not in options:
                 self.options.setdefault(group, options[0])
 
     def add_data(self, data: object) -> None:
@@ -335,17 +337,27 @@ class CallReader:
             return
         sections = self.study.sections
         settings = sections.get("data", {})  # the keys of the section that the call sets itself
+        if _is_pair_of_tensors(datasets.train) and _is_pair_of_tensors(datasets.test):
+            _inputs, targets = datasets.train.tensors
+            if self.trains_network and targets.is_floating_point():
+                self._choose_regression()
         section = self._make_data_section(datasets.train, datasets.test, settings)
         has_validation_set = settings.get("valid") is not None
         if not has_validation_set:
             default_count = max(1, len(datasets.train) // HELD_OUT_ONE_IN)
-            validation_count = settings.get("validation", default_count)
+            validation_count = settings.get("validation", default_count)  # the call may set it
             section["validation"] = validation_count
             self.study.notes.append(
                 f"data: {validation_count} training examples are the validation set "
                 "(data.validation)"
             )
-        sections["data"] = {**section, **settings}
+        sections["data"] = {**section, **settings}  # the call's own settings win
+
+    def _choose_regression(self) -> None:
+        """Chooses the loss and the metric of a regression, unless the call sets others."""
+        self.options.setdefault("loss", "mse")
+        objective = self.study.sections.setdefault("objective", {})
+        objective.setdefault("metric", "rmse")
 
     def _make_data_section(
         self, train: MapDataset, test: MapDataset, settings: Mapping[str, object]
@@ -353,22 +365,16 @@ class CallReader:
         """Makes the section of the data: arrays in files for pairs of tensors, else Datasets.
 
         Pairs of tensors are passed as Datasets too if the call sets a key of `data` that only the
-        source `Datasets` has. In both cases a network that is trained on floating-point targets
-        gets the loss and the metric of a regression, unless the call sets others.
+        source `Datasets` has.
 
         Args:
             settings: the keys of the section that the call sets itself.
         """
-        if _is_pair_of_tensors(train) and _is_pair_of_tensors(test):
-            _inputs, targets = train.tensors
-            if self.trains_network and targets.is_floating_point():
-                self.options.setdefault("loss", "mse")
-                objective = self.study.sections.setdefault("objective", {})
-                objective.setdefault("metric", "rmse")
-            if not _needs_datasets(settings):
-                folder = _add_arrays(self.study, train, test)
-                load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(folder)}
-                return {"_target_": "studyloom.data.Loaded", "load": load}
+        needs_datasets = _needs_datasets(settings)
+        if _is_pair_of_tensors(train) and _is_pair_of_tensors(test) and not needs_datasets:
+            folder = _add_arrays(self.study, train, test)
+            load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(folder)}
+            return {"_target_": "studyloom.data.Loaded", "load": load}
         # Workers get the Datasets themselves, pickled, under these names.
         return {
             "_target_": "studyloom.data.Datasets",
@@ -387,6 +393,8 @@ class CallReader:
         defaults: list[str | dict[str, object]] = ["studyloom"]
         for group, option in self.options.items():
             defaults.append({group: option})
+        # The schema has an entry for the group `track` already, which only an override can change.
+        # Hydra requires overrides to be last, behind `_self_`, the entry for this config itself.
         if isinstance(sections.get("track"), list):
             defaults += ["_self_", {"override /track": sections.pop("track")}]
         self.study.sections = {"defaults": defaults, **sections}
@@ -411,6 +419,7 @@ def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
         return f"; did you mean {similar_keywords[0]}?"
     key_suggestion = suggest_key(name, SCHEMA)  # such as "; did you mean train.epochs?"
     if key_suggestion:
+        # As an argument of `search`, train.epochs is written train={'epochs': …}.
         return re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", key_suggestion)
     return nearest(name, SECTIONS)
 
@@ -504,6 +513,7 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
             items.append(_to_config_value(f"{key}[{position}]", item, errors))
         return items
     is_class_or_function = isinstance(value, type) or inspect.isroutine(value)
+    # Nothing builds the sections in `params` and `space`: their values are passed on as they are.
     if is_class_or_function and not key.startswith(("params", "space")):
         return _name_in_section(key, value, errors)
     alternative = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
@@ -518,9 +528,11 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
 def _name_in_section(key: str, member: Any, errors: list[str]) -> dict[str, object]:
     """Returns the section of a config that names a class or function.
 
-    A class is called when the section is built, unless the section has `_partial_`. Then the class
-    itself is passed on: that of an optimizer, which is made only once there are weights, and one
-    among the arguments of a network, which makes objects of it. A function is always passed on.
+    A class is called when the section is built, and the object is passed on. But with `_partial_`
+    the class or function itself is passed on. That holds for:
+    - the class of an optimizer, which is made only once there are weights;
+    - a class among the arguments of a network, which makes objects of it;
+    - every function.
 
     Args:
         key: the key of the section.
@@ -633,7 +645,8 @@ def _divide_dataset(study: PythonStudy, dataset: MapDataset) -> DividedData:
             train=TensorDataset(*dataset[fold.training]),
             test=TensorDataset(*dataset[fold.validation]),
         )
-    fold = make_folds(torch.zeros(count), count=1, validation=test_count, seed=seed)[0]
+    no_classes = torch.zeros(count)  # `make_folds` draws without regard to floats
+    fold = make_folds(no_classes, count=1, validation=test_count, seed=seed)[0]
     divisible = cast("Dataset[object]", dataset)  # `Subset` needs no more than a MapDataset has
     return DividedData(
         train=Subset(divisible, fold.training.tolist()),
@@ -725,7 +738,8 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
     directory.
 
     Raises:
-        ConfigError: the config names what only the program knows that has called `search`.
+        ConfigError: the config names what only the program knows that has called `search`, such as
+            a class that the script defines.
     """
     sections = read_sections(run_dir)
     _refuse_names_of_program(as_yaml(sections), run_dir)

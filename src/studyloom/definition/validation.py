@@ -53,9 +53,9 @@ class CheckedStrategy(Protocol):
 def validate(definition: Definition, data: TrainingData, strategy: CheckedStrategy) -> None:
     """Checks a definition as a whole before the first trial.
 
-    Every branch of the space is composed, and what it names is built: with its defaults, at its
-    corners, and with each choice. Nothing is built if keys or ranges are wrong, since that would
-    only repeat the errors.
+    Every branch of the space is composed, and what it names is built: with its defaults, with the
+    least and with the greatest value of each hyperparameter, and with each choice. Nothing is built
+    if keys or ranges are wrong, since that would only repeat the errors.
 
     Raises:
         ConfigError: all errors.
@@ -150,9 +150,10 @@ def _check_objectives(definition: Definition) -> Iterator[str]:
 def _check_groups(definition: Definition) -> Iterator[str]:
     """Yields groups that cannot be searched, and choices of the baseline outside the space.
 
-    A group has three names. That of a block of the model `cnn` is `model.cnn.block` in the space,
-    its key in the config is `model.block`, and Hydra calls it `model/block`. A group that is nested
-    in an option which the baseline does not choose is not part of the baseline.
+    A group has three names. For a block of the model `cnn`, `name` is its path in the space,
+    `model.cnn.block`; `key` is its key in the config, `model.block`; and `config_group` is its name
+    in Hydra, `model/block`. A group that is nested in an option which the baseline does not choose
+    is not part of the baseline.
     """
     has_baseline = definition.config.study.baseline
     default_choices = definition.composer.choices
@@ -240,8 +241,9 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
     """Suggests the line that adds a key of the space to a file of the user.
 
     Returns:
-        The suggestion; "" if the user has no file for the section. If the primary config itself
-        names the class or function of the section, which lacks the parameter: a text that says so.
+        The suggestion, as the end of an error message; "" if the user has no file for the section.
+        If no file of a group but the primary config names the class or function of the section, the
+        text says that this lacks the parameter.
     """
     section, _, name = node.key.partition(".")
     is_group = section in definition.composer.choices
@@ -249,7 +251,8 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
     if target is not None and not is_group:
         return f"; {target} has no such parameter"
     file = definition.composer.file_of(section, branch.choices)
-    if file is None or "." in name:
+    is_nested = "." in name  # more than one line would have to be added
+    if file is None or is_nested:
         return ""
     example_value = "[…]"
     if isinstance(node, ValueNode):
@@ -266,12 +269,13 @@ def _check_default(branch: Branch, node: ValueNode | ListNode) -> Iterator[str]:
     default = value_at(branch.config, node.key)
     choices = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     fix = f"change the default{choices}, the space, or set study.baseline=false"
+    # A signature such as `def __init__(self, width=4)` may declare the default.
     declaring_target = _find_declaring_target(branch, node, default)
     if declaring_target:
         middle = _format_middle(branch, node)
         fix += (
-            f"; {declaring_target} declares it: a default of the range, such as {middle}, comes "
-            "first"
+            f"; {declaring_target} declares it: a default of the range, such as {middle}, replaces "
+            "it"
         )
     for problem in _explain_misfit(node, default, branch):
         value = format_scalar(default)
@@ -290,6 +294,7 @@ def _find_declaring_target(branch: Branch, node: ValueNode | ListNode, default: 
         return ""
     if parameter.default is inspect.Parameter.empty:
         return ""
+    # Compares the values as a config has them: a tuple in the signature is a list there.
     if default != find_default(node, parameter.default):
         return ""
     return str(section["_target_"])
@@ -364,7 +369,7 @@ def _check_relations(definition: Definition) -> Iterator[str]:
         yield f"study.baseline: the baseline {breach}; change it, or set study.baseline=false"
     elif space.relations and draw_configuration(space, seed) is None:
         tried = f"none of {DRAWS:,} random"
-        if space.size() <= LARGEST_GRID:
+        if space.size() <= LARGEST_GRID:  # such a space is tried completely
             tried = "no"
         relations = " and ".join(map(str, space.relations))
         yield f"space.where: {tried} configurations satisfy {relations}; loosen it"

@@ -15,7 +15,9 @@ SECTIONS = ("model", "optimizer", "scheduler", "train", "params")  # of the conf
 def print_dry_run(definition: Definition, console: Console) -> None:
     """Prints the search space as a tree, and one configuration sampled from it."""
     console.print(outline(definition.space))
-    if definition.suggests:  # an Optuna objective defines its search space only while it runs
+    if (
+        definition.has_optuna_objective
+    ):  # an Optuna objective defines its search space only while it runs
         return
     configuration = draw_configuration(definition.space, definition.seed)
     assert configuration is not None  # one was found when the definition was checked

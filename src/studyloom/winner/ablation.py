@@ -62,7 +62,7 @@ class Defaults:
         for name, value in self.configuration.params.items():
             if name not in names:
                 kept_params[name] = value
-        if self.definition.suggests:  # an Optuna objective, without a config
+        if self.definition.has_optuna_objective:  # without a config
             return Configuration(params=self._find_middles() | kept_params)
         # The first walk finds which options the configuration has. Defaults depend on options, so
         # only the second walk, which composes the config with them, reads the right defaults.
