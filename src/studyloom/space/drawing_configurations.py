@@ -48,15 +48,16 @@ def draw_configuration(
 def _draw_configurations(space: Space, seed: int) -> Iterator[Configuration]:
     """Yields random configurations.
 
-    A small space gives each of its configurations once, in a random order. A large space gives
-    DRAWS configurations, some of which may be equal or break a relation.
+    A small space gives each configuration that breaks no relation once, in a random order. A large
+    space gives DRAWS configurations, some of which may be equal or break a relation.
     """
-    # Relations are ignored here: the size of a space with relations is found by enumerating it.
+    # Only the size decides whether the space is enumerated, and it is known without the relations.
     size_without_relations = Space(space.nodes).size()
     if size_without_relations <= LARGEST_GRID:
-        positions = np.random.default_rng(seed).permutation(len(space.grid))
+        grid = space.grid  # without the configurations that break a relation
+        positions = np.random.default_rng(seed).permutation(len(grid))
         for position in positions:
-            yield space.grid[position]
+            yield grid[position]
         return
     draw_value: Any = RandomSampler(seed).sample_independent
 

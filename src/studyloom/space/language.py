@@ -31,7 +31,7 @@ Spec = Mapping[str, Any]  # the mapping of a range in the tree
 Options = Callable[[str], Sequence[str]]  # returns the options of a Hydra group; none for no group
 
 # The kinds of ranges, and the keys that each may have besides its own and `default`.
-KEYS: dict[str, tuple[str, ...]] = {
+KEYS_BY_KIND: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
     "choice": (),
@@ -96,9 +96,14 @@ class _Parser:
     def parse_nodes(self, tree: Mapping[Any, Any], place: _Place) -> list[Node]:
         """Parses a mapping in the tree of a space: ranges, options of a group, nested mappings.
 
-        An option opens what is nested in it: that is searched only if the option is chosen. So the
-        nodes in an option belong to its group, and those in any other mapping to the list that is
-        returned.
+        In this mapping, at the key of the group `optimizer`, `lr` is a range and `sgd` an option:
+
+            lr: {float: [1.0e-4, 1.0]}
+            sgd: {momentum: {float: [0.0, 0.99]}}
+
+        An option opens what is nested in it: `momentum` is searched only if `sgd` is chosen. So its
+        node belongs to the node of the group. That of `lr` stands next to the group in the list
+        that is returned, and so do nodes in mappings that are neither ranges nor options.
 
         Args:
             tree: the mapping.
@@ -117,8 +122,8 @@ class _Parser:
                 option_place = place.append_option(child)
                 nodes_by_option[child] = tuple(self.parse_nodes(spec or {}, option_place))
             elif kind == "range":
-                node = self._collect(self._parse_range, spec, place.append(child), lists)
-                if node is not None:
+                node = self._try_parsing(self._parse_range, spec, place.append(child), lists)
+                if node is not None:  # it has no errors
                     nodes.append(node)
                 if "list" in spec:
                     lists[child] = spec
@@ -130,8 +135,12 @@ class _Parser:
             return [Group(place.name, place.key, nodes_by_option), *nodes]
         return nodes
 
-    def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
-        """Calls a function that parses a part; collects its errors and returns None if it fails."""
+    def _try_parsing(self, parse: Callable[..., T], *arguments: Any) -> T | None:
+        """Calls a function that parses a part of the tree.
+
+        Returns:
+            Its result; None if it raises errors, which are added to those of the tree.
+        """
         try:
             return parse(*arguments)
         except ConfigError as error:
@@ -163,7 +172,7 @@ class _Parser:
             )
         if "list" in spec:
             return self._parse_list(spec, place, lists)
-        distribution = _parse_distribution(spec, place.name, DEFAULT)
+        distribution = _parse_distribution(spec, place.name, allows_default=True)
         return ValueNode(place.name, place.key, distribution, spec.get(DEFAULT))
 
     def _parse_list(self, spec: Spec, place: _Place, lists: Mapping[str, Spec]) -> ListNode | None:
@@ -172,19 +181,20 @@ class _Parser:
         Returns:
             None if the range of its items or its length is invalid; their errors were collected.
         """
-        _check_keys(spec, place.name, DEFAULT)
+        _check_keys(spec, place.name, allows_default=True)
         item = spec["list"]
         if not isinstance(item, Mapping) or not any(kind in item for kind in KINDS_OF_ITEMS):
             raise ConfigError(
                 f"space.{place.name}.list must be a mapping with int, float or choice, such as "
                 f"{{int: [low, high]}}; got {item!r}"
             )
-        distribution = self._collect(_parse_distribution, item, f"{place.name}.list")
-        length = self._collect(_parse_length, spec.get("length"), place.name, lists)
-        if distribution is None or length is None:
+        distribution = self._try_parsing(_parse_distribution, item, f"{place.name}.list")
+        length = self._try_parsing(_parse_length, spec.get("length"), place.name, lists)
+        if distribution is None or length is None:  # one of them has errors
             return None
         if isinstance(length, str):
-            # The other list is next to this one, so that both keys begin alike in the config.
+            # The tree has the name of a list next to this one, such as `hidden`. A node has the
+            # config key of that list, such as `model.hidden`.
             parent_key = place.key.rpartition(".")[0]
             length = _join(parent_key, length)
         return ListNode(place.name, place.key, distribution, length, spec.get(DEFAULT))
@@ -205,7 +215,7 @@ def _classify_child(
         return "invalid"
     if not spec and group_options:
         return "invalid"  # only an option may be empty, so that this is a misspelled one
-    if any(kind in spec for kind in KEYS):
+    if any(kind in spec for kind in KEYS_BY_KIND):  # such as {int: [1, 9]}
         return "range"
     return "mapping"
 
@@ -213,7 +223,7 @@ def _classify_child(
 def _explain_non_range(
     spec: object, child: str, place: _Place, group_options: Sequence[str]
 ) -> str:
-    """Returns the error of a child that is neither a range nor what an option opens.
+    """Returns the error of a child that is neither a range nor an option with its own subtree.
 
     Args:
         spec: the value of the child.
@@ -269,7 +279,8 @@ def _check_other_list(other_key: str, name: str, lists: Mapping[str, Spec]) -> N
     """
     if other_key in lists:
         other_length = lists[other_key].get("length")
-        if not isinstance(other_length, str):
+        is_length_of_third_list = isinstance(other_length, str)  # the name of that list
+        if not is_length_of_third_list:
             return
     list_keys = ", ".join(lists) or "there is no such list"
     raise ConfigError(
@@ -287,15 +298,21 @@ def _parse_length_range(length: Spec, name: str) -> IntDistribution:
     return distribution
 
 
-def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
-    """Raises ConfigError if a range has other keys than those of its kind and `further_keys`.
+def _check_keys(spec: Spec, name: str, *, allows_default: bool) -> None:
+    """Raises ConfigError if a range has keys that a range of its kind does not have.
 
-    If it has the keys of several kinds, the first one is its kind, and only the others are
-    reported: which further keys fit depends on the kind.
+    The range {int: [1, 9], choice: [a, b], step: 2} has the keys of two kinds. The first one is its
+    kind, and only `choice` is reported: whether `step` fits depends on which kind is meant.
+
+    Args:
+        name: the name of the hyperparameter.
+        allows_default: whether the range may have the key `default`.
     """
-    kinds = [kind for kind in KEYS if kind in spec]
+    kinds = [kind for kind in KEYS_BY_KIND if kind in spec]
     kind = kinds[0]
-    allowed_keys = (kind, *KEYS[kind], *further_keys)
+    allowed_keys = [kind, *KEYS_BY_KIND[kind]]
+    if allows_default:
+        allowed_keys.append(DEFAULT)
     wrong_keys = kinds[1:]
     if not wrong_keys:
         wrong_keys = [key for key in spec if key not in allowed_keys]
@@ -308,14 +325,14 @@ def _check_keys(spec: Spec, name: str, *further_keys: str) -> None:
     raise_if_any(errors)
 
 
-def _parse_distribution(spec: Spec, name: str, *further_keys: str) -> Distribution:
+def _parse_distribution(spec: Spec, name: str, *, allows_default: bool = False) -> Distribution:
     """Parses a range of kind int, float or choice.
 
     Args:
         name: the name of the hyperparameter.
-        further_keys: keys that it may have next to those of its kind, such as `default`.
+        allows_default: whether it may have the key `default`, which is not parsed here.
     """
-    _check_keys(spec, name, *further_keys)
+    _check_keys(spec, name, allows_default=allows_default)
     if "choice" in spec:
         return _parse_choice(spec["choice"], f"space.{name}.choice")
     if "int" in spec:
@@ -343,7 +360,9 @@ def _parse_numbers(
         errors.append(f"space.{name}.log must be true or false; got {log!r}")
     raise_if_any(errors)
 
-    if step is not None and step > 0:  # Optuna refuses other steps below
+    # The highest value that steps from `low` reach: [1, 10] with the step 4 becomes [1, 9]. A step
+    # that is not positive is refused by Optuna below.
+    if step is not None and step > 0:
         high = _find_highest(low, high, step, name)
     try:
         if kind == "float":
@@ -449,7 +468,7 @@ def _find_conflicts(space: Space) -> Iterator[str]:
 
         outer_names_by_key: dict[str, str] = {}
         for other in branches:
-            is_outer = other.choices.items() < branch.choices.items()
+            is_outer = other.choices.items() < branch.choices.items()  # some of them, not all
             if is_outer:
                 for node in other.nodes:
                     outer_names_by_key[node.key] = node.name

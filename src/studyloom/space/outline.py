@@ -36,7 +36,9 @@ def _describe_size(space: Space) -> str:
     if math.isinf(size):
         return "space: infinitely many configurations"
     at_most = ""
-    if space.relations and size > LARGEST_GRID:  # those that break relations are counted too
+    # The configurations of a small space are checked one by one. In a large one, those that break
+    # relations are counted too.
+    if space.relations and size > LARGEST_GRID:
         at_most = "at most "
     noun = "configurations"
     if size == 1:

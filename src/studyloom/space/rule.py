@@ -163,7 +163,8 @@ class Rule:
             hint: how to get further values, for messages.
 
         Raises:
-            ConfigError: it is not a rule; or lists unknown names and a wrong direction.
+            ConfigError: it is not a rule, or it has unknown names or a wrong direction; all of them
+                are listed.
         """
         parts = _split_rule(text)
         if parts is None:
@@ -271,7 +272,7 @@ def _parse_bounds(text: str) -> list[Condition] | None:
     """
     conditions = []
     try:
-        for relation in _parse_conditions(text):
+        for relation in _parse_joined_relations(text):
             name, sign, *bound_tokens = relation.tokens
             if sign not in SIGNS:  # as in `accuracy + 1 < 3`
                 return None
@@ -366,7 +367,7 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
     for text in map(str, texts):
         subject = f"space.where: {text[:LONGEST]!r}"  # of the messages about it
         try:
-            conditions = _parse_conditions(text)
+            relations_of_text = _parse_joined_relations(text)
         except (ValueError, LookupError):
             errors.append(
                 f"{subject} is not a relation of at most {LONGEST} characters; write names, "
@@ -374,10 +375,10 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
                 "'p.a * p.b < 9'"
             )
             continue
-        relations += conditions
+        relations += relations_of_text
         unknown_names: set[str] = set()
-        for condition in conditions:
-            unknown_names |= condition.names.difference(names)
+        for relation in relations_of_text:
+            unknown_names |= relation.names.difference(names)
         for name in sorted(unknown_names):
             hint = nearest(name, names)
             if not hint:
@@ -387,8 +388,8 @@ def parse_relations(section: Any, names: Sequence[str]) -> tuple[Relation, ...]:
     return tuple(relations)
 
 
-def _parse_conditions(text: str) -> list[Relation]:
-    """Parses conditions joined by `and`, such as "model.width <= 64 and model.depth < 4".
+def _parse_joined_relations(text: str) -> list[Relation]:
+    """Parses relations joined by `and`, such as "model.width <= 64 and model.depth < 4".
 
     Raises:
         ValueError, LookupError: the text is anything else, or too long.
@@ -396,17 +397,17 @@ def _parse_conditions(text: str) -> list[Relation]:
     if len(text) > LONGEST:
         raise ValueError
     relations = []
-    for condition in re.split(r"\sand\s", text):
-        tokens = tuple(match["token"] for match in TOKEN.finditer(condition))
-        text_without_spaces = "".join(condition.split())
+    for relation_text in re.split(r"\sand\s", text):
+        tokens = tuple(match["token"] for match in TOKEN.finditer(relation_text))
+        text_without_spaces = "".join(relation_text.split())
         if "".join(tokens) != text_without_spaces:  # some part is not a token
             raise ValueError
         names = frozenset(token for token in tokens if re.match(NAME, token))
-        # Computing the condition, with any values, raises an error if its tokens are in a wrong
+        # Computing the relation, with any values, raises an error if its tokens are in a wrong
         # order.
         any_values = dict.fromkeys(names, 1.0)
         _Calculator(tokens, any_values).compare()
-        relations.append(Relation(condition.strip(), tokens, names))
+        relations.append(Relation(relation_text.strip(), tokens, names))
     return relations
 
 
@@ -517,9 +518,11 @@ def _to_fraction(value: float | str) -> Fraction | None:
         ValueError: the number of a text is not finite.
     """
     if isinstance(value, str):
-        return Fraction(str(float(value)))
+        return Fraction(str(float(value)))  # str gives back the digits that were written
     if not math.isfinite(value):
         return None
     if isinstance(value, int):
         return Fraction(value)
-    return Fraction(f"{value:.15g}")  # floats keep 15 decimal digits
+    # A computed value, such as 0.1 + 0.2, differs from the written one in the 17th digit. Floats
+    # keep 15 digits.
+    return Fraction(f"{value:.15g}")

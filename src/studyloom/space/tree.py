@@ -299,7 +299,8 @@ class Space:
     def configurations(self) -> Iterator[Configuration]:
         """Yields every configuration of a finite space that breaks no relation.
 
-        Each walk through the tree gives one: an odometer decides the walk, and then turns by one.
+        Each walk through the tree gives one. The values are decided by an odometer: a counter with
+        a digit for each hyperparameter on the walk, which turns by one after the walk.
 
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
@@ -472,7 +473,8 @@ class _Odometer:
         """Turns the digits to the next configuration; returns False if this was the last one.
 
         The last digit turns by one. If it has shown all values, it is dropped, and the digit before
-        it turns: the next walk may open other hyperparameters behind that one.
+        it turns. With the new value of that one, the next walk may come to other hyperparameters,
+        for which it adds digits.
         """
         while self._digits:
             last = len(self._digits) - 1
@@ -510,7 +512,10 @@ def _count_configurations(nodes: Sequence[Node]) -> float:
 
 
 def _count_lists(node: ListNode, siblings: Sequence[Node]) -> float:
-    """Returns the number of configurations of a list with all lists that are as long as it.
+    """Returns the number of configurations of a list and of all lists that are as long as it.
+
+    Such a list has the key of another list as its length. The two are counted together: only the
+    items of both are free.
 
     Args:
         node: a list whose length is not that of another one.
@@ -557,8 +562,9 @@ def find_middle(distribution: Distribution) -> Any:
             steps = round((middle - low) / step)
             return low + steps * step
         case FloatDistribution(low=low, high=high, log=log, step=step):
-            if step is not None:
-                return nth_value(distribution, int(count_values(distribution)) // 2)
+            if step is not None:  # then Optuna allows no log scale
+                value_count = int(count_values(distribution))  # a float only for infinity
+                return nth_value(distribution, value_count // 2)
             middle = low / 2 + high / 2  # low + high could be beyond all floats
             if log:
                 middle = math.sqrt(low) * math.sqrt(high)
@@ -605,7 +611,7 @@ def nth_value(distribution: Distribution, index: int) -> Any:
         case IntDistribution(low=low, step=step):
             return low + index * step
         case FloatDistribution(low=low, step=step):
-            if step is None:
+            if step is None:  # it is finite only if low is high
                 return low
             return float(Decimal(str(low)) + index * Decimal(str(step)))
 
