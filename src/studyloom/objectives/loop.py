@@ -654,15 +654,16 @@ class LoopObjective(Objective):
                 prunes_itself = isinstance(error, TrialPruned) and guard.ending is None
                 if prunes_itself:
                     run.flush()  # sends the last report, which may be pending
-                caught_error = _find_caught_error(error, run, guard)
-                if caught_error is not None:
-                    raise caught_error from None
+                # This exception counts even if the loop has caught it, and has raised another one.
+                library_error = _find_library_error(error, run, guard)
+                if library_error is not None:
+                    raise library_error from None
                 raise
             finally:
                 self._not_kept = run.not_kept
                 self._warnings += run.warnings
                 run.close()
-            self.loop.check_run(run)
+            self.loop.check_run(run)  # each report checks it, but the loop may have sent none
             if position == 0:
                 self._states = run.copy_states()
         return value
@@ -900,17 +901,18 @@ class LoopObjective(Objective):
         return self._states or None
 
 
-def _find_caught_error(error: BaseException, run: Run, guard: SignalGuard) -> BaseException | None:
-    """Returns an exception that a loop has caught, and that counts more than the one it has raised.
+def _find_library_error(error: BaseException, run: Run, guard: SignalGuard) -> BaseException | None:
+    """Returns the exception that studyloom has raised within a loop, and that ends its job.
 
-    A loop must not catch the exception by which a report ends its trial, or the error of a
-    checkpoint that does not fit. If it does, it may raise any other one later.
+    It is the exception by which a report has ended the trial, or the error of a checkpoint that
+    does not fit.
 
     Args:
-        error: the exception that the loop has raised.
+        error: the exception that has left the loop: the same one, or another if the loop has caught
+            it.
 
     Returns:
-        The caught exception; None if the loop has caught none.
+        None if the job ends by `error`.
     """
     if guard.ending is not None:
         return guard.ending

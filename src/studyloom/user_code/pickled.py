@@ -109,8 +109,8 @@ def passing_objects(
     """Passes this program's definitions and registered objects to processes started in the body.
 
     Args:
-        names: the names in a config that only this program knows; if there are none, nothing is
-            passed.
+        names: the names in a config that only this program knows, such as `__main__.Net`; if there
+            are none, nothing is passed.
         source_digests: the digests of the sources of the program's definitions.
         used_globals: the names of the globals of `__main__` that these definitions are or use.
         needed: True if the body starts worker processes, which need every object. False if it
@@ -129,6 +129,7 @@ def passing_objects(
         most_bytes = math.inf
     else:
         most_bytes = MOST_BYTES_IF_NOT_NEEDED
+    # `child_arguments`, with which each process is started, reads `_inheritance`.
     with contextlib.ExitStack() as stack:
         try:
             content = _pickle(tuple(passed), most_bytes)

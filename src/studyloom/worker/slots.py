@@ -72,6 +72,7 @@ class SlotQueue:
         self.baseline = stage.source.baseline
         self.pauses = isinstance(self.stored.optuna.pruner, AshaPruner)
         self.order = self._make_order(max_failures)
+        # In rounds no trial may be missing that ends while the others are read.
         self.stored.storage.reads_snapshots = self.in_rounds
 
     def _make_order(self, max_failures: int) -> AshaOrder | RoundOrder | None:
@@ -100,17 +101,20 @@ class SlotQueue:
 
     @property
     def in_rounds(self) -> bool:
-        """Returns whether the trials do not depend on the number of workers."""
+        """Returns whether the search is in rounds: any number of workers gives the same trials."""
         return isinstance(self.order, RoundOrder)
 
     # Claim
 
     def claim(self, lease: float, *, search_ended: bool) -> Claim | None:
-        """Claims a slot, and creates a trial in it if it has none; None if no slot is free.
+        """Claims a slot, a row of the budget, and creates a trial in it if it has none.
 
         Args:
             lease: Seconds until the claim ends unless it is renewed.
             search_ended: Whether only slots whose trials have begun may be claimed.
+
+        Returns:
+            None if no slot is free.
         """
         return self.stored.ledger.claim(
             self.owner,
@@ -131,7 +135,8 @@ class SlotQueue:
     def halt_failed_rounds(self) -> None:
         """Halts a search in rounds if its trials fail, once no segment can begin or end any more.
 
-        In a search without rounds the worker whose trial has failed halts it, in `HeldTrial.fail`.
+        A segment is a part of the training of a trial, up to its next rung. A search without rounds
+        is halted by the worker whose trial has failed, in `HeldTrial.fail`.
         """
         if not isinstance(self.order, RoundOrder):
             return
