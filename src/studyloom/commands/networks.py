@@ -151,7 +151,7 @@ def compress(arguments: argparse.Namespace) -> None:
         recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as config,
         ExitStack() as open_studies,
     ):
-        # Within `Stop`, Ctrl-C only requests a stop, so that the study is opened in full. After it,
+        # Within `Stop`, Ctrl-C requests a stop, so that the study is closed in order. After it,
         # Ctrl-C ends the command at once: compression holds no trial that others could continue.
         with Stop() as stop:
             study = open_studies.enter_context(open_study_after_search(config, stop))

@@ -47,7 +47,7 @@ def explain_missing_winner(evaluation: Evaluation) -> NoWinner | None:
         return NoWinner(f"there is no winner: {reason}; raise study.trials")
     contenders = [candidate for candidate in candidates.values() if candidate.may_win]
     last_stage = evaluation.stages[-1]  # in which their trainings have failed
-    causes = []  # none if the trainings were deleted from the database
+    causes = []  # none if the database has no failed training of the stage
     for failure in count_failures(last_stage.stored.trials()):
         example = one_line(failure.first_reason)
         causes.append(f"{failure.count} × {failure.kind}, such as: {example}")

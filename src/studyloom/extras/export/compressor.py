@@ -167,7 +167,7 @@ class Compressor:
         difference = compare_outputs(metric, winner, outputs_of_winner, outputs_of_file)
         interval = difference.interval
         has_interval = interval is not None
-        if interval is None:  # it cannot be computed
+        if interval is None:  # it is not known, as for a custom evaluation
             interval = (difference.mean, difference.mean)
         return Scores(
             value=outputs_of_file.score(metric),

@@ -286,7 +286,9 @@ class Evaluator:
             outputs: the outputs of the network on the validation set.
         """
         difference = compare_outputs(self.metric, self.original, self.outputs, outputs)
-        ends = difference.interval or (difference.mean, difference.mean)
+        ends = difference.interval
+        if ends is None:  # it is not known, as for a custom evaluation
+            ends = (difference.mean, difference.mean)
         # Adding 0.0 turns -0.0, which would be printed with its sign, into 0.0.
         drop = -self.metric.sign * difference.mean + 0.0
         low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
