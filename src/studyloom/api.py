@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
@@ -301,6 +303,30 @@ class Study:
         return self._make_trial(take_snapshot(self._stored).best)
 
     @property
+    def best_trial(self) -> Trial:
+        """The best trial of the search, as `best`, for programs of Optuna.
+
+        Raises:
+            ValueError: no trial is complete.
+        """
+        best = self.best
+        if best is None:
+            raise ValueError("no trial is complete yet")
+        return best
+
+    @property
+    def best_params(self) -> Mapping[str, Any]:
+        """The hyperparameters of `best_trial`; raises as it does."""
+        return self.best_trial.params
+
+    @property
+    def best_value(self) -> float:
+        """The value of `best_trial`; raises as it does."""
+        value = self.best_trial.value
+        assert value is not None  # a complete trial has one
+        return value
+
+    @property
     def baseline(self) -> Trial | None:
         """The trial of the default configuration; None before it is complete."""
         return self._make_trial(take_snapshot(self._stored).baseline)
@@ -478,6 +504,7 @@ def _run_invocation(
     quiet: bool,
     is_call: bool = False,
     notes: Sequence[str] = (),
+    callbacks: Sequence[Callable[..., object]] = (),
 ) -> Study:
     """Runs the study of an invocation in this process, unless its launcher starts workers.
 
@@ -487,6 +514,7 @@ def _run_invocation(
         quiet: whether neither progress nor result is printed.
         is_call: whether the study is that of a call of `search`, and no file has its config.
         notes: lines that are printed before the first trial.
+        callbacks: called with the study and each trial of the search that ends.
     """
     from studyloom.worker.task import Command
 
@@ -514,7 +542,7 @@ def _run_invocation(
             is_call=is_call,
             kind=kind,
         )
-        study = run_call(config, command, quiet=quiet, notes=notes)
+        study = run_call(config, command, quiet=quiet, notes=notes, callbacks=callbacks)
         stored = opening.open_study(study.prepared.url, study.stored.name, DEADLINE)
         return Study(stored, study.run_dir.absolute())
 
@@ -533,11 +561,12 @@ def search(
     minimize: str | Sequence[str] | None = None,
     workers: int | None = None,
     seed: int | None = None,
-    sampler: str | type | Mapping[str, Any] | None = None,
-    pruner: str | type | Mapping[str, Any] | None = None,
+    sampler: str | type | Mapping[str, Any] | BaseSampler | None = None,
+    pruner: str | type | Mapping[str, Any] | BasePruner | None = None,
     storage: str | None = None,
     run_dir: str | Path | None = None,
     winner: bool | Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], object]] = (),
     quiet: bool = False,
     **settings: Any,
 ) -> Study:
@@ -587,17 +616,21 @@ def search(
         workers: how many processes run trials. None: one per GPU, or else one per core; never more
             than trials that are left.
         seed: seeds each trial together with its number, and the splits of the data. None: 0.
-        sampler: an option ("tpe", "gp", "cmaes", "random", "grid", …), a sampler class of Optuna,
-            or a mapping of settings. None: "auto", Optuna's TPE (multivariate, grouped), and after
+        sampler: an option ("tpe", "gp", "cmaes", "random", "grid", …), a sampler of Optuna, its
+            class, or a mapping of settings. An object of your own class serves all trials of one
+            worker. None: "auto", Optuna's TPE (multivariate, grouped), and after
             ten results "gp", a Gaussian process, if trials train for 2 s or more on average.
-        pruner: an option ("asha", "median", "hyperband", "none", …), a pruner class of Optuna, or a
-            mapping of settings. None: ASHA with promotion for a network; the median for a loop or
-            Optuna objective; no pruner there for several objectives.
+        pruner: an option ("asha", "median", "hyperband", "none", …), a pruner of Optuna, its class,
+            or a mapping of settings. None: ASHA with promotion for a network; the median for a loop
+            or Optuna objective; no pruner there for several objectives.
         storage: an option such as "postgres", or the URL of a database. None: the variable
             STUDYLOOM_STORAGE; if it is not set, the SQLite file study.db in `run_dir`.
         run_dir: the folder for everything that the study writes. None: runs/NAME.
         winner: settings such as {"top": 5, "seeds": 10}; False: the study ends with its search.
             None: top 3, 3 seeds.
+        callbacks: functions that are called with the study and each trial of the search that ends,
+            as in Optuna, but in this process, whichever process has run the trial. `study.stop()`
+            stops the study in order; an exception does too, and is then raised here.
         quiet: True: prints neither progress nor result.
         settings: any other key of a config, by section or dotted name: train={"epochs": 20}. A
             class or function is given as an object: loss=torch.nn.L1Loss. `studyloom keys` lists
@@ -628,6 +661,11 @@ def search(
     from studyloom.config.invocation import write_sections
     from studyloom.definition.python_study import read_call
 
+    if not all(callable(callback) for callback in callbacks):
+        raise ConfigError(
+            "callbacks must be a list of functions (study, trial); got "
+            f"{[type(callback).__name__ for callback in callbacks]}"
+        )
     if space is None:
         space = {}
     if run_dir is not None:
@@ -655,7 +693,9 @@ def search(
     study = read_call(subject, space, data, all_settings, keywords)
     invocation = write_sections(study.sections, study.run_dir)
     study.write()  # the arrays, which the sections name as files
-    return _run_invocation(invocation, (), quiet=quiet, is_call=True, notes=study.notes)
+    return _run_invocation(
+        invocation, (), quiet=quiet, is_call=True, notes=study.notes, callbacks=callbacks
+    )
 
 
 def _collect_objective_settings(maximize: object, minimize: object) -> dict[str, object]:

@@ -1,16 +1,19 @@
 """The study of a call from Python: it passes objects of the program to workers, and then runs."""
 
+import functools
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import optuna
 
+from studyloom.commands.callbacks_of_call import Callback, CallbackListener
 from studyloom.commands.outputs import Outputs, take_environment
 from studyloom.commands.reporting import StudyReporting
 from studyloom.config.study_config import StudyConfig
 from studyloom.config.values import as_yaml
 from studyloom.errors import ConfigError
+from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import error_text
 from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
@@ -28,14 +31,23 @@ class CallReporting(StudyReporting):
 
     Args:
         ending: a stack whose end, after the study is closed, ends the passing of objects.
+        make_listener: makes what calls the call's `callbacks` for the trials of a study; None if it
+            has none.
     """
 
     def __init__(
-        self, command: Command, outputs: Outputs, config: StudyConfig, ending: ExitStack
+        self,
+        command: Command,
+        outputs: Outputs,
+        config: StudyConfig,
+        ending: ExitStack,
+        make_listener: Callable[[StoredStudy], CallbackListener] | None,
     ) -> None:
         super().__init__(command, outputs)
         self.config = config
         self.ending = ending
+        self.make_listener = make_listener
+        self.callback_listener: CallbackListener | None = None
 
     def prepare(self, prepared: Prepared) -> None:
         """Makes the objects that only this program defines available to its workers.
@@ -74,6 +86,9 @@ class CallReporting(StudyReporting):
         names_script = f": {MAIN}" in as_yaml(self.config.written)
         if names_script:
             record_script(study.run_dir)
+        if self.make_listener is not None:
+            self.callback_listener = self.make_listener(study.stored)
+            self.outputs.listeners.append(self.callback_listener)
         with super().attached(study):
             yield
 
@@ -108,7 +123,12 @@ def digests_of_program(prepared: Prepared) -> dict[str, str]:
 
 
 def run_call(
-    config: StudyConfig, command: Command, *, quiet: bool, notes: Sequence[str]
+    config: StudyConfig,
+    command: Command,
+    *,
+    quiet: bool,
+    notes: Sequence[str],
+    callbacks: Sequence[Callback] = (),
 ) -> OpenStudy:
     """Runs the study of a call from Python, and returns it, closed.
 
@@ -118,10 +138,12 @@ def run_call(
     Args:
         quiet: whether nothing is printed.
         notes: lines that are printed before the first trial.
+        callbacks: called with the study and each trial of the search that ends.
 
     Raises:
         ConfigError: the config has an error.
         KeyboardInterrupt: a signal has stopped it.
+        Exception: a callback has raised it.
     """
     if config.study.dry_run:
         raise ConfigError(
@@ -136,7 +158,10 @@ def run_call(
         outputs.console.quiet = quiet
         outputs.console.lasting = False
         outputs.notes = notes
-        reporting = CallReporting(command, outputs, config, ending)
+        make_listener = None
+        if callbacks:
+            make_listener = functools.partial(CallbackListener, callbacks, stop=stop)
+        reporting = CallReporting(command, outputs, config, ending, make_listener)
 
         code = 1  # the study could not finish
         try:
@@ -162,4 +187,7 @@ def run_call(
         message = f"the study was stopped; {command.resumes} it"
         raise KeyboardInterrupt(message) from error_after_signal
     assert reporting.study is not None
+    listener = reporting.callback_listener
+    if listener is not None and listener.error is not None:
+        raise listener.error
     return reporting.study

@@ -7,6 +7,7 @@ follows from the database only. A part that *keeps state* is the exception: one 
 trials of a search, which therefore has a single worker.
 """
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +26,17 @@ from studyloom.config.values import describe_error, value_at
 from studyloom.decisions.asha import AshaPruner, Unpruned
 from studyloom.decisions.extrapolation import Extrapolating
 from studyloom.decisions.gaussian_process import AutoSampler
+from studyloom.decisions.given_samplers import KEEPS_STATE, copy_for_trial, may_keep_state
 from studyloom.decisions.samplers import CmaEsSampler, GridSampler, SamplerContext
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
 from studyloom.space.tree import Configuration
+from studyloom.user_code.pickled import registered_object
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
-# A key in the sections `sampler` and `pruner`, and an attribute of their classes: whether the part
-# keeps state.
-KEEPS_STATE = "keeps_state"
 # Samplers whose trials have their places in one sequence, so that they share one seed.
 SAMPLERS_OF_SEQUENCES = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
 # Samplers that learn only from complete trials, of which a pruner leaves few.
@@ -100,6 +100,8 @@ class Strategy:
             sampler: BaseSampler = call_target(
                 target, section, "sampler", seed=seed, context=context
             )
+            if target is registered_object and not self._keeps_state("sampler"):
+                sampler = copy_for_trial(sampler, seed)
             if isinstance(sampler, SAMPLERS_OF_COMPLETE_TRIALS):
                 sampler = Extrapolating(sampler)
             if definition.has_optuna_objective:
@@ -145,6 +147,8 @@ class Strategy:
                 epochs=definition.epochs,
                 stored_rung=self.stored_rung,
             )
+        if find_target(section, "pruner") is registered_object:
+            return copy.deepcopy(pruner)  # the object may have served another study
         return pruner
 
     @functools.cached_property
@@ -167,8 +171,11 @@ class Strategy:
         section = self.definition.config[name]
         if KEEPS_STATE in section:
             return bool(section[KEEPS_STATE])
+        target = find_target(section, name)
+        if target is registered_object:
+            return may_keep_state(registered_object(section["name"]))
         # The class may be a user's or Optuna's, which need not have the attribute.
-        return bool(getattr(find_target(section, name), KEEPS_STATE, False))
+        return bool(getattr(target, KEEPS_STATE, False))
 
     @property
     def configurations(self) -> list[Configuration] | None:

@@ -23,6 +23,8 @@ from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -38,9 +40,20 @@ from studyloom.errors import ConfigError, raise_if_any
 from studyloom.files import write_whole, write_with
 from studyloom.objectives.user_functions import UserFunction
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code.digests import check_readable
-from studyloom.user_code.importing import end_import_at_study, find_member, read_recorded_script
-from studyloom.user_code.pickled import MAIN, REGISTERED_PREFIX, forget_objects, register_object
+from studyloom.user_code.digests import LAMBDA, check_readable
+from studyloom.user_code.importing import (
+    end_import_at_study,
+    find_member,
+    read_recorded_script,
+    unwrap_callable,
+)
+from studyloom.user_code.pickled import (
+    MAIN,
+    REGISTERED_PREFIX,
+    forget_objects,
+    register_callable,
+    register_object,
+)
 
 HELD_OUT_ONE_IN = 5  # one example of so many is for validation, and for the test if no set is given
 DIGEST_LENGTH = 12  # characters
@@ -175,19 +188,16 @@ class CallReader:
     ) -> None:
         self._subject = subject
         self._keywords = keywords
-        name = type(subject).__name__
-        if hasattr(subject, "__qualname__"):  # a class or function
-            name = subject.__qualname__
-        module = ""
-        if hasattr(subject, "__module__"):
-            module = subject.__module__
-        self._target = f"{module}.{name}"
         self._parameters = _read_parameter_names(subject)
-        study_name = name.rpartition(".")[2].lower()
-        self.study = PythonStudy({"study": {"name": study_name}})
+        name = _name_callable(subject)
+        self.study = PythonStudy({"study": {"name": name.lower()}})
         self.options: dict[str, str | None] = {}
-        self.errors = _explain_unknown_name(self._target, subject)
         self.trains_network = self._is_network(space, settings)
+        self._target = _name_member(subject)
+        self.errors = _explain_unknown_name(self._target, subject)
+        if self.errors and not self.trains_network and is_passed_as_object(subject):
+            self._target = register_callable(name, subject)
+            self.errors = []
 
     def _is_network(self, space: Mapping[str, object], settings: Mapping[str, object]) -> bool:
         """Returns whether the subject is the class of a network, or a function that returns one.
@@ -271,7 +281,7 @@ class CallReader:
         target = value
         if isinstance(value, Mapping):
             target = value.get("_target_")
-        if is_group and callable(target):  # a class or function
+        if is_group and (callable(target) or isinstance(value, BaseSampler | BasePruner)):
             self.options[key] = None
         config_value = _to_config_value(key, value, self.errors)
         try:
@@ -401,6 +411,44 @@ class CallReader:
         return self.study
 
 
+def _name_member(member: object) -> str:
+    """Returns the dotted name by which a class or function can be imported, if it can be.
+
+    Another object has the name of its class, which is not a name of the object itself.
+    """
+    name = type(member).__qualname__
+    if hasattr(member, "__qualname__"):
+        name = member.__qualname__
+    return f"{member.__module__}.{name}"
+
+
+def _name_callable(subject: object) -> str:
+    """Returns the name of a function or class, or of what a callable object is made of.
+
+    It is the name of the function for a `functools.partial`, that of the class for an object with
+    `__call__`, and "objective" for a lambda.
+    """
+    name: str = unwrap_callable(subject).__name__
+    if name == LAMBDA:
+        return "objective"
+    return name
+
+
+def is_passed_as_object(subject: object) -> bool:
+    """Returns whether workers can get a subject that has no name, with a digest of its code.
+
+    Such a subject is a lambda, a closure, a `functools.partial`, or an object with `__call__`. The
+    source of what it calls must be readable, or an edit of it would go unnoticed.
+    """
+    if isinstance(subject, type) or not callable(subject):
+        return False
+    try:
+        check_readable(unwrap_callable(subject))
+    except ConfigError:
+        return False
+    return True
+
+
 def _read_parameter_names(subject: Callable[..., object]) -> set[str]:
     """Returns the names of a subject's parameters; none if it has no signature."""
     try:
@@ -409,11 +457,27 @@ def _read_parameter_names(subject: Callable[..., object]) -> set[str]:
         return set()
 
 
+# Keywords of Optuna's `create_study` and `optimize`, and how a call of `search` says the same.
+OPTUNA_KEYWORDS = {
+    "n_trials": "trials=…",
+    "n_jobs": "workers=…",
+    "timeout": "study={'timeout': …}, in seconds",
+    "direction": "minimize='loss' or maximize='accuracy'",
+    "directions": "maximize=['accuracy', …] and minimize=[…]",
+    "study_name": "name=…",
+    "load_if_exists": "no such keyword: the same call resumes a study",
+    "catch": "no such keyword: a trial that raises an error fails, and the study continues",
+    "show_progress_bar": "quiet=…",
+}
+
+
 def _suggest_keyword(name: str, keywords: Sequence[str]) -> str:
     """Suggests a keyword of `search`, or the section that has a key of this name.
 
     For `epoch` it returns "; did you mean train={'epochs': …}?".
     """
+    if name in OPTUNA_KEYWORDS:
+        return f"; here it is {OPTUNA_KEYWORDS[name]}"
     similar_keywords = get_close_matches(name, keywords, n=1, cutoff=0.8)
     if similar_keywords:
         return f"; did you mean {similar_keywords[0]}?"
@@ -503,6 +567,8 @@ def _to_config_value(key: str, value: Any, errors: list[str]) -> Any:
         if isinstance(target_section, dict):  # the target was a class or function
             section |= target_section
         return section
+    if isinstance(value, BaseSampler | BasePruner) and key in ("sampler", "pruner"):
+        return register_object(key, value)
     if key.startswith("data."):
         dataset = _as_dataset(value)
         if dataset is not None:
@@ -778,7 +844,8 @@ def _refuse_names_of_program(text: str, run_dir: Path) -> None:
         )
     if REGISTERED_PREFIX in text:
         errors.append(
-            "a config cannot hold the Datasets that were given as objects: give tensors or arrays, "
-            "or name classes of a module as data.train._target_ and data.test._target_"
+            "a config cannot hold what was given to search as an object: for Datasets give tensors "
+            "or arrays, or name classes of a module as data.train._target_ and data.test._target_; "
+            "for an objective or a sampler name a function or class of a module"
         )
     raise_if_any(errors)

@@ -27,6 +27,7 @@ from studyloom.space.rule import Condition, parse_limits, read_space
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import TRIAL_KEYS
 from studyloom.text import format_scalar
+from studyloom.user_code.importing import unwrap_callable
 
 NETWORK = "objective.network"  # the key that names the network of a loop
 PARAMS = "params"  # the section that holds the arguments of a loop
@@ -220,7 +221,7 @@ class FunctionSource:
 
 def read_source(objective: Mapping[str, object]) -> FunctionSource:
     """Reads the source of the function that an objective names, and of the function's module."""
-    function = find_target(objective, "objective")
+    function = unwrap_callable(find_target(objective, "objective"))
     module = inspect.getmodule(function)
     function_source = ""
     module_source = ""

@@ -23,17 +23,23 @@ from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from studyloom.errors import ConfigError, raise_if_any
 from studyloom.user_code.importing import find_member, is_users_code
-from studyloom.user_code.pickled import MAIN, received_digests
+from studyloom.user_code.pickled import (
+    MAIN,
+    REGISTERED_PREFIX,
+    received_digests,
+    registered_object,
+)
 
 CODE = "code."  # the beginning of the key of a digest; the module follows
 DIGITS = 16  # the length of a digest: long enough to distinguish sources, short enough to read
 DATA = "data "  # the beginning of the digest of an array, a tensor or a Dataset
 MOST_NUMBERS = 1_000_000  # a larger array is sampled evenly, so that its digest stays fast
+LAMBDA = "<lambda>"  # the name that Python gives to each lambda
 NODES_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -115,7 +121,51 @@ def _digest_main(targets: Iterable[str]) -> dict[str, str]:
     for name, text in find_main_globals(targets).items():
         if text:
             digests[MAIN + name] = _digest_stable_text(text)
+    for name, stable_text in _make_texts_of_registered(targets).items():
+        digests[f"{MAIN}search({name})"] = _digest_stable_text(stable_text.text)
     return digests
+
+
+def _make_texts_of_registered(targets: Iterable[str]) -> dict[str, StableText]:
+    """Makes a text for each callable object that the program has registered, by its name."""
+    texts = {}
+    for target in targets:
+        if target.startswith(REGISTERED_PREFIX):
+            value = find_member(target)
+            if value is not registered_object:  # which stands for an object that is no target
+                texts[target.removeprefix(REGISTERED_PREFIX)] = _make_text_of_callable(value)
+    return texts
+
+
+def _make_text_of_callable(value: object) -> StableText:
+    """Makes a text for a callable object: its code, and the plain values that it holds.
+
+    They are the arguments of a `functools.partial`, the attributes of an object with `__call__`,
+    and the variables of the function around a closure.
+    """
+    if isinstance(value, functools.partial):
+        function_text = _make_text_of_callable(value.func)
+        arguments_text = _make_stable_text([value.args, value.keywords])
+        return _join_texts([function_text, arguments_text])
+    if inspect.isfunction(value):
+        texts = [_make_text_of_code(value)]
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # the variable has no value yet
+                texts.append(_make_stable_text(cell.cell_contents))
+        return _join_texts(texts)
+    if hasattr(value, "__dict__"):
+        return _join_texts([_make_text_of_code(value), _make_stable_text(vars(value))])
+    return _make_text_of_code(value)
+
+
+def _join_texts(texts: Iterable[StableText]) -> StableText:
+    """Joins the texts of a value's parts to one."""
+    parts = []
+    names_read: list[str] = []
+    for text in texts:
+        parts.append(text.text)
+        names_read += text.names_read
+    return StableText(f"[{', '.join(parts)}]", tuple(names_read))
 
 
 def _check_not_edited(digests: Mapping[str, str]) -> None:
@@ -268,6 +318,8 @@ def find_main_globals(targets: Iterable[str]) -> dict[str, str]:
         if target.startswith(MAIN):
             global_name = target.removeprefix(MAIN).partition(".")[0]  # Net of __main__.Net.small
             names_to_visit.append(global_name)
+    for stable_text in _make_texts_of_registered(targets).values():
+        names_to_visit += stable_text.names_read
     texts: dict[str, str] = {}
     while names_to_visit:
         name = names_to_visit.pop(0)
@@ -429,15 +481,10 @@ def _make_text_of_items(items: Iterable[object], *, is_set: bool = False) -> Sta
     Args:
         is_set: whether the order of the items differs between processes, as that of a set does.
     """
-    texts = []
-    names_read: list[str] = []
-    for item in items:
-        item_text = _make_stable_text(item)
-        texts.append(item_text.text)
-        names_read += item_text.names_read
+    texts = [_make_stable_text(item) for item in items]
     if is_set:
-        texts.sort()
-    return StableText(f"[{', '.join(texts)}]", tuple(names_read))
+        texts.sort(key=lambda text: text.text)
+    return _join_texts(texts)
 
 
 def _make_text_of_code(value: object) -> StableText:
@@ -476,7 +523,10 @@ def read_source(member: Any) -> str:
     Raises:
         OSError: the source cannot be read.
         TypeError: the value is not Python code.
+        SyntaxError: the file of a lambda is not Python, such as a cell with a magic command.
     """
+    if inspect.isfunction(member) and member.__name__ == LAMBDA:
+        return _read_lambda(member)
     try:
         return textwrap.dedent(inspect.getsource(member))
     except (OSError, TypeError):
@@ -485,6 +535,26 @@ def read_source(member: Any) -> str:
         if source is None:
             raise
         return source
+
+
+def _read_lambda(function: FunctionType) -> str:
+    """Returns the source of a lambda, without the rest of the line that it stands in.
+
+    Python knows only the line. If several lambdas with the same parameters begin there, all of them
+    are returned.
+    """
+    code = function.__code__
+    parameters = code.co_varnames[: code.co_argcount]
+    file_lines, _ = inspect.findsource(function)
+    sources = []
+    for node in ast.walk(ast.parse("".join(file_lines))):
+        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
+            names = [*node.args.posonlyargs, *node.args.args]
+            if tuple(name.arg for name in names) == parameters:
+                sources.append(ast.unparse(node))
+    if not sources:
+        raise OSError("the lambda is not in its file")
+    return f"({', '.join(sources)})"
 
 
 def _find_class_in_cells(class_: type) -> str | None:

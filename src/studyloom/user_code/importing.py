@@ -267,6 +267,18 @@ def find_member(name: str) -> Any:
             raise
 
 
+def unwrap_callable(value: Any) -> Any:
+    """Returns the function or class whose code runs when a value is called.
+
+    It is the function of a `functools.partial`, and the class of an object with `__call__`.
+    """
+    while isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, type) or inspect.isroutine(value):
+        return value
+    return type(value)
+
+
 def end_import_at_study() -> None:
     """Ends the import of the user's code, if one is in progress; called where a study begins.
 

@@ -84,6 +84,28 @@ def forget_objects() -> None:
     _objects.clear()
 
 
+def register_callable(name: str, value: Any) -> str:
+    """Registers an object that is called, such as a closure or a `functools.partial`.
+
+    Returns:
+        The dotted name by which a config names the object, as it would name a function.
+    """
+    _objects[name] = value
+    return f"{REGISTERED_PREFIX}{name}"
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a registered callable as a member of this module, which its dotted name says."""
+    if name in _objects:
+        return _objects[name]
+    raise AttributeError(
+        f"{name} was given to studyloom.search as an object, which this process does not have; "
+        "repeat the call",
+        name=name,
+        obj=sys.modules[__name__],
+    )
+
+
 def registered_object(name: str) -> Any:
     """Returns an object that the program has registered.
 

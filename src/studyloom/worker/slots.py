@@ -14,8 +14,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.decisions.asha import AshaOrder, AshaPruner
+from studyloom.decisions.given_samplers import KEEPS_STATE
 from studyloom.decisions.rounds import RoundOrder
-from studyloom.decisions.strategy import KEEPS_STATE
 from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
 from studyloom.space.drawing_configurations import (

@@ -1,0 +1,261 @@
+"""The objects that programs of Optuna have: objectives of any kind, samplers, pruners, callbacks."""
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import optuna
+import pytest
+from optuna.pruners import MedianPruner
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import TrialState
+
+import studyloom as sl
+from studyloom.decisions.given_samplers import copy_for_trial
+
+FEW = {"trials": 4, "winner": False, "quiet": True}
+
+
+def square(trial, center=0.0):
+    return (trial.suggest_float("x", -3, 3) - center) ** 2
+
+
+class Square:
+    def __init__(self, center):
+        self.center = center
+
+    def __call__(self, trial):
+        return square(trial, self.center)
+
+
+def make_square(center):
+    def inner(trial):
+        return square(trial, center)
+
+    return inner
+
+
+OBJECTIVES = {
+    "a partial": functools.partial(square, center=1.0),
+    "an object": Square(1.0),
+    "a closure": make_square(1.0),
+    "a lambda": lambda trial: square(trial, 1.0),
+}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_an_objective_may_be_anything_that_is_called(kind, workers, tmp_path):
+    few = {**FEW, "workers": workers, "run_dir": tmp_path, "sampler": "random"}
+    with sl.search(OBJECTIVES[kind], **few) as study:
+        first = study.to_dicts()
+    with sl.search(OBJECTIVES[kind], **{**few, "trials": 6}) as study:
+        rows = study.to_dicts()
+        assert [row["value"] for row in rows[:4]] == [row["value"] for row in first]
+        values = {row["params.x"]: row["value"] for row in rows}
+        assert len(rows) == 6
+        assert all(abs((x - 1.0) ** 2 - value) < 1e-9 for x, value in values.items())
+        assert study.best_value == study.best_trial.value == min(values.values())
+        assert study.best_params == study.best.params
+
+
+SCRIPT = """
+import functools, sys
+import studyloom as sl
+
+FACTOR = {factor}
+
+class Square:
+    def __init__(self, center):
+        self.center = center
+
+    def __call__(self, trial):
+        return FACTOR * (trial.suggest_float("x", -3, 3) - self.center) ** 2
+
+def plain(trial, center):
+    return Square(center)(trial)
+
+def make(center):
+    def inner(trial):
+        return Square(center)(trial)
+    return inner
+
+KINDS = dict(
+    lambda_=lambda trial: Square({center})(trial), partial=functools.partial(plain, center={center}),
+    instance=Square({center}), closure=make({center}),
+)
+if __name__ == "__main__":
+    sl.search(KINDS[sys.argv[1]], trials={trials}, name="edited", workers=1, winner=False, quiet=True)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["lambda_", "partial", "instance", "closure"])
+def test_an_edit_of_code_or_values_of_an_objective_is_refused(kind, tmp_path):
+    def run(**values):
+        values = {"factor": 1, "center": 1, "trials": 2, **values}
+        script = tmp_path / "mine.py"
+        script.write_text(SCRIPT.format(**values))
+        command = [sys.executable, script, kind]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run().returncode == 0
+    assert run(trials=3).returncode == 0, "the number of trials is no code"
+    for changed in ({"center": 2}, {"factor": 2}):
+        refused = run(**changed)
+        assert refused.returncode != 0
+        assert "has changed since the study 'edited' began" in refused.stderr, refused.stderr
+
+
+def test_an_object_that_cannot_be_sent_is_named(tmp_path):
+    lock = threading.Lock()
+
+    def objective(trial):
+        with lock:
+            return square(trial)
+
+    with pytest.raises(sl.ConfigError, match="objective: cannot be given to worker processes"):
+        sl.search(objective, **FEW, workers=2, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        TPESampler(n_startup_trials=2),
+        TPESampler(n_startup_trials=2, seed=1),
+        RandomSampler(),
+        CmaEsSampler(),
+        GPSampler(n_startup_trials=2),
+        NSGAIISampler(),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_trials_of_a_sampler_object_depend_on_seed_and_number_only(sampler, tmp_path):
+    def search(name, trials, seed=0):
+        few = {**FEW, "trials": trials, "seed": seed, "run_dir": tmp_path / name}
+        with sl.search(square, sampler=sampler, workers=1, **few) as study:
+            return [row["params.x"] for row in study.to_dicts()]
+
+    whole = search("whole", 5)
+    search("resumed", 3)
+    assert search("resumed", 5) == whole
+    assert search("other", 5, seed=1) != whole
+    assert len({*whole}) == 5
+
+
+def test_the_seed_of_a_sampler_object_counts():
+    states = []
+    for sampler in (TPESampler(), TPESampler(seed=1), TPESampler(seed=2)):
+        copies = [copy_for_trial(sampler, seed=3) for _ in range(2)]
+        first, again = (copied._rng.rng.random_sample() for copied in copies)
+        assert first == again
+        states.append(first)
+    assert len({*states}) == 3
+
+
+class Counting(BaseSampler):
+    """A sampler that keeps state: how often it was asked."""
+
+    def __init__(self):
+        self.count = 0
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        self.count += 1
+        return self.count / 10
+
+
+def test_an_object_of_another_class_serves_all_trials_of_one_worker(tmp_path):
+    few = {**FEW, "sampler": Counting(), "run_dir": tmp_path}
+    with pytest.raises(sl.ConfigError, match=r"sampler: keeps its state in one process .*set"):
+        sl.search(square, workers=2, **few)
+    with sl.search(square, workers=1, **few) as study:
+        assert [row["params.x"] for row in study.to_dicts()] == [0.1, 0.2, 0.3, 0.4]
+
+
+def falling(trial):
+    x = trial.suggest_float("x", -3, 3)
+    for step in range(1, 5):
+        trial.report(x**2, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return x**2
+
+
+def test_a_pruner_object_prunes(tmp_path):
+    pruner = MedianPruner(n_startup_trials=2)
+    few = {**FEW, "trials": 12, "workers": 1, "run_dir": tmp_path, "sampler": "random"}
+    with sl.search(falling, pruner=pruner, **few) as study:
+        assert {row["state"] for row in study.to_dicts()} == {"complete", "pruned"}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.chaos)])
+def test_callbacks_get_each_ended_trial_once_in_this_process(workers, tmp_path):
+    calls = []
+
+    def note(study, trial):
+        calls.append((trial.number, trial.value, study.study_name, os.getpid()))
+        assert trial.state == TrialState.COMPLETE
+        assert study.best_value <= trial.value
+
+    few = {**FEW, "workers": workers, "run_dir": tmp_path, "callbacks": [note]}
+    with sl.search(square, **few) as study:
+        values = [row["value"] for row in study.to_dicts()]
+    assert sorted(calls) == [(n, values[n], "square", os.getpid()) for n in range(4)]
+    sl.search(square, **{**few, "trials": 5}).close()
+    assert [number for number, *_ in calls[4:]] == [4]
+
+
+def slow(trial):
+    time.sleep(0.3)
+    return square(trial)
+
+
+def test_a_callback_stops_the_study_in_order(tmp_path):
+    def stop(study, trial):
+        study.stop()
+
+    few = {**FEW, "trials": 40, "workers": 1, "run_dir": tmp_path}
+    with sl.search(slow, callbacks=[stop], **few) as study:
+        states = [row["state"] for row in study.to_dicts()]
+    assert 0 < states.count("complete") < 40
+
+
+def test_an_exception_of_a_callback_is_raised_by_the_call(tmp_path):
+    def fail(study, trial):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        sl.search(square, callbacks=[fail], **FEW, workers=1, run_dir=tmp_path)
+    with pytest.raises(sl.ConfigError, match=r"callbacks must be a list of functions"):
+        sl.search(square, callbacks=[3], **FEW, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("n_trials", "trials=…"),
+        ("n_jobs", "workers=…"),
+        ("timeout", "study={'timeout': …}"),
+        ("direction", "minimize='loss' or maximize='accuracy'"),
+    ],
+)
+def test_a_keyword_of_optuna_names_ours(keyword, hint, tmp_path):
+    with pytest.raises(sl.ConfigError, match=f"{keyword}: no such keyword.* here it is {hint}"):
+        sl.search(square, run_dir=tmp_path, **{keyword: 3})
