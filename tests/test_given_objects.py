@@ -1,4 +1,4 @@
-"""The objects that programs of Optuna have: objectives of any kind, samplers, pruners, callbacks."""
+"""What programs of Optuna have: objectives of any kind, objects of samplers, callbacks."""
 
 import functools
 import os
@@ -92,11 +92,14 @@ def make(center):
     return inner
 
 KINDS = dict(
-    lambda_=lambda trial: Square({center})(trial), partial=functools.partial(plain, center={center}),
-    instance=Square({center}), closure=make({center}),
+    lambda_=lambda trial: Square({center})(trial),
+    partial=functools.partial(plain, center={center}),
+    instance=Square({center}),
+    closure=make({center}),
 )
 if __name__ == "__main__":
-    sl.search(KINDS[sys.argv[1]], trials={trials}, name="edited", workers=1, winner=False, quiet=True)
+    few = dict(trials={trials}, workers=1, winner=False, quiet=True)
+    sl.search(KINDS[sys.argv[1]], name="edited", **few)
 """
 
 

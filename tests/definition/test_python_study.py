@@ -220,13 +220,12 @@ def test_a_run_directory_with_a_zero_byte_is_refused(tmp_path, monkeypatch):
 def test_all_errors_of_a_call_are_reported_together_and_leave_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def inner(config, run):
-        return 0
+    class Inner(Net):
+        pass
 
     generator = (pair(3) for _ in range(2))
     for call, words in {
-        lambda: sl.search(lambda run: 0, minimize="loss"): ["<lambda>: worker processes cannot"],
-        lambda: sl.search(inner, minimize="loss"): ["inner: worker processes cannot import it"],
+        lambda: sl.search(Inner, data=pair(9)): ["Inner: worker processes cannot import it"],
         lambda: sl.search(3, minimize="x"): ["got int"],
         lambda: sl.search(loop, minimize="x", name="../elsewhere"): ["must be a folder name"],
         lambda: sl.search(Net, data=generator, trails=3): [
@@ -288,8 +287,8 @@ def cases(*listed):
             {"maximize": objective},
             "objective.metric must be a name",
         ),
-        ("a sampler", loop, {"sampler": RandomSampler()}, "sampler: .* type RandomSampler; give"),
-        ("a pruner", loop, {"pruner": NopPruner()}, "pruner: .*, or its class and arguments"),
+        ("a pruner as sampler", loop, {"sampler": NopPruner()}, "sampler.*NopPruner"),
+        ("another object", loop, {"pruner": object()}, "pruner: .*, or its class and arguments"),
         ("a path as storage", loop, {"storage": Path("x")}, "storage must be an option such as"),
         ("an object as storage", loop, {"storage": object()}, "storage must be an option such as"),
         (

@@ -31,7 +31,8 @@ def may_keep_state(part: BaseSampler | BasePruner) -> bool:
     part_class: Any = type(part)
     if hasattr(part_class, KEEPS_STATE):
         return bool(part_class.keeps_state)
-    return part_class.__module__.partition(".")[0] != "optuna"
+    module: str = part_class.__module__
+    return module.partition(".")[0] != "optuna"
 
 
 def copy_for_trial(sampler: BaseSampler, seed: int) -> BaseSampler:
