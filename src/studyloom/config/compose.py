@@ -364,7 +364,7 @@ def initialized_as(hydra_config: DictConfig) -> Iterator[dict[str, str]]:
     Args:
         hydra_config: the section `hydra` of the command's config.
     """
-    folders = config_folders(hydra_config)
+    folders = config_folders(hydra_config)  # "main": that of the study's own configs
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
         yield folders

@@ -66,13 +66,13 @@ class TrainSetting:
 
     Args:
         is_changed: whether the value is not the default.
-        is_typed: whether the user has typed the key on the command line.
+        is_set_on_command_line: whether the user has typed the key there.
     """
 
     name: str
     value: object
     is_changed: bool
-    is_typed: bool
+    is_set_on_command_line: bool
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class LoopDefinition(Definition):
         if "model" in self.composer.choices:
             return True
         for setting in self._read_train_settings():
-            if setting.is_changed and not setting.is_typed:
+            if setting.is_changed and not setting.is_set_on_command_line:
                 return True
         return False
 
@@ -234,8 +234,8 @@ class LoopDefinition(Definition):
         settings = []
         for name, value in self.config.written["train"].items():
             is_changed = value != defaults.get(name)
-            is_typed = f"train.{name}" in typed_keys
-            settings.append(TrainSetting(name, value, is_changed, is_typed))
+            is_set_on_command_line = f"train.{name}" in typed_keys
+            settings.append(TrainSetting(name, value, is_changed, is_set_on_command_line))
         return settings
 
     # The configuration of a trial
@@ -478,7 +478,7 @@ class LoopDefinition(Definition):
             return
         params = ", ".join(self.config[PARAMS] or {}) or "empty"
         for setting in self._read_train_settings():
-            if setting.is_changed or setting.is_typed:
+            if setting.is_changed or setting.is_set_on_command_line:
                 yield (
                     f"train.{setting.name}={format_scalar(setting.value)}: the loop reads nothing "
                     f"of the section train; its settings are in params: {params}"
@@ -490,7 +490,7 @@ class LoopDefinition(Definition):
                         f"{section}: the loop reads nothing of the section {section}; its "
                         f"settings are in params: {params}"
                     )
-        # The interpolation has a value, but not the number of the loop's epochs.
+        # A loop does not read the section `train`, so that this is not the number of its epochs.
         if "${train.epochs}" in self.config.written["pruner"].values():
             yield (
                 f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "

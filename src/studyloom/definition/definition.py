@@ -119,7 +119,7 @@ class Definition:
         space = read_space(value_at(cfg, "space"), composer.options)
         typed_keys = {override.key for override in composer.overrides}
         add_defaults = functools.partial(with_defaults, space, typed_keys)
-        # For other options it replaces sections of `base`, and gives the result the defaults.
+        # It merges the sections of other options into `base`, and adds the defaults to the result.
         completing_composer = replace(composer, base=cfg, complete=add_defaults)
         config = add_defaults(cfg, composer.choices)
         completing_composer.cache_own_config(config)  # for the options of `cfg` itself

@@ -102,7 +102,7 @@ def _try_probe(
     """
     try:
         config = branch.config.with_values(probe)
-        # As a trial would have it that draws the values of this config.
+        # The configuration of a trial that draws exactly the values of this config.
         configuration = definition.space.read_default(
             branch.opened_options, partial(value_at, config)
         )

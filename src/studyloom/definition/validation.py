@@ -241,9 +241,9 @@ def _suggest_new_key(definition: Definition, branch: Branch, node: ValueNode | L
     """Suggests the line that adds a key of the space to a file of the user.
 
     Returns:
-        The suggestion, as the end of an error message; "" if the user has no file for the section.
-        If no file of a group but the primary config names the class or function of the section, the
-        text says that this lacks the parameter.
+        The end of an error message: the suggestion, or "" if the user has no file for the section.
+        A section that is not a group may have a `_target_` in the primary config. Then the text
+        says that this class or function has no such parameter.
     """
     section, _, name = node.key.partition(".")
     is_group = section in definition.composer.choices

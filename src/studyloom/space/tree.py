@@ -507,7 +507,7 @@ def _count_configurations(nodes: Sequence[Node]) -> float:
             case ListNode(length=IntDistribution()):
                 total *= _count_lists(node, nodes)
             case ListNode():
-                pass  # it is counted with the list that it is as long as
+                pass  # its length is that of another list, with which `_count_lists` counts it
     return total
 
 
@@ -580,7 +580,8 @@ def find_default(node: ValueNode | ListNode, declared: Any, shared_length: int =
     Args:
         declared: the default of the argument that the node sets; `inspect.Parameter.empty` if the
             argument has none.
-        shared_length: the length of the other list, if the node is a list that is as long as it.
+        shared_length: the length of another list, if the node has the key of that list as its
+            length.
     """
     if node.default is not None:
         return node.default
