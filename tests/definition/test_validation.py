@@ -161,7 +161,7 @@ def test_a_value_that_the_network_or_optimizer_refuses_is_named(define_with, fol
     for search, words in {
         "model.activation.choice=[relu, tahn]": "model.activation=tahn: ",
         "model.hidden={list: {int: [0, 128]}, length: 1}": "model.hidden=[0]: ",
-        "train.batch_size.choice=[64, 1000]": "train.batch_size=1000: ",
+        "train.batch_size.choice=[64, 0]": "train.batch_size=0: ",
         "optimizer.lr.float=[-1, 1]": "optimizer.lr=-1.0: ",
         "scheduler.warmup.float=[0, 2]": "scheduler.warmup=2.0: ",
         "loss.label_smoothing.float=[0, 2]": "loss.label_smoothing=2.0: ",

@@ -82,6 +82,19 @@ def test_a_network_can_train_with_what_it_kept_in_an_evaluation():
     run.run_epoch()
 
 
+def test_a_custom_step_is_tried_on_one_batch_of_few_examples():
+    tried_sizes = []
+
+    def step(network, batch):
+        inputs, targets = batch
+        tried_sizes.append(len(targets))
+        return nn.functional.cross_entropy(network(inputs), targets)
+
+    job = toy_job(step=step, batch_size=64)
+    try_out(job, SPLIT, [job.last_batch_size])
+    assert tried_sizes == [45]
+
+
 def test_an_error_names_a_custom_step_that_returns_something_else():
     def few(network, batch):
         outputs = network(batch[0])

@@ -438,6 +438,14 @@ def test_a_signal_during_an_epoch_leaves_no_half_of_it():
         assert equal(states_of(training), expected)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_examples_fewer_than_a_batch_are_one_batch(accumulate):
+    job = toy_job(accumulate=accumulate)
+    assert curve(replace(job, batch_size=64)) == curve(replace(job, batch_size=45))
+    drawn = replace(job, samples_per_epoch=20)
+    assert curve(replace(drawn, batch_size=64)) == curve(replace(drawn, batch_size=20))
+
+
 def test_a_signal_as_an_evaluation_ends_leaves_gradients_on(monkeypatch):
     def cut_short(*_):
         raise Interrupt
@@ -454,7 +462,11 @@ def test_a_signal_as_an_evaluation_ends_leaves_gradients_on(monkeypatch):
 
 def test_a_job_that_cannot_be_trained_is_refused():
     for changes, message in (
-        ({"batch_size": 46}, r"batch_size must be from 1 to 45, an epoch's; got 46"),
+        ({"batch_size": 0}, r"batch_size must be at least 1; got 0"),
+        (
+            {"batch_size": 46, "drop_last": True},
+            r"batch_size must be from 1 to 45 with train\.drop_last=true, which leaves out a ",
+        ),
         ({"samples_per_epoch": 46}, r"samples_per_epoch must be from 1 to 45, the size of the tr"),
         ({"precision": "fp8"}, r"precision must be one of fp32, bf16, fp16; got 'fp8'"),
         ({"until": 4}, r"until must be from 1 to 3, or null \(all\); got 4"),

@@ -89,7 +89,7 @@ class TrainSection:
     """How a network is trained."""
 
     epochs: int = key(10, "epochs of a training")
-    batch_size: int = key(64, "examples of a batch")
+    batch_size: int = key(64, "examples of a batch; an epoch with fewer is one batch")
     loss: Any = key("${oc.select:loss,null}", "the section `loss`")
     l1: float = key(0.0, "L1 penalty; L2 is the optimizer's weight_decay")
     clip_norm: float | None = key(None, "the largest norm of the gradient")

@@ -343,7 +343,7 @@ class LoopDefinition(Definition):
             train=training_set,
             valid=validation_set,
             epochs=1,
-            batch_size=min(64, len(training_set)),
+            batch_size=64,
             seed=seed,
         )
 

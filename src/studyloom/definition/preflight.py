@@ -165,7 +165,7 @@ def try_out(job: Job, split: Part, last_batch_sizes: Collection[int] = ()) -> No
     Raises:
         ValueError: a part fails, with a fix.
     """
-    batch_sizes = {job.batch_size, *last_batch_sizes}
+    batch_sizes = {job.largest_batch_size, *last_batch_sizes}
     tried_sizes = _choose_tried_sizes(job, batch_sizes)
     has_tensors = isinstance(split, Split)
     has_custom_step = job.step is not None or job.evaluate is not None
@@ -199,7 +199,7 @@ def _choose_tried_sizes(job: Job, batch_sizes: Set[int]) -> Set[int]:
     """
     if job.step is not None or job.evaluate is not None:
         return batch_sizes
-    tried_sizes = {min(2, job.batch_size)}
+    tried_sizes = {min(2, job.largest_batch_size)}
     if 1 in batch_sizes:
         tried_sizes.add(1)
     return tried_sizes

@@ -31,6 +31,7 @@ class Job:
         clip_norm: the bound on the norm of the gradient; None for no bound.
         precision: fp32, bf16 or fp16; with fp16 gradients are scaled, so that small ones do not
             become 0.
+        batch_size: the number of examples in a batch. An epoch with fewer examples is one batch.
         samples_per_epoch: the number of examples that are drawn from `train` for each epoch,
             without replacement; None for all of them.
         step: computes the loss of a training batch; None to call the network and then `loss`.
@@ -88,7 +89,13 @@ class Job:
             1 <= drawn <= available,
             f"from 1 to {available}, the size of the training set",
         )
-        self._require("batch_size", 1 <= self.batch_size <= drawn, f"from 1 to {drawn}, an epoch's")
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+        if self.drop_last:
+            requirement = (
+                f"from 1 to {drawn} with train.drop_last=true, which leaves out a smaller batch: "
+                f"an epoch has {drawn} examples"
+            )
+            self._require("batch_size", self.batch_size <= drawn, requirement)
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)")
         if self.clip_norm is not None:
@@ -135,6 +142,11 @@ class Job:
         if self.until is None:
             return self.epochs
         return self.until
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The number of examples in the first batch of an epoch."""
+        return min(self.batch_size, self.samples)
 
     @property
     def last_batch_size(self) -> int:

@@ -203,7 +203,7 @@ def choose_threads(
 
     Args:
         load_example: returns a batch of one example.
-        batch_size: of the training.
+        batch_size: the largest of the training.
     """
     available = torch.get_num_threads()
     weights = list(network.parameters())

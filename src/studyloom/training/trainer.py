@@ -723,7 +723,7 @@ class Training:
         return choose_threads(
             run.model,
             load_example=lambda: run.batches.load_batch(first_example),
-            batch_size=run.job.batch_size,
+            batch_size=run.job.largest_batch_size,
         )
 
     def _make_runs(self) -> list[JobRun]:
