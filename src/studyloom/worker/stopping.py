@@ -140,8 +140,8 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; Python calls it in the main thread, between any two steps.
 
-        A signal is a *request* to stop the study if all processes of the study get it, as by a
-        Ctrl-C in the terminal. A *lone* signal came to this process only, as by `kill PID`. There
+        A signal is a *request* to stop the study if it is a Ctrl-C in the terminal, for example, or
+        comes from the launcher. A *lone* signal came to this worker only, as by `kill PID`. There
         are four cases:
 
         1. The method `request` has sent the signal to this process, which stops its work.
