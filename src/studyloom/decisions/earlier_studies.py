@@ -89,7 +89,7 @@ def read_earlier(source: str) -> EarlierStudy:
         if not is_trusted(folder):
             limits = UNTRUSTED_LIMITS
     label = source_label(source)
-    with untrusted(limits.seconds):
+    with untrusted(limits.seconds):  # without a limit, the files are trusted
         # The message is for a database without a study, or with several and no name.
         stored = open_only_study(url, name, deadline=NO_RETRY, message=f"{label}: write URL#NAME")
         with contextlib.closing(stored):

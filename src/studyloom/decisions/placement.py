@@ -153,18 +153,19 @@ class _Placement:
         distribution = hyperparameter.distribution
         value = self._given_values.look_up(hyperparameter)
         if value is ABSENT:
-            value = hyperparameter.read_default(self._choices, partial(value_at, self._config))
+            read_value = partial(value_at, self._config)  # of a config key
+            value = hyperparameter.read_default(self._choices, read_value)
             self.placed.defaulted.append(name)
             subject = f"{name} is not given, and its default value {format_scalar(value)}"
         else:
             subject = f"{name}={format_scalar(value)}"
-        misfit = find_misfit(distribution, value)
+        misfit = find_misfit(distribution, value)  # such as "is outside its range …"
         if misfit is not None:
             self.placed.errors.append(f"{subject} {misfit}")
             return hyperparameter.make_placeholder(choices={}, end="low")
         if isinstance(distribution, FloatDistribution):
             return float(value)
-        return hyperparameter.match_choice(value)
+        return hyperparameter.match_choice(value)  # 1 for a value of 1.0, if the choice is 1
 
     def check_unused(self) -> None:
         """Checks the given names that stand for no hyperparameter of the configuration."""
@@ -234,7 +235,7 @@ def _place_options(definition: SpaceDefinition, given_values: _GivenValues) -> M
             option = given_values.look_up(hyperparameter)
             if option is not ABSENT and find_misfit(hyperparameter.distribution, option) is None:
                 return option
-        # The option of the study's config; not a group: the low end of the range.
+        # A group gets the option of the study's config, another hyperparameter its lowest value.
         return hyperparameter.make_placeholder(definition.composer.choices)
 
     configuration = definition.space.walk(decide_value)

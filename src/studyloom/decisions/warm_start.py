@@ -111,7 +111,8 @@ def choose_trials(
     chosen_params: list[Params] = []
     if definition.baseline is not None:
         chosen_params.append(definition.baseline.params)
-    # An iterator over the remaining trials of each study, in the order of their turns.
+    # An iterator over the remaining trials of each study, in the order of their turns. A study that
+    # has no more trials leaves the queue.
     queue = deque(_iterate_fitting_trials(definition, earlier) for earlier in studies)
     while queue and len(chosen_trials) < count:
         remaining_trials = queue.popleft()
@@ -127,6 +128,10 @@ def _take_first_new(
     trials: Iterator[PlacedTrial], chosen_params: Sequence[Params]
 ) -> PlacedTrial | None:
     """Takes trials from an iterator until one has a configuration that is not chosen yet.
+
+    Args:
+        trials: The trials.
+        chosen_params: The hyperparameters of each configuration that is chosen already.
 
     Returns:
         That trial; None if the iterator has ended.
@@ -214,8 +219,8 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
 
     Args:
         definition: The definition of the study.
-        used_labels: The labels of earlier studies of which the study has trials already; they are
-            not read again.
+        used_labels: The labels (names for people) of earlier studies of which the study has trials
+            already; they are not read again.
 
     Raises:
         ConfigError: A configuration is outside the space, an earlier study cannot be read, the
@@ -253,9 +258,12 @@ def find_warm_starts(definition: "Definition", used_labels: Sequence[str] = ()) 
     starts = list(enqueued.starts)
     for trial in chosen_trials:
         label = trial.earlier.label
-        starts.append(
-            WarmStart(trial.placed.configuration, f"{label}, trial {trial.number}", label)
+        start = WarmStart(
+            trial.placed.configuration,
+            origin=f"{label}, trial {trial.number}",
+            label=label,
         )
+        starts.append(start)
     notes = [*enqueued.notes, *earlier_studies.notes]
     for earlier in earlier_studies.studies:
         notes.append(_describe_taken(definition, earlier, chosen_trials))
@@ -289,14 +297,14 @@ def _place_enqueued(definition: "Definition", configurations: Any) -> EnqueuedCo
             placed = PlacedConfiguration(Configuration(params={**parameters}))
         else:
             placed = place_configuration(definition, parameters)
-        unknown_names = placed.unknown.values()  # a message for each
+        messages_on_unknown_names = placed.unknown.values()
         if placed.breaks_relation:
             breach = placed.errors[0]  # there is no other error then
             notes.append(f"{origin}: is left out, since it {breach}")
-            problems = [*unknown_names]
+            problems = [*messages_on_unknown_names]
         else:
             starts.append(WarmStart(placed.configuration, origin))
-            problems = [*placed.errors, *unknown_names]
+            problems = [*placed.errors, *messages_on_unknown_names]
         errors += [f"{origin}: {problem}" for problem in problems]
     return EnqueuedConfigurations(starts, errors, notes)
 
