@@ -34,20 +34,25 @@ class CallbackStudy(optuna.Study):
 
 
 class CallbackListener:
-    """Calls the callbacks for each trial of the search that ends from now on.
+    """Calls functions for each trial of the search that ends after `attach`.
 
-    An exception of a callback stops the study, and is raised by the call of `search`.
+    An exception of a function stops the study, and is raised by the call of `search`.
 
     Attributes:
-        error: The exception that a callback has raised; None without one.
+        functions: The functions, which are called with the study and a trial.
+        error: The exception that one of them has raised; None without one.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], stored: StoredStudy, stop: Stop) -> None:
+    def __init__(self, functions: Sequence[Callback], stop: Stop) -> None:
+        self.functions = functions
         self.error: Exception | None = None
-        self._callbacks = callbacks
         self._stop = stop
-        self._study = CallbackStudy(stored, stop)
+        self._study: CallbackStudy | None = None
         self._ended_numbers: set[int] = set()
+
+    def attach(self, stored: StoredStudy) -> None:
+        """Begins to look at a study; trials that have ended before are left out."""
+        self._study = CallbackStudy(stored, self._stop)
         for trial in stored.trials():
             if trial.state.is_finished():
                 self._ended_numbers.add(trial.number)
@@ -59,12 +64,13 @@ class CallbackListener:
                 self._call_for(trial)
 
     def _call_for(self, trial: FrozenTrial) -> None:
-        """Calls each callback with a trial, unless one has raised an exception before."""
-        for callback in self._callbacks:
+        """Calls each function with a trial, unless one has raised an exception before."""
+        assert self._study is not None
+        for function in self.functions:
             if self.error is not None:
                 return
             try:
-                callback(self._study, trial)
+                function(self._study, trial)
             except Exception as error:  # whatever the user's code raises
                 self.error = error
                 self._stop.request("a callback that raised an exception")

@@ -1,23 +1,19 @@
 """The study of a call from Python: it passes objects of the program to workers, and then runs."""
 
-import functools
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import optuna
 
 from studyloom.commands.callbacks_of_call import Callback, CallbackListener
+from studyloom.commands.objects_of_program import names_script, pass_objects_of_program
 from studyloom.commands.outputs import Outputs, take_environment
 from studyloom.commands.reporting import StudyReporting
 from studyloom.config.study_config import StudyConfig
-from studyloom.config.values import as_yaml
 from studyloom.errors import ConfigError
-from studyloom.storage.stored_study import StoredStudy
 from studyloom.text import error_text
-from studyloom.user_code.digests import CODE, find_main_globals, find_targets
 from studyloom.user_code.importing import record_script
-from studyloom.user_code.pickled import MAIN, NAMES_OF_THIS_PROGRAM, passing_objects
 from studyloom.winner.evaluation import WinnerStages
 from studyloom.worker.driver import run_study
 from studyloom.worker.open_study import OpenStudy, Prepared
@@ -31,8 +27,7 @@ class CallReporting(StudyReporting):
 
     Args:
         ending: a stack whose end, after the study is closed, ends the passing of objects.
-        make_listener: makes what calls the call's `callbacks` for the trials of a study; None if it
-            has none.
+        callbacks: calls the functions that the call gives as `callbacks`.
     """
 
     def __init__(
@@ -41,13 +36,12 @@ class CallReporting(StudyReporting):
         outputs: Outputs,
         config: StudyConfig,
         ending: ExitStack,
-        make_listener: Callable[[StoredStudy], CallbackListener] | None,
+        callbacks: CallbackListener,
     ) -> None:
         super().__init__(command, outputs)
         self.config = config
         self.ending = ending
-        self.make_listener = make_listener
-        self.callback_listener: CallbackListener | None = None
+        self.callbacks = callbacks
 
     def prepare(self, prepared: Prepared) -> None:
         """Makes the objects that only this program defines available to its workers.
@@ -55,24 +49,10 @@ class CallReporting(StudyReporting):
         Raises:
             ConfigError: the launcher starts workers on other hosts, which cannot get them.
         """
-        needs_processes = needs_other_processes(self.config, prepared)
-        names = names_of_program(self.config)
-        if names and needs_processes and prepared.launcher.leaves_host:
-            raise ConfigError(
-                f"{', '.join(names)}: is defined only in this program, and the launcher starts "
-                "workers on other hosts, which cannot import it; move it into a module that they "
-                "have"
-            )
-        digests: dict[str, str] = {}
-        used_globals: Iterable[str] = ()
-        if names:
-            digests = digests_of_program(prepared)
-            used_globals = find_main_globals(names)
-        passing = passing_objects(
-            names,
-            source_digests=digests,
-            used_globals=used_globals,
-            needed=needs_processes,
+        passing = pass_objects_of_program(
+            prepared.definition,
+            starts_processes=needs_other_processes(self.config, prepared),
+            leaves_host=prepared.launcher.leaves_host,
         )
         self.ending.enter_context(passing)  # available until the study is closed
 
@@ -83,12 +63,11 @@ class CallReporting(StudyReporting):
         If the config names objects of the script that runs, such as `__main__.Net`, it first
         records which script that is, so that other commands find them.
         """
-        names_script = f": {MAIN}" in as_yaml(self.config.written)
-        if names_script:
+        if names_script(self.config):
             record_script(study.run_dir)
-        if self.make_listener is not None:
-            self.callback_listener = self.make_listener(study.stored)
-            self.outputs.listeners.append(self.callback_listener)
+        if self.callbacks.functions:
+            self.callbacks.attach(study.stored)
+            self.outputs.listeners.append(self.callbacks)
         with super().attached(study):
             yield
 
@@ -102,24 +81,6 @@ def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
     launcher = prepared.launcher
     has_several_workers = launcher.count(2) > 1  # with two open trials
     return has_several_workers or launcher.gpus > 1 or config.study.trial_timeout is not None
-
-
-def names_of_program(config: StudyConfig) -> list[str]:
-    """Returns the names in a config that only this program defines."""
-    targets = dict.fromkeys(find_targets(config.written))
-    return [name for name in targets if name.startswith(NAMES_OF_THIS_PROGRAM)]
-
-
-def digests_of_program(prepared: Prepared) -> dict[str, str]:
-    """Returns the digests of the sources that only this program defines, by name."""
-    digests = {}
-    for key, digest in prepared.definition.code.items():
-        name = key.removeprefix(CODE)
-        is_whole_program = name == MAIN.removesuffix(".")
-        is_definition = name.startswith(MAIN)  # such as __main__.Net
-        if is_whole_program or is_definition:
-            digests[name] = digest
-    return digests
 
 
 def run_call(
@@ -158,10 +119,8 @@ def run_call(
         outputs.console.quiet = quiet
         outputs.console.lasting = False
         outputs.notes = notes
-        make_listener = None
-        if callbacks:
-            make_listener = functools.partial(CallbackListener, callbacks, stop=stop)
-        reporting = CallReporting(command, outputs, config, ending, make_listener)
+        listener = CallbackListener(callbacks, stop)
+        reporting = CallReporting(command, outputs, config, ending, listener)
 
         code = 1  # the study could not finish
         try:
@@ -187,7 +146,6 @@ def run_call(
         message = f"the study was stopped; {command.resumes} it"
         raise KeyboardInterrupt(message) from error_after_signal
     assert reporting.study is not None
-    listener = reporting.callback_listener
-    if listener is not None and listener.error is not None:
+    if listener.error is not None:
         raise listener.error
     return reporting.study

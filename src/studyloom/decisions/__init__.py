@@ -10,6 +10,7 @@ __all__ = [
     "early_end",
     "extrapolation",
     "gaussian_process",
+    "given_samplers",
     "placement",
     "rounds",
     "samplers",

@@ -14,10 +14,10 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studyloom.decisions.samplers import CmaEsSampler
 from studyloom.seeds import derive
+from studyloom.storage.optuna_internals import LazyRandomState
 
 KEEPS_STATE = "keeps_state"  # a class attribute, and a key of the sections sampler and pruner
 LARGEST_SEED = 2**31 - 1

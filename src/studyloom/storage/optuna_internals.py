@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.models import (
@@ -35,6 +36,7 @@ __all__ = [
     "BaseModel",
     "CachedStorage",
     "FrozenStudy",
+    "LazyRandomState",
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",
