@@ -1,5 +1,6 @@
 """Local workers as real processes, with real signals."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -100,6 +101,45 @@ def test_a_second_stop_ends_at_once(tmp_path):
     assert process.returncode == 130
     until(lambda: processes_of(tmp_path) == [], 10)
     assert stored_study(tmp_path).ledger.counts()["held"] == 0
+
+
+# Each trial writes the id of its process to a file, whose name is an argument of the network.
+NOTED = """
+import os, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self, shape, classes, file):
+        super().__init__(784, classes)
+        self.file = file
+
+    def train(self, mode=True):
+        if mode and not hasattr(self, "noted"):
+            self.noted = True
+            with open(self.file, "a") as file:
+                print(os.getpid(), file=file)
+        return super().train(mode)
+
+    def forward(self, images):
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("portable", ["", "1"])
+def test_a_worker_is_replaced_after_as_many_trials_as_recycle_says(tmp_path, portable):
+    (tmp_path / "noted.py").write_text(NOTED)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "STUDYLOOM_PORTABLE": portable}
+    network = ["model._target_=noted.Net", f"+model.file={tmp_path / 'pids'}", *BARE]
+    quick = [override for override in QUICK if not override.startswith("model.")]
+    recycled = ("launcher.workers=1", "launcher.recycle=2", "study.trials=5")
+    done = study(*quick, *network, *recycled, f"run_dir={tmp_path / 'run'}", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "a worker ended" not in done.stderr
+    assert_complete(tmp_path / "run", trials=5)
+    processes = (tmp_path / "pids").read_text().split()
+    # The command itself tries the network before trial 0.
+    _, *trials_of_workers = [len([*group]) for _, group in itertools.groupby(processes)]
+    assert trials_of_workers == [2, 2, 1]
 
 
 # Without forks, as on other systems than Linux
@@ -331,6 +371,7 @@ def test_invalid_numbers_of_a_launcher_are_refused_by_key(machine):
         (Local, "workers", "two"),
         (Local, "per_gpu", 0),
         (Local, "gpus", True),
+        (Local, "recycle", 0),
         (Slurm, "cpus", 0),
         (Ray, "num_cpus", 0),
     ):
@@ -347,3 +388,4 @@ def test_a_single_worker_that_sees_several_gpus_is_a_process(machine, tmp_path):
     task = Task(lambda stop: None, lambda: 1, None, tmp_path, Limits(), "s")
     assert Local(workers=1).works_here(task, 1)
     assert not Local(workers=1, gpus=2).works_here(task, 1)
+    assert not Local(workers=1, recycle=5).works_here(task, 1)

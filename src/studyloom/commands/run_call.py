@@ -75,12 +75,13 @@ class CallReporting(StudyReporting):
 def needs_other_processes(config: StudyConfig, prepared: Prepared) -> bool:
     """Returns True if workers will run in other processes.
 
-    A single worker runs in this process, except with a time limit for trials or several GPUs. If
-    this process loses its GPU, another one follows it.
+    A single worker runs in this process, except with a time limit for trials, or if its launcher
+    needs processes. If this process loses its GPU, another one follows it.
     """
     launcher = prepared.launcher
     has_several_workers = launcher.count(2) > 1  # with two open trials
-    return has_several_workers or launcher.gpus > 1 or config.study.trial_timeout is not None
+    has_time_limit = config.study.trial_timeout is not None
+    return has_several_workers or launcher.needs_processes or has_time_limit
 
 
 def run_call(

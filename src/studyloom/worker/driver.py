@@ -8,12 +8,14 @@ A *stage* is the search, or the trainings that follow it, such as the re-evaluat
 is one of the budget that has not ended yet.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from studyloom.config.study_config import StudyConfig
 from studyloom.definition.definition import Definition
+from studyloom.environment import RECYCLE
 from studyloom.processes import Stopwatch
 from studyloom.storage.failures import Limits
 from studyloom.storage.opening import forget_halt
@@ -203,8 +205,18 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
         allow_repeats=settings.allow_repeats,
     )
 
+    trial_limit = RECYCLE.take()  # of this process; a study in a trial does not inherit it
+    trials_run = itertools.count(1)
+
     def work(stop: Stop) -> None:
         """Runs open trials in this process until there are none or a stop is requested."""
+
+        def count_trial() -> None:
+            """Ends this worker after `launcher.recycle` trials; its launcher starts another."""
+            if trial_limit is not None and next(trials_run) == int(trial_limit):
+                command.line.send("recycled")
+                stop.request(f"launcher.recycle={trial_limit}")
+
         stopwatch = Stopwatch.since(command.age())
         with ExitStack() as cleanup:
             if settings.deterministic:
@@ -217,7 +229,9 @@ def make_task(study: OpenStudy, stages: Stages, command: Command) -> Task:
                     return
                 # A worker runs one stage until none of its trials is open. The same stage comes
                 # again if trials were opened meanwhile.
-                with make_worker(study, stage, stop, limits, stopwatch, command) as worker:
+                with make_worker(
+                    study, stage, stop, limits, stopwatch, command, count_trial
+                ) as worker:
                     worker.run()
 
     def is_halted() -> bool:
@@ -252,11 +266,15 @@ def make_worker(
     limits: Limits,
     stopwatch: Stopwatch,
     command: Command,
+    on_trial_end: Callable[[], None],
 ) -> Iterator[Worker]:
     """Makes a worker that runs the trials of a stage in this process.
 
     After the body, the callbacks of the stage complete what they have begun, such as the upload of
     a curve.
+
+    Args:
+        on_trial_end: called after each trial that the worker has trained.
     """
     settings = study.definition.config.checkpoints
     checkpoint_folder = None
@@ -274,6 +292,7 @@ def make_worker(
             limits=limits,
             stopwatch=stopwatch,
             on_claim=command.line.send_claimed,  # reports to the launcher that a trial has begun
+            on_trial_end=on_trial_end,
             must_pause=lambda: stop.paused,
             checkpoint_interval=settings.interval,
         )

@@ -107,7 +107,8 @@ class Line:
         """Sends the launcher a message with its value.
 
         Args:
-            message: `claimed`, for a slot; `ended`, with an exit code; or `died`, with a reason.
+            message: `claimed`, for a slot; `recycled`, before a worker ends to be replaced;
+                `ended`, with an exit code; or `died`, with a reason.
         """
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the launcher has ended

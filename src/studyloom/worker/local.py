@@ -22,7 +22,7 @@ import torch
 from studyloom.config.build import build
 from studyloom.config.study_config import StudyConfig
 from studyloom.data.training_data import shared_variables
-from studyloom.environment import LINE, MARK, WORKER
+from studyloom.environment import LINE, MARK, RECYCLE, WORKER
 from studyloom.errors import BrokenProcess, ConfigError, LaunchError
 from studyloom.processes import count_cores, host_id, worker_id
 from studyloom.training.device import training_device
@@ -81,17 +81,22 @@ class Local(Launcher):
             GPU. There are never more workers than open slots.
         gpus: how many GPUs a worker sees, for a trial that trains on several.
         per_gpu: the number of workers that share a GPU, for small trials.
+        recycle: the number of trials after which another process replaces a worker, against memory
+            that the user's code never releases; None for no limit.
     """
 
     workers: int | str = "auto"
     gpus: int = 1
     per_gpu: int = 1
+    recycle: int | None = None
     may_fork = True
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
         check_count("per_gpu", self.per_gpu)
         check_count("gpus", self.gpus)
+        if self.recycle is not None:
+            check_count("recycle", self.recycle)
         if self.gpus > 1 and self.per_gpu > 1:
             raise ValueError(
                 "launcher.gpus gives a worker several GPUs, and launcher.per_gpu a part of one; "
@@ -136,6 +141,8 @@ class Local(Launcher):
         # This variable marks a process as a worker, which adds the seconds to its own age.
         age_of_command = {WORKER.name: f"{task.command.age():.3f}"}
         shared_environment = {**age_of_command, **shared_variables()}
+        if self.recycle is not None:
+            shared_environment[RECYCLE.name] = str(self.recycle)
         # With the process id in the name, two commands on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = []
@@ -149,14 +156,21 @@ class Local(Launcher):
             workers.append(worker)
         return workers
 
+    @property
+    def needs_processes(self) -> bool:
+        """Returns whether even a single worker runs in a process of its own.
+
+        It does if it has several GPUs, since it may see only these, and if it is to be replaced.
+        """
+        return self.gpus > 1 or self.recycle is not None
+
     def works_here(self, task: Task, slots: int) -> bool:
         """Returns whether this process is the only worker for open slots, and writes no log.
 
-        A single worker runs in a separate process if there is a time limit, so that a trial that
-        hangs can be killed; if it has several GPUs, since it may see only these; and if this
-        process has lost its GPU.
+        A single worker runs in a separate process also if there is a time limit, so that a trial
+        that hangs can be killed; and if this process has lost its GPU.
         """
-        if self.gpus > 1 or task.limits.trial_timeout is not None:
+        if self.needs_processes or task.limits.trial_timeout is not None:
             return False
         return self.count(slots) <= 1 and not has_lost_gpu()
 
@@ -324,6 +338,8 @@ class LocalWorker:
                 self.process = self._spawn(workers_end)
         finally:
             os.close(workers_end)  # the worker has its own copy
+        # The start of the command counts as start-up of the first worker, and of none that follows.
+        self.environment = self.environment | {WORKER.name: "0"}
 
     def poll(self) -> WorkerExit | None:
         """Reads the messages of the worker, and returns how it ended; None if it has not."""

@@ -226,7 +226,8 @@ class Supervisor:
         death = messages.get("died", f"the worker ended with {worker_exit}")
         # The exit is logged before the kill, which takes seconds if the host is gone, and in which
         # other workers may end the study.
-        if self._needs_workers():
+        was_recycled = "recycled" in messages  # it has run as many trials as it should
+        if self._needs_workers() and not was_recycled:
             self._log_exit(worker, death, released_trial=released_trial)
         held_trial = self._kill(worker, death)
         if not self._is_stopping and self.task.is_halted():

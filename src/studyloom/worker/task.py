@@ -136,15 +136,18 @@ class Launcher(ABC):
 
     Attributes:
         may_fork: whether a worker may be a fork of this process.
-        gpus: how many GPUs a worker sees, if the launcher gives it several.
     """
 
     may_fork: ClassVar[bool] = False
-    gpus: int = 1
 
     @property
     def leaves_host(self) -> bool:
         """Returns whether workers may run on other hosts, which see no file of this one."""
+        return False
+
+    @property
+    def needs_processes(self) -> bool:
+        """Returns whether even a single worker runs in a process of its own."""
         return False
 
     @abstractmethod

@@ -36,6 +36,7 @@ from studyloom.space.tree import Configuration
 from studyloom.storage import failures
 from studyloom.storage.ledger import Claim
 from studyloom.storage.stored_study import StoredStudy
+from studyloom.worker.clean_up import clean_up_after_trial
 from studyloom.worker.failure_causes import explain, find_gpu_error
 from studyloom.worker.held_trial import HeldTrial
 from studyloom.worker.provenance import Provenance, current_environment
@@ -111,6 +112,7 @@ class Worker:
         limits: The limits of a trial and of the study.
         stopwatch: Counts where the time of the worker goes.
         on_claim: Called after each claim of a slot.
+        on_trial_end: Called after each trial that this worker has trained, to its end or to a rung.
         must_pause: Whether to release the trial, and to claim none for now.
         checkpoint_interval: The least seconds between two states of a trial that neither pauses nor
             stops.
@@ -123,6 +125,7 @@ class Worker:
     limits: failures.Limits = field(default_factory=failures.Limits)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = do_nothing
+    on_trial_end: Callable[[], None] = do_nothing
     must_pause: Callable[[], bool] = never
     checkpoint_interval: float = 0.0
 
@@ -175,6 +178,8 @@ class Worker:
                     slots.begin_alone(claim, self.limits.lease)
                     must_check_alone = False
                 self.run_trial(claim, slots)
+                clean_up_after_trial()
+                self.on_trial_end()
                 wait = first_wait
             elif ledger.count_open(stage.trials, only_with_trial=search_ended):
                 self.wait_for_others(slots, wait)
